@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Time: TAI for messages and the journal, monotonic for deadlines."""
+
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+__all__ = ("Clock", "TAI_MINUS_UTC_S", "day_obs", "tai_iso")
+
+TAI_MINUS_UTC_S = 37.0
+"""TAI - UTC since 2017-01-01 (IERS Bulletin C 52); no leap second is announced."""
+
+
+def _tai() -> float:
+    return time.time() + TAI_MINUS_UTC_S
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The two clocks of a process; tests and chaos runs inject their own."""
+
+    mono: Callable[[], float] = field(default=time.monotonic)
+    """Seconds that never jump: deadlines (`float`)."""
+    tai: Callable[[], float] = field(default=_tai)
+    """TAI seconds since 1970: what is told to others (`float`)."""
+
+
+def tai_iso(tai_s: float) -> str:
+    """Write TAI seconds since 1970 as ``2026-11-22T03:25:16.951``.
+
+    Parameters
+    ----------
+    tai_s : `float`
+        TAI seconds since 1970-01-01T00:00:00 TAI.
+
+    Returns
+    -------
+    iso : `str`
+        The same instant in TAI, to a millisecond.
+    """
+    instant = datetime.datetime.fromtimestamp(tai_s, tz=datetime.UTC).replace(tzinfo=None)
+    return instant.isoformat(timespec="milliseconds")
+
+
+def day_obs(tai_s: float) -> int:
+    """Return the observing day of an instant: the TAI date minus 12 h.
+
+    Parameters
+    ----------
+    tai_s : `float`
+        TAI seconds since 1970.
+
+    Returns
+    -------
+    day_obs : `int`
+        ``YYYYMMDD``.
+    """
+    instant = datetime.datetime.fromtimestamp(tai_s - 43200.0, tz=datetime.UTC)
+    return instant.year * 10000 + instant.month * 100 + instant.day

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The program ``ppctl``: asks a ppdaemon over its control socket.
+
+Exit statuses are those of `ppdaemon.states.ExitCode`; ``ppctl status`` alone
+follows LSB. Nothing a daemon does or says makes it show a traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pydantic
+from rich.console import Console, RenderableType
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.ctl.client import Daemon, NotRunning
+from ppdaemon.ctl.plots import timeline_png
+from ppdaemon.ctl.tables import (
+    failures_table,
+    plain,
+    status_view,
+    timeline_view,
+    visit_view,
+    visits_table,
+    workers_table,
+)
+from ppdaemon.ctl.timeline import lay_out
+from ppdaemon.ctl.top import follow
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.reports import AskDrain, AskKill, AskRestart, AskResume
+from ppdaemon.states import ExitCode
+from ppdaemon.wire import Model
+from ppdaemon.yamlfile import load_model
+
+__all__ = ("main",)
+
+DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
+PIPE_WIDTH = 200
+"""Columns where the output is no terminal: lines for ``grep``, not folded."""
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_daemon = click.make_pass_decorator(Daemon)
+
+
+def _console() -> Console:
+    wide = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(markup=False, highlight=False, emoji=False, width=wide)
+
+
+def _show(data: Sequence[Model] | Model, view: Callable[[], RenderableType], as_json: bool) -> None:
+    """Print models as JSON, or a view of them."""
+    if as_json:
+        click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
+    else:
+        _console().print(view())
+
+
+def _socket_of(config: Path) -> Path:
+    """Return the control socket that a node's configuration names."""
+    return load_model(config, NodeConfig, os.environ).node.control
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="ppdaemon", prog_name="ppctl")
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    help=f"The daemon's control socket; {DEFAULT_SOCKET} if not given.",
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="The daemon's configuration, which names its socket."
+)
+@click.pass_context
+def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None) -> None:
+    """Ask a ppdaemon how it is, and tell it what to do."""
+    if socket_path and config:
+        raise click.UsageError("give --socket or --config, not both")
+    context.obj = Daemon(_socket_of(config) if config else socket_path or DEFAULT_SOCKET)
+
+
+@_ppctl.command()
+@_as_json
+@_daemon
+def status(daemon: Daemon, as_json: bool) -> None:
+    """Show the daemon in one screen.
+
+    Exit status: 0 running, 3 not running, 4 unknown.
+    """
+    try:
+        report = daemon.status()
+    except PPDaemonError as error:
+        click.echo(f"ppctl: {plain(error)}", err=True)
+        not_running = isinstance(error, NotRunning)
+        code = ExitCode.LSB_NOT_RUNNING if not_running else ExitCode.LSB_UNKNOWN
+        raise click.exceptions.Exit(code) from None
+    _show(report, lambda: status_view(report), as_json)
+
+
+_limit = click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many at the most."
+)
+
+
+@_ppctl.command()
+@_limit
+@_as_json
+@_daemon
+def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
+    """List visit-detectors, the newest first."""
+    rows = daemon.visits(limit)
+    _show(rows, lambda: visits_table(rows), as_json)
+
+
+@_ppctl.command()
+@_limit
+@_as_json
+@_daemon
+def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
+    """List visit-detectors that daytime catch-up has to look at."""
+    rows = daemon.visits(limit, failed=True)
+    _show(rows, lambda: failures_table(rows), as_json)
+
+
+@_ppctl.command()
+@click.argument("group")
+@_as_json
+@_daemon
+def visit(daemon: Daemon, group: str, as_json: bool) -> None:
+    """Show all about one visit: stages, seats, reasons."""
+    rows = daemon.visit(group)
+    _show(rows, lambda: visit_view(rows), as_json)
+
+
+@_ppctl.command()
+@_as_json
+@_daemon
+def workers(daemon: Daemon, as_json: bool) -> None:
+    """List the seats and who sits in them."""
+    rows = daemon.workers()
+    _show(rows, lambda: workers_table(rows), as_json)
+
+
+@_ppctl.command()
+@_daemon
+def top(daemon: Daemon) -> None:
+    """Follow the daemon live; Ctrl-C ends."""
+    follow(daemon, _console())
+
+
+def _tell(daemon: Daemon, request: Model, done: str, as_json: bool) -> None:
+    data = daemon.ask(request)
+    if as_json:
+        click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
+    else:
+        click.echo(plain(data) if isinstance(data, str) else done)
+
+
+@_ppctl.command()
+@_as_json
+@_daemon
+def drain(daemon: Daemon, as_json: bool) -> None:
+    """Take no more visits; end those that run."""
+    _tell(daemon, AskDrain(), "draining", as_json)
+
+
+@_ppctl.command()
+@_as_json
+@_daemon
+def resume(daemon: Daemon, as_json: bool) -> None:
+    """Take visits again."""
+    _tell(daemon, AskResume(), "taking visits", as_json)
+
+
+@_ppctl.command()
+@click.argument("slot", type=click.IntRange(min=0))
+@_as_json
+@_daemon
+def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
+    """Replace a seat's worker; a quarantined seat starts anew."""
+    _tell(daemon, AskRestart(slot=slot), f"seat {slot} restarts", as_json)
+
+
+@_ppctl.command()
+@click.argument("slot", type=click.IntRange(min=0))
+@_as_json
+@_daemon
+def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
+    """Kill a seat's worker now."""
+    _tell(daemon, AskKill(slot=slot), f"seat {slot} is killed", as_json)
+
+
+@_ppctl.command()
+@click.argument("groups", metavar="GROUP...", nargs=-1, required=True)
+@click.option("--png", type=click.Path(path_type=Path), help="Draw a picture into this file.")
+@_as_json
+@_daemon
+def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json: bool) -> None:
+    """Show when each detector of a visit went through which stage."""
+    rows = [row for group in dict.fromkeys(groups) for row in daemon.visit(group)]
+    if png:
+        timeline_png(rows, png)
+        click.echo(f"wrote {png}", err=as_json)
+    if as_json:
+        _show(rows, lambda: "", as_json=True)
+    elif not png:
+        console = _console()
+        for each in lay_out(rows):
+            console.print(timeline_view(each, min(console.width, 160)))
+
+
+@_ppctl.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
+)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def demo(args: tuple[str, ...]) -> None:
+    """Run the whole system on a simulated camera: `ppctl demo --help`."""
+    os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run one command; return its exit status."""
+    try:
+        result = _ppctl.main(arguments, prog_name="ppctl", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return 130  # as a shell says of SIGINT
+    except PPDaemonError as error:
+        click.echo("\n".join(f"ppctl: {plain(line)}" for line in str(error).splitlines()), err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would complain again
+        return ExitCode.OK
+    except Exception as error:  # operators get one line, whatever went wrong
+        click.echo(f"ppctl: internal error: {type(error).__name__}: {plain(error)}", err=True)
+        return ExitCode.SOFTWARE
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``ppctl`` and exit.
+
+    Parameters
+    ----------
+    arguments : `~collections.abc.Sequence` [`str`], optional
+        Those of the command line, if not given.
+    """
+    sys.exit(_run(arguments))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pictures of what the journal says. Needs matplotlib, which no daemon does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdaemon.ctl.timeline import SPAN_NAMES, Timeline, lay_out
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.reports import VisitRow
+from ppdaemon.states import ExitCode, Outcome
+
+__all__ = ("CannotDraw", "timeline_png")
+
+_COLOURS = dict(
+    zip(
+        SPAN_NAMES,
+        ("#d9d9d9", "#8fb8de", "#eef3f8", "#f2a541", "#e4572e", "#4c9f70", "#9b7ede", "#5b4b8a"),
+        strict=True,
+    )
+)
+"""Pale where nothing is at stake, strong after the raw has landed."""
+
+
+class CannotDraw(PPDaemonError):
+    """The picture cannot be made or written: the text says why."""
+
+    exit_code = ExitCode.CANNOT_CREATE
+
+
+def _label(timeline: Timeline, index: int) -> str:
+    row = timeline.bars[index].row
+    attempt = f" try {row.attempt}" if row.attempt > 1 else ""
+    outcome = "" if row.outcome == Outcome.SUCCEEDED else f" {row.outcome or 'under way'}"
+    return f"{row.detector}{attempt}{outcome}"
+
+
+def _draw(axes: Any, timeline: Timeline) -> None:
+    """Draw one visit: a bar per detector, a line where the shutter closed."""
+    for k, bar in enumerate(timeline.bars):
+        for span in bar.spans:
+            axes.barh(
+                k,
+                span.end_s - span.begin_s,
+                left=span.begin_s,
+                height=0.8,
+                color=_COLOURS[span.name],
+                hatch="" if span.finished else "xxx",
+                edgecolor="white" if span.finished else "#b00020",
+                linewidth=0.3,
+            )
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(timeline.bars)), [_label(timeline, k) for k in range(len(timeline.bars))])
+    axes.tick_params(labelsize=7)
+    axes.invert_yaxis()
+    axes.set_ylabel("detector", fontsize=8)
+    instrument = timeline.bars[0].row.instrument
+    axes.set_title(f"{instrument}  {timeline.group}   (0 = {timeline.zero})", fontsize=9, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def timeline_png(rows: Sequence[VisitRow], path: Path) -> None:
+    """Draw when each detector of a visit went through which stage.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
+        Journal rows of one or more groups; each group gets its own panel.
+    path : `pathlib.Path`
+        The PNG file; overwritten.
+
+    Raises
+    ------
+    CannotDraw
+        Raised if there is nothing to draw, matplotlib is missing, or the
+        file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise CannotDraw(f"pictures need matplotlib: pip install 'ppdaemon[demo]' ({error})") from None
+    timelines = lay_out(rows)
+    if not timelines:
+        raise CannotDraw("there is no visit to draw")
+    heights = [0.8 + 0.16 * len(timeline.bars) for timeline in timelines]
+    figure = Figure(figsize=(9.0, sum(heights) + 0.8), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(timelines), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for axes, timeline in zip(panels, timelines, strict=True):
+        _draw(axes, timeline)
+    panels[-1].set_xlabel("seconds", fontsize=8)
+    figure.legend(
+        handles=[Patch(facecolor=colour, edgecolor="#999999", linewidth=0.4, label=name)
+                 for name, colour in _COLOURS.items()],
+        loc="outside lower center", ncols=len(_COLOURS), fontsize=7, frameon=False,
+    )  # fmt: skip
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise CannotDraw(f"{path}: {error.strerror}") from None

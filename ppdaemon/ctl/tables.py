@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a person sees in the terminal: status, seats, visits, timelines.
+
+Builds rich renderables of the reports and prints nothing. Consoles that show
+them have markup off, and text of others is shown without its control
+characters.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ppdaemon.clock import tai_iso
+from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
+from ppdaemon.reports import StatusReport, VisitRow, WorkerRow
+from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
+
+__all__ = (
+    "duration",
+    "failures_table",
+    "plain",
+    "status_view",
+    "timeline_view",
+    "visit_view",
+    "visits_table",
+    "workers_table",
+)
+
+_STATE_STYLES = {
+    "running": "bold green",
+    "degraded": "bold red",
+    "starting": "bold yellow",
+    "draining": "bold yellow",
+    "stopping": "bold yellow",
+}
+_TROUBLED_SLOTS = frozenset(
+    {SlotState.KILLING, SlotState.UNKILLABLE, SlotState.BACKOFF, SlotState.QUARANTINED}
+)
+_SPAN_STYLES = dict(
+    zip(
+        SPAN_NAMES,
+        (
+            "dim",
+            "blue",
+            "dim",
+            "black on yellow",
+            "black on red",
+            "black on green",
+            "black on magenta",
+            "magenta",
+        ),
+        strict=True,
+    )
+)
+_LETTERS = {name: "." if name in ("queue", "wait") else name[0] for name in SPAN_NAMES}
+"""A bar is readable without colours: prepare ``p``, wait ``.``, ingest ``i``..."""
+
+
+def plain(text: object) -> str:
+    """Return text that cannot move a terminal's cursor.
+
+    Parameters
+    ----------
+    text : `object`
+        Anything; `None` becomes empty.
+
+    Returns
+    -------
+    plain : `str`
+        Line breaks are spaces, other control characters are ``?``.
+    """
+    if text is None:
+        return ""
+    spaced = " ".join(str(text).splitlines())
+    return "".join("?" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in spaced)
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration with two units at the most.
+
+    Parameters
+    ----------
+    seconds : `float` or `None`
+        Seconds; `None` is written as nothing.
+
+    Returns
+    -------
+    text : `str`
+        Such as ``42 ms``, ``3.2 s``, ``2 h 13 min``.
+    """
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return "-" + duration(-seconds)
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 119.95:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _outcome_text(row: VisitRow) -> Text:
+    if row.outcome is None:
+        return Text("under way", style="yellow")
+    style = "green" if row.outcome == Outcome.SUCCEEDED else "red" if row.outcome in BAD_OUTCOMES else "dim"
+    return Text(row.outcome + (" (partial)" if row.partial else ""), style=style)
+
+
+def _counted(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{number} {plain(name)}" for name, number in counts if number) or "none"
+
+
+def _table(*columns: str) -> Table:
+    """Make a table without rules that fits 80 columns; a name ending in
+    ``>`` is aligned right.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in columns:
+        shrinking = column in ("reason", "why")
+        table.add_column(
+            column.removesuffix(">"),
+            justify="right" if column.endswith(">") else "left",
+            no_wrap=not shrinking,  # columns that may wrap are narrowed first
+            overflow="fold" if shrinking else "ellipsis",
+        )
+    return table
+
+
+def status_view(report: StatusReport) -> RenderableType:
+    """Show the daemon in one screen.
+
+    Parameters
+    ----------
+    report : `~ppdaemon.reports.StatusReport`
+        What the daemon says.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    head = Text.assemble(
+        ("ppdaemon ", "bold"),
+        (plain(report.node), "bold cyan"),
+        "  ",
+        (report.state, _STATE_STYLES[report.state]),
+        f"  {plain(report.text)}",
+    )
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _status_lines(report):
+        grid.add_row(name, value)
+    problems = [Text(f"! {plain(problem)}", style="red") for problem in report.problems]
+    return Group(head, grid, *problems)
+
+
+def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
+    """Name and value of each line below the head."""
+    yield (
+        "process",
+        f"{report.pid}, version {plain(report.version)}, up {duration(report.tai - report.started_tai)}",
+    )
+    yield "relay", plain(report.relay)
+    seats = sum(report.slots.values())
+    yield "workers", f"{seats} of {report.workers_max} seats: {_counted(sorted(report.slots.items()))}"
+    yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
+    yield "outcomes", _counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
+    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
+    for source in report.arrivals:
+        alive = Text("live", style="green") if source.live else Text("dead", style="red")
+        note = f", {plain(source.note)}" if source.note else ""
+        yield (
+            "arrivals",
+            Text.assemble(f"{plain(source.name)}: ", alive, f", {source.files} raws first seen{note}"),
+        )
+    memory = (("supervisor", report.supervisor_mb), ("RAM disk", report.ramdisk_mb))
+    if shown := ", ".join(f"{name} {size:.0f} MB" for name, size in memory if size is not None):
+        yield "memory", shown
+    if report.template_ms is not None:
+        yield "template", f"made in {duration(report.template_ms / 1000)}"
+    if report.leftovers_removed:
+        yield "cleaned", f"{report.leftovers_removed} RAM-disk folders of former lives"
+    if any(report.counters.values()):
+        yield "counted", _counted(sorted(report.counters.items()))
+
+
+def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
+    """Show the seats.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.WorkerRow`]
+        One per seat.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    if not rows:
+        return Text("no seats", style="dim")
+    table = _table("slot>", "state", "for>", "left>", "pid>", "MB>", "visits>", "group", "det>")
+    for row in rows:
+        style = "red" if row.state in _TROUBLED_SLOTS else "yellow" if row.state in BUSY_STATES else "green"
+        table.add_row(
+            str(row.slot),
+            Text(row.state, style=style),
+            duration(row.since_s),
+            duration(row.deadline_s),
+            plain(row.pid),
+            "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
+            str(row.visits),
+            plain(row.group),
+            plain(row.detector),
+        )
+    return Group(table, *(Text(f"seat {row.slot}: {plain(row.note)}") for row in rows if row.note))
+
+
+def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
+    """Show visit-detectors, one line each.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
+        Journal rows.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print. ``start`` is from the raw's arrival to the pipeline's first
+        task, ``done`` from shutter close to the last task.
+    """
+    table = _table("group", "det>", "try>", "outcome", "pipeline", "start>", "tasks>", "done>", "reason")
+    for row in rows:
+        processed = row.stages.get(Stage.PROCESSED)
+        close = row.shutter_close_tai
+        table.add_row(
+            plain(row.group),
+            str(row.detector),
+            str(row.attempt),
+            _outcome_text(row),
+            plain(PurePath(row.pipeline).stem),
+            duration(elapsed_s(row, Stage.ARRIVED, Stage.FIRST_TASK)),
+            duration(elapsed_s(row, Stage.FIRST_TASK, Stage.PROCESSED)),
+            "" if close is None or processed is None else duration(processed - close),
+            Text(plain(row.reason), no_wrap=True, overflow="ellipsis"),
+        )
+    return table if rows else Text("no visits", style="dim")
+
+
+def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
+    """Show visit-detectors with a bad outcome and why they have it.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
+        Journal rows.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    if not rows:
+        return Text("nothing failed", style="dim")
+    table = _table("group", "det>", "try>", "outcome", "again", "why")
+    for row in rows:
+        again = "may succeed" if row.retriable else ""
+        name = plain(row.group)
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, plain(row.reason))
+    return table
+
+
+def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
+    """Show all about the detectors of one visit.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
+        The visit's journal rows.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    later = [stage for stage in Stage if stage != Stage.ACCEPTED]
+    stages = _table("det>", "try>", *(f"{stage}>" for stage in later))
+    places = _table("det>", "try>", "slot>", "pid>", "engine", "spooled>", "exposures")
+    for row in rows:
+        accepted = row.stages.get(Stage.ACCEPTED)
+        seconds = (_since(row.stages.get(stage), accepted) for stage in later)
+        stages.add_row(str(row.detector), str(row.attempt), *seconds)
+        places.add_row(
+            str(row.detector),
+            str(row.attempt),
+            plain(row.slot),
+            plain(row.pid),
+            plain(row.engine),
+            str(row.datasets),
+            " ".join(map(str, row.exposures)),
+        )
+    first = min((row.stages[Stage.ACCEPTED] for row in rows if Stage.ACCEPTED in row.stages), default=None)
+    survey = f", survey {plain(rows[0].survey)}" if rows[0].survey else ""
+    accepted_at = f", {tai_iso(first)} TAI" if first is not None else ""
+    head = Text(f"{plain(rows[0].instrument)} {plain(rows[0].group)}{survey}{accepted_at}", style="bold")
+    note = Text("seconds since acceptance:", style="dim")
+    reasons = [Text(f"detector {row.detector}: {plain(row.reason)}") for row in rows if row.reason]
+    return Group(head, visits_table(rows), *reasons, Text(), note, stages, Text(), places)
+
+
+def _since(tai: float | None, zero: float | None) -> str:
+    return "" if tai is None or zero is None else f"{tai - zero:.3f}"
+
+
+def timeline_view(timeline: Timeline, width: int) -> RenderableType:
+    """Show a visit's spans as bars of letters on one axis.
+
+    Parameters
+    ----------
+    timeline : `~ppdaemon.ctl.timeline.Timeline`
+        The visit.
+    width : `int`
+        Columns of the terminal.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    columns = max(20, width - 28)
+    span_s = max(timeline.end_s - timeline.begin_s, 1e-3)
+    scale = columns / span_s
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(no_wrap=True, width=columns + 1)
+    grid.add_column(no_wrap=True)
+    for bar in timeline.bars:
+        grid.add_row(
+            str(bar.row.detector), _bar_text(bar, timeline.begin_s, scale, columns), _outcome_text(bar.row)
+        )
+    grid.add_row("", _axis_text(timeline, scale, columns), f"s since {timeline.zero}")
+    legend = Text("  ").join(
+        Text(f"{_LETTERS[name]} {name}", style=_SPAN_STYLES[name]) for name in SPAN_NAMES if name != "queue"
+    )
+    head = Text(f"{plain(timeline.bars[0].row.instrument)} {plain(timeline.group)}", style="bold")
+    return Group(head, grid, legend, Text("x: ended here without success", style="dim"))
+
+
+def _bar_text(bar: Bar, begin_s: float, scale: float, columns: int) -> Text:
+    """Draw a bar; every span gets at least one letter, a later one wins."""
+    text = Text(" " * (columns + 1))
+    letters = [" "] * (columns + 1)
+    styles: dict[int, str] = {}
+    for span in bar.spans:
+        first = min(columns, int((span.begin_s - begin_s) * scale))
+        last = min(columns, max(first, int((span.end_s - begin_s) * scale)))
+        for k in range(first, last + 1):
+            letters[k], styles[k] = _LETTERS[span.name], _SPAN_STYLES[span.name]
+        if not span.finished:
+            letters[last], styles[last] = "x", "bold red"
+    text = Text("".join(letters))
+    for k, style in styles.items():
+        text.stylize(style, k, k + 1)
+    return text
+
+
+def _axis_text(timeline: Timeline, scale: float, columns: int) -> str:
+    """Write first, zero and last second below the bars, where they fit."""
+    letters = [" "] * (columns + 1)
+    for seconds in (timeline.begin_s, timeline.end_s, 0.0):
+        label = f"{seconds:.1f}" if seconds else "0"
+        place = min(columns + 1 - len(label), int((seconds - timeline.begin_s) * scale))
+        if place >= 0 and all(
+            letter == " " for letter in letters[max(0, place - 1) : place + len(label) + 1]
+        ):
+            letters[place : place + len(label)] = label
+    return "".join(letters)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``ppctl top``: a screen that follows the daemon until interrupted."""
+
+import time
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.rule import Rule
+from rich.text import Text
+
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.tables import status_view, visits_table, workers_table
+from ppdaemon.reports import StatusReport
+from ppdaemon.states import BUSY_STATES, SlotState
+
+__all__ = ("follow", "screen")
+
+REFRESH_S = 1.0
+"""Longest pause between two pictures, shortest 0.25 s: a busy night changes
+hundreds of times a second."""
+
+SHORTEST_S = 0.25
+
+_DULL = frozenset({SlotState.IDLE, SlotState.STOPPED})
+
+
+def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
+    """Make one screenful: status, seats that do something, newest visits.
+
+    Parameters
+    ----------
+    report : `~ppdaemon.reports.StatusReport`
+        The newest status.
+    daemon : `~ppdaemon.ctl.client.Daemon`
+        Asked for seats and visits.
+    height : `int`
+        Lines of the terminal.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    room = max(6, height - 16 - len(report.problems) - len(report.arrivals))
+    seats = sorted(
+        daemon.workers(), key=lambda row: (row.state in _DULL, row.state not in BUSY_STATES, row.slot)
+    )
+    shown = seats[: max(3, room // 2)]
+    hidden = len(seats) - len(shown)
+    visits = daemon.visits(max(3, room - len(shown)))
+    return Group(
+        status_view(report),
+        Rule(style="dim"),
+        workers_table(shown),
+        Text(f"and {hidden} more seats" if hidden else "", style="dim"),
+        Rule(style="dim"),
+        visits_table(visits),
+    )
+
+
+def follow(daemon: Daemon, console: Console) -> None:
+    """Show the screen until the user interrupts or the daemon goes away.
+
+    Parameters
+    ----------
+    daemon : `~ppdaemon.ctl.client.Daemon`
+        Whom to follow.
+    console : `rich.console.Console`
+        Where to; one that is no terminal gets one screen.
+
+    Raises
+    ------
+    ppdaemon.errors.Unavailable
+        Raised if the daemon does not answer, or stops to.
+    """
+    if not console.is_terminal:
+        console.print(screen(daemon.status(), daemon, height=200))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        drawn = 0.0
+        report = None
+        for change in daemon.watch(REFRESH_S):
+            report = change or report
+            if report is not None and time.monotonic() - drawn >= SHORTEST_S:
+                live.update(screen(report, daemon, console.height), refresh=True)
+                drawn = time.monotonic()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writing raws as a camera does: FITS, sidecar, and the list of expected sensors.
+
+One exposure of DemoCam, all nine detectors::
+
+    plan = ExposurePlan(seq_num=1, group="2026-11-22T03:25:16.951", physical_filter="r_03",
+                        ra_deg=150.1, dec_deg=2.2, rotpa_deg=0.0, begin_tai_s=1795317916.0)
+    sky = Sky()
+    write_expected_sensors(raw_root, plan, range(9))
+    for detector in range(9):
+        path = write_raw(raw_root, plan, detector, render_raw(plan, detector, sky))
+
+`encode_raw` gives the bytes without writing them; `encode_blank` those of a
+camera that is not rendered. Files appear by rename.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from ppdaemon.camera import load_camera
+from ppdaemon.demo.geometry import AMPLIFIERS, RAW_SHAPE
+from ppdaemon.demo.plan import ExposurePlan, primary_header
+
+__all__ = (
+    "detector_names",
+    "encode_blank",
+    "encode_raw",
+    "encode_sidecar",
+    "exposure_folder",
+    "publish",
+    "raw_path",
+    "write_expected_sensors",
+    "write_raw",
+)
+
+_BLANK_SHAPE = (64, 64)
+_GUIDER = "_SG"
+
+
+def detector_names(instrument: str) -> dict[int, tuple[str, str]]:
+    """Return a camera's detectors.
+
+    Parameters
+    ----------
+    instrument : `str`
+        A camera with a focal-plane table.
+
+    Returns
+    -------
+    detectors : `dict` [`int`, `tuple` [`str`, `str`]]
+        Number to name as file names have it, and purpose.
+
+    Raises
+    ------
+    ConfigError
+        Raised for any other instrument.
+    """
+    detectors = load_camera(instrument).detectors.values()
+    # LATISS calls its detector RXX_S00 in the table, R00_S00 in files.
+    return {each.id: (each.name.replace("RXX", "R00"), each.purpose) for each in detectors}
+
+
+def exposure_folder(plan: ExposurePlan) -> Path:
+    """Return the folder of an exposure, relative to the raw root."""
+    return Path(plan.instrument, str(plan.day_obs), plan.obs_id)
+
+
+def raw_path(plan: ExposurePlan, name: str) -> Path:
+    """Return where a detector's raw goes, relative to the raw root.
+
+    Parameters
+    ----------
+    plan : `~ppdaemon.demo.plan.ExposurePlan`
+        The exposure.
+    name : `str`
+        Detector name as file names have it, ``R22_S11``.
+
+    Returns
+    -------
+    path : `pathlib.Path`
+        Of the FITS file; the sidecar has the suffix ``.json`` instead.
+    """
+    suffix = "_guider.fits" if _GUIDER in name else ".fits"
+    return exposure_folder(plan) / f"{plan.obs_id}_{name}{suffix}"
+
+
+def encode_raw(plan: ExposurePlan, detector: int, pixels: np.ndarray) -> tuple[bytes, bytes]:
+    """Make the two files of one DemoCam detector.
+
+    Parameters
+    ----------
+    plan : `~ppdaemon.demo.plan.ExposurePlan`
+        The exposure.
+    detector : `int`
+        Detector number, 0 to 8.
+    pixels : `numpy.ndarray`, (1024, 1088)
+        ADU as uint16, from `~ppdaemon.demo.render.render_raw`.
+
+    Returns
+    -------
+    image, sidecar : `bytes`
+        A FITS file with a Rice-compressed extension for each amplifier, and
+        its header as JSON.
+    """
+    if pixels.shape != RAW_SHAPE or pixels.dtype != np.uint16:
+        raise ValueError(f"a raw is uint16 of shape {RAW_SHAPE}, not {pixels.dtype} of shape {pixels.shape}")
+    name = detector_names(plan.instrument)[detector][0]
+    header = primary_header(plan, detector, name)
+    extensions = []
+    for amplifier in AMPLIFIERS:
+        header[f"GAIN{amplifier.name}"] = amplifier.gain
+        header[f"RDN{amplifier.name}"] = amplifier.read_noise_electrons
+        hdu = _compressed(np.ascontiguousarray(pixels[:, amplifier.raw_columns]), amplifier.name)
+        hdu.header["GAIN"] = (amplifier.gain, "electron/ADU")
+        hdu.header["RDNOISE"] = (amplifier.read_noise_electrons, "electron")
+        hdu.header["DATASEC"] = _section(amplifier.data_columns, amplifier.raw_columns)
+        hdu.header["BIASSEC"] = _section(amplifier.overscan_columns, amplifier.raw_columns)
+        extensions.append(hdu)
+    return _encode_fits(header, extensions), encode_sidecar(header)
+
+
+def encode_blank(plan: ExposurePlan, detector: int, name: str) -> tuple[bytes, bytes]:
+    """Make small files with full headers for a camera that is not rendered.
+
+    Returns
+    -------
+    image, sidecar : `bytes`
+        Valid compressed FITS with a few pixels, and its header as JSON.
+    """
+    header = primary_header(plan, detector, name)
+    noise = np.random.default_rng([plan.exposure_id, detector])
+    pixels = noise.normal(1000.0, 4.0, _BLANK_SHAPE).astype(np.uint16)
+    return _encode_fits(header, [_compressed(pixels, "Segment00")]), encode_sidecar(header)
+
+
+def encode_sidecar(header: dict[str, Any]) -> bytes:
+    """Make the JSON sidecar of a primary header."""
+    return json.dumps(header, indent=1).encode()
+
+
+def write_raw(root: Path | str, plan: ExposurePlan, detector: int, pixels: np.ndarray) -> Path:
+    """Write one DemoCam detector below the raw root: sidecar, then image.
+
+    Parameters
+    ----------
+    root : `pathlib.Path` or `str`
+        The raw root.
+    plan, detector, pixels
+        As for `encode_raw`.
+
+    Returns
+    -------
+    path : `pathlib.Path`
+        The FITS file.
+    """
+    image, sidecar = encode_raw(plan, detector, pixels)
+    path = Path(root) / raw_path(plan, detector_names(plan.instrument)[detector][0])
+    publish(path.with_suffix(".json"), sidecar)
+    publish(path, image)
+    return path
+
+
+def write_expected_sensors(root: Path | str, plan: ExposurePlan, detectors: Iterable[int]) -> Path:
+    """Write the list of an exposure's detectors, which comes before its images."""
+    names = detector_names(plan.instrument)
+    expected = {names[detector][0]: names[detector][1] for detector in detectors}
+    path = Path(root) / exposure_folder(plan) / f"{plan.obs_id}_expectedSensors.json"
+    publish(path, json.dumps({"obsId": plan.obs_id, "expectedSensors": expected}, indent=1).encode())
+    return path
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole: under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _compressed(pixels: np.ndarray, name: str) -> fits.CompImageHDU:
+    return fits.CompImageHDU(pixels, name=name, compression_type="RICE_1", tile_shape=(16, pixels.shape[1]))
+
+
+def _section(columns: slice, amplifier_columns: slice) -> str:
+    """Write columns of the assembled raw as a FITS section of their amplifier."""
+    first = columns.start - amplifier_columns.start + 1
+    return f"[{first}:{columns.stop - amplifier_columns.start},1:{RAW_SHAPE[0]}]"
+
+
+def _encode_fits(header: dict[str, Any], extensions: list[fits.CompImageHDU]) -> bytes:
+    primary = fits.PrimaryHDU()
+    for key, value in header.items():
+        primary.header[key] = value
+    stream = io.BytesIO()
+    fits.HDUList([primary, *extensions]).writeto(stream)
+    return stream.getvalue()

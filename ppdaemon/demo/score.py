@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How good the alerts are: compared with what was injected.
+
+Completeness counts injected transients whose signal to noise in their image is
+above a threshold. That signal to noise is the transient's true flux over the
+standard deviation of a PSF fit at its true position, which follows from the
+image itself: its variance, mask, projection and PSF (the same noise that
+`~ppdaemon.demo.tasks.photometry.point_fluxes` gives any source there). A
+transient with more than half of its PSF masked or off the image does not
+count as injected.
+
+An alert is false if neither a transient nor a variable star, however faint, is
+within the match radius.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import numpy as np
+from astropy.table import Table
+from lsst.images import MaskedImage
+from scipy.spatial import cKDTree
+
+from ppdaemon.demo.geometry import PIXEL_SCALE_ARCSEC
+from ppdaemon.demo.sky import Sky
+from ppdaemon.demo.tasks.calibrate import psf_of
+from ppdaemon.demo.tasks.photometry import point_fluxes
+from ppdaemon.demo.tasks.planes import projection_of, unusable
+from ppdaemon.demo.truth import TRANSIENT, truth_table
+
+__all__ = ("DetectorScore", "read_alerts", "score_alerts", "score_detector", "total_score")
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorScore:
+    """The score of one detector, or of several together."""
+
+    injected: int
+    """Transients above the threshold."""
+    recovered: int
+    """Those with an alert."""
+    false_positives: int
+    """Alerts of nothing."""
+    alerts: int
+    """All alerts."""
+    detectors: int = 1
+    """How many detectors this sums up."""
+    missed: tuple[int, ...] = ()
+    """IDs of the transients without an alert."""
+
+    @property
+    def completeness(self) -> float:
+        """Share of the injected that was recovered; 1 where nothing was injected (`float`)."""
+        return self.recovered / self.injected if self.injected else 1.0
+
+    @property
+    def false_per_detector(self) -> float:
+        """False alerts of a detector in the mean (`float`)."""
+        return self.false_positives / self.detectors if self.detectors else 0.0
+
+
+def total_score(scores: Iterable[DetectorScore]) -> DetectorScore:
+    """Add up the scores of several detectors."""
+    each = list(scores)
+    return DetectorScore(
+        injected=sum(score.injected for score in each),
+        recovered=sum(score.recovered for score in each),
+        false_positives=sum(score.false_positives for score in each),
+        alerts=sum(score.alerts for score in each),
+        detectors=sum(score.detectors for score in each),
+        missed=tuple(number for score in each for number in score.missed),
+    )
+
+
+def read_alerts(path: Path | str) -> list[dict[str, Any]]:
+    """Read the alert packets of a file.
+
+    Parameters
+    ----------
+    path : `pathlib.Path` or `str`
+        An Avro container file.
+
+    Returns
+    -------
+    alerts : `list` [`dict`]
+        The packets, as the schema in the file describes them.
+    """
+    with Path(path).open("rb") as stream:
+        return [dict(packet) for packet in fastavro.reader(stream) if isinstance(packet, dict)]
+
+
+def score_alerts(
+    path: Path | str, image: MaskedImage, sky: Sky, *, snr_min: float = 10.0, radius_arcsec: float = 1.0
+) -> DetectorScore:
+    """Score the alert file of one visit and detector.
+
+    Parameters
+    ----------
+    path : `pathlib.Path` or `str`
+        The alert file.
+    image : `lsst.images.MaskedImage`
+        The detector's ``difference_image``, or ``preliminary_visit_image``
+        whose noise is a little lower.
+    sky : `~ppdaemon.demo.sky.Sky`
+        The sky the raws were rendered from.
+    snr_min : `float`, optional
+        Least signal to noise of a transient that should be found.
+    radius_arcsec : `float`, optional
+        Largest distance of an alert from the truth.
+
+    Returns
+    -------
+    score : `DetectorScore`
+        The comparison.
+    """
+    told: dict[str, Any] = dict(image.metadata)
+    middle_mjd_tai = (float(told["mjd_begin_tai"]) + float(told["mjd_end_tai"])) / 2.0
+    truth = truth_table(sky, middle_mjd_tai, str(told["band"]))
+    return score_detector(read_alerts(path), image, truth, snr_min=snr_min, radius_arcsec=radius_arcsec)
+
+
+def score_detector(
+    alerts: Sequence[dict[str, Any]],
+    image: MaskedImage,
+    truth: Table,
+    *,
+    snr_min: float = 10.0,
+    radius_arcsec: float = 1.0,
+) -> DetectorScore:
+    """Compare alerts of one detector with a truth table.
+
+    Parameters
+    ----------
+    alerts : `~collections.abc.Sequence` [`dict`]
+        Alert packets.
+    image, snr_min, radius_arcsec
+        As for `score_alerts`.
+    truth : `astropy.table.Table`
+        From `~ppdaemon.demo.truth.truth_table`, of any part of the sky.
+
+    Returns
+    -------
+    score : `DetectorScore`
+        The comparison.
+    """
+    wcs = projection_of(image)
+    true_xy = np.column_stack(wcs.all_world2pix(truth["ra"].value, truth["dec"].value, 0))
+    height, width = image.image.array.shape
+    inside = (true_xy > -0.5).all(axis=1) & (true_xy[:, 0] < width - 0.5) & (true_xy[:, 1] < height - 0.5)
+    ra_dec = np.array([(each["diaSource"]["ra"], each["diaSource"]["dec"]) for each in alerts]).reshape(-1, 2)
+    alert_xy = np.column_stack(wcs.all_world2pix(ra_dec[:, 0], ra_dec[:, 1], 0)) if len(alerts) else ra_dec
+    radius_px = radius_arcsec / PIXEL_SCALE_ARCSEC
+    wanted = np.flatnonzero(inside & (truth["kind"] == TRANSIENT))
+    snr = _signal_to_noise(image, true_xy[wanted], truth["difference_njy"].value[wanted])
+    wanted = wanted[snr > snr_min]
+    found = _within(true_xy[wanted], alert_xy, radius_px)
+    real = _within(alert_xy, true_xy, radius_px)
+    return DetectorScore(
+        injected=len(wanted),
+        recovered=int(found.sum()),
+        false_positives=int((~real).sum()),
+        alerts=len(alerts),
+        missed=tuple(int(number) for number in truth["id"][wanted[~found]]),
+    )
+
+
+def _signal_to_noise(image: MaskedImage, xy: np.ndarray, flux_njy: np.ndarray) -> np.ndarray:
+    """Return flux over the error of a PSF fit; 0 where too little can be seen."""
+    fits = point_fluxes(
+        image.image.array, image.variance.array, ~unusable(image), xy[:, 0], xy[:, 1], psf_of(image)
+    )
+    return np.asarray(np.nan_to_num(flux_njy / fits.error))
+
+
+def _within(points: np.ndarray, others: np.ndarray, radius: float) -> np.ndarray:
+    """Tell which points have another one within a radius."""
+    if not len(points) or not len(others):
+        return np.zeros(len(points), dtype=bool)
+    distance, _ = cKDTree(others).query(points)
+    return np.asarray(distance <= radius)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What each DemoCam detector adds to its pixels: bias structure, dark current, response, defects.
+
+There are two epochs with visibly different signatures: reducing a raw with
+the other epoch's masters leaves residuals far above the read noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppdaemon.demo.geometry import AMPLIFIERS, DETECTOR_SIZE, FILTER_BANDS, detector_offset_pixels
+
+__all__ = ("EPOCHS", "Epoch", "Signature", "epoch_at")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A time during which the camera keeps its signatures."""
+
+    number: int
+    begin_mjd_tai: float
+    end_mjd_tai: float | None
+    """`None` while it lasts."""
+
+
+EPOCHS = (Epoch(0, 58849.0, 61041.0), Epoch(1, 61041.0, None))
+"""2020-01-01 to 2026-01-01, and from then on."""
+
+_CORNER_RADIUS = 1.5 * 1064.0 * np.sqrt(2.0)
+_VIGNETTING_STARTS, _VIGNETTING_DEPTH = 0.62, 0.35
+
+
+def epoch_at(mjd_tai: float) -> Epoch:
+    """Return the epoch of an instant; what is older than all is in the first."""
+    return next((epoch for epoch in reversed(EPOCHS) if mjd_tai >= epoch.begin_mjd_tai), EPOCHS[0])
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The signatures of one detector in one epoch; arrays are 1024 x 1024 float32."""
+
+    detector: int
+    epoch: Epoch
+
+    def bias_adu(self) -> np.ndarray:
+        """Return the structure left when the overscan's mean is subtracted, ADU.
+
+        Columns, a ramp along the rows and amplifier glow in a corner; the
+        second epoch has diagonal pick-up stripes as well.
+        """
+        random = self._random(1)
+        y, x = _grid()
+        columns = random.normal(0.0, 2.5, DETECTOR_SIZE)
+        ramp = random.uniform(-8.0, 8.0) * (y / DETECTOR_SIZE - 0.5)
+        glow = 35.0 * np.exp(-np.hypot(x, y - DETECTOR_SIZE * (self.epoch.number % 2)) / 90.0)
+        stripes = 6.0 * self.epoch.number * np.sin((x + 2.0 * y) / 11.0)
+        return np.asarray(columns + ramp + glow + stripes, dtype=np.float32)
+
+    def dark_electrons_per_s(self) -> np.ndarray:
+        """Return the dark current, electrons per second, with its hot pixels."""
+        random = self._random(2)
+        dark = random.gamma(9.0, 0.03 / 9.0, (DETECTOR_SIZE, DETECTOR_SIZE)).astype(np.float32)
+        hot = random.integers(0, DETECTOR_SIZE, (2, 40))
+        dark[hot[0], hot[1]] += random.uniform(5.0, 40.0, hot.shape[1])
+        return dark
+
+    def response(self, physical_filter: str) -> np.ndarray:
+        """Return the response to uniform light relative to the optical axis.
+
+        Vignetting, pixel-to-pixel response, the shadows of dust (which moves
+        between the epochs) and a slope of the filter.
+        """
+        y, x = _grid()
+        filter_index = list(FILTER_BANDS).index(physical_filter)
+        random = np.random.default_rng([3, self.detector])
+        response = 1.0 + random.normal(0.0, 0.008, (DETECTOR_SIZE, DETECTOR_SIZE)).astype(np.float32)
+        response += 0.01 * (filter_index - 1) * (y / DETECTOR_SIZE - 0.5)
+        dust = self._random(4)
+        for _ in range(5):
+            centre_x, centre_y = dust.uniform(0, DETECTOR_SIZE, 2)
+            radius = np.hypot(x - centre_x, y - centre_y)
+            response *= 1.0 - 0.04 * np.exp(-(((radius - dust.uniform(18, 34)) / 7.0) ** 2))
+        return np.asarray(response * self._vignetting(x, y), dtype=np.float32)
+
+    def bad_columns(self) -> dict[int, bool]:
+        """Return the defective columns: number to whether it is hot (else dead)."""
+        random = np.random.default_rng([5, self.detector])
+        columns = random.choice(np.arange(20, DETECTOR_SIZE - 20), size=3, replace=False)
+        return {int(column): place == 2 for place, column in enumerate(columns)}
+
+    def bias_level_adu(self) -> tuple[float, ...]:
+        """Return the electronic pedestal of each amplifier, ADU."""
+        return tuple(float(level) for level in self._random(6).uniform(980.0, 1060.0, len(AMPLIFIERS)))
+
+    def _random(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([purpose, self.detector, self.epoch.number])
+
+    def _vignetting(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        centre_x, centre_y = detector_offset_pixels(self.detector)
+        middle = (DETECTOR_SIZE - 1) / 2.0
+        radius = np.hypot(x - middle + centre_x, y - middle + centre_y) / _CORNER_RADIUS
+        beyond = np.maximum(radius - _VIGNETTING_STARTS, 0.0) / (1.0 - _VIGNETTING_STARTS)
+        return np.asarray(1.0 - _VIGNETTING_DEPTH * beyond**2)
+
+
+def _grid() -> tuple[np.ndarray, np.ndarray]:
+    """Return row and column numbers as float32, broadcasting against each other."""
+    line = np.arange(DETECTOR_SIZE, dtype=np.float32)
+    return line[:, np.newaxis], line[np.newaxis, :]

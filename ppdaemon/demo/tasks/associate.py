@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The alert database: what is read before the image comes, what is written after.
+
+`AssociateTask` makes the first write of a pipeline that cannot be repeated.
+"""
+
+import lsst.pex.config as pexConfig  # noqa: N812
+import lsst.pipe.base as pipeBase  # noqa: N812
+import lsst.pipe.base.connectionTypes as cT
+import pandas
+from astropy.table import Table
+from astropy.time import Time
+from lsst.dax.apdb import Apdb
+from lsst.pipe.base.utils import RegionTimeInfo
+
+from ppdaemon.demo.geometry import PIXEL_SCALE_ARCSEC
+from ppdaemon.demo.tasks.diacatalogs import (
+    make_dia_sources,
+    match_to_objects,
+    update_dia_objects,
+    visit_and_detector,
+)
+from ppdaemon.demo.tasks.errors import AlreadyAssociatedError
+
+__all__ = (
+    "AssociateConfig",
+    "AssociateConnections",
+    "AssociateTask",
+    "LoadDiaCatalogsConfig",
+    "LoadDiaCatalogsConnections",
+    "LoadDiaCatalogsTask",
+)
+
+
+def _open(config_url: str, label: str) -> Apdb:
+    if not config_url:
+        raise ValueError(f"{label}:apdb_config_url is not set: name the APDB's configuration file")
+    return Apdb.from_uri(config_url)
+
+
+class LoadDiaCatalogsConnections(
+    pipeBase.PipelineTaskConnections, dimensions=("instrument", "group", "detector")
+):
+    """A footprint in, the database's objects and sources in it out."""
+
+    region_time = cT.Input(
+        name="regionTimeInfo",
+        doc="Padded footprint and time of the visit.",
+        storageClass="RegionTimeInfo",
+        dimensions=("instrument", "group", "detector"),
+    )
+    preloaded_dia_objects = cT.Output(
+        name="preloaded_dia_objects",
+        doc="Known DiaObjects.",
+        storageClass="DataFrame",
+        dimensions=("instrument", "group", "detector"),
+    )
+    preloaded_dia_sources = cT.Output(
+        name="preloaded_dia_sources",
+        doc="Known DiaSources of those objects.",
+        storageClass="DataFrame",
+        dimensions=("instrument", "group", "detector"),
+    )
+
+
+class LoadDiaCatalogsConfig(pipeBase.PipelineTaskConfig, pipelineConnections=LoadDiaCatalogsConnections):
+    """Configuration of `LoadDiaCatalogsTask`."""
+
+    apdb_config_url = pexConfig.Field[str](doc="Configuration file of the APDB.", default="")
+
+
+class LoadDiaCatalogsTask(pipeBase.PipelineTask):
+    """Read what the alert database knows of a footprint."""
+
+    ConfigClass = LoadDiaCatalogsConfig
+    _DefaultName = "loadDiaCatalogs"
+    config: LoadDiaCatalogsConfig
+
+    def run(self, region_time: RegionTimeInfo) -> pipeBase.Struct:
+        """Load objects and their sources.
+
+        Parameters
+        ----------
+        region_time : `lsst.pipe.base.utils.RegionTimeInfo`
+            Where and when.
+
+        Returns
+        -------
+        result : `lsst.pipe.base.Struct`
+            ``preloaded_dia_objects`` and ``preloaded_dia_sources``, both
+            `pandas.DataFrame`.
+
+        Raises
+        ------
+        ValueError
+            Raised where no database is configured.
+        """
+        apdb = _open(self.config.apdb_config_url, self.getName())
+        objects = apdb.getDiaObjects(region_time.region)
+        ids = [int(each) for each in objects["diaObjectId"]]
+        sources = apdb.getDiaSources(region_time.region, ids, region_time.timespan.begin)
+        if sources is None:
+            raise ValueError(
+                "the APDB is configured to hold back DiaSources: set read_sources_months above 0"
+            )
+        self.metadata["dia_object_count"] = len(objects)
+        self.metadata["dia_source_count"] = len(sources)
+        return pipeBase.Struct(preloaded_dia_objects=objects, preloaded_dia_sources=sources)
+
+
+class AssociateConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
+    """Candidates and known objects in, stored sources and objects out."""
+
+    dia_source_detector = cT.Input(
+        name="dia_source_detector",
+        doc="Candidates.",
+        storageClass="ArrowAstropy",
+        dimensions=("instrument", "visit", "detector"),
+    )
+    preloaded_dia_objects = cT.Input(
+        name="preloaded_dia_objects",
+        doc="Known DiaObjects.",
+        storageClass="DataFrame",
+        dimensions=("instrument", "group", "detector"),
+    )
+    preloaded_dia_sources = cT.Input(
+        name="preloaded_dia_sources",
+        doc="Known DiaSources of those objects.",
+        storageClass="DataFrame",
+        dimensions=("instrument", "group", "detector"),
+    )
+    dia_source_apdb = cT.Output(
+        name="dia_source_apdb",
+        doc="DiaSources as stored.",
+        storageClass="DataFrame",
+        dimensions=("instrument", "visit", "detector"),
+    )
+    dia_object_apdb = cT.Output(
+        name="dia_object_apdb",
+        doc="The DiaObjects of those sources as stored, in the same order.",
+        storageClass="DataFrame",
+        dimensions=("instrument", "visit", "detector"),
+    )
+
+
+class AssociateConfig(pipeBase.PipelineTaskConfig, pipelineConnections=AssociateConnections):
+    """Configuration of `AssociateTask`."""
+
+    apdb_config_url = pexConfig.Field[str](doc="Configuration file of the APDB.", default="")
+    radius_arcsec = pexConfig.Field[float](doc="Largest distance of a source from its object.", default=1.0)
+
+
+class AssociateTask(pipeBase.PipelineTask):
+    """Match candidates to known objects and store both in the alert database."""
+
+    ConfigClass = AssociateConfig
+    _DefaultName = "associate"
+    config: AssociateConfig
+
+    def runQuantum(  # noqa: N802 -- the base class's name
+        self,
+        butlerQC: pipeBase.QuantumContext,  # noqa: N803
+        inputRefs: pipeBase.InputQuantizedConnection,  # noqa: N803
+        outputRefs: pipeBase.OutputQuantizedConnection,  # noqa: N803
+    ) -> None:
+        """Read, run with visit and detector of the data ID, write."""
+        inputs = butlerQC.get(inputRefs)
+        visit, detector = visit_and_detector(butlerQC.quantum)
+        outputs = self.run(**inputs, visit=visit, detector=detector)
+        butlerQC.put(outputs, outputRefs)
+
+    def run(
+        self,
+        dia_source_detector: Table,
+        preloaded_dia_objects: pandas.DataFrame,
+        preloaded_dia_sources: pandas.DataFrame,
+        *,
+        visit: int,
+        detector: int,
+    ) -> pipeBase.Struct:
+        """Associate and store.
+
+        Parameters
+        ----------
+        dia_source_detector : `astropy.table.Table`
+            Candidates; the rejected ones are left out.
+        preloaded_dia_objects, preloaded_dia_sources : `pandas.DataFrame`
+            What the database knew before the image came.
+        visit, detector : `int`
+            Where the candidates are from.
+
+        Returns
+        -------
+        result : `lsst.pipe.base.Struct`
+            ``dia_source_apdb`` and ``dia_object_apdb``, `pandas.DataFrame`
+            with a row for each other.
+
+        Raises
+        ------
+        AlreadyAssociatedError
+            Raised where the database has this visit and detector.
+        ValueError
+            Raised where no database is configured.
+        """
+        apdb = _open(self.config.apdb_config_url, self.getName())
+        candidates = dia_source_detector[dia_source_detector["rejected"] == ""]
+        sources = make_dia_sources(candidates, visit, detector, float(Time.now().tai.mjd), PIXEL_SCALE_ARCSEC)
+        rows = match_to_objects(
+            sources["ra"].to_numpy(),
+            sources["dec"].to_numpy(),
+            preloaded_dia_objects,
+            self.config.radius_arcsec,
+        )
+        matched = rows >= 0
+        object_ids = sources["diaSourceId"].to_numpy(copy=True)
+        object_ids[matched] = preloaded_dia_objects["diaObjectId"].to_numpy(dtype="int64")[rows[matched]]
+        # An object is named after its first source, as nothing else is unique across workers.
+        sources.insert(1, "diaObjectId", object_ids)
+        objects = update_dia_objects(sources, preloaded_dia_objects, preloaded_dia_sources)
+        self.metadata["dia_source_count"] = len(sources)
+        self.metadata["new_dia_object_count"] = int((~matched).sum())
+        if apdb.containsVisitDetector(visit, detector):
+            raise AlreadyAssociatedError(
+                f"the APDB holds DiaSources of visit {visit}, detector {detector}: storing them again "
+                "would double them",
+                visit=visit,
+                detector=detector,
+            )
+        if len(sources):
+            apdb.store(Time(sources["midpointMjdTai"][0], format="mjd", scale="tai"), objects, sources)
+        return pipeBase.Struct(dia_source_apdb=sources, dia_object_apdb=objects)

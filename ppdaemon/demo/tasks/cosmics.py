@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Find cosmic rays in a single exposure by their sharpness.
+
+The test is the one of the SDSS photometric pipeline: no image of a point
+source, however centred, falls off faster than the point-spread function, so a
+pixel that stands out from the mean of two opposite neighbours by more than
+the sharpest possible star does was not lit through the atmosphere.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+__all__ = ("find_cosmic_rays",)
+
+_DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+_ROUNDS = 4
+"""Each round peels one pixel off the ends and sides of a track."""
+
+
+def find_cosmic_rays(
+    signal: np.ndarray,
+    variance: np.ndarray,
+    ignore: np.ndarray,
+    *,
+    sharpest_fwhm_px: float = 3.0,
+    threshold_sigma: float = 6.0,
+    contrast: float = 0.75,
+) -> np.ndarray:
+    """Find the pixels hit by cosmic rays.
+
+    Parameters
+    ----------
+    signal : `numpy.ndarray`, (rows, columns)
+        Sky-subtracted image.
+    variance : `numpy.ndarray`, (rows, columns)
+        Variance of ``signal``.
+    ignore : `numpy.ndarray` of `bool`, (rows, columns)
+        Pixels that are never called cosmic rays (defects, saturation).
+    sharpest_fwhm_px : `float`, optional
+        The best seeing to be expected, pixels.
+    threshold_sigma : `float`, optional
+        Least significance of a track's brightest pixels.
+    contrast : `float`, optional
+        Fraction of the sharpest star's contrast that is still a star's; below
+        1 it leaves room for the error of the PSF's shape.
+
+    Returns
+    -------
+    hit : `numpy.ndarray` of `bool`, (rows, columns)
+        The tracks, grown by one pixel to all sides.
+    """
+    image = signal.astype(np.float32, copy=True)
+    sigma = np.sqrt(variance)
+    # Opposite neighbours of a pixel outside a defect may lie in the defect.
+    eligible = ~ndimage.binary_dilation(ignore, iterations=1)
+    hit = np.zeros(image.shape, dtype=bool)
+    for turn in range(_ROUNDS):
+        significant = eligible & (image > (threshold_sigma if turn == 0 else threshold_sigma / 2.0) * sigma)
+        if turn:
+            significant &= ndimage.binary_dilation(hit, structure=np.ones((3, 3), dtype=bool))
+        rows, columns = np.nonzero(significant & ~hit)
+        sharp, fill = _sharper_than_a_star(image, sigma, rows, columns, sharpest_fwhm_px, contrast)
+        if not sharp.any():
+            break
+        hit[rows[sharp], columns[sharp]] = True
+        image[rows[sharp], columns[sharp]] = fill[sharp]
+    return np.asarray(ndimage.binary_dilation(hit, structure=np.ones((3, 3), dtype=bool)))
+
+
+def _sharper_than_a_star(
+    image: np.ndarray,
+    sigma: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    fwhm_px: float,
+    contrast: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test some pixels in four directions; also return what to fill them with."""
+    height, width = image.shape
+    psf_sigma = fwhm_px / 2.3548
+    sharp = np.zeros(rows.shape, dtype=bool)
+    fill = np.full(rows.shape, np.inf, dtype=np.float32)
+    for down, right in _DIRECTIONS:
+        first = np.clip(rows - down, 0, height - 1), np.clip(columns - right, 0, width - 1)
+        second = np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
+        mean = (image[first] + image[second]) / 2.0
+        noise = np.hypot(sigma[first], sigma[second]) / 2.0
+        least = contrast * np.exp(-0.5 * (down**2 + right**2) / psf_sigma**2)
+        sharp |= mean + 3.0 * noise < least * image[rows, columns]
+        fill = np.minimum(fill, mean)
+    return sharp, fill

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The mask planes of the demo's images, and how its images are put together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+from astropy.wcs import WCS
+from lsst.images import GeneralFrame, Image, Mask, MaskedImage, MaskPlane, MaskSchema, SkyProjection
+
+__all__ = ("PLANES", "make_image", "plane", "projection_of", "sky_projection", "unusable")
+
+PLANES = MaskSchema(
+    [
+        MaskPlane("BAD", "Defect of the detector."),
+        MaskPlane("SATURATED", "At or above full well, or bled into."),
+        MaskPlane("COSMIC_RAY", "Hit by a cosmic ray; the value is interpolated."),
+        MaskPlane("NO_DATA", "Nothing was measured here."),
+        MaskPlane("EDGE", "Too close to the edge to be searched."),
+        MaskPlane("DETECTED", "Part of a detected source."),
+        MaskPlane("VIGNETTED", "Less than half of the light arrives here."),
+    ]
+)
+"""Planes of every image the demo's tasks write."""
+
+_UNUSABLE = ("BAD", "SATURATED", "COSMIC_RAY", "NO_DATA")
+
+
+def plane(image: MaskedImage, name: str) -> np.ndarray:
+    """Return one mask plane; nothing is set where the image has no such plane.
+
+    Parameters
+    ----------
+    image : `lsst.images.MaskedImage`
+        Any image, with this schema or another.
+    name : `str`
+        Name of the plane.
+
+    Returns
+    -------
+    pixels : `numpy.ndarray` of `bool`
+        Same shape as the image.
+    """
+    if name not in image.mask.schema.names:
+        return np.zeros(image.image.array.shape, dtype=bool)
+    return np.asarray(image.mask.get(name))
+
+
+def unusable(image: MaskedImage) -> np.ndarray:
+    """Return the pixels whose value must not be believed.
+
+    Parameters
+    ----------
+    image : `lsst.images.MaskedImage`
+        Image with some of the planes of `PLANES`.
+
+    Returns
+    -------
+    pixels : `numpy.ndarray` of `bool`
+        Same shape as the image.
+    """
+    return np.asarray(np.logical_or.reduce([plane(image, name) for name in _UNUSABLE]))
+
+
+def projection_of(image: MaskedImage) -> WCS:
+    """Return an image's projection, the first pixel of its array being (0, 0).
+
+    Parameters
+    ----------
+    image : `lsst.images.MaskedImage`
+        A calibrated image or a template patch.
+
+    Returns
+    -------
+    wcs : `astropy.wcs.WCS`
+        The projection.
+
+    Raises
+    ------
+    ValueError
+        Raised where the image has none.
+    """
+    wcs = image.fits_wcs
+    if wcs is None:
+        raise ValueError(f"an image of {image.bbox} without a sky projection cannot be placed on the sky")
+    return wcs
+
+
+def sky_projection(wcs: WCS) -> SkyProjection[Any]:
+    """Wrap a FITS projection of an array whose first pixel is (0, 0).
+
+    Parameters
+    ----------
+    wcs : `astropy.wcs.WCS`
+        Celestial projection in ICRS.
+
+    Returns
+    -------
+    projection : `lsst.images.SkyProjection`
+        The same map.
+    """
+    return SkyProjection.from_fits_wcs(wcs, GeneralFrame(unit=u.pix))
+
+
+def make_image(
+    pixels: np.ndarray,
+    variance: np.ndarray,
+    planes: Mapping[str, np.ndarray],
+    unit: u.UnitBase,
+    *,
+    projection: SkyProjection[Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> MaskedImage:
+    """Assemble a masked image in single precision.
+
+    Parameters
+    ----------
+    pixels, variance : `numpy.ndarray`, (rows, columns)
+        Values in ``unit`` and its square.
+    planes : `~collections.abc.Mapping` [`str`, `numpy.ndarray`]
+        Boolean image for each plane that has pixels set.
+    unit : `astropy.units.UnitBase`
+        Unit of ``pixels``.
+    projection : `lsst.images.SkyProjection`, optional
+        Pixels to sky.
+    metadata : `~collections.abc.Mapping`, optional
+        What the image says of itself.
+
+    Returns
+    -------
+    image : `lsst.images.MaskedImage`
+        Image with the schema `PLANES`.
+    """
+    mask = Mask(schema=PLANES, shape=pixels.shape)
+    for name, where in planes.items():
+        mask.set(name, where)
+    return MaskedImage(
+        Image(np.ascontiguousarray(pixels, dtype=np.float32), unit=unit),
+        mask=mask,
+        variance=Image(np.ascontiguousarray(variance, dtype=np.float32), unit=unit**2),
+        sky_projection=projection,
+        metadata=dict(metadata or {}),
+    )

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A whole telescope at a cadence: announce a visit, wait, expose, write its raws.
+
+When what happens is decided by a pure function, `timeline`; `Telescope` acts
+it out. DemoCam is rendered, other cameras write small valid files.
+"""
+
+import enum
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ppdaemon.clock import Clock
+from ppdaemon.demo.announce import RelayClient
+from ppdaemon.demo.delivery import Delivery
+from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.plan import ExposurePlan
+from ppdaemon.demo.raws import detector_names, encode_blank, encode_raw, raw_path, write_expected_sensors
+from ppdaemon.demo.render import render_raw
+from ppdaemon.demo.sky import Sky
+from ppdaemon.demo.visits import Cadence, VisitPlan
+
+__all__ = ("Happening", "Moment", "SimulatedCamera", "Step", "Telescope", "timeline")
+
+
+class Step(enum.StrEnum):
+    """What happens to a visit, in order."""
+
+    ANNOUNCE = "announced"
+    CANCEL = "cancelled"
+    EXPOSE = "exposing"
+    LAND = "landed"
+
+
+@dataclass(frozen=True, order=True)
+class Moment:
+    """Something that is to happen at a time after the run began."""
+
+    after_s: float
+    step: Step = field(compare=False)
+    visit: VisitPlan = field(compare=False)
+    exposure: ExposurePlan | None = field(compare=False, default=None)
+
+
+def timeline(visits: Iterable[VisitPlan], cadence: Cadence, *, announce: bool, cancel: bool) -> list[Moment]:
+    """Return when what happens, in order.
+
+    Parameters
+    ----------
+    visits : `~collections.abc.Iterable` [`VisitPlan`]
+        The visits.
+    cadence : `Cadence`
+        The times; its speed shortens all waits.
+    announce : `bool`
+        Whether visits are announced.
+    cancel : `bool`
+        Whether each is cancelled in the middle of its lead time, and has no
+        exposures.
+
+    Returns
+    -------
+    moments : `list` [`Moment`]
+        Beginning at 0 s.
+    """
+    moments: list[Moment] = []
+    for visit in visits:
+        at_s = visit.announced_tai_s
+        if announce:
+            moments.append(Moment(at_s, Step.ANNOUNCE, visit))
+        if cancel:
+            moments.append(Moment(at_s + visit.lead_s / 2.0, Step.CANCEL, visit))
+            continue
+        for exposure in visit.exposures:
+            moments.append(Moment(exposure.begin_tai_s, Step.EXPOSE, visit, exposure))
+            moments.append(Moment(exposure.end_tai_s + cadence.readout_s, Step.LAND, visit, exposure))
+    moments.sort()
+    if not moments:
+        return []
+    begin_s = moments[0].after_s
+    return [replace(each, after_s=(each.after_s - begin_s) / cadence.speed) for each in moments]
+
+
+class SimulatedCamera:
+    """Makes an exposure's files.
+
+    Parameters
+    ----------
+    instrument : `str`
+        A camera with a focal-plane table.
+    detectors : `~collections.abc.Sequence` [`int`], optional
+        Those that are read out; all by default.
+    sky : `~ppdaemon.demo.sky.Sky`, optional
+        What DemoCam sees.
+
+    Raises
+    ------
+    ConfigError
+        Raised where the camera has no focal-plane table.
+    ValueError
+        Raised where it has no such detector.
+    """
+
+    def __init__(
+        self, instrument: str = CAMERA_NAME, detectors: Sequence[int] | None = None, sky: Sky | None = None
+    ):
+        self._names = detector_names(instrument)
+        self.instrument = instrument
+        self.detectors = tuple(self._names) if detectors is None else tuple(detectors)
+        unknown = sorted(set(self.detectors) - set(self._names))
+        if unknown:
+            raise ValueError(
+                f"{instrument} has no detector {', '.join(map(str, unknown))}; "
+                f"it has {min(self._names)} to {max(self._names)}"
+            )
+        self._sky = (sky or Sky()) if instrument == CAMERA_NAME else None
+
+    def read_out(self, plan: ExposurePlan) -> Iterator[tuple[int, Path, bytes, bytes]]:
+        """Make the files of an exposure.
+
+        Yields
+        ------
+        detector : `int`
+            Detector number.
+        path : `pathlib.Path`
+            The FITS file, relative to the raw root.
+        image, sidecar : `bytes`
+            Contents.
+        """
+        for detector in self.detectors:
+            name = self._names[detector][0]
+            yield detector, raw_path(plan, name), *self._encode(plan, detector, name)
+
+    def _encode(self, plan: ExposurePlan, detector: int, name: str) -> tuple[bytes, bytes]:
+        if self._sky is None:
+            return encode_blank(plan, detector, name)
+        return encode_raw(plan, detector, render_raw(plan, detector, self._sky))
+
+
+@dataclass(frozen=True)
+class Happening:
+    """What the telescope has just done, for whoever watches."""
+
+    step: Step
+    tai_s: float
+    visit: VisitPlan
+    exposure: ExposurePlan | None
+    detail: str
+
+
+class Telescope:
+    """Acts out a timeline.
+
+    Parameters
+    ----------
+    camera : `SimulatedCamera`
+        Makes the files.
+    delivery : `~ppdaemon.demo.delivery.Delivery`
+        Writes them.
+    relay : `RelayClient`, optional
+        Is told of visits.
+    clock : `~ppdaemon.clock.Clock`, optional
+        The time.
+    sleep : `~collections.abc.Callable`, optional
+        Waits some seconds.
+    watch : `~collections.abc.Callable`, optional
+        Called with each `Happening`.
+    """
+
+    def __init__(
+        self,
+        camera: SimulatedCamera,
+        delivery: Delivery,
+        relay: RelayClient | None = None,
+        *,
+        clock: Clock | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        watch: Callable[[Happening], None] = lambda happening: None,
+    ):
+        self._camera = camera
+        self._delivery = delivery
+        self._relay = relay
+        self._clock = clock or Clock()
+        self._sleep = sleep
+        self._watch = watch
+        self._exposed: dict[int, list[tuple[int, Path, bytes, bytes]]] = {}
+
+    def play(self, moments: Iterable[Moment]) -> int:
+        """Act out moments in order, each not before its time.
+
+        Returns
+        -------
+        delivered : `int`
+            Detectors' images that were written.
+        """
+        begin = self._clock.mono()
+        delivered = 0
+        for moment in moments:
+            wait_s = begin + moment.after_s - self._clock.mono()
+            if wait_s > 0.0:
+                self._sleep(wait_s)
+            delivered += self._act(moment)
+        return delivered
+
+    def _act(self, moment: Moment) -> int:
+        written = 0
+        match moment:
+            case Moment(step=Step.ANNOUNCE, visit=visit):
+                detail = self._submit(visit.next_visit(self._clock.tai()))
+            case Moment(step=Step.CANCEL, visit=visit):
+                detail = self._submit(visit.cancellation(self._clock.tai()))
+            case Moment(step=Step.EXPOSE, exposure=ExposurePlan() as plan):
+                # The pixels are made while the shutter is open, so that they land on time.
+                self._exposed[plan.exposure_id] = list(self._camera.read_out(plan))
+                detail = f"{plan.obs_id} {plan.physical_filter} {plan.exposure_s:g} s"
+            case Moment(step=Step.LAND, exposure=ExposurePlan() as plan):
+                written = self._land(plan)
+                detail = f"{plan.obs_id} {written} of {len(self._camera.detectors)} detectors"
+            case unexpected:
+                raise AssertionError(unexpected)
+        self._watch(Happening(moment.step, self._clock.tai(), moment.visit, moment.exposure, detail))
+        return written
+
+    def _submit(self, event: dict[str, Any]) -> str:
+        if self._relay is None:
+            return "no relay to tell"
+        reply = self._relay.submit(event)
+        return f"{reply['status']} by the relay, {reply.get('detectors', 'no')} detectors"
+
+    def _land(self, plan: ExposurePlan) -> int:
+        write_expected_sensors(self._delivery.root, plan, self._camera.detectors)
+        return sum(
+            self._delivery.deliver(path, image, sidecar, detector)
+            for detector, path, image, sidecar in self._exposed.pop(plan.exposure_id)
+        )

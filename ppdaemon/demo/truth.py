@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What was injected: the transients and variables of an exposure.
+
+Scores compare alerts with these tables.
+"""
+
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.table import Table, vstack
+
+from ppdaemon.demo.geometry import DETECTOR_SIZE, FILTER_BANDS
+from ppdaemon.demo.plan import ExposurePlan
+from ppdaemon.demo.render import true_wcs
+from ppdaemon.demo.sky import Sky, magnitude_to_njy, njy_to_magnitude
+
+__all__ = ("TRANSIENT", "VARIABLE", "detector_truth", "truth_table", "write_truth")
+
+TRANSIENT, VARIABLE = "transient", "variable"
+
+
+def truth_table(sky: Sky, mjd_tai: float, band: str) -> Table:
+    """Return all that differs from the template at a time.
+
+    Parameters
+    ----------
+    sky : `~ppdaemon.demo.sky.Sky`
+        The sky.
+    mjd_tai : `float`
+        TAI modified Julian date, the middle of the exposure.
+    band : `str`
+        ``g``, ``r`` or ``i``.
+
+    Returns
+    -------
+    truth : `astropy.table.Table`
+        ``id``; ``kind`` (``transient`` or ``variable``); ``ra``, ``dec``
+        (ICRS, degrees); ``mag`` (AB, of the source itself);
+        ``difference_njy`` (flux beyond the template's, negative where a
+        variable is faint). Ordered by ID.
+    """
+    new, stars, variables = sky.transients, sky.stars, sky.variables
+    flux_njy = new.flux_njy(mjd_tai, band)
+    chosen = variables.index
+    mean = stars.magnitude[band][chosen]
+    magnitude = mean + variables.offset_mag(mjd_tai)
+    change_njy = magnitude_to_njy(magnitude) - magnitude_to_njy(mean)
+    # A transient that has only just exploded has no light at all.
+    seen = flux_njy > 0.0
+    return vstack(
+        [
+            _table(
+                stars.id[chosen], VARIABLE, stars.ra_deg[chosen], stars.dec_deg[chosen], magnitude, change_njy
+            ),
+            _table(
+                new.id[seen],
+                TRANSIENT,
+                new.ra_deg[seen],
+                new.dec_deg[seen],
+                njy_to_magnitude(flux_njy[seen]),
+                flux_njy[seen],
+            ),
+        ]
+    )
+
+
+def detector_truth(sky: Sky, plan: ExposurePlan, detector: int, edge_pixels: float = 0.0) -> Table:
+    """Return what was injected into one detector.
+
+    Parameters
+    ----------
+    sky : `~ppdaemon.demo.sky.Sky`
+        The sky the raw was rendered from.
+    plan : `~ppdaemon.demo.plan.ExposurePlan`
+        The exposure.
+    detector : `int`
+        Detector number, 0 to 8.
+    edge_pixels : `float`, optional
+        Width of a margin inside the detector in which sources are left out.
+
+    Returns
+    -------
+    truth : `astropy.table.Table`
+        As `truth_table`, with ``x`` and ``y``, 0-based pixels of the image
+        without overscan, true to the pointing error.
+    """
+    truth = truth_table(sky, plan.mid_mjd_tai, FILTER_BANDS[plan.physical_filter])
+    x, y = true_wcs(plan, detector, sky.seed).all_world2pix(truth["ra"].value, truth["dec"].value, 0)
+    truth["x"], truth["y"] = x * u.pix, y * u.pix
+    low, high = edge_pixels - 0.5, DETECTOR_SIZE - 0.5 - edge_pixels
+    return truth[(x > low) & (x < high) & (y > low) & (y < high)]
+
+
+def write_truth(path: Path | str, sky: Sky, plan: ExposurePlan) -> Path:
+    """Write the truth of a whole exposure as an ECSV table.
+
+    The table's metadata names the exposure: ``obs_id``, ``group``, ``band``,
+    ``mjd_tai``.
+    """
+    band = FILTER_BANDS[plan.physical_filter]
+    truth = truth_table(sky, plan.mid_mjd_tai, band)
+    truth.meta |= {"obs_id": plan.obs_id, "group": plan.group, "band": band, "mjd_tai": plan.mid_mjd_tai}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    truth.write(path, format="ascii.ecsv", overwrite=True)
+    return path
+
+
+def _table(
+    number: np.ndarray,
+    kind: str,
+    ra_deg: np.ndarray,
+    dec_deg: np.ndarray,
+    magnitude: np.ndarray,
+    difference_njy: np.ndarray,
+) -> Table:
+    return Table(
+        {
+            "id": number.astype(np.int64),
+            "kind": np.full(len(number), kind),
+            "ra": ra_deg * u.deg,
+            "dec": dec_deg * u.deg,
+            "mag": magnitude * u.ABmag,
+            "difference_njy": difference_njy * u.nJy,
+        }
+    )

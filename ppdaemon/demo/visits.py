@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which visits a simulated telescope makes: pointings, filters, times, events."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ppdaemon.clock import day_obs, tai_iso
+from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.plan import CAMERA_CODES, ExposurePlan, ImageType
+from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
+
+__all__ = ("Cadence", "Pointing", "VisitPlan", "next_seq_num", "plan_visits")
+
+_SIMULATED_QUEUE = 999
+_COORDINATES_ICRS, _ROTATION_SKY, _NONE = 2, 2, 1
+_DOME_CLOSED, _DOME_OPEN = 1, 2
+_UTC_MINUS_TAI_S = -37.0
+_DITHER_ARCSEC = 40.0
+_GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How a night goes, in seconds."""
+
+    every_s: float = 35.0
+    """From one announcement to the next."""
+    lead_s: float = 20.0
+    """From the announcement to the opening shutter."""
+    exposure_s: float = 30.0
+    """Shutter open, each snap."""
+    readout_s: float = 2.0
+    """From the closed shutter to the raws."""
+    speed: float = 1.0
+    """How many times faster than the headers say the night is played."""
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """Where a science visit looks; all degrees."""
+
+    ra_deg: float = DEFAULT_RA_DEG
+    dec_deg: float = DEFAULT_DEC_DEG
+    rotpa_deg: float = 0.0
+
+    def dithered(self, number: int) -> Self:
+        """Return the pointing of a visit: on a spiral, less than 1 arcmin off."""
+        radius_deg = _DITHER_ARCSEC / 3600.0 * math.sqrt((number * 0.381966) % 1.0)
+        angle = number * _GOLDEN_ANGLE
+        dec_deg = self.dec_deg + radius_deg * math.sin(angle)
+        ra_deg = self.ra_deg + radius_deg * math.cos(angle) / math.cos(math.radians(dec_deg))
+        return type(self)(ra_deg % 360.0, dec_deg, self.rotpa_deg)
+
+
+@dataclass(frozen=True)
+class VisitPlan:
+    """One visit: what is announced and the exposures that follow."""
+
+    number: int
+    """Counter within the run, from 0; the script's index is one more."""
+    exposures: tuple[ExposurePlan, ...]
+    announced_tai_s: float
+    lead_s: float
+
+    @property
+    def group(self) -> str:
+        """The visit's group."""
+        return self.exposures[0].group
+
+    def next_visit(self, sent_tai_s: float) -> dict[str, Any]:
+        """Return the SAL event that announces the visit."""
+        first = self.exposures[0]
+        on_sky = first.image_type is ImageType.SCIENCE
+        return {
+            "salIndex": _SIMULATED_QUEUE,
+            "scriptSalIndex": self.number + 1,
+            "groupId": self.group,
+            "coordinateSystem": _COORDINATES_ICRS if on_sky else _NONE,
+            "position": [first.ra_deg or 0.0, first.dec_deg or 0.0],
+            "startTime": first.begin_tai_s,
+            "rotationSystem": _ROTATION_SKY if on_sky else _NONE,
+            "cameraAngle": first.rotpa_deg or 0.0,
+            "filters": first.physical_filter,
+            "dome": _DOME_OPEN if on_sky else _DOME_CLOSED,
+            "duration": self.exposures[-1].end_tai_s - self.announced_tai_s,
+            "nimages": len(self.exposures),
+            "instrument": first.instrument,
+            "survey": first.program,
+            "totalCheckpoints": 1,
+            "private_sndStamp": sent_tai_s,
+            "private_efdStamp": sent_tai_s + _UTC_MINUS_TAI_S,
+        }
+
+    def cancellation(self, sent_tai_s: float) -> dict[str, Any]:
+        """Return the SAL event that takes the announcement back."""
+        return {"scriptSalIndex": self.number + 1, "groupId": self.group, "private_sndStamp": sent_tai_s}
+
+
+def plan_visits(
+    count: int,
+    begin_tai_s: float,
+    cadence: Cadence,
+    *,
+    instrument: str = CAMERA_NAME,
+    snaps: int = 1,
+    filters: Sequence[str] = ("r_03",),
+    pointing: Pointing | None = None,
+    image_type: ImageType = ImageType.SCIENCE,
+    program: str = "BLOCK-365",
+    group: str | None = None,
+    first_seq_num: int = 1,
+    controller: str = "O",
+) -> list[VisitPlan]:
+    """Plan a run of visits.
+
+    Parameters
+    ----------
+    count : `int`
+        How many.
+    begin_tai_s : `float`
+        When the first is announced, TAI seconds since 1970.
+    cadence : `Cadence`
+        The times between.
+    instrument : `str`, optional
+        The camera.
+    snaps : `int`, optional
+        Exposures in each visit.
+    filters : `~collections.abc.Sequence` [`str`], optional
+        Physical filters, used in turn.
+    pointing : `Pointing`, optional
+        The field; visits are dithered around it.
+    image_type : `~ppdaemon.demo.plan.ImageType`, optional
+        What is exposed.
+    program : `str`, optional
+        The survey.
+    group : `str`, optional
+        The group of a single visit; without it groups are start times.
+    first_seq_num : `int`, optional
+        Sequence number of the first exposure.
+    controller : `str`, optional
+        Controller letter of the obsid.
+
+    Returns
+    -------
+    visits : `list` [`VisitPlan`]
+        In order.
+
+    Raises
+    ------
+    ValueError
+        Raised where a group is given for several visits, or a value is
+        impossible.
+    """
+    if group is not None and count > 1:
+        raise ValueError(f"one group cannot name {count} visits: leave it out or plan one visit")
+    exposure_s = 0.0 if image_type is ImageType.BIAS else cadence.exposure_s
+    busy_s = snaps * (exposure_s + cadence.readout_s)
+    if count > 1 and busy_s > cadence.every_s:
+        raise ValueError(f"a visit every {cadence.every_s:g} s is too often: {snaps} snaps take {busy_s:g} s")
+    seq_nums = itertools.count(first_seq_num)
+    visits = []
+    for number in range(count):
+        announced_tai_s = begin_tai_s + number * cadence.every_s
+        start_tai_s = announced_tai_s + cadence.lead_s
+        where: dict[str, Any] = {}
+        if image_type is ImageType.SCIENCE:
+            there = (pointing or Pointing()).dithered(number)
+            where = {"ra_deg": there.ra_deg, "dec_deg": there.dec_deg, "rotpa_deg": there.rotpa_deg}
+        exposures = tuple(
+            ExposurePlan(
+                instrument=instrument,
+                controller=controller,
+                seq_num=next(seq_nums),
+                group=group or tai_iso(start_tai_s),
+                snap_index=snap + 1,
+                snap_count=snaps,
+                physical_filter=filters[number % len(filters)],
+                exposure_s=exposure_s,
+                image_type=image_type,
+                program=program,
+                begin_tai_s=start_tai_s + snap * (exposure_s + cadence.readout_s),
+                **where,
+            )
+            for snap in range(snaps)
+        )
+        visits.append(VisitPlan(number, exposures, announced_tai_s, cadence.lead_s))
+    return visits
+
+
+def next_seq_num(root: Path, instrument: str, tai_s: float) -> int:
+    """Return the first sequence number of the day that has no folder yet."""
+    folder = root / instrument / str(day_obs(tai_s))
+    taken = folder.glob(f"{CAMERA_CODES[instrument]}_?_*_??????") if folder.is_dir() else ()
+    return max((int(each.name[-6:]) for each in taken), default=0) + 1

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Logs of all programs: one JSON object per line, or coloured lines.
+
+Context such as group and detector is bound once with
+`structlog.contextvars.bind_contextvars` and stands in every line after.
+"""
+
+import logging
+import sys
+from typing import Literal, TextIO
+
+import structlog
+
+__all__ = ("set_up",)
+
+MAX_MESSAGE = 4000
+"""Longer messages are cut, so that no line floods the journal."""
+
+
+def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    text = event.get("event")
+    if isinstance(text, str) and len(text) > MAX_MESSAGE:
+        event["event"] = text[:MAX_MESSAGE] + f" [{len(text) - MAX_MESSAGE} more characters]"
+    return event
+
+
+def set_up(
+    level: str, form: Literal["json", "console"], *, stream: TextIO | None = None, **context: object
+) -> None:
+    """Send all logs of this process to a stream.
+
+    Parameters
+    ----------
+    level : `str`
+        Such as ``INFO``; libraries below are kept to warnings.
+    form : `str`
+        ``json`` or ``console``.
+    stream : `io.TextIOBase`, optional
+        Where to; standard error if not given.
+    **context
+        Stands in every line.
+    """
+    stream = stream or sys.stderr
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _cut,
+    ]
+    last: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for noisy in ("asyncio", "botocore", "matplotlib", "urllib3", "watchdog"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**context)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pipelines as this system sees them: parsed once, their overall inputs known before any image."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lsst.daf.butler import DatasetType, DimensionUniverse
+from lsst.pipe.base import Pipeline
+from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
+
+from ppdaemon.middleware.failures import describe
+
+__all__ = ("LoadedPipeline", "Need", "UnusablePipeline", "dataset_types_of", "load_pipeline", "needs_of")
+
+_LOG = logging.getLogger(__name__)
+
+
+class UnusablePipeline(Exception):
+    """This pipeline cannot run; another one may."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPipeline:
+    """A parsed and configured pipeline."""
+
+    name: str
+    """The file's name without suffix; part of run names."""
+    path: str
+    graph: PipelineGraph
+    """Not resolved; copy it before use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A dataset type that a pipeline reads and does not make."""
+
+    dataset_type: DatasetType
+    required: bool
+    """Whether some task cannot run without any such dataset."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset type (`str`)."""
+        return str(self.dataset_type.name)
+
+
+def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
+    """Parse a pipeline file, configure its tasks and import them.
+
+    Parameters
+    ----------
+    path : `str`
+        The YAML file.
+    overrides : `~collections.abc.Mapping` [`str`, `object`]
+        Values by ``label:field``; those of other pipelines' labels are
+        passed over.
+
+    Returns
+    -------
+    pipeline : `LoadedPipeline`
+        Ready to be resolved.
+
+    Raises
+    ------
+    UnusablePipeline
+        Raised, saying why, if it cannot be constructed.
+    """
+    try:
+        pipeline = Pipeline.from_uri(path)
+        for key, value in overrides.items():
+            label, _, field = key.partition(":")
+            if label in pipeline.task_labels:
+                pipeline.addConfigOverride(label, field, value)
+        graph = pipeline.to_graph()
+    except Exception as error:  # pipelines and configurations are code: anything may come out
+        raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
+    return LoadedPipeline(Path(path).stem, path, graph)
+
+
+def needs_of(
+    pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
+) -> tuple[Need, ...]:
+    """Return what a pipeline reads and does not make itself.
+
+    Parameters
+    ----------
+    pipeline : `LoadedPipeline`
+        The pipeline.
+    universe : `lsst.daf.butler.DimensionUniverse`
+        Dimensions of the repo.
+    known : `~collections.abc.Callable`
+        Returns the definition that a repo has of a dataset type, or `None`.
+
+    Returns
+    -------
+    needs : `tuple` [`Need`]
+        Prerequisites, regular inputs and init-inputs.
+
+    Raises
+    ------
+    UnusablePipeline
+        Raised, saying why, if dataset types contradict each other.
+    """
+    graph = _resolved(pipeline, universe, known)
+    required = {
+        edge.parent_dataset_type_name
+        for task, edge in _inputs(graph)
+        if not task.is_optional(edge.connection_name)
+    }
+    return tuple(
+        Need(node.dataset_type, name in required)
+        for name, node in graph.iter_overall_inputs()
+        if node is not None
+    )
+
+
+def dataset_types_of(
+    pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
+) -> list[DatasetType]:
+    """Return the types that a pipeline writes, and those it reads that exist.
+
+    Parameters
+    ----------
+    pipeline, universe, known
+        As for `needs_of`.
+
+    Returns
+    -------
+    dataset_types : `list` [`lsst.daf.butler.DatasetType`]
+        What can be registered before any visit.
+
+    Raises
+    ------
+    UnusablePipeline
+        Raised, saying why, if dataset types contradict each other.
+    """
+    graph = _resolved(pipeline, universe, known)
+    return [
+        node.dataset_type
+        for name, node in graph.dataset_types.items()
+        if node.producing_edge is not None or known(name) is not None
+    ]
+
+
+def _resolved(
+    pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
+) -> PipelineGraph:
+    graph = pipeline.graph.copy()
+    definitions = {name: found for name in graph.dataset_types if (found := known(name)) is not None}
+    try:
+        graph.resolve(dimensions=universe, dataset_types=definitions)
+    except Exception as error:  # resolving runs the connections' own code
+        raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
+    return graph
+
+
+def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
+    """Return each reading of each task, init-inputs included."""
+    for task in graph.tasks.values():
+        for edge in (*task.iter_all_inputs(), *task.init.iter_all_inputs()):
+            yield task, edge

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control socket: one JSON object per line in, one per line out.
+
+A client that sends nonsense, sends nothing or does not read costs itself
+only; the number of clients is bounded.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pydantic
+
+from ppdaemon.errors import BadMessage, PPDaemonError
+from ppdaemon.reports import CONTROL_LIMIT, REQUESTS, Failed, Ok, StatusReport, Watch
+from ppdaemon.wire import decode, encode
+
+__all__ = ("ControlServer",)
+
+_LOG = logging.getLogger(__name__)
+
+MOST_CLIENTS = 64
+SILENCE_S = 300.0
+"""A client that asks nothing for so long is sent away."""
+
+type Answer = Callable[[pydantic.BaseModel], Awaitable[Ok | Failed]]
+
+
+class ControlServer:
+    """Serves the control socket.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The unix socket; made with mode 0660.
+    answer : `~collections.abc.Callable`
+        Gets a request, returns its reply.
+    status : `~collections.abc.Callable`
+        Returns the `~ppdaemon.reports.StatusReport` of now.
+    """
+
+    def __init__(self, path: Path, answer: Answer, status: Callable[[], StatusReport]):
+        self._path = path
+        self._answer = answer
+        self._status = status
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises
+        ------
+        OSError
+            Raised if the socket cannot be made.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()  # a former life's; the state directory's lock says that it is dead
+        before = os.umask(0o117)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=CONTROL_LIMIT)
+        finally:
+            os.umask(before)
+
+    async def stop(self) -> None:
+        """Send all clients away and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+
+    def changed(self) -> None:
+        """Let the watchers know that something is different."""
+        self._changed.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) > MOST_CLIENTS:
+                await self._reply(writer, Failed(code="refused", text="too many clients"))
+            else:
+                await self._converse(reader, writer)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the client is gone, or the daemon is stopping
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), SILENCE_S)
+            except ValueError:
+                text = f"a request of more than {CONTROL_LIMIT} bytes"
+                await self._reply(writer, Failed(code="bad_request", text=text))
+                return
+            if not line:
+                return
+            try:
+                request = decode(line, REQUESTS, limit=CONTROL_LIMIT)
+            except BadMessage as error:
+                await self._reply(writer, Failed(code="bad_request", text=str(error)))
+                continue
+            if isinstance(request, Watch):
+                await self._stream(writer)
+                return
+            await self._reply(writer, await self._try(request))
+
+    async def _try(self, request: pydantic.BaseModel) -> Ok | Failed:
+        try:
+            return await self._answer(request)
+        except PPDaemonError as error:
+            return Failed(code="refused", text=str(error))
+        except Exception as error:  # one client's question must not end the daemon
+            _LOG.exception("no answer to %r", request)
+            return Failed(code="internal", text=f"{type(error).__name__}: {error}")
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        """Tell the state at once, and after changes, at most 5 times a second."""
+        while True:
+            await self._reply(writer, Ok(data=self._status().model_dump(mode="json")))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 1.0)
+            self._changed.clear()
+            await asyncio.sleep(0.2)
+
+    @staticmethod
+    async def _reply(writer: asyncio.StreamWriter, reply: Ok | Failed) -> None:
+        writer.write(encode(reply) + b"\n")
+        await asyncio.wait_for(writer.drain(), 5.0)

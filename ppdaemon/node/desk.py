@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Visits from announcement to outcome: accept, select, assign, judge, report.
+
+Covers everything that concerns a visit-detector rather than a seat. A promise
+is in the journal before the relay hears of it, and so is an outcome.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import (
+    CancelVisit,
+    Exported,
+    Pipelines,
+    Raw,
+    ReserveVisit,
+    ResultEntry,
+    ResultsSeen,
+    Welcome,
+)
+from ppdaemon.node.arrivals_index import ArrivalIndex
+from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.docket import Docket, OpenVisit
+from ppdaemon.node.events import CancelReceived, Finish, NoteRaw, NoteStage, RawArrived, VisitAssigned
+from ppdaemon.node.journal import Entry, JournalThread
+from ppdaemon.node.pool import VisitAction
+from ppdaemon.node.scheduler import Drop, Scheduler
+from ppdaemon.node.slot import Slot
+from ppdaemon.selection import select
+from ppdaemon.states import Outcome, Stage
+from ppdaemon.visit import NextVisit, parent_group
+
+__all__ = ("Link", "Neighbours", "VisitDesk")
+
+_LOG = logging.getLogger(__name__)
+
+RESULTS_AT_ONCE = 500
+
+
+class Link(Protocol):
+    """What the desk says to the relay."""
+
+    def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
+        """Tell that the journal has these detectors."""
+
+    def nak(self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool) -> None:
+        """Tell that these detectors are not taken."""
+
+    def results(self, entries: Sequence[ResultEntry]) -> None:
+        """Tell outcomes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Whom the desk turns to."""
+
+    link: Link
+    seat: Callable[[int, object], None]
+    """Gives a slot an event."""
+    export: Callable[[str], None]
+    """Gives the exporter a spool."""
+    decide: Callable[[], None]
+    """Wakes the scheduler."""
+
+
+class VisitDesk:
+    """Answers for every accepted visit-detector.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.NodeConfig`
+        The node's configuration.
+    clock : `~ppdaemon.clock.Clock`
+        Deadlines and stamps.
+    journal : `~ppdaemon.node.journal.JournalThread`
+        Promises and outcomes.
+    scheduler : `~ppdaemon.node.scheduler.Scheduler`
+        Takes what needs a worker.
+    count : `collections.Counter`
+        Counts what operators want to know.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        clock: Clock,
+        journal: JournalThread,
+        scheduler: Scheduler,
+        count: Counter[str],
+    ):
+        self.docket = Docket()
+        self.taking = False
+        """Whether new visits are accepted; not while starting or draining."""
+        self.problem = ""
+        """Why the journal cannot be written, or blank."""
+        self._config = config
+        self._folders = NodeFolders.of(config)
+        self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
+        self._clock = clock
+        self._journal = journal
+        self._scheduler = scheduler
+        self._count = count
+        self._landed = ArrivalIndex(config.arrivals.remember_s, clock.mono)
+        self._flush_wanted = asyncio.Event()
+        self._spools: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def meet(self, neighbours: Neighbours) -> None:
+        """Learn whom to turn to.
+
+        Parameters
+        ----------
+        neighbours : `Neighbours`
+            The other parts of the node.
+        """
+        self._neighbours = neighbours
+
+    # --- from the relay --------------------------------------------------
+
+    async def reserve(self, order: ReserveVisit) -> None:
+        """Take a visit's detectors, or say why not.
+
+        Parameters
+        ----------
+        order : `~ppdaemon.messages.ReserveVisit`
+            What the relay asks.
+        """
+        link, visit = self._neighbours.link, order.visit
+        if not self.taking:
+            link.nak(order, order.detectors, "the node takes no visits now", final=False)
+            return
+        age = self._clock.tai() - order.received_tai
+        if age > self._config.node.expiry_s:
+            link.nak(order, order.detectors, f"expired: announced {age:.0f} s ago", final=True)
+            return
+        ours = [d for d in order.detectors if d in self._served.get(visit.instrument, ())]
+        others = [d for d in order.detectors if d not in ours]
+        if others:
+            link.nak(order, others, f"{visit.instrument} {others} are not served here", final=True)
+        if not ours:
+            return
+        entries = [self._entry(order, detector) for detector in ours]
+        try:
+            new = await self._journal.call(lambda journal: journal.accept(entries))
+        except sqlite3.Error as error:
+            self._journal_failed(error)
+            link.nak(order, ours, f"the journal cannot be written: {error}", final=False)
+            return
+        self.problem = ""
+        link.ack(order, ours)
+        if not all(new):
+            await self._repeat([entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh])
+        for entry, fresh in zip(entries, new, strict=True):
+            if fresh:
+                self._take(entry)
+        self._neighbours.decide()
+
+    def cancel(self, order: CancelVisit) -> None:
+        """Let go of a visit that will not be taken.
+
+        Parameters
+        ----------
+        order : `~ppdaemon.messages.CancelVisit`
+            What the relay says.
+        """
+        for visit in self.docket.of_group(order.instrument, order.group):
+            if self._scheduler.remove(visit.entry.key):
+                self._end(visit, Outcome.CANCELLED, "cancelled by the telescope")
+            elif visit.slot is not None:
+                self._neighbours.seat(visit.slot, CancelReceived())
+
+    async def relay_said(self, words: ResultsSeen | Welcome) -> None:
+        """Note which outcomes the relay has; tell the others once more.
+
+        Parameters
+        ----------
+        words : `object`
+            `~ppdaemon.messages.ResultsSeen` or `~ppdaemon.messages.Welcome`.
+        """
+        if isinstance(words, ResultsSeen):
+            await self._journal.call(lambda journal: journal.reported(words.entries))
+        else:
+            await self.report_again()
+
+    async def report_again(self) -> None:
+        """Tell the relay all outcomes that it has not confirmed."""
+        entries = await self._journal.call(lambda journal: journal.unreported(RESULTS_AT_ONCE))
+        self._neighbours.link.results(entries)
+
+    # --- from the files --------------------------------------------------
+
+    def raw_arrived(self, raw: Raw) -> None:
+        """Give a raw to the worker that waits for it, and remember it.
+
+        Parameters
+        ----------
+        raw : `~ppdaemon.messages.Raw`
+            A complete raw.
+        """
+        self._landed.add(raw)
+        visit = self.docket.find(raw.instrument, parent_group(raw.group), raw.detector)
+        if visit is None:
+            self._count["raw_without_visit"] += 1
+        elif visit.slot is not None:
+            self._neighbours.seat(visit.slot, RawArrived(raw))
+        else:
+            self.docket.reached(visit, Stage.ARRIVED, raw.seen_tai)
+
+    # --- from the scheduler ----------------------------------------------
+
+    def assign(self, assignment: Assignment, slot: int, pid: int | None) -> None:
+        """Give a visit-detector to an idle seat.
+
+        Parameters
+        ----------
+        assignment : `~ppdaemon.node.assignment.Assignment`
+            What the scheduler has matched.
+        slot : `int`
+            With which seat.
+        pid : `int` or `None`
+            Of its worker.
+        """
+        visit = self.docket.of(assignment.key)
+        assert visit is not None, assignment.key
+        visit.slot, visit.entry.slot, visit.entry.pid = slot, slot, pid
+        self._neighbours.seat(slot, VisitAssigned(assignment))
+        for raw in self._landed.of(*assignment.key[:3]):
+            self._neighbours.seat(slot, RawArrived(raw))
+
+    def drop(self, drop: Drop) -> None:
+        """End a visit-detector that no worker will serve.
+
+        Parameters
+        ----------
+        drop : `~ppdaemon.node.scheduler.Drop`
+            Which, and why.
+        """
+        visit = self.docket.of(drop.assignment.key)
+        if visit is not None:
+            self._end(visit, Outcome.EXPIRED, drop.reason)
+
+    # --- from the seats --------------------------------------------------
+
+    def perform(self, action: VisitAction, slot: Slot) -> None:
+        """Do what a slot wants done about its visit.
+
+        Parameters
+        ----------
+        action : `object`
+            `Finish`, `NoteStage` or `NoteRaw` of `ppdaemon.node.events`.
+        slot : `~ppdaemon.node.slot.Slot`
+            Whose.
+        """
+        match action:
+            case NoteStage(key=key, stage=stage, tai=tai):
+                if visit := self.docket.of(key):
+                    self.docket.reached(visit, stage, self._clock.tai() if tai is None else tai)
+            case NoteRaw(key=key, exposures=exposures, shutter_close_tai=closed):
+                if visit := self.docket.of(key):
+                    visit.entry.exposures = exposures
+                    last = visit.entry.shutter_close_tai
+                    visit.entry.shutter_close_tai = max(filter(None, (closed, last)), default=None)
+                    self.docket.touch(visit.entry)
+            case Finish():
+                self._finish(action)
+        self._flush_wanted.set()
+
+    def exported(self, fact: Exported) -> None:
+        """Note that outputs are in the central repo.
+
+        Parameters
+        ----------
+        fact : `~ppdaemon.messages.Exported`
+            What the exporter said.
+        """
+        names = (self._folders.read_spooled(spool.rpartition("/")[2]) for spool in fact.spools)
+        keys = [Key(*name) for name in names if name]
+        self._count["datasets_exported"] += fact.datasets
+        self._keep(self._journal.call(lambda journal: journal.exported(keys, fact.tai)))
+
+    # --- at the end of a life --------------------------------------------
+
+    async def answer_for_former_life(self) -> int:
+        """Give an outcome to what a former life has left.
+
+        Returns
+        -------
+        count : `int`
+            Attempts that were interrupted, or had just been spooled.
+        """
+        entries = await self._journal.call(lambda journal: journal.unfinished())
+        for entry in entries:
+            spooled = self._folders.spooled(*entry.key).is_dir()
+            entry.outcome = Outcome.SUCCEEDED if spooled else Outcome.INTERRUPTED
+            entry.reason = "" if spooled else "the daemon ended before the visit did"
+            entry.retriable = not spooled and not entry.no_return
+            entry.final, entry.ended_tai = True, self._clock.tai()
+            self.docket.outcomes[entry.outcome] += 1
+        if entries:
+            await self._journal.call(lambda journal: journal.update(entries))
+        return len(entries)
+
+    def interrupt_queued(self) -> None:
+        """End what still waits for a worker: the daemon stops."""
+        for visit in self.docket:
+            if self._scheduler.remove(visit.entry.key):
+                self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", retriable=True)
+
+    # --- writing ---------------------------------------------------------
+
+    async def keep_written(self) -> None:
+        """Write what changes, many rows in one commit, until cancelled."""
+        while True:
+            await self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            await self.flush()
+            await asyncio.sleep(0.05)  # gather what comes in a burst
+
+    async def flush(self) -> None:
+        """Write what has changed; then report outcomes and export spools."""
+        entries = self.docket.changed()
+        spools, self._spools = self._spools, []
+        if not entries:
+            return
+        try:
+            await self._journal.call(lambda journal: journal.update(entries))
+        except sqlite3.Error as error:
+            self._journal_failed(error)
+            for entry in entries:
+                self.docket.touch(entry)
+            self._spools = spools + self._spools
+            asyncio.get_running_loop().call_later(1.0, self._flush_wanted.set)
+            return
+        self.problem = ""
+        self._neighbours.link.results([_result(entry) for entry in entries if entry.final])
+        for spool in spools:
+            self._neighbours.export(spool)
+
+    # --- inside ----------------------------------------------------------
+
+    def _entry(self, order: ReserveVisit, detector: int) -> Entry:
+        key = Key(order.visit.instrument, order.visit.group, detector, order.attempt)
+        stages = {Stage.ACCEPTED: self._clock.tai()}
+        return Entry(key, order.visit, order.received_tai, stages)
+
+    def _take(self, entry: Entry) -> None:
+        """Find out what an accepted visit-detector gets, and queue it."""
+        visit = OpenVisit(entry, self._assignment(entry))
+        self.docket.add(visit)
+        main = select(self._config.pipelines.main, entry.visit)
+        if not main:
+            reason = "no rule matches" if main is None else "its rule says to ignore it"
+            self._end(visit, Outcome.IGNORED, f"{reason} (survey {entry.visit.survey!r})")
+            return
+        dropped = self._scheduler.add(visit.assignment)
+        if dropped is not None:
+            self.drop(dropped)
+
+    def _assignment(self, entry: Entry) -> Assignment:
+        visit = entry.visit
+        passed = max(0.0, self._clock.tai() - entry.received_tai)
+        announced = self._clock.mono() - passed
+        rules = self._config.pipelines
+        return Assignment(
+            key=entry.key,
+            visit=visit,
+            pipelines=Pipelines(
+                preprocessing=select(rules.preprocessing, visit) or (), main=select(rules.main, visit) or ()
+            ),
+            no_image_at=announced + self._patience_s(visit),
+            pointless_at=announced + self._config.node.expiry_s,
+        )
+
+    def _patience_s(self, visit: NextVisit) -> float:
+        return 2 * visit.duration_s + self._config.arrivals.image_timeout_s
+
+    def _finish(self, action: Finish) -> None:
+        visit = self.docket.of(action.assignment.key)
+        assert visit is not None, action.assignment.key
+        entry = visit.entry
+        entry.pipeline, entry.engine, entry.datasets = action.pipeline, action.engine, action.datasets
+        entry.partial = action.assignment.partial and action.outcome == Outcome.SUCCEEDED
+        entry.no_return = action.assignment.no_return
+        outcome, reason, spool = action.outcome, action.reason, action.spool
+        folder = self._folders.spooled(*entry.key)
+        if action.if_spooled and folder.is_dir():
+            outcome, reason, spool = Outcome.SUCCEEDED, "the worker died after spooling", str(folder)
+        if spool is not None:
+            self._spools.append(spool)
+        self._end(visit, outcome, reason, retriable=action.retriable)
+
+    def _end(self, visit: OpenVisit, outcome: Outcome, reason: str, *, retriable: bool = False) -> None:
+        """Write an outcome, or try once more."""
+        entry = visit.entry
+        entry.retriable = retriable
+        again = (
+            retriable
+            and self.taking
+            and entry.key.attempt < self._config.workers.attempts
+            and self._clock.mono() < visit.assignment.pointless_at
+        )
+        _LOG.log(
+            logging.INFO if outcome in (Outcome.SUCCEEDED, Outcome.IGNORED) else logging.WARNING,
+            "%s: %s%s%s",
+            entry.key,
+            outcome,
+            f" ({reason})" if reason else "",
+            ", tried again" if again else "",
+        )
+        self.docket.end(visit, outcome, reason, self._clock.tai(), final=not again)
+        self._flush_wanted.set()
+        if again:
+            self._keep(self._retry(visit))
+
+    async def _retry(self, visit: OpenVisit) -> None:
+        """Journal the next attempt, then queue it with the raws seen."""
+        assignment = replace(visit.assignment.again(), raws=())
+        entry = Entry(
+            assignment.key, visit.entry.visit, visit.entry.received_tai, {Stage.ACCEPTED: self._clock.tai()}
+        )
+        await self._journal.call(lambda journal: journal.accept([entry]))
+        self.docket.add(OpenVisit(entry, assignment))
+        dropped = self._scheduler.add(assignment)
+        if dropped is not None:
+            self.drop(dropped)
+        self._neighbours.decide()
+
+    async def _repeat(self, keys: Sequence[Key]) -> None:
+        """The relay asks again for what has ended: it missed the result."""
+        ended = [key for key in keys if self.docket.find(*key[:3]) is None]
+        if ended:
+            await self._journal.call(lambda journal: journal.unreport(ended))
+            await self.report_again()
+
+    def _journal_failed(self, error: Exception) -> None:
+        if not self.problem:
+            _LOG.error("the journal cannot be written, no visits are taken: %s", error)
+        self._count["journal_error"] += 1
+        self.problem = f"the journal cannot be written: {error}"
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something to its end beside the pump, and log its failure."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._count["background_error"] += 1
+            _LOG.error("background work failed", exc_info=error)
+
+
+def _result(entry: Entry) -> ResultEntry:
+    return ResultEntry(
+        instrument=entry.key.instrument,
+        group=entry.key.group,
+        detector=entry.key.detector,
+        attempt=entry.key.attempt,
+        outcome=entry.outcome or Outcome.INTERRUPTED,
+        reason=entry.reason,
+    )

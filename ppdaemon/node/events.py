@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a slot is told (facts, past tense) and what it asks for (orders).
+
+The facts a worker says come as they are, from `ppdaemon.messages`.
+"""
+
+from dataclasses import dataclass
+
+from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
+from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.states import Outcome, SlotState, Stage
+
+__all__ = (
+    "Action",
+    "CancelReceived",
+    "ClearDeadline",
+    "DeadlinePassed",
+    "Finish",
+    "Fork",
+    "KillAsked",
+    "MemorySampled",
+    "NoteRaw",
+    "NoteStage",
+    "RawArrived",
+    "RestartAsked",
+    "RetireAsked",
+    "SeatChanged",
+    "Send",
+    "SetDeadline",
+    "Signal",
+    "VisitAssigned",
+    "WipeRepo",
+    "WordsRefused",
+    "WorkerDied",
+    "WorkerForked",
+    "WorkerNotForked",
+)
+
+
+# --- events ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerForked:
+    """The zygote forked a process for this seat."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNotForked:
+    """The zygote could not fork."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VisitAssigned:
+    """The scheduler gave this seat a visit-detector."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class RawArrived:
+    """A raw of the seat's visit-detector is complete."""
+
+    raw: Raw
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReceived:
+    """The seat's visit will not be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The present state lasted too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySampled:
+    """The meters read this slot's memory."""
+
+    used_bytes: int
+    """Private bytes plus RAM-disk repo."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordsRefused:
+    """The worker said something that nobody could understand."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """The process is gone; everything it said has been heard."""
+
+    status: int | None
+    """Exit status, minus the signal's number, or `None` if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetireAsked:
+    """This seat is not needed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAsked:
+    """An operator wants a new worker here."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillAsked:
+    """An operator wants this worker dead."""
+
+    reason: str = "killed by an operator"
+
+
+# --- actions -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Ask the zygote for a worker, once the repo is wiped."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give the worker an order."""
+
+    order: Prepare | Ingest | Process | GiveUp | Quit
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Signal the worker by its pidfd."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetDeadline:
+    """Wake this slot at a monotonic time; replaces the one before."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClearDeadline:
+    """This state may last as long as it likes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WipeRepo:
+    """Close the dead worker's channel, kill what it left, delete its repo."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteStage:
+    """Write a stage into the journal."""
+
+    key: Key
+    stage: Stage
+    tai: float | None = None
+    """When, if the worker said so; else now."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRaw:
+    """Write into the journal which exposures are in."""
+
+    key: Key
+    exposures: tuple[int, ...]
+    shutter_close_tai: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """This attempt at the visit-detector ended."""
+
+    assignment: Assignment
+    outcome: Outcome
+    reason: str = ""
+    retriable: bool = False
+    pipeline: str = ""
+    engine: str = ""
+    spool: str | None = None
+    datasets: int = 0
+    if_spooled: bool = False
+    """The worker died while spooling: a complete spool means success."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeatChanged:
+    """The state changed: the scheduler and the watchers want to know."""
+
+    before: SlotState
+    after: SlotState
+
+
+Action = (
+    Fork | Send | Signal | SetDeadline | ClearDeadline | WipeRepo | NoteStage | NoteRaw | Finish | SeatChanged
+)

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The node's end of the link to the relay.
+
+Says HELLO until it is welcomed, repeats results until they are seen, and
+connects anew when the relay falls silent: a ROUTER that was away has
+forgotten its peers, and what it sent meanwhile is lost without an error.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import zmq
+import zmq.asyncio
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import RelayLink
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import (
+    RELAY_LIMIT,
+    AckedVisit,
+    CancelVisit,
+    FromRelay,
+    Heartbeat,
+    Hello,
+    NakedVisit,
+    ReserveVisit,
+    ResultEntry,
+    Results,
+    ResultsSeen,
+    Sorry,
+    Welcome,
+)
+from ppdaemon.wire import decode, encode
+
+__all__ = ("Intake",)
+
+_LOG = logging.getLogger(__name__)
+
+HIGH_WATER = 1000
+"""Messages that may wait on either side of the socket."""
+
+type Heard = Callable[[ReserveVisit | CancelVisit | ResultsSeen | Welcome], None]
+
+
+class Intake:
+    """Speaks with one relay.
+
+    Parameters
+    ----------
+    link : `~ppdaemon.config.RelayLink`
+        Where the relay is, and how long it may be silent.
+    name, life : `str`
+        The node's name and the nonce of this life.
+    instruments : `~collections.abc.Mapping`
+        Detectors served, by instrument.
+    capacity : `int`
+        Visit-detectors that the node can hold at once.
+    clock : `~ppdaemon.clock.Clock`
+        For stamps and silence.
+    context : `zmq.asyncio.Context`
+        The process's only one.
+    heard : `~collections.abc.Callable`
+        Called in the event loop with what concerns visits.
+    count : `collections.Counter`
+        Counts bad messages by kind.
+    """
+
+    def __init__(
+        self,
+        link: RelayLink,
+        name: str,
+        life: str,
+        instruments: Mapping[str, Sequence[int]],
+        capacity: int,
+        clock: Clock,
+        context: zmq.asyncio.Context,
+        heard: Heard,
+        count: Counter[str],
+    ):
+        self._link = link
+        self._name = name
+        self._life = life
+        self._instruments = {key: tuple(value) for key, value in instruments.items()}
+        self._capacity = capacity
+        self._clock = clock
+        self._context = context
+        self._heard = heard
+        self._count = count
+        self._socket: zmq.asyncio.Socket | None = None
+        self._sequence = 0
+        self._relay: str | None = None
+        self._problem = ""
+        self._last_heard = 0.0
+        self._taking = True
+
+    @property
+    def text(self) -> str:
+        """The link in a few words (`str`)."""
+        if self._link.address is None:
+            return "none configured"
+        if self._problem:
+            return self._problem
+        if self._relay is None:
+            return f"connecting to {self._link.address}"
+        return f"connected to {self._relay} at {self._link.address}"
+
+    @property
+    def connected(self) -> bool:
+        """Whether a relay has welcomed this node and speaks (`bool`)."""
+        return self._relay is not None
+
+    async def run(self) -> None:
+        """Keep the link until cancelled."""
+        if self._link.address is None:
+            return
+        try:
+            while True:
+                self._connect(self._link.address)
+                await self._converse()
+        finally:
+            self._disconnect()
+
+    def set_taking(self, taking: bool) -> None:
+        """Offer the node's seats, or none while it drains.
+
+        Parameters
+        ----------
+        taking : `bool`
+            Whether visits are taken.
+        """
+        self._taking = taking
+        self._hello()
+
+    def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
+        """Tell that the journal has these detectors.
+
+        Parameters
+        ----------
+        visit : `~ppdaemon.messages.ReserveVisit`
+            What was asked.
+        detectors : `~collections.abc.Sequence` [`int`]
+            Which of them.
+        """
+        self._say(
+            AckedVisit,
+            instrument=visit.visit.instrument,
+            group=visit.visit.group,
+            detectors=tuple(detectors),
+            attempt=visit.attempt,
+        )
+
+    def nak(self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool) -> None:
+        """Tell that these detectors are not taken.
+
+        Parameters
+        ----------
+        visit : `~ppdaemon.messages.ReserveVisit`
+            What was asked.
+        detectors : `~collections.abc.Sequence` [`int`]
+            Which of them.
+        reason : `str`
+            Why.
+        final : `bool`
+            Whether another try is pointless.
+        """
+        self._say(
+            NakedVisit,
+            instrument=visit.visit.instrument,
+            group=visit.visit.group,
+            detectors=tuple(detectors),
+            attempt=visit.attempt,
+            reason=reason,
+            final=final,
+        )
+
+    def results(self, entries: Sequence[ResultEntry]) -> None:
+        """Tell outcomes.
+
+        Parameters
+        ----------
+        entries : `~collections.abc.Sequence` [`~ppdaemon.messages.ResultEntry`]
+            Outcomes that are in the journal.
+        """
+        if entries and self.connected:
+            self._say(Results, entries=tuple(entries))
+
+    def _connect(self, address: str) -> None:
+        self._disconnect()
+        link = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, HIGH_WATER),
+            (zmq.RCVHWM, HIGH_WATER),
+            (zmq.MAXMSGSIZE, RELAY_LIMIT),
+            (zmq.HANDSHAKE_IVL, 3000),
+            (zmq.IMMEDIATE, 1),  # nothing queues up for a relay that is not there
+            (zmq.RECONNECT_IVL, 100),
+            (zmq.RECONNECT_IVL_MAX, 2000),
+        ):
+            link.setsockopt(option, value)
+        link.connect(address)
+        self._socket = link
+        self._last_heard = self._clock.mono()
+
+    def _disconnect(self) -> None:
+        self._relay = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _converse(self) -> None:
+        """Listen and send heartbeats until the relay falls silent."""
+        assert self._socket is not None
+        while self._clock.mono() - self._last_heard < self._link.silence_s:
+            if self.connected:
+                self._say(Heartbeat)
+            else:
+                self._hello()
+            until = self._clock.mono() + self._link.heartbeat_s
+            while (rest := until - self._clock.mono()) > 0:
+                if await self._socket.poll(rest * 1000):
+                    self._hear(await self._socket.recv_multipart())
+        if self._relay is not None:
+            _LOG.warning("relay %s is silent for %g s: connecting anew", self._relay, self._link.silence_s)
+
+    def _hear(self, frames: list[bytes]) -> None:
+        try:
+            if len(frames) != 1:
+                raise BadMessage(f"{len(frames)} frames instead of one", "frames")
+            message = decode(frames[0], FromRelay, limit=RELAY_LIMIT)
+        except BadMessage as error:
+            self._count[f"bad_message.{error.kind}"] += 1
+            _LOG.warning("the relay said nonsense: %s", error)
+            return
+        self._last_heard = self._clock.mono()
+        match message:
+            case Heartbeat():
+                return
+            case Welcome(origin=origin, life=life):
+                if self._relay is None:
+                    _LOG.info("welcomed by relay %s, life %s", origin, life)
+                self._relay, self._problem = origin, ""
+                self._heard(message)
+            case Sorry(code="stranger"):
+                self._relay = None
+                self._hello()
+            case Sorry(reason=reason):
+                if self._problem != reason:
+                    _LOG.error("refused by relay %s: %s", message.origin, reason)
+                self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
+            case _:
+                self._heard(message)
+
+    def _hello(self) -> None:
+        self._say(
+            Hello,
+            life=self._life,
+            instruments=self._instruments,
+            capacity=self._capacity if self._taking else 0,
+        )
+
+    def _say(self, kind: type[Any], **fields: Any) -> None:
+        """Send one message, or nothing if the relay is not there."""
+        if self._socket is None:
+            return
+        self._sequence += 1
+        message = kind(origin=self._name, sent_tai=self._clock.tai(), sequence=self._sequence, **fields)
+        # Done at once, because it may not wait; zmq.Again means that the relay
+        # is away, and what matters is repeated.
+        cast("asyncio.Future[object]", self._socket.send(encode(message), zmq.DONTWAIT)).exception()

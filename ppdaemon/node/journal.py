@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the node has promised and what became of it: one SQLite file.
+
+One row per attempt at a visit-detector. WAL with ``synchronous=FULL``: what
+a call has returned from survives the machine. `Journal` blocks and belongs to
+one thread; the supervisor reaches it through `JournalThread`.
+"""
+
+import asyncio
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ppdaemon.messages import ResultEntry
+from ppdaemon.node.assignment import Key
+from ppdaemon.reports import VisitRow
+from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
+from ppdaemon.visit import NextVisit
+from ppdaemon.wire import encode
+
+__all__ = ("Entry", "Journal", "JournalThread")
+
+_LOG = logging.getLogger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS attempt (
+    instrument TEXT NOT NULL, grp TEXT NOT NULL, detector INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    visit TEXT NOT NULL, received_tai REAL NOT NULL, survey TEXT NOT NULL,
+    stages TEXT NOT NULL, outcome TEXT, reason TEXT NOT NULL DEFAULT '', retriable INTEGER NOT NULL DEFAULT 0,
+    final INTEGER NOT NULL DEFAULT 0, pipeline TEXT NOT NULL DEFAULT '', engine TEXT NOT NULL DEFAULT '',
+    slot INTEGER, pid INTEGER, exposures TEXT NOT NULL DEFAULT '[]', partial INTEGER NOT NULL DEFAULT 0,
+    datasets INTEGER NOT NULL DEFAULT 0, shutter_close_tai REAL, ended_tai REAL,
+    no_return TEXT NOT NULL DEFAULT '',
+    reported INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (instrument, grp, detector, attempt)
+);
+CREATE INDEX IF NOT EXISTS unfinished ON attempt (final) WHERE final = 0;
+CREATE INDEX IF NOT EXISTS unreported ON attempt (reported) WHERE final = 1 AND reported = 0;
+CREATE INDEX IF NOT EXISTS by_group ON attempt (grp);
+CREATE INDEX IF NOT EXISTS bad ON attempt (outcome) WHERE outcome IS NOT NULL;
+PRAGMA user_version = 1;
+"""
+
+_COLUMNS = (
+    "instrument, grp, detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid, exposures,"
+    " partial, retriable, datasets, stages, shutter_close_tai, ended_tai"
+)
+
+_IS_KEY = "instrument = ? AND grp = ? AND detector = ? AND attempt = ?"
+
+
+@dataclass(slots=True)
+class Entry:
+    """One open row as the supervisor holds it; written when it changes."""
+
+    key: Key
+    visit: NextVisit
+    received_tai: float
+    stages: dict[Stage, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    reason: str = ""
+    retriable: bool = False
+    final: bool = False
+    """Whether this attempt's outcome is the visit-detector's."""
+    pipeline: str = ""
+    engine: str = ""
+    slot: int | None = None
+    pid: int | None = None
+    exposures: tuple[int, ...] = ()
+    partial: bool = False
+    datasets: int = 0
+    shutter_close_tai: float | None = None
+    ended_tai: float | None = None
+    no_return: str = ""
+
+    def row(self) -> VisitRow:
+        """Return the entry as it is shown to operators.
+
+        Returns
+        -------
+        row : `~ppdaemon.reports.VisitRow`
+            The same.
+        """
+        return VisitRow(
+            instrument=self.key.instrument,
+            group=self.key.group,
+            detector=self.key.detector,
+            attempt=self.key.attempt,
+            survey=self.visit.survey,
+            outcome=self.outcome,
+            reason=self.reason,
+            pipeline=self.pipeline,
+            engine=self.engine,
+            slot=self.slot,
+            pid=self.pid,
+            exposures=self.exposures,
+            partial=self.partial,
+            retriable=self.retriable,
+            datasets=self.datasets,
+            stages=self.stages,
+            shutter_close_tai=self.shutter_close_tai,
+            ended_tai=self.ended_tai,
+        )
+
+
+class Journal:
+    """The file; all calls block, each one is a single transaction.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The SQLite file. One that cannot be read is moved aside, and a new one
+        begun.
+    """
+
+    def __init__(self, path: Path):
+        self.moved_aside: Path | None = None
+        try:
+            self._db = self._open(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # locked, full or read-only: not corrupt
+            self.moved_aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}")
+            path.rename(self.moved_aside)
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            _LOG.error("journal is corrupt (%s): moved to %s, a new one begins", error, self.moved_aside)
+            self._db = self._open(path)
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_SCHEMA)
+            db.execute("SELECT COUNT(*) FROM attempt WHERE final = 0")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def accept(self, entries: Sequence[Entry]) -> list[bool]:
+        """Write new rows.
+
+        Parameters
+        ----------
+        entries : `~collections.abc.Sequence` [`Entry`]
+            Visit-detectors to promise.
+
+        Returns
+        -------
+        new : `list` [`bool`]
+            `False` where the journal already has the visit-detector.
+        """
+        new = []
+        with self._transaction():
+            for entry in entries:
+                key = entry.key
+                cursor = self._db.execute(
+                    "INSERT OR IGNORE INTO attempt (instrument, grp, detector, attempt, visit, received_tai,"
+                    " survey, stages) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *key,
+                        encode(entry.visit).decode(),
+                        entry.received_tai,
+                        entry.visit.survey,
+                        _stages(entry),
+                    ),
+                )
+                new.append(cursor.rowcount == 1)
+        return new
+
+    def update(self, entries: Sequence[Entry]) -> None:
+        """Write what has changed in these rows.
+
+        Parameters
+        ----------
+        entries : `~collections.abc.Sequence` [`Entry`]
+            Rows that `accept` has written.
+        """
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE attempt SET stages = ?, outcome = ?, reason = ?, retriable = ?, final = ?,"
+                " pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?, datasets = ?,"
+                f" shutter_close_tai = ?, ended_tai = ?, no_return = ? WHERE {_IS_KEY}",
+                [
+                    (
+                        _stages(entry),
+                        entry.outcome,
+                        entry.reason,
+                        entry.retriable,
+                        entry.final,
+                        entry.pipeline,
+                        entry.engine,
+                        entry.slot,
+                        entry.pid,
+                        json.dumps(entry.exposures),
+                        entry.partial,
+                        entry.datasets,
+                        entry.shutter_close_tai,
+                        entry.ended_tai,
+                        entry.no_return,
+                        *entry.key,
+                    )
+                    for entry in entries
+                ],
+            )
+
+    def exported(self, keys: Sequence[Key], tai: float) -> None:
+        """Note that these rows' outputs are in the central repo.
+
+        Parameters
+        ----------
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+            Which rows.
+        tai : `float`
+            When, TAI seconds since 1970.
+        """
+        with self._transaction():
+            self._db.executemany(
+                f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
+                [(tai, *key) for key in keys],
+            )
+
+    def unfinished(self) -> list[Entry]:
+        """Return the attempts that no outcome of their visit-detector follows.
+
+        Returns
+        -------
+        entries : `list` [`Entry`]
+            The oldest first; the last attempt of each visit-detector.
+        """
+        rows = self._db.execute(
+            "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
+            " shutter_close_tai, no_return, slot, pid FROM attempt AS this WHERE final = 0 AND NOT EXISTS"
+            " (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument AND next.grp = this.grp"
+            " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
+        )
+        return [
+            Entry(
+                key=Key(*row[:4]),
+                visit=NextVisit.model_validate_json(row[4]),
+                received_tai=row[5],
+                stages={Stage(name): tai for name, tai in json.loads(row[6]).items()},
+                exposures=tuple(json.loads(row[7])),
+                shutter_close_tai=row[8],
+                no_return=row[9],
+                slot=row[10],
+                pid=row[11],
+            )
+            for row in rows
+        ]
+
+    def unreported(self, limit: int) -> list[ResultEntry]:
+        """Return outcomes that no relay has confirmed.
+
+        Parameters
+        ----------
+        limit : `int`
+            How many at the most.
+
+        Returns
+        -------
+        entries : `list` [`~ppdaemon.messages.ResultEntry`]
+            The oldest first.
+        """
+        rows = self._db.execute(
+            "SELECT instrument, grp, detector, attempt, outcome, reason FROM attempt"
+            " WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
+            (limit,),
+        )
+        return [
+            ResultEntry(
+                instrument=row[0],
+                group=row[1],
+                detector=row[2],
+                attempt=row[3],
+                outcome=row[4],
+                reason=row[5],
+            )
+            for row in rows
+        ]
+
+    def reported(self, keys: Sequence[tuple[str, str, int, int]]) -> None:
+        """Note that the relay has these outcomes.
+
+        Parameters
+        ----------
+        keys : `~collections.abc.Sequence` [`tuple`]
+            Instrument, group, detector and attempt of each.
+        """
+        with self._transaction():
+            self._db.executemany(f"UPDATE attempt SET reported = 1 WHERE {_IS_KEY}", keys)
+
+    def unreport(self, keys: Sequence[Key]) -> None:
+        """Tell the relay these visit-detectors' outcomes once more.
+
+        Parameters
+        ----------
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+            Which; all their attempts are looked at.
+        """
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE attempt SET reported = 0"
+                " WHERE final = 1 AND instrument = ? AND grp = ? AND detector = ?",
+                [key[:3] for key in keys],
+            )
+
+    def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:
+        """Return the newest rows.
+
+        Parameters
+        ----------
+        limit : `int`
+            How many at the most.
+        bad_only : `bool`, optional
+            Only those with a bad outcome that is final.
+
+        Returns
+        -------
+        rows : `list` [`~ppdaemon.reports.VisitRow`]
+            The newest first.
+        """
+        where, values = "", []
+        if bad_only:
+            values = sorted(BAD_OUTCOMES)
+            where = f"WHERE final = 1 AND outcome IN ({', '.join('?' * len(values))})"
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM attempt {where} ORDER BY rowid DESC LIMIT ?", (*values, limit)
+        )
+        return [_visit_row(row) for row in rows]
+
+    def visit(self, group: str) -> list[VisitRow]:
+        """Return all rows of one group.
+
+        Parameters
+        ----------
+        group : `str`
+            The visit's group.
+
+        Returns
+        -------
+        rows : `list` [`~ppdaemon.reports.VisitRow`]
+            By detector and attempt; empty if the group is not known.
+        """
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt", (group,)
+        )
+        return [_visit_row(row) for row in rows]
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    """Commits at the end, or rolls back."""
+
+    def __init__(self, db: sqlite3.Connection):
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _stages(entry: Entry) -> str:
+    return json.dumps(entry.stages)
+
+
+def _visit_row(row: tuple[object, ...]) -> VisitRow:
+    names = (name.strip() for name in _COLUMNS.split(","))
+    values = dict(zip(names, row, strict=True))
+    values["group"] = values.pop("grp")
+    values["exposures"] = json.loads(str(values["exposures"]))
+    values["stages"] = json.loads(str(values["stages"]))
+    return VisitRow.model_validate(values)
+
+
+class JournalThread:
+    """The journal in a thread of its own, so that no disk stalls the pump.
+
+    Parameters
+    ----------
+    journal : `Journal`
+        Used from here on by the thread alone.
+    """
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+        self._thread = ThreadPoolExecutor(1, "journal")
+
+    async def call[T](self, work: Callable[[Journal], T]) -> T:
+        """Do something with the journal, after all that was asked before.
+
+        Parameters
+        ----------
+        work : `~collections.abc.Callable`
+            Gets the `Journal`.
+
+        Returns
+        -------
+        result : `object`
+            What `work` returned.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._journal)
+
+    def close(self) -> None:
+        """Finish what is queued, close the file and end the thread."""
+        self._thread.submit(self._journal.close).result()
+        self._thread.shutdown()

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which seat gets which visit-detector, and how many seats there are. Pure.
+
+An idle worker that served the detector last is taken first, then any idle
+one, then a new seat while there may be more; else the visit-detector queues
+until it is pointless. Some idle workers are kept ready, surplus ones retired.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ppdaemon.config import WorkersConfig
+from ppdaemon.node.assignment import Assignment, Key
+
+__all__ = ("Assign", "Decision", "Drop", "OpenSeat", "RetireSeat", "Scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give this visit-detector to this idle seat."""
+
+    assignment: Assignment
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSeat:
+    """One more seat is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetireSeat:
+    """This idle seat is not needed."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """No worker became free while it made sense."""
+
+    assignment: Assignment
+    reason: str
+
+
+Decision = Assign | OpenSeat | RetireSeat
+
+
+class Scheduler:
+    """Matches waiting visit-detectors and idle seats.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.WorkersConfig`
+        Numbers of seats.
+    """
+
+    def __init__(self, config: WorkersConfig):
+        self._config = config
+        self._waiting: OrderedDict[Key, Assignment] = OrderedDict()
+        self._idle: OrderedDict[int, float] = OrderedDict()  # slot: idle since
+        self._seats: set[int] = set()
+        self._rising: set[int] = set()  # seats on their way to idle
+        self._last: dict[int, tuple[str, int]] = {}  # slot: (instrument, detector)
+        self._home: dict[tuple[str, int], int] = {}  # (instrument, detector): slot
+
+    @property
+    def queued(self) -> int:
+        """How many visit-detectors wait for a worker (`int`)."""
+        return len(self._waiting)
+
+    def add(self, assignment: Assignment) -> Drop | None:
+        """Queue a visit-detector.
+
+        Parameters
+        ----------
+        assignment : `~ppdaemon.node.assignment.Assignment`
+            Accepted and without an outcome.
+
+        Returns
+        -------
+        drop : `Drop` or `None`
+            What had to go because the queue is full: the oldest.
+        """
+        self._waiting[assignment.key] = assignment
+        if len(self._waiting) > max(self._config.queue, 1):
+            _, oldest = self._waiting.popitem(last=False)
+            return Drop(oldest, f"more than {self._config.queue} visit-detectors wait for a worker")
+        return None
+
+    def remove(self, key: Key) -> Assignment | None:
+        """Take a visit-detector out of the queue.
+
+        Parameters
+        ----------
+        key : `~ppdaemon.node.assignment.Key`
+            Which.
+
+        Returns
+        -------
+        assignment : `~ppdaemon.node.assignment.Assignment` or `None`
+            `None` if it does not wait here.
+        """
+        return self._waiting.pop(key, None)
+
+    def waiting(self, key: Key) -> Assignment | None:
+        """Return a queued visit-detector, if it is one.
+
+        Parameters
+        ----------
+        key : `~ppdaemon.node.assignment.Key`
+            Which.
+
+        Returns
+        -------
+        assignment : `~ppdaemon.node.assignment.Assignment` or `None`
+            `None` if it does not wait here.
+        """
+        return self._waiting.get(key)
+
+    def seat_opened(self, slot: int) -> None:
+        """Count a seat that is being filled."""
+        self._seats.add(slot)
+        self._rising.add(slot)
+
+    def seat_idle(self, slot: int, now: float) -> None:
+        """Note that a seat's worker waits for a visit."""
+        self._rising.discard(slot)
+        self._idle[slot] = now
+
+    def seat_busy(self, slot: int) -> None:
+        """Note that a seat's worker is not to be had."""
+        self._rising.discard(slot)
+        self._idle.pop(slot, None)
+
+    def seat_rising(self, slot: int) -> None:
+        """Note that a seat will be idle soon, by itself."""
+        self._idle.pop(slot, None)
+        self._rising.add(slot)
+
+    def seat_closed(self, slot: int) -> None:
+        """Forget a seat that is not filled any more."""
+        for members in (self._seats, self._rising):
+            members.discard(slot)
+        self._idle.pop(slot, None)
+        home = self._last.pop(slot, None)
+        if home is not None and self._home.get(home) == slot:
+            del self._home[home]
+
+    def decide(self, now: float, *, growing: bool = True) -> list[Decision]:
+        """Decide what can be decided.
+
+        Parameters
+        ----------
+        now : `float`
+            Monotonic seconds.
+        growing : `bool`, optional
+            Whether seats may be opened or retired (not while stopping).
+
+        Returns
+        -------
+        decisions : `list`
+            To be carried out in order; the scheduler already counts with
+            them.
+        """
+        decisions = self._match()
+        if growing:
+            decisions += self._resize(now)
+        return decisions
+
+    def drop_pointless(self, now: float) -> list[Drop]:
+        """Take out of the queue what is not worth starting any more.
+
+        Parameters
+        ----------
+        now : `float`
+            Monotonic seconds.
+
+        Returns
+        -------
+        drops : `list` [`Drop`]
+            The oldest first.
+        """
+        drops = [
+            Drop(assignment, "no worker became free in time")
+            for assignment in self._waiting.values()
+            if now >= assignment.pointless_at
+        ]
+        for drop in drops:
+            del self._waiting[drop.assignment.key]
+        return drops
+
+    def _match(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        while self._waiting and self._idle:
+            _, assignment = self._waiting.popitem(last=False)
+            place = (assignment.key.instrument, assignment.key.detector)
+            slot = self._pick(place)
+            del self._idle[slot]
+            self._settle(slot, place)
+            decisions.append(Assign(assignment, slot))
+        return decisions
+
+    def _pick(self, place: tuple[str, int]) -> int:
+        """Return the idle seat that served a detector last, or one that
+        nobody else will miss.
+        """
+        home = self._home.get(place)
+        if home is not None and home in self._idle:
+            return home
+        return next((slot for slot in self._idle if slot not in self._last), next(iter(self._idle)))
+
+    def _settle(self, slot: int, place: tuple[str, int]) -> None:
+        before = self._last.get(slot)
+        if before is not None and self._home.get(before) == slot:
+            del self._home[before]
+        self._last[slot] = place
+        self._home[place] = slot
+
+    def _resize(self, now: float) -> list[Decision]:
+        coming = len(self._idle) + len(self._rising)
+        wanted = max(
+            len(self._waiting) + self._config.spare - coming,
+            self._config.min - len(self._seats),
+        )
+        wanted = min(wanted, self._config.max - len(self._seats))
+        if wanted > 0:
+            return [OpenSeat()] * wanted
+        return self._retire(now) if not self._waiting else []
+
+    def _retire(self, now: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        most = min(len(self._idle) - self._config.spare, len(self._seats) - self._config.min)
+        for slot, since in list(self._idle.items())[: max(most, 0)]:
+            if now - since >= self._config.retire_idle_s:
+                del self._idle[slot]
+                decisions.append(RetireSeat(slot))
+        return decisions

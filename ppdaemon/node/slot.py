@@ -1,0 +1,572 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A worker's seat as pure code: events in, actions out, one state, one table.
+
+Covers every decision about one seat: what its worker is told, how long it may
+take, when it is stopped, what outcome its visit gets. Does not cover who gets
+which visit (`ppdaemon.node.scheduler`), nor any I/O (`ppdaemon.node.pool`).
+"""
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ppdaemon.config import WorkersConfig
+from ppdaemon.messages import (
+    Done,
+    Fact,
+    GiveUp,
+    Ingest,
+    Ingested,
+    PointOfNoReturn,
+    Prepare,
+    Prepared,
+    Process,
+    Quit,
+    RawRefused,
+    Ready,
+    StageReached,
+)
+from ppdaemon.node.assignment import Assignment
+from ppdaemon.node.budget import RestartBudget
+from ppdaemon.node.events import (
+    Action,
+    CancelReceived,
+    ClearDeadline,
+    DeadlinePassed,
+    Finish,
+    Fork,
+    KillAsked,
+    MemorySampled,
+    NoteRaw,
+    NoteStage,
+    RawArrived,
+    RestartAsked,
+    RetireAsked,
+    SeatChanged,
+    Send,
+    SetDeadline,
+    Signal,
+    VisitAssigned,
+    WipeRepo,
+    WordsRefused,
+    WorkerDied,
+    WorkerForked,
+    WorkerNotForked,
+)
+from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
+
+__all__ = ("InvalidTransition", "Slot", "TABLE")
+
+S = SlotState
+Actions = list[Action]
+STORY = 40
+MOST_RAWS = 32
+"""Exposures of one visit at the most; further ones are not taken."""
+
+
+class InvalidTransition(Exception):
+    """An event that cannot happen in this state; carries the story."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of a visit whose worker is being stopped."""
+
+    outcome: Outcome
+    reason: str
+    retriable: bool
+    done: Done | None = None
+    """What the worker still said before it went."""
+
+
+class Slot:
+    """A permanent seat; workers come and go in it.
+
+    Parameters
+    ----------
+    number : `int`
+        The seat's number.
+    config : `~ppdaemon.config.WorkersConfig`
+        Times and limits.
+    jitter : `~collections.abc.Callable`
+        Random numbers in [0, 1).
+    """
+
+    def __init__(self, number: int, config: WorkersConfig, jitter: Callable[[], float]):
+        self.number = number
+        self.state = S.BACKOFF
+        self.since = 0.0
+        self.epoch = 0
+        self.pid: int | None = None
+        self.assignment: Assignment | None = None
+        self.serial = 0
+        """Visits that the present worker was given."""
+        self.used_bytes = 0
+        self.note = ""
+        """Why the worker was last stopped."""
+        self.after_death = S.BACKOFF
+        """Where death leads: `BACKOFF` or `STOPPED`."""
+        self.story: deque[str] = deque(maxlen=STORY)
+        self._config = config
+        self._budget = RestartBudget(jitter)
+        self._verdict: Verdict | None = None
+
+    def open(self, now: float) -> Actions:
+        """Fill the seat for the first time.
+
+        Parameters
+        ----------
+        now : `float`
+            Monotonic seconds.
+
+        Returns
+        -------
+        actions : `list`
+            To be performed in order.
+        """
+        return self._fork(now)
+
+    def handle(self, event: object, now: float) -> Actions:
+        """Decide what follows from an event.
+
+        Parameters
+        ----------
+        event : `object`
+            One of `ppdaemon.node.events`, or a worker's fact.
+        now : `float`
+            Monotonic seconds.
+
+        Returns
+        -------
+        actions : `list`
+            To be performed in order.
+
+        Raises
+        ------
+        InvalidTransition
+            Raised if the table has no entry; the seat is as before.
+        """
+        self.story.append(f"{now:.3f} {self.state} {_short(event)}")
+        if isinstance(event, Fact):
+            if event.serial < self.serial:
+                return []  # late words about an earlier visit
+            if event.serial > self.serial:
+                return self._refuse(WordsRefused(f"{type(event).__name__} of visit {event.serial}"), now)
+        rule = TABLE.get((self.state, type(event))) or ANY_STATE.get(type(event))
+        if rule is None:
+            if isinstance(event, Fact):
+                return self._refuse(WordsRefused(f"{type(event).__name__} while {self.state}"), now)
+            raise InvalidTransition(self.tell())
+        return rule(self, event, now)
+
+    def tell(self) -> str:
+        """Return the last events, for a log.
+
+        Returns
+        -------
+        story : `str`
+            One line each.
+        """
+        return f"slot {self.number} epoch {self.epoch}:\n" + "\n".join(self.story)
+
+    # --- small steps -----------------------------------------------------
+
+    def _go(self, state: SlotState, now: float, deadline: float | None) -> Actions:
+        before, self.state, self.since = self.state, state, now
+        deadline_action = ClearDeadline() if deadline is None else SetDeadline(deadline)
+        return [deadline_action, SeatChanged(before, state)]
+
+    @property
+    def _held(self) -> Assignment:
+        assert self.assignment is not None, self.tell()
+        return self.assignment
+
+    def _fork(self, now: float) -> Actions:
+        self.epoch += 1
+        self.serial = 0
+        self.used_bytes = 0
+        self.after_death = S.BACKOFF
+        return [Fork(self.epoch), *self._go(S.STARTING, now, now + self._config.times.boot_s)]
+
+    def _finish(
+        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, if_spooled: bool = False
+    ) -> Actions:
+        assignment, self.assignment = self._held, None
+        retriable = retriable and not assignment.no_return
+        return [Finish(assignment, outcome, reason, retriable, if_spooled=if_spooled)]
+
+    def _finish_done(self, done: Done) -> Actions:
+        assignment, self.assignment = self._held, None
+        return [
+            Finish(
+                assignment,
+                done.outcome,
+                done.reason,
+                done.retriable and not assignment.no_return,
+                done.pipeline,
+                done.engine,
+                done.spool,
+                done.datasets,
+            )
+        ]
+
+    def _free(self, now: float) -> Actions:
+        """After a visit: idle again, or replaced if it is time."""
+        if self.used_bytes > self._config.memory.soft:
+            return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
+        if self.serial >= self._config.recycle_visits:
+            return self._quit(f"recycled after {self.serial} visits", now)
+        if self.after_death == S.STOPPED:
+            return self._quit("retired", now)
+        return self._go(S.IDLE, now, None)
+
+    def _quit(self, note: str, now: float) -> Actions:
+        """Part in peace: the worker ends itself, or is terminated."""
+        self.note = note
+        return [Send(Quit()), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
+
+    def _stop(self, verdict: Verdict | None, note: str, now: float) -> Actions:
+        """Climb the ladder: TERM now, KILL after the grace."""
+        self.note = note
+        self._verdict = verdict if self.assignment else None
+        return [Signal(signal.SIGTERM), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
+
+    def _kill(self, now: float) -> Actions:
+        return [Signal(signal.SIGKILL), *self._go(S.KILLING, now, now + self._config.times.kill_s)]
+
+    # --- STARTING --------------------------------------------------------
+
+    def _forked(self, event: WorkerForked, now: float) -> Actions:
+        self.pid = event.pid
+        return []
+
+    def _not_forked(self, event: WorkerNotForked, now: float) -> Actions:
+        self.note = f"not forked: {event.reason}"
+        return self._back_off(now)
+
+    def _ready(self, event: Ready, now: float) -> Actions:
+        return self._free(now)
+
+    def _kill_late_starter(self, event: DeadlinePassed, now: float) -> Actions:
+        self.note = f"not ready after {self._config.times.boot_s:g} s"
+        return self._kill(now)
+
+    # --- a visit ---------------------------------------------------------
+
+    def _prepare(self, event: VisitAssigned, now: float) -> Actions:
+        assignment = event.assignment
+        self.serial += 1
+        self.assignment = assignment
+        order = Prepare(
+            serial=self.serial,
+            visit=assignment.visit,
+            detector=assignment.key.detector,
+            attempt=assignment.key.attempt,
+            pipelines=assignment.pipelines,
+        )
+        return [
+            NoteStage(assignment.key, Stage.ASSIGNED),
+            Send(order),
+            *self._go(S.PREPARING, now, now + self._config.times.prepare_s),
+        ]
+
+    def _keep_raw(self, event: RawArrived, now: float) -> Actions:
+        """Remember a raw that came while the worker was still preparing."""
+        held = self._held
+        if held.has(event.raw.exposure) or len(held.raws) >= MOST_RAWS:
+            return []
+        self.assignment = replace(held, raws=(*held.raws, event.raw))
+        return [] if held.raws else [NoteStage(held.key, Stage.ARRIVED, event.raw.seen_tai)]
+
+    def _wait(self, event: Prepared, now: float) -> Actions:
+        held = self._held
+        waiting = self._go(S.WAITING, now, max(held.no_image_at, now))
+        return [NoteStage(held.key, Stage.PREPARED), *waiting, *(Send(Ingest(raw=raw)) for raw in held.raws)]
+
+    def _ingest(self, event: RawArrived, now: float) -> Actions:
+        if self._held.has(event.raw.exposure):
+            return []
+        return [*self._keep_raw(event, now), Send(Ingest(raw=event.raw))]
+
+    def _ingested(self, event: Ingested, now: float) -> Actions:
+        held = self._held
+        if not held.has(event.exposure) or event.exposure in held.ingested:
+            return self._refuse(WordsRefused(f"ingested exposure {event.exposure}, not asked for"), now)
+        self.assignment = held = replace(held, ingested=tuple(sorted((*held.ingested, event.exposure))))
+        noted = NoteRaw(held.key, held.ingested, event.shutter_close_tai)
+        return [noted, *(self._process(now) if held.complete else [])]
+
+    def _raw_refused(self, event: RawRefused, now: float) -> Actions:
+        held = self._held
+        self.assignment = held = replace(held, refused=(*held.refused, event.exposure))
+        if not held.complete:
+            return []
+        if held.ingested:
+            return self._process(now)
+        done = self._finish(event.outcome, event.reason)
+        return [*done, Send(GiveUp(reason=event.outcome)), *self._free(now)]
+
+    def _process(self, now: float) -> Actions:
+        held = self._held
+        return [
+            NoteStage(held.key, Stage.INGESTED),
+            Send(Process(exposures=held.ingested, partial=held.partial)),
+            *self._go(S.PROCESSING, now, now + self._config.times.run_s),
+        ]
+
+    def _no_more_raws(self, event: DeadlinePassed, now: float) -> Actions:
+        held = self._held
+        if not held.settled:  # one is being ingested: it still counts
+            if now >= held.no_image_at + self._config.times.ingest_s:
+                return self._overdue(Outcome.RUN_TIMEOUT, "ingest", self._config.times.ingest_s, now)
+            return [SetDeadline(held.no_image_at + self._config.times.ingest_s)]
+        if held.ingested:
+            return self._process(now)
+        outcome = Outcome.BAD_RAW if held.refused else Outcome.NO_IMAGE
+        reason = "no usable raw came in time" if held.refused else "no raw came in time"
+        return [*self._finish(outcome, reason), Send(GiveUp(reason=outcome)), *self._free(now)]
+
+    def _stage(self, event: StageReached, now: float) -> Actions:
+        noted: Actions = [NoteStage(self._held.key, event.stage, event.tai)]
+        if self.state == S.PROCESSING and event.stage == Stage.PROCESSED:
+            return [*noted, *self._go(S.EXPORTING, now, now + self._config.times.export_s)]
+        return noted
+
+    def _no_return(self, event: PointOfNoReturn, now: float) -> Actions:
+        if self.assignment is not None and not self.assignment.no_return:
+            self.assignment = replace(self.assignment, no_return=event.what)
+        return []
+
+    def _done(self, event: Done, now: float) -> Actions:
+        return [*self._finish_done(event), *self._free(now)]
+
+    def _done_at_last(self, event: Done, now: float) -> Actions:
+        """The worker ended its visit although it is being stopped."""
+        if self.assignment is not None:
+            self._verdict = Verdict(event.outcome, event.reason, event.retriable, event)
+        return []
+
+    def _cancel_waiting(self, event: CancelReceived, now: float) -> Actions:
+        done = self._finish(Outcome.CANCELLED, "cancelled by the telescope")
+        return [*done, Send(GiveUp(reason="cancelled")), *self._free(now)]
+
+    def _cancel_preparing(self, event: CancelReceived, now: float) -> Actions:
+        # The worker may be deep in a query: a fork is sooner than its end.
+        verdict = Verdict(Outcome.CANCELLED, "cancelled by the telescope", retriable=False)
+        return self._stop(verdict, "its visit was cancelled", now)
+
+    # --- limits ----------------------------------------------------------
+
+    def _overdue(self, outcome: Outcome, what: str, limit_s: float, now: float) -> Actions:
+        text = f"{what} took more than {limit_s:g} s"
+        return self._stop(Verdict(outcome, text, retriable=True), text, now)
+
+    def _prepare_overdue(self, event: DeadlinePassed, now: float) -> Actions:
+        return self._overdue(Outcome.PREPARE_TIMEOUT, "preparation", self._config.times.prepare_s, now)
+
+    def _run_overdue(self, event: DeadlinePassed, now: float) -> Actions:
+        return self._overdue(Outcome.RUN_TIMEOUT, "the pipeline", self._config.times.run_s, now)
+
+    def _export_overdue(self, event: DeadlinePassed, now: float) -> Actions:
+        return self._overdue(Outcome.EXPORT_TIMEOUT, "spooling", self._config.times.export_s, now)
+
+    def _grace_over(self, event: DeadlinePassed, now: float) -> Actions:
+        return self._kill(now)
+
+    def _unkillable(self, event: DeadlinePassed, now: float) -> Actions:
+        self.note = f"process {self.pid} survives KILL"
+        return [*self._judge(retriable=False), *self._go(S.UNKILLABLE, now, None)]
+
+    def _weigh(self, event: MemorySampled, now: float) -> Actions:
+        self.used_bytes = event.used_bytes
+        limit = self._config.memory.hard
+        if event.used_bytes <= limit:
+            return []
+        text = f"{event.used_bytes / 1e6:.0f} MB used, {limit / 1e6:.0f} MB allowed"
+        return self._stop(Verdict(Outcome.OUT_OF_MEMORY, text, retriable=False), text, now)
+
+    def _note_weight(self, event: MemorySampled, now: float) -> Actions:
+        self.used_bytes = event.used_bytes
+        return []
+
+    def _refuse(self, event: WordsRefused, now: float) -> Actions:
+        """Words that make no sense: this worker cannot be trusted."""
+        if self.state in BUSY_STATES | {S.STARTING, S.IDLE}:
+            text = f"the worker said nonsense: {event.reason}"
+            return self._stop(Verdict(Outcome.CRASHED, text, retriable=True), text, now)
+        return []
+
+    # --- death -----------------------------------------------------------
+
+    def _judge(self, *, retriable: bool = True) -> Actions:
+        """Give the visit of a stopped worker its outcome, if it has none."""
+        verdict, self._verdict = self._verdict, None
+        if self.assignment is None:
+            return []
+        if verdict is None:
+            return self._finish(Outcome.CRASHED, self.note, retriable=retriable)
+        if verdict.done is not None:
+            return self._finish_done(verdict.done)
+        return self._finish(verdict.outcome, verdict.reason, retriable=verdict.retriable and retriable)
+
+    def _back_off(self, now: float) -> Actions:
+        pause = self._budget.failed(now)
+        if pause is None:
+            self.note = f"quarantined after repeated failures, last: {self.note}"
+            return self._go(S.QUARANTINED, now, None)
+        return self._go(S.BACKOFF, now, now + pause)
+
+    def _died(self, event: WorkerDied, now: float) -> Actions:
+        """Nobody asked it to: a crash."""
+        state, self.pid = self.state, None
+        self.note = f"worker {_manner(event.status)} while {state}"
+        finish: Actions = []
+        if self.assignment is not None:
+            exporting = state == S.EXPORTING
+            finish = self._finish(Outcome.CRASHED, self.note, retriable=not exporting, if_spooled=exporting)
+        if state == S.STARTING and event.status == ExitCode.CONFIG:
+            self.note = "quarantined: the worker says that its configuration is wrong; see its log"
+            return [*finish, WipeRepo(), *self._go(S.QUARANTINED, now, None)]
+        if self.after_death == S.STOPPED:
+            return [*finish, WipeRepo(), *self._go(S.STOPPED, now, None)]
+        return [*finish, WipeRepo(), *self._back_off(now)]
+
+    def _stopped_died(self, event: WorkerDied, now: float) -> Actions:
+        """It was told to go."""
+        self.pid = None
+        judged = self._judge()
+        if self.after_death == S.STOPPED:
+            return [*judged, WipeRepo(), *self._go(S.STOPPED, now, None)]
+        return [*judged, WipeRepo(), *self._go(S.BACKOFF, now, now)]
+
+    def _fork_again(self, event: object, now: float) -> Actions:
+        return self._fork(now)
+
+    # --- operators -------------------------------------------------------
+
+    def _restart(self, event: RestartAsked, now: float) -> Actions:
+        verdict = Verdict(Outcome.INTERRUPTED, "an operator restarted the worker", retriable=True)
+        return self._stop(verdict, "restarted by an operator", now)
+
+    def _restart_now(self, event: RestartAsked, now: float) -> Actions:
+        self._budget.forgive()
+        return self._fork(now)
+
+    def _kill_asked(self, event: KillAsked, now: float) -> Actions:
+        self.note = event.reason
+        if self.assignment is not None and self._verdict is None:
+            self._verdict = Verdict(Outcome.INTERRUPTED, event.reason, retriable=True)
+        return self._kill(now)
+
+    def _retire(self, event: RetireAsked, now: float) -> Actions:
+        self.after_death = S.STOPPED
+        return self._quit("retired", now)
+
+    def _retire_later(self, event: RetireAsked, now: float) -> Actions:
+        self.after_death = S.STOPPED
+        return []
+
+    def _retire_empty(self, event: RetireAsked, now: float) -> Actions:
+        self.after_death = S.STOPPED
+        return self._go(S.STOPPED, now, None)
+
+    def _ignore(self, event: object, now: float) -> Actions:
+        return []
+
+
+def _short(event: object) -> str:
+    text = str(event) if isinstance(event, Fact) else repr(event)
+    return f"{type(event).__name__} {text[:120]}" if isinstance(event, Fact) else text[:160]
+
+
+def _manner(status: int | None) -> str:
+    """Say how a process ended."""
+    if status is None:
+        return "died"
+    if status < 0:
+        try:
+            return f"killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"killed by signal {-status}"
+    return f"exited with status {status}"
+
+
+Rule = Callable[..., Actions]
+
+TABLE: dict[tuple[SlotState, type], Rule] = {
+    (S.STARTING, WorkerForked): Slot._forked,
+    (S.STARTING, WorkerNotForked): Slot._not_forked,
+    (S.STARTING, Ready): Slot._ready,
+    (S.STARTING, DeadlinePassed): Slot._kill_late_starter,
+    (S.STARTING, RetireAsked): Slot._retire_later,
+    (S.IDLE, VisitAssigned): Slot._prepare,
+    (S.IDLE, RetireAsked): Slot._retire,
+    (S.PREPARING, RawArrived): Slot._keep_raw,
+    (S.PREPARING, Prepared): Slot._wait,
+    (S.PREPARING, StageReached): Slot._stage,
+    (S.PREPARING, PointOfNoReturn): Slot._no_return,
+    (S.PREPARING, Done): Slot._done,
+    (S.PREPARING, CancelReceived): Slot._cancel_preparing,
+    (S.PREPARING, DeadlinePassed): Slot._prepare_overdue,
+    (S.WAITING, RawArrived): Slot._ingest,
+    (S.WAITING, Ingested): Slot._ingested,
+    (S.WAITING, RawRefused): Slot._raw_refused,
+    (S.WAITING, StageReached): Slot._stage,
+    (S.WAITING, CancelReceived): Slot._cancel_waiting,
+    (S.WAITING, DeadlinePassed): Slot._no_more_raws,
+    (S.PROCESSING, StageReached): Slot._stage,
+    (S.PROCESSING, PointOfNoReturn): Slot._no_return,
+    (S.PROCESSING, Done): Slot._done,
+    (S.PROCESSING, DeadlinePassed): Slot._run_overdue,
+    (S.EXPORTING, StageReached): Slot._stage,
+    (S.EXPORTING, Done): Slot._done,
+    (S.EXPORTING, DeadlinePassed): Slot._export_overdue,
+    (S.STOPPING, DeadlinePassed): Slot._grace_over,
+    (S.STOPPING, WorkerDied): Slot._stopped_died,
+    (S.STOPPING, Done): Slot._done_at_last,
+    (S.STOPPING, PointOfNoReturn): Slot._no_return,
+    (S.STOPPING, RestartAsked): Slot._ignore,
+    (S.KILLING, DeadlinePassed): Slot._unkillable,
+    (S.KILLING, WorkerDied): Slot._stopped_died,
+    (S.KILLING, Done): Slot._done_at_last,
+    (S.KILLING, PointOfNoReturn): Slot._no_return,
+    (S.KILLING, RestartAsked): Slot._ignore,
+    (S.KILLING, KillAsked): Slot._ignore,
+    (S.UNKILLABLE, WorkerDied): Slot._stopped_died,
+    (S.UNKILLABLE, RestartAsked): Slot._ignore,
+    (S.UNKILLABLE, KillAsked): Slot._ignore,
+    (S.BACKOFF, DeadlinePassed): Slot._fork_again,
+    (S.BACKOFF, RestartAsked): Slot._restart_now,
+    (S.BACKOFF, KillAsked): Slot._ignore,
+    (S.BACKOFF, RetireAsked): Slot._retire_empty,
+    (S.QUARANTINED, RestartAsked): Slot._restart_now,
+    (S.QUARANTINED, KillAsked): Slot._ignore,
+    (S.QUARANTINED, RetireAsked): Slot._retire_empty,
+    (S.STOPPED, RestartAsked): Slot._restart_now,
+    (S.STOPPED, KillAsked): Slot._ignore,
+}
+"""What each state does with each event."""
+
+TABLE |= {
+    (state, event): rule
+    for state in (S.STARTING, S.IDLE, *BUSY_STATES)
+    for event, rule in (
+        (WorkerDied, Slot._died),
+        (RestartAsked, Slot._restart),
+        (MemorySampled, Slot._weigh),
+    )
+}
+
+ANY_STATE: dict[type, Rule] = {
+    # A raw, a cancellation or a sample may cross the end of a visit; memory
+    # of a worker that is going already changes nothing.
+    RawArrived: Slot._ignore,
+    CancelReceived: Slot._ignore,
+    DeadlinePassed: Slot._ignore,
+    MemorySampled: Slot._note_weight,
+    WordsRefused: Slot._refuse,
+    RetireAsked: Slot._retire_later,
+    KillAsked: Slot._kill_asked,
+}
+"""What holds where the table says nothing."""

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Arrival notices over ZeroMQ: object-store events and plain paths.
+
+Notices come from PUB sockets, which lose messages without an error: the scan
+finds what a lost notice meant.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+import zmq
+import zmq.asyncio
+
+from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.wire import parse_json
+
+__all__ = ("Notice", "listen", "read_notice", "subscriber")
+
+NOTICE_LIMIT = 1_000_000
+"""Bytes; some 1500 records."""
+MAX_FRAMES = 4
+RECEIVE_QUEUE = 20_000
+HEARTBEAT_MS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What one message said."""
+
+    paths: tuple[str, ...]
+    """Finished files: absolute paths, or keys relative to a raw root."""
+    problems: tuple[BadMessage, ...] = ()
+    """Records that cannot be used."""
+
+
+def read_notice(frames: Sequence[bytes]) -> Notice:
+    """Read one message.
+
+    Parameters
+    ----------
+    frames : `~collections.abc.Sequence` [`bytes`]
+        The last one is the JSON; those before it are topics.
+
+    Returns
+    -------
+    notice : `Notice`
+        Good records, and what is wrong with the others. Events that do not
+        announce a file, such as removals, give nothing.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if nothing of the message can be used.
+    """
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise BadMessage(f"{len(frames)} frames, 1 to {MAX_FRAMES} are accepted", "frames")
+    content = parse_json(frames[-1], limit=NOTICE_LIMIT)
+    if not isinstance(content, dict):
+        raise BadMessage("not a JSON object", "content")
+    if "Records" in content:
+        return _read_records(content["Records"])
+    for field, read in (("path", str), ("uri", _path_of_uri)):
+        if field in content:
+            value = content[field]
+            if not isinstance(value, str) or not value:
+                raise BadMessage(f"{field}: not a string", "field")
+            return Notice((read(value),))
+    raise BadMessage("none of the fields Records, path and uri", "field")
+
+
+def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+    """Subscribe to a publisher, which may start later.
+
+    Parameters
+    ----------
+    context : `zmq.asyncio.Context`
+        The context to make the socket in.
+    address : `str`
+        Where the publisher listens.
+
+    Returns
+    -------
+    socket : `zmq.asyncio.Socket`
+        The caller closes it.
+
+    Raises
+    ------
+    ppdaemon.errors.ConfigError
+        Raised if there can be no publisher at the address.
+    """
+    socket = context.socket(zmq.SUB)
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.RCVHWM, RECEIVE_QUEUE)
+    socket.set(zmq.MAXMSGSIZE, NOTICE_LIMIT)
+    # A publisher's host that vanished is noticed, and connected to again.
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    socket.set(zmq.SUBSCRIBE, b"")
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise ConfigError([f"arrivals.subscribe: {address}: {error.strerror}"]) from None
+    return socket
+
+
+async def listen(
+    socket: zmq.asyncio.Socket,
+    tell: Callable[[str], None],
+    complain: Callable[[BadMessage], None],
+) -> None:
+    """Receive notices until cancelled.
+
+    Parameters
+    ----------
+    socket : `zmq.asyncio.Socket`
+        From `subscriber`.
+    tell : `~collections.abc.Callable`
+        Called with each path.
+    complain : `~collections.abc.Callable`
+        Called with what cannot be used.
+    """
+    while True:
+        frames = await socket.recv_multipart()
+        try:
+            notice = read_notice(frames)
+        except BadMessage as error:
+            complain(error)
+        else:
+            for problem in notice.problems:
+                complain(problem)
+            for path in notice.paths:
+                tell(path)
+        # Receiving what is already there does not give way to other tasks.
+        await asyncio.sleep(0)
+
+
+def _read_records(records: Any) -> Notice:
+    if not isinstance(records, list):
+        raise BadMessage("Records: not a list", "field")
+    paths: list[str] = []
+    problems: list[BadMessage] = []
+    for record in records:
+        try:
+            if _is_creation(record["eventName"]):
+                paths.append(unquote_plus(_text(record["s3"]["object"]["key"])))
+        except (KeyError, TypeError, IndexError) as error:
+            problems.append(BadMessage(f"a record without {error}", "record"))
+        except BadMessage as error:
+            problems.append(error)
+    return Notice(tuple(paths), tuple(problems))
+
+
+def _is_creation(event_name: Any) -> bool:
+    """Tell ``ObjectCreated:Put`` and its like from removals; some stores
+    prefix ``s3:``.
+    """
+    return _text(event_name).removeprefix("s3:").startswith("ObjectCreated:")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadMessage("a record whose name or key is no string", "record")
+    return value
+
+
+def _path_of_uri(uri: str) -> str:
+    """Return the path of a file's URI, or the key of an object's."""
+    # Groups have "#" in them, which a URI parser would take for a fragment.
+    scheme, _, rest = uri.partition("://")
+    host, _, path = rest.partition("/")
+    match scheme:
+        case "file" if host in ("", "localhost"):
+            return "/" + unquote(path)
+        case "s3":
+            return unquote(path)
+        case _:
+            raise BadMessage(f"{uri[:200]!r} is neither file:///... nor s3://...", "uri")

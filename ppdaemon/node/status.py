@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the node tells about itself."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+import psutil
+
+from ppdaemon import __version__
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.arrivals import Arrivals
+from ppdaemon.node.claim import Claim, is_ramdisk
+from ppdaemon.node.desk import VisitDesk
+from ppdaemon.node.exporter import ExporterSeat
+from ppdaemon.node.intake import Intake
+from ppdaemon.node.pool import Pool
+from ppdaemon.node.scheduler import Scheduler
+from ppdaemon.reports import StatusReport, WorkerRow
+from ppdaemon.states import BUSY_STATES, SlotState
+
+__all__ = ("Status",)
+
+State = Literal["starting", "running", "draining", "stopping", "degraded"]
+
+
+@dataclass(slots=True)
+class Status:
+    """Reads the parts of a node when asked."""
+
+    config: NodeConfig
+    clock: Clock
+    count: Counter[str]
+    held: Claim
+    pool: Pool
+    desk: VisitDesk
+    scheduler: Scheduler
+    exporter: ExporterSeat
+    intake: Intake
+    arrivals: Arrivals
+    state: State = "starting"
+    template_ms: float | None = None
+    started_tai: float = field(init=False)
+    _fixed_problems: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_tai = self.clock.tai()
+        folders = NodeFolders.of(self.config)
+        problems = [f"{path} is nobody's; delete it if you know it" for path in self.held.unknown]
+        if not is_ramdisk(folders.ramdisk):
+            problems.append(f"{folders.ramdisk} is not on a tmpfs: workers will be slow")
+        self._fixed_problems = tuple(problems)
+
+    def report(self) -> StatusReport:
+        """Return the node in one screen.
+
+        Returns
+        -------
+        report : `~ppdaemon.reports.StatusReport`
+            As of now.
+        """
+        problems = self._problems()
+        state: State = "degraded" if problems and self.state == "running" else self.state
+        problems = (*self._fixed_problems, *problems)
+        seats = self.pool.seats()
+        busy = sum(seats[name] for name in BUSY_STATES)
+        return StatusReport(
+            node=self.config.node.name,
+            version=__version__,
+            pid=os.getpid(),
+            state=state,
+            text=(
+                f"{state}: {busy} busy, {seats[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
+                f" {len(self.desk.docket)} visit-detectors open"
+            ),
+            started_tai=self.started_tai,
+            tai=self.clock.tai(),
+            relay=self.intake.text,
+            slots={name: seats[name] for name in SlotState if seats[name]},
+            workers_max=self.config.workers.max,
+            queued=self.scheduler.queued,
+            open_visits=len(self.desk.docket),
+            outcomes=dict(self.desk.docket.outcomes),
+            spooled=self.exporter.waiting,
+            exporter=self.exporter.text,
+            arrivals=self.arrivals.report(),
+            counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
+            problems=problems,
+            leftovers_removed=self.held.removed,
+            template_ms=self.template_ms,
+            supervisor_mb=psutil.Process().memory_info().rss / 1e6,
+        )
+
+    def workers(self) -> list[WorkerRow]:
+        """Return all seats.
+
+        Returns
+        -------
+        rows : `list` [`~ppdaemon.reports.WorkerRow`]
+            By number.
+        """
+        now = self.clock.mono()
+        rows = []
+        for slot in self.pool.slots.values():
+            key = slot.assignment.key if slot.assignment else None
+            deadline = self.pool.deadline_of(slot.number)
+            rows.append(
+                WorkerRow(
+                    slot=slot.number,
+                    state=slot.state,
+                    epoch=slot.epoch,
+                    pid=slot.pid,
+                    since_s=max(0.0, now - slot.since),
+                    instrument=key.instrument if key else None,
+                    group=key.group if key else None,
+                    detector=key.detector if key else None,
+                    attempt=key.attempt if key else None,
+                    memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
+                    visits=slot.serial,
+                    deadline_s=None if deadline is None else deadline - now,
+                    note=slot.note,
+                )
+            )
+        return rows
+
+    def _problems(self) -> tuple[str, ...]:
+        problems = []
+        if self.desk.problem:
+            problems.append(self.desk.problem)
+        if self.exporter.problem:
+            problems.append(f"export: {self.exporter.problem}")
+        problems += [
+            f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
+        ]
+        for slot in self.pool.slots.values():
+            if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
+                problems.append(f"slot {slot.number} is {slot.state}: {slot.note}")
+        return tuple(problems)

@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The node's supervisor: composes the parts, starts them, stops them.
+
+Everything happens in one event loop that never blocks: callbacks turn what is
+read from descriptors into events, slots and scheduler decide, the pool acts.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pydantic
+import zmq.asyncio
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import (
+    CancelVisit,
+    Forked,
+    ForkFailed,
+    ForkWorker,
+    Reaped,
+    ReserveVisit,
+    ResultsSeen,
+    Welcome,
+    ZygoteReady,
+)
+from ppdaemon.node.arrivals import Arrivals
+from ppdaemon.node.claim import Claim, claim
+from ppdaemon.node.control import ControlServer
+from ppdaemon.node.desk import Neighbours, VisitDesk
+from ppdaemon.node.events import KillAsked, MemorySampled, RestartAsked, RetireAsked, SeatChanged
+from ppdaemon.node.exporter import ExporterSeat
+from ppdaemon.node.forker import Forker, Lifeline, ZygoteGone
+from ppdaemon.node.intake import Intake
+from ppdaemon.node.journal import Journal, JournalThread
+from ppdaemon.node.meters import Meters
+from ppdaemon.node.pool import Pool
+from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slot import Slot
+from ppdaemon.node.status import Status
+from ppdaemon.node.template import TemplateBuild, last_lines
+from ppdaemon.notify import Notifier
+from ppdaemon.reports import (
+    AskDrain,
+    AskKill,
+    AskRestart,
+    AskResume,
+    AskStatus,
+    AskVisit,
+    AskVisits,
+    AskWorkers,
+    Failed,
+    Ok,
+)
+from ppdaemon.states import BUSY_STATES, SlotState
+
+__all__ = ("Supervisor", "ZygoteFailed")
+
+_LOG = logging.getLogger(__name__)
+
+ZYGOTE_BOOT_S = 120.0
+ZYGOTE_PAUSE_S = 1.0
+EXPORT_AT_STOP_S = 10.0
+
+
+class ZygoteFailed(PPDaemonError):
+    """The zygote cannot import what the workers need."""
+
+
+class Supervisor:
+    """A node.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.NodeConfig`
+        The configuration.
+    environment : `~collections.abc.Mapping` [`str`, `str`]
+        Handed on to the zygote.
+    clock : `~ppdaemon.clock.Clock`
+        The two clocks.
+    notifier : `~ppdaemon.notify.Notifier`
+        To the service manager.
+    watchdog_s : `float` or `None`
+        How often the service manager wants to hear that the loop turns.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        environment: Mapping[str, str],
+        clock: Clock,
+        notifier: Notifier,
+        watchdog_s: float | None,
+    ):
+        self._config = config
+        self._environment = {**environment, **config.workers.environment}
+        self._clock = clock
+        self._notifier = notifier
+        self._watchdog_s = watchdog_s
+        self._folders = NodeFolders.of(config)
+        self._life = secrets.token_hex(8)
+        self._count: Counter[str] = Counter()
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._deciding = False
+        self._growing = True
+        self._zygote_ready: asyncio.Future[ZygoteReady] = self._loop.create_future()
+        self._template: TemplateBuild | None = None
+        self._failure: BaseException | None = None
+
+    # --- life ------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start, serve until told to stop, stop.
+
+        Raises
+        ------
+        ppdaemon.errors.PPDaemonError
+            Raised if the node cannot start; says what to do.
+        """
+        held = claim(self._folders, self._life)
+        try:
+            await self._live(held)
+        finally:
+            await asyncio.to_thread(held.release, self._folders)
+
+    def stop(self) -> None:
+        """Stop; at the second call, at once."""
+        if self._stop.is_set():
+            self._kill.set()
+        self._stop.set()
+
+    async def _live(self, held: Claim) -> None:
+        journal = JournalThread(await asyncio.to_thread(Journal, self._folders.journal))
+        context = zmq.asyncio.Context()
+        self._lifeline = Lifeline()
+        try:
+            self._compose(held, journal, context)
+            await self._control.start()
+            await self._start()
+            await self._stop.wait()
+            await self._drain()
+            if self._failure is not None:
+                raise PPDaemonError(f"a part of the daemon failed: {self._failure}") from self._failure
+        finally:
+            await self._close()
+            journal.close()
+            context.term()
+
+    def _compose(self, held: Claim, journal: JournalThread, context: zmq.asyncio.Context) -> None:
+        """Make the parts and tie them together; nothing runs yet."""
+        config, clock, count = self._config, self._clock, self._count
+        self._scheduler = Scheduler(config.workers)
+        self._desk = VisitDesk(config, clock, journal, self._scheduler, count)
+        self._journal = journal
+        self._pool = Pool(config, clock, self._ask_fork, self._desk.perform, self._seat_changed, count)
+        self._exporter = ExporterSeat(
+            config.export,
+            self._folders.slots / "exporter",
+            self._folders.logs / "exporter.log",
+            self._ask_fork,
+            self._desk.exported,
+        )
+        self._intake = Intake(
+            config.relay,
+            config.node.name,
+            self._life,
+            config.node.instruments,
+            config.workers.max,
+            clock,
+            context,
+            self._relay_said,
+            count,
+        )
+        self._arrivals = Arrivals(config.arrivals, config.node.instruments, clock, self._desk.raw_arrived)
+        self._meters = Meters(self._folders.slots, config.workers.memory.soft // 2)
+        self._desk.meet(
+            Neighbours(
+                link=self._intake,
+                seat=self._pool.handle,
+                export=self._exporter.add,
+                decide=self._wake,
+            )
+        )
+        self._status = Status(
+            config=config,
+            clock=clock,
+            count=count,
+            held=held,
+            pool=self._pool,
+            desk=self._desk,
+            scheduler=self._scheduler,
+            exporter=self._exporter,
+            intake=self._intake,
+            arrivals=self._arrivals,
+        )
+        self._control = ControlServer(config.node.control, self._answer, self._status.report)
+
+    async def _start(self) -> None:
+        self._folders.settings.write_text(self._config.model_dump_json())
+        started = self._clock.mono()
+        self._forker = self._new_zygote()
+        await self._wait_for_zygote()
+        template_started = self._clock.mono()
+        self._template = TemplateBuild(
+            self._folders.slots / "template-build", self._folders.logs / "template.log"
+        )
+        await self._template.run(self._forker, ZYGOTE_BOOT_S)
+        self._template = None
+        self._status.template_ms = (self._clock.mono() - template_started) * 1e3
+        self._exporter.start()
+        for folder in sorted(self._folders.spool.iterdir()):
+            if self._folders.read_spooled(folder.name):
+                self._exporter.add(str(folder))
+        left = await self._desk.answer_for_former_life()
+        if left:
+            _LOG.warning("%d visit-detectors of a former life were answered for", left)
+        await self._arrivals.start()
+        self._desk.taking = True
+        self._status.state = "running"
+        for work in (
+            self._desk.keep_written(),
+            self._intake.run(),
+            self._measure(),
+            self._tick(),
+        ):
+            self._run_always(work)
+        self._decide()
+        await self._first_workers()
+        _LOG.info("ready %.1f s after the start", self._clock.mono() - started)
+        self._notifier.tell(READY=1, STATUS=self._status.report().text)
+
+    async def _first_workers(self) -> None:
+        """Wait until some worker is ready, or it is clear that none will be."""
+        until = self._clock.mono() + self._config.workers.times.boot_s
+        rising = {SlotState.STARTING, SlotState.BACKOFF, SlotState.KILLING}
+        while self._clock.mono() < until and not self._stop.is_set():
+            if any(slot.state not in rising for slot in self._pool.slots.values()):
+                return
+            await asyncio.sleep(0.02)
+
+    async def _drain(self) -> None:
+        """End what can end in time, interrupt the rest."""
+        self._notifier.tell(STOPPING=1)
+        self._status.state = "stopping"
+        self._growing = False
+        self._take(False)
+        self._desk.interrupt_queued()
+        for number in list(self._pool.slots):
+            self._pool.handle(number, RetireAsked())
+        times = self._config.workers.times
+        if not await self._until(self._all_stopped, times.stop_s):
+            for number, slot in self._pool.slots.items():
+                if slot.state in BUSY_STATES:
+                    self._pool.handle(number, KillAsked("the daemon stopped"))
+            await self._until(self._all_stopped, times.grace_s + times.kill_s, hurry=False)
+        await self._desk.flush()
+        await self._until(
+            lambda: not self._exporter.waiting or bool(self._exporter.problem), EXPORT_AT_STOP_S
+        )
+        await self._until_reported()
+
+    def _all_stopped(self) -> bool:
+        gone = {SlotState.STOPPED, SlotState.QUARANTINED, SlotState.UNKILLABLE}
+        return all(slot.state in gone for slot in self._pool.slots.values())
+
+    async def _until_reported(self) -> None:
+        """Give the relay a moment to confirm the last results."""
+        until = self._clock.mono() + 1.0
+        while self._intake.connected and self._clock.mono() < until and not self._kill.is_set():
+            if not await self._journal.call(lambda journal: journal.unreported(1)):
+                return
+            await asyncio.sleep(0.05)
+
+    async def _until(self, condition: Callable[[], bool], limit_s: float, *, hurry: bool = True) -> bool:
+        """Wait for a condition; a second stop ends the waiting."""
+        until = self._clock.mono() + limit_s
+        while not condition():
+            if self._clock.mono() >= until or (hurry and self._kill.is_set()):
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "_control"):
+            await self._control.stop()
+            await self._arrivals.stop()
+            self._exporter.close()
+            self._pool.close()
+        if self._template is not None:
+            self._template.close()
+        if hasattr(self, "_forker"):
+            self._forker.close()
+        self._lifeline.close()
+
+    # --- the zygote ------------------------------------------------------
+
+    def _new_zygote(self) -> Forker:
+        return Forker(
+            self._folders.settings,
+            self._lifeline,
+            self._environment,
+            self._folders.logs / "zygote.log",
+            self._zygote_said,
+        )
+
+    async def _wait_for_zygote(self) -> None:
+        try:
+            ready = await asyncio.wait_for(asyncio.shield(self._zygote_ready), ZYGOTE_BOOT_S)
+        except TimeoutError:
+            raise ZygoteFailed(f"the zygote has not imported everything within {ZYGOTE_BOOT_S:g} s") from None
+        _LOG.info("zygote %d has imported %d modules in %.1f s", ready.pid, ready.modules, ready.import_s)
+
+    def _ask_fork(self, order: ForkWorker) -> bool:
+        return self._forker.ask(order)
+
+    def _zygote_said(
+        self, words: ZygoteReady | Forked | ForkFailed | Reaped | ZygoteGone, descriptors: list[int]
+    ) -> None:
+        match words:
+            case ZygoteReady():
+                if not self._zygote_ready.done():
+                    self._zygote_ready.set_result(words)
+            case Forked(role="worker"):
+                self._pool.forked(words, descriptors)
+            case Forked(role="exporter"):
+                self._exporter.forked(words, descriptors)
+            case Forked():
+                if self._template is not None:
+                    self._template.forked(words, descriptors)
+            case ForkFailed(role="worker"):
+                self._pool.not_forked(words)
+            case ForkFailed(role="exporter", reason=reason):
+                self._exporter.not_forked(reason)
+            case ForkFailed(reason=reason):
+                if self._template is not None:
+                    self._template.failed(reason)
+            case Reaped():
+                self._pool.reaped(words)
+            case ZygoteGone():
+                self._zygote_gone()
+
+    def _zygote_gone(self) -> None:
+        """Workers finish; a new zygote serves the next forks."""
+        self._count["zygote_gone"] += 1
+        if not self._zygote_ready.done():
+            log = last_lines(self._folders.logs / "zygote.log")
+            self._zygote_ready.set_exception(ZygoteFailed(f"the zygote cannot start:\n{log}"))
+            return
+        if self._template is not None:
+            self._template.failed("the zygote ended")
+        self._pool.zygote_gone()
+        if not self._stop.is_set():
+            self._loop.call_later(ZYGOTE_PAUSE_S, self._replace_zygote)
+
+    def _replace_zygote(self) -> None:
+        if not self._stop.is_set():
+            self._forker = self._new_zygote()
+
+    # --- seats -----------------------------------------------------------
+
+    def _seat_changed(self, slot: Slot, change: SeatChanged) -> None:
+        match change.after:
+            case SlotState.IDLE:
+                self._scheduler.seat_idle(slot.number, self._clock.mono())
+            case SlotState.STARTING | SlotState.BACKOFF:
+                self._scheduler.seat_rising(slot.number)
+            case SlotState.STOPPED | SlotState.QUARANTINED | SlotState.UNKILLABLE:
+                self._scheduler.seat_closed(slot.number)
+            case _:
+                self._scheduler.seat_busy(slot.number)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Decide soon, once for everything that happens now."""
+        if not self._deciding:
+            self._deciding = True
+            self._loop.call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._deciding = False
+        for decision in self._scheduler.decide(self._clock.mono(), growing=self._growing):
+            match decision:
+                case Assign(assignment=assignment, slot=number):
+                    self._desk.assign(assignment, number, self._pool.slots[number].pid)
+                case OpenSeat():
+                    self._scheduler.seat_opened(self._pool.open_seat().number)
+                case RetireSeat(slot=number):
+                    self._pool.handle(number, RetireAsked())
+        self._control.changed()
+
+    async def _tick(self) -> None:
+        """Once a second: what time alone brings."""
+        while True:
+            for drop in self._scheduler.drop_pointless(self._clock.mono()):
+                self._desk.drop(drop)
+            self._decide()
+            await self._desk.report_again()
+            self._notifier.tell(STATUS=self._status.report().text, WATCHDOG=1)
+            await asyncio.sleep(min(1.0, (self._watchdog_s or 2.0) / 2))
+
+    async def _measure(self) -> None:
+        """Weigh all workers, in a thread."""
+        with ThreadPoolExecutor(1, "meters") as thread:
+            while True:
+                await asyncio.sleep(self._config.workers.memory.sample_s)
+                pids = self._pool.pids()
+                used = await self._loop.run_in_executor(thread, self._meters.read, pids)
+                now = self._pool.pids()
+                for number, size in used.items():
+                    if now.get(number) == pids[number]:
+                        self._pool.handle(number, MemorySampled(size))
+
+    # --- words from outside ----------------------------------------------
+
+    def _relay_said(self, words: ReserveVisit | CancelVisit | ResultsSeen | Welcome) -> None:
+        match words:
+            case ReserveVisit():
+                self._run_once(self._desk.reserve(words))
+            case CancelVisit():
+                self._desk.cancel(words)
+            case ResultsSeen() | Welcome():
+                self._run_once(self._desk.relay_said(words))
+
+    async def _answer(self, request: pydantic.BaseModel) -> Ok | Failed:
+        match request:
+            case AskStatus():
+                return Ok(data=self._status.report().model_dump(mode="json"))
+            case AskWorkers():
+                return Ok(data=[row.model_dump(mode="json") for row in self._status.workers()])
+            case AskVisits(limit=limit, failed=failed):
+                rows = await self._journal.call(lambda journal: journal.visits(limit, bad_only=failed))
+                return Ok(data=[row.model_dump(mode="json") for row in rows])
+            case AskVisit(group=group):
+                await self._desk.flush()
+                rows = await self._journal.call(lambda journal: journal.visit(group))
+                if not rows:
+                    return Failed(code="not_found", text=f"no visit of group {group!r} in the journal")
+                return Ok(data=[row.model_dump(mode="json") for row in rows])
+            case AskDrain() | AskResume():
+                if self._stop.is_set():
+                    return Failed(code="refused", text="the daemon is stopping")
+                self._take(isinstance(request, AskResume))
+                return Ok()
+            case AskRestart(slot=number) | AskKill(slot=number):
+                if number not in self._pool.slots:
+                    return Failed(code="not_found", text=f"there is no slot {number}")
+                self._pool.handle(number, RestartAsked() if isinstance(request, AskRestart) else KillAsked())
+                return Ok()
+            case unexpected:
+                raise AssertionError(unexpected)
+
+    def _take(self, taking: bool) -> None:
+        self._desk.taking = taking
+        self._intake.set_taking(taking)
+        if self._status.state != "stopping":
+            self._status.state = "running" if taking else "draining"
+
+    # --- tasks -----------------------------------------------------------
+
+    def _run_always(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that must not end; its end stops the daemon."""
+        task = self._loop.create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.critical("a part of the daemon failed, it stops", exc_info=error)
+            self._failure = error
+            self._stop.set()
+
+    def _run_once(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._once_ended)
+
+    def _once_ended(self, task: asyncio.Task[None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._tasks.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._count["background_error"] += 1
+            _LOG.error("a message was not handled", exc_info=error)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Messages to systemd: the sd_notify protocol, as in sd_notify(3)."""
+
+import socket
+
+__all__ = ("Notifier",)
+
+
+class Notifier:
+    """Tells the service manager how the daemon is.
+
+    Parameters
+    ----------
+    address : `str` or `None`
+        Value of ``NOTIFY_SOCKET``; `None` if there is no service manager.
+    """
+
+    def __init__(self, address: str | None):
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+
+    def tell(self, **fields: str | int) -> None:
+        """Send assignments such as ``READY=1`` or ``STATUS=...``.
+
+        Parameters
+        ----------
+        **fields
+            Names and values; a line break in a value becomes a space.
+        """
+        if not self._address:
+            return
+        text = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in fields.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            try:
+                sender.sendto(text.encode(), self._address)
+            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+                return  # the manager is gone or behind; the next message tells the same

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The program ``pprelay``: command line, exit codes, and putting parts together."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import click
+import zmq.asyncio
+
+from ppdaemon import log
+from ppdaemon.clock import Clock
+from ppdaemon.config import RelayConfig, load_relay
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.notify import Notifier
+from ppdaemon.relay import link
+from ppdaemon.relay.ledger import Ledger, StateLock
+from ppdaemon.relay.relay import Relay, Sockets
+from ppdaemon.states import ExitCode
+
+__all__ = ("main",)
+
+_LOG = logging.getLogger(__name__)
+
+
+@click.command(name="pprelay", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("action", type=click.Choice(["run", "check-config"]), default="run")
+@click.option(
+    "--config",
+    "path",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration, YAML.",
+)
+@click.pass_obj
+def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
+    """Take next_visit events and give each detector to the node that serves it.
+
+    run (the default) serves until SIGTERM; check-config only reads the file
+    and lists everything that is wrong in it.
+    """
+    config = load_relay(path, environment)
+    if action == "check-config":
+        click.echo(f"{path}: good; instruments: {', '.join(config.instruments)}")
+        return
+    log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
+    asyncio.run(_serve(config, Notifier(environment.get("NOTIFY_SOCKET"))))
+
+
+async def _serve(config: RelayConfig, notifier: Notifier) -> None:
+    clock = Clock()
+    relay: Relay
+    for number in (signal.SIGTERM, signal.SIGINT):  # called by the loop, which runs when the relay does
+        asyncio.get_running_loop().add_signal_handler(number, lambda: relay.ask_stop())
+    with (
+        StateLock(config.state_dir),
+        zmq.asyncio.Context() as context,
+        closing(link.bind_submit(context, config.submit)) as submit,
+        closing(link.bind_nodes(context, config.nodes)) as nodes,
+    ):
+        relay = Relay(
+            config,
+            Ledger(config.state_dir, clock),
+            Sockets(submit, nodes),
+            clock=clock,
+            notifier=notifier,
+            life=secrets.token_hex(8),
+        )
+        await relay.run()
+    _LOG.info("stopped")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Parameters
+    ----------
+    arguments : `~collections.abc.Sequence` [`str`], optional
+        Instead of those of the process.
+    """
+    try:
+        _command.main(args=arguments, prog_name="pprelay", standalone_mode=False, obj=os.environ)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.Abort:
+        sys.exit(ExitCode.OK)
+    except PPDaemonError as error:
+        click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
+        sys.exit(error.exit_code)
+    except Exception:
+        _LOG.exception("internal error")
+        sys.exit(ExitCode.SOFTWARE)
+
+
+if __name__ == "__main__":
+    main()

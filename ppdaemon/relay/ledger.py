@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The relay's memory: accepted visits and the fate of each of their detectors.
+
+SQLite in the state directory, WAL with ``synchronous=FULL``: what a
+transaction committed survives a crash of process and host. Blocking code;
+`ppdaemon.relay.recorder` runs it in a thread.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ppdaemon.clock import Clock, tai_iso
+from ppdaemon.errors import PPDaemonError, Refused
+from ppdaemon.messages import DetectorOutcome
+from ppdaemon.relay.orders import CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute, Write
+from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.visit import NextVisit
+
+__all__ = ("FoundVisit", "Ledger", "LedgerUnusable", "OpenRow", "StateLock", "UnendedVisit")
+
+_LOG = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the schema; kept in SQLite's ``user_version``."""
+
+PRUNE_AT_ONCE = 200
+"""Visits deleted in one transaction: 40,000 rows of LSSTCam, some 50 ms."""
+
+LOCK_WAIT_S = 1.0
+"""For another program that reads or mends the file; clients wait with us."""
+
+DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""Primary result codes; the extended ones say where the damage is."""
+
+SCHEMA = """
+CREATE TABLE visits (
+    number INTEGER PRIMARY KEY,
+    instrument TEXT NOT NULL,
+    group_id TEXT NOT NULL,
+    content TEXT NOT NULL,
+    received_tai REAL NOT NULL,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    ended_tai REAL,
+    UNIQUE (group_id, instrument)
+) STRICT;
+CREATE INDEX visits_ended ON visits (ended_tai);
+CREATE TABLE detectors (
+    visit INTEGER NOT NULL REFERENCES visits (number) ON DELETE CASCADE,
+    detector INTEGER NOT NULL,
+    node TEXT,
+    attempt INTEGER NOT NULL DEFAULT 1,
+    former TEXT NOT NULL DEFAULT '',
+    acked_tai REAL,
+    outcome TEXT,
+    reason TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (visit, detector)
+) STRICT, WITHOUT ROWID;
+"""
+
+FORMER_SEPARATOR = "\n"
+"""Between names of former nodes; names have no control characters."""
+
+
+class LedgerUnusable(PPDaemonError):
+    """The ledger's files cannot be made, opened or locked."""
+
+    exit_code = ExitCode.CANNOT_CREATE
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRow:
+    """A detector that has not ended."""
+
+    detector: int
+    node: str
+    """Empty if it was sent to nobody."""
+    attempt: int
+    former: frozenset[str]
+    """Nodes that may have an earlier attempt."""
+    acked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnendedVisit:
+    """A visit that a former life of the relay left open."""
+
+    number: int
+    fields: dict[str, Any]
+    """The announcement, under its SAL names."""
+    received_tai: float
+    cancelled: bool
+    rows: tuple[OpenRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundVisit:
+    """A visit of a group that was asked for."""
+
+    instrument: str
+    script_sal_index: int
+    cancelled: bool
+    outcomes: tuple[DetectorOutcome, ...]
+
+
+class StateLock:
+    """Keeps a second relay away from a state directory, for as long as we live.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        The state directory; made if need be.
+
+    Raises
+    ------
+    ppdaemon.errors.Refused
+        Raised if another relay has it.
+    LedgerUnusable
+        Raised if the folder or the lock file cannot be made.
+    """
+
+    def __init__(self, folder: Path):
+        path = folder / "lock"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise LedgerUnusable(f"state_dir: {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise Refused(f"another pprelay (pid {owner}) runs on state_dir {folder}") from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._fd)
+
+
+class Ledger:
+    """The open ledger.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        The state directory, locked by the caller (`StateLock`).
+    clock : `~ppdaemon.clock.Clock`
+        For the times in the rows.
+
+    Raises
+    ------
+    LedgerUnusable
+        Raised if it cannot be opened or was written by a newer relay.
+    """
+
+    def __init__(self, folder: Path, clock: Clock):
+        self._clock = clock
+        path = folder / "ledger.sqlite"
+        try:
+            try:
+                self._db = _open(path)
+            except _Corrupt as error:
+                kept = _set_aside(path, clock)
+                _LOG.error(
+                    "ledger is corrupt: moved aside, starting with an empty one",
+                    extra={"path": str(path), "moved_to": str(kept), "reason": str(error)},
+                )
+                self._db = _open(path)
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerUnusable(f"ledger {path}: {error}") from None
+
+    def close(self) -> None:
+        """Close the files."""
+        self._db.close()
+
+    def transact(self, works: Sequence[Callable[[Self], Any]]) -> list[Any]:
+        """Do several works in one transaction, committed on return.
+
+        Parameters
+        ----------
+        works : `~collections.abc.Sequence` [`~collections.abc.Callable`]
+            Each gets the ledger.
+
+        Returns
+        -------
+        results : `list`
+            What each returned.
+
+        Raises
+        ------
+        sqlite3.Error
+            Raised if it failed; then none of them was done.
+        """
+        with self._transaction():
+            return [work(self) for work in works]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    # --- works; each is part of a transaction -------------------------------
+
+    def accept(
+        self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
+    ) -> tuple[int | None, str]:
+        """Enter a visit unless it is there.
+
+        Parameters
+        ----------
+        visit : `~ppdaemon.visit.NextVisit`
+            The announcement.
+        content : `str`
+            The same as JSON.
+        detectors : `~collections.abc.Sequence` [`int`]
+            One row is made for each.
+        received_tai : `float`
+            TAI seconds since 1970.
+
+        Returns
+        -------
+        number : `int` or `None`
+            The visit's row; `None` if its group was there before.
+        content : `str`
+            What the ledger has for the group.
+        """
+        cursor = self._db.execute(
+            "INSERT INTO visits (instrument, group_id, content, received_tai) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (visit.instrument, visit.group, content, received_tai),
+        )
+        if not cursor.rowcount:
+            (first,) = self._db.execute(
+                "SELECT content FROM visits WHERE group_id = ? AND instrument = ?",
+                (visit.group, visit.instrument),
+            ).fetchone()
+            return None, first
+        number = cursor.lastrowid
+        self._db.executemany(
+            "INSERT INTO detectors (visit, detector) VALUES (?, ?)", [(number, found) for found in detectors]
+        )
+        return number, content
+
+    def find(self, group: str) -> list[FoundVisit]:
+        """Look a group up: usually one visit, one per instrument at most."""
+        found = []
+        for number, instrument, content, cancelled in self._db.execute(
+            "SELECT number, instrument, content, cancelled FROM visits WHERE group_id = ?", (group,)
+        ).fetchall():
+            index = NextVisit.model_validate_json(content).script_sal_index
+            found.append(FoundVisit(instrument, index, bool(cancelled), self._outcomes(number)))
+        return found
+
+    def _outcomes(self, number: int) -> tuple[DetectorOutcome, ...]:
+        rows = self._db.execute(
+            "SELECT detector, node, outcome, reason, attempt FROM detectors WHERE visit = ?", (number,)
+        )
+        return tuple(
+            DetectorOutcome(
+                detector=detector,
+                node=node,
+                outcome=None if outcome is None else Outcome(outcome),
+                reason=reason,
+                attempt=attempt,
+            )
+            for detector, node, outcome, reason, attempt in rows
+        )
+
+    def unended(self) -> list[UnendedVisit]:
+        """Return the visits that have not ended, the oldest first."""
+        rows = self._db.execute(
+            "SELECT number, content, received_tai, cancelled FROM visits"
+            " WHERE ended_tai IS NULL ORDER BY number"
+        ).fetchall()
+        return [
+            UnendedVisit(number, json.loads(content), received_tai, bool(cancelled), self._open_rows(number))
+            for number, content, received_tai, cancelled in rows
+        ]
+
+    def _open_rows(self, number: int) -> tuple[OpenRow, ...]:
+        rows = self._db.execute(
+            "SELECT detector, coalesce(node, ''), attempt, former, acked_tai IS NOT NULL FROM detectors"
+            " WHERE visit = ? AND outcome IS NULL",
+            (number,),
+        )
+        return tuple(
+            OpenRow(detector, node, attempt, frozenset(former.split(FORMER_SEPARATOR)) - {""}, bool(acked))
+            for detector, node, attempt, former, acked in rows
+        )
+
+    def write(self, write: Write) -> None:
+        """Carry out one write of a turn."""
+        match write:
+            case SetRoute(number, node, attempt, detectors):
+                self._db.executemany(
+                    "UPDATE detectors SET node = ?1, attempt = ?2, acked_tai = NULL,"
+                    " former = CASE WHEN attempt < ?2 THEN former || ?3 || node ELSE former END"
+                    " WHERE visit = ?4 AND detector = ?5",
+                    [(node, attempt, FORMER_SEPARATOR, number, detector) for detector in detectors],
+                )
+            case SetAcked(number, detectors):
+                now_tai = self._clock.tai()
+                self._db.executemany(
+                    "UPDATE detectors SET acked_tai = ? WHERE visit = ? AND detector = ?",
+                    [(now_tai, number, detector) for detector in detectors],
+                )
+            case SetOutcome(number, detector, outcome, reason, node):
+                self._db.execute(
+                    "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
+                    " WHERE visit = ? AND detector = ? AND outcome IS NULL",
+                    (outcome, reason, node, number, detector),
+                )
+            case SetCancelled(number):
+                self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
+            case CloseVisit(number):
+                self._db.execute(
+                    "UPDATE visits SET ended_tai = ? WHERE number = ?", (self._clock.tai(), number)
+                )
+
+    def prune(self, before_tai: float) -> int:
+        """Delete some of the visits that ended before a time.
+
+        Parameters
+        ----------
+        before_tai : `float`
+            TAI seconds since 1970.
+
+        Returns
+        -------
+        visits : `int`
+            How many were deleted; ask again while it is not 0.
+        """
+        return self._db.execute(
+            "DELETE FROM visits WHERE number IN (SELECT number FROM visits WHERE ended_tai < ? LIMIT ?)",
+            (before_tai, PRUNE_AT_ONCE),
+        ).rowcount
+
+
+class _Corrupt(Exception):
+    """The file is damaged, which no waiting and no retry mends."""
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise _Corrupt(verdict)
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        elif version > VERSION:
+            raise LedgerUnusable(f"ledger {path} was written by a newer pprelay (version {version})")
+    except BaseException as error:
+        db.close()
+        if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in DAMAGE_CODES:
+            raise _Corrupt(str(error)) from None
+        raise
+    return db
+
+
+def _set_aside(path: Path, clock: Clock) -> Path:
+    """Rename a database and its companions; return the database's new name."""
+    stamp = tai_iso(clock.tai()).replace(":", "").replace("-", "")
+    kept = path.with_name(f"{path.stem}.corrupt-{stamp}{path.suffix}")
+    for companion in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + companion)
+        if part.exists():
+            part.rename(kept.with_name(kept.name + companion))
+    return kept

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The event pump of ``pprelay``: takes events, asks for decisions, acts.
+
+Sockets, clock and ledger only put events into one bounded queue; the pump
+takes them out one by one. What is to be done is decided by
+`ppdaemon.relay.board`; here it is carried out: first written, then, when that
+is on disk, sent. Clients are served by `ppdaemon.relay.desk`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import zmq.asyncio
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import RelayConfig
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import NODE_LIMIT, FromNode
+from ppdaemon.notify import Notifier
+from ppdaemon.relay import link
+from ppdaemon.relay.board import Board
+from ppdaemon.relay.desk import Desk
+from ppdaemon.relay.ledger import Ledger, UnendedVisit
+from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
+from ppdaemon.relay.orders import Beat, CloseVisit, Send, SetOutcome, Turn
+from ppdaemon.relay.recorder import Job, Recorder
+from ppdaemon.relay.throttle import Throttle
+from ppdaemon.states import Outcome
+from ppdaemon.visit import NextVisit, read_next_visit
+from ppdaemon.wire import decode
+
+__all__ = ("Relay", "Sockets")
+
+_LOG = logging.getLogger(__name__)
+
+TICK_S = 0.1
+EVENTS = 200
+"""Events that may wait for the pump; then their sources wait."""
+LOG_INTERVAL_S = 10.0
+"""What comes in floods is logged at most so often, of each kind."""
+SETTLE_BEATS = 2.0
+"""Heartbeat intervals in which all nodes that are up find a new relay: the
+first tells them that they are strangers, then they say hello."""
+PRUNE_S = 3600.0
+"""Interval of the look for ledger entries older than ``keep_days``."""
+STOP_S = 0.5
+"""How long a stop waits for the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    frames: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeSpoke:
+    frames: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    follow_ups: Sequence[Callable[[], None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticked:
+    pass
+
+
+type _Event = _Submitted | _NodeSpoke | _Committed | _Ticked
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The two bound sockets."""
+
+    submit: zmq.asyncio.Socket
+    nodes: zmq.asyncio.Socket
+
+
+class Relay:
+    """A running relay; built inside the event loop.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.RelayConfig`
+        The configuration.
+    ledger : `~ppdaemon.relay.ledger.Ledger`
+        Opened; closed by `run`.
+    sockets : `Sockets`
+        Bound.
+    clock : `~ppdaemon.clock.Clock`
+        Time.
+    notifier : `~ppdaemon.notify.Notifier`
+        The service manager.
+    life : `str`
+        Nonce of this life.
+    """
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        ledger: Ledger,
+        sockets: Sockets,
+        *,
+        clock: Clock,
+        notifier: Notifier,
+        life: str,
+    ):
+        self._config = config
+        self._sockets = sockets
+        self._clock = clock
+        self._notifier = notifier
+        now = clock.mono()
+        self._board = Board(
+            resend_s=config.resend_s,
+            silence_s=config.silence_s,
+            settle_s=SETTLE_BEATS * config.heartbeat_s,
+            now=now,
+        )
+        self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
+        self._recorder = Recorder(ledger, self._throttle)
+        self._desk = Desk(
+            config=config,
+            board=self._board,
+            recorder=self._recorder,
+            throttle=self._throttle,
+            clock=clock,
+            answer=partial(link.answer, sockets.submit),
+            carry_out=self._carry_out,
+            open_visit=self._open,
+        )
+        self._link = link.NodeLink(sockets.nodes, config.name, life, clock)
+        self._events: asyncio.Queue[_Event] = asyncio.Queue(EVENTS)
+        self._turn_of_tick_done = True
+        self._beat_at = now
+        self._prune_at = now
+        self._stop_asked = False
+        self._restore(ledger.unended())
+
+    def ask_stop(self) -> None:
+        """Make `run` return soon; may be called by a signal handler."""
+        self._stop_asked = True
+        self._desk.closed = True
+
+    async def run(self) -> None:
+        """Serve until a stop is asked for."""
+        self._notifier.tell(READY=1, STATUS=self._status())
+        sources = [
+            self._read(self._sockets.submit, _Submitted),
+            self._read(self._sockets.nodes, _NodeSpoke),
+            self._tick(),
+            self._recorder.run(self._deliver),
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(source) for source in sources]
+                await self._pump()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._recorder.close()
+
+    # --- sources of events ----------------------------------------------------
+
+    async def _read(self, socket: zmq.asyncio.Socket, event: type[_Submitted] | type[_NodeSpoke]) -> None:
+        while True:
+            await self._recorder.room()
+            await self._events.put(event(await socket.recv_multipart()))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self._events.put(_Ticked())
+
+    async def _deliver(self, follow_ups: Sequence[Callable[[], None]]) -> None:
+        await self._events.put(_Committed(follow_ups))
+
+    # --- the pump ---------------------------------------------------------------
+
+    async def _pump(self) -> None:
+        stop_by: float | None = None
+        while True:
+            event = await self._events.get()
+            match event:
+                case _Submitted(frames):
+                    self._guarded(partial(self._desk.serve, frames))
+                case _NodeSpoke(frames):
+                    self._guarded(partial(self._node_spoke, frames))
+                case _Committed(follow_ups):
+                    for follow_up in follow_ups:
+                        self._guarded(follow_up)
+                case _Ticked():
+                    self._guarded(self._ticked)
+            if self._stop_asked and stop_by is None:
+                _LOG.info("stopping")
+                self._notifier.tell(STOPPING=1, STATUS="stopping")
+                stop_by = self._clock.mono() + STOP_S
+            if stop_by is not None and (not self._recorder.backlog or self._clock.mono() >= stop_by):
+                return
+
+    def _guarded(self, handle: Callable[[], None]) -> None:
+        """Handle one event; an error in the program costs no more than it."""
+        try:
+            handle()
+        except Exception:
+            _LOG.exception("an event could not be handled")
+
+    def _ticked(self) -> None:
+        now = self._clock.mono()
+        if self._turn_of_tick_done:  # else the ledger is behind, and so must resending be
+            turn = self._board.tick(now)
+            self._turn_of_tick_done = not turn.writes and not turn.sends
+            self._carry_out(turn, self._tick_done)
+        if now - self._beat_at >= self._config.heartbeat_s:
+            self._beat_at = now
+            self._send([Beat(peer) for peer in self._board.roster.peers])
+            self._notifier.tell(WATCHDOG=1, STATUS=self._status())
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_S
+            self._prune()
+
+    def _tick_done(self) -> None:
+        self._turn_of_tick_done = True
+
+    def _status(self) -> str:
+        return (
+            f"{len(self._board.roster)} nodes, {len(self._board)} visits"
+            f" with {self._board.reservations} detectors under way"
+        )
+
+    # --- carrying out -------------------------------------------------------------
+
+    def _carry_out(self, turn: Turn, then: Callable[[], None] | None = None) -> None:
+        """Write, and when that and all before it is on disk, send."""
+        writes = tuple(turn.writes)
+
+        def follow_up(_: object = None) -> None:
+            self._send(turn.sends)
+            if then is not None:
+                then()
+
+        def record(ledger: Ledger) -> None:
+            for write in writes:
+                ledger.write(write)
+
+        if writes or self._recorder.backlog:
+            self._recorder.put(Job(record, follow_up))
+        else:
+            follow_up()
+
+    def _send(self, orders: Sequence[Send]) -> None:
+        for order in orders:
+            if not self._link.send(order):
+                self._board.lose(order.peer, self._clock.mono())
+
+    def _prune(self) -> None:
+        before_tai = self._clock.tai() - self._config.keep_days * 86_400.0
+
+        def again(visits: int) -> None:
+            if visits:
+                self._prune()
+
+        self._recorder.put(Job(lambda ledger: ledger.prune(before_tai), again, lambda reason: None))
+
+    # --- nodes ----------------------------------------------------------------------
+
+    def _node_spoke(self, frames: list[bytes]) -> None:
+        try:
+            if len(frames) != 2:
+                raise BadMessage(f"{len(frames) - 1} frames, expected one", "frames")
+            message = decode(frames[1], FromNode, limit=NODE_LIMIT)
+        except BadMessage as error:
+            if self._throttle.passes(f"node {error.kind}"):
+                total = self._throttle.counts[f"node {error.kind}"]
+                _LOG.warning(
+                    "dropped a message of a node",
+                    extra={"kind": error.kind, "reason": str(error), "total": total},
+                )
+            return
+        self._carry_out(self._board.hear(frames[0], message, self._clock.mono()))
+
+    # --- visits ---------------------------------------------------------------------
+
+    def _restore(self, visits: Sequence[UnendedVisit]) -> None:
+        """Go on with what a former life left open."""
+        for row in visits:
+            try:
+                visit = read_next_visit(row.fields)
+            except BadMessage as error:
+                _LOG.exception("a visit in the ledger cannot be read any more", extra={"number": row.number})
+                outcomes = [
+                    SetOutcome(row.number, found.detector, Outcome.FAILED, f"unreadable: {error}", None)
+                    for found in row.rows
+                ]
+                self._carry_out(Turn([*outcomes, CloseVisit(row.number)]))
+                continue
+            reservations = []
+            for found in row.rows:
+                state = ReservationState.SENT if found.node else ReservationState.HELD
+                if found.acked:
+                    state = ReservationState.ACKED
+                reservations.append(
+                    Reservation(found.detector, state, found.node, found.attempt, former=found.former)
+                )
+            self._open(row.number, visit, reservations, row.received_tai, cancelled=row.cancelled)
+        if visits:
+            _LOG.info("going on with unended visits", extra={"visits": len(visits)})
+
+    def _open(
+        self,
+        number: int,
+        visit: NextVisit,
+        reservations: Sequence[Reservation],
+        received_tai: float,
+        *,
+        cancelled: bool = False,
+    ) -> None:
+        now = self._clock.mono()
+        open_visit = opened(
+            number,
+            visit,
+            reservations,
+            received_tai=received_tai,
+            expiry_s=self._config.expiry_s,
+            now=now,
+            now_tai=self._clock.tai(),
+            cancelled=cancelled,
+        )
+        self._carry_out(self._board.add(open_visit, now))

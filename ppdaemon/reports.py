@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control socket: what may be asked of a daemon, and what it answers.
+
+One JSON object per line, one reply per request, in order. `Watch` alone is
+answered by a stream: a `StatusReport` at once and after every change, until
+the client closes.
+"""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from ppdaemon.states import Outcome, SlotState, Stage
+from ppdaemon.visit import Name
+from ppdaemon.wire import Model
+
+__all__ = (
+    "CONTROL_LIMIT",
+    "REPLIES",
+    "REQUESTS",
+    "ArrivalSource",
+    "AskDrain",
+    "AskKill",
+    "AskRestart",
+    "AskResume",
+    "AskStatus",
+    "AskVisit",
+    "AskVisits",
+    "AskWorkers",
+    "Failed",
+    "Ok",
+    "StatusReport",
+    "VisitRow",
+    "Watch",
+    "WorkerRow",
+)
+
+CONTROL_LIMIT = 65_536
+"""Largest request, bytes; replies may be larger."""
+
+
+class AskStatus(Model):
+    """How is the daemon? Answered with a `StatusReport`."""
+
+    type: Literal["status"] = "status"
+
+
+class AskWorkers(Model):
+    """Answered with a list of `WorkerRow`."""
+
+    type: Literal["workers"] = "workers"
+
+
+class AskVisits(Model):
+    """Answered with a list of `VisitRow`, the newest first."""
+
+    type: Literal["visits"] = "visits"
+    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
+    failed: bool = False
+    """Only those whose outcome is a bad one."""
+
+
+class AskVisit(Model):
+    """Answered with the list of `VisitRow` of one group."""
+
+    type: Literal["visit"] = "visit"
+    group: Name
+
+
+class AskDrain(Model):
+    """Take no more visits; end those that run."""
+
+    type: Literal["drain"] = "drain"
+
+
+class AskResume(Model):
+    """Take visits again."""
+
+    type: Literal["resume"] = "resume"
+
+
+class AskRestart(Model):
+    """Replace a seat's worker, in any state; a quarantined seat starts anew."""
+
+    type: Literal["restart"] = "restart"
+    slot: int
+
+
+class AskKill(Model):
+    """Kill a seat's worker now."""
+
+    type: Literal["kill"] = "kill"
+    slot: int
+
+
+class Watch(Model):
+    """Stream status reports until the connection closes."""
+
+    type: Literal["watch"] = "watch"
+
+
+REQUESTS = pydantic.TypeAdapter[
+    AskStatus | AskWorkers | AskVisits | AskVisit | AskDrain | AskResume | AskRestart | AskKill | Watch
+](
+    Annotated[
+        AskStatus | AskWorkers | AskVisits | AskVisit | AskDrain | AskResume | AskRestart | AskKill | Watch,
+        pydantic.Field(discriminator="type"),
+    ]
+)
+
+
+class Ok(Model):
+    """The answer."""
+
+    type: Literal["ok"] = "ok"
+    data: Any = None
+
+
+class Failed(Model):
+    """Why there is no answer."""
+
+    type: Literal["failed"] = "failed"
+    code: Literal["bad_request", "not_found", "refused", "internal"]
+    text: str
+
+
+REPLIES = pydantic.TypeAdapter[Ok | Failed](Annotated[Ok | Failed, pydantic.Field(discriminator="type")])
+
+
+class ArrivalSource(Model):
+    """One source of raw arrivals."""
+
+    name: str
+    """Such as ``inotify /data/raw`` or ``zmq tcp://host:5580``."""
+    live: bool
+    files: int
+    """Raws first seen through this source."""
+    note: str = ""
+
+
+class StatusReport(Model):
+    """The daemon in one screen."""
+
+    node: str
+    version: str
+    pid: int
+    state: Literal["starting", "running", "draining", "stopping", "degraded"]
+    text: str
+    """One line for people."""
+    started_tai: float
+    tai: float
+    relay: str
+    """State of the connection to the relay, such as ``connected relay``."""
+    slots: dict[SlotState, int]
+    """How many seats are in each state."""
+    workers_max: int
+    queued: int
+    open_visits: int
+    """Visit-detectors without an outcome."""
+    outcomes: dict[Outcome, int]
+    """Since the daemon started."""
+    spooled: int
+    """Visit-detectors that wait for export."""
+    exporter: str
+    arrivals: tuple[ArrivalSource, ...]
+    counters: dict[str, int]
+    """Events by kind since the start, such as ``bad_message.json``."""
+    problems: tuple[str, ...] = ()
+    """What an operator should look at, one line each."""
+    leftovers_removed: int = 0
+    """RAM-disk folders of former lives removed at start."""
+    template_ms: float | None = None
+    """How long the template repo took to make."""
+    supervisor_mb: float | None = None
+    ramdisk_mb: float | None = None
+
+
+class WorkerRow(Model):
+    """One seat."""
+
+    slot: int
+    state: SlotState
+    epoch: int
+    pid: int | None = None
+    since_s: float
+    """How long it has been in this state."""
+    instrument: str | None = None
+    group: str | None = None
+    detector: int | None = None
+    attempt: int | None = None
+    memory_mb: float | None = None
+    """Private bytes plus RAM-disk repo."""
+    visits: int = 0
+    """Visits of the present worker."""
+    deadline_s: float | None = None
+    """Seconds until the present state's deadline."""
+    note: str = ""
+    """Why it was last stopped, or is quarantined."""
+
+
+class VisitRow(Model):
+    """One journal row: a visit-detector's attempt."""
+
+    instrument: str
+    group: str
+    detector: int
+    attempt: int
+    survey: str = ""
+    outcome: Outcome | None = None
+    """`None` while it is under way."""
+    reason: str = ""
+    pipeline: str = ""
+    engine: str = ""
+    slot: int | None = None
+    pid: int | None = None
+    exposures: tuple[int, ...] = ()
+    partial: bool = False
+    retriable: bool = False
+    datasets: int = 0
+    """Datasets spooled for export."""
+    stages: dict[Stage, float] = {}
+    """When each stage was reached, TAI seconds since 1970."""
+    shutter_close_tai: float | None = None
+    """End of the last exposure, by its header."""
+    ended_tai: float | None = None

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The announcement of a visit, as the script queue publishes it.
+
+The wire keeps the field names of SAL ``ScriptQueue.logevent_nextVisit`` and
+``logevent_nextVisitCanceled`` (ts_xml); inside they have readable ones.
+Newer interfaces only add fields: unknown ones are carried along unread.
+"""
+
+import json
+import unicodedata
+from enum import IntEnum
+from typing import Annotated, Any
+
+import pydantic
+
+from ppdaemon.errors import BadMessage
+from ppdaemon.wire import explain
+
+__all__ = (
+    "CoordinateSystem",
+    "NextVisit",
+    "RotationSystem",
+    "VisitCanceled",
+    "parent_group",
+    "read_next_visit",
+)
+
+MAX_NAME = 200
+
+
+class CoordinateSystem(IntEnum):
+    """In which system `NextVisit.position` is given."""
+
+    NONE = 1
+    ICRS = 2
+    OBSERVED = 3
+    MOUNT = 4
+
+
+class RotationSystem(IntEnum):
+    """In which system `NextVisit.camera_angle` is given."""
+
+    NONE = 1
+    SKY = 2
+    HORIZON = 3
+    MOUNT = 4
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    return value
+
+
+def _plain(value: str) -> str:
+    if any(unicodedata.category(character).startswith("C") for character in value):
+        raise ValueError("no control characters")
+    return value
+
+
+def _numbers_from_text(value: Any) -> Any:
+    """Read ``"[10.5, -30.0]"``, as senders write it who know strings only."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("two numbers, or a string such as '[10.5, -30.0]'") from None
+    return value
+
+
+Number = Annotated[float, pydantic.BeforeValidator(_no_bool)]
+Count = Annotated[int, pydantic.BeforeValidator(_no_bool)]
+Name = Annotated[str, pydantic.Field(max_length=MAX_NAME), pydantic.AfterValidator(_plain)]
+Group = Annotated[str, pydantic.Field(min_length=1, max_length=MAX_NAME), pydantic.AfterValidator(_plain)]
+
+
+class _SalEvent(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        frozen=True,
+        extra="allow",
+        allow_inf_nan=False,
+        validate_by_name=False,
+        validate_by_alias=True,
+        coerce_numbers_to_str=True,
+    )
+
+    def to_sal(self) -> dict[str, Any]:
+        """Return the event under its SAL field names.
+
+        Returns
+        -------
+        fields : `dict`
+            What is sent on, unknown fields included.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class NextVisit(_SalEvent):
+    """One announced visit: pointing, filter, number of exposures, purpose."""
+
+    group: Group = pydantic.Field(alias="groupId")
+    """Unique name of the visit; the Butler's ``group`` dimension."""
+    instrument: Name
+    """Short name, or blank if the script takes no image."""
+    script_sal_index: Count = pydantic.Field(0, alias="scriptSalIndex")
+    """The script's id, which a cancellation carries."""
+    sal_index: Count = pydantic.Field(0, alias="salIndex")
+    """Script queue: 1 main telescope, 2 auxiliary, 3 and 999 simulators."""
+    coordinate_system: CoordinateSystem = pydantic.Field(CoordinateSystem.NONE, alias="coordinateSystem")
+    position: Annotated[tuple[Number, Number], pydantic.BeforeValidator(_numbers_from_text)] = (0.0, 0.0)
+    """Degrees, in `coordinate_system`."""
+    start_time_tai: Number = pydantic.Field(0.0, alias="startTime")
+    """Expected start, TAI seconds since 1970."""
+    rotation_system: RotationSystem = pydantic.Field(RotationSystem.NONE, alias="rotationSystem")
+    camera_angle: Number = pydantic.Field(0.0, alias="cameraAngle")
+    """Degrees; for ``SKY`` the position angle of focal-plane +Y, north through
+    east."""
+    filters: Name = ""
+    """Acceptable physical filters, comma-separated; blank means any."""
+    dome: Count = 3
+    duration_s: Annotated[Number, pydantic.Field(ge=0)] = pydantic.Field(0.0, alias="duration")
+    """The script's estimate in seconds (not the exposure time)."""
+    nimages: Annotated[Count, pydantic.Field(ge=0)] = 0
+    """Number of snaps; 0 means not known in advance."""
+    survey: Name = ""
+    """Purpose of the images, such as ``BLOCK-365``."""
+    total_checkpoints: Count = pydantic.Field(0, alias="totalCheckpoints")
+    published_tai: Number | None = pydantic.Field(None, alias="private_sndStamp")
+    """When it was published, TAI seconds since 1970, if it says so."""
+
+    @property
+    def filter_names(self) -> tuple[str, ...]:
+        """Acceptable physical filters; empty means any (`tuple` [`str`])."""
+        return tuple(name.strip() for name in self.filters.split(",") if name.strip())
+
+    @property
+    def boresight(self) -> tuple[float, float] | None:
+        """Right ascension in [0, 360) and declination in degrees, or `None`
+        where the event has no place on the sky.
+        """
+        if self.coordinate_system != CoordinateSystem.ICRS:
+            return None
+        ra, dec = self.position
+        return (ra % 360.0, dec) if -90.0 <= dec <= 90.0 else None
+
+    @property
+    def sky_angle(self) -> float | None:
+        """Position angle of focal-plane +Y in degrees, or `None` if it is not
+        given on the sky.
+        """
+        return self.camera_angle % 360.0 if self.rotation_system == RotationSystem.SKY else None
+
+    def age_s(self, now_tai: float) -> float:
+        """Return seconds since publication; 0 if the event has no stamp.
+
+        Parameters
+        ----------
+        now_tai : `float`
+            TAI seconds since 1970.
+
+        Returns
+        -------
+        age : `float`
+            Negative for an event from the future.
+        """
+        return 0.0 if self.published_tai is None else now_tai - self.published_tai
+
+
+class VisitCanceled(_SalEvent):
+    """An announced visit will not be taken."""
+
+    group: Group = pydantic.Field(alias="groupId")
+    script_sal_index: Count = pydantic.Field(0, alias="scriptSalIndex")
+
+
+def read_next_visit(fields: Any) -> NextVisit:
+    """Validate a next_visit.
+
+    Parameters
+    ----------
+    fields : `dict`
+        SAL field names and values; strings where a sender knows only strings.
+
+    Returns
+    -------
+    visit : `NextVisit`
+        The event.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if it is no next_visit; the text names the field.
+    """
+    try:
+        return NextVisit.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise BadMessage(explain(error), "field") from None
+
+
+def parent_group(group: str) -> str:
+    """Return the visit's own group for a supplement ``<group>#<n>``.
+
+    Parameters
+    ----------
+    group : `str`
+        A group as announced or as found in a header.
+
+    Returns
+    -------
+    parent : `str`
+        The group without its supplement.
+    """
+    head, mark, tail = group.rpartition("#")
+    return head if mark and head and tail.isdigit() else group

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Bytes to objects and back: strict JSON with limits, and the base of all models.
+
+JSON from anywhere passes through `parse_json`, which refuses what Python's
+parser lets through: too large, too deep, ``NaN``, duplicate keys.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import pydantic
+
+from ppdaemon.errors import BadMessage
+
+__all__ = ("Model", "decode", "encode", "explain", "parse_json")
+
+MAX_DEPTH = 32
+
+
+class Model(pydantic.BaseModel):
+    """Base of what is validated once, at the edge, and never changed."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadMessage(f"{name} is not a JSON number", "json")
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise BadMessage(f"key {key[:80]!r} occurs twice", "json")
+        result[key] = value
+    return result
+
+
+def _depth(text: str) -> int:
+    """Return an upper bound of the nesting: brackets, those in strings too."""
+    return max(text.count("["), text.count("{"))
+
+
+def parse_json(data: bytes, *, limit: int) -> Any:
+    """Parse one JSON text, strictly.
+
+    Parameters
+    ----------
+    data : `bytes`
+        UTF-8.
+    limit : `int`
+        Largest accepted size in bytes.
+
+    Returns
+    -------
+    value : `object`
+        What the text says.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if the text is too large or too deep, not UTF-8, not JSON, or
+        has ``NaN``, ``Infinity`` or a key twice.
+    """
+    if len(data) > limit:
+        raise BadMessage(f"{len(data)} bytes are more than the {limit} accepted", "size")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage(f"not UTF-8 at byte {error.start}", "encoding") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise BadMessage("nested too deeply", "depth") from None
+    except json.JSONDecodeError as error:
+        raise BadMessage(f"not JSON: {error.msg} at character {error.pos}", "json") from None
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise BadMessage(f"not JSON: {error}", "json") from None
+    if _depth(text) > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise BadMessage(f"nested more than {MAX_DEPTH} deep", "depth")
+    return value
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Tell whether a parsed value nests deeper than `limit` levels."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def explain(error: pydantic.ValidationError, most: int = 3) -> str:
+    """Say in one line which fields are wrong and why.
+
+    Parameters
+    ----------
+    error : `pydantic.ValidationError`
+        What pydantic raised.
+    most : `int`
+        How many fields to name.
+
+    Returns
+    -------
+    text : `str`
+        For instance ``nimages: Input should be a valid integer (got 'two')``.
+    """
+    parts = []
+    problems = error.errors(include_url=False, include_context=False)
+    for problem in problems[:most]:
+        where = ".".join(str(step) for step in problem["loc"]) or "message"
+        got = repr(problem["input"])
+        shown = f" (got {got[:60]})" if problem["type"] != "missing" and len(got) < 400 else ""
+        parts.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    if len(problems) > most:
+        parts.append(f"and {len(problems) - most} more")
+    return "; ".join(parts)
+
+
+def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T:
+    """Make a message of bytes.
+
+    Parameters
+    ----------
+    data : `bytes`
+        One JSON object.
+    adapter : `pydantic.TypeAdapter`
+        The messages that may come here.
+    limit : `int`
+        Largest accepted size in bytes.
+
+    Returns
+    -------
+    message : `object`
+        A validated message.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if the bytes are no such message; the text names the field.
+    """
+    value = parse_json(data, limit=limit)
+    try:
+        return adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        raise BadMessage(explain(error), "field") from None
+
+
+def encode(message: pydantic.BaseModel) -> bytes:
+    """Make bytes of a message, without the fields that are `None`.
+
+    Parameters
+    ----------
+    message : `pydantic.BaseModel`
+        Any message.
+
+    Returns
+    -------
+    data : `bytes`
+        UTF-8 JSON.
+    """
+    return message.model_dump_json(by_alias=True, exclude_none=True).encode()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a worker process can be made to do: the interface of its inner part.
+
+`ppdaemon.worker` speaks with the supervisor and calls this; the module named
+by ``workers.work`` offers `WorkModule`'s functions.
+`ppdaemon.middleware.work` is the real one; tests bring scripted ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig
+from ppdaemon.messages import (
+    Done,
+    Exported,
+    Ingested,
+    PointOfNoReturn,
+    Prepare,
+    Prepared,
+    Process,
+    Raw,
+    StageReached,
+)
+
+__all__ = ("Exporter", "Seat", "Work", "WorkModule")
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a forked process sits, and how it is heard."""
+
+    config: NodeConfig
+    slot: int
+    epoch: int
+    repo: Path
+    """The process's own folder on the RAM disk; exists and is empty."""
+    template: Path
+    """Folder of the template repo, beside all others on the RAM disk."""
+    cache: Path
+    """Folder of files shared by hard link between the workers of a host."""
+    spool: Path
+    """Folder of finished outputs that wait for export."""
+    clock: Clock
+    report: Callable[[StageReached | PointOfNoReturn], None]
+    """Tells the supervisor at once."""
+
+
+class Work(Protocol):
+    """One worker's work: prepare, ingest, process; then reset.
+
+    Each method may raise `~ppdaemon.errors.VisitFailed`, which ends the
+    visit and not the worker; any other exception ends the visit as failed.
+    """
+
+    def prepare(self, order: Prepare) -> Prepared:
+        """Do all that needs no pixels."""
+
+    def ingest(self, raw: Raw) -> Ingested:
+        """Take a complete raw; a bad one raises with ``BAD_RAW``."""
+
+    def process(self, order: Process) -> Done:
+        """Run the pipeline, spool what is to be exported."""
+
+    def reset(self) -> None:
+        """Forget the visit: the repo is as new afterwards."""
+
+
+class Exporter(Protocol):
+    """Registers spooled outputs in the central repo."""
+
+    def export(self, spools: Sequence[Path]) -> Exported:
+        """Export in one central transaction and delete the spools.
+
+        Already registered ones are not registered again. Any exception
+        leaves the spools as they are.
+        """
+
+
+class WorkModule(Protocol):
+    """What the module named by ``workers.work`` has."""
+
+    def set_up_libraries(self) -> None:
+        """Prepare imported libraries in the zygote; opens nothing."""
+
+    def build_template(self, seat: Seat) -> None:
+        """Make ``seat.template``, once per life of the daemon."""
+
+    def open_work(self, seat: Seat) -> Work:
+        """Copy the template, open it, be ready for visits."""
+
+    def open_exporter(self, seat: Seat) -> Exporter:
+        """Be ready for exports; the central repo may be down."""

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The life of a forked process: straight-line, blocking, one visit at a time.
+
+Covers the conversation with the supervisor and what becomes of exceptions.
+Does not cover what is done for a visit: that is `ppdaemon.work`'s.
+"""
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ppdaemon import log
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig
+from ppdaemon.errors import VisitFailed
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import (
+    ORDERS,
+    Done,
+    ExportSpool,
+    Fact,
+    ForkWorker,
+    GiveUp,
+    Ingest,
+    Prepare,
+    Process,
+    Quit,
+    RawRefused,
+    Ready,
+    SpoolRefused,
+)
+from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.work import Exporter, Seat, Work, WorkModule
+from ppdaemon.worker.channel import Channel
+
+__all__ = ("run_role",)
+
+_LOG = logging.getLogger(__name__)
+
+type Order = Prepare | Ingest | Process | GiveUp | ExportSpool | Quit
+
+
+def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: WorkModule) -> ExitCode:
+    """Be what the supervisor asked for, until it is enough.
+
+    Parameters
+    ----------
+    order : `~ppdaemon.messages.ForkWorker`
+        What this process is for.
+    end : `socket.socket`
+        Its channel.
+    config : `~ppdaemon.config.NodeConfig`
+        The node's configuration.
+    work : `~ppdaemon.work.WorkModule`
+        What is done.
+
+    Returns
+    -------
+    status : `~ppdaemon.states.ExitCode`
+        The process's exit status.
+    """
+    log.set_up(config.log.level, config.log.format, role=order.role, slot=order.slot, epoch=order.epoch)
+    end.setblocking(True)
+    channel = Channel(end, ORDERS)
+    visits = Visits(channel)
+    folders = NodeFolders.of(config)
+    seat = Seat(
+        config=config,
+        slot=order.slot,
+        epoch=order.epoch,
+        repo=Path(order.repo),
+        template=folders.template,
+        cache=folders.cache,
+        spool=folders.spool,
+        clock=Clock(),
+        report=visits.report,
+    )
+    if order.role == "template":
+        return _build_template(channel, seat, work)
+    if order.role == "exporter":
+        exporter = work.open_exporter(seat)
+        channel.say(Ready(pid=os.getpid()))
+        return _serve_exports(channel, exporter)
+    return visits.serve(work.open_work(seat))
+
+
+def _build_template(channel: Channel[Order], seat: Seat, work: WorkModule) -> ExitCode:
+    work.build_template(seat)
+    channel.say(Ready(pid=os.getpid()))
+    return ExitCode.OK
+
+
+def _serve_exports(channel: Channel[Order], exporter: Exporter) -> ExitCode:
+    while True:
+        match channel.hear():
+            case ExportSpool(spools=spools):
+                try:
+                    channel.say(exporter.export([Path(spool) for spool in spools]))
+                except Exception as error:  # whatever a database does: the spool stays
+                    _LOG.exception("export of %d visits failed", len(spools))
+                    channel.say(SpoolRefused(spools=spools, reason=_last_line(error)))
+            case Quit() | None:
+                return ExitCode.OK
+            case unexpected:
+                raise AssertionError(unexpected)
+
+
+def _last_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:500]
+
+
+def _outcome_of(error: Exception) -> Outcome:
+    if isinstance(error, VisitFailed):
+        return error.outcome
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Outcome.RAMDISK_FULL
+    if isinstance(error, MemoryError):
+        return Outcome.OUT_OF_MEMORY
+    return Outcome.FAILED
+
+
+class Visits:
+    """Takes orders for one visit after the other.
+
+    Parameters
+    ----------
+    channel : `~ppdaemon.worker.channel.Channel`
+        To the supervisor.
+    """
+
+    def __init__(self, channel: Channel[Order]):
+        self._channel = channel
+        self._serial = 0
+
+    def report(self, fact: Fact) -> None:
+        """Tell the supervisor a fact of the present visit, at once.
+
+        Parameters
+        ----------
+        fact : `~ppdaemon.messages.Fact`
+            What happened.
+        """
+        self._channel.say(fact.model_copy(update={"serial": self._serial}))
+
+    def serve(self, work: Work) -> ExitCode:
+        """Serve until told to quit, or until the supervisor is gone.
+
+        Parameters
+        ----------
+        work : `~ppdaemon.work.Work`
+            What is done for a visit.
+
+        Returns
+        -------
+        status : `~ppdaemon.states.ExitCode`
+            Always 0: failures end visits.
+        """
+        self._channel.say(Ready(pid=os.getpid()))
+        while True:
+            match self._channel.hear():
+                case Prepare() as order:
+                    self._serial = order.serial
+                    _bind(order)
+                    self._attempt(partial(work.prepare, order), work)
+                case Ingest(raw=raw):
+                    try:
+                        self.report(work.ingest(raw))
+                    except Exception as error:
+                        self._say_refused(raw.exposure, error)
+                case Process() as order:
+                    self._attempt(partial(work.process, order), work)
+                case GiveUp(reason=reason):
+                    _LOG.info("visit given up: %s", reason)
+                    self._forget(work)
+                case Quit() | None:
+                    return ExitCode.OK
+                case unexpected:
+                    raise AssertionError(unexpected)
+
+    def _attempt(self, step: Callable[[], Fact], work: Work) -> None:
+        """Do one step of a visit; an exception ends the visit, not the worker."""
+        try:
+            fact = step()
+        except Exception as error:
+            failed = isinstance(error, VisitFailed)
+            level = logging.WARNING if failed else logging.ERROR
+            _LOG.log(level, "visit ends: %s", error, exc_info=not failed)
+            reason = str(error) if failed else _last_line(error)
+            retriable = isinstance(error, VisitFailed) and error.retriable
+            fact = Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
+        self.report(fact)
+        if isinstance(fact, Done):
+            self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        work.reset()
+        structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
+
+    def _say_refused(self, exposure: int, error: Exception) -> None:
+        failed = isinstance(error, VisitFailed)
+        _LOG.log(logging.WARNING if failed else logging.ERROR, "raw refused: %s", error, exc_info=not failed)
+        reason = str(error) if failed else _last_line(error)
+        self.report(RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
+
+
+def _bind(order: Prepare) -> None:
+    structlog.contextvars.bind_contextvars(
+        instrument=order.visit.instrument, group=order.visit.group, detector=order.detector
+    )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""YAML files whose errors name file, line and key, all of them at once."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from ppdaemon.errors import ConfigError
+
+__all__ = ("expand", "load_model", "read_yaml")
+
+type Place = tuple[str | int, ...]
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def _build(
+    node: yaml.Node, place: Place, lines: dict[Place, int], problems: list[tuple[int, str]]
+) -> dict[str, Any] | list[Any] | Any:
+    """Make plain values of YAML nodes; note each one's line and double keys."""
+    lines[place] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in result:
+                problems.append((key_node.start_mark.line + 1, f"key {key!r} occurs twice"))
+            result[key] = _build(value_node, (*place, key), lines, problems)
+            lines[(*place, key)] = key_node.start_mark.line + 1
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(child, (*place, k), lines, problems) for k, child in enumerate(node.value)]
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: Path) -> tuple[Any, dict[Place, int]]:
+    """Read one YAML document and the line of each of its values.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The file.
+
+    Returns
+    -------
+    value : `object`
+        Plain dictionaries, lists and scalars.
+    lines : `dict` [`tuple`, `int`]
+        Line number, from 1, of each place in `value`.
+
+    Raises
+    ------
+    ppdaemon.errors.ConfigError
+        Raised if the file cannot be read, is not YAML, or has a key twice.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 at byte {error.start}"]) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError([f"{path}:{line}: not YAML: {error.problem or error.context}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: not YAML: {error}"]) from None
+    if root is None:
+        return {}, {(): 1}
+    lines: dict[Place, int] = {}
+    problems: list[tuple[int, str]] = []
+    value = _build(root, (), lines, problems)
+    if problems:
+        raise ConfigError([f"{path}:{line}: {text}" for line, text in problems])
+    return value, lines
+
+
+def expand(value: Any, environment: Mapping[str, str]) -> Any:
+    """Replace ``${NAME}`` in all strings of a value.
+
+    Parameters
+    ----------
+    value : `object`
+        Dictionaries, lists and scalars.
+    environment : `~collections.abc.Mapping` [`str`, `str`]
+        The variables; an unknown one is left as it stands.
+
+    Returns
+    -------
+    expanded : `object`
+        The same, expanded.
+    """
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), value)
+    if isinstance(value, dict):
+        return {key: expand(item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand(item, environment) for item in value]
+    return value
+
+
+def _line_of(place: Place, lines: Mapping[Place, int]) -> int:
+    while place not in lines and place:
+        place = place[:-1]
+    return lines.get(place, 1)
+
+
+def load_model[M: pydantic.BaseModel](path: Path, model: type[M], environment: Mapping[str, str]) -> M:
+    """Read a YAML file into a validated model.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The file.
+    model : `type`
+        A pydantic model.
+    environment : `~collections.abc.Mapping` [`str`, `str`]
+        For ``${NAME}`` in values.
+
+    Returns
+    -------
+    config : `pydantic.BaseModel`
+        An instance of `model`.
+
+    Raises
+    ------
+    ppdaemon.errors.ConfigError
+        Raised with one line per error: file, line, key, what is wrong.
+    """
+    value, lines = read_yaml(path)
+    value = expand(value, environment)
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        problems = []
+        for problem in error.errors(include_url=False):
+            place = problem["loc"]
+            key = ".".join(str(step) for step in place) or "(the whole file)"
+            text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                text = "unknown key"
+            elif problem["type"] == "missing":
+                text = "missing key"
+            problems.append((_line_of(place, lines), f"{key}: {text}"))
+        raise ConfigError([f"{path}:{line}: {text}" for line, text in sorted(problems)]) from None

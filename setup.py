@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Metadata, dependencies and entry points of ppdaemon."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# The lsst-* packages are released weekly and belong together: one floor and
+# one ceiling for all of them keeps an installation within one series.
+LSST = ">=30.2026.2700,<31"
+
+VERSION = re.search(
+    r"__version__ = \"(.+)\"", Path(__file__).with_name("ppdaemon").joinpath("__init__.py").read_text()
+)[1]
+
+CORE = [
+    "astro-metadata-translator" + LSST,
+    "click>=8.1",
+    "lsst-ctrl-mpexec" + LSST,
+    "lsst-daf-butler" + LSST,
+    "prometheus-client>=0.20",
+    "psutil>=6.0",
+    "pydantic>=2.10",
+    "PyYAML>=6.0",
+    "pyzmq>=26.0",
+    "rich>=13.7",
+    "setproctitle>=1.3",
+    "structlog>=24.1",
+    "watchdog>=6.0",
+]
+DEMO = [
+    "fastavro>=1.9",
+    "lsst-alert-packet" + LSST,
+    "lsst-dax-apdb" + LSST,
+    "lsst-images" + LSST,
+    "matplotlib>=3.9",
+    "pandas>=2.2",
+    "pyarrow>=17",
+    "scipy>=1.14",
+    "sep>=1.4",
+]
+TEST = [
+    "hypothesis>=6.100",
+    "pytest>=8.2",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+]
+DEV = [
+    "import-linter>=2.1",
+    "mypy>=1.13",
+    "ruff>=0.8",
+    "types-psutil",
+    "types-PyYAML",
+]
+
+setup(
+    name="ppdaemon",
+    version=VERSION,
+    description="Prompt processing of telescope images on an observatory's own computers",
+    long_description=Path(__file__).with_name("README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
+    python_requires=">=3.12",
+    packages=find_packages(include=["ppdaemon", "ppdaemon.*"]),
+    package_data={"ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "demo/etc/*.yaml", "py.typed"]},
+    install_requires=CORE,
+    extras_require={"demo": DEMO, "test": DEMO + TEST, "dev": DEMO + TEST + DEV},
+    entry_points={
+        "console_scripts": [
+            "ppdaemon = ppdaemon.node.app:main",
+            "pprelay = ppdaemon.relay.app:main",
+            "ppctl = ppdaemon.ctl.cli:main",
+        ]
+    },
+    classifiers=[
+        "Environment :: No Input/Output (Daemon)",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Astronomy",
+    ],
+)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures of all tests: a fake clock, short paths, and the leak check."""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clocks import FakeClock
+from leaks import MARK, kill_left_over, left_over, possessions
+
+CHECKED_FOLDERS = frozenset({"process", "system"})
+"""Tests below these start processes and are checked for what they leave."""
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Give a `ppdaemon.clock.Clock` that only ``advance()`` moves."""
+    return FakeClock()
+
+
+@pytest.fixture
+def socket_dir() -> Iterator[Path]:
+    """Give an empty folder whose path is short: a unix socket's has at most
+    107 characters, which pytest's ``tmp_path`` can exceed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pp-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that leaves a process, a thread or a descriptor."""
+    if not CHECKED_FOLDERS & set(request.path.parts):
+        yield
+        return
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    before = possessions(mark)
+    yield
+    offenders = left_over(before, mark)
+    kill_left_over(before, mark)
+    if offenders:
+        pytest.fail("the test left behind: " + "; ".join(offenders), pytrace=False)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a test left behind: processes, threads, descriptors, each by its name."""
+
+import gc
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+__all__ = ("MARK", "Possessions", "kill_left_over", "left_over", "possessions")
+
+MARK = "PPDAEMON_TEST"
+"""Environment variable by which a test's orphaned descendants are known."""
+
+PATIENCE_S = 5.0
+"""What is ending when a test ends may take so long."""
+
+FILES_TOLERATED = 2
+"""Regular files that a library may open once and keep. Sockets, pipes,
+pidfds and the like are never tolerated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Possessions:
+    """What this process has at one time."""
+
+    processes: frozenset[int]
+    threads: frozenset[threading.Thread]
+    descriptors: frozenset[tuple[int, str]]
+
+
+def _descendants(mark: str) -> dict[int, str]:
+    """Find this process's descendants, and orphans that carry the mark."""
+    found = {}
+    needle = f"{MARK}={mark}".encode()
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    for process in psutil.process_iter():
+        pid = process.pid
+        if pid == os.getpid():
+            continue
+        try:
+            if pid in children or needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found[pid] = f"{pid} {process.status()} {' '.join(process.cmdline()) or process.name()}"
+        except (OSError, psutil.Error):
+            continue  # it ended meanwhile, or is another user's
+    return found
+
+
+def _descriptors() -> frozenset[tuple[int, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            continue  # the descriptor of the listing itself
+    return frozenset(found)
+
+
+def possessions(mark: str) -> Possessions:
+    """Take stock.
+
+    Parameters
+    ----------
+    mark : `str`
+        Value of the environment variable `MARK` in this test's processes.
+
+    Returns
+    -------
+    possessions : `Possessions`
+        Processes, threads and descriptors of this process now.
+    """
+    return Possessions(frozenset(_descendants(mark)), frozenset(threading.enumerate()), _descriptors())
+
+
+def _is_file(target: str) -> bool:
+    return target.startswith("/") and not target.startswith("/dev/")
+
+
+def _differences(before: Possessions, mark: str) -> list[str]:
+    processes = [text for pid, text in _descendants(mark).items() if pid not in before.processes]
+    threads = [t for t in threading.enumerate() if t not in before.threads and not t.daemon]
+    opened = sorted(_descriptors() - before.descriptors)
+    files = [each for each in opened if _is_file(each[1])]
+    if len(files) <= FILES_TOLERATED:
+        opened = [each for each in opened if each not in files]
+    return (
+        [f"process {text}" for text in processes]
+        + [f"thread {thread.name}" for thread in threads]
+        + [f"descriptor {number} -> {target}" for number, target in opened]
+    )
+
+
+def left_over(before: Possessions, mark: str) -> list[str]:
+    """Say what is there that was not there before, after some patience.
+
+    Parameters
+    ----------
+    before : `Possessions`
+        The stock before the test.
+    mark : `str`
+        The test's mark.
+
+    Returns
+    -------
+    offenders : `list` [`str`]
+        One line each; empty if the test cleaned up.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    if _differences(before, mark):
+        gc.collect()
+    while (offenders := _differences(before, mark)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return offenders
+
+
+def kill_left_over(before: Possessions, mark: str) -> None:
+    """End the processes a test left, so that the next test starts clean.
+
+    Parameters
+    ----------
+    before : `Possessions`
+        The stock before the test.
+    mark : `str`
+        The test's mark.
+    """
+    for pid in _descendants(mark).keys() - before.processes:
+        try:
+            psutil.Process(pid).kill()
+        except psutil.NoSuchProcess:
+            continue

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/simulate_camera.py as a user runs it, against a relay and a subscriber."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import zmq
+from click.testing import CliRunner
+
+from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
+from ppdaemon.errors import ConfigError, Unavailable
+
+TOOL = Path(__file__).parents[2] / "tools" / "simulate_camera.py"
+QUICK = ["--speed", "1000", "--exposure", "1", "--camera", "LATISS"]
+DEADLINE_MS = 10_000
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = spec_from_file_location("simulate_camera", TOOL)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def relay(socket_dir, *replies: bytes) -> Iterator[tuple[str, list[dict]]]:
+    """Answer submitted events with the given replies, in order."""
+    address, events = f"ipc://{socket_dir}/relay", []
+
+    def answer():
+        with context.socket(zmq.ROUTER) as socket:
+            socket.linger = 0
+            socket.bind(address)
+            for reply in replies:
+                if not socket.poll(DEADLINE_MS):
+                    return
+                identity, empty, event = socket.recv_multipart()
+                events.append(json.loads(event))
+                socket.send_multipart([identity, empty, reply])
+            socket.poll(200)
+
+    with zmq.Context() as context:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield address, events
+        finally:
+            thread.join()
+
+
+def run(tool, raw_root, *arguments):
+    return CliRunner().invoke(tool.main, ["--raw-root", str(raw_root), *QUICK, *arguments])
+
+
+def accepted() -> bytes:
+    return json.dumps({"status": "accepted", "detectors": 1}).encode()
+
+
+def test_the_tool_announces_then_writes(tool, tmp_path, socket_dir):
+    with relay(socket_dir, accepted(), accepted()) as (address, events):
+        result = run(tool, tmp_path, "--relay", address, "--visits", "2", "--snaps", "2", "--program", "P1")
+    assert result.exit_code == 0, result.output
+    assert "4 detector images written" in result.output
+    headers = [json.loads(each.read_text()) for each in sorted(tmp_path.rglob("*_R00_S00.json"))]
+    assert [each["groupId"] for each in events] == [headers[0]["GROUPID"], headers[2]["GROUPID"]]
+    assert {each["survey"] for each in events} == {each["PROGRAM"] for each in headers} == {"P1"}
+    assert [each["CURINDEX"] for each in headers] == [1, 2, 1, 2]
+
+
+def test_a_cancelled_visit_leaves_no_files(tool, tmp_path, socket_dir):
+    with relay(socket_dir, accepted(), accepted()) as (address, events):
+        result = run(tool, tmp_path, "--relay", address, "--cancel")
+    assert result.exit_code == 0, result.output
+    assert events[0]["groupId"] == events[1]["groupId"]
+    assert "instrument" not in events[1]
+    assert list(tmp_path.rglob("*.fits")) == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "words"),
+    [
+        (b'{"status": "rejected", "reason": "no node"}', 75, "the relay says rejected: no node"),
+        (b"hello", 65, "no object with a status"),
+        (b"[1]", 65, "no object with a status"),
+        (b"\xff\xfe", 65, "no object with a status"),
+    ],
+)
+def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, reply, status, words):
+    with relay(socket_dir, reply) as (address, _):
+        result = run(tool, tmp_path, "--relay", address)
+    assert result.exit_code == status
+    assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--camera", "FooCam"], 78, "'FooCam'"),
+        (["--detectors", "1"], 64, "LATISS has no detector 1"),
+        (["--cancel"], 64, "--cancel needs --relay"),
+        (["--group", "x" * 65], 64, "group: String should have at most 64 characters"),
+        (["--relay", "ipc:///nowhere/relay", "--relay-timeout", "0.1"], 69, "did not answer within 0.1 s"),
+        (["--notices", "foo://x"], 78, "cannot bind 'foo://x'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_a_traceback(tool, tmp_path, arguments, status, words):
+    result = run(tool, tmp_path, *arguments)
+    assert result.exit_code == status, result.output
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_raw_root_that_cannot_be_made_is_said_at_once(tool, tmp_path):
+    (tmp_path / "file").touch()
+    result = run(tool, tmp_path / "file" / "raws")
+    assert result.exit_code == 73
+    assert "file" in result.output
+
+
+def wait_for_each_other(sender, subscriber):
+    """Let both ends work: a bound SUB subscribes only while somebody polls it."""
+    for _ in range(DEADLINE_MS // 20):
+        subscriber.poll(10)
+        try:
+            return sender.wait_for_subscriber(0.01)
+        except Unavailable:
+            continue
+    pytest.fail("the subscription never arrived")
+
+
+@pytest.mark.parametrize("kind", list(NoticeKind))
+@pytest.mark.parametrize("bind", [True, False])
+def test_every_file_is_told_of_in_the_last_frame(kind, bind, tmp_path, socket_dir, clock):
+    address = f"ipc://{socket_dir}/notices"
+    with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+        subscriber.linger = 0
+        subscriber.subscribe(b"")
+        if not bind:
+            subscriber.bind(address)
+        with NoticeSender(address, kind, bind=bind) as sender:
+            if bind:
+                subscriber.connect(address)
+            wait_for_each_other(sender, subscriber)
+            Delivery(tmp_path, clock.tai, notices=sender).deliver(Path("a/x.fits"), b"12345", b"{}", 0)
+            told = []
+            for _ in range(2):
+                assert subscriber.poll(DEADLINE_MS)
+                told.append(json.loads(subscriber.recv_multipart()[-1]))
+    names = [
+        each["Records"][0]["s3"]["object"]["key"] if kind is NoticeKind.S3 else each["path"] for each in told
+    ]
+    assert [each.rpartition("x")[2] for each in names] == [".json", ".fits"]
+
+
+def test_nobody_listening_is_an_error(socket_dir):
+    address = f"ipc://{socket_dir}/nobody"
+    with (
+        NoticeSender(address, NoticeKind.PLAIN) as sender,
+        pytest.raises(Unavailable, match="nobody subscribed"),
+    ):
+        sender.wait_for_subscriber(0.05)
+
+
+def test_an_address_that_cannot_be_used_is_an_error():
+    with pytest.raises(ConfigError, match="cannot connect to 'nonsense'"):
+        NoticeSender("nonsense", NoticeKind.S3, bind=False)

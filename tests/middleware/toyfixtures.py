@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures around ToyCam, for test modules that name this one in ``pytest_plugins``."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toycam import Rig, load_toy_camera, make_central
+
+from ppdaemon.middleware import work
+from ppdaemon.middleware.local import LocalWork
+
+type MakeRig = Callable[..., tuple[Rig, LocalWork]]
+
+
+@pytest.fixture(scope="session")
+def toy_central(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the central repo; it is only read, whoever writes takes a copy."""
+    return make_central(tmp_path_factory.mktemp("toy") / "central")
+
+
+@pytest.fixture(scope="session")
+def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) -> Path:
+    """Give a template that all tests copy."""
+    root = tmp_path_factory.mktemp("template")
+    rig = Rig(root, root / "ram", toy_central)
+    work.build_template(rig.seat)
+    return rig.seat.template
+
+
+@pytest.fixture
+def rigs(tmp_path: Path, toy_central: Path, toy_template: Path) -> Iterator[MakeRig]:
+    """Give a function that makes a rig and its work; all are closed in the end."""
+    opened: list[LocalWork] = []
+
+    def make(central: Path = toy_central, **changes: Any) -> tuple[Rig, LocalWork]:
+        root = tmp_path / str(len(opened))
+        rig = Rig(root, root / "ram", central, **changes)
+        shutil.copytree(toy_template, rig.seat.template)
+        assert rig.config.butler is not None
+        opened.append(LocalWork(rig.seat, rig.config.butler, load_toy_camera))
+        return rig, opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The real daemon with real, scripted workers under all kinds of failure."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from node import Node, PlayedRelay, alive, descendants, running
+from waiting import wait_until
+
+from ppdaemon.reports import AskDrain, AskRestart, AskResume
+from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+
+
+def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", range(3))
+        node.relay.wait(lambda: len(node.relay.acked) == 3)
+        for detector in range(3):
+            node.land("g1", detector)
+        for detector in range(3):
+            assert node.relay.outcome("g1", detector).outcome == Outcome.SUCCEEDED
+        node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
+        for row in node.visit("g1"):
+            assert list(row.stages) == list(Stage), row
+            assert row.exposures == (2026112200001,)
+            assert sorted(row.stages.values()) == list(row.stages.values())
+        assert node.marks() == {f"g1~{detector}": 1 for detector in range(3)}
+
+
+def test_two_snaps_run_once(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", nimages=2)
+        node.land("g1", number=1, snap=1, snaps=2)
+        node.land("g1", number=2, snap=2, snaps=2)
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        (row,) = node.visit("g1")
+        assert row.exposures == (2026112200001, 2026112200002)
+        assert node.marks() == {"g1~0": 1}
+
+
+def test_a_raw_before_its_announcement_is_used(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.land("g1")
+        node.wait(lambda: node.status().counters.get("raw_without_visit"))
+        node.relay.reserve("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+
+
+def test_several_visits_of_one_detector_are_in_flight(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        for k in (1, 2, 3):
+            node.relay.reserve(f"g{k}", survey="process:hold")
+        node.wait(lambda: sum(1 for row in node.workers() if row.state == SlotState.WAITING) == 3)
+        for k in (3, 1, 2):
+            node.land(f"g{k}", number=k)
+        assert {node.relay.outcome(f"g{k}").outcome for k in (1, 2, 3)} == {Outcome.SUCCEEDED}
+
+
+def test_a_visit_without_a_raw_ends_as_no_image(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, image_timeout_s=0.5) as node:
+        node.relay.reserve("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.NO_IMAGE
+        node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
+
+
+def test_a_cancelled_visit_frees_its_seat(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=1, max=1) as node:
+        node.relay.reserve("g1")
+        node.relay.reserve("g2")
+        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
+        assert node.workers()[0].group == "g1"
+        node.relay.cancel("g2")
+        node.relay.cancel("g1")
+        assert {node.relay.outcome(g).outcome for g in ("g1", "g2")} == {Outcome.CANCELLED}
+        node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
+
+
+def test_the_same_reservation_again_runs_once_and_repeats_the_result(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        for _ in range(20):
+            node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        before = len(node.relay.results["g1", 0])
+        node.relay.reserve("g1")
+        node.relay.wait(lambda: len(node.relay.results["g1", 0]) > before)
+        assert node.marks() == {"g1~0": 1}
+
+
+def test_a_visit_that_its_rule_ignores_takes_no_seat(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="ignore")
+        entry = node.relay.outcome("g1")
+        assert (entry.outcome, entry.reason) == (
+            Outcome.IGNORED,
+            "its rule says to ignore it (survey 'ignore')",
+        )
+        assert node.visit("g1")[0].slot is None
+
+
+def test_detectors_of_others_are_refused(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", (3, 99))
+        node.relay.wait(lambda: node.relay.naks)
+        assert node.relay.naks[0].detectors == (99,)
+        assert node.relay.acked == {("g1", 3)}
+
+
+@pytest.mark.parametrize("deed", ["die", "segv", "abort", "exit"])
+@pytest.mark.parametrize("stage", ["prepare", "ingest", "process"])
+def test_a_crash_before_anything_permanent_is_tried_again(tmp_path, socket_dir, stage, deed):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey=f"{stage}:{deed}@1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        first, second = node.visit("g1")
+        assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
+        assert node.marks() == {"g1~0": 1}
+
+
+def test_a_crash_after_something_permanent_is_final(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="written:die")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.CRASHED
+        assert node.marks() == {"g1~0": 1}
+        assert len(node.visit("g1")) == 1
+
+
+def test_a_worker_that_dies_after_spooling_has_succeeded(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="spooled:die")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "DemoCam~g1~0~1" in (node.state / "exported").read_text())
+
+
+@pytest.mark.parametrize("deed", ["hang", "deaf"])
+def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, deed):
+    with running(tmp_path, socket_dir, attempts=1, times={"run_s": 0.5}) as node:
+        node.relay.reserve("g1", survey=f"process:{deed}")
+        node.land("g1")
+        entry = node.relay.outcome("g1")
+        assert (entry.outcome, entry.reason) == (Outcome.RUN_TIMEOUT, "the pipeline took more than 0.5 s")
+        node.wait(lambda: node.workers()[node.visit("g1")[0].slot].state == SlotState.IDLE)
+
+
+def test_a_worker_over_its_memory_is_stopped_and_the_others_are_not(tmp_path, socket_dir):
+    limits = {"soft": "100MB", "hard": "200MB", "sample_s": 0.1}
+    with running(tmp_path, socket_dir, memory=limits) as node:
+        node.relay.reserve("g1", survey="process:eat")
+        node.relay.reserve("g2")
+        node.land("g1", number=1)
+        assert node.relay.outcome("g1").outcome == Outcome.OUT_OF_MEMORY
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+
+
+def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
+    limits = {"soft": "100MB", "hard": "1GB", "sample_s": 0.1}
+    with running(tmp_path, socket_dir, min=1, max=1, memory=limits) as node:
+        node.relay.reserve("g1", survey="prepare:leak process:leak written:hold")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
+        assert node.workers()[0].note.startswith("recycled")
+
+
+def test_nonsense_on_the_channel_costs_only_that_worker(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="process:nonsense@1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.visit("g1")[0].reason.startswith("the worker said nonsense")
+
+
+def test_an_exception_ends_the_visit_and_not_the_worker(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="process:raise")
+        node.land("g1")
+        entry = node.relay.outcome("g1")
+        assert (entry.outcome, entry.reason) == (Outcome.FAILED, "ZeroDivisionError: division by zero")
+        row = node.workers()[node.visit("g1")[0].slot]
+        assert (row.state, row.epoch) == (SlotState.IDLE, 1)
+
+
+def test_a_full_ram_disk_has_its_own_outcome(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="prepare:fill")
+        assert node.relay.outcome("g1").outcome == Outcome.RAMDISK_FULL
+
+
+def test_a_bad_raw_ends_its_visit_only(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="ingest:refuse")
+        path = node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.BAD_RAW
+        assert path.exists()
+        node.relay.reserve("g2")
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+
+
+def test_grandchildren_go_with_their_worker(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="prepare:fork process:die@1")
+        note = node.state / "grandchild"
+        node.wait(note.exists)
+        grandchild = int(node.wait(note.read_text))
+        assert alive(grandchild)
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        wait_until(lambda: not alive(grandchild), 5)
+
+
+def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_runs_on(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=1, max=1) as node:
+        (node.state / "boot-fails").touch()
+        os.kill(node.workers()[0].pid, signal.SIGKILL)
+        node.wait(lambda: node.workers()[0].state == SlotState.QUARANTINED)
+        status = node.status()
+        assert status.state == "degraded"
+        assert any("slot 0 is quarantined" in problem for problem in status.problems)
+        (node.state / "boot-fails").unlink()
+        node.daemon.ask(AskRestart(slot=0))
+        node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
+
+
+def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
+        (zygote,) = [pid for pid in descendants(node.process.pid) if _title(pid) == "ppdaemon zygote"]
+        os.kill(zygote, signal.SIGKILL)
+        wait_until(lambda: not alive(zygote), 5)
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.relay.reserve("g2", range(2))
+        node.land("g2", 0, number=2)
+        node.land("g2", 1, number=2)
+        assert {node.relay.outcome("g2", d).outcome for d in (0, 1)} == {Outcome.SUCCEEDED}
+
+
+def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
+    relay = PlayedRelay()
+    node = Node(tmp_path, socket_dir, relay)
+    try:
+        node.start()
+        relay.reserve("g1", survey="process:hang")
+        relay.reserve("g2")
+        node.land("g1")
+        node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        family = descendants(node.process.pid)
+        assert len(family) >= 4
+        node.process.kill()
+        node.process.wait()
+        wait_until(lambda: not any(map(alive, family)), 1.0, "workers outlive their supervisor")
+        node.start()
+        assert {relay.outcome(group).outcome for group in ("g1", "g2")} == {Outcome.INTERRUPTED}
+        assert node.status().leftovers_removed >= 2
+        assert node.stop() == 0
+    finally:
+        node.stop()
+        relay.close()
+
+
+def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "export: ConnectionError: the central repo is down" in node.status().problems)
+        assert node.status().spooled == 1
+        (node.state / "central-down").unlink()
+        node.wait(lambda: node.status().spooled == 0)
+        assert node.status().state == "running"
+
+
+def test_a_stop_interrupts_what_cannot_end_and_tells_the_relay(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, times={"stop_s": 0.5}) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        node.process.send_signal(signal.SIGTERM)
+        assert node.relay.outcome("g1").outcome == Outcome.INTERRUPTED
+
+
+def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1")
+        node.relay.wait(lambda: node.relay.acked)
+        node.daemon.ask(AskDrain())
+        node.relay.reserve("g2")
+        node.relay.wait(lambda: node.relay.naks)
+        assert not node.relay.naks[0].final
+        assert node.status().state == "draining"
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.daemon.ask(AskResume())
+        node.relay.reserve("g2")
+        node.relay.wait(lambda: ("g2", 0) in node.relay.acked)
+
+
+def test_junk_from_the_relay_is_counted_and_stops_nothing(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.raw(b"\xff\xfe")
+        node.relay.raw(b"[" * 100_000)
+        node.relay.raw(b'{"type": "visit"}')
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        counters = node.status().counters
+        assert {kind: counters.get(f"bad_message.{kind}") for kind in ("encoding", "depth", "field")} == {
+            "encoding": 1,
+            "depth": 1,
+            "field": 1,
+        }
+
+
+def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        second = Node(tmp_path, socket_dir, None)
+        second.start(ready=False)
+        assert second.process.wait(20) == ExitCode.CANNOT_CREATE
+        text = (tmp_path / "daemon.log").read_text()
+        assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
+
+
+def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
+    node = Node(tmp_path, socket_dir, None, preload=["no_such_module"])
+    node.start(ready=False)
+    assert node.process.wait(20) == ExitCode.SOFTWARE
+    assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
+
+
+def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_path, socket_dir):
+    node = Node(tmp_path, socket_dir, None)
+    node.state.mkdir()
+    (node.state / "template-fails").touch()
+    node.start(ready=False)
+    assert node.process.wait(20) == ExitCode.SOFTWARE
+    assert "the template was told to fail" in (tmp_path / "daemon.log").read_text()
+
+
+def _title(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()

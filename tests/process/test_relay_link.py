@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A real pprelay between clients and nodes: acceptance, hand-over, comebacks."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import time
+from contextlib import closing
+
+import psutil
+import pytest
+import zmq
+from relaykit import Client, Peer, RelayProcess, Wires
+from waiting import wait_until
+
+from ppdaemon.states import Outcome
+
+
+@pytest.fixture
+def relay(socket_dir):
+    made = RelayProcess(socket_dir)
+    yield made.start()
+    if made.process.poll() is None:
+        made.process.kill()
+    made.process.wait(5.0)
+
+
+@pytest.fixture
+def wires():
+    with Wires() as made:
+        yield made
+
+
+@pytest.fixture
+def client(relay, wires):
+    return Client(wires, relay.submit)
+
+
+@pytest.fixture
+def node(relay, wires):
+    peer = Peer(wires, relay.nodes, "n1")
+    peer.got("welcome")
+    return peer
+
+
+def all_of(outcome):
+    return dict.fromkeys(range(9), outcome)
+
+
+def test_a_visit_goes_through_a_node_and_back(client, node):
+    assert client.announce("g")["status"] == "accepted"
+    [order] = node.got("visit")
+    assert (order.visit.group, order.detectors, order.attempt) == ("g", tuple(range(9)), 1)
+    assert client.outcomes("g") == all_of(None)
+    node.ack(order)
+    node.finish(order)
+    [seen] = node.got("results_seen")
+    assert seen.entries == tuple(("DemoCam", "g", detector, 1) for detector in range(9))
+    assert client.outcomes("g") == all_of("succeeded")
+
+
+def test_the_same_event_a_hundred_times_is_one_visit(relay, client, node):
+    first = client.announce("g")
+    again = [client.announce("g", survey="other") for _ in range(50)]
+    node.ack(node.got("visit")[0])
+    node.finish(node.got("visit")[0])
+    node.got("results_seen")
+    again += [client.announce("g") for _ in range(50)]
+    assert first["status"] == "accepted"
+    assert {answer["status"] for answer in again} == {"duplicate"}
+    assert {message.visit.group for message in node.got("visit")} == {"g"}
+    assert len(relay.told("same group, other content")) == 1
+
+
+def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(client, node):
+    client.announce("g")
+    first, second = node.got("visit", 2)[:2]
+    assert first.sequence < second.sequence
+    assert first.detectors == second.detectors
+    node.ack(second)
+    client.announce("h")
+    node.got("visit", 5)
+    assert [message.visit.group for message in node.heard if message.type == "visit"][3:] == ["h", "h"]
+
+
+def test_junk_is_refused_with_a_reason_counted_and_logged_once(relay, client):
+    for data, words in (
+        (b"junk", "not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"", "empty message"),
+        (b"[" * 50_000, "nested too deeply"),
+        (b'{"groupId": "g", "instrument": "DemoCam", "duration": NaN}', "NaN"),
+        (b'{"groupId": "g", "groupId": "h"}', "occurs twice"),
+        (b'"' + b"x" * 70_000 + b'"', "more than the 65536 accepted"),
+    ):
+        for _ in range(20):
+            answer = client.ask(data)
+            assert answer["status"] == "rejected"
+            assert words in answer["reason"]
+    assert client.announce("g")["status"] == "accepted"
+    refusals = [
+        json.loads(line) for line in relay.log.read_text().splitlines() if "refused a message" in line
+    ]
+    assert sorted(line["kind"] for line in refusals) == ["depth", "empty", "encoding", "json", "size"]
+
+
+def test_a_message_of_several_frames_is_refused_also_from_a_dealer(relay, wires):
+    dealer = wires.connect(zmq.DEALER, relay.submit)
+    for frames in ([b"{}", b"{}"], [b"", b"{}", b"{}"], [b""]):
+        dealer.send_multipart(frames)
+        answer = json.loads(dealer.recv_multipart()[-1])
+        assert answer["status"] == "rejected"
+        assert "frame" in answer["reason"] or "empty" in answer["reason"]
+
+
+def test_a_huge_message_costs_its_sender_the_connection_and_the_relay_nothing(relay, client, wires):
+    process = psutil.Process(relay.process.pid)
+    before_bytes = process.memory_info().rss
+    dealer = wires.connect(zmq.DEALER, relay.submit)
+    dealer.send(b'"' + b"x" * 10_000_000 + b'"')
+    assert dealer.poll(300) == 0
+    assert client.announce("g")["status"] == "accepted"
+    assert process.memory_info().rss < before_bytes + 20_000_000
+
+
+def test_unknown_blank_and_stale_are_answered_and_reach_no_node(client, node):
+    assert client.announce("a", instrument="HSC")["status"] == "rejected"
+    assert client.announce("b", instrument="")["status"] == "ignored"
+    assert client.announce("c", private_sndStamp=time.time() - 4000)["status"] == "rejected"
+    assert client.announce("d", private_sndStamp=time.time() + 4000)["status"] == "accepted"
+    node.got("visit")
+    assert {message.visit.group for message in node.heard if message.type == "visit"} == {"d"}
+
+
+def test_junk_of_a_node_is_dropped_and_the_link_goes_on(relay, client, node):
+    for frames in ((b"junk",), (b"{}",), (b"a", b"b"), (b"",), (b'{"type": "dance"}',)):
+        node.raw(*frames)
+    client.announce("g")
+    node.ack(node.got("visit")[0])
+    assert relay.told("dropped a message of a node")
+
+
+def test_a_cancelled_visit_that_no_node_has_ends_at_once(client):
+    client.announce("g")
+    assert client.ask({"groupId": "g"}) == {
+        "status": "accepted",
+        "groupId": "g",
+        "detectors": 9,
+        "reason": "",
+    }
+    assert client.outcomes("g") == all_of("cancelled")
+    assert client.ask({"groupId": "g"})["status"] == "ignored"
+    assert client.ask({"groupId": "unknown"})["status"] == "rejected"
+
+
+def test_a_cancellation_is_repeated_until_the_node_told_the_outcomes(client, node):
+    client.announce("g", scriptSalIndex=7)
+    [order] = node.got("visit")
+    node.ack(order)
+    assert client.ask({"groupId": "g", "scriptSalIndex": 8})["status"] == "rejected"
+    assert client.ask({"groupId": "g", "scriptSalIndex": 7})["status"] == "accepted"
+    assert client.ask({"groupId": "g", "scriptSalIndex": 7})["status"] == "duplicate"
+    node.got("cancel", 3)
+    node.finish(order, Outcome.CANCELLED)
+    node.got("results_seen")
+    assert client.outcomes("g") == all_of("cancelled")
+
+
+def test_a_final_refusal_is_the_outcome(client, node):
+    client.announce("g")
+    node.nak(node.got("visit")[0], "expired: announced too long ago", final=True)
+    wait_until(lambda: client.outcomes("g") == all_of("expired"))
+
+
+def test_a_killed_relay_loses_nothing_that_it_accepted(relay, client, wires):
+    node = Peer(wires, relay.nodes, "n1")
+    node.got("welcome")
+    client.announce("g")
+    [order] = node.got("visit")
+    node.ack(order)
+    assert client.announce("held", instrument="DemoCam")["status"] == "accepted"
+    relay.kill()
+    relay.start()
+    assert Client(wires, relay.submit).announce("g")["status"] == "duplicate"
+    started = time.monotonic()
+    node.got("welcome", 2)
+    assert time.monotonic() - started < 5.0
+    wait_until(lambda: node.got("visit")[-1].visit.group == "held")
+    node.finish(order)
+    node.got("results_seen")
+    assert Client(wires, relay.submit).outcomes("g") == all_of("succeeded")
+
+
+def test_visits_wait_for_a_node_that_starts_last(relay, client, wires):
+    for k in range(20):
+        assert client.announce(f"g{k}")["status"] == "accepted"
+    node = Peer(wires, relay.nodes, "late")
+    node.got("visit", 20)
+    assert {message.visit.group for message in node.heard if message.type == "visit"} == {
+        f"g{k}" for k in range(20)
+    }
+
+
+def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, node, wires, relay):
+    client.announce("g")
+    node.got("visit")
+    other = Peer(wires, relay.nodes, "n2")
+    other.got("welcome")
+    node.hang_up()
+    [order] = other.got("visit")
+    assert order.attempt == 2
+    other.ack(order)
+    other.finish(order)
+    wait_until(lambda: client.outcomes("g") == all_of("succeeded"))
+
+
+def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, client, node):
+    client.announce("g")
+    [order] = node.got("visit")
+    node.ack(order)
+    os.kill(relay.process.pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: psutil.Process(relay.process.pid).status() == psutil.STATUS_STOPPED)
+        deadline = time.monotonic() + 1.5
+        wait_until(lambda: time.monotonic() > deadline)
+        node.finish(order)
+    finally:
+        os.kill(relay.process.pid, signal.SIGCONT)
+    node.got("results_seen")
+    assert client.outcomes("g") == all_of("succeeded")
+    assert relay.told("this process did not run for a while")
+    assert not relay.told("node is silent")
+
+
+def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node, wires):
+    second = Peer(wires, relay.nodes, "n1", life="other")
+    sorry = second.got("sorry")[0]
+    assert sorry.code == "taken"
+    assert "another node named n1" in sorry.reason
+    node.hang_up()
+
+    def welcomed():
+        second.hello()
+        second.listen()
+        return [message for message in second.heard if message.type == "welcome"]
+
+    wait_until(welcomed)
+
+
+def test_the_service_manager_is_told_of_ready_status_watchdog_and_stop(socket_dir):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(socket_dir / "notify"))
+        manager.settimeout(5.0)
+        relay = RelayProcess(socket_dir).start(NOTIFY_SOCKET=str(socket_dir / "notify"))
+        told = [manager.recv(1000).decode()]
+        while "WATCHDOG=1" not in told[-1]:
+            told.append(manager.recv(1000).decode())
+        started = time.monotonic()
+        assert relay.stop() == 0
+        assert time.monotonic() - started < 1.0
+        while "STOPPING=1" not in told[-1]:
+            told.append(manager.recv(1000).decode())
+    assert told[0].startswith("READY=1\nSTATUS=0 nodes, 0 visits")
+
+
+def test_a_ledger_that_cannot_be_written_refuses_and_recovers(relay, client):
+    assert client.announce("before")["status"] == "accepted"
+    with closing(sqlite3.connect(relay.state_dir / "ledger.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = client.announce("locked")
+        other.execute("ROLLBACK")
+    assert answer["status"] == "rejected"
+    assert "ledger cannot be written" in answer["reason"]
+    assert client.announce("after")["status"] == "accepted"
+    assert client.announce("locked")["status"] == "accepted"

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A real systemd user instance in private namespaces, and units run under it.
+
+The instance sees this machine's files, its own /run and its own processes,
+and is gone with its pid namespace.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from waiting import wait_until
+
+__all__ = ("Instance", "instance", "what_is_missing")
+
+SYSTEMD = Path("/lib/systemd/systemd")
+UNITS = Path(__file__).parents[2] / "systemd"
+ENVIRONMENT = {"XDG_RUNTIME_DIR": "/run/user/0", "XDG_CONFIG_HOME": "/run/config"}
+BOOT = f"""
+mount --make-rprivate /
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/system /run/user/0 /run/config/systemd/user
+{SYSTEMD} --user --log-level=notice --log-target=console &
+wait
+"""
+"""The shell stays as process 1: systemd as process 1 would be a system's."""
+
+
+def what_is_missing() -> str:
+    """Return why no instance can be started here; empty if one can."""
+    if os.geteuid() != 0:
+        return "needs root for private namespaces"
+    missing = [name for name in ("unshare", "nsenter", "systemctl") if shutil.which(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed"
+    if not SYSTEMD.exists():
+        return f"{SYSTEMD} not installed"
+    probe = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"], capture_output=True
+    )
+    return "" if probe.returncode == 0 else f"no namespaces: {probe.stderr.decode().strip()}"
+
+
+class Instance:
+    """A running systemd user instance.
+
+    Parameters
+    ----------
+    pid : `int`
+        Process 1 of its pid namespace, as seen from here.
+    log : `pathlib.Path`
+        What it has to say.
+    """
+
+    def __init__(self, pid: int, log: Path):
+        self._pid = pid
+        self._log = log
+
+    def run(self, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command inside, with `text` on its standard input."""
+        return subprocess.run(
+            ["nsenter", "--target", str(self._pid), "--mount", "--pid", "--", *command],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **ENVIRONMENT},
+        )
+
+    def systemctl(self, *arguments: str) -> str:
+        """Call ``systemctl --user``; return what it prints."""
+        done = self.run("systemctl", "--user", *arguments)
+        return (done.stdout + done.stderr).strip()
+
+    def show(self, unit: str, name: str) -> str:
+        """Return a property of a unit."""
+        return self.systemctl("show", unit, "--property", name, "--value")
+
+    def install(self, unit: str, drop_in: str) -> None:
+        """Install one of this project's units with a drop-in."""
+        folder = f"/run/config/systemd/user/{unit}.d"
+        self.run("mkdir", "-p", folder)
+        self.run("tee", f"{folder}/test.conf", text=drop_in)
+        self.run("cp", str(UNITS / unit), "/run/config/systemd/user/")
+        self.systemctl("daemon-reload")
+
+    def main_pid(self, unit: str) -> str:
+        """Return the unit's main process, numbered as inside; "0" if none."""
+        return self.show(unit, "MainPID")
+
+    def signal(self, unit: str, name: str) -> None:
+        """Send a signal to the unit's main process alone."""
+        self.run("kill", f"-{name}", self.main_pid(unit))
+
+    def wait(self, unit: str, deadline_s: float = 20.0, **properties: str) -> None:
+        """Wait until properties of a unit have these values."""
+
+        def told() -> str:
+            states = " ".join(
+                f"{name}={self.show(unit, name)}" for name in (*properties, "Result", "StatusText")
+            )
+            return f"{unit} never {properties}, but {states}\n{self._log.read_text()[-3000:]}"
+
+        wait_until(
+            lambda: all(self.show(unit, name) == value for name, value in properties.items()),
+            deadline_s,
+            told,
+        )
+
+
+@contextmanager
+def instance(folder: Path) -> Iterator[Instance]:
+    """Run a systemd user instance.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        Takes its log.
+    """
+    log = folder / "systemd.log"
+    with log.open("wb") as output:
+        outside = subprocess.Popen(
+            [
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                "--kill-child=KILL",
+                "bash",
+                "-euc",
+                BOOT,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **ENVIRONMENT},
+        )
+    try:
+        (inside,) = wait_until(psutil.Process(outside.pid).children, 10, "unshare started a shell")
+        wait_until(lambda: inside.name() == "bash", 10, "the shell runs")
+        systemd = Instance(inside.pid, log)
+        wait_until(
+            lambda: systemd.systemctl("is-system-running") in ("running", "degraded"), 20, log.read_text
+        )
+        yield systemd
+    finally:
+        outside.kill()
+        outside.wait()

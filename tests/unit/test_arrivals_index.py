@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memories of what landed, and the tally of what did not."""
+
+import logging
+
+from clocks import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals_index import ArrivalIndex, Recent
+from ppdaemon.node.arrivals_tally import Tally
+
+
+def raw(exposure: int = 1, detector: int = 4, group: str = "g", instrument: str = "LSSTCam") -> Raw:
+    return Raw(
+        path=f"/raw/{exposure}_{detector}.fits",
+        instrument=instrument,
+        group=group,
+        detector=detector,
+        exposure=exposure,
+        seen_tai=0.0,
+    )
+
+
+def test_raws_are_found_by_visit_and_detector_in_order(clock):
+    index = ArrivalIndex(900.0, clock.mono)
+    first, second = raw(1), raw(2)
+    assert index.add(first)
+    assert index.add(second)
+    assert index.add(raw(3, detector=5))
+    assert index.add(raw(4, group="h"))
+    assert index.of("LSSTCam", "g", 4) == [first, second]
+    assert index.of("LATISS", "g", 4) == []
+
+
+def test_the_same_exposure_is_remembered_once(clock):
+    index = ArrivalIndex(900.0, clock.mono)
+    assert index.add(raw())
+    assert not index.add(raw())
+    assert len(index.of("LSSTCam", "g", 4)) == 1
+
+
+def test_a_supplement_belongs_to_the_visit_of_its_group(clock):
+    index = ArrivalIndex(900.0, clock.mono)
+    index.add(raw(group="2025-11-22T03:25:16.951#1"))
+    assert index.of("LSSTCam", "2025-11-22T03:25:16.951", 4)
+
+
+def test_raws_are_forgotten_after_their_time(clock):
+    index = ArrivalIndex(900.0, clock.mono)
+    index.add(raw(1))
+    clock.advance(600.0)
+    index.add(raw(2))
+    clock.advance(301.0)
+    assert [found.exposure for found in index.of("LSSTCam", "g", 4)] == [2]
+    clock.advance(600.0)
+    assert index.of("LSSTCam", "g", 4) == []
+    assert len(index) == 0
+    assert index.add(raw(1))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 3), st.floats(0, 100)), max_size=200),
+    st.integers(1, 20),
+)
+def test_the_index_is_bounded_and_consistent(story, most):
+    clock = FakeClock()
+    index = ArrivalIndex(300.0, clock.mono, most)
+    for exposure, detector, pause in story:
+        clock.advance(pause)
+        index.add(raw(exposure, detector, group=str(exposure // 2)))
+        assert 1 <= len(index) <= most
+    found = [r for group in range(26) for d in range(4) for r in index.of("LSSTCam", str(group), d)]
+    assert len(found) == len(index)
+
+
+def test_recent_keys_are_known_for_a_while_and_only_so_many():
+    recent: Recent[int] = Recent(10.0, 3)
+    for key in range(5):
+        recent.add(key, float(key))
+    assert [recent.knows(key, 5.0) for key in range(5)] == [False, False, True, True, True]
+    assert not recent.knows(2, 12.5)
+    assert recent.knows(3, 12.5)
+    recent.add(9, 14.5)
+    assert len(recent) == 1
+
+
+def test_a_complaint_is_logged_once_in_a_while_and_always_counted(clock, caplog):
+    tally = Tally(clock.mono)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(1000):
+            tally.complain("notice.json", "a notice is no JSON")
+        tally.complain("notice.size", "a notice is too large")
+        clock.advance(10.0)
+        tally.complain("notice.json", "a notice is no JSON")
+    assert [record.kind for record in caplog.records] == ["notice.json", "notice.size", "notice.json"]
+    assert tally.counts == {"notice.json": 1001, "notice.size": 1}

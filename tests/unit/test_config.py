@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The configuration: what is taken, and what each refusal says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ppdaemon.config import NodeConfig, detector_set, load_node, load_relay
+from ppdaemon.errors import ConfigError
+from ppdaemon.states import ExitCode
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> dict[str, Any]:
+    """Give the least configuration of a node, with its files in place."""
+    (tmp_path / "ApPipe.yaml").touch()
+    return {
+        "node": {
+            "name": "n1",
+            "state_dir": str(tmp_path / "state"),
+            "ramdisk": str(tmp_path),
+            "control": str(tmp_path / "control"),
+            "instruments": {"DemoCam": "0-8"},
+        },
+        "arrivals": {"roots": [str(tmp_path / "raw")]},
+        "butler": {"central": "repo", "instrument_class": {"DemoCam": "demo.DemoCam"}},
+        "pipelines": {"main": [{"pipelines": [str(tmp_path / "ApPipe.yaml")]}]},
+    }
+
+
+def write(folder: Path, document: Any) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def problems(folder: Path, document: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_node(write(folder, document), {})
+    assert caught.value.exit_code == ExitCode.CONFIG
+    return caught.value.problems
+
+
+def test_the_least_configuration_has_all_defaults(node: dict[str, Any], tmp_path: Path) -> None:
+    config = load_node(write(tmp_path, node), {})
+    assert config.workers.min == 2
+    assert config.engine.kind == "separable"
+    assert config.node.instruments["DemoCam"] == tuple(range(9))
+
+
+def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
+    node["node"]["name"] = "${HOST_NAME}"
+    node["butler"]["central"] = "${NOT_SET}/repo"
+    config = load_node(write(tmp_path, node), {"HOST_NAME": "n7"})
+    assert config.node.name == "n7"
+    assert config.butler is not None
+    assert config.butler.central == "${NOT_SET}/repo"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("node.nmae", "x", "node.nmae: unknown key"),
+        ("node.name", "two words", "node.name: "),
+        ("workers.max", 0, "workers.max: "),
+        ("workers.min", 99, "workers: min is more than max"),
+        ("workers.memory.soft", "8gb", "'8gb' is not a size; write for instance 8GB"),
+        ("workers.memory.soft", "9GB", "soft is more than hard"),
+        ("workers.times.run_s", 0, "workers.times.run_s: "),
+        ("workers.times.run_s", ".nan", "workers.times.run_s: "),
+        ("node.instruments.DemoCam", "0-x", "write for instance 0-8,12"),
+        ("node.instruments.DemoCam", "8-0", "'8-0' is not a range"),
+        ("node.instruments.DemoCam", "1,1", "a detector is named twice"),
+        ("node.instruments.Other", "0", "butler.instrument_class: no entry for Other"),
+        ("relay.address", "localhost:5571", "relay.address: "),
+        ("pipelines.main", [], "pipelines.main: "),
+        ("export.types", ["("], "'(' is not a regular expression"),
+        ("engine.kind", "magic", "engine.kind: "),
+        ("pipelines.overrides", {"nolabel": 1}, "pipelines.overrides.nolabel"),
+    ],
+)
+def test_a_wrong_value_is_named_with_file_and_line(
+    node: dict[str, Any], tmp_path: Path, place: str, value: Any, said: str
+) -> None:
+    *steps, last = place.split(".")
+    part = node
+    for step in steps:
+        part = part.setdefault(step, {})
+    part[last] = value
+    (problem,) = problems(tmp_path, node)
+    assert said in problem
+    file, line, _ = problem.split(":", 2)
+    assert file == str(tmp_path / "c.yaml")
+    assert int(line) >= 1
+
+
+def test_all_errors_are_told_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
+    node["node"]["expiry_s"] = "soon"
+    del node["arrivals"]["roots"]
+    node["workers"] = {"min": 0, "maximum": 4}
+    found = problems(tmp_path, node)
+    assert len(found) == 4
+    lines = [int(problem.split(":")[1]) for problem in found]
+    assert lines == sorted(lines)
+    assert any("arrivals.roots: missing key" in problem for problem in found)
+    assert any("workers.maximum: unknown key" in problem for problem in found)
+
+
+def test_folders_and_pipelines_that_cannot_be_used_are_all_named(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    node["node"]["state_dir"] = str(tmp_path / "file" / "state")
+    node["node"]["ramdisk"] = "/proc/1/nowhere"
+    node["pipelines"]["main"][0]["pipelines"] = ["/nowhere/ApPipe.yaml"]
+    found = problems(tmp_path, node)
+    assert len(found) >= 2
+    assert "node.state_dir" in "".join(found)
+    assert "/nowhere/ApPipe.yaml: no such file" in "".join(found)
+
+
+def test_butler_may_be_missing_only_for_other_work(node: dict[str, Any], tmp_path: Path) -> None:
+    del node["butler"]
+    assert "butler: missing key" in problems(tmp_path, node)[0]
+    node["workers"] = {"work": "scripted"}
+    assert load_node(write(tmp_path, node), {}).butler is None
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * 10**9), ("8GiB", 8 * 2**30), ("1.5 kB", 1500), ("12 B", 12), (7, 7)],
+)
+def test_sizes(node: dict[str, Any], text: str | int, size: int) -> None:
+    node["workers"] = {"memory": {"soft": text, "hard": "1TB"}}
+    assert NodeConfig.model_validate(node).workers.memory.soft == size
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"), [("0-3", (0, 1, 2, 3)), ("7", (7,)), (" 1 , 3-4 ", (1, 3, 4)), ("0-0", (0,))]
+)
+def test_detectors_are_lists_and_ranges(text: str, ids: tuple[int, ...]) -> None:
+    assert detector_set(text) == ids
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0-99999", "1,1"])
+def test_what_is_no_list_of_detectors_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="detector"):
+        detector_set(text)
+
+
+def test_a_relay_needs_instruments_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_relay(write(tmp_path, {"name": "r"}), {})
+    assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
+        "instruments: missing key",
+        "state_dir: missing key",
+    ]

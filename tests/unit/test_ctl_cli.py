@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``ppctl`` against a scripted daemon: output, exit statuses, bad company."""
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from controlserver import ControlServer, status, visit, worker
+
+from ppdaemon.ctl import cli
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.errors import Unavailable
+from ppdaemon.reports import REQUESTS, StatusReport
+
+type Ppctl = Callable[..., tuple[int, str, str]]
+
+GOOD: dict[str, Any] = {
+    "status": status(),
+    "workers": [
+        worker(0),
+        worker(1, state="processing", group="2025-11-22T03:25:16.951", detector=4),
+        worker(3, state="quarantined", note="ImportError: no module named 'sky'"),
+    ],
+    "visits": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]"), visit(2, outcome=None)],
+    "visit": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]")],
+    "drain": None,
+    "resume": None,
+    "restart": None,
+    "kill": None,
+}
+
+
+def ok(data: Any) -> list[bytes]:
+    return [json.dumps({"type": "ok", "data": data}).encode()]
+
+
+def failing(code: str, text: str) -> list[bytes]:
+    return [json.dumps({"type": "failed", "code": code, "text": text}).encode()]
+
+
+@pytest.fixture
+def serve(socket_dir: Path) -> Iterator[Callable[..., ControlServer]]:
+    servers = []
+
+    def start(answer: Callable[[dict[str, Any]], list[bytes] | None]) -> ControlServer:
+        servers.append(ControlServer(socket_dir / "control.sock", answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def good(serve: Callable[..., ControlServer]) -> ControlServer:
+    return serve(lambda request: ok(GOOD[request["type"]]))
+
+
+@pytest.fixture
+def ppctl(socket_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ppctl:
+    """Run ppctl in this process; return exit status, stdout and stderr."""
+    monkeypatch.setattr(Daemon.__init__, "__defaults__", (0.3,))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--socket", str(socket_dir / "control.sock"), *arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def test_status_shows_the_daemon_in_one_screen(good: ControlServer, ppctl: Ppctl) -> None:
+    code, out, err = ppctl("status")
+    assert (code, err) == (0, "")
+    assert out.startswith("ppdaemon node1  running")
+    for words in (
+        "2 h 13 min",
+        "2 idle",
+        "1 quarantined",
+        "34 succeeded",
+        "36 raws",
+        "! seat 3 is quarantined",
+    ):
+        assert words in out
+    assert len(out.splitlines()) < 24
+
+
+def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None:
+    code, out, _ = ppctl("status", "--json")
+    assert code == 0
+    assert StatusReport.model_validate_json(out) == StatusReport.model_validate(status())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("visits",), ("ApPipe", "100 ms", "crashed", "[in subtract]", "under way")),
+        (("failed",), ("crashed",)),
+        (
+            ("visit", "2025-11-22T03:25:16.951"),
+            ("BLOCK-365", "2025112100156", "38.100", "SIGSEGV [in subtract]"),
+        ),
+        (("workers",), ("processing", "quarantined", "5001", "no module named 'sky'")),
+        (("timeline", "2025-11-22T03:25:16.951"), ("s since shutter close", "pppp", "crashed")),
+        (("top",), ("node1", "quarantined", "SIGSEGV")),
+        (("drain",), ("draining",)),
+        (("resume",), ("taking visits",)),
+        (("restart", "3"), ("seat 3 restarts",)),
+        (("kill", "3"), ("seat 3 is killed",)),
+    ],
+)
+def test_every_command_tells_a_person(
+    good: ControlServer, ppctl: Ppctl, command: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    code, out, err = ppctl(*command)
+    assert (code, err) == (0, "")
+    for word in words:
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [(("visits",), list), (("workers",), list), (("timeline", "g"), list), (("drain",), dict)],
+)
+def test_commands_print_json(good: ControlServer, ppctl: Ppctl, command: tuple[str, ...], kind: type) -> None:
+    code, out, _ = ppctl(*command, "--json")
+    assert code == 0
+    assert isinstance(json.loads(out), kind)
+
+
+def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -> None:
+    ppctl("visits", "--limit", "7")
+    ppctl("failed")
+    ppctl("restart", "3")
+    ppctl("visit", "a#1")
+    assert [REQUESTS.validate_python(each).model_dump() for each in good.requests] == [
+        {"type": "visits", "limit": 7, "failed": False},
+        {"type": "visits", "limit": 100, "failed": True},
+        {"type": "restart", "slot": 3},
+        {"type": "visit", "group": "a#1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"), [(("status",), 3), (("visits",), 69), (("top",), 69), (("drain",), 69)]
+)
+def test_without_a_daemon(ppctl: Ppctl, command: tuple[str, ...], expected: int) -> None:
+    code, out, err = ppctl(*command)
+    assert (code, out) == (expected, "")
+    assert "no daemon listens here" in err
+
+
+def test_a_socket_that_a_dead_daemon_left_is_not_running(ppctl: Ppctl, socket_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(socket_dir / "control.sock"))
+    assert ppctl("status")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "no answer within"),
+        ([], "closed the connection"),
+        ([b"what?"], "not understood"),
+        ([b"\xff\xfe"], "not understood"),
+        ([b"[" * 5000], "not understood"),
+        ([b'{"type": "ok", "data": {"node": "n"}}'], "newer"),
+        (ok(status(new_field=1)), "new_field"),
+        (ok(status(state="hibernating")), "newer"),
+        ([b'{"type": "wait"}'], "newer"),
+        (failing("bad_request", "unknown type"), "version"),
+        (failing("internal", "disk on fire"), "disk on fire"),
+    ],
+)
+def test_a_daemon_in_trouble_or_newer_is_unknown(
+    serve: Callable[..., ControlServer], ppctl: Ppctl, answer: list[bytes] | None, words: str
+) -> None:
+    serve(lambda _request: answer)
+    code, out, err = ppctl("status")
+    assert (code, out) == (4, "")
+    assert words in err
+
+
+def test_a_hung_daemon_is_left_after_the_time_out(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda _request: None)
+    begun = time.monotonic()
+    assert ppctl("workers")[0] == 69
+    assert time.monotonic() - begun < 3
+
+
+def test_a_full_backlog_is_a_hung_daemon(ppctl: Ppctl, socket_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(socket_dir / "control.sock"))
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        code, _, err = ppctl("status")
+    assert code == 4
+    assert "hung" in err
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (failing("not_found", "no seat 99"), 65),
+        (failing("refused", "stopping"), 75),
+        (failing("internal", "x"), 70),
+    ],
+)
+def test_what_the_daemon_does_not_do_has_its_exit_status(
+    serve: Callable[..., ControlServer], ppctl: Ppctl, answer: list[bytes], expected: int
+) -> None:
+    serve(lambda _request: answer)
+    code, out, err = ppctl("restart", "99")
+    assert (code, out) == (expected, "")
+    assert err.startswith("ppctl: ")
+
+
+def test_an_unknown_visit_is_said_to_be_unknown(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda _request: ok([]))
+    code, _, err = ppctl("visit", "2025")
+    assert code == 65
+    assert "'2025'" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("fly",), ("restart", "all"), ("visits", "--limit", "0"), ("kill", "--", "-1")]
+)
+def test_wrong_usage_is_64(ppctl: Ppctl, arguments: tuple[str, ...]) -> None:
+    code, _, err = ppctl(*arguments)
+    assert code == 64
+    assert "Usage:" in err
+
+
+def test_escape_sequences_of_others_do_not_reach_the_terminal(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    serve(lambda _request: ok([visit(0, outcome="failed", reason="\x1b[2J\x1b]0;title\x07 at\nline 2")]))
+    _, out, _ = ppctl("visits")
+    assert "\x1b" not in out
+    assert "at line 2" in out
+
+
+def test_the_socket_is_found_through_a_configuration(
+    good: ControlServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text(
+        "node: {name: n, state_dir: /nowhere/s, ramdisk: /nowhere/r, "
+        f"control: {good.path}, instruments: {{DemoCam: 0-8}}}}\n"
+        "arrivals: {roots: [/nowhere/raw]}\n"
+        "workers: {work: scripted}\n"
+        "pipelines: {main: [{pipelines: [/nowhere/ApPipe.yaml]}]}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(config), "status"])
+    assert ended.value.code == 0
+    assert "node1" in capsys.readouterr().out
+
+
+def test_a_broken_configuration_is_78_with_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text("node:\n  nmae: n\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(config), "status"])
+    assert ended.value.code == 78
+    assert f"ppctl: {config}:2: node.nmae: unknown key" in capsys.readouterr().err
+
+
+def test_demo_becomes_the_demo(ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[list[str]] = []
+
+    def execv(_path: str, command: list[str]) -> None:
+        executed.append(command)
+
+    monkeypatch.setattr(cli.os, "execv", execv)
+    assert ppctl("demo", "--keep", "-n", "3", "--help")[0] == 0
+    assert executed == [[sys.executable, "-m", "ppdaemon.demo", "--keep", "-n", "3", "--help"]]
+
+
+def test_the_watch_yields_each_change_and_ends_with_the_daemon(
+    serve: Callable[..., ControlServer], socket_dir: Path
+) -> None:
+    serve(lambda _request: ok(status(pid=1)) + ok(status(pid=2)))
+    seen = []
+    with pytest.raises(Unavailable, match="closed the connection"):
+        seen.extend(Daemon(socket_dir / "control.sock").watch(tick_s=5))
+    reports = Daemon(socket_dir / "control.sock").watch(tick_s=5)
+    assert [report and report.pid for report in (next(reports), next(reports))] == [1, 2]
+    reports.close()
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "visits", "visit", "workers", "failed", "top", "timeline", "kill"]
+)
+def test_every_command_explains_itself(ppctl: Ppctl, command: str) -> None:
+    code, out, _ = ppctl(command, "--help")
+    assert code == 0
+    assert f"Usage: ppctl {command}" in out
+
+
+def test_tables_fit_a_terminal_of_80_columns(
+    good: ControlServer, ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "PIPE_WIDTH", 80)
+    for command in (("visits",), ("failed",), ("workers",), ("visit", "g"), ("timeline", "g"), ("status",)):
+        _, out, _ = ppctl(*command)
+        for line in out.splitlines():
+            assert len(line) <= 80
+            assert "…" not in line.rstrip()[:-1]  # only a reason, the last column, is cut

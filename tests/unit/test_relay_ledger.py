@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The relay's ledger: what it remembers, what it refuses, what it survives."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from ppdaemon.errors import Refused
+from ppdaemon.relay.ledger import Ledger, LedgerUnusable, OpenRow, StateLock
+from ppdaemon.relay.orders import CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute
+from ppdaemon.relay.requests import content_of
+from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.visit import read_next_visit
+
+FIELDS = {"groupId": "g", "instrument": "DemoCam", "scriptSalIndex": 7}
+
+
+@pytest.fixture
+def ledger(tmp_path, clock):
+    with closing(Ledger(tmp_path, clock)) as opened:
+        yield opened
+
+
+def accept(ledger, detectors=(0, 1, 2), **changes):
+    visit = read_next_visit(FIELDS | changes)
+    [result] = ledger.transact([lambda ledger: ledger.accept(visit, content_of(visit), detectors, 5.0)])
+    return result
+
+
+def write(ledger, *writes):
+    ledger.transact([lambda ledger, write=write: ledger.write(write) for write in writes])
+
+
+def test_a_group_is_entered_once_and_its_first_content_stays(ledger):
+    number, _ = accept(ledger)
+    assert number is not None
+    again, first = accept(ledger, survey="other")
+    assert again is None
+    assert json.loads(first) == FIELDS
+
+
+def test_a_group_of_another_instrument_is_another_visit(ledger):
+    assert accept(ledger)[0] != accept(ledger, instrument="LATISS")[0]
+    [visits] = ledger.transact([lambda ledger: ledger.find("g")])
+    assert sorted(visit.instrument for visit in visits) == ["DemoCam", "LATISS"]
+    assert {visit.script_sal_index for visit in visits} == {7}
+
+
+def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
+    with closing(Ledger(tmp_path, clock)) as ledger:
+        number, _ = accept(ledger)
+        write(
+            ledger,
+            SetRoute(number, "n1", 1, (0, 1, 2)),
+            SetAcked(number, (0,)),
+            SetRoute(number, "n2", 2, (1,)),
+            SetOutcome(number, 2, Outcome.EXPIRED, "late", None),
+            SetCancelled(number),
+        )
+    with closing(Ledger(tmp_path, clock)) as ledger:
+        [unended] = ledger.unended()
+        assert (unended.number, unended.fields, unended.received_tai) == (number, FIELDS, 5.0)
+        assert unended.cancelled
+        assert unended.rows == (
+            OpenRow(0, "n1", 1, frozenset(), True),
+            OpenRow(1, "n2", 2, frozenset({"n1"}), False),
+        )
+
+
+def test_the_first_outcome_of_a_detector_stays(ledger):
+    number, _ = accept(ledger, (0,))
+    write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"))
+    write(ledger, SetOutcome(number, 0, Outcome.FAILED, "again", "n2"))
+    [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+    assert visit.outcomes[0].outcome is Outcome.SUCCEEDED
+    assert visit.outcomes[0].node == "n1"
+
+
+def test_a_closed_visit_is_not_unended_but_still_known(ledger):
+    number, _ = accept(ledger, (0,))
+    write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))
+    assert ledger.unended() == []
+    assert accept(ledger)[0] is None
+
+
+def test_only_what_ended_before_is_pruned(ledger, clock):
+    closed, _ = accept(ledger, groupId="old")
+    write(ledger, CloseVisit(closed))
+    accept(ledger, groupId="open")
+    clock.advance(100.0)
+    young, _ = accept(ledger, groupId="young")
+    write(ledger, CloseVisit(young))
+    before = clock.tai() - 50.0
+    assert ledger.transact([lambda ledger: ledger.prune(before)]) == [1]
+    assert ledger.transact([lambda ledger: ledger.prune(before)]) == [0]
+    found = ledger.transact([lambda ledger, g=g: ledger.find(g) for g in ("old", "open", "young")])
+    assert [len(visits) for visits in found] == [0, 1, 1]
+
+
+def test_pruning_takes_the_rows_of_detectors_too(ledger, clock, tmp_path):
+    number, _ = accept(ledger)
+    write(ledger, CloseVisit(number))
+    ledger.transact([lambda ledger: ledger.prune(clock.tai() + 1.0)])
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM detectors").fetchone() == (0,)
+
+
+def test_works_of_one_transaction_are_done_together_or_not_at_all(ledger):
+    visit = read_next_visit(FIELDS)
+
+    def enter(ledger):
+        ledger.accept(visit, content_of(visit), (0,), 5.0)
+
+    def fail(ledger):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(sqlite3.OperationalError):
+        ledger.transact([enter, fail])
+    assert ledger.transact([lambda ledger: ledger.find("g")]) == [[]]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "torn"])
+def test_a_corrupt_file_is_moved_aside_and_an_empty_ledger_begins(tmp_path, clock, caplog, damage):
+    with closing(Ledger(tmp_path, clock)) as ledger:
+        for k in range(50):
+            accept(ledger, range(50), groupId=f"g{k}")
+    path = tmp_path / "ledger.sqlite"
+    data = path.read_bytes()
+    broken = b"not a database" * 1000 if damage == "garbage" else data[:8192] + b"\xa5" * (len(data) - 8192)
+    path.write_bytes(broken)
+    with closing(Ledger(tmp_path, clock)) as ledger:
+        assert ledger.unended() == []
+        assert accept(ledger)[0] == 1
+    [kept] = tmp_path.glob("ledger.corrupt-*.sqlite")
+    assert kept.read_bytes() == broken
+    assert "corrupt" in caplog.text
+
+
+def test_a_ledger_of_a_newer_relay_is_left_alone(tmp_path, clock):
+    Ledger(tmp_path, clock).close()
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(LedgerUnusable, match="newer pprelay"):
+        Ledger(tmp_path, clock)
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
+def test_a_state_directory_is_locked_against_a_second_relay(tmp_path):
+    with StateLock(tmp_path / "made" / "here"):
+        with pytest.raises(Refused, match=r"another pprelay \(pid \d+\) runs on") as caught:
+            StateLock(tmp_path / "made" / "here")
+        assert caught.value.exit_code is ExitCode.TRY_LATER
+    with StateLock(tmp_path / "made" / "here"):
+        pass
+
+
+def test_a_state_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LedgerUnusable, match="state_dir"):
+        StateLock(tmp_path / "file" / "state")

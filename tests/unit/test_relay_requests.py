@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The submit socket's messages: envelopes, kinds of requests, judgement."""
+
+import json
+
+import pytest
+
+from ppdaemon.config import RelayConfig
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import VisitStatus
+from ppdaemon.relay.requests import content_of, differences, judge, oddities, read_request, unwrap
+from ppdaemon.relay.throttle import Throttle
+from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
+
+NOW_TAI = 1_763_781_916.0
+VISIT = {"groupId": "g", "instrument": "DemoCam", "private_sndStamp": NOW_TAI}
+
+
+@pytest.fixture
+def config(tmp_path):
+    instruments = {"DemoCam": {"detectors": "0-8"}, "LATISS": {"detectors": 0, "sal_indexes": [2]}}
+    return RelayConfig.model_validate({"state_dir": tmp_path, "instruments": instruments})
+
+
+def read(fields):
+    return read_request([json.dumps(fields).encode()])
+
+
+@pytest.mark.parametrize(
+    ("frames", "envelope", "body"),
+    [
+        ([b"id", b"", b"{}"], [b"id", b""], [b"{}"]),
+        ([b"id", b"{}"], [b"id"], [b"{}"]),
+        ([b"id", b"corr", b"", b"{}"], [b"id", b"corr", b""], [b"{}"]),
+        ([b"id", b"", b""], [b"id", b""], [b""]),
+        ([b"id", b""], [b"id"], [b""]),
+        ([b"id"], [b"id"], []),
+        ([b"id", b"", b"{}", b"{}"], [b"id", b""], [b"{}", b"{}"]),
+        ([b"id", b"{}", b"{}"], [b"id"], [b"{}", b"{}"]),
+    ],
+    ids=["REQ", "DEALER", "correlated", "REQ-empty", "DEALER-empty", "nothing", "REQ-extra", "DEALER-extra"],
+)
+def test_the_way_back_is_parted_from_the_body(frames, envelope, body):
+    assert unwrap(frames) == (envelope, body)
+
+
+def test_what_is_sent_is_recognised_by_its_fields():
+    assert isinstance(read(VISIT), NextVisit)
+    assert isinstance(read({"groupId": "g", "scriptSalIndex": 3}), VisitCanceled)
+    assert isinstance(read({"groupId": "g", "position": [0, 0], "instrument": ""}), NextVisit)
+    assert isinstance(read({"type": "visit_status", "groupId": "g"}), VisitStatus)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ([], "frames", "0 frames"),
+        ([b"{}", b"{}"], "frames", "2 frames"),
+        ([b""], "empty", "empty message"),
+        ([b"hello"], "json", "not JSON"),
+        ([b"[]"], "json", "expected a JSON object, got list"),
+        ([b"{}"], "field", "groupId: Field required"),
+        ([b'{"type": "visit_status"}'], "field", "groupId: Field required"),
+        ([b'{"type": "visit_status", "groupId": "g", "more": 1}'], "field", "more"),
+        ([b'{"groupId": "g", "position": [0, 0]}'], "field", "instrument: Field required"),
+        ([b'{"groupId": "g", "scriptSalIndex": "x"}'], "field", "scriptSalIndex"),
+        ([b'{"groupId": "g", "instrument": "I", "x": 1e999}'], "content", "cannot be passed on"),
+        ([b'{"groupId": "g", "instrument": "I", "x": "\\ud800"}'], "content", "cannot be passed on"),
+        ([b"\xff"], "encoding", "not UTF-8"),
+        ([b"{" + b" " * 70_000 + b"}"], "size", "70002 bytes"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_junk_is_refused_with_a_kind_and_a_reason(body, kind, words):
+    with pytest.raises(BadMessage, match=words) as caught:
+        read_request(body)
+    assert caught.value.kind == kind
+
+
+def test_a_visit_of_a_configured_instrument_passes(config):
+    assert judge(read(VISIT), config, NOW_TAI) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"instrument": ""}, "ignored", "blank instrument"),
+        ({"instrument": "  "}, "ignored", "blank instrument"),
+        ({"instrument": "HSC"}, "rejected", "'HSC' is not one of DemoCam, LATISS"),
+        ({"instrument": "LATISS", "salIndex": 1}, "ignored", "salIndex 1 is not configured"),
+        ({"private_sndStamp": NOW_TAI - 3601}, "rejected", "stale: published 3601 s ago"),
+    ],
+    ids=str,
+)
+def test_a_visit_that_cannot_be_served_is_answered_with_a_reason(config, changes, status, words):
+    answer = judge(read(VISIT | changes), config, NOW_TAI)
+    assert (answer.status, answer.group) == (status, "g")
+    assert words in answer.reason
+
+
+def test_the_edge_of_the_expiry_is_still_accepted(config):
+    assert judge(read(VISIT | {"private_sndStamp": NOW_TAI - 3600}), config, NOW_TAI) is None
+    assert judge(read(VISIT | {"instrument": "LATISS", "salIndex": 2}), config, NOW_TAI) is None
+
+
+def test_a_stamp_in_utc_instead_of_tai_is_not_odd_but_one_in_the_future_is(config):
+    assert oddities(read(VISIT | {"private_sndStamp": NOW_TAI - 37}), NOW_TAI) == []
+    assert oddities(read(VISIT | {"private_sndStamp": NOW_TAI + 4}), NOW_TAI) == []
+    assert oddities(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), NOW_TAI) == [
+        "published 37 s in the future"
+    ]
+    assert judge(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), config, NOW_TAI) is None
+
+
+def test_a_visit_without_a_stamp_is_accepted_and_said_to_be_odd(config):
+    visit = read({"groupId": "g", "instrument": "DemoCam"})
+    assert judge(visit, config, NOW_TAI) is None
+    assert "unknown" in oddities(visit, NOW_TAI)[0]
+
+
+def test_the_kept_content_is_the_event_with_its_unknown_fields():
+    fields = VISIT | {"novelty": {"a": [1, None]}}
+    assert json.loads(content_of(read_next_visit(fields))) == fields
+
+
+def test_differences_name_fields_but_not_the_private_ones():
+    other = VISIT | {"private_sndStamp": 0.0, "survey": "other", "nimages": 2}
+    assert differences(VISIT | {"nimages": 1}, other) == ["nimages", "survey"]
+    assert differences(VISIT, VISIT | {"private_rcvStamp": 1.0}) == []
+
+
+def test_a_flood_is_counted_and_logged_once_per_interval(clock):
+    throttle = Throttle(10.0, clock.mono)
+    assert [throttle.passes("json") for _ in range(100)] == [True] + [False] * 99
+    assert throttle.passes("size")
+    clock.advance(9.9)
+    assert not throttle.passes("json")
+    clock.advance(0.2)
+    assert throttle.passes("json")
+    assert throttle.counts == {"json": 102, "size": 1}

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sending visits by hand: the event that is made, following it, the exit code."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from ppdaemon.ctl import submit
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import Accepted, DetectorOutcome
+from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.visit import read_next_visit
+
+NOW_TAI = 1_763_781_916.951
+
+
+def standing(*outcomes, **fields):
+    found = tuple(DetectorOutcome(detector=k, outcome=outcome) for k, outcome in enumerate(outcomes))
+    return Accepted(status="accepted", group="g", detectors=len(found), outcomes=found, **fields)
+
+
+class ScriptedClient:
+    def __init__(self, *answers):
+        self._answers = list(answers)
+        self.asked = []
+
+    def ask(self, fields):
+        self.asked.append(fields)
+        return self._answers.pop(0)
+
+
+def test_an_event_made_of_options_is_a_valid_one():
+    given = {
+        "instrument": "DemoCam",
+        "ra": 10.5,
+        "dec": -30.0,
+        "angle": 180.0,
+        "filter": "r_03",
+        "nimages": 2,
+        "survey": "BLOCK-365",
+        "duration": 30.0,
+        "group": None,
+    }
+    visit = read_next_visit(submit.make_event(given, NOW_TAI))
+    assert visit.group == "2025-11-22T03:25:16.951"
+    assert visit.boresight == (10.5, -30.0)
+    assert visit.sky_angle == 180.0
+    assert (visit.instrument, visit.filter_names, visit.nimages) == ("DemoCam", ("r_03",), 2)
+    assert (visit.survey, visit.duration_s) == ("BLOCK-365", 30.0)
+    assert visit.age_s(NOW_TAI) == 0.0
+
+
+def test_an_event_without_a_position_claims_none():
+    visit = read_next_visit(submit.make_event({"instrument": "DemoCam", "group": "mine"}, NOW_TAI))
+    assert visit.group == "mine"
+    assert visit.boresight is None
+    assert visit.sky_angle is None
+
+
+def test_a_file_is_read_as_it_is(tmp_path):
+    fields = {"groupId": "g", "instrument": "LATISS", "novelty": [1]}
+    file = tmp_path / "visit.json"
+    file.write_text(json.dumps(fields))
+    assert submit.read_event(file) == fields
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "not JSON"), ("[]", "expected a JSON object, got list"), ('{"a":1,"a":1}', "twice")],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, words):
+    file = tmp_path / "visit.json"
+    file.write_text(text)
+    with pytest.raises(BadMessage, match=words) as caught:
+        submit.read_event(file)
+    assert str(file) in str(caught.value)
+    assert caught.value.exit_code is ExitCode.DATA
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(BadMessage, match=r"none\.json: cannot be read: No such file"):
+        submit.read_event(tmp_path / "none.json")
+
+
+def test_a_visit_is_followed_until_each_detector_has_its_outcome(clock):
+    client = ScriptedClient(
+        standing(None, None), standing(Outcome.SUCCEEDED, None), standing(*["succeeded"] * 2)
+    )
+    shown = []
+    last = submit.follow(client, "g", timeout_s=60.0, show=shown.append, mono=clock.mono, pause=clock.advance)
+    assert client.asked == [{"type": "visit_status", "groupId": "g"}] * 3
+    assert len(shown) == 3
+    assert submit.exit_code(last, followed=True, cancelling=False) is ExitCode.OK
+
+
+def test_following_ends_when_the_time_is_up(clock):
+    client = ScriptedClient(*[standing(None)] * 10)
+    last = submit.follow(
+        client, "g", timeout_s=1.0, show=lambda answer: None, mono=clock.mono, pause=clock.advance
+    )
+    assert len(client.asked) == 5
+    assert submit.exit_code(last, followed=True, cancelling=False) is ExitCode.TRY_LATER
+
+
+@pytest.mark.parametrize(
+    ("answer", "followed", "cancelling", "code"),
+    [
+        (Accepted(status="accepted"), False, False, ExitCode.OK),
+        (Accepted(status="duplicate"), False, False, ExitCode.OK),
+        (Accepted(status="ignored"), False, False, ExitCode.OK),
+        (Accepted(status="ignored"), True, False, ExitCode.FAILED),
+        (Accepted(status="rejected"), False, False, ExitCode.DATA),
+        (Accepted(status="rejected"), True, False, ExitCode.DATA),
+        (standing(Outcome.SUCCEEDED, Outcome.SUCCEEDED), True, False, ExitCode.OK),
+        (standing(Outcome.SUCCEEDED, Outcome.NO_IMAGE), True, False, ExitCode.FAILED),
+        (standing(Outcome.SUCCEEDED, Outcome.CANCELLED), True, False, ExitCode.FAILED),
+        (standing(Outcome.SUCCEEDED, Outcome.CANCELLED), True, True, ExitCode.OK),
+        (standing(Outcome.FAILED, None), True, False, ExitCode.TRY_LATER),
+    ],
+)
+def test_the_exit_code_says_how_it_went(answer, followed, cancelling, code):
+    assert submit.exit_code(answer, followed=followed, cancelling=cancelling) is code
+
+
+def test_an_answer_is_one_line():
+    answer = Accepted(status="accepted", group="g", detectors=9)
+    assert submit.summary(answer) == "accepted: g, 9 detectors"
+    assert submit.summary(Accepted(status="rejected", reason="stale")) == "rejected: stale"
+
+
+def test_without_a_terminal_only_changes_are_printed(capsys):
+    with submit.watching(Console(width=100)) as show:
+        for answer in (standing(None, None), standing(None, None), standing(None, Outcome.FAILED)):
+            show(answer)
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 2 detectors ended",
+        "1 of 2 detectors ended: 1 failed",
+    ]
+
+
+def test_on_a_terminal_a_bar_is_shown(capsys):
+    console = Console(width=60, force_terminal=True)
+    with submit.watching(console) as show:
+        show(standing(None, Outcome.FAILED))
+    assert "1/2" in capsys.readouterr().out
+
+
+def test_the_table_has_a_row_for_each_detector_with_markup_taken_literally():
+    console = Console(width=100, record=True, quiet=False, file=None)
+    found = DetectorOutcome(detector=3, node="n1", outcome=Outcome.BAD_RAW, reason="[red]x[/red]")
+    with console.capture() as capture:
+        console.print(submit.outcome_table((found, DetectorOutcome(detector=1))))
+    text = capture.get()
+    assert text.index("(under way)") < text.index("bad_raw")
+    assert "[red]x[/red]" in text

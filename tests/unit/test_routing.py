@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which node gets which detector: fair, stable, and never a node that cannot."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.relay.routing import Offer, RouteTable
+
+DETECTORS = frozenset(range(205))
+
+
+def offer(node, capacity=60, detectors=DETECTORS, instrument="LSSTCam"):
+    return Offer(node, {instrument: frozenset(detectors)}, capacity)
+
+
+OFFERS = st.lists(
+    st.builds(
+        offer,
+        st.sampled_from([f"node{k}" for k in range(8)]),
+        st.integers(0, 100),
+        st.frozensets(st.integers(0, 20)),
+    ),
+    unique_by=lambda found: found.node,
+)
+
+
+def owners(table, detectors=DETECTORS):
+    return {detector: table.choose("LSSTCam", detector) for detector in detectors}
+
+
+def test_without_nodes_nobody_gets_a_detector():
+    assert RouteTable().choose("LSSTCam", 0) is None
+
+
+def test_a_detector_goes_only_to_a_node_that_offers_it():
+    table = RouteTable([offer("a", detectors={1, 2}), offer("b", detectors={2, 3})])
+    assert table.choose("LSSTCam", 1) == "a"
+    assert table.choose("LSSTCam", 3) == "b"
+    assert table.choose("LSSTCam", 4) is None
+    assert table.choose("LATISS", 1) is None
+
+
+def test_a_node_without_capacity_gets_nothing():
+    assert RouteTable([offer("a", capacity=0)]).choose("LSSTCam", 0) is None
+
+
+def test_a_barred_node_is_passed_over():
+    table = RouteTable([offer("a"), offer("b")])
+    first, second = table.ranking("LSSTCam", 7)
+    assert table.choose("LSSTCam", 7) == first
+    assert table.choose("LSSTCam", 7, {first}) == second
+    assert table.choose("LSSTCam", 7, {first, second}) is None
+
+
+def test_detectors_are_shared_in_proportion_to_capacity():
+    many = frozenset(range(20_000))
+    table = RouteTable([offer("a", 60, many), offer("b", 30, many), offer("c", 10, many)])
+    shares = Counter(owners(table, many).values())
+    for node, share in (("a", 0.6), ("b", 0.3), ("c", 0.1)):
+        # five standard deviations of the binomial distribution
+        assert abs(shares[node] / 20_000 - share) < 5 * (share * (1 - share) / 20_000) ** 0.5
+
+
+def test_the_choice_is_the_same_in_every_process():
+    table = RouteTable([offer("a"), offer("b"), offer("c")])
+    assert [table.choose("LSSTCam", detector) for detector in range(8)] == list("babbaacc")
+
+
+@given(OFFERS)
+def test_the_choice_does_not_depend_on_the_order_of_nodes(offers):
+    assert owners(RouteTable(offers), range(21)) == owners(RouteTable(offers[::-1]), range(21))
+
+
+@given(OFFERS)
+def test_every_detector_that_somebody_can_serve_is_served_by_one_who_can(offers):
+    for detector, node in owners(RouteTable(offers), range(21)).items():
+        able = {found.node for found in offers if detector in found.detectors["LSSTCam"] and found.capacity}
+        assert node in able if able else node is None
+
+
+@given(OFFERS, st.integers(0, 7))
+def test_when_a_node_goes_only_its_own_detectors_move(offers, gone):
+    before = owners(RouteTable(offers), range(21))
+    after = owners(RouteTable([found for found in offers if found.node != f"node{gone}"]), range(21))
+    assert all(after[d] == node for d, node in before.items() if node != f"node{gone}")

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The slot's decisions, one row of its table after the other."""
+
+import signal
+
+import pytest
+
+from ppdaemon.config import MemoryConfig, TimesConfig, WorkersConfig
+from ppdaemon.messages import (
+    Done,
+    GiveUp,
+    Ingest,
+    Ingested,
+    Pipelines,
+    PointOfNoReturn,
+    Prepare,
+    Prepared,
+    Process,
+    Quit,
+    Raw,
+    RawRefused,
+    Ready,
+    StageReached,
+)
+from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.events import (
+    CancelReceived,
+    ClearDeadline,
+    DeadlinePassed,
+    Finish,
+    Fork,
+    KillAsked,
+    MemorySampled,
+    RawArrived,
+    RestartAsked,
+    RetireAsked,
+    SeatChanged,
+    Send,
+    SetDeadline,
+    Signal,
+    VisitAssigned,
+    WipeRepo,
+    WordsRefused,
+    WorkerDied,
+    WorkerForked,
+    WorkerNotForked,
+)
+from ppdaemon.node.slot import InvalidTransition, Slot
+from ppdaemon.states import Outcome, SlotState, Stage
+from ppdaemon.visit import read_next_visit
+
+S = SlotState
+SOFT, HARD = 1000, 2000
+CONFIG = WorkersConfig(
+    recycle_visits=3,
+    times=TimesConfig(boot_s=20, prepare_s=100, ingest_s=30, run_s=900, export_s=60, grace_s=5, kill_s=10),
+    memory=MemoryConfig(soft=SOFT, hard=HARD),
+)
+
+
+def an_assignment(nimages=1, no_image_at=500.0):
+    visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "nimages": nimages})
+    key = Key("DemoCam", "g", 3)
+    return Assignment(key, visit, Pipelines(main=("a.yaml",)), no_image_at=no_image_at, pointless_at=9999.0)
+
+
+def a_raw(exposure=1, snaps=None):
+    return Raw(
+        path=f"/raw/{exposure}.fits",
+        instrument="DemoCam",
+        group="g",
+        detector=3,
+        exposure=exposure,
+        snaps=snaps,
+        seen_tai=7.0,
+    )
+
+
+class Driver:
+    """Drives a slot and keeps what it asked for."""
+
+    def __init__(self, config=CONFIG):
+        self.slot = Slot(4, config, jitter=lambda: 0.0)
+        self.slot.open(0.0)
+
+    def __call__(self, event, now=1.0):
+        return self.slot.handle(event, now)
+
+    def to(self, state, nimages=1):
+        self(WorkerForked(100), 0.0)
+        steps = {
+            S.STARTING: [],
+            S.IDLE: [Ready(pid=100)],
+            S.PREPARING: [Ready(pid=100), VisitAssigned(an_assignment(nimages))],
+            S.WAITING: [Ready(pid=100), VisitAssigned(an_assignment(nimages)), Prepared(serial=1)],
+        }
+        steps[S.PROCESSING] = [*steps[S.WAITING], RawArrived(a_raw()), Ingested(serial=1, exposure=1)]
+        steps[S.EXPORTING] = [*steps[S.PROCESSING], StageReached(serial=1, stage=Stage.PROCESSED, tai=1.0)]
+        steps[S.STOPPING] = [*steps[S.PROCESSING], DeadlinePassed()]
+        steps[S.KILLING] = [*steps[S.STOPPING], DeadlinePassed()]
+        for event in steps[state]:
+            self(event, 0.0)
+        assert self.slot.state == state, self.slot.tell()
+        return self
+
+
+@pytest.fixture
+def slot():
+    return Driver()
+
+
+def orders(actions):
+    return [action.order for action in actions if isinstance(action, Send)]
+
+
+def finished(actions):
+    return [(action.outcome, action.retriable) for action in actions if isinstance(action, Finish)]
+
+
+def without_notes(actions):
+    return [
+        a
+        for a in actions
+        if isinstance(a, Fork | Send | Signal | SetDeadline | ClearDeadline | WipeRepo | Finish)
+    ]
+
+
+def test_a_seat_opens_by_forking_with_a_boot_deadline():
+    slot = Slot(4, CONFIG, jitter=lambda: 0.0)
+    assert slot.open(10.0) == [Fork(1), SetDeadline(30.0), SeatChanged(S.BACKOFF, S.STARTING)]
+
+
+def test_a_ready_worker_is_idle_without_a_deadline(slot):
+    assert slot(Ready(pid=1)) == [ClearDeadline(), SeatChanged(S.STARTING, S.IDLE)]
+
+
+def test_a_visit_goes_from_prepare_to_process_to_done(slot):
+    slot.to(S.IDLE)
+    (prepare,) = orders(slot(VisitAssigned(an_assignment())))
+    assert isinstance(prepare, Prepare)
+    assert (prepare.serial, prepare.detector) == (1, 3)
+    slot(Prepared(serial=1))
+    assert orders(slot(RawArrived(a_raw()))) == [Ingest(raw=a_raw())]
+    assert orders(slot(Ingested(serial=1, exposure=1))) == [Process(exposures=(1,))]
+    slot(StageReached(serial=1, stage=Stage.PROCESSED, tai=5.0))
+    assert slot.slot.state == S.EXPORTING
+    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED, spool="/s", datasets=4))
+    assert finished(actions) == [(Outcome.SUCCEEDED, False)]
+    assert slot.slot.state == S.IDLE
+
+
+def test_a_raw_that_came_during_preload_is_ingested_once_prepared(slot):
+    slot.to(S.PREPARING)
+    assert orders(slot(RawArrived(a_raw()))) == []
+    assert orders(slot(RawArrived(a_raw()))) == []
+    assert orders(slot(Prepared(serial=1))) == [Ingest(raw=a_raw())]
+
+
+def test_two_snaps_are_awaited_before_the_pipeline_runs(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1)))
+    assert orders(slot(Ingested(serial=1, exposure=1))) == []
+    slot(RawArrived(a_raw(2)))
+    assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(1, 2))]
+
+
+def test_an_unknown_number_of_snaps_is_learned_from_the_header(slot):
+    slot.to(S.WAITING, nimages=0)
+    slot(RawArrived(a_raw(1, snaps=2)))
+    assert orders(slot(Ingested(serial=1, exposure=1))) == []
+    slot(RawArrived(a_raw(2, snaps=2)))
+    assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(1, 2))]
+
+
+def test_no_raw_until_the_deadline_is_no_image_and_frees_the_seat(slot):
+    slot.to(S.WAITING)
+    actions = slot(DeadlinePassed(), 500.0)
+    assert finished(actions) == [(Outcome.NO_IMAGE, False)]
+    assert orders(actions) == [GiveUp(reason="no_image")]
+    assert slot.slot.state == S.IDLE
+
+
+def test_one_snap_of_two_at_the_deadline_runs_partially(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1)))
+    slot(Ingested(serial=1, exposure=1))
+    assert orders(slot(DeadlinePassed(), 500.0)) == [Process(exposures=(1,), partial=True)]
+
+
+def test_a_raw_being_ingested_at_the_deadline_still_counts(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)), 499.9)
+    assert slot(DeadlinePassed(), 500.0) == [SetDeadline(530.0)]
+    assert orders(slot(Ingested(serial=1, exposure=1), 501.0)) == [Process(exposures=(1,))]
+
+
+def test_an_ingest_that_hangs_is_stopped(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)), 499.9)
+    slot(DeadlinePassed(), 500.0)
+    assert without_notes(slot(DeadlinePassed(), 530.0)) == [Signal(signal.SIGTERM), SetDeadline(535.0)]
+    assert finished(slot(WorkerDied(-15), 531.0)) == [(Outcome.RUN_TIMEOUT, True)]
+
+
+def test_the_only_raw_is_bad_and_the_seat_is_free(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)))
+    actions = slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
+    assert finished(actions) == [(Outcome.BAD_RAW, False)]
+    assert slot.slot.state == S.IDLE
+
+
+def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1)))
+    slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
+    slot(RawArrived(a_raw(2)))
+    assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(2,), partial=True)]
+
+
+def test_a_cancelled_waiting_visit_frees_its_worker_at_once(slot):
+    slot.to(S.WAITING)
+    actions = slot(CancelReceived())
+    assert finished(actions) == [(Outcome.CANCELLED, False)]
+    assert slot.slot.state == S.IDLE
+
+
+def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):
+    slot.to(S.PREPARING)
+    assert without_notes(slot(CancelReceived(), 2.0)) == [Signal(signal.SIGTERM), SetDeadline(7.0)]
+    actions = slot(WorkerDied(-15), 2.1)
+    assert finished(actions) == [(Outcome.CANCELLED, False)]
+    assert SetDeadline(2.1) in actions
+    assert Fork(2) in slot(DeadlinePassed(), 2.1)
+
+
+def test_a_cancellation_after_the_shutter_changes_nothing(slot):
+    slot.to(S.PROCESSING)
+    assert slot(CancelReceived()) == []
+
+
+def test_late_words_about_an_earlier_visit_are_dropped(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)))
+    slot(CancelReceived())
+    slot(VisitAssigned(an_assignment()))
+    assert slot(Ingested(serial=1, exposure=1)) == []
+    assert slot.slot.state == S.PREPARING
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [
+        (S.PREPARING, Outcome.PREPARE_TIMEOUT),
+        (S.PROCESSING, Outcome.RUN_TIMEOUT),
+        (S.EXPORTING, Outcome.EXPORT_TIMEOUT),
+    ],
+)
+def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, outcome):
+    slot.to(state)
+    assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
+    assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
+    actions = slot(DeadlinePassed(), 25.0)
+    assert finished(actions) == [(outcome, False)]
+    assert slot.slot.state == S.UNKILLABLE
+    assert slot(Done(serial=1, outcome=Outcome.SUCCEEDED)) == []
+    assert WipeRepo() in slot(WorkerDied(-9), 900.0)
+
+
+def test_a_worker_over_the_hard_limit_is_terminated_then_killed(slot):
+    slot.to(S.PROCESSING)
+    assert without_notes(slot(MemorySampled(HARD + 1), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
+    assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
+    assert finished(slot(WorkerDied(-9), 15.1)) == [(Outcome.OUT_OF_MEMORY, False)]
+
+
+def test_a_worker_over_the_soft_limit_is_recycled_after_its_visit(slot):
+    slot.to(S.EXPORTING)
+    slot(MemorySampled(SOFT + 1))
+    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    assert orders(actions) == [Quit()]
+    assert slot.slot.state == S.STOPPING
+
+
+def test_a_worker_is_recycled_after_its_number_of_visits(slot):
+    slot.to(S.IDLE)
+    for serial in (1, 2, 3):
+        assert slot.slot.state == S.IDLE
+        slot(VisitAssigned(an_assignment()))
+        slot(Done(serial=serial, outcome=Outcome.NO_PIPELINE))
+    assert slot.slot.state == S.STOPPING
+    assert SetDeadline(9.0) in slot(WorkerDied(0), 9.0)  # at once, and no failure
+
+
+@pytest.mark.parametrize("state", [S.PREPARING, S.WAITING, S.PROCESSING])
+def test_a_crash_may_be_retried_before_the_point_of_no_return(slot, state):
+    slot.to(state)
+    actions = slot(WorkerDied(-11), 3.0)
+    assert finished(actions) == [(Outcome.CRASHED, True)]
+    assert WipeRepo() in actions
+    assert SetDeadline(3.2) in actions
+    assert "SIGSEGV" in slot.slot.note
+
+
+def test_a_crash_after_the_point_of_no_return_is_final(slot):
+    slot.to(S.PROCESSING)
+    slot(PointOfNoReturn(serial=1, what="apdb"))
+    assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
+
+
+def test_the_point_of_no_return_counts_even_when_said_after_term(slot):
+    slot.to(S.STOPPING)
+    slot(PointOfNoReturn(serial=1, what="apdb"))
+    assert finished(slot(WorkerDied(-9))) == [(Outcome.RUN_TIMEOUT, False)]
+
+
+def test_a_worker_that_dies_while_spooling_is_judged_by_the_spool(slot):
+    slot.to(S.EXPORTING)
+    (finish,) = (a for a in slot(WorkerDied(-9)) if isinstance(a, Finish))
+    assert finish.if_spooled
+    assert not finish.retriable
+
+
+def test_a_result_that_crosses_term_is_believed(slot):
+    slot.to(S.STOPPING)
+    slot(Done(serial=1, outcome=Outcome.SUCCEEDED, spool="/s"))
+    (finish,) = (a for a in slot(WorkerDied(-15)) if isinstance(a, Finish))
+    assert (finish.outcome, finish.spool) == (Outcome.SUCCEEDED, "/s")
+
+
+def test_five_failures_quarantine_the_seat_until_an_operator_comes(slot):
+    pauses = []
+    for k in range(5):
+        slot(WorkerForked(100 + k), k)
+        actions = slot(WorkerDied(1), k)
+        pauses += [action.at - k for action in actions if isinstance(action, SetDeadline)]
+        if slot.slot.state == S.BACKOFF:
+            slot(DeadlinePassed(), k)
+    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6])
+    assert slot.slot.state == S.QUARANTINED
+    assert Fork(6) in slot(RestartAsked())
+
+
+def test_a_failed_fork_backs_off(slot):
+    actions = slot(WorkerNotForked("EAGAIN"), 4.0)
+    assert SetDeadline(4.2) in actions
+    assert slot.slot.state == S.BACKOFF
+
+
+def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
+    slot(WorkerForked(1))
+    slot(WorkerDied(78))
+    assert slot.slot.state == S.QUARANTINED
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        WordsRefused("not JSON"),
+        Ingested(serial=1, exposure=99),
+        Prepared(serial=1),
+        Done(serial=7, outcome=Outcome.SUCCEEDED),
+    ],
+)
+def test_nonsense_costs_the_worker_its_life_and_not_the_visit(slot, words):
+    slot.to(S.WAITING)
+    assert Signal(signal.SIGTERM) in slot(words)
+    assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
+
+
+def test_a_second_result_is_refused(slot):
+    slot.to(S.EXPORTING)
+    slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    actions = slot(Done(serial=1, outcome=Outcome.FAILED))
+    assert finished(actions) == []
+    assert slot.slot.state == S.STOPPING
+
+
+def test_a_retired_idle_seat_stops_for_good(slot):
+    slot.to(S.IDLE)
+    assert orders(slot(RetireAsked())) == [Quit()]
+    actions = slot(WorkerDied(0))
+    assert slot.slot.state == S.STOPPED
+    assert not any(isinstance(action, SetDeadline) for action in actions)
+
+
+def test_a_retired_busy_seat_ends_its_visit_first(slot):
+    slot.to(S.PROCESSING)
+    assert slot(RetireAsked()) == []
+    slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    assert slot.slot.state == S.STOPPING
+
+
+def test_a_killed_seat_interrupts_its_visit(slot):
+    slot.to(S.PROCESSING)
+    assert Signal(signal.SIGKILL) in slot(KillAsked())
+    assert finished(slot(WorkerDied(-9))) == [(Outcome.INTERRUPTED, True)]
+
+
+def test_an_impossible_event_leaves_the_seat_as_it_was_and_tells_the_story(slot):
+    slot.to(S.PROCESSING)
+    with pytest.raises(InvalidTransition, match="slot 4 epoch 1"):
+        slot(VisitAssigned(an_assignment()))
+    assert slot.slot.state == S.PROCESSING

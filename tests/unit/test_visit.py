@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The announcement of a visit: what is accepted, coerced, refused."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.errors import BadMessage
+from ppdaemon.visit import CoordinateSystem, RotationSystem, VisitCanceled, parent_group, read_next_visit
+
+FULL = {
+    "salIndex": 1,
+    "scriptSalIndex": 200123,
+    "groupId": "2025-11-22T03:25:16.951",
+    "coordinateSystem": 2,
+    "position": [10.5, -30.0],
+    "startTime": 1763781946.0,
+    "rotationSystem": 2,
+    "cameraAngle": 180.0,
+    "filters": "r_03",
+    "dome": 2,
+    "duration": 30.0,
+    "nimages": 1,
+    "instrument": "LSSTCam",
+    "survey": "BLOCK-365",
+    "totalCheckpoints": 1,
+    "private_sndStamp": 1763781916.9,
+    "private_efdStamp": 1763781879.9,
+    "private_origin": 4711,
+}
+
+
+def visit(**changes):
+    return read_next_visit({**FULL, **changes})
+
+
+def test_a_real_event_is_read_and_written_back_unchanged():
+    assert visit().to_sal() == FULL
+    assert visit().boresight == (10.5, -30.0)
+    assert visit().sky_angle == 180.0
+    assert visit().filter_names == ("r_03",)
+
+
+def test_only_group_and_instrument_are_needed():
+    least = read_next_visit({"groupId": "g", "instrument": "LATISS"})
+    assert (least.nimages, least.duration_s, least.filter_names) == (0, 0.0, ())
+    assert least.boresight is None
+    assert least.sky_angle is None
+    assert least.to_sal() == {"groupId": "g", "instrument": "LATISS"}
+
+
+def test_a_sender_that_knows_strings_only_is_understood():
+    texts = {name: str(value) for name, value in FULL.items() if not name.startswith("private_o")}
+    assert read_next_visit(texts).model_dump() == visit().model_dump(exclude={"private_origin"}) | {
+        "private_efdStamp": "1763781879.9"
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("nimages", 1.5),
+        ("nimages", "two"),
+        ("nimages", True),
+        ("nimages", -1),
+        ("nimages", None),
+        ("duration", -1.0),
+        ("duration", float("nan")),
+        ("duration", "inf"),
+        ("duration", False),
+        ("position", [1.0]),
+        ("position", [1.0, 2.0, 3.0]),
+        ("position", "10.5 -30"),
+        ("position", "[NaN, 0]"),
+        ("position", [True, 0.0]),
+        ("position", {"ra": 1, "dec": 2}),
+        ("coordinateSystem", 5),
+        ("rotationSystem", "SKY"),
+        ("cameraAngle", "180d"),
+        ("groupId", ""),
+        ("groupId", "a\nb"),
+        ("groupId", "x" * 201),
+        ("groupId", None),
+        ("groupId", ["g"]),
+        ("instrument", "LSSTCam\x00"),
+        ("instrument", None),
+        ("survey", "\ud800"),
+        ("filters", ["r_03"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_and_its_field_named(field, value):
+    with pytest.raises(BadMessage, match=field) as caught:
+        visit(**{field: value})
+    assert caught.value.kind == "field"
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, [], None, "visit", {"groupId": "g"}, {"instrument": "LSSTCam"}], ids=str
+)
+def test_what_lacks_group_or_instrument_is_refused(fields):
+    with pytest.raises(BadMessage):
+        read_next_visit(fields)
+
+
+def test_a_group_of_digits_may_come_as_a_number():
+    assert visit(groupId=2024061200001).group == "2024061200001"
+
+
+def test_right_ascension_and_angle_are_brought_into_range():
+    assert visit(position=[720.0, -30.0]).boresight == (0.0, -30.0)
+    assert visit(position=[-10.0, -30.0]).boresight == (350.0, -30.0)
+    assert visit(cameraAngle=-90.0).sky_angle == 270.0
+
+
+@pytest.mark.parametrize("system", [CoordinateSystem.NONE, CoordinateSystem.OBSERVED, CoordinateSystem.MOUNT])
+def test_a_position_that_is_not_on_the_sky_is_no_boresight(system):
+    assert visit(coordinateSystem=int(system)).boresight is None
+
+
+def test_a_declination_beyond_the_pole_is_no_boresight():
+    assert visit(position=[10.0, 91.0]).boresight is None
+    assert visit(position=[10.0, -90.0]).boresight == (10.0, -90.0)
+
+
+def test_a_rotation_that_is_not_on_the_sky_is_no_sky_angle():
+    assert visit(rotationSystem=int(RotationSystem.HORIZON)).sky_angle is None
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ()),
+        (" ", ()),
+        ("g_6", ("g_6",)),
+        ("g_6,r_57", ("g_6", "r_57")),
+        (" g_6 , ,r_57,", ("g_6", "r_57")),
+    ],
+)
+def test_filters_are_a_list_with_commas(text, names):
+    assert visit(filters=text).filter_names == names
+
+
+def test_age_counts_from_publication_and_is_zero_without_a_stamp():
+    assert visit(private_sndStamp=100.0).age_s(160.0) == 60.0
+    assert visit(private_sndStamp=100.0).age_s(63.0) == -37.0
+    assert read_next_visit({"groupId": "g", "instrument": "I"}).age_s(1e9) == 0.0
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*FULL, "novelty"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.lists(st.floats(), max_size=3),
+    )
+)
+def test_no_fields_raise_anything_but_bad_message(changes):
+    try:
+        found = visit(**changes)
+    except BadMessage:
+        return
+    assert found.nimages >= 0
+    assert found.boresight is None or all(math.isfinite(number) for number in found.boresight)
+
+
+def test_a_cancellation_has_a_group_and_maybe_a_script():
+    cancel = VisitCanceled.model_validate({"groupId": "g", "scriptSalIndex": "7", "private_x": 1})
+    assert (cancel.group, cancel.script_sal_index) == ("g", 7)
+
+
+@pytest.mark.parametrize(
+    ("group", "parent"),
+    [("g", "g"), ("g#1", "g"), ("g#12", "g"), ("g#", "g#"), ("#1", "#1"), ("g#x", "g#x"), ("a#1#2", "a#1")],
+)
+def test_a_supplement_belongs_to_the_visit_before_its_number(group, parent):
+    assert parent_group(group) == parent

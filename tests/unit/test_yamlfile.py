@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""YAML with lines: what is read, and what a broken file's error says."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.errors import ConfigError
+from ppdaemon.yamlfile import expand, read_yaml
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "f.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_each_place_knows_its_line(tmp_path: Path) -> None:
+    value, lines = read_yaml(written(tmp_path, "a:\n  b: 1\n  c:\n  - x\n  - {y: 2}\n"))
+    assert value == {"a": {"b": 1, "c": ["x", {"y": 2}]}}
+    assert lines["a",] == 1
+    assert lines["a", "b"] == 2
+    assert lines["a", "c", 1] == 5
+    assert lines["a", "c", 1, "y"] == 5
+
+
+def test_scalars_have_the_types_of_yaml(tmp_path: Path) -> None:
+    text = "[1, 1.5, true, null, '1', 2025-11-22T03:25:16]"
+    value, _ = read_yaml(written(tmp_path, text))
+    assert value[:5] == [1, 1.5, True, None, "1"]
+
+
+def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
+    assert read_yaml(written(tmp_path, "# nothing\n"))[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "f.yaml:3: key 'a' occurs twice"),
+        ("a: [1\nb: 2\n", "f.yaml:2: not YAML"),
+        ("a: *nobody\n", "f.yaml:1: not YAML"),
+        ("a:\n\tb: 1\n", "f.yaml:2: not YAML"),
+        (b"a: \xff\n", "not UTF-8 at byte 3"),
+        ("b: 1\na: !!python/object:os.system x\n", "f.yaml:2: "),
+        ("a: 2025-13-45\n", "f.yaml:1: "),
+        ("a: &a [*a]\n", "f.yaml:1: "),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str | bytes, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(written(tmp_path, text))
+    assert said in caught.value.problems[0]
+
+
+def test_every_double_key_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(written(tmp_path, "a: 1\na: 2\nb: {c: 1, c: 2}\n"))
+    assert len(caught.value.problems) == 2
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
+    path = written(tmp_path, "a: 1\n")
+    path.chmod(0)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        read_yaml(path)
+
+
+def test_variables_are_replaced_at_every_depth() -> None:
+    value = {"a": ["${X}/y", {"b": "${X}${Z}"}], "n": 3}
+    assert expand(value, {"X": "x"}) == {"a": ["x/y", {"b": "x${Z}"}], "n": 3}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(json_values)
+def test_without_variables_nothing_changes(value: object) -> None:
+    assert expand(value, {}) == value

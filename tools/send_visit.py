@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Announce a visit to a relay, or cancel one, as the script queue would."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ppdaemon.clock import Clock
+from ppdaemon.ctl import submit
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.messages import Accepted
+from ppdaemon.states import ExitCode
+from ppdaemon.wire import encode
+
+ANSWER_S = 5.0
+OUTCOMES_S = 600.0
+
+
+@click.command(name="send_visit", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--instrument", help="Short name, such as LSSTCam.")
+@click.option("--ra", type=float, help="Right ascension of the boresight, degrees.")
+@click.option("--dec", type=float, help="Declination of the boresight, degrees.")
+@click.option("--angle", type=float, help="Position angle of focal-plane +Y, degrees.")
+@click.option("--filter", help="Acceptable physical filters, comma-separated.")
+@click.option("--nimages", type=int, help="Number of snaps.  [default: 1]")
+@click.option("--survey", help="Purpose of the images, such as BLOCK-365.")
+@click.option("--duration", type=float, help="The script's estimate, seconds.")
+@click.option("--group", help="Name of the visit.  [default: now, TAI]")
+@click.option(
+    "--relay", default="tcp://127.0.0.1:5570", show_default=True, help="Submit socket of the relay."
+)
+@click.option("--cancel", metavar="GROUP", help="Cancel this visit instead.")
+@click.option("--wait", is_flag=True, help="Wait until each detector has its outcome.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds.  [default: 5, with --wait 600]")
+@click.option("--json", "as_json", is_flag=True, help="Print the relay's answer as JSON.")
+def command(
+    file: Path | None,
+    relay: str,
+    cancel: str | None,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Send one visit, given by options or by FILE, JSON with SAL names.
+
+    Ends with 0 if the visit was taken (with --wait: if all detectors
+    succeeded), 1 if an outcome is a bad one, 65 if it was refused or FILE is
+    bad, 69 if the relay does not answer, 75 if the time was up.
+    """
+    said = any(value is not None for value in given.values())
+    if sum((file is not None, cancel is not None, said)) != 1:
+        raise click.UsageError("give either options that describe the visit, or FILE, or --cancel GROUP")
+    if cancel is not None:
+        fields = {"groupId": cancel}
+    elif file is not None:
+        fields = submit.read_event(file)
+    else:
+        fields = submit.make_event(given, Clock().tai())
+    answer_s = min(ANSWER_S, timeout or ANSWER_S) if wait else timeout or ANSWER_S
+    with submit.RelayClient(relay, answer_s) as client:
+        answer = client.ask(fields)
+        followed = wait and answer.status in ("accepted", "duplicate")
+        if not as_json:
+            click.echo(submit.summary(answer))
+        if followed:
+            answer = _follow(client, answer, timeout or OUTCOMES_S, quiet=as_json)
+    if as_json:
+        click.echo(encode(answer))
+    sys.exit(submit.exit_code(answer, followed=wait, cancelling=cancel is not None))
+
+
+def _follow(client: submit.RelayClient, answer: Accepted, timeout_s: float, *, quiet: bool) -> Accepted:
+    console = Console(quiet=quiet)
+    with submit.watching(console) as show:
+        answer = submit.follow(client, answer.group, timeout_s=timeout_s, show=show)
+    console.print(submit.outcome_table(answer.outcomes or ()))
+    return answer
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        command.main(prog_name="send_visit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.Abort:
+        sys.exit(ExitCode.FAILED)
+    except PPDaemonError as error:
+        click.echo(f"send_visit: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
