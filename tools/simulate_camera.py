@@ -3,6 +3,7 @@
 """Write raws as a camera would, at a cadence, with faults on request."""
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from ppdaemon.demo.announce import RelayClient
 from ppdaemon.demo.delivery import Delivery, Faults, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.plan import ImageType
-from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
+from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG, Sky
 from ppdaemon.demo.telescope import Happening, SimulatedCamera, Telescope, timeline
-from ppdaemon.demo.visits import Cadence, Pointing, next_seq_num, plan_visits
+from ppdaemon.demo.truth import write_truth
+from ppdaemon.demo.visits import Cadence, Pointing, VisitPlan, next_seq_num, plan_visits
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import explain
@@ -120,6 +122,9 @@ def tell(happening: Happening) -> None:
 @click.option(
     "--notices-bind/--notices-connect", default=True, show_default=True, help="What to do with the address."
 )
+@click.option(
+    "--truth", type=click.Path(path_type=Path, file_okay=False), help="Write what DemoCam shows here."
+)
 @click.option("--drop-detectors", callback=detector_list, help="Fault: these never come.")
 @click.option("--truncate", type=click.IntRange(0), help="Fault: FITS files end after so many bytes.")
 @click.option("--cancel", is_flag=True, help="Fault: visits are announced, then cancelled.")
@@ -143,6 +148,15 @@ def main(**options: Any) -> None:
         click.echo(f"simulate_camera: {error}", err=True)
         sys.exit(ExitCode.USAGE)
     click.echo(f"{delivered} detector images written below {options['raw_root']}")
+
+
+def write_truths(folder: Path, visits: Iterable[VisitPlan]) -> None:
+    """Write a table of transients and variables for each exposure of the sky."""
+    sky = Sky()
+    for plan in (exposure for visit in visits for exposure in visit.exposures):
+        if plan.instrument != CAMERA_NAME or plan.image_type is not ImageType.SCIENCE:
+            raise ValueError(f"--truth is for science exposures of {CAMERA_NAME}: nothing else shows the sky")
+        write_truth(folder / f"{plan.obs_id}.ecsv", sky, plan)
 
 
 def run(options: dict[str, Any], stack: ExitStack) -> int:
@@ -185,6 +199,8 @@ def run(options: dict[str, Any], stack: ExitStack) -> int:
         first_seq_num=options["seq_num"] or next_seq_num(delivery.root, camera.instrument, clock.tai()),
         controller=options["controller"],
     )
+    if options["truth"]:
+        write_truths(options["truth"], visits)
     telescope = Telescope(camera, delivery, relay, clock=clock, watch=tell)
     return telescope.play(timeline(visits, cadence, announce=relay is not None, cancel=options["cancel"]))
 

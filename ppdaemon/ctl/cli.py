@@ -5,6 +5,7 @@ Exit statuses are those of `ppdaemon.states.ExitCode`; ``ppctl status`` alone
 follows LSB. Nothing a daemon does or says makes it show a traceback.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import click
 import pydantic
 from rich.console import Console, RenderableType
 
+from ppdaemon import __version__
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.plots import timeline_png
@@ -64,7 +66,7 @@ def _socket_of(config: Path) -> Path:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="ppdaemon", prog_name="ppctl")
+@click.version_option(__version__, prog_name="ppctl")
 @click.option(
     "--socket",
     "socket_path",
@@ -148,7 +150,8 @@ def workers(daemon: Daemon, as_json: bool) -> None:
 @_daemon
 def top(daemon: Daemon) -> None:
     """Follow the daemon live; Ctrl-C ends."""
-    follow(daemon, _console())
+    with contextlib.suppress(KeyboardInterrupt):
+        follow(daemon, _console())
 
 
 def _tell(daemon: Daemon, request: Model, done: str, as_json: bool) -> None:

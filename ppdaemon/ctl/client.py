@@ -169,7 +169,7 @@ class Daemon:
             case PermissionError():
                 return Denied(f"{self._path}: not allowed; members of the socket's group are")
             case EOFError() | ConnectionError():
-                return Unavailable(f"{self._path}: the daemon closed the connection without an answer")
+                return Unavailable(f"{self._path}: the daemon has closed the connection")
             case BadMessage():
                 return Unavailable(
                     f"{self._path}: answer not understood, the daemon may be newer than ppctl ({error})"

@@ -154,7 +154,7 @@ def status_view(report: StatusReport) -> RenderableType:
         (plain(report.node), "bold cyan"),
         "  ",
         (report.state, _STATE_STYLES[report.state]),
-        f"  {plain(report.text)}",
+        f"  {plain(report.text).removeprefix(f'{report.state}: ')}",
     )
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)

@@ -21,10 +21,9 @@ from lsst.resources import ResourcePath
 from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.failures import AWAY_ERRORS, DATABASE_ERRORS, describe
+from ppdaemon.middleware.failures import AWAY_ERRORS, DATABASE_ERRORS, describe, is_link_refusal
 from ppdaemon.middleware.records import insert_records
 from ppdaemon.middleware.spool import Manifest, read_manifest
-from ppdaemon.middleware.transfer import ingest_linked
 
 __all__ = ("CentralExporter",)
 
@@ -46,6 +45,7 @@ class CentralExporter:
         self._uri = uri
         self._clock = clock
         self._butler: Butler | None = None
+        self._transfer = "hardlink"
 
     def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools.
@@ -71,7 +71,7 @@ class CentralExporter:
             butler = self._open()
             done, datasets = self._export_some(butler, [path for path in spools if path.exists()])
         except AWAY_ERRORS:
-            self._close()
+            self.close()
             raise
         gone = [path for path in spools if not path.exists()]
         for path in done:
@@ -79,18 +79,19 @@ class CentralExporter:
         finished = tuple(str(path) for path in spools if path in {*done, *gone})
         return Exported(spools=finished, tai=self._clock.tai(), datasets=datasets)
 
-    def _open(self) -> Butler:
-        if self._butler is None:
-            self._butler = Butler.from_config(self._uri, writeable=True)
-        return self._butler
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Disconnect; the next export connects anew."""
         butler, self._butler = self._butler, None
         if butler is not None:
             try:
                 butler.close()
             except DATABASE_ERRORS as error:
                 _LOG.debug("closing the central repo: %s", describe(error))
+
+    def _open(self) -> Butler:
+        if self._butler is None:
+            self._butler = Butler.from_config(self._uri, writeable=True)
+        return self._butler
 
     def _export_some(self, butler: Butler, spools: Sequence[Path]) -> tuple[list[Path], int]:
         """Export all at once, or one by one where that does not go."""
@@ -137,10 +138,23 @@ class CentralExporter:
         return sum(len(file.refs) for file in new)
 
     def _register(self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]) -> None:
+        try:
+            self._register_once(butler, records, files)
+        except OSError as error:
+            if not is_link_refusal(error) or self._transfer == "copy":
+                raise
+            self._transfer = "copy"
+            self._register_once(butler, records, files)
+
+    def _register_once(
+        self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]
+    ) -> None:
         with butler.transaction():
             insert_records(butler, records)
-            if files and ingest_linked(butler, files) == "copy":
-                _sync(butler, [ref for file in files for ref in file.refs])
+            if files:
+                butler.ingest(*files, transfer=self._transfer)
+        if self._transfer == "copy":
+            _sync(butler, [ref for file in files for ref in file.refs])
 
 
 def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]:

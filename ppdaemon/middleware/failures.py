@@ -10,7 +10,14 @@ import sqlalchemy.exc
 from ppdaemon.errors import VisitFailed
 from ppdaemon.states import Outcome
 
-__all__ = ("AWAY_ERRORS", "DATABASE_ERRORS", "describe", "is_out_of_space", "space_watched")
+__all__ = (
+    "AWAY_ERRORS",
+    "DATABASE_ERRORS",
+    "describe",
+    "is_link_refusal",
+    "is_out_of_space",
+    "space_watched",
+)
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, OSError)
 """All that databases and filesystems raise."""
@@ -62,6 +69,23 @@ def is_out_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_link_refusal(error: OSError) -> bool:
+    """Tell whether hard links cannot be made between two places.
+
+    Parameters
+    ----------
+    error : `OSError`
+        What `os.link` raised.
+
+    Returns
+    -------
+    refused : `bool`
+        True for another filesystem, one without links, or one with too many
+        of them to a file.
+    """
+    return error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 @contextmanager

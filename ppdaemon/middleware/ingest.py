@@ -4,10 +4,11 @@
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from astro_metadata_translator import ObservationInfo
 from astropy.io import fits
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
 from lsst.pipe.base import Instrument
@@ -130,20 +131,24 @@ class RawIngest:
         except BadFits as error:
             raise VisitFailed(Outcome.BAD_RAW, f"{raw.path} cannot be used: {error}") from error
         try:
-            return check_expected(self._translate(header, raw), raw)
+            return self._from_sidecar(header, raw) or self._checked(header, raw)
         except VisitFailed as error:
             raise VisitFailed(error.outcome, f"{raw.path} cannot be used: {error}") from error
 
-    def _translate(self, header: fits.Header, raw: Raw) -> ObservationInfo:
-        """Translate the sidecar if it is good, else the FITS header."""
+    def _from_sidecar(self, header: fits.Header, raw: Raw) -> ExposureHeader | None:
+        """Take the sidecar's word if it is good and of the same exposure."""
         sidecar = read_sidecar(None if raw.sidecar is None else Path(raw.sidecar))
-        if sidecar is not None:
-            same_exposure(sidecar, header)
-            try:
-                return translate(sidecar, self._instrument, raw.path)
-            except VisitFailed as error:
-                _LOG.warning("sidecar %s is not used: %s", raw.sidecar, error)
-        return translate(header, self._instrument, raw.path)
+        if sidecar is None:
+            return None
+        same_exposure(sidecar, header)
+        try:
+            return self._checked(sidecar, raw)
+        except VisitFailed as error:
+            _LOG.warning("sidecar %s is not used: %s", raw.sidecar, error)
+            return None
+
+    def _checked(self, header: Mapping[str, Any], raw: Raw) -> ExposureHeader:
+        return check_expected(translate(header, self._instrument, raw.path), raw)
 
     def _insert(self, header: ExposureHeader) -> tuple[DimensionRecord, ...]:
         universe = self._butler.dimensions

@@ -21,11 +21,11 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.failures import describe
+from ppdaemon.middleware.failures import describe, is_link_refusal
 from ppdaemon.middleware.search import Found, Search
 from ppdaemon.states import Outcome
 
-__all__ = ("Fetched", "describe_files", "ingest_linked", "input_collections", "transfer")
+__all__ = ("Fetched", "describe_files", "input_collections", "transfer")
 
 _LOG = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def transfer(central: Butler, local: Butler, found: Sequence[Found], cache: Shar
     local.transfer_dimension_records_from(central, refs)
     for run in sorted({ref.run for ref in refs}):
         local.collections.register(run, CollectionType.RUN)
-    ingest_linked(local, fetched.files)
+    _ingest(local, fetched.files)
     if fetched.others:
         local.transfer_from(central, fetched.others, transfer="copy")
     for each in found:
@@ -159,30 +159,15 @@ def transfer(central: Butler, local: Butler, found: Sequence[Found], cache: Shar
     return fetched
 
 
-def ingest_linked(butler: Butler, files: Sequence[FileDataset]) -> str:
-    """Ingest files by hard link, or by copy where links cannot be made.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The repo that takes them.
-    files : `~collections.abc.Sequence` [`lsst.daf.butler.FileDataset`]
-        Files that stay where they are.
-
-    Returns
-    -------
-    mode : `str`
-        ``hardlink`` or ``copy``.
-    """
+def _ingest(butler: Butler, files: Sequence[FileDataset]) -> None:
+    """Ingest shared files by hard link, or by copy where links cannot be made."""
     try:
         butler.ingest(*files, transfer="hardlink")
     except OSError as error:
-        # Another filesystem, or one without links, or with too many of them.
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+        if not is_link_refusal(error):
             raise
+        _LOG.warning("files are copied, not shared: %s", describe(error))
         butler.ingest(*files, transfer="copy")
-        return "copy"
-    return "hardlink"
 
 
 def _certify(central: Butler, local: Butler, found: Found) -> None:

@@ -6,10 +6,10 @@ what to write into the ledger and what to send once that is on disk. Covers
 routing, resending, refusals, cancellation, expiry and nodes that come and go.
 Does not cover sockets, the ledger, or whether a visit is accepted at all.
 
-A detector goes to one node. If that node vanishes before it acknowledged, the
-detector goes to another one with the next attempt number, and the first is
-told to give it up as soon as it is heard of again. What a node acknowledged
-stays with it: it alone knows what it did.
+A detector goes to one node. If that node refuses, or vanishes before it
+acknowledged, the detector goes to another one with the next attempt number,
+and the first is told to give it up as soon as it is heard of again. What a
+node acknowledged stays with it: it alone knows what it did.
 """
 
 import itertools
@@ -73,16 +73,15 @@ class Board:
     silence_s : `float`
         A node silent for so long is gone.
     settle_s : `float`
-        For so long after the start nothing is routed: nodes that lost the
-        former relay come back in this time, with what they hold.
-    now : `float`
-        Monotonic seconds.
+        For so long after the first tick nothing is routed: nodes that lost
+        the former relay come back in this time, with what they hold.
     """
 
-    def __init__(self, *, resend_s: float, silence_s: float, settle_s: float, now: float):
+    def __init__(self, *, resend_s: float, silence_s: float, settle_s: float):
         self._resend_s = resend_s
-        self._settled_at = now + settle_s
-        self._ticked_at = now
+        self._settle_s = settle_s
+        self._settled_at = math.inf
+        self._ticked_at: float | None = None
         self._visits: dict[VisitKey, OpenVisit] = {}
         self._reservations = 0
         self._allowance: dict[str, int] = {}
@@ -213,11 +212,14 @@ class Board:
     def tick(self, now: float) -> Turn:
         """Do what is due at this time."""
         turn = Turn()
-        pause_s = now - self._ticked_at
-        self._ticked_at = now
-        if pause_s > PAUSE_S:
+        if self._ticked_at is None:
+            self._settled_at = now + self._settle_s
+            self._wake_all(now)
+        elif now - self._ticked_at > PAUSE_S:
+            pause_s = now - self._ticked_at
             _LOG.warning("this process did not run for a while", extra={"pause_s": round(pause_s, 3)})
             self.roster.excuse(pause_s)
+        self._ticked_at = now
         silent = self.roster.drop_silent(now)
         for node in silent:
             _LOG.warning("node is silent", extra={"node": node})
@@ -243,7 +245,7 @@ class Board:
             moved = []
             for reservation in visit.reservations.values():
                 if reservation.node == hello.origin:
-                    reservation.sent_at = visit.cancel_sent_at = -math.inf
+                    reservation.sent_at = -math.inf
                 elif hello.origin in reservation.former:
                     moved.append(reservation.detector)
             if moved:
@@ -258,7 +260,8 @@ class Board:
             reservation = None if visit is None else visit.reservations.get(detector)
             if reservation is None or reservation.node != node:
                 astray.append(detector)
-            elif reservation.state is SENT and reservation.attempt == ack.attempt:
+            elif reservation.state is not ACKED and reservation.attempt == ack.attempt:
+                # Held: it refused one copy of the message and took a later one.
                 reservation.state = ACKED
                 acked.append(detector)
         if astray:  # ended without it, or another node has it by now
@@ -283,7 +286,6 @@ class Board:
                 self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, turn, node)
             else:
                 reservation.state = HELD
-                reservation.node = ""
                 reservation.refused_until[node] = now + REFUSAL_S
         _LOG.info(
             "node refused a visit",
@@ -327,7 +329,7 @@ class Board:
             self._route(visit, now, turn)
         self._send(visit, now, turn)
         if visit.cancelled:
-            self._send_cancel(visit, now, turn)
+            self._send_cancel(visit, turn)
         self._close_if_ended(visit, turn)
         self._plan(visit, now)
 
@@ -369,7 +371,7 @@ class Board:
             node = self.roster.routes.choose(visit.visit.instrument, reservation.detector, barred)
             if node is None:
                 continue
-            if reservation.state is SENT:
+            if reservation.node not in ("", node):
                 reservation.former |= {reservation.node}
                 reservation.attempt += 1
             reservation.state = SENT
@@ -393,10 +395,7 @@ class Board:
                 peer = self.roster.peer_of(node)
                 turn.sends.append(Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai))
 
-    def _send_cancel(self, visit: OpenVisit, now: float, turn: Turn) -> None:
-        if now < visit.cancel_sent_at + self._resend_s:
-            return
-        visit.cancel_sent_at = now
+    def _send_cancel(self, visit: OpenVisit, turn: Turn) -> None:
         for node in sorted({reservation.node for reservation in visit.holding(SENT, ACKED)}):
             if node in self.roster:
                 turn.sends.append(Withdraw(self.roster.peer_of(node), *visit.key))
@@ -404,7 +403,7 @@ class Board:
     def _plan(self, visit: OpenVisit, now: float) -> None:
         """Set when the visit has to be looked at again, if nothing happens."""
         if visit.cancelled:
-            visit.due = max(now, visit.cancel_sent_at) + self._resend_s
+            visit.due = now + self._resend_s
             return
         dues = [visit.expires_at if now < visit.expires_at else visit.abandon_at]
         if now < self._settled_at:

@@ -22,7 +22,7 @@ class ReservationState(StrEnum):
     """Where a visit-detector is. Ended ones are in the ledger only."""
 
     HELD = "held"
-    """No node has it."""
+    """No node was told, or the one that was told refused."""
     SENT = "sent"
     """A node was told and may have it."""
     ACKED = "acked"
@@ -36,10 +36,10 @@ class Reservation:
     detector: int
     state: ReservationState = ReservationState.HELD
     node: str = ""
-    """Who was told; nobody yet while it is held."""
+    """Who was told last; empty if nobody was."""
     attempt: int = 1
-    """Raised whenever it goes to another node although the former one may
-    have it."""
+    """Raised whenever it goes to another node: whatever the former one still
+    says or is told concerns its own attempt only."""
     sent_at: float = -math.inf
     """Monotonic seconds."""
     former: frozenset[str] = frozenset()
@@ -63,7 +63,6 @@ class OpenVisit:
     reservations: dict[int, Reservation]
     """By detector; only those that have not ended."""
     cancelled: bool = False
-    cancel_sent_at: float = -math.inf
     due: float = -math.inf
     """When something may have to be done, monotonic seconds."""
 

@@ -119,7 +119,6 @@ class Relay:
             resend_s=config.resend_s,
             silence_s=config.silence_s,
             settle_s=SETTLE_BEATS * config.heartbeat_s,
-            now=now,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
         self._recorder = Recorder(ledger, self._throttle)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from astropy.table import Table
 from click.testing import CliRunner
 
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
@@ -106,6 +107,7 @@ def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, r
         (["--cancel"], 64, "--cancel needs --relay"),
         (["--group", "x" * 65], 64, "group: String should have at most 64 characters"),
         (["--relay", "ipc:///nowhere/relay", "--relay-timeout", "0.1"], 69, "did not answer within 0.1 s"),
+        (["--truth", "truth"], 64, "--truth is for science exposures of DemoCam"),
         (["--notices", "foo://x"], 78, "cannot bind 'foo://x'"),
     ],
 )
@@ -114,6 +116,17 @@ def test_what_cannot_be_done_is_said_without_a_traceback(tool, tmp_path, argumen
     assert result.exit_code == status, result.output
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_truth_is_written_for_each_exposure(tool, tmp_path):
+    truth = tmp_path / "truth"
+    result = run(tool, tmp_path, "--camera", "DemoCam", "--detectors", "4", "--truth", str(truth))
+    assert result.exit_code == 0, result.output
+    (path,) = truth.iterdir()
+    table = Table.read(path, format="ascii.ecsv")
+    assert path.stem == table.meta["obs_id"]
+    assert next(tmp_path.rglob("*_R22_S11.fits")).name.startswith(path.stem)
+    assert {"transient", "variable"} == set(table["kind"])
 
 
 def test_a_raw_root_that_cannot_be_made_is_said_at_once(tool, tmp_path):

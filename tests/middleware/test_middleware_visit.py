@@ -11,8 +11,7 @@ import astropy.units as u
 import pytest
 import toycam
 from lsst.daf.butler import Butler
-from toycam import BEGIN_TAI, DAY, EPOCH, GROUP, NAME, Rig
-from toyfixtures import MakeRig
+from toycam import BEGIN_TAI, DAY, EPOCH, GROUP, NAME, MakeRig, Rig
 
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import PointOfNoReturn, Process, StageReached

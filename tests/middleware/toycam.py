@@ -5,7 +5,7 @@ Everything stored is a dictionary, so that each output tells which inputs made i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Raw, StageReached
+from ppdaemon.middleware.local import LocalWork
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import Seat
 
@@ -510,13 +511,16 @@ def write_raw(folder: Path, header: Mapping[str, Any], *, sidecar: bool = True) 
     for key, value in header.items():
         primary.header[key] = value
     pixels = fits.ImageHDU(np.full((40, 50), header["SEQNUM"], dtype=np.int16))
-    fits.HDUList([primary, pixels]).writeto(path)
+    fits.HDUList([primary, pixels]).writeto(path, overwrite=True)
     if sidecar:
         path.with_suffix(".json").write_text(json.dumps(dict(header)))
     return path
 
 
 # --- a node ----------------------------------------------------------------
+
+
+type MakeRig = Callable[..., tuple["Rig", LocalWork]]
 
 
 class Rig:

@@ -2,17 +2,15 @@
 """Fixtures around ToyCam, for test modules that name this one in ``pytest_plugins``."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toycam import Rig, load_toy_camera, make_central
+from toycam import MakeRig, Rig, load_toy_camera, make_central
 
 from ppdaemon.middleware import work
 from ppdaemon.middleware.local import LocalWork
-
-type MakeRig = Callable[..., tuple[Rig, LocalWork]]
 
 
 @pytest.fixture(scope="session")

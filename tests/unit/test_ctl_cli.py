@@ -167,7 +167,7 @@ def test_a_socket_that_a_dead_daemon_left_is_not_running(ppctl: Ppctl, socket_di
     ("answer", "words"),
     [
         (None, "no answer within"),
-        ([], "closed the connection"),
+        ([], "has closed the connection"),
         ([b"what?"], "not understood"),
         ([b"\xff\xfe"], "not understood"),
         ([b"[" * 5000], "not understood"),
@@ -291,7 +291,7 @@ def test_the_watch_yields_each_change_and_ends_with_the_daemon(
 ) -> None:
     serve(lambda _request: ok(status(pid=1)) + ok(status(pid=2)))
     seen = []
-    with pytest.raises(Unavailable, match="closed the connection"):
+    with pytest.raises(Unavailable, match="has closed the connection"):
         seen.extend(Daemon(socket_dir / "control.sock").watch(tick_s=5))
     reports = Daemon(socket_dir / "control.sock").watch(tick_s=5)
     assert [report and report.pid for report in (next(reports), next(reports))] == [1, 2]

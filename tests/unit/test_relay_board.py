@@ -68,7 +68,7 @@ def ended(detector, outcome, reason="", node=None):
 
 @pytest.fixture
 def board():
-    return Board(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=0.0, now=0.0)
+    return Board(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=0.0)
 
 
 def open_visit(*detectors, now=0.0, **fields):
@@ -117,7 +117,8 @@ def test_a_visit_is_held_until_a_node_says_hello(board):
 
 
 def test_after_the_start_nothing_is_routed_until_nodes_had_time_to_come_back():
-    board = Board(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0, now=0.0)
+    board = Board(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0)
+    board.tick(0.0)
     join(board, "a", now=0.1)
     assert board.add(open_visit(), 0.2) == Turn()
     join(board, "b", now=0.3)
@@ -224,13 +225,21 @@ def test_what_was_acknowledged_and_never_answered_is_given_up_after_a_day(board)
 # --- refusals ---------------------------------------------------------------
 
 
-def test_a_refused_detector_goes_elsewhere_in_the_same_attempt(board):
+def test_a_refused_detector_goes_elsewhere_as_the_next_attempt(board):
     join(board, "a")
     join(board, "b")
     [first] = {send.peer for send in board.add(open_visit(0), 0.0).sends}
     other = {b"a": b"b", b"b": b"a"}[first]
     turn = board.hear(first, nak(first.decode(), 0), 0.1)
-    assert turn == Turn.of(reserve(other, 0), writes=[SetRoute(1, other.decode(), 1, (0,))])
+    assert turn == Turn.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+
+
+def test_a_node_that_refuses_one_copy_of_a_message_and_takes_the_next_has_it(board):
+    join(board, "a")
+    board.add(open_visit(0), 0.0)
+    board.hear(b"a", nak("a", 0), 0.1)
+    assert board.hear(b"a", ack("a", 0), 0.2) == Turn.of(writes=[SetAcked(1, (0,))])
+    assert board.tick(6.0) == Turn()
 
 
 def test_a_refused_detector_that_nobody_else_serves_is_offered_again_later(board):
@@ -479,7 +488,8 @@ def test_expiry_counts_from_publication_if_that_is_known():
 
 
 def test_a_restored_visit_goes_on_where_it_was():
-    board = Board(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0, now=0.0)
+    board = Board(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0)
+    board.tick(0.0)
     visit = open_visit(0)
     visit.reservations = {
         0: Reservation(0, ACKED, "a"),

@@ -147,37 +147,37 @@ class CalibrateTask(pipeBase.PipelineTask):
             Raised where the header has no pointing.
         """
         guess = _header_wcs(post_isr_image.metadata)
-        bad = unusable(post_isr_image)
-        variance = post_isr_image.variance.array
+        bad, variance = unusable(post_isr_image), post_isr_image.variance.array
         pixels, sky, segments, objects = self._find_sources(post_isr_image, bad)
         psf, sources = self._measure(pixels, variance, bad, objects)
         references = self._references(reference_catalogue, guess)
         fit, matched = self._fit_astrometry(sources, references, guess)
-        ra_deg, dec_deg = fit.wcs.all_pix2world(sources["x"], sources["y"], 0)
-        sources["ra"], sources["dec"] = ra_deg, dec_deg
+        sources["ra"], sources["dec"] = fit.wcs.all_pix2world(sources["x"], sources["y"], 0)
         sources["ref_id"] = 0
         sources["ref_id"][matched[0]] = references["id"][matched[1]]
-        band = str(post_isr_image.metadata["band"])
-        zero_point_mag = self._zero_point(sources, references[f"{band}_mag"], matched)
+        reference_mag = references[f"{post_isr_image.metadata['band']}_mag"]
+        zero_point_mag = self._zero_point(sources, reference_mag, matched)
         njy_per_electron = 10.0 ** (0.4 * (NJY_ZERO_POINT_MAG - zero_point_mag))
         self.metadata["sky_electrons"] = float(sky.globalback)
         self.metadata["psf_fwhm_arcsec"] = psf.fwhm_px * PIXEL_SCALE_ARCSEC
         self.metadata["source_count"] = len(sources)
+        sources["flux"] *= njy_per_electron
+        sources["flux_err"] *= njy_per_electron
         metadata: dict[str, Any] = dict(post_isr_image.metadata)
         metadata |= {key: self.metadata[key] for key in _TOLD}
         metadata |= {"psf_fwhm_px": psf.fwhm_px, "psf_beta": psf.beta, "njy_per_electron": njy_per_electron}
         planes = {name: plane(post_isr_image, name) for name in post_isr_image.mask.schema.names}
-        image = make_image(
-            pixels * np.float32(njy_per_electron),
-            variance * np.float32(njy_per_electron**2),
-            planes | {"DETECTED": segments > 0},
-            u.nJy,
-            projection=sky_projection(fit.wcs),
-            metadata=metadata,
+        return pipeBase.Struct(
+            preliminary_visit_image=make_image(
+                pixels * np.float32(njy_per_electron),
+                variance * np.float32(njy_per_electron**2),
+                planes | {"DETECTED": segments > 0},
+                u.nJy,
+                projection=sky_projection(fit.wcs),
+                metadata=metadata,
+            ),
+            initial_stars=sources,
         )
-        sources["flux"] *= njy_per_electron
-        sources["flux_err"] *= njy_per_electron
-        return pipeBase.Struct(preliminary_visit_image=image, initial_stars=sources)
 
     def _find_sources(
         self, image: MaskedImage, bad: np.ndarray

@@ -117,8 +117,7 @@ class SubtractTask(pipeBase.PipelineTask):
         TooFewStarsError
             Raised where no kernel can be fitted.
         """
-        psf = psf_of(science)
-        margin = round(3.0 * psf.fwhm_px)
+        margin = round(3.0 * psf_of(science).fwhm_px)
         # What lies beyond the edge reaches in when the template is convolved.
         around = _warp_around(science, templates, margin)
         warped = around.cropped(margin)
@@ -131,37 +130,42 @@ class SubtractTask(pipeBase.PipelineTask):
             )
         bad = unusable(science) | warped.no_data | warped.saturated
         kernel = self._fit_kernel(science, stars, warped, bad, margin)
-        inner = slice(margin, -margin), slice(margin, -margin)
-        matched = convolve(around.pixels, kernel.pixels)[inner]
-        variance = science.variance.array + convolve(around.variance, kernel.pixels**2)[inner]
-        difference = science.image.array - matched - np.float32(kernel.background)
-        lost = ndimage.maximum_filter(around.no_data, 2 * margin + 1)[inner]
-        sky = sep.Background(
-            difference, mask=bad | lost, bw=self.config.sky_mesh_px, bh=self.config.sky_mesh_px
-        )
-        difference -= sky.back()
-        difference[lost] = 0.0
-        planes = {name: plane(science, name) for name in science.mask.schema.names}
-        planes["NO_DATA"] = planes["NO_DATA"] | lost
-        planes["SATURATED"] = planes["SATURATED"] | warped.saturated
-        metadata = dict(science.metadata) | {
-            "kernel_flux_ratio": kernel.flux_ratio,
-            "kernel_chi2_per_pixel": kernel.chi2_per_pixel,
-            "template_coverage": warped.coverage,
-        }
         template_planes = {"NO_DATA": warped.no_data, "SATURATED": warped.saturated}
         return pipeBase.Struct(
             template_warp=make_image(
                 warped.pixels, warped.variance, template_planes, u.nJy, projection=science.sky_projection
             ),
-            difference_image=make_image(
-                difference,
-                np.maximum(variance, science.variance.array),
-                planes,
-                u.nJy,
-                projection=science.sky_projection,
-                metadata=metadata,
-            ),
+            difference_image=self._subtract(science, around, margin, kernel, bad),
+        )
+
+    def _subtract(
+        self, science: MaskedImage, around: Warped, margin: int, kernel: MatchingKernel, bad: np.ndarray
+    ) -> MaskedImage:
+        """Subtract the convolved template, then the sky that is left."""
+        inner = slice(margin, -margin), slice(margin, -margin)
+        matched = convolve(around.pixels, kernel.pixels)[inner]
+        variance = science.variance.array + convolve(around.variance, kernel.pixels**2)[inner]
+        difference = science.image.array - matched - np.float32(kernel.background)
+        # Beside a hole in the template the convolution misses light.
+        lost = ndimage.maximum_filter(around.no_data, 2 * margin + 1)[inner]
+        mesh = self.config.sky_mesh_px
+        difference -= sep.Background(difference, mask=bad | lost, bw=mesh, bh=mesh).back()
+        difference[lost] = 0.0
+        planes = {name: plane(science, name) for name in science.mask.schema.names}
+        planes["NO_DATA"] = planes["NO_DATA"] | lost
+        planes["SATURATED"] = planes["SATURATED"] | around.saturated[inner]
+        metadata = dict(science.metadata) | {
+            "kernel_flux_ratio": kernel.flux_ratio,
+            "kernel_chi2_per_pixel": kernel.chi2_per_pixel,
+            "template_coverage": self.metadata["template_coverage"],
+        }
+        return make_image(
+            difference,
+            np.maximum(variance, science.variance.array),
+            planes,
+            u.nJy,
+            projection=science.sky_projection,
+            metadata=metadata,
         )
 
     def _fit_kernel(

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``python -m ppdaemon.demo``: the whole system on a simulated camera."""
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ppdaemon.demo.quickstart import demonstrate
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.states import ExitCode
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--output",
+    default=Path("build/demo"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where report.json and the pictures go.",
+)
+@click.option("--workers", default=27, show_default=True, type=click.IntRange(1), help="Workers at the most.")
+@click.option("--keep", is_flag=True, help="Keep repo, raws, alerts and logs below the output.")
+def main(output: Path, workers: int, keep: bool) -> None:
+    """Take a few visits with a simulated camera, from next_visit to alerts.
+
+    Exits 0 only if every accepted visit-detector succeeded and nothing was
+    left behind.
+    """
+    console = Console()
+    try:
+        report = demonstrate(output, console, workers=workers, keep=keep)
+    except PPDaemonError as error:
+        click.echo(f"demo: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("demo: interrupted; everything is stopped", err=True)
+        sys.exit(130)
+    if not report.good:
+        console.print("[bold red]not everything succeeded[/bold red]")
+        sys.exit(ExitCode.FAILED)
+
+
+if __name__ == "__main__":
+    main(prog_name="ppctl demo")

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The demonstration: a night of a few visits through the whole system.
+
+Makes a central repo, starts ``pprelay`` and ``ppdaemon`` as real processes,
+lets the simulated camera take visits faster than they are processed, follows
+them, and reports what came of it.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ppdaemon.clock import Clock
+from ppdaemon.ctl.client import Daemon, NotFound
+from ppdaemon.ctl.plots import timeline_png
+from ppdaemon.ctl.tables import timeline_view
+from ppdaemon.ctl.timeline import lay_out
+from ppdaemon.demo.announce import RelayClient
+from ppdaemon.demo.central import make_central_repo
+from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
+from ppdaemon.demo.figures import plot_alerts
+from ppdaemon.demo.geometry import DETECTOR_COUNT
+from ppdaemon.demo.plan import ImageType
+from ppdaemon.demo.progress import NightScreen
+from ppdaemon.demo.report import Report, make_report, show_report
+from ppdaemon.demo.services import Places, Service, left_processes, left_repos, running, surveys
+from ppdaemon.demo.telescope import SimulatedCamera, Telescope, timeline
+from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.reports import VisitRow
+
+__all__ = ("demonstrate", "plan_night")
+
+EVERY_S, LEAD_S, EXPOSURE_S, READOUT_S = 12.0, 10.0, 8.0, 2.0
+CADENCE = Cadence(every_s=EVERY_S, lead_s=LEAD_S, exposure_s=EXPOSURE_S, readout_s=READOUT_S)
+END_S = 300.0
+"""After the last raw everything is done within this, or something is wrong."""
+SUBSCRIBER_S = 10.0
+
+
+class DemoFailed(PPDaemonError):
+    """The demonstration came to no end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    pipeline: str
+    snaps: int
+    physical_filter: str
+    image_type: ImageType
+
+
+NIGHT = (
+    _Kind("ApPipe", 1, "r_03", ImageType.SCIENCE),
+    _Kind("ApPipe", 2, "g_01", ImageType.SCIENCE),
+    _Kind("ApPipe", 1, "r_03", ImageType.SCIENCE),
+    _Kind("SingleFrame", 1, "i_06", ImageType.SCIENCE),
+    _Kind("Calibration", 1, "r_03", ImageType.BIAS),
+)
+"""Three visits for alerts, one with two snaps; one for commissioning; a bias."""
+
+
+def plan_night(begin_tai_s: float, kinds: Sequence[_Kind] = NIGHT) -> list[VisitPlan]:
+    """Plan the visits of the demonstration.
+
+    Parameters
+    ----------
+    begin_tai_s : `float`
+        When the first is announced, TAI seconds since 1970.
+    kinds : `~collections.abc.Sequence`, optional
+        What is taken.
+
+    Returns
+    -------
+    visits : `list` [`~ppdaemon.demo.visits.VisitPlan`]
+        In order; the shutter of one closes before that of the next opens.
+    """
+    visits: list[VisitPlan] = []
+    seq_num = 1
+    for number, kind in enumerate(kinds):
+        (visit,) = plan_visits(
+            1,
+            begin_tai_s,
+            CADENCE,
+            snaps=kind.snaps,
+            filters=(kind.physical_filter,),
+            image_type=kind.image_type,
+            program=surveys[kind.pipeline],
+            first_seq_num=seq_num,
+        )
+        visits.append(replace(visit, number=number))
+        seq_num += kind.snaps
+        begin_tai_s += EVERY_S + (kind.snaps - 1) * (EXPOSURE_S + READOUT_S)
+    return visits
+
+
+def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> Report:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    output : `pathlib.Path`
+        Where ``report.json`` and the pictures go.
+    console : `rich.console.Console`
+        Where progress is shown.
+    workers : `int`
+        Seats at the most.
+    keep : `bool`
+        Whether repo, raws and alerts stay, below ``output``.
+
+    Returns
+    -------
+    report : `~ppdaemon.demo.report.Report`
+        What came of it.
+
+    Raises
+    ------
+    ppdaemon.errors.PPDaemonError
+        Raised if it came to no end; says why.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for old in ("report.json", "alerts.png", "timeline.png"):
+        (output / old).unlink(missing_ok=True)
+    scratch = output / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    shm = Path("/dev/shm")
+    ramdisk = Path(tempfile.mkdtemp(prefix="ppdemo-", dir=shm if shm.is_dir() else None))
+    places = Places(scratch.absolute(), ramdisk)
+    try:
+        return _in_places(places, output, console, workers)
+    finally:
+        shutil.rmtree(ramdisk, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _in_places(places: Places, output: Path, console: Console, workers: int) -> Report:
+    started = time.monotonic()
+    mark = uuid.uuid4().hex
+    with console.status("making the central repo"):
+        make_central_repo(places.central, progress=lambda line: console.print(f"[dim]{line}[/dim]"))
+    console.print("starting pprelay and ppdaemon")
+    with running(places, workers, mark) as (relay, node):
+        visits = plan_night(Clock().tai() + 1.0)
+        rows = _take(visits, places, console, relay, node)
+    left = (left_processes(mark), left_repos(places))
+    with console.status("comparing alerts with the injected truth"):
+        report = make_report(rows, visits, places, left, time.monotonic() - started)
+        report.write(output / "report.json")
+        timeline_png(rows, output / "timeline.png")
+        with contextlib.suppress(ValueError):  # no alerts at all: the report says so
+            plot_alerts(sorted(places.alerts.glob("*.avro")), output / "alerts.png")
+    show_report(report, rows, console)
+    for each in lay_out([row for row in rows if row.group == visits[0].group]):
+        console.print(timeline_view(each, console.width))
+    console.print(f"\n{output}/report.json, alerts.png, timeline.png", highlight=False)
+    return report
+
+
+def _take(
+    visits: Sequence[VisitPlan], places: Places, console: Console, relay: Service, node: Service
+) -> list[VisitRow]:
+    """Let the camera take the visits; follow them to their ends."""
+    daemon = Daemon(places.control)
+    failures: list[BaseException] = []
+    with (
+        NightScreen(console, visits, DETECTOR_COUNT) as screen,
+        RelayClient(places.submit) as client,
+        NoticeSender(places.notices, NoticeKind.PLAIN, bind=True) as sender,
+    ):
+        sender.wait_for_subscriber(SUBSCRIBER_S)
+        telescope = Telescope(
+            SimulatedCamera(),
+            Delivery(places.raws, Clock().tai, notices=sender),
+            client,
+            watch=screen.happened,
+        )
+
+        def play() -> None:
+            try:
+                telescope.play(timeline(visits, CADENCE, announce=True, cancel=False))
+            except BaseException as error:
+                failures.append(error)
+
+        night = threading.Thread(target=play, name="telescope", daemon=True)
+        night.start()
+        until = None
+        while True:
+            relay.check()
+            node.check()
+            if failures:
+                raise DemoFailed(f"the telescope failed: {failures[0]}") from failures[0]
+            status = daemon.status()
+            rows = [row for visit in visits for row in _rows(daemon, visit)]
+            screen.show(rows, status)
+            if not night.is_alive():
+                until = until or time.monotonic() + END_S
+                if not status.open_visits and not status.spooled:
+                    return rows
+                if time.monotonic() > until:
+                    raise DemoFailed(f"not done {END_S:g} s after the last raw: {status.text}\n{node.tail()}")
+            time.sleep(0.25)
+
+
+def _rows(daemon: Daemon, visit: VisitPlan) -> Sequence[VisitRow]:
+    try:
+        return daemon.visit(visit.group)
+    except NotFound:
+        return ()

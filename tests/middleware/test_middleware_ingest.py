@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Raws that are good, bad, and gone."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from lsst.daf.butler import Butler
+from toycam import DAY, GROUP, MakeRig
+
+from ppdaemon.errors import VisitFailed
+from ppdaemon.messages import Process
+from ppdaemon.middleware import ingest
+from ppdaemon.middleware.fitsfile import BadFits, read_primary_header
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+EXPOSURE = DAY * 100000 + 1
+
+
+def test_a_raw_brings_the_records_of_exposure_and_visit(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    worker.ingest(rig.raw())
+    with Butler.from_config(str(rig.seat.repo / "repo")) as butler:
+        (exposure,) = butler.query_dimension_records("exposure")
+        (visit,) = butler.query_dimension_records("visit")
+        (region,) = butler.query_dimension_records("visit_detector_region")
+        (day,) = butler.query_dimension_records("day_obs")
+        assert butler.query_dimension_records("visit_definition")[0].visit == EXPOSURE
+    assert (exposure.id, exposure.group, exposure.physical_filter) == (EXPOSURE, GROUP, "r_03")
+    assert (exposure.sky_angle, exposure.tracking_dec) == (0.0, 2.0)
+    assert day.id == DAY
+    assert day.timespan.begin.isot == "2026-11-22T12:00:00.000000"
+    assert visit.region.contains(region.region)
+    width = visit.region.getBoundingBox().getWidth().asDegrees()
+    assert width == pytest.approx(0.4, abs=0.001), "the visit's region is the whole camera's"
+
+
+def test_a_raw_is_read_from_the_ram_disk_once_it_is_taken(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    worker.ingest(raw)
+    Path(raw.path).unlink()
+    assert worker.ingest(raw).exposure == EXPOSURE, "a repeat does not look again"
+    assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
+    assert not list((rig.seat.repo / "incoming").iterdir())
+
+
+def test_a_calibration_exposure_makes_no_visit(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before="", coordinateSystem=1))
+    worker.ingest(rig.raw(IMGTYPE="bias", RA=None, DEC=None, ROTPA=None))
+    with Butler.from_config(str(rig.seat.repo / "repo")) as butler:
+        assert not butler.query_dimension_records("visit", explain=False)
+    assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
+
+
+def test_a_header_without_a_place_takes_the_announced_one(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    worker.ingest(rig.raw(ROTPA=None))
+    with Butler.from_config(str(rig.seat.repo / "repo")) as butler:
+        assert butler.query_dimension_records("visit")[0].region is not None
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"OBSID": NaN}', "[1]", '{"INSTRUME": "ToyCam"}'])
+def test_a_missing_or_broken_sidecar_does_not_matter(rigs: MakeRig, content: str | None) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    assert raw.sidecar is not None
+    if content is None:
+        Path(raw.sidecar).unlink()
+    else:
+        Path(raw.sidecar).write_text(content)
+    assert worker.ingest(raw).exposure == EXPOSURE
+
+
+def test_a_supplement_belongs_to_its_visit(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    worker.ingest(rig.raw(GROUPID=f"{GROUP}#1"))
+    assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"DETECTOR": 3}, "detector 3 instead of 1"),
+        ({"GROUPID": "2026-11-23T04:00:00.000"}, "group '2026-11-23T04:00:00.000' instead of"),
+        ({"SEQNUM": 7}, f"exposure {DAY * 100000 + 7} instead of {EXPOSURE}"),
+        ({"INSTRUME": "LATISS"}, "cannot be understood|instrument 'LATISS'"),
+        ({"DATE_END": None}, "cannot be understood|tells no end"),
+    ],
+)
+def test_a_header_that_contradicts_is_a_bad_raw(rigs: MakeRig, header: dict[str, Any], reason: str) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    with pytest.raises(VisitFailed, match=reason) as caught:
+        worker.ingest(rig.raw(sidecar=False, **header))
+    assert caught.value.outcome == Outcome.BAD_RAW
+
+
+def test_a_sidecar_of_another_detector_is_a_bad_raw(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    assert raw.sidecar is not None
+    sidecar = json.loads(Path(raw.sidecar).read_text())
+    Path(raw.sidecar).write_text(json.dumps(sidecar | {"DETECTOR": 2}))
+    with pytest.raises(VisitFailed, match="DETECTOR is 1 in the FITS file and 2 in its sidecar") as caught:
+        worker.ingest(raw)
+    assert caught.value.outcome == Outcome.BAD_RAW
+
+
+def test_after_a_bad_raw_a_good_one_is_taken(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    whole = Path(raw.path).read_bytes()
+    Path(raw.path).write_bytes(whole[:-100])
+    with pytest.raises(VisitFailed, match="truncated") as caught:
+        worker.ingest(raw)
+    assert caught.value.outcome == Outcome.BAD_RAW
+    assert Path(raw.path).read_bytes() == whole[:-100], "the file is not touched"
+    Path(raw.path).write_bytes(whole)
+    assert worker.ingest(raw).exposure == EXPOSURE
+
+
+def test_a_raw_that_is_gone_is_unreadable(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    Path(raw.path).unlink()
+    pauses: list[float] = []
+    monkeypatch.setattr(ingest.time, "sleep", pauses.append)
+    with pytest.raises(VisitFailed, match="cannot be read: FileNotFoundError") as caught:
+        worker.ingest(raw)
+    assert caught.value.outcome == Outcome.RAW_UNREADABLE
+    assert pauses == list(ingest.RETRIES_S)
+
+
+def test_a_raw_that_comes_back_is_taken(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    away = rig.raws / "away"
+    shutil.move(raw.path, away)
+    monkeypatch.setattr(ingest.time, "sleep", lambda pause_s: shutil.move(away, raw.path))
+    assert worker.ingest(raw).exposure == EXPOSURE
+
+
+# --- the structure of FITS files -------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    """Give a FITS file of three HDUs, one of them compressed."""
+    path = tmp_path / "whole.fits"
+    rows = fits.ImageHDU(np.arange(6000, dtype=np.int32).reshape(2000, 3))
+    fits.HDUList([fits.PrimaryHDU(), rows, fits.CompImageHDU(rows.data)]).writeto(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: b"", "empty"),
+        (lambda data: b"{}", "does not begin with SIMPLE"),
+        (lambda data: data[:1000], "header of HDU 0 has no end"),
+        (lambda data: data[: 2880 * 2 - 80], "header of HDU 1 has no end"),
+        (lambda data: data[: 2880 * 4], "HDU 1 ends at byte"),
+        (lambda data: data[:-1], "HDU 2 ends at byte"),
+        (lambda data: data + b"\0" * 2880, "what follows HDU 2 is no extension"),
+        (lambda data: data + b"xx", "header of HDU 3 has no end"),
+        (lambda data: data.replace(b"BITPIX  ", b"BITPOX  ", 1), "no valid BITPIX"),
+    ],
+)
+def test_a_damaged_file_is_told_apart(tmp_path: Path, whole: bytes, damage: Any, reason: str) -> None:
+    path = tmp_path / "damaged.fits"
+    path.write_bytes(damage(whole))
+    with pytest.raises(BadFits, match=reason):
+        read_primary_header(path)
+
+
+def test_a_whole_file_gives_its_header_compressed_or_not(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(whole)
+    assert read_primary_header(path)["SIMPLE"]
+    packed = gzip.compress(whole)
+    path.write_bytes(packed)
+    assert read_primary_header(path)["SIMPLE"]
+    path.write_bytes(packed[:-20])
+    with pytest.raises(BadFits, match="gzip"):
+        read_primary_header(path)

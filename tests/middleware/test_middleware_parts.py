@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Parts of the middleware that need no visit."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lsst.resources import ResourcePath
+from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
+
+from ppdaemon.middleware.cache import SharedCache
+from ppdaemon.middleware.engine import Selection
+from ppdaemon.middleware.failures import describe, is_out_of_space
+from ppdaemon.middleware.provenance import output_run
+from ppdaemon.middleware.regions import find_camera, place_of
+from ppdaemon.visit import NextVisit, read_next_visit
+
+pytest_plugins = ("toyfixtures",)
+
+QUIET = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "ARROW_IO_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+ZYGOTE = """
+import os, socket, sys
+from ppdaemon.middleware import work
+work.set_up_libraries()
+sockets = [fd for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
+import astropy.utils.iers
+print(len(os.listdir("/proc/self/task")), len(sockets), astropy.utils.iers.conf.auto_download)
+before = set(sys.modules)
+from lsst.daf.butler import Butler
+with Butler.from_config(sys.argv[1]) as butler, butler.query() as query:
+    list(query.datasets("bias", "ToyCam/calib/new", find_first=False))
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_zygote_has_one_thread_nothing_open_and_everything_imported(toy_central: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    shown = subprocess.run(
+        [sys.executable, "-c", ZYGOTE, str(toy_central)],
+        env=os.environ | QUIET | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.splitlines()
+    threads, open_files, download = shown[0].split()
+    assert (threads, download) == ("1", "False")
+    assert open_files == "1", "the listing of the folder itself"
+    late = [name for name in shown[1].split() if name.startswith(("lsst.", "sqlalchemy."))]
+    assert set(late) <= {"lsst.daf.butler.registry.attributes"}
+
+
+def announce(**sal: object) -> NextVisit:
+    fields = {
+        "groupId": GROUP,
+        "instrument": NAME,
+        "coordinateSystem": 2,
+        "position": [RA, 2.0],
+        "startTime": BEGIN_TAI.unix_tai,
+        "rotationSystem": 2,
+        "duration": 35.0,
+    }
+    return read_next_visit(fields | sal)
+
+
+@pytest.mark.parametrize(
+    ("sal", "placed"),
+    [
+        ({}, True),
+        ({"position": [RA - 360.0, 2.0]}, True),
+        ({"position": [RA, 91.0]}, False),
+        ({"coordinateSystem": 3}, False),
+        ({"rotationSystem": 3}, False),
+    ],
+)
+def test_only_places_on_the_sky_have_a_footprint(sal: dict[str, object], placed: bool) -> None:
+    camera = load_toy_camera(NAME)
+    place = place_of(announce(**sal), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
+    assert (place.region is not None) == placed
+    assert place.day_obs == DAY
+
+
+def test_an_instrument_without_a_table_has_no_footprint(caplog: pytest.LogCaptureFixture) -> None:
+    camera = find_camera(load_toy_camera, "NoCam")
+    assert camera is None
+    assert "no focal-plane table for 'NoCam'" in caplog.text
+    place = place_of(announce(), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
+    assert place.region is None
+
+
+def test_times_that_are_not_told_are_guessed_in_order() -> None:
+    for sal, begin in (({}, BEGIN_TAI.unix_tai), ({"startTime": 0.0, "private_sndStamp": 2e9}, 2e9)):
+        place = place_of(announce(**sal), 1, None, padding_arcsec=0.0, patience_s=100.0, now_tai=1.9e9)
+        assert place.exposure.begin.unix_tai == pytest.approx(begin, abs=1e-3)
+        assert place.validity.end.unix_tai == pytest.approx(begin + 100.0, abs=1e-3)
+    place = place_of(
+        announce(startTime=0.0, duration=0.0), 1, None, padding_arcsec=0.0, patience_s=1.0, now_tai=1.9e9
+    )
+    assert (place.exposure.end - place.exposure.begin).sec == pytest.approx(60.0)
+
+
+def test_a_shared_file_is_fetched_once(tmp_path: Path) -> None:
+    source = tmp_path / "source #1%20"
+    source.write_text("content")
+    cache = SharedCache(tmp_path / "cache")
+    path, fetched = cache.fetch("name.txt", ResourcePath(source.as_uri()))
+    assert (path.read_text(), fetched) == ("content", True)
+    source.unlink()
+    assert cache.fetch("name.txt", ResourcePath(source.as_uri())) == (path, False)
+
+
+def test_a_failed_fetch_leaves_nothing(tmp_path: Path) -> None:
+    cache = SharedCache(tmp_path / "cache")
+    with pytest.raises(FileNotFoundError):
+        cache.fetch("name.txt", ResourcePath((tmp_path / "none").as_uri()))
+    assert [path.name for path in (tmp_path / "cache").iterdir() if "lock" not in path.name] == []
+
+
+def test_files_that_nobody_uses_make_room(tmp_path: Path) -> None:
+    cache = SharedCache(tmp_path / "cache")
+    for name in ("used", "unused"):
+        (tmp_path / name).write_text(name)
+        cache.fetch(name, ResourcePath((tmp_path / name).as_uri()))
+    os.link(tmp_path / "cache" / "used", tmp_path / "link")
+    assert cache.drop_unused() == len("unused")
+    assert (tmp_path / "cache" / "used").exists()
+    assert not (tmp_path / "cache" / "unused").exists()
+
+
+def test_a_full_disk_is_seen_behind_other_exceptions() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = RuntimeError("put failed")
+    wrapped.__cause__ = full
+    assert is_out_of_space(full)
+    assert is_out_of_space(wrapped)
+    assert not is_out_of_space(OSError(errno.EIO, "Input/output error"))
+
+
+def test_exceptions_are_told_in_one_line() -> None:
+    assert describe(ValueError("first\nsecond")) == "ValueError: first"
+    assert describe(KeyError()) == "KeyError"
+
+
+def test_names_of_runs_and_selections() -> None:
+    assert output_run("A", 20261122, "Full", "0a1b2c3d") == "A/prompt/output-2026-11-22/Full/0a1b2c3d"
+    selection = Selection.of_exposures("A", 3, (1, 2))
+    assert selection.where == "instrument = 'A' AND detector = 3 AND exposure IN (1, 2)"
+    assert Selection.of_group("A", 3, "x' OR '1'='1").bind == {"visit_group": "x' OR '1'='1"}
+
+
+def test_groups_with_quotes_are_only_names(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    assert worker.prepare(rig.order(groupId="it's #1 ~ of 2%")).pipeline == "Full"
