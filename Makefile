@@ -18,7 +18,7 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m ppdaemon.demo $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -332,9 +332,7 @@ class Quit(Model):
 
 
 ORDERS = pydantic.TypeAdapter[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit](
-    Annotated[
-        Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, pydantic.Field(discriminator="type")
-    ]
+    Annotated[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, pydantic.Field(discriminator="type")]
 )
 
 

@@ -6,6 +6,7 @@ parser lets through: too large, too deep, ``NaN``, duplicate keys.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -26,6 +27,13 @@ class Model(pydantic.BaseModel):
 
 def _refuse_constant(name: str) -> NoReturn:
     raise BadMessage(f"{name} is not a JSON number", "json")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (math.inf, -math.inf):
+        raise BadMessage(f"{text[:40]} is too large a number", "json")
+    return value
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,7 +78,9 @@ def parse_json(data: bytes, *, limit: int) -> Any:
     except UnicodeDecodeError as error:
         raise BadMessage(f"not UTF-8 at byte {error.start}", "encoding") from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except RecursionError:
         raise BadMessage("nested too deeply", "depth") from None
     except json.JSONDecodeError as error:

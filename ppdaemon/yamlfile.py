@@ -15,14 +15,22 @@ __all__ = ("expand", "load_model", "read_yaml")
 
 type Place = tuple[str | int, ...]
 
+MAX_DEPTH = 32
+"""An alias of what it stands in would nest without end."""
+
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def _build(
     node: yaml.Node, place: Place, lines: dict[Place, int], problems: list[tuple[int, str]]
 ) -> dict[str, Any] | list[Any] | Any:
-    """Make plain values of YAML nodes; note each one's line and double keys."""
+    """Make plain values of YAML nodes; note each one's line, double keys, and
+    scalars that are not what they look like.
+    """
     lines[place] = node.start_mark.line + 1
+    if len(place) > MAX_DEPTH:
+        problems.append((node.start_mark.line + 1, f"nested more than {MAX_DEPTH} deep"))
+        return None
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -37,6 +45,10 @@ def _build(
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node, deep=True)
+    except (yaml.MarkedYAMLError, ValueError) as error:  # an unknown tag, the 45th of a month
+        text = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+        problems.append((node.start_mark.line + 1, f"{node.value!r}: {text}"))
+        return None
     finally:
         loader.dispose()
 

@@ -6,9 +6,11 @@ The node here is a raw DEALER that says what a test tells it to say.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,8 @@ __all__ = ("ROOT", "Client", "Peer", "RelayProcess", "Wires")
 
 ROOT = Path(__file__).parents[1]
 DETECTORS = range(9)
+PATIENCE_S = 30.0
+"""For what takes a moment on a machine that is not busy."""
 
 
 class Wires:
@@ -50,10 +54,10 @@ class Wires:
         self._context.destroy(linger=0)
 
     def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Give a connected socket that waits 5 s for an answer."""
+        """Give a connected socket that waits with patience."""
         made = self._context.socket(kind)
         self._sockets.append(made)
-        made.rcvtimeo = 5000
+        made.rcvtimeo = round(PATIENCE_S * 1000)
         made.set(zmq.RECONNECT_IVL, 20)
         made.connect(address)
         return made
@@ -100,7 +104,7 @@ class RelayProcess:
             self.process = subprocess.Popen(
                 self.command("run"), cwd=ROOT, stderr=log, env={**os.environ, **environment}
             )
-        wait_until(lambda: self.told().count("listening") == listening + 2, story=self.log.read_text)
+        wait_until(lambda: self.told().count("listening") == listening + 2, PATIENCE_S, self.log.read_text)
         return self
 
     def told(self, event: str | None = None) -> list[str]:
@@ -109,17 +113,23 @@ class RelayProcess:
         events = [json.loads(line)["event"] if line.startswith("{") else line for line in lines]
         return [found for found in events if event is None or event in found]
 
-    def stop(self) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end; return the exit code."""
         assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(5.0)
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def stop_took_s(self) -> float:
+        """Return how long the last stop took, by its own account."""
+        events = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        times = {event["event"]: datetime.fromisoformat(event["timestamp"]) for event in events}
+        return (times["stopped"] - times["stopping"]).total_seconds()
 
     def kill(self) -> None:
         """End it without a word."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(5.0)
+        self.process.wait(PATIENCE_S)
 
 
 class Client:
@@ -212,7 +222,7 @@ class Peer:
             if message.type == "sorry" and message.code == "stranger":
                 self.hello()
 
-    def got(self, kind: str, count: int = 1, deadline_s: float = 10.0) -> list[Any]:
+    def got(self, kind: str, count: int = 1) -> list[Any]:
         """Wait until so many messages of a kind came; return all of them."""
 
         def enough() -> list[Any]:
@@ -220,7 +230,7 @@ class Peer:
             found = [message for message in self.heard if message.type == kind]
             return found if len(found) >= count else []
 
-        return wait_until(enough, deadline_s, lambda: f"{count} {kind} in {self.heard}")
+        return wait_until(enough, PATIENCE_S, lambda: f"{count} {kind} in {self.heard}")
 
     def ack(self, order: ReserveVisit) -> None:
         """Acknowledge an order."""

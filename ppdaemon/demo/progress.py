@@ -72,7 +72,8 @@ class NightScreen:
         """
         if happening.step is Step.EXPOSE and happening.exposure is None:
             return
-        text = f"{tai_iso(happening.tai_s)[11:21]}  {happening.step:9} {happening.visit.group[11:]}  {happening.detail}"
+        when = tai_iso(happening.tai_s)[11:21]
+        text = f"{when}  {happening.step:9} {happening.visit.group[11:]}  {happening.detail}"
         self._happenings.append(text)
         if not self._live:
             self._console.print(text, highlight=False)

@@ -23,11 +23,13 @@ from ppdaemon.ctl.client import Daemon
 from ppdaemon.demo.central import APDB_CONFIG
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.errors import PPDaemonError, Unavailable
+from ppdaemon.states import SlotState
 
 __all__ = ("Places", "Service", "ServiceFailed", "node_config", "relay_config", "running", "surveys")
 
 START_S = 90.0
 STOP_S = 90.0
+TASKS = ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metrics", "checkcalib")
 MARK = "PPDAEMON_DEMO"
 """Environment variable by which a demonstration's processes are known."""
 
@@ -135,10 +137,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "min": min(DETECTOR_COUNT, workers),
             "spare": min(3, workers),
             "max": workers,
-            "preload": [
-                f"ppdaemon.demo.tasks.{name}"
-                for name in ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metrics", "checkcalib")
-            ],
+            "preload": [f"ppdaemon.demo.tasks.{name}" for name in TASKS],
             "memory": {"soft": "1GB", "hard": "2GB"},
         },
         "butler": {
@@ -279,7 +278,7 @@ def _wait_until_connected(places: Places, relay: Service, node: Service) -> None
         node.check()
         with contextlib.suppress(Unavailable):
             status = daemon.status()
-            if status.relay.startswith("connected") and status.slots.get("idle"):
+            if status.relay.startswith("connected") and status.slots.get(SlotState.IDLE):
                 return
         time.sleep(0.05)
     raise ServiceFailed(f"ppdaemon is not ready after {START_S:g} s:\n{node.tail()}")

@@ -172,6 +172,8 @@ class VisitDesk:
             What the relay says.
         """
         for visit in self.docket.of_group(order.instrument, order.group):
+            if order.detectors is not None and visit.entry.key.detector not in order.detectors:
+                continue
             if self._scheduler.remove(visit.entry.key):
                 self._end(visit, Outcome.CANCELLED, "cancelled by the telescope")
             elif visit.slot is not None:
@@ -426,7 +428,7 @@ class VisitDesk:
         entry = Entry(
             assignment.key, visit.entry.visit, visit.entry.received_tai, {Stage.ACCEPTED: self._clock.tai()}
         )
-        await self._journal.call(lambda journal: journal.accept([entry]))
+        await self._journal.call(lambda journal: journal.retry(entry))
         self.docket.add(OpenVisit(entry, assignment))
         dropped = self._scheduler.add(assignment)
         if dropped is not None:

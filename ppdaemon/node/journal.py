@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS attempt (
     slot INTEGER, pid INTEGER, exposures TEXT NOT NULL DEFAULT '[]', partial INTEGER NOT NULL DEFAULT 0,
     datasets INTEGER NOT NULL DEFAULT 0, shutter_close_tai REAL, ended_tai REAL,
     no_return TEXT NOT NULL DEFAULT '',
-    reported INTEGER NOT NULL DEFAULT 0,
+    reported INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 1,
     PRIMARY KEY (instrument, grp, detector, attempt)
 );
 CREATE INDEX IF NOT EXISTS unfinished ON attempt (final) WHERE final = 0;
@@ -51,7 +51,8 @@ _COLUMNS = (
     " partial, retriable, datasets, stages, shutter_close_tai, ended_tai"
 )
 
-_IS_KEY = "instrument = ? AND grp = ? AND detector = ? AND attempt = ?"
+_IS_PLACE = "instrument = ? AND grp = ? AND detector = ?"
+_IS_KEY = f"{_IS_PLACE} AND attempt = ?"
 
 
 @dataclass(slots=True)
@@ -150,35 +151,50 @@ class Journal:
         self._db.close()
 
     def accept(self, entries: Sequence[Entry]) -> list[bool]:
-        """Write new rows.
+        """Promise visit-detectors.
 
         Parameters
         ----------
         entries : `~collections.abc.Sequence` [`Entry`]
-            Visit-detectors to promise.
+            What the relay asks for.
 
         Returns
         -------
         new : `list` [`bool`]
-            `False` where the journal already has the visit-detector.
+            `False` where the journal already has the visit-detector, unless
+            it was cancelled before the relay asked for a later attempt.
         """
         new = []
         with self._transaction():
             for entry in entries:
-                key = entry.key
-                cursor = self._db.execute(
-                    "INSERT OR IGNORE INTO attempt (instrument, grp, detector, attempt, visit, received_tai,"
-                    " survey, stages) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        *key,
-                        encode(entry.visit).decode(),
-                        entry.received_tai,
-                        entry.visit.survey,
-                        _stages(entry),
-                    ),
-                )
-                new.append(cursor.rowcount == 1)
+                *place, attempt = entry.key
+                known = self._db.execute(
+                    f"SELECT 1 FROM attempt WHERE {_IS_PLACE} AND (attempt >= ? OR outcome IS NOT ?)",
+                    (*place, attempt, Outcome.CANCELLED),
+                ).fetchone()
+                new.append(known is None)
+                if known is None:
+                    self._insert(entry)
         return new
+
+    def retry(self, entry: Entry) -> None:
+        """Promise one more attempt at a visit-detector.
+
+        Parameters
+        ----------
+        entry : `Entry`
+            The next attempt.
+        """
+        with self._transaction():
+            self._insert(entry)
+
+    def _insert(self, entry: Entry) -> None:
+        visit = entry.visit
+        self._db.execute(
+            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*entry.key, encode(visit).decode(), entry.received_tai, visit.survey, _stages(entry)),
+        )
 
     def update(self, entries: Sequence[Entry]) -> None:
         """Write what has changed in these rows.
@@ -275,7 +291,7 @@ class Journal:
             The oldest first.
         """
         rows = self._db.execute(
-            "SELECT instrument, grp, detector, attempt, outcome, reason FROM attempt"
+            "SELECT instrument, grp, detector, max(attempt, asked), outcome, reason FROM attempt"
             " WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
             (limit,),
         )
@@ -297,24 +313,28 @@ class Journal:
         Parameters
         ----------
         keys : `~collections.abc.Sequence` [`tuple`]
-            Instrument, group, detector and attempt of each.
+            Instrument, group, detector and attempt of each, as they were told.
         """
         with self._transaction():
-            self._db.executemany(f"UPDATE attempt SET reported = 1 WHERE {_IS_KEY}", keys)
+            self._db.executemany(
+                "UPDATE attempt SET reported = 1"
+                f" WHERE final = 1 AND {_IS_PLACE} AND max(attempt, asked) = ?",
+                keys,
+            )
 
     def unreport(self, keys: Sequence[Key]) -> None:
-        """Tell the relay these visit-detectors' outcomes once more.
+        """Have these visit-detectors' outcomes told once more.
 
         Parameters
         ----------
         keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
-            Which; all their attempts are looked at.
+            Which, and the attempt that the relay asked for: it may count
+            other attempts than the node does.
         """
         with self._transaction():
             self._db.executemany(
-                "UPDATE attempt SET reported = 0"
-                " WHERE final = 1 AND instrument = ? AND grp = ? AND detector = ?",
-                [key[:3] for key in keys],
+                f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}",
+                [(key.attempt, *key[:3]) for key in keys],
             )
 
     def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:

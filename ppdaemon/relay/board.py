@@ -92,9 +92,6 @@ class Board:
     def __len__(self) -> int:
         return len(self._visits)
 
-    def __contains__(self, key: VisitKey) -> bool:
-        return key in self._visits
-
     @property
     def reservations(self) -> int:
         """Number of detectors under way, of all visits (`int`)."""

@@ -71,17 +71,18 @@ def test_a_header_without_a_place_takes_the_announced_one(rigs: MakeRig) -> None
         assert butler.query_dimension_records("visit")[0].region is not None
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"OBSID": NaN}', "[1]", '{"INSTRUME": "ToyCam"}'])
-def test_a_missing_or_broken_sidecar_does_not_matter(rigs: MakeRig, content: str | None) -> None:
+def test_a_missing_or_broken_sidecar_does_not_matter(rigs: MakeRig) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
-    raw = rig.raw()
-    assert raw.sidecar is not None
-    if content is None:
-        Path(raw.sidecar).unlink()
-    else:
-        Path(raw.sidecar).write_text(content)
-    assert worker.ingest(raw).exposure == EXPOSURE
+    contents = (None, "", "{", '{"OBSID": NaN}', "[1]", '{"INSTRUME": "ToyCam"}')
+    for seq_num, content in enumerate(contents, start=1):
+        raw = rig.raw(seq_num=seq_num)
+        assert raw.sidecar is not None
+        if content is None:
+            Path(raw.sidecar).unlink()
+        else:
+            Path(raw.sidecar).write_text(content)
+        assert worker.ingest(raw).exposure == DAY * 100000 + seq_num
 
 
 def test_a_supplement_belongs_to_its_visit(rigs: MakeRig) -> None:
@@ -91,22 +92,21 @@ def test_a_supplement_belongs_to_its_visit(rigs: MakeRig) -> None:
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
 
 
-@pytest.mark.parametrize(
-    ("header", "reason"),
-    [
-        ({"DETECTOR": 3}, "detector 3 instead of 1"),
-        ({"GROUPID": "2026-11-23T04:00:00.000"}, "group '2026-11-23T04:00:00.000' instead of"),
-        ({"SEQNUM": 7}, f"exposure {DAY * 100000 + 7} instead of {EXPOSURE}"),
-        ({"INSTRUME": "LATISS"}, "cannot be understood|instrument 'LATISS'"),
-        ({"DATE_END": None}, "cannot be understood|tells no end"),
-    ],
-)
-def test_a_header_that_contradicts_is_a_bad_raw(rigs: MakeRig, header: dict[str, Any], reason: str) -> None:
+def test_a_header_that_contradicts_is_a_bad_raw(rigs: MakeRig) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
-    with pytest.raises(VisitFailed, match=reason) as caught:
-        worker.ingest(rig.raw(sidecar=False, **header))
-    assert caught.value.outcome == Outcome.BAD_RAW
+    other = "2026-11-23T04:00:00.000"
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"DETECTOR": 3}, "detector 3 instead of 1"),
+        ({"GROUPID": other}, f"group '{other}' instead of '{GROUP}'"),
+        ({"SEQNUM": 7}, f"exposure {DAY * 100000 + 7} instead of {EXPOSURE}"),
+        ({"INSTRUME": "LATISS"}, "instrument 'LATISS' instead of 'ToyCam'"),
+        ({"DATE_END": None}, "the header tells no end"),
+    )
+    for header, reason in cases:
+        with pytest.raises(VisitFailed, match=reason) as caught:
+            worker.ingest(rig.raw(sidecar=False, **header))
+        assert caught.value.outcome == Outcome.BAD_RAW
 
 
 def test_a_sidecar_of_another_detector_is_a_bad_raw(rigs: MakeRig) -> None:

@@ -14,7 +14,7 @@ from lsst.daf.butler import Butler
 from toycam import BEGIN_TAI, DAY, EPOCH, GROUP, NAME, MakeRig, Rig
 
 from ppdaemon.errors import Unavailable, VisitFailed
-from ppdaemon.messages import PointOfNoReturn, Process, StageReached
+from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware import work
 from ppdaemon.middleware.local import LocalWork
 from ppdaemon.middleware.spool import read_manifest
@@ -56,17 +56,8 @@ def test_a_visit_reads_what_the_central_repo_has_for_its_time_place_and_filter(r
     assert "filter: r_03" in text
     assert "patches:\n  - 6\n  - 7\n  - 11\n  - 12" in text
     assert "width_deg: 0.21" in text, "0.2 degrees and twice 30 arcsec"
-
-
-def test_stages_and_points_of_no_return_are_said_in_time(rigs: MakeRig) -> None:
-    rig, worker = rigs()
-    run_visit(rig, worker)
-    assert [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.said] == [
-        Stage.FIRST_TASK,
-        "associate",
-        Stage.PROCESSED,
-    ]
-    assert all(isinstance(fact, StageReached | PointOfNoReturn) for fact in rig.said)
+    stages = [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.said]
+    assert stages == [Stage.FIRST_TASK, "associate", Stage.PROCESSED]
 
 
 def test_calibrations_are_those_of_the_time_of_the_visit(rigs: MakeRig) -> None:
@@ -99,8 +90,8 @@ def test_a_visit_across_a_change_of_calibrations_takes_those_of_the_exposure(rig
 @pytest.mark.parametrize("filters", ["", "u_99", "g_01,r_03"])
 def test_an_unknown_filter_brings_the_calibrations_of_all(rigs: MakeRig, filters: str) -> None:
     rig, worker = rigs()
-    prepared = worker.prepare(rig.order(filters=filters))
-    assert prepared.detail["datasets"] == 1 + 2 + 2 + 8
+    prepared = worker.prepare(rig.order(main="Short", before="", filters=filters))
+    assert prepared.detail["datasets"] == 1 + 2
     worker.ingest(rig.raw())
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
 
@@ -160,8 +151,8 @@ def test_a_broken_pipeline_file_falls_back_to_the_next(rigs: MakeRig) -> None:
 
 def test_a_failing_task_never_falls_back_and_keeps_what_others_made(rigs: MakeRig) -> None:
     rig, worker = rigs(pipelines={"overrides": {"calibrate:fail": "no stars\nat all"}})
-    done = run_visit(rig, worker, main="Full,Short")
-    assert (done.outcome, done.pipeline) == (Outcome.FAILED, "Full")
+    done = run_visit(rig, worker, main="Frame,Short", before="")
+    assert (done.outcome, done.pipeline) == (Outcome.FAILED, "Frame")
     assert done.reason == "task calibrate: RuntimeError: no stars"
     assert done.retriable
     assert "toy_isr" in names_in(done.spool)
@@ -185,27 +176,27 @@ def test_a_failing_preprocessing_may_be_retried(rigs: MakeRig) -> None:
 
 def test_two_snaps_are_two_exposures_of_one_run(rigs: MakeRig) -> None:
     rig, worker = rigs()
-    worker.prepare(rig.order(nimages=2))
+    worker.prepare(rig.order(main="Frame", before="", nimages=2))
     for seq_num in (1, 2):
         worker.ingest(rig.raw(seq_num=seq_num))
     done = worker.process(Process(exposures=(EXPOSURE, EXPOSURE + 1)))
     assert done.outcome == Outcome.SUCCEEDED
-    associations = [
+    visits = [
         dict(ref.dataId.dataId)["visit"]
         for file in read_manifest(Path(done.spool)).files
         for ref in file.refs
-        if ref.datasetType.name == "toy_association"
+        if ref.datasetType.name == "toy_image"
     ]
-    assert sorted(associations) == [EXPOSURE, EXPOSURE + 1]
+    assert sorted(visits) == [EXPOSURE, EXPOSURE + 1]
 
 
 def test_after_a_reset_nothing_of_the_visit_is_left(rigs: MakeRig) -> None:
     rig, worker = rigs()
-    first = run_visit(rig, worker)
+    first = run_visit(rig, worker, main="Short", before="")
     worker.reset()
     with pytest.raises(VisitFailed, match="no visit is prepared"):
         worker.ingest(rig.raw(seq_num=2))
-    second = run_visit(rig, worker, attempt=2, detector=2)
+    second = run_visit(rig, worker, main="Short", before="", attempt=2, detector=2)
     assert second.outcome == Outcome.SUCCEEDED
     assert Path(first.spool).name.endswith("~1~1")
     assert Path(second.spool).name.endswith("~2~2")
@@ -213,11 +204,11 @@ def test_after_a_reset_nothing_of_the_visit_is_left(rigs: MakeRig) -> None:
 
 def test_many_visits_leave_no_descriptor_behind(rigs: MakeRig) -> None:
     rig, worker = rigs()
-    worker.prepare(rig.order(main="Short"))
+    worker.prepare(rig.order(main="Short", before=""))
     worker.reset()
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        worker.prepare(rig.order(main="Short"))
+    for _ in range(2):
+        worker.prepare(rig.order(main="Short", before=""))
         worker.reset()
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -241,7 +232,7 @@ def test_where_links_cannot_be_made_files_are_copied(rigs: MakeRig, monkeypatch:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert run_visit(rig, worker).outcome == Outcome.SUCCEEDED
+    assert run_visit(rig, worker, main="Short", before="").outcome == Outcome.SUCCEEDED
 
 
 def test_a_full_ram_disk_is_called_so(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +243,7 @@ def test_a_full_ram_disk_is_called_so(rigs: MakeRig, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(VisitFailed, match="no space left") as caught:
-        worker.prepare(rig.order())
+        worker.prepare(rig.order(main="Short"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
 
 
@@ -267,14 +258,14 @@ def test_a_central_repo_that_is_away_fails_the_preload_until_it_is_back(
     with pytest.raises(Unavailable, match="cannot be read"):
         work.build_template(rig.seat)
     shutil.copytree(toy_central, central)
-    assert worker.prepare(rig.order()).pipeline == "Full"
+    assert worker.prepare(rig.order(main="Short")).pipeline == "Short"
 
 
 def test_overrides_reach_the_tasks_and_change_the_deployment(rigs: MakeRig) -> None:
     runs = []
     for note in ("first", "second"):
         rig, worker = rigs(pipelines={"overrides": {"isr:note": note, "other:x": 1}})
-        done = run_visit(rig, worker, main="Short")
+        done = run_visit(rig, worker, main="Short", before="")
         assert f"note: {note}" in read_output(done.spool, "toy_isr")
         (wanted,) = read_manifest(Path(done.spool)).chains.values()
         runs.append(wanted[0])
@@ -284,8 +275,8 @@ def test_overrides_reach_the_tasks_and_change_the_deployment(rigs: MakeRig) -> N
 
 def test_visits_overlapping_in_two_seats_do_not_disturb_each_other(rigs: MakeRig) -> None:
     (one, first), (two, second) = rigs(), rigs()
-    first.prepare(one.order(detector=0))
-    second.prepare(two.order(detector=3))
+    first.prepare(one.order(0, main="Short", before=""))
+    second.prepare(two.order(3, main="Short", before=""))
     first.ingest(one.raw(0))
     second.ingest(two.raw(3))
     assert second.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
@@ -294,7 +285,7 @@ def test_visits_overlapping_in_two_seats_do_not_disturb_each_other(rigs: MakeRig
 
 def test_the_central_repo_is_only_read(rigs: MakeRig, toy_central: Path) -> None:
     rig, worker = rigs()
-    run_visit(rig, worker)
+    run_visit(rig, worker, main="Short", before="")
     with Butler.from_config(str(toy_central)) as central:
         assert not list(central.query_dimension_records("exposure", explain=False))
         assert GROUP not in {

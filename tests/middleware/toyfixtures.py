@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures around ToyCam, for test modules that name this one in ``pytest_plugins``."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) ->
     root = tmp_path_factory.mktemp("template")
     rig = Rig(root, root / "ram", toy_central)
     work.build_template(rig.seat)
+    # As the zygote does: a full collection, which each reset of a worker asks
+    # for, then does not go through all that was ever imported.
+    gc.collect()
+    gc.freeze()
     return rig.seat.template
 
 

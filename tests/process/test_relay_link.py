@@ -24,7 +24,7 @@ def relay(socket_dir):
     yield made.start()
     if made.process.poll() is None:
         made.process.kill()
-    made.process.wait(5.0)
+    made.process.wait(30.0)
 
 
 @pytest.fixture
@@ -252,14 +252,13 @@ def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node,
 def test_the_service_manager_is_told_of_ready_status_watchdog_and_stop(socket_dir):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(socket_dir / "notify"))
-        manager.settimeout(5.0)
+        manager.settimeout(30.0)
         relay = RelayProcess(socket_dir).start(NOTIFY_SOCKET=str(socket_dir / "notify"))
         told = [manager.recv(1000).decode()]
         while "WATCHDOG=1" not in told[-1]:
             told.append(manager.recv(1000).decode())
-        started = time.monotonic()
         assert relay.stop() == 0
-        assert time.monotonic() - started < 1.0
+        assert relay.stop_took_s() < 1.0
         while "STOPPING=1" not in told[-1]:
             told.append(manager.recv(1000).decode())
     assert told[0].startswith("READY=1\nSTATUS=0 nodes, 0 visits")

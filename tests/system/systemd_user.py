@@ -8,7 +8,7 @@ and is gone with its pid namespace.
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,20 +96,35 @@ class Instance:
         """Send a signal to the unit's main process alone."""
         self.run("kill", f"-{name}", self.main_pid(unit))
 
-    def wait(self, unit: str, deadline_s: float = 20.0, **properties: str) -> None:
+    def wait(self, unit: str, deadline_s: float = 40.0, **properties: str) -> None:
         """Wait until properties of a unit have these values."""
-
-        def told() -> str:
-            states = " ".join(
-                f"{name}={self.show(unit, name)}" for name in (*properties, "Result", "StatusText")
-            )
-            return f"{unit} never {properties}, but {states}\n{self._log.read_text()[-3000:]}"
-
-        wait_until(
+        self._wait(
+            unit,
             lambda: all(self.show(unit, name) == value for name, value in properties.items()),
             deadline_s,
-            told,
+            f"was {properties}",
         )
+
+    def restarts(self, unit: str) -> int:
+        """Return how often the unit was started again by itself."""
+        return int(self.show(unit, "NRestarts"))
+
+    def wait_for_restart(self, unit: str, before: int, deadline_s: float = 40.0) -> None:
+        """Wait until a unit was started again and is ready."""
+        self._wait(
+            unit,
+            lambda: self.restarts(unit) > before and self.show(unit, "ActiveState") == "active",
+            deadline_s,
+            f"was active again after {before} restarts",
+        )
+
+    def _wait(self, unit: str, condition: Callable[[], bool], deadline_s: float, wanted: str) -> None:
+        def told() -> str:
+            names = ("ActiveState", "NRestarts", "Result", "ExecMainStatus", "StatusText")
+            states = " ".join(f"{name}={self.show(unit, name)!r}" for name in names)
+            return f"{unit} never {wanted}, but {states}\n{self._log.read_text()[-3000:]}"
+
+        wait_until(condition, deadline_s, told)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import closing
 
 import pytest
@@ -24,7 +23,7 @@ def run(*command, env=None, **options):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         **options,
     )
@@ -40,7 +39,7 @@ def relay(socket_dir):
     yield made.start()
     if made.process.poll() is None:
         made.process.kill()
-    made.process.wait(5.0)
+    made.process.wait(30.0)
 
 
 # --- pprelay ------------------------------------------------------------------
@@ -107,11 +106,9 @@ def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_within_a_second(relay, number):
-    started = time.monotonic()
-    relay.process.send_signal(number)
-    assert relay.process.wait(5.0) == 0
-    assert time.monotonic() - started < 1.0
+    assert relay.stop(number) == 0
     assert relay.told()[-1] == "stopped"
+    assert relay.stop_took_s() < 1.0
 
 
 def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
@@ -195,7 +192,7 @@ def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
             node.ack(order)
             node.finish(order)
             node.got("results_seen")
-            told, _ = sender.communicate(timeout=10)
+            told, _ = sender.communicate(timeout=30)
     assert sender.returncode == 0
     assert told.startswith("accepted: g, 9 detectors\n")
     assert "9 of 9 detectors ended: 9 succeeded" in told
@@ -230,7 +227,7 @@ def test_a_stale_event_expires_in_the_ledger_if_no_node_serves_it(socket_dir):
             found = send_visit("--instrument", "DemoCam", "--group", "g", "--relay", relay.submit, "--wait")
             return "9 expired" in found.stdout
 
-        wait_until(expired)
+        wait_until(expired, 30.0)
     finally:
         assert relay.stop() == 0
 

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who gets which visit-detector, and how many seats there are."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.config import WorkersConfig
+from ppdaemon.messages import Pipelines
+from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.scheduler import Assign, Drop, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.visit import read_next_visit
+
+
+def an_assignment(group="g", detector=0, pointless_at=1000.0):
+    visit = read_next_visit({"groupId": group, "instrument": "DemoCam"})
+    key = Key("DemoCam", group, detector)
+    return Assignment(key, visit, Pipelines(main=("a",)), no_image_at=100.0, pointless_at=pointless_at)
+
+
+def a_scheduler(**numbers):
+    return Scheduler(WorkersConfig(**{"min": 1, "spare": 0, "max": 4, **numbers}))
+
+
+def with_idle(scheduler, *slots, now=0.0):
+    for slot in slots:
+        scheduler.seat_opened(slot)
+        scheduler.seat_idle(slot, now)
+    return scheduler
+
+
+def assigned(decisions):
+    return {d.assignment.key.group: d.slot for d in decisions if isinstance(d, Assign)}
+
+
+def test_the_pool_begins_with_its_least_number_of_seats():
+    assert a_scheduler(min=3).decide(0.0) == [OpenSeat()] * 3
+
+
+def test_spare_workers_are_kept_ready_beyond_the_least_number():
+    assert a_scheduler(min=1, spare=2).decide(0.0) == [OpenSeat()] * 2
+
+
+def test_a_worker_that_served_the_detector_last_is_taken_first():
+    scheduler = with_idle(a_scheduler(), 0, 1, 2)
+    for slot, group, detector in ((0, "a", 5), (1, "b", 6), (2, "c", 7)):
+        scheduler.add(an_assignment(group, detector))
+        assert assigned(scheduler.decide(0.0)) == {group: slot}
+    for slot in (0, 1, 2):
+        scheduler.seat_idle(slot, 1.0)
+    scheduler.add(an_assignment("d", 6))
+    assert assigned(scheduler.decide(1.0)) == {"d": 1}
+
+
+def test_a_newcomer_takes_a_worker_that_nobody_will_miss():
+    scheduler = with_idle(a_scheduler(), 0)
+    scheduler.add(an_assignment("a", 5))
+    scheduler.decide(0.0)
+    scheduler.seat_idle(0, 1.0)
+    with_idle(scheduler, 1)
+    scheduler.add(an_assignment("b", 6))
+    assert assigned(scheduler.decide(1.0)) == {"b": 1}
+
+
+def test_without_an_idle_worker_seats_are_opened_up_to_the_greatest_number():
+    scheduler = a_scheduler(max=2)
+    for k in range(5):
+        scheduler.add(an_assignment(f"g{k}"))
+    assert scheduler.decide(0.0) == [OpenSeat()] * 2
+    assert scheduler.queued == 5
+
+
+def test_seats_on_their_way_are_not_opened_twice():
+    scheduler = a_scheduler()
+    scheduler.add(an_assignment())
+    assert scheduler.decide(0.0) == [OpenSeat()]
+    scheduler.seat_opened(0)
+    assert scheduler.decide(0.0) == []
+    scheduler.seat_idle(0, 0.1)
+    assert assigned(scheduler.decide(0.1)) == {"g": 0}
+
+
+def test_what_waits_too_long_is_dropped_and_the_rest_stays():
+    scheduler = a_scheduler()
+    scheduler.add(an_assignment("old", pointless_at=10.0))
+    scheduler.add(an_assignment("new", pointless_at=20.0))
+    (drop,) = scheduler.drop_pointless(10.0)
+    assert drop.assignment.key.group == "old"
+    assert scheduler.queued == 1
+
+
+def test_a_full_queue_drops_the_oldest_never_the_newest():
+    scheduler = a_scheduler(queue=2)
+    assert scheduler.add(an_assignment("a")) is None
+    assert scheduler.add(an_assignment("b")) is None
+    drop = scheduler.add(an_assignment("c"))
+    assert isinstance(drop, Drop)
+    assert drop.assignment.key.group == "a"
+
+
+def test_surplus_workers_are_retired_after_a_while_but_not_the_spare():
+    scheduler = with_idle(a_scheduler(min=1, spare=1, retire_idle_s=60), 0, 1, 2)
+    assert scheduler.decide(59.0) == []
+    assert scheduler.decide(60.0) == [RetireSeat(0), RetireSeat(1)]
+    assert scheduler.decide(60.0) == []
+
+
+def test_a_quarantined_seat_makes_room_for_another():
+    scheduler = with_idle(a_scheduler(max=1), 0)
+    scheduler.seat_closed(0)
+    assert scheduler.decide(0.0) == [OpenSeat()]
+
+
+@given(st.data())
+def test_whatever_happens_each_visit_goes_to_one_idle_seat_and_seats_stay_in_bounds(data):
+    config = WorkersConfig(min=1, spare=1, max=5, queue=8, retire_idle_s=3)
+    scheduler = Scheduler(config)
+    idle, busy, rising, placed, dropped, added = set(), set(), set(), set(), set(), 0
+    now = 0.0
+    for step in data.draw(st.lists(st.sampled_from(["add", "rise", "free", "close", "tick"]), max_size=60)):
+        now += 1.0
+        if step == "add":
+            added += 1
+            drop = scheduler.add(an_assignment(f"g{added}", added % 3, pointless_at=now + 5.0))
+            dropped |= {drop.assignment.key} if drop else set()
+        elif step == "rise" and rising:
+            slot = rising.pop()
+            idle.add(slot)
+            scheduler.seat_idle(slot, now)
+        elif step == "free" and busy:
+            slot = busy.pop()
+            idle.add(slot)
+            scheduler.seat_idle(slot, now)
+        elif step == "close" and busy:
+            scheduler.seat_closed(busy.pop())
+        dropped |= {drop.assignment.key for drop in scheduler.drop_pointless(now)}
+        for decision in scheduler.decide(now):
+            match decision:
+                case Assign(assignment=assignment, slot=slot):
+                    assert slot in idle
+                    assert assignment.key not in placed | dropped
+                    idle.discard(slot)
+                    busy.add(slot)
+                    placed.add(assignment.key)
+                case OpenSeat():
+                    slot = len(placed) * 1000 + int(now) * 10 + len(rising)
+                    rising.add(slot)
+                    scheduler.seat_opened(slot)
+                case RetireSeat(slot=slot):
+                    assert slot in idle
+                    idle.discard(slot)
+                    scheduler.seat_closed(slot)
+        assert config.min <= len(idle) + len(busy) + len(rising) <= config.max
+        assert len(placed) + len(dropped) + scheduler.queued == added

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whatever a worker does, in whatever order: what always holds of a slot."""
+
+import signal
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_slot import CONFIG, a_raw, an_assignment
+
+from ppdaemon.messages import (
+    Done,
+    Ingested,
+    PointOfNoReturn,
+    Prepared,
+    RawRefused,
+    Ready,
+    StageReached,
+)
+from ppdaemon.node.events import (
+    CancelReceived,
+    DeadlinePassed,
+    Finish,
+    Fork,
+    KillAsked,
+    MemorySampled,
+    RawArrived,
+    RestartAsked,
+    RetireAsked,
+    Send,
+    Signal,
+    VisitAssigned,
+    WipeRepo,
+    WordsRefused,
+    WorkerDied,
+    WorkerForked,
+    WorkerNotForked,
+)
+from ppdaemon.node.slot import InvalidTransition, Slot
+from ppdaemon.states import BUSY_STATES, Outcome, SlotState, Stage
+
+S = SlotState
+LIVING = {S.STARTING, S.IDLE, *BUSY_STATES, S.STOPPING, S.KILLING, S.UNKILLABLE}
+
+
+def events(serial):
+    facts = st.sampled_from(
+        [
+            Ready(pid=1),
+            Prepared(serial=serial),
+            Ingested(serial=serial, exposure=1),
+            Ingested(serial=serial, exposure=2),
+            RawRefused(serial=serial, exposure=1, outcome=Outcome.BAD_RAW, reason="r"),
+            StageReached(serial=serial, stage=Stage.PROCESSED, tai=1.0),
+            StageReached(serial=serial, stage=Stage.FIRST_TASK, tai=1.0),
+            PointOfNoReturn(serial=serial, what="w"),
+            Done(serial=serial, outcome=Outcome.SUCCEEDED, spool="/s"),
+            Done(serial=serial, outcome=Outcome.FAILED, retriable=True),
+        ]
+    )
+    others = st.sampled_from(
+        [
+            RawArrived(a_raw(1)),
+            RawArrived(a_raw(2)),
+            CancelReceived(),
+            DeadlinePassed(),
+            MemorySampled(10),
+            MemorySampled(1500),
+            MemorySampled(10**9),
+            WordsRefused("?"),
+            WorkerDied(-signal.SIGKILL),
+            WorkerDied(0),
+            WorkerNotForked("no"),
+            RestartAsked(),
+            RetireAsked(),
+            KillAsked(),
+        ]
+    )
+    return st.one_of(facts, facts, others)
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_every_assigned_visit_gets_exactly_one_outcome_and_no_seat_is_stuck(data):
+    slot = Slot(0, CONFIG, jitter=lambda: 0.5)
+    actions = slot.open(0.0)
+    assigned, outcomes, now, process = 0, [], 0.0, False
+    for _ in range(data.draw(st.integers(1, 60))):
+        now += 1.0
+        if slot.state == S.STARTING and not process:
+            event = data.draw(st.sampled_from([WorkerForked(7), WorkerNotForked("no")]))
+            process = isinstance(event, WorkerForked)
+        elif slot.state == S.IDLE and data.draw(st.booleans()):
+            event = VisitAssigned(an_assignment(data.draw(st.integers(0, 2))))
+            assigned += 1
+        else:
+            event = data.draw(events(slot.serial))
+            if isinstance(event, WorkerDied):
+                if not process:
+                    continue
+                process = False
+            if isinstance(event, WorkerNotForked):
+                continue
+        before, promised = slot.state, slot.assignment
+        try:
+            actions = slot.handle(event, now)
+        except InvalidTransition:
+            assert slot.state == before
+            continue
+        for action in actions:
+            if isinstance(action, Finish):
+                outcomes.append(action)
+                assert action.assignment.key == promised.key
+                assert not (action.retriable and action.assignment.no_return)
+            if isinstance(action, Fork):
+                assert not process, slot.tell()
+            if isinstance(action, Send | Signal):
+                assert process or before == S.STARTING, slot.tell()
+            if isinstance(action, WipeRepo):
+                assert not process, slot.tell()
+        held = slot.assignment is not None
+        assert len(outcomes) + held == assigned, slot.tell()
+        assert held or slot.state not in BUSY_STATES, slot.tell()
+        assert process or slot.state not in LIVING - {S.STARTING}, slot.tell()
+
+
+@given(st.sampled_from([S.PREPARING, S.WAITING, S.PROCESSING, S.EXPORTING]), st.integers(0, 3))
+def test_deadlines_alone_end_every_visit_and_every_process(state, nimages):
+    from test_slot import Driver
+
+    driver = Driver().to(state)
+    slot, now = driver.slot, 600.0
+    outcomes = []
+    for _ in range(6):
+        outcomes += [a for a in slot.handle(DeadlinePassed(), now) if isinstance(a, Finish)]
+        now += 100.0
+    if slot.state in (S.UNKILLABLE, S.IDLE):
+        assert len(outcomes) == 1
+    assert slot.assignment is None, slot.tell()
