@@ -30,6 +30,7 @@ __all__ = ("Places", "Service", "ServiceFailed", "node_config", "relay_config", 
 START_S = 90.0
 STOP_S = 90.0
 TASKS = ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metrics", "checkcalib")
+ALL_DETECTORS = f"0-{DETECTOR_COUNT - 1}"
 MARK = "PPDAEMON_DEMO"
 """Environment variable by which a demonstration's processes are known."""
 
@@ -85,13 +86,15 @@ class Places:
         return f"ipc://{self.ramdisk}/notices.sock"
 
 
-def relay_config(places: Places) -> dict[str, Any]:
+def relay_config(places: Places, detectors: str = ALL_DETECTORS) -> dict[str, Any]:
     """Return the relay's configuration.
 
     Parameters
     ----------
     places : `Places`
         The folders.
+    detectors : `str`, optional
+        Those that visits are taken of.
 
     Returns
     -------
@@ -102,7 +105,7 @@ def relay_config(places: Places) -> dict[str, Any]:
         "submit": places.submit,
         "nodes": f"ipc://{places.ramdisk}/nodes.sock",
         "state_dir": str(places.scratch / "relay"),
-        "instruments": {CAMERA_NAME: {"detectors": f"0-{DETECTOR_COUNT - 1}"}},
+        "instruments": {CAMERA_NAME: {"detectors": detectors}},
     }
 
 
@@ -129,7 +132,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "state_dir": str(places.scratch / "node"),
             "ramdisk": str(places.ramdisk),
             "control": str(places.control),
-            "instruments": {CAMERA_NAME: f"0-{DETECTOR_COUNT - 1}"},
+            "instruments": {CAMERA_NAME: ALL_DETECTORS},
         },
         "relay": {"address": relay_config(places)["nodes"]},
         "arrivals": {"roots": [str(places.raws)], "subscribe": [places.notices], "image_timeout_s": 60},
@@ -139,6 +142,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "max": workers,
             "preload": [f"ppdaemon.demo.tasks.{name}" for name in TASKS],
             "memory": {"soft": "1GB", "hard": "2GB"},
+            "times": {"stop_s": 5},
         },
         "butler": {
             "central": str(places.central),
@@ -239,7 +243,9 @@ def _start(name: str, module: str, config: dict[str, Any], places: Places, mark:
 
 
 @contextlib.contextmanager
-def running(places: Places, workers: int, mark: str) -> Iterator[tuple[Service, Service]]:
+def running(
+    places: Places, workers: int, mark: str, *, detectors: str = ALL_DETECTORS, **arrivals: float
+) -> Iterator[tuple[Service, Service]]:
     """Run relay and daemon; stop them at the end, whatever happens.
 
     Parameters
@@ -250,6 +256,10 @@ def running(places: Places, workers: int, mark: str) -> Iterator[tuple[Service, 
         Seats at the most.
     mark : `str`
         By which the processes are known.
+    detectors : `str`, optional
+        Those that visits are taken of.
+    **arrivals
+        Keys of the daemon's ``arrivals`` that differ from the usual.
 
     Yields
     ------
@@ -258,9 +268,11 @@ def running(places: Places, workers: int, mark: str) -> Iterator[tuple[Service, 
     """
     for folder in (places.raws, places.alerts, places.ramdisk):
         folder.mkdir(parents=True, exist_ok=True)
-    relay = _start("pprelay", "ppdaemon.relay.app", relay_config(places), places, mark)
+    relay = _start("pprelay", "ppdaemon.relay.app", relay_config(places, detectors), places, mark)
     try:
-        node = _start("ppdaemon", "ppdaemon.node.app", node_config(places, workers), places, mark)
+        config = node_config(places, workers)
+        config["arrivals"] |= arrivals
+        node = _start("ppdaemon", "ppdaemon.node.app", config, places, mark)
         try:
             _wait_until_connected(places, relay, node)
             yield relay, node

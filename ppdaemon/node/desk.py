@@ -11,6 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from ppdaemon.clock import Clock
@@ -31,7 +32,7 @@ from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.docket import Docket, OpenVisit
 from ppdaemon.node.events import CancelReceived, Finish, NoteRaw, NoteStage, RawArrived, VisitAssigned
 from ppdaemon.node.journal import Entry, JournalThread
-from ppdaemon.node.pool import VisitAction
+from ppdaemon.node.pool import VisitAction, wipe
 from ppdaemon.node.scheduler import Drop, Scheduler
 from ppdaemon.node.slot import Slot
 from ppdaemon.selection import select
@@ -395,12 +396,16 @@ class VisitDesk:
         folder = self._folders.spooled(*entry.key)
         if action.if_spooled and folder.is_dir():
             outcome, reason, spool = Outcome.SUCCEEDED, "the worker died after spooling", str(folder)
-        if spool is not None:
+        again = self._end(visit, outcome, reason, retriable=action.retriable)
+        if spool is not None and again:
+            # The next attempt makes the same datasets: partial ones would be
+            # in its way.
+            self._keep(asyncio.to_thread(wipe, Path(spool)))
+        elif spool is not None:
             self._spools.append(spool)
-        self._end(visit, outcome, reason, retriable=action.retriable)
 
-    def _end(self, visit: OpenVisit, outcome: Outcome, reason: str, *, retriable: bool = False) -> None:
-        """Write an outcome, or try once more."""
+    def _end(self, visit: OpenVisit, outcome: Outcome, reason: str, *, retriable: bool = False) -> bool:
+        """Write an outcome, or try once more; tell whether it is tried again."""
         entry = visit.entry
         entry.retriable = retriable
         again = (
@@ -421,6 +426,7 @@ class VisitDesk:
         self._flush_wanted.set()
         if again:
             self._keep(self._retry(visit))
+        return again
 
     async def _retry(self, visit: OpenVisit) -> None:
         """Journal the next attempt, then queue it with the raws seen."""

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The real programs with the demo camera's pipelines, used as people use them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zmq
+from waiting import wait_until
+
+from ppdaemon.clock import Clock
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.demo.delivery import Delivery
+from ppdaemon.demo.plan import ImageType
+from ppdaemon.demo.services import Places, running, surveys
+from ppdaemon.demo.telescope import SimulatedCamera
+from ppdaemon.demo.visits import Cadence, plan_visits
+from ppdaemon.states import Outcome, Stage
+
+ROOT = Path(__file__).parents[2]
+DETECTOR = 4
+PATIENCE_S = 90.0
+CADENCE = Cadence(every_s=60.0, lead_s=1.0, exposure_s=4.0, readout_s=0.5)
+
+
+@pytest.fixture
+def places(tmp_path, socket_dir, demo_central):
+    """Give the folders of a deployment with a copy of the central repo."""
+    from ppdaemon.demo.central import make_apdb
+
+    places = Places(tmp_path, socket_dir)
+    shutil.copytree(demo_central, places.central)
+    for name in ("apdb.sqlite3", "apdb.yaml"):
+        (places.central / name).unlink()
+    make_apdb(places.central)
+    return places
+
+
+class Observatory:
+    """Announces and exposes, one visit after the other."""
+
+    def __init__(self, places):
+        self._places = places
+        self._camera = SimulatedCamera(detectors=(DETECTOR,))
+        self._delivery = Delivery(places.raws, Clock().tai)
+        self._seq_num = 1
+        self.daemon = Daemon(places.control)
+
+    def plan(self, pipeline, *, snaps=1, image_type=ImageType.SCIENCE):
+        (visit,) = plan_visits(
+            1,
+            Clock().tai() - 6.0,
+            CADENCE,
+            snaps=snaps,
+            image_type=image_type,
+            program=surveys[pipeline],
+            group=f"2026-11-22T03:25:{self._seq_num:02d}.000",
+            first_seq_num=self._seq_num,
+        )
+        self._seq_num += snaps
+        return visit
+
+    def announce(self, fields):
+        """Send an event as any program can: JSON over a plain REQ socket."""
+        data = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.connect(self._places.submit)
+            socket.send(data)
+            assert socket.poll(10_000), "the relay does not answer"
+            return json.loads(socket.recv())
+
+    def expose(self, visit, spoil=lambda image: image):
+        for plan in visit.exposures:
+            for detector, path, image, sidecar in self._camera.read_out(plan):
+                self._delivery.deliver(path, spoil(image), sidecar, detector)
+
+    def row(self, visit):
+        """Wait for the visit's outcome, and its export if there is one."""
+        return wait_until(lambda: self._ended(visit), PATIENCE_S, lambda: self.daemon.status())
+
+    def _ended(self, visit):
+        rows = [row for row in self.daemon.visits(100) if row.group == visit.group]
+        last = max(rows, key=lambda row: row.attempt, default=None)
+        if last is None or last.outcome is None:
+            return None
+        return last if last.outcome != Outcome.SUCCEEDED or Stage.CENTRAL in last.stages else None
+
+
+def butler(*words):
+    """Run the butler command as a user would."""
+    program = Path(sys.executable).with_name("butler")
+    return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=True).stdout
+
+
+def test_three_pipelines_are_chosen_in_one_night_and_their_outputs_are_found(places):
+    with running(places, 3, "test", detectors=str(DETECTOR)):
+        telescope = Observatory(places)
+        visits = {
+            "ApPipe": telescope.plan("ApPipe", snaps=2),
+            "SingleFrame": telescope.plan("SingleFrame"),
+            "Calibration": telescope.plan("Calibration", image_type=ImageType.BIAS),
+        }
+        for visit in visits.values():
+            reply = telescope.announce(visit.next_visit(Clock().tai()))
+            assert (reply["status"], reply["detectors"]) == ("accepted", 1)
+            assert telescope.announce(visit.next_visit(Clock().tai()))["status"] == "duplicate"
+        for visit in visits.values():
+            telescope.expose(visit)
+        rows = {name: telescope.row(visit) for name, visit in visits.items()}
+    for name, row in rows.items():
+        assert (row.outcome, Path(row.pipeline).stem) == (Outcome.SUCCEEDED, name), row
+        assert set(row.stages) == set(Stage), row
+    assert len(rows["ApPipe"].exposures) == 2
+    day = str(visits["ApPipe"].exposures[0].day_obs)
+    chain = f"DemoCam/prompt/output-{day[:4]}-{day[4:6]}-{day[6:]}"
+    for dataset_type, pipeline in (
+        ("difference_image", "ApPipe"),
+        ("visit_metrics", "SingleFrame"),
+        ("calibration_residuals", "Calibration"),
+    ):
+        found = butler(
+            "query-datasets", places.central, dataset_type, "--collections", chain, "--where", "detector=4"
+        )
+        assert f"{chain}/{pipeline}/" in found, found
+    assert len(list(places.alerts.glob("*.avro"))) == 2
+    assert not list(places.ramdisk.glob("ppdaemon-*"))
+
+
+def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
+    with running(places, 3, "test", detectors=str(DETECTOR), image_timeout_s=1.0):
+        telescope = Observatory(places)
+        good = telescope.plan("SingleFrame").next_visit(Clock().tai())
+        for junk, word in (
+            (b"not JSON", "JSON"),
+            (b"\xff\xfe", "UTF-8"),
+            (good | {"instrument": "OtherCam"}, "OtherCam"),
+            (good | {"nimages": "two"}, "nimages"),
+        ):
+            reply = telescope.announce(junk)
+            assert reply["status"] == "rejected"
+            assert word in reply["reason"], reply
+        cut = telescope.plan("SingleFrame")
+        telescope.announce(cut.next_visit(Clock().tai()))
+        telescope.expose(cut, spoil=lambda image: image[:-5000])
+        row = telescope.row(cut)
+        assert row.outcome == Outcome.BAD_RAW
+        assert row.reason
+        missing = telescope.plan("SingleFrame")
+        telescope.announce(missing.next_visit(Clock().tai()) | {"duration": 0.0})
+        assert telescope.row(missing).outcome == Outcome.NO_IMAGE
+        cancelled = telescope.plan("SingleFrame")
+        telescope.announce(cancelled.next_visit(Clock().tai()))
+        assert telescope.announce(cancelled.cancellation(Clock().tai()))["status"] == "accepted"
+        assert telescope.row(cancelled).outcome == Outcome.CANCELLED
+        send = [
+            sys.executable,
+            ROOT / "tools" / "send_visit.py",
+            "--relay",
+            places.submit,
+            "--instrument",
+            "DemoCam",
+        ]
+        send += ["--survey", "of nobody", "--wait", "--json"]
+        waited = subprocess.run(send, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert "ignored" in waited.stdout, waited
+        last = telescope.plan("SingleFrame")
+        telescope.announce(last.next_visit(Clock().tai()))
+        telescope.expose(last)
+        assert telescope.row(last).outcome == Outcome.SUCCEEDED
+
+
+def test_a_configuration_without_a_key_ends_with_its_name(tmp_path):
+    path = tmp_path / "node.yaml"
+    path.write_text("node: {name: n}\narrivals: {roots: [/tmp]}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ppdaemon.node.app", "check-config", "--config", path],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 78
+    assert f"{path}:1: node.state_dir: missing key" in done.stderr
+    assert f"{path}:1: pipelines: missing key" in done.stderr

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The journal's file: what it promises, what it keeps, what it shows."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from waiting import wait_until
+
+from ppdaemon.messages import ResultEntry
+from ppdaemon.node.assignment import Key
+from ppdaemon.node.journal import Entry, Journal
+from ppdaemon.states import Outcome, Stage
+from ppdaemon.visit import read_next_visit
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal.sqlite"
+
+
+@pytest.fixture
+def journal(path):
+    journal = Journal(path)
+    yield journal
+    journal.close()
+
+
+def an_entry(group="g", detector=0, attempt=1):
+    visit = read_next_visit({"groupId": group, "instrument": "DemoCam", "survey": "S", "unknown": 7})
+    key = Key("DemoCam", group, detector, attempt)
+    return Entry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0})
+
+
+def ended(entry, outcome=Outcome.SUCCEEDED, *, final=True):
+    entry.outcome, entry.final, entry.ended_tai, entry.reason = outcome, final, 9.0, "why"
+    return entry
+
+
+def test_a_visit_detector_is_accepted_once(journal):
+    assert journal.accept([an_entry(), an_entry(detector=1)]) == [True, True]
+    assert journal.accept([an_entry(), an_entry(detector=2)]) == [False, True]
+
+
+def test_a_later_attempt_is_new_only_after_a_cancellation(journal):
+    journal.accept([an_entry("a"), an_entry("b")])
+    journal.update([ended(an_entry("a"), Outcome.CANCELLED), ended(an_entry("b"))])
+    assert journal.accept([an_entry("a", attempt=2), an_entry("b", attempt=2)]) == [True, False]
+
+
+def test_what_was_written_is_shown(journal):
+    journal.accept([an_entry()])
+    entry = ended(an_entry())
+    entry.stages[Stage.PREPARED] = 7.0
+    entry.pipeline, entry.slot, entry.pid, entry.exposures = "Ap", 3, 4, (11, 12)
+    journal.update([entry])
+    (row,) = journal.visit("g")
+    assert row == entry.row()
+    assert journal.visits(10) == [row]
+    assert journal.visit("other") == []
+
+
+def test_only_final_bad_outcomes_are_failures(journal):
+    cases = {
+        "good": (Outcome.SUCCEEDED, True),
+        "none": (Outcome.NO_IMAGE, True),
+        "bad": (Outcome.CRASHED, True),
+        "retried": (Outcome.CRASHED, False),
+    }
+    journal.accept([an_entry(group) for group in cases])
+    journal.update(
+        [ended(an_entry(group), outcome, final=final) for group, (outcome, final) in cases.items()]
+    )
+    assert [row.group for row in journal.visits(10, bad_only=True)] == ["bad"]
+    assert [row.group for row in journal.visits(2)] == ["retried", "bad"]
+
+
+def test_results_are_told_until_the_relay_has_them(journal):
+    journal.accept([an_entry()])
+    assert journal.unreported(10) == []
+    journal.update([ended(an_entry())])
+    told = ResultEntry(instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why")
+    assert journal.unreported(10) == [told]
+    journal.reported([("DemoCam", "g", 0, 1)])
+    assert journal.unreported(10) == []
+
+
+def test_a_result_bears_the_attempt_that_the_relay_asked_for(journal):
+    journal.accept([an_entry()])
+    journal.update([ended(an_entry())])
+    journal.reported([("DemoCam", "g", 0, 1)])
+    journal.unreport([Key("DemoCam", "g", 0, 3)])
+    assert journal.unreported(10)[0].attempt == 3
+    journal.reported([("DemoCam", "g", 0, 3)])
+    assert journal.unreported(10) == []
+
+
+def test_a_former_life_has_to_be_answered_for(path):
+    journal = Journal(path)
+    journal.accept([an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])
+    journal.update([ended(an_entry("done"))])
+    journal.update([ended(an_entry(group), Outcome.CRASHED, final=False) for group in ("between", "second")])
+    journal.retry(an_entry("second", attempt=2))
+    journal.close()
+    journal = Journal(path)
+    left = [entry.key for entry in journal.unfinished()]
+    journal.close()
+    assert [(key.group, key.attempt) for key in left] == [("open", 1), ("between", 1), ("second", 2)]
+
+
+def test_unknown_fields_of_the_announcement_survive(journal):
+    journal.accept([an_entry()])
+    (entry,) = journal.unfinished()
+    assert entry.visit.to_sal()["unknown"] == 7
+    assert entry.stages == {Stage.ACCEPTED: 6.0}
+
+
+def test_the_time_of_export_is_added_to_the_stages(journal):
+    journal.accept([an_entry()])
+    journal.update([ended(an_entry())])
+    journal.exported([Key("DemoCam", "g", 0)], 12.5)
+    assert journal.visit("g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
+
+
+def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path):
+    path.write_bytes(b"this is no database" * 1000)
+    journal = Journal(path)
+    assert journal.moved_aside.read_bytes().startswith(b"this is no database")
+    assert journal.accept([an_entry()]) == [True]
+    journal.close()
+
+
+def test_a_read_only_folder_is_an_error_and_not_corruption(tmp_path):
+    with pytest.raises(Exception, match="unable to open database file"):
+        Journal(tmp_path / "missing" / "journal.sqlite")
+
+
+def test_what_was_acknowledged_survives_a_kill(path):
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from test_journal import an_entry
+        from ppdaemon.node.journal import Journal
+        journal = Journal(Path(sys.argv[1]))
+        for k in range(100_000):
+            journal.accept([an_entry(f"g{k}")])
+            print(k, flush=True)
+    """)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = path.with_name("told")
+    with told.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdout=stream,
+            env=environment,
+            cwd=Path(__file__).parent,
+        )
+    wait_until(lambda: told.read_text().count("\n") > 50, 20)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    acknowledged = int(told.read_text().split("\n")[-2])
+    journal = Journal(path)
+    kept = len(journal.unfinished())
+    journal.close()
+    assert kept >= acknowledged + 1
