@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The real relay with the real daemon, whose workers are scripted."""
+
+import os
+import signal
+from contextlib import contextmanager
+
+from node import Node
+from relaykit import Client, RelayProcess, Wires
+from waiting import wait_until
+
+PATIENCE_S = 30.0
+
+
+@contextmanager
+def observatory(folder, sockets, **workers):
+    """Run a relay and a node, and give a client of the relay."""
+    relay = RelayProcess(sockets).start()
+    node = Node(folder, sockets, None, **workers)
+    node.config["relay"] |= {"address": relay.nodes, "silence_s": 1.0}
+    try:
+        with Wires() as wires:
+            node.start()
+            node.wait(lambda: node.status().relay.startswith("connected"))
+            yield relay, node, Client(wires, relay.submit)
+        assert node.stop() == 0, node.tell()
+    finally:
+        node.stop()
+        if relay.process.poll() is None:
+            relay.stop()
+
+
+def all_ended(client, group, outcome="succeeded", detectors=3):
+    wait_until(
+        lambda: list(client.outcomes(group).values()).count(outcome) == detectors,
+        PATIENCE_S,
+        lambda: client.outcomes(group),
+    )
+
+
+def announce(client, node, group, number=1, *, detectors=9):
+    answer = client.announce(group, nimages=1)
+    assert (answer["status"], answer["detectors"]) == ("accepted", detectors)
+    for detector in range(detectors):
+        node.land(group, detector, number=number)
+
+
+def test_a_visit_goes_through_both_and_is_asked_about(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
+        announce(client, node, "g1")
+        all_ended(client, "g1", detectors=9)
+        assert client.announce("g1", nimages=1)["status"] == "duplicate"
+        assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
+
+
+def test_a_relay_that_is_killed_comes_back_and_learns_the_outcomes(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
+        assert client.announce("g1", nimages=1)["status"] == "accepted"
+        node.wait(lambda: node.status().open_visits == 9)
+        relay.process.send_signal(signal.SIGKILL)
+        relay.process.wait()
+        for detector in range(9):
+            node.land("g1", detector)
+        node.wait(lambda: node.status().open_visits == 0)
+        relay.start()
+        all_ended(client, "g1", detectors=9)
+        assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
+
+
+def test_a_relay_that_hangs_for_a_while_loses_and_doubles_nothing(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
+        announce(client, node, "g1")
+        os.kill(relay.process.pid, signal.SIGSTOP)
+        try:
+            node.wait(lambda: "connecting" in node.status().relay)
+        finally:
+            os.kill(relay.process.pid, signal.SIGCONT)
+        announce(client, node, "g2", number=2)
+        for group in ("g1", "g2"):
+            all_ended(client, group, detectors=9)
+        assert node.marks() == {f"{group}~{detector}": 1 for group in ("g1", "g2") for detector in range(9)}
+
+
+def test_a_visit_announced_while_no_node_is_there_waits_for_one(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
+        assert node.stop() == 0
+        announce(client, node, "g1")
+        node.start()
+        all_ended(client, "g1", detectors=9)
+
+
+def test_a_cancelled_visit_ends_at_the_node_too(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
+        client.announce("g1", nimages=1)
+        node.wait(lambda: node.status().open_visits == 9)
+        assert client.ask({"groupId": "g1", "scriptSalIndex": 0})["status"] == "accepted"
+        all_ended(client, "g1", "cancelled", detectors=9)
+        node.wait(lambda: node.status().open_visits == 0)
