@@ -246,6 +246,9 @@ class ButlerConfig(Model):
     """Name of the sky map of templates."""
     padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 30.0
     """How far the footprint is widened on each side for preload."""
+    local: dict[str, Any] = {}
+    """Configuration of the workers' own repos, merged into their
+    ``butler.yaml``: formatters and write recipes, for instance."""
     deployment: Name = ""
     """Last part of run names; made of versions, pipelines and configuration
     where it is empty."""

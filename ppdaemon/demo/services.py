@@ -41,6 +41,18 @@ surveys: Mapping[str, str] = {
 }
 """The survey that each pipeline is chosen by."""
 
+_IMAGE_FORMATTER = "lsst.images.formatters.GenericFormatter"
+_RICE = {"algorithm": "RICE_1", "tile_shape": [128, 1024]}
+_RICE_QUANTIZED = _RICE | {"quantization": {"dither": "SUBTRACTIVE_DITHER_2", "level": 16.0}}
+QUICK_IMAGES: Mapping[str, Any] = {
+    "write_recipes": {
+        _IMAGE_FORMATTER: {"quick": {"image": _RICE_QUANTIZED, "variance": _RICE_QUANTIZED, "mask": _RICE}}
+    },
+    "MaskedImageV2": {"formatter": _IMAGE_FORMATTER, "parameters": {"recipe": "quick"}},
+}
+"""Images between tasks in Rice compression, floats in steps of a sixteenth of
+their noise: written and read in half the time of the lossless default."""
+
 
 class ServiceFailed(PPDaemonError):
     """A daemon of the demonstration did not start or has ended."""
@@ -148,6 +160,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "central": str(places.central),
             "instrument_class": {CAMERA_NAME: "ppdaemon.demo.instrument.DemoCam"},
             "skymap": "demo",
+            "local": {"datastore": {"formatters": QUICK_IMAGES}},
         },
         "pipelines": {
             "preprocessing": [

@@ -206,8 +206,9 @@ class LocalWork:
                         self._engine, self._jobs(visit, order.exposures), self._repo.butler
                     )
                 failure = run(announcer.before_task)
-                self._seat.report(StageReached(stage=Stage.PROCESSED, tai=self._seat.clock.tai()))
+                self._reached(Stage.PROCESSED)
                 spool, datasets = self._spool(visit, job.run, order.exposures)
+                self._reached(Stage.SPOOLED)
         except VisitFailed as error:
             raise VisitFailed(
                 error.outcome, str(error), retriable=error.retriable and not announcer.passed
@@ -235,6 +236,9 @@ class LocalWork:
         """Disconnect from both repos."""
         self._repo.close()
         self._central.close()
+
+    def _reached(self, stage: Stage) -> None:
+        self._seat.report(StageReached(stage=stage, tai=self._seat.clock.tai()))
 
     def _prepared(self) -> _Visit:
         if self._visit is None:

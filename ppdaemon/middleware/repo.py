@@ -3,12 +3,12 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from lsst.daf.butler import Butler, DatasetType, DimensionUniverse
+from lsst.daf.butler import Butler, Config, DatasetType, DimensionUniverse
 from lsst.pipe.base import Instrument
 
 __all__ = ("LocalRepo", "make_template")
@@ -24,6 +24,7 @@ def make_template(
     instruments: Sequence[Instrument],
     dataset_types: Iterable[DatasetType],
     versions: str,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Make the repo that all workers copy.
 
@@ -40,13 +41,17 @@ def make_template(
         takes ~10 ms that no visit has to wait for then.
     versions : `str`
         Digest of package versions, kept beside the repo.
+    settings : `~collections.abc.Mapping`, optional
+        Butler configuration of the repo beside the usual.
     """
     # Without a dot: Butler.makeRepo takes a folder with one for a file.
     partial = folder.with_name(f"{folder.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     root = str(partial / _REPO)
-    config = Butler.makeRepo(root, dimensionConfig=universe.dimensionConfig)
+    config = Butler.makeRepo(
+        root, config=Config(dict(settings or {})), dimensionConfig=universe.dimensionConfig
+    )
     with Butler.from_config(config, writeable=True) as butler:
         for instrument in instruments:
             instrument.register(butler.registry)

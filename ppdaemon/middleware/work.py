@@ -86,7 +86,7 @@ def build_template(seat: Seat) -> None:
             dataset_types = _known_before(seat.config, central, instruments)
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
-    make_template(seat.template, universe, instruments, dataset_types, hash_versions())
+    make_template(seat.template, universe, instruments, dataset_types, hash_versions(), config.local)
 
 
 def open_work(seat: Seat) -> LocalWork:

@@ -4,6 +4,9 @@
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,3 +245,34 @@ def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.spool, done.datasets) == (None, 0)
     assert not rig.seat.spool.exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ppdaemon.clock import Clock
+from ppdaemon.middleware.export import CentralExporter
+link, links = os.link, []
+def last(source, target, **kwargs):
+    link(source, target, **kwargs)
+    links.append(target)
+    if len(links) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.link = last
+CentralExporter(sys.argv[1], Clock()).export([Path(sys.argv[2])])
+"""
+
+
+def test_an_export_that_was_killed_is_repeated(
+    exporter: CentralExporter, central: Path, spools: list[Path]
+) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(central), str(spools[0])],
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+        timeout=60,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert exporter.export(spools[:1]).datasets == 8
+    assert len(outputs(central, "toy_image")) == 1

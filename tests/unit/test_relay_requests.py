@@ -64,7 +64,7 @@ def test_what_is_sent_is_recognised_by_its_fields():
         ([b'{"type": "visit_status", "groupId": "g", "more": 1}'], "field", "more"),
         ([b'{"groupId": "g", "position": [0, 0]}'], "field", "instrument: Field required"),
         ([b'{"groupId": "g", "scriptSalIndex": "x"}'], "field", "scriptSalIndex"),
-        ([b'{"groupId": "g", "instrument": "I", "x": 1e999}'], "content", "cannot be passed on"),
+        ([b'{"groupId": "g", "instrument": "I", "x": 1e999}'], "json", "too large a number"),
         ([b'{"groupId": "g", "instrument": "I", "x": "\\ud800"}'], "content", "cannot be passed on"),
         ([b"\xff"], "encoding", "not UTF-8"),
         ([b"{" + b" " * 70_000 + b"}"], "size", "70002 bytes"),
