@@ -279,7 +279,7 @@ class EngineConfig(Model):
 class ExportConfig(Model):
     """What leaves the worker."""
 
-    types: tuple[str, ...] = (r".*_metadata$", r".*_log$")
+    types: tuple[str, ...] = (r".*_metadata", r".*_log")
     """Regular expressions on names of dataset types; a whole name must
     match one of them."""
     retry_s: Seconds = 10.0

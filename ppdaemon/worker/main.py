@@ -5,6 +5,7 @@ Covers the conversation with the supervisor and what becomes of exceptions.
 Does not cover what is done for a visit: that is `ppdaemon.work`'s.
 """
 
+import ctypes
 import errno
 import logging
 import os
@@ -201,6 +202,7 @@ class Visits:
 
     def _forget(self, work: Work) -> None:
         work.reset()
+        give_memory_back()
         structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
 
     def _say_refused(self, exposure: int, error: Exception) -> None:
@@ -208,6 +210,15 @@ class Visits:
         _LOG.log(logging.WARNING if failed else logging.ERROR, "raw refused: %s", error, exc_info=not failed)
         reason = str(error) if failed else _last_line(error)
         self.report(RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
+
+
+def give_memory_back() -> None:
+    """Return what a visit has freed to the system.
+
+    Once per visit: a low ``MALLOC_TRIM_THRESHOLD_`` would do it at every
+    large ``free`` instead, and pay for the pages again at the next array.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bind(order: Prepare) -> None:

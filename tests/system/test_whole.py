@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.services import Places, running, surveys
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
+from ppdaemon.errors import Unavailable
 from ppdaemon.states import Outcome, Stage
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,12 @@ class Observatory:
             for detector, path, image, sidecar in self._camera.read_out(plan):
                 self._delivery.deliver(path, spoil(image), sidecar, detector)
 
+    def connected(self):
+        try:
+            return self.daemon.status().relay.startswith("connected")
+        except Unavailable:
+            return False
+
     def row(self, visit):
         """Wait for the visit's outcome, and its export if there is one."""
         return wait_until(lambda: self._ended(visit), PATIENCE_S, lambda: self.daemon.status())
@@ -123,7 +131,13 @@ def test_three_pipelines_are_chosen_in_one_night_and_their_outputs_are_found(pla
         ("calibration_residuals", "Calibration"),
     ):
         found = butler(
-            "query-datasets", places.central, dataset_type, "--collections", chain, "--where", "detector=4"
+            "query-datasets",
+            places.central,
+            dataset_type,
+            "--collections",
+            chain,
+            "--where",
+            "instrument='DemoCam' and detector=4",
         )
         assert f"{chain}/{pipeline}/" in found, found
     assert len(list(places.alerts.glob("*.avro"))) == 2
@@ -171,6 +185,59 @@ def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
         telescope.announce(last.next_visit(Clock().tai()))
         telescope.expose(last)
         assert telescope.row(last).outcome == Outcome.SUCCEEDED
+
+
+@contextmanager
+def programs(*commands):
+    """Run programs, and stop them in the reverse order."""
+    running = []
+    try:
+        for command in commands:
+            running.append(subprocess.Popen([sys.executable, "-m", *map(str, command)], cwd=ROOT))
+        yield running
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+def test_the_configurations_in_etc_run_with_only_their_paths_changed(places):
+    changes = {
+        "/etc/ppdaemon/pipelines": ROOT / "ppdaemon" / "demo" / "pipelines",
+        "/var/lib/ppdaemon": places.scratch / "lib",
+        "/run/ppdaemon/control.sock": places.control,
+        "/run/ppramdisk": places.ramdisk,
+        "/data/raw": places.raws,
+        "/srv/ppdaemon/repo": places.central,
+        "/srv/ppdaemon/alerts": places.alerts,
+        "tcp://127.0.0.1:5570": places.submit,
+        "tcp://127.0.0.1:5571": f"ipc://{places.ramdisk}/nodes.sock",
+    }
+    for folder in (places.raws, places.alerts):
+        folder.mkdir()
+    files = {}
+    for name in ("pprelay", "ppdaemon"):
+        text = (ROOT / "etc" / f"{name}.yaml").read_text()
+        for old, new in changes.items():
+            text = text.replace(old, str(new))
+        files[name] = places.scratch / f"{name}.yaml"
+        files[name].write_text(text)
+    with programs(
+        ("ppdaemon.relay.app", "run", "--config", files["pprelay"]),
+        ("ppdaemon.node.app", "run", "--config", files["ppdaemon"]),
+    ):
+        telescope = Observatory(places)
+        wait_until(telescope.connected, PATIENCE_S)
+        visit = telescope.plan("ApPipe")
+        assert telescope.announce(visit.next_visit(Clock().tai()))["status"] == "accepted"
+        wait_until(lambda: len(telescope.daemon.visits(100)) == 9, PATIENCE_S)
+        telescope.expose(visit)
+
+        def mine():
+            return next(row for row in telescope.daemon.visits(100) if row.detector == DETECTOR)
+
+        wait_until(lambda: Stage.CENTRAL in mine().stages, PATIENCE_S, lambda: mine())
+        assert (mine().outcome, Path(mine().pipeline).stem) == (Outcome.SUCCEEDED, "ApPipe")
 
 
 def test_a_configuration_without_a_key_ends_with_its_name(tmp_path):

@@ -16,7 +16,15 @@ from ppdaemon.yamlfile import read_yaml
 
 SHOWN = Path(__file__).parents[2] / "etc" / "ppdaemon.yaml"
 
-CHOSEN = {"relay.address", "butler.skymap", "pipelines.preprocessing"}
+CHOSEN = {
+    "relay.address",
+    "workers.preload",
+    "butler.skymap",
+    "pipelines.preprocessing",
+    "pipelines.overrides",
+    "engine.no_return",
+    "export.types",
+}
 """Optional keys that the example sets to something of its own."""
 
 
@@ -74,7 +82,7 @@ def mine(tmp_path: Path) -> dict[str, Any]:
     text = SHOWN.read_text()
     pipelines = tmp_path / "pipelines"
     pipelines.mkdir()
-    for name in ("Preprocessing", "ApPipe", "SingleFrame", "Isr"):
+    for name in ("Preprocess", "ApPipe", "SingleFrame", "Calibration"):
         (pipelines / f"{name}.yaml").touch()
     for old, new in {
         "/etc/ppdaemon/pipelines": str(pipelines),
@@ -91,13 +99,13 @@ def test_it_loads_with_only_its_paths_changed(mine: dict[str, Any], tmp_path: Pa
     path = tmp_path / "ppdaemon.yaml"
     path.write_text(yaml.safe_dump(mine))
     config = load_node(path, {})
-    assert config.node.instruments == {"LSSTComCam": tuple(range(9))}
+    assert config.node.instruments == {"DemoCam": tuple(range(9))}
     assert config.workers.memory.hard == 8_000_000_000
 
 
 def test_a_missing_pipeline_is_named(mine: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "ppdaemon.yaml"
-    (tmp_path / "pipelines" / "Isr.yaml").unlink()
+    (tmp_path / "pipelines" / "SingleFrame.yaml").unlink()
     path.write_text(yaml.safe_dump(mine))
-    with pytest.raises(ConfigError, match=r"pipelines\.main: .*Isr\.yaml: no such file"):
+    with pytest.raises(ConfigError, match=r"pipelines\.main: .*SingleFrame\.yaml: no such file"):
         load_node(path, {})
