@@ -105,6 +105,7 @@ def test_detectors_of_others_are_refused(tmp_path, socket_dir):
         node.relay.reserve("g1", (3, 99))
         node.relay.wait(lambda: node.relay.naks)
         assert node.relay.naks[0].detectors == (99,)
+        node.relay.wait(lambda: node.relay.acked)
         assert node.relay.acked == {("g1", 3)}
 
 
