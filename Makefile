@@ -12,7 +12,7 @@ help:
 	@echo "make demo    the whole system on a simulated camera"
 	@echo "make test    all tests"
 	@echo "make check   format, lint, types, layers"
-	@echo "make clean   removes the environment and all caches"
+	@echo "make clean   removes .venv, build and all caches"
 
 demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m ppdaemon.demo $(ARGS)

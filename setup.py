@@ -16,9 +16,13 @@ VERSION = re.search(
 
 CORE = [
     "astro-metadata-translator" + LSST,
+    "astropy>=6.1",
     "click>=8.1",
     "lsst-ctrl-mpexec" + LSST,
     "lsst-daf-butler" + LSST,
+    "lsst-pipe-base" + LSST,
+    "lsst-resources" + LSST,
+    "lsst-sphgeom" + LSST,
     "prometheus-client>=0.20",
     "psutil>=6.0",
     "pydantic>=2.10",
@@ -26,6 +30,7 @@ CORE = [
     "pyzmq>=26.0",
     "rich>=13.7",
     "setproctitle>=1.3",
+    "SQLAlchemy>=2.0",
     "structlog>=24.1",
     "watchdog>=6.0",
 ]
@@ -34,7 +39,9 @@ DEMO = [
     "lsst-alert-packet" + LSST,
     "lsst-dax-apdb" + LSST,
     "lsst-images" + LSST,
+    "lsst-pex-config" + LSST,
     "matplotlib>=3.9",
+    "numpy>=2.0",
     "pandas>=2.2",
     "pyarrow>=17",
     "scipy>=1.14",
@@ -64,7 +71,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.12",
     packages=find_packages(include=["ppdaemon", "ppdaemon.*"]),
-    package_data={"ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "demo/etc/*.yaml", "py.typed"]},
+    package_data={"ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"]},
     install_requires=CORE,
     extras_require={"demo": DEMO, "test": DEMO + TEST, "dev": DEMO + TEST + DEV},
     entry_points={

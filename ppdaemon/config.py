@@ -165,6 +165,12 @@ class MemoryConfig(Model):
     """Above this a worker is replaced after its visit."""
     hard: Size = 8_000_000_000
     """Above this it is stopped at once."""
+    ramdisk: Annotated[Size, pydantic.Field(gt=0)] = 2_000_000_000
+    """Above this in its RAM-disk repo it is stopped at once; what it shares
+    with other workers does not count."""
+    budget: Size | None = None
+    """What all workers together may use before no further one is started;
+    none for no such limit."""
     sample_s: Seconds = 1.0
     """Interval of the measurement."""
 
@@ -183,6 +189,8 @@ class TimesConfig(Model):
     ingest_s: Seconds = 30.0
     run_s: Seconds = 900.0
     export_s: Seconds = 120.0
+    cpu_s: Seconds = 3600.0
+    """CPU time of one visit, in all its states and threads."""
     grace_s: Seconds = 5.0
     """Between TERM and KILL."""
     kill_s: Seconds = 10.0
@@ -203,7 +211,10 @@ class WorkersConfig(Model):
     retire_idle_s: Seconds = 600.0
     """Surplus workers idle for so long are retired."""
     recycle_visits: Annotated[int, pydantic.Field(ge=1)] = 200
-    """A worker is replaced after this many visits."""
+    """A worker is replaced after this many visits, up to a tenth more or
+    less."""
+    recycle_age_s: Seconds = 21_600.0
+    """An idle worker is replaced at this age, up to a tenth more or less."""
     attempts: Annotated[int, pydantic.Field(ge=1, le=5)] = 2
     """Tries of a visit-detector at the most; the second only while nothing
     permanent was announced."""
@@ -212,6 +223,10 @@ class WorkersConfig(Model):
     work: Annotated[str, pydantic.Field(pattern=r"^[\w.]+$")] = "ppdaemon.middleware.work"
     """What a worker does: a module as `ppdaemon.work.WorkModule` describes
     it."""
+    start: Literal["fork", "spawn"] = "fork"
+    """``fork``: from a zygote that has imported everything, in milliseconds.
+    ``spawn``: a fresh interpreter each, for stacks that cannot be forked;
+    each worker imports for itself and shares no memory."""
     preload: tuple[str, ...] = ()
     """Modules that the zygote imports beside those of the work, such as the
     tasks of the pipelines."""
@@ -219,6 +234,11 @@ class WorkersConfig(Model):
     """Environment variables of the zygote and its workers."""
     nice: Annotated[int, pydantic.Field(ge=0, le=19)] = 5
     """Niceness of workers, so that the supervisor is never starved."""
+    tasks_max: Annotated[int, pydantic.Field(ge=16)] = 1024
+    """Processes and threads of one worker at the most; enforced by the kernel
+    where a control group is delegated to the daemon."""
+    log_max: Annotated[Size, pydantic.Field(gt=0)] = 50_000_000
+    """A worker's log is cut above this; its end is kept."""
     times: TimesConfig = TimesConfig()
     memory: MemoryConfig = MemoryConfig()
 

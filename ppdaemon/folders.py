@@ -35,10 +35,20 @@ class NodeFolders:
         """
         return cls(config.node.ramdisk / f"ppdaemon-{config.node.name}", config.node.state_dir)
 
-    @property
-    def template(self) -> Path:
-        """The template repo (`pathlib.Path`)."""
-        return self.ramdisk / "template"
+    def template(self, generation: int) -> Path:
+        """Return the template repo of a generation.
+
+        Parameters
+        ----------
+        generation : `int`
+            Counts the configurations of a daemon's life, from 1.
+
+        Returns
+        -------
+        folder : `pathlib.Path`
+            On the RAM disk.
+        """
+        return self.ramdisk / f"template-{generation}"
 
     @property
     def cache(self) -> Path:
@@ -50,15 +60,40 @@ class NodeFolders:
         """One folder per seat (`pathlib.Path`)."""
         return self.ramdisk / "slots"
 
+    def repo(self, slot: int) -> Path:
+        """Return a seat's own folder.
+
+        Parameters
+        ----------
+        slot : `int`
+            The seat's number.
+
+        Returns
+        -------
+        folder : `pathlib.Path`
+            There while a worker is.
+        """
+        return self.slots / f"{slot:04d}"
+
     @property
     def marker(self) -> Path:
         """Says that the RAM-disk folder is a daemon's, and whose."""
         return self.ramdisk / "ppdaemon.json"
 
-    @property
-    def settings(self) -> Path:
-        """The configuration as the zygote reads it (`pathlib.Path`)."""
-        return self.ramdisk / "config.json"
+    def settings(self, generation: int) -> Path:
+        """Return the configuration of a generation as its processes read it.
+
+        Parameters
+        ----------
+        generation : `int`
+            Counts the configurations of a daemon's life, from 1.
+
+        Returns
+        -------
+        path : `pathlib.Path`
+            On the RAM disk.
+        """
+        return self.ramdisk / f"config-{generation}.json"
 
     @property
     def journal(self) -> Path:
@@ -85,7 +120,32 @@ class NodeFolders:
         folder : `pathlib.Path`
             Exists only when it is complete.
         """
-        return self.spool / f"{instrument}~{quote(group, safe='')}~{detector}~{attempt}"
+        quoted = quote(group, safe="").replace("~", "%7E")
+        return self.spool / f"{instrument}~{quoted}~{detector}~{attempt}"
+
+    @property
+    def no_return(self) -> Path:
+        """Marks of workers that went past the point of no return."""
+        return self.state / "no_return"
+
+    def mark(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
+        """Return the mark that an attempt may have done something permanent.
+
+        The worker makes it before it does; it outlives worker and supervisor.
+
+        Parameters
+        ----------
+        instrument, group : `str`
+            The visit; the group is quoted.
+        detector, attempt : `int`
+            Which attempt at which detector.
+
+        Returns
+        -------
+        path : `pathlib.Path`
+            A file that says what was announced.
+        """
+        return self.no_return / self.spooled(instrument, group, detector, attempt).name
 
     @staticmethod
     def read_spooled(name: str) -> tuple[str, str, int, int] | None:

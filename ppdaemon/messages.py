@@ -391,7 +391,7 @@ class PointOfNoReturn(Fact):
     """The next thing that happens can not be repeated; said before it."""
 
     type: Literal["no_return"] = "no_return"
-    what: str
+    what: Annotated[str, pydantic.Field(min_length=1)]
 
 
 class Done(Fact):
@@ -407,6 +407,8 @@ class Done(Fact):
     """Directory with a manifest, complete on disk, waiting for export."""
     datasets: int = 0
     """How many datasets are spooled."""
+    tainted: str = ""
+    """What the visit has changed in the process, which must end for it."""
 
 
 FACTS = pydantic.TypeAdapter[
@@ -457,6 +459,8 @@ class ForkWorker(Model):
     """The process's own folder on the RAM disk."""
     log: str
     """The file that takes its standard output and error."""
+    generation: int = 1
+    """Whose configuration and template it has; see `ppdaemon.folders`."""
 
 
 ZYGOTE_ORDERS = pydantic.TypeAdapter[ForkWorker](ForkWorker)

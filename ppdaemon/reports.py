@@ -21,6 +21,7 @@ __all__ = (
     "ArrivalSource",
     "AskDrain",
     "AskKill",
+    "AskReload",
     "AskRestart",
     "AskResume",
     "AskStatus",
@@ -79,6 +80,14 @@ class AskResume(Model):
     type: Literal["resume"] = "resume"
 
 
+class AskReload(Model):
+    """Read the configuration again; answered when it is in force, or when it
+    is clear that it will not be.
+    """
+
+    type: Literal["reload"] = "reload"
+
+
 class AskRestart(Model):
     """Replace a seat's worker, in any state; a quarantined seat starts anew."""
 
@@ -100,10 +109,28 @@ class Watch(Model):
 
 
 REQUESTS = pydantic.TypeAdapter[
-    AskStatus | AskWorkers | AskVisits | AskVisit | AskDrain | AskResume | AskRestart | AskKill | Watch
+    AskStatus
+    | AskWorkers
+    | AskVisits
+    | AskVisit
+    | AskDrain
+    | AskResume
+    | AskReload
+    | AskRestart
+    | AskKill
+    | Watch
 ](
     Annotated[
-        AskStatus | AskWorkers | AskVisits | AskVisit | AskDrain | AskResume | AskRestart | AskKill | Watch,
+        AskStatus
+        | AskWorkers
+        | AskVisits
+        | AskVisit
+        | AskDrain
+        | AskResume
+        | AskReload
+        | AskRestart
+        | AskKill
+        | Watch,
         pydantic.Field(discriminator="type"),
     ]
 )
@@ -120,7 +147,7 @@ class Failed(Model):
     """Why there is no answer."""
 
     type: Literal["failed"] = "failed"
-    code: Literal["bad_request", "not_found", "refused", "internal"]
+    code: Literal["bad_request", "not_found", "refused", "config", "internal"]
     text: str
 
 
@@ -171,6 +198,14 @@ class StatusReport(Model):
     """RAM-disk folders of former lives removed at start."""
     template_ms: float | None = None
     """How long the template repo took to make."""
+    generation: int = 1
+    """Counts the configurations tried since the start; this one is in
+    force."""
+    reloaded_tai: float | None = None
+    """When it came into force, if it is not the first."""
+    limits: dict[str, str] = {}
+    """What is limited, and by whom: such as ``memory``: ``supervisor every
+    1 s; kernel (cgroup)``."""
     supervisor_mb: float | None = None
     ramdisk_mb: float | None = None
 

@@ -86,7 +86,7 @@ class WorkModule(Protocol):
         """Prepare imported libraries in the zygote; opens nothing."""
 
     def build_template(self, seat: Seat) -> None:
-        """Make ``seat.template``, once per life of the daemon."""
+        """Make ``seat.template``, once per configuration."""
 
     def open_work(self, seat: Seat) -> Work:
         """Copy the template, open it, be ready for visits."""

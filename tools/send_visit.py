@@ -16,7 +16,6 @@ from ppdaemon.messages import Accepted
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
 
-ANSWER_S = 5.0
 OUTCOMES_S = 600.0
 
 
@@ -62,7 +61,9 @@ def command(
         fields = submit.read_event(file)
     else:
         fields = submit.make_event(given, Clock().tai())
-    answer_s = min(ANSWER_S, timeout or ANSWER_S) if wait else timeout or ANSWER_S
+    answer_s = timeout or submit.ANSWER_S
+    if wait:
+        answer_s = min(answer_s, submit.ANSWER_S)
     with submit.RelayClient(relay, answer_s) as client:
         answer = client.ask(fields)
         followed = wait and answer.status in ("accepted", "duplicate")

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Write raws as a camera would, at a cadence, with faults on request."""
 
@@ -12,7 +12,7 @@ import click
 import pydantic
 
 from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.demo.announce import RelayClient
+from ppdaemon.ctl.submit import ANSWER_S, RelayClient
 from ppdaemon.demo.delivery import Delivery, Faults, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.plan import ImageType
@@ -106,7 +106,7 @@ def tell(happening: Happening) -> None:
 @click.option("--relay", help="Announce visits to the relay's submit socket, tcp://127.0.0.1:5570.")
 @click.option(
     "--relay-timeout",
-    default=5.0,
+    default=ANSWER_S,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
     help="Seconds to wait for its answer.",

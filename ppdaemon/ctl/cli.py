@@ -32,7 +32,7 @@ from ppdaemon.ctl.tables import (
 from ppdaemon.ctl.timeline import lay_out
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.reports import AskDrain, AskKill, AskRestart, AskResume
+from ppdaemon.reports import AskDrain, AskKill, AskReload, AskRestart, AskResume
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model
@@ -40,6 +40,8 @@ from ppdaemon.yamlfile import load_model
 __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
+RELOAD_S = 300.0
+"""Imports and a template take seconds; the daemon gives up before this."""
 PIPE_WIDTH = 200
 """Columns where the output is no terminal: lines for ``grep``, not folded."""
 
@@ -154,8 +156,10 @@ def top(daemon: Daemon) -> None:
         follow(daemon, _console())
 
 
-def _tell(daemon: Daemon, request: Model, done: str, as_json: bool) -> None:
-    data = daemon.ask(request)
+def _tell(
+    daemon: Daemon, request: Model, done: str, as_json: bool, *, timeout_s: float | None = None
+) -> None:
+    data = daemon.ask(request, timeout_s=timeout_s)
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
     else:
@@ -176,6 +180,18 @@ def drain(daemon: Daemon, as_json: bool) -> None:
 def resume(daemon: Daemon, as_json: bool) -> None:
     """Take visits again."""
     _tell(daemon, AskResume(), "taking visits", as_json)
+
+
+@_ppctl.command()
+@_as_json
+@_daemon
+def reload(daemon: Daemon, as_json: bool) -> None:
+    """Read the configuration again; one that cannot be used changes nothing.
+
+    Waits until new workers can start. Running visits end as they began.
+    """
+    daemon.status()  # a hung daemon is told from a long reload
+    _tell(daemon, AskReload(), "reloaded", as_json, timeout_s=RELOAD_S)
 
 
 @_ppctl.command()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from ppdaemon.errors import BadMessage, PPDaemonError, Refused, Unavailable
+from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.reports import (
     REPLIES,
     AskStatus,
@@ -123,13 +123,15 @@ class Daemon:
         self._path = path
         self._timeout_s = timeout_s
 
-    def ask(self, request: pydantic.BaseModel) -> Any:
+    def ask(self, request: pydantic.BaseModel, *, timeout_s: float | None = None) -> Any:
         """Send one request, return the data of its answer.
 
         Parameters
         ----------
         request : `pydantic.BaseModel`
             One of `ppdaemon.reports.REQUESTS`.
+        timeout_s : `float`, optional
+            How long this one may take.
 
         Returns
         -------
@@ -146,15 +148,21 @@ class Daemon:
             Raised if no answer comes in time, or none that is understood.
         ppdaemon.errors.Refused
             Raised if the daemon does not do this now.
+        ppdaemon.errors.ConfigError
+            Raised if the daemon's configuration file cannot be used.
         NotFound
             Raised if it knows no such seat or visit.
         """
-        deadline = time.monotonic() + self._timeout_s
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
         with _Line(self._path) as line:
             try:
                 line.connect(deadline)
                 line.send(encode(request), deadline)
                 return _data(line.receive(deadline))
+            except TimeoutError:
+                text = f"{self._path}: no answer within {timeout_s:g} s; is the daemon hung?"
+                raise Unavailable(text) from None
             except (OSError, EOFError, BadMessage) as error:
                 raise self._explained(error) from None
 
@@ -270,6 +278,8 @@ def _data(line: bytes) -> Any:
             raise NotFound(reply.text)
         case "refused":
             raise Refused(reply.text)
+        case "config":
+            raise ConfigError(reply.text.splitlines())
         case "bad_request":
             raise Unavailable(
                 f"the daemon does not understand ppctl, they may differ in version: {reply.text}"

@@ -29,6 +29,7 @@ from ppdaemon.visit import CoordinateSystem, RotationSystem
 from ppdaemon.wire import decode, parse_json
 
 __all__ = (
+    "ANSWER_S",
     "RelayClient",
     "exit_code",
     "follow",
@@ -38,6 +39,9 @@ __all__ = (
     "summary",
     "watching",
 )
+
+ANSWER_S = 5.0
+"""How long an answer is waited for, if nothing else is said."""
 
 POLL_S = 0.3
 """Interval of questions to the relay while a visit is followed."""
@@ -128,7 +132,7 @@ class RelayClient:
     ----------
     address : `str`
         Such as ``tcp://127.0.0.1:5570``.
-    timeout_s : `float`
+    timeout_s : `float`, optional
         How long to wait for each answer.
 
     Raises
@@ -137,7 +141,7 @@ class RelayClient:
         Raised if the address cannot be used.
     """
 
-    def __init__(self, address: str, timeout_s: float):
+    def __init__(self, address: str, timeout_s: float = ANSWER_S):
         self._address = address
         self._timeout_s = timeout_s
         self._context = zmq.Context()
@@ -145,6 +149,10 @@ class RelayClient:
         self._socket.linger = 0
         self._socket.set(zmq.IMMEDIATE, 1)  # a message never waits for a relay that is not there
         self._socket.set(zmq.MAXMSGSIZE, NODE_LIMIT)
+        # After a question without an answer another one may be asked; should the
+        # answer come late, it is not taken for that of the second.
+        self._socket.set(zmq.REQ_RELAXED, 1)
+        self._socket.set(zmq.REQ_CORRELATE, 1)
         self._socket.sndtimeo = self._socket.rcvtimeo = max(1, round(timeout_s * 1000))
         try:
             self._socket.connect(address)
@@ -187,7 +195,10 @@ class RelayClient:
             raise Unavailable(
                 f"no answer from {self._address} in {self._timeout_s:g} s: does pprelay run there?"
             ) from None
-        return decode(data, ACCEPTED, limit=NODE_LIMIT)
+        try:
+            return decode(data, ACCEPTED, limit=NODE_LIMIT)
+        except BadMessage as error:
+            raise BadMessage(f"{self._address} does not answer as a relay does: {error}") from None
 
 
 def follow(

@@ -187,8 +187,13 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     memory = (("supervisor", report.supervisor_mb), ("RAM disk", report.ramdisk_mb))
     if shown := ", ".join(f"{name} {size:.0f} MB" for name, size in memory if size is not None):
         yield "memory", shown
+    for name, keeper in report.limits.items():
+        yield f"limit: {plain(name)}", plain(keeper)
     if report.template_ms is not None:
         yield "template", f"made in {duration(report.template_ms / 1000)}"
+    if report.reloaded_tai is not None:
+        ago = duration(report.tai - report.reloaded_tai)
+        yield "configuration", f"generation {report.generation}, reloaded {ago} ago"
     if report.leftovers_removed:
         yield "cleaned", f"{report.leftovers_removed} RAM-disk folders of former lives"
     if any(report.counters.values()):

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ppdaemon.demo.quickstart import demonstrate
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 
@@ -25,15 +24,23 @@ from ppdaemon.states import ExitCode
 def main(output: Path, workers: int, keep: bool) -> None:
     """Take a few visits with a simulated camera, from next_visit to alerts.
 
-    Exits 0 only if every accepted visit-detector succeeded and nothing was
+    Exits 0 only if every announced visit-detector succeeded and nothing was
     left behind.
     """
+    try:
+        from ppdaemon.demo.quickstart import demonstrate
+    except ModuleNotFoundError as error:
+        click.echo(f"demo: {error}; it comes with: pip install 'ppdaemon[demo]'", err=True)
+        sys.exit(ExitCode.UNAVAILABLE)
     console = Console()
     try:
         report = demonstrate(output, console, workers=workers, keep=keep)
     except PPDaemonError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"demo: {error}", err=True)
+        sys.exit(ExitCode.CANNOT_CREATE)
     except KeyboardInterrupt:
         click.echo("demo: interrupted; everything is stopped", err=True)
         sys.exit(130)

@@ -2,7 +2,7 @@
 """What is seen of a demonstration while it runs."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.demo.telescope import Happening, Step
+from ppdaemon.demo.telescope import Happening
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("NightScreen",)
+__all__ = ("NightScreen", "last_attempts")
 
 _SIGNS: tuple[tuple[Stage, str, str], ...] = (
     (Stage.CENTRAL, "█", "green"),
@@ -30,6 +30,22 @@ _SIGNS: tuple[tuple[Stage, str, str], ...] = (
 )
 LEGEND = "· accepted  ▁ preloading  ▂ ready  ▃▄ raw in  ▅ tasks run  ▆▇ outputs  █ in the central repo"
 HAPPENINGS = 6
+
+
+def last_attempts(rows: Iterable[VisitRow]) -> dict[tuple[str, int], VisitRow]:
+    """Return the last attempt at each visit-detector.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Iterable` [`~ppdaemon.reports.VisitRow`]
+        The journal's rows, of all attempts.
+
+    Returns
+    -------
+    last : `dict` [`tuple`, `~ppdaemon.reports.VisitRow`]
+        By group and detector.
+    """
+    return {(row.group, row.detector): row for row in sorted(rows, key=lambda row: row.attempt)}
 
 
 class NightScreen:
@@ -70,8 +86,6 @@ class NightScreen:
         happening : `~ppdaemon.demo.telescope.Happening`
             From any thread.
         """
-        if happening.step is Step.EXPOSE and happening.exposure is None:
-            return
         when = tai_iso(happening.tai_s)[11:21]
         text = f"{when}  {happening.step:9} {happening.visit.group[11:]}  {happening.detail}"
         self._happenings.append(text)
@@ -92,7 +106,11 @@ class NightScreen:
             self._live.update(self._screen(rows, status), refresh=True)
             return
         for visit in self._visits:
-            ended = sum(1 for row in rows if row.group == visit.group and row.outcome is not None)
+            ended = sum(
+                1
+                for (group, _), row in last_attempts(rows).items()
+                if group == visit.group and row.outcome is not None
+            )
             if ended and ended != self._told.get(visit.group):
                 self._told[visit.group] = ended
                 self._console.print(
@@ -103,7 +121,7 @@ class NightScreen:
         table = Table(title="visits under way", title_justify="left", box=None, padding=(0, 1))
         for name in ("visit", "purpose", "filter", "snaps", "detectors", "done"):
             table.add_column(name)
-        latest = {(row.group, row.detector): row for row in sorted(rows, key=lambda row: row.attempt)}
+        latest = last_attempts(rows)
         for visit in self._visits:
             mine = [latest.get((visit.group, detector)) for detector in range(self._detectors)]
             first = visit.exposures[0]

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,9 +22,9 @@ from rich.console import Console
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon, NotFound
 from ppdaemon.ctl.plots import timeline_png
+from ppdaemon.ctl.submit import RelayClient
 from ppdaemon.ctl.tables import timeline_view
 from ppdaemon.ctl.timeline import lay_out
-from ppdaemon.demo.announce import RelayClient
 from ppdaemon.demo.central import make_central_repo
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
 from ppdaemon.demo.figures import plot_alerts
@@ -32,7 +33,7 @@ from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen
 from ppdaemon.demo.report import Report, make_report, show_report
 from ppdaemon.demo.services import Places, Service, left_processes, left_repos, running, surveys
-from ppdaemon.demo.telescope import SimulatedCamera, Telescope, timeline
+from ppdaemon.demo.telescope import Moment, SimulatedCamera, Telescope, timeline
 from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.reports import VisitRow
@@ -44,6 +45,8 @@ CADENCE = Cadence(every_s=EVERY_S, lead_s=LEAD_S, exposure_s=EXPOSURE_S, readout
 END_S = 300.0
 """After the last raw everything is done within this, or something is wrong."""
 SUBSCRIBER_S = 10.0
+"""How long the daemon may take to listen to the camera's notices."""
+POLL_S = 0.25
 
 
 class DemoFailed(PPDaemonError):
@@ -166,12 +169,59 @@ def _in_places(places: Places, output: Path, console: Console, workers: int) -> 
     return report
 
 
+class _Night:
+    """The telescope at work, in a thread of its own; ends with its context."""
+
+    def __init__(self, telescope: Telescope, moments: Sequence[Moment], stop: threading.Event):
+        self._telescope = telescope
+        self._moments = moments
+        self._stop = stop
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._play, name="telescope")
+
+    def _play(self) -> None:
+        try:
+            self._telescope.play(self._moments)
+        except Exception as error:  # told by the main thread
+            self._failure = error
+
+    def over(self) -> bool:
+        """Tell whether all visits were taken.
+
+        Raises
+        ------
+        DemoFailed
+            Raised if the telescope failed.
+        """
+        alive = self._thread.is_alive()
+        if self._failure is not None:
+            raise DemoFailed(f"the telescope failed: {self._failure}") from self._failure
+        return not alive
+
+    def __enter__(self) -> "_Night":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class _Stopped(Exception):
+    """The night ends before its last visit."""
+
+
+def _sleep_unless(stop: threading.Event, seconds: float) -> None:
+    if stop.wait(seconds):
+        raise _Stopped
+
+
 def _take(
     visits: Sequence[VisitPlan], places: Places, console: Console, relay: Service, node: Service
 ) -> list[VisitRow]:
     """Let the camera take the visits; follow them to their ends."""
     daemon = Daemon(places.control)
-    failures: list[BaseException] = []
+    stop = threading.Event()
     with (
         NightScreen(console, visits, DETECTOR_COUNT) as screen,
         RelayClient(places.submit) as client,
@@ -182,33 +232,24 @@ def _take(
             SimulatedCamera(),
             Delivery(places.raws, Clock().tai, notices=sender),
             client,
+            sleep=partial(_sleep_unless, stop),
             watch=screen.happened,
         )
-
-        def play() -> None:
-            try:
-                telescope.play(timeline(visits, CADENCE, announce=True, cancel=False))
-            except BaseException as error:
-                failures.append(error)
-
-        night = threading.Thread(target=play, name="telescope", daemon=True)
-        night.start()
-        until = None
-        while True:
-            relay.check()
-            node.check()
-            if failures:
-                raise DemoFailed(f"the telescope failed: {failures[0]}") from failures[0]
-            status = daemon.status()
-            rows = [row for visit in visits for row in _rows(daemon, visit)]
-            screen.show(rows, status)
-            if not night.is_alive():
-                until = until or time.monotonic() + END_S
-                if not status.open_visits and not status.spooled:
+        with _Night(telescope, timeline(visits, CADENCE, announce=True, cancel=False), stop) as night:
+            until = None
+            while True:
+                relay.check()
+                node.check()
+                over = night.over()  # asked before the status, which is final if it was
+                status = daemon.status()
+                rows = [row for visit in visits for row in _rows(daemon, visit)]
+                screen.show(rows, status)
+                if over and not status.open_visits and not status.spooled:
                     return rows
-                if time.monotonic() > until:
+                until = until or (time.monotonic() + END_S if over else None)
+                if until and time.monotonic() > until:
                     raise DemoFailed(f"not done {END_S:g} s after the last raw: {status.text}\n{node.tail()}")
-            time.sleep(0.25)
+                time.sleep(POLL_S)
 
 
 def _rows(daemon: Daemon, visit: VisitPlan) -> Sequence[VisitRow]:

@@ -16,14 +16,18 @@ import pydantic
 from lsst.daf.butler import Butler
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ppdaemon.ctl.tables import failures_table
 from ppdaemon.ctl.timeline import elapsed_s
-from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
+from ppdaemon.demo.progress import last_attempts
 from ppdaemon.demo.score import DetectorScore, score_alerts, total_score
 from ppdaemon.demo.services import Places, surveys
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
+from ppdaemon.middleware.provenance import output_chain
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
@@ -51,8 +55,10 @@ class Latency(Model):
 class Report(Model):
     """The demonstration in numbers."""
 
+    announced: int
+    """Visit-detectors that the telescope announced."""
     accepted: int
-    """Visit-detectors."""
+    """Of these, what the journal has."""
     succeeded: int
     outcomes: dict[Outcome, int]
     retried: int
@@ -96,8 +102,9 @@ class Report(Model):
 
     @property
     def good(self) -> bool:
-        """Whether every accepted visit-detector succeeded and nothing leaked."""
-        return self.accepted == self.succeeded == self.central > 0 and not self.left
+        """Whether every announced visit-detector succeeded and nothing leaked."""
+        complete = self.announced == self.accepted == self.succeeded == self.central > 0
+        return complete and not self.left
 
     def write(self, path: Path) -> None:
         """Write the report as JSON.
@@ -137,7 +144,7 @@ def make_report(
     report : `Report`
         The report.
     """
-    last = {(row.group, row.detector): row for row in sorted(rows, key=lambda row: row.attempt)}
+    last = last_attempts(rows)
     outcomes = Counter(row.outcome for row in last.values() if row.outcome is not None)
     succeeded = [row for row in last.values() if row.outcome == Outcome.SUCCEEDED]
     days = {visit.exposures[0].day_obs for visit in visits}
@@ -146,6 +153,7 @@ def make_report(
         datasets = sum(_count(butler, day) for day in days)
     processes, repos = left
     return Report(
+        announced=len(visits) * DETECTOR_COUNT,
         accepted=len(last),
         succeeded=len(succeeded),
         outcomes=dict(outcomes),
@@ -191,13 +199,8 @@ def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
     return {name: latency for name, latency in found.items() if latency is not None}
 
 
-def _output_chain(day_obs: int) -> str:
-    text = str(day_obs)
-    return f"{CAMERA_NAME}/prompt/output-{text[:4]}-{text[4:6]}-{text[6:]}"
-
-
 def _count(butler: Butler, day_obs: int) -> int:
-    chain = _output_chain(day_obs)
+    chain = output_chain(CAMERA_NAME, day_obs)
     if chain not in butler.collections.query("*"):
         return 0
     return len(butler.query_all_datasets(chain, find_first=False, limit=None))
@@ -207,7 +210,7 @@ def _scores(
     butler: Butler, visits: Sequence[VisitPlan], places: Places, days: Iterable[int]
 ) -> list[DetectorScore]:
     sky = Sky()
-    chains = [_output_chain(day) for day in days]
+    chains = [output_chain(CAMERA_NAME, day) for day in days]
     known = [chain for chain in chains if chain in butler.collections.query("*")]
     scores = []
     for exposure in (e for visit in visits for e in visit.exposures if e.program == surveys["ApPipe"]):
@@ -240,8 +243,9 @@ def show_report(report: Report, rows: Sequence[VisitRow], console: Console) -> N
     table = Table(title="outcomes", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("visit", "pipeline", "snaps", "succeeded", "others"):
         table.add_column(name)
-    for group in sorted({row.group for row in rows}):
-        mine = [row for row in rows if row.group == group]
+    last = last_attempts(rows).values()
+    for group in sorted({row.group for row in last}):
+        mine = [row for row in last if row.group == group]
         good = [row for row in mine if row.outcome == Outcome.SUCCEEDED]
         others = Counter(str(row.outcome) for row in mine if row.outcome != Outcome.SUCCEEDED)
         pipelines = sorted({Path(row.pipeline).stem for row in good})
@@ -249,20 +253,26 @@ def show_report(report: Report, rows: Sequence[VisitRow], console: Console) -> N
             group,
             ", ".join(pipelines),
             str(max((len(row.exposures) for row in mine), default=0)),
-            f"{len(good)} of {len({row.detector for row in mine})}",
+            f"{len(good)} of {len(mine)}",
             ", ".join(f"{count} {name}" for name, count in others.items()),
         )
     console.print()
     console.print(table)
+    bad = [row for row in rows if row.outcome != Outcome.SUCCEEDED]
+    if bad:
+        console.print()
+        console.print(failures_table(bad))
     console.print()
     console.print(_figures(report))
+    for name in report.left:
+        console.print(Text(f"left behind: {name}"))
 
 
 def _figures(report: Report) -> Table:
     table = Table(title="figures", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
     facts: list[tuple[str, Any]] = [
-        ("visit-detectors accepted, succeeded, in the central repo",
-         f"{report.accepted}, {report.succeeded}, {report.central}"),
+        ("visit-detectors announced, succeeded, exported",
+         f"{report.announced}, {report.succeeded}, {report.central}"),
         ("transients above 10 sigma: injected, recovered",
          f"{report.injected}, {report.recovered} ({report.completeness})"),
         ("alerts, false positives per detector", f"{report.alerts}, {report.false_positives_per_detector}"),

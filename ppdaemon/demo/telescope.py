@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.demo.announce import RelayClient
+from ppdaemon.ctl.submit import RelayClient, summary
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.plan import ExposurePlan
@@ -21,6 +21,7 @@ from ppdaemon.demo.raws import detector_names, encode_blank, encode_raw, raw_pat
 from ppdaemon.demo.render import render_raw
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.visits import Cadence, VisitPlan
+from ppdaemon.errors import Refused
 
 __all__ = ("Happening", "Moment", "SimulatedCamera", "Step", "Telescope", "timeline")
 
@@ -158,7 +159,7 @@ class Telescope:
         Makes the files.
     delivery : `~ppdaemon.demo.delivery.Delivery`
         Writes them.
-    relay : `RelayClient`, optional
+    relay : `~ppdaemon.ctl.submit.RelayClient`, optional
         Is told of visits.
     clock : `~ppdaemon.clock.Clock`, optional
         The time.
@@ -193,6 +194,15 @@ class Telescope:
         -------
         delivered : `int`
             Detectors' images that were written.
+
+        Raises
+        ------
+        ppdaemon.errors.Unavailable
+            Raised where the relay does not answer in time.
+        ppdaemon.errors.Refused
+            Raised where it rejects or ignores an event.
+        ppdaemon.errors.BadMessage
+            Raised where its answer is not understood.
         """
         begin = self._clock.mono()
         delivered = 0
@@ -225,8 +235,10 @@ class Telescope:
     def _submit(self, event: dict[str, Any]) -> str:
         if self._relay is None:
             return "no relay to tell"
-        reply = self._relay.submit(event)
-        return f"{reply['status']} by the relay, {reply.get('detectors', 'no')} detectors"
+        answer = self._relay.ask(event)
+        if answer.status not in ("accepted", "duplicate"):
+            raise Refused(f"the relay says {summary(answer)}")
+        return f"{answer.status} by the relay, {answer.detectors} detectors"
 
     def _land(self, plan: ExposurePlan) -> int:
         write_expected_sensors(self._delivery.root, plan, self._camera.detectors)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Registering spooled outputs in the central repo: many visits in one transaction, each dataset once."""
+"""Registering spooled outputs in the central repo: many visits in one transaction, each dataset once.
+
+Files get into the central repo by hard link where spool and repo are on one
+filesystem. Elsewhere they are first copied beside the repo's own files and
+then renamed, so that no database is locked while data are copied.
+"""
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 # CollectionType is public, though its package does not list it.
 from lsst.daf.butler import (  # type: ignore[attr-defined]
@@ -23,7 +28,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.failures import AWAY_ERRORS, DATABASE_ERRORS, describe, is_link_refusal
 from ppdaemon.middleware.records import insert_records
-from ppdaemon.middleware.spool import Manifest, read_manifest
+from ppdaemon.middleware.spool import Manifest, read_manifest, sync
 
 __all__ = ("CentralExporter",)
 
@@ -39,13 +44,16 @@ class CentralExporter:
         Root, configuration file or alias of the central repo.
     clock : `~ppdaemon.clock.Clock`
         Tells when.
+    node : `str`
+        Name of this host's node; no other exporter into this repo has it.
     """
 
-    def __init__(self, uri: str, clock: Clock):
+    def __init__(self, uri: str, clock: Clock, node: str):
         self._uri = uri
         self._clock = clock
+        self._node = node
         self._butler: Butler | None = None
-        self._transfer = "hardlink"
+        self._links = True
 
     def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools.
@@ -75,7 +83,7 @@ class CentralExporter:
             raise
         gone = [path for path in spools if not path.exists()]
         for path in done:
-            shutil.rmtree(path)
+            _remove(path)
         finished = tuple(str(path) for path in spools if path in {*done, *gone})
         return Exported(spools=finished, tai=self._clock.tai(), datasets=datasets)
 
@@ -138,23 +146,70 @@ class CentralExporter:
         return sum(len(file.refs) for file in new)
 
     def _register(self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]) -> None:
+        if self._links:
+            try:
+                _commit(butler, records, files, "hardlink")
+                return
+            except OSError as error:
+                if not is_link_refusal(error):
+                    raise
+                _LOG.info("files are copied to the central repo: %s", describe(error))
+                self._links = False
+        root = _local_root(butler)
+        if root is None:
+            _commit(butler, records, files, "copy")
+            return
+        # Only this exporter uses the folder: what is in it was left by a former life.
+        incoming = root / f"incoming-{quote(self._node, safe='')}"
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir()
         try:
-            self._register_once(butler, records, files)
-        except OSError as error:
-            if not is_link_refusal(error) or self._transfer == "copy":
-                raise
-            self._transfer = "copy"
-            self._register_once(butler, records, files)
+            _commit(butler, records, [_copied(file, incoming) for file in files], "move")
+            _sync_names(butler, [ref for file in files for ref in file.refs])
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
 
-    def _register_once(
-        self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]
-    ) -> None:
-        with butler.transaction():
-            insert_records(butler, records)
-            if files:
-                butler.ingest(*files, transfer=self._transfer)
-        if self._transfer == "copy":
-            _sync(butler, [ref for file in files for ref in file.refs])
+
+def _remove(spool: Path) -> None:
+    """Delete a spool in such a way that half of one is never taken for one."""
+    doomed = spool.with_name(f"{spool.name}.done")
+    shutil.rmtree(doomed, ignore_errors=True)
+    spool.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _commit(
+    butler: Butler, records: list[DimensionRecord], files: Sequence[FileDataset], transfer: str
+) -> None:
+    """Insert records and ingest files, all or nothing."""
+    with butler.transaction():
+        insert_records(butler, records)
+        if files:
+            butler.ingest(*files, transfer=transfer)
+
+
+def _local_root(butler: Butler) -> Path | None:
+    """Return the one folder below which a repo keeps its files, if that is so."""
+    roots = list(butler.get_datastore_roots().values())
+    if len(roots) != 1 or roots[0] is None or not roots[0].isLocal:
+        return None
+    return Path(roots[0].ospath)
+
+
+def _copied(file: FileDataset, folder: Path) -> FileDataset:
+    """Copy a file to a folder, for good: its spool will be deleted."""
+    source = ResourcePath(file.path)
+    copy = folder / source.basename()
+    shutil.copyfile(source.ospath, copy)
+    sync(copy)
+    return FileDataset(path=ResourcePath(copy.as_uri()), refs=file.refs, formatter=file.formatter)
+
+
+def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
+    """Make the names of new files durable too."""
+    uris = [found.primaryURI for found in butler.get_many_uris(refs).values()]
+    for folder in {Path(uri.ospath).parent for uri in uris if uri is not None}:
+        sync(folder)
 
 
 def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]:
@@ -231,15 +286,3 @@ def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:
         new = [run for run in wanted if run not in present]
         if new:
             butler.collections.prepend_chain(chain, new)
-
-
-def _sync(butler: Butler, refs: Sequence[DatasetRef]) -> None:
-    """Make copied files durable before their spool, which is, is deleted."""
-    for found in butler.get_many_uris(refs).values():
-        uri = found.primaryURI
-        if uri is not None and uri.isLocal:
-            descriptor = os.open(uri.ospath, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

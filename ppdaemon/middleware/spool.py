@@ -28,6 +28,7 @@ __all__ = (
     "SpooledFile",
     "read_manifest",
     "select_outputs",
+    "sync",
     "write_spool",
 )
 
@@ -136,23 +137,32 @@ def write_spool(
     -------
     folder : `pathlib.Path`
         The spool folder: appears at once, with everything on the disk.
+
+    Raises
+    ------
+    OSError
+        Raised if it cannot be written; then nothing of it stays.
     """
     folder = spool / key.folder
-    partial = spool / f".{key.folder}"
+    partial = spool / f"{key.folder}.part"  # a name that nobody takes for a spool's
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    files = _copy_files(butler, refs, partial)
-    manifest = Manifest(
-        key=key,
-        chains=chains,
-        records=tuple(record.to_simple() for record in records),
-        files=tuple(files),
-    )
-    (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    partial.rename(folder)
-    _sync(spool)
+    try:
+        files = _copy_files(butler, refs, partial)
+        manifest = Manifest(
+            key=key,
+            chains=chains,
+            records=tuple(record.to_simple() for record in records),
+            files=tuple(files),
+        )
+        (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # most likely the disk is full
+        raise
+    sync(spool)
     return folder
 
 
@@ -195,7 +205,19 @@ def _copy_files(butler: Butler, refs: Sequence[DatasetRef], target: Path) -> lis
     return files
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        File or folder.
+
+    Raises
+    ------
+    OSError
+        Raised if it cannot be opened or written.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

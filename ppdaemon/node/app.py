@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import click
@@ -33,7 +34,7 @@ _CONFIG = click.option(
 )
 
 
-async def _run(config: NodeConfig, environment: Mapping[str, str]) -> None:
+async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -> None:
     watchdog_us = environment.get("WATCHDOG_USEC")
     # What is meant for this process is not handed on to its children.
     handed_on = {
@@ -43,6 +44,7 @@ async def _run(config: NodeConfig, environment: Mapping[str, str]) -> None:
     }
     supervisor = Supervisor(
         config,
+        partial(load_node, path, environment),
         handed_on,
         Clock(),
         Notifier(environment.get("NOTIFY_SOCKET")),
@@ -51,6 +53,7 @@ async def _run(config: NodeConfig, environment: Mapping[str, str]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
     await supervisor.run()
 
 
@@ -63,11 +66,15 @@ def cli() -> None:
 @cli.command()
 @_CONFIG
 def run(config: Path) -> None:
-    """Run the daemon until SIGTERM; a second SIGTERM ends it at once."""
+    """Run the daemon until SIGTERM; a second SIGTERM ends it at once.
+
+    SIGHUP reads the configuration again; one that cannot be used changes
+    nothing.
+    """
     settings = load_node(config, os.environ)
     log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
     setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
-    asyncio.run(_run(settings, os.environ))
+    asyncio.run(_run(settings, config, os.environ))
 
 
 @cli.command("check-config")

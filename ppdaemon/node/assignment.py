@@ -39,6 +39,8 @@ class Assignment:
     """Exposures in the worker's repo."""
     refused: tuple[int, ...] = ()
     """Exposures that cannot be used."""
+    avoid: int | None = None
+    """The seat of the attempt before."""
     no_return: str = ""
     """What the worker announced before the first irrevocable write."""
 
@@ -79,18 +81,25 @@ class Assignment:
         """
         return any(raw.exposure == exposure for raw in self.raws)
 
-    def again(self) -> "Assignment":
-        """Return the next attempt, with the raws already seen.
+    def again(self, avoid: int | None) -> "Assignment":
+        """Return the next attempt.
+
+        Parameters
+        ----------
+        avoid : `int` or `None`
+            The seat of this attempt.
 
         Returns
         -------
         assignment : `Assignment`
-            Nothing ingested, nothing announced.
+            Nothing seen, nothing ingested, nothing announced.
         """
         return replace(
             self,
             key=self.key._replace(attempt=self.key.attempt + 1),
+            raws=(),
             ingested=(),
             refused=(),
+            avoid=avoid,
             no_return="",
         )

@@ -10,6 +10,8 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 60.0
 WINDOW_S = 300.0
 FAILURES = 5
+LONGEST_PUT_OFF_S = 2.0
+"""Where nothing was forked, trying again costs next to nothing."""
 
 
 class RestartBudget:
@@ -25,6 +27,7 @@ class RestartBudget:
     def __init__(self, jitter: Callable[[], float]):
         self._jitter = jitter
         self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._put_off = 0
 
     def failed(self, now: float) -> float | None:
         """Count a failure.
@@ -48,6 +51,23 @@ class RestartBudget:
             return None
         pause = FIRST_PAUSE_S * 2.0 ** (len(self._failures) - 1) * (1.0 + 0.25 * self._jitter())
         return min(pause, LONGEST_PAUSE_S)
+
+    def put_off(self) -> float:
+        """Count a fork that did not happen: it says nothing of the worker.
+
+        Returns
+        -------
+        pause : `float`
+            Seconds to wait before the next try: 0.2 x 2^n with up to a
+            quarter of jitter, at most 2.
+        """
+        pause = FIRST_PAUSE_S * 2.0 ** min(self._put_off, 10) * (1.0 + 0.25 * self._jitter())
+        self._put_off += 1
+        return min(pause, LONGEST_PUT_OFF_S)
+
+    def forked(self) -> None:
+        """Note that forking works."""
+        self._put_off = 0
 
     def forgive(self) -> None:
         """Forget all failures: an operator mended the cause."""

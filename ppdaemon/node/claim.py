@@ -70,7 +70,7 @@ def claim(folders: NodeFolders, life: str) -> Claim:
         Raised if a daemon with these folders runs, or they cannot be made.
     """
     try:
-        for folder in (folders.state, folders.spool, folders.logs, folders.ramdisk):
+        for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
             folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folders.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
@@ -89,6 +89,9 @@ def claim(folders: NodeFolders, life: str) -> Claim:
         # it; the marker says that the folder is a daemon's at all.
         removed = _remove_ours(folders) if folders.marker.exists() else 0
         unknown = tuple(folders.ramdisk.iterdir())
+        for path in {folders.slots, folders.cache, folders.template} & set(unknown):
+            os.close(lock)
+            raise FolderTaken(f"{path} exists and no ppdaemon has made it: move it away")
         folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
         for folder in (folders.slots, folders.cache):
             folder.mkdir(exist_ok=True)
@@ -103,10 +106,11 @@ def claim(folders: NodeFolders, life: str) -> Claim:
 def _remove_ours(folders: NodeFolders) -> int:
     """Delete what daemons make on the RAM disk; return the number of repos."""
     repos = sum(1 for _ in folders.slots.iterdir()) if folders.slots.is_dir() else 0
-    for folder in (folders.slots, folders.template, folders.cache):
+    for folder in (folders.slots, folders.cache, *folders.ramdisk.glob("template-*")):
         if folder.exists():
             shutil.rmtree(folder)
-    folders.settings.unlink(missing_ok=True)
+    for settings in folders.ramdisk.glob("config-*.json"):
+        settings.unlink()
     folders.marker.unlink(missing_ok=True)
     return repos
 

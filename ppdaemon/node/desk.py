@@ -7,6 +7,7 @@ is in the journal before the relay hears of it, and so is an outcome.
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,10 +30,11 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.arrivals_index import ArrivalIndex
 from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.child import wipe
 from ppdaemon.node.docket import Docket, OpenVisit
 from ppdaemon.node.events import CancelReceived, Finish, NoteRaw, NoteStage, RawArrived, VisitAssigned
 from ppdaemon.node.journal import Entry, JournalThread
-from ppdaemon.node.pool import VisitAction, wipe
+from ppdaemon.node.pool import VisitAction
 from ppdaemon.node.scheduler import Drop, Scheduler
 from ppdaemon.node.slot import Slot
 from ppdaemon.selection import select
@@ -44,6 +46,12 @@ __all__ = ("Link", "Neighbours", "VisitDesk")
 _LOG = logging.getLogger(__name__)
 
 RESULTS_AT_ONCE = 500
+MOST_REASON = 500
+"""Characters of a reason that are kept."""
+MOST_NAME = 240
+"""Bytes of a file's name, with room for a dot and a suffix."""
+RETRY_WAIT_S = 10.0
+"""How long a second attempt waits for raws, besides a scan, at least."""
 
 
 class Link(Protocol):
@@ -100,6 +108,8 @@ class VisitDesk:
         self.docket = Docket()
         self.taking = False
         """Whether new visits are accepted; not while starting or draining."""
+        self.retrying = True
+        """Whether what failed may be tried again; not while stopping."""
         self.problem = ""
         """Why the journal cannot be written, or blank."""
         self._config = config
@@ -111,6 +121,7 @@ class VisitDesk:
         self._count = count
         self._landed = ArrivalIndex(config.arrivals.remember_s, clock.mono)
         self._flush_wanted = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._spools: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -123,6 +134,16 @@ class VisitDesk:
             The other parts of the node.
         """
         self._neighbours = neighbours
+
+    def reconfigure(self, config: NodeConfig) -> None:
+        """Go by other pipelines and limits for what comes from now on.
+
+        Parameters
+        ----------
+        config : `~ppdaemon.config.NodeConfig`
+            The new configuration.
+        """
+        self._config = config
 
     # --- from the relay --------------------------------------------------
 
@@ -149,6 +170,9 @@ class VisitDesk:
         if not ours:
             return
         entries = [self._entry(order, detector) for detector in ours]
+        if len(os.fsencode(self._folders.spooled(*entries[-1].key).name)) > MOST_NAME:
+            link.nak(order, ours, "failed: the group's name is too long for a file", final=True)
+            return
         try:
             new = await self._journal.call(lambda journal: journal.accept(entries))
         except sqlite3.Error as error:
@@ -157,12 +181,12 @@ class VisitDesk:
             return
         self.problem = ""
         link.ack(order, ours)
-        if not all(new):
-            await self._repeat([entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh])
         for entry, fresh in zip(entries, new, strict=True):
             if fresh:
                 self._take(entry)
         self._neighbours.decide()
+        if not all(new):
+            await self._repeat([entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh])
 
     def cancel(self, order: CancelVisit) -> None:
         """Let go of a visit that will not be taken.
@@ -175,9 +199,10 @@ class VisitDesk:
         for visit in self.docket.of_group(order.instrument, order.group):
             if order.detectors is not None and visit.entry.key.detector not in order.detectors:
                 continue
-            if self._scheduler.remove(visit.entry.key):
+            self._scheduler.remove(visit.entry.key)
+            if visit.slot is None:
                 self._end(visit, Outcome.CANCELLED, "cancelled by the telescope")
-            elif visit.slot is not None:
+            else:
                 self._neighbours.seat(visit.slot, CancelReceived())
 
     async def relay_said(self, words: ResultsSeen | Welcome) -> None:
@@ -195,7 +220,11 @@ class VisitDesk:
 
     async def report_again(self) -> None:
         """Tell the relay all outcomes that it has not confirmed."""
-        entries = await self._journal.call(lambda journal: journal.unreported(RESULTS_AT_ONCE))
+        try:
+            entries = await self._journal.call(lambda journal: journal.unreported(RESULTS_AT_ONCE))
+        except sqlite3.Error as error:
+            self._journal_failed(error)
+            return
         self._neighbours.link.results(entries)
 
     # --- from the files --------------------------------------------------
@@ -212,7 +241,9 @@ class VisitDesk:
         visit = self.docket.find(raw.instrument, parent_group(raw.group), raw.detector)
         if visit is None:
             self._count["raw_without_visit"] += 1
-        elif visit.slot is not None:
+            return
+        visit.raws.setdefault(raw.exposure, raw)
+        if visit.slot is not None:
             self._neighbours.seat(visit.slot, RawArrived(raw))
         else:
             self.docket.reached(visit, Stage.ARRIVED, raw.seen_tai)
@@ -236,6 +267,8 @@ class VisitDesk:
         visit.slot, visit.entry.slot, visit.entry.pid = slot, slot, pid
         self._neighbours.seat(slot, VisitAssigned(assignment))
         for raw in self._landed.of(*assignment.key[:3]):
+            visit.raws.setdefault(raw.exposure, raw)
+        for raw in visit.raws.values():
             self._neighbours.seat(slot, RawArrived(raw))
 
     def drop(self, drop: Drop) -> None:
@@ -292,29 +325,50 @@ class VisitDesk:
     # --- at the end of a life --------------------------------------------
 
     async def answer_for_former_life(self) -> int:
-        """Give an outcome to what a former life has left.
+        """Answer for what a former life has left.
+
+        What was spooled has succeeded; what has announced nothing permanent
+        and is still worth it is tried again; the rest was interrupted.
 
         Returns
         -------
         count : `int`
-            Attempts that were interrupted, or had just been spooled.
+            Attempts that had no outcome.
         """
         entries = await self._journal.call(lambda journal: journal.unfinished())
+        again = []
         for entry in entries:
-            spooled = self._folders.spooled(*entry.key).is_dir()
-            entry.outcome = Outcome.SUCCEEDED if spooled else Outcome.INTERRUPTED
-            entry.reason = "" if spooled else "the daemon ended before the visit did"
-            entry.retriable = not spooled and not entry.no_return
-            entry.final, entry.ended_tai = True, self._clock.tai()
-            self.docket.outcomes[entry.outcome] += 1
+            mark = self._folders.mark(*entry.key)
+            if mark.exists():
+                entry.no_return = entry.no_return or mark.read_text() or "something permanent"
+            if self._folders.spooled(*entry.key).is_dir():
+                entry.outcome = Outcome.SUCCEEDED
+            else:
+                entry.outcome, entry.reason = Outcome.INTERRUPTED, "the daemon ended before the visit did"
+                entry.retriable = not entry.no_return
+            entry.ended_tai = self._clock.tai()
+            in_time = self._clock.tai() - entry.received_tai < self._config.node.expiry_s
+            entry.final = not (in_time and self._may_go_on(entry))
+            if entry.final:
+                self.docket.outcomes[entry.outcome] += 1
+            else:
+                again.append(entry)
         if entries:
             await self._journal.call(lambda journal: journal.update(entries))
+        for entry in again:
+            await self._retry(entry, self._next(OpenVisit(entry, self._assignment(entry))))
+        for mark in self._folders.no_return.iterdir():
+            mark.unlink()
         return len(entries)
+
+    def _may_go_on(self, entry: Entry) -> bool:
+        return entry.retriable and entry.key.attempt < self._config.workers.attempts
 
     def interrupt_queued(self) -> None:
         """End what still waits for a worker: the daemon stops."""
         for visit in self.docket:
-            if self._scheduler.remove(visit.entry.key):
+            self._scheduler.remove(visit.entry.key)
+            if visit.slot is None:
                 self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", retriable=True)
 
     # --- writing ---------------------------------------------------------
@@ -329,6 +383,10 @@ class VisitDesk:
 
     async def flush(self) -> None:
         """Write what has changed; then report outcomes and export spools."""
+        async with self._writing:  # or an older state could follow a newer one
+            await self._flush()
+
+    async def _flush(self) -> None:
         entries = self.docket.changed()
         spools, self._spools = self._spools, []
         if not entries:
@@ -337,8 +395,7 @@ class VisitDesk:
             await self._journal.call(lambda journal: journal.update(entries))
         except sqlite3.Error as error:
             self._journal_failed(error)
-            for entry in entries:
-                self.docket.touch(entry)
+            self.docket.not_written(entries)
             self._spools = spools + self._spools
             asyncio.get_running_loop().call_later(1.0, self._flush_wanted.set)
             return
@@ -346,13 +403,16 @@ class VisitDesk:
         self._neighbours.link.results([_result(entry) for entry in entries if entry.final])
         for spool in spools:
             self._neighbours.export(spool)
+        marked = [self._folders.mark(*entry.key) for entry in entries if entry.final and entry.no_return]
+        if marked:
+            await asyncio.to_thread(_unlink, marked)
 
     # --- inside ----------------------------------------------------------
 
     def _entry(self, order: ReserveVisit, detector: int) -> Entry:
         key = Key(order.visit.instrument, order.visit.group, detector, order.attempt)
         stages = {Stage.ACCEPTED: self._clock.tai()}
-        return Entry(key, order.visit, order.received_tai, stages)
+        return Entry(key, order.visit, order.received_tai, stages, asked=order.attempt)
 
     def _take(self, entry: Entry) -> None:
         """Find out what an accepted visit-detector gets, and queue it."""
@@ -392,11 +452,16 @@ class VisitDesk:
         entry.pipeline, entry.engine, entry.datasets = action.pipeline, action.engine, action.datasets
         entry.partial = action.assignment.partial and action.outcome == Outcome.SUCCEEDED
         entry.no_return = action.assignment.no_return
+        if not entry.no_return and self._folders.mark(*entry.key).exists():
+            entry.no_return = "announced to the disk only"
         outcome, reason, spool = action.outcome, action.reason, action.spool
         folder = self._folders.spooled(*entry.key)
-        if action.if_spooled and folder.is_dir():
-            outcome, reason, spool = Outcome.SUCCEEDED, "the worker died after spooling", str(folder)
-        again = self._end(visit, outcome, reason, retriable=action.retriable)
+        if spool is None and folder.is_dir():
+            # Stopped between the last rename and its last word.
+            reason = f"its outputs were complete, though {reason}"
+            outcome, spool = Outcome.SUCCEEDED, str(folder)
+        retriable = action.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
+        again = self._end(visit, outcome, reason, retriable=retriable)
         if spool is not None and again:
             # The next attempt makes the same datasets: partial ones would be
             # in its way.
@@ -406,14 +471,10 @@ class VisitDesk:
 
     def _end(self, visit: OpenVisit, outcome: Outcome, reason: str, *, retriable: bool = False) -> bool:
         """Write an outcome, or try once more; tell whether it is tried again."""
-        entry = visit.entry
+        entry, reason = visit.entry, reason[:MOST_REASON]
         entry.retriable = retriable
-        again = (
-            retriable
-            and self.taking
-            and entry.key.attempt < self._config.workers.attempts
-            and self._clock.mono() < visit.assignment.pointless_at
-        )
+        in_time = self._clock.mono() < visit.assignment.pointless_at
+        again = self.retrying and in_time and self._may_go_on(entry)
         _LOG.log(
             logging.INFO if outcome in (Outcome.SUCCEEDED, Outcome.IGNORED) else logging.WARNING,
             "%s: %s%s%s",
@@ -425,25 +486,50 @@ class VisitDesk:
         self.docket.end(visit, outcome, reason, self._clock.tai(), final=not again)
         self._flush_wanted.set()
         if again:
-            self._keep(self._retry(visit))
+            self._keep(self._retry(entry, self._next(visit)))
         return again
 
-    async def _retry(self, visit: OpenVisit) -> None:
-        """Journal the next attempt, then queue it with the raws seen."""
-        assignment = replace(visit.assignment.again(), raws=())
-        entry = Entry(
-            assignment.key, visit.entry.visit, visit.entry.received_tai, {Stage.ACCEPTED: self._clock.tai()}
-        )
-        await self._journal.call(lambda journal: journal.retry(entry))
-        self.docket.add(OpenVisit(entry, assignment))
-        dropped = self._scheduler.add(assignment)
+    def _next(self, visit: OpenVisit) -> OpenVisit:
+        """Open the next attempt at a visit-detector."""
+        before = visit.entry
+        assignment = visit.assignment.again(avoid=visit.slot)
+        # It may come after the wait for an image would have ended: the raws
+        # that are there have to be found first.
+        soonest = self._clock.mono() + RETRY_WAIT_S + self._config.arrivals.scan_s
+        assignment = replace(assignment, no_image_at=max(assignment.no_image_at, soonest))
+        stages = {Stage.ACCEPTED: self._clock.tai()}
+        entry = Entry(assignment.key, before.visit, before.received_tai, stages, asked=before.asked)
+        opened = OpenVisit(entry, assignment, raws=visit.raws)
+        self.docket.add(opened)
+        return opened
+
+    async def _retry(self, before: Entry, visit: OpenVisit) -> None:
+        """Journal the next attempt, then queue it if it is still wanted."""
+        try:
+            await self._journal.call(lambda journal: journal.retry(visit.entry))
+        except sqlite3.Error as error:
+            self._journal_failed(error)
+            if self.docket.of(visit.entry.key) is visit:
+                self.docket.forget(visit)
+            before.final = True
+            self.docket.touch(before)
+            self._flush_wanted.set()
+            return
+        if self.docket.of(visit.entry.key) is not visit:
+            return  # cancelled meanwhile, or the daemon stops
+        dropped = self._scheduler.add(visit.assignment)
         if dropped is not None:
             self.drop(dropped)
         self._neighbours.decide()
 
     async def _repeat(self, keys: Sequence[Key]) -> None:
-        """The relay asks again for what has ended: it missed the result."""
-        ended = [key for key in keys if self.docket.find(*key[:3]) is None]
+        """The relay asks again: for what has ended, it missed the result."""
+        ended = []
+        for key in keys:
+            if (visit := self.docket.find(*key[:3])) is None:
+                ended.append(key)
+            else:
+                visit.entry.asked = max(visit.entry.asked, key.attempt)
         if ended:
             await self._journal.call(lambda journal: journal.unreport(ended))
             await self.report_again()
@@ -467,12 +553,17 @@ class VisitDesk:
             _LOG.error("background work failed", exc_info=error)
 
 
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def _result(entry: Entry) -> ResultEntry:
     return ResultEntry(
         instrument=entry.key.instrument,
         group=entry.key.group,
         detector=entry.key.detector,
-        attempt=entry.key.attempt,
+        attempt=max(entry.key.attempt, entry.asked),
         outcome=entry.outcome or Outcome.INTERRUPTED,
         reason=entry.reason,
     )

@@ -6,9 +6,10 @@ out for writing in batches; an entry leaves when its outcome is final.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ppdaemon.messages import Raw
 from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.journal import Entry
 from ppdaemon.states import Outcome, Stage
@@ -26,6 +27,8 @@ class OpenVisit:
     assignment: Assignment
     slot: int | None = None
     """The seat that has it; `None` while it queues."""
+    raws: dict[int, Raw] = field(default_factory=dict)
+    """What has landed of it, by exposure."""
 
 
 @dataclass(slots=True)
@@ -142,6 +145,32 @@ class Docket:
         self._changed.clear()
         return entries
 
+    def not_written(self, entries: Iterable[Entry]) -> None:
+        """Take back what could not be written, unless it is changed again.
+
+        Parameters
+        ----------
+        entries : `~collections.abc.Iterable` [`~ppdaemon.node.journal.Entry`]
+            What `changed` has handed out.
+        """
+        for entry in entries:
+            self._changed.setdefault(entry.key, entry)
+
+    def forget(self, visit: OpenVisit) -> None:
+        """Count a visit-detector out without an outcome.
+
+        Parameters
+        ----------
+        visit : `OpenVisit`
+            It has no journal row.
+        """
+        instrument, group, detector, _ = visit.entry.key
+        del self._open[instrument, group, detector]
+        members = self._groups[instrument, group]
+        members.discard(detector)
+        if not members:
+            del self._groups[instrument, group]
+
     def end(self, visit: OpenVisit, outcome: Outcome, reason: str, tai: float, *, final: bool) -> None:
         """Give an attempt its outcome.
 
@@ -161,11 +190,6 @@ class Docket:
         entry = visit.entry
         entry.outcome, entry.reason, entry.ended_tai, entry.final = outcome, reason, tai, final
         self.touch(entry)
-        instrument, group, detector, _ = entry.key
-        del self._open[instrument, group, detector]
-        members = self._groups[instrument, group]
-        members.discard(detector)
-        if not members:
-            del self._groups[instrument, group]
+        self.forget(visit)
         if final:
             self.outcomes[outcome] += 1

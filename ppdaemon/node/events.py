@@ -22,6 +22,7 @@ __all__ = (
     "NoteRaw",
     "NoteStage",
     "RawArrived",
+    "RecycleAsked",
     "RestartAsked",
     "RetireAsked",
     "SeatChanged",
@@ -80,10 +81,14 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class MemorySampled:
-    """The meters read this slot's memory."""
+    """The meters read what this slot's worker uses."""
 
     used_bytes: int
     """Private bytes plus RAM-disk repo."""
+    repo_bytes: int = 0
+    """RAM-disk repo alone."""
+    cpu_s: float = 0.0
+    """CPU time of the process since its fork."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +104,18 @@ class WorkerDied:
 
     status: int | None
     """Exit status, minus the signal's number, or `None` if unknown."""
+    out_of_memory: bool = False
+    """The kernel killed it for its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetireAsked:
     """This seat is not needed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleAsked:
+    """This worker is of an old configuration: a new one after its visit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +202,6 @@ class Finish:
     engine: str = ""
     spool: str | None = None
     datasets: int = 0
-    if_spooled: bool = False
-    """The worker died while spooling: a complete spool means success."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ppdaemon.messages import (
     Ready,
     SpoolRefused,
 )
-from ppdaemon.node.pool import Child, adopt
+from ppdaemon.node.child import Child, adopt
 from ppdaemon.wire import decode, encode
 
 __all__ = ("ExporterSeat",)
@@ -75,6 +75,7 @@ class ExporterSeat:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._outdated = False
 
     @property
     def waiting(self) -> int:
@@ -149,6 +150,25 @@ class ExporterSeat:
         self.problem = f"not forked: {reason}"
         self._later(self.start)
 
+    def replace(self, config: ExportConfig) -> None:
+        """Have another process, of a new configuration, after the export that
+        runs.
+
+        Parameters
+        ----------
+        config : `~ppdaemon.config.ExportConfig`
+            How long to pause.
+        """
+        self._config = config
+        self._pause_s = config.retry_s
+        if self._child is not None:
+            self._outdated = True
+            self._next()
+        else:  # one that was asked for is of the old kind: it will come too late
+            if self._timer:
+                self._timer.cancel()
+            self.start()
+
     def quit(self) -> None:
         """Let the process end by itself; unfinished spools stay."""
         self._closed = True
@@ -165,7 +185,9 @@ class ExporterSeat:
             self._let_go()
 
     def _next(self) -> None:
-        if self._child and self._ready and not self._sent and not self._timer and self._spools:
+        if self._outdated and self._child and not self._sent:
+            self._child.send(encode(Quit()))
+        elif self._child and self._ready and not self._sent and not self._timer and self._spools:
             self._sent = tuple(list(self._spools)[:BATCH])
             self._child.send(encode(ExportSpool(spools=self._sent)))
 
@@ -215,10 +237,18 @@ class ExporterSeat:
                 self._later(self._retry)
 
     def _ended(self) -> None:
+        if self._outdated and not self._closed:
+            self._outdated = False
+            self._let_go()
+            self.start()
+            return
         if not self._closed:
             _LOG.error("the exporter ended; see %s", self._log)
             self.problem = self.problem or "the process ended"
         self._let_go()
+        if self._timer is not None:  # a pause of the dead process's export
+            self._timer.cancel()
+            self._timer = None
         self._later(self.start)
 
     def _let_go(self) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ppdaemon.errors import BadMessage
@@ -23,7 +24,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.wire import decode, encode
 
-__all__ = ("Forker", "Lifeline", "ZygoteGone")
+__all__ = ("ENVIRONMENT", "Forker", "Hear", "Lifeline", "ZygoteGone")
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,8 +41,17 @@ ENVIRONMENT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
 class ZygoteGone:
     """The zygote has ended; its workers live on."""
+
+    manner: str
+    """Such as ``ended with status 1``."""
+
+
+type Hear = Callable[[ZygoteReady | Forked | ForkFailed | Reaped | ZygoteGone, list[int]], None]
+"""Called in the event loop with each message, and with the channel and pidfd
+of a `~ppdaemon.messages.Forked`; the callee owns them."""
 
 
 class Lifeline:
@@ -69,9 +79,13 @@ class Forker:
         Of the zygote and its children, beside `ENVIRONMENT`.
     log : `pathlib.Path`
         Takes the zygote's standard output and error.
-    hear : `~collections.abc.Callable`
-        Called in the event loop with each message, and with the channel and
-        pidfd of a `~ppdaemon.messages.Forked`; the callee owns them.
+    hear : `Hear`
+        Hears what the zygote says.
+
+    Raises
+    ------
+    OSError
+        Raised if the process cannot be started.
     """
 
     def __init__(
@@ -80,25 +94,32 @@ class Forker:
         lifeline: Lifeline,
         environment: Mapping[str, str],
         log: Path,
-        hear: Callable[[ZygoteReady | Forked | ForkFailed | Reaped | ZygoteGone, list[int]], None],
+        hear: Hear,
     ):
         self._hear = hear
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        """Done when the process is reaped."""
+        self._closed = False
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         command = [sys.executable, "-m", "ppdaemon.worker.zygote", "--config", str(settings)]
         command += ["--control", str(theirs.fileno()), "--lifeline", str(lifeline.read_end)]
-        with theirs, log.open("ab") as output:
-            # An exec'd process of its own; the supervisor itself never forks.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(), lifeline.read_end),
-                env={**environment, **ENVIRONMENT},
-            )
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._loop = asyncio.get_running_loop()
+        try:
+            with theirs, log.open("ab") as output:
+                # An exec'd process of its own; the supervisor itself never forks.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(theirs.fileno(), lifeline.read_end),
+                    env={**environment, **ENVIRONMENT},
+                )
+            self._pidfd = _pidfd_of(self._process)
+        except OSError:
+            self._control.close()
+            raise
         self._loop.add_reader(self._control, self._read)
         self._loop.add_reader(self._pidfd, self._ended)
 
@@ -127,23 +148,23 @@ class Forker:
             return False
         return True
 
-    def close(self) -> None:
-        """End the zygote."""
-        if self._pidfd >= 0:
-            self._let_go()
-            self._control.close()
-            self._process.kill()
-            self._process.wait()
+    def kill(self) -> None:
+        """Kill the zygote; that it is gone is heard as usual."""
+        self._process.kill()
 
-    def _let_go(self) -> None:
-        self._loop.remove_reader(self._control)
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
+    def close(self) -> None:
+        """End the zygote and hear nothing more; its children live on."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            # Reaped when its pidfd says so: one that cannot be killed must
+            # not stop the supervisor.
+            self._process.kill()
 
     def _read(self) -> None:
         """Hear everything that is there."""
-        while self._pidfd >= 0:
+        while not self._closed:
             try:
                 packet, descriptors, _, _ = socket.recv_fds(self._control, PACKET_LIMIT, 2)
             except BlockingIOError:
@@ -154,15 +175,62 @@ class Forker:
                 self._loop.remove_reader(self._control)
                 return
             try:
-                self._hear(decode(packet, ZYGOTE_WORDS, limit=PACKET_LIMIT), descriptors)
+                words = decode(packet, ZYGOTE_WORDS, limit=PACKET_LIMIT)
             except BadMessage as error:
                 _LOG.error("the zygote said nonsense: %s", error)
+                _close_all(descriptors)
+                continue
+            if isinstance(words, Forked) and len(descriptors) != 2:
+                words, descriptors = _disown(words, descriptors), []
+            self._hear(words, descriptors)
 
     def _ended(self) -> None:
         self._read()
-        self._let_go()
-        self._control.close()
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
         status = self._process.wait()
-        manner = signal.Signals(-status).name if status < 0 else f"status {status}"
-        _LOG.error("the zygote ended with %s", manner)
-        self._hear(ZygoteGone(), [])
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            manner = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+            _LOG.error("the zygote %s", manner)
+            self._hear(ZygoteGone(manner), [])
+        self.ended.set_result(None)
+
+
+def _pidfd_of(process: "subprocess.Popen[bytes]") -> int:
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _disown(words: Forked, descriptors: list[int]) -> ForkFailed:
+    """Refuse a process whose descriptors did not all come: this process has
+    no room for them, and the kernel has dropped the others.
+    """
+    _close_all(descriptors)
+    try:
+        # By number, since there is no pidfd: it was forked a moment ago, and
+        # a number is not used again before all others were.
+        os.kill(words.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        _LOG.debug("process %d has ended already", words.pid)
+    return ForkFailed(
+        role=words.role, slot=words.slot, epoch=words.epoch, reason="too many open files in the supervisor"
+    )

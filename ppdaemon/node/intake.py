@@ -39,6 +39,8 @@ __all__ = ("Intake",)
 
 _LOG = logging.getLogger(__name__)
 
+RESULTS_AT_ONCE = 500
+"""Outcomes in one message, which stays far below what a relay takes."""
 HIGH_WATER = 1000
 """Messages that may wait on either side of the socket."""
 
@@ -134,6 +136,17 @@ class Intake:
         self._taking = taking
         self._hello()
 
+    def set_capacity(self, capacity: int) -> None:
+        """Offer another number of seats.
+
+        Parameters
+        ----------
+        capacity : `int`
+            Visit-detectors that the node can hold at once.
+        """
+        self._capacity = capacity
+        self._hello()
+
     def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
         """Tell that the journal has these detectors.
 
@@ -184,8 +197,9 @@ class Intake:
         entries : `~collections.abc.Sequence` [`~ppdaemon.messages.ResultEntry`]
             Outcomes that are in the journal.
         """
-        if entries and self.connected:
-            self._say(Results, entries=tuple(entries))
+        if self.connected:
+            for first in range(0, len(entries), RESULTS_AT_ONCE):
+                self._say(Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
 
     def _connect(self, address: str) -> None:
         self._disconnect()

@@ -78,6 +78,8 @@ class Entry:
     shutter_close_tai: float | None = None
     ended_tai: float | None = None
     no_return: str = ""
+    asked: int = 1
+    """The attempt that the relay has asked for last; it counts its own."""
 
     def row(self) -> VisitRow:
         """Return the entry as it is shown to operators.
@@ -175,6 +177,11 @@ class Journal:
                 new.append(known is None)
                 if known is None:
                     self._insert(entry)
+                else:
+                    self._db.execute(
+                        f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_PLACE}",
+                        (attempt, *place),
+                    )
         return new
 
     def retry(self, entry: Entry) -> None:
@@ -191,9 +198,16 @@ class Journal:
     def _insert(self, entry: Entry) -> None:
         visit = entry.visit
         self._db.execute(
-            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*entry.key, encode(visit).decode(), entry.received_tai, visit.survey, _stages(entry)),
+            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages, asked)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *entry.key,
+                encode(visit).decode(),
+                entry.received_tai,
+                visit.survey,
+                _stages(entry),
+                entry.asked,
+            ),
         )
 
     def update(self, entries: Sequence[Entry]) -> None:
@@ -258,7 +272,7 @@ class Journal:
         """
         rows = self._db.execute(
             "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
-            " shutter_close_tai, no_return, slot, pid FROM attempt AS this WHERE final = 0 AND NOT EXISTS"
+            " shutter_close_tai, no_return, slot, pid, asked FROM attempt AS this WHERE final = 0 AND NOT EXISTS"
             " (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument AND next.grp = this.grp"
             " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
         )
@@ -273,6 +287,7 @@ class Journal:
                 no_return=row[9],
                 slot=row[10],
                 pid=row[11],
+                asked=row[12],
             )
             for row in rows
         ]
@@ -333,8 +348,9 @@ class Journal:
         """
         with self._transaction():
             self._db.executemany(
-                f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}",
-                [(key.attempt, *key[:3]) for key in keys],
+                f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}"
+                f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_PLACE})",
+                [(key.attempt, *key[:3], *key[:3]) for key in keys],
             )
 
     def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:

@@ -1,21 +1,46 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How much memory the workers use: private bytes plus RAM-disk repo.
+"""What the workers use: memory, RAM-disk repos, CPU time, logs, free space.
 
 Reading private bytes exactly takes 34 ms for a process of 2 GB, so a cheap
 upper bound is read first (``RssAnon``, which after a fork still counts the
 zygote's pages) and the exact value only where the bound is near a limit.
-Everything here runs in a thread of its own.
+Everything here is read in a thread of its own; what follows from it is
+decided by `ppdaemon.node.slot`.
 """
 
+import asyncio
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ("Meters", "anonymous_bytes", "folder_bytes", "private_bytes")
+from ppdaemon.config import WorkersConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.events import MemorySampled
+
+__all__ = (
+    "REPO_EVERY",
+    "Meters",
+    "anonymous_bytes",
+    "cpu_seconds",
+    "cut_log",
+    "folder_bytes",
+    "private_bytes",
+    "shortage",
+)
 
 REPO_EVERY = 5
-"""A repo is measured in every fifth sample."""
+"""Repos are measured in every fifth sample, and when the RAM disk fills."""
+
+LEAST_FREE = 0.05
+"""Operators are told when less than this part of a disk is free."""
+
+LOG_KEPT = 65_536
+"""Of a log that is cut, the end that is kept, bytes at the most."""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -99,24 +124,159 @@ def folder_bytes(folder: Path) -> int:
     return size
 
 
-@dataclass(slots=True)
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of its children that have ended.
+
+    Parameters
+    ----------
+    pid : `int`
+        Process id.
+
+    Returns
+    -------
+    used : `float`
+        Seconds in user and system mode; 0 for a process that is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    # proc(5): fields 14 to 17; the name in field 2 may contain anything.
+    utime, stime, cutime, cstime = text.rpartition(")")[2].split()[11:15]
+    return (int(utime) + int(stime) + int(cutime) + int(cstime)) / _TICKS_PER_S
+
+
+def cut_log(log: Path, most: int) -> bool:
+    """Cut a log that has grown too long, also while it is being written.
+
+    Parameters
+    ----------
+    log : `pathlib.Path`
+        A file that others have open for appending.
+    most : `int`
+        Bytes; a longer file keeps its end only.
+
+    Returns
+    -------
+    cut : `bool`
+        Whether it was too long. What is written to it in this moment may be
+        lost.
+    """
+    try:
+        if log.stat().st_size <= most:
+            return False
+        with log.open("r+b", buffering=0) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(-min(size, LOG_KEPT, most // 2), os.SEEK_END)
+            end = stream.read()
+            stream.truncate(0)
+    except FileNotFoundError:
+        return False
+    with log.open("ab", buffering=0) as stream:
+        stream.write(f"... {size - len(end)} bytes were cut here\n".encode() + end)
+    return True
+
+
+def shortage(folder: Path, facts: os.statvfs_result) -> str:
+    """Say of what a disk has nearly nothing left.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        Where the disk is mounted, or below.
+    facts : `os.statvfs_result`
+        Of this folder.
+
+    Returns
+    -------
+    text : `str`
+        One line; blank if there is enough, or no limit.
+    """
+    kinds = (("space", facts.f_bavail, facts.f_blocks), ("inodes", facts.f_favail, facts.f_files))
+    short = [
+        f"{100 * free / total:.1f} % of its {kind} free"
+        for kind, free, total in kinds
+        if total and free / total < LEAST_FREE
+    ]
+    return f"{folder} has only {' and '.join(short)}" if short else ""
+
+
+class Weighed(Protocol):
+    """Whose workers are measured: the pool."""
+
+    def pids(self) -> dict[int, int]:
+        """Return the living workers' process ids by seat."""
+
+    def handle(self, number: int, event: object) -> None:
+        """Give a seat an event."""
+
+
 class Meters:
     """Reads what all workers use.
 
     Parameters
     ----------
-    slots : `pathlib.Path`
-        Where the repos are, one folder per seat.
-    near : `int`
-        Above this many bytes a worker is looked at closely.
+    config : `~ppdaemon.config.WorkersConfig`
+        Limits: what is near one is looked at closely.
+    folders : `~ppdaemon.folders.NodeFolders`
+        Where repos and logs are.
+    statvfs : `~collections.abc.Callable`, optional
+        Measures a disk.
     """
 
-    slots: Path
-    near: int
-    _turn: int = 0
-    _repos: dict[int, int] | None = None
+    def __init__(
+        self,
+        config: WorkersConfig,
+        folders: NodeFolders,
+        statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
+    ):
+        self.troubles: tuple[str, ...] = ()
+        """Such as disks that are nearly full, one line each."""
+        self.ramdisk_bytes = 0
+        """What is used of the whole RAM disk."""
+        self.logs_cut = 0
+        """How often a log was cut."""
+        self._config = config
+        self._folders = folders
+        self._statvfs = statvfs
+        self._turn = 0
+        self._repos: dict[tuple[int, int], int] = {}  # by seat and process
+        self._ramdisk_then = 0
 
-    def read(self, pids: Mapping[int, int]) -> dict[int, int]:
+    def reconfigure(self, config: WorkersConfig) -> None:
+        """Go by other limits from now on.
+
+        Parameters
+        ----------
+        config : `~ppdaemon.config.WorkersConfig`
+            Limits.
+        """
+        self._config = config
+
+    async def run(self, pool: Weighed, count: Counter[str]) -> None:
+        """Weigh all workers again and again, for ever.
+
+        Parameters
+        ----------
+        pool : `Weighed`
+            Gets a `~ppdaemon.node.events.MemorySampled` for each seat.
+        count : `collections.Counter`
+            Counts logs that were cut, as ``log_cut``.
+        """
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, "meters") as thread:
+            while True:
+                await asyncio.sleep(self._config.memory.sample_s)
+                pids = pool.pids()
+                samples = await loop.run_in_executor(thread, self.read, pids)
+                now = pool.pids()
+                for number, sample in samples.items():
+                    if now.get(number) == pids[number]:
+                        pool.handle(number, sample)
+                if self.logs_cut:
+                    count["log_cut"] = self.logs_cut
+
+    def read(self, pids: Mapping[int, int]) -> dict[int, MemorySampled]:
         """Measure; blocks for some milliseconds.
 
         Parameters
@@ -126,14 +286,55 @@ class Meters:
 
         Returns
         -------
-        used : `dict` [`int`, `int`]
-            Bytes by seat.
+        samples : `dict` [`int`, `~ppdaemon.node.events.MemorySampled`]
+            By seat.
         """
-        if self._turn % REPO_EVERY == 0 or self._repos is None:
-            self._repos = {slot: folder_bytes(self.slots / f"{slot:04d}") for slot in pids}
+        self.troubles = (*self._look_at_disks(), *self._cut_logs())
+        if self._turn % REPO_EVERY == 0 or self._fills():
+            self._repos.clear()
+            self._ramdisk_then = self.ramdisk_bytes
         self._turn += 1
-        return {slot: self._read_one(pid) + self._repos.get(slot, 0) for slot, pid in pids.items()}
+        self._repos = {seat: self._repo_bytes(seat) for seat in pids.items()}
+        return {slot: self._read_one(pid, self._repos[slot, pid]) for slot, pid in pids.items()}
 
-    def _read_one(self, pid: int) -> int:
-        bound = anonymous_bytes(pid)
-        return private_bytes(pid) if bound > self.near else bound
+    def _repo_bytes(self, seat: tuple[int, int]) -> int:
+        """Return what is known, never of the seat's worker before."""
+        known = self._repos.get(seat)
+        return folder_bytes(self._folders.repo(seat[0])) if known is None else known
+
+    def _fills(self) -> bool:
+        """Whether some repo may be over its quota since they were measured.
+
+        A tmpfs takes more than a gigabyte per second: five samples are long.
+        """
+        return self.ramdisk_bytes - self._ramdisk_then > self._config.memory.ramdisk // 4
+
+    def _read_one(self, pid: int, repo_bytes: int) -> MemorySampled:
+        used = anonymous_bytes(pid)
+        if used > self._config.memory.soft // 2:
+            used = private_bytes(pid)
+        return MemorySampled(used + repo_bytes, repo_bytes, cpu_seconds(pid))
+
+    def _look_at_disks(self) -> list[str]:
+        found = []
+        for folder in (self._folders.ramdisk, self._folders.state):
+            try:
+                facts = self._statvfs(folder)
+            except OSError as error:
+                found.append(f"{folder}: {error.strerror}")
+                continue
+            if folder == self._folders.ramdisk:
+                self.ramdisk_bytes = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+            if text := shortage(folder, facts):
+                found.append(text)
+        return found
+
+    def _cut_logs(self) -> list[str]:
+        """Keep all logs short: those of the exporter and the zygote too."""
+        found = []
+        for log in self._folders.logs.glob("*.log"):
+            try:
+                self.logs_cut += cut_log(log, self._config.log_max)
+            except OSError as error:
+                found.append(f"{log} has grown too long and cannot be cut: {error.strerror}")
+        return found

@@ -7,24 +7,19 @@ what concerns a visit and not a seat is handed to the supervisor.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
 import random
-import select
-import shutil
 import signal
-import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped, Role
+from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
+from ppdaemon.node.cgroups import Cgroups
+from ppdaemon.node.child import Child, adopt, wipe
 from ppdaemon.node.deadlines import Deadlines
 from ppdaemon.node.events import (
     Action,
@@ -34,6 +29,7 @@ from ppdaemon.node.events import (
     Fork,
     NoteRaw,
     NoteStage,
+    RecycleAsked,
     SeatChanged,
     Send,
     SetDeadline,
@@ -48,83 +44,14 @@ from ppdaemon.node.slot import InvalidTransition, Slot
 from ppdaemon.states import SlotState
 from ppdaemon.wire import decode, encode
 
-__all__ = ("Child", "Pool", "VisitAction", "wipe")
+__all__ = ("Pool", "VisitAction")
 
 _LOG = logging.getLogger(__name__)
 
 REAPED_WAIT_S = 0.2
 """How long a pidfd's news waits for the zygote's, which has the status."""
 
-LOG_LIMIT = 50_000_000
-"""A worker's log is begun anew above this, bytes."""
-
 VisitAction = Finish | NoteStage | NoteRaw
-
-
-def wipe(folder: Path) -> None:
-    """Delete a folder with everything in it; a missing one is fine.
-
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        What is to go.
-
-    Raises
-    ------
-    OSError
-        Raised if something in it cannot be deleted.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
-
-
-@dataclass(slots=True)
-class Child:
-    """A forked process: who owns its channel and pidfd."""
-
-    role: Role
-    slot: int
-    epoch: int
-    pid: int
-    channel: socket.socket
-    pidfd: int
-
-    def send(self, message: bytes) -> bool:
-        """Send without waiting; tell whether it went.
-
-        Parameters
-        ----------
-        message : `bytes`
-            One packet.
-
-        Returns
-        -------
-        sent : `bool`
-            `False` if the process does not read, or is gone.
-        """
-        try:
-            self.channel.send(message)
-        except OSError:
-            return False
-        return True
-
-    def signal(self, number: int) -> None:
-        """Signal the process, never another one of the same pid.
-
-        Parameters
-        ----------
-        number : `int`
-            Signal.
-        """
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def close(self) -> None:
-        """Kill what the dead process has left, and let go of it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.channel.close()
-        os.close(self.pidfd)
 
 
 class Pool:
@@ -156,6 +83,7 @@ class Pool:
         count: Counter[str],
     ):
         self.slots: dict[int, Slot] = {}
+        self.cgroups = Cgroups.claim(config.workers)
         self._config = config
         self._folders = NodeFolders.of(config)
         self._clock = clock
@@ -165,6 +93,7 @@ class Pool:
         self._count = count
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
+        self._unreaped: set[int] = set()  # dead, and the zygote has not said how
         self._deadlines = Deadlines()
         self._wiping: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -188,6 +117,21 @@ class Pool:
         self._perform(slot, slot.open(self._clock.mono()))
         return slot
 
+    def reconfigure(self, config: NodeConfig) -> None:
+        """Go by another configuration; workers of the old one are replaced
+        after their visits.
+
+        Parameters
+        ----------
+        config : `~ppdaemon.config.NodeConfig`
+            The new configuration.
+        """
+        self._config = config
+        self.cgroups.config = config.workers
+        for slot in self.slots.values():
+            slot.reconfigure(config.workers)
+            self.handle(slot.number, RecycleAsked())
+
     def pids(self) -> dict[int, int]:
         """Return the living workers.
 
@@ -197,6 +141,16 @@ class Pool:
             Process id by seat.
         """
         return {number: child.pid for number, child in self._children.items()}
+
+    def used_bytes(self) -> int:
+        """Return what all living workers use, as last sampled.
+
+        Returns
+        -------
+        size : `int`
+            Private bytes and RAM-disk repos.
+        """
+        return sum(self.slots[number].used_bytes for number in self._children)
 
     def handle(self, number: int, event: object) -> None:
         """Give a slot an event and perform what it asks for.
@@ -251,6 +205,7 @@ class Pool:
             child.signal(signal.SIGKILL)
             child.close()
         self._children.clear()
+        self.cgroups.close()
 
     # --- from the zygote -------------------------------------------------
 
@@ -272,6 +227,7 @@ class Pool:
             child.close()
             return
         self._children[words.slot] = child
+        self.cgroups.enter(child.slot, child.pid)
         self._loop.add_reader(child.channel, self._read, child)
         self._loop.add_reader(child.pidfd, self._ended, child)
         self.handle(words.slot, WorkerForked(words.pid))
@@ -290,21 +246,20 @@ class Pool:
             self.handle(words.slot, WorkerNotForked(words.reason))
 
     def reaped(self, words: Reaped) -> None:
-        """Keep a dead process's status until its pidfd is read.
+        """Keep a dead process's status until its pidfd is read; most often
+        it has been, since the kernel tells both at once.
 
         Parameters
         ----------
         words : `~ppdaemon.messages.Reaped`
             What the zygote said.
         """
-        if any(child.pid == words.pid for child in self._children.values()):
-            self._statuses[words.pid] = words.status
-
-    def zygote_gone(self) -> None:
-        """Fail the forks that were asked for and will not come."""
-        for slot in self.slots.values():
-            if slot.state == SlotState.STARTING and slot.number not in self._children:
-                self.handle(slot.number, WorkerNotForked("the zygote ended"))
+        child = next((child for child in self._children.values() if child.pid == words.pid), None)
+        if child is None:
+            return
+        self._statuses[words.pid] = words.status
+        if words.pid in self._unreaped:
+            self._bury(child)
 
     # --- from the workers ------------------------------------------------
 
@@ -337,23 +292,18 @@ class Pool:
         if child.pid in self._statuses:
             self._bury(child)
         else:
+            self._unreaped.add(child.pid)
             self._loop.call_later(REAPED_WAIT_S, self._bury, child)
 
     def _bury(self, child: Child) -> None:
         """Hear the last words, then tell the slot."""
+        self._unreaped.discard(child.pid)
         if self._children.get(child.slot) is not child:
             return
-        while self._has_words(child):
+        while child.has_words():
             self._read(child)
-        self.handle(child.slot, WorkerDied(self._statuses.pop(child.pid, None)))
-
-    @staticmethod
-    def _has_words(child: Child) -> bool:
-        poll = select.poll()
-        poll.register(child.channel, select.POLLIN)
-        return any(mask & select.POLLIN for _, mask in poll.poll(0)) and bool(
-            child.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        )
+        status = self._statuses.pop(child.pid, None)
+        self.handle(child.slot, WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
 
     def _unwatch(self, child: Child) -> None:
         self._loop.remove_reader(child.channel)
@@ -400,12 +350,10 @@ class Pool:
             return
         if slot.epoch != epoch or slot.state != SlotState.STARTING:
             return
-        repo = self._folders.slots / f"{slot.number:04d}"
+        repo = self._folders.repo(slot.number)
         log = self._folders.logs / f"worker-{slot.number:04d}.log"
         try:
             repo.mkdir(parents=True, exist_ok=True)
-            if log.exists() and log.stat().st_size > LOG_LIMIT:
-                log.rename(log.with_suffix(".old.log"))
         except OSError as error:
             self._loop.call_soon(self.handle, slot.number, WorkerNotForked(str(error)))
             return
@@ -418,9 +366,16 @@ class Pool:
         if child := self._children.pop(slot.number, None):
             self._unwatch(child)
             child.close()
-        future = self._loop.run_in_executor(None, wipe, self._folders.slots / f"{slot.number:04d}")
+        self.cgroups.kill(slot.number)
+        future = self._loop.run_in_executor(None, self._clear, slot.number)
         self._wiping[slot.number] = future
         future.add_done_callback(lambda done: self._wiped(slot, done))
+
+    def _clear(self, number: int) -> None:
+        """Delete the repo when nobody is left who could write into it."""
+        self.cgroups.wait_empty(number)
+        wipe(self._folders.repo(number))
+        self.cgroups.remove(number)
 
     def _wiped(self, slot: Slot, done: "asyncio.Future[None]") -> None:
         del self._wiping[slot.number]
@@ -443,23 +398,3 @@ class Pool:
         for number in self._deadlines.due(self._clock.mono()):
             self.handle(number, DeadlinePassed())
         self._set_timer()
-
-
-def adopt(words: Forked, descriptors: list[int]) -> Child:
-    """Own the descriptors that came with a `~ppdaemon.messages.Forked`.
-
-    Parameters
-    ----------
-    words : `~ppdaemon.messages.Forked`
-        What the zygote said.
-    descriptors : `list` [`int`]
-        Channel and pidfd.
-
-    Returns
-    -------
-    child : `Child`
-        The process.
-    """
-    channel = socket.socket(fileno=descriptors[0])
-    channel.setblocking(False)
-    return Child(words.role, words.slot, words.epoch, words.pid, channel, descriptors[1])

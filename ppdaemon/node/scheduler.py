@@ -64,6 +64,16 @@ class Scheduler:
         self._last: dict[int, tuple[str, int]] = {}  # slot: (instrument, detector)
         self._home: dict[tuple[str, int], int] = {}  # (instrument, detector): slot
 
+    def reconfigure(self, config: WorkersConfig) -> None:
+        """Go by other numbers from now on.
+
+        Parameters
+        ----------
+        config : `~ppdaemon.config.WorkersConfig`
+            Numbers of seats; surplus ones are retired when they are idle.
+        """
+        self._config = config
+
     @property
     def queued(self) -> int:
         """How many visit-detectors wait for a worker (`int`)."""
@@ -135,6 +145,7 @@ class Scheduler:
 
     def seat_rising(self, slot: int) -> None:
         """Note that a seat will be idle soon, by itself."""
+        self._seats.add(slot)
         self._idle.pop(slot, None)
         self._rising.add(slot)
 
@@ -147,7 +158,7 @@ class Scheduler:
         if home is not None and self._home.get(home) == slot:
             del self._home[home]
 
-    def decide(self, now: float, *, growing: bool = True) -> list[Decision]:
+    def decide(self, now: float, *, growing: bool = True, room: int | None = None) -> list[Decision]:
         """Decide what can be decided.
 
         Parameters
@@ -156,6 +167,9 @@ class Scheduler:
             Monotonic seconds.
         growing : `bool`, optional
             Whether seats may be opened or retired (not while stopping).
+        room : `int`, optional
+            For how many more workers the host has memory; any number if not
+            given. The least number of seats is filled all the same.
 
         Returns
         -------
@@ -163,9 +177,10 @@ class Scheduler:
             To be carried out in order; the scheduler already counts with
             them.
         """
-        decisions = self._match()
+        decisions = self._shrink() if growing else []
+        decisions += self._match()
         if growing:
-            decisions += self._resize(now)
+            decisions += self._resize(now, room)
         return decisions
 
     def drop_pointless(self, now: float) -> list[Drop]:
@@ -195,20 +210,21 @@ class Scheduler:
         while self._waiting and self._idle:
             _, assignment = self._waiting.popitem(last=False)
             place = (assignment.key.instrument, assignment.key.detector)
-            slot = self._pick(place)
+            slot = self._pick(place, assignment.avoid)
             del self._idle[slot]
             self._settle(slot, place)
             decisions.append(Assign(assignment, slot))
         return decisions
 
-    def _pick(self, place: tuple[str, int]) -> int:
+    def _pick(self, place: tuple[str, int], avoid: int | None) -> int:
         """Return the idle seat that served a detector last, or one that
-        nobody else will miss.
+        nobody else will miss; a second attempt goes elsewhere if it can.
         """
         home = self._home.get(place)
-        if home is not None and home in self._idle:
+        if home is not None and home in self._idle and home != avoid:
             return home
-        return next((slot for slot in self._idle if slot not in self._last), next(iter(self._idle)))
+        others = [slot for slot in self._idle if slot != avoid] or list(self._idle)
+        return next((slot for slot in others if slot not in self._last), others[0])
 
     def _settle(self, slot: int, place: tuple[str, int]) -> None:
         before = self._last.get(slot)
@@ -217,22 +233,31 @@ class Scheduler:
         self._last[slot] = place
         self._home[place] = slot
 
-    def _resize(self, now: float) -> list[Decision]:
+    def _resize(self, now: float, room: int | None) -> list[Decision]:
         coming = len(self._idle) + len(self._rising)
-        wanted = max(
-            len(self._waiting) + self._config.spare - coming,
-            self._config.min - len(self._seats),
-        )
+        wanted = len(self._waiting) + self._config.spare - coming
+        if room is not None:
+            wanted = min(wanted, room - len(self._rising))
+        wanted = max(wanted, self._config.min - len(self._seats))
         wanted = min(wanted, self._config.max - len(self._seats))
         if wanted > 0:
             return [OpenSeat()] * wanted
         return self._retire(now) if not self._waiting else []
 
+    def _shrink(self) -> list[Decision]:
+        """Retire idle seats above the most there may be: it was lowered."""
+        surplus = max(len(self._seats) - self._config.max, 0)
+        return [self._retire_seat(slot) for slot in list(self._idle)[:surplus]]
+
     def _retire(self, now: float) -> list[Decision]:
-        decisions: list[Decision] = []
         most = min(len(self._idle) - self._config.spare, len(self._seats) - self._config.min)
-        for slot, since in list(self._idle.items())[: max(most, 0)]:
-            if now - since >= self._config.retire_idle_s:
-                del self._idle[slot]
-                decisions.append(RetireSeat(slot))
-        return decisions
+        return [
+            self._retire_seat(slot)
+            for slot, since in list(self._idle.items())[: max(most, 0)]
+            if now - since >= self._config.retire_idle_s
+        ]
+
+    def _retire_seat(self, slot: int) -> Decision:
+        del self._idle[slot]
+        self._seats.discard(slot)
+        return RetireSeat(slot)

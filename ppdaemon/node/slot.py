@@ -6,12 +6,9 @@ take, when it is stopped, what outcome its visit gets. Does not cover who gets
 which visit (`ppdaemon.node.scheduler`), nor any I/O (`ppdaemon.node.pool`).
 """
 
-import signal
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ppdaemon.config import WorkersConfig
 from ppdaemon.messages import (
     Done,
     Fact,
@@ -22,31 +19,23 @@ from ppdaemon.messages import (
     Prepare,
     Prepared,
     Process,
-    Quit,
     RawRefused,
     Ready,
     StageReached,
 )
-from ppdaemon.node.assignment import Assignment
-from ppdaemon.node.budget import RestartBudget
 from ppdaemon.node.events import (
-    Action,
     CancelReceived,
-    ClearDeadline,
     DeadlinePassed,
-    Finish,
-    Fork,
     KillAsked,
     MemorySampled,
     NoteRaw,
     NoteStage,
     RawArrived,
+    RecycleAsked,
     RestartAsked,
     RetireAsked,
-    SeatChanged,
     Send,
     SetDeadline,
-    Signal,
     VisitAssigned,
     WipeRepo,
     WordsRefused,
@@ -54,13 +43,12 @@ from ppdaemon.node.events import (
     WorkerForked,
     WorkerNotForked,
 )
+from ppdaemon.node.seat import Actions, Seat, Verdict, manner
 from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
 
 __all__ = ("InvalidTransition", "Slot", "TABLE")
 
 S = SlotState
-Actions = list[Action]
-STORY = 40
 MOST_RAWS = 32
 """Exposures of one visit at the most; further ones are not taken."""
 
@@ -69,63 +57,8 @@ class InvalidTransition(Exception):
     """An event that cannot happen in this state; carries the story."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The outcome of a visit whose worker is being stopped."""
-
-    outcome: Outcome
-    reason: str
-    retriable: bool
-    done: Done | None = None
-    """What the worker still said before it went."""
-
-
-class Slot:
-    """A permanent seat; workers come and go in it.
-
-    Parameters
-    ----------
-    number : `int`
-        The seat's number.
-    config : `~ppdaemon.config.WorkersConfig`
-        Times and limits.
-    jitter : `~collections.abc.Callable`
-        Random numbers in [0, 1).
-    """
-
-    def __init__(self, number: int, config: WorkersConfig, jitter: Callable[[], float]):
-        self.number = number
-        self.state = S.BACKOFF
-        self.since = 0.0
-        self.epoch = 0
-        self.pid: int | None = None
-        self.assignment: Assignment | None = None
-        self.serial = 0
-        """Visits that the present worker was given."""
-        self.used_bytes = 0
-        self.note = ""
-        """Why the worker was last stopped."""
-        self.after_death = S.BACKOFF
-        """Where death leads: `BACKOFF` or `STOPPED`."""
-        self.story: deque[str] = deque(maxlen=STORY)
-        self._config = config
-        self._budget = RestartBudget(jitter)
-        self._verdict: Verdict | None = None
-
-    def open(self, now: float) -> Actions:
-        """Fill the seat for the first time.
-
-        Parameters
-        ----------
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        actions : `list`
-            To be performed in order.
-        """
-        return self._fork(now)
+class Slot(Seat):
+    """A permanent seat; workers come and go in it. See `Seat` for its making."""
 
     def handle(self, event: object, now: float) -> Actions:
         """Decide what follows from an event.
@@ -160,97 +93,36 @@ class Slot:
             raise InvalidTransition(self.tell())
         return rule(self, event, now)
 
-    def tell(self) -> str:
-        """Return the last events, for a log.
-
-        Returns
-        -------
-        story : `str`
-            One line each.
-        """
-        return f"slot {self.number} epoch {self.epoch}:\n" + "\n".join(self.story)
-
-    # --- small steps -----------------------------------------------------
-
-    def _go(self, state: SlotState, now: float, deadline: float | None) -> Actions:
-        before, self.state, self.since = self.state, state, now
-        deadline_action = ClearDeadline() if deadline is None else SetDeadline(deadline)
-        return [deadline_action, SeatChanged(before, state)]
-
-    @property
-    def _held(self) -> Assignment:
-        assert self.assignment is not None, self.tell()
-        return self.assignment
-
-    def _fork(self, now: float) -> Actions:
-        self.epoch += 1
-        self.serial = 0
-        self.used_bytes = 0
-        self.after_death = S.BACKOFF
-        return [Fork(self.epoch), *self._go(S.STARTING, now, now + self._config.times.boot_s)]
-
-    def _finish(
-        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, if_spooled: bool = False
-    ) -> Actions:
-        assignment, self.assignment = self._held, None
-        retriable = retriable and not assignment.no_return
-        return [Finish(assignment, outcome, reason, retriable, if_spooled=if_spooled)]
-
-    def _finish_done(self, done: Done) -> Actions:
-        assignment, self.assignment = self._held, None
-        return [
-            Finish(
-                assignment,
-                done.outcome,
-                done.reason,
-                done.retriable and not assignment.no_return,
-                done.pipeline,
-                done.engine,
-                done.spool,
-                done.datasets,
-            )
-        ]
-
-    def _free(self, now: float) -> Actions:
-        """After a visit: idle again, or replaced if it is time."""
-        if self.used_bytes > self._config.memory.soft:
-            return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
-        if self.serial >= self._config.recycle_visits:
-            return self._quit(f"recycled after {self.serial} visits", now)
-        if self.after_death == S.STOPPED:
-            return self._quit("retired", now)
-        return self._go(S.IDLE, now, None)
-
-    def _quit(self, note: str, now: float) -> Actions:
-        """Part in peace: the worker ends itself, or is terminated."""
-        self.note = note
-        return [Send(Quit()), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
-
-    def _stop(self, verdict: Verdict | None, note: str, now: float) -> Actions:
-        """Climb the ladder: TERM now, KILL after the grace."""
-        self.note = note
-        self._verdict = verdict if self.assignment else None
-        return [Signal(signal.SIGTERM), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
-
-    def _kill(self, now: float) -> Actions:
-        return [Signal(signal.SIGKILL), *self._go(S.KILLING, now, now + self._config.times.kill_s)]
-
     # --- STARTING --------------------------------------------------------
 
     def _forked(self, event: WorkerForked, now: float) -> Actions:
         self.pid = event.pid
+        self._budget.forked()
         return []
 
     def _not_forked(self, event: WorkerNotForked, now: float) -> Actions:
         self.note = f"not forked: {event.reason}"
-        return self._back_off(now)
+        return self._without_process(now)
+
+    def _without_process(self, now: float) -> Actions:
+        """There is no process, and one that still comes is refused by its epoch."""
+        if self.after_death == S.STOPPED:
+            return self._go(S.STOPPED, now, None)
+        return self._go(S.BACKOFF, now, now + self._budget.put_off())
 
     def _ready(self, event: Ready, now: float) -> Actions:
+        self.served = True
         return self._free(now)
 
     def _kill_late_starter(self, event: DeadlinePassed, now: float) -> Actions:
         self.note = f"not ready after {self._config.times.boot_s:g} s"
-        return self._kill(now)
+        return self._kill(now) if self.pid is not None else self._without_process(now)
+
+    def _restart_starter(self, event: RestartAsked, now: float) -> Actions:
+        return self._restart(event, now) if self.pid is not None else self._fork(now)
+
+    def _kill_starter(self, event: KillAsked, now: float) -> Actions:
+        return self._kill_asked(event, now) if self.pid is not None else self._without_process(now)
 
     # --- a visit ---------------------------------------------------------
 
@@ -299,6 +171,8 @@ class Slot:
 
     def _raw_refused(self, event: RawRefused, now: float) -> Actions:
         held = self._held
+        if not held.has(event.exposure) or event.exposure in (*held.ingested, *held.refused):
+            return self._refuse(WordsRefused(f"refused exposure {event.exposure}, not asked for"), now)
         self.assignment = held = replace(held, refused=(*held.refused, event.exposure))
         if not held.complete:
             return []
@@ -318,9 +192,10 @@ class Slot:
     def _no_more_raws(self, event: DeadlinePassed, now: float) -> Actions:
         held = self._held
         if not held.settled:  # one is being ingested: it still counts
-            if now >= held.no_image_at + self._config.times.ingest_s:
+            last = max(held.no_image_at, self.since) + self._config.times.ingest_s
+            if now >= last:
                 return self._overdue(Outcome.RUN_TIMEOUT, "ingest", self._config.times.ingest_s, now)
-            return [SetDeadline(held.no_image_at + self._config.times.ingest_s)]
+            return [SetDeadline(last)]
         if held.ingested:
             return self._process(now)
         outcome = Outcome.BAD_RAW if held.refused else Outcome.NO_IMAGE
@@ -339,7 +214,10 @@ class Slot:
         return []
 
     def _done(self, event: Done, now: float) -> Actions:
-        return [*self._finish_done(event), *self._free(now)]
+        done = self._finish_done(event)
+        if event.tainted:
+            return [*done, *self._quit(f"recycled: its visit changed {event.tainted}", now)]
+        return [*done, *self._free(now)]
 
     def _done_at_last(self, event: Done, now: float) -> Actions:
         """The worker ended its visit although it is being stopped."""
@@ -379,15 +257,25 @@ class Slot:
         return [*self._judge(retriable=False), *self._go(S.UNKILLABLE, now, None)]
 
     def _weigh(self, event: MemorySampled, now: float) -> Actions:
-        self.used_bytes = event.used_bytes
-        limit = self._config.memory.hard
-        if event.used_bytes <= limit:
+        self._note_weight(event, now)
+        memory, cpu_limit_s = self._config.memory, self._config.times.cpu_s
+        if event.repo_bytes > memory.ramdisk:
+            text = f"{event.repo_bytes / 1e6:.0f} MB on the RAM disk, {memory.ramdisk / 1e6:.0f} MB allowed"
+            verdict = Verdict(Outcome.RAMDISK_FULL, text, retriable=False)
+        elif event.used_bytes > memory.hard:
+            text = f"{event.used_bytes / 1e6:.0f} MB used, {memory.hard / 1e6:.0f} MB allowed"
+            verdict = Verdict(Outcome.OUT_OF_MEMORY, text, retriable=False)
+        elif self.assignment is not None and event.cpu_s - self._cpu_from[1] > cpu_limit_s:
+            text = f"the visit took more than {cpu_limit_s:g} s of CPU time"
+            verdict = Verdict(Outcome.RUN_TIMEOUT, text, retriable=True)
+        else:
             return []
-        text = f"{event.used_bytes / 1e6:.0f} MB used, {limit / 1e6:.0f} MB allowed"
-        return self._stop(Verdict(Outcome.OUT_OF_MEMORY, text, retriable=False), text, now)
+        return self._stop(verdict, verdict.reason, now)
 
     def _note_weight(self, event: MemorySampled, now: float) -> Actions:
-        self.used_bytes = event.used_bytes
+        self.used_bytes, self.repo_bytes = event.used_bytes, event.repo_bytes
+        if self._cpu_from[0] != self.serial:
+            self._cpu_from = (self.serial, event.cpu_s)
         return []
 
     def _refuse(self, event: WordsRefused, now: float) -> Actions:
@@ -399,32 +287,17 @@ class Slot:
 
     # --- death -----------------------------------------------------------
 
-    def _judge(self, *, retriable: bool = True) -> Actions:
-        """Give the visit of a stopped worker its outcome, if it has none."""
-        verdict, self._verdict = self._verdict, None
-        if self.assignment is None:
-            return []
-        if verdict is None:
-            return self._finish(Outcome.CRASHED, self.note, retriable=retriable)
-        if verdict.done is not None:
-            return self._finish_done(verdict.done)
-        return self._finish(verdict.outcome, verdict.reason, retriable=verdict.retriable and retriable)
-
-    def _back_off(self, now: float) -> Actions:
-        pause = self._budget.failed(now)
-        if pause is None:
-            self.note = f"quarantined after repeated failures, last: {self.note}"
-            return self._go(S.QUARANTINED, now, None)
-        return self._go(S.BACKOFF, now, now + pause)
-
     def _died(self, event: WorkerDied, now: float) -> Actions:
         """Nobody asked it to: a crash."""
         state, self.pid = self.state, None
-        self.note = f"worker {_manner(event.status)} while {state}"
+        self.note = f"worker {manner(event.status)} while {state}"
+        outcome = Outcome.CRASHED
+        if event.out_of_memory:
+            outcome = Outcome.OUT_OF_MEMORY
+            self.note += ": the kernel killed it for its memory"
         finish: Actions = []
         if self.assignment is not None:
-            exporting = state == S.EXPORTING
-            finish = self._finish(Outcome.CRASHED, self.note, retriable=not exporting, if_spooled=exporting)
+            finish = self._finish(outcome, self.note, retriable=outcome == Outcome.CRASHED)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = "quarantined: the worker says that its configuration is wrong; see its log"
             return [*finish, WipeRepo(), *self._go(S.QUARANTINED, now, None)]
@@ -438,10 +311,15 @@ class Slot:
         judged = self._judge()
         if self.after_death == S.STOPPED:
             return [*judged, WipeRepo(), *self._go(S.STOPPED, now, None)]
+        if not self.served:  # stopped at boot: that is a failure like a crash there
+            return [*judged, WipeRepo(), *self._back_off(now)]
         return [*judged, WipeRepo(), *self._go(S.BACKOFF, now, now)]
 
     def _fork_again(self, event: object, now: float) -> Actions:
         return self._fork(now)
+
+    def _age_out(self, event: DeadlinePassed, now: float) -> Actions:
+        return self._quit_of_age(now)
 
     # --- operators -------------------------------------------------------
 
@@ -452,6 +330,13 @@ class Slot:
     def _restart_now(self, event: RestartAsked, now: float) -> Actions:
         self._budget.forgive()
         return self._fork(now)
+
+    def _recycle(self, event: RecycleAsked, now: float) -> Actions:
+        return self._quit("recycled: the configuration is new", now)
+
+    def _recycle_later(self, event: RecycleAsked, now: float) -> Actions:
+        self._last_moment = now
+        return []
 
     def _kill_asked(self, event: KillAsked, now: float) -> Actions:
         self.note = event.reason
@@ -480,18 +365,6 @@ def _short(event: object) -> str:
     return f"{type(event).__name__} {text[:120]}" if isinstance(event, Fact) else text[:160]
 
 
-def _manner(status: int | None) -> str:
-    """Say how a process ended."""
-    if status is None:
-        return "died"
-    if status < 0:
-        try:
-            return f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"killed by signal {-status}"
-    return f"exited with status {status}"
-
-
 Rule = Callable[..., Actions]
 
 TABLE: dict[tuple[SlotState, type], Rule] = {
@@ -499,13 +372,19 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.STARTING, WorkerNotForked): Slot._not_forked,
     (S.STARTING, Ready): Slot._ready,
     (S.STARTING, DeadlinePassed): Slot._kill_late_starter,
+    (S.STARTING, RestartAsked): Slot._restart_starter,
+    (S.STARTING, KillAsked): Slot._kill_starter,
     (S.STARTING, RetireAsked): Slot._retire_later,
+    (S.STARTING, RecycleAsked): Slot._recycle_later,
     (S.IDLE, VisitAssigned): Slot._prepare,
+    (S.IDLE, DeadlinePassed): Slot._age_out,
+    (S.IDLE, Ingested): Slot._ignore,  # it was on its way when the visit was cancelled
+    (S.IDLE, RawRefused): Slot._ignore,
     (S.IDLE, RetireAsked): Slot._retire,
+    (S.IDLE, RecycleAsked): Slot._recycle,
     (S.PREPARING, RawArrived): Slot._keep_raw,
     (S.PREPARING, Prepared): Slot._wait,
     (S.PREPARING, StageReached): Slot._stage,
-    (S.PREPARING, PointOfNoReturn): Slot._no_return,
     (S.PREPARING, Done): Slot._done,
     (S.PREPARING, CancelReceived): Slot._cancel_preparing,
     (S.PREPARING, DeadlinePassed): Slot._prepare_overdue,
@@ -516,7 +395,6 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.WAITING, CancelReceived): Slot._cancel_waiting,
     (S.WAITING, DeadlinePassed): Slot._no_more_raws,
     (S.PROCESSING, StageReached): Slot._stage,
-    (S.PROCESSING, PointOfNoReturn): Slot._no_return,
     (S.PROCESSING, Done): Slot._done,
     (S.PROCESSING, DeadlinePassed): Slot._run_overdue,
     (S.EXPORTING, StageReached): Slot._stage,
@@ -525,12 +403,10 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.STOPPING, DeadlinePassed): Slot._grace_over,
     (S.STOPPING, WorkerDied): Slot._stopped_died,
     (S.STOPPING, Done): Slot._done_at_last,
-    (S.STOPPING, PointOfNoReturn): Slot._no_return,
     (S.STOPPING, RestartAsked): Slot._ignore,
     (S.KILLING, DeadlinePassed): Slot._unkillable,
     (S.KILLING, WorkerDied): Slot._stopped_died,
     (S.KILLING, Done): Slot._done_at_last,
-    (S.KILLING, PointOfNoReturn): Slot._no_return,
     (S.KILLING, RestartAsked): Slot._ignore,
     (S.KILLING, KillAsked): Slot._ignore,
     (S.UNKILLABLE, WorkerDied): Slot._stopped_died,
@@ -543,12 +419,15 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.QUARANTINED, RestartAsked): Slot._restart_now,
     (S.QUARANTINED, KillAsked): Slot._ignore,
     (S.QUARANTINED, RetireAsked): Slot._retire_empty,
+    (S.QUARANTINED, RecycleAsked): Slot._restart_now,
     (S.STOPPED, RestartAsked): Slot._restart_now,
     (S.STOPPED, KillAsked): Slot._ignore,
 }
 """What each state does with each event."""
 
-TABLE |= {
+TABLE |= {(state, RecycleAsked): Slot._recycle_later for state in BUSY_STATES}
+
+_LIVING = {
     (state, event): rule
     for state in (S.STARTING, S.IDLE, *BUSY_STATES)
     for event, rule in (
@@ -557,6 +436,7 @@ TABLE |= {
         (MemorySampled, Slot._weigh),
     )
 }
+TABLE = _LIVING | TABLE
 
 ANY_STATE: dict[type, Rule] = {
     # A raw, a cancellation or a sample may cross the end of a visit; memory
@@ -566,7 +446,10 @@ ANY_STATE: dict[type, Rule] = {
     DeadlinePassed: Slot._ignore,
     MemorySampled: Slot._note_weight,
     WordsRefused: Slot._refuse,
+    PointOfNoReturn: Slot._no_return,
     RetireAsked: Slot._retire_later,
     KillAsked: Slot._kill_asked,
+    # Who comes next here is of the new configuration anyway.
+    RecycleAsked: Slot._ignore,
 }
 """What holds where the table says nothing."""

@@ -17,7 +17,9 @@ from ppdaemon.node.claim import Claim, is_ramdisk
 from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.intake import Intake
+from ppdaemon.node.meters import REPO_EVERY, Meters
 from ppdaemon.node.pool import Pool
+from ppdaemon.node.reload import Generations
 from ppdaemon.node.scheduler import Scheduler
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.states import BUSY_STATES, SlotState
@@ -41,16 +43,19 @@ class Status:
     exporter: ExporterSeat
     intake: Intake
     arrivals: Arrivals
+    meters: Meters
+    generations: Generations
     state: State = "starting"
-    template_ms: float | None = None
     started_tai: float = field(init=False)
     _fixed_problems: tuple[str, ...] = field(init=False)
+    _on_ramdisk: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.started_tai = self.clock.tai()
         folders = NodeFolders.of(self.config)
         problems = [f"{path} is nobody's; delete it if you know it" for path in self.held.unknown]
-        if not is_ramdisk(folders.ramdisk):
+        self._on_ramdisk = is_ramdisk(folders.ramdisk)
+        if not self._on_ramdisk:
             problems.append(f"{folders.ramdisk} is not on a tmpfs: workers will be slow")
         self._fixed_problems = tuple(problems)
 
@@ -90,7 +95,11 @@ class Status:
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
             problems=problems,
             leftovers_removed=self.held.removed,
-            template_ms=self.template_ms,
+            template_ms=self.generations.template_ms,
+            generation=self.generations.number,
+            reloaded_tai=self.generations.reloaded_tai,
+            limits=self._limits(),
+            ramdisk_mb=self.meters.ramdisk_bytes / 1e6 if self._on_ramdisk else None,
             supervisor_mb=psutil.Process().memory_info().rss / 1e6,
         )
 
@@ -126,8 +135,25 @@ class Status:
             )
         return rows
 
+    def _limits(self) -> dict[str, str]:
+        """Say who enforces what: limits, by what a worker might use up."""
+        memory, times = self.config.workers.memory, self.config.workers.times
+        sampled = f"supervisor every {memory.sample_s:g} s"
+        kernel = self.pool.cgroups.keeper
+        limits = {
+            "memory": f"{memory.hard / 1e9:g} GB, {sampled}; {kernel('memory')}",
+            "RAM disk": f"{memory.ramdisk / 1e9:g} GB, supervisor every {REPO_EVERY * memory.sample_s:g} s",
+            "CPU time": f"{times.cpu_s:g} s a visit, {sampled}",
+            "wall time": f"{times.run_s:g} s for a pipeline, supervisor",
+            "processes": f"{self.config.workers.tasks_max}, {kernel('pids')}",
+            "descendants": f"supervisor by process group; {kernel('kill')}",
+        }
+        if memory.budget is not None:
+            limits["all workers"] = f"{memory.budget / 1e9:g} GB, supervisor before each fork"
+        return limits
+
     def _problems(self) -> tuple[str, ...]:
-        problems = []
+        problems = [*self.generations.problems]
         if self.desk.problem:
             problems.append(self.desk.problem)
         if self.exporter.problem:
@@ -135,6 +161,9 @@ class Status:
         problems += [
             f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
         ]
+        problems += self.meters.troubles
+        if self.pool.cgroups.trouble:
+            problems.append(self.pool.cgroups.trouble)
         for slot in self.pool.slots.values():
             if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
                 problems.append(f"slot {slot.number} is {slot.state}: {slot.note}")

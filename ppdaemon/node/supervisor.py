@@ -11,46 +11,45 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pydantic
 import zmq.asyncio
 
+from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.errors import ConfigError, PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
     CancelVisit,
     Forked,
     ForkFailed,
-    ForkWorker,
     Reaped,
     ReserveVisit,
     ResultsSeen,
     Welcome,
-    ZygoteReady,
 )
 from ppdaemon.node.arrivals import Arrivals
 from ppdaemon.node.claim import Claim, claim
 from ppdaemon.node.control import ControlServer
 from ppdaemon.node.desk import Neighbours, VisitDesk
-from ppdaemon.node.events import KillAsked, MemorySampled, RestartAsked, RetireAsked, SeatChanged
+from ppdaemon.node.events import KillAsked, RestartAsked, RetireAsked, SeatChanged
 from ppdaemon.node.exporter import ExporterSeat
-from ppdaemon.node.forker import Forker, Lifeline, ZygoteGone
+from ppdaemon.node.forker import Lifeline
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.journal import Journal, JournalThread
 from ppdaemon.node.meters import Meters
 from ppdaemon.node.pool import Pool
+from ppdaemon.node.reload import Generations
 from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.node.slot import Slot
 from ppdaemon.node.status import Status
-from ppdaemon.node.template import TemplateBuild, last_lines
 from ppdaemon.notify import Notifier
 from ppdaemon.reports import (
     AskDrain,
     AskKill,
+    AskReload,
     AskRestart,
     AskResume,
     AskStatus,
@@ -62,17 +61,11 @@ from ppdaemon.reports import (
 )
 from ppdaemon.states import BUSY_STATES, SlotState
 
-__all__ = ("Supervisor", "ZygoteFailed")
+__all__ = ("Supervisor",)
 
 _LOG = logging.getLogger(__name__)
 
-ZYGOTE_BOOT_S = 120.0
-ZYGOTE_PAUSE_S = 1.0
 EXPORT_AT_STOP_S = 10.0
-
-
-class ZygoteFailed(PPDaemonError):
-    """The zygote cannot import what the workers need."""
 
 
 class Supervisor:
@@ -82,8 +75,10 @@ class Supervisor:
     ----------
     config : `~ppdaemon.config.NodeConfig`
         The configuration.
+    read_config : `~collections.abc.Callable`
+        Reads and checks the configuration file again.
     environment : `~collections.abc.Mapping` [`str`, `str`]
-        Handed on to the zygote.
+        Handed on to the zygote and its children.
     clock : `~ppdaemon.clock.Clock`
         The two clocks.
     notifier : `~ppdaemon.notify.Notifier`
@@ -95,13 +90,15 @@ class Supervisor:
     def __init__(
         self,
         config: NodeConfig,
+        read_config: Callable[[], NodeConfig],
         environment: Mapping[str, str],
         clock: Clock,
         notifier: Notifier,
         watchdog_s: float | None,
     ):
         self._config = config
-        self._environment = {**environment, **config.workers.environment}
+        self._read_config = read_config
+        self._environment = environment
         self._clock = clock
         self._notifier = notifier
         self._watchdog_s = watchdog_s
@@ -114,8 +111,7 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
         self._deciding = False
         self._growing = True
-        self._zygote_ready: asyncio.Future[ZygoteReady] = self._loop.create_future()
-        self._template: TemplateBuild | None = None
+        self._reload_asked = asyncio.Event()
         self._failure: BaseException | None = None
 
     # --- life ------------------------------------------------------------
@@ -140,6 +136,10 @@ class Supervisor:
             self._kill.set()
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read the configuration again, as soon as the node has started."""
+        self._reload_asked.set()
+
     async def _live(self, held: Claim) -> None:
         journal = JournalThread(await asyncio.to_thread(Journal, self._folders.journal))
         context = zmq.asyncio.Context()
@@ -160,15 +160,26 @@ class Supervisor:
     def _compose(self, held: Claim, journal: JournalThread, context: zmq.asyncio.Context) -> None:
         """Make the parts and tie them together; nothing runs yet."""
         config, clock, count = self._config, self._clock, self._count
+        self._generations = Generations(
+            config,
+            self._read_config,
+            self._lifeline,
+            self._environment,
+            clock,
+            self._forker_said,
+            self._switch,
+            count,
+        )
+        ask_fork = self._generations.ask
         self._scheduler = Scheduler(config.workers)
         self._desk = VisitDesk(config, clock, journal, self._scheduler, count)
         self._journal = journal
-        self._pool = Pool(config, clock, self._ask_fork, self._desk.perform, self._seat_changed, count)
+        self._pool = Pool(config, clock, ask_fork, self._desk.perform, self._seat_changed, count)
         self._exporter = ExporterSeat(
             config.export,
             self._folders.slots / "exporter",
             self._folders.logs / "exporter.log",
-            self._ask_fork,
+            ask_fork,
             self._desk.exported,
         )
         self._intake = Intake(
@@ -183,7 +194,7 @@ class Supervisor:
             count,
         )
         self._arrivals = Arrivals(config.arrivals, config.node.instruments, clock, self._desk.raw_arrived)
-        self._meters = Meters(self._folders.slots, config.workers.memory.soft // 2)
+        self._meters = Meters(config.workers, self._folders)
         self._desk.meet(
             Neighbours(
                 link=self._intake,
@@ -203,21 +214,16 @@ class Supervisor:
             exporter=self._exporter,
             intake=self._intake,
             arrivals=self._arrivals,
+            meters=self._meters,
+            generations=self._generations,
         )
         self._control = ControlServer(config.node.control, self._answer, self._status.report)
 
     async def _start(self) -> None:
-        self._folders.settings.write_text(self._config.model_dump_json())
         started = self._clock.mono()
-        self._forker = self._new_zygote()
-        await self._wait_for_zygote()
-        template_started = self._clock.mono()
-        self._template = TemplateBuild(
-            self._folders.slots / "template-build", self._folders.logs / "template.log"
-        )
-        await self._template.run(self._forker, ZYGOTE_BOOT_S)
-        self._template = None
-        self._status.template_ms = (self._clock.mono() - template_started) * 1e3
+        await self._unless_stopped(self._generations.start())
+        if self._stop.is_set():
+            return
         self._exporter.start()
         for folder in sorted(self._folders.spool.iterdir()):
             if self._folders.read_spooled(folder.name):
@@ -231,8 +237,9 @@ class Supervisor:
         for work in (
             self._desk.keep_written(),
             self._intake.run(),
-            self._measure(),
+            self._meters.run(self._pool, self._count),
             self._tick(),
+            self._reload_when_asked(),
         ):
             self._run_always(work)
         self._decide()
@@ -255,6 +262,7 @@ class Supervisor:
         self._status.state = "stopping"
         self._growing = False
         self._take(False)
+        self._desk.retrying = False
         self._desk.interrupt_queued()
         for number in list(self._pool.slots):
             self._pool.handle(number, RetireAsked())
@@ -291,6 +299,19 @@ class Supervisor:
             await asyncio.sleep(0.02)
         return True
 
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something, or give it up when the daemon stops."""
+        doing = self._loop.create_task(work)
+        stopping = self._loop.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                doing.result()
+        finally:
+            for task in (doing, stopping):
+                task.cancel()
+            await asyncio.gather(doing, stopping, return_exceptions=True)
+
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -300,75 +321,57 @@ class Supervisor:
             await self._arrivals.stop()
             self._exporter.close()
             self._pool.close()
-        if self._template is not None:
-            self._template.close()
-        if hasattr(self, "_forker"):
-            self._forker.close()
+            await self._generations.close()
         self._lifeline.close()
 
-    # --- the zygote ------------------------------------------------------
+    # --- generations -----------------------------------------------------
 
-    def _new_zygote(self) -> Forker:
-        return Forker(
-            self._folders.settings,
-            self._lifeline,
-            self._environment,
-            self._folders.logs / "zygote.log",
-            self._zygote_said,
-        )
-
-    async def _wait_for_zygote(self) -> None:
-        try:
-            ready = await asyncio.wait_for(asyncio.shield(self._zygote_ready), ZYGOTE_BOOT_S)
-        except TimeoutError:
-            raise ZygoteFailed(f"the zygote has not imported everything within {ZYGOTE_BOOT_S:g} s") from None
-        _LOG.info("zygote %d has imported %d modules in %.1f s", ready.pid, ready.modules, ready.import_s)
-
-    def _ask_fork(self, order: ForkWorker) -> bool:
-        return self._forker.ask(order)
-
-    def _zygote_said(
-        self, words: ZygoteReady | Forked | ForkFailed | Reaped | ZygoteGone, descriptors: list[int]
-    ) -> None:
+    def _forker_said(self, words: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
         match words:
-            case ZygoteReady():
-                if not self._zygote_ready.done():
-                    self._zygote_ready.set_result(words)
             case Forked(role="worker"):
                 self._pool.forked(words, descriptors)
-            case Forked(role="exporter"):
-                self._exporter.forked(words, descriptors)
             case Forked():
-                if self._template is not None:
-                    self._template.forked(words, descriptors)
+                self._exporter.forked(words, descriptors)
             case ForkFailed(role="worker"):
                 self._pool.not_forked(words)
-            case ForkFailed(role="exporter", reason=reason):
-                self._exporter.not_forked(reason)
             case ForkFailed(reason=reason):
-                if self._template is not None:
-                    self._template.failed(reason)
+                self._exporter.not_forked(reason)
             case Reaped():
                 self._pool.reaped(words)
-            case ZygoteGone():
-                self._zygote_gone()
 
-    def _zygote_gone(self) -> None:
-        """Workers finish; a new zygote serves the next forks."""
-        self._count["zygote_gone"] += 1
-        if not self._zygote_ready.done():
-            log = last_lines(self._folders.logs / "zygote.log")
-            self._zygote_ready.set_exception(ZygoteFailed(f"the zygote cannot start:\n{log}"))
-            return
-        if self._template is not None:
-            self._template.failed("the zygote ended")
-        self._pool.zygote_gone()
-        if not self._stop.is_set():
-            self._loop.call_later(ZYGOTE_PAUSE_S, self._replace_zygote)
+    def _switch(self, config: NodeConfig) -> None:
+        """Go over to a configuration whose processes can be had."""
+        self._config = config
+        log.set_up(config.log.level, config.log.format, node=config.node.name)
+        self._scheduler.reconfigure(config.workers)
+        self._desk.reconfigure(config)
+        self._meters.reconfigure(config.workers)
+        self._status.config = config
+        self._pool.reconfigure(config)
+        self._exporter.replace(config.export)
+        self._intake.set_capacity(config.workers.max)
+        self._wake()
 
-    def _replace_zygote(self) -> None:
-        if not self._stop.is_set():
-            self._forker = self._new_zygote()
+    async def _reload_when_asked(self) -> None:
+        """Reload after SIGHUP; several at once are one."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            self._notifier.tell(RELOADING=1, MONOTONIC_USEC=int(self._clock.mono() * 1e6))
+            await self._generations.reload_unattended()
+            self._notifier.tell(READY=1, STATUS=self._status.report().text)
+
+    async def _reload_now(self) -> Ok | Failed:
+        """Reload for somebody who waits for the outcome."""
+        if self._status.state in ("starting", "stopping"):
+            raise Refused(f"the daemon is {self._status.state}")
+        try:
+            await self._unless_stopped(self._generations.reload())
+        except ConfigError as error:
+            return Failed(code="config", text=str(error))
+        if self._stop.is_set():
+            raise Refused("the daemon is stopping")
+        return Ok(data=f"generation {self._generations.number} serves")
 
     # --- seats -----------------------------------------------------------
 
@@ -412,18 +415,6 @@ class Supervisor:
             self._notifier.tell(STATUS=self._status.report().text, WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self._watchdog_s or 2.0) / 2))
 
-    async def _measure(self) -> None:
-        """Weigh all workers, in a thread."""
-        with ThreadPoolExecutor(1, "meters") as thread:
-            while True:
-                await asyncio.sleep(self._config.workers.memory.sample_s)
-                pids = self._pool.pids()
-                used = await self._loop.run_in_executor(thread, self._meters.read, pids)
-                now = self._pool.pids()
-                for number, size in used.items():
-                    if now.get(number) == pids[number]:
-                        self._pool.handle(number, MemorySampled(size))
-
     # --- words from outside ----------------------------------------------
 
     def _relay_said(self, words: ReserveVisit | CancelVisit | ResultsSeen | Welcome) -> None:
@@ -455,6 +446,8 @@ class Supervisor:
                     return Failed(code="refused", text="the daemon is stopping")
                 self._take(isinstance(request, AskResume))
                 return Ok()
+            case AskReload():
+                return await self._reload_now()
             case AskRestart(slot=number) | AskKill(slot=number):
                 if number not in self._pool.slots:
                     return Failed(code="not_found", text=f"there is no slot {number}")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The template repo, made once per life of the daemon by a process for it."""
+"""The template repo, made once per configuration by a process for it."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import Forked, ForkWorker
-from ppdaemon.node.forker import Forker
-from ppdaemon.node.pool import Child, adopt
+from ppdaemon.node.child import Child, adopt
 
-__all__ = ("TemplateBuild", "TemplateFailed", "last_lines")
+__all__ = ("TemplateBuild", "TemplateFailed", "last_lines", "size_of")
 
 SLOT = -2
 
@@ -18,7 +18,23 @@ class TemplateFailed(PPDaemonError):
     """There is no template repo: no worker could start."""
 
 
-def last_lines(log: Path, most: int = 15) -> str:
+def size_of(log: Path) -> int:
+    """Return how much is in a log.
+
+    Parameters
+    ----------
+    log : `pathlib.Path`
+        The file.
+
+    Returns
+    -------
+    size : `int`
+        Bytes; 0 if there is no such file.
+    """
+    return log.stat().st_size if log.exists() else 0
+
+
+def last_lines(log: Path, most: int = 15, *, since: int = 0) -> str:
     """Return the end of a log.
 
     Parameters
@@ -27,6 +43,8 @@ def last_lines(log: Path, most: int = 15) -> str:
         The file.
     most : `int`, optional
         How many lines.
+    since : `int`, optional
+        What the log had before, bytes: that is old.
 
     Returns
     -------
@@ -36,7 +54,9 @@ def last_lines(log: Path, most: int = 15) -> str:
     try:
         with log.open("rb") as stream:
             stream.seek(0, 2)
-            stream.seek(max(0, stream.tell() - 20_000))
+            size = stream.tell()
+            # A log that was cut meanwhile is new from its beginning.
+            stream.seek(max(since if since <= size else 0, size - 20_000))
             text = stream.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
@@ -58,13 +78,13 @@ class TemplateBuild:
         self._child: Child | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self, forker: Forker, limit_s: float) -> None:
+    async def run(self, ask: Callable[[ForkWorker], bool], limit_s: float) -> None:
         """Have the template made.
 
         Parameters
         ----------
-        forker : `~ppdaemon.node.forker.Forker`
-            Forks the process.
+        ask : `~collections.abc.Callable`
+            Gets the order for the process, returns whether it was asked.
         limit_s : `float`
             How long it may take.
 
@@ -75,7 +95,9 @@ class TemplateBuild:
         """
         self._repo.mkdir(parents=True, exist_ok=True)
         order = ForkWorker(role="template", slot=SLOT, epoch=1, repo=str(self._repo), log=str(self._log))
-        forker.ask(order)
+        log_size = size_of(self._log)
+        if not ask(order):
+            self.failed("there is no zygote")
         try:
             problem = await asyncio.wait_for(self._ended, limit_s)
         except TimeoutError:
@@ -83,7 +105,9 @@ class TemplateBuild:
         finally:
             self.close()
         if problem:
-            raise TemplateFailed(f"the template repo was not made: {problem}\n{last_lines(self._log)}")
+            raise TemplateFailed(
+                f"the template repo was not made: {problem}\n{last_lines(self._log, since=log_size)}"
+            )
 
     def forked(self, words: Forked, descriptors: list[int]) -> None:
         """Take over the process.

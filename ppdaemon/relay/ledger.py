@@ -265,7 +265,7 @@ class Ledger:
         for number, instrument, content, cancelled in self._db.execute(
             "SELECT number, instrument, content, cancelled FROM visits WHERE group_id = ?", (group,)
         ).fetchall():
-            index = NextVisit.model_validate_json(content).script_sal_index
+            index = json.loads(content).get("scriptSalIndex", 0)
             found.append(FoundVisit(instrument, index, bool(cancelled), self._outcomes(number)))
         return found
 
@@ -326,7 +326,8 @@ class Ledger:
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
                     " WHERE visit = ? AND detector = ? AND outcome IS NULL",
-                    (outcome, reason, node, number, detector),
+                    # A file's name in it may have bytes that are no text.
+                    (outcome, reason.encode(errors="replace").decode(), node, number, detector),
                 )
             case SetCancelled(number):
                 self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import setproctitle
 
-__all__ = ("Child", "arm_lifeline", "be_born", "die_with_parent")
+__all__ = ("Child", "adopt_orphans", "arm_lifeline", "be_born", "die_with_parent")
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 F_SETSIG = 10  # linux/fcntl.h; the fcntl module names it only in newer Pythons
 
 
@@ -41,11 +42,24 @@ class Child:
     seed: int
 
 
+def _prctl(option: int, value: int, name: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({name})")
+
+
 def die_with_parent() -> None:
     """Ask the kernel for a KILL when the thread that made this process ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends.
+
+    Whatever a pipeline has left behind by a double fork stays below its
+    worker, and when the worker ends, it comes to the zygote.
+    """
+    _prctl(PR_SET_CHILD_SUBREAPER, 1, "PR_SET_CHILD_SUBREAPER")
 
 
 def arm_lifeline(read_end: int) -> int:
@@ -67,7 +81,8 @@ def arm_lifeline(read_end: int) -> int:
         A descriptor that has to stay open.
     """
     armed = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.fcntl(armed, fcntl.F_SETOWN, os.getpid())
+    # The process group, so that its children go too.
+    fcntl.fcntl(armed, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(armed, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(armed, fcntl.F_SETFL, fcntl.fcntl(armed, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
@@ -115,6 +130,11 @@ def _be_killed_with_the_supervisor(child: Child) -> None:
     arm_lifeline(child.lifeline)
 
 
+def _keep_grandchildren(child: Child) -> None:
+    """A grandchild that detaches itself stays below its worker."""
+    adopt_orphans()
+
+
 def _be_nice(child: Child) -> None:
     """The supervisor is never starved by its workers."""
     os.nice(child.nice)
@@ -147,6 +167,7 @@ STEPS: tuple[Callable[[Child], None], ...] = (
     _reset_signals,
     _redirect_output,
     _be_killed_with_the_supervisor,
+    _keep_grandchildren,
     _be_nice,
     _reseed,
     _name,

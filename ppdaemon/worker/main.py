@@ -29,6 +29,7 @@ from ppdaemon.messages import (
     ForkWorker,
     GiveUp,
     Ingest,
+    PointOfNoReturn,
     Prepare,
     Process,
     Quit,
@@ -39,6 +40,7 @@ from ppdaemon.messages import (
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.work import Exporter, Seat, Work, WorkModule
 from ppdaemon.worker.channel import Channel
+from ppdaemon.worker.posture import Posture, write_durably
 
 __all__ = ("run_role",)
 
@@ -69,14 +71,14 @@ def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: Wo
     log.set_up(config.log.level, config.log.format, role=order.role, slot=order.slot, epoch=order.epoch)
     end.setblocking(True)
     channel = Channel(end, ORDERS)
-    visits = Visits(channel)
     folders = NodeFolders.of(config)
+    visits = Visits(channel, folders)
     seat = Seat(
         config=config,
         slot=order.slot,
         epoch=order.epoch,
         repo=Path(order.repo),
-        template=folders.template,
+        template=folders.template(order.generation),
         cache=folders.cache,
         spool=folders.spool,
         clock=Clock(),
@@ -134,11 +136,15 @@ class Visits:
     ----------
     channel : `~ppdaemon.worker.channel.Channel`
         To the supervisor.
+    folders : `~ppdaemon.folders.NodeFolders`
+        The node's folders.
     """
 
-    def __init__(self, channel: Channel[Order]):
+    def __init__(self, channel: Channel[Order], folders: NodeFolders):
         self._channel = channel
+        self._folders = folders
         self._serial = 0
+        self._order: Prepare | None = None
 
     def report(self, fact: Fact) -> None:
         """Tell the supervisor a fact of the present visit, at once.
@@ -148,6 +154,12 @@ class Visits:
         fact : `~ppdaemon.messages.Fact`
             What happened.
         """
+        if isinstance(fact, PointOfNoReturn) and self._order is not None:
+            visit = self._order.visit
+            key = (visit.instrument, visit.group, self._order.detector, self._order.attempt)
+            mark = self._folders.mark(*key)
+            if not mark.exists():
+                write_durably(mark, fact.what)
         self._channel.say(fact.model_copy(update={"serial": self._serial}))
 
     def serve(self, work: Work) -> ExitCode:
@@ -163,11 +175,12 @@ class Visits:
         status : `~ppdaemon.states.ExitCode`
             Always 0: failures end visits.
         """
+        self._posture = Posture.now()
         self._channel.say(Ready(pid=os.getpid()))
         while True:
             match self._channel.hear():
                 case Prepare() as order:
-                    self._serial = order.serial
+                    self._serial, self._order = order.serial, order
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
                 case Ingest(raw=raw):
@@ -196,6 +209,8 @@ class Visits:
             reason = str(error) if failed else _last_line(error)
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
+        if isinstance(fact, Done):
+            fact = fact.model_copy(update={"tainted": self._posture.differs_from(Posture.now())})
         self.report(fact)
         if isinstance(fact, Done):
             self._forget(work)

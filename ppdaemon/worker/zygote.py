@@ -7,17 +7,15 @@ ends with the supervisor; its children do so too, by themselves.
 """
 
 import argparse
+import contextlib
 import gc
-import importlib
 import os
 import select
 import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import cast
 
 import setproctitle
 
@@ -31,11 +29,10 @@ from ppdaemon.messages import (
     Reaped,
     ZygoteReady,
 )
-from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode
 from ppdaemon.work import WorkModule
-from ppdaemon.worker.birth import Child, be_born, die_with_parent
-from ppdaemon.worker.main import run_role
+from ppdaemon.worker.birth import adopt_orphans, die_with_parent
+from ppdaemon.worker.life import import_work, live
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 
@@ -74,6 +71,7 @@ class Zygote:
         self._lifeline = lifeline
         self._config = config
         self._work = work
+        self._children: set[int] = set()
 
     def run(self) -> None:
         """Serve until the supervisor closes its end."""
@@ -99,16 +97,21 @@ class Zygote:
         return bool(packet)
 
     def _fork(self, order: ForkWorker) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            assert_single_threaded()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except (OSError, RuntimeError) as error:
+            self._refuse(order, error)
+            return
         with ours, theirs:
             try:
-                assert_single_threaded()
                 pid = os.fork()
-            except (OSError, RuntimeError) as error:
-                self._tell(ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error)))
+            except OSError as error:
+                self._refuse(order, error)
                 return
             if pid == 0:
-                self._live(order, theirs)
+                live(order, theirs, self._lifeline, self._config, lambda: self._work)
+            self._children.add(pid)
             pidfd = os.pidfd_open(pid)
             try:
                 words = Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
@@ -116,29 +119,8 @@ class Zygote:
             finally:
                 os.close(pidfd)
 
-    def _live(self, order: ForkWorker, channel: socket.socket) -> None:
-        """Be the child; never return."""
-        status = ExitCode.SOFTWARE
-        try:
-            be_born(
-                Child(
-                    title=f"ppdaemon {order.role} {order.slot if order.role == 'worker' else ''}".strip(),
-                    log=order.log,
-                    lifeline=self._lifeline,
-                    keep=(channel.fileno(), self._lifeline),
-                    nice=self._config.workers.nice,
-                    seed=time.time_ns() ^ os.getpid(),
-                )
-            )
-            status = run_role(order, channel, self._config, self._work)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            # Without the interpreter's own ending: its atexit functions and
-            # finalizers are the zygote's.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    def _refuse(self, order: ForkWorker, error: Exception) -> None:
+        self._tell(ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error)))
 
     def _reap(self) -> None:
         while True:
@@ -148,6 +130,10 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            self._sweep()
+            if pid not in self._children:
+                continue  # an orphan that was swept; its own children were so now
+            self._children.discard(pid)
             self._tell(
                 Reaped(
                     pid=pid,
@@ -156,6 +142,13 @@ class Zygote:
                     cpu_s=usage.ru_utime + usage.ru_stime,
                 )
             )
+
+    def _sweep(self) -> None:
+        """Kill what a dead worker has left: it is the zygote's child now."""
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        for orphan in {int(pid) for pid in listed.split()} - self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(orphan, signal.SIGKILL)
 
     def _tell(self, words: ForkFailed | Reaped | ZygoteReady) -> None:
         self._control.send(encode(words))
@@ -169,14 +162,13 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the configuration as JSON")
     options = parser.parse_args()
     die_with_parent()
+    adopt_orphans()
     setproctitle.setproctitle("ppdaemon zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     started = time.monotonic()
     config = NodeConfig.model_validate_json(options.config.read_bytes())
     # An ImportError here ends the zygote: no worker pays for a missing module.
-    modules = [importlib.import_module(name) for name in (config.workers.work, *config.workers.preload)]
-    work = cast(WorkModule, modules[0])
-    work.set_up_libraries()
+    work = import_work(config)
     assert_single_threaded()
     gc.collect()
     gc.disable()

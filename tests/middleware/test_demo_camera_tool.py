@@ -41,9 +41,9 @@ def relay(socket_dir, *replies: bytes) -> Iterator[tuple[str, list[dict]]]:
             for reply in replies:
                 if not socket.poll(DEADLINE_MS):
                     return
-                identity, empty, event = socket.recv_multipart()
+                *envelope, event = socket.recv_multipart()
                 events.append(json.loads(event))
-                socket.send_multipart([identity, empty, reply])
+                socket.send_multipart([*envelope, reply])
             socket.poll(200)
 
     with zmq.Context() as context:
@@ -87,9 +87,9 @@ def test_a_cancelled_visit_leaves_no_files(tool, tmp_path, socket_dir):
     ("reply", "status", "words"),
     [
         (b'{"status": "rejected", "reason": "no node"}', 75, "the relay says rejected: no node"),
-        (b"hello", 65, "no object with a status"),
-        (b"[1]", 65, "no object with a status"),
-        (b"\xff\xfe", 65, "no object with a status"),
+        (b"hello", 65, "does not answer as a relay does: not JSON"),
+        (b"[1]", 65, "does not answer as a relay does: message"),
+        (b"\xff\xfe", 65, "does not answer as a relay does: not UTF-8"),
     ],
 )
 def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, reply, status, words):
@@ -106,7 +106,11 @@ def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, r
         (["--detectors", "1"], 64, "LATISS has no detector 1"),
         (["--cancel"], 64, "--cancel needs --relay"),
         (["--group", "x" * 65], 64, "group: String should have at most 64 characters"),
-        (["--relay", "ipc:///nowhere/relay", "--relay-timeout", "0.1"], 69, "did not answer within 0.1 s"),
+        (
+            ["--relay", "ipc:///nowhere/relay", "--relay-timeout", "0.1"],
+            69,
+            "no answer from ipc:///nowhere/relay in 0.1 s",
+        ),
         (["--truth", "truth"], 64, "--truth is for science exposures of DemoCam"),
         (["--notices", "foo://x"], 78, "cannot bind 'foo://x'"),
     ],

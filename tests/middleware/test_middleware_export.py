@@ -17,8 +17,10 @@ from lsst.daf.butler import Butler
 from toycam import DAY, DETECTORS, GROUP, NAME, MakeRig, Rig, load_toy_camera
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import BadMessage
+from ppdaemon.errors import BadMessage, VisitFailed
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Done, Process
+from ppdaemon.middleware import export, spool
 from ppdaemon.middleware.export import CentralExporter
 from ppdaemon.middleware.local import LocalWork
 from ppdaemon.middleware.spool import MANIFEST, SpoolKey, read_manifest
@@ -60,7 +62,7 @@ def central(tmp_path: Path, toy_central: Path) -> Path:
 @pytest.fixture
 def exporter(central: Path) -> Iterator[CentralExporter]:
     """Give the exporter into that repo."""
-    exporter = CentralExporter(str(central), Clock())
+    exporter = CentralExporter(str(central), Clock(), "node1")
     yield exporter
     exporter.close()
 
@@ -187,15 +189,31 @@ def test_a_transaction_that_breaks_leaves_nothing_half_done(
     assert len(exporter.export(spools).spools) == 3
 
 
-def test_without_links_files_are_copied(
+def test_without_links_files_are_copied_before_the_database_is_locked(
     exporter: CentralExporter, central: Path, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: Any, target: Any, **kwargs: Any) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
+    def watch(butler: Butler, records: Any, files: Any, transfer: str) -> None:
+        commits.append((transfer, *{Path(file.path.ospath).parent.name for file in files}))
+        commit(butler, records, files, transfer)
+
+    commits: list[tuple[str, ...]] = []
+    commit = export._commit
     monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(export, "_commit", watch)
+    incoming = central / "incoming-node1"
+    incoming.mkdir()
+    (incoming / "of-a-former-life").touch()
+    names = [spool.name for spool in spools]
     assert exporter.export(spools[:1]).datasets == 8
-    assert outputs(central, "toy_image")
+    assert exporter.export(spools[2:]).spools == (str(spools[2]),)
+    assert commits == [("hardlink", names[0]), ("move", incoming.name), ("move", incoming.name)]
+    assert not incoming.exists()
+    with Butler.from_config(str(central)) as butler:
+        ids = {"instrument": NAME, "visit": EXPOSURE, "detector": 1}
+        assert butler.get("toy_image", ids, collections=CHAIN)["image"]["raw"]["exposure"] == 1
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "not JSON", "a file is missing"])
@@ -236,6 +254,44 @@ def test_spool_folders_tell_all_visits_apart() -> None:
     assert len(names) == len(keys)
     assert not any("/" in name or "#" in name for name in names)
     assert all(name.count("~") == 3 for name in names)
+    key = ("A", "2025-11-22T03:25:16.951#1/..", 1, 2)
+    folder = SpoolKey(instrument=key[0], group=key[1], detector=key[2], attempt=key[3]).folder
+    assert folder == NodeFolders(Path(), Path()).spooled(*key).name, "where the node looks for it"
+
+
+def test_a_disk_that_is_full_keeps_no_half_of_a_spool(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    rig, worker = rigs(export={"types": [".*"]})
+    worker.prepare(rig.order(main="Short", before=""))
+    worker.ingest(rig.raw())
+    monkeypatch.setattr(spool, "sync", refuse)
+    with pytest.raises(VisitFailed, match="No space left") as caught:
+        worker.process(Process(exposures=(EXPOSURE,)))
+    assert caught.value.retriable
+    assert list(rig.seat.spool.iterdir()) == []
+
+
+def test_a_spool_of_which_half_is_deleted_is_no_spool(
+    exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def break_off(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (folder / MANIFEST).unlink()
+            raise OSError(errno.EIO, "Input/output error")
+        remove(folder, ignore_errors=True)
+
+    monkeypatch.setattr(export.shutil, "rmtree", break_off)
+    with pytest.raises(OSError, match="Input/output error"):
+        exporter.export(spools[:1])
+    monkeypatch.undo()
+    (left,) = set((spools[0].parent).iterdir()) - set(spools)
+    assert NodeFolders.read_spooled(spools[0].name)
+    assert not NodeFolders.read_spooled(left.name), "the node does not take it for a spool"
+    assert exporter.export(spools[:1]).spools == (str(spools[0]),)
 
 
 def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:
@@ -259,7 +315,7 @@ def last(source, target, **kwargs):
     if len(links) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 os.link = last
-CentralExporter(sys.argv[1], Clock()).export([Path(sys.argv[2])])
+CentralExporter(sys.argv[1], Clock(), "node1").export([Path(sys.argv[2])])
 """
 
 

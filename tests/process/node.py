@@ -115,10 +115,12 @@ class Node:
 
     def __init__(self, folder: Path, sockets: Path, relay: PlayedRelay | None, **workers):
         self.folder = folder
+        self.sockets = sockets
         self.relay = relay
         self.state = folder / "state"
         self.raw_root = folder / "raw"
         self.raw_root.mkdir(exist_ok=True)
+        self.launcher = workers.pop("launcher", ())
         pipeline = folder / "any.yaml"
         pipeline.write_text("{}\n")
         times = {"boot_s": 10, "prepare_s": 10, "run_s": 10, "export_s": 10, "grace_s": 0.5, "stop_s": 1}
@@ -160,9 +162,23 @@ class Node:
         self.control = Path(self.config["node"]["control"])
         self.process = None
 
-    def start(self, *, ready=True):
+    def rewrite(self, **parts):
+        """Change parts of the configuration file: ``workers={...}``."""
+        for name, keys in parts.items():
+            self.config[name] = self.config.get(name, {}) | keys
         self.path.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "ppdaemon.node.app", "run", "--config", str(self.path)]
+
+    def start(self, *, ready=True):
+        self.rewrite()
+        command = [
+            *self.launcher,
+            sys.executable,
+            "-m",
+            "ppdaemon.node.app",
+            "run",
+            "--config",
+            str(self.path),
+        ]
         with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         if ready:
@@ -260,13 +276,18 @@ def alive(pid: int) -> bool:
         return False
 
 
+def title(pid: int) -> str:
+    """Return what ``ps`` shows of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+
+
 @contextmanager
-def running(folder: Path, sockets: Path, **workers) -> Iterator[Node]:
+def running(folder: Path, sockets: Path, *, ready=True, **workers) -> Iterator[Node]:
     """Run a node with a played relay, and stop it."""
     relay = PlayedRelay()
     node = Node(folder, sockets, relay, **workers)
     try:
-        yield node.start()
+        yield node.start(ready=ready)
     finally:
         try:
             status = node.stop()

@@ -10,6 +10,8 @@ import ctypes
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +82,11 @@ class ScriptedWork:
         self._stage(Stage.SPOOLED)
         self._attempt_only("spooled")
         return Done(
-            outcome=Outcome.SUCCEEDED, pipeline="scripted", engine="none", spool=str(folder), datasets=1
+            outcome=Outcome.SUCCEEDED,
+            pipeline="scripted",
+            engine=",".join(self._seat.config.engine.no_return) or "none",
+            spool=str(folder),
+            datasets=1,
         )
 
     def reset(self) -> None:
@@ -110,6 +116,19 @@ class ScriptedWork:
 def _hang(seat: Seat) -> None:
     while True:
         time.sleep(60)
+
+
+def _spin(seat: Seat) -> None:
+    while True:
+        sum(range(1_000_000))
+
+
+def _wait_at_gate(seat: Seat) -> None:
+    """Wait until the test opens the gate."""
+    state = seat.config.node.state_dir
+    (state / "at-gate").touch()
+    while not (state / "gate").exists():
+        time.sleep(0.01)
 
 
 def _ignore_term(seat: Seat) -> None:
@@ -158,6 +177,18 @@ def _grandchild(seat: Seat) -> None:
     Path(seat.config.node.state_dir, "grandchild").write_text(str(pid))
 
 
+def _detach(seat: Seat) -> None:
+    if os.fork() == 0:
+        os.setsid()
+        _grandchild(seat)
+        os._exit(0)
+    os.wait()
+
+
+def _thread(seat: Seat) -> None:
+    threading.Thread(target=time.sleep, args=(600,), name="left behind", daemon=True).start()
+
+
 LEAKED: list[bytearray] = []
 
 DEEDS = {
@@ -165,9 +196,12 @@ DEEDS = {
     "segv": lambda seat: ctypes.string_at(0),
     "abort": lambda seat: os.abort(),
     "exit": lambda seat: os._exit(0),
+    "system_exit": lambda seat: sys.exit(0),
+    "spin": _spin,
     "raise": lambda seat: 1 / 0,
     "hang": _hang,
     "hold": lambda seat: time.sleep(0.5),
+    "gate": _wait_at_gate,
     "deaf": _ignore_term,
     "eat": _eat,
     "leak": _leak,
@@ -175,6 +209,11 @@ DEEDS = {
     "fill": _fill,
     "refuse": _refuse,
     "fork": _grandchild,
+    "detach": _detach,
+    "chdir": lambda seat: os.chdir("/"),
+    "umask": lambda seat: os.umask(0o77),
+    "handler": lambda seat: signal.signal(signal.SIGUSR1, lambda *_: None),
+    "thread": _thread,
 }
 
 

@@ -109,9 +109,10 @@ def test_detectors_of_others_are_refused(tmp_path, socket_dir):
         assert node.relay.acked == {("g1", 3)}
 
 
-@pytest.mark.parametrize("deed", ["die", "segv", "abort", "exit"])
+@pytest.mark.parametrize("deed", ["die", "segv", "abort", "exit", "system_exit"])
 @pytest.mark.parametrize("stage", ["prepare", "ingest", "process"])
 def test_a_crash_before_anything_permanent_is_tried_again(tmp_path, socket_dir, stage, deed):
+    """Faults 30 and 31: a worker dies in any stage, in any manner."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey=f"{stage}:{deed}@1")
         node.land("g1")
@@ -122,6 +123,7 @@ def test_a_crash_before_anything_permanent_is_tried_again(tmp_path, socket_dir, 
 
 
 def test_a_crash_after_something_permanent_is_final(tmp_path, socket_dir):
+    """Fault 30: a worker dies after what cannot be repeated."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="written:die")
         node.land("g1")
@@ -130,7 +132,17 @@ def test_a_crash_after_something_permanent_is_final(tmp_path, socket_dir):
         assert len(node.visit("g1")) == 1
 
 
+def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
+    """Fault 32: it hangs between the last rename and its last word."""
+    with running(tmp_path, socket_dir, times={"export_s": 0.5}) as node:
+        node.relay.reserve("g1", survey="spooled:hang")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "DemoCam~g1~0~1" in (node.state / "exported").read_text())
+
+
 def test_a_worker_that_dies_after_spooling_has_succeeded(tmp_path, socket_dir):
+    """Fault 30: a worker dies while exporting."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="spooled:die")
         node.land("g1")
@@ -140,6 +152,7 @@ def test_a_worker_that_dies_after_spooling_has_succeeded(tmp_path, socket_dir):
 
 @pytest.mark.parametrize("deed", ["hang", "deaf"])
 def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, deed):
+    """Fault 32: an endless sleep, one that ignores TERM."""
     with running(tmp_path, socket_dir, attempts=1, times={"run_s": 0.5}) as node:
         node.relay.reserve("g1", survey=f"process:{deed}")
         node.land("g1")
@@ -149,6 +162,7 @@ def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, d
 
 
 def test_a_worker_over_its_memory_is_stopped_and_the_others_are_not(tmp_path, socket_dir):
+    """Fault 38: a burst of memory."""
     limits = {"soft": "100MB", "hard": "200MB", "sample_s": 0.1}
     with running(tmp_path, socket_dir, memory=limits) as node:
         node.relay.reserve("g1", survey="process:eat")
@@ -160,6 +174,7 @@ def test_a_worker_over_its_memory_is_stopped_and_the_others_are_not(tmp_path, so
 
 
 def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
+    """Fault 37: a leak."""
     limits = {"soft": "100MB", "hard": "1GB", "sample_s": 0.1}
     with running(tmp_path, socket_dir, min=1, max=1, memory=limits) as node:
         node.relay.reserve("g1", survey="prepare:leak process:leak written:hold")
@@ -170,6 +185,7 @@ def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
 
 
 def test_nonsense_on_the_channel_costs_only_that_worker(tmp_path, socket_dir):
+    """Fault 36: garbage on the channel."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="process:nonsense@1")
         node.land("g1")
@@ -188,6 +204,7 @@ def test_an_exception_ends_the_visit_and_not_the_worker(tmp_path, socket_dir):
 
 
 def test_a_full_ram_disk_has_its_own_outcome(tmp_path, socket_dir):
+    """Fault 42: the RAM disk is full."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="prepare:fill")
         assert node.relay.outcome("g1").outcome == Outcome.RAMDISK_FULL
@@ -204,9 +221,11 @@ def test_a_bad_raw_ends_its_visit_only(tmp_path, socket_dir):
         assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
 
 
-def test_grandchildren_go_with_their_worker(tmp_path, socket_dir):
+@pytest.mark.parametrize("deed", ["fork", "detach"])
+def test_grandchildren_go_with_their_worker(tmp_path, socket_dir, deed):
+    """Fault 39: grandchildren, double forks."""
     with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="prepare:fork process:die@1")
+        node.relay.reserve("g1", survey=f"prepare:{deed} process:die@1")
         note = node.state / "grandchild"
         node.wait(note.exists)
         grandchild = int(node.wait(note.read_text))
@@ -216,7 +235,19 @@ def test_grandchildren_go_with_their_worker(tmp_path, socket_dir):
         wait_until(lambda: not alive(grandchild), 5)
 
 
+@pytest.mark.parametrize("deed", ["chdir", "umask", "handler", "thread", "fork"])
+def test_a_visit_that_changes_its_process_costs_only_a_fork(tmp_path, socket_dir, deed):
+    """Fault 40: changed directory, umask, handlers, threads."""
+    with running(tmp_path, socket_dir, min=1, max=1) as node:
+        node.relay.reserve("g1", survey=f"process:{deed}")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
+        assert node.workers()[0].note.startswith("recycled: its visit changed")
+
+
 def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_runs_on(tmp_path, socket_dir):
+    """Fault 35: a crash at every boot."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         (node.state / "boot-fails").touch()
         os.kill(node.workers()[0].pid, signal.SIGKILL)
@@ -230,6 +261,7 @@ def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_runs_on(tmp_pat
 
 
 def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_dir):
+    """Fault 52: the zygote is killed."""
     with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
@@ -245,11 +277,12 @@ def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_
 
 
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
+    """Fault 51: the supervisor is killed."""
     relay = PlayedRelay()
     node = Node(tmp_path, socket_dir, relay)
     try:
         node.start()
-        relay.reserve("g1", survey="process:hang")
+        relay.reserve("g1", survey="early: process:hang")
         relay.reserve("g2")
         node.land("g1")
         node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
@@ -260,8 +293,14 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         node.process.wait()
         wait_until(lambda: not any(map(alive, family)), 1.0, "workers outlive their supervisor")
         node.start()
-        assert {relay.outcome(group).outcome for group in ("g1", "g2")} == {Outcome.INTERRUPTED}
         assert node.status().leftovers_removed >= 2
+        permanent = relay.outcome("g1")
+        assert (permanent.outcome, permanent.attempt) == (Outcome.INTERRUPTED, 1)
+        node.land("g2", number=2)
+        again = relay.outcome("g2")
+        assert (again.outcome, again.attempt) == (Outcome.SUCCEEDED, 2)
+        assert node.marks() == {"g1~0": 1, "g2~0": 1}
+        assert not list((node.state / "no_return").iterdir())
         assert node.stop() == 0
     finally:
         node.stop()
@@ -269,6 +308,7 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
 
 
 def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
+    """Fault 45: the central database is down."""
     with running(tmp_path, socket_dir) as node:
         (node.state / "central-down").touch()
         node.relay.reserve("g1")

@@ -119,6 +119,8 @@ def test_three_pipelines_are_chosen_in_one_night_and_their_outputs_are_found(pla
         for visit in visits.values():
             telescope.expose(visit)
         rows = {name: telescope.row(visit) for name, visit in visits.items()}
+        notes = [worker.note for worker in telescope.daemon.workers()]
+        assert not any(notes), f"a pipeline changed its process: {notes}"
     for name, row in rows.items():
         assert (row.outcome, Path(row.pipeline).stem) == (Outcome.SUCCEEDED, name), row
         assert set(row.stages) == set(Stage), row

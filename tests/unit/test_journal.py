@@ -99,6 +99,22 @@ def test_a_result_bears_the_attempt_that_the_relay_asked_for(journal):
     assert journal.unreported(10) == []
 
 
+def test_only_the_last_attempt_is_told_again(journal):
+    journal.accept([an_entry()])
+    journal.update([ended(an_entry(), Outcome.CANCELLED)])
+    journal.accept([an_entry(attempt=3)])
+    journal.update([ended(an_entry(attempt=3))])
+    journal.reported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)])
+    journal.unreport([Key("DemoCam", "g", 0, 3)])
+    assert [(entry.attempt, entry.outcome) for entry in journal.unreported(10)] == [(3, Outcome.SUCCEEDED)]
+
+
+def test_a_later_attempt_that_is_asked_for_while_it_runs_is_kept_in_mind(journal):
+    journal.accept([an_entry()])
+    assert journal.accept([an_entry(attempt=4)]) == [False]
+    assert journal.unfinished()[0].asked == 4
+
+
 def test_a_former_life_has_to_be_answered_for(path):
     journal = Journal(path)
     journal.accept([an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])

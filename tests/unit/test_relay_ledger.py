@@ -78,6 +78,21 @@ def test_the_first_outcome_of_a_detector_stays(ledger):
     assert visit.outcomes[0].node == "n1"
 
 
+def test_a_reason_that_is_no_text_is_kept_as_far_as_it_is(ledger):
+    number, _ = accept(ledger)
+    write(ledger, SetOutcome(number, 0, Outcome.BAD_RAW, "raw\udcff.fits", "n1"))
+    [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+    assert visit.outcomes[0].reason == "raw?.fits"
+
+
+def test_a_visit_that_is_not_understood_any_more_can_still_be_asked_for(ledger, tmp_path):
+    accept(ledger)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as other, other:
+        other.execute("UPDATE visits SET content = json_set(content, '$.nimages', 'many')")
+    [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+    assert visit.script_sal_index == 7
+
+
 def test_a_closed_visit_is_not_unended_but_still_known(ledger):
     number, _ = accept(ledger, (0,))
     write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))

@@ -2,15 +2,18 @@
 """Sending visits by hand: the event that is made, following it, the exit code."""
 
 import json
+import threading
 
 import pytest
+import zmq
 from rich.console import Console
 
 from ppdaemon.ctl import submit
-from ppdaemon.errors import BadMessage
+from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import read_next_visit
+from ppdaemon.wire import encode
 
 NOW_TAI = 1_763_781_916.951
 
@@ -154,3 +157,24 @@ def test_the_table_has_a_row_for_each_detector_with_markup_taken_literally():
     text = capture.get()
     assert text.index("(under way)") < text.index("bad_raw")
     assert "[red]x[/red]" in text
+
+
+def test_after_a_question_without_an_answer_another_one_can_be_asked(socket_dir):
+    def answer():
+        for reason in ("late", "in time"):
+            *envelope, _ = relay.recv_multipart()
+            relay.send_multipart([*envelope, encode(Accepted(status="ignored", reason=reason))])
+
+    address = f"ipc://{socket_dir}/relay"
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as relay:
+        relay.linger, relay.rcvtimeo = 0, 10_000
+        relay.bind(address)
+        with submit.RelayClient(address, 1.0) as client:
+            with pytest.raises(Unavailable, match="no answer from"):
+                client.ask({})
+            thread = threading.Thread(target=answer)
+            thread.start()
+            try:
+                assert client.ask({}).reason == "in time"
+            finally:
+                thread.join()

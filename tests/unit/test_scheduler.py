@@ -104,6 +104,29 @@ def test_surplus_workers_are_retired_after_a_while_but_not_the_spare():
     assert scheduler.decide(60.0) == []
 
 
+def test_a_second_attempt_goes_to_another_worker_if_there_is_one():
+    scheduler = with_idle(a_scheduler(), 0)
+    scheduler.add(an_assignment("a", 5))
+    scheduler.decide(0.0)
+    scheduler.seat_idle(0, 1.0)
+    with_idle(scheduler, 1)
+    scheduler.add(an_assignment("a", 5).again(avoid=0))
+    assert assigned(scheduler.decide(1.0)) == {"a": 1}
+    scheduler.seat_closed(1)
+    scheduler.add(an_assignment("b", 5).again(avoid=0))
+    assert assigned(scheduler.decide(1.0)) == {"b": 0}
+
+
+def test_the_hosts_memory_bounds_the_pool_but_not_below_its_least_number():
+    scheduler = a_scheduler(min=1, max=9)
+    for k in range(6):
+        scheduler.add(an_assignment(f"g{k}"))
+    assert scheduler.decide(0.0, room=0) == [OpenSeat()]
+    assert scheduler.decide(0.0, room=3) == [OpenSeat()] * 3
+    scheduler.seat_opened(0)
+    assert scheduler.decide(0.0, room=3) == [OpenSeat()] * 2
+
+
 def test_a_quarantined_seat_makes_room_for_another():
     scheduler = with_idle(a_scheduler(max=1), 0)
     scheduler.seat_closed(0)

@@ -130,8 +130,39 @@ def test_a_seat_opens_by_forking_with_a_boot_deadline():
     assert slot.open(10.0) == [Fork(1), SetDeadline(30.0), SeatChanged(S.BACKOFF, S.STARTING)]
 
 
-def test_a_ready_worker_is_idle_without_a_deadline(slot):
-    assert slot(Ready(pid=1)) == [ClearDeadline(), SeatChanged(S.STARTING, S.IDLE)]
+def test_a_ready_worker_is_idle_until_its_age(slot):
+    born_to = 0.9 * CONFIG.recycle_age_s
+    assert slot(Ready(pid=1)) == [SetDeadline(born_to), SeatChanged(S.STARTING, S.IDLE)]
+    assert orders(slot(DeadlinePassed(), born_to)) == [Quit()]
+    assert slot.slot.note == "recycled at its age"
+
+
+def test_recycling_comes_up_to_a_tenth_sooner_or_later():
+    for jitter, visits in ((0.0, 90), (0.5, 100), (0.999, 110)):
+        slot = Slot(0, WorkersConfig(recycle_visits=100), jitter=lambda jitter=jitter: jitter)
+        slot.open(0.0)
+        slot.handle(Ready(pid=1), 0.0)
+        while slot.state == S.IDLE:
+            slot.handle(VisitAssigned(an_assignment()), 0.0)
+            slot.handle(Done(serial=slot.serial, outcome=Outcome.NO_PIPELINE), 0.0)
+        assert slot.serial == visits
+
+
+def test_a_worker_that_a_visit_has_changed_is_recycled(slot):
+    slot.to(S.EXPORTING)
+    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED, tainted="umask, threads"))
+    assert finished(actions) == [(Outcome.SUCCEEDED, False)]
+    assert orders(actions) == [Quit()]
+    assert slot.slot.note == "recycled: its visit changed umask, threads"
+
+
+def test_a_raw_of_a_late_second_attempt_has_its_full_time(slot):
+    slot.to(S.IDLE)
+    slot(VisitAssigned(an_assignment(no_image_at=500.0)), 800.0)
+    slot(RawArrived(a_raw()), 800.0)
+    slot(Prepared(serial=1), 801.0)
+    assert slot(DeadlinePassed(), 801.0) == [SetDeadline(831.0)]
+    assert orders(slot(Ingested(serial=1, exposure=1), 802.0)) == [Process(exposures=(1,))]
 
 
 def test_a_visit_goes_from_prepare_to_process_to_done(slot):
@@ -240,6 +271,7 @@ def test_a_cancellation_after_the_shutter_changes_nothing(slot):
 
 
 def test_late_words_about_an_earlier_visit_are_dropped(slot):
+    """Fault 34: what a stopped and continued worker still says."""
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)))
     slot(CancelReceived())
@@ -257,6 +289,7 @@ def test_late_words_about_an_earlier_visit_are_dropped(slot):
     ],
 )
 def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, outcome):
+    """Fault 33: a process that survives KILL is fenced, its words refused."""
     slot.to(state)
     assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
     assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
@@ -314,11 +347,36 @@ def test_the_point_of_no_return_counts_even_when_said_after_term(slot):
     assert finished(slot(WorkerDied(-9))) == [(Outcome.RUN_TIMEOUT, False)]
 
 
-def test_a_worker_that_dies_while_spooling_is_judged_by_the_spool(slot):
+def test_a_point_of_no_return_is_heard_in_every_state(slot):
     slot.to(S.EXPORTING)
-    (finish,) = (a for a in slot(WorkerDied(-9)) if isinstance(a, Finish))
-    assert finish.if_spooled
-    assert not finish.retriable
+    assert slot(PointOfNoReturn(serial=1, what="apdb")) == []
+    assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
+
+
+def test_words_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)))
+    slot(CancelReceived())
+    assert slot(Ingested(serial=1, exposure=1)) == []
+    assert slot.slot.state == S.IDLE
+
+
+def test_a_seat_whose_fork_never_came_is_not_unkillable(slot):
+    for event in (DeadlinePassed(), KillAsked()):
+        driver = Driver()
+        assert not any(isinstance(action, Signal) for action in driver(event, 20.0))
+        assert driver.slot.state == S.BACKOFF
+    assert Fork(2) in Driver()(RestartAsked(), 20.0)
+
+
+def test_a_worker_that_hangs_at_every_boot_is_quarantined(slot):
+    for k in range(5):
+        slot(WorkerForked(k), k)
+        slot(DeadlinePassed(), k)
+        slot(WorkerDied(-9), k)
+        if slot.slot.state == S.BACKOFF:
+            slot(DeadlinePassed(), k)
+    assert slot.slot.state == S.QUARANTINED
 
 
 def test_a_result_that_crosses_term_is_believed(slot):
@@ -363,12 +421,14 @@ def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
     ],
 )
 def test_nonsense_costs_the_worker_its_life_and_not_the_visit(slot, words):
+    """Fault 36: garbage, another visit's result."""
     slot.to(S.WAITING)
     assert Signal(signal.SIGTERM) in slot(words)
     assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
 
 
 def test_a_second_result_is_refused(slot):
+    """Fault 36: a result twice."""
     slot.to(S.EXPORTING)
     slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
     actions = slot(Done(serial=1, outcome=Outcome.FAILED))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a pipeline must leave as it was in a process that serves the next one."""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+__all__ = ("Posture", "write_durably")
+
+
+@dataclass(frozen=True, slots=True)
+class Posture:
+    """The parts of a process's state that visits share."""
+
+    directory: str
+    umask: int
+    handlers: tuple[object, ...]
+    """Of all signals."""
+    threads: frozenset[str]
+    """Names of Python's threads; those of C libraries' pools are theirs."""
+    children: frozenset[int]
+
+    @classmethod
+    def now(cls) -> "Posture":
+        """Look at this process.
+
+        Returns
+        -------
+        posture : `Posture`
+            As it is.
+        """
+        umask = os.umask(0)
+        os.umask(umask)
+        children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+        try:
+            directory = os.getcwd()
+        except FileNotFoundError:
+            directory = "(deleted)"
+        return cls(
+            directory=directory,
+            umask=umask,
+            handlers=tuple(signal.getsignal(number) for number in sorted(signal.valid_signals())),
+            threads=frozenset(thread.name for thread in threading.enumerate()),
+            children=frozenset(int(pid) for pid in children.split()),
+        )
+
+    def differs_from(self, other: "Posture") -> str:
+        """Say in what two postures differ.
+
+        Parameters
+        ----------
+        other : `Posture`
+            A later one.
+
+        Returns
+        -------
+        text : `str`
+            For instance ``directory, umask``; blank if they are the same.
+        """
+        return ", ".join(
+            field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)
+        )
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file that survives the machine.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The file; its folder exists.
+    text : `str`
+        Its content.
+    """
+    with path.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

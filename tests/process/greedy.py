@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Scripted work that takes more than its share: memory, disk, CPU time, log."""
+
+import itertools
+import os
+import time
+
+import scripted
+from scripted import build_template, open_exporter, open_work
+
+from ppdaemon.work import Seat
+
+__all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
+
+MOST = 4_000_000_000
+"""Where a deed ends by itself, for the sake of the machine: bytes."""
+
+
+def set_up_libraries() -> None:
+    """Add the greedy deeds to the scripted ones, in the zygote."""
+    scripted.DEEDS.update(
+        gorge=_gorge, hoard=_hoard, burn=_burn, flood=_flood, fill_bytes=_fill_bytes, fill_inodes=_fill_inodes
+    )
+
+
+def _gorge(seat: Seat) -> None:
+    """Take memory as fast as the machine gives it."""
+    scripted.LEAKED.extend(bytearray(b"x") * 50_000_000 for _ in range(MOST // 50_000_000))
+    time.sleep(600)
+
+
+def _hoard(seat: Seat) -> None:
+    """Keep 20 MB in the repo."""
+    (seat.repo / "hoard").write_bytes(bytes(20_000_000))
+    time.sleep(600)
+
+
+def _burn(seat: Seat) -> None:
+    while True:
+        sum(range(10_000))
+
+
+def _flood(seat: Seat) -> None:
+    """Log 20 MB: lines, a line without an end, control characters."""
+    for _ in range(100):
+        os.write(1, b"one more of a hundred thousand lines a second\n" * 4000)
+    os.write(2, b"x" * 1_500_000 + b"\x1b[2J\x00\r\x07\xff")
+
+
+def _fill_bytes(seat: Seat) -> None:
+    with (seat.repo / "big").open("wb", buffering=0) as stream:
+        while stream.tell() < MOST:
+            stream.write(bytes(65_536))
+
+
+def _fill_inodes(seat: Seat) -> None:
+    for number in itertools.islice(itertools.count(), 100_000):
+        (seat.repo / f"small{number}").touch()

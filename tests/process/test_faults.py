@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Failures of workers, disks and clocks that the pool survives, by number."""
+
+import os
+import signal
+import sqlite3
+import uuid
+from pathlib import Path
+
+import pytest
+from node import Node, PlayedRelay, alive, descendants, running
+
+from ppdaemon.states import Outcome, SlotState
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+def seat_of(node, group, state):
+    """Wait until a visit's worker is in a state; return its row."""
+    return node.wait(
+        lambda: next((row for row in node.workers() if (row.group, row.state) == (group, state)), None)
+    )
+
+
+@pytest.mark.parametrize("state", [SlotState.IDLE, SlotState.WAITING])
+def test_a_killed_worker_is_replaced_and_its_visit_goes_on(tmp_path, socket_dir, state):
+    """Fault 30: SIGKILL while idle and while waiting."""
+    with running(tmp_path, socket_dir, min=1, max=1) as node:
+        if state == SlotState.WAITING:
+            node.relay.reserve("g1")
+        row = node.wait(lambda: next((row for row in node.workers() if row.state == state), None))
+        os.kill(row.pid, signal.SIGKILL)
+        node.wait(lambda: node.workers()[0].epoch == row.epoch + 1 and node.workers()[0].pid)
+        if state == SlotState.IDLE:
+            node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.workers()[0].pid != row.pid
+        assert node.marks() == {"g1~0": 1}
+
+
+def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(tmp_path, socket_dir):
+    """Fault 30: SIGKILL while exporting, before the spool is whole."""
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="export:die")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.CRASHED
+        assert node.marks() == {"g1~0": 1}
+        assert not (node.state / "exported").exists()
+
+
+def test_an_endless_loop_is_killed_at_its_deadline_and_tried_again(tmp_path, socket_dir):
+    """Fault 32: an endless loop."""
+    with running(tmp_path, socket_dir, times={"run_s": 0.5}) as node:
+        node.relay.reserve("g1", survey="process:spin@1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        first, second = node.visit("g1")
+        assert (first.outcome, second.outcome) == (Outcome.RUN_TIMEOUT, Outcome.SUCCEEDED)
+        assert first.slot != second.slot
+
+
+@pytest.mark.skipif(not os.access(FREEZER / "tasks", os.W_OK), reason="needs a writable cgroup v1 freezer")
+def test_a_process_that_survives_kill_is_fenced_and_the_rest_goes_on(tmp_path, socket_dir):
+    """Fault 33: unkillable, as on a frozen filesystem."""
+    group = FREEZER / f"ppdaemon-test-{uuid.uuid4().hex}"
+    group.mkdir()
+    try:
+        times = {"run_s": 0.5, "grace_s": 0.2, "kill_s": 0.3}
+        with running(tmp_path, socket_dir, times=times) as node:
+            node.relay.reserve("g1", survey="process:hang")
+            node.land("g1")
+            row = seat_of(node, "g1", SlotState.PROCESSING)
+            (group / "tasks").write_text(str(row.pid))
+            (group / "freezer.state").write_text("FROZEN")
+            try:
+                entry = node.relay.outcome("g1")
+                frozen = alive(row.pid)
+                if frozen:
+                    assert entry.outcome == Outcome.RUN_TIMEOUT
+                    assert node.workers()[row.slot].state == SlotState.UNKILLABLE
+                    assert f"slot {row.slot} is unkillable" in " ".join(node.status().problems)
+                node.relay.reserve("g2")
+                node.land("g2", number=2)
+                assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+            finally:
+                (group / "freezer.state").write_text("THAWED")
+            if not frozen:
+                pytest.skip("this kernel kills frozen processes")
+            node.wait(lambda: not alive(row.pid))
+            node.wait(lambda: node.workers()[row.slot].state in (SlotState.IDLE, SlotState.STOPPED))
+    finally:
+        group.rmdir()
+
+
+def test_a_worker_that_was_stopped_goes_on_with_its_next_visit(tmp_path, socket_dir):
+    """Fault 34: stopped, and continued after its visit was cancelled."""
+    with running(tmp_path, socket_dir, min=1, max=1) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
+        pid = node.workers()[0].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            node.land("g1")
+            node.relay.cancel("g1")
+            assert node.relay.outcome("g1").outcome == Outcome.CANCELLED
+            node.relay.reserve("g2")
+            node.wait(lambda: node.workers()[0].group == "g2")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        assert node.workers()[0].pid == pid
+        assert node.marks() == {"g2~0": 1}
+
+
+def test_repos_of_a_former_life_are_removed_and_unknown_things_kept(tmp_path, socket_dir):
+    """Fault 43: what lies on the RAM disk at start."""
+    relay = PlayedRelay()
+    node = Node(tmp_path, socket_dir, relay)
+    ram = socket_dir / "ram" / "ppdaemon-n1"
+    try:
+        node.start()
+        (ram / "photos").mkdir()
+        node.process.kill()
+        node.process.wait()
+        assert (ram / "slots").exists()
+        node.start()
+        status = node.status()
+        assert status.leftovers_removed >= 2
+        assert any(f"{ram}/photos is nobody's" in problem for problem in status.problems)
+        assert node.stop() == 0
+        assert list(ram.iterdir()) == [ram / "photos"]
+    finally:
+        node.stop()
+        relay.close()
+
+
+def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(tmp_path, socket_dir):
+    """Fault 46: the journal cannot be written for a while."""
+    with running(tmp_path, socket_dir) as node:
+        lock = sqlite3.connect(node.state / "journal.sqlite", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        try:
+            node.relay.reserve("g1")
+            node.relay.wait(lambda: node.relay.naks)
+            assert not node.relay.naks[0].final
+            assert "the journal cannot be written" in node.relay.naks[0].reason
+            assert not node.relay.acked
+            assert any("the journal cannot be written" in problem for problem in node.status().problems)
+        finally:
+            lock.close()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+
+
+def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
+    """Fault 46: the journal is corrupt."""
+    relay = PlayedRelay()
+    node = Node(tmp_path, socket_dir, relay)
+    node.state.mkdir()
+    (node.state / "journal.sqlite").write_bytes(b"no database" * 1000)
+    try:
+        node.start()
+        assert list(node.state.glob("journal.sqlite.corrupt-*"))
+        relay.reserve("g1")
+        node.land("g1")
+        assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.stop() == 0
+    finally:
+        node.stop()
+        relay.close()
+
+
+def test_nothing_is_left_when_the_daemon_was_killed_while_workers_hang(tmp_path, socket_dir):
+    """Fault 51: workers in the middle of C code die with their supervisor."""
+    relay = PlayedRelay()
+    node = Node(tmp_path, socket_dir, relay)
+    try:
+        node.start()
+        for k in range(3):
+            relay.reserve(f"g{k}", survey="process:deaf")
+            node.land(f"g{k}", number=k + 1)
+        node.wait(lambda: sum(row.state == SlotState.PROCESSING for row in node.workers()) == 3)
+        family = descendants(node.process.pid)
+        node.process.kill()
+        node.process.wait()
+        relay.wait(lambda: not any(map(alive, family)), 5.0)
+    finally:
+        node.stop()
+        relay.close()

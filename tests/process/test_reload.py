@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A daemon that gets another configuration, and one that cannot fork."""
+
+import os
+import resource
+import signal
+
+import pytest
+from node import TESTS, alive, descendants, running, title
+from waiting import wait_until
+
+from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.reports import AskReload
+from ppdaemon.states import Outcome, SlotState
+
+
+def reload(node):
+    return node.daemon.ask(AskReload(), timeout_s=30)
+
+
+def zygotes(node):
+    return [pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon zygote"]
+
+
+def templates(node):
+    return sorted(path.name for path in (node.sockets / "ram" / "ppdaemon-n1").glob("template-*"))
+
+
+def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
+    """Fault 54: reload while all workers are idle."""
+    with running(tmp_path, socket_dir, min=2, spare=0, max=3) as node:
+        before = {row.pid for row in node.workers()}
+        (old,) = zygotes(node)
+        node.rewrite(workers={"max": 1, "min": 1}, engine={"no_return": ["new"]}, log={"level": "WARNING"})
+        assert reload(node) == "generation 2 serves"
+        status = node.status()
+        assert (status.generation, status.workers_max, status.problems) == (2, 1, status.problems)
+        assert 0 <= status.tai - status.reloaded_tai < 10
+        node.wait(lambda: sorted(row.state for row in node.workers()) == [SlotState.IDLE, SlotState.STOPPED])
+        assert not before & {row.pid for row in node.workers()}
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.visit("g1")[0].engine == "new"
+        node.wait(lambda: zygotes(node) != [old] and len(zygotes(node)) == 1)
+        node.wait(lambda: templates(node) == ["template-2"])
+        node.wait(lambda: "g1~0" in (node.state / "exported").read_text())
+        node.wait(lambda: node.relay.hellos[-1].capacity == 1)
+
+
+def test_a_broken_file_is_refused_with_all_its_errors(tmp_path, socket_dir):
+    """Fault 54: reload with a broken file."""
+    with running(tmp_path, socket_dir) as node:
+        before = [row.pid for row in node.workers()]
+        node.rewrite(workers={"max": 0, "unknown": 1})
+        with pytest.raises(ConfigError) as refused:
+            reload(node)
+        assert {problem.rsplit(": ", 2)[1] for problem in refused.value.problems} == {
+            "workers.max",
+            "workers.unknown",
+        }
+        assert [row.pid for row in node.workers()] == before
+        assert (node.status().generation, node.status().workers_max) == (1, 6)
+
+
+def test_a_key_that_needs_a_restart_is_named(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.rewrite(node={"name": "n2"}, arrivals={"roots": [str(tmp_path)]})
+        with pytest.raises(Refused, match=r"^node\.name, arrivals\.roots: .* restart"):
+            reload(node)
+        assert node.status().node == "n1"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "process", "export"])
+def test_a_visit_ends_as_it_began_and_the_next_is_of_the_new_configuration(tmp_path, socket_dir, stage):
+    """Fault 54: reload in each stage of a visit."""
+    with running(tmp_path, socket_dir, min=1, spare=0, max=1) as node:
+        gate = node.state / "gate"
+        node.relay.reserve("g1", survey=f"{stage}:gate")
+        node.land("g1")
+        node.wait((node.state / "at-gate").exists)
+        (old,) = zygotes(node)
+        (worker,) = node.workers()
+        node.rewrite(engine={"no_return": ["new"]})
+        reload(node)
+        assert node.workers()[0].pid == worker.pid
+        assert alive(old)
+        gate.touch()
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.relay.reserve("g2")
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        assert [node.visit(group)[0].engine for group in ("g1", "g2")] == ["none", "new"]
+        node.wait(lambda: not alive(old) and templates(node) == ["template-2"])
+        assert node.workers()[0].epoch == 2
+
+
+def test_a_visit_that_waits_is_not_disturbed(tmp_path, socket_dir):
+    """Fault 54: reload while a worker waits for its raw."""
+    with running(tmp_path, socket_dir, min=1, spare=0, max=1) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
+        node.rewrite(engine={"no_return": ["new"]})
+        for _ in range(2):
+            reload(node)
+        node.relay.reserve("g2")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        assert [node.visit(group)[0].engine for group in ("g1", "g2")] == ["none", "new"]
+        node.wait(lambda: len(zygotes(node)) == 1 and templates(node) == ["template-3"])
+
+
+def test_a_module_that_cannot_be_imported_leaves_everything_as_it_was(tmp_path, socket_dir):
+    """Fault 54: reload with work that cannot be imported."""
+    with running(tmp_path, socket_dir) as node:
+        before = [row.pid for row in node.workers()]
+        node.rewrite(workers={"preload": ["no_such_module"]})
+        with pytest.raises(Refused, match="No module named 'no_such_module'"):
+            reload(node)
+        node.rewrite(workers={"preload": []})
+        (node.state / "template-fails").touch()
+        with pytest.raises(Refused, match="the template was told to fail") as refused:
+            reload(node)
+        assert "no_such_module" not in str(refused.value)
+        assert [row.pid for row in node.workers()] == before
+        node.wait(lambda: len(zygotes(node)) == 1 and templates(node) == ["template-1"])
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        (node.state / "template-fails").unlink()
+        assert reload(node) == "generation 4 serves"
+
+
+def test_sighup_reloads_and_a_refusal_stays_in_the_status(tmp_path, socket_dir):
+    """Fault 54: reload by signal."""
+    with running(tmp_path, socket_dir) as node:
+        node.rewrite(workers={"max": "many"})
+        node.process.send_signal(signal.SIGHUP)
+        node.wait(lambda: any("reload refused: " in text for text in node.status().problems))
+        assert any("workers.max" in text for text in node.status().problems)
+        assert node.status().state == "degraded"
+        node.rewrite(workers={"max": 5})
+        node.process.send_signal(signal.SIGHUP)
+        node.wait(lambda: node.status().workers_max == 5)
+        assert node.status().state == "running"
+
+
+def test_a_stop_during_a_reload_is_a_stop(tmp_path, socket_dir):
+    """Fault 54: stop while a reload is under way."""
+    with running(tmp_path, socket_dir, environment=path_with(tmp_path)) as node:
+        (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+        node.rewrite(workers={"preload": ["slow"]})
+        node.process.send_signal(signal.SIGHUP)
+        node.wait(lambda: len(descendants(node.process.pid)) > 5)
+        with pytest.raises(Refused, match="under way"):
+            reload(node)
+
+
+def test_a_stop_during_the_start_is_a_stop(tmp_path, socket_dir):
+    """Fault 54: stop before the zygote is ready."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    with running(
+        tmp_path, socket_dir, environment=path_with(tmp_path), preload=["slow"], ready=False
+    ) as node:
+        node.wait(lambda: descendants(node.process.pid) and node.status().state == "starting")
+
+
+def path_with(folder):
+    return {"PYTHONPATH": f"{TESTS}:{folder}"}
+
+
+def test_a_zygote_that_dies_again_and_again_is_waited_for_longer_and_longer(tmp_path, socket_dir):
+    """Fault 52: the zygote dies, also while it imports."""
+    mood = tmp_path / "bad-mood"
+    (tmp_path / "moody.py").write_text(f"import os\nassert not os.path.exists({str(mood)!r}), 'bad mood'\n")
+    options = {"environment": path_with(tmp_path), "preload": ["moody"]}
+    with running(tmp_path, socket_dir, min=1, spare=0, max=2, **options) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
+        mood.touch()
+        os.kill(zygotes(node)[0], signal.SIGKILL)
+        node.wait(lambda: any("was killed by SIGKILL" in text for text in node.status().problems))
+        node.wait(
+            lambda: any("ended with status 1, 2 deaths in a row" in text for text in node.status().problems)
+        )
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        os.kill(node.workers()[0].pid, signal.SIGKILL)
+        node.wait(lambda: "not forked: no zygote" in node.workers()[0].note)
+        assert node.status().state == "degraded"
+        mood.unlink()
+        node.relay.reserve("g2")
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        assert node.status().counters["zygote_gone"] >= 2
+
+
+def test_a_zygote_that_hangs_is_replaced(tmp_path, socket_dir):
+    """Fault 52: the zygote is stopped, not dead."""
+    with running(tmp_path, socket_dir, min=1, spare=0, max=1, times={"boot_s": 2}) as node:
+        os.kill(zygotes(node)[0], signal.SIGSTOP)
+        os.kill(node.workers()[0].pid, signal.SIGKILL)
+        node.wait(lambda: any("has not answered for 1 s" in text for text in node.status().problems))
+        node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
+
+
+@pytest.mark.parametrize("who", ["zygote", "supervisor"])
+def test_forks_fail_while_descriptors_run_out_and_come_back(tmp_path, socket_dir, who):
+    """Fault 53: descriptors run out."""
+    with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
+        pid = zygotes(node)[0] if who == "zygote" else node.process.pid
+        opened = len(os.listdir(f"/proc/{pid}/fd"))
+        _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        (worker,) = node.workers()
+        os.kill(worker.pid, signal.SIGKILL)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (opened - 2, most))
+        wait_until(lambda: not alive(worker.pid), 5)
+        if who == "zygote":
+            node.wait(lambda: any("forking fails: " in text for text in node.status().problems))
+            assert node.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
+        else:
+            wait_until(lambda: "too many open files" in log_of(node).lower(), 10, node.tell)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        wait_until(lambda: len(node.workers()) == 1, 5)
+
+
+def log_of(node):
+    return (node.folder / "daemon.log").read_text()

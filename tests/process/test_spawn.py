@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon with workers that are fresh interpreters instead of forks."""
+
+import os
+import signal
+
+import pytest
+from node import Node, PlayedRelay, alive, descendants, running, title
+from waiting import wait_until
+
+from ppdaemon.reports import AskReload
+from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+
+SPAWN = {"start": "spawn", "min": 1, "spare": 0, "max": 2}
+
+
+def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, **SPAWN) as node:
+        node.relay.reserve("g1", range(2))
+        for detector in range(2):
+            node.land("g1", detector)
+        for detector in range(2):
+            assert node.relay.outcome("g1", detector).outcome == Outcome.SUCCEEDED
+        node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
+        titles = {title(pid) for pid in descendants(node.process.pid)}
+        assert titles == {"ppdaemon worker 0", "ppdaemon worker 1", "ppdaemon exporter"}
+
+
+@pytest.mark.parametrize("deed", ["die", "segv", "exit"])
+def test_a_crash_is_tried_again(tmp_path, socket_dir, deed):
+    with running(tmp_path, socket_dir, **SPAWN) as node:
+        node.relay.reserve("g1", survey=f"process:{deed}@1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        first, second = node.visit("g1")
+        assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
+        told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[deed]
+        assert told in first.reason
+        assert node.marks() == {"g1~0": 1}
+
+
+def test_a_killed_supervisor_takes_its_workers_along(tmp_path, socket_dir):
+    """Fault 51: the supervisor of spawned workers is killed."""
+    relay = PlayedRelay()
+    node = Node(tmp_path, socket_dir, relay, **SPAWN)
+    try:
+        node.start()
+        relay.reserve("g1", survey="process:deaf")
+        node.land("g1")
+        node.wait(lambda: node.workers()[0].state == SlotState.PROCESSING)
+        family = descendants(node.process.pid)
+        node.process.kill()
+        node.process.wait()
+        wait_until(lambda: not any(map(alive, family)), 1.0, "workers outlive their supervisor")
+    finally:
+        node.stop()
+        relay.close()
+
+
+def test_no_dead_worker_stays_a_zombie(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, **SPAWN) as node:
+        (worker,) = node.workers()
+        os.kill(worker.pid, signal.SIGKILL)
+        node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
+        assert not os.path.exists(f"/proc/{worker.pid}")
+        assert "killed by SIGKILL" in node.workers()[0].note
+
+
+def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=1, spare=0, max=1) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
+        node.rewrite(workers={"start": "spawn"})
+        node.daemon.ask(AskReload(), timeout_s=30)
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(
+            lambda: (
+                {title(pid) for pid in descendants(node.process.pid)}
+                == {"ppdaemon worker 0", "ppdaemon exporter"}
+            )
+        )
+
+
+def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
+    node = Node(tmp_path, socket_dir, None, preload=["no_such_module"], **SPAWN)
+    node.start(ready=False)
+    assert node.process.wait(20) == ExitCode.SOFTWARE
+    assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()

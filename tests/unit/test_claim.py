@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Taking possession of a node's folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.claim import FolderTaken, claim, is_ramdisk
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return NodeFolders(ramdisk=tmp_path / "ram" / "ppdaemon-n1", state=tmp_path / "state")
+
+
+def test_a_claim_makes_the_folders_and_its_release_clears_the_ram_disk(folders):
+    held = claim(folders, "life")
+    assert folders.slots.is_dir()
+    assert folders.spool.is_dir()
+    (folders.slots / "0000").mkdir()
+    held.release(folders)
+    assert not folders.ramdisk.exists()
+    assert folders.state.is_dir()
+
+
+def test_a_second_claim_is_refused_with_the_holders_pid(folders):
+    held = claim(folders, "life")
+    with pytest.raises(FolderTaken, match=f"process {os.getpid()}"):
+        claim(folders, "other")
+    held.release(folders)
+    claim(folders, "other").release(folders)
+
+
+def test_a_former_life_is_cleared_and_strangers_are_kept(folders):
+    """Fault 43: only what is ours is removed."""
+    held = claim(folders, "life")
+    (folders.slots / "0000" / "repo").mkdir(parents=True)
+    (folders.ramdisk / "stranger").mkdir()
+    os.close(held.lock)  # as if killed
+    held = claim(folders, "next")
+    assert (held.removed, held.unknown) == (1, (folders.ramdisk / "stranger",))
+    assert list(folders.slots.iterdir()) == []
+    held.release(folders)
+    assert list(folders.ramdisk.iterdir()) == [folders.ramdisk / "stranger"]
+
+
+def test_a_folder_without_the_marker_is_not_touched(folders):
+    """Fault 43: a folder of the same name that no daemon has made."""
+    (folders.ramdisk / "slots" / "photos").mkdir(parents=True)
+    with pytest.raises(FolderTaken, match="slots exists and no ppdaemon has made it"):
+        claim(folders, "life")
+    assert (folders.slots / "photos").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(FolderTaken, match="state"):
+        claim(NodeFolders(tmp_path / "ram", tmp_path / "state"), "life")
+
+
+def test_a_ram_disk_is_told_from_a_disk():
+    assert not is_ramdisk(Path("/proc/self"))
+    if Path("/dev/shm").is_dir():
+        assert is_ramdisk(Path("/dev/shm"))

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The demonstration without its processes: what it plans, configures, shows and judges."""
+
+import io
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from rich.console import Console
+
+from ppdaemon.clock import tai_iso
+from ppdaemon.config import load_node, load_relay
+from ppdaemon.demo import __main__ as program
+from ppdaemon.demo import quickstart
+from ppdaemon.demo.geometry import DETECTOR_COUNT
+from ppdaemon.demo.plan import ImageType
+from ppdaemon.demo.progress import NightScreen, last_attempts
+from ppdaemon.demo.report import Report, show_report
+from ppdaemon.demo.services import Places, node_config, relay_config, surveys
+from ppdaemon.demo.telescope import Happening, Step, Telescope, timeline
+from ppdaemon.reports import StatusReport, VisitRow
+from ppdaemon.states import Outcome, Stage
+
+BEGIN_TAI_S = 1_795_317_916.0
+STATUS = StatusReport(
+    node="demo",
+    version="0.1.0",
+    pid=1,
+    state="running",
+    text="running: 3 idle",
+    started_tai=BEGIN_TAI_S,
+    tai=BEGIN_TAI_S,
+    relay="connected relay",
+    slots={},
+    workers_max=27,
+    queued=0,
+    open_visits=0,
+    outcomes={},
+    spooled=0,
+    exporter="idle",
+    arrivals=(),
+    counters={},
+)
+
+
+@pytest.fixture
+def visits():
+    return quickstart.plan_night(BEGIN_TAI_S)
+
+
+@pytest.fixture
+def places(tmp_path):
+    for name in ("disk", "ram"):
+        (tmp_path / name).mkdir()
+    return Places(tmp_path / "disk", tmp_path / "ram")
+
+
+def row(group, detector, attempt=1, outcome=Outcome.SUCCEEDED, **changes):
+    fields = {"instrument": "DemoCam", "group": group, "detector": detector, "attempt": attempt}
+    return VisitRow(**fields | {"outcome": outcome} | changes)
+
+
+def printed(show, **options):
+    """Return what was printed to a console of 100 columns."""
+    console = Console(file=io.StringIO(), width=100, **options)
+    show(console)
+    return console.file.getvalue()
+
+
+def test_the_night_has_five_visits_for_three_pipelines(visits):
+    assert [len(visit.exposures) for visit in visits] == [1, 2, 1, 1, 1]
+    programs = [visit.exposures[0].program for visit in visits]
+    kinds = ("ApPipe", "ApPipe", "ApPipe", "SingleFrame", "Calibration")
+    assert programs == [surveys[kind] for kind in kinds]
+    assert visits[-1].exposures[0].image_type is ImageType.BIAS
+    assert len({visit.group for visit in visits}) == 5
+    assert [visit.number for visit in visits] == list(range(5))
+
+
+def test_a_shutter_closes_before_the_next_opens(visits):
+    exposures = [exposure for visit in visits for exposure in visit.exposures]
+    assert [exposure.seq_num for exposure in exposures] == list(range(1, 7))
+    for earlier, later in pairwise(exposures):
+        assert earlier.end_tai_s < later.begin_tai_s
+
+
+def test_the_configurations_are_those_of_a_relay_and_a_node(places, tmp_path):
+    for name, config, load in (
+        ("relay", relay_config(places), load_relay),
+        ("node", node_config(places, 5), load_node),
+    ):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        loaded = load(path, {})
+        if name == "relay":
+            assert loaded.instruments["DemoCam"].detectors == tuple(range(DETECTOR_COUNT))
+            continue
+        assert loaded.workers.max == 5
+        assert loaded.relay.address == relay_config(places)["nodes"]
+        rules = (*loaded.pipelines.preprocessing, *loaded.pipelines.main)
+        assert all(Path(pipeline).is_file() for rule in rules for pipeline in rule.pipelines)
+
+
+def test_the_last_attempt_counts():
+    first, second = row("g", 0, 1, Outcome.CRASHED), row("g", 0, 2)
+    assert last_attempts([second, first]) == {("g", 0): second}
+
+
+def test_without_a_terminal_each_change_is_a_line(visits):
+    group = visits[0].group
+
+    def show(console):
+        with NightScreen(console, visits, 2) as screen:
+            screen.happened(Happening(Step.ANNOUNCE, BEGIN_TAI_S, visits[0], None, "accepted by the relay"))
+            screen.show([row(group, 0, outcome=None)], STATUS)
+            retried = [row(group, 0, 1, Outcome.CRASHED), row(group, 0, 2)]
+            for _ in range(3):
+                screen.show(retried, STATUS)
+            screen.show([*retried, row(group, 1)], STATUS)
+
+    assert printed(show).splitlines() == [
+        f"{tai_iso(BEGIN_TAI_S)[11:21]}  announced {group[11:]}  accepted by the relay",
+        f"{group}: 1 of 2 detectors done",
+        f"{group}: 2 of 2 detectors done",
+    ]
+
+
+def test_on_a_terminal_each_detector_has_a_sign(visits):
+    group = visits[0].group
+    rows = [
+        row(group, 0, stages={Stage.ACCEPTED: 1.0, Stage.CENTRAL: 2.0}),
+        row(group, 1, outcome=Outcome.FAILED),
+        row(group, 2, outcome=None, stages={Stage.ACCEPTED: 1.0}),
+    ]
+
+    def show(console):
+        with NightScreen(console, visits, 3) as screen:
+            screen.show(rows, STATUS)
+
+    assert "█ ✗ ·" in printed(show, force_terminal=True, color_system=None)
+
+
+def report(**changes):
+    fields = {
+        "announced": 9, "accepted": 9, "succeeded": 9, "outcomes": {Outcome.SUCCEEDED: 9}, "retried": 0,
+        "exposures": 9, "central": 9, "datasets": 90, "pipelines": {"ApPipe": 9}, "engine": "separable",
+        "injected": 4, "recovered": 3, "false_positives": 1, "alerts": 10, "scored": 9,
+        "leaked_processes": 0, "leaked_repos": 0, "left": (), "total_s": 100.0, "latencies": {},
+    }  # fmt: skip
+    return Report(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "good"),
+    [
+        ({}, True),
+        ({"announced": 18}, False),
+        ({"succeeded": 8}, False),
+        ({"central": 8}, False),
+        ({"left": ("4711 ppdaemon worker",)}, False),
+        (dict.fromkeys(("announced", "accepted", "succeeded", "central"), 0), False),
+    ],
+)
+def test_only_a_night_without_losses_is_good(changes, good):
+    assert report(**changes).good is good
+
+
+def test_a_report_computes_its_rates(tmp_path):
+    assert (report().completeness, report().false_positives_per_detector) == (0.75, 0.1111)
+    assert report(injected=0, recovered=0).completeness is None
+
+
+def test_the_report_says_why_something_failed_and_what_was_left():
+    rows = [
+        row("g", 0),
+        row("g", 1, 1, Outcome.CRASHED, reason="signal 11"),
+        row("g", 1, 2),
+        row("g", 2, 1, Outcome.FAILED, reason="task isr: ValueError: odd"),
+    ]
+    text = printed(lambda console: show_report(report(left=("4711 [worker]",)), rows, console))
+    assert "2 of 3" in text
+    assert "1 failed" in text
+    assert "task isr: ValueError: odd" in text
+    assert "left behind: 4711 [worker]" in text
+
+
+def test_a_night_that_is_left_early_ends_at_once(visits):
+    stop, asleep = threading.Event(), threading.Event()
+
+    def sleep(seconds):
+        asleep.set()
+        quickstart._sleep_unless(stop, seconds)
+
+    class Unanswering:
+        def ask(self, event):
+            raise AssertionError("the first visit is announced after the night was left")
+
+    moments = timeline(visits, quickstart.CADENCE, announce=True, cancel=False)[1:]
+    telescope = Telescope(None, None, Unanswering(), sleep=sleep)
+    with quickstart._Night(telescope, moments, stop) as night:
+        assert asleep.wait(10.0)
+        assert not night.over()
+    assert not night._thread.is_alive()
+
+
+def test_a_telescope_that_fails_ends_the_demonstration(visits):
+    class Broken:
+        def ask(self, event):
+            raise RuntimeError("no power")
+
+    moments = timeline(visits, quickstart.CADENCE, announce=True, cancel=False)
+    night = quickstart._Night(Telescope(None, None, Broken()), moments, threading.Event())
+    with night:
+        night._thread.join(10.0)
+        with pytest.raises(quickstart.DemoFailed, match="the telescope failed: no power"):
+            night.over()
+
+
+def test_an_output_folder_that_cannot_be_made_is_said_without_a_traceback(tmp_path):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(program.main, ["--output", str(tmp_path / "file" / "demo")])
+    assert (result.exit_code, result.output.count("\n")) == (73, 1)
+    assert "Not a directory" in result.output
+
+
+def test_without_its_packages_the_demonstration_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ppdaemon.demo.quickstart", None)
+    result = CliRunner().invoke(program.main, [])
+    assert result.exit_code == 69
+    assert "pip install 'ppdaemon[demo]'" in result.output

@@ -1,0 +1,141 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: BSD-3-Clause
+"""Run the real daemon under random faults, then check what became of each visit.
+
+Exit status 0 if every accepted visit-detector got exactly one outcome, nothing
+permanent happened twice and nothing was left behind; 1 if not.
+"""
+
+import dataclasses
+import json
+import random
+import shutil
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import click
+from chaos_node import Node
+from chaos_plan import make_plan
+from chaos_relay import PlayedRelay
+from chaos_run import ChaosRun, Report
+from chaos_scene import Places, Scene, ScriptedScene
+from rich.console import Console
+from rich.table import Table
+
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.states import ExitCode
+
+KINDS = ("lost", "doubled", "leaked", "wrong")
+"""``wrong`` is an outcome that nothing explains."""
+
+
+def make_scene(places: Places, *, demo: bool) -> Scene:
+    """Return scripted workers, or the demo camera's pipelines."""
+    if not demo:
+        return ScriptedScene(places)
+    from chaos_demo import DemoScene  # imports LSST code
+
+    return DemoScene(places)
+
+
+def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
+    """Run in empty folders."""
+    scene = make_scene(places, demo=demo)
+    plan = make_plan(seed, seconds, scene.detectors, deeds=scene.deeds, visit_every_s=scene.visit_every_s)
+    draw = random.Random(f"victims of {seed}")
+    node = Node(places.scratch, scene.settings(workers), uuid.uuid4().hex)
+    relay = PlayedRelay(places.relay, draw)
+    try:
+        return ChaosRun(plan, scene, node, relay, draw, lambda line: click.echo(line, err=True)).run()
+    finally:
+        relay.close()
+
+
+def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
+    """Return a report as plain values."""
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "accepted": report.accepted,
+        **{kind: report.count(kind) for kind in KINDS},
+        "refused": report.refused,
+        "attempts": report.attempts,
+        "outcomes": dict(report.outcomes.most_common()),
+        "faults": dict(sorted(report.faults.items())),
+        "killed_while": dict(sorted(report.killed_while.items())),
+        "lives": report.lives,
+        "restarted_seats": report.restarted_seats,
+        "slowest_answer_s": round(report.slowest_answer_s, 3),
+        "supervisor": {
+            name: dataclasses.asdict(held) for name, held in (("begin", report.begin), ("end", report.end))
+        },
+        "violations": [
+            {
+                "kind": violation.kind,
+                "what": violation.what,
+                "visit": violation.place,
+                "story": report.stories.get(violation.place[0], []) if violation.place else [],
+            }
+            for violation in report.violations
+        ],
+    }
+
+
+def show(told: dict[str, Any], console: Console) -> None:
+    """Print tables for people."""
+    table = Table(title=f"chaos, seed {told['seed']}, {told['seconds']:g} s")
+    table.add_column("what")
+    table.add_column("how often", justify="right")
+    for name in ("accepted", "attempts", *KINDS):
+        table.add_row(name, str(told[name]))
+    table.add_section()
+    for group in ("outcomes", "faults"):
+        for name, count in told[group].items():
+            table.add_row(name, str(count))
+        table.add_section()
+    for state, count in told["killed_while"].items():
+        table.add_row(f"killed while {state}", str(count))
+    console.print(table)
+    for violation in told["violations"]:
+        visit = violation["visit"]
+        where = f" {visit[0]} detector {visit[1]}:" if visit else ""
+        console.print(f"{violation['kind']}:{where} {violation['what']}", markup=False, highlight=False)
+        for line in violation["story"]:
+            console.print(f"    {line}", markup=False, highlight=False)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--seconds", default=40.0, show_default=True, type=click.FloatRange(8), help="How long.")
+@click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same faults.")
+@click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Seats at the most.")
+@click.option("--demo", is_flag=True, help="The demo camera's pipelines instead of scripted workers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--keep", is_flag=True, help="Keep journal, logs and raws, and say where.")
+def main(seconds: float, seed: int, workers: int, demo: bool, as_json: bool, keep: bool) -> None:
+    """Run the real daemon under random faults, then check every visit."""
+    scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
+    shm = Path("/dev/shm")
+    ramdisk = Path(tempfile.mkdtemp(prefix="chaos-", dir=shm if shm.is_dir() else None))
+    try:
+        told = summary(run(Places(scratch, ramdisk), seconds, seed, workers, demo=demo), seconds, seed)
+    except PPDaemonError as error:
+        click.echo(f"chaos: {error}", err=True)
+        sys.exit(error.exit_code)
+    finally:
+        shutil.rmtree(ramdisk, ignore_errors=True)
+        if keep:
+            click.echo(f"kept: {scratch}", err=True)
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+    else:
+        show(told, Console())
+    sys.exit(ExitCode.FAILED if any(told[kind] for kind in KINDS) else ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()

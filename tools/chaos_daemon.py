@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon with a clock that a chaos run can set: SIGUSR1 lets it jump.
+
+Each signal takes the next of `JUMPS_S`. Only the clock of stamps jumps, as
+when somebody sets a computer's time; the monotonic one is the system's.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import setproctitle
+
+from ppdaemon import log
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.node.supervisor import Supervisor
+from ppdaemon.notify import Notifier
+
+JUMPS_S = (3600.0, 0.0, -3600.0, 0.0)
+"""What the clock of stamps is ahead, after each signal."""
+
+
+class JumpingClock:
+    """TAI seconds, right until the first jump."""
+
+    def __init__(self) -> None:
+        self._right = Clock()
+        self._jumps = itertools.cycle(JUMPS_S)
+        self._ahead_s = 0.0
+
+    def tai(self) -> float:
+        """Return TAI seconds since 1970, by a clock that was set."""
+        return self._right.tai() + self._ahead_s
+
+    def jump(self) -> None:
+        """Set the clock."""
+        self._ahead_s = next(self._jumps)
+
+
+async def run(config: NodeConfig, path: Path) -> None:
+    """Run the daemon until SIGTERM."""
+    clock = JumpingClock()
+    supervisor = Supervisor(
+        config, partial(load_node, path, os.environ), os.environ, Clock(tai=clock.tai), Notifier(None), None
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
+    loop.add_signal_handler(signal.SIGUSR1, clock.jump)
+    await supervisor.run()
+
+
+def main() -> None:
+    """Run with the configuration that is the only argument."""
+    path = Path(sys.argv[1])
+    config = load_node(path, os.environ)
+    log.set_up(config.log.level, config.log.format, node=config.node.name)
+    setproctitle.setproctitle(f"ppdaemon supervisor {config.node.name}")
+    asyncio.run(run(config, path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a chaos run is going to do, drawn from a seed. Pure.
+
+Kinds of fault are dealt like cards: each comes once before any comes twice,
+so that even a short run has many of them.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chaos_work import DEEDS, STEPS, Deed
+
+__all__ = ("Fault", "Plan", "Strike", "Visit", "make_plan")
+
+
+class Fault(StrEnum):
+    """What comes from outside of the workers; deeds have their own names."""
+
+    KILL_WORKER = "kill_worker"
+    STOP_WORKER = "stop_worker"
+    KILL_ZYGOTE = "kill_zygote"
+    STOP_ZYGOTE = "stop_zygote"
+    KILL_EXPORTER = "kill_exporter"
+    KILL_SUPERVISOR = "kill_supervisor"
+    RELOAD = "reload"
+    CLOCK_JUMP = "clock_jump"
+    RELAY_SILENT = "relay_silent"
+    RELAY_NONSENSE = "relay_nonsense"
+    CENTRAL_DOWN = "central_down"
+    DUPLICATE = "duplicate"
+    CANCEL = "cancel"
+    NO_RAW = "no_raw"
+    EARLY_RAW = "early_raw"
+    MISSING_SNAP = "missing_snap"
+    LATE_RAW = "late_raw"
+
+
+STRIKES = (
+    Fault.KILL_WORKER,
+    Fault.STOP_WORKER,
+    Fault.KILL_ZYGOTE,
+    Fault.KILL_EXPORTER,
+    Fault.KILL_SUPERVISOR,
+    Fault.RELOAD,
+    Fault.CLOCK_JUMP,
+    Fault.RELAY_SILENT,
+    Fault.RELAY_NONSENSE,
+    Fault.CENTRAL_DOWN,
+    Fault.STOP_ZYGOTE,
+)
+"""What happens to processes."""
+
+TWISTS = (
+    Fault.DUPLICATE,
+    Fault.CANCEL,
+    Fault.NO_RAW,
+    Fault.EARLY_RAW,
+    Fault.MISSING_SNAP,
+    Fault.LATE_RAW,
+)
+"""What happens to visits."""
+
+MORE_KILLS = (Fault.KILL_WORKER,) * 4 + (Fault.STOP_WORKER,) * 2
+QUIET_BEGIN_S, QUIET_END_S = 0.5, 1.0
+LONGEST_S = {
+    Fault.STOP_WORKER: 4.0,
+    Fault.STOP_ZYGOTE: 1.5,
+    Fault.RELAY_SILENT: 3.0,
+    Fault.CENTRAL_DOWN: 2.0,
+}
+EVERY_ATTEMPT = 0.25
+"""How often a deed is done in each attempt, not only in the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """Something that happens to a process."""
+
+    at_s: float
+    fault: Fault
+    length_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One visit, and what goes wrong with it."""
+
+    group: str
+    announce_s: float
+    detectors: tuple[int, ...]
+    snaps: int
+    pace_ms: int
+    raws_s: tuple[float, ...]
+    """When the snaps' raws land; fewer than `snaps` where some never come."""
+    deed: Deed | None = None
+    twist: Fault | None = None
+    cancel_s: float | None = None
+    again_s: tuple[float, ...] = ()
+    """When the reservation comes once more."""
+
+    @property
+    def survey(self) -> str:
+        """What the workers are to do, in `chaos_work`'s words."""
+        return f"pace:{self.pace_ms}" + (f" {self.deed}" if self.deed else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run; all times count from its begin."""
+
+    visits: tuple[Visit, ...]
+    strikes: tuple[Strike, ...]
+
+
+def make_plan(
+    seed: int,
+    seconds: float,
+    detectors: Sequence[int],
+    *,
+    deeds: Sequence[str] = tuple(DEEDS),
+    visit_every_s: float = 0.45,
+    strike_every_s: float = 0.8,
+) -> Plan:
+    """Draw a run.
+
+    Parameters
+    ----------
+    seed : `int`
+        The same seed gives the same plan.
+    seconds : `float`
+        How long visits are announced.
+    detectors : `~collections.abc.Sequence` [`int`]
+        Those of the camera.
+    deeds : `~collections.abc.Sequence` [`str`], optional
+        What may go wrong in workers.
+    visit_every_s, strike_every_s : `float`, optional
+        Mean intervals.
+
+    Returns
+    -------
+    plan : `Plan`
+        Visits and strikes in order.
+    """
+    draw = random.Random(seed)
+    wrongs = _dealt(draw, [*deeds, *TWISTS, *(None,) * len(TWISTS)])
+    visits = [
+        _visit(draw, f"chaos-{seed}-{number:04d}", at_s, detectors, next(wrongs))
+        for number, at_s in enumerate(_moments(draw, 0.0, seconds, visit_every_s))
+    ]
+    kinds = _dealt(draw, STRIKES, MORE_KILLS)
+    strikes = [
+        Strike(at_s, fault, draw.uniform(0.2, 1.0) * LONGEST_S.get(fault, 0.0))
+        for at_s, fault in zip(
+            _moments(draw, QUIET_BEGIN_S, seconds - QUIET_END_S, strike_every_s), kinds, strict=False
+        )
+    ]
+    return Plan(tuple(visits), tuple(strikes))
+
+
+def _dealt[T](draw: random.Random, first: Sequence[T], more: Sequence[T] = ()) -> Iterator[T]:
+    """Deal one pack after the other, the first without the doubles."""
+    pack = list(first)
+    while True:
+        draw.shuffle(pack)
+        yield from pack
+        pack = [*first, *more]
+
+
+def _moments(draw: random.Random, begin_s: float, end_s: float, every_s: float) -> Iterator[float]:
+    at_s = begin_s
+    while (at_s := at_s + draw.uniform(0.3, 1.7) * every_s) < end_s:
+        yield at_s
+
+
+def _visit(
+    draw: random.Random, group: str, at_s: float, detectors: Sequence[int], wrong: str | Fault | None
+) -> Visit:
+    chosen = tuple(sorted(draw.sample(list(detectors), draw.randint(1, min(3, len(detectors))))))
+    twist = wrong if isinstance(wrong, Fault) else None
+    snaps = 2 if twist is Fault.MISSING_SNAP or draw.random() < 0.2 else 1
+    raws_s = [at_s + draw.uniform(0.1, 1.2) for _ in range(snaps)]
+    cancel_s, again_s = None, ()
+    match twist:
+        case Fault.NO_RAW:
+            raws_s = []
+        case Fault.MISSING_SNAP:
+            raws_s = raws_s[:1]
+        case Fault.EARLY_RAW:
+            raws_s = [at_s - draw.uniform(0.05, 0.4) for _ in raws_s]
+        case Fault.LATE_RAW:
+            raws_s[0] = at_s + draw.uniform(3.0, 6.0)
+        case Fault.CANCEL:
+            cancel_s = at_s + draw.uniform(0.0, 1.5)
+        case Fault.DUPLICATE:
+            again_s = tuple(at_s + draw.uniform(0.0, 3.0) for _ in range(8))
+    return Visit(
+        group=group,
+        announce_s=at_s,
+        detectors=chosen,
+        snaps=snaps,
+        pace_ms=draw.choice((0, 10, 40, 100)),
+        raws_s=tuple(raws_s),
+        deed=None if wrong is None or twist else _deed(draw, str(wrong), chosen),
+        twist=twist,
+        cancel_s=cancel_s,
+        again_s=again_s,
+    )
+
+
+def _deed(draw: random.Random, name: str, detectors: Sequence[int]) -> Deed:
+    step = "spooled" if name == "said_twice" else draw.choice(STEPS)
+    detector = draw.choice([None, *detectors])
+    return Deed(name, step, detector, None if draw.random() < EVERY_ATTEMPT else 1)

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Acts out the plan of a chaos run against a real daemon, and keeps a diary.
+
+One loop does all: what is due on the agenda, the relay's end of the link, an
+operator who restarts quarantined seats, and a look at what is held. What came
+of it is `chaos_check`'s to judge.
+"""
+
+import heapq
+import itertools
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from chaos_check import Evidence, Told, Violation, judge, read_rows
+from chaos_node import Holdings, Node
+from chaos_plan import Fault, Plan, Strike, Visit
+from chaos_relay import Place, PlayedRelay
+from chaos_scene import Scene
+
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.reports import AskRestart, WorkerRow
+from ppdaemon.states import BUSY_STATES, SlotState
+
+__all__ = ("ChaosFailed", "ChaosRun", "Report")
+
+TURN_MS = 15
+LOOK_S = 0.5
+READY_S = 90.0
+FAMILY_S = 2.0
+"""So long after the supervisor's death its workers may still be dying."""
+RAW_MARGIN_S = 2.0
+"""A raw that lands so long before the wait ends has to be used."""
+SETTLE_S = 1.5
+OWN_ENDS = 3
+"""So often a daemon that ends by itself is started again."""
+TAIL = 15
+MORE_DESCRIPTORS, MORE_THREADS, MORE_RSS_BYTES = 4, 8, 60_000_000
+"""What a supervisor may hold more at its end than at its begin: its pool of
+threads for files grows up to 6 while it works."""
+
+
+class ChaosFailed(PPDaemonError):
+    """The run came to no end: there is nothing to judge."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a run."""
+
+    accepted: int
+    refused: int
+    outcomes: Counter[str]
+    attempts: int
+    faults: Counter[str]
+    killed_while: Counter[str]
+    """In which states workers were killed."""
+    lives: int
+    restarted_seats: int
+    slowest_answer_s: float
+    begin: Holdings
+    end: Holdings
+    violations: list[Violation]
+    stories: dict[str, list[str]]
+    """By group: the relay's, the journal's and the daemon's account."""
+
+    def count(self, kind: str) -> int:
+        """Return how many violations are of a kind."""
+        return sum(1 for violation in self.violations if violation.kind == kind)
+
+
+@dataclass(slots=True)
+class ChaosRun:
+    """One run.
+
+    Parameters
+    ----------
+    plan : `chaos_plan.Plan`
+        What is to happen.
+    scene : `chaos_scene.Scene`
+        Camera and workers.
+    node : `chaos_node.Node`
+        The daemon, not started.
+    relay : `chaos_relay.PlayedRelay`
+        The relay.
+    draw : `random.Random`
+        Chooses victims.
+    tell : `~collections.abc.Callable`
+        Gets a line each second.
+    """
+
+    plan: Plan
+    scene: Scene
+    node: Node
+    relay: PlayedRelay
+    draw: random.Random
+    tell: Callable[[str], None]
+    faults: Counter[str] = field(default_factory=Counter)
+    killed_while: Counter[str] = field(default_factory=Counter)
+    _diary: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _violations: list[Violation] = field(default_factory=list)
+    _hurt: set[int] = field(default_factory=set)
+    _announced: dict[str, float] = field(default_factory=dict)
+    _supervisor_kills: list[float] = field(default_factory=list)
+    _family: dict[int, str] = field(default_factory=dict)
+    """What lived when the supervisor was killed."""
+    _restarted_seats: int = 0
+    _own_ends: int = 0
+    _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _order: Iterator[int] = field(default_factory=itertools.count)
+    _begin: float = 0.0
+    _last_look: float = 0.0
+    _last_line: int = -1
+    _held: Holdings | None = None
+
+    def run(self) -> Report:
+        """Act, wait for all outcomes, stop the daemon, judge.
+
+        Returns
+        -------
+        report : `Report`
+            What came of it.
+        """
+        self.node.start()
+        try:
+            self._wait_until_ready(READY_S)
+            self._begin = time.monotonic()
+            self._fill_agenda()
+            while self._agenda or self._family:
+                self._turn()
+            self._end_faults()
+            self._drain()
+            end = self.node.holdings()
+            self._check_growth(end)
+        finally:
+            status = self.node.stop()
+        self._check_stop(status)
+        return self._report(end)
+
+    # --- time ------------------------------------------------------------
+
+    @property
+    def _now_s(self) -> float:
+        return time.monotonic() - self._begin
+
+    def _at(self, when_s: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (when_s, next(self._order), act))
+
+    def _turn(self) -> None:
+        self.relay.turn(TURN_MS)
+        while self._agenda and self._agenda[0][0] <= self._now_s:
+            heapq.heappop(self._agenda)[2]()
+        if time.monotonic() - self._last_look >= LOOK_S:
+            self._last_look = time.monotonic()
+            self._look()
+
+    def _wait_until_ready(self, limit_s: float) -> None:
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until:
+            self.relay.turn(TURN_MS)
+            self._check_alive()
+            status = self.node.status()
+            if status and status.relay.startswith("connected") and status.slots.get(SlotState.IDLE):
+                self._held = self.node.holdings()
+                return
+        tail = "\n".join(self.node.log_of("", most=TAIL))
+        raise ChaosFailed(f"the daemon is not ready within {limit_s:g} s:\n{tail}")
+
+    # --- visits ----------------------------------------------------------
+
+    def _fill_agenda(self) -> None:
+        for visit in self.plan.visits:
+            self._at(visit.announce_s, lambda visit=visit: self._announce(visit))
+            for snap, at_s in enumerate(visit.raws_s, 1):
+                self._at(at_s, lambda visit=visit, snap=snap: self._land(visit, snap))
+            for at_s in visit.again_s:
+                self._at(at_s, lambda visit=visit: self._announce_again(visit))
+            if visit.cancel_s is not None:
+                self._at(visit.cancel_s, lambda visit=visit: self._cancel(visit))
+        for strike in self.plan.strikes:
+            self._at(strike.at_s, lambda strike=strike: self._strike(strike))
+
+    def _note(self, group: str, text: str) -> None:
+        self._diary[group].append(f"{self._now_s:7.3f} {text}")
+
+    def _announce(self, visit: Visit) -> None:
+        self._announced[visit.group] = time.monotonic()
+        self._note(
+            visit.group, f"announced: detectors {visit.detectors}, {visit.survey}, {visit.twist or ''}"
+        )
+        self.relay.reserve(self.scene.announcement(visit), visit.detectors)
+        if visit.twist in (Fault.NO_RAW, Fault.EARLY_RAW, Fault.MISSING_SNAP, Fault.LATE_RAW):
+            self.faults[visit.twist] += 1
+
+    def _announce_again(self, visit: Visit) -> None:
+        self.faults[Fault.DUPLICATE] += 1
+        self.relay.reserve_again(visit.group)
+
+    def _land(self, visit: Visit, snap: int) -> None:
+        self._note(visit.group, f"snap {snap} lands")
+        self.scene.land(visit, snap)
+
+    def _cancel(self, visit: Visit) -> None:
+        self.faults[Fault.CANCEL] += 1
+        self._note(visit.group, "cancelled")
+        self.relay.cancel(visit.group)
+
+    # --- strikes ---------------------------------------------------------
+
+    def _strike(self, strike: Strike) -> None:
+        """Do it, or try again soon where it has no victim now."""
+        act: Callable[[float], bool] = {
+            Fault.KILL_WORKER: self._kill_worker,
+            Fault.STOP_WORKER: self._stop_worker,
+            Fault.KILL_ZYGOTE: lambda _: self._hit("ppdaemon zygote", signal.SIGKILL),
+            Fault.STOP_ZYGOTE: self._stop_zygote,
+            Fault.KILL_EXPORTER: lambda _: self._hit("ppdaemon exporter", signal.SIGKILL),
+            Fault.KILL_SUPERVISOR: self._kill_supervisor,
+            Fault.RELOAD: self._reload,
+            Fault.CLOCK_JUMP: self._let_clock_jump,
+            Fault.RELAY_SILENT: self._silence_relay,
+            Fault.RELAY_NONSENSE: self._talk_nonsense,
+            Fault.CENTRAL_DOWN: self._take_central_down,
+        }[strike.fault]
+        if act(strike.length_s):
+            self.faults[strike.fault] += 1
+        elif self._now_s < self.plan.visits[-1].announce_s:
+            self._at(self._now_s + 0.2, lambda: self._strike(strike))
+
+    def _victim(self) -> WorkerRow | None:
+        """Choose a worker: each state that there is has the same chance."""
+        rows = [row for row in self.node.workers() if row.pid is not None]
+        states = sorted({row.state for row in rows})
+        if not states:
+            return None
+        state = self.draw.choice(states)
+        return self.draw.choice([row for row in rows if row.state == state])
+
+    def _hurt_one(self, number: int, how: str) -> WorkerRow | None:
+        row = self._victim()
+        if row is None or row.pid is None or not self.node.signal(row.pid, number):
+            return None
+        self._hurt.add(row.pid)
+        if row.group is not None:
+            self._note(row.group, f"worker {row.pid} of detector {row.detector} {how} while {row.state}")
+        return row
+
+    def _kill_worker(self, _: float) -> bool:
+        row = self._hurt_one(signal.SIGKILL, "killed")
+        if row is not None:
+            self.killed_while[row.state] += 1
+        return row is not None
+
+    def _stop_worker(self, length_s: float) -> bool:
+        row = self._hurt_one(signal.SIGSTOP, f"stopped for {length_s:.1f} s")
+        if row is not None and row.pid is not None:
+            self._continue_after(row.pid, length_s)
+        return row is not None
+
+    def _stop_zygote(self, length_s: float) -> bool:
+        zygote = self.node.find("ppdaemon zygote")
+        if zygote is None or not self.node.signal(zygote, signal.SIGSTOP):
+            return False
+        self._continue_after(zygote, length_s)
+        return True
+
+    def _continue_after(self, pid: int, length_s: float) -> None:
+        self._at(self._now_s + length_s, lambda: bool(self.node.signal(pid, signal.SIGCONT)) and None)
+
+    def _hit(self, title: str, number: int) -> bool:
+        pid = self.node.find(title)
+        return pid is not None and self.node.signal(pid, number)
+
+    def _kill_supervisor(self, _: float) -> bool:
+        """Kill it, and start the next one at once."""
+        if self._family or not self.node.workers():
+            return False  # still busy with the last time
+        family = self.node.processes()
+        self.node.kill()
+        self._supervisor_kills.append(time.monotonic())
+        family.pop(self.node.pid, None)
+        self._family = family
+        self._at(self._now_s + FAMILY_S, self._check_family)
+        self.node.start()
+        return True
+
+    def _check_family(self) -> None:
+        left = self.node.processes().keys() & self._family.keys()
+        self._violations += [
+            Violation("leaked", f"{pid} {self._family[pid]} outlives its supervisor by {FAMILY_S:g} s")
+            for pid in left
+        ]
+        self._family = {}
+
+    def _reload(self, _: float) -> bool:
+        """Have all processes replaced beside the running visits."""
+        if self.node.status() is None:
+            return False
+        self.node.rewrite_settings()
+        return self.node.signal(self.node.pid, signal.SIGHUP)
+
+    def _let_clock_jump(self, _: float) -> bool:
+        # Before it serves, the signal would still end it.
+        return self.node.status() is not None and self.node.signal(self.node.pid, signal.SIGUSR1)
+
+    def _silence_relay(self, length_s: float) -> bool:
+        self.relay.fall_silent(length_s)
+        return True
+
+    def _talk_nonsense(self, _: float) -> bool:
+        self.relay.talk_nonsense()
+        return True
+
+    def _take_central_down(self, length_s: float) -> bool:
+        flag = self.node.folders.state / "central-down"
+        flag.touch()
+        self._at(self._now_s + length_s, lambda: flag.unlink(missing_ok=True))
+        return True
+
+    # --- looking ---------------------------------------------------------
+
+    def _look(self) -> None:
+        self._check_alive()
+        rows = self.node.workers()
+        for row in rows:
+            if row.state == SlotState.QUARANTINED:
+                self._restarted_seats += 1
+                self.node.ask(AskRestart(slot=row.slot))
+        if int(self._now_s) > self._last_line:
+            self._last_line = int(self._now_s)
+            busy = sum(1 for row in rows if row.state in BUSY_STATES)
+            self.tell(
+                f"{self._last_line:4d} s  accepted {len(self.relay.promised):4d}"
+                f"  ended {len(self.relay.told):4d}  workers {busy:2d} of {len(rows):2d} busy"
+                f"  strikes {self.faults.total():4d}  life {self.node.lives}"
+            )
+
+    def _check_alive(self) -> None:
+        """Do as a service manager does: start it again, a few times."""
+        status = self.node.status_if_ended()
+        if status is None:
+            return
+        tail = "\n".join(self.node.log_of("", most=TAIL))
+        self._violations.append(Violation("wrong", f"the daemon ended with status {status}:\n{tail}"))
+        if self._own_ends >= OWN_ENDS:
+            raise ChaosFailed(f"the daemon ends again and again:\n{tail}")
+        self._own_ends += 1
+        self.node.start()
+
+    # --- the end ---------------------------------------------------------
+
+    def _end_faults(self) -> None:
+        self.tell("no more faults; waiting for all outcomes")
+
+    def _drain(self) -> None:
+        """Wait until everything has ended and is exported, or cannot be."""
+        until = time.monotonic() + self.scene.drain_s
+        settled = None
+        while time.monotonic() < until:
+            self._turn()
+            status = self.node.status()
+            quiet = status is not None and not (status.open_visits or status.spooled)
+            if not quiet or self.relay.open_places:
+                settled = None
+            elif settled is None:
+                settled = time.monotonic()
+            elif time.monotonic() - settled > SETTLE_S:
+                return
+        self._violations += [
+            Violation("lost", f"no outcome {self.scene.drain_s:g} s after the last fault", place)
+            for place in self.relay.open_places
+        ]
+
+    def _check_growth(self, end: Holdings) -> None:
+        begin = self._held
+        assert begin is not None
+        for name, before, now, more in (
+            ("descriptors", begin.descriptors, end.descriptors, MORE_DESCRIPTORS),
+            ("threads", begin.threads, end.threads, MORE_THREADS),
+            ("bytes of memory", begin.rss_bytes, end.rss_bytes, MORE_RSS_BYTES),
+        ):
+            if now > before + more:
+                self._violations.append(Violation("leaked", f"the supervisor has {now} {name}, had {before}"))
+
+    def _check_stop(self, status: int | None) -> None:
+        if status != 0:
+            how = "had to be killed" if status is None else f"ended with status {status}"
+            self._violations.append(Violation("wrong", f"the daemon {how} when it was told to stop"))
+        self._violations += [
+            Violation("leaked", f"process {pid} {title}") for pid, title in self.node.processes().items()
+        ]
+        for pid in self.node.processes():
+            self.node.signal(pid, signal.SIGKILL)
+        folders = self.node.folders
+        self._violations += [
+            Violation("leaked", f"{path} is left")
+            for path in (folders.ramdisk, *folders.spool.iterdir(), *folders.no_return.iterdir())
+            if path.exists()
+        ]
+
+    def _report(self, end: Holdings) -> Report:
+        rows = read_rows(self.node.folders.journal)
+        relay = self.relay
+        finals = {row.place: row for row in rows if row.final}
+        violations = self._violations + judge(
+            Evidence(
+                promised=frozenset(relay.promised),
+                told={
+                    place: [Told(entry.outcome, entry.attempt) for entry in entries]
+                    for place, entries in relay.told.items()
+                },
+                rows=rows,
+                writes=self.scene.writes(),
+                exports=self.scene.exports(),
+                reasons=self._reasons(),
+                hurt=frozenset(self._hurt),
+                raw_in_time=frozenset(self._raw_in_time()),
+                refused=relay.refused,
+            )
+        )
+        assert self._held is not None
+        return Report(
+            accepted=len(relay.promised),
+            refused=len(relay.refused),
+            outcomes=Counter(str(row.outcome) for row in finals.values()),
+            attempts=len(rows),
+            faults=self.faults + self.scene.done_deeds(),
+            killed_while=self.killed_while,
+            lives=self.node.lives,
+            restarted_seats=self._restarted_seats,
+            slowest_answer_s=self.node.slowest_answer_s,
+            begin=self._held,
+            end=end,
+            violations=violations,
+            stories={
+                place[0]: [
+                    *self._diary[place[0]],
+                    *(f"journal: detector {row.place[1]} {row}" for row in rows if row.place[0] == place[0]),
+                    *(f"log: {line}" for line in self.node.log_of(place[0])),
+                ]
+                for place in (violation.place for violation in violations)
+                if place is not None
+            },
+        )
+
+    def _reasons(self) -> dict[Place, list[str]]:
+        """Tell what was done to which visit-detector."""
+        reasons: dict[Place, list[str]] = defaultdict(list)
+        for visit in self.plan.visits:
+            for detector in visit.detectors:
+                place = (visit.group, detector)
+                if visit.deed is not None and visit.deed.detector in (None, detector):
+                    reasons[place].append(str(visit.deed))
+                if visit.cancel_s is not None:
+                    reasons[place].append("cancelled")
+                begin = self._announced.get(visit.group, 0.0)
+                end = self.relay.told_at.get(place, float("inf"))
+                if any(begin <= kill <= end for kill in self._supervisor_kills):
+                    reasons[place].append("supervisor killed")
+        return reasons
+
+    def _raw_in_time(self) -> Iterator[Place]:
+        for visit in self.plan.visits:
+            last_s = visit.announce_s + self.scene.patience_s - RAW_MARGIN_S
+            if visit.raws_s and min(visit.raws_s) < last_s:
+                yield from ((visit.group, detector) for detector in visit.detectors)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Work that boots as the real one does, and then spins: a saturated host."""
+
+from typing import NoReturn
+
+from ppdaemon.messages import Done, Ingested, Prepare, Process, Raw
+from ppdaemon.middleware.work import build_template, open_exporter, set_up_libraries
+from ppdaemon.middleware.work import open_work as open_real_work
+from ppdaemon.work import Seat, Work
+
+__all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
+
+
+class BusyWork:
+    """Never ends what it begins.
+
+    Parameters
+    ----------
+    real : `~ppdaemon.work.Work`
+        Boots, and has an open Butler from then on.
+    """
+
+    def __init__(self, real: Work):
+        self._real = real
+
+    def prepare(self, order: Prepare) -> NoReturn:
+        """Loop in Python code."""
+        while True:
+            pass
+
+    def ingest(self, raw: Raw) -> Ingested:
+        """Do as the real work does."""
+        return self._real.ingest(raw)
+
+    def process(self, order: Process) -> Done:
+        """Do as the real work does."""
+        return self._real.process(order)
+
+    def reset(self) -> None:
+        """Do as the real work does."""
+        self._real.reset()
+
+
+def open_work(seat: Seat) -> BusyWork:
+    """Copy the template and open it.
+
+    Parameters
+    ----------
+    seat : `~ppdaemon.work.Seat`
+        The seat.
+
+    Returns
+    -------
+    work : `BusyWork`
+        Its work.
+    """
+    return BusyWork(open_real_work(seat))

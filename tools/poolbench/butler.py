@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A small central repo, and the configuration of workers that open a Butler."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+__all__ = ("INSTRUMENT", "PRELOAD", "butler_parts", "make_central")
+
+INSTRUMENT = "DemoCam"
+PRELOAD = tuple(
+    f"ppdaemon.demo.tasks.{name}"
+    for name in ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metrics")
+)
+
+
+def make_central(root: Path) -> None:
+    """Make a central repo that knows its instrument and nothing else.
+
+    Parameters
+    ----------
+    root : `pathlib.Path`
+        A folder that does not exist yet.
+    """
+    # Only here: the other measurements are of processes without LSST.
+    from lsst.daf.butler import Butler
+
+    from ppdaemon.demo.instrument import DemoCam
+
+    with Butler.from_config(Butler.makeRepo(root), writeable=True) as butler:
+        DemoCam().register(butler.registry)
+
+
+def butler_parts(central: Path) -> dict[str, Any]:
+    """Return what a configuration needs for work with the Butler.
+
+    Parameters
+    ----------
+    central : `pathlib.Path`
+        The central repo.
+
+    Returns
+    -------
+    parts : `dict`
+        ``butler`` and ``pipelines``: the template gets the dataset types of
+        a whole alert pipeline.
+    """
+    pipeline = resources.files("ppdaemon.demo") / "pipelines" / "ApPipe.yaml"
+    return {
+        "butler": {
+            "central": str(central),
+            "instrument_class": {INSTRUMENT: "ppdaemon.demo.instrument.DemoCam"},
+        },
+        "pipelines": {"main": [{"pipelines": [str(pipeline)]}]},
+    }
