@@ -44,7 +44,14 @@ def make_scene(places: Places, *, demo: bool) -> Scene:
 def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
     """Run in empty folders."""
     scene = make_scene(places, demo=demo)
-    plan = make_plan(seed, seconds, scene.detectors, deeds=scene.deeds, visit_every_s=scene.visit_every_s)
+    plan = make_plan(
+        seed,
+        seconds,
+        scene.detectors,
+        deeds=scene.deeds,
+        visit_every_s=scene.visit_every_s,
+        strike_every_s=scene.strike_every_s,
+    )
     draw = random.Random(f"victims of {seed}")
     node = Node(places.scratch, scene.settings(workers), uuid.uuid4().hex)
     relay = PlayedRelay(places.relay, draw)
@@ -52,6 +59,7 @@ def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) 
         return ChaosRun(plan, scene, node, relay, draw, lambda line: click.echo(line, err=True)).run()
     finally:
         relay.close()
+        scene.close()
 
 
 def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Scene(Protocol):
     deeds: tuple[str, ...]
     """What may go wrong in workers."""
     visit_every_s: float
+    strike_every_s: float
     patience_s: float
     """How long a visit waits for raws."""
     drain_s: float
@@ -79,6 +80,9 @@ class Scene(Protocol):
     def done_deeds(self) -> Counter[str]:
         """Count what went wrong in workers."""
 
+    def close(self) -> None:
+        """Let go of what the camera holds."""
+
 
 @dataclass(slots=True)
 class ScriptedScene:
@@ -88,6 +92,7 @@ class ScriptedScene:
     detectors: tuple[int, ...] = tuple(range(9))
     deeds: tuple[str, ...] = tuple(DEEDS)
     visit_every_s: float = 0.45
+    strike_every_s: float = 0.8
     patience_s: float = IMAGE_TIMEOUT_S
     drain_s: float = 40.0
     _numbers: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -164,6 +169,9 @@ class ScriptedScene:
         path = self.places.state / DEEDS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         return Counter(line.split()[0] for line in lines)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _small_fits() -> bytes:

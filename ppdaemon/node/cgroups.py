@@ -143,8 +143,9 @@ class Cgroups:
         wanted = [controller for controller in ("memory", "pids") if controller in offered]
         for controller in {"memory", "pids"} - set(wanted):
             self._refused[controller] = f"{self.base.name} has no {controller} controller"
+        orders = " ".join(f"+{controller}" for controller in wanted)
         try:
-            _write(self.base / "cgroup.subtree_control", " ".join(f"+{controller}" for controller in wanted))
+            _write(self.base / "cgroup.subtree_control", orders)
         except OSError as error:
             self._refused |= dict.fromkeys(wanted, f"{self.base.name}: {error.strerror}")
         if not (supervisor / "cgroup.kill").exists():

@@ -92,6 +92,8 @@ def claim(folders: NodeFolders, life: str) -> Claim:
         for path in {folders.slots, folders.cache, folders.template} & set(unknown):
             os.close(lock)
             raise FolderTaken(f"{path} exists and no ppdaemon has made it: move it away")
+        for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
+            shutil.rmtree(path)  # half written, or half deleted, when its process died
         folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
         for folder in (folders.slots, folders.cache):
             folder.mkdir(exist_ok=True)

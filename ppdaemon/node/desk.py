@@ -159,7 +159,7 @@ class VisitDesk:
         if not self.taking:
             link.nak(order, order.detectors, "the node takes no visits now", final=False)
             return
-        age = self._clock.tai() - order.received_tai
+        age = _age_s(order)
         if age > self._config.node.expiry_s:
             link.nak(order, order.detectors, f"expired: announced {age:.0f} s ago", final=True)
             return
@@ -183,7 +183,7 @@ class VisitDesk:
         link.ack(order, ours)
         for entry, fresh in zip(entries, new, strict=True):
             if fresh:
-                self._take(entry)
+                self._take(entry, age)
         self._neighbours.decide()
         if not all(new):
             await self._repeat([entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh])
@@ -356,7 +356,8 @@ class VisitDesk:
         if entries:
             await self._journal.call(lambda journal: journal.update(entries))
         for entry in again:
-            await self._retry(entry, self._next(OpenVisit(entry, self._assignment(entry))))
+            assignment = self._assignment(entry, self._clock.tai() - entry.received_tai)
+            await self._retry(entry, self._next(OpenVisit(entry, assignment)))
         for mark in self._folders.no_return.iterdir():
             mark.unlink()
         return len(entries)
@@ -414,9 +415,9 @@ class VisitDesk:
         stages = {Stage.ACCEPTED: self._clock.tai()}
         return Entry(key, order.visit, order.received_tai, stages, asked=order.attempt)
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: Entry, age_s: float) -> None:
         """Find out what an accepted visit-detector gets, and queue it."""
-        visit = OpenVisit(entry, self._assignment(entry))
+        visit = OpenVisit(entry, self._assignment(entry, age_s))
         self.docket.add(visit)
         main = select(self._config.pipelines.main, entry.visit)
         if not main:
@@ -427,10 +428,9 @@ class VisitDesk:
         if dropped is not None:
             self.drop(dropped)
 
-    def _assignment(self, entry: Entry) -> Assignment:
+    def _assignment(self, entry: Entry, age_s: float) -> Assignment:
         visit = entry.visit
-        passed = max(0.0, self._clock.tai() - entry.received_tai)
-        announced = self._clock.mono() - passed
+        announced = self._clock.mono() - max(0.0, age_s)
         rules = self._config.pipelines
         return Assignment(
             key=entry.key,
@@ -456,7 +456,9 @@ class VisitDesk:
             entry.no_return = "announced to the disk only"
         outcome, reason, spool = action.outcome, action.reason, action.spool
         folder = self._folders.spooled(*entry.key)
-        if spool is None and folder.is_dir():
+        if spool is None and not folder.is_dir():
+            self._keep(asyncio.to_thread(wipe, folder.with_name(f"{folder.name}.part")))
+        elif spool is None:
             # Stopped between the last rename and its last word.
             reason = f"its outputs were complete, though {reason}"
             outcome, spool = Outcome.SUCCEEDED, str(folder)
@@ -551,6 +553,13 @@ class VisitDesk:
         if not task.cancelled() and (error := task.exception()):
             self._count["background_error"] += 1
             _LOG.error("background work failed", exc_info=error)
+
+
+def _age_s(order: ReserveVisit) -> float:
+    """Return how old a visit is by the relay's own clock: the node's may be
+    wrong, and no visit is lost for that.
+    """
+    return order.sent_tai - order.received_tai
 
 
 def _unlink(paths: Sequence[Path]) -> None:

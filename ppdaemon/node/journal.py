@@ -198,8 +198,8 @@ class Journal:
     def _insert(self, entry: Entry) -> None:
         visit = entry.visit
         self._db.execute(
-            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages, asked)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
+            " asked) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *entry.key,
                 encode(visit).decode(),
@@ -272,8 +272,9 @@ class Journal:
         """
         rows = self._db.execute(
             "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
-            " shutter_close_tai, no_return, slot, pid, asked FROM attempt AS this WHERE final = 0 AND NOT EXISTS"
-            " (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument AND next.grp = this.grp"
+            " shutter_close_tai, no_return, slot, pid, asked FROM attempt AS this"
+            " WHERE final = 0 AND NOT EXISTS (SELECT 1 FROM attempt AS next"
+            " WHERE next.instrument = this.instrument AND next.grp = this.grp"
             " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
         )
         return [

@@ -86,7 +86,9 @@ def arm_lifeline(read_end: int) -> int:
     fcntl.fcntl(armed, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(armed, fcntl.F_SETFL, fcntl.fcntl(armed, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
-    poll.register(armed, select.POLLHUP)
+    # The inherited descriptor: one that was opened after the last writer had
+    # gone would never see a hang-up.
+    poll.register(read_end, select.POLLHUP)
     if poll.poll(0):  # it died before the arming
         os._exit(0)
     return armed

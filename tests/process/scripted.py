@@ -75,7 +75,7 @@ class ScriptedWork:
         visit = self._order.visit
         key = (visit.instrument, visit.group, self._order.detector, self._order.attempt)
         folder = NodeFolders.of(self._seat.config).spooled(*key)
-        partial = folder.with_name(f".{folder.name}")
+        partial = folder.with_name(f"{folder.name}.part")
         partial.mkdir()
         (partial / "manifest.json").write_text(json.dumps({"exposures": order.exposures}))
         partial.rename(folder)

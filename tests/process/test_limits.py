@@ -117,24 +117,24 @@ def test_a_worker_over_its_ram_disk_quota_is_stopped_and_its_repo_wiped(tmp_path
         assert [path.name for path in repo.iterdir()] == ["registry"]
 
 
-@pytest.mark.parametrize("deed", ["fill_bytes", "fill_inodes"])
 @pytest.mark.parametrize("stage", ["prepare", "ingest", "process", "export"])
-def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk, stage, deed):
-    """Fault 42: the RAM disk full, or out of inodes, in any stage."""
+def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk, stage):
+    """Fault 42: the RAM disk full, then out of inodes, in any stage."""
     with greedy(tmp_path, socket_dir) as node:
-        node.relay.reserve("g2")
+        node.relay.reserve("other")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
-        node.relay.reserve("g1", survey=f"{stage}:{deed}")
-        node.land("g1", number=1)
-        entry = node.relay.outcome("g1")
-        assert entry.outcome == Outcome.RAMDISK_FULL
-        assert "No space left on device" in entry.reason
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
-        slot = node.visit("g1")[0].slot
-        node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
-        repo = small_ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
-        assert [path.name for path in repo.iterdir()] == ["registry"]
+        for number, deed in enumerate(("fill_bytes", "fill_inodes"), 1):
+            node.relay.reserve(deed, survey=f"{stage}:{deed}")
+            node.land(deed, number=number)
+            entry = node.relay.outcome(deed)
+            assert entry.outcome == Outcome.RAMDISK_FULL
+            assert "No space left on device" in entry.reason
+            slot = node.visit(deed)[0].slot
+            node.wait(lambda slot=slot: node.workers()[slot].state == SlotState.IDLE)
+            repo = small_ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
+            assert [path.name for path in repo.iterdir()] == ["registry"]
+        node.land("other", number=3)
+        assert node.relay.outcome("other").outcome == Outcome.SUCCEEDED
 
 
 def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, socket_dir, small_ramdisk):

@@ -22,8 +22,7 @@ def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
         for detector in range(2):
             assert node.relay.outcome("g1", detector).outcome == Outcome.SUCCEEDED
         node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
-        titles = {title(pid) for pid in descendants(node.process.pid)}
-        assert titles == {"ppdaemon worker 0", "ppdaemon worker 1", "ppdaemon exporter"}
+        assert not any("zygote" in title(pid) for pid in descendants(node.process.pid))
 
 
 @pytest.mark.parametrize("deed", ["die", "segv", "exit"])

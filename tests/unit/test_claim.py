@@ -46,6 +46,14 @@ def test_a_former_life_is_cleared_and_strangers_are_kept(folders):
     assert list(folders.ramdisk.iterdir()) == [folders.ramdisk / "stranger"]
 
 
+def test_spools_that_a_dead_process_left_half_done_are_removed(folders):
+    for name in ("DemoCam~g~0~1", "DemoCam~g~1~1.part", "DemoCam~g~2~1.done"):
+        (folders.spool / name).mkdir(parents=True)
+    held = claim(folders, "life")
+    assert [path.name for path in folders.spool.iterdir()] == ["DemoCam~g~0~1"]
+    held.release(folders)
+
+
 def test_a_folder_without_the_marker_is_not_touched(folders):
     """Fault 43: a folder of the same name that no daemon has made."""
     (folders.ramdisk / "slots" / "photos").mkdir(parents=True)
