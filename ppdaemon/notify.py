@@ -17,6 +17,9 @@ class Notifier:
 
     def __init__(self, address: str | None):
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
+        # Kept open: the watchdog is fed also when no descriptor is left.
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._sender.setblocking(False)
 
     def tell(self, **fields: str | int) -> None:
         """Send assignments such as ``READY=1`` or ``STATUS=...``.
@@ -29,9 +32,7 @@ class Notifier:
         if not self._address:
             return
         text = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in fields.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
-            try:
-                sender.sendto(text.encode(), self._address)
-            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
-                return  # the manager is gone or behind; the next message tells the same
+        try:
+            self._sender.sendto(text.encode(), self._address)
+        except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+            return  # the manager is gone or behind; the next message tells the same

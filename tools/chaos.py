@@ -49,6 +49,7 @@ def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) 
         seconds,
         scene.detectors,
         deeds=scene.deeds,
+        strikes=scene.strikes,
         visit_every_s=scene.visit_every_s,
         strike_every_s=scene.strike_every_s,
     )

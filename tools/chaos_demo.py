@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from chaos_check import Place
-from chaos_plan import Visit
+from chaos_plan import STRIKES, Fault, Visit
 from chaos_scene import Places
 
 from ppdaemon.clock import Clock
@@ -39,7 +39,8 @@ class DemoScene:
     """
 
     detectors = (DETECTOR,)
-    deeds = ()
+    deeds: tuple[str, ...] = ()
+    strikes = tuple(fault for fault in STRIKES if fault is not Fault.CENTRAL_DOWN)
     visit_every_s = 2.5
     strike_every_s = 2.0
     patience_s = IMAGE_TIMEOUT_S

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from chaos_work import DEEDS, STEPS, Deed
 
-__all__ = ("Fault", "Plan", "Strike", "Visit", "make_plan")
+__all__ = ("STRIKES", "Fault", "Plan", "Strike", "Visit", "make_plan")
 
 
 class Fault(StrEnum):
@@ -120,6 +120,7 @@ def make_plan(
     detectors: Sequence[int],
     *,
     deeds: Sequence[str] = tuple(DEEDS),
+    strikes: Sequence[Fault] = STRIKES,
     visit_every_s: float = 0.45,
     strike_every_s: float = 0.8,
 ) -> Plan:
@@ -135,6 +136,8 @@ def make_plan(
         Those of the camera.
     deeds : `~collections.abc.Sequence` [`str`], optional
         What may go wrong in workers.
+    strikes : `~collections.abc.Sequence` [`Fault`], optional
+        What may happen to processes.
     visit_every_s, strike_every_s : `float`, optional
         Mean intervals.
 
@@ -149,7 +152,7 @@ def make_plan(
         _visit(draw, f"chaos-{seed}-{number:04d}", at_s, detectors, next(wrongs))
         for number, at_s in enumerate(_moments(draw, 0.0, seconds, visit_every_s))
     ]
-    kinds = _dealt(draw, STRIKES, MORE_KILLS)
+    kinds = _dealt(draw, strikes, MORE_KILLS)
     strikes = [
         Strike(at_s, fault, draw.uniform(0.2, 1.0) * LONGEST_S.get(fault, 0.0))
         for at_s, fault in zip(

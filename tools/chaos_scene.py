@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chaos_check import Place, read_exports, read_writes
-from chaos_plan import Visit
+from chaos_plan import STRIKES, Fault, Visit
 from chaos_work import DEEDS, DEEDS_FILE
 
 from ppdaemon.clock import Clock, day_obs
@@ -55,6 +55,8 @@ class Scene(Protocol):
     detectors: tuple[int, ...]
     deeds: tuple[str, ...]
     """What may go wrong in workers."""
+    strikes: tuple[Fault, ...]
+    """What may happen to processes."""
     visit_every_s: float
     strike_every_s: float
     patience_s: float
@@ -91,6 +93,7 @@ class ScriptedScene:
     places: Places
     detectors: tuple[int, ...] = tuple(range(9))
     deeds: tuple[str, ...] = tuple(DEEDS)
+    strikes: tuple[Fault, ...] = STRIKES
     visit_every_s: float = 0.45
     strike_every_s: float = 0.8
     patience_s: float = IMAGE_TIMEOUT_S
@@ -117,6 +120,7 @@ class ScriptedScene:
                 "image_timeout_s": IMAGE_TIMEOUT_S,
                 "sidecar_wait_s": 0.2,
                 "scan_s": 0.5,
+                "remember_s": 7200,  # by a clock that is an hour off, too
             },
             "workers": {
                 "work": "chaos_work",

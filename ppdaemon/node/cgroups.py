@@ -130,7 +130,8 @@ class Cgroups:
             groups._divide()
         except (NotDelegated, OSError) as error:
             groups = cls(config, None, str(error))
-        _LOG.info("control groups: %s", groups.reason or f"{groups.base}: {groups._refused or 'all limits'}")
+        refused = ", ".join(sorted(groups._refused.values()))
+        _LOG.info("control groups: %s", groups.reason or f"{groups.base} divided; {refused or 'all limits'}")
         return groups
 
     def _divide(self) -> None:

@@ -10,31 +10,29 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
     CancelVisit,
-    Exported,
     Pipelines,
     Raw,
     ReserveVisit,
     ResultEntry,
-    ResultsSeen,
-    Welcome,
 )
 from ppdaemon.node.arrivals_index import ArrivalIndex
 from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.child import wipe
-from ppdaemon.node.docket import Docket, OpenVisit
+from ppdaemon.node.docket import OpenVisit
 from ppdaemon.node.events import CancelReceived, Finish, NoteRaw, NoteStage, RawArrived, VisitAssigned
 from ppdaemon.node.journal import Entry, JournalThread
 from ppdaemon.node.pool import VisitAction
+from ppdaemon.node.records import Records
 from ppdaemon.node.scheduler import Drop, Scheduler
 from ppdaemon.node.slot import Slot
 from ppdaemon.selection import select
@@ -105,13 +103,12 @@ class VisitDesk:
         scheduler: Scheduler,
         count: Counter[str],
     ):
-        self.docket = Docket()
+        self.records = Records(NodeFolders.of(config), journal, count)
+        self.docket = self.records.docket
         self.taking = False
         """Whether new visits are accepted; not while starting or draining."""
         self.retrying = True
         """Whether what failed may be tried again; not while stopping."""
-        self.problem = ""
-        """Why the journal cannot be written, or blank."""
         self._config = config
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
@@ -120,10 +117,6 @@ class VisitDesk:
         self._scheduler = scheduler
         self._count = count
         self._landed = ArrivalIndex(config.arrivals.remember_s, clock.mono)
-        self._flush_wanted = asyncio.Event()
-        self._writing = asyncio.Lock()
-        self._spools: list[str] = []
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def meet(self, neighbours: Neighbours) -> None:
         """Learn whom to turn to.
@@ -134,6 +127,7 @@ class VisitDesk:
             The other parts of the node.
         """
         self._neighbours = neighbours
+        self.records.meet(neighbours.link.results, neighbours.export)
 
     def reconfigure(self, config: NodeConfig) -> None:
         """Go by other pipelines and limits for what comes from now on.
@@ -176,17 +170,18 @@ class VisitDesk:
         try:
             new = await self._journal.call(lambda journal: journal.accept(entries))
         except sqlite3.Error as error:
-            self._journal_failed(error)
+            self.records.failed(error)
             link.nak(order, ours, f"the journal cannot be written: {error}", final=False)
             return
-        self.problem = ""
+        self.records.problem = ""
         link.ack(order, ours)
         for entry, fresh in zip(entries, new, strict=True):
             if fresh:
                 self._take(entry, age)
         self._neighbours.decide()
-        if not all(new):
-            await self._repeat([entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh])
+        known = [entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh]
+        if known:
+            await self.records.repeat(known)
 
     def cancel(self, order: CancelVisit) -> None:
         """Let go of a visit that will not be taken.
@@ -204,28 +199,6 @@ class VisitDesk:
                 self._end(visit, Outcome.CANCELLED, "cancelled by the telescope")
             else:
                 self._neighbours.seat(visit.slot, CancelReceived())
-
-    async def relay_said(self, words: ResultsSeen | Welcome) -> None:
-        """Note which outcomes the relay has; tell the others once more.
-
-        Parameters
-        ----------
-        words : `object`
-            `~ppdaemon.messages.ResultsSeen` or `~ppdaemon.messages.Welcome`.
-        """
-        if isinstance(words, ResultsSeen):
-            await self._journal.call(lambda journal: journal.reported(words.entries))
-        else:
-            await self.report_again()
-
-    async def report_again(self) -> None:
-        """Tell the relay all outcomes that it has not confirmed."""
-        try:
-            entries = await self._journal.call(lambda journal: journal.unreported(RESULTS_AT_ONCE))
-        except sqlite3.Error as error:
-            self._journal_failed(error)
-            return
-        self._neighbours.link.results(entries)
 
     # --- from the files --------------------------------------------------
 
@@ -307,20 +280,7 @@ class VisitDesk:
                     self.docket.touch(visit.entry)
             case Finish():
                 self._finish(action)
-        self._flush_wanted.set()
-
-    def exported(self, fact: Exported) -> None:
-        """Note that outputs are in the central repo.
-
-        Parameters
-        ----------
-        fact : `~ppdaemon.messages.Exported`
-            What the exporter said.
-        """
-        names = (self._folders.read_spooled(spool.rpartition("/")[2]) for spool in fact.spools)
-        keys = [Key(*name) for name in names if name]
-        self._count["datasets_exported"] += fact.datasets
-        self._keep(self._journal.call(lambda journal: journal.exported(keys, fact.tai)))
+        self.records.write_soon()
 
     # --- at the end of a life --------------------------------------------
 
@@ -372,42 +332,6 @@ class VisitDesk:
             if visit.slot is None:
                 self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", retriable=True)
 
-    # --- writing ---------------------------------------------------------
-
-    async def keep_written(self) -> None:
-        """Write what changes, many rows in one commit, until cancelled."""
-        while True:
-            await self._flush_wanted.wait()
-            self._flush_wanted.clear()
-            await self.flush()
-            await asyncio.sleep(0.05)  # gather what comes in a burst
-
-    async def flush(self) -> None:
-        """Write what has changed; then report outcomes and export spools."""
-        async with self._writing:  # or an older state could follow a newer one
-            await self._flush()
-
-    async def _flush(self) -> None:
-        entries = self.docket.changed()
-        spools, self._spools = self._spools, []
-        if not entries:
-            return
-        try:
-            await self._journal.call(lambda journal: journal.update(entries))
-        except sqlite3.Error as error:
-            self._journal_failed(error)
-            self.docket.not_written(entries)
-            self._spools = spools + self._spools
-            asyncio.get_running_loop().call_later(1.0, self._flush_wanted.set)
-            return
-        self.problem = ""
-        self._neighbours.link.results([_result(entry) for entry in entries if entry.final])
-        for spool in spools:
-            self._neighbours.export(spool)
-        marked = [self._folders.mark(*entry.key) for entry in entries if entry.final and entry.no_return]
-        if marked:
-            await asyncio.to_thread(_unlink, marked)
-
     # --- inside ----------------------------------------------------------
 
     def _entry(self, order: ReserveVisit, detector: int) -> Entry:
@@ -457,7 +381,7 @@ class VisitDesk:
         outcome, reason, spool = action.outcome, action.reason, action.spool
         folder = self._folders.spooled(*entry.key)
         if spool is None and not folder.is_dir():
-            self._keep(asyncio.to_thread(wipe, folder.with_name(f"{folder.name}.part")))
+            self.records.keep(asyncio.to_thread(wipe, folder.with_name(f"{folder.name}.part")))
         elif spool is None:
             # Stopped between the last rename and its last word.
             reason = f"its outputs were complete, though {reason}"
@@ -467,9 +391,9 @@ class VisitDesk:
         if spool is not None and again:
             # The next attempt makes the same datasets: partial ones would be
             # in its way.
-            self._keep(asyncio.to_thread(wipe, Path(spool)))
+            self.records.keep(asyncio.to_thread(wipe, Path(spool)))
         elif spool is not None:
-            self._spools.append(spool)
+            self.records.export_later(spool)
 
     def _end(self, visit: OpenVisit, outcome: Outcome, reason: str, *, retriable: bool = False) -> bool:
         """Write an outcome, or try once more; tell whether it is tried again."""
@@ -486,9 +410,9 @@ class VisitDesk:
             ", tried again" if again else "",
         )
         self.docket.end(visit, outcome, reason, self._clock.tai(), final=not again)
-        self._flush_wanted.set()
+        self.records.write_soon()
         if again:
-            self._keep(self._retry(entry, self._next(visit)))
+            self.records.keep(self._retry(entry, self._next(visit)))
         return again
 
     def _next(self, visit: OpenVisit) -> OpenVisit:
@@ -510,12 +434,12 @@ class VisitDesk:
         try:
             await self._journal.call(lambda journal: journal.retry(visit.entry))
         except sqlite3.Error as error:
-            self._journal_failed(error)
+            self.records.failed(error)
             if self.docket.of(visit.entry.key) is visit:
                 self.docket.forget(visit)
             before.final = True
             self.docket.touch(before)
-            self._flush_wanted.set()
+            self.records.write_soon()
             return
         if self.docket.of(visit.entry.key) is not visit:
             return  # cancelled meanwhile, or the daemon stops
@@ -524,55 +448,9 @@ class VisitDesk:
             self.drop(dropped)
         self._neighbours.decide()
 
-    async def _repeat(self, keys: Sequence[Key]) -> None:
-        """The relay asks again: for what has ended, it missed the result."""
-        ended = []
-        for key in keys:
-            if (visit := self.docket.find(*key[:3])) is None:
-                ended.append(key)
-            else:
-                visit.entry.asked = max(visit.entry.asked, key.attempt)
-        if ended:
-            await self._journal.call(lambda journal: journal.unreport(ended))
-            await self.report_again()
-
-    def _journal_failed(self, error: Exception) -> None:
-        if not self.problem:
-            _LOG.error("the journal cannot be written, no visits are taken: %s", error)
-        self._count["journal_error"] += 1
-        self.problem = f"the journal cannot be written: {error}"
-
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something to its end beside the pump, and log its failure."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._kept)
-
-    def _kept(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self._count["background_error"] += 1
-            _LOG.error("background work failed", exc_info=error)
-
 
 def _age_s(order: ReserveVisit) -> float:
     """Return how old a visit is by the relay's own clock: the node's may be
     wrong, and no visit is lost for that.
     """
     return order.sent_tai - order.received_tai
-
-
-def _unlink(paths: Sequence[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _result(entry: Entry) -> ResultEntry:
-    return ResultEntry(
-        instrument=entry.key.instrument,
-        group=entry.key.group,
-        detector=entry.key.detector,
-        attempt=max(entry.key.attempt, entry.asked),
-        outcome=entry.outcome or Outcome.INTERRUPTED,
-        reason=entry.reason,
-    )

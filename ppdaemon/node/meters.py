@@ -268,7 +268,11 @@ class Meters:
             while True:
                 await asyncio.sleep(self._config.memory.sample_s)
                 pids = pool.pids()
-                samples = await loop.run_in_executor(thread, self.read, pids)
+                try:
+                    samples = await loop.run_in_executor(thread, self.read, pids)
+                except OSError as error:  # such as too many open files
+                    self.troubles = (f"workers cannot be weighed: {error}",)
+                    continue
                 now = pool.pids()
                 for number, sample in samples.items():
                     if now.get(number) == pids[number]:

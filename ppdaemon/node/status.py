@@ -100,7 +100,7 @@ class Status:
             reloaded_tai=self.generations.reloaded_tai,
             limits=self._limits(),
             ramdisk_mb=self.meters.ramdisk_bytes / 1e6 if self._on_ramdisk else None,
-            supervisor_mb=psutil.Process().memory_info().rss / 1e6,
+            supervisor_mb=_own_mb(),
         )
 
     def workers(self) -> list[WorkerRow]:
@@ -154,8 +154,8 @@ class Status:
 
     def _problems(self) -> tuple[str, ...]:
         problems = [*self.generations.problems]
-        if self.desk.problem:
-            problems.append(self.desk.problem)
+        if self.desk.records.problem:
+            problems.append(self.desk.records.problem)
         if self.exporter.problem:
             problems.append(f"export: {self.exporter.problem}")
         problems += [
@@ -168,3 +168,11 @@ class Status:
             if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
                 problems.append(f"slot {slot.number} is {slot.state}: {slot.note}")
         return tuple(problems)
+
+
+def _own_mb() -> float | None:
+    """Return the memory of this process, if there is a descriptor to ask with."""
+    try:
+        return float(psutil.Process().memory_info().rss / 1e6)
+    except OSError:
+        return None

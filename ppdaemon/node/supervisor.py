@@ -180,7 +180,7 @@ class Supervisor:
             self._folders.slots / "exporter",
             self._folders.logs / "exporter.log",
             ask_fork,
-            self._desk.exported,
+            self._desk.records.exported,
         )
         self._intake = Intake(
             config.relay,
@@ -235,7 +235,7 @@ class Supervisor:
         self._desk.taking = True
         self._status.state = "running"
         for work in (
-            self._desk.keep_written(),
+            self._desk.records.keep_written(),
             self._intake.run(),
             self._meters.run(self._pool, self._count),
             self._tick(),
@@ -272,7 +272,7 @@ class Supervisor:
                 if slot.state in BUSY_STATES:
                     self._pool.handle(number, KillAsked("the daemon stopped"))
             await self._until(self._all_stopped, times.grace_s + times.kill_s, hurry=False)
-        await self._desk.flush()
+        await self._desk.records.flush()
         await self._until(
             lambda: not self._exporter.waiting or bool(self._exporter.problem), EXPORT_AT_STOP_S
         )
@@ -381,7 +381,7 @@ class Supervisor:
                 self._scheduler.seat_idle(slot.number, self._clock.mono())
             case SlotState.STARTING | SlotState.BACKOFF:
                 self._scheduler.seat_rising(slot.number)
-            case SlotState.STOPPED | SlotState.QUARANTINED | SlotState.UNKILLABLE:
+            case SlotState.STOPPED | SlotState.UNKILLABLE:
                 self._scheduler.seat_closed(slot.number)
             case _:
                 self._scheduler.seat_busy(slot.number)
@@ -411,7 +411,7 @@ class Supervisor:
             for drop in self._scheduler.drop_pointless(self._clock.mono()):
                 self._desk.drop(drop)
             self._decide()
-            await self._desk.report_again()
+            await self._desk.records.report_again()
             self._notifier.tell(STATUS=self._status.report().text, WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self._watchdog_s or 2.0) / 2))
 
@@ -424,7 +424,7 @@ class Supervisor:
             case CancelVisit():
                 self._desk.cancel(words)
             case ResultsSeen() | Welcome():
-                self._run_once(self._desk.relay_said(words))
+                self._run_once(self._desk.records.relay_said(words))
 
     async def _answer(self, request: pydantic.BaseModel) -> Ok | Failed:
         match request:
@@ -436,7 +436,7 @@ class Supervisor:
                 rows = await self._journal.call(lambda journal: journal.visits(limit, bad_only=failed))
                 return Ok(data=[row.model_dump(mode="json") for row in rows])
             case AskVisit(group=group):
-                await self._desk.flush()
+                await self._desk.records.flush()
                 rows = await self._journal.call(lambda journal: journal.visit(group))
                 if not rows:
                     return Failed(code="not_found", text=f"no visit of group {group!r} in the journal")

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 from node import TESTS, alive, descendants, running, title
-from waiting import wait_until
 
-from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.errors import ConfigError, Refused, Unavailable
 from ppdaemon.reports import AskReload
 from ppdaemon.states import Outcome, SlotState
 
@@ -206,36 +206,41 @@ def test_a_zygote_that_hangs_is_replaced(tmp_path, socket_dir):
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
 
 
-@pytest.mark.parametrize("who", ["zygote", "supervisor"])
-def test_forks_fail_while_descriptors_run_out_and_come_back(tmp_path, socket_dir, who):
-    """Fault 53: descriptors run out."""
+def limit_descriptors(pid, free):
+    """Let a process open a few more files and no other; return its old limit."""
+    opened = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+    unused = [number for number in range(len(opened) + free + 1) if number not in opened]
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    return resource.prlimit(pid, resource.RLIMIT_NOFILE, (unused[free] if free else 5, most))
+
+
+def test_a_zygote_without_descriptors_is_told_and_tried_again(tmp_path, socket_dir):
+    """Fault 53: forks fail."""
     with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
-        pid = zygotes(node)[0] if who == "zygote" else node.process.pid
-        _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        (worker,) = node.workers()
-        # One more for the zygote, which looks around before it forks; none
-        # for the supervisor, whatever it closes.
-        limit = limit_for_one_more(pid) if who == "zygote" else 5
-        os.kill(worker.pid, signal.SIGKILL)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, most))
-        wait_until(lambda: not alive(worker.pid), 5)
-        if who == "zygote":
-            node.wait(lambda: any("forking fails: " in text for text in node.status().problems))
-            assert node.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
-        else:
-            wait_until(lambda: "too many open files" in log_of(node).lower(), 10, node.tell)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        (zygote,) = zygotes(node)
+        limit = limit_descriptors(zygote, 1)  # it looks around before it forks
+        os.kill(node.workers()[0].pid, signal.SIGKILL)
+        node.wait(lambda: any("forking fails: " in text for text in node.status().problems))
+        assert node.status().state == "degraded"
+        node.wait(lambda: node.status().counters["fork_failed"] > 2)
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, limit)
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        wait_until(lambda: len(node.workers()) == 1, 5)
+        assert zygotes(node) == [zygote]
 
 
-def limit_for_one_more(pid):
-    """Return the limit under which a process can open one more file."""
-    opened = set(map(int, os.listdir(f"/proc/{pid}/fd")))
-    return [number for number in range(len(opened) + 2) if number not in opened][1]
-
-
-def log_of(node):
-    return (node.folder / "daemon.log").read_text()
+def test_a_supervisor_without_descriptors_goes_on_with_those_it_has(tmp_path, socket_dir):
+    """Fault 53: descriptors run out."""
+    with running(tmp_path, socket_dir, min=2, spare=0, max=2, memory={"sample_s": 0.1}) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        (idle,) = [row for row in node.workers() if row.state == SlotState.IDLE]
+        limit = limit_descriptors(node.process.pid, 0)
+        os.kill(idle.pid, signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            Daemon(node.control, timeout_s=1.5).status()
+        resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, limit)
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: node.status().slots == {SlotState.IDLE: 2})

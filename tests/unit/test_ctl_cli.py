@@ -30,6 +30,7 @@ GOOD: dict[str, Any] = {
     "visit": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]")],
     "drain": None,
     "resume": None,
+    "reload": "generation 2 serves",
     "restart": None,
     "kill": None,
 }
@@ -112,6 +113,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         (("top",), ("node1", "quarantined", "SIGSEGV")),
         (("drain",), ("draining",)),
         (("resume",), ("taking visits",)),
+        (("reload",), ("generation 2 serves",)),
         (("restart", "3"), ("seat 3 restarts",)),
         (("kill", "3"), ("seat 3 is killed",)),
     ],
@@ -146,6 +148,16 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
         {"type": "restart", "slot": 3},
         {"type": "visit", "group": "a#1"},
     ]
+
+
+def test_a_configuration_that_cannot_be_reloaded_is_shown_with_all_its_errors(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    refusal = failing("config", "a.yaml:3: workers.max: bad\na.yaml:9: unknown key")
+    serve(lambda request: ok(status()) if request["type"] == "status" else refusal)
+    code, out, err = ppctl("reload")
+    assert (code, out) == (78, "")
+    assert err.splitlines() == ["ppctl: a.yaml:3: workers.max: bad", "ppctl: a.yaml:9: unknown key"]
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,17 @@ def test_the_hosts_memory_bounds_the_pool_but_not_below_its_least_number():
     assert scheduler.decide(0.0, room=3) == [OpenSeat()] * 2
 
 
-def test_a_quarantined_seat_makes_room_for_another():
+def test_an_unkillable_seat_makes_room_for_another():
     scheduler = with_idle(a_scheduler(max=1), 0)
     scheduler.seat_closed(0)
     assert scheduler.decide(0.0) == [OpenSeat()]
+
+
+def test_a_quarantined_seat_keeps_its_place():
+    scheduler = with_idle(a_scheduler(max=1), 0)
+    scheduler.seat_busy(0)
+    scheduler.add(an_assignment())
+    assert scheduler.decide(0.0) == []
 
 
 @given(st.data())

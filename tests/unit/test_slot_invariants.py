@@ -24,6 +24,7 @@ from ppdaemon.node.events import (
     KillAsked,
     MemorySampled,
     RawArrived,
+    RecycleAsked,
     RestartAsked,
     RetireAsked,
     Send,
@@ -71,6 +72,7 @@ def events(serial):
             WorkerDied(0),
             WorkerNotForked("no"),
             RestartAsked(),
+            RecycleAsked(),
             RetireAsked(),
             KillAsked(),
         ]

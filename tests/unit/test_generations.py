@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a reload may change, whom it replaces when, and how long zygotes pause."""
+
+import pytest
+from test_scheduler import an_assignment as a_waiting_one
+from test_slot import CONFIG, Driver, finished, orders
+
+from ppdaemon.config import NodeConfig, WorkersConfig
+from ppdaemon.messages import Done, Quit, Ready
+from ppdaemon.node.events import RecycleAsked, RetireAsked, WorkerDied, WorkerForked, WorkerNotForked
+from ppdaemon.node.generation import pause_after
+from ppdaemon.node.reload import needs_restart
+from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.states import BUSY_STATES, Outcome, SlotState
+
+S = SlotState
+
+
+def a_config(**parts):
+    document = {
+        "node": {
+            "name": "n1",
+            "state_dir": "/s",
+            "ramdisk": "/r",
+            "control": "/c",
+            "instruments": {"DemoCam": "0-8"},
+        },
+        "arrivals": {"roots": ["/raw"]},
+        "workers": {"work": "scripted"},
+        "pipelines": {"main": [{"pipelines": ["/p.yaml"]}]},
+    }
+    for name, keys in parts.items():
+        document[name] = document.get(name, {}) | keys
+    return NodeConfig.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"workers": {"max": 3, "start": "spawn", "times": {"run_s": 5}, "memory": {"soft": 1}}},
+        {"pipelines": {"main": [{"pipelines": None}]}},
+        {"engine": {"no_return": ["alerts"]}},
+        {"export": {"types": ["x"]}},
+        {"butler": {"central": "/b", "instrument_class": {}}},
+        {"log": {"level": "DEBUG"}},
+        {"node": {"expiry_s": 5}},
+        {"arrivals": {"image_timeout_s": 5}},
+    ],
+)
+def test_these_change_while_the_daemon_runs(parts):
+    assert needs_restart(a_config(), a_config(**parts)) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("node", "name", "n2"),
+        ("node", "state_dir", "/other"),
+        ("node", "ramdisk", "/other"),
+        ("node", "control", "/other"),
+        ("node", "instruments", {"DemoCam": "0"}),
+        ("relay", "address", "tcp://host:1"),
+        ("relay", "silence_s", 9.0),
+        ("arrivals", "roots", ["/other"]),
+        ("arrivals", "subscribe", ["tcp://host:1"]),
+    ],
+)
+def test_these_need_a_restart(part, key, value):
+    assert needs_restart(a_config(), a_config(**{part: {key: value}})) == [f"{part}.{key}"]
+
+
+def test_the_pauses_between_dying_zygotes_grow_to_a_minute():
+    assert [pause_after(deaths) for deaths in (1, 2, 3, 6, 7, 5000)] == [1, 2, 4, 32, 60, 60]
+
+
+def test_an_idle_worker_is_recycled_at_once_and_comes_again():
+    slot = Driver().to(S.IDLE)
+    assert orders(slot(RecycleAsked())) == [Quit()]
+    slot(WorkerDied(0))
+    assert slot.slot.state == S.BACKOFF
+    assert slot.slot.note == "recycled: the configuration is new"
+
+
+@pytest.mark.parametrize("state", sorted(BUSY_STATES))
+def test_a_busy_worker_is_recycled_after_its_visit(state):
+    slot = Driver().to(state)
+    assert slot(RecycleAsked(), 2.0) == []
+    assert slot.slot.state == state
+    if state in (S.PREPARING, S.PROCESSING, S.EXPORTING):
+        actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED), 3.0)
+        assert finished(actions) == [(Outcome.SUCCEEDED, False)]
+        assert orders(actions) == [Quit()]
+        assert slot.slot.state == S.STOPPING
+
+
+def test_a_worker_that_boots_is_recycled_when_it_is_ready():
+    slot = Driver().to(S.STARTING)
+    slot(RecycleAsked(), 2.0)
+    assert orders(slot(Ready(pid=100), 3.0)) == [Quit()]
+
+
+def test_a_quarantined_seat_has_another_chance_with_a_new_configuration():
+    slot = Driver()
+    slot(WorkerForked(1))
+    slot(WorkerDied(78))
+    assert slot.slot.state == S.QUARANTINED
+    slot(RecycleAsked())
+    assert slot.slot.state == S.STARTING
+
+
+@pytest.mark.parametrize("state", [S.STOPPING, S.KILLING])
+def test_a_worker_that_goes_anyway_is_not_told_again(state):
+    slot = Driver().to(state)
+    assert slot(RecycleAsked()) == []
+    assert slot.slot.state == state
+
+
+def test_forks_that_fail_never_quarantine_and_pause_two_seconds_at_most():
+    slot = Driver()
+    pauses = []
+    for _ in range(20):
+        slot(WorkerNotForked("EAGAIN"), 4.0)
+        assert slot.slot.state == S.BACKOFF
+        pauses.append(slot.slot._budget.put_off())
+        slot.slot._fork(4.0)
+    assert max(pauses) == 2.0
+
+
+def test_a_retired_seat_without_a_fork_is_stopped():
+    slot = Driver()
+    slot(RetireAsked())
+    slot(WorkerNotForked("EAGAIN"), 4.0)
+    assert slot.slot.state == S.STOPPED
+
+
+def test_fewer_seats_are_wanted_than_there_are():
+    scheduler = Scheduler(WorkersConfig(min=1, spare=0, max=4))
+    for slot in range(4):
+        scheduler.seat_opened(slot)
+        scheduler.seat_idle(slot, 0.0)
+    scheduler.reconfigure(WorkersConfig(min=1, spare=0, max=2))
+    assignment = a_waiting_one()
+    scheduler.add(assignment)
+    decisions = scheduler.decide(1.0)
+    assert decisions == [RetireSeat(0), RetireSeat(1), Assign(assignment, 2)]
+    assert scheduler.decide(1.0) == []
+
+
+def test_seats_on_their_way_out_are_not_counted_twice():
+    scheduler = Scheduler(WorkersConfig(min=2, spare=0, max=4, retire_idle_s=1))
+    for slot in range(4):
+        scheduler.seat_opened(slot)
+        scheduler.seat_idle(slot, 0.0)
+    assert scheduler.decide(5.0) == [RetireSeat(0), RetireSeat(1)]
+    assert scheduler.decide(5.0) == []
+    scheduler.reconfigure(CONFIG.model_copy(update={"min": 3, "spare": 0}))
+    assert scheduler.decide(5.0) == [OpenSeat()]
