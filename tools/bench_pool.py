@@ -70,6 +70,9 @@ def measure(
         observe_s = effort.observe if "idle" in wanted else 0.0
         return measure_crowd(places, observe_s, effort.rounds if "reserve" in wanted else 0, progress)
 
+    def few(places: Places) -> dict[str, Scalar]:
+        return measure_few(places, int(figures["supervisor_threads"] or 0))
+
     figures: dict[str, Scalar] = {
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
@@ -77,7 +80,7 @@ def measure(
     sections: Mapping[str, Callable[[Places], dict[str, Scalar]]] = {
         "fork": partial(measure_forks, forks=effort.forks, spawns=effort.spawns, progress=progress),
         "idle reserve": crowd,
-        "idle": lambda places: {"supervisor_threads_of_2": measure_few(places)},
+        "idle": few,
         "event": measure_dispatch,
         "replace": partial(measure_replacement, kills=effort.kills, busy=effort.busy, progress=progress),
         "slope": partial(measure_endurance, visits=effort.visits, raws=effort.raws, progress=progress),

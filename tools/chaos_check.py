@@ -163,8 +163,10 @@ def _judge_place(place: Place, rows: Sequence[Row], evidence: Evidence) -> list[
     finals = [row for row in rows if row.final]
     told = {said.outcome for said in evidence.told.get(place, ())}
     found: list[tuple[str, str]] = []
-    if not finals or any(row.outcome is None for row in rows):
+    if not finals:
         found.append(("lost", f"no final outcome in the journal ({len(rows)} rows)"))
+    if finals and any(row.outcome is None for row in rows):
+        found.append(("wrong", "an attempt without an outcome beside the final one"))
     if not told:
         found.append(("lost", "no outcome was told to the relay"))
     if len(finals) > 1:

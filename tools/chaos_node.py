@@ -180,6 +180,15 @@ class Node:
         """Return the process with a title."""
         return next((pid for pid, name in self.processes().items() if name == title), None)
 
+    def describe(self, pid: int, title: str) -> str:
+        """Tell whose child a process is, of which session and how old."""
+        with contextlib.suppress(OSError, psutil.Error):
+            process = psutil.Process(pid)
+            age_s = time.time() - process.create_time()
+            family = f"child of {process.ppid()}, session {os.getsid(pid)}"
+            return f"process {pid} {title}, {family}, {age_s:.1f} s old"
+        return f"process {pid} {title}"
+
     def _is_ours(self, pid: int) -> bool:
         return f"{MARK}={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 

@@ -290,7 +290,7 @@ class ChaosRun:
     def _check_family(self) -> None:
         left = self.node.processes().keys() & self._family.keys()
         self._violations += [
-            Violation("leaked", f"{pid} {self._family[pid]} outlives its supervisor by {FAMILY_S:g} s")
+            Violation("leaked", f"outlives its supervisor: {self.node.describe(pid, self._family[pid])}")
             for pid in left
         ]
         self._family = {}
@@ -390,7 +390,8 @@ class ChaosRun:
             how = "had to be killed" if status is None else f"ended with status {status}"
             self._violations.append(Violation("wrong", f"the daemon {how} when it was told to stop"))
         self._violations += [
-            Violation("leaked", f"process {pid} {title}") for pid, title in self.node.processes().items()
+            Violation("leaked", self.node.describe(pid, title))
+            for pid, title in self.node.processes().items()
         ]
         for pid in self.node.processes():
             self.node.signal(pid, signal.SIGKILL)

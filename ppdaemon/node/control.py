@@ -23,6 +23,8 @@ __all__ = ("ControlServer",)
 _LOG = logging.getLogger(__name__)
 
 MOST_CLIENTS = 64
+WRITE_S = 5.0
+"""A client that does not read for so long is cut off."""
 SILENCE_S = 300.0
 """A client that asks nothing for so long is sent away."""
 
@@ -84,6 +86,7 @@ class ControlServer:
         task = asyncio.current_task()
         assert task is not None
         self._clients.add(task)
+        writer.transport.set_write_buffer_limits(high=0)  # drained means sent
         try:
             if len(self._clients) > MOST_CLIENTS:
                 await self._reply(writer, Failed(code="refused", text="too many clients"))
@@ -93,7 +96,8 @@ class ControlServer:
             pass  # the client is gone, or the daemon is stopping
         finally:
             self._clients.discard(task)
-            writer.close()
+            # Not close(): that waits for a client that does not read.
+            writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -136,4 +140,4 @@ class ControlServer:
     @staticmethod
     async def _reply(writer: asyncio.StreamWriter, reply: Ok | Failed) -> None:
         writer.write(encode(reply) + b"\n")
-        await asyncio.wait_for(writer.drain(), 5.0)
+        await asyncio.wait_for(writer.drain(), WRITE_S)

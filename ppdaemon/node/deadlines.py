@@ -5,6 +5,9 @@ import heapq
 
 __all__ = ("Deadlines",)
 
+MOST_DEAD = 64
+"""Replaced entries that may lie about beside as many as there are deadlines."""
+
 
 class Deadlines:
     """A heap of monotonic times; replaced entries die where they lie."""
@@ -25,6 +28,10 @@ class Deadlines:
         """
         self._at[slot] = at
         heapq.heappush(self._heap, (at, slot))
+        if len(self._heap) > 2 * len(self._at) + MOST_DEAD:
+            # Those of hours ahead would not come to the top for hours.
+            self._heap = [(at, slot) for slot, at in self._at.items()]
+            heapq.heapify(self._heap)
 
     def clear(self, slot: int) -> None:
         """Let a slot be without a deadline.

@@ -32,6 +32,9 @@ __all__ = ("ExporterSeat",)
 _LOG = logging.getLogger(__name__)
 
 SLOT = -1
+BOOT_LIMIT_S = 60.0
+EXPORT_LIMIT_S = 600.0
+"""A database that answers so late is not there."""
 BATCH = 100
 """Spools in one order; one central transaction takes them all."""
 
@@ -73,6 +76,7 @@ class ExporterSeat:
         self._epoch = 0
         self._pause_s = config.retry_s
         self._timer: asyncio.TimerHandle | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._outdated = False
@@ -136,6 +140,7 @@ class ExporterSeat:
             child.close()
             return
         self._child = child
+        self._expect(BOOT_LIMIT_S)
         self._loop.add_reader(child.channel, self._read)
         self._loop.add_reader(child.pidfd, self._ended)
 
@@ -189,6 +194,7 @@ class ExporterSeat:
             self._child.send(encode(Quit()))
         elif self._child and self._ready and not self._sent and not self._timer and self._spools:
             self._sent = tuple(list(self._spools)[:BATCH])
+            self._expect(EXPORT_LIMIT_S)
             self._child.send(encode(ExportSpool(spools=self._sent)))
 
     def _later(self, what: Callable[[], None]) -> None:
@@ -200,24 +206,27 @@ class ExporterSeat:
         self._timer = None
         self._next()
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Hear one fact; tell whether there may be more."""
         assert self._child is not None
         try:
             packet = self._child.channel.recv(PACKET_LIMIT)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             packet = b""
         if not packet:
             self._loop.remove_reader(self._child.channel)
-            return
+            return False
         try:
             self._hear(decode(packet, EXPORTER_FACTS, limit=PACKET_LIMIT))
         except BadMessage as error:
             _LOG.error("the exporter said nonsense: %s", error)
             self._child.signal(signal.SIGKILL)
+        return True
 
     def _hear(self, fact: Ready | Exported | SpoolRefused) -> None:
+        self._expect(None)
         match fact:
             case Ready():
                 self._ready = True
@@ -237,6 +246,8 @@ class ExporterSeat:
                 self._later(self._retry)
 
     def _ended(self) -> None:
+        while self._read():  # its last words may be that it has exported
+            pass
         if self._outdated and not self._closed:
             self._outdated = False
             self._let_go()
@@ -251,8 +262,22 @@ class ExporterSeat:
             self._timer = None
         self._later(self.start)
 
+    def _expect(self, limit_s: float | None) -> None:
+        """Kill the process if it says nothing for so long."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+        self._overdue = None if limit_s is None else self._loop.call_later(limit_s, self._hang, limit_s)
+
+    def _hang(self, limit_s: float) -> None:
+        self._overdue = None
+        self.problem = f"the process said nothing for {limit_s:g} s"
+        _LOG.error("export: %s", self.problem)
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+
     def _let_go(self) -> None:
         assert self._child is not None
+        self._expect(None)
         self._loop.remove_reader(self._child.channel)
         self._loop.remove_reader(self._child.pidfd)
         self._child.close()

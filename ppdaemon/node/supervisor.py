@@ -224,13 +224,14 @@ class Supervisor:
         await self._unless_stopped(self._generations.start())
         if self._stop.is_set():
             return
+        # Before the exporter starts: a spool that is gone is no success any more.
+        left = await self._desk.answer_for_former_life()
+        if left:
+            _LOG.warning("%d visit-detectors of a former life were answered for", left)
         self._exporter.start()
         for folder in sorted(self._folders.spool.iterdir()):
             if self._folders.read_spooled(folder.name):
                 self._exporter.add(str(folder))
-        left = await self._desk.answer_for_former_life()
-        if left:
-            _LOG.warning("%d visit-detectors of a former life were answered for", left)
         await self._arrivals.start()
         self._desk.taking = True
         self._status.state = "running"
@@ -393,9 +394,16 @@ class Supervisor:
             self._deciding = True
             self._loop.call_soon(self._decide)
 
+    def _room(self) -> int | None:
+        """Return for how many more workers the host's budget has memory."""
+        memory = self._config.workers.memory
+        if memory.budget is None:
+            return None
+        return max(0, memory.budget - self._pool.used_bytes()) // max(memory.soft, 1)
+
     def _decide(self) -> None:
         self._deciding = False
-        for decision in self._scheduler.decide(self._clock.mono(), growing=self._growing):
+        for decision in self._scheduler.decide(self._clock.mono(), growing=self._growing, room=self._room()):
             match decision:
                 case Assign(assignment=assignment, slot=number):
                     self._desk.assign(assignment, number, self._pool.slots[number].pid)

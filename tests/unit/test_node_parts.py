@@ -35,6 +35,14 @@ def test_a_deadline_set_twice_to_the_same_time_passes_once():
     assert deadlines.due(6.0) == []
 
 
+def test_deadlines_far_ahead_do_not_pile_up_when_replaced():
+    deadlines = Deadlines()
+    for count in range(10_000):
+        deadlines.set(count % 3, 1e6 + count)
+    assert len(deadlines._heap) < 100
+    assert deadlines.due(2e6) == [1, 2, 0]
+
+
 def test_failures_long_ago_do_not_count():
     budget = RestartBudget(lambda: 0.0)
     for now in (0.0, 1.0, 2.0, 3.0):

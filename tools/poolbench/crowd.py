@@ -10,7 +10,7 @@ from statistics import median
 from poolbench.figures import Scalar
 from poolbench.node import Node, Places, node_config, private_mb_of, running
 
-__all__ = ("CAMERA", "DETECTORS", "measure_crowd")
+__all__ = ("CAMERA", "DETECTORS", "measure_crowd", "measure_few")
 
 CAMERA = "LSSTCam"
 DETECTORS = 205
@@ -54,23 +54,29 @@ def measure_crowd(
     return figures
 
 
-def measure_few(places: Places) -> int:
-    """Return how many threads the supervisor of two workers has.
+def measure_few(places: Places, threads: int) -> dict[str, Scalar]:
+    """Compare with a supervisor of two workers.
 
     Parameters
     ----------
     places : `Places`
         Empty folders.
+    threads : `int`
+        How many the supervisor of 205 has.
 
     Returns
     -------
-    threads : `int`
-        Number of threads.
+    figures : `dict`
+        Threads of the supervisor of two, and what each further worker costs.
     """
     config = node_config(places, {CAMERA: "0-1"}, {"max": FEW, "work": "poolbench.idle_work"})
     with running(config, places) as node:
         node.relay.listen_for(SETTLED_S)
-        return node.usage().threads
+        of_few = node.usage().threads
+    return {
+        "supervisor_threads_of_2": of_few,
+        "threads_per_worker": (threads - of_few) / (DETECTORS - FEW),
+    }
 
 
 def _idle(node: Node, observe_s: float, progress: Callable[[str], None]) -> dict[str, Scalar]:

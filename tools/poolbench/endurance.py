@@ -84,7 +84,8 @@ def _serve(node: Node, batches: int, progress: Callable[[str], None], *, raws: b
         node.wait(lambda most=most: relay.open <= most, pause_s=0.02)  # type: ignore[misc]
         samples.append(_sample(node))
         if (number + 1) % 20 == 0:
-            progress(f"slope: {relay.ended} of {batches * BATCH}")
+            rss_mb = samples[-1].usage.rss_kb / 1e3
+            progress(f"slope: {relay.ended} of {batches * BATCH}, {rss_mb:.2f} MB")
     return samples
 
 

@@ -45,7 +45,7 @@ GOALS: Mapping[str, Goal] = {
     "idle_private_mb": Goal(25),
     "supervisor_cpu_percent": Goal(2),
     "supervisor_mb": Goal(150),
-    "threads_per_worker": Goal(0),
+    "threads_per_worker": Goal(0.01),
     "reserve_205_ms": Goal(250),
     "replace_p95_ms": Goal(1000),
 }

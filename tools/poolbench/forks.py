@@ -40,6 +40,8 @@ class Birth:
     born_ms: float
     """Until it was said that there is a process."""
     ready_ms: float
+    cpu_ms: float
+    """Of the process in its whole life: what other load does not change."""
     private_mb: float
 
 
@@ -87,9 +89,9 @@ class _Parent:
                 await asyncio.sleep(SETTLED_S)
                 private_mb = private_mb_of(forked.pid)
                 channel.send(encode(Quit()))
-            await self.hear(Reaped)
+            reaped, _ = await self.hear(Reaped)
         shutil.rmtree(repo)
-        return Birth(born_ms, ready_ms, private_mb)
+        return Birth(born_ms, ready_ms, reaped.cpu_s * 1e3, private_mb)
 
 
 @asynccontextmanager
@@ -155,7 +157,9 @@ def measure_forks(
         "fork_ready_ms": fork_ms,
         "fork_ready_worst_ms": max(birth.ready_ms for birth in births),
         "fork_alone_ms": median(birth.born_ms for birth in births),
+        "fork_cpu_ms": median(birth.cpu_ms for birth in births),
         "spawn_ready_ms": spawn_ms,
+        "spawn_cpu_ms": median(birth.cpu_ms for birth in spawned),
         "fork_over_spawn": spawn_ms / fork_ms,
         "idle_private_mb": median(birth.private_mb for birth in births),
         "spawn_private_mb": median(birth.private_mb for birth in spawned),

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The exporter's process dies, and control clients that do not read."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+from node import descendants, running, title
+
+from ppdaemon.reports import AskWorkers
+from ppdaemon.states import Outcome
+from ppdaemon.wire import encode
+
+
+def exporter_of(node):
+    """Return the process id of the node's exporter, when there is one."""
+    return next((pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon exporter"), None)
+
+
+def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(tmp_path, socket_dir):
+    """Fault 45: the exporter dies while the central repo is down."""
+    with running(tmp_path, socket_dir) as node:
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: node.status().spooled == 1)
+        os.kill(node.wait(lambda: exporter_of(node)), signal.SIGKILL)
+        (node.state / "central-down").unlink()
+        node.wait(lambda: node.status().spooled == 0)
+        assert (node.state / "exported").read_text().split() == ["DemoCam~g1~0~1"]
+
+
+def test_clients_that_do_not_read_cost_no_descriptor(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        descriptors = Path(f"/proc/{node.process.pid}/fd")
+        before = len(list(descriptors.iterdir()))
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(node.control))
+                client.sendall((encode(AskWorkers()) + b"\n") * 500)
+        node.wait(lambda: len(list(descriptors.iterdir())) <= before)
+        assert node.status().node == "n1"
