@@ -354,6 +354,9 @@ class Pool:
         log = self._folders.logs / f"worker-{slot.number:04d}.log"
         try:
             repo.mkdir(parents=True, exist_ok=True)
+            if any(repo.iterdir()):  # the last wipe has failed
+                self._clear_beside(slot)
+                raise OSError(f"{repo} of the worker before cannot be deleted")
         except OSError as error:
             self._loop.call_soon(self.handle, slot.number, WorkerNotForked(str(error)))
             return
@@ -367,6 +370,9 @@ class Pool:
             self._unwatch(child)
             child.close()
         self.cgroups.kill(slot.number)
+        self._clear_beside(slot)
+
+    def _clear_beside(self, slot: Slot) -> None:
         future = self._loop.run_in_executor(None, self._clear, slot.number)
         self._wiping[slot.number] = future
         future.add_done_callback(lambda done: self._wiped(slot, done))

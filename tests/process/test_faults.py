@@ -4,6 +4,7 @@
 import os
 import signal
 import sqlite3
+import subprocess
 import uuid
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from node import Node, PlayedRelay, alive, descendants, running
 
 from ppdaemon.states import Outcome, SlotState
 
+CAN_MOUNT = (
+    os.geteuid() == 0
+    and subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False
+    ).returncode
+    == 0
+)
 FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
@@ -190,3 +198,21 @@ def test_nothing_is_left_when_the_daemon_was_killed_while_workers_hang(tmp_path,
     finally:
         node.stop()
         relay.close()
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="needs the right to mount")
+def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(tmp_path, socket_dir):
+    """Fault 42: a repo that cannot be wiped, until it can."""
+    with running(tmp_path, socket_dir, min=1, max=1) as node:
+        repo = socket_dir / "ram" / "ppdaemon-n1" / "slots" / "0000"
+        held = repo / "held"
+        held.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", held], check=True)
+        try:
+            os.kill(node.workers()[0].pid, signal.SIGKILL)
+            node.wait(lambda: "cannot be deleted" in node.workers()[0].note)
+            assert node.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
+        finally:
+            subprocess.run(["umount", held], check=True)
+        node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
+        assert not held.exists()

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Workers that take more than their share of a real daemon's host."""
+
+import os
+import signal
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+from node import alive, descendants, running
+from waiting import wait_until
+
+from ppdaemon.states import Outcome, SlotState
+
+SAMPLE_S = 0.1
+
+
+def greedy(folder, sockets, *, memory=None, **workers):
+    """Run a node whose workers can do the greedy deeds."""
+    memory = {"sample_s": SAMPLE_S, **(memory or {})}
+    return running(folder, sockets, work="greedy", memory=memory, **workers)
+
+
+def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
+    """Fault 37: a leak of 200 MB a visit costs no visit."""
+    memory = {"soft": "150MB", "hard": "2GB"}
+    with greedy(tmp_path, socket_dir, min=1, spare=0, max=1, memory=memory) as node:
+        for k in (1, 2):
+            # Four times 60 MB; the last deed gives the meters time to look.
+            node.relay.reserve(
+                f"g{k}", survey="prepare:leak ingest:leak process:leak written:leak export:hold"
+            )
+            node.land(f"g{k}", number=k)
+            assert node.relay.outcome(f"g{k}").outcome == Outcome.SUCCEEDED
+            node.wait(lambda k=k: node.workers()[0].epoch == k + 1)
+            assert node.workers()[0].note.startswith("recycled: ")
+        assert all(row.attempt == 1 for k in (1, 2) for row in node.visit(f"g{k}"))
+
+
+def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir):
+    """Fault 38: gigabytes within a second."""
+    with greedy(tmp_path, socket_dir, memory={"soft": "100MB", "hard": "300MB"}) as node:
+        node.relay.reserve("g1", survey="process:gorge")
+        node.relay.reserve("g2")
+        node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 2)
+        settled = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start
+        before = {row.slot: (row.epoch, row.pid) for row in node.workers()}
+        node.land("g1", number=1)
+        entry = node.relay.outcome("g1")
+        assert entry.outcome == Outcome.OUT_OF_MEMORY
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        slot = node.visit("g1")[0].slot
+        node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
+        after = {row.slot: (row.epoch, row.pid) for row in node.workers()}
+        assert {number for number in before if after[number] != before[number]} == {slot}
+
+
+def test_a_visit_that_takes_too_much_cpu_time_is_stopped(tmp_path, socket_dir):
+    """Fault 32: an endless loop, long before its wall time is over."""
+    with greedy(tmp_path, socket_dir, attempts=1, times={"cpu_s": 0.2}) as node:
+        node.relay.reserve("g1", survey="process:burn")
+        node.land("g1")
+        entry = node.relay.outcome("g1", deadline_s=9.0)
+        assert entry.outcome == Outcome.RUN_TIMEOUT
+        assert entry.reason == "the visit took more than 0.2 s of CPU time"
+
+
+def test_a_flood_of_log_lines_is_cut_and_counted(tmp_path, socket_dir):
+    """Fault 41: 100,000 lines a second, lines without end, control characters."""
+    with greedy(tmp_path, socket_dir, log_max="1MB") as node:
+        node.relay.reserve("g1", survey="process:flood")
+        node.relay.reserve("g2")
+        for number, group in enumerate(("g1", "g2"), 1):
+            node.land(group, number=number)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        log = node.state / "logs" / f"worker-{node.visit('g1')[0].slot:04d}.log"
+        node.wait(lambda: log.stat().st_size < 1_000_000)
+        node.wait(lambda: node.status().counters.get("log_cut"))
+        text = log.read_bytes()
+        assert text.startswith(b"... ")
+        assert b" bytes were cut here\n" in text[:100]
+        assert b"\x1b[2J\x00\r\x07\xff" in text
+
+
+# --- the RAM disk ------------------------------------------------------------
+
+
+@pytest.fixture
+def small_ramdisk(socket_dir):
+    """Mount 8 MB with 300 inodes where the node has its RAM disk."""
+    folder = socket_dir / "ram"
+    folder.mkdir()
+    options = "size=8m,nr_inodes=300,mode=0700"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "ppdaemon-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_worker_over_its_ram_disk_quota_is_stopped_and_its_repo_wiped(tmp_path, socket_dir):
+    """Fault 42: one worker hoards, before the RAM disk is full."""
+    with greedy(tmp_path, socket_dir, memory={"ramdisk": "10MB"}) as node:
+        node.relay.reserve("g1", survey="process:hoard")
+        node.relay.reserve("g2")
+        node.land("g1", number=1)
+        entry = node.relay.outcome("g1")
+        assert entry.outcome == Outcome.RAMDISK_FULL
+        assert entry.reason == "20 MB on the RAM disk, 10 MB allowed"
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        slot = node.visit("g1")[0].slot
+        node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
+        repo = socket_dir / "ram" / "ppdaemon-n1" / "slots" / f"{slot:04d}"
+        assert [path.name for path in repo.iterdir()] == ["registry"]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "ingest", "process", "export"])
+def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk, stage):
+    """Fault 42: the RAM disk full, then out of inodes, in any stage."""
+    with greedy(tmp_path, socket_dir) as node:
+        node.relay.reserve("other")
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        for number, deed in enumerate(("fill_bytes", "fill_inodes"), 1):
+            node.relay.reserve(deed, survey=f"{stage}:{deed}")
+            node.land(deed, number=number)
+            entry = node.relay.outcome(deed)
+            assert entry.outcome == Outcome.RAMDISK_FULL
+            assert "No space left on device" in entry.reason
+            slot = node.visit(deed)[0].slot
+            node.wait(lambda slot=slot: node.workers()[slot].state == SlotState.IDLE)
+            repo = small_ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
+            assert [path.name for path in repo.iterdir()] == ["registry"]
+        node.land("other", number=3)
+        assert node.relay.outcome("other").outcome == Outcome.SUCCEEDED
+
+
+def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, socket_dir, small_ramdisk):
+    """Fault 42: operators hear of it before a visit does."""
+    with greedy(tmp_path, socket_dir) as node:
+        assert node.status().ramdisk_mb < 1
+        other = small_ramdisk / "others"
+        other.write_bytes(bytes(8_200_000))
+        problem = f"{small_ramdisk / 'ppdaemon-n1'} has only "
+        node.wait(lambda: any(line.startswith(problem) for line in node.status().problems))
+        assert node.status().state == "degraded"
+        assert node.status().ramdisk_mb > 8.2
+        other.unlink()
+        node.wait(lambda: node.status().state == "running")
+
+
+# --- control groups ----------------------------------------------------------
+
+
+@pytest.fixture
+def group():
+    """Make a control group below the root of the host's version 2 hierarchy."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    root = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)
+    if root is None:
+        pytest.skip("this host has no control groups of version 2")
+    folder = root / f"ppdaemon-test-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    if not (folder / "cgroup.kill").exists():
+        folder.rmdir()
+        pytest.skip("cgroup.kill needs Linux 5.14")
+    yield folder
+    (folder / "cgroup.kill").write_text("1")
+    wait_until(lambda: "populated 0" in (folder / "cgroup.events").read_text(), 5.0, "the group's processes")
+    left = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    for name in left:
+        (folder / name).rmdir()
+    folder.rmdir()
+    assert left == ["supervisor"]
+
+
+def delegated(group):
+    """Return the command that starts another one in the group."""
+    return ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(group)]
+
+
+def group_of(pid):
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return next(line for line in lines if line.startswith("0::")).rpartition("/")[2]
+
+
+def test_a_delegated_group_is_divided_and_said_to_be(tmp_path, socket_dir, group):
+    with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
+        limits = node.status().limits
+        assert limits["descendants"] == "supervisor by process group; kernel (cgroup)"
+        controllers = (group / "cgroup.controllers").read_text().split()
+        for name, controller in (("memory", "memory"), ("processes", "pids")):
+            assert ("kernel (cgroup)" in limits[name]) == (controller in controllers)
+            assert (f"no {controller} controller" in limits[name]) == (controller not in controllers)
+        rows = node.workers()
+        assert {group_of(row.pid) for row in rows} == {f"worker-{row.slot:04d}" for row in rows}
+        others = {node.process.pid, *descendants(node.process.pid)} - {row.pid for row in rows}
+        assert len(others) >= 3  # supervisor, zygote, exporter
+        assert {group_of(pid) for pid in others} == {"supervisor"}
+
+
+def test_what_a_worker_has_detached_dies_with_it_in_its_group(tmp_path, socket_dir, group):
+    """Fault 39: a daemonised grandchild, and nobody left to sweep it."""
+    with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
+        node.relay.reserve("g1", survey="prepare:detach process:die@1")
+        note = node.state / "grandchild"
+        node.wait(note.exists)
+        grandchild = int(node.wait(note.read_text))
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        (holder,) = (row for row in node.workers() if row.state == SlotState.WAITING)
+        assert group_of(grandchild) == group_of(holder.pid)
+        assert os.getsid(grandchild) not in (grandchild, holder.pid)
+        (zygote,) = (pid for pid in descendants(node.process.pid) if _title(pid) == "ppdaemon zygote")
+        os.kill(zygote, signal.SIGKILL)
+        wait_until(lambda: not alive(zygote), 5.0)
+        assert alive(grandchild)
+        note.unlink()  # the second attempt writes its own
+        node.land("g1")
+        wait_until(lambda: not alive(grandchild), 5.0, "the grandchild outlives its worker")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+
+
+def test_without_a_group_of_its_own_the_daemon_says_what_is_not_enforced(tmp_path, socket_dir):
+    with greedy(tmp_path, socket_dir, memory={"budget": "8GB"}) as node:
+        limits = node.status().limits
+        assert limits["memory"].startswith("8 GB, supervisor every 0.1 s; not by the kernel: ")
+        assert limits["RAM disk"] == "2 GB, supervisor every 0.5 s"
+        assert limits["all workers"] == "8 GB, supervisor before each fork"
+
+
+def _title(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
