@@ -121,6 +121,7 @@ class Node:
         self.raw_root = folder / "raw"
         self.raw_root.mkdir(exist_ok=True)
         self.launcher = workers.pop("launcher", ())
+        self.program = workers.pop("program", ("-m", "ppdaemon.node.app", "run", "--config"))
         pipeline = folder / "any.yaml"
         pipeline.write_text("{}\n")
         times = {"boot_s": 10, "prepare_s": 10, "run_s": 10, "export_s": 10, "grace_s": 0.5, "stop_s": 1}
@@ -170,15 +171,7 @@ class Node:
 
     def start(self, *, ready=True):
         self.rewrite()
-        command = [
-            *self.launcher,
-            sys.executable,
-            "-m",
-            "ppdaemon.node.app",
-            "run",
-            "--config",
-            str(self.path),
-        ]
+        command = [*self.launcher, sys.executable, *self.program, str(self.path)]
         with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         if ready:

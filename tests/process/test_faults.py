@@ -216,3 +216,21 @@ def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(tmp_path, s
             subprocess.run(["umount", held], check=True)
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
         assert not held.exists()
+
+
+def test_a_clock_that_is_set_by_an_hour_moves_no_deadline_and_refuses_no_visit(tmp_path, socket_dir):
+    """Fault 55: the clock jumps an hour, forth and back."""
+    program = (str(Path(__file__).parents[2] / "tools" / "chaos_daemon.py"),)
+    with running(tmp_path, socket_dir, program=program) as node:
+        node.relay.reserve("g0")
+        for k in range(1, 5):
+            waiting = seat_of(node, f"g{k - 1}", SlotState.WAITING)
+            node.process.send_signal(signal.SIGUSR1)
+            node.relay.reserve(f"g{k}")
+            seat_of(node, f"g{k}", SlotState.WAITING)
+            row = seat_of(node, f"g{k - 1}", SlotState.WAITING)
+            assert row.since_s >= waiting.since_s
+            assert 0 < row.deadline_s <= waiting.deadline_s
+        for k in range(5):
+            node.land(f"g{k}", number=k + 1)
+        assert {node.relay.outcome(f"g{k}").outcome for k in range(5)} == {Outcome.SUCCEEDED}
