@@ -87,7 +87,8 @@ class DemoScene:
         """Tell for which visit-detectors there are alerts, which a task
         refuses to write twice.
         """
-        groups = {plan.exposures[0].exposure_id: group for group, plan in self._plans.items()}
+        # Each exposure is a visit of its own to the Butler.
+        groups = {each.exposure_id: group for group, plan in self._plans.items() for each in plan.exposures}
         found = {}
         for path in self._places.alerts.glob("alerts_*.avro"):
             _, visit, detector = path.stem.split("_")

@@ -215,7 +215,7 @@ class ChaosRun:
         act: Callable[[float], bool] = {
             Fault.KILL_WORKER: self._kill_worker,
             Fault.STOP_WORKER: self._stop_worker,
-            Fault.KILL_ZYGOTE: lambda _: self._hit("ppdaemon zygote", signal.SIGKILL),
+            Fault.KILL_ZYGOTE: lambda _: self._serves() and self._hit("ppdaemon zygote", signal.SIGKILL),
             Fault.STOP_ZYGOTE: self._stop_zygote,
             Fault.KILL_EXPORTER: lambda _: self._hit("ppdaemon exporter", signal.SIGKILL),
             Fault.KILL_SUPERVISOR: self._kill_supervisor,
@@ -261,7 +261,7 @@ class ChaosRun:
         return row is not None
 
     def _stop_zygote(self, length_s: float) -> bool:
-        zygote = self.node.find("ppdaemon zygote")
+        zygote = self.node.find("ppdaemon zygote") if self._serves() else None
         if zygote is None or not self.node.signal(zygote, signal.SIGSTOP):
             return False
         self._continue_after(zygote, length_s)
@@ -269,6 +269,11 @@ class ChaosRun:
 
     def _continue_after(self, pid: int, length_s: float) -> None:
         self._at(self._now_s + length_s, lambda: bool(self.node.signal(pid, signal.SIGCONT)) and None)
+
+    def _serves(self) -> bool:
+        """Tell whether the daemon has started: before, it needs its zygote."""
+        status = self.node.status()
+        return status is not None and status.state != "starting"
 
     def _hit(self, title: str, number: int) -> bool:
         pid = self.node.find(title)
@@ -316,6 +321,7 @@ class ChaosRun:
 
     def _take_central_down(self, length_s: float) -> bool:
         flag = self.node.folders.state / "central-down"
+        flag.parent.mkdir(parents=True, exist_ok=True)  # the daemon may not have made it yet
         flag.touch()
         self._at(self._now_s + length_s, lambda: flag.unlink(missing_ok=True))
         return True

@@ -76,7 +76,7 @@ class Seat:
         """Why the worker was last stopped."""
         self.after_death = S.BACKOFF
         """Where death leads: `BACKOFF` or `STOPPED`."""
-        self.story: deque[str] = deque(maxlen=STORY)
+        self.story: deque[tuple[float, SlotState, object]] = deque(maxlen=STORY)
         self._config = config
         self._budget = RestartBudget(jitter)
         self._verdict: Verdict | None = None
@@ -119,7 +119,11 @@ class Seat:
         story : `str`
             One line each.
         """
-        return f"slot {self.number} epoch {self.epoch}:\n" + "\n".join(self.story)
+        story = list(self.story)
+        lines = [
+            f"{now:.3f} {state} {type(event).__name__} {event}"[:200] for now, state, event in self.story
+        ]
+        return f"slot {self.number} epoch {self.epoch}:\n" + "\n".join(lines)
 
     # --- small steps -----------------------------------------------------
 

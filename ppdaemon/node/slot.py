@@ -80,7 +80,7 @@ class Slot(Seat):
         InvalidTransition
             Raised if the table has no entry; the seat is as before.
         """
-        self.story.append(f"{now:.3f} {self.state} {_short(event)}")
+        self.story.append((now, self.state, event))
         if isinstance(event, Fact):
             if event.serial < self.serial:
                 return []  # late words about an earlier visit
@@ -358,11 +358,6 @@ class Slot(Seat):
 
     def _ignore(self, event: object, now: float) -> Actions:
         return []
-
-
-def _short(event: object) -> str:
-    text = str(event) if isinstance(event, Fact) else repr(event)
-    return f"{type(event).__name__} {text[:120]}" if isinstance(event, Fact) else text[:160]
 
 
 Rule = Callable[..., Actions]
