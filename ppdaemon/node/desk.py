@@ -431,8 +431,9 @@ class VisitDesk:
 
     async def _retry(self, before: Entry, visit: OpenVisit) -> None:
         """Journal the next attempt, then queue it if it is still wanted."""
+        ended = replace(before, stages=dict(before.stages))
         try:
-            await self._journal.call(lambda journal: journal.retry(visit.entry))
+            await self._journal.call(lambda journal: journal.retry(ended, visit.entry))
         except sqlite3.Error as error:
             self.records.failed(error)
             if self.docket.of(visit.entry.key) is visit:

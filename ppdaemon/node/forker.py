@@ -38,6 +38,9 @@ ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     # Memory goes back to the system after a visit.
     "MALLOC_ARENA_MAX": "2",
+    # Titles of processes leave their environment readable, by which tests and
+    # operators know whose they are.
+    "SPT_NOENV": "1",
 }
 
 

@@ -9,7 +9,7 @@ is the present one is `ppdaemon.node.reload`'s matter.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum, auto
 
 from ppdaemon.clock import Clock
@@ -135,6 +135,11 @@ class Generation:
     def pid(self) -> int | None:
         """The process that forks (`int` or `None`)."""
         return self._forker.pid if self._forker else None
+
+    @property
+    def living(self) -> Collection[int]:
+        """Processes that were forked and are not known to be dead."""
+        return self._living
 
     @property
     def problem(self) -> str:

@@ -184,15 +184,18 @@ class Journal:
                     )
         return new
 
-    def retry(self, entry: Entry) -> None:
+    def retry(self, before: Entry, entry: Entry) -> None:
         """Promise one more attempt at a visit-detector.
 
         Parameters
         ----------
+        before : `Entry`
+            The attempt that has ended; written in the same transaction.
         entry : `Entry`
-            The next attempt.
+            The next one.
         """
         with self._transaction():
+            self._write([before])
             self._insert(entry)
 
     def _insert(self, entry: Entry) -> None:
@@ -219,32 +222,35 @@ class Journal:
             Rows that `accept` has written.
         """
         with self._transaction():
-            self._db.executemany(
-                "UPDATE attempt SET stages = ?, outcome = ?, reason = ?, retriable = ?, final = ?,"
-                " pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?, datasets = ?,"
-                f" shutter_close_tai = ?, ended_tai = ?, no_return = ? WHERE {_IS_KEY}",
-                [
-                    (
-                        _stages(entry),
-                        entry.outcome,
-                        entry.reason,
-                        entry.retriable,
-                        entry.final,
-                        entry.pipeline,
-                        entry.engine,
-                        entry.slot,
-                        entry.pid,
-                        json.dumps(entry.exposures),
-                        entry.partial,
-                        entry.datasets,
-                        entry.shutter_close_tai,
-                        entry.ended_tai,
-                        entry.no_return,
-                        *entry.key,
-                    )
-                    for entry in entries
-                ],
-            )
+            self._write(entries)
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        self._db.executemany(
+            "UPDATE attempt SET stages = ?, outcome = ?, reason = ?, retriable = ?, final = ?,"
+            " pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?, datasets = ?,"
+            f" shutter_close_tai = ?, ended_tai = ?, no_return = ? WHERE {_IS_KEY}",
+            [
+                (
+                    _stages(entry),
+                    entry.outcome,
+                    entry.reason,
+                    entry.retriable,
+                    entry.final,
+                    entry.pipeline,
+                    entry.engine,
+                    entry.slot,
+                    entry.pid,
+                    json.dumps(entry.exposures),
+                    entry.partial,
+                    entry.datasets,
+                    entry.shutter_close_tai,
+                    entry.ended_tai,
+                    entry.no_return,
+                    *entry.key,
+                )
+                for entry in entries
+            ],
+        )
 
     def exported(self, keys: Sequence[Key], tai: float) -> None:
         """Note that these rows' outputs are in the central repo.

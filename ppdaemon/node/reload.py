@@ -122,6 +122,17 @@ class Generations:
         """Have the first generation; raises as its `~Generation.start` does."""
         await self._present.start()
 
+    def processes(self) -> tuple[set[int], set[int]]:
+        """Return the processes of all generations.
+
+        Returns
+        -------
+        zygotes, forked : `set` [`int`]
+            What forks, and what was forked and is not known to be dead.
+        """
+        zygotes = {generation.pid for generation in self._all if generation.pid is not None}
+        return zygotes, {pid for generation in self._all for pid in generation.living}
+
     def ask(self, order: ForkWorker) -> bool:
         """Ask for a process of the present generation.
 

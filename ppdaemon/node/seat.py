@@ -119,7 +119,6 @@ class Seat:
         story : `str`
             One line each.
         """
-        story = list(self.story)
         lines = [
             f"{now:.3f} {state} {type(event).__name__} {event}"[:200] for now, state, event in self.story
         ]

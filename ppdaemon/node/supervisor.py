@@ -8,6 +8,7 @@ read from descriptors into events, slots and scheduler decide, the pool acts.
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -46,6 +47,7 @@ from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.node.slot import Slot
 from ppdaemon.node.status import Status
 from ppdaemon.notify import Notifier
+from ppdaemon.processes import adopt_orphans, children, end_orphans
 from ppdaemon.reports import (
     AskDrain,
     AskKill,
@@ -124,6 +126,7 @@ class Supervisor:
         ppdaemon.errors.PPDaemonError
             Raised if the node cannot start; says what to do.
         """
+        adopt_orphans()
         held = claim(self._folders, self._life)
         try:
             await self._live(held)
@@ -419,9 +422,21 @@ class Supervisor:
             for drop in self._scheduler.drop_pointless(self._clock.mono()):
                 self._desk.drop(drop)
             self._decide()
+            self._sweep()
             await self._desk.records.report_again()
             self._notifier.tell(STATUS=self._status.report().text, WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self._watchdog_s or 2.0) / 2))
+
+    def _sweep(self) -> None:
+        """End what workers have left whose zygote is gone: it comes here."""
+        if self._config.workers.start != "fork":
+            return  # all workers are children of this process
+        zygotes, forked = self._generations.processes()
+        for pid in children() - zygotes:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        exporter = {self._exporter.pid} if self._exporter.pid is not None else set()
+        end_orphans({*zygotes, *forked, *self._pool.pids().values(), *exporter})
 
     # --- words from outside ----------------------------------------------
 

@@ -5,7 +5,6 @@ Each step has its reason. They run in order, before anything else does.
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -19,10 +18,10 @@ from dataclasses import dataclass
 
 import setproctitle
 
-__all__ = ("Child", "adopt_orphans", "arm_lifeline", "be_born", "die_with_parent")
+from ppdaemon.processes import adopt_orphans
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
+__all__ = ("Child", "arm_lifeline", "be_born")
+
 F_SETSIG = 10  # linux/fcntl.h; the fcntl module names it only in newer Pythons
 
 
@@ -40,26 +39,6 @@ class Child:
     """Descriptors that stay open beside 0, 1, 2."""
     nice: int
     seed: int
-
-
-def _prctl(option: int, value: int, name: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({name})")
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for a KILL when the thread that made this process ends."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
-
-
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends.
-
-    Whatever a pipeline has left behind by a double fork stays below its
-    worker, and when the worker ends, it comes to the zygote.
-    """
-    _prctl(PR_SET_CHILD_SUBREAPER, 1, "PR_SET_CHILD_SUBREAPER")
 
 
 def arm_lifeline(read_end: int) -> int:

@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ppdaemon.processes import children
+
 __all__ = ("Posture", "write_durably")
 
 
@@ -33,7 +35,6 @@ class Posture:
         """
         umask = os.umask(0)
         os.umask(umask)
-        children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
         try:
             directory = os.getcwd()
         except FileNotFoundError:
@@ -43,7 +44,7 @@ class Posture:
             umask=umask,
             handlers=tuple(signal.getsignal(number) for number in sorted(signal.valid_signals())),
             threads=frozenset(thread.name for thread in threading.enumerate()),
-            children=frozenset(int(pid) for pid in children.split()),
+            children=frozenset(children()),
         )
 
     def differs_from(self, other: "Posture") -> str:

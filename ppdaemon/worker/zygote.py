@@ -7,7 +7,6 @@ ends with the supervisor; its children do so too, by themselves.
 """
 
 import argparse
-import contextlib
 import gc
 import os
 import select
@@ -29,9 +28,9 @@ from ppdaemon.messages import (
     Reaped,
     ZygoteReady,
 )
+from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
 from ppdaemon.work import WorkModule
-from ppdaemon.worker.birth import adopt_orphans, die_with_parent
 from ppdaemon.worker.life import import_work, live
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
@@ -130,7 +129,7 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            self._sweep()
+            end_orphans(self._children)
             if pid not in self._children:
                 continue  # an orphan that was swept; its own children were so now
             self._children.discard(pid)
@@ -142,13 +141,6 @@ class Zygote:
                     cpu_s=usage.ru_utime + usage.ru_stime,
                 )
             )
-
-    def _sweep(self) -> None:
-        """Kill what a dead worker has left: it is the zygote's child now."""
-        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        for orphan in {int(pid) for pid in listed.split()} - self._children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(orphan, signal.SIGKILL)
 
     def _tell(self, words: ForkFailed | Reaped | ZygoteReady) -> None:
         self._control.send(encode(words))

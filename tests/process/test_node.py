@@ -3,10 +3,9 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from node import Node, PlayedRelay, alive, descendants, running
+from node import Node, PlayedRelay, alive, descendants, running, title
 from waiting import wait_until
 
 from ppdaemon.reports import AskDrain, AskRestart, AskResume
@@ -265,7 +264,7 @@ def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_
     with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
-        (zygote,) = [pid for pid in descendants(node.process.pid) if _title(pid) == "ppdaemon zygote"]
+        (zygote,) = [pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon zygote"]
         os.kill(zygote, signal.SIGKILL)
         wait_until(lambda: not alive(zygote), 5)
         node.land("g1")
@@ -274,6 +273,20 @@ def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_
         node.land("g2", 0, number=2)
         node.land("g2", 1, number=2)
         assert {node.relay.outcome("g2", d).outcome for d in (0, 1)} == {Outcome.SUCCEEDED}
+
+
+def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, socket_dir):
+    """Faults 39 and 52: nobody is left below the supervisor that it does not know."""
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="prepare:detach process:die@1")
+        note = node.state / "grandchild"
+        grandchild = int(node.wait(lambda: note.exists() and note.read_text()))
+        (zygote,) = [pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon zygote"]
+        os.kill(zygote, signal.SIGKILL)
+        wait_until(lambda: not alive(zygote), 5)
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        wait_until(lambda: not alive(grandchild), 5)
 
 
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
@@ -384,7 +397,3 @@ def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_pa
     node.start(ready=False)
     assert node.process.wait(20) == ExitCode.SOFTWARE
     assert "the template was told to fail" in (tmp_path / "daemon.log").read_text()
-
-
-def _title(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()

@@ -119,8 +119,10 @@ def test_a_former_life_has_to_be_answered_for(path):
     journal = Journal(path)
     journal.accept([an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])
     journal.update([ended(an_entry("done"))])
-    journal.update([ended(an_entry(group), Outcome.CRASHED, final=False) for group in ("between", "second")])
-    journal.retry(an_entry("second", attempt=2))
+    crashed = [ended(an_entry(group), Outcome.CRASHED, final=False) for group in ("between", "second")]
+    journal.update(crashed[:1])
+    journal.retry(crashed[1], an_entry("second", attempt=2))
+    assert journal.visit("second")[0].outcome == Outcome.CRASHED
     journal.close()
     journal = Journal(path)
     left = [entry.key for entry in journal.unfinished()]
