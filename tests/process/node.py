@@ -270,8 +270,11 @@ def alive(pid: int) -> bool:
 
 
 def title(pid: int) -> str:
-    """Return what ``ps`` shows of a process."""
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    """Return what ``ps`` shows of a process; blank if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @contextmanager

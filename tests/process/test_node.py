@@ -286,7 +286,7 @@ def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, s
         wait_until(lambda: not alive(zygote), 5)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        wait_until(lambda: not alive(grandchild), 5)
+        wait_until(lambda: not alive(grandchild), 10)
 
 
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
