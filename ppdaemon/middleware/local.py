@@ -207,13 +207,13 @@ class LocalWork:
                     )
                 failure = run(announcer.before_task)
                 self._reached(Stage.PROCESSED)
-                spool, datasets = self._spool(visit, job.run, order.exposures)
+                outcome, reason = _judge(failure)
+                spool, datasets = self._spool(visit, job.run, order.exposures, reason)
                 self._reached(Stage.SPOOLED)
         except VisitFailed as error:
             raise VisitFailed(
                 error.outcome, str(error), retriable=error.retriable and not announcer.passed
             ) from error
-        outcome, reason = _judge(failure)
         return Done(
             outcome=outcome,
             reason=reason,
@@ -319,7 +319,9 @@ class LocalWork:
             for pipeline in visit.pipelines
         ]
 
-    def _spool(self, visit: _Visit, run: str, exposures: Sequence[int]) -> tuple[str | None, int]:
+    def _spool(
+        self, visit: _Visit, run: str, exposures: Sequence[int], failed: str
+    ) -> tuple[str | None, int]:
         """Write what is to be exported to the disk; return where, and how much."""
         runs = (run, visit.preload_run)
         refs = select_outputs(self._repo.butler, runs, self._seat.config.export.types)
@@ -335,7 +337,7 @@ class LocalWork:
         used = {ref.run for ref in refs}
         chain = output_chain(order.visit.instrument, visit.raws[exposures[0]].header.day_obs)
         chains = {chain: tuple(name for name in runs if name in used)}
-        folder = write_spool(self._seat.spool, key, self._repo.butler, refs, visit.records, chains)
+        folder = write_spool(self._seat.spool, key, self._repo.butler, refs, visit.records, chains, failed)
         return str(folder), len(refs)
 
 

@@ -72,6 +72,9 @@ class Manifest(Model):
     records: tuple[SerializedDimensionRecord, ...]
     """Dimension records that the central repo may lack."""
     files: tuple[SpooledFile, ...]
+    failed: str = ""
+    """Why these are partial outputs; the supervisor reads it where the worker
+    could not tell any more."""
 
     @property
     def datasets(self) -> int:
@@ -115,6 +118,7 @@ def write_spool(
     refs: Sequence[DatasetRef],
     records: Iterable[DimensionRecord],
     chains: dict[str, tuple[str, ...]],
+    failed: str = "",
 ) -> Path:
     """Write datasets and their description to the disk, for good.
 
@@ -132,6 +136,8 @@ def write_spool(
         Dimension records that go with it.
     chains : `dict` [`str`, `tuple` [`str`, ...]]
         Output runs by chain.
+    failed : `str`, optional
+        Why the outputs are partial.
 
     Returns
     -------
@@ -154,6 +160,7 @@ def write_spool(
             chains=chains,
             records=tuple(record.to_simple() for record in records),
             files=tuple(files),
+            failed=failed,
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         for path in (*partial.iterdir(), partial):

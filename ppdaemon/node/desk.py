@@ -6,6 +6,7 @@ is in the journal before the relay hears of it, and so is an outcome.
 """
 
 import asyncio
+import json
 import logging
 import os
 import sqlite3
@@ -301,8 +302,10 @@ class VisitDesk:
             mark = self._folders.mark(*entry.key)
             if mark.exists():
                 entry.no_return = entry.no_return or mark.read_text() or "something permanent"
-            if self._folders.spooled(*entry.key).is_dir():
-                entry.outcome = Outcome.SUCCEEDED
+            folder = self._folders.spooled(*entry.key)
+            if folder.is_dir():
+                entry.reason = spool_failure(folder)
+                entry.outcome = Outcome.FAILED if entry.reason else Outcome.SUCCEEDED
             else:
                 entry.outcome, entry.reason = Outcome.INTERRUPTED, "the daemon ended before the visit did"
                 entry.retriable = not entry.no_return
@@ -384,8 +387,9 @@ class VisitDesk:
             self.records.keep(asyncio.to_thread(wipe, folder.with_name(f"{folder.name}.part")))
         elif spool is None:
             # Stopped between the last rename and its last word.
-            reason = f"its outputs were complete, though {reason}"
-            outcome, spool = Outcome.SUCCEEDED, str(folder)
+            spool, why_partial = str(folder), spool_failure(folder)
+            outcome = Outcome.FAILED if why_partial else Outcome.SUCCEEDED
+            reason = why_partial or f"its outputs were complete, though {reason}"
         retriable = action.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
         again = self._end(visit, outcome, reason, retriable=retriable)
         if spool is not None and again:
@@ -448,6 +452,26 @@ class VisitDesk:
         if dropped is not None:
             self.drop(dropped)
         self._neighbours.decide()
+
+
+def spool_failure(folder: Path) -> str:
+    """Return why a complete spool holds partial outputs only.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        A spool; its ``manifest.json`` says so under ``failed``.
+
+    Returns
+    -------
+    reason : `str`
+        Blank if the pipeline has succeeded.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return str(manifest.get("failed", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        return f"the manifest of {folder.name} cannot be read: {error}"
 
 
 def _age_s(order: ReserveVisit) -> float:

@@ -153,6 +153,7 @@ def test_a_failing_task_never_falls_back_and_keeps_what_others_made(rigs: MakeRi
     rig, worker = rigs(pipelines={"overrides": {"calibrate:fail": "no stars\nat all"}})
     done = run_visit(rig, worker, main="Frame,Short", before="")
     assert (done.outcome, done.pipeline) == (Outcome.FAILED, "Frame")
+    assert read_manifest(Path(done.spool)).failed == done.reason != ""
     assert done.reason == "task calibrate: RuntimeError: no stars"
     assert done.retriable
     assert "toy_isr" in names_in(done.spool)

@@ -77,7 +77,7 @@ class ScriptedWork:
         folder = NodeFolders.of(self._seat.config).spooled(*key)
         partial = folder.with_name(f"{folder.name}.part")
         partial.mkdir()
-        (partial / "manifest.json").write_text(json.dumps({"exposures": order.exposures}))
+        (partial / "manifest.json").write_text(json.dumps({"failed": self._deeds.get("failed", "")}))
         partial.rename(folder)
         self._stage(Stage.SPOOLED)
         self._attempt_only("spooled")

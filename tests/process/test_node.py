@@ -131,6 +131,16 @@ def test_a_crash_after_something_permanent_is_final(tmp_path, socket_dir):
         assert len(node.visit("g1")) == 1
 
 
+def test_partial_outputs_of_a_dead_worker_are_exported_and_not_called_a_success(tmp_path, socket_dir):
+    """Fault 30: a worker dies after it has spooled what a failed task left."""
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="failed:told spooled:die")
+        node.land("g1")
+        entry = node.relay.outcome("g1")
+        assert (entry.outcome, entry.reason) == (Outcome.FAILED, "told")
+        node.wait(lambda: "DemoCam~g1~0~1" in (node.state / "exported").read_text())
+
+
 def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
     """Fault 32: it hangs between the last rename and its last word."""
     with running(tmp_path, socket_dir, times={"export_s": 0.5}) as node:
