@@ -18,6 +18,7 @@ CORE = [
     "astro-metadata-translator" + LSST,
     "astropy>=6.1",
     "click>=8.1",
+    "hpgeom>=1.4",
     "lsst-ctrl-mpexec" + LSST,
     "lsst-daf-butler" + LSST,
     "lsst-pipe-base" + LSST,
@@ -47,6 +48,7 @@ DEMO = [
     "scipy>=1.14",
     "sep>=1.4",
 ]
+POSTGRES = ["psycopg2-binary>=2.9"]
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.2",
@@ -73,7 +75,12 @@ setup(
     packages=find_packages(include=["ppdaemon", "ppdaemon.*"]),
     package_data={"ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"]},
     install_requires=CORE,
-    extras_require={"demo": DEMO, "test": DEMO + TEST, "dev": DEMO + TEST + DEV},
+    extras_require={
+        "demo": DEMO,
+        "postgres": POSTGRES,
+        "test": DEMO + POSTGRES + TEST,
+        "dev": DEMO + POSTGRES + TEST + DEV,
+    },
     entry_points={
         "console_scripts": [
             "ppdaemon = ppdaemon.node.app:main",
