@@ -26,7 +26,7 @@ from ppdaemon.messages import (
     ReserveVisit,
     ResultEntry,
 )
-from ppdaemon.node.arrivals_index import ArrivalIndex
+from ppdaemon.node.arrivals.index import ArrivalIndex
 from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.child import wipe
 from ppdaemon.node.docket import OpenVisit

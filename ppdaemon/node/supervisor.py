@@ -31,7 +31,7 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
-from ppdaemon.node.arrivals import Arrivals
+from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.claim import Claim, claim
 from ppdaemon.node.control import ControlServer
 from ppdaemon.node.desk import Neighbours, VisitDesk

@@ -21,7 +21,7 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals import Arrivals
+from ppdaemon.node.arrivals.merge import Arrivals
 
 GROUP = "2026-11-22T03:25:16.951"
 DEADLINE_S = 20.0
@@ -465,7 +465,7 @@ def test_the_generic_layout_and_gzipped_files_are_delivered_too(tmp_path):
 
 
 def test_incomplete_files_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.MOST_CANDIDATES", 3)
+    monkeypatch.setattr("ppdaemon.node.arrivals.merge.MOST_CANDIDATES", 3)
 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
@@ -632,7 +632,7 @@ def test_a_filesystem_that_hangs_blocks_neither_the_loop_nor_the_stop(tmp_path, 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             await catcher.watching()
-            monkeypatch.setattr("ppdaemon.node.arrivals.look_at", hang)
+            monkeypatch.setattr("ppdaemon.node.arrivals.merge.look_at", hang)
             exposure = Exposure(tmp_path)
             await asyncio.to_thread(lambda: [exposure.put(detector) for detector in range(20)])
             await catcher.until(lambda: sum(source.files for source in catcher.arrivals.report()) == 20)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals_index import ArrivalIndex, Recent
-from ppdaemon.node.arrivals_tally import Tally
+from ppdaemon.node.arrivals.index import ArrivalIndex, Recent
+from ppdaemon.node.arrivals.tally import Tally
 
 
 def raw(exposure: int = 1, detector: int = 4, group: str = "g", instrument: str = "LSSTCam") -> Raw:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.sources_notices import read_notice
+from ppdaemon.node.arrivals.notices import read_notice
 
 
 def record(key: str, event: str = "ObjectCreated:Put") -> dict[str, object]:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.node import arrivals_patience as module
-from ppdaemon.node.arrivals_patience import GiveUp, Look, LookAgain, Patience, Take
-from ppdaemon.node.sources import Place
+from ppdaemon.node.arrivals import patience as module
+from ppdaemon.node.arrivals.patience import GiveUp, Look, LookAgain, Patience, Take
+from ppdaemon.node.arrivals.tree import Place
 
 HERE = Place("/raw", "/raw/x.fits")
 MISSING = Look(None, problem="no such file")

@@ -8,8 +8,8 @@ import pytest
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.errors import BadMessage, ConfigError
-from ppdaemon.node.sources import RawTree
-from ppdaemon.node.sources_scan import Scanner
+from ppdaemon.node.arrivals.scan import Scanner
+from ppdaemon.node.arrivals.tree import RawTree
 
 NOW_TAI = 1_763_781_916.0  # 2025-11-22T03:25:16, day_obs 20251121
 NOW = NOW_TAI - TAI_MINUS_UTC_S

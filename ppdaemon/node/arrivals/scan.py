@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ppdaemon import rawpath
 from ppdaemon.clock import day_obs
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.sources import RawTree, Sighting
+from ppdaemon.node.arrivals.tree import RawTree, Sighting
 
 __all__ = ("Scanner",)
 
@@ -42,7 +42,7 @@ class Scanner:
 
     Parameters
     ----------
-    tree : `~ppdaemon.node.sources.RawTree`
+    tree : `~ppdaemon.node.arrivals.tree.RawTree`
         What to look for.
     root : `str`
         One of its roots.
@@ -111,7 +111,7 @@ class Scanner:
 
         Returns
         -------
-        sightings : `list` [`~ppdaemon.node.sources.Sighting`]
+        sightings : `list` [`~ppdaemon.node.arrivals.tree.Sighting`]
             Recent files; those met before may be among them.
         """
         before, self._listings = self._listings, {}
@@ -137,7 +137,7 @@ class Scanner:
 
         Returns
         -------
-        sightings : `list` [`~ppdaemon.node.sources.Sighting`]
+        sightings : `list` [`~ppdaemon.node.arrivals.tree.Sighting`]
             Recent files.
         """
         sightings = []

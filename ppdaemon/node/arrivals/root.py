@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals_pool import FilePool
-from ppdaemon.node.arrivals_tally import Tally
-from ppdaemon.node.sources import RawTree, Sighting
-from ppdaemon.node.sources_scan import Scanner
-from ppdaemon.node.sources_watch import FileNews, FolderNews, FolderWatch, News
+from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.scan import Scanner
+from ppdaemon.node.arrivals.tally import Tally
+from ppdaemon.node.arrivals.tree import RawTree, Sighting
+from ppdaemon.node.arrivals.watch import FileNews, FolderNews, FolderWatch, News
 from ppdaemon.reports import ArrivalSource
 
 __all__ = ("RootSource",)
@@ -29,7 +29,7 @@ class RootSource:
 
     Parameters
     ----------
-    tree : `~ppdaemon.node.sources.RawTree`
+    tree : `~ppdaemon.node.arrivals.tree.RawTree`
         What to look for.
     root : `str`
         One of its roots.
@@ -37,11 +37,11 @@ class RootSource:
         Whether to watch, and how often to scan.
     clock : `~ppdaemon.clock.Clock`
         The time.
-    pool : `~ppdaemon.node.arrivals_pool.FilePool`
+    pool : `~ppdaemon.node.arrivals.pool.FilePool`
         Where blocking calls run.
     tell : `~collections.abc.Callable`
         Called with each sighting.
-    tally : `~ppdaemon.node.arrivals_tally.Tally`
+    tally : `~ppdaemon.node.arrivals.tally.Tally`
         Counts what is refused.
     """
 

@@ -9,7 +9,7 @@ judged by its structure and by its time stamps.
 
 from dataclasses import dataclass
 
-from ppdaemon.node.sources import Place
+from ppdaemon.node.arrivals.tree import Place
 
 __all__ = ("GiveUp", "Look", "LookAgain", "Patience", "Take", "Verdict")
 

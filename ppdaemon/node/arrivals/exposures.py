@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals_files import ExposureFacts, facts_of_image, facts_of_sidecar
-from ppdaemon.node.arrivals_pool import FilePool
-from ppdaemon.node.arrivals_tally import Tally
-from ppdaemon.node.sources import Place
+from ppdaemon.node.arrivals.files import ExposureFacts, facts_of_image, facts_of_sidecar
+from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.tally import Tally
+from ppdaemon.node.arrivals.tree import Place
 from ppdaemon.rawpath import RawName, sidecar_path
 
 __all__ = ("Exposures",)
@@ -42,13 +42,13 @@ class Exposures:
 
     Parameters
     ----------
-    pool : `~ppdaemon.node.arrivals_pool.FilePool`
+    pool : `~ppdaemon.node.arrivals.pool.FilePool`
         Where files are read.
     sidecar_wait_s : `float`
         How long a late sidecar is waited for.
     mono : `~collections.abc.Callable`
         Monotonic clock, seconds.
-    tally : `~ppdaemon.node.arrivals_tally.Tally`
+    tally : `~ppdaemon.node.arrivals.tally.Tally`
         Counts what cannot be read.
     """
 

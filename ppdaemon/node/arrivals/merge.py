@@ -22,19 +22,19 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals_exposures import Exposures
-from ppdaemon.node.arrivals_files import is_regular, look_at
-from ppdaemon.node.arrivals_index import ArrivalIndex, Recent
-from ppdaemon.node.arrivals_patience import GiveUp, LookAgain, Patience, Take
-from ppdaemon.node.arrivals_pool import FilePool
-from ppdaemon.node.arrivals_tally import Tally
-from ppdaemon.node.sources import Place, RawTree, Sighting
-from ppdaemon.node.sources_notices import listen, subscriber
-from ppdaemon.node.sources_root import RootSource
+from ppdaemon.node.arrivals.exposures import Exposures
+from ppdaemon.node.arrivals.files import is_regular, look_at
+from ppdaemon.node.arrivals.index import Recent
+from ppdaemon.node.arrivals.notices import listen, subscriber
+from ppdaemon.node.arrivals.patience import GiveUp, LookAgain, Patience, Take
+from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.root import RootSource
+from ppdaemon.node.arrivals.tally import Tally
+from ppdaemon.node.arrivals.tree import Place, RawTree, Sighting
 from ppdaemon.rawpath import Kind, RawName, sidecar_path
 from ppdaemon.reports import ArrivalSource
 
-__all__ = ("ArrivalIndex", "Arrivals")
+__all__ = ("Arrivals",)
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Looking at raws and sidecars. Blocking: to be called in `arrivals_pool`.
+"""Looking at raws and sidecars. Blocking: to be called in `ppdaemon.node.arrivals.pool`.
 
 A file is opened only where its real path lies below its raw root, and never
 waited for: a FIFO of that name is refused as a symbolic link out of the root.
@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from ppdaemon import fitsblocks
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals_patience import Look
-from ppdaemon.node.sources import Place
+from ppdaemon.node.arrivals.patience import Look
+from ppdaemon.node.arrivals.tree import Place
 from ppdaemon.wire import parse_json
 
 __all__ = ("ExposureFacts", "facts_of_image", "facts_of_sidecar", "is_regular", "look_at")
@@ -44,7 +44,7 @@ def look_at(places: Sequence[Place]) -> Look:
 
     Returns
     -------
-    look : `~ppdaemon.node.arrivals_patience.Look`
+    look : `~ppdaemon.node.arrivals.patience.Look`
         What was seen; a file that cannot be read is not whole.
 
     Raises
