@@ -24,16 +24,18 @@ CORE = [
     "lsst-pipe-base" + LSST,
     "lsst-resources" + LSST,
     "lsst-sphgeom" + LSST,
+    "numpy>=2.0",
     "prometheus-client>=0.20",
     "psutil>=6.0",
-    "pydantic>=2.10",
+    "pydantic>=2.11",
+    "pyerfa>=2.0",
     "PyYAML>=6.0",
     "pyzmq>=26.0",
     "rich>=13.7",
     "setproctitle>=1.3",
     "SQLAlchemy>=2.0",
     "structlog>=24.1",
-    "watchdog>=6.0",
+    "watchdog>=7.1,<8",
 ]
 DEMO = [
     "fastavro>=1.9",
@@ -42,13 +44,14 @@ DEMO = [
     "lsst-images" + LSST,
     "lsst-pex-config" + LSST,
     "matplotlib>=3.9",
-    "numpy>=2.0",
     "pandas>=2.2",
     "pyarrow>=17",
     "scipy>=1.14",
     "sep>=1.4",
 ]
-POSTGRES = ["psycopg2-binary>=2.9"]
+POSTGRES = [
+    "psycopg2-binary>=2.9"
+]  # for postgresql+psycopg2: URLs; SQLAlchemy 2.1 wants psycopg 3 for bare ones
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.2",

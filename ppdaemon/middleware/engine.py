@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an engine is: it builds a graph for the data of a visit and runs it, one task after the other.
+"""What an engine is: it builds a graph for the data of a visit and runs it, one task after the other."""
 
-Falling back is here: a pipeline that cannot be built gives way to the next
-one; what happens while tasks run never does.
-"""
-
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lsst.daf.butler import Butler
+from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 
-from ppdaemon.errors import VisitFailed
+from ppdaemon.middleware.failures import describe, outcome_of, unmasked
 from ppdaemon.middleware.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.states import Outcome
 
-__all__ = ("Engine", "Job", "RunJob", "Selection", "TaskFailure", "build_first")
-
-_LOG = logging.getLogger(__name__)
+__all__ = ("Engine", "Job", "Ran", "RunJob", "Selection", "TaskFailure", "describe_caveats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +21,21 @@ class Selection:
 
     where: str
     bind: Mapping[str, Any]
+    context: Mapping[str, str]
+    """What the log records of tasks tell of the visit."""
 
     @classmethod
-    def of_exposures(cls, instrument: str, detector: int, exposures: Sequence[int]) -> "Selection":
+    def of_exposures(
+        cls, instrument: str, group: str, detector: int, exposures: Sequence[int]
+    ) -> "Selection":
         """Select one detector of some exposures.
 
         Parameters
         ----------
         instrument : `str`
             Short name.
+        group : `str`
+            The group that was announced.
         detector : `int`
             Id of the detector.
         exposures : `~collections.abc.Sequence` [`int`]
@@ -47,20 +47,24 @@ class Selection:
             For the main pipelines.
         """
         listed = ", ".join(str(exposure) for exposure in exposures)
-        return cls(f"instrument = '{instrument}' AND detector = {detector} AND exposure IN ({listed})", {})
+        return cls(
+            f"instrument = '{instrument}' AND detector = {detector} AND exposure IN ({listed})",
+            {},
+            _context(instrument, group, detector) | {"EXPOSURE": listed},
+        )
 
     @classmethod
-    def of_group(cls, instrument: str, detector: int, group: str) -> "Selection":
+    def of_group(cls, instrument: str, group: str, detector: int) -> "Selection":
         """Select one detector of a group whose exposures are not known.
 
         Parameters
         ----------
         instrument : `str`
             Short name.
-        detector : `int`
-            Id of the detector.
         group : `str`
             The group.
+        detector : `int`
+            Id of the detector.
 
         Returns
         -------
@@ -68,7 +72,32 @@ class Selection:
             For preprocessing pipelines.
         """
         where = f"instrument = '{instrument}' AND detector = {detector} AND group = visit_group"
-        return cls(where, {"visit_group": group})
+        return cls(where, {"visit_group": group}, _context(instrument, group, detector))
+
+    def literal(self) -> str:
+        """Return the expression with the values in place.
+
+        Returns
+        -------
+        where : `str`
+            For a command line.
+
+        Raises
+        ------
+        ppdaemon.middleware.graph.UnusablePipeline
+            Raised for a value with an apostrophe: the language has no way to
+            write one.
+        """
+        where = self.where
+        for name, value in self.bind.items():
+            if "'" in str(value):
+                raise UnusablePipeline(f"{value!r} cannot be written in a query on the command line")
+            where = where.replace(name, f"'{value}'")
+        return where
+
+
+def _context(instrument: str, group: str, detector: int) -> dict[str, str]:
+    return {"INSTRUMENT": instrument, "GROUP": group, "DETECTOR": str(detector)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,37 +107,81 @@ class TaskFailure:
     label: str
     text: str
     """Type and first line of the exception."""
-    out_of_space: bool
-    """Whether a full disk was the cause."""
+    outcome: Outcome
+    """What it makes of the visit."""
+
+    @classmethod
+    def of(cls, label: str, error: BaseException) -> "TaskFailure":
+        """Judge what a task has raised.
+
+        Parameters
+        ----------
+        label : `str`
+            The task.
+        error : `BaseException`
+            What came out of it.
+
+        Returns
+        -------
+        failure : `TaskFailure`
+            The judgement.
+        """
+        error = unmasked(error)
+        return cls(label, describe(error), outcome_of(error))
+
+    @property
+    def reason(self) -> str:
+        """One sentence for the operator (`str`)."""
+        return f"task {self.label}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of a graph that was run."""
+
+    failure: TaskFailure | None
+    """`None` if all succeeded."""
+    caveats: str = ""
+    """What successful tasks did not make, in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A pipeline to be built, and where its data are."""
+    """A pipeline and where its data are: what is known before any image."""
 
     pipeline: LoadedPipeline
-    selection: Selection
     inputs: tuple[str, ...]
     """Collections in the order of search."""
     run: str
     """Output run."""
+    digest: str
+    """Of all that decides what the run's datasets are; part of its name,
+    unless a fixed name is configured."""
 
 
 class RunJob(Protocol):
     """A graph that was built, with quanta."""
 
-    def __call__(self, before_task: Callable[[str], None]) -> TaskFailure | None:
+    def __call__(self, before_task: Callable[[str], None]) -> Ran:
         """Run all tasks.
 
         Parameters
         ----------
         before_task : `~collections.abc.Callable`
-            Called with the label of each task right before it is run.
+            Called with the label of each task before it is run: right
+            before, or, by an engine that cannot tell, for all tasks before
+            the first of them.
 
         Returns
         -------
-        failure : `TaskFailure` or `None`
-            `None` if all succeeded.
+        ran : `Ran`
+            What became of it.
+
+        Raises
+        ------
+        ppdaemon.errors.VisitFailed
+            Raised if a process with the tasks has failed outside of them;
+            with ``CRASHED`` if it has ended without a word.
         """
 
 
@@ -118,13 +191,15 @@ class Engine(Protocol):
     name: str
     """As in the configuration."""
 
-    def build(self, job: Job, butler: Butler) -> RunJob:
+    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
         """Build the graph of a job.
 
         Parameters
         ----------
         job : `Job`
-            What to run.
+            What to run; the run has its init-outputs.
+        data : `Selection`
+            On which data.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
 
@@ -140,35 +215,26 @@ class Engine(Protocol):
         """
 
 
-def build_first(engine: Engine, jobs: Sequence[Job], butler: Butler) -> tuple[Job, RunJob]:
-    """Build the first job that can be built.
+def describe_caveats(ended: Iterable[tuple[str, TaskMetadata]]) -> str:
+    """Say what successful quanta did not make.
 
     Parameters
     ----------
-    engine : `Engine`
-        Builds.
-    jobs : `~collections.abc.Sequence` [`Job`]
-        In order of preference.
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
+    ended : `~collections.abc.Iterable` [`tuple`]
+        Label and metadata of each quantum, in order.
 
     Returns
     -------
-    job : `Job`
-        The one.
-    run : `RunJob`
-        Runs it.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised with ``NO_PIPELINE`` and all reasons if none is left.
+    text : `str`
+        Empty if each had work and did all of it.
     """
-    reasons = []
-    for job in jobs:
-        try:
-            return job, engine.build(job, butler)
-        except UnusablePipeline as error:
-            _LOG.warning("falling back: %s", error)
-            reasons.append(str(error))
-    raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can be built: " + "; ".join(reasons))
+    partial: dict[str, None] = {}
+    idle: dict[str, None] = {}
+    for label, metadata in ended:
+        flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
+        if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
+            partial[label] = None
+        elif QuantumSuccessCaveats.NO_WORK in flags:
+            idle[label] = None
+    parts = ((partial, "partial outputs of"), (idle, "no work for"))
+    return "; ".join(f"{words} {', '.join(labels)}" for labels, words in parts if labels)

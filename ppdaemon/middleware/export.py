@@ -1,38 +1,59 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Registering spooled outputs in the central repo: many visits in one transaction, each dataset once.
+"""Bringing spools into the central repo: what is registered, what waits, what is set apart.
 
-Files get into the central repo by hard link where spool and repo are on one
-filesystem. Elsewhere they are first copied beside the repo's own files and
-then renamed, so that no database is locked while data are copied.
+Covers the judgement of failures. A central repo that is away concerns all
+spools alike, and all wait. A spool that cannot be registered though the
+central repo works is *set apart*, in another folder, where an operator finds
+it with the reason; it keeps no other waiting. Registering itself is
+`ppdaemon.middleware.register`'s.
 """
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from urllib.parse import quote
 
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import (  # type: ignore[attr-defined]
-    Butler,
-    CollectionType,
-    DatasetRef,
-    DimensionRecord,
-    FileDataset,
-)
+import sqlalchemy.exc
+from lsst.daf.butler import Butler, ButlerUserError
 from lsst.daf.butler.registry import ConflictingDefinitionError
-from lsst.resources import ResourcePath
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import BadMessage
+from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.folders import REFUSAL
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.failures import AWAY_ERRORS, DATABASE_ERRORS, describe, is_link_refusal
-from ppdaemon.middleware.records import insert_records
-from ppdaemon.middleware.spool import Manifest, read_manifest, sync
+from ppdaemon.middleware.failures import DATABASE_ERRORS, describe, is_out_of_space
+from ppdaemon.middleware.initoutputs import note_exported
+from ppdaemon.middleware.register import Registrar
+from ppdaemon.middleware.spool import Manifest, check_files, read_manifest, read_through, sync
 
 __all__ = ("CentralExporter",)
 
 _LOG = logging.getLogger(__name__)
+
+_DATA_ERRORS = (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.DataError)
+"""Of what databases raise, that which is about the data."""
+
+_AWAY_ERRORS = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError)
+"""What databases raise, also when they are away or may not be written."""
+
+_CONTENT_ERRORS = (*_DATA_ERRORS, ButlerUserError, ConflictingDefinitionError)
+"""What is held against a spool by itself. Any other error is held against it
+only if the central repo has taken another spool."""
+
+type Batch = Mapping[Path, Manifest]
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """What became of the spools of one export."""
+
+    done: list[Path] = field(default_factory=list)
+    datasets: int = 0
+    refused: list[Path] = field(default_factory=list)
+    suspects: dict[Path, Exception] = field(default_factory=dict)
+    """Not registered, and not yet known whose fault it is."""
 
 
 class CentralExporter:
@@ -46,14 +67,21 @@ class CentralExporter:
         Tells when.
     node : `str`
         Name of this host's node; no other exporter into this repo has it.
+    refused : `pathlib.Path`
+        Where spools are set apart; on the filesystem of the spools.
+    runs : `pathlib.Path`, optional
+        What the workers of this host share of each run
+        (`~ppdaemon.middleware.initoutputs.InitOutputs`): it is noted there
+        when it is in the central repo.
     """
 
-    def __init__(self, uri: str, clock: Clock, node: str):
+    def __init__(self, uri: str, clock: Clock, node: str, refused: Path, runs: Path | None = None):
         self._uri = uri
         self._clock = clock
-        self._node = node
+        self._refused = refused
+        self._runs = runs
+        self._registrar = Registrar(node)
         self._butler: Butler | None = None
-        self._links = True
 
     def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools.
@@ -61,31 +89,42 @@ class CentralExporter:
         Parameters
         ----------
         spools : `~collections.abc.Sequence` [`pathlib.Path`]
-            Spool folders; those that are gone count as exported.
+            Spool folders; those that are gone count as exported, unless
+            they were set apart.
 
         Returns
         -------
         exported : `~ppdaemon.messages.Exported`
-            The spools that are in the central repo now; one that cannot be
-            exported is left out and stays.
+            The spools that are in the central repo now, and those that
+            were set apart.
 
         Raises
         ------
-        Exception
-            Raised if nothing could be exported: the central repo is away, or
-            all spools are bad.
+        ppdaemon.errors.Unavailable
+            Raised if the central repo takes nothing. The spools stay,
+            but for those that are bad without doubt.
         """
-        try:
-            butler = self._open()
-            done, datasets = self._export_some(butler, [path for path in spools if path.exists()])
-        except AWAY_ERRORS:
-            self.close()
-            raise
-        gone = [path for path in spools if not path.exists()]
-        for path in done:
+        present = [path for path in spools if path.exists()]
+        gone = [path for path in spools if path not in present]
+        result = _Sorted(refused=[path for path in gone if (self._refused / path.name).exists()])
+        if batch := self._read(present, result):
+            try:
+                self._export_some(self._open(), batch, result)
+                self._judge(result)
+            except Unavailable:
+                self.close()
+                raise
+        for path in result.done:
+            if self._runs is not None:
+                note_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
             _remove(path)
-        finished = tuple(str(path) for path in spools if path in {*done, *gone})
-        return Exported(spools=finished, tai=self._clock.tai(), datasets=datasets)
+        finished = {*result.done, *gone}.difference(result.refused)
+        return Exported(
+            spools=tuple(str(path) for path in spools if path in finished),
+            refused=tuple(str(path) for path in spools if path in result.refused),
+            tai=self._clock.tai(),
+            datasets=result.datasets,
+        )
 
     def close(self) -> None:
         """Disconnect; the next export connects anew."""
@@ -98,76 +137,106 @@ class CentralExporter:
 
     def _open(self) -> Butler:
         if self._butler is None:
-            self._butler = Butler.from_config(self._uri, writeable=True)
+            try:
+                self._butler = Butler.from_config(self._uri, writeable=True)
+            except Exception as error:  # away, of a newer kind, without its driver: nothing can be exported
+                raise Unavailable(
+                    f"the central repo {self._uri} cannot be opened for writing: {describe(error)}"
+                ) from error
         return self._butler
 
-    def _export_some(self, butler: Butler, spools: Sequence[Path]) -> tuple[list[Path], int]:
-        """Export all at once, or one by one where that does not go."""
-        try:
-            return list(spools), self._export_all(butler, spools)
-        except AWAY_ERRORS:
-            raise
-        except Exception as error:
-            if len(spools) == 1:
-                raise
-            _LOG.warning("exporting %d visits one by one: %s", len(spools), describe(error))
-        done, datasets, last = [], 0, None
+    def _read(self, spools: Sequence[Path], result: _Sorted) -> Batch:
+        """Read manifests; set apart what has none that can be used."""
+        batch: dict[Path, Manifest] = {}
         for spool in spools:
             try:
-                datasets += self._export_all(butler, [spool])
-                done.append(spool)
-            except AWAY_ERRORS:
-                raise
-            except Exception as error:  # one bad spool must not keep the others
-                _LOG.error("%s cannot be exported: %s", spool, describe(error))
-                last = error
-        if not done and last is not None:
-            raise last
-        return done, datasets
+                manifest = read_manifest(spool)
+                check_files(spool, manifest)
+            except BadMessage as error:
+                self._set_apart(spool, error, result)
+            else:
+                batch[spool] = manifest
+        return batch
 
-    def _export_all(self, butler: Butler, spools: Sequence[Path]) -> int:
-        """Export in one transaction; return the number of new datasets."""
-        manifests = {spool: read_manifest(spool) for spool in spools}
-        files = [file for spool, manifest in manifests.items() for file in _files(butler, spool, manifest)]
-        for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
-            butler.registry.registerDatasetType(dataset_type)
-        for run in sorted({ref.run for file in files for ref in file.refs}):
-            butler.collections.register(run)
-        records = _records(butler, manifests.values())
-        new = _without_global(butler, _without_known(butler, files))
+    def _export_some(self, butler: Butler, batch: Batch, result: _Sorted) -> None:
+        """Register all at once; where that does not go, find out which spools are to blame."""
         try:
-            self._register(butler, records, new)
-        except ConflictingDefinitionError as error:
-            # Another attempt, or another host, was there first.
-            _LOG.info("looking for datasets that are there already: %s", describe(error))
-            new = _without_taken(butler, new)
-            self._register(butler, records, new)
-        _extend_chains(butler, manifests.values())
-        return sum(len(file.refs) for file in new)
-
-    def _register(self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]) -> None:
-        if self._links:
-            try:
-                _commit(butler, records, files, "hardlink")
-                return
-            except OSError as error:
-                if not is_link_refusal(error):
-                    raise
-                _LOG.info("files are copied to the central repo: %s", describe(error))
-                self._links = False
-        root = _local_root(butler)
-        if root is None:
-            _commit(butler, records, files, "copy")
+            result.datasets += self._registrar.register(butler, batch)
+            result.done += batch
             return
-        # Only this exporter uses the folder: what is in it was left by a former life.
-        incoming = root / f"incoming-{quote(self._node, safe='')}"
-        shutil.rmtree(incoming, ignore_errors=True)
-        incoming.mkdir()
+        except Exception as error:
+            failure = error
+        if isinstance(failure, OSError):
+            parts = [self._readable(batch, failure, result)]
+        elif isinstance(failure, _AWAY_ERRORS) and not isinstance(failure, _DATA_ERRORS):
+            raise self._takes_nothing(failure) from failure
+        elif len(batch) == 1:
+            result.suspects.update(dict.fromkeys(batch, failure))
+            return
+        else:
+            _LOG.warning("registering %d spools in halves: %s", len(batch), describe(failure))
+            parts = _halves(batch)
+        for part in parts:
+            if part:
+                self._export_some(butler, part, result)
+
+    def _readable(self, batch: Batch, failure: OSError, result: _Sorted) -> Batch:
+        """Set apart the spools that cannot be read, whose failure it is then."""
+        bad: dict[Path, BadMessage] = {}
+        if not is_out_of_space(failure):
+            for spool, manifest in batch.items():
+                try:
+                    read_through(spool, manifest)
+                except BadMessage as error:
+                    bad[spool] = error
+        if not bad:
+            raise self._takes_nothing(failure) from failure
+        for spool, fault in bad.items():
+            self._set_apart(spool, fault, result)
+        return {spool: manifest for spool, manifest in batch.items() if spool not in bad}
+
+    def _judge(self, result: _Sorted) -> None:
+        """Set apart what is bad; a central repo that has taken nothing may be to blame itself."""
+        doubtful = {}
+        for spool, error in result.suspects.items():
+            if result.done or isinstance(error, _CONTENT_ERRORS):
+                self._set_apart(spool, error, result)
+            else:
+                doubtful[spool] = error
+        if doubtful:
+            first = next(iter(doubtful.values()))
+            raise self._takes_nothing(first) from first
+
+    def _set_apart(self, spool: Path, error: Exception, result: _Sorted) -> None:
+        """Move a spool out of the way, for good, with the reason in it."""
+        reason = describe(error)
+        _LOG.error("%s cannot be exported, it is set apart in %s: %s", spool.name, self._refused, reason)
+        self._refused.mkdir(exist_ok=True)
         try:
-            _commit(butler, records, [_copied(file, incoming) for file in files], "move")
-            _sync_names(butler, [ref for file in files for ref in file.refs])
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
+            (spool / REFUSAL).write_text(_note(spool, self._uri, reason))
+        except OSError as problem:  # what is damaged may refuse a note too
+            _LOG.warning("no %s in %s: %s", REFUSAL, spool.name, describe(problem))
+        shutil.rmtree(self._refused / spool.name, ignore_errors=True)  # the same spool, copied back before
+        spool.rename(self._refused / spool.name)
+        sync(self._refused)
+        sync(spool.parent)
+        result.refused.append(spool)
+
+    def _takes_nothing(self, error: Exception) -> Unavailable:
+        return Unavailable(f"the central repo {self._uri} takes nothing: {describe(error)}")
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    middle = len(batch) // 2
+    return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
+
+
+def _note(spool: Path, uri: str, reason: str) -> str:
+    return (
+        f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
+        f"Mend the cause, move this folder back to {spool.parent}\n"
+        "and call 'ppctl reload'; or delete it.\n"
+    )
 
 
 def _remove(spool: Path) -> None:
@@ -176,113 +245,3 @@ def _remove(spool: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     spool.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _commit(
-    butler: Butler, records: list[DimensionRecord], files: Sequence[FileDataset], transfer: str
-) -> None:
-    """Insert records and ingest files, all or nothing."""
-    with butler.transaction():
-        insert_records(butler, records)
-        if files:
-            butler.ingest(*files, transfer=transfer)
-
-
-def _local_root(butler: Butler) -> Path | None:
-    """Return the one folder below which a repo keeps its files, if that is so."""
-    roots = list(butler.get_datastore_roots().values())
-    if len(roots) != 1 or roots[0] is None or not roots[0].isLocal:
-        return None
-    return Path(roots[0].ospath)
-
-
-def _copied(file: FileDataset, folder: Path) -> FileDataset:
-    """Copy a file to a folder, for good: its spool will be deleted."""
-    source = ResourcePath(file.path)
-    copy = folder / source.basename()
-    shutil.copyfile(source.ospath, copy)
-    sync(copy)
-    return FileDataset(path=ResourcePath(copy.as_uri()), refs=file.refs, formatter=file.formatter)
-
-
-def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
-    """Make the names of new files durable too."""
-    uris = [found.primaryURI for found in butler.get_many_uris(refs).values()]
-    for folder in {Path(uri.ospath).parent for uri in uris if uri is not None}:
-        sync(folder)
-
-
-def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]:
-    missing = [file.name for file in manifest.files if not (spool / file.name).is_file()]
-    if missing:
-        raise BadMessage(f"{spool}: the manifest names files that are not there: {', '.join(missing)}")
-    return [
-        FileDataset(
-            path=ResourcePath((spool / file.name).as_uri()),
-            refs=[DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs],
-            formatter=file.formatter,
-        )
-        for file in manifest.files
-    ]
-
-
-def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
-    """Return the records of all manifests, each once."""
-    found: dict[tuple[str, object], DimensionRecord] = {}
-    for manifest in manifests:
-        for simple in manifest.records:
-            record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
-            found.setdefault((record.definition.name, record.dataId), record)
-    return list(found.values())
-
-
-def _without_known(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
-    """Leave out what was exported before: a repeat after a lost answer."""
-    known = {ref.id for ref in butler.get_many_datasets([ref.id for file in files for ref in file.refs])}
-    return [file for file in files if not any(ref.id in known for ref in file.refs)]
-
-
-def _without_global(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
-    """Keep the first of datasets without dimensions, such as configurations.
-
-    Each visit makes them anew and alike: a run's name depends on all that
-    they depend on.
-    """
-    kept, seen = [], set()
-    for file in files:
-        ref = file.refs[0]
-        if not ref.dataId.dimensions:
-            place = (ref.datasetType.name, ref.run)
-            if place in seen or _is_taken(butler, ref):
-                continue
-            seen.add(place)
-        kept.append(file)
-    return kept
-
-
-def _without_taken(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
-    """Keep those whose run has no dataset of the same data ID: the first attempt wins."""
-    kept: dict[object, FileDataset] = {}
-    for file in files:
-        if not any(_is_taken(butler, ref) for ref in file.refs):
-            ref = file.refs[0]
-            kept.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
-    return list(kept.values())
-
-
-def _is_taken(butler: Butler, ref: DatasetRef) -> bool:
-    return butler.find_dataset(ref.datasetType, ref.dataId, collections=ref.run) is not None
-
-
-def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:
-    """Put new runs in front of the day's chain; leave old ones where they are."""
-    runs_of: dict[str, dict[str, None]] = {}
-    for manifest in manifests:
-        for chain, runs in manifest.chains.items():
-            runs_of.setdefault(chain, {}).update(dict.fromkeys(runs))
-    for chain, wanted in runs_of.items():
-        butler.collections.register(chain, CollectionType.CHAINED)
-        present = butler.collections.get_info(chain).children
-        new = [run for run in wanted if run not in present]
-        if new:
-            butler.collections.prepend_chain(chain, new)

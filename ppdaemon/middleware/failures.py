@@ -11,25 +11,21 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.states import Outcome
 
 __all__ = (
-    "AWAY_ERRORS",
     "DATABASE_ERRORS",
     "describe",
+    "is_contention",
     "is_link_refusal",
     "is_out_of_space",
+    "outcome_of",
     "space_watched",
+    "unmasked",
 )
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, OSError)
 """All that databases and filesystems raise."""
 
-AWAY_ERRORS = (
-    sqlalchemy.exc.OperationalError,
-    sqlalchemy.exc.InterfaceError,
-    sqlalchemy.exc.TimeoutError,
-    OSError,
-)
-"""Of these, what they raise when they are away: it concerns all work alike,
-and it passes."""
+_CONTENTION = frozenset({"40001", "40P01", "55P03"})
+"""PostgreSQL's codes of serialization failure, deadlock, and lock not available."""
 
 
 def describe(error: BaseException) -> str:
@@ -69,6 +65,71 @@ def is_out_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_contention(error: sqlalchemy.exc.DBAPIError) -> bool:
+    """Tell whether transactions were in each other's way, so that the next
+    try may succeed at once.
+
+    Parameters
+    ----------
+    error : `sqlalchemy.exc.DBAPIError`
+        What a database raised.
+
+    Returns
+    -------
+    contention : `bool`
+        True for PostgreSQL's deadlocks and serialization failures. SQLite
+        has waited long enough by itself.
+    """
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return code in _CONTENTION
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Return what an exception makes of a visit.
+
+    Parameters
+    ----------
+    error : `BaseException`
+        What a task has raised.
+
+    Returns
+    -------
+    outcome : `~ppdaemon.states.Outcome`
+        A task that ends its process has crashed.
+    """
+    if is_out_of_space(error):
+        return Outcome.RAMDISK_FULL
+    if isinstance(error, MemoryError):
+        return Outcome.OUT_OF_MEMORY
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return Outcome.CRASHED
+    return Outcome.FAILED
+
+
+def unmasked(error: BaseException) -> BaseException:
+    """Return what a task's constructor has raised, if it was that.
+
+    Parameters
+    ----------
+    error : `BaseException`
+        What came out of lsst's executor.
+
+    Returns
+    -------
+    error : `BaseException`
+        Usually the same.
+
+    Notes
+    -----
+    `~lsst.pipe.base.single_quantum_executor.SingleQuantumExecutor` asks a
+    task for its metadata even if there is none, because its constructor has
+    raised: the exception that counts is then behind an `UnboundLocalError`.
+    """
+    if isinstance(error, UnboundLocalError) and error.__context__ is not None:
+        return error.__context__
+    return error
 
 
 def is_link_refusal(error: OSError) -> bool:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Pipelines as this system sees them: parsed once, their overall inputs known before any image."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import DatasetType, DimensionUniverse
@@ -12,8 +13,18 @@ from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 
 from ppdaemon.middleware.failures import describe
+from ppdaemon.selection import pipeline_name
 
-__all__ = ("LoadedPipeline", "Need", "UnusablePipeline", "dataset_types_of", "load_pipeline", "needs_of")
+__all__ = (
+    "LoadedPipeline",
+    "Need",
+    "UnusablePipeline",
+    "dataset_types_of",
+    "labels_named",
+    "load_pipeline",
+    "needs_of",
+    "resolved",
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +42,11 @@ class LoadedPipeline:
     path: str
     graph: PipelineGraph
     """Not resolved; copy it before use."""
+    text: str
+    """All that the file says and imports, and the overrides, as YAML."""
+    fingerprint: str
+    """Digest of task classes and complete configurations, wherever the file
+    lies and whoever runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,42 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
         graph = pipeline.to_graph()
     except Exception as error:  # pipelines and configurations are code: anything may come out
         raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
-    return LoadedPipeline(Path(path).stem, path, graph)
+    return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
+
+
+def labels_named(graph: PipelineGraph, names: Collection[str]) -> frozenset[str]:
+    """Return the tasks that go by some names.
+
+    Parameters
+    ----------
+    graph : `lsst.pipe.base.PipelineGraph`
+        A pipeline, its tasks imported.
+    names : `~collections.abc.Collection` [`str`]
+        Labels, or full names of task classes; a class stands for those
+        derived from it too.
+
+    Returns
+    -------
+    labels : `frozenset` [`str`]
+        Their labels.
+    """
+    classes = tuple(found for name in names if isinstance(found := _imported(name), type))
+    return frozenset(
+        label for label, task in graph.tasks.items() if label in names or issubclass(task.task_class, classes)
+    )
+
+
+def _imported(name: str) -> object:
+    """Return what goes by a name, in whatever module; a pipeline's classes are imported."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(sys.modules.get(module), attribute, None)
+
+
+def _fingerprint(graph: PipelineGraph) -> str:
+    digest = hashlib.sha256()
+    for label, task in sorted(graph.tasks.items()):
+        digest.update(f"{label}\0{task.task_class_name}\0{task.get_config_str()}\0".encode())
+    return digest.hexdigest()
 
 
 def needs_of(
@@ -104,7 +155,7 @@ def needs_of(
     UnusablePipeline
         Raised, saying why, if dataset types contradict each other.
     """
-    graph = _resolved(pipeline, universe, known)
+    graph = resolved(pipeline, universe, known)
     required = {
         edge.parent_dataset_type_name
         for task, edge in _inputs(graph)
@@ -137,7 +188,7 @@ def dataset_types_of(
     UnusablePipeline
         Raised, saying why, if dataset types contradict each other.
     """
-    graph = _resolved(pipeline, universe, known)
+    graph = resolved(pipeline, universe, known)
     return [
         node.dataset_type
         for name, node in graph.dataset_types.items()
@@ -145,9 +196,26 @@ def dataset_types_of(
     ]
 
 
-def _resolved(
+def resolved(
     pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
 ) -> PipelineGraph:
+    """Return a pipeline's graph with dimensions and dataset types.
+
+    Parameters
+    ----------
+    pipeline, universe, known
+        As for `needs_of`.
+
+    Returns
+    -------
+    graph : `lsst.pipe.base.PipelineGraph`
+        Its tasks can be constructed.
+
+    Raises
+    ------
+    UnusablePipeline
+        Raised, saying why, if dataset types contradict each other.
+    """
     graph = pipeline.graph.copy()
     definitions = {name: found for name in graph.dataset_types if (found := known(name)) is not None}
     try:

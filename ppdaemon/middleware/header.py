@@ -2,10 +2,10 @@
 """What a raw's header says, from its sidecar or its FITS file, checked against what was expected."""
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import astropy.time
@@ -13,9 +13,12 @@ from astro_metadata_translator import ObservationInfo
 from astropy.io import fits
 from lsst.pipe.base import Instrument
 
+from ppdaemon.camera import SkyPoint
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.failures import describe
+from ppdaemon.middleware.rawfiles import RawFiles
+from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import parse_json
@@ -71,7 +74,8 @@ class ExposureHeader:
     detector: int
     exposure: int
     group: str
-    """As in the header: a supplement has its own."""
+    """The visit's: that of a supplement is its parent, under which all that was
+    made before the image is found."""
     obs_id: str
     physical_filter: str
     day_obs: int
@@ -81,18 +85,56 @@ class ExposureHeader:
     """For what may be missing."""
 
     @property
+    def sees_sky(self) -> bool:
+        """Whether it is an image of the sky (`bool`): what the header says, or
+        else whether it is a science image.
+        """
+        seen = self.info.can_see_sky
+        return self.info.observation_type == "science" if seen is None else bool(seen)
+
+    @property
+    def boresight(self) -> SkyPoint | None:
+        """Right ascension and declination in degrees, ICRS, or `None`."""
+        if self.info.tracking_radec is None:
+            return None
+        place = self.info.tracking_radec.icrs
+        ra, dec = float(place.ra.deg), float(place.dec.deg)
+        return (ra, dec) if math.isfinite(ra) and math.isfinite(dec) else None
+
+    @property
+    def sky_angle(self) -> float | None:
+        """Position angle of focal-plane +Y in degrees, north through east, or
+        `None` where it is missing or not given on the sky.
+        """
+        angle = self.info.boresight_rotation_angle
+        if angle is None or self.info.boresight_rotation_coord != "sky":
+            return None
+        return float(angle.deg) if math.isfinite(angle.deg) else None
+
+    @property
+    def pointing(self) -> Pointing | None:
+        """Where the camera looked, `None` where the header does not say so
+        (`~ppdaemon.pointing.Pointing`).
+        """
+        if self.boresight is None or self.sky_angle is None:
+            return None
+        return Pointing(*self.boresight, self.sky_angle)
+
+    @property
     def shutter_close_tai(self) -> float:
         """End of the exposure, TAI seconds since 1970 (`float`)."""
         return float(self.end.unix_tai)
 
 
-def read_sidecar(path: Path | None) -> dict[str, Any] | None:
+def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:
     """Read a sidecar, if it can be read.
 
     Parameters
     ----------
-    path : `pathlib.Path` or `None`
+    path : `str` or `None`
         The JSON file.
+    files : `~ppdaemon.middleware.rawfiles.RawFiles`
+        Opens it.
 
     Returns
     -------
@@ -102,7 +144,7 @@ def read_sidecar(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        header = parse_json(path.read_bytes(), limit=SIDECAR_LIMIT)
+        header = parse_json(files.read(path, SIDECAR_LIMIT), limit=SIDECAR_LIMIT)
     except (OSError, BadMessage) as error:
         _LOG.warning("sidecar %s is not used: %s", path, describe(error))
         return None
@@ -222,7 +264,7 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
         instrument=raw.instrument,
         detector=raw.detector,
         exposure=raw.exposure,
-        group=str(info.exposure_group),
+        group=parent_group(raw.group),
         info=info,
         **needed,
     )

@@ -1,108 +1,41 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a visit-detector needs before its image: inputs from the central repo, and its footprint."""
+"""What a visit-detector needs from the central repo before its image.
+
+A preload is a look, which reads the central repo and changes nothing, and a
+fetch, which copies what was found.
+"""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from lsst.daf.butler import Butler, DatasetType, DimensionUniverse
-from lsst.pipe.base.utils import RegionTimeInfo
+# CollectionType is public, though its package does not list it.
+from lsst.daf.butler import (  # type: ignore[attr-defined]
+    Butler,
+    CollectionType,
+    DatasetId,
+    DatasetType,
+)
 
-from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware.cache import SharedCache
+from ppdaemon.middleware.cache import SharedCache, Tally
 from ppdaemon.middleware.central import CentralReader, existing_collections, known_dataset_type
-from ppdaemon.middleware.graph import LoadedPipeline, Need, UnusablePipeline, load_pipeline, needs_of
+from ppdaemon.middleware.datafiles import DataFile, KnownFiles
+from ppdaemon.middleware.figures import Figures
+from ppdaemon.middleware.graph import LoadedPipeline, Need, UnusablePipeline
+from ppdaemon.middleware.library import Library
+from ppdaemon.middleware.looked import Looked, judge, made_by
 from ppdaemon.middleware.regions import Place
-from ppdaemon.middleware.search import Search, find_inputs
-from ppdaemon.middleware.transfer import Fetched, input_collections, transfer
+from ppdaemon.middleware.repo import LocalRepo
+from ppdaemon.middleware.search import Found, Search, find_inputs
+from ppdaemon.middleware.transfer import Absent, cache_names, input_collections, register, take_files
 from ppdaemon.states import Outcome
 
-__all__ = ("FOOTPRINT_TYPE", "Figures", "Library", "Preload", "Preloaded", "missing_inputs", "put_footprint")
+__all__ = ("Preload", "Preloaded")
 
 _LOG = logging.getLogger(__name__)
-
-FOOTPRINT_TYPE = "regionTimeInfo"
-"""Dataset type of padded footprint and time (storage class `RegionTimeInfo`)."""
-
-
-@dataclass(slots=True)
-class Figures:
-    """What the parts of a preload took, for the journal."""
-
-    clock: Clock
-    values: dict[str, Any] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Note the milliseconds of a phase.
-
-        Parameters
-        ----------
-        phase : `str`
-            Becomes ``<phase>_ms``.
-        """
-        start = self.clock.mono()
-        try:
-            yield
-        finally:
-            self.values[f"{phase}_ms"] = round((self.clock.mono() - start) * 1e3, 1)
-
-
-class Library:
-    """Pipelines that were parsed, and what they read; kept for a worker's life.
-
-    Parameters
-    ----------
-    overrides : `~collections.abc.Mapping` [`str`, `object`]
-        Task configuration by ``label:field``.
-    """
-
-    def __init__(self, overrides: Mapping[str, Any]):
-        self._overrides = overrides
-        self._loaded: dict[str, LoadedPipeline] = {}
-        self._needs: dict[str, tuple[Need, ...]] = {}
-
-    def load(self, paths: Iterable[str]) -> tuple[list[LoadedPipeline], list[str]]:
-        """Return the pipelines of some files.
-
-        Parameters
-        ----------
-        paths : `~collections.abc.Iterable` [`str`]
-            Pipeline files.
-
-        Returns
-        -------
-        pipelines : `list` [`~ppdaemon.middleware.graph.LoadedPipeline`]
-            Those that can be constructed.
-        reasons : `list` [`str`]
-            Why the others cannot.
-        """
-        pipelines, reasons = [], []
-        for path in paths:
-            try:
-                if path not in self._loaded:
-                    self._loaded[path] = load_pipeline(path, self._overrides)
-                pipelines.append(self._loaded[path])
-            except UnusablePipeline as error:
-                _LOG.error("%s", error)
-                reasons.append(str(error))
-        return pipelines, reasons
-
-    def needs(
-        self,
-        pipeline: LoadedPipeline,
-        universe: DimensionUniverse,
-        known: Callable[[str], DatasetType | None],
-    ) -> tuple[Need, ...]:
-        """Return what a pipeline reads; see `ppdaemon.middleware.graph.needs_of`."""
-        if pipeline.path not in self._needs:
-            self._needs[pipeline.path] = needs_of(pipeline, universe, known)
-        return self._needs[pipeline.path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +47,13 @@ class Preloaded:
     preprocessing: tuple[LoadedPipeline, ...]
     """Usable ones."""
     main: tuple[LoadedPipeline, ...]
-    """Usable ones."""
-    needs: Mapping[str, tuple[Need, ...]]
-    """What each reads, by the pipeline's path."""
-    counts: Mapping[str, int]
-    """How many datasets were found, by dataset type."""
-    reasons: tuple[str, ...]
-    """Why other pipelines are not usable."""
+    """Usable ones, if preprocessing makes what it can make."""
+    looked: Looked
+    """How it was found."""
 
 
 class Preload:
-    """Copies inputs of visits from the central repo.
+    """Finds and copies inputs of visits.
 
     Parameters
     ----------
@@ -134,7 +63,7 @@ class Preload:
         The central repo.
     cache : `~ppdaemon.middleware.cache.SharedCache`
         Files shared between workers.
-    library : `Library`
+    library : `~ppdaemon.middleware.library.Library`
         Pipelines.
     """
 
@@ -143,19 +72,78 @@ class Preload:
         self._central = central
         self._cache = cache
         self._library = library
+        self._files = KnownFiles()
+        self._last: list[Hashable] = []
 
-    def run(self, order: Prepare, local: Butler, place: Place, figures: Figures) -> Preloaded:
-        """Copy what the selected pipelines read.
+    def look(self, order: Prepare, place: Place, figures: Figures, *, sizes: bool = False) -> Looked:
+        """Find what the selected pipelines will read; change nothing.
 
         Parameters
         ----------
         order : `~ppdaemon.messages.Prepare`
             The visit-detector and its pipelines.
-        local : `lsst.daf.butler.Butler`
-            The worker's repo.
-        place : `Place`
+        place : `~ppdaemon.middleware.regions.Place`
             Where and when, as announced.
-        figures : `Figures`
+        figures : `~ppdaemon.middleware.figures.Figures`
+            Takes how long it took.
+        sizes : `bool`, optional
+            Also ask for the sizes of files, one by one.
+
+        Returns
+        -------
+        looked : `~ppdaemon.middleware.looked.Looked`
+            What is there and what is missing. It is no error if no pipeline
+            can run.
+
+        Raises
+        ------
+        ppdaemon.errors.VisitFailed
+            Raised with ``PRELOAD_FAILED``, to be tried again, if the central
+            repo cannot be read.
+        """
+        with figures.timed("pipelines"):
+            preprocessing, reasons = self._library.load(order.pipelines.preprocessing)
+            main, more = self._library.load(order.pipelines.main)
+            reasons += more
+        with self._central.reading(figures) as central:
+            with figures.timed("query"):
+                needs = self._needs([*preprocessing, *main], central, reasons)
+                search = self._search(order, central, place)
+                wanted = _wanted(central, needs.values(), preprocessing)
+                found = tuple(find_inputs(central, wanted, search, figures.clock))
+            with figures.timed("locate"):
+                files, lost = self._files.locate(central, (ref for each in found for ref in each.refs))
+                if lost:
+                    found = tuple(each.without(lost) for each in found)
+                kinds = _kinds(central, found)
+                measured = _sizes(central, found) if sizes else {}
+        verdict = judge(preprocessing, main, needs, found, search)
+        return Looked(
+            search=search,
+            preprocessing=verdict.preprocessing,
+            main=verdict.main,
+            found=found,
+            needs=needs,
+            missing=verdict.missing,
+            reasons=(*reasons, *verdict.reasons),
+            files=files,
+            kinds=kinds,
+            sizes=measured,
+        )
+
+    def fetch(self, looked: Looked, repo: LocalRepo, figures: Figures) -> Preloaded:
+        """Copy what a look has found, as far as pipelines that can run read it.
+
+        Parameters
+        ----------
+        looked : `~ppdaemon.middleware.looked.Looked`
+            What was found.
+        repo : `~ppdaemon.middleware.repo.LocalRepo`
+            The worker's repo, as renewed. What has no place on the sky is
+            kept there for later visits, and what has one too if the last
+            visit had the same; those that need exactly that again find it in
+            place.
+        figures : `~ppdaemon.middleware.figures.Figures`
             Takes what was copied and how long it took.
 
         Returns
@@ -166,37 +154,79 @@ class Preload:
         Raises
         ------
         ppdaemon.errors.VisitFailed
-            Raised with ``PRELOAD_FAILED`` if the central repo cannot be read,
-            with ``NO_PIPELINE`` if no main pipeline can be constructed.
+            Raised with ``NO_PIPELINE``, before anything is copied, if no main
+            pipeline can run; with ``PRELOAD_FAILED``, to be tried again, if
+            the central repo cannot be read; with ``RAMDISK_FULL``.
         """
-        with figures.timed("pipelines"):
-            preprocessing, _ = self._library.load(order.pipelines.preprocessing)
-            main, reasons = self._library.load(order.pipelines.main)
-        with self._central.reading() as central:
-            with figures.timed("connect"):
-                central.registry.refresh()
-            with figures.timed("query"):
-                needs = self._needs([*preprocessing, *main], central, reasons)
-                main = [pipeline for pipeline in main if pipeline.path in needs]
-                if not main:
-                    raise VisitFailed(
-                        Outcome.NO_PIPELINE, "no main pipeline is usable: " + "; ".join(reasons)
-                    )
-                search = self._search(order, local, central, place)
-                found = find_inputs(
-                    central, _wanted(central, needs.values(), _made_by(preprocessing)), search
-                )
-            with figures.timed("copy"):
-                fetched = transfer(central, local, found, self._cache)
-        figures.values |= _counts(fetched)
+        if not looked.main:
+            raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can run: " + "; ".join(looked.reasons))
+        _warn_of_missing(looked)
+        found = looked.wanted
+        tally = Tally()
+        self._fill(_layers(found), looked, repo, figures, tally)
+        figures.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(tally)
         return Preloaded(
-            inputs=input_collections(found, search),
-            preprocessing=tuple(pipeline for pipeline in preprocessing if pipeline.path in needs),
-            main=tuple(main),
-            needs=needs,
-            counts={each.dataset_type.name: len(each.refs) for each in found},
-            reasons=tuple(reasons),
+            inputs=input_collections(found, looked.search),
+            preprocessing=looked.preprocessing,
+            main=looked.main,
+            looked=looked,
         )
+
+    def _fill(
+        self,
+        layers: Sequence[Sequence[Found]],
+        looked: Looked,
+        repo: LocalRepo,
+        figures: Figures,
+        tally: Tally,
+    ) -> None:
+        """Bring what the repo has not kept; keep what will be needed again."""
+        keys = [_key(layer) for layer in layers]
+        there = 0
+        while there < min(len(repo.kept), len(keys)) and repo.kept[there] == keys[there]:
+            there += 1
+        if there < len(repo.kept):
+            with figures.timed("renew"):
+                repo.drop_kept(beyond=there)
+                repo.renew()
+        with figures.timed("cache"):
+            self._touch((each for layer in layers[:there] for each in layer), looked.files, tally)
+        for number in range(there, len(layers)):
+            self._bring(layers[number], looked, repo, figures, tally)
+            # The first layer is a detector's calibrations. Of the second, a
+            # place on the sky, only what comes twice may come again: falling
+            # back from a layer takes 50 ms, bringing one 25.
+            if number == 0 or keys == self._last:
+                with figures.timed("keep"):
+                    repo.keep(keys[number])
+        self._last = keys
+
+    def _touch(self, found: Iterable[Found], files: Mapping[DatasetId, DataFile], tally: Tally) -> None:
+        """Note that kept files are used."""
+        for name, file in cache_names((ref for each in found for ref in each.refs), files).items():
+            self._cache.touch(name)
+            tally.hit(file.size_bytes or 0)
+
+    def _bring(
+        self, found: Sequence[Found], looked: Looked, repo: LocalRepo, figures: Figures, tally: Tally
+    ) -> None:
+        """Copy datasets and register them."""
+        refs = list({ref.id: ref for each in found for ref in each.refs}.values())
+        with figures.timed("cache"):
+            try:
+                files = take_files(refs, looked.files, self._cache, repo.incoming, tally)
+            except Absent as error:
+                self._files.forget(error.refs)
+                raise
+        rest = [ref for ref in refs if ref.id not in looked.files]
+
+        def bring_rest() -> None:
+            if rest:
+                with self._central.lending(figures) as central:
+                    repo.butler.transfer_from(central, rest, transfer="copy")
+
+        with figures.timed("register"):
+            register(repo.butler, found, files, looked.kinds, bring_rest)
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], central: Butler, reasons: list[str]
@@ -212,9 +242,9 @@ class Preload:
                 reasons.append(str(error))
         return needs
 
-    def _search(self, order: Prepare, local: Butler, central: Butler, place: Place) -> Search:
+    def _search(self, order: Prepare, central: Butler, place: Place) -> Search:
         instrument = order.visit.instrument
-        filters = _known_filters(local, instrument, order.visit.filter_names)
+        filters = _known_filters(central, instrument, order.visit.filter_names)
 
         def existing(names: Sequence[str]) -> tuple[str, ...]:
             return existing_collections(central, [name.format(instrument=instrument) for name in names])
@@ -232,82 +262,17 @@ class Preload:
         )
 
 
-def put_footprint(local: Butler, order: Prepare, place: Place, run: str) -> None:
-    """Write where and when the detector will look, for preprocessing tasks.
-
-    Parameters
-    ----------
-    local : `lsst.daf.butler.Butler`
-        The worker's repo, with the group's record.
-    order : `~ppdaemon.messages.Prepare`
-        The visit-detector.
-    place : `~ppdaemon.middleware.regions.Place`
-        Where and when; nothing is written where the place is not known.
-    run : `str`
-        Run that takes it.
-    """
-    if place.region is None:
-        return
-    local.registry.registerDatasetType(
-        DatasetType(
-            FOOTPRINT_TYPE, ("instrument", "group", "detector"), "RegionTimeInfo", universe=local.dimensions
-        )
-    )
-    info = RegionTimeInfo(region=place.region, timespan=place.exposure)
-    data_id = {"instrument": order.visit.instrument, "group": order.visit.group, "detector": order.detector}
-    local.put(info, FOOTPRINT_TYPE, data_id, run=run)
-
-
-def missing_inputs(needs: Iterable[Need], counts: Mapping[str, int], local: Butler, run: str) -> list[str]:
-    """Return what a pipeline cannot do without and what is not there.
-
-    Parameters
-    ----------
-    needs : `~collections.abc.Iterable` [`~ppdaemon.middleware.graph.Need`]
-        What it reads.
-    counts : `~collections.abc.Mapping` [`str`, `int`]
-        Datasets that were copied, by type.
-    local : `lsst.daf.butler.Butler`
-        The worker's repo.
-    run : `str`
-        Run of footprint and preprocessing outputs.
-
-    Returns
-    -------
-    missing : `list` [`str`]
-        Names of dataset types; what comes with the exposure is not among
-        them.
-    """
-    made = local.collections.get_info(run, include_summary=True).dataset_types or frozenset()
-    return sorted(
-        need.name
-        for need in needs
-        if need.required
-        and not need.dataset_type.dimensions.names & {"exposure", "visit"}
-        and not counts.get(need.name)
-        and need.name not in made
-    )
-
-
-def _made_by(pipelines: Iterable[LoadedPipeline]) -> set[str]:
-    """Return names of all that pipelines write."""
-    return {
-        edge.parent_dataset_type_name
-        for pipeline in pipelines
-        for task in pipeline.graph.tasks.values()
-        for edge in (*task.iter_all_outputs(), *task.init.iter_all_outputs())
-    }
-
-
-def _wanted(central: Butler, needs: Iterable[Sequence[Need]], made: set[str]) -> list[DatasetType]:
+def _wanted(
+    central: Butler, needs: Iterable[Sequence[Need]], preprocessing: Iterable[LoadedPipeline]
+) -> list[DatasetType]:
     """Return the types to search for, as the central repo defines them."""
-    names = {need.name for each in needs for need in each} - made - {FOOTPRINT_TYPE}
+    names = {need.name for each in needs for need in each} - made_by(preprocessing)
     return [found for name in sorted(names) if (found := known_dataset_type(central, name)) is not None]
 
 
-def _known_filters(local: Butler, instrument: str, announced: Sequence[str]) -> dict[str, str]:
+def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -> dict[str, str]:
     """Return the bands of the announced filters, of all if none is known."""
-    records = local.query_dimension_records("physical_filter", instrument=instrument)
+    records = central.query_dimension_records("physical_filter", instrument=instrument, explain=False)
     every = {record.name: record.band for record in records}
     chosen = {name: every[name] for name in announced if name in every}
     if unknown := [name for name in announced if name not in every]:
@@ -317,9 +282,46 @@ def _known_filters(local: Butler, instrument: str, announced: Sequence[str]) -> 
     return chosen or every
 
 
-def _counts(fetched: Fetched) -> dict[str, int]:
-    return {
-        "datasets": sum(len(file.refs) for file in fetched.files) + len(fetched.others),
-        "bytes": fetched.total_bytes,
-        "fetched_bytes": fetched.fetched_bytes,
+def _kinds(central: Butler, found: Iterable[Found]) -> dict[str, CollectionType]:
+    """Return what the collections of associations are."""
+    names = sorted({association.collection for each in found for association in each.associations})
+    return {info.name: info.type for info in central.collections.query_info(names)} if names else {}
+
+
+def _layers(found: Iterable[Found]) -> tuple[list[Found], list[Found]]:
+    """Return what has no place on the sky, and what has one."""
+    lasting: list[Found] = []
+    passing: list[Found] = []
+    for each in found:
+        (passing if each.dataset_type.dimensions.spatial else lasting).append(each)
+    return lasting, passing
+
+
+def _key(found: Iterable[Found]) -> Hashable:
+    """Return what tells whether datasets and their validities are the same."""
+    return frozenset(
+        (each.dataset_type, frozenset(ref.id for ref in each.refs), frozenset(each.associations))
+        for each in found
+    )
+
+
+def _warn_of_missing(looked: Looked) -> None:
+    """Tell what optional inputs are missing."""
+    optional = {
+        str(each)
+        for pipeline in (*looked.preprocessing, *looked.main)
+        for each in looked.missing[pipeline.path]
+        if not each.required
     }
+    if optional:
+        _LOG.warning("going without %s", "; ".join(sorted(optional)))
+
+
+def _sizes(central: Butler, found: Iterable[Found]) -> dict[DatasetId, int]:
+    """Return the bytes of each dataset's files."""
+    refs = [ref for each in found for ref in each.refs]
+    sizes = {}
+    for ref, uris in central.get_many_uris(refs).items():
+        files = [uris.primaryURI] if uris.primaryURI is not None else list(uris.componentURIs.values())
+        sizes[ref.id] = sum(uri.size() for uri in files)
+    return sizes

@@ -3,12 +3,18 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
+import json
 from collections.abc import Iterable
 
-from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.utils.packages import getEnvironmentPackages
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.middleware.graph import LoadedPipeline
 
 __all__ = (
     "NO_PIPELINE_RUN",
+    "deployment_hash",
     "deployment_of",
     "hash_versions",
     "output_chain",
@@ -27,40 +33,83 @@ def hash_versions() -> str:
     Returns
     -------
     digest : `str`
-        Hexadecimal; takes ~0.1 s to make.
+        Hexadecimal; takes ~0.1 s to make. Packages that EUPS has set up
+        count too.
     """
     versions = {
         f"{distribution.metadata['Name']} {distribution.version}"
         for distribution in importlib.metadata.distributions()
     }
+    if importlib.util.find_spec("eups") is not None:
+        setup = getEnvironmentPackages(include_all=True)
+        versions |= {f"{name} {version}" for name, version in setup.items()}
     return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()
 
 
-def deployment_of(versions: str, graphs: Iterable[PipelineGraph]) -> str:
+def deployment_hash(
+    config: NodeConfig, instrument: str, versions: str, pipelines: Iterable[LoadedPipeline]
+) -> str:
     """Return a short hash of all that decides what pipelines make.
 
     Parameters
     ----------
+    config : `~ppdaemon.config.NodeConfig`
+        The node's configuration.
+    instrument : `str`
+        Whose data they process.
     versions : `str`
         From `hash_versions`.
-    graphs : `~collections.abc.Iterable` [`lsst.pipe.base.PipelineGraph`]
+    pipelines : `~collections.abc.Iterable`
         The pipelines, configured.
 
     Returns
     -------
-    deployment : `str`
+    digits : `str`
         Eight hexadecimal digits.
 
     Notes
     -----
     Task classes and complete configurations are hashed, not the text of
-    pipeline files, so that imported files and overrides count too.
+    pipeline files, so that imported files and overrides count too. Of the
+    node's configuration there is what decides which data pipelines get, and
+    nothing that differs between hosts or engines.
     """
     digest = hashlib.sha256(versions.encode())
-    for graph in graphs:
-        for label, task in sorted(graph.tasks.items()):
-            digest.update(f"{label}\0{task.task_class_name}\0{task.get_config_str()}\0".encode())
+    digest.update(json.dumps(_settings(config, instrument), sort_keys=True).encode())
+    for pipeline in pipelines:
+        digest.update(pipeline.fingerprint.encode())
     return digest.hexdigest()[:_DIGITS]
+
+
+def _settings(config: NodeConfig, instrument: str) -> dict[str, object]:
+    assert config.butler is not None  # no pipeline was loaded without
+    butler = config.butler
+    return {
+        **butler.model_dump(mode="json", include={"calibs", "inputs", "skymap", "local"}),
+        "class": butler.instrument_class.get(instrument),
+        "visits": butler.visits.get(instrument),
+        "ingest": butler.ingest_of(instrument),
+        "padding_arcsec": config.preload.padding_arcsec,
+    }
+
+
+def deployment_of(
+    config: NodeConfig, instrument: str, versions: str, pipelines: Iterable[LoadedPipeline]
+) -> str:
+    """Return the last part of the names of output runs.
+
+    Parameters
+    ----------
+    config, instrument, versions, pipelines
+        As for `deployment_hash`.
+
+    Returns
+    -------
+    deployment : `str`
+        As configured, or else the hash.
+    """
+    assert config.butler is not None  # no pipeline was loaded without
+    return config.butler.deployment or deployment_hash(config, instrument, versions, pipelines)
 
 
 def output_chain(instrument: str, day_obs: int) -> str:

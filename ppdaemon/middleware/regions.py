@@ -14,17 +14,16 @@ from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 from ppdaemon.camera import Camera, SkyPoint, padded
 from ppdaemon.clock import day_obs
 from ppdaemon.errors import ConfigError
+from ppdaemon.pointing import Pointing, announced, expected_begin
 from ppdaemon.visit import NextVisit
 
 __all__ = (
     "CameraLoader",
     "Place",
-    "Pointing",
     "camera_region",
     "detector_region",
     "find_camera",
     "place_of",
-    "pointing_of",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -39,34 +38,6 @@ type CameraLoader = Callable[[str], Camera]
 
 
 @dataclass(frozen=True, slots=True)
-class Pointing:
-    """Boresight and rotation of an exposure."""
-
-    ra_deg: float
-    dec_deg: float
-    sky_angle_deg: float
-    """Position angle of focal-plane +Y, north through east."""
-
-
-def pointing_of(visit: NextVisit) -> Pointing | None:
-    """Return the announced pointing, or `None` where there is none on the sky.
-
-    Parameters
-    ----------
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
-
-    Returns
-    -------
-    pointing : `Pointing` or `None`
-        `None` also where the rotation is not given on the sky.
-    """
-    if visit.boresight is None or visit.sky_angle is None:
-        return None
-    return Pointing(*visit.boresight, visit.sky_angle)
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """Where and when one detector will look, as announced."""
 
@@ -78,6 +49,8 @@ class Place:
     """When it may be taken at all: calibrations of all this time are needed."""
     day_obs: int
     """Observing day of the expected exposure, ``YYYYMMDD``."""
+    pointing: Pointing | None
+    """Boresight and rotation, if both are known on the sky."""
 
 
 def place_of(
@@ -112,23 +85,22 @@ def place_of(
         Without region, and with a warning in the log, where there is no
         footprint.
     """
-    begin = visit.start_time_tai or visit.published_tai or now_tai
+    begin, _ = expected_begin(visit, now_tai)
     exposure_s = visit.duration_s or UNKNOWN_DURATION_S
+    pointing = announced(visit, None if camera is None else camera.site)
     return Place(
-        _padded_region(visit, detector, camera, padding_arcsec),
+        _padded_region(pointing, detector, camera, padding_arcsec),
         _timespan(begin, begin + exposure_s),
         _timespan(begin - EARLY_S, begin + patience_s),
         day_obs(begin),
+        pointing,
     )
 
 
 def _padded_region(
-    visit: NextVisit, detector: int, camera: Camera | None, padding_arcsec: float
+    pointing: Pointing | None, detector: int, camera: Camera | None, padding_arcsec: float
 ) -> ConvexPolygon | None:
-    pointing = pointing_of(visit)
     if camera is None or pointing is None:
-        if pointing is None:
-            _LOG.warning("the visit has no place on the sky, or no rotation on it: no footprint")
         return None
     try:
         return _polygon(padded(_corners(camera, detector, pointing), padding_arcsec))
@@ -168,7 +140,7 @@ def detector_region(camera: Camera, detector: int, pointing: Pointing) -> Convex
         The focal-plane table.
     detector : `int`
         Id of the detector.
-    pointing : `Pointing`
+    pointing : `~ppdaemon.pointing.Pointing`
         Where the camera looks.
 
     Returns
@@ -191,7 +163,7 @@ def camera_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
     ----------
     camera : `~ppdaemon.camera.Camera`
         The focal-plane table.
-    pointing : `Pointing`
+    pointing : `~ppdaemon.pointing.Pointing`
         Where the camera looks.
 
     Returns

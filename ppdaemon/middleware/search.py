@@ -6,20 +6,24 @@ Decides what can exist before the exposure does. Copying is
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetAssociation, DatasetRef, DatasetType, Timespan
-from lsst.sphgeom import Region
+from lsst.daf.butler import Butler, DatasetAssociation, DatasetId, DatasetRef, DatasetType, Timespan
+from lsst.sphgeom import LonLat, Region
 
-__all__ = ("Found", "Search", "find_inputs", "unknown_before_exposure")
+from ppdaemon.clock import Clock
+
+__all__ = ("Found", "Search", "comes_with_exposure", "find_inputs", "unknown_before_exposure")
 
 _LOG = logging.getLogger(__name__)
 
-_OF_THE_EXPOSURE = frozenset({"exposure", "visit", "group", "day_obs"})
+_OF_THE_EXPOSURE = frozenset({"exposure", "visit", "day_obs"})
 """Datasets with these dimensions do not exist before the exposure, and those
 of other exposures are of no use."""
+_OF_THE_GROUP = frozenset({"group"})
+"""Datasets with this one are made here, by preprocessing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,47 @@ class Search:
     inputs: tuple[str, ...]
     """Existing collections searched for everything else, without chains."""
 
+    def words(self, dataset_type: DatasetType) -> str:
+        """Say what is looked for.
+
+        Parameters
+        ----------
+        dataset_type : `lsst.daf.butler.DatasetType`
+            Of what.
+
+        Returns
+        -------
+        words : `str`
+            For instance ``detector 1, filter r_03, in DemoCam/calib``.
+        """
+        dimensions = dataset_type.dimensions
+        if dimensions.spatial and self.region is None:
+            return "no place on the sky"
+        terms = []
+        for name, value in (("detector", self.detector), ("skymap", self.skymap)):
+            if name in dimensions.names and value is not None:
+                terms.append(f"{name} {value}")
+        for name, word, allowed in (
+            ("physical_filter", "filter", self.physical_filters),
+            ("band", "band", self.bands),
+        ):
+            if name in dimensions.names and not (name == "band" and "physical_filter" in dimensions.names):
+                terms.append(f"{word} {' or '.join(allowed) or 'any'}")
+        if dimensions.spatial and self.region is not None:
+            center = LonLat(self.region.getBoundingCircle().getCenter())
+            ra, dec = center.getLon().asDegrees(), center.getLat().asDegrees()
+            terms.append(f"around RA {ra:.4f} Dec {dec:.4f}")
+        if dataset_type.isCalibration():
+            terms.append(f"valid in {self.timespan}")
+        searched = self.calibs if dataset_type.isCalibration() else self.everywhere
+        terms.append(f"in {', '.join(searched)}" if searched else "no collection to search")
+        return ", ".join(terms)
+
+    @property
+    def everywhere(self) -> tuple[str, ...]:
+        """Collections searched for what is no calibration (`tuple`)."""
+        return (*self.inputs, *(name for name in self.calibs if name not in self.inputs))
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -52,6 +97,43 @@ class Found:
     refs: tuple[DatasetRef, ...]
     associations: tuple[DatasetAssociation, ...] = ()
     """Of calibrations: where and from when to when each is valid."""
+    query_ms: float = 0.0
+    """What finding them took."""
+
+    def without(self, ids: Set[DatasetId]) -> "Found":
+        """Return the others.
+
+        Parameters
+        ----------
+        ids : `~collections.abc.Set`
+            Ids of datasets that are of no use.
+
+        Returns
+        -------
+        found : `Found`
+            Without them.
+        """
+        return replace(
+            self,
+            refs=tuple(ref for ref in self.refs if ref.id not in ids),
+            associations=tuple(each for each in self.associations if each.ref.id not in ids),
+        )
+
+
+def comes_with_exposure(dataset_type: DatasetType) -> bool:
+    """Tell whether datasets of a type exist only once the exposure does.
+
+    Parameters
+    ----------
+    dataset_type : `lsst.daf.butler.DatasetType`
+        A pipeline's input, such as ``raw``.
+
+    Returns
+    -------
+    comes : `bool`
+        Whether their absence before the exposure means nothing.
+    """
+    return not _OF_THE_EXPOSURE.isdisjoint(dataset_type.dimensions.names)
 
 
 def unknown_before_exposure(dataset_type: DatasetType) -> bool:
@@ -67,10 +149,12 @@ def unknown_before_exposure(dataset_type: DatasetType) -> bool:
     unknown : `bool`
         Whether looking for them is pointless.
     """
-    return not _OF_THE_EXPOSURE.isdisjoint(dataset_type.dimensions.names)
+    return not (_OF_THE_EXPOSURE | _OF_THE_GROUP).isdisjoint(dataset_type.dimensions.names)
 
 
-def find_inputs(butler: Butler, dataset_types: Iterable[DatasetType], search: Search) -> list[Found]:
+def find_inputs(
+    butler: Butler, dataset_types: Iterable[DatasetType], search: Search, clock: Clock
+) -> list[Found]:
     """Find the datasets that an exposure's processing may read.
 
     Parameters
@@ -81,6 +165,8 @@ def find_inputs(butler: Butler, dataset_types: Iterable[DatasetType], search: Se
         Types that are registered there.
     search : `Search`
         What is known of the exposure.
+    clock : `~ppdaemon.clock.Clock`
+        For how long each query takes.
 
     Returns
     -------
@@ -94,10 +180,11 @@ def find_inputs(butler: Butler, dataset_types: Iterable[DatasetType], search: Se
         if dataset_type.dimensions.spatial and search.region is None:
             placeless.append(dataset_type.name)
             found.append(Found(dataset_type, ()))
-        elif dataset_type.isCalibration():
-            found.append(_find_calibrations(butler, dataset_type, search))
-        else:
-            found.append(_find_plain(butler, dataset_type, search))
+            continue
+        start = clock.mono()
+        find = _find_calibrations if dataset_type.isCalibration() else _find_plain
+        each = find(butler, dataset_type, search)
+        found.append(replace(each, query_ms=(clock.mono() - start) * 1e3))
     if placeless:
         _LOG.warning("no place on the sky: no %s is preloaded", ", ".join(sorted(placeless)))
     return found
@@ -136,11 +223,10 @@ def _condition(dataset_type: DatasetType, search: Search) -> _Condition:
 
 
 def _find_plain(butler: Butler, dataset_type: DatasetType, search: Search) -> Found:
-    collections = (*search.inputs, *(name for name in search.calibs if name not in search.inputs))
-    if not collections:
+    if not search.everywhere:
         return Found(dataset_type, ())
     with butler.query() as query:
-        results = query.datasets(dataset_type, collections, find_first=True)
+        results = query.datasets(dataset_type, search.everywhere, find_first=True)
         results = _condition(dataset_type, search).apply(results)
         return Found(dataset_type, tuple(results.with_dimension_records()))
 
@@ -161,7 +247,7 @@ def _find_calibrations(butler: Butler, dataset_type: DatasetType, search: Search
             dataset_type.dimensions,
             dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},
             find_first=False,
-        )
+        ).with_dimension_records()
         associations = tuple(DatasetAssociation.from_query_result(result, dataset_type))
     refs = {association.ref.id: association.ref for association in associations}
     return Found(dataset_type, tuple(refs.values()), associations)

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ``separable`` engine: lsst's own executors, in this process."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from lsst.daf.butler import Butler
+from lsst.daf.butler.logging import ButlerMDC
+from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
-from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
-from ppdaemon.middleware.engine import Job, RunJob, TaskFailure
+from ppdaemon.middleware.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
 from ppdaemon.middleware.failures import describe, is_out_of_space
 from ppdaemon.middleware.graph import UnusablePipeline
 
 __all__ = ("SeparableEngine",)
-
-_LOG = logging.getLogger(__name__)
 
 _NEVER_S = 2_592_000.0
 """Deadlines are the supervisor's; in one process the executor has none."""
@@ -30,13 +29,15 @@ class SeparableEngine:
 
     name = "separable"
 
-    def build(self, job: Job, butler: Butler) -> RunJob:
+    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
         """Build a quantum graph by querying the worker's repo.
 
         Parameters
         ----------
         job : `~ppdaemon.middleware.engine.Job`
             What to run.
+        data : `~ppdaemon.middleware.engine.Selection`
+            On which data.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
 
@@ -50,48 +51,53 @@ class SeparableEngine:
         ppdaemon.middleware.graph.UnusablePipeline
             Raised if the graph cannot be built or is empty.
         """
-        butler.collections.register(job.run)
         execution = butler.clone(collections=[job.run, *job.inputs], run=job.run)
         try:
-            graph = self._build(job, execution)
+            with ButlerMDC.set_mdc(dict(data.context)):
+                graph = _build(job, data, execution)
         except Exception as error:  # building runs the tasks' own code: anything may come out
             if is_out_of_space(error) or isinstance(error, MemoryError):
                 raise
             raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        return _Run(graph, execution)
+        return _Run(graph, data, execution)
 
-    def _build(self, job: Job, execution: Butler) -> PredictedQuantumGraph:
-        builder = AllDimensionsQuantumGraphBuilder(
-            job.pipeline.graph.copy(), execution, where=job.selection.where, bind=dict(job.selection.bind)
-        )
-        # Named, since the default asks the password database, which does not
-        # know a service's dynamic user.
-        return builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False).assemble()
+
+def _build(job: Job, data: Selection, execution: Butler) -> PredictedQuantumGraph:
+    builder = AllDimensionsQuantumGraphBuilder(
+        job.pipeline.graph.copy(), execution, where=data.where, bind=dict(data.bind)
+    )
+    # Named, since the default asks the password database, which does not
+    # know a service's dynamic user.
+    return builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False).assemble()
 
 
 class _Run:
     """A built graph and the Butler it is run with."""
 
-    def __init__(self, graph: PredictedQuantumGraph, execution: Butler):
+    def __init__(self, graph: PredictedQuantumGraph, data: Selection, execution: Butler):
         self._graph = graph
+        self._data = data
         self._execution = execution
 
-    def __call__(self, before_task: Callable[[str], None]) -> TaskFailure | None:
-        executor = SeparablePipelineExecutor(self._execution)
-        executor.pre_execute_qgraph(self._graph, register_dataset_types=True, save_versions=False)
-        single = _ObservedExecutor(
-            SingleQuantumExecutor(butler=self._execution, assume_no_existing_outputs=True), before_task
+    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+        single = SingleQuantumExecutor(
+            butler=self._execution, assume_no_existing_outputs=True, raise_on_partial_outputs=False
         )
-        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NEVER_S, quantum_executor=single)
+        observed = _ObservedExecutor(single, before_task)
+        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NEVER_S, quantum_executor=observed)
         try:
-            executor.run_pipeline(self._graph, graph_executor=graph_executor)
-        except (MPGraphExecutorError, SystemExit) as error:
-            # The executor calls sys.exit() for an InvalidQuantumError.
-            if single.failure is None:
-                raise RuntimeError(f"the executor failed outside of tasks: {describe(error)}") from error
-        return single.failure
+            with ButlerMDC.set_mdc(dict(self._data.context)):
+                SeparablePipelineExecutor(self._execution).run_pipeline(
+                    self._graph, graph_executor=graph_executor
+                )
+        except BaseException:
+            # What ends the executor after a task has failed is its verdict,
+            # or the SystemExit of a task; the failure is known.
+            if observed.failure is None:
+                raise
+        return Ran(observed.failure, describe_caveats(observed.ended))
 
 
 class _ObservedExecutor(QuantumExecutor):
@@ -101,12 +107,16 @@ class _ObservedExecutor(QuantumExecutor):
         self._inner = inner
         self._before_task = before_task
         self.failure: TaskFailure | None = None
+        self.ended: list[tuple[str, TaskMetadata]] = []
 
     def execute(self, task_node: Any, /, quantum: Any, *args: Any, **kwargs: Any) -> QuantumExecutionResult:
         self._before_task(task_node.label)
         try:
-            return self._inner.execute(task_node, quantum, *args, **kwargs)
-        except Exception as error:
+            result = self._inner.execute(task_node, quantum, *args, **kwargs)
+        except BaseException as error:
             if self.failure is None:
-                self.failure = TaskFailure(task_node.label, describe(error), is_out_of_space(error))
+                self.failure = TaskFailure.of(task_node.label, error)
             raise
+        if result.task_metadata is not None:
+            self.ended.append((task_node.label, result.task_metadata))
+        return result

@@ -10,24 +10,32 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
+from lsst.resources import ResourcePath
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.middleware.transfer import describe_files
+from ppdaemon.middleware.datafiles import describe_files
 from ppdaemon.wire import Model, explain
 
 __all__ = (
     "MANIFEST",
+    "LocatedFile",
     "Manifest",
     "SpoolKey",
     "SpooledFile",
+    "check_files",
+    "copy_files",
+    "locate_files",
     "read_manifest",
+    "read_through",
     "select_outputs",
+    "spooled",
     "sync",
     "write_spool",
 )
@@ -35,6 +43,7 @@ __all__ = (
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_PIECE = 1 << 20
 
 
 class SpoolKey(Model):
@@ -57,6 +66,7 @@ class SpooledFile(Model):
 
     name: str
     """Name in the spool folder."""
+    size_bytes: int
     formatter: str
     """Class that reads it."""
     refs: tuple[SerializedDatasetRef, ...]
@@ -80,6 +90,16 @@ class Manifest(Model):
     def datasets(self) -> int:
         """How many datasets there are (`int`)."""
         return sum(len(file.refs) for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedFile:
+    """A file of the worker, and the datasets that it holds."""
+
+    path: Path
+    formatter: str
+    """Class that reads it."""
+    refs: tuple[DatasetRef, ...]
 
 
 def select_outputs(butler: Butler, runs: Sequence[str], patterns: Sequence[str]) -> list[DatasetRef]:
@@ -114,8 +134,7 @@ def select_outputs(butler: Butler, runs: Sequence[str], patterns: Sequence[str])
 def write_spool(
     spool: Path,
     key: SpoolKey,
-    butler: Butler,
-    refs: Sequence[DatasetRef],
+    fill: Callable[[Path], Iterable[SpooledFile]],
     records: Iterable[DimensionRecord],
     chains: dict[str, tuple[str, ...]],
     failed: str = "",
@@ -128,10 +147,9 @@ def write_spool(
         Folder of spools.
     key : `SpoolKey`
         Whose outputs.
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    refs : `~collections.abc.Sequence` [`lsst.daf.butler.DatasetRef`]
-        What to write.
+    fill : `~collections.abc.Callable`
+        Writes files into the folder that it is given, and returns what they
+        are.
     records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
         Dimension records that go with it.
     chains : `dict` [`str`, `tuple` [`str`, ...]]
@@ -154,12 +172,12 @@ def write_spool(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        files = _copy_files(butler, refs, partial)
+        files = tuple(fill(partial))
         manifest = Manifest(
             key=key,
             chains=chains,
             records=tuple(record.to_simple() for record in records),
-            files=tuple(files),
+            files=files,
             failed=failed,
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
@@ -199,17 +217,125 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
 
 
-def _copy_files(butler: Butler, refs: Sequence[DatasetRef], target: Path) -> list[SpooledFile]:
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Find out whether all files of a spool are there and whole.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        The spool folder.
+    manifest : `Manifest`
+        Its description.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if a file is missing or of another size.
+    """
+    for file in manifest.files:
+        path = folder / file.name
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise BadMessage(f"{path} cannot be looked at: {error.strerror}") from error
+        if size is None:
+            raise BadMessage(f"{folder}: the manifest names {file.name}, which is not there")
+        if size != file.size_bytes:
+            raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
+
+
+def read_through(folder: Path, manifest: Manifest) -> None:
+    """Find out whether all files of a spool can be read.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        The spool folder.
+    manifest : `Manifest`
+        Its description.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if a file cannot be read to its end.
+    """
+    check_files(folder, manifest)
+    for file in manifest.files:
+        try:
+            with (folder / file.name).open("rb") as stream:
+                while stream.read(_PIECE):
+                    pass
+        except OSError as error:
+            raise BadMessage(f"{folder / file.name} cannot be read: {error.strerror}") from error
+
+
+def locate_files(butler: Butler, refs: Iterable[DatasetRef]) -> list[LocatedFile]:
+    """Find the files of datasets.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The worker's repo.
+    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
+        Datasets there.
+
+    Returns
+    -------
+    files : `list` [`LocatedFile`]
+        Where each is.
+    """
+    refs = list(refs)
     uris = {ref.id: uri.primaryURI for ref, uri in butler.get_many_uris(refs).items()}
-    files = []
+    located = []
     for file in describe_files(butler, refs):
         uri = uris[file.refs[0].id]
         assert uri is not None  # the worker's repo keeps each dataset in one file
-        name = f"{file.refs[0].id}{uri.getExtension()}"
-        shutil.copyfile(uri.ospath, target / name)
-        simple = tuple(ref.to_simple() for ref in file.refs)
-        files.append(SpooledFile(name=name, formatter=str(file.formatter), refs=simple))
-    return files
+        located.append(LocatedFile(Path(uri.ospath), str(file.formatter), tuple(file.refs)))
+    return located
+
+
+def copy_files(files: Iterable[LocatedFile], target: Path) -> list[SpooledFile]:
+    """Copy files of datasets into a spool.
+
+    Parameters
+    ----------
+    files : `~collections.abc.Iterable` [`LocatedFile`]
+        The files.
+    target : `pathlib.Path`
+        The spool's folder.
+
+    Returns
+    -------
+    copies : `list` [`SpooledFile`]
+        What is there now.
+    """
+    copies = []
+    for file in files:
+        copy = target / f"{file.refs[0].id}{ResourcePath(file.path).getExtension()}"
+        shutil.copyfile(file.path, copy)
+        copies.append(spooled(LocatedFile(copy, file.formatter, file.refs)))
+    return copies
+
+
+def spooled(file: LocatedFile) -> SpooledFile:
+    """Describe a file that lies in a spool.
+
+    Parameters
+    ----------
+    file : `LocatedFile`
+        The file.
+
+    Returns
+    -------
+    described : `SpooledFile`
+        For the manifest.
+    """
+    return SpooledFile(
+        name=file.path.name,
+        size_bytes=file.path.stat().st_size,
+        formatter=file.formatter,
+        refs=tuple(ref.to_simple() for ref in file.refs),
+    )
 
 
 def sync(path: Path) -> None:

@@ -1,166 +1,171 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Copying datasets from the central repo into a worker's, and describing files of datasets."""
+"""Putting datasets of the central repo into a worker's: files by link, records in one transaction."""
 
-import errno
 import logging
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 # CollectionType is public, though its package does not list it.
 from lsst.daf.butler import (  # type: ignore[attr-defined]
     Butler,
     CollectionType,
+    DatasetId,
     DatasetRef,
+    DimensionRecord,
     FileDataset,
     Timespan,
 )
 from lsst.resources import ResourcePath
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.failures import describe, is_link_refusal
+from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.datafiles import DataFile
+from ppdaemon.middleware.failures import describe, is_link_refusal, is_out_of_space
+from ppdaemon.middleware.insertion import insert_records
 from ppdaemon.middleware.search import Found, Search
 from ppdaemon.states import Outcome
 
-__all__ = ("Fetched", "describe_files", "input_collections", "transfer")
+__all__ = ("Absent", "cache_names", "ingest_shared", "input_collections", "register", "take_files")
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """Files of datasets, on the RAM disk."""
+class Absent(VisitFailed):
+    """A file is not where the central repo says it is.
 
-    files: tuple[FileDataset, ...]
-    """With absolute paths in the shared cache."""
-    others: tuple[DatasetRef, ...]
-    """Datasets that are not one file each, to be copied by the Butler."""
-    total_bytes: int
-    fetched_bytes: int
-    """Of these, what was not in the cache before."""
+    Parameters
+    ----------
+    reason : `str`
+        Which file, and what the system says.
+    refs : `tuple` [`lsst.daf.butler.DatasetRef`]
+        Its datasets.
+    """
+
+    def __init__(self, reason: str, refs: tuple[DatasetRef, ...]):
+        super().__init__(Outcome.PRELOAD_FAILED, reason, retriable=True)
+        self.refs = refs
 
 
-def describe_files(butler: Butler, refs: Iterable[DatasetRef]) -> list[FileDataset]:
-    """Return path and formatter of stored datasets.
+def cache_names(refs: Iterable[DatasetRef], files: Mapping[DatasetId, DataFile]) -> dict[str, DataFile]:
+    """Return the names of datasets' files in the shared cache.
+
+    Parameters
+    ----------
+    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
+        Datasets.
+    files : `~collections.abc.Mapping`
+        Their files, by dataset id; datasets without one are passed over.
+
+    Returns
+    -------
+    names : `dict`
+        The files, by name: made of the id of a dataset, which never comes to
+        mean something else.
+    """
+    return {_name(file, holders): file for file, holders in _sharing(refs, files)}
+
+
+def take_files(
+    refs: Iterable[DatasetRef],
+    files: Mapping[DatasetId, DataFile],
+    cache: SharedCache,
+    folder: Path,
+    tally: Tally,
+) -> list[FileDataset]:
+    """Take the files of datasets from the shared cache, which fetches what it has not.
+
+    Parameters
+    ----------
+    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
+        Datasets.
+    files : `~collections.abc.Mapping`
+        Their files, by dataset id; datasets without one are passed over.
+    cache : `~ppdaemon.middleware.cache.SharedCache`
+        The cache.
+    folder : `pathlib.Path`
+        Takes the links; on the cache's filesystem.
+    tally : `~ppdaemon.middleware.cache.Tally`
+        Counts.
+
+    Returns
+    -------
+    taken : `list` [`lsst.daf.butler.FileDataset`]
+        One for each file, however many datasets it holds.
+
+    Raises
+    ------
+    ppdaemon.errors.VisitFailed
+        Raised with ``RAMDISK_FULL`` or ``PRELOAD_FAILED``.
+    """
+    taken = []
+    for file, holders in _sharing(refs, files):
+        name = _name(file, holders)
+        try:
+            cache.take(name, file.uri, folder / name, tally, file.size_bytes)
+        except FileNotFoundError as error:
+            raise Absent(f"{file.uri} cannot be copied: {describe(error)}", tuple(holders)) from error
+        except OSError as error:
+            if is_out_of_space(error):
+                reason = f"no room for {file.uri} in the shared cache"
+                raise VisitFailed(Outcome.RAMDISK_FULL, reason, retriable=True) from error
+            reason = f"{file.uri} cannot be copied: {describe(error)}"
+            raise VisitFailed(Outcome.PRELOAD_FAILED, reason, retriable=True) from error
+        taken.append(
+            FileDataset(path=ResourcePath((folder / name).as_uri()), refs=holders, formatter=file.formatter)
+        )
+    return taken
+
+
+def register(
+    local: Butler,
+    found: Sequence[Found],
+    files: Sequence[FileDataset],
+    kinds: Mapping[str, CollectionType],
+    bring_rest: Callable[[], None],
+) -> None:
+    """Put datasets into a worker's repo, in the collections that they have in the central one.
+
+    Parameters
+    ----------
+    local : `lsst.daf.butler.Butler`
+        The worker's repo.
+    found : `~collections.abc.Sequence` [`~ppdaemon.middleware.search.Found`]
+        Datasets, with dimension records; the types are registered even if
+        nothing was found.
+    files : `~collections.abc.Sequence` [`lsst.daf.butler.FileDataset`]
+        Their files, which are moved into the repo.
+    kinds : `~collections.abc.Mapping`
+        What the collections of `found`'s associations are in the central
+        repo.
+    bring_rest : `~collections.abc.Callable`
+        Copies the datasets that are not one file each, once their dimension
+        records are there.
+    """
+    for each in found:
+        local.registry.registerDatasetType(each.dataset_type)
+    with local.transaction():
+        insert_records(local, _records(each.refs for each in found))
+        local.ingest(*files, transfer="move")
+        bring_rest()
+        for (collection, span), refs in _certified(found).items():
+            local.collections.register(collection, kinds[collection])
+            if kinds[collection] is CollectionType.CALIBRATION:
+                local.registry.certify(collection, refs, span)
+            else:
+                local.registry.associate(collection, refs)
+
+
+def ingest_shared(butler: Butler, files: Sequence[FileDataset]) -> None:
+    """Ingest shared files by hard link, or by copy where links cannot be made.
 
     Parameters
     ----------
     butler : `lsst.daf.butler.Butler`
-        The repo that has them.
-    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-        Datasets that are one file each, or share one.
-
-    Returns
-    -------
-    files : `list` [`lsst.daf.butler.FileDataset`]
-        Paths are relative to the datastore's root, or absolute.
-
-    Notes
-    -----
-    `Butler.export` is the public way to the formatter that a dataset was
-    written with, which the repo's configuration does not tell. Its text is
-    not needed.
-    """
-    files: list[FileDataset] = []
-
-    def keep(file: FileDataset) -> FileDataset:
-        files.append(file)
-        return file
-
-    with butler.export(filename=os.devnull, format="yaml") as export:
-        export.saveDatasets(refs, elements=(), rewrite=keep)
-    return files
-
-
-def fetch(central: Butler, refs: Sequence[DatasetRef], cache: SharedCache) -> Fetched:
-    """Bring the files of datasets into the shared cache.
-
-    Parameters
-    ----------
-    central : `lsst.daf.butler.Butler`
-        The central repo.
-    refs : `~collections.abc.Sequence` [`lsst.daf.butler.DatasetRef`]
-        Datasets there.
-    cache : `~ppdaemon.middleware.cache.SharedCache`
-        The cache.
-
-    Returns
-    -------
-    fetched : `Fetched`
-        What is in the cache now.
-    """
-    uris = {
-        ref.id: found.primaryURI
-        for ref, found in central.get_many_uris(refs).items()
-        if found.primaryURI is not None and not found.primaryURI.fragment
-    }
-    single = [ref for ref in refs if ref.id in uris]
-    others = tuple(ref for ref in refs if ref.id not in uris)
-    files, total, fetched = [], 0, 0
-    for file in describe_files(central, single):
-        uri = uris[file.refs[0].id]
-        path, new = _shared(cache, min(str(ref.id) for ref in file.refs), uri)
-        size = path.stat().st_size
-        total += size
-        fetched += size if new else 0
-        files.append(FileDataset(path=ResourcePath(path.as_uri()), refs=file.refs, formatter=file.formatter))
-    return Fetched(tuple(files), others, total, fetched)
-
-
-def _shared(cache: SharedCache, name: str, uri: ResourcePath) -> tuple[Path, bool]:
-    try:
-        return cache.fetch(name + uri.getExtension(), uri)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise VisitFailed(
-                Outcome.RAMDISK_FULL, f"no room for {uri} in the shared cache", retriable=True
-            ) from error
-        raise VisitFailed(
-            Outcome.PRELOAD_FAILED, f"{uri} cannot be copied: {describe(error)}", retriable=True
-        ) from error
-
-
-def transfer(central: Butler, local: Butler, found: Sequence[Found], cache: SharedCache) -> Fetched:
-    """Put datasets into a worker's repo, in the runs that they have in the central one.
-
-    Parameters
-    ----------
-    central : `lsst.daf.butler.Butler`
-        The central repo.
-    local : `lsst.daf.butler.Butler`
         The worker's repo.
-    found : `~collections.abc.Sequence` [`~ppdaemon.middleware.search.Found`]
-        What to copy; the types are registered even if nothing was found.
-    cache : `~ppdaemon.middleware.cache.SharedCache`
-        Where files are shared.
-
-    Returns
-    -------
-    fetched : `Fetched`
-        What was copied.
+    files : `~collections.abc.Sequence` [`lsst.daf.butler.FileDataset`]
+        Files that nobody changes.
     """
-    for each in found:
-        local.registry.registerDatasetType(each.dataset_type)
-    refs = list({ref.id: ref for each in found for ref in each.refs}.values())
-    if not refs:
-        return Fetched((), (), 0, 0)
-    fetched = fetch(central, refs, cache)
-    local.transfer_dimension_records_from(central, refs)
-    for run in sorted({ref.run for ref in refs}):
-        local.collections.register(run, CollectionType.RUN)
-    _ingest(local, fetched.files)
-    if fetched.others:
-        local.transfer_from(central, fetched.others, transfer="copy")
-    for each in found:
-        _certify(central, local, each)
-    return fetched
-
-
-def _ingest(butler: Butler, files: Sequence[FileDataset]) -> None:
-    """Ingest shared files by hard link, or by copy where links cannot be made."""
     try:
         butler.ingest(*files, transfer="hardlink")
     except OSError as error:
@@ -170,19 +175,41 @@ def _ingest(butler: Butler, files: Sequence[FileDataset]) -> None:
         butler.ingest(*files, transfer="copy")
 
 
-def _certify(central: Butler, local: Butler, found: Found) -> None:
-    """Give calibrations the validity that they have in the central repo."""
+def _sharing(
+    refs: Iterable[DatasetRef], files: Mapping[DatasetId, DataFile]
+) -> list[tuple[DataFile, list[DatasetRef]]]:
+    """Return each file with the datasets that are wanted of it."""
+    sharing: dict[ResourcePath, list[DatasetRef]] = defaultdict(list)
+    for ref in refs:
+        if ref.id in files:
+            sharing[files[ref.id].uri].append(ref)
+    return [(files[holders[0].id], holders) for holders in sharing.values()]
+
+
+def _name(file: DataFile, holders: Iterable[DatasetRef]) -> str:
+    return min(str(ref.id) for ref in holders) + str(file.uri.getExtension())
+
+
+def _records(groups: Iterable[Iterable[DatasetRef]]) -> list[DimensionRecord]:
+    """Return the dimension records of datasets, each once."""
+    records: dict[object, DimensionRecord] = {}
+    for refs in groups:
+        for ref in refs:
+            for name in ref.dataId.dimensions.elements:
+                record = ref.dataId.records[name]
+                if record is not None and record.definition.has_own_table:
+                    records[name, record.dataId] = record
+    return list(records.values())
+
+
+def _certified(found: Iterable[Found]) -> dict[tuple[str, Timespan], list[DatasetRef]]:
+    """Return the datasets of each collection that is not their run, by validity."""
     certified: dict[tuple[str, Timespan], list[DatasetRef]] = defaultdict(list)
-    for association in found.associations:
-        if association.collection != association.ref.run and association.timespan is not None:
-            certified[association.collection, association.timespan].append(association.ref)
-    for (collection, span), refs in certified.items():
-        kind = central.collections.get_info(collection).type
-        local.collections.register(collection, kind)
-        if kind is CollectionType.CALIBRATION:
-            local.registry.certify(collection, refs, span)
-        else:
-            local.registry.associate(collection, refs)
+    for each in found:
+        for association in each.associations:
+            if association.collection != association.ref.run and association.timespan is not None:
+                certified[association.collection, association.timespan].append(association.ref)
+    return certified
 
 
 def input_collections(found: Iterable[Found], search: Search) -> tuple[str, ...]:

@@ -7,20 +7,32 @@ steps of a visit are `ppdaemon.middleware.local`'s.
 
 import importlib
 import logging
+from collections.abc import Iterable, Sequence
 
-import astropy.utils.iers
 from lsst.daf.butler import Butler, DatasetType, DimensionUniverse, StorageClassFactory
+from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import Instrument
 
-from ppdaemon.config import ButlerConfig, NodeConfig
+from ppdaemon.config import ButlerConfig, EngineConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
+from ppdaemon.folders import NodeFolders
 from ppdaemon.middleware.central import known_dataset_type
 from ppdaemon.middleware.export import CentralExporter
 from ppdaemon.middleware.failures import DATABASE_ERRORS, describe
-from ppdaemon.middleware.graph import UnusablePipeline, dataset_types_of, load_pipeline
+from ppdaemon.middleware.graph import (
+    LoadedPipeline,
+    UnusablePipeline,
+    dataset_types_of,
+    labels_named,
+    load_pipeline,
+)
+from ppdaemon.middleware.groupdata import types_of_groups
+from ppdaemon.middleware.initoutputs import types_of_runs
 from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.obsbase import require_obs_base
 from ppdaemon.middleware.provenance import hash_versions
 from ppdaemon.middleware.repo import make_template
+from ppdaemon.pointing import keep_astropy_offline
 from ppdaemon.work import Seat
 
 __all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "set_up_libraries")
@@ -50,10 +62,8 @@ def set_up_libraries() -> None:
 
     Called once, in the zygote, before any fork.
     """
-    # Tables of the Earth's rotation come with astropy; a worker must never
-    # wait for a network, and the latest few milliseconds of UT1 do not count.
-    astropy.utils.iers.conf.auto_download = False
-    astropy.utils.iers.conf.iers_degraded_accuracy = "warn"
+    keep_astropy_offline()
+    ButlerMDC.add_mdc_log_record_factory()  # records tell which task they are of
     for name in PRELOAD:
         importlib.import_module(name)
     # What every Butler of the process shares and none changes. Made here, a
@@ -76,19 +86,24 @@ def build_template(seat: Seat) -> None:
     ppdaemon.errors.Unavailable
         Raised if the central repo, whose dimensions are needed, is away.
     ppdaemon.errors.ConfigError
-        Raised if it is too old, or the configuration has no such part.
+        Raised if it is too old or too new, its database's driver is not
+        installed, the configuration has no such part, or ``lsst.obs.base``
+        is wanted and missing.
     """
     config = _butler_config(seat.config)
+    require_obs_base(config, seat.config.node.instruments)
     instruments = [
         Instrument.from_string(config.instrument_class[name]) for name in sorted(seat.config.node.instruments)
     ]
+    pipelines = _configured_pipelines(seat.config)
+    _warn_of_strangers(seat.config.engine, pipelines)
     try:
-        with Butler.from_config(config.central, writeable=False) as central:
+        with _open_central(config.central) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
                 text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
-            dataset_types = _known_before(seat.config, central, instruments)
+            dataset_types = _known_before(pipelines, central, instruments)
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
     make_template(seat.template, universe, instruments, dataset_types, hash_versions(), config.local)
@@ -123,7 +138,18 @@ def open_exporter(seat: Seat) -> CentralExporter:
     exporter : `~ppdaemon.middleware.export.CentralExporter`
         Registers spools.
     """
-    return CentralExporter(_butler_config(seat.config).central, seat.clock, seat.config.node.name)
+    config, refused = _butler_config(seat.config), NodeFolders.of(seat.config).refused
+    return CentralExporter(config.central, seat.clock, seat.config.node.name, refused, seat.runs)
+
+
+def _open_central(uri: str) -> Butler:
+    try:
+        return Butler.from_config(uri, writeable=False)
+    except ImportError as error:
+        driver = f"{describe(error)}; install this driver, or name another one in its registry.db"
+        raise ConfigError([f"butler.central: {uri} cannot be opened: {driver}"]) from error
+    except RuntimeError as error:  # that its tables are of another version
+        raise ConfigError([f"butler.central: {uri} cannot be opened: {describe(error)}"]) from error
 
 
 def _butler_config(config: NodeConfig) -> ButlerConfig:
@@ -132,20 +158,33 @@ def _butler_config(config: NodeConfig) -> ButlerConfig:
     return config.butler
 
 
-def _known_before(config: NodeConfig, central: Butler, instruments: list[Instrument]) -> list[DatasetType]:
-    """Return the dataset types of raws and of all configured pipelines.
+def _configured_pipelines(config: NodeConfig) -> list[LoadedPipeline]:
+    """Return all configured pipelines.
 
     A pipeline that is unusable now is left out; it is tried again, and its
     failure told, when a visit selects it.
     """
-    found: dict[str, DatasetType] = {}
+    rules = (*config.pipelines.preprocessing, *config.pipelines.main)
+    pipelines = []
+    for path in dict.fromkeys(path for rule in rules for path in rule.pipelines):
+        try:
+            pipelines.append(load_pipeline(path, config.pipelines.overrides))
+        except UnusablePipeline as error:
+            _LOG.error("%s", error)
+    return pipelines
+
+
+def _known_before(
+    pipelines: Iterable[LoadedPipeline], central: Butler, instruments: Iterable[Instrument]
+) -> list[DatasetType]:
+    """Return the dataset types of raws, of pipelines, of all runs and of all visits."""
+    universe = central.dimensions
+    found = {each.name: each for each in (*types_of_runs(universe), *types_of_groups(universe))}
     for instrument in instruments:
         raw = _raw_type(instrument, central)
         found.setdefault(raw.name, raw)
-    rules = (*config.pipelines.preprocessing, *config.pipelines.main)
-    for path in dict.fromkeys(path for rule in rules for path in rule.pipelines):
+    for pipeline in pipelines:
         try:
-            pipeline = load_pipeline(path, config.pipelines.overrides)
             types = dataset_types_of(
                 pipeline, central.dimensions, lambda name: known_dataset_type(central, name)
             )
@@ -154,8 +193,20 @@ def _known_before(config: NodeConfig, central: Butler, instruments: list[Instrum
             continue
         for dataset_type in types:
             if found.setdefault(dataset_type.name, dataset_type) != dataset_type:
-                _LOG.warning("%s defines %s differently than another pipeline", path, dataset_type.name)
+                _LOG.warning(
+                    "%s defines %s differently than another pipeline", pipeline.path, dataset_type.name
+                )
     return list(found.values())
+
+
+def _warn_of_strangers(config: EngineConfig, pipelines: Sequence[LoadedPipeline]) -> None:
+    """Say which names of tasks that cannot be repeated are no task's.
+
+    A misspelt one would have such a task repeated.
+    """
+    for name in config.no_return:
+        if not any(labels_named(pipeline.graph, [name]) for pipeline in pipelines):
+            _LOG.warning("engine.no_return: no configured pipeline has a task %s", name)
 
 
 def _raw_type(instrument: Instrument, central: Butler) -> DatasetType:

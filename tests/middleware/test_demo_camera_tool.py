@@ -2,6 +2,7 @@
 """tools/simulate_camera.py as a user runs it, against a relay and a subscriber."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,10 @@ def run(tool, raw_root, *arguments):
     return CliRunner().invoke(tool.main, ["--raw-root", str(raw_root), *QUICK, *arguments])
 
 
+def images_of(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if ".fits" in path.name)
+
+
 def accepted() -> bytes:
     return json.dumps({"status": "accepted", "detectors": 1}).encode()
 
@@ -113,6 +118,16 @@ def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, r
         ),
         (["--truth", "truth"], 64, "--truth is for science exposures of DemoCam"),
         (["--notices", "foo://x"], 78, "cannot bind 'foo://x'"),
+        (["--early", "1"], 64, "--early needs --relay"),
+        (["--early", "1", "--late", "1", "--relay", "ipc:///nowhere"], 64, "both --early and --late"),
+        (["--cancel", "--late", "1", "--relay", "ipc:///nowhere"], 64, "--cancel leaves no raws"),
+        (["--empty", "--truncate", "9"], 64, "--empty files cannot be truncated"),
+        (["--empty", "--wrong-header", "group"], 64, "an empty file has no header"),
+        (["--faulty", "0"], 64, "no fault is chosen"),
+        (["--faulty", "7", "--empty"], 64, "detectors [7] are not read out"),
+        (["--drop-detectors", "7"], 64, "detectors [7] are not read out"),
+        (["--wrong-header", "detector"], 64, "no other detector"),
+        (["--storm", "5", "--layout", "generic"], 64, "only the layout lsst has"),
     ],
 )
 def test_what_cannot_be_done_is_said_without_a_traceback(tool, tmp_path, arguments, status, words):
@@ -120,6 +135,7 @@ def test_what_cannot_be_done_is_said_without_a_traceback(tool, tmp_path, argumen
     assert result.exit_code == status, result.output
     assert words in result.output
     assert "Traceback" not in result.output
+    assert images_of(tmp_path) == []
 
 
 def test_the_truth_is_written_for_each_exposure(tool, tmp_path):
@@ -131,6 +147,44 @@ def test_the_truth_is_written_for_each_exposure(tool, tmp_path):
     assert path.stem == table.meta["obs_id"]
     assert next(tmp_path.rglob("*_R22_S11.fits")).name.startswith(path.stem)
     assert {"transient", "variable"} == set(table["kind"])
+
+
+def test_an_impossible_value_is_a_usage_error(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["simulate_camera", "--raw-root", str(tmp_path), "--truncate", "0"])
+    with pytest.raises(SystemExit) as ended:
+        tool.cli()
+    assert ended.value.code == 64
+    assert "--truncate" in capsys.readouterr().err
+
+
+def test_help_tells_of_every_fault_and_gives_examples(tool):
+    text = CliRunner().invoke(tool.main, ["--help"]).output
+    assert text.count("Fault: ") == 12
+    assert "  simulate_camera.py --camera LSSTCam --raw-root" in text
+
+
+def test_faults_are_combined_and_only_the_chosen_detectors_have_them(tool, tmp_path):
+    camera = ["--camera", "LSSTComCam", "--layout", "imsim", "--compression", "fz", "--mode", "reopen"]
+    faults = ["--faulty", "0,1", "--no-sidecar", "--truncate", "3000", "--duplicate", "overwrite"]
+    rest = ["--drop-detectors", "8", "--slow", "0.01", "--duplicate-after", "0.01"]
+    result = run(tool, tmp_path, *camera, *faults, *rest)
+    assert result.exit_code == 0, result.output
+    assert "8 detector images written" in result.output
+    sizes = {path.name: path.stat().st_size for path in images_of(tmp_path)}
+    assert len(sizes) == 8
+    assert [name for name, size in sizes.items() if size == 3000] == sorted(sizes)[:2]
+    assert len(list(tmp_path.rglob("*.json"))) == 6
+
+
+def test_raws_can_come_before_their_visit_and_amid_old_files(tool, tmp_path, socket_dir):
+    with relay(socket_dir, accepted()) as (address, events):
+        result = run(tool, tmp_path, "--relay", address, "--early", "1", "--storm", "7")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1] for line in result.output.splitlines()[:3]] == ["exposing", "landed", "announced"]
+    assert len(events) == 1
+    days = {path.parent.parent.name for path in images_of(tmp_path)}
+    assert len(days) == 2
+    assert len(images_of(tmp_path)) == 8
 
 
 def test_a_raw_root_that_cannot_be_made_is_said_at_once(tool, tmp_path):

@@ -12,86 +12,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy.exc
+from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs
 from lsst.daf.butler import Butler
-from toycam import DAY, DETECTORS, GROUP, NAME, MakeRig, Rig, load_toy_camera
+from toycam import DETECTORS, GROUP, NAME, MakeRig
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import BadMessage, VisitFailed
-from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Done, Process
-from ppdaemon.middleware import export, spool
+from ppdaemon.errors import BadMessage, Unavailable, VisitFailed
+from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.messages import Process
+from ppdaemon.middleware import export, register, spool
 from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.local import LocalWork
 from ppdaemon.middleware.spool import MANIFEST, SpoolKey, read_manifest
 
-pytest_plugins = ("toyfixtures",)
-
-CHAIN = f"{NAME}/prompt/output-2026-11-22"
-EXPOSURE = DAY * 100000 + 1
-
-
-@pytest.fixture(scope="session")
-def spooled(tmp_path_factory: pytest.TempPathFactory, toy_central: Path, toy_template: Path) -> Path:
-    """Give a folder with the spools of two detectors and, of one, a second attempt."""
-    root = tmp_path_factory.mktemp("spooled")
-    rig = Rig(root, root / "ram", toy_central, export={"types": ["toy_.*", ".*_config", "regionTimeInfo"]})
-    shutil.copytree(toy_template, rig.seat.template)
-    assert rig.config.butler is not None
-    worker = LocalWork(rig.seat, rig.config.butler, load_toy_camera)
-    for detector, attempt in ((1, 1), (2, 1), (1, 2)):
-        run_visit(rig, worker, detector, attempt=attempt)
-        worker.reset()
-    worker.close()
-    return rig.seat.spool
-
-
-def run_visit(rig: Rig, worker: LocalWork, detector: int, **order: Any) -> Done:
-    worker.prepare(rig.order(detector, main="Frame", **order))
-    worker.ingest(rig.raw(detector))
-    return worker.process(Process(exposures=(EXPOSURE,)))
+pytest_plugins = ("toyfixtures", "dbfixtures")
 
 
 @pytest.fixture
-def central(tmp_path: Path, toy_central: Path) -> Path:
-    """Give a central repo of the test's own."""
-    shutil.copytree(toy_central, tmp_path / "central")
-    return tmp_path / "central"
-
-
-@pytest.fixture
-def exporter(central: Path) -> Iterator[CentralExporter]:
+def exporter(central: Central, tmp_path: Path) -> Iterator[CentralExporter]:
     """Give the exporter into that repo."""
-    exporter = CentralExporter(str(central), Clock(), "node1")
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
     yield exporter
     exporter.close()
 
 
-@pytest.fixture
-def spools(tmp_path: Path, spooled: Path) -> list[Path]:
-    """Give copies of the spools: detector 1, its second attempt, detector 2."""
-    shutil.copytree(spooled, tmp_path / "spool")
-    return sorted((tmp_path / "spool").iterdir())
-
-
-def outputs(central: Path, dataset_type: str) -> list[tuple[int, Any]]:
-    """Return detector and UUID of each output of a type that the day's chain finds."""
-    with Butler.from_config(str(central)) as butler:
-        refs = butler.query_datasets(dataset_type, collections=CHAIN, find_first=False, explain=False)
-        return sorted((int(ref.dataId.get("detector", -1)), ref.id) for ref in refs)
-
-
 def test_outputs_of_many_visits_are_found_through_the_chain_of_the_day(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     first, _, second = spools
     exported = exporter.export([first, second])
     assert exported.spools == (str(first), str(second))
     assert not first.exists()
     assert not second.exists()
-    with Butler.from_config(str(central)) as butler:
+    with Butler.from_config(str(central.root)) as butler:
         for detector in (1, 2):
-            ids = {"instrument": NAME, "visit": EXPOSURE, "detector": detector}
+            ids = {"instrument": NAME, "visit": FIRST, "detector": detector}
             assert butler.get("toy_image", ids, collections=CHAIN)["image"]["raw"]["exposure"] == 1
             ids = {"instrument": NAME, "group": GROUP, "detector": detector}
             assert butler.get("regionTimeInfo", ids, collections=CHAIN).timespan.begin is not None
@@ -103,7 +57,7 @@ def test_outputs_of_many_visits_are_found_through_the_chain_of_the_day(
 
 
 def test_a_repeated_export_does_no_harm(
-    exporter: CentralExporter, central: Path, spools: list[Path], tmp_path: Path
+    exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
     shutil.copytree(spools[0], tmp_path / "again" / spools[0].name)
     before = exporter.export(spools[:1])
@@ -111,12 +65,13 @@ def test_a_repeated_export_does_no_harm(
     again = exporter.export([tmp_path / "again" / spools[0].name])
     assert (before.datasets, again.datasets) == (8, 0)
     assert outputs(central, "toy_image") == found
-    with Butler.from_config(str(central)) as butler:
+    with Butler.from_config(str(central.root)) as butler:
         assert len(butler.collections.get_info(CHAIN).children) == 2
 
 
+@ON_SQLITE
 def test_a_spool_that_is_gone_counts_as_exported(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     exporter.export(spools[:1])
     exported = exporter.export([spools[0], spools[2]])
@@ -124,7 +79,7 @@ def test_a_spool_that_is_gone_counts_as_exported(
 
 
 def test_of_two_attempts_the_first_stays(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     exporter.export(spools[:1])
     first = outputs(central, "toy_image")
@@ -133,7 +88,7 @@ def test_of_two_attempts_the_first_stays(
 
 
 def test_two_attempts_and_another_detector_go_in_one_export(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     exported = exporter.export(spools)
     assert len(exported.spools) == 3
@@ -141,34 +96,34 @@ def test_two_attempts_and_another_detector_go_in_one_export(
 
 
 def test_new_runs_come_in_front_of_the_chain_and_old_ones_stay(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
-    with Butler.from_config(str(central), writeable=True) as butler:
+    with Butler.from_config(str(central.root), writeable=True) as butler:
         butler.collections.register("u/somebody")
         butler.collections.register(CHAIN, butler.collections.get_info(f"{NAME}/calib").type)
         butler.collections.redefine_chain(CHAIN, "u/somebody")
     exporter.export(spools[:1])
-    with Butler.from_config(str(central)) as butler:
+    with Butler.from_config(str(central.root)) as butler:
         runs = butler.collections.get_info(CHAIN).children
     assert [run.split("/")[-2] for run in runs] == ["Frame", "NoPipeline", "u"]
     exporter.export(spools[2:])
-    with Butler.from_config(str(central)) as butler:
+    with Butler.from_config(str(central.root)) as butler:
         assert butler.collections.get_info(CHAIN).children == runs
 
 
 def test_while_the_central_repo_is_away_the_spool_stays(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
-    away = central.rename(central.with_name("away"))
-    with pytest.raises(FileNotFoundError):
+    away = central.root.rename(central.root.with_name("away"))
+    with pytest.raises(Unavailable, match="cannot be opened for writing: FileNotFoundError"):
         exporter.export(spools)
     assert all(read_manifest(spool).files for spool in spools)
-    away.rename(central)
+    away.rename(central.root)
     assert len(exporter.export(spools).spools) == 3
 
 
 def test_a_transaction_that_breaks_leaves_nothing_half_done(
-    exporter: CentralExporter, central: Path, spools: list[Path], monkeypatch: pytest.MonkeyPatch
+    exporter: CentralExporter, central: Central, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link, links = os.link, []
 
@@ -179,31 +134,32 @@ def test_a_transaction_that_breaks_leaves_nothing_half_done(
         link(source, target, **kwargs)
 
     monkeypatch.setattr(os, "link", break_off)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(Unavailable, match=r"takes nothing: OSError: .*Input/output error"):
         exporter.export(spools)
     monkeypatch.undo()
     assert all(spool.exists() for spool in spools)
-    with Butler.from_config(str(central)) as butler:
+    with Butler.from_config(str(central.root)) as butler:
         assert not butler.query_dimension_records("visit", explain=False)
     assert not any(Path(target).exists() for target in links)
     assert len(exporter.export(spools).spools) == 3
 
 
+@ON_SQLITE
 def test_without_links_files_are_copied_before_the_database_is_locked(
-    exporter: CentralExporter, central: Path, spools: list[Path], monkeypatch: pytest.MonkeyPatch
+    exporter: CentralExporter, central: Central, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: Any, target: Any, **kwargs: Any) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     def watch(butler: Butler, records: Any, files: Any, transfer: str) -> None:
         commits.append((transfer, *{Path(file.path.ospath).parent.name for file in files}))
-        commit(butler, records, files, transfer)
+        ingest(butler, records, files, transfer)
 
     commits: list[tuple[str, ...]] = []
-    commit = export._commit
+    ingest = register._ingest
     monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(export, "_commit", watch)
-    incoming = central / "incoming-node1"
+    monkeypatch.setattr(register, "_ingest", watch)
+    incoming = central.root / "incoming-node1"
     incoming.mkdir()
     (incoming / "of-a-former-life").touch()
     names = [spool.name for spool in spools]
@@ -211,38 +167,148 @@ def test_without_links_files_are_copied_before_the_database_is_locked(
     assert exporter.export(spools[2:]).spools == (str(spools[2]),)
     assert commits == [("hardlink", names[0]), ("move", incoming.name), ("move", incoming.name)]
     assert not incoming.exists()
-    with Butler.from_config(str(central)) as butler:
-        ids = {"instrument": NAME, "visit": EXPOSURE, "detector": 1}
+    with Butler.from_config(str(central.root)) as butler:
+        ids = {"instrument": NAME, "visit": FIRST, "detector": 1}
         assert butler.get("toy_image", ids, collections=CHAIN)["image"]["raw"]["exposure"] == 1
 
 
-@pytest.mark.parametrize("damage", ["no manifest", "not JSON", "a file is missing"])
-def test_a_damaged_spool_does_not_keep_the_others(
-    exporter: CentralExporter, central: Path, spools: list[Path], damage: str
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("no manifest", "no manifest"),
+        ("not JSON", "damaged manifest"),
+        ("a file is missing", "which is not there"),
+        ("a file is cut short", "has 1 bytes, not "),
+        ("an unknown detector", "Error"),
+        ("no folder", "no manifest: Not a directory"),
+    ],
+)
+def test_a_bad_spool_is_set_apart_with_the_reason_and_keeps_no_other(
+    exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path, damage: str, reason: str
 ) -> None:
     bad, _, good = spools
+    break_spool(bad, damage)
+    exported = exporter.export([bad, good])
+    assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
+    assert not bad.exists()
+    if damage != "no folder":
+        note = (tmp_path / "refused" / bad.name / REFUSAL).read_text()
+        assert reason in note
+        assert f"move this folder back to {bad.parent}" in note
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [2]
+    again = exporter.export([bad])
+    assert (again.spools, again.refused) == ((), (str(bad),)), "though it is gone"
+
+
+def break_spool(spool: Path, damage: str) -> None:
+    file = next(path for path in spool.iterdir() if path.name != MANIFEST)
     match damage:
         case "no manifest":
-            (bad / MANIFEST).unlink()
+            (spool / MANIFEST).unlink()
         case "not JSON":
-            (bad / MANIFEST).write_text("{")
-        case _:
-            next(path for path in bad.iterdir() if path.name != MANIFEST).unlink()
-    assert exporter.export([bad, good]).spools == (str(good),)
-    assert bad.exists()
-    with pytest.raises(BadMessage, match=bad.name):
-        exporter.export([bad])
+            (spool / MANIFEST).write_text("{")
+        case "a file is missing":
+            file.unlink()
+        case "a file is cut short":
+            file.write_text("x")
+        case "an unknown detector":
+            text = (spool / MANIFEST).read_text()
+            (spool / MANIFEST).write_text(text.replace('"detector":1', f'"detector":{DETECTORS + 5}'))
+        case "no folder":
+            shutil.rmtree(spool)
+            spool.touch()
+        case unexpected:
+            raise AssertionError(unexpected)
 
 
-def test_an_unknown_detector_fails_that_spool_only(
-    exporter: CentralExporter, central: Path, spools: list[Path], tmp_path: Path, toy_central: Path
+@ON_SQLITE
+def test_a_spool_that_was_mended_and_moved_back_is_exported(
+    exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
+    bad = spools[0]
+    manifest = (bad / MANIFEST).read_text()
+    break_spool(bad, "not JSON")
+    assert exporter.export([bad]).refused == (str(bad),)
+    (tmp_path / "refused" / bad.name / MANIFEST).write_text(manifest)
+    shutil.copytree(tmp_path / "refused" / bad.name, bad)  # copied, where it should be moved
+    assert NodeFolders(tmp_path, tmp_path).moved_back() == [bad]
+    exported = exporter.export([bad])
+    assert (exported.spools, exported.refused, exported.datasets) == ((str(bad),), (), 8)
+
+
+@ON_SQLITE
+def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
+    exporter: CentralExporter,
+    central: Central,
+    spools: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk below one file of a spool is damaged: opening goes, reading does not."""
     bad, _, good = spools
-    text = (bad / MANIFEST).read_text()
-    (bad / MANIFEST).write_text(text.replace('"detector":1', f'"detector":{DETECTORS + 5}'))
-    assert exporter.export([bad, good]).spools == (str(good),)
-    with pytest.raises((sqlalchemy.exc.IntegrityError, LookupError, ValueError)):
+    damaged = next(path for path in bad.iterdir() if path.name != MANIFEST)
+    copy_file = shutil.copyfile
+
+    def link(source: Any, target: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def copy(source: Any, target: Any) -> None:
+        if Path(source) == damaged:
+            raise OSError(errno.EIO, "Input/output error")
+        copy_file(source, target)
+
+    def read(path: Path, manifest: Any) -> None:
+        if path == bad:
+            raise BadMessage(f"{damaged} cannot be read: Input/output error")
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(register.shutil, "copyfile", copy)
+    monkeypatch.setattr(export, "read_through", read)
+    exported = exporter.export([bad, good])
+    assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
+
+
+@ON_SQLITE
+def test_what_only_one_spool_suffers_from_is_held_against_it(
+    exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of no known kind, such as a datastore's in the cloud, may be the central repo's."""
+    bad, _, good = spools
+    register_all = register.Registrar.register
+
+    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> int:
+        if bad in batch:
+            raise RuntimeError("of no known kind")
+        return register_all(self, butler, batch)
+
+    monkeypatch.setattr(register.Registrar, "register", fail)
+    with pytest.raises(Unavailable, match="takes nothing: RuntimeError: of no known kind"):
         exporter.export([bad])
+    assert bad.exists()
+    exported = exporter.export([bad, good])
+    assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
+
+
+@ON_SQLITE
+def test_many_spools_with_a_bad_one_take_few_transactions(
+    exporter: CentralExporter, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 32 is found by halves: 1 + 2 x 5 transactions, of which 6 fail."""
+    calls: list[int] = []
+
+    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> int:
+        calls.append(len(batch))
+        if tmp_path / "spool" / "7" in batch:
+            raise ValueError("bad")
+        return 0
+
+    copies = [shutil.copytree(spools[0], tmp_path / "spool" / str(k)) for k in range(32)]
+    monkeypatch.setattr(register.Registrar, "register", fail)
+    exported = exporter.export(copies)
+    assert len(calls) == 11
+    assert exported.refused == (str(copies[7]),)
+    assert len(exported.spools) == 31
 
 
 def test_spool_folders_tell_all_visits_apart() -> None:
@@ -268,11 +334,12 @@ def test_a_disk_that_is_full_keeps_no_half_of_a_spool(rigs: MakeRig, monkeypatch
     worker.ingest(rig.raw())
     monkeypatch.setattr(spool, "sync", refuse)
     with pytest.raises(VisitFailed, match="No space left") as caught:
-        worker.process(Process(exposures=(EXPOSURE,)))
+        worker.process(Process(exposures=(FIRST,)))
     assert caught.value.retriable
     assert list(rig.seat.spool.iterdir()) == []
 
 
+@ON_SQLITE
 def test_a_spool_of_which_half_is_deleted_is_no_spool(
     exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +365,7 @@ def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:
     rig, worker = rigs(export={"types": ["nothing"]})
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
-    done = worker.process(Process(exposures=(EXPOSURE,)))
+    done = worker.process(Process(exposures=(FIRST,)))
     assert (done.spool, done.datasets) == (None, 0)
     assert not rig.seat.spool.exists()
 
@@ -315,16 +382,16 @@ def last(source, target, **kwargs):
     if len(links) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 os.link = last
-CentralExporter(sys.argv[1], Clock(), "node1").export([Path(sys.argv[2])])
+CentralExporter(sys.argv[1], Clock(), "node1", Path("unused")).export([Path(sys.argv[2])])
 """
 
 
 def test_an_export_that_was_killed_is_repeated(
-    exporter: CentralExporter, central: Path, spools: list[Path]
+    exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(central), str(spools[0])],
+        [sys.executable, "-c", KILLED, str(central.root), str(spools[0])],
         env=os.environ | {"PYTHONPATH": path},
         check=False,
         timeout=60,

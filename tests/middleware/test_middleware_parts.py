@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from lsst.resources import ResourcePath
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
-from ppdaemon.middleware.cache import SharedCache
 from ppdaemon.middleware.engine import Selection
 from ppdaemon.middleware.failures import describe, is_out_of_space
+from ppdaemon.middleware.graph import UnusablePipeline
 from ppdaemon.middleware.provenance import output_run
 from ppdaemon.middleware.regions import find_camera, place_of
 from ppdaemon.visit import NextVisit, read_next_visit
@@ -108,34 +107,6 @@ def test_times_that_are_not_told_are_guessed_in_order() -> None:
     assert (place.exposure.end - place.exposure.begin).sec == pytest.approx(60.0)
 
 
-def test_a_shared_file_is_fetched_once(tmp_path: Path) -> None:
-    source = tmp_path / "source #1%20"
-    source.write_text("content")
-    cache = SharedCache(tmp_path / "cache")
-    path, fetched = cache.fetch("name.txt", ResourcePath(source.as_uri()))
-    assert (path.read_text(), fetched) == ("content", True)
-    source.unlink()
-    assert cache.fetch("name.txt", ResourcePath(source.as_uri())) == (path, False)
-
-
-def test_a_failed_fetch_leaves_nothing(tmp_path: Path) -> None:
-    cache = SharedCache(tmp_path / "cache")
-    with pytest.raises(FileNotFoundError):
-        cache.fetch("name.txt", ResourcePath((tmp_path / "none").as_uri()))
-    assert [path.name for path in (tmp_path / "cache").iterdir() if "lock" not in path.name] == []
-
-
-def test_files_that_nobody_uses_make_room(tmp_path: Path) -> None:
-    cache = SharedCache(tmp_path / "cache")
-    for name in ("used", "unused"):
-        (tmp_path / name).write_text(name)
-        cache.fetch(name, ResourcePath((tmp_path / name).as_uri()))
-    os.link(tmp_path / "cache" / "used", tmp_path / "link")
-    assert cache.drop_unused() == len("unused")
-    assert (tmp_path / "cache" / "used").exists()
-    assert not (tmp_path / "cache" / "unused").exists()
-
-
 def test_a_full_disk_is_seen_behind_other_exceptions() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     wrapped = RuntimeError("put failed")
@@ -152,9 +123,14 @@ def test_exceptions_are_told_in_one_line() -> None:
 
 def test_names_of_runs_and_selections() -> None:
     assert output_run("A", 20261122, "Full", "0a1b2c3d") == "A/prompt/output-2026-11-22/Full/0a1b2c3d"
-    selection = Selection.of_exposures("A", 3, (1, 2))
+    selection = Selection.of_exposures("A", "g", 3, (1, 2))
     assert selection.where == "instrument = 'A' AND detector = 3 AND exposure IN (1, 2)"
-    assert Selection.of_group("A", 3, "x' OR '1'='1").bind == {"visit_group": "x' OR '1'='1"}
+    assert selection.context == {"INSTRUMENT": "A", "GROUP": "g", "DETECTOR": "3", "EXPOSURE": "1, 2"}
+    assert Selection.of_group("A", "g", 3).literal() == "instrument = 'A' AND detector = 3 AND group = 'g'"
+    quoted = Selection.of_group("A", "x' OR '1'='1", 3)
+    assert quoted.bind == {"visit_group": "x' OR '1'='1"}
+    with pytest.raises(UnusablePipeline, match="cannot be written in a query"):
+        quoted.literal()
 
 
 def test_groups_with_quotes_are_only_names(rigs: MakeRig) -> None:

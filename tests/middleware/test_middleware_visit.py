@@ -50,7 +50,7 @@ def test_a_visit_reads_what_the_central_repo_has_for_its_time_place_and_filter(r
     ingested = worker.ingest(rig.raw())
     assert ingested.shutter_close_tai == pytest.approx((BEGIN_TAI + 65 * u.s).unix_tai)
     done = worker.process(Process(exposures=(EXPOSURE,)))
-    assert (done.outcome, done.pipeline, done.engine) == (Outcome.SUCCEEDED, "Full", "separable")
+    assert (done.outcome, done.pipeline, done.engine) == (Outcome.SUCCEEDED, "Full", "direct")
     text = read_output(done.spool, "toy_association")
     assert "epoch: new" in text
     assert "filter: r_03" in text
@@ -89,7 +89,7 @@ def test_a_visit_across_a_change_of_calibrations_takes_those_of_the_exposure(rig
 
 @pytest.mark.parametrize("filters", ["", "u_99", "g_01,r_03"])
 def test_an_unknown_filter_brings_the_calibrations_of_all(rigs: MakeRig, filters: str) -> None:
-    rig, worker = rigs()
+    rig, worker = rigs(exposures={"filter": "ignore"})
     prepared = worker.prepare(rig.order(main="Short", before="", filters=filters))
     assert prepared.detail["datasets"] == 1 + 2
     worker.ingest(rig.raw())
@@ -129,6 +129,19 @@ def test_a_pipeline_that_cannot_be_built_falls_back_to_the_next(rigs: MakeRig) -
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Short")
+    assert done.reason.startswith("fell back: Unbuildable cannot be built: ")
+
+
+def test_only_what_was_preferred_is_said_to_be_passed_over(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    reasons = []
+    for attempt, main in enumerate(("Full,Unbuildable,Short", "Short,Full"), start=1):
+        done = run_visit(rig, worker, main=main, before="", attempt=attempt)
+        assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Short")
+        reasons.append(done.reason)
+    first, second = reasons
+    assert first.index("Full lacks toy_known") < first.index("Unbuildable cannot be built")
+    assert second == ""
 
 
 def test_when_nothing_can_be_built_the_reasons_are_told(rigs: MakeRig) -> None:
@@ -220,9 +233,9 @@ def test_workers_share_files_by_hard_link(rigs: MakeRig) -> None:
     assert first["fetched_bytes"] == first["bytes"] > 0
     cached = [path for path in rig.seat.cache.iterdir() if not path.name.startswith(".")]
     assert len(cached) == 8
-    assert {path.stat().st_nlink for path in cached} == {2}
+    assert {path.stat().st_nlink for path in cached} == {2, 3}, "calibrations are kept for the next visit"
     worker.reset()
-    assert {path.stat().st_nlink for path in cached} == {1}
+    assert {path.stat().st_nlink for path in cached} == {1, 3}
     assert worker.prepare(rig.order()).detail["fetched_bytes"] == 0
 
 

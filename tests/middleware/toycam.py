@@ -73,8 +73,6 @@ class ToyTranslator(FitsTranslator):
         "boresight_rotation_coord": "sky",
         "has_simulated_content": True,
         "altaz_begin": None,
-        "group_counter_start": 1,
-        "group_counter_end": 1,
         "observing_day_offset": TimeDelta(43200, format="sec", scale="tai"),
     }
     _trivial_map: ClassVar[dict[str, Any]] = {
@@ -99,6 +97,14 @@ class ToyTranslator(FitsTranslator):
     @cache_translation
     def to_exposure_id(self) -> int:
         return self.to_observing_day() * 100000 + int(self._header["SEQNUM"])
+
+    @cache_translation
+    def to_group_counter_start(self) -> int:
+        return int(self._header["SEQNUM"]) - int(self._header.get("CURINDEX", 1)) + 1
+
+    @cache_translation
+    def to_group_counter_end(self) -> int:
+        return self.to_group_counter_start() + int(self._header.get("MAXINDEX", 1)) - 1
 
     @cache_translation
     def to_tracking_radec(self) -> SkyCoord | None:
@@ -401,23 +407,27 @@ def make_central(root: Path) -> Path:
     """Make a central repo: calibs of two epochs, 25 patches in two bands, many shards."""
     with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
         ToyCam().register(butler.registry)
-        _add_calibs(butler)
+        add_calibs(butler)
         _add_templates(butler)
         _add_refcat(butler, root)
-        butler.registry.registerDatasetType(_type(butler, "raw", EXPOSURE))
+        butler.registry.registerDatasetType(dataset_type(butler, "raw", EXPOSURE))
     return root
 
 
-def _type(
+def dataset_type(
     butler: Butler, name: str, dimensions: tuple[str, ...], *, calibration: bool = False
 ) -> DatasetType:
+    """Define a type of dictionaries."""
     return DatasetType(name, dimensions, _DICT, universe=butler.dimensions, isCalibration=calibration)
 
 
-def _add_calibs(butler: Butler) -> None:
-    butler.registry.registerDatasetType(_type(butler, "bias", ("instrument", "detector"), calibration=True))
+def add_calibs(butler: Butler) -> None:
+    """Certify biases and flats of all detectors: the epoch "old" until `EPOCH`, then "new"."""
     butler.registry.registerDatasetType(
-        _type(butler, "flat", ("instrument", "detector", "physical_filter"), calibration=True)
+        dataset_type(butler, "bias", ("instrument", "detector"), calibration=True)
+    )
+    butler.registry.registerDatasetType(
+        dataset_type(butler, "flat", ("instrument", "detector", "physical_filter"), calibration=True)
     )
     collection = f"{NAME}/calib/certified"
     butler.collections.register(collection, CollectionType.CALIBRATION)
@@ -450,7 +460,9 @@ def _add_templates(butler: Butler) -> None:
             "patch",
             {"skymap": "toy", "tract": 0, "id": k, "cell_x": k % 5, "cell_y": k // 5, "region": region},
         )
-    butler.registry.registerDatasetType(_type(butler, "toy_template", ("skymap", "tract", "patch", "band")))
+    butler.registry.registerDatasetType(
+        dataset_type(butler, "toy_template", ("skymap", "tract", "patch", "band"))
+    )
     run = f"{NAME}/templates"
     butler.collections.register(run)
     for band in FILTERS.values():
@@ -460,7 +472,7 @@ def _add_templates(butler: Butler) -> None:
 
 
 def _add_refcat(butler: Butler, root: Path) -> None:
-    butler.registry.registerDatasetType(_type(butler, "toy_refcat", ("htm7",)))
+    butler.registry.registerDatasetType(dataset_type(butler, "toy_refcat", ("htm7",)))
     butler.collections.register("refcats", CollectionType.CHAINED)
     butler.collections.register("refcats/toy")
     butler.collections.redefine_chain("refcats", "refcats/toy")
@@ -542,6 +554,7 @@ class Rig:
             repo=ramdisk / "slot",
             template=ramdisk / "template",
             cache=ramdisk / "cache",
+            runs=ramdisk / "runs",
             spool=root / "spool",
             clock=Clock(),
             report=self.said.append,
@@ -556,7 +569,7 @@ class Rig:
                 "control": root / "control",
                 "instruments": {NAME: f"0-{DETECTORS - 1}"},
             },
-            "arrivals": {"roots": [self.raws]},
+            "arrivals": {"roots": [self.raws], "layout": "generic"},
             "butler": {
                 "central": str(self.central),
                 "instrument_class": {NAME: f"{__name__}.ToyCam"},

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Data IDs made of dimension records in memory: the rows that the reference gets by one query.
+
+A row is a value for each dimension of a part of a pipeline. Rows are joined
+as the database does it: exposures with their visits, where filter, day and
+group agree, and visits with patches of the sky that the detector overlaps.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lsst.daf.butler import DataCoordinate, DimensionGroup, DimensionRecord, DimensionUniverse
+from lsst.sphgeom import Region
+
+from ppdaemon.middleware.direct.shape import Unsupported
+
+__all__ = ("DataIds", "Row", "overlap")
+
+type Row = Mapping[str, Any]
+"""Values by dimension."""
+
+
+class DataIds:
+    """Data IDs with records, each made once.
+
+    Parameters
+    ----------
+    universe : `lsst.daf.butler.DimensionUniverse`
+        Dimensions of the repo.
+    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+        All records that data IDs may need. Of the same one the last counts.
+    """
+
+    def __init__(self, universe: DimensionUniverse, records: Iterable[DimensionRecord]):
+        self._universe = universe
+        self._records: dict[str, dict[tuple[Any, ...], DimensionRecord]] = defaultdict(dict)
+        self._made: dict[tuple[DimensionGroup, tuple[Any, ...]], DataCoordinate] = {}
+        for record in records:
+            self._records[record.definition.name][record.dataId.required_values] = record
+
+    def of(self, dimensions: DimensionGroup, row: Row) -> DataCoordinate:
+        """Return the data ID that is the part of a row.
+
+        Parameters
+        ----------
+        dimensions : `lsst.daf.butler.DimensionGroup`
+            Dimensions of the data ID.
+        row : `~collections.abc.Mapping`
+            Values by dimension.
+
+        Returns
+        -------
+        data_id : `lsst.daf.butler.DataCoordinate`
+            With records.
+
+        Raises
+        ------
+        Unsupported
+            Raised if a record is missing.
+        """
+        values = tuple(row[name] for name in dimensions.data_coordinate_keys)
+        key = dimensions, values
+        if key not in self._made:
+            data_id = DataCoordinate.from_full_values(dimensions, values)
+            found = {name: self._record(name, row) for name in dimensions.elements}
+            self._made[key] = data_id.expanded(found)
+        return self._made[key]
+
+    def rows(
+        self, dimensions: DimensionGroup, instrument: str, detector: int, exposures: Iterable[int]
+    ) -> Iterator[Row]:
+        """Return the rows of one detector of some exposures.
+
+        Parameters
+        ----------
+        dimensions : `lsst.daf.butler.DimensionGroup`
+            Dimensions that rows must have; they have those of exposures and
+            detectors in any case.
+        instrument : `str`
+            Short name.
+        detector : `int`
+            Id of the detector.
+        exposures : `~collections.abc.Iterable` [`int`]
+            Ids of the exposures.
+
+        Yields
+        ------
+        row : `~collections.abc.Mapping`
+            Values by dimension.
+        """
+        for exposure in exposures:
+            start = self._filled({"instrument": instrument, "detector": detector}, "exposure", exposure)
+            for row in self._with_visits(start, dimensions) if "visit" in dimensions.names else [start]:
+                yield from self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]
+
+    def _filled(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
+        """Add a dimension, and what follows from it."""
+        filled = {**row, dimension: value}
+        element = self._universe[dimension]
+        record = self._record(dimension, filled)
+        for implied in element.implied.names:
+            filled[implied] = record.get(implied)
+            if implied == "physical_filter" and filled[implied] is not None:
+                filled = self._filled(filled, implied, filled[implied])
+        return filled
+
+    def _with_visits(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
+        """Join the visits of an exposure, as far as filter and day are the same."""
+        for definition in list(self._records["visit_definition"].values()):
+            if (definition.instrument, definition.exposure) != (row["instrument"], row["exposure"]):
+                continue
+            joined = self._filled(row, "visit", definition.visit)
+            if any(joined[name] != row[name] for name in ("physical_filter", "day_obs")):
+                continue
+            if "visit_system" not in dimensions.names:
+                yield joined
+                continue
+            for membership in self._records["visit_system_membership"].values():
+                if (membership.instrument, membership.visit) == (joined["instrument"], joined["visit"]):
+                    yield {**joined, "visit_system": membership.visit_system}
+
+    def _with_sky(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
+        """Join the patches, or tracts, that a detector overlaps."""
+        element = next((name for name in ("patch", "tract") if name in dimensions.names), "skymap")
+        place = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
+        for record in self._records[element].values():
+            if element == "skymap" or _overlap(place, record, self._universe):
+                yield {**row, **record.dataId.required}
+
+    def _record(self, name: str, row: Row) -> DimensionRecord:
+        element = self._universe[name]
+        key = tuple(row[required] for required in element.minimal_group.required)
+        record = self._records[name].get(key)
+        if record is None:
+            raise Unsupported(f"no record of {name} {key}")
+        return record
+
+
+def _overlap(one: DimensionRecord | None, other: DimensionRecord, universe: DimensionUniverse) -> bool:
+    """Tell whether two records' regions overlap; those without region overlap nothing."""
+    if one is None or one.region is None or other.region is None:
+        return False
+    return overlap(one.region, other.region, universe)
+
+
+def overlap(one: Region, other: Region, universe: DimensionUniverse) -> bool:
+    """Tell whether two regions overlap, as the registry judges it.
+
+    Parameters
+    ----------
+    one, other : `lsst.sphgeom.Region`
+        The regions.
+    universe : `lsst.daf.butler.DimensionUniverse`
+        Has the pixelization by which the database joins regions.
+
+    Returns
+    -------
+    overlap : `bool`
+        Where geometry cannot tell, whether both touch one common pixel.
+    """
+    verdict = one.overlaps(other)
+    if verdict is None:
+        pixels = universe.commonSkyPix.pixelization
+        return bool(pixels.envelope(one).intersects(pixels.envelope(other)))
+    return bool(verdict)

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ``direct`` engine: warm before the image, build from records in memory, run without files.
+
+Any worker has one. For each visit it is warmed once, with an exposure as it
+was announced; then it builds and runs with what really came. Whatever was
+foreseen is used where it fits, and done again where it does not.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lsst.daf.butler import (
+    Butler,
+    ButlerConfig,
+    DatasetRef,
+    DimensionRecord,
+    DimensionUniverse,
+)
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+
+from ppdaemon.middleware.central import known_dataset_type
+from ppdaemon.middleware.direct.dataids import DataIds, Row
+from ppdaemon.middleware.direct.exposures import Exposures, lasting_records, raw_files
+from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
+from ppdaemon.middleware.direct.lookups import LookUps, Unforeseen
+from ppdaemon.middleware.direct.memory import Held, MemoryButler
+from ppdaemon.middleware.direct.quanta import Step, build_steps
+from ppdaemon.middleware.direct.rehearsal import rehearse
+from ppdaemon.middleware.direct.run import Runner
+from ppdaemon.middleware.direct.scribe import Scribe
+from ppdaemon.middleware.direct.shape import Part, Shape, Unsupported, shape_of
+from ppdaemon.middleware.direct.store import ReadAhead, readings
+from ppdaemon.middleware.direct.tasks import ReadyTasks
+from ppdaemon.middleware.engine import Job, Ran
+from ppdaemon.middleware.failures import describe, is_out_of_space
+from ppdaemon.middleware.graph import UnusablePipeline, labels_named, resolved
+
+__all__ = ("DirectEngine", "DirectRun", "Exposures", "Unsupported", "Warmth")
+
+_LOG = logging.getLogger(__name__)
+
+_RAW = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What could be done before the image."""
+
+    quanta: int
+    """How many are expected; none of them could be foreseen if it is 0."""
+    read_bytes: int
+    """What was read ahead."""
+    kept_bytes: int
+    """What of it later visits may use, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A visit's inputs, looked up for one job."""
+
+    shape: Shape
+    entries: Mapping[str, tuple[Entry, ...]]
+    records: tuple[DimensionRecord, ...]
+    look_ups: LookUps
+
+
+@dataclass(frozen=True, slots=True)
+class DirectRun:
+    """A visit's quanta, to be run once."""
+
+    runner: Runner
+    memory: MemoryButler
+    writer: DatasetWriter
+    scribe: Scribe
+    link: Path
+    """Place for a symbolic link."""
+
+    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+        """Run all tasks; see `~ppdaemon.middleware.engine.RunJob`."""
+        return self.runner(before_task)
+
+    @property
+    def outputs(self) -> list[DatasetRef]:
+        """What was made and is to be exported (`list`)."""
+        return [held.ref for held in self.memory.outputs]
+
+    def write(self, folder: Path) -> list[DatasetFile]:
+        """Write what is to be exported.
+
+        Parameters
+        ----------
+        folder : `pathlib.Path`
+            Where the files go, each named after its dataset's id.
+
+        Returns
+        -------
+        files : `list` [`~ppdaemon.middleware.direct.files.DatasetFile`]
+            The files.
+        """
+        self.scribe.finish()
+        with _plainly_named(folder, self.link) as plain:
+            files = [_written(held, plain, self.writer) for held in self.memory.outputs]
+        return [DatasetFile(folder / file.path.name, file.formatter, file.ref) for file in files]
+
+
+@contextmanager
+def _plainly_named(folder: Path, link: Path) -> Iterator[Path]:
+    """Give a name without percent signs: some formatters take these for a mistake, and say so."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    try:
+        yield link
+    finally:
+        link.unlink()
+
+
+def _written(held: Held, folder: Path, writer: DatasetWriter) -> DatasetFile:
+    if held.file is None:
+        return writer.write(held.content, held.ref, folder, held.provenance)
+    target = folder / held.file.path.name
+    shutil.copyfile(held.file.path, target)
+    return DatasetFile(target, held.file.formatter, held.ref)
+
+
+class DirectEngine:
+    """Runs pipelines in memory.
+
+    Parameters
+    ----------
+    types : `~collections.abc.Collection` [`str`]
+        Regular expressions on names of dataset types that are exported.
+    folder : `pathlib.Path`
+        Takes what is too big for memory; on the RAM disk.
+    memory_bytes : `int`
+        Memory for what tasks hand on.
+    read_ahead_bytes : `int`
+        Memory for inputs that are read before they are needed, and the same
+        again for those that are kept for later visits.
+    urgent : `~collections.abc.Collection` [`str`], optional
+        Tasks that nothing may hold up: labels, or full names of classes.
+        While one of them is ahead nothing is written.
+    """
+
+    name = "direct"
+
+    def __init__(
+        self,
+        types: Collection[str],
+        folder: Path,
+        *,
+        memory_bytes: int = 4_000_000_000,
+        read_ahead_bytes: int = 2_000_000_000,
+        urgent: Collection[str] = (),
+    ):
+        self._exported = re.compile("|".join(f"(?:{pattern})" for pattern in types) or r"(?!)")
+        self._folder = folder
+        self._urgent = tuple(urgent)
+        self._memory_bytes = memory_bytes
+        self._ahead = ReadAhead(read_ahead_bytes)
+        self._tasks = ReadyTasks()
+        self._shapes: dict[str, Shape | Unsupported] = {}
+        self._known: dict[tuple[str, str, tuple[str, ...]], _Known] = {}
+        self._writer: DatasetWriter | None = None
+
+    def check(self, job: Job, butler: Butler) -> Shape:
+        """Find out whether a pipeline can be run by this engine.
+
+        Parameters
+        ----------
+        job : `~ppdaemon.middleware.engine.Job`
+            The pipeline.
+        butler : `lsst.daf.butler.Butler`
+            The worker's repo.
+
+        Returns
+        -------
+        shape : `~ppdaemon.middleware.direct.shape.Shape`
+            Found out once for each pipeline.
+
+        Raises
+        ------
+        Unsupported
+            Raised, saying why, if it cannot.
+        ppdaemon.middleware.graph.UnusablePipeline
+            Raised if no engine can.
+        """
+        found = self._shapes.get(job.pipeline.path)
+        if found is None:
+            found = self._shapes[job.pipeline.path] = self._shape(job, butler)
+        if isinstance(found, Unsupported):
+            raise found
+        return found
+
+    def warm(self, job: Job, expected: Exposures, butler: Butler) -> Warmth:
+        """Do what needs no image: look up, construct tasks, read ahead.
+
+        Parameters
+        ----------
+        job : `~ppdaemon.middleware.engine.Job`
+            What will be run, its init-outputs in place.
+        expected : `Exposures`
+            The exposures as they are announced.
+        butler : `lsst.daf.butler.Butler`
+            The worker's repo.
+
+        Returns
+        -------
+        warmth : `Warmth`
+            What was done.
+
+        Raises
+        ------
+        Unsupported
+            Raised, saying why, if this engine does not handle the pipeline.
+        ppdaemon.middleware.graph.UnusablePipeline
+            Raised if no engine can.
+        """
+        known = self._look_up(job, butler)
+        try:
+            steps, _ = _steps(job, expected, butler.dimensions, known)
+        except Exception as error:  # what is expected may lack what the real exposure has
+            _LOG.info("%s cannot be foreseen: %s", job.pipeline.name, describe(error))
+            steps = []
+        self._tasks.prepare(steps, butler)
+        raws = {(_RAW, expected.run)}
+        wanted = {
+            ref: often
+            for ref, often in readings(steps).items()
+            if (ref.datasetType.nameAndComponent()[0], ref.run) not in raws
+        }
+        read_bytes = self._ahead.read(wanted, butler.get)
+        return Warmth(len(steps), read_bytes, self._ahead.kept_bytes)
+
+    def build(self, job: Job, landed: Exposures, butler: Butler) -> DirectRun:
+        """Build the quanta of exposures that came.
+
+        Parameters
+        ----------
+        job : `~ppdaemon.middleware.engine.Job`
+            What to run.
+        landed : `Exposures`
+            The exposures.
+        butler : `lsst.daf.butler.Butler`
+            The worker's repo; neither raws nor their records need be there.
+
+        Returns
+        -------
+        run : `DirectRun`
+            Runs them.
+
+        Raises
+        ------
+        Unsupported
+            Raised, saying why, if another engine has to do it.
+        ppdaemon.middleware.graph.UnusablePipeline
+            Raised, saying why, if there is nothing to do, or a required
+            input is missing.
+        """
+        known = self._look_up(job, butler)
+        try:
+            steps, raws = _steps(job, landed, butler.dimensions, known)
+        except Unsupported:
+            raise
+        except Exception as error:  # building runs the tasks' own code: anything may come out
+            if is_out_of_space(error) or isinstance(error, MemoryError):
+                raise
+            raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
+        if not steps:
+            raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
+        assert self._writer is not None  # made with the shape
+        scribe = Scribe(self._writer, self._folder)
+        memory = MemoryButler(
+            butler.dimensions,
+            {name: node.dataset_type for name, node in known.shape.graph.dataset_types.items()},
+            steps,
+            self._source(raws, butler),
+            lambda name: self._exported.fullmatch(name) is not None,
+            self._writer,
+            self._folder,
+            self._memory_bytes,
+            scribe,
+        )
+        urgent = labels_named(known.shape.graph, self._urgent)
+        runner = Runner(steps, memory, self._tasks, landed.context, scribe, urgent)
+        return DirectRun(runner, memory, self._writer, scribe, self._folder / "target")
+
+    def forget(self) -> None:
+        """Go on with another visit; what does not depend on the visit is kept."""
+        self._known.clear()
+        self._tasks.forget()
+        self._ahead.forget()
+
+    def _shape(self, job: Job, butler: Butler) -> Shape | Unsupported:
+        try:
+            if self._writer is None:
+                roots = [root for root in butler.get_datastore_roots().values() if root is not None]
+                self._writer = DatasetWriter(ButlerConfig(str(roots[0])), butler.dimensions)
+                rehearse(butler.dimensions, self._writer, self._folder / "rehearsal")
+            graph: PipelineGraph = resolved(
+                job.pipeline, butler.dimensions, lambda name: known_dataset_type(butler, name)
+            )
+            return shape_of(graph)
+        except Unsupported as reason:
+            return reason
+
+    def _look_up(self, job: Job, butler: Butler) -> _Known:
+        """Ask the repo for all that a job may read, once per visit."""
+        key = job.pipeline.path, job.run, job.inputs
+        if key not in self._known:
+            shape = self.check(job, butler)
+            init = {
+                edge.parent_dataset_type_name
+                for task in shape.tasks
+                for edge in task.node.init.iter_all_inputs()
+            }
+            types = [node.dataset_type for name, node in shape.graph.dataset_types.items() if name in init]
+            types += [each for name, each in shape.external.items() if name not in init]
+            entries = look_up(butler, types, (job.run, *job.inputs))
+            look_ups = LookUps(butler, (job.run, *job.inputs), entries)
+            self._known[key] = _Known(shape, entries, lasting_records(butler, shape), look_ups)
+        return self._known[key]
+
+    def _source(
+        self, raws: Mapping[object, DatasetFile], butler: Butler
+    ) -> Callable[[DatasetRef, Mapping[str, Any] | None], Any]:
+        """Return what reads overall inputs: what waits in memory, raws, and the rest."""
+
+        def get(ref: DatasetRef, parameters: Mapping[str, Any] | None) -> Any:
+            if (file := raws.get(ref.id)) is not None:
+                return read_dataset(file, ref, parameters)
+            if not parameters:
+                content, found = self._ahead.take(ref)
+                if found:
+                    return content
+            return butler.get(ref, parameters=dict(parameters or {}))
+
+        return get
+
+
+def _steps(
+    job: Job, exposures: Exposures, universe: DimensionUniverse, known: _Known
+) -> tuple[list[Step], dict[object, DatasetFile]]:
+    """Build quanta; return them, and the files of the raws by dataset id."""
+    data_ids = DataIds(universe, (*known.records, *exposures.records))
+    raw_type = known.shape.external.get(_RAW)
+    raws = [] if raw_type is None else list(raw_files(raw_type, exposures, data_ids))
+    inputs = Inputs(known.entries, {(_RAW, file.ref.dataId.required_values): file.ref for file in raws})
+
+    def rows(part: Part) -> Iterable[Row]:
+        return data_ids.rows(part.dimensions, exposures.instrument, exposures.detector, exposures.ids)
+
+    try:
+        steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
+    except Unforeseen:
+        with known.look_ups.asking(exposures.records):
+            steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
+    return steps, {file.ref.id: file for file in raws}

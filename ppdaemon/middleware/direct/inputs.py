@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a pipeline can read, as an index in memory, made by one query per dataset type before any image.
+
+Regular inputs are found by their data ID. Prerequisites are joined as the
+reference joins them: by all dimensions that are known, calibrations by the
+exposure's own time, datasets of the sky by overlap.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lsst.daf.butler import (
+    Butler,
+    DataCoordinate,
+    DatasetAssociation,
+    DatasetRef,
+    DatasetType,
+    MissingDatasetTypeError,
+    SkyPixDimension,
+    Timespan,
+)
+from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
+from lsst.sphgeom import RangeSet, Region
+
+from ppdaemon.middleware.direct.dataids import overlap
+from ppdaemon.middleware.direct.shape import Unsupported
+
+__all__ = ("Entry", "Inputs", "look_up")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A dataset in a collection."""
+
+    ref: DatasetRef
+    """With dimension records."""
+    rank: int
+    """Position of its collection in the order of search."""
+    timespan: Timespan | None
+    """When it is valid; `None` for always."""
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Datasets that exist before the exposure, and those of the exposure itself."""
+
+    entries: Mapping[str, Sequence[Entry]]
+    """By name of the dataset type."""
+    own: Mapping[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
+    """What came with the exposures, by dataset type and values of the data ID."""
+    _first: dict[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, entries in self.entries.items():
+            for entry in sorted(entries, key=lambda entry: entry.rank):
+                self._first.setdefault((name, entry.ref.dataId.required_values), entry.ref)
+
+    def regular(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
+        """Find a regular input, or an init-input.
+
+        Parameters
+        ----------
+        name : `str`
+            The dataset type.
+        data_id : `lsst.daf.butler.DataCoordinate`
+            Its data ID.
+
+        Returns
+        -------
+        ref : `lsst.daf.butler.DatasetRef` or `None`
+            That of the first collection that has it.
+        """
+        key = name, data_id.required_values
+        return self.own.get(key) or self._first.get(key)
+
+    def prerequisites(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
+        """Find the prerequisites of a quantum.
+
+        Parameters
+        ----------
+        finder : `lsst.pipe.base.prerequisite_helpers.PrerequisiteFinder`
+            The connection, one without a lookup function.
+        data_id : `lsst.daf.butler.DataCoordinate`
+            The quantum's, with records.
+
+        Returns
+        -------
+        refs : `list` [`lsst.daf.butler.DatasetRef`]
+            For each data ID that of the first collection that has it.
+
+        Raises
+        ------
+        Unsupported
+            Raised where several are valid at the time: it is an error, and
+            the reference finds the words for it.
+        """
+        node = finder.dataset_type_node
+        time = data_id.timespan if finder.dataset_has_timespan else None
+        if finder.dataset_has_timespan and time is None:
+            return []
+        joined = _Join.of(finder, data_id)
+        best: dict[tuple[Any, ...], list[Entry]] = {}
+        for entry in self.entries.get(node.name, ()):
+            if not _valid(entry, time) or not joined.takes(entry.ref.dataId):
+                continue
+            rivals = best.setdefault(entry.ref.dataId.required_values, [])
+            if rivals and entry.rank < rivals[0].rank:
+                rivals.clear()
+            if not rivals or entry.rank == rivals[0].rank:
+                rivals.append(entry)
+        if any(len(rivals) > 1 for rivals in best.values()):
+            raise Unsupported(f"several {node.name} are valid")
+        return [rivals[0].ref for rivals in best.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """What a dataset's data ID must agree with."""
+
+    known: tuple[tuple[str, Any], ...]
+    region: Region | None
+    """The quantum's, where datasets have places that it does not name."""
+    elements: tuple[str, ...]
+    """Whose regions must overlap it."""
+    pixels: tuple[tuple[str, RangeSet], ...]
+    """Sky pixels that touch it."""
+
+    @classmethod
+    def of(cls, finder: PrerequisiteFinder, data_id: DataCoordinate) -> "_Join":
+        dimensions = finder.dataset_type_node.dimensions
+        spatial = bool(finder.dataset_skypix or finder.dataset_other_spatial)
+        region = data_id.region if spatial else None
+        return cls(
+            known=tuple((name, data_id[name]) for name in dimensions.required if name in data_id.mapping),
+            region=region,
+            elements=tuple(finder.dataset_other_spatial),
+            pixels=tuple((name, _envelope(skypix, region)) for name, skypix in finder.dataset_skypix.items()),
+        )
+
+    def takes(self, other: DataCoordinate) -> bool:
+        if any(other[name] != value for name, value in self.known):
+            return False
+        if any(not pixels.contains(int(other[name])) for name, pixels in self.pixels):
+            return False
+        return all(self._overlaps(other, name) for name in self.elements)
+
+    def _overlaps(self, other: DataCoordinate, name: str) -> bool:
+        record = other.records[name]
+        if self.region is None or record is None or record.region is None:
+            return False
+        return overlap(self.region, record.region, other.universe)
+
+
+def _envelope(skypix: SkyPixDimension, region: Region | None) -> RangeSet:
+    return RangeSet() if region is None else skypix.pixelization.envelope(region)
+
+
+def _valid(entry: Entry, time: Timespan | None) -> bool:
+    return time is None or entry.timespan is None or bool(entry.timespan.overlaps(time))
+
+
+def look_up(
+    butler: Butler, dataset_types: Iterable[DatasetType], collections: Sequence[str]
+) -> dict[str, tuple[Entry, ...]]:
+    """Find all datasets of some types.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The worker's repo, which has only what the visit may need.
+    dataset_types : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetType`]
+        What is read.
+    collections : `~collections.abc.Sequence` [`str`]
+        Collections in the order of search.
+
+    Returns
+    -------
+    entries : `dict` [`str`, `tuple` [`Entry`]]
+        By name of the dataset type.
+    """
+    flat = butler.collections.query(collections, flatten_chains=True)
+    ranks = {name: rank for rank, name in enumerate(flat)}
+    return {
+        dataset_type.name: tuple(_entries(butler, dataset_type, flat, ranks))
+        for dataset_type in dataset_types
+    }
+
+
+def _entries(
+    butler: Butler, dataset_type: DatasetType, collections: Sequence[str], ranks: Mapping[str, int]
+) -> list[Entry]:
+    name = dataset_type.name
+    try:
+        with butler.query() as query:
+            result = (
+                query.join_dataset_search(dataset_type, collections)
+                .general(
+                    dataset_type.dimensions,
+                    dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},
+                    find_first=False,
+                )
+                .with_dimension_records()
+            )
+            associations = list(DatasetAssociation.from_query_result(result, dataset_type))
+    except MissingDatasetTypeError:
+        return []
+    return [Entry(found.ref, ranks[found.collection], found.timespan) for found in associations]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writing beside the running tasks what is exported: a thread that begins when no alert can be late by it."""
+
+import logging
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+from lsst.daf.butler import DatasetProvenance, DatasetRef
+
+from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
+from ppdaemon.middleware.failures import describe
+
+__all__ = ("Scribe", "Writable")
+
+_LOG = logging.getLogger(__name__)
+
+
+class Writable(Protocol):
+    """A dataset that waits to be written."""
+
+    ref: DatasetRef
+    content: object
+    provenance: DatasetProvenance | None
+    file: DatasetFile | None
+    """Set when it is written; nobody may change the content before."""
+
+
+class Scribe:
+    """Writes datasets into files on the RAM disk.
+
+    Parameters
+    ----------
+    writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
+        Knows how.
+    folder : `pathlib.Path`
+        Where.
+    """
+
+    def __init__(self, writer: DatasetWriter, folder: Path):
+        self._writer = writer
+        self._folder = folder
+        self._waiting: deque[Writable] = deque()
+        self._news = threading.Condition()
+        self._allowed = False
+        self._over = False
+        self._thread: threading.Thread | None = None
+
+    def offer(self, dataset: Writable) -> None:
+        """Write a dataset some time.
+
+        Parameters
+        ----------
+        dataset : `Writable`
+            The dataset.
+        """
+        with self._news:
+            self._waiting.append(dataset)
+            self._start()
+            self._news.notify()
+
+    def allow(self) -> None:
+        """Begin: no task is left for which each millisecond counts."""
+        with self._news:
+            self._allowed = True
+            self._start()
+
+    def finish(self) -> None:
+        """End; what is being written is finished, what waits is left to who needs it."""
+        with self._news:
+            self._over = True
+            self._news.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _start(self) -> None:
+        if self._allowed and self._waiting and self._thread is None and not self._over:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while (dataset := self._next()) is not None:
+            try:
+                dataset.file = self._writer.write(
+                    dataset.content, dataset.ref, self._folder, dataset.provenance
+                )
+            except Exception as error:  # formatters are foreign code; whoever spools will get it again
+                _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
+
+    def _next(self) -> Writable | None:
+        with self._news:
+            while not self._waiting and not self._over:
+                self._news.wait()
+            return None if self._over else self._waiting.popleft()

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tasks that were constructed before the image: one for each quantum that is expected, used once.
+
+So no task carries anything from one quantum to the next: neither metadata nor
+what it may remember.
+"""
+
+import copy
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lsst.daf.butler import DatasetRef, LimitedButler
+from lsst.daf.butler.logging import ButlerLogRecordHandler
+from lsst.pipe.base import PipelineTask, TaskFactory
+from lsst.pipe.base.pipeline_graph import TaskNode
+
+from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.failures import describe
+
+__all__ = ("ReadyTasks",)
+
+_LOG = logging.getLogger(__name__)
+
+type _Key = tuple[int, frozenset[object]]
+"""The task's node, and the ids of its init-inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    task: PipelineTask
+    said: tuple[logging.LogRecord, ...]
+    """What it logged while it was constructed."""
+
+
+class ReadyTasks(TaskFactory):
+    """Hands out tasks that are ready, and constructs those that are not."""
+
+    def __init__(self) -> None:
+        self._ready: dict[_Key, list[_Ready]] = defaultdict(list)
+
+    def forget(self) -> None:
+        """Drop what was not used."""
+        self._ready.clear()
+
+    def prepare(self, steps: Iterable[Step], butler: LimitedButler) -> None:
+        """Construct the tasks of all quanta.
+
+        Parameters
+        ----------
+        steps : `~collections.abc.Iterable` [`~ppdaemon.middleware.direct.quanta.Step`]
+            Quanta that are expected.
+        butler : `lsst.daf.butler.LimitedButler`
+            Has the init-inputs. A task that cannot be constructed is told,
+            and constructed again when it is to be run.
+        """
+        counts: Counter[_Key] = Counter()
+        for step in steps:
+            refs = list(step.quantum.initInputs.values())
+            key = _key(step.node, refs)
+            counts[key] += 1
+            if len(self._ready[key]) >= counts[key]:
+                continue
+            try:
+                self._ready[key].append(self._construct(step.node, butler, refs))
+            except BaseException as error:  # tasks are foreign code: SystemExit is no Exception
+                if isinstance(error, (KeyboardInterrupt, MemoryError)):
+                    raise
+                _LOG.warning("task %s is not ready: %s", step.task.label, describe(error))
+                return
+
+    def makeTask(  # noqa: N802
+        self,
+        task_node: TaskNode,
+        /,
+        butler: LimitedButler,
+        initInputRefs: Iterable[DatasetRef] | None,  # noqa: N803
+    ) -> PipelineTask:
+        """Hand out a task; see `lsst.pipe.base.TaskFactory`."""
+        refs = list(initInputRefs or ())
+        waiting = self._ready.get(_key(task_node, refs))
+        if not waiting:
+            return super().makeTask(task_node, butler, refs)
+        ready = waiting.pop()
+        _say_again(ready.said)
+        return ready.task
+
+    def _construct(self, node: TaskNode, butler: LimitedButler, refs: list[DatasetRef]) -> _Ready:
+        node.config.freeze()  # type: ignore[no-untyped-call]  # as before each quantum
+        with _listening() as said:
+            task = super().makeTask(node, butler, refs)
+        return _Ready(task, tuple(said))
+
+
+def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
+    return id(node), frozenset(ref.id for ref in refs)
+
+
+class _Listener(logging.Handler):
+    """Keeps records as they are."""
+
+    def __init__(self, said: list[logging.LogRecord]):
+        super().__init__()
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record)
+
+
+@contextmanager
+def _listening() -> Iterator[list[logging.LogRecord]]:
+    said: list[logging.LogRecord] = []
+    listener = _Listener(said)
+    logging.getLogger().addHandler(listener)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeHandler(listener)
+
+
+def _say_again(said: Iterable[logging.LogRecord]) -> None:
+    """Put records into the log dataset of the running quantum, where the reference has them.
+
+    The node's own log has had them when they were made.
+    """
+    context = getattr(logging.makeLogRecord({}), "MDC", None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, ButlerLogRecordHandler):
+            for record in said:
+                again = copy.copy(record)
+                if context is not None:
+                    again.MDC = context  # the quantum's, as the reference has it
+                handler.handle(again)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ``pipetask`` engine: the command-line program, in a process of its own.
+
+One command builds and runs, with a stop between the two, where the worker
+learns whether there is a graph and announces what can not be taken back.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import structlog
+from lsst.daf.butler import Butler
+from lsst.pipe.base import TaskMetadata
+
+from ppdaemon.config import LogConfig
+from ppdaemon.errors import VisitFailed
+from ppdaemon.middleware.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
+from ppdaemon.middleware.graph import UnusablePipeline
+from ppdaemon.middleware.pipetask_words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
+from ppdaemon.states import Outcome
+
+__all__ = ("PipetaskEngine",)
+
+
+class PipetaskEngine:
+    """Has ``pipetask run`` do everything, on the worker's repo.
+
+    Parameters
+    ----------
+    repo : `pathlib.Path`
+        The worker's repo.
+    folder : `pathlib.Path`
+        For what the command reads and leaves; the worker's own too.
+    log : `~ppdaemon.config.LogConfig`
+        As for the worker's log, which gets the command's output.
+    """
+
+    name = "pipetask"
+
+    def __init__(self, repo: Path, folder: Path, log: LogConfig):
+        self._repo = repo
+        self._folder = folder
+        self._log = log
+
+    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
+        """Start a command and wait until it has built its graph.
+
+        Parameters
+        ----------
+        job : `~ppdaemon.middleware.engine.Job`
+            What to run.
+        data : `~ppdaemon.middleware.engine.Selection`
+            On which data.
+        butler : `lsst.daf.butler.Butler`
+            The worker's repo.
+
+        Returns
+        -------
+        run : `~ppdaemon.middleware.engine.RunJob`
+            Lets the command run.
+
+        Raises
+        ------
+        ppdaemon.middleware.graph.UnusablePipeline
+            Raised if the graph cannot be built or is empty.
+        ppdaemon.errors.VisitFailed
+            Raised if the command has ended without a word, or could not work
+            for want of space or memory.
+        """
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        command = _Command(self._arguments(job, data), self._setting(data), self._folder)
+        match command.hear():
+            case Built(labels=labels):
+                return _Run(job, butler, command, labels)
+            case Broken(text=text, outcome=Outcome.FAILED):
+                command.end()
+                raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {text}")
+            case Broken(text=text, outcome=outcome):
+                command.end()
+                raise VisitFailed(outcome, f"{job.pipeline.name} cannot be built: {text}", retriable=True)
+            case None:
+                raise command.crashed()
+            case unexpected:
+                raise AssertionError(unexpected)
+
+    def _arguments(self, job: Job, data: Selection) -> list[str]:
+        """Return the command line; the worker's log level holds for all loggers."""
+        pipeline = self._folder / f"{job.pipeline.name}.yaml"
+        pipeline.write_text(job.pipeline.text)
+        level = self._log.level
+        options = {
+            "--butler-config": str(self._repo),
+            "--pipeline": str(pipeline),
+            "--input": ",".join(job.inputs),
+            "--output-run": job.run,
+            "--data-query": data.literal(),
+            "--graph-fixup": "ppdaemon.middleware.pipetask_child.Gate",
+        }
+        return [
+            *("--log-level", f".={level}", "--log-level", f"lsst={level}", "run"),
+            *(part for option in options.items() for part in option),
+            # The run is there and has its init-outputs.
+            *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
+        ]
+
+    def _setting(self, data: Selection) -> Setting:
+        bound = {
+            key: value
+            for key, value in structlog.contextvars.get_contextvars().items()
+            if isinstance(value, str | int)
+        }
+        return Setting(level=self._log.level, form=self._log.format, bound=bound, context=dict(data.context))
+
+
+class _Command:
+    """A running command and the worker's end of its channel.
+
+    It dies with the worker.
+    """
+
+    def __init__(self, arguments: list[str], setting: Setting, folder: Path):
+        self._folder = folder
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    # Without the current folder, which is not the worker's, on its path.
+                    *(sys.executable, "-P", "-m", "ppdaemon.middleware.pipetask_command"),
+                    *(str(os.getpid()), setting.model_dump_json(), *arguments),
+                ],
+                stdin=theirs.fileno(),
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                    "DAF_BUTLER_CACHE_DIRECTORY_IF_UNSET": str(folder / "cache"),
+                    # A graph names its user; the password database may not
+                    # know that of a service.
+                    "LOGNAME": "ppdaemon",
+                },
+            )
+
+    def hear(self) -> Word | None:
+        """Return what it says next; `None` if it has ended."""
+        return hear(self._channel)
+
+    def go_on(self) -> None:
+        """Let it run its tasks."""
+        open_gate(self._channel)
+
+    def end(self) -> str:
+        """Wait for its end; say what the end was like."""
+        self._channel.close()
+        status = self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+    def crashed(self) -> VisitFailed:
+        """Return what becomes of the visit if it has ended without a word."""
+        return VisitFailed(Outcome.CRASHED, f"pipetask ended with {self.end()} in mid-run", retriable=True)
+
+
+class _Run:
+    """A command that waits with its graph."""
+
+    def __init__(self, job: Job, butler: Butler, command: _Command, labels: tuple[str, ...]):
+        self._job = job
+        self._butler = butler
+        self._command = command
+        self._labels = labels
+
+    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+        # The command does not wait between its tasks: all are announced now.
+        for label in self._labels:
+            before_task(label)
+        self._command.go_on()
+        failure = self._wait()
+        # Collections and dataset types were made behind this Butler's back.
+        self._butler.registry.refresh()
+        return Ran(failure, describe_caveats(self._ended()))
+
+    def _wait(self) -> TaskFailure | None:
+        match self._command.hear():
+            case Ended():
+                self._command.end()
+                return None
+            case Failed(label=label, text=text, outcome=outcome):
+                self._command.end()
+                return TaskFailure(label, text, outcome)
+            case Broken(text=text, outcome=outcome):
+                reason = f"pipetask failed outside of tasks ({self._command.end()}): {text}"
+                raise VisitFailed(outcome, reason, retriable=outcome != Outcome.FAILED)
+            case None:
+                raise self._command.crashed()
+            case unexpected:
+                raise AssertionError(unexpected)
+
+    def _ended(self) -> Iterator[tuple[str, TaskMetadata]]:
+        """Return the metadata of all quanta that have ended well."""
+        for label in self._labels:
+            for ref in self._butler.query_datasets(
+                f"{label}_metadata", collections=self._job.run, find_first=False, explain=False, limit=None
+            ):
+                yield label, self._butler.get(ref)

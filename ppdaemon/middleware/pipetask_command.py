@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How a worker starts ``pipetask``: tied to the worker before anything heavy is imported.
+
+``python -m ppdaemon.middleware.pipetask_command WORKER SETTING ARGUMENT...``
+has the worker's socket as its standard input. ``WORKER`` is a process id,
+``SETTING`` the JSON of `ppdaemon.middleware.pipetask_words.Setting`.
+"""
+
+import os
+import socket
+import sys
+
+from ppdaemon.processes import die_with_parent
+
+__all__ = ("main",)
+
+
+def main() -> None:
+    """Run one ``pipetask`` command."""
+    die_with_parent()
+    if os.getppid() != int(sys.argv[1]):
+        return  # the worker died before this could be tied to it
+    channel = _take_channel()
+
+    # Takes more than a second, in which the worker may be killed.
+    from ppdaemon.middleware.pipetask_child import run
+    from ppdaemon.middleware.pipetask_words import Setting
+
+    sys.exit(run(channel, Setting.model_validate_json(sys.argv[2]), sys.argv[3:]))
+
+
+def _take_channel() -> socket.socket:
+    """Move the socket out of the way of whoever reads standard input, children included."""
+    from ppdaemon.middleware.pipetask_words import CHANNEL
+
+    os.dup2(0, CHANNEL, inheritable=False)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return socket.socket(fileno=CHANNEL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Central repos on SQLite and on PostgreSQL with so few datasets that a test can name each.
+
+Around detector 1 of ToyCam: two patches under it, one that only the padding
+of its footprint reaches, one beyond; the refcat's shards for a wide area; a
+model for all the world; an optional input that nobody has made.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsst.daf.butler import Butler, Config, DatasetRef, DimensionConfig, FileDataset
+from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
+from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
+from lsst.sphgeom import ConvexPolygon
+from postgres import PostgresServer
+from toycam import (
+    DAY,
+    DEC,
+    EXPOSURE,
+    FILTERS,
+    NAME,
+    RA,
+    SHARDS,
+    Rig,
+    ShardFormatter,
+    ToyCam,
+    add_calibs,
+    box,
+    dataset_type,
+)
+
+from ppdaemon.messages import Done, Process
+from ppdaemon.middleware.local import LocalWork
+
+PADDED = 0.004
+"""Degrees beyond the detector's edge, which half of the usual padding reaches."""
+PATCHES = {
+    0: (RA - 0.3, RA - 0.1),
+    1: (RA - 0.1, RA + PADDED),
+    2: (RA + PADDED, RA + 0.02),
+    3: (RA + 0.02, RA + 0.2),
+}
+"""Where patches begin and end in right ascension; detector 1 ends at `RA`."""
+OLD_UNIVERSES = {"SQLite": 6, "PostgreSQL": 7}
+"""Former versions of the Butler's dimensions that have groups, each on one database; the newest is 8."""
+
+
+CHAIN = f"{NAME}/prompt/output-2026-11-22"
+"""Finds the outputs of the usual visits."""
+FIRST = DAY * 100000 + 1
+"""The usual exposure."""
+
+
+ON_SQLITE = pytest.mark.parametrize("server", ["SQLite"], indirect=True)
+"""Marks tests that have nothing to do with the database."""
+ON_POSTGRES = pytest.mark.parametrize("server", ["PostgreSQL"], indirect=True)
+"""Marks tests of what only PostgreSQL can do."""
+
+
+@dataclass(frozen=True)
+class Central:
+    """A central repo and the database that it is in."""
+
+    root: Path
+    server: PostgresServer | None = None
+    database: str = ""
+
+    def copy(self, root: Path) -> "Central":
+        """Make a repo of the same content."""
+        shutil.copytree(self.root, root)
+        if self.server is None:
+            return Central(root)
+        copy = self.server.create(template=self.database)
+        settings = root / "butler.yaml"
+        settings.write_text(
+            settings.read_text().replace(self.server.url(self.database), self.server.url(copy))
+        )
+        return Central(root, self.server, copy)
+
+
+def make_few(root: Path, server: PostgresServer | None, universe: int | None = None) -> Central:
+    """Make a central repo; without a server it is on SQLite."""
+    settings: dict[str, Any] = {"datastore": {"root": "<butlerRoot>"}}
+    database = server.create() if server else ""
+    url = server.url(database) if server else "sqlite:///<butlerRoot>/gen3.sqlite3"
+    settings["registry"] = {"db": url}
+    dimensions = DimensionConfig(_old_dimensions(universe)) if universe is not None else None
+    config = Butler.makeRepo(
+        str(root), config=Config(settings), dimensionConfig=dimensions, forceConfigRoot=False
+    )
+    with Butler.from_config(config, writeable=True) as butler:
+        ToyCam().register(butler.registry)
+        add_calibs(butler)
+        _add_patches(butler)
+        _add_shards(butler, root)
+        _add_models(butler)
+        butler.registry.registerDatasetType(dataset_type(butler, "raw", EXPOSURE))
+    return Central(root, server, database)
+
+
+def _old_dimensions(version: int) -> str:
+    return f"resource://lsst.daf.butler/configs/old_dimensions/daf_butler_universe{version}.yaml"
+
+
+def _add_patches(butler: Butler) -> None:
+    insert = butler.registry.insertDimensionData
+    insert("skymap", {"name": "toy", "hash": b"toy", "tract_max": 1, "patch_nx_max": 4, "patch_ny_max": 1})
+    low, high = DEC - 0.4, DEC + 0.4
+    insert("tract", {"skymap": "toy", "id": 0, "region": box(RA - 0.3, low, RA + 0.2, high)})
+    butler.registry.registerDatasetType(
+        dataset_type(butler, "toy_template", ("skymap", "tract", "patch", "band"))
+    )
+    butler.collections.register(f"{NAME}/templates")
+    for patch, (left, right) in PATCHES.items():
+        place = {"cell_x": patch, "cell_y": 0, "region": box(left, low, right, high)}
+        insert("patch", {"skymap": "toy", "tract": 0, "id": patch, **place})
+        for band in FILTERS.values():
+            ids = {"skymap": "toy", "tract": 0, "patch": patch, "band": band}
+            butler.put({"patch": patch, "band": band}, "toy_template", ids, run=f"{NAME}/templates")
+
+
+def shards_in(area: ConvexPolygon) -> set[int]:
+    """Return the shards that overlap an area."""
+    candidates = (shard for begin, end in SHARDS.envelope(area).ranges() for shard in range(begin, end))
+    return {shard for shard in candidates if SHARDS.triangle(shard).overlaps(area)}
+
+
+def _add_shards(butler: Butler, root: Path) -> None:
+    definition = dataset_type(butler, "toy_refcat", ("htm7",))
+    butler.registry.registerDatasetType(definition)
+    butler.collections.register("refcats")
+    files = []
+    for shard in sorted(shards_in(box(RA - 1.5, DEC - 1.5, RA + 1.5, DEC + 1.5))):
+        path = root / f"{shard}.shard"
+        path.write_text(f"shard {shard}")
+        ref = DatasetRef(definition, butler.registry.expandDataId(htm7=shard), run="refcats")
+        files.append(FileDataset(str(path), ref, formatter=ShardFormatter))
+    butler.ingest(*files, transfer="move")
+
+
+def _add_models(butler: Butler) -> None:
+    for name in ("toy_model", "toy_optional"):
+        butler.registry.registerDatasetType(dataset_type(butler, name, ()))
+    butler.collections.register("pretrained_models")
+    butler.put({"model": "the only one"}, "toy_model", run="pretrained_models")
+
+
+# --- a pipeline with a model and with optional inputs ------------------------
+
+_DICT = "StructuredDataDict"
+
+
+class ClassifyConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
+    model = PrerequisiteInput(name="toy_model", doc="one for all", storageClass=_DICT, dimensions=())
+    optional = PrerequisiteInput(
+        name="toy_optional", doc="nobody has it", storageClass=_DICT, dimensions=(), minimum=0
+    )
+    unheard = PrerequisiteInput(
+        name="toy_unheard", doc="not even registered", storageClass=_DICT, dimensions=(), minimum=0
+    )
+    output = Output(name="toy_classes", doc="classified", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class ClassifyConfig(PipelineTaskConfig, pipelineConnections=ClassifyConnections):
+    pass
+
+
+class ClassifyTask(PipelineTask):
+    ConfigClass = ClassifyConfig
+    _DefaultName = "classify"
+
+    def run(self, image: Any, model: Any, **optional: Any) -> Struct:
+        return Struct(output={"image": image, **model, "optional": sorted(optional)})
+
+
+def write_everything(folder: Path) -> str:
+    """Write a pipeline that reads all there is; return its path."""
+    tasks = {"isr": "Isr", "calibrate": "Calibrate", "subtract": "Subtract", "associate": "Associate"}
+    lines = ["description: everything", f"instrument: {ToyCam.__module__}.ToyCam", "tasks:"]
+    lines += [f"  {label}: {ToyCam.__module__}.{task}Task" for label, task in tasks.items()]
+    lines.append(f"  classify: {__name__}.ClassifyTask")
+    path = folder / "Everything.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+# --- outputs ---------------------------------------------------------------
+
+
+def outputs(central: Central, name: str) -> list[tuple[int, Any]]:
+    """Return detector and UUID of each output of a type that the day's chain finds."""
+    with Butler.from_config(str(central.root)) as butler:
+        refs = butler.query_datasets(name, collections=CHAIN, find_first=False, explain=False)
+        return sorted((int(ref.dataId.get("detector", -1)), ref.id) for ref in refs)
+
+
+def run_visit(rig: Rig, worker: LocalWork, detector: int, **order: Any) -> Done:
+    """Process the usual exposure with two tasks; return what became of it."""
+    worker.prepare(rig.order(detector, main="Frame", **order))
+    worker.ingest(rig.raw(detector))
+    return worker.process(Process(exposures=(FIRST,)))

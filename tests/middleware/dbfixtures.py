@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures of central repos on both databases, for test modules that name this one in ``pytest_plugins``."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from centrals import Central, make_few, run_visit
+from postgres import PostgresServer, running_server
+from toycam import Rig, load_toy_camera
+
+from ppdaemon.middleware import work
+from ppdaemon.middleware.local import LocalWork
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Give the session's server."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=("SQLite", "PostgreSQL"))
+def server(request: pytest.FixtureRequest) -> PostgresServer | None:
+    """Give the session's server, or `None` for SQLite."""
+    if request.param == "SQLite":
+        return None
+    found: PostgresServer = request.getfixturevalue("postgres")
+    return found
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory, server: PostgresServer | None) -> Central:
+    """Give a central repo; it is only read, whoever writes takes a copy."""
+    return make_few(tmp_path_factory.mktemp("few") / "central", server)
+
+
+@pytest.fixture
+def central(tmp_path: Path, few: Central) -> Central:
+    """Give a central repo of the test's own."""
+    return few.copy(tmp_path / "central")
+
+
+@pytest.fixture(scope="session")
+def few_template(tmp_path_factory: pytest.TempPathFactory, few: Central) -> Path:
+    """Give a template of that repo's dimensions and dataset types."""
+    root = tmp_path_factory.mktemp("template")
+    rig = Rig(root, root / "ram", few.root)
+    work.build_template(rig.seat)
+    return rig.seat.template
+
+
+@pytest.fixture(scope="session")
+def spooled(tmp_path_factory: pytest.TempPathFactory, toy_central: Path, toy_template: Path) -> Path:
+    """Give a folder of spools: of one host two attempts at detector 1, of another detector 2."""
+    root = tmp_path_factory.mktemp("spooled")
+    for host, detector, attempts in (("a", 1, (1, 2)), ("b", 2, (1,))):
+        types = {"types": ["toy_.*", ".*_config", "regionTimeInfo"]}
+        rig = Rig(root / host, root / host / "ram", toy_central, export=types)
+        shutil.copytree(toy_template, rig.seat.template)
+        assert rig.config.butler is not None
+        worker = LocalWork(rig.seat, rig.config.butler, load_toy_camera)
+        for attempt in attempts:
+            run_visit(rig, worker, detector, attempt=attempt)
+            worker.reset()
+        worker.close()
+        shutil.copytree(rig.seat.spool, root / "spool", dirs_exist_ok=True)
+    return root / "spool"
+
+
+@pytest.fixture
+def spools(tmp_path: Path, spooled: Path) -> list[Path]:
+    """Give copies of the spools: detector 1, its second attempt, detector 2."""
+    shutil.copytree(spooled, tmp_path / "spool")
+    return sorted((tmp_path / "spool").iterdir())

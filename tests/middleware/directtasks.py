@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tasks that use all that a Butler offers: parts, conversions, deferred loads, shared memory, lookups."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from lsst.pex.config import Field
+from lsst.pipe.base import (
+    NoWorkFound,
+    PipelineTask,
+    PipelineTaskConfig,
+    PipelineTaskConnections,
+    Struct,
+)
+from lsst.pipe.base.connectionTypes import InitInput, InitOutput, Input, Output, PrerequisiteInput
+from toycam import EXPOSURE, VISIT, Rig
+
+_DICT = "StructuredDataDict"
+_PATCH = ("skymap", "tract", "patch", "band")
+_FLAT = ("instrument", "detector", "physical_filter")
+
+
+def find_flat(dataset_type: Any, registry: Any, data_id: Any, collections: Any) -> Iterator[Any]:
+    """Find a flat as tasks of the observatory do, by the time of the exposure."""
+    (record,) = registry.queryDimensionRecords("exposure", dataId=data_id)
+    yield registry.findDataset(dataset_type, data_id, collections=collections, timespan=record.timespan)
+
+
+class MakeConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
+    bias = PrerequisiteInput(
+        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
+    )
+    flat = PrerequisiteInput(
+        name="flat",
+        doc="flat",
+        storageClass=_DICT,
+        dimensions=_FLAT,
+        isCalibration=True,
+        lookupFunction=find_flat,
+    )
+    schema = InitOutput(name="many_schema", doc="made once", storageClass=_DICT)
+    table = Output(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
+    box = Output(name="many_box", doc="some content", storageClass=_DICT, dimensions=EXPOSURE)
+    twin = Output(name="many_twin", doc="the same object", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class MakeConfig(PipelineTaskConfig, pipelineConnections=MakeConnections):
+    pass
+
+
+class MakeTask(PipelineTask):
+    """Makes one object for two datasets, and spoils what it reads."""
+
+    ConfigClass = MakeConfig
+    _DefaultName = "make"
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.schema = {"columns": ["a", "b"]}
+        self.runs = 0
+        self.log.info("I am being constructed")
+
+    def run(self, raw: Any, bias: Any, flat: Any) -> Struct:
+        self.runs += 1
+        self.metadata["runs"] = self.runs
+        box = {"raw": dict(raw), "bias": dict(bias), "flat": dict(flat), "runs": self.runs, "list": [1, 2]}
+        raw["spoilt"] = bias["spoilt"] = flat["spoilt"] = True
+        return Struct(
+            table=Table({"a": np.arange(4.0), "b": np.arange(4) * raw["exposure"]}), box=box, twin=box
+        )
+
+
+class SpoilConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    bias = PrerequisiteInput(
+        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
+    )
+    box = Input(name="many_box", doc="some content", storageClass=_DICT, dimensions=EXPOSURE)
+    table = Input(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
+    spoilt = Output(name="many_spoilt", doc="what was read, changed", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class SpoilConfig(PipelineTaskConfig, pipelineConnections=SpoilConnections):
+    pass
+
+
+class SpoilTask(PipelineTask):
+    """Changes its inputs in place."""
+
+    ConfigClass = SpoilConfig
+    _DefaultName = "aSpoil"
+
+    def run(self, bias: Any, box: Any, table: Any) -> Struct:
+        box["list"].append(3)
+        table["a"] += 100.0
+        bias["epoch"] = "none"
+        return Struct(spoilt=box | {"sum": float(table["a"].sum())})
+
+
+class LookConnections(PipelineTaskConnections, dimensions=VISIT):
+    schema = InitInput(name="many_schema", doc="made once", storageClass=_DICT)
+    bias = PrerequisiteInput(
+        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
+    )
+    shards = PrerequisiteInput(
+        name="toy_refcat",
+        doc="shards",
+        storageClass=_DICT,
+        dimensions=("skypix",),
+        multiple=True,
+        deferLoad=True,
+    )
+    patches = PrerequisiteInput(
+        name="toy_template", doc="patches", storageClass=_DICT, dimensions=_PATCH, multiple=True
+    )
+    boxes = Input(name="many_box", doc="some content", storageClass=_DICT, dimensions=EXPOSURE, multiple=True)
+    twins = Input(
+        name="many_twin", doc="the same object", storageClass=_DICT, dimensions=EXPOSURE, multiple=True
+    )
+    frames = Input(
+        name="many_table", doc="converted", storageClass="ArrowNumpyDict", dimensions=EXPOSURE, multiple=True
+    )
+    columns = Input(
+        name="many_table.columns",
+        doc="a part",
+        storageClass="ArrowColumnList",
+        dimensions=EXPOSURE,
+        multiple=True,
+    )
+    missing = Input(
+        name="many_none",
+        doc="nobody makes it",
+        storageClass=_DICT,
+        dimensions=VISIT,
+        minimum=0,
+        deferGraphConstraint=True,
+    )
+    seen = Output(name="many_seen", doc="all that was read", storageClass=_DICT, dimensions=VISIT)
+    never = Output(
+        name="many_never", doc="dropped by adjustQuantum", storageClass=_DICT, dimensions=VISIT, multiple=True
+    )
+
+    def adjustQuantum(  # noqa: N802
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], label: str, data_id: Any
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        connection, shards = inputs["shards"]
+        super().adjustQuantum(inputs, outputs, label, data_id)
+        return {"shards": (connection, shards[:1])}, {"never": (outputs["never"][0], ())}
+
+
+class LookConfig(PipelineTaskConfig, pipelineConnections=LookConnections):
+    pass
+
+
+class LookTask(PipelineTask):
+    """Tells what it reads."""
+
+    ConfigClass = LookConfig
+    _DefaultName = "look"
+
+    def __init__(self, initInputs: Any, **kwargs: Any):  # noqa: N803
+        super().__init__(initInputs=initInputs, **kwargs)
+        self.columns = initInputs["schema"]["columns"]
+
+    def run(
+        self,
+        bias: Any,
+        shards: Any,
+        patches: Any,
+        boxes: Any,
+        twins: Any,
+        frames: Any,
+        columns: Any,
+        missing: Any = None,
+    ) -> Struct:
+        assert missing is None
+        return Struct(
+            seen={
+                "schema": self.columns,
+                "bias": bias,
+                "shards": [handle.get()["shard"] for handle in shards for _ in range(2)],
+                "patches": sorted(each["patch"] for each in patches),
+                "boxes": boxes,
+                "twins": twins,
+                "frames": [
+                    {"type": type(each).__name__, "a": [float(a) for a in each["a"]]} for each in frames
+                ],
+                "columns": [list(each) for each in columns],
+            }
+        )
+
+
+class LateConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    table = Input(
+        name="many_table", doc="deferred", storageClass="ArrowAstropy", dimensions=EXPOSURE, deferLoad=True
+    )
+    late = Output(name="many_late", doc="what was read", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class LateConfig(PipelineTaskConfig, pipelineConnections=LateConnections):
+    idle = Field[bool](doc="Whether there is nothing to do.", default=False)
+
+
+class LateTask(PipelineTask):
+    """Reads parts when it likes, and spoils them."""
+
+    ConfigClass = LateConfig
+    _DefaultName = "late"
+
+    def run(self, table: Any) -> Struct:
+        if self.config.idle:
+            raise NoWorkFound("not today")
+        part = table.get(parameters={"columns": ["a"]})
+        part["a"] -= 7.0
+        whole = table.get()
+        late = {
+            "part": [float(a) for a in part["a"]],
+            "names": list(part.colnames),
+            "rows": int(table.get(component="rowcount")),
+            "whole": [float(a) for a in whole["a"]],
+            "dict": sorted(table.get(storageClass="ArrowNumpyDict")),
+        }
+        return Struct(late=late)
+
+
+class HookedConnections(LateConnections, dimensions=EXPOSURE):
+    table = Input(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
+
+    def adjust_all_quanta(self, adjuster: Any) -> None:
+        """Look at all quanta together, as no other task here does."""
+
+
+class HookedConfig(PipelineTaskConfig, pipelineConnections=HookedConnections):
+    pass
+
+
+class HookedTask(PipelineTask):
+    """Has a hook that sees all quanta at once."""
+
+    ConfigClass = HookedConfig
+    _DefaultName = "hooked"
+
+    def run(self, table: Any) -> Struct:
+        return Struct(late={"sum": float(table["a"].sum())})
+
+
+class AnyBiasConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
+    bias = PrerequisiteInput(
+        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
+    )
+    output = Output(name="many_any", doc="made", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class AnyBiasConfig(PipelineTaskConfig, pipelineConnections=AnyBiasConnections):
+    pass
+
+
+class AnyBiasTask(PipelineTask):
+    """Takes a bias."""
+
+    ConfigClass = AnyBiasConfig
+    _DefaultName = "anyBias"
+
+    def run(self, raw: Any, bias: Any) -> Struct:
+        return Struct(output={"raw": raw, "bias": bias})
+
+
+PIPELINES = {
+    "Many": {"make": "MakeTask", "aSpoil": "SpoilTask", "look": "LookTask", "late": "LateTask"},
+    "Hooked": {"make": "MakeTask", "hooked": "HookedTask"},
+    "AnyBias": {"anyBias": "AnyBiasTask"},
+}
+
+
+def write_many(rig: Rig) -> None:
+    """Add the pipelines of this module."""
+    for name, tasks in PIPELINES.items():
+        _write(rig, name, tasks)
+
+
+def _write(rig: Rig, name: str, tasks: Mapping[str, str]) -> None:
+    path = Path(next(iter(rig.paths.values()))).parent / f"{name}.yaml"
+    lines = [f"description: {name}", "instrument: toycam.ToyCam", "tasks:"]
+    path.write_text(
+        "\n".join([*lines, *(f"  {label}: {__name__}.{task}" for label, task in tasks.items())]) + "\n"
+    )
+    rig.paths[name] = str(path)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Another host's exporter, as a process that can be stopped in the middle of its transaction.
+
+Called with the central repo, a folder for what is refused, ``hold`` or
+``pass``, and spools. It says ``open`` and exports when a line comes. Holding, it
+does everything but commit, says ``holding``, and goes on with the next line. In
+the end it says what it has exported, as JSON.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ppdaemon.clock import Clock
+from ppdaemon.middleware import register
+from ppdaemon.middleware.export import CentralExporter
+
+
+def hold_back() -> None:
+    """Let the next transactions wait before their commit."""
+    ingest = register._ingest
+
+    def hold(butler: Any, records: Any, files: Any, transfer: str) -> None:
+        with butler.transaction():
+            ingest(butler, records, files, transfer)
+            print("holding", flush=True)
+            sys.stdin.readline()
+
+    register._ingest = hold
+
+
+if __name__ == "__main__":
+    repo, refused, manner, *spools = sys.argv[1:]
+    if manner == "hold":
+        hold_back()
+    exporter = CentralExporter(repo, Clock(), f"rival-{Path(refused).name}", Path(refused))
+    exporter._open()
+    print("open", flush=True)
+    sys.stdin.readline()
+    print(exporter.export([Path(spool) for spool in spools]).model_dump_json(), flush=True)
+    exporter.close()

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One visit through each engine, and what became of it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from toycam import DAY, MakeRig, Rig
+from toydeeds import write_deeds
+
+from ppdaemon.messages import Process, StageReached
+from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.states import Outcome
+
+EXPOSURE = DAY * 100000 + 1
+ENGINES = ("separable", "direct", "pipetask")
+_CHANGING = re.compile(r"id=[-0-9a-f]{36}|took [0-9.]+ seconds")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of a visit."""
+
+    outcome: Outcome
+    reason: str
+    retriable: bool
+    pipeline: str
+    failed: str
+    contents: dict[tuple[str, str, str], Any]
+    """Of each dataset, by type, data ID and run; of metadata and logs what does not
+    change from run to run."""
+    records: dict[str, int]
+    """How many dimension records go with it, by element."""
+    said: list[str]
+
+    @property
+    def types(self) -> set[str]:
+        return {name for name, _, _ in self.contents}
+
+
+def essence(name: str, path: Path) -> Any:
+    """Return what of a file's content must be the same for all engines."""
+    if path.suffix == ".parq":
+        table = pyarrow.parquet.read_table(path)
+        return table.to_pydict(), sorted(table.schema.metadata)
+    text = path.read_text()
+    if name.endswith("_metadata"):
+        return sorted(keys(json.loads(text)))
+    if name.endswith("_log"):
+        records = json.loads(text).get("records", [])
+        told = {tuple(sorted(record["MDC"].items())) for record in records}
+        # In which order missing inputs are told differs between processes.
+        return sorted(_CHANGING.sub("", record["message"]) for record in records), told
+    return None if name == "preload_metrics" else text
+
+
+def keys(value: Any, above: str = "") -> Iterator[str]:
+    """Return the names in nested dictionaries."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from keys(below, f"{above}.{key}")
+    else:
+        yield above
+
+
+def see(
+    rigs: MakeRig,
+    kind: str,
+    *,
+    main: str = "Deed",
+    before: str = "",
+    deed: str = "",
+    write: Callable[[Rig], None] = write_deeds,
+    snaps: Sequence[int] = (1,),
+    butler: dict[str, Any] | None = None,
+    ran_by: str = "",
+    settings: dict[str, Any] | None = None,
+    sal: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Seen:
+    """Have an engine process a visit, and look at what it spools."""
+    engine = {"kind": kind, "no_return": ["associate"]} | (settings or {})
+    overrides |= {"deed:deed": deed} if deed else {}
+    rig, worker = rigs(engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
+    if butler:
+        rig.config = rig.config.model_copy(
+            update={"butler": rig.config.butler.model_copy(update=butler)}  # type: ignore[union-attr]
+        )
+        worker._config = rig.config.butler  # type: ignore[assignment]
+    write(rig)
+    worker.prepare(rig.order(main=main, before=before, nimages=len(snaps), **(sal or {})))
+    for snap in snaps:
+        worker.ingest(rig.raw(seq_num=snap, CURINDEX=snap, MAXINDEX=len(snaps)))
+    done = worker.process(Process(exposures=tuple(DAY * 100000 + snap for snap in snaps)))
+    assert done.engine == (ran_by or kind)
+    manifest = read_manifest(Path(done.spool))
+    contents = {}
+    for file in manifest.files:
+        (ref,) = file.refs
+        where = (ref.datasetType.name, str(sorted(ref.dataId.dataId.items())), ref.run)
+        assert where not in contents
+        contents[where] = essence(where[0], Path(done.spool, file.name))
+    elements = [record.definition for record in manifest.records]
+    records = {name: elements.count(name) for name in sorted(set(elements))}
+    said = [fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.said]
+    return Seen(
+        done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, said
+    )
+
+
+def same(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> Seen:
+    """Have engines process a visit; return what they agree about."""
+    first, *others = (see(rigs, kind, **visit) for kind in engines)
+    for other in others:
+        assert not (lost := first.contents.keys() ^ other.contents.keys()), lost
+        for where, content in first.contents.items():
+            assert content == other.contents[where], f"{where}: {content} is not {other.contents[where]}"
+        assert first == other
+    return first

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ``direct`` engine against ``separable``: whatever tasks do with their Butler, they get the same."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import astropy.units as u
+import pytest
+from directtasks import write_many
+from lsst.daf.butler import Butler, CollectionType, Timespan  # type: ignore[attr-defined]
+from lsst.daf.butler.logging import ButlerMDC
+from seen import same, see
+from toycam import DAY, EPOCH, MakeRig, make_central
+
+from ppdaemon.errors import VisitFailed
+from ppdaemon.messages import Process
+from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+PAIR = ("separable", "direct")
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level("INFO")
+    ButlerMDC.add_mdc_log_record_factory()
+    yield
+    ButlerMDC.restore_log_record_factory()
+
+
+def test_parts_conversions_lookups_and_deferred_loads_are_those_of_the_reference(rigs: MakeRig) -> None:
+    seen = same(rigs, PAIR, main="Many", write=write_many)
+    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "")
+    assert {"many_seen", "many_late", "many_spoilt", "many_table"} <= seen.types
+    assert "many_never" not in seen.types
+    (text,) = [content for (name, *_), content in seen.contents.items() if name == "many_seen"]
+    assert "epoch: new" in text
+
+
+def test_two_snaps_are_two_quanta_each_with_a_task_of_its_own(rigs: MakeRig) -> None:
+    seen = same(rigs, PAIR, main="Many", write=write_many, snaps=(1, 2))
+    assert len([name for name, *_ in seen.contents if name == "many_spoilt"]) == 2
+    assert len([name for name, *_ in seen.contents if name == "many_seen"]) == 2
+
+
+def test_grouped_snaps_are_one_visit(rigs: MakeRig) -> None:
+    grouped = {"visits": {"ToyCam": "by-group"}}
+    seen = same(rigs, PAIR, main="Many", write=write_many, snaps=(1, 2), butler=grouped)
+    assert len([name for name, *_ in seen.contents if name == "many_seen"]) == 1
+    assert seen.records["visit_definition"] == 2
+
+
+def test_memory_that_is_too_small_only_costs_time(rigs: MakeRig) -> None:
+    small = {"memory_max": 1, "read_ahead_max": 0}
+    seen = same(rigs, PAIR, main="Many", write=write_many, settings=small)
+    assert seen.outcome == Outcome.SUCCEEDED
+
+
+def test_what_is_not_announced_is_found_when_it_is_there(rigs: MakeRig) -> None:
+    sal = {"filters": "", "duration": 0.0}
+    assert same(rigs, PAIR, main="Many", write=write_many, sal=sal).outcome == Outcome.SUCCEEDED
+
+
+def test_a_pipeline_with_a_hook_is_run_by_separable_and_that_is_said_once(
+    rigs: MakeRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = see(rigs, "separable", main="Hooked", write=write_many)
+    rig, worker = rigs(engine={"kind": "direct", "no_return": []}, export={"types": [".*"]})
+    write_many(rig)
+    for snap in (1, 2):
+        worker.prepare(rig.order(main="Hooked", before="", attempt=snap))
+        worker.ingest(rig.raw(seq_num=snap))
+        done = worker.process(Process(exposures=(DAY * 100000 + snap,)))
+        assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, "separable")
+    said = [record.message for record in caplog.records if "is run by separable" in record.message]
+    assert said == ["Hooked is run by separable: hooked: adjust_all_quanta"]
+    names = {ref.datasetType.name for file in read_manifest(Path(done.spool)).files for ref in file.refs}
+    assert names == first.types
+
+
+def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(
+    rigs: MakeRig, tmp_path: Path
+) -> None:
+    """Two biases are valid at the time: the reference finds the words for it."""
+    seen = []
+    for kind in PAIR:
+        central = make_central(tmp_path / kind)
+        with Butler.from_config(str(central), writeable=True) as butler:
+            collection = "ToyCam/calib/doubtful"
+            butler.collections.register(collection, CollectionType.CALIBRATION)
+            chain = butler.collections.get_info("ToyCam/calib").children
+            butler.collections.redefine_chain("ToyCam/calib", [collection, *chain])
+            for number, span in enumerate((Timespan(EPOCH, None), Timespan(None, EPOCH))):
+                run = f"ToyCam/calib/doubtful/{number}"
+                butler.collections.register(run)
+                ref = butler.put({"n": number}, "bias", instrument="ToyCam", detector=1, run=run)
+                butler.registry.certify(collection, [ref], span)
+        rig, worker = rigs(central, engine={"kind": kind, "no_return": []}, export={"types": [".*"]})
+        write_many(rig)
+        across = EPOCH - 10 * u.s
+        worker.prepare(rig.order(main="AnyBias,Short", before="", startTime=across.unix_tai))
+        day = (across - 12 * u.hour).strftime("%Y%m%d")
+        begin, end = across.isot, (across + 30 * u.s).isot
+        exposure = int(day) * 100000 + 1
+        raw = rig.raw(DATE_BEG=begin, DATE_END=end, DAYOBS=day).model_copy(update={"exposure": exposure})
+        worker.ingest(raw)
+        try:
+            done = worker.process(Process(exposures=(exposure,)))
+            seen.append((done.outcome, done.pipeline, done.reason, done.engine == "separable"))
+        except VisitFailed as error:
+            seen.append((error.outcome, str(error)))
+    assert seen[0] == seen[1]
+    assert "CalibrationLookupError: Ambiguous calibration" in seen[0][1]

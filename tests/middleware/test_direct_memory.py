@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who gets the object itself, who a copy, and what is forgotten; and what is read ahead."""
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from lsst.daf.butler import (
+    ButlerConfig,
+    DataCoordinate,
+    DatasetRef,
+    DatasetType,
+    DimensionUniverse,
+    Quantum,
+)
+from lsst.daf.butler.registry import ConflictingDefinitionError
+from lsst.pipe.base import PipelineTask
+
+from ppdaemon.middleware.direct.copies import size_bytes
+from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.direct.memory import MemoryButler
+from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.scribe import Scribe
+from ppdaemon.middleware.direct.store import ReadAhead
+
+UNIVERSE = DimensionUniverse()
+TYPES = {
+    name: DatasetType(name, UNIVERSE.empty, "StructuredDataDict") for name in ("one", "two", "three", "a_log")
+}
+EMPTY = DataCoordinate.make_empty(UNIVERSE)
+
+
+def ref_of(name: str) -> DatasetRef:
+    return DatasetRef(TYPES[name], EMPTY, run="run")
+
+
+def step(reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "") -> Step:
+    """Make a quantum that reads each dataset so many times."""
+    quantum = Quantum(
+        taskName="task",
+        taskClass=PipelineTask,
+        dataId=EMPTY,
+        inputs={ref.datasetType: [ref] for ref in reads},
+        outputs={ref.datasetType: [ref] for ref in makes},
+    )
+    direct = tuple(ref.datasetType.name for ref, often in reads.items() for _ in range(often))
+    task: Any = SimpleNamespace(label="task", direct=direct, deferred=frozenset({deferred} - {""}))
+    return Step(uuid.uuid4(), task, quantum, frozenset())
+
+
+class Desk:
+    """A memory with its parts."""
+
+    def __init__(self, folder: Path, steps: list[Step], exported: tuple[str, ...] = (), limit: int = 10**9):
+        self.writer = DatasetWriter(ButlerConfig(), UNIVERSE)
+        self.scribe = Scribe(self.writer, folder)
+        self.source: dict[DatasetRef, Any] = {}
+        self.memory = MemoryButler(
+            UNIVERSE,
+            TYPES,
+            steps,
+            lambda ref, parameters: self.source[ref],
+            exported.__contains__,
+            self.writer,
+            folder,
+            limit,
+            self.scribe,
+        )
+
+
+def make(desk: Desk, step: Step, **made: Any) -> None:
+    """Run a quantum that puts things."""
+    desk.memory.begin(step)
+    for name, content in made.items():
+        (ref,) = step.quantum.outputs[name]
+        desk.memory.put(content, ref)
+    desk.memory.end(step)
+
+
+def read(desk: Desk, step: Step, ref: DatasetRef) -> Any:
+    """Run a quantum that reads one thing."""
+    desk.memory.begin(step)
+    content = desk.memory.get(ref)
+    desk.memory.end(step)
+    return content
+
+
+def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second, third]), {"pixels": [1]}
+    make(desk, first, one=content)
+    copy = read(desk, second, one)
+    assert copy == content
+    assert copy is not content
+    assert read(desk, third, one) is content
+    assert desk.memory.used_bytes == 0, "nobody needs it any more"
+
+
+def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
+    make(desk, first, one=content)
+    read(desk, second, one)["pixels"].append(2)
+    (held,) = desk.memory.outputs
+    assert held.content == {"pixels": [1]}
+
+
+def test_objects_that_may_share_memory_are_not_given_away_while_another_is_needed(tmp_path: Path) -> None:
+    one, two = ref_of("one"), ref_of("two")
+    first = step({}, [one, two])
+    second, third = step({one: 1}, []), step({two: 1}, [])
+    desk, shared = Desk(tmp_path, [first, second, third]), [1]
+    make(desk, first, one={"pixels": shared}, two={"pixels": shared})
+    read(desk, second, one)["pixels"].append(2)
+    assert read(desk, third, two) == {"pixels": [1]}
+
+
+def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second, third]), {"pixels": [1]}
+    make(desk, first, one=content)
+    desk.memory.end(second)
+    assert read(desk, third, one) is content
+
+
+def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 0}, [], deferred="one")
+    desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
+    make(desk, first, one=content)
+    desk.memory.begin(second)
+    handle = desk.memory.getDeferred(one)
+    handle.get()["pixels"].append(2)
+    assert handle.get() == {"pixels": [1]}
+    desk.memory.end(second)
+    with pytest.raises(FileNotFoundError):
+        handle.get()
+
+
+def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
+    one, two, outside = ref_of("one"), ref_of("two"), ref_of("three")
+    first = step({}, [one, two])
+    desk = Desk(tmp_path, [first, step({one: 1, two: 1}, [])])
+    make(desk, first, one={})
+    assert desk.memory.stored_many([one, two, outside]) == {one: True, two: False, outside: True}
+
+
+def test_a_dataset_is_put_once(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first = step({}, [one])
+    desk = Desk(tmp_path, [first])
+    make(desk, first, one={})
+    with pytest.raises(ConflictingDefinitionError):
+        make(desk, first, one={})
+
+
+def test_what_is_of_another_type_is_refused_when_it_is_put(tmp_path: Path) -> None:
+    first = step({}, [ref_of("one")])
+    with pytest.raises(TypeError):
+        make(Desk(tmp_path, [first]), first, one=7)
+
+
+def test_what_does_not_fit_into_memory_goes_through_a_file(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk = Desk(tmp_path, [first, second], limit=1)
+    make(desk, first, one={"text": "long"})
+    assert [path.name for path in tmp_path.iterdir()] == [f"{one.id}.yaml"]
+    assert desk.memory.used_bytes == 0
+    assert read(desk, second, one) == {"text": "long"}
+
+
+class Slow:
+    """A writer that waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, content: Any, ref: Any, folder: Path, provenance: Any) -> str:
+        self.begun.set()
+        assert self.go_on.wait(10)
+        if content == "bad":
+            raise ValueError("cannot be written")
+        return f"file of {content}"
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    writer = Slow()
+    yield writer
+    writer.go_on.set()
+
+
+def waiting(content: str) -> Any:
+    return SimpleNamespace(ref=content, content=content, provenance=None, file=None)
+
+
+def test_the_scribe_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
+    tmp_path: Path, slow: Slow
+) -> None:
+    scribe: Any = Scribe(slow, tmp_path)  # type: ignore[arg-type]
+    first, second = waiting("one"), waiting("two")
+    scribe.offer(first)
+    scribe.offer(second)
+    assert not slow.begun.is_set()
+    scribe.allow()
+    assert slow.begun.wait(10)
+    threading.Timer(0.05, slow.go_on.set).start()
+    scribe.finish()
+    assert first.file == "file of one"
+    assert all(each.name != "scribe" for each in threading.enumerate())
+
+
+def test_what_the_scribe_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
+    scribe: Any = Scribe(slow, tmp_path)  # type: ignore[arg-type]
+    slow.go_on.set()
+    bad = waiting("bad")
+    scribe.offer(bad)
+    scribe.allow()
+    assert slow.begun.wait(10)
+    scribe.finish()
+    assert bad.file is None
+
+
+def test_calibrations_are_read_once_and_each_reader_has_its_own() -> None:
+    one, read = ref_of("one"), []
+
+    def get(ref: DatasetRef) -> dict[str, Any]:
+        read.append(ref)
+        return {"epoch": "new"}
+
+    ahead = ReadAhead(1000)
+    for _ in range(3):
+        ahead.read({one: 2}, get)
+        for _ in range(2):
+            content, found = ahead.take(one)
+            assert found
+            assert content == {"epoch": "new"}
+            content["epoch"] = "spoilt"
+        assert ahead.take(one) == (None, False)
+        ahead.forget()
+    assert read == [one]
+
+
+def test_what_does_not_fit_is_not_read_ahead() -> None:
+    ahead = ReadAhead(5)
+    assert ahead.read({ref_of("one"): 1}, lambda ref: {"text": "longer"}) == 0
+    assert ahead.kept_bytes == 0
+
+
+def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    def get(ref: DatasetRef) -> Any:
+        raise OSError("broken file")
+
+    ahead = ReadAhead(1000)
+    assert ahead.read({ref_of("one"): 1}, get) == 0
+    assert "is not read ahead: OSError: broken file" in caplog.text
+
+
+def test_the_size_of_what_is_held_is_about_known() -> None:
+    assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
+    assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400

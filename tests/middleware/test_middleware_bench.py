@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/bench_preload.py, as a program, with a small central repo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).parents[2] / "tools" / "bench_preload.py"
+SMALL = {
+    "workers": 1,
+    "visits": 3,
+    "crowd": 2,
+    "rounds": 1,
+    "detectors": 4,
+    "epochs": 2,
+    "tracts": 1,
+    "image-mb": 0.02,
+    "table-mb": 0.001,
+}
+
+
+def test_the_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
+    folders = [tmp_path / "disk", tmp_path / "memory"]
+    for folder in folders:
+        folder.mkdir()
+    options = SMALL | {"scratch": folders[0], "ramdisk": folders[1]}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        [sys.executable, TOOL, "--json", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert 0 < figures["warm_ms"] < figures["cold_ms"]
+    assert figures["bytes_copied_warm"] == 0
+    assert figures["bytes_copied_cold"] >= 8 * 20_000, "four calibrations and the patches under a detector"
+    assert (figures["cold_samples"], figures["warm_samples"], figures["moved_samples"]) == (1, 2, 3)
+    assert figures["parallel_2_p95_ms"] > 0
+    assert figures["parallel_2_bytes_copied"] < figures["parallel_2_bytes_asked"], "neighbours share patches"
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The cache of a host: what is fetched, what is shared, what is dropped, what a killed worker leaves."""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsst.resources import ResourcePath
+
+from ppdaemon.middleware import cache as module
+from ppdaemon.middleware.cache import SharedCache, Tally
+
+BUDGET = 1000
+WORKER = """
+import os, sys
+from pathlib import Path
+from lsst.resources import ResourcePath
+from ppdaemon.middleware.cache import SharedCache, Tally
+
+folder, sources, mine, budget = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+mine.mkdir()
+cache, tally = SharedCache(folder, budget), Tally()
+for round in range(int(sys.argv[5])):
+    for source in sorted(sources.iterdir()):
+        cache.take(source.name, ResourcePath(source.as_uri()), mine / source.name, tally)
+        assert (mine / source.name).read_text() == source.read_text(), source
+        (mine / source.name).unlink()
+print(tally.hits, tally.misses, tally.evicted)
+"""
+KILLED = """
+import signal, sys
+from pathlib import Path
+from lsst.resources import ResourcePath
+from ppdaemon.middleware import cache
+from ppdaemon.middleware.cache import SharedCache, Tally
+
+def half(source, partial, size_bytes):
+    partial.write_text("half")
+    print("copying", flush=True)
+    signal.pause()
+
+cache._copy = half
+folder, source = Path(sys.argv[1]), Path(sys.argv[2])
+SharedCache(folder, 1000).take("slow", ResourcePath(source.as_uri()), folder.parent / "mine", Tally())
+"""
+
+
+class Host:
+    """A cache, files to be fetched into it, and a place to take them to."""
+
+    def __init__(self, root: Path, budget: int):
+        self.folder, self._root = root / "cache", root
+        self.cache = SharedCache(self.folder, budget)
+        self.tally = Tally()
+        self._count = 0
+
+    def source(self, name: str, size: int) -> Path:
+        path = self._root / f"source #1%20 {name}"
+        if not path.exists():
+            path.write_bytes(os.urandom(size))
+        return path
+
+    def take(self, name: str, size: int = 100, **more: Any) -> Path:
+        """Take a file of a length to a new place."""
+        self._count += 1
+        target = self._root / f"taken-{self._count}"
+        uri = ResourcePath(self.source(name, size).as_uri())
+        self.cache.take(name, uri, target, self.tally, **more)
+        return target
+
+    def use(self, name: str, size: int = 100) -> None:
+        """Take a file, and be done with it."""
+        self.take(name, size).unlink()
+
+    def held(self) -> set[str]:
+        """Return the names in the cache."""
+        return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+
+    def left_over(self) -> list[Path]:
+        """Return what is neither a whole file nor a lock."""
+        return list(self.folder.glob(".lane-??/*"))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path, BUDGET)
+
+
+@pytest.fixture
+def ages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each use be a second after the one before, whatever the clock's grain."""
+    real, now = os.utime, iter(range(10**9, 10**10))
+
+    def later(path: Any) -> None:
+        real(path, times=(second := next(now), second))
+
+    monkeypatch.setattr(os, "utime", later)
+
+
+def run(script: str, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_file_is_fetched_once_and_linked_after_that(host: Host) -> None:
+    first = host.take("one")
+    content = host.source("one", 0).read_bytes()
+    host.source("one", 0).unlink()
+    second = host.take("one", size=0)
+    assert first.read_bytes() == second.read_bytes() == content
+    assert os.path.samefile(first, second)
+    assert (host.tally.hits, host.tally.misses) == (1, 1)
+    assert (host.tally.bytes, host.tally.fetched_bytes) == (200, 100)
+
+
+def test_a_shared_file_cannot_be_written_to(host: Host) -> None:
+    assert stat.S_IMODE(host.take("one").stat().st_mode) == 0o444
+
+
+def test_a_failed_fetch_leaves_nothing_and_costs_no_budget(host: Host) -> None:
+    for _ in range(20):
+        with pytest.raises(FileNotFoundError):
+            host.cache.take("none", ResourcePath("/nowhere/none"), host.folder / "target", host.tally)
+    assert host.held() == set()
+    assert host.left_over() == []
+    for k in range(10):
+        host.use(f"{k}")
+    assert host.tally.evicted == 0
+
+
+@pytest.mark.usefixtures("ages")
+def test_the_least_recently_used_make_room(host: Host) -> None:
+    for k in range(10):
+        host.use(f"{k}")
+    host.use("0")
+    host.use("more")
+    assert host.held() == {"0", "3", "4", "5", "6", "7", "8", "9", "more"}
+    assert (host.tally.evicted, host.tally.evicted_bytes) == (2, 200)
+
+
+@pytest.mark.usefixtures("ages")
+def test_a_note_of_use_keeps_a_file_longer(host: Host) -> None:
+    for k in range(10):
+        host.use(f"{k}")
+    host.cache.touch("0")
+    host.cache.touch("never there")
+    host.use("more")
+    assert "0" in host.held()
+
+
+def test_what_somebody_uses_is_kept_and_counted(host: Host) -> None:
+    used = [host.take(f"used-{k}", 300) for k in range(3)]
+    for k in range(5):
+        host.use(f"{k}")
+    assert host.held() >= {"used-0", "used-1", "used-2"}
+    assert len(host.held()) <= 3 + 2
+    used[0].unlink()
+    host.use("more")
+    assert "used-0" not in host.held()
+
+
+def test_a_name_that_is_dropped_takes_no_content_away(host: Host) -> None:
+    mine = host.take("mine")
+    content = mine.read_bytes()
+    (host.folder / "mine").unlink()
+    assert mine.read_bytes() == content
+
+
+def test_a_file_beyond_the_budget_is_brought_and_goes_first(host: Host) -> None:
+    for k in range(5):
+        host.use(f"{k}")
+    big = host.take("big", 5 * BUDGET)
+    assert big.stat().st_size == 5 * BUDGET
+    assert host.held() == {"0", "1", "2", "3", "4", "big"}
+    big.unlink()
+    host.use("more")
+    assert host.held() == {"0", "1", "2", "3", "4", "more"}
+
+
+def test_the_folder_is_not_scanned_for_each_file(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    real = os.scandir
+
+    def scandir(path: Any) -> Iterator[os.DirEntry[str]]:
+        scans.append(Path(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    held = [host.take(f"held-{k}", 20) for k in range(50)]  # all of the budget, in use
+    assert scans.count(host.folder) == 1  # to find out how much there is
+    for k in range(100):
+        host.use(f"{k}", 5)
+    assert scans.count(host.folder) <= 12  # each has 50 bytes to come, ten files
+    del held
+
+
+def test_files_that_nobody_uses_make_room_on_a_full_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.use("unused")
+    used, real, full = host.take("used"), module._copy, [True]
+
+    def copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, partial, size_bytes)
+
+    monkeypatch.setattr(module, "_copy", copy)
+    host.take("more")
+    assert host.held() == {"used", "more"}
+    assert used.exists()
+
+
+def test_a_full_disk_without_anything_to_drop_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_copy", copy)
+    with pytest.raises(OSError, match="No space left"):
+        host.take("one")
+    assert host.held() == set()
+
+
+def test_a_file_that_is_not_copied_whole_is_not_used(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = type(ResourcePath("/tmp/x"))
+    monkeypatch.setattr(uri, "size", lambda self: 101)
+    with pytest.raises(OSError, match="copied 100 bytes of 101"):
+        host.take("one")
+    assert host.held() == set()
+    assert host.left_over() == []
+
+
+def test_a_file_of_another_length_is_fetched_again(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.use("one")
+    (host.folder / "one").unlink()
+    (host.folder / "one").write_text("damaged")
+    assert host.take("one", size_bytes=100).read_bytes() == host.source("one", 100).read_bytes()
+    assert "has 7 bytes, not 100: fetched again" in caplog.text
+    assert host.tally.misses == 2
+
+
+def test_what_a_killed_worker_was_copying_is_neither_used_nor_left(host: Host) -> None:
+    source = host.source("slow", 100)
+    worker = run(KILLED, host.folder, source)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "copying\n"
+    (part,) = host.left_over()
+    assert part.read_text() == "half"
+    assert host.cache.drop_unused() == 0  # it is alive: nothing of it is touched
+    assert part.exists()
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    assert host.take("slow").read_bytes() == source.read_bytes()
+    assert host.left_over() == []
+
+
+def test_a_sweep_deletes_what_killed_workers_left(host: Host) -> None:
+    worker = run(KILLED, host.folder, host.source("slow", 100))
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    assert host.cache.drop_unused() == len("half")
+    assert host.left_over() == []
+
+
+@pytest.mark.parametrize("budget", [10**6, 1500])
+def test_many_workers_at_once_get_what_they_ask_for(tmp_path: Path, budget: int) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for k in range(20):
+        (sources / f"{k:02d}").write_text(f"{k:02d}" * 50)
+    words = [[tmp_path / "cache", sources, tmp_path / f"worker-{k}", budget, 5] for k in range(6)]
+    workers = [run(WORKER, *each) for each in words]
+    told = [worker.communicate() for worker in workers]
+    assert [error for _, error in told] == [""] * 6
+    hits, misses, evicted = (
+        sum(numbers) for numbers in zip(*(map(int, out.split()) for out, _ in told), strict=True)
+    )
+    assert hits + misses == 6 * 5 * 20
+    if budget == 10**6:
+        assert (misses, evicted) == (20, 0)
+    host = Host(tmp_path, budget)
+    held = sum((host.folder / name).stat().st_size for name in host.held())
+    assert held <= budget
+    assert host.left_over() == []
+    # The account is right: what fits does not make a sweep, what does not makes one.
+    host.use("fits", budget - held)
+    assert host.tally.evicted == 0
+    host.use("does not", 1)
+    assert host.tally.evicted > 0

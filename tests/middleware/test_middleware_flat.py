@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two hundred visits of one worker leave no trace in its repo, its process or its speed.
+
+Good visits and bad ones, at several places, in two filters and on all
+detectors; the second hundred repeats the first with other groups and
+exposures. Times are only compared with each other.
+"""
+
+import gc
+import logging
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsst.daf.butler import Butler
+from toycam import DAY, DEC, DETECTORS, RA, MakeRig, Rig
+
+from ppdaemon.errors import VisitFailed
+from ppdaemon.messages import Process
+from ppdaemon.middleware.local import LocalWork
+
+pytest_plugins = ("toyfixtures",)
+
+ROUND = 100
+"""After so many visits they are repeated."""
+FEW = 50
+SLOWER_AT_MOST = 1.5
+"""Median CPU time of a query in the last fifty visits over that in the
+first."""
+OBJECTS_AT_MOST = 1_000
+"""Growth of what the garbage collector sees in the second hundred visits: ten
+for each; a single Butler that is kept alive has twenty times as many."""
+PRIVATE_BYTES_AT_MOST = 20_000_000
+"""Growth of private memory in the second hundred visits; a worker with an
+open Butler has about as much in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What a worker has between two visits."""
+
+    repo: frozenset[tuple[str, int]]
+    """Path and size of each file in its own folder."""
+    shared: frozenset[tuple[str, int]]
+    """The same of all others on the RAM disk."""
+    databases: int
+    """Open SQLite connections to files."""
+    descriptors: int
+    threads: int
+    objects: int
+    private_bytes: int
+
+
+def take_stock(rig: Rig) -> Stock:
+    ramdisk = rig.config.node.ramdisk
+    files = frozenset((str(path), path.stat().st_size) for path in ramdisk.rglob("*") if path.is_file())
+    own = frozenset(each for each in files if each[0].startswith(f"{rig.seat.repo}/"))
+    opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return Stock(
+        repo=own,
+        shared=files - own,
+        databases=sum(name.endswith(".sqlite3") for name in opened),
+        descriptors=len(opened),
+        threads=len(os.listdir("/proc/self/task")),
+        objects=len(gc.get_objects()),
+        private_bytes=private_bytes(),
+    )
+
+
+def private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def time_query(butler: Butler) -> float:
+    """Return how much CPU time it takes to list what a repo has, in seconds."""
+    start = time.thread_time()
+    butler.query_all_datasets("*", find_first=False, limit=None)
+    butler.query_dimension_records("group", explain=False)
+    return time.thread_time() - start
+
+
+class Night:
+    """The visits of one worker, told by their numbers from 1."""
+
+    def __init__(self, rig: Rig, worker: LocalWork):
+        self._rig = rig
+        self._worker = worker
+
+    def visit(self, number: int) -> str:
+        """Do a visit; return its outcome, or how it was left."""
+        try:
+            match number % 10:
+                case 0 if number % 20 == 0:
+                    self._prepare(number, main="Full", before="Known")
+                case 0:
+                    self._prepare(number)
+                case 5:
+                    self._prepare(number, main="Unbuildable,Short")
+                case 2:
+                    self._prepare(number)
+                    self._ingest(number, GROUPID="another")
+                case 8 | 9:
+                    self._prepare(number, main="Full", position=[RA + 2.0, DEC])
+                case _:
+                    self._prepare(number)
+                    return "cancelled"
+            self._ingest(number)
+            return self._worker.process(Process(exposures=(DAY * 100_000 + number,))).outcome
+        except VisitFailed as failure:
+            return failure.outcome
+
+    def forget(self) -> None:
+        """End a visit, as a worker does, and export its outputs."""
+        self._worker.reset()
+        self._rig.said.clear()
+        for folder in (self._rig.seat.spool, self._rig.raws):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+
+    def time_query(self) -> float:
+        return time_query(self._worker._repo.butler)
+
+    def _order(self, number: int, **changes: Any) -> Any:
+        turn = number % ROUND
+        usual = {
+            "groupId": f"group {number}",
+            "detector": (turn + turn // 20) % DETECTORS,
+            "filters": "r_03" if turn % 3 else "g_01",
+            "position": [RA + 0.05 * (turn // 20), DEC - 0.05 * (turn % 4)],
+            "main": "Short",
+            "before": "",
+        }
+        return self._rig.order(**usual | changes)
+
+    def _prepare(self, number: int, **changes: Any) -> None:
+        self._worker.prepare(self._order(number, **changes))
+
+    def _ingest(self, number: int, **header: Any) -> None:
+        order = self._order(number)
+        ra, dec = order.visit.position
+        usual = {"GROUPID": order.visit.group, "FILTER": order.visit.filters, "RA": ra, "DEC": dec}
+        raw = self._rig.raw(order.detector, number, **usual | header)
+        self._worker.ingest(raw.model_copy(update={"group": order.visit.group}))
+
+
+@pytest.mark.timeout(400)
+def test_two_hundred_visits_leave_no_trace(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pytest's handlers keep all records, and by tracebacks what failed.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    rig, worker = rigs()
+    night = Night(rig, worker)
+    stocks, query_s, outcomes = [take_stock(rig)], [], []
+    for number in range(1, 2 * ROUND + 1):
+        outcomes.append(night.visit(number))
+        if not FEW < number <= 2 * ROUND - FEW:
+            query_s.append(night.time_query())
+        night.forget()
+        stocks.append(take_stock(rig))
+    kinds = {name: outcomes.count(name) for name in outcomes}
+    assert kinds == {"succeeded": 40, "cancelled": 100, "no_pipeline": 40, "bad_raw": 20}
+    new, settled, last = stocks[0], stocks[ROUND], stocks[-1]
+    for earlier, later in zip(stocks[1 : ROUND + 1], stocks[ROUND + 1 :], strict=True):
+        assert later.repo == earlier.repo, "after the same visit the same is there"
+    assert last.shared == settled.shared, "what visits share was fetched in the first round"
+    assert {(stock.databases, stock.threads) for stock in stocks[1:]} == {(2, new.threads)}
+    assert last.descriptors == settled.descriptors
+    assert last.objects - settled.objects < OBJECTS_AT_MOST
+    assert last.private_bytes - settled.private_bytes < PRIVATE_BYTES_AT_MOST
+    assert statistics.median(query_s[-FEW:]) < SLOWER_AT_MOST * statistics.median(query_s[:FEW])

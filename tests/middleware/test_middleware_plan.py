@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a visit would get: plans of the toy camera's visits, and the real command on the demo's repo."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from demovisits import BEGIN_TAI_S
+from toycam import BEGIN_TAI, DEC, EPOCH, NAME, RA, Rig, load_toy_camera, write_pipelines
+
+from ppdaemon.clock import Clock, tai_iso
+from ppdaemon.errors import Unavailable
+from ppdaemon.middleware.plan import Planner
+from ppdaemon.plan import DetectorPlan, Plan, PlanOrder, exit_code
+from ppdaemon.states import ExitCode
+
+pytest_plugins = ["toyfixtures"]
+
+NOW_TAI = 1795400000.0
+type MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def pipelines(tmp_path: Path) -> dict[str, str]:
+    """Give the paths of the toy pipelines, by name."""
+    folder = tmp_path / "plan-pipelines"
+    folder.mkdir()
+    return write_pipelines(folder)
+
+
+@pytest.fixture
+def planned(tmp_path: Path, toy_central: Path, pipelines: dict[str, str]) -> MakePlan:
+    """Give a function that plans a visit; pipelines are named by their files, comma-separated."""
+    numbers = itertools.count()
+
+    def paths(names: str) -> list[str]:
+        return [pipelines[name] for name in names.split(",") if name]
+
+    def plan(
+        *,
+        main: str = "Full",
+        before: str = "Known",
+        rules: list[dict[str, Any]] | None = None,
+        detectors: tuple[int, ...] = (1,),
+        central: Path = toy_central,
+        **sal: Any,
+    ) -> Plan:
+        chosen = {
+            "preprocessing": [{"pipelines": paths(before)}],
+            "main": rules if rules is not None else [{"pipelines": paths(main)}],
+        }
+        root = tmp_path / f"rig{next(numbers)}"
+        rig = Rig(root, root / "ram", central, pipelines=chosen)
+        order = PlanOrder(
+            config_path=tmp_path / "node.yaml",
+            config=rig.config,
+            visit=rig.order(**sal).visit,
+            now_tai=NOW_TAI,
+            detectors=detectors,
+        )
+        assert rig.config.butler is not None
+        scratch = tmp_path / "scratch"
+        planner = Planner(order, rig.config.butler, scratch, Clock(), load_toy_camera)
+        with closing(planner):
+            made = planner.plan(lambda done: None)
+        assert not scratch.exists()
+        return made
+
+    return plan
+
+
+def only(plan: Plan) -> DetectorPlan:
+    (detector,) = plan.detectors
+    return detector
+
+
+def found(plan: DetectorPlan, dataset_type: str) -> list[dict[str, int | str]]:
+    """Return the data IDs of what would be preloaded of a type."""
+    return [dict(each.data_id) for each in plan.datasets if each.dataset_type == dataset_type]
+
+
+def test_a_visit_on_the_sky_gets_all_that_its_pipelines_read(planned: MakePlan) -> None:
+    plan = planned()
+    detector = only(plan)
+    assert (detector.outcome, detector.reason, detector.missing) == ("would_run", "", ())
+    assert found(detector, "bias") == [{"instrument": NAME, "detector": 1}]
+    assert found(detector, "flat") == [{"instrument": NAME, "detector": 1, "physical_filter": "r_03"}]
+    assert {each["band"] for each in found(detector, "toy_template")} == {"r"}
+    assert 1 <= len(found(detector, "toy_template")) < 25
+    assert found(detector, "toy_refcat")
+    assert exit_code(plan) is ExitCode.OK
+
+
+def test_datasets_have_their_run_and_the_size_of_their_file(planned: MakePlan, toy_central: Path) -> None:
+    detector = only(planned(main="Frame"))
+    shard = next(each for each in detector.datasets if each.dataset_type == "toy_refcat")
+    assert shard.run == "refcats/toy"
+    assert shard.size_bytes == len(f"shard {shard.data_id['htm7']}")
+    assert shard.region is not None
+    assert len(shard.region) == 3
+    assert detector.size_bytes == sum(each.size_bytes for each in detector.datasets)
+    by_type = {each.dataset_type: each for each in detector.queries}
+    assert by_type["toy_refcat"].read_by == ("Frame",)
+    assert by_type["toy_refcat"].size_bytes == sum(
+        each.size_bytes for each in detector.datasets if each.dataset_type == "toy_refcat"
+    )
+
+
+def test_the_footprint_is_told_plain_and_padded_in_the_same_order(planned: MakePlan) -> None:
+    plan = planned()
+    footprint = only(plan).footprint
+    assert plan.boresight == (RA, DEC)
+    assert footprint is not None
+    assert footprint.padding_arcsec == 30.0
+    assert footprint.center == pytest.approx((RA - 0.1, DEC - 0.1), abs=1e-3)
+    for plain, wide in zip(footprint.corners, footprint.padded, strict=True):
+        for axis in (0, 1):
+            assert abs(wide[axis] - footprint.center[axis]) > abs(plain[axis] - footprint.center[axis])
+            assert wide[axis] == pytest.approx(plain[axis], abs=0.013)
+
+
+def test_rules_before_the_one_that_matches_say_why_they_do_not(
+    planned: MakePlan, pipelines: dict[str, str]
+) -> None:
+    rules = [
+        {"survey": "BLOCK-1", "pipelines": [pipelines["Short"]]},
+        {"ra": {"min": 10, "max": 20}, "pipelines": [pipelines["Short"]]},
+        {"filter": ["g_01", "r_03"], "pipelines": [pipelines["Frame"], pipelines["Short"]]},
+        {"pipelines": []},
+    ]
+    main = only(planned(rules=rules, survey="BLOCK-2")).main
+    assert [rule.number for rule in main.tried] == [1, 2, 3]
+    assert main.tried[0].conditions == "survey BLOCK-1"
+    assert "BLOCK-2" in " ".join(main.tried[0].unmet)
+    assert "10 to 20" in " ".join(main.tried[1].unmet)
+    assert main.tried[2].unmet == ()
+    assert main.tried[2].conditions == "filter g_01 or r_03"
+    assert main.pipelines == (pipelines["Frame"], pipelines["Short"])
+
+
+def test_pipelines_are_told_in_order_with_the_runs_of_their_outputs(planned: MakePlan) -> None:
+    detector = only(planned(main="Full,Short"))
+    states = [(each.part, each.name, each.state) for each in detector.pipelines]
+    assert states == [
+        ("preprocessing", "Known", "first"),
+        ("main", "Full", "first"),
+        ("main", "Short", "fallback"),
+    ]
+    for each in detector.pipelines:
+        name = "NoPipeline" if each.part == "preprocessing" else each.name
+        assert each.run is not None
+        assert each.run.startswith(f"{NAME}/prompt/output-2026-11-22/{name}/")
+
+
+def test_a_worker_uses_the_runs_that_were_planned(planned: MakePlan, tmp_path: Path, rigs: Any) -> None:
+    plan = planned(main="Full")
+    rig, work = rigs()
+    work.prepare(rig.order())
+    ours = {each.run for each in only(plan).pipelines if each.part == "preprocessing"}
+    assert ours <= set(work._repo.butler.collections.query("*"))
+
+
+@pytest.mark.parametrize(
+    ("start", "runs"),
+    [
+        (BEGIN_TAI.unix_tai, {"new"}),
+        (EPOCH.unix_tai - 86400.0, {"old"}),
+        (EPOCH.unix_tai - 30.0, {"old", "new"}),
+    ],
+    ids=["after", "before", "across"],
+)
+def test_calibrations_of_each_validity_range_that_the_image_may_fall_into_are_told(
+    planned: MakePlan, start: float, runs: set[str]
+) -> None:
+    detector = only(planned(main="Short", startTime=start))
+    biases = [each for each in detector.datasets if each.dataset_type == "bias"]
+    assert {each.run for each in biases} == {f"{NAME}/calib/{name}" for name in runs}
+    for each in biases:
+        (validity,) = each.validity
+        assert validity.collection == f"{NAME}/calib/certified"
+        ends = (validity.begin, validity.end)
+        assert ends == (("2026-11-20T00:00:00.000", None) if "new" in each.run else (None, ends[1]))
+
+
+def test_without_a_place_on_the_sky_nothing_spatial_is_planned(planned: MakePlan) -> None:
+    plan = planned(main="Full,Short", coordinateSystem=1)
+    detector = only(plan)
+    assert (plan.boresight, detector.footprint) == (None, None)
+    assert [each.state for each in detector.pipelines] == ["dropped", "dropped", "first"]
+    assert {each.dataset_type for each in detector.datasets} == {"bias", "flat"}
+    lost = {each.dataset_type for each in detector.missing if each.pipeline == "Full" and each.required}
+    assert {"toy_refcat", "toy_template"} <= lost
+    assert any("place on the sky" in note for note in (*plan.notes, *detector.notes))
+
+
+def test_a_pipeline_whose_input_nobody_has_is_dropped_and_no_other_left(planned: MakePlan) -> None:
+    plan = planned(main="NeedsModel")
+    detector = only(plan)
+    assert detector.outcome == "no_pipeline"
+    assert "toy_model" in detector.reason
+    (pipeline,) = (each for each in detector.pipelines if each.part == "main")
+    assert (pipeline.state, pipeline.why, pipeline.run) == ("dropped", "lacks toy_model", None)
+    assert [(each.dataset_type, each.pipeline, each.required) for each in detector.missing] == [
+        ("toy_model", "NeedsModel", True)
+    ]
+    assert detector.datasets == ()
+    assert exit_code(plan) is ExitCode.FAILED
+
+
+def test_templates_that_are_missing_there_drop_the_pipeline_that_needs_them(planned: MakePlan) -> None:
+    detector = only(planned(main="Full,Frame", position=[RA + 2.0, DEC]))
+    states = {each.name: (each.state, each.why) for each in detector.pipelines}
+    assert states["Full"] == ("dropped", "lacks toy_template")
+    assert states["Frame"] == ("first", "")
+    (template,) = (each for each in detector.queries if each.dataset_type == "toy_template")
+    assert (template.datasets, template.preloaded) == (0, False)
+
+
+def test_a_pipeline_that_cannot_be_constructed_is_dropped_with_the_reason(
+    planned: MakePlan, pipelines: dict[str, str]
+) -> None:
+    Path(pipelines["Full"]).write_text("tasks: {isr: no.such.Task}\n")
+    detector = only(planned(main="Full,Short"))
+    states = {each.name: each for each in detector.pipelines}
+    assert states["Full"].state == "dropped"
+    assert "cannot be constructed" in states["Full"].why
+    assert states["Short"].state == "first"
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [([{"pipelines": None}], "its rule says to ignore it"), ([], "no rule matches")],
+    ids=["ignored", "unmatched"],
+)
+def test_a_visit_without_pipelines_is_ignored_and_nothing_is_looked_up(
+    planned: MakePlan, pipelines: dict[str, str], rules: list[dict[str, Any]], words: str
+) -> None:
+    never = {"survey": "BLOCK-9", "pipelines": [pipelines["Short"]]}
+    plan = planned(rules=[never, *rules])
+    detector = only(plan)
+    assert detector.outcome == "ignored"
+    assert words in detector.reason
+    assert (detector.queries, detector.pipelines, detector.datasets) == ((), (), ())
+    assert detector.footprint is not None
+    assert exit_code(plan) is ExitCode.FAILED
+
+
+def test_an_event_that_tells_no_time_is_planned_for_when_it_was_sent_or_now(planned: MakePlan) -> None:
+    sent = planned(main="Short", startTime=0.0, private_sndStamp=BEGIN_TAI.unix_tai)
+    assert (sent.begin_from, sent.begin) == ("private_sndStamp", "2026-11-23T03:25:16.000")
+    untold = planned(main="Short", startTime=0.0)
+    assert (untold.begin_from, untold.begin) == ("now", tai_iso(NOW_TAI))
+
+
+def test_an_event_that_nodes_would_refuse_as_expired_is_planned_with_a_note(planned: MakePlan) -> None:
+    plan = planned(main="Short", private_sndStamp=NOW_TAI - 7200.0)
+    assert any("7200 s ago" in note for note in plan.notes)
+    assert only(plan).outcome == "would_run"
+
+
+def test_datasets_that_detectors_share_are_counted_once(planned: MakePlan) -> None:
+    plan = planned(detectors=(0, 1, 2, 3))
+    each = [len(detector.datasets) for detector in plan.detectors]
+    distinct = {dataset.id for detector in plan.detectors for dataset in detector.datasets}
+    assert plan.distinct_datasets == len(distinct) < sum(each)
+
+
+def test_a_central_repo_that_is_away_is_said_so(planned: MakePlan, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="nowhere"):
+        planned(central=tmp_path / "nowhere")
+
+
+# --- the real command ------------------------------------------------------
+
+PIPELINES = Path(__file__).parents[2] / "ppdaemon/demo/pipelines"
+DEMO_VISIT = {
+    "groupId": "2026-11-22T03:25:16.951",
+    "instrument": "DemoCam",
+    "coordinateSystem": 2,
+    "position": [150.1, 2.2],
+    "startTime": BEGIN_TAI_S,
+    "rotationSystem": 2,
+    "cameraAngle": 25.0,
+    "filters": "r_03",
+    "duration": 35.0,
+    "nimages": 1,
+    "survey": "BLOCK-365",
+}
+
+
+class Command:
+    """``ppdaemon plan`` with a configuration, on a state folder that must stay as it is."""
+
+    def __init__(self, folder: Path, central: Path):
+        self._folder = folder
+        self.config: dict[str, Any] = {
+            "node": {
+                "name": "demo",
+                "state_dir": str(folder / "state"),
+                "ramdisk": str(folder / "ram"),
+                "control": str(folder / "control.sock"),
+                "instruments": {"DemoCam": "0-8"},
+            },
+            "arrivals": {"roots": [str(folder)]},
+            "butler": {
+                "central": str(central),
+                "instrument_class": {"DemoCam": "ppdaemon.demo.instrument.DemoCam"},
+                "skymap": "demo",
+            },
+            "pipelines": {
+                "main": [
+                    {"survey": "cwfs", "pipelines": []},
+                    {"pipelines": [str(PIPELINES / "SingleFrame.yaml")]},
+                ]
+            },
+        }
+
+    def __call__(self, *options: str, detector: str = "4", **sal: Any) -> "subprocess.CompletedProcess[str]":
+        (self._folder / "node.yaml").write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "ppdaemon.node.app", "plan", "--visit=-", "--detector", detector]
+        return subprocess.run(
+            [*command, f"--config={self._folder / 'node.yaml'}", *options],
+            input=json.dumps(DEMO_VISIT | sal),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=os.environ | {"TMPDIR": str(self._folder / "tmp")},
+        )
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of all files."""
+    files = {str(path): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in files.items()}
+
+
+@pytest.fixture
+def command(tmp_path: Path, demo_central: Path) -> Iterator[Command]:
+    """Give the command; afterwards no file may have been made or changed."""
+    (tmp_path / "tmp").mkdir()
+    before = contents(demo_central)
+    yield Command(tmp_path, demo_central)
+    assert contents(demo_central) == before
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "ram").exists()
+
+
+def test_the_command_prints_its_plan_as_json_and_draws_it(
+    command: Command, tmp_path: Path, pipelines: dict[str, str]
+) -> None:
+    # Its task is found only in the environment that is configured for workers.
+    command.config["pipelines"]["preprocessing"] = [{"pipelines": [pipelines["Known"]]}]
+    command.config["workers"] = {"environment": {"PYTHONPATH": str(Path(__file__).parent)}}
+    done = command("--json", f"--plot={tmp_path / 'sky.png'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    plan = Plan.model_validate_json(done.stdout)
+    assert only(plan).name == "R22_S11"
+    assert [(each.name, each.state) for each in only(plan).pipelines] == [
+        ("Known", "first"),
+        ("SingleFrame", "first"),
+    ]
+    assert {each.dataset_type for each in only(plan).datasets} == {"bias", "dark", "flat", "demo_refcat"}
+    assert json.loads(done.stdout)["visit"]["groupId"] == DEMO_VISIT["groupId"]
+    assert (tmp_path / "sky.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_prints_tables_for_people(command: Command) -> None:
+    done = command()
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in ("would run SingleFrame", "survey: 'BLOCK-365'", "demo_refcat", "htm7", "output-2026-11-21"):
+        assert words in done.stdout
+
+
+def test_the_command_ends_with_1_where_a_detector_gets_nothing(command: Command) -> None:
+    done = command(detector="3-4")
+    assert done.returncode == ExitCode.FAILED
+    assert "bias, dark, flat" in done.stdout
+
+
+def test_the_command_says_that_the_central_repo_is_away(command: Command, tmp_path: Path) -> None:
+    command.config["butler"] = {**command.config["butler"], "central": str(tmp_path / "nowhere")}
+    done = command()
+    assert (done.returncode, done.stdout) == (ExitCode.UNAVAILABLE, "")
+    assert "nowhere" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Preloads: what is looked for, what is brought, what is kept, what is missing, and who is to blame."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import preloadtasks
+import pytest
+from astropy.table import Table
+from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
+from sqlalchemy.exc import DatabaseError
+from toycam import EPOCH, NAME, MakeRig, Rig, ToyCam, load_toy_camera
+
+from ppdaemon.clock import Clock
+from ppdaemon.errors import VisitFailed
+from ppdaemon.messages import Prepare
+from ppdaemon.middleware import cache
+from ppdaemon.middleware.cache import SharedCache
+from ppdaemon.middleware.central import CentralReader
+from ppdaemon.middleware.figures import Figures
+from ppdaemon.middleware.library import Library
+from ppdaemon.middleware.looked import Looked
+from ppdaemon.middleware.preload import Preload
+from ppdaemon.middleware.regions import place_of
+from ppdaemon.middleware.repo import LocalRepo
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+
+class Seat:
+    """A worker's preload, to be looked at step by step."""
+
+    def __init__(self, rig: Rig):
+        assert rig.config.butler is not None
+        self.rig = rig
+        self.figures = Figures(Clock())
+        self.central = CentralReader(rig.config.butler.central)
+        shared = SharedCache(rig.seat.cache, rig.config.preload.cache_max)
+        self.preload = Preload(rig.config.butler, self.central, shared, Library({}))
+        self.repo = LocalRepo(rig.seat.template, rig.seat.repo)
+
+    def order(self, *tasks: str, **order: Any) -> Prepare:
+        """Order a visit, with pipelines of `preloadtasks` if tasks are named."""
+        made = self.rig.order(**({"before": ""} if tasks else {}) | order)
+        if not tasks:
+            return made
+        paths = tuple(preloadtasks.write_pipeline(self.rig.raws, task) for task in tasks)
+        return made.model_copy(update={"pipelines": made.pipelines.model_copy(update={"main": paths})})
+
+    def look(self, order: Prepare, **more: Any) -> Looked:
+        place = place_of(
+            order.visit,
+            order.detector,
+            load_toy_camera(NAME),
+            padding_arcsec=30.0,
+            patience_s=100.0,
+            now_tai=0.0,
+        )
+        return self.preload.look(order, place, self.figures, **more)
+
+    def bring(self, order: Prepare, looked: Looked | None = None) -> set[str]:
+        """Renew the repo and preload; return names and file contents of all that it holds then."""
+        self.figures = Figures(Clock())
+        self.repo.renew()
+        self.preload.fetch(looked or self.look(order), self.repo, self.figures)
+        butler = self.repo.butler
+        refs = butler.query_all_datasets("*", find_first=False)
+        return {f"{ref.datasetType.name}: {Path(butler.getURI(ref).ospath).read_text()}" for ref in refs}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Give the figures of the last preload."""
+        return self.figures.values
+
+    def close(self) -> None:
+        self.repo.close()
+        self.central.close()
+
+
+type MakeSeat = Callable[..., Seat]
+
+
+@pytest.fixture
+def seats(rigs: MakeRig) -> Iterator[MakeSeat]:
+    """Give a function that makes a seat; all are closed in the end."""
+    opened: list[Seat] = []
+
+    def make(**changes: Any) -> Seat:
+        rig, worker = rigs(**changes)
+        worker.close()
+        opened.append(Seat(rig))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def seat(seats: MakeSeat) -> Seat:
+    return seats()
+
+
+@pytest.fixture
+def own_central(tmp_path: Path, toy_central: Path) -> Path:
+    """Give a central repo that the test may write to."""
+    return shutil.copytree(toy_central, tmp_path / "own")
+
+
+def certify_bias(central: Path, epoch: str, span: Timespan, detector: int = 1) -> None:
+    with Butler.from_config(str(central), writeable=True) as butler:
+        run, collection = f"{NAME}/calib/{epoch}", f"{NAME}/calib/{epoch}-certified"
+        butler.collections.register(run)
+        butler.collections.register(collection, CollectionType.CALIBRATION)
+        ref = butler.put({"epoch": epoch}, "bias", {"instrument": NAME, "detector": detector}, run=run)
+        butler.registry.certify(collection, [ref], span)
+        butler.collections.prepend_chain(f"{NAME}/calib", collection)
+
+
+# --- looking -----------------------------------------------------------------
+
+
+def test_a_look_tells_what_there_is_and_changes_nothing(seat: Seat) -> None:
+    order = seat.order()
+    looked = seat.look(order)
+    assert looked.counts == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
+    assert [each.name for each in looked.preprocessing] == ["Known"]
+    assert [each.name for each in looked.main] == ["Full"]
+    assert all(each.query_ms > 0 for each in looked.found)
+    assert looked.reasons == ()
+    assert looked.sizes == {}
+    assert not seat.rig.seat.cache.exists()
+    assert list(seat.repo.butler.query_all_datasets("*", find_first=False)) == []
+
+
+def test_a_look_tells_sizes_if_asked(seat: Seat) -> None:
+    looked = seat.look(seat.order(), sizes=True)
+    (shards,) = [each.refs for each in looked.found if each.dataset_type.name == "toy_refcat"]
+    assert set(looked.sizes) == {ref.id for each in looked.found for ref in each.refs}
+    assert [looked.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
+
+
+def test_what_is_missing_is_told_with_what_was_sought(seat: Seat) -> None:
+    far = seat.look(seat.order(position=[200.0, 50.0], filters="g_01"))
+    path = seat.rig.paths["Full"]
+    assert [(each.name, each.required) for each in far.missing[path]] == [
+        ("toy_refcat", True),
+        ("toy_template", True),
+    ]
+    assert far.main == ()
+    (reason,) = far.reasons
+    assert reason.startswith("Full lacks toy_refcat (around RA 199.8")
+    assert "toy_template (skymap toy, band g, around RA 199.8" in reason
+    assert f"in {NAME}/templates, refcats/toy, {NAME}/calib/certified" in reason
+    early = seat.look(seat.order(main="Short", before="", detector=9))
+    (reason,) = early.reasons
+    assert "bias (detector 9, valid in [" in reason
+    assert "flat (detector 9, filter r_03, valid in [" in reason
+    assert f"in {NAME}/calib/certified)" in reason
+
+
+def test_without_a_place_on_the_sky_that_is_what_is_missing(seat: Seat) -> None:
+    looked = seat.look(seat.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
+    assert [each.name for each in looked.main] == ["Short"]
+    assert looked.preprocessing == ()
+    text = "; ".join(looked.reasons)
+    assert "Known lacks regionTimeInfo (no place on the sky)" in text
+    assert "toy_template (no place on the sky)" in text
+
+
+def test_a_type_that_the_central_repo_does_not_know_is_missing(seat: Seat) -> None:
+    looked = seat.look(seat.order(main="NeedsModel,Short"))
+    assert [each.name for each in looked.main] == ["Short"]
+    assert any(reason.startswith("NeedsModel lacks toy_model (in ") for reason in looked.reasons)
+
+
+def test_a_type_that_is_new_in_the_central_repo_is_found(seats: MakeSeat, own_central: Path) -> None:
+    seat = seats(central=own_central)
+    order = seat.order(main="NeedsModel")
+    assert seat.look(order).main == ()
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        butler.registry.registerDatasetType(
+            DatasetType("toy_model", (), "StructuredDataDict", universe=butler.dimensions)
+        )
+        butler.collections.register("refcats/models")
+        butler.collections.prepend_chain("refcats", "refcats/models")
+        butler.put({"a": 1}, "toy_model", run="refcats/models")
+    looked = seat.look(order)
+    assert looked.counts == {"toy_model": 1}
+    assert [each.name for each in looked.main] == ["NeedsModel"]
+
+
+def test_what_preprocessing_cannot_make_is_missing(seat: Seat) -> None:
+    order = seat.order(main="Full,Short")
+    early = preloadtasks.write_pipeline(seat.rig.raws, "Early")
+    pipelines = order.pipelines.model_copy(update={"preprocessing": (early,)})
+    looked = seat.look(order.model_copy(update={"pipelines": pipelines}))
+    assert looked.preprocessing == ()
+    assert [each.name for each in looked.main] == ["Short"]
+    assert looked.reasons[0].startswith("Early lacks toy_model (")
+    assert looked.reasons[1].startswith("Full lacks toy_known (no preprocessing makes it)")
+
+
+def test_a_missing_optional_input_is_a_warning(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
+    order = seat.order("Optional")
+    looked = seat.look(order)
+    assert [each.name for each in looked.main] == ["Optional"]
+    assert [(each.name, each.required) for each in looked.missing[looked.main[0].path]] == [
+        ("toy_defects", False)
+    ]
+    assert seat.bring(order) == {"bias: epoch: new\n"}, "found by its validity, not by a function"
+    assert "going without toy_defects (detector 1, valid in" in caplog.text
+
+
+def test_nothing_is_copied_if_no_pipeline_can_run(seat: Seat) -> None:
+    with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
+        seat.bring(seat.order(main="NeedsModel"))
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
+    assert not seat.rig.seat.cache.exists()
+
+
+def test_only_what_usable_pipelines_read_is_copied(seat: Seat) -> None:
+    held = seat.bring(seat.order(main="Full,Short", position=[200.0, 50.0]))
+    assert held == {"bias: epoch: new\n", "flat: epoch: new\nfilter: r_03\n"}
+
+
+def test_parts_of_datasets_and_other_classes_are_found(seats: MakeSeat, own_central: Path) -> None:
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        butler.collections.register("refcats/tables")
+        butler.collections.prepend_chain("refcats", "refcats/tables")
+        for name in ("toy_table", "toy_frame"):
+            universe = butler.dimensions
+            butler.registry.registerDatasetType(
+                DatasetType(name, ("instrument",), "ArrowAstropy", universe=universe)
+            )
+            butler.put(Table({"a": [1]}), name, instrument=NAME, run="refcats/tables")
+    seat = seats(central=own_central)
+    looked = seat.look(order := seat.order("Table"))
+    assert looked.counts == {"toy_frame": 1, "toy_table": 1}
+    assert [each.name for each in looked.main] == ["Table"]
+    seat.preload.fetch(looked, seat.repo, seat.figures)
+    assert order.detector == 1
+    assert seat.repo.butler.get("toy_table.columns", instrument=NAME, collections="refcats/tables") == ["a"]
+    kept = seat.repo.butler.get_dataset_type("toy_frame")
+    assert kept.storageClass_name == "ArrowAstropy", "as the central repo has it"
+
+
+# --- bringing ----------------------------------------------------------------
+
+
+def test_the_second_preload_of_the_same_copies_nothing(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = seat.bring(seat.order())
+    assert (seat.told["misses"], seat.told["hits"], seat.told["datasets"]) == (8, 0, 8)
+    assert seat.told["fetched_bytes"] == seat.told["bytes"] > 0
+    size = seat.told["bytes"]
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a file is copied")
+
+    monkeypatch.setattr(cache, "_copy", refuse)
+    assert seat.bring(seat.order(groupId="another")) == first
+    assert (seat.told["misses"], seat.told["hits"], seat.told["datasets"]) == (0, 8, 8)
+    assert (seat.told["fetched_bytes"], seat.told["bytes"]) == (0, size)
+
+
+def test_workers_of_a_host_fetch_each_file_once(seats: MakeSeat, tmp_path: Path) -> None:
+    one, other = seats(), seats()
+    shared = SharedCache(tmp_path / "shared", 10**6)
+    for each in (one, other):
+        config = each.rig.config.butler
+        assert config is not None
+        each.preload = Preload(config, each.central, shared, Library({}))
+    assert one.bring(one.order()) == other.bring(other.order())
+    assert (one.told["misses"], other.told["misses"]) == (8, 0)
+    neighbour = other.bring(other.order(detector=0))
+    assert len(neighbour) == 2 + 2 + 4
+    assert other.told["hits"] > 0, "patches that lie under both detectors"
+
+
+@pytest.mark.parametrize("change", [{"detector": 2}, {"filters": "g_01"}, {"main": "Short", "before": ""}])
+def test_nothing_of_a_former_visit_is_in_the_next(
+    seat: Seat, seats: MakeSeat, change: dict[str, Any]
+) -> None:
+    usual = [seat.bring(seat.order()) for _ in range(3)]
+    assert usual == [usual[0]] * 3
+    assert "register_ms" not in seat.told, "the third of one field finds all in place"
+    fresh = seats()
+    assert seat.bring(seat.order(**change)) == fresh.bring(fresh.order(**change))
+
+
+def test_a_calibration_certified_since_is_taken(seats: MakeSeat, own_central: Path) -> None:
+    seat = seats(central=own_central)
+    assert "bias: epoch: new\n" in seat.bring(seat.order(main="Short", before=""))
+    certify_bias(own_central, "newest", Timespan(EPOCH, None))
+    held = seat.bring(seat.order(main="Short", before=""))
+    assert {"bias: epoch: newest\n", "bias: epoch: new\n"} <= held
+    assert seat.look(seat.order()).search.calibs[0] == f"{NAME}/calib/newest-certified"
+
+
+def test_a_calibration_decertified_since_is_not_taken(seats: MakeSeat, own_central: Path) -> None:
+    seat = seats(central=own_central)
+    certify_bias(own_central, "wrong", Timespan(EPOCH, None))
+    assert "bias: epoch: wrong\n" in seat.bring(seat.order(main="Short", before=""))
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        butler.registry.decertify(f"{NAME}/calib/wrong-certified", "bias", Timespan(None, None))
+    assert "bias: epoch: wrong\n" not in seat.bring(seat.order(main="Short", before=""))
+
+
+def test_validity_is_copied_with_the_calibrations(seat: Seat) -> None:
+    order = seat.order(main="Short", before="", startTime=EPOCH.unix_tai)
+    assert len(seat.bring(order)) == 4, "both epochs of both types may be needed"
+    for epoch, span in (("old", Timespan(None, EPOCH)), ("new", Timespan(EPOCH, None))):
+        found = seat.repo.butler.find_dataset(
+            "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib/certified", timespan=span
+        )
+        assert found is not None
+        assert found.run == f"{NAME}/calib/{epoch}"
+
+
+def test_datasets_in_archives_are_copied_too(seats: MakeSeat, toy_central: Path, tmp_path: Path) -> None:
+    central = tmp_path / "zipped"
+    with (
+        Butler.from_config(str(toy_central)) as source,
+        Butler.from_config(Butler.makeRepo(str(central)), writeable=True) as butler,
+    ):
+        ToyCam().register(butler.registry)
+        refs = [
+            ref
+            for name in ("bias", "flat")
+            for ref in source.query_datasets(name, f"{NAME}/calib/new", find_first=False)
+        ]
+        archive = source.retrieve_artifacts_zip(refs, tmp_path)
+        butler.ingest_zip(archive, transfer="copy", transfer_dimensions=True)
+        butler.collections.register(f"{NAME}/calib", CollectionType.CALIBRATION)
+        butler.registry.certify(f"{NAME}/calib", refs, Timespan(EPOCH, None))
+    seat = seats(central=central)
+    order = seat.order(main="Short", before="")
+    for _ in range(2):
+        seat.repo.renew()
+        seat.preload.fetch(seat.look(order), seat.repo, seat.figures)
+        found = seat.repo.butler.get(
+            "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib", timespan=Timespan(EPOCH, None)
+        )
+        assert found == {"epoch": "new"}
+
+
+# --- who is to blame ---------------------------------------------------------
+
+
+def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(seats: MakeSeat, own_central: Path) -> None:
+    seat = seats(central=own_central)
+    order = seat.order(main="Short", before="")
+    looked = seat.look(order)
+    away = own_central.with_name("away")
+    (own_central / NAME).rename(away)
+    with pytest.raises(VisitFailed, match=r"bias.* cannot be copied: FileNotFoundError") as caught:
+        seat.bring(order, looked)
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
+    away.rename(own_central / NAME)
+    assert len(seat.bring(order)) == 2
+
+
+def test_a_dataset_without_a_file_is_passed_over(
+    seats: MakeSeat, own_central: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        (bias,) = butler.query_datasets("bias", f"{NAME}/calib/new", detector=1, instrument=NAME)
+        butler.pruneDatasets([bias], disassociate=False, unstore=True)
+    seat = seats(central=own_central)
+    looked = seat.look(seat.order(main="Short", before=""))
+    assert looked.counts == {"bias": 0, "flat": 1}
+    assert looked.reasons[0].startswith("Short lacks bias (")
+    assert "passed over" in caplog.text
+    shallow = seat.look(seat.order("Optional"))
+    assert shallow.main == ()
+
+
+def test_a_fault_of_the_workers_database_is_not_the_central_repos(seat: Seat) -> None:
+    looked = seat.look(seat.order())
+    (registry,) = seat.rig.seat.repo.rglob("*.sqlite3")
+    registry.write_bytes(b"\0" * registry.stat().st_size)
+    with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):
+        seat.preload.fetch(looked, seat.repo, seat.figures)
+    seat.repo.drop_kept()
+    assert len(seat.bring(seat.order())) == 8
+
+
+def test_kept_calibrations_that_are_damaged_are_brought_again(
+    rigs: MakeRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order())
+    (kept,) = (rig.seat.repo / "kept").rglob("*.sqlite3")
+    kept.write_bytes(b"\0" * kept.stat().st_size)
+    worker.reset()
+    assert "what was kept is of no use: DatabaseError" in caplog.text
+    assert worker.prepare(rig.order()).pipeline == "Full"
+
+
+def test_a_visit_that_fails_by_its_database_leaves_nothing_to_the_next(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order())
+    worker.reset()
+    (registry,) = (rig.seat.repo / "repo").rglob("*.sqlite3")
+    registry.write_bytes(b"\0" * registry.stat().st_size)
+    with pytest.raises(DatabaseError):
+        worker.prepare(rig.order())
+    assert list((rig.seat.repo / "kept").iterdir()) == []
+    worker.reset()
+    assert worker.prepare(rig.order()).pipeline == "Full"
+
+
+def test_a_full_ram_disk_is_called_so(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_copy", copy)
+    with pytest.raises(VisitFailed, match=r"no room for .* in the shared cache") as caught:
+        seat.bring(seat.order())
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
+
+
+def test_a_writer_in_the_middle_of_its_transaction_holds_nobody_up(
+    seats: MakeSeat, own_central: Path
+) -> None:
+    seat = seats(central=own_central)
+    writer = sqlite3.connect(own_central / "gen3.sqlite3", isolation_level=None)
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("CREATE TABLE half_done (x INTEGER)")
+        assert len(seat.bring(seat.order())) == 8
+        writer.execute("COMMIT")
+    finally:
+        writer.close()
+
+
+def test_a_reader_leaves_no_trace_in_the_central_repo(seats: MakeSeat, own_central: Path) -> None:
+    seat = seats(central=own_central)
+    before = {path: path.stat().st_mtime_ns for path in own_central.rglob("*")}
+    seat.bring(seat.order())
+    assert {path: path.stat().st_mtime_ns for path in own_central.rglob("*")} == before
+
+
+# --- metrics -----------------------------------------------------------------
+
+
+def test_how_a_preload_went_is_a_dataset(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    detail = worker.prepare(rig.order()).detail
+    assert {"connect_ms", "query_ms", "cache_ms", "register_ms", "preprocess_ms"} <= set(detail)
+    metrics = worker._repo.butler.get(
+        "preload_metrics", instrument=NAME, group=rig.order().visit.group, detector=1, collections="*"
+    )
+    assert metrics["found"] == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
+    assert set(metrics["queries_ms"]) == set(metrics["found"])
+    assert metrics["missing"] == []
+    assert {name: metrics[name] for name in detail} == detail

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where a worker gets raws from: files that may have been swapped, and object stores."""
+
+import gc
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from storeserver import Store, serving
+from toycam import DAY, MakeRig
+
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.errors import BadMessage, VisitFailed
+from ppdaemon.messages import Process, Raw
+from ppdaemon.middleware import ingest, rawfiles, remote
+from ppdaemon.middleware.rawfiles import RawFiles
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+# lsst.resources leaves the answer of a store that has no such object to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+EXPOSURE = DAY * 100000 + 1
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with serving() as store:
+        yield store
+    gc.collect()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    return folder
+
+
+def files_of(*roots: Path | str, stores: tuple[str, ...] = ()) -> RawFiles:
+    remote = [{"uri": uri} for uri in stores]
+    return RawFiles(ArrivalsConfig.model_validate({"roots": roots, "remote": remote}))
+
+
+def test_a_file_below_a_linked_root_is_copied(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.fits").write_bytes(b"raw")
+    (tmp_path / "raw").symlink_to("disk")
+    copy = files_of(tmp_path / "raw").fetch(f"{tmp_path}/raw/a.fits", folder)
+    assert (copy, copy.read_bytes()) == (folder / "a.fits", b"raw")
+
+
+@pytest.mark.parametrize("kind", ["link", "folder link", "fifo", "outside", "other store", "no path"])
+def test_fault_17_what_leads_out_of_the_roots_is_not_opened(tmp_path: Path, folder: Path, kind: str) -> None:
+    """Fault 17: also after the supervisor has looked."""
+    root, secret = tmp_path / "raw", tmp_path / "secret"
+    for each in (root, secret):
+        each.mkdir()
+    (secret / "a.fits").write_bytes(b"secret")
+    match kind:
+        case "link":
+            (root / "a.fits").symlink_to(secret / "a.fits")
+        case "folder link":
+            (root / "day").symlink_to(secret)
+        case "fifo":
+            os.mkfifo(root / "a.fits")
+    path = {
+        "folder link": f"{root}/day/a.fits",
+        "outside": f"{secret}/a.fits",
+        "other store": "http://127.0.0.1:1/secret/a.fits",
+        "no path": "a.fits",
+    }.get(kind, f"{root}/a.fits")
+    files = files_of(root, stores=("http://127.0.0.1:1/raw",))
+    with pytest.raises(BadMessage):
+        files.fetch(path, folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_raw_that_is_swapped_for_a_link_is_unreadable(
+    rigs: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 17, when the link is put there after the supervisor's check."""
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    away = tmp_path / "away.fits"
+    shutil.move(raw.path, away)
+    Path(raw.path).symlink_to(away)
+    pauses: list[float] = []
+    monkeypatch.setattr(ingest.time, "sleep", pauses.append)
+    monkeypatch.setattr(rawfiles.shutil, "copyfile", pytest.fail)
+    with pytest.raises(VisitFailed, match="is a link out of the raw root") as caught:
+        worker.ingest(raw)
+    assert caught.value.outcome == Outcome.RAW_UNREADABLE
+    assert pauses == list(ingest.RETRIES_S)
+
+
+def test_a_sidecar_that_leads_out_is_not_read(
+    rigs: MakeRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw()
+    assert raw.sidecar is not None
+    away = tmp_path / "away.json"
+    shutil.move(raw.sidecar, away)
+    Path(raw.sidecar).symlink_to(away)
+    assert worker.ingest(raw).exposure == EXPOSURE
+    assert "is a link out of the raw root" in caplog.text
+
+
+def stored(raw: Raw, raws: Path, store: Store) -> Raw:
+    """Move a raw to the store."""
+    path = raw.path.removeprefix(str(raws))
+    store.objects[f"/raw{path}"] = Path(raw.path).read_bytes()
+    Path(raw.path).unlink()
+    uri = f"{store.uri}/raw{path.replace('#', '%23').replace(':', '%3A')}"
+    return raw.model_copy(update={"path": uri, "sidecar": None})
+
+
+def test_a_visit_whose_raw_is_in_a_store_is_processed(rigs: MakeRig, store: Store) -> None:
+    rig, worker = rigs(arrivals={"remote": [{"uri": f"{store.uri}/raw"}]})
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = stored(rig.raw(), rig.raws, store)
+    assert worker.ingest(raw).exposure == EXPOSURE
+    assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
+    assert store.reads(".fits") == 1
+    assert not [path for path in (rig.seat.repo / "incoming").iterdir() if path.is_file()]
+
+
+def test_fault_21_an_object_that_is_gone_is_unreadable_after_some_tries(
+    rigs: MakeRig, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 21, in a store: it may be there a moment after its notice."""
+    rig, worker = rigs(arrivals={"remote": [{"uri": f"{store.uri}/raw"}]})
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = stored(rig.raw(), rig.raws, store)
+    objects, store.objects = store.objects, {}
+    pauses: list[float] = []
+    monkeypatch.setattr(ingest.time, "sleep", pauses.append)
+    with pytest.raises(VisitFailed, match=r"cannot be read: FileNotFoundError") as caught:
+        worker.ingest(raw)
+    assert caught.value.outcome == Outcome.RAW_UNREADABLE
+    assert pauses == list(ingest.RETRIES_S)
+    store.objects = objects
+    assert worker.ingest(raw).exposure == EXPOSURE
+
+
+def test_a_store_that_does_not_answer_is_not_asked_over_and_over(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, worker = rigs(arrivals={"remote": [{"uri": "http://127.0.0.1:1/raw"}]})
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw().model_copy(update={"path": "http://127.0.0.1:1/raw/a.fits", "sidecar": None})
+    tries: list[object] = []
+
+    class Resource:
+        def __init__(self, uri: str):
+            """Name an object of a store that is down."""
+
+        def transfer_from(self, source: "Resource", **how: object) -> None:
+            tries.append(source)
+            raise requests.ConnectionError("refused, after some tries")
+
+    monkeypatch.setattr(ingest.time, "sleep", pytest.fail)
+    monkeypatch.setattr(remote, "ResourcePath", Resource)
+    with pytest.raises(VisitFailed, match=r"StoreError.*refused, after some tries") as caught:
+        worker.ingest(raw)
+    assert caught.value.outcome == Outcome.RAW_UNREADABLE
+    assert len(tries) == 1

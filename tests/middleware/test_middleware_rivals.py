@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two hosts export at the same moment: the same visit, the same runs, the same chain."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from centrals import CHAIN, FIRST, ON_POSTGRES, Central, outputs
+from lsst.daf.butler import Butler
+from toycam import NAME
+from waiting import wait_until
+
+from ppdaemon.clock import Clock
+from ppdaemon.messages import Exported
+from ppdaemon.middleware.export import CentralExporter
+from ppdaemon.middleware.spool import MANIFEST
+
+pytest_plugins = ("toyfixtures", "dbfixtures")
+
+PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+
+
+@contextmanager
+def rival(
+    central: Central, refused: Path, manner: str, spools: list[Path]
+) -> Iterator[subprocess.Popen[str]]:
+    """Run another exporter; it has its Butler open, and begins when it may go on."""
+    script = Path(__file__).with_name("rival.py")
+    with subprocess.Popen(
+        [sys.executable, script, central.root, refused, manner, *spools],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": PATH},
+    ) as process:
+        try:
+            assert hear(process) == "open"
+            yield process
+        finally:
+            process.kill()
+
+
+def hear(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def begin_both(central: Central, first: subprocess.Popen[str], second: subprocess.Popen[str]) -> None:
+    """Let the first do everything but commit, and the second run into it."""
+    go_on(first)
+    assert hear(first) == "holding"
+    go_on(second)
+    wait_until(lambda: waiting_for_locks(central))
+
+
+def waiting_for_locks(central: Central) -> bool:
+    """Tell whether somebody waits for another's transaction; SQLite cannot be asked."""
+    if central.server is None:
+        return True
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = "
+    return central.server.run("postgres", f"{query} '{central.database}'") != [(0,)]
+
+
+def assert_complete(central: Central, detectors: list[int]) -> None:
+    """Check that everything is there once, and that its files are."""
+    assert [detector for detector, _ in outputs(central, "toy_image")] == detectors
+    with Butler.from_config(str(central.root)) as butler:
+        assert [run.split("/")[3] for run in butler.collections.get_info(CHAIN).children] == [
+            "Frame",
+            "NoPipeline",
+        ]
+        for name in ("isr_config", "toy_schema", "toy_image", "toy_isr", "regionTimeInfo"):
+            refs = butler.query_datasets(name, collections=CHAIN, find_first=False)
+            assert len(refs) == (len(detectors) if refs[0].dataId.dimensions else 1), name
+            for ref in refs:
+                butler.get(ref)
+        assert len(butler.query_dimension_records("visit", instrument=NAME, visit=FIRST)) == 1
+
+
+def test_hosts_that_export_the_same_visit_and_runs_at_once_both_succeed(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    with (
+        rival(central, tmp_path / "first", "hold", spools[:1]) as first,
+        rival(central, tmp_path / "second", "pass", spools[2:]) as second,
+    ):
+        begin_both(central, first, second)
+        go_on(first)
+        exported = [Exported.model_validate_json(hear(process)) for process in (first, second)]
+    assert [len(each.spools) for each in exported] == [1, 1]
+    assert exported[0].datasets > exported[1].datasets > 0, "what both runs share is the first one's"
+    assert_complete(central, [1, 2])
+
+
+@ON_POSTGRES
+def test_what_a_killed_host_had_not_committed_is_the_other_ones(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    with (
+        rival(central, tmp_path / "first", "hold", spools[:1]) as first,
+        rival(central, tmp_path / "second", "pass", spools[2:]) as second,
+    ):
+        begin_both(central, first, second)
+        first.kill()
+        assert Exported.model_validate_json(hear(second)).spools == (str(spools[2]),)
+    assert_complete(central, [2])
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
+    assert exporter.export(spools[:1]).spools == (str(spools[0]),)
+    exporter.close()
+    assert_complete(central, [1, 2])
+
+
+@ON_POSTGRES
+def test_the_same_visit_detector_from_two_hosts_at_once_is_registered_once(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    with (
+        rival(central, tmp_path / "first", "hold", spools[:1]) as first,
+        rival(central, tmp_path / "second", "pass", spools[1:2]) as second,
+    ):
+        begin_both(central, first, second)
+        go_on(first)
+        exported = [Exported.model_validate_json(hear(process)) for process in (first, second)]
+    assert exported[0].datasets > 0
+    assert exported[1].datasets == 0
+    assert exported[1].spools, "its spool is done with all the same"
+    assert_complete(central, [1])
+
+
+def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
+    central: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One extends the chain after the other has read it and before that one extends it."""
+    for spool, host in ((spools[0], "host1"), (spools[2], "host2")):  # each has a deployment of its own
+        text = (spool / MANIFEST).read_text()
+        for pipeline in ("Frame", "NoPipeline"):
+            text = text.replace(f"{CHAIN}/{pipeline}/", f"{CHAIN}/{pipeline}/{host}-")
+        (spool / MANIFEST).write_text(text)
+    first, second = (
+        CentralExporter(str(central.root), Clock(), host, tmp_path / "refused") for host in ("host1", "host2")
+    )
+    kind = type(first._open().collections)
+    read = kind.get_info
+    exported: list[Exported] = []
+
+    def read_too_early(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        found = read(self, name, *args, **kwargs)
+        if name == CHAIN and not exported:
+            monkeypatch.undo()
+            exported.append(second.export(spools[2:]))
+        return found
+
+    monkeypatch.setattr(kind, "get_info", read_too_early)
+    exported.append(first.export(spools[:1]))
+    first.close()
+    second.close()
+    assert [len(each.spools) for each in exported] == [1, 1]
+    with Butler.from_config(str(central.root)) as butler:
+        runs = butler.collections.get_info(CHAIN).children
+    assert [run.removeprefix(f"{CHAIN}/").partition("-")[0] for run in runs] == [
+        "Frame/host1",
+        "NoPipeline/host1",
+        "Frame/host2",
+        "NoPipeline/host2",
+    ]
+
+
+@ON_POSTGRES
+def test_a_deadlock_with_another_program_is_followed_by_another_try(
+    central: Central, spools: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert central.server is not None
+    caplog.set_level("INFO")
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
+    exporter.export(spools[2:])  # makes tables, which is done outside of the transaction
+    exported: list[Exported] = []
+    thread = threading.Thread(target=lambda: exported.append(exporter.export(spools[:1])))
+    engine = sqlalchemy.create_engine(central.server.url(central.database), poolclass=sqlalchemy.NullPool)
+    with engine.begin() as program:
+        # The exporter looks for a deadlock after 1 s of waiting; this one never does.
+        program.execute(sqlalchemy.text("SET deadlock_timeout = '1h'"))
+        program.execute(sqlalchemy.text("LOCK TABLE dataset IN EXCLUSIVE MODE"))
+        thread.start()
+        wait_until(lambda: waiting_for_locks(central))
+        program.execute(sqlalchemy.text("LOCK TABLE visit_detector_region IN EXCLUSIVE MODE"))
+    thread.join(30)
+    exporter.close()
+    assert "another exporter was in the way" in caplog.text
+    assert "DeadlockDetected" in caplog.text
+    assert exported[0].datasets > 0
+    assert_complete(central, [1, 2])

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Around the tasks: what a run has once and is called, what is told before a task, what can be undone."""
+
+import os
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from lsst.daf.butler import Butler
+from toycam import DAY, NAME, MakeRig, Rig
+from toydeeds import write_deeds
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import EngineConfig, NodeConfig
+from ppdaemon.demo.central import make_apdb
+from ppdaemon.messages import Done, PointOfNoReturn, Process
+from ppdaemon.middleware import initoutputs, work
+from ppdaemon.middleware.alertdatabase import has_nothing
+from ppdaemon.middleware.engine import Job
+from ppdaemon.middleware.export import CentralExporter
+from ppdaemon.middleware.graph import load_pipeline
+from ppdaemon.middleware.initoutputs import InitOutputs
+from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.provenance import deployment_hash, deployment_of
+from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+EXPOSURE = DAY * 100000 + 1
+VERSIONS = "versions"
+
+
+def run_visit(
+    rig: Rig, worker: LocalWork, detector: int = 1, main: str = "Full", before: str = "Known"
+) -> Done:
+    worker.prepare(rig.order(detector, main=main, before=before))
+    worker.ingest(rig.raw(detector))
+    done = worker.process(Process(exposures=(EXPOSURE,)))
+    worker.reset()
+    return done
+
+
+def spooled(done: Done) -> dict[str, str]:
+    """Return dataset ids by dataset type, of the main run."""
+    manifest = read_manifest(Path(done.spool or ""))
+    return {
+        ref.datasetType.name: str(ref.id)
+        for file in manifest.files
+        for ref in file.refs
+        if "NoPipeline" not in ref.run
+    }
+
+
+@pytest.fixture
+def everything(rigs: MakeRig) -> tuple[Rig, LocalWork]:
+    return rigs(export={"types": [".*"]})
+
+
+# --- once per run ------------------------------------------------------------
+
+
+def test_init_outputs_are_the_same_datasets_for_all_visits_of_a_host(
+    everything: tuple[Rig, LocalWork],
+) -> None:
+    rig, worker = everything
+    first, second = (spooled(run_visit(rig, worker, detector)) for detector in (1, 2))
+    once = {"isr_config", "calibrate_config", "toy_schema", "packages", "prompt_deployment"}
+    assert {name: first[name] for name in once} == {name: second[name] for name in once}
+    assert first["toy_image"] != second["toy_image"]
+
+
+def test_what_the_central_repo_has_is_not_spooled_again(
+    everything: tuple[Rig, LocalWork], tmp_path: Path, toy_central: Path
+) -> None:
+    rig, worker = everything
+    shutil.copytree(toy_central, tmp_path / "central")
+    done = run_visit(rig, worker)
+    exporter = CentralExporter(
+        str(tmp_path / "central"), Clock(), "node1", tmp_path / "refused", rig.seat.runs
+    )
+    exporter.export([Path(done.spool or "")])
+    exporter.close()
+    assert not {"isr_config", "toy_schema", "packages"} & spooled(run_visit(rig, worker, 2)).keys()
+    with Butler.from_config(str(tmp_path / "central")) as butler:
+        (run,) = [name for name in butler.collections.query("*/Full/*")]
+        told = butler.get("prompt_deployment", collections=run)
+        assert told["digest"] == run.rpartition("/")[2]
+        assert "toycam.SubtractTask" in told["pipeline"]
+        assert "numpy" in butler.get("packages", collections=run)
+
+
+def job_of(rig: Rig, name: str, run: str = "run") -> Job:
+    pipeline = load_pipeline(rig.paths[name], {})
+    digest = deployment_hash(rig.config, NAME, VERSIONS, [pipeline])
+    return Job(pipeline, (f"{NAME}/raw/all",), run, digest)
+
+
+def names_in(butler: Butler, run: str) -> set[str]:
+    names = butler.collections.get_info(run, include_summary=True).dataset_types or ()
+    return {name for name in names if butler.query_datasets(name, run, explain=False)}
+
+
+@pytest.fixture
+def local(rigs: MakeRig) -> tuple[Rig, Butler]:
+    rig, worker = rigs()
+    write_deeds(rig)
+    worker.close()
+    return rig, Butler.from_config(str(rig.seat.repo / "repo"), writeable=True)
+
+
+def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butler]) -> None:
+    rig, butler = local
+    with butler:
+        outputs = InitOutputs(rig.seat.runs)
+        outputs.provide(job_of(rig, "Deed"), butler)
+        assert {"deed_config", "toy_deed_schema", "packages"} <= names_in(butler, "run")
+        outputs.provide(job_of(rig, "Short"), butler)
+        assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
+
+
+def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, LocalWork]) -> None:
+    rig, worker = everything
+    for links in (1, 2):  # the first one makes them, the second one takes them
+        worker.prepare(rig.order(main="Short", before=""))
+        (kept,) = rig.seat.runs.glob("*/*/*.py")
+        assert kept.stat().st_nlink == links
+        worker.reset()
+
+
+def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
+    rig, butler = local
+    with butler:
+        outputs = InitOutputs(rig.seat.runs)
+        outputs.provide(job_of(rig, "Short", "old"), butler)
+        os.utime(rig.seat.runs / "old", (0, 0))
+        outputs.provide(job_of(rig, "Short", "new"), butler)
+    assert [path.name for path in rig.seat.runs.iterdir()] == ["new"]
+
+
+def test_those_that_come_while_one_works_wait_for_it_and_then_go_on_together(tmp_path: Path) -> None:
+    went: list[bool] = []
+    lock = tmp_path / "lock"
+    together = threading.Barrier(2, timeout=20)
+
+    def come() -> None:
+        with initoutputs._coming_first(lock) as first:
+            together.wait()
+            went.append(first)
+
+    with initoutputs._coming_first(lock) as first:
+        others = [threading.Thread(target=come) for _ in range(2)]
+        for other in others:
+            other.start()
+        waiting = re.compile(rf"-> FLOCK .*:{lock.stat().st_ino} ")
+        deadline = time.monotonic() + 20
+        while len(waiting.findall(Path("/proc/locks").read_text())) < 2:
+            assert time.monotonic() < deadline
+        assert (first, went) == (True, [])
+    for other in others:
+        other.join(20)
+    assert went == [False, False]
+
+
+# --- names of runs -----------------------------------------------------------
+
+
+def changed(config: NodeConfig, part: str, **values: object) -> NodeConfig:
+    inner = getattr(config, part).model_copy(update=values)
+    return config.model_copy(update={part: inner})
+
+
+def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeRig, tmp_path: Path) -> None:
+    rig, _ = rigs()
+    pipeline = load_pipeline(rig.paths["Short"], {})
+
+    def digest(config: NodeConfig = rig.config, path: str = rig.paths["Short"], **overrides: object) -> str:
+        return deployment_hash(config, NAME, VERSIONS, [load_pipeline(path, overrides)])
+
+    usual = deployment_hash(rig.config, NAME, VERSIONS, [pipeline])
+    elsewhere = tmp_path / "elsewhere.yaml"
+    elsewhere.write_text(f"description: imports\nimports:\n  - {rig.paths['Short']}\n")
+    assert usual == digest() == digest(path=str(elsewhere))
+    for same in (
+        changed(rig.config, "engine", kind="pipetask"),
+        changed(rig.config, "node", name="other"),
+        changed(rig.config, "butler", central="/elsewhere"),
+        changed(rig.config, "workers", max=99),
+    ):
+        assert digest(same) == usual
+    assert digest(**{"isr:note": "x"}) != usual
+    elsewhere.write_text(
+        f"description: imports\nimports:\n  - {rig.paths['Short']}\n"
+        "tasks:\n  isr:\n    class: toycam.IsrTask\n    config:\n      note: y\n"
+    )
+    assert digest(path=str(elsewhere)) != usual
+    assert deployment_hash(rig.config, NAME, "others", [pipeline]) != usual
+    for other in (
+        changed(rig.config, "butler", calibs=("other",)),
+        changed(rig.config, "preload", padding_arcsec=31.0),
+    ):
+        assert digest(other) != usual
+    fixed = changed(rig.config, "butler", deployment="w42")
+    assert deployment_of(fixed, NAME, VERSIONS, [pipeline]) == "w42"
+
+
+def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, LocalWork]) -> None:
+    rig, worker = everything
+    worker.prepare(rig.order(main="Short", before=""))
+    exposure = (DAY - 1) * 100000 + 1
+    worker.ingest(rig.raw(DAYOBS=str(DAY - 1)).model_copy(update={"exposure": exposure}))
+    done = worker.process(Process(exposures=(exposure,)))
+    (runs,) = read_manifest(Path(done.spool or "")).chains.values()
+    assert runs[0].startswith(f"{NAME}/prompt/output-2026-11-21/Short/")
+    assert "isr_config" in spooled(done), "made again for the run that was not foreseen"
+
+
+# --- points of no return -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["associate", "toycam.AssociateTask", "lsst.pipe.base.PipelineTask"])
+def test_tasks_that_cannot_be_repeated_go_by_label_or_class(rigs: MakeRig, name: str) -> None:
+    rig, worker = rigs(engine={"no_return": [name]})
+    run_visit(rig, worker)
+    said = {fact.what for fact in rig.said if isinstance(fact, PointOfNoReturn)}
+    everyone = {"known", "isr", "calibrate", "subtract", "associate"}
+    assert said == (everyone if name.startswith("lsst") else {"associate"})
+
+
+def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
+    rig, _ = rigs(engine={"no_return": ["asociate", "associate"]})
+    work.build_template(rig.seat)
+    assert "no configured pipeline has a task asociate" in caplog.text
+    assert "a task associate" not in caplog.text
+
+
+def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:
+    rig, worker = rigs(engine={"no_return": ["known"]})
+    worker.prepare(rig.order())
+    assert rig.said == [PointOfNoReturn(what="known")]
+
+
+# --- the alert database ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_apdb(tmp_path_factory.mktemp("apdb"))
+
+
+def write_source(apdb: Path, visit: int, detector: int) -> None:
+    """Put a row into the database as if an association had got so far."""
+    with sqlite3.connect(apdb.with_suffix(".sqlite3")) as connection:
+        columns = connection.execute("PRAGMA table_info('DiaSource')").fetchall()
+        values = {name: 0 for _, name, _, required, default, _ in columns if required and default is None}
+        values |= {"diaSourceId": visit, "visit": visit, "detector": detector}
+        names = ", ".join(f'"{name}"' for name in values)
+        marks = ", ".join("?" for _ in values)
+        connection.execute(f'INSERT INTO "DiaSource" ({names}) VALUES ({marks})', tuple(values.values()))
+    connection.close()
+
+
+def asked(apdb: Path, rig: Rig, visit: int = EXPOSURE, passed: tuple[str, ...] = ("associate",)) -> bool:
+    config = EngineConfig(
+        no_return=("associate", "alerts"), apdb={NAME: str(apdb)}, apdb_tasks=("associate",)
+    )
+    return has_nothing(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
+
+
+def test_the_alert_database_tells_what_it_has(rigs: MakeRig, apdb: Path) -> None:
+    rig, _ = rigs()
+    write_source(apdb, visit=7, detector=1)
+    assert asked(apdb, rig, visit=8)
+    assert not asked(apdb, rig, visit=7)
+    assert not asked(apdb, rig, visit=8, passed=("associate", "alerts")), "alerts do not come back"
+
+
+def test_a_database_that_does_not_answer_has_something(
+    rigs: MakeRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, _ = rigs()
+    assert not asked(tmp_path / "none.yaml", rig)
+    assert "does not tell what it has" in caplog.text
+
+
+def test_a_failure_that_wrote_nothing_may_be_repeated(rigs: MakeRig, apdb: Path) -> None:
+    engine = {"no_return": ["associate"], "apdb": {NAME: str(apdb)}, "apdb_tasks": ["associate"]}
+    rig, worker = rigs(engine=engine, pipelines={"overrides": {"associate:fail": "no connection"}})
+    done = run_visit(rig, worker)
+    assert (done.outcome, done.retriable, done.nothing_permanent) == (Outcome.FAILED, True, True)
+    write_source(apdb, EXPOSURE, 1)
+    shutil.rmtree(rig.seat.spool)
+    done = run_visit(rig, worker)
+    assert (done.outcome, done.retriable, done.nothing_permanent) == (Outcome.FAILED, False, False)

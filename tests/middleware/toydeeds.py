@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tasks that do in the middle of a pipeline whatever an engine has to cope with."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lsst.pex.config import Field
+from lsst.pipe.base import (
+    AlgorithmError,
+    AnnotatedPartialOutputsError,
+    NoWorkFound,
+    PipelineTask,
+    PipelineTaskConfig,
+    PipelineTaskConnections,
+    Struct,
+    UpstreamFailureNoWorkFound,
+)
+from lsst.pipe.base.connectionTypes import InitInput, InitOutput, Input, Output, PrerequisiteInput
+from toycam import EXPOSURE, Rig
+
+_DICT = "StructuredDataDict"
+
+
+class BadStars(AlgorithmError):
+    """A failure with metadata."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {"stars": 3}
+
+
+def _fail() -> NoReturn:
+    raise RuntimeError("no stars\nat all")
+
+
+def _fill_the_disk() -> NoReturn:
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        raise RuntimeError("put failed") from error
+
+
+def _find_no_work() -> NoReturn:
+    raise NoWorkFound("a blank field")
+
+
+def _exit() -> NoReturn:
+    raise SystemExit(0)
+
+
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _take_all_memory() -> NoReturn:
+    raise MemoryError("4 TB")
+
+
+def _end_at_once() -> NoReturn:
+    os._exit(0)
+
+
+DEEDS = {
+    "fail": _fail,
+    "full": _fill_the_disk,
+    "no work": _find_no_work,
+    "exit": _exit,
+    "interrupt": _interrupt,
+    "memory": _take_all_memory,
+    "die": _end_at_once,
+}
+
+
+class DeedConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
+    hint = PrerequisiteInput(
+        name="toy_hint", doc="nobody has it", storageClass=_DICT, dimensions=("instrument",), minimum=0
+    )
+    schema = InitOutput(name="toy_deed_schema", doc="made once", storageClass=_DICT)
+    output = Output(name="toy_deed", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
+    other = Output(name="toy_other", doc="not made in part", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class DeedConfig(PipelineTaskConfig, pipelineConnections=DeedConnections):
+    deed = Field[str](doc="What it does when it runs.", default="")
+    early = Field[str](doc="What it does when it is constructed.", default="")
+
+
+class DeedTask(PipelineTask):
+    ConfigClass = DeedConfig
+    _DefaultName = "deed"
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        if self.config.early:
+            DEEDS[self.config.early]()
+        self.schema = {"columns": ["deed"]}
+
+    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: N802, N803
+        inputs = butlerQC.get(inputRefs)
+        self.log.warning("about to do %s", self.config.deed or "nothing")
+        result = {"image": inputs["image"], "hint": inputs.get("hint")}
+        if self.config.deed == "partial":
+            butlerQC.put(result, outputRefs.output)
+            error = BadStars("three stars")
+            raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
+        if self.config.deed:
+            DEEDS[self.config.deed]()
+        butlerQC.put(Struct(output=result, other=result), outputRefs)
+
+
+class AfterConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    schema = InitInput(name="toy_deed_schema", doc="made once", storageClass=_DICT)
+    deed = Input(name="toy_deed", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
+    other = Input(name="toy_other", doc="may be missing", storageClass=_DICT, dimensions=EXPOSURE, minimum=0)
+    output = Output(name="toy_after", doc="after", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class AfterConfig(PipelineTaskConfig, pipelineConnections=AfterConnections):
+    pass
+
+
+class AfterTask(PipelineTask):
+    ConfigClass = AfterConfig
+    _DefaultName = "after"
+
+    def __init__(self, initInputs: Any, **kwargs: Any):  # noqa: N803
+        super().__init__(initInputs=initInputs, **kwargs)
+        self.columns = initInputs["schema"]["columns"]
+
+    def run(self, deed: Any, other: Any = None) -> Struct:
+        if other is None:
+            raise UpstreamFailureNoWorkFound("half of it is missing")
+        return Struct(output={"deed": deed, "columns": self.columns})
+
+
+class AsideConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
+    output = Output(name="toy_aside", doc="independent", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class AsideConfig(PipelineTaskConfig, pipelineConnections=AsideConnections):
+    pass
+
+
+class AsideTask(PipelineTask):
+    ConfigClass = AsideConfig
+    _DefaultName = "zAside"
+
+    def run(self, image: Any) -> Struct:
+        return Struct(output={"image": image})
+
+
+def write_deeds(rig: Rig) -> None:
+    """Add the pipeline ``Deed``: a task does something, one depends on it, one does not."""
+    folder = Path(next(iter(rig.paths.values()))).parent
+    tasks = {
+        "isr": "toycam.IsrTask",
+        "deed": f"{__name__}.DeedTask",
+        "after": f"{__name__}.AfterTask",
+        "zAside": f"{__name__}.AsideTask",
+    }
+    path = folder / "Deed.yaml"
+    lines = ["description: Deed", "instrument: toycam.ToyCam", "tasks:"]
+    lines += [f"  {label}: {task}" for label, task in tasks.items()]
+    path.write_text("\n".join(lines) + "\n")
+    rig.paths["Deed"] = str(path)
