@@ -1,46 +1,41 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the path of a raw file says: instrument, exposure, detector, group.
+"""Names of raw files: what they say, and which are not to be opened.
 
-Pure: looks at names only, never at files. Covers the layouts below a raw root
-that the observatory's writers use:
-
-    lsst      <Inst>/<YYYYMMDD>/<obsid>/<obsid>_Rxx_Syy.fits
-    imsim     <Inst>/<YYYYMMDD>/<expid>/<expid>_<filter>_<detector>_Rxx_Syy.fits
-    generic   <Inst>/<detector>/<group>/<snap>/<expid>/<filter>/<name>.fits
-
-each with ``.fits``, ``.fits.fz`` or ``.fits.gz``, and ``.json`` for sidecars.
+Pure: looks at names only, never at files. How paths are built and read is
+`ppdaemon.rawlayout`'s.
 """
 
 import datetime
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
-from urllib.parse import unquote
 
-from ppdaemon.camera import Camera
 from ppdaemon.errors import BadMessage
+from ppdaemon.visit import parent_group
 
-__all__ = ("Kind", "Layout", "RawName", "folder_names", "is_day_folder", "parse", "sidecar_path")
-
-type Layout = Literal["lsst", "imsim", "generic"]
+__all__ = (
+    "EXPECTED_SENSORS",
+    "FITS_ENDINGS",
+    "Expected",
+    "Kind",
+    "RawName",
+    "checked_parts",
+    "folder_names",
+    "instrument_of_folder",
+    "is_day_folder",
+    "read_ending",
+    "refuse_control",
+    "sidecar_path",
+)
 
 MAX_PATH = 1024
-SEQUENCE_LIMIT = 100_000
-"""Exposure id = day_obs * 100000 + sequence number."""
+FITS_ENDINGS = (".fits", ".fits.fz", ".fits.gz")
+EXPECTED_SENSORS = "_expectedSensors.json"
 
 _ALIASES = {"ComCam": "LSSTComCam", "TS8": "LSST-TS8"}
-_FITS = re.compile(r"(?P<stem>.+?)(?P<guider>_guider)?\.fits(?:\.fz|\.gz)?")
-_SIDECAR = re.compile(r"(?P<stem>.+?)(?P<guider>_guider)?\.json")
-_OBSID = re.compile(r"[A-Z]{2}_[A-Z]_(?P<day>\d{8})_(?P<sequence>\d{6})", re.ASCII)
-_DETECTOR_NAME = r"R[0-9X]{2}_S[0-9GW][0-9]"
-_LSST_STEM = re.compile(rf"(?P<obsid>{_OBSID.pattern})_(?P<name>{_DETECTOR_NAME})", re.ASCII)
-_IMSIM_STEM = re.compile(
-    rf"(?P<exposure>\d{{1,18}})_(?P<filter>.+)_(?P<detector>\d{{1,4}})_(?P<name>{_DETECTOR_NAME})", re.ASCII
-)
-_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+_ENDING = re.compile(r"(?P<stem>.+?)(?P<guider>_guider)?(?:(?P<fits>\.fits(?:\.fz|\.gz)?)|\.json)")
+_DAY = re.compile(r"\d{8}", re.ASCII)
 
 
 class Kind(StrEnum):
@@ -70,49 +65,118 @@ class RawName:
     detector: int | None
     """Id; `None` for what is about a whole exposure."""
     obsid: str | None = None
-    """Such as ``MC_O_20251121_000156``, in the lsst layout."""
+    """Such as ``MC_O_20251121_000156``; this and all below as far as the
+    layout has it."""
     group: str | None = None
-    """In the generic layout."""
     snap: int | None = None
-    """As the generic layout counts it."""
+    """As the layout counts it."""
+    detector_name: str | None = None
+    """As in the file's name, such as ``R22_S11``."""
+    filter: str | None = None
+    label: str | None = None
+    """What else is in the file's name."""
 
 
-def parse(relative_path: str, layout: Layout, cameras: Mapping[str, Camera]) -> RawName | None:
-    """Read a path below a raw root.
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Raws that are waited for."""
+
+    instrument: str
+    detectors: frozenset[int]
+    group: str | None = None
+    """The visit's; `None` for any."""
+    days: frozenset[int] = frozenset()
+    """Observing days on which the exposure may be taken; empty for any."""
+
+    def wants(self, name: RawName) -> bool:
+        """Tell whether a file is one of these, or a sidecar of one.
+
+        Parameters
+        ----------
+        name : `RawName`
+            What its path says; a group that is not there counts as right.
+
+        Returns
+        -------
+        wanted : `bool`
+            `False` also for guiders' stamps.
+        """
+        return (
+            name.kind is not Kind.GUIDER
+            and name.instrument == self.instrument
+            and (name.detector is None or name.detector in self.detectors)
+            and (not self.days or name.day_obs in self.days)
+            and (self.group is None or name.group is None or parent_group(name.group) == self.group)
+        )
+
+
+def checked_parts(relative_path: str) -> list[str]:
+    """Split a path below a raw root, unless it is not to be opened.
 
     Parameters
     ----------
     relative_path : `str`
         Relative to the root, with ``/`` between folders.
-    layout : `str`
-        ``lsst``, ``imsim`` or ``generic``.
-    cameras : `~collections.abc.Mapping` [`str`, `~ppdaemon.camera.Camera`]
-        By instrument; the lsst layout needs them for detectors' names. Paths
-        of instruments that are not here are not recognised in that layout.
 
     Returns
     -------
-    name : `RawName` or `None`
-        `None` for any other file.
+    parts : `list` [`str`]
+        At least one; they may be empty or ``.``.
 
     Raises
     ------
     ppdaemon.errors.BadMessage
-        Raised if the path is not one to be opened in any case; its kind is
-        ``absolute``, ``escape``, ``control`` or ``size``.
+        Raised with the kind ``absolute``, ``escape``, ``control`` or ``size``.
     """
-    parts = _parts(relative_path)
-    if "" in parts or "." in parts:
+    if len(relative_path) > MAX_PATH:
+        raise BadMessage(f"a path of {len(relative_path)} characters is longer than {MAX_PATH}", "size")
+    refuse_control(relative_path)
+    if relative_path.startswith("/"):
+        raise BadMessage(f"{relative_path[:200]!r} is not relative to a raw root", "absolute")
+    parts = relative_path.split("/")
+    if ".." in parts:
+        raise BadMessage(f"{relative_path[:200]!r} leads out of the raw root", "escape")
+    return parts
+
+
+def refuse_control(text: str) -> None:
+    """Refuse control characters, surrogates, and the like.
+
+    Parameters
+    ----------
+    text : `str`
+        A path, or a part of one.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised with the kind ``control``.
+    """
+    if not text.isprintable() and any(unicodedata.category(character).startswith("C") for character in text):
+        raise BadMessage(f"{text[:200]!r} has control characters", "control")
+
+
+def read_ending(file: str) -> tuple[Kind, str] | None:
+    """Tell what a file is by the ending of its name.
+
+    Parameters
+    ----------
+    file : `str`
+        Name without folders.
+
+    Returns
+    -------
+    kind, stem : `Kind`, `str`
+        What it is and its name without ending; `None` for hidden files and
+        other endings.
+    """
+    match = None if file.startswith(".") else _ENDING.fullmatch(file)
+    if match is None:
         return None
-    match layout:
-        case "lsst":
-            return _parse_lsst(parts, cameras)
-        case "imsim":
-            return _parse_imsim(parts, cameras)
-        case "generic":
-            return _parse_generic(parts)
-        case unexpected:
-            raise AssertionError(unexpected)
+    if match["fits"] is None:
+        # A guider's sidecar tells the exposure's group as well as any other.
+        return Kind.SIDECAR, match["stem"]
+    return (Kind.GUIDER if match["guider"] else Kind.IMAGE), match["stem"]
 
 
 def sidecar_path(path: str) -> str:
@@ -133,9 +197,9 @@ def sidecar_path(path: str) -> str:
     ValueError
         Raised if the path has another ending.
     """
-    for suffix in (".fits", ".fits.fz", ".fits.gz"):
-        if path.endswith(suffix):
-            return path.removesuffix(suffix) + ".json"
+    for ending in FITS_ENDINGS:
+        if path.endswith(ending):
+            return path.removesuffix(ending) + ".json"
     raise ValueError(f"{path!r} does not end in .fits, .fits.fz or .fits.gz")
 
 
@@ -155,6 +219,22 @@ def folder_names(instrument: str) -> tuple[str, ...]:
     return instrument, *(alias for alias, name in _ALIASES.items() if name == instrument)
 
 
+def instrument_of_folder(folder: str) -> str:
+    """Return the short name of the instrument that a folder is called after.
+
+    Parameters
+    ----------
+    folder : `str`
+        Such as ``ComCam``.
+
+    Returns
+    -------
+    instrument : `str`
+        Such as ``LSSTComCam``; the folder's name where it is no alias.
+    """
+    return _ALIASES.get(folder, folder)
+
+
 def is_day_folder(name: str) -> bool:
     """Tell whether a folder's name is an observing day.
 
@@ -168,122 +248,10 @@ def is_day_folder(name: str) -> bool:
     is_day : `bool`
         Whether it is a date.
     """
-    return _day_obs(name) is not None
-
-
-def _parts(relative_path: str) -> list[str]:
-    if len(relative_path) > MAX_PATH:
-        raise BadMessage(f"a path of {len(relative_path)} characters is longer than {MAX_PATH}", "size")
-    _refuse_control(relative_path)
-    if relative_path.startswith("/"):
-        raise BadMessage(f"{relative_path[:200]!r} is not relative to a raw root", "absolute")
-    parts = relative_path.split("/")
-    if ".." in parts:
-        raise BadMessage(f"{relative_path[:200]!r} leads out of the raw root", "escape")
-    return parts
-
-
-def _refuse_control(text: str) -> None:
-    if any(unicodedata.category(character).startswith("C") for character in text):
-        raise BadMessage(f"{text[:200]!r} has control characters", "control")
-
-
-def _day_obs(text: str) -> int | None:
-    if len(text) != 8 or not _NUMBER.fullmatch(text):
-        return None
+    if not _DAY.fullmatch(name):
+        return False
     try:
-        datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
+        datetime.date(int(name[:4]), int(name[4:6]), int(name[6:]))
     except ValueError:
-        return None
-    return int(text)
-
-
-def _parse_lsst(parts: list[str], cameras: Mapping[str, Camera]) -> RawName | None:
-    if len(parts) != 4:
-        return None
-    folder, day, obsid, file = parts
-    instrument = _ALIASES.get(folder, folder)
-    camera = cameras.get(instrument)
-    match = _OBSID.fullmatch(obsid)
-    day_obs = _day_obs(day)
-    if camera is None or match is None or day_obs is None or match["day"] != day:
-        return None
-    sequence = int(match["sequence"])
-    if sequence >= SEQUENCE_LIMIT:
-        return None
-    exposure = day_obs * SEQUENCE_LIMIT + sequence
-    if file == f"{obsid}_expectedSensors.json":
-        return RawName(Kind.EXPECTED, instrument, exposure, day_obs, None, obsid)
-    kind, stem = _kind(file)
-    name = _LSST_STEM.fullmatch(stem)
-    if kind is None or name is None or name["obsid"] != obsid:
-        return None
-    detector = _detector(camera, name["name"])
-    if detector is None:
-        return None
-    return RawName(kind, instrument, exposure, day_obs, detector, obsid)
-
-
-def _parse_imsim(parts: list[str], cameras: Mapping[str, Camera]) -> RawName | None:
-    if len(parts) != 4:
-        return None
-    folder, day, exposure, file = parts
-    instrument, day_obs = _ALIASES.get(folder, folder), _day_obs(day)
-    kind, stem = _kind(file)
-    match = _IMSIM_STEM.fullmatch(stem)
-    if day_obs is None or kind is None or match is None or match["exposure"] != exposure:
-        return None
-    detector = int(match["detector"])
-    if instrument in cameras and _detector(cameras[instrument], match["name"]) != detector:
-        return None
-    return RawName(kind, instrument, int(exposure), day_obs, detector)
-
-
-def _parse_generic(parts: list[str]) -> RawName | None:
-    if len(parts) != 7:
-        return None
-    folder, detector, quoted_group, snap, exposure, _, file = parts
-    kind, _ = _kind(file)
-    # Writers that cannot have ":" and "#" in names quote the group.
-    group = unquote(quoted_group)
-    _refuse_control(group)
-    numbers = (detector, snap, exposure)
-    if kind is None or not group or not all(_NUMBER.fullmatch(number) for number in numbers):
-        return None
-    return RawName(
-        kind,
-        _ALIASES.get(folder, folder),
-        int(exposure),
-        int(exposure) // SEQUENCE_LIMIT,
-        int(detector),
-        group=group,
-        snap=int(snap),
-    )
-
-
-def _kind(file: str) -> tuple[Kind | None, str]:
-    """Return what a file is by its ending, and its name without it."""
-    if file.startswith("."):
-        return None, ""
-    match = _FITS.fullmatch(file)
-    if match is not None:
-        return (Kind.GUIDER if match["guider"] else Kind.IMAGE), match["stem"]
-    match = _SIDECAR.fullmatch(file)
-    if match is not None:
-        # A guider's sidecar tells the exposure's group as well as any other.
-        return Kind.SIDECAR, match["stem"]
-    return None, ""
-
-
-def _detector(camera: Camera, name: str) -> int | None:
-    """Return the id of a detector by its name in files.
-
-    A camera of one detector without a raft calls it ``RXX_S00`` in its table
-    and ``R00_S00`` in files.
-    """
-    for known in (name, name.replace("R00_", "RXX_", 1)):
-        try:
-            return camera.by_name(known).id
-        except LookupError:
-            continue
-    return None
+        return False
+    return True

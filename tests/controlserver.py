@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ("ControlServer", "status", "visit", "worker")
+__all__ = ("ControlServer", "late", "status", "visit", "worker")
 
 ACCEPTED_TAI = 1_763_781_916.0
 
@@ -92,6 +92,20 @@ def status(**changes: Any) -> dict[str, Any]:
 def worker(slot: int, **changes: Any) -> dict[str, Any]:
     """Return a seat as JSON values."""
     return {"slot": slot, "state": "idle", "epoch": 1, "pid": 5000 + slot, "since_s": 12.5} | changes
+
+
+def late(**changes: Any) -> dict[str, Any]:
+    """Return a late raw as JSON values."""
+    return {
+        "instrument": "DemoCam",
+        "group": "2025-11-22T03:25:16.951",
+        "detector": 4,
+        "exposure": 2025112100156,
+        "path": "/data/raw/DemoCam/20251121/DC_O_20251121_000156/DC_O_20251121_000156_R22_S11.fits",
+        "seen_tai": ACCEPTED_TAI + 300.0,
+        "attempt": 1,
+        "outcome": "no_image",
+    } | changes
 
 
 def visit(detector: int, **changes: Any) -> dict[str, Any]:

@@ -14,15 +14,17 @@ from typing import Any
 
 import click
 import pydantic
-from rich.console import Console, RenderableType
+from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.config import NodeConfig
+from ppdaemon.config import NodeConfig, detector_set
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.tables import (
     failures_table,
-    plain,
+    late_table,
+    refused_table,
+    requeue_table,
     status_view,
     timeline_view,
     visit_view,
@@ -34,6 +36,7 @@ from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.reports import AskDrain, AskKill, AskReload, AskRestart, AskResume
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import plain, terminal_console
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model
 
@@ -42,16 +45,9 @@ __all__ = ("main",)
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
 RELOAD_S = 300.0
 """Imports and a template take seconds; the daemon gives up before this."""
-PIPE_WIDTH = 200
-"""Columns where the output is no terminal: lines for ``grep``, not folded."""
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _daemon = click.make_pass_decorator(Daemon)
-
-
-def _console() -> Console:
-    wide = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(markup=False, highlight=False, emoji=False, width=wide)
 
 
 def _show(data: Sequence[Model] | Model, view: Callable[[], RenderableType], as_json: bool) -> None:
@@ -59,7 +55,7 @@ def _show(data: Sequence[Model] | Model, view: Callable[[], RenderableType], as_
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
-        _console().print(view())
+        terminal_console().print(view())
 
 
 def _socket_of(config: Path) -> Path:
@@ -124,9 +120,59 @@ def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
 @_as_json
 @_daemon
 def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors that daytime catch-up has to look at."""
+    """List visit-detectors that daytime catch-up has to look at.
+
+    Below them the last raws that were found and that no visit got; with
+    --json these are in the status.
+    """
     rows = daemon.visits(limit, failed=True)
-    _show(rows, lambda: failures_table(rows), as_json)
+    _show(rows, lambda: Group(failures_table(rows), refused_table(daemon.status().refused_raws)), as_json)
+
+
+@_ppctl.command()
+@_limit
+@_as_json
+@_daemon
+def late(daemon: Daemon, limit: int, as_json: bool) -> None:
+    """List raws that came after the outcome of their visit-detector.
+
+    Those that another attempt has used are not listed any more.
+    """
+    rows = daemon.late(limit)
+    _show(rows, lambda: late_table(rows), as_json)
+
+
+def _read_detectors(context: click.Context, _: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if value is None else detector_set(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context) from None
+
+
+@_ppctl.command()
+@click.argument("group")
+@click.argument("detectors", required=False, callback=_read_detectors)
+@click.option(
+    "--force", is_flag=True, help="Even if alerts or sources may then be there twice, or two nodes do it."
+)
+@_as_json
+@_daemon
+def requeue(
+    daemon: Daemon, group: str, detectors: tuple[int, ...] | None, force: bool, as_json: bool
+) -> None:
+    """Try detectors of a visit again that had their outcome.
+
+    All that did not succeed, or DETECTORS such as 0-8,12. Whatever raws are
+    there by now are used. Refused: what has succeeded, is under way, or whose
+    outputs wait for export; without --force also what went past a point of no
+    return. Exit status 1: one of DETECTORS was refused, or nothing is left.
+    """
+    daemon.status()  # a hung daemon is told from one that looks for raws
+    rows = daemon.requeue(group, detectors, force=force)
+    _show(rows, lambda: requeue_table(rows), as_json)
+    refused = [row for row in rows if row.attempt is None]
+    if refused and (detectors is not None or len(refused) == len(rows)):
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 @_ppctl.command()
@@ -153,7 +199,7 @@ def workers(daemon: Daemon, as_json: bool) -> None:
 def top(daemon: Daemon) -> None:
     """Follow the daemon live; Ctrl-C ends."""
     with contextlib.suppress(KeyboardInterrupt):
-        follow(daemon, _console())
+        follow(daemon, terminal_console())
 
 
 def _tell(
@@ -226,7 +272,7 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
     if as_json:
         _show(rows, lambda: "", as_json=True)
     elif not png:
-        console = _console()
+        console = terminal_console()
         for each in lay_out(rows):
             console.print(timeline_view(each, min(console.width, 160)))
 

@@ -16,11 +16,15 @@ import pydantic
 from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.reports import (
     REPLIES,
+    AskLate,
+    AskRequeue,
     AskStatus,
     AskVisit,
     AskVisits,
     AskWorkers,
     Failed,
+    LateRow,
+    RequeueRow,
     StatusReport,
     VisitRow,
     Watch,
@@ -33,6 +37,9 @@ __all__ = ("Daemon", "Denied", "NotFound", "NotRunning")
 
 REPLY_LIMIT = 67_108_864
 """Largest reply, bytes: 10,000 visits with long reasons fit in."""
+
+REQUEUE_S = 30.0
+"""A look for raws that came long ago takes 2 s of this at the most."""
 
 BACKLOG_PAUSE_S = 0.05
 """Pause before the next try where the socket's backlog is full."""
@@ -185,8 +192,10 @@ class Daemon:
             case _:
                 return Unavailable(f"{self._path}: {error}")
 
-    def _ask_for[T](self, request: pydantic.BaseModel, adapter: pydantic.TypeAdapter[T]) -> T:
-        data = self.ask(request)
+    def _ask_for[T](
+        self, request: pydantic.BaseModel, adapter: pydantic.TypeAdapter[T], *, timeout_s: float | None = None
+    ) -> T:
+        data = self.ask(request, timeout_s=timeout_s)
         try:
             return _validated(data, adapter)
         except BadMessage as error:
@@ -225,6 +234,33 @@ class Daemon:
             raise NotFound(f"the daemon's journal has no visit {group!r}")
         return rows
 
+    def late(self, limit: int) -> tuple[LateRow, ...]:
+        """Return the newest raws that came too late; raises as `ask` does.
+
+        Parameters
+        ----------
+        limit : `int`
+            How many at the most.
+        """
+        return self._ask_for(AskLate(limit=limit), _LATE)
+
+    def requeue(
+        self, group: str, detectors: tuple[int, ...] | None, *, force: bool
+    ) -> tuple[RequeueRow, ...]:
+        """Try detectors of a visit again; raises as `ask` does.
+
+        Parameters
+        ----------
+        group : `str`
+            Name of the group.
+        detectors : `tuple` [`int`] or `None`
+            Which; `None` means all.
+        force : `bool`
+            Whether something may be done twice.
+        """
+        request = AskRequeue(group=group, detectors=detectors, force=force)
+        return self._ask_for(request, _REQUEUED, timeout_s=REQUEUE_S)
+
     def watch(self, tick_s: float) -> Iterator[StatusReport | None]:
         """Follow the daemon until it goes away.
 
@@ -259,6 +295,8 @@ class Daemon:
 _STATUS = pydantic.TypeAdapter(StatusReport)
 _WORKERS = pydantic.TypeAdapter(tuple[WorkerRow, ...])
 _VISITS = pydantic.TypeAdapter(tuple[VisitRow, ...])
+_LATE = pydantic.TypeAdapter(tuple[LateRow, ...])
+_REQUEUED = pydantic.TypeAdapter(tuple[RequeueRow, ...])
 
 
 def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:

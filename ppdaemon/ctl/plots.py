@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.ctl.timeline import SPAN_NAMES, Timeline, lay_out
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.pictures import CannotDraw, new_figure, save_png
 from ppdaemon.reports import VisitRow
-from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.states import Outcome
 
-__all__ = ("CannotDraw", "timeline_png")
+__all__ = ("timeline_png",)
 
 _COLOURS = dict(
     zip(
@@ -20,12 +20,6 @@ _COLOURS = dict(
     )
 )
 """Pale where nothing is at stake, strong after the raw has landed."""
-
-
-class CannotDraw(PPDaemonError):
-    """The picture cannot be made or written: the text says why."""
-
-    exit_code = ExitCode.CANNOT_CREATE
 
 
 def _label(timeline: Timeline, index: int) -> str:
@@ -71,22 +65,17 @@ def timeline_png(rows: Sequence[VisitRow], path: Path) -> None:
 
     Raises
     ------
-    CannotDraw
+    ppdaemon.pictures.CannotDraw
         Raised if there is nothing to draw, matplotlib is missing, or the
         file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise CannotDraw(f"pictures need matplotlib: pip install 'ppdaemon[demo]' ({error})") from None
     timelines = lay_out(rows)
     if not timelines:
         raise CannotDraw("there is no visit to draw")
     heights = [0.8 + 0.16 * len(timeline.bars) for timeline in timelines]
-    figure = Figure(figsize=(9.0, sum(heights) + 0.8), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, sum(heights) + 0.8)
+    from matplotlib.patches import Patch  # there, or there were no figure
+
     panels = figure.subplots(len(timelines), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axes, timeline in zip(panels, timelines, strict=True):
         _draw(axes, timeline)
@@ -96,7 +85,4 @@ def timeline_png(rows: Sequence[VisitRow], path: Path) -> None:
                  for name, colour in _COLOURS.items()],
         loc="outside lower center", ncols=len(_COLOURS), fontsize=7, frameon=False,
     )  # fmt: skip
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise CannotDraw(f"{path}: {error.strerror}") from None
+    save_png(figure, path)

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,10 +22,10 @@ from rich.console import Console
 
 from ppdaemon.clock import tai_iso
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.messages import NODE_LIMIT, SUBMIT_LIMIT, Accepted, DetectorOutcome
+from ppdaemon.messages import NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import CoordinateSystem, RotationSystem
-from ppdaemon.wire import decode, parse_json
+from ppdaemon.wire import decode
 
 __all__ = (
     "ANSWER_S",
@@ -35,7 +34,6 @@ __all__ = (
     "follow",
     "make_event",
     "outcome_table",
-    "read_event",
     "summary",
     "watching",
 )
@@ -50,37 +48,6 @@ LEAD_S = 30.0
 """From the announcement to the expected start, if nothing else is said."""
 
 ACCEPTED = pydantic.TypeAdapter(Accepted)
-
-
-def read_event(path: Path) -> dict[str, Any]:
-    """Read an event from a JSON file.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        One JSON object with SAL field names; ``-`` is standard input.
-
-    Returns
-    -------
-    fields : `dict`
-        The fields.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the file cannot be read or is no JSON object.
-    """
-    try:
-        data = Path("/dev/stdin" if str(path) == "-" else path).read_bytes()
-    except OSError as error:
-        raise BadMessage(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        fields = parse_json(data, limit=SUBMIT_LIMIT)
-    except BadMessage as error:
-        raise BadMessage(f"{path}: {error}") from None
-    if not isinstance(fields, dict):
-        raise BadMessage(f"{path}: expected a JSON object, got {type(fields).__name__}")
-    return fields
 
 
 def make_event(given: Mapping[str, Any], now_tai: float) -> dict[str, Any]:

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a person sees in the terminal: status, seats, visits, timelines.
 
-Builds rich renderables of the reports and prints nothing. Consoles that show
-them have markup off, and text of others is shown without its control
-characters.
+Builds rich renderables of the reports and prints nothing.
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
@@ -16,13 +13,15 @@ from rich.text import Text
 
 from ppdaemon.clock import tai_iso
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
-from ppdaemon.reports import StatusReport, VisitRow, WorkerRow
+from ppdaemon.reports import LateRow, RefusedRaw, RequeueRow, StatusReport, VisitRow, WorkerRow
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
+from ppdaemon.terminal import duration, new_table, plain
 
 __all__ = (
-    "duration",
     "failures_table",
-    "plain",
+    "late_table",
+    "refused_table",
+    "requeue_table",
     "status_view",
     "timeline_view",
     "visit_view",
@@ -60,55 +59,6 @@ _LETTERS = {name: "." if name in ("queue", "wait") else name[0] for name in SPAN
 """A bar is readable without colours: prepare ``p``, wait ``.``, ingest ``i``..."""
 
 
-def plain(text: object) -> str:
-    """Return text that cannot move a terminal's cursor.
-
-    Parameters
-    ----------
-    text : `object`
-        Anything; `None` becomes empty.
-
-    Returns
-    -------
-    plain : `str`
-        Line breaks are spaces, other control characters are ``?``.
-    """
-    if text is None:
-        return ""
-    spaced = " ".join(str(text).splitlines())
-    return "".join("?" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in spaced)
-
-
-def duration(seconds: float | None) -> str:
-    """Write a duration with two units at the most.
-
-    Parameters
-    ----------
-    seconds : `float` or `None`
-        Seconds; `None` is written as nothing.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``42 ms``, ``3.2 s``, ``2 h 13 min``.
-    """
-    if seconds is None:
-        return ""
-    if seconds < 0:
-        return "-" + duration(-seconds)
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 119.95:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
-
-
 def _outcome_text(row: VisitRow) -> Text:
     if row.outcome is None:
         return Text("under way", style="yellow")
@@ -118,22 +68,6 @@ def _outcome_text(row: VisitRow) -> Text:
 
 def _counted(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{number} {plain(name)}" for name, number in counts if number) or "none"
-
-
-def _table(*columns: str) -> Table:
-    """Make a table without rules that fits 80 columns; a name ending in
-    ``>`` is aligned right.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for column in columns:
-        shrinking = column in ("reason", "why")
-        table.add_column(
-            column.removesuffix(">"),
-            justify="right" if column.endswith(">") else "left",
-            no_wrap=not shrinking,  # columns that may wrap are narrowed first
-            overflow="fold" if shrinking else "ellipsis",
-        )
-    return table
 
 
 def status_view(report: StatusReport) -> RenderableType:
@@ -176,14 +110,20 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "workers", f"{seats} of {report.workers_max} seats: {_counted(sorted(report.slots.items()))}"
     yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
     yield "outcomes", _counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
+    if report.late_raws:
+        yield "late raws", f"{report.late_raws}, see ppctl late"
     yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
+        figures = f"{source.files} raws first seen"
+        if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
+            figures += (
+                f" {source.lag_p50_ms:.0f} ms after they landed, 99 % within {source.lag_p99_ms:.0f} ms"
+            )
         note = f", {plain(source.note)}" if source.note else ""
-        yield (
-            "arrivals",
-            Text.assemble(f"{plain(source.name)}: ", alive, f", {source.files} raws first seen{note}"),
-        )
+        yield "arrivals", Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
+    if report.refused_raws:
+        yield "refused raws", f"{len(report.refused_raws)} lately, see ppctl failed"
     memory = (("supervisor", report.supervisor_mb), ("RAM disk", report.ramdisk_mb))
     if shown := ", ".join(f"{name} {size:.0f} MB" for name, size in memory if size is not None):
         yield "memory", shown
@@ -215,7 +155,7 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
     """
     if not rows:
         return Text("no seats", style="dim")
-    table = _table("slot>", "state", "for>", "left>", "pid>", "MB>", "visits>", "group", "det>")
+    table = new_table("slot>", "state", "for>", "left>", "pid>", "MB>", "visits>", "group", "det>")
     for row in rows:
         style = "red" if row.state in _TROUBLED_SLOTS else "yellow" if row.state in BUSY_STATES else "green"
         table.add_row(
@@ -246,7 +186,7 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
         To print. ``start`` is from the raw's arrival to the pipeline's first
         task, ``done`` from shutter close to the last task.
     """
-    table = _table("group", "det>", "try>", "outcome", "pipeline", "start>", "tasks>", "done>", "reason")
+    table = new_table("group", "det>", "try>", "outcome", "pipeline", "start>", "tasks>", "done>", "reason~")
     for row in rows:
         processed = row.stages.get(Stage.PROCESSED)
         close = row.shutter_close_tai
@@ -279,11 +219,77 @@ def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
     """
     if not rows:
         return Text("nothing failed", style="dim")
-    table = _table("group", "det>", "try>", "outcome", "again", "why")
+    table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
         again = "may succeed" if row.retriable else ""
         name = plain(row.group)
         table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, plain(row.reason))
+    return table
+
+
+def refused_table(raws: Sequence[RefusedRaw]) -> RenderableType:
+    """Show files of raws that no visit got.
+
+    Parameters
+    ----------
+    raws : `~collections.abc.Sequence` [`~ppdaemon.reports.RefusedRaw`]
+        The last ones.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print; ``given up`` in TAI. Blank if there are none.
+    """
+    if not raws:
+        return Text("")
+    table = new_table("given up", "kind", "why~")
+    for raw in raws:
+        table.add_row(tai_iso(raw.seen_tai), plain(raw.kind), plain(raw.reason))
+    return Group(Text("raws that no visit got:"), table)
+
+
+def late_table(rows: Sequence[LateRow]) -> RenderableType:
+    """Show raws that came too late.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.LateRow`]
+        One per raw.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print. ``outcome`` is that of the visit-detector, ``seen`` in TAI.
+    """
+    if not rows:
+        return Text("no late raws", style="dim")
+    table = new_table("group", "det>", "try>", "outcome", "seen", "path~")
+    for row in rows:
+        outcome = "under way" if row.outcome is None else str(row.outcome)
+        seen = tai_iso(row.seen_tai)
+        table.add_row(plain(row.group), str(row.detector), str(row.attempt), outcome, seen, plain(row.path))
+    return table
+
+
+def requeue_table(rows: Sequence[RequeueRow]) -> RenderableType:
+    """Show which visit-detectors are tried again, and why others are not.
+
+    Parameters
+    ----------
+    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.RequeueRow`]
+        One per detector.
+
+    Returns
+    -------
+    view : `rich.console.RenderableType`
+        To print.
+    """
+    table = new_table("det>", "result", "note~")
+    for row in rows:
+        result = Text("refused", style="yellow")
+        if row.attempt is not None:
+            result = Text(f"attempt {row.attempt}", style="green")
+        table.add_row(str(row.detector), result, plain(row.text))
     return table
 
 
@@ -301,8 +307,8 @@ def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
         To print.
     """
     later = [stage for stage in Stage if stage != Stage.ACCEPTED]
-    stages = _table("det>", "try>", *(f"{stage}>" for stage in later))
-    places = _table("det>", "try>", "slot>", "pid>", "engine", "spooled>", "exposures")
+    stages = new_table("det>", "try>", *(f"{stage}>" for stage in later))
+    places = new_table("det>", "try>", "slot>", "pid>", "engine", "spooled>", "exposures")
     for row in rows:
         accepted = row.stages.get(Stage.ACCEPTED)
         seconds = (_since(row.stages.get(stage), accepted) for stage in later)

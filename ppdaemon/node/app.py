@@ -7,20 +7,24 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import setproctitle
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig, load_node
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.config import NodeConfig, load_node, remarks
+from ppdaemon.errors import ConfigError, PPDaemonError
+from ppdaemon.node.forker import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
+from ppdaemon.plan import PlanOrder, wanted_detectors
 from ppdaemon.states import ExitCode
+from ppdaemon.visitfile import read_visit
 
 __all__ = ("main",)
 
@@ -34,6 +38,17 @@ _CONFIG = click.option(
 )
 
 
+def _log_remarks(path: Path, settings: NodeConfig) -> None:
+    for remark in remarks(path, settings):
+        _LOG.warning("%s", remark)
+
+
+def _read_again(path: Path, environment: Mapping[str, str]) -> NodeConfig:
+    settings = load_node(path, environment)
+    _log_remarks(path, settings)
+    return settings
+
+
 async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -> None:
     watchdog_us = environment.get("WATCHDOG_USEC")
     # What is meant for this process is not handed on to its children.
@@ -44,7 +59,7 @@ async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -
     }
     supervisor = Supervisor(
         config,
-        partial(load_node, path, environment),
+        partial(_read_again, path, environment),
         handed_on,
         Clock(),
         Notifier(environment.get("NOTIFY_SOCKET")),
@@ -73,6 +88,7 @@ def run(config: Path) -> None:
     """
     settings = load_node(config, os.environ)
     log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
+    _log_remarks(config, settings)
     setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
     asyncio.run(_run(settings, config, os.environ))
 
@@ -82,7 +98,65 @@ def run(config: Path) -> None:
 def check_config(config: Path) -> None:
     """Say whether a configuration can be used; name every error."""
     settings = load_node(config, os.environ)
+    for remark in remarks(config, settings):
+        click.echo(f"ppdaemon: warning: {remark}", err=True)
     click.echo(f"{config}: good, node {settings.node.name}")
+
+
+@cli.command()
+@_CONFIG
+@click.option(
+    "--visit",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A next_visit, JSON with SAL names, as send_visit.py takes it; - is standard input.",
+)
+@click.option(
+    "--detector",
+    "detectors",
+    required=True,
+    multiple=True,
+    help="Such as 4, 0-8,12 or all; may be given several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--plot",
+    metavar="PNG",
+    type=click.Path(path_type=Path),
+    help="Also draw footprints and what would be preloaded around them.",
+)
+def plan(config: Path, visit: Path, detectors: Sequence[str], as_json: bool, plot: Path | None) -> None:
+    """Say what a visit would get, without processing anything.
+
+    Reads the central repo as a worker's preload does, and changes nothing: no
+    running daemon notices.
+
+    Ends with 0 if a pipeline would run for each of the detectors, 1 if for
+    some the visit would be ignored or no pipeline could run, 65 if the visit
+    is bad, 69 if the central repo is away, 73 if the picture cannot be made,
+    78 if the configuration is wrong.
+    """
+    settings = load_node(config, os.environ, writing=False)
+    if settings.butler is None:
+        raise ConfigError([f"{config}: butler: missing key, it names the central repo"])
+    announced = read_visit(visit)
+    try:
+        wanted = wanted_detectors(detectors, announced.instrument, settings.node.instruments)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--detector") from None
+    order = PlanOrder(
+        config_path=config, config=settings, visit=announced, now_tai=Clock().tai(), detectors=wanted
+    )
+    _become_planner(order, ["--json"] * as_json + ([f"--plot={plot}"] if plot else []))
+
+
+def _become_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
+    """Go on as a process in which pipelines may be imported."""
+    descriptor = os.memfd_create("plan", 0)  # inherited: without MFD_CLOEXEC
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(order.model_dump_json(by_alias=True).encode())
+    command = [sys.executable, "-m", "ppdaemon.worker.plan", f"--order=/proc/self/fd/{descriptor}", *options]
+    os.execve(sys.executable, command, {**os.environ, **order.config.workers.environment, **ENVIRONMENT})
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A visit-detector on its way through the node: facts, no decisions."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,12 +34,20 @@ class Assignment:
     """Monotonic: without a raw until then, none will come."""
     pointless_at: float
     """Monotonic: not worth starting after this."""
+    quiet_s: float = math.inf
+    """When so long nothing came and nobody knows of more, that was all."""
     raws: tuple[Raw, ...] = ()
     """Seen, in the order of arrival; one per exposure."""
+    came_at: float = -math.inf
+    """Monotonic: when the last of them was seen."""
+    lists: tuple[tuple[int, bool], ...] = ()
+    """Exposures whose list of detectors came, and whether this one is on it."""
     ingested: tuple[int, ...] = ()
     """Exposures in the worker's repo."""
     refused: tuple[int, ...] = ()
-    """Exposures that cannot be used."""
+    """Exposures that cannot be used, or are not what was announced."""
+    remarks: tuple[str, ...] = ()
+    """Why, in the same order."""
     avoid: int | None = None
     """The seat of the attempt before."""
     no_return: str = ""
@@ -46,10 +55,10 @@ class Assignment:
 
     @property
     def snaps(self) -> int | None:
-        """How many exposures the visit has; `None` if nobody has said."""
-        if self.visit.nimages:
-            return self.visit.nimages
-        return max((raw.snaps for raw in self.raws if raw.snaps), default=None)
+        """How many exposures the visit has, by its announcement or by their
+        headers, whichever says more; `None` if nobody has said.
+        """
+        return max(self.visit.nimages, self._by_headers) or None
 
     @property
     def settled(self) -> bool:
@@ -57,9 +66,39 @@ class Assignment:
         return len(self.ingested) + len(self.refused) >= len(self.raws)
 
     @property
+    def all_came(self) -> bool:
+        """Whether no further raw is to be expected.
+
+        An exposure that was taken without this detector counts as one that
+        came, unless the number was announced: a list is of its exposure, and
+        others may follow. Where nobody has said a number, the lists have.
+        """
+        came = {raw.exposure for raw in self.raws}
+        if self.visit.nimages:
+            return len(came) >= max(self.visit.nimages, self._by_headers)
+        came |= {exposure for exposure, included in self.lists if not included}
+        if self._by_headers:
+            return len(came) >= self._by_headers
+        return bool(self.lists) and came.issuperset(exposure for exposure, _ in self.lists)
+
+    @property
     def complete(self) -> bool:
         """Whether all raws of the visit are ingested or refused."""
-        return self.settled and self.snaps is not None and len(self.raws) >= self.snaps
+        return self.settled and self.all_came
+
+    @property
+    def wait_until(self) -> float:
+        """Monotonic: when a further raw is not waited for any more.
+
+        What was announced, or is on a list, is waited for as long as an image
+        may take; what nobody knows of, or a header only, as long as it is not
+        quiet.
+        """
+        promised = any(included and not self.has(exposure) for exposure, included in self.lists)
+        enough = self.visit.nimages or self._by_headers or 1
+        if promised or self.all_came or len(self.raws) < enough:
+            return self.no_image_at
+        return min(self.no_image_at, self.came_at + self.quiet_s)
 
     @property
     def partial(self) -> bool:
@@ -81,6 +120,25 @@ class Assignment:
         """
         return any(raw.exposure == exposure for raw in self.raws)
 
+    def with_remarks(self, reason: str) -> str:
+        """Return the reason of an outcome, why exposures were left out, and
+        what is contradictory about their number.
+
+        Parameters
+        ----------
+        reason : `str`
+            May be blank.
+
+        Returns
+        -------
+        text : `str`
+            Blank if there is nothing to tell.
+        """
+        announced, told = self.visit.nimages, self._by_headers
+        differ = announced and told and announced != told
+        contradiction = f"announced were {announced} images, their headers say {told}" if differ else ""
+        return "; ".join(filter(None, (reason, *self.remarks, contradiction)))
+
     def again(self, avoid: int | None) -> "Assignment":
         """Return the next attempt.
 
@@ -98,8 +156,16 @@ class Assignment:
             self,
             key=self.key._replace(attempt=self.key.attempt + 1),
             raws=(),
+            came_at=-math.inf,
+            lists=(),
             ingested=(),
             refused=(),
+            remarks=(),
             avoid=avoid,
             no_return="",
         )
+
+    @property
+    def _by_headers(self) -> int:
+        """What ``MAXINDEX`` says; 0 if it says nothing."""
+        return max((raw.snaps for raw in self.raws if raw.snaps), default=0)

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Taking possession of a node's folders, and cleaning what a former life left."""
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
+from ppdaemon.processes import bearers
 from ppdaemon.states import ExitCode
 
-__all__ = ("Claim", "FolderTaken", "claim", "is_ramdisk")
+__all__ = ("OWNER", "Claim", "FolderTaken", "claim", "is_ramdisk")
 
 _LOG = logging.getLogger(__name__)
+
+OWNER = "PPDAEMON_OWNER"
+"""Environment variable of all processes that a daemon has: its state folder."""
 
 
 class FolderTaken(PPDaemonError):
@@ -84,18 +90,19 @@ def claim(folders: NodeFolders, life: str) -> Claim:
         raise FolderTaken(text) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    _end_survivors(folders)
     try:
         # The lock says that the former life is dead, and its workers die with
         # it; the marker says that the folder is a daemon's at all.
         removed = _remove_ours(folders) if folders.marker.exists() else 0
         unknown = tuple(folders.ramdisk.iterdir())
-        for path in {folders.slots, folders.cache, folders.template} & set(unknown):
+        for path in {folders.slots, folders.cache, folders.runs} & set(unknown):
             os.close(lock)
             raise FolderTaken(f"{path} exists and no ppdaemon has made it: move it away")
         for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
             shutil.rmtree(path)  # half written, or half deleted, when its process died
         folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
-        for folder in (folders.slots, folders.cache):
+        for folder in (folders.slots, folders.cache, folders.runs):
             folder.mkdir(exist_ok=True)
     except OSError as error:
         os.close(lock)
@@ -105,10 +112,30 @@ def claim(folders: NodeFolders, life: str) -> Claim:
     return Claim(lock, removed, unknown)
 
 
+def _end_survivors(folders: NodeFolders) -> None:
+    """Kill what a former life has left running.
+
+    Workers die with their supervisor, but not what a pipeline has detached
+    from them if supervisor and zygote were killed together.
+    """
+    survivors = bearers(OWNER, str(folders.state)) - {os.getpid()}
+    for pid in survivors:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if survivors:
+        _LOG.warning("killed %d processes of a former life", len(survivors))
+
+
 def _remove_ours(folders: NodeFolders) -> int:
     """Delete what daemons make on the RAM disk; return the number of repos."""
     repos = sum(1 for _ in folders.slots.iterdir()) if folders.slots.is_dir() else 0
-    for folder in (folders.slots, folders.cache, *folders.ramdisk.glob("template-*")):
+    for folder in (
+        folders.slots,
+        folders.cache,
+        folders.runs,
+        folders.canaries,
+        *folders.ramdisk.glob("template-*"),
+    ):
         if folder.exists():
             shutil.rmtree(folder)
     for settings in folders.ramdisk.glob("config-*.json"):

@@ -6,41 +6,54 @@ is in the journal before the relay hears of it, and so is an outcome.
 """
 
 import asyncio
-import json
 import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
     CancelVisit,
-    Pipelines,
     Raw,
     ReserveVisit,
-    ResultEntry,
 )
+from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.node.arrivals.index import ArrivalIndex
 from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.child import wipe
 from ppdaemon.node.docket import OpenVisit
-from ppdaemon.node.events import CancelReceived, Finish, NoteRaw, NoteStage, RawArrived, VisitAssigned
-from ppdaemon.node.journal import Entry, JournalThread
+from ppdaemon.node.events import (
+    CancelReceived,
+    ExposureListed,
+    Finish,
+    LookEnded,
+    LookForRaws,
+    NoteFigures,
+    NoteRaw,
+    NoteStage,
+    RawArrived,
+    VisitAssigned,
+)
+from ppdaemon.node.journal import Entry
+from ppdaemon.node.journalthread import JournalThread
+from ppdaemon.node.lastlook import LastLooks
+from ppdaemon.node.neighbours import Neighbours
 from ppdaemon.node.pool import VisitAction
 from ppdaemon.node.records import Records
+from ppdaemon.node.remains import judge_unfinished, spool_failure
+from ppdaemon.node.requeue import WITHDRAWN
 from ppdaemon.node.scheduler import Drop, Scheduler
 from ppdaemon.node.slot import Slot
-from ppdaemon.selection import select
+from ppdaemon.selection import Chosen, Selector
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit, parent_group
 
-__all__ = ("Link", "Neighbours", "VisitDesk")
+__all__ = ("VisitDesk",)
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,30 +66,17 @@ RETRY_WAIT_S = 10.0
 """How long a second attempt waits for raws, besides a scan, at least."""
 
 
-class Link(Protocol):
-    """What the desk says to the relay."""
+@dataclass(eq=False, slots=True)
+class _Reserving:
+    """A reservation that is being written down."""
 
-    def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
-        """Tell that the journal has these detectors."""
+    order: ReserveVisit
+    cancelled: list[CancelVisit] = field(default_factory=list)
+    """What came meanwhile: it finds the visit open when that is done."""
 
-    def nak(self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool) -> None:
-        """Tell that these detectors are not taken."""
-
-    def results(self, entries: Sequence[ResultEntry]) -> None:
-        """Tell outcomes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """Whom the desk turns to."""
-
-    link: Link
-    seat: Callable[[int, object], None]
-    """Gives a slot an event."""
-    export: Callable[[str], None]
-    """Gives the exporter a spool."""
-    decide: Callable[[], None]
-    """Wakes the scheduler."""
+    def is_of(self, cancel: CancelVisit) -> bool:
+        visit = self.order.visit
+        return (visit.instrument, visit.group) == (cancel.instrument, cancel.group)
 
 
 class VisitDesk:
@@ -110,7 +110,7 @@ class VisitDesk:
         """Whether new visits are accepted; not while starting or draining."""
         self.retrying = True
         """Whether what failed may be tried again; not while stopping."""
-        self._config = config
+        self.reconfigure(config)
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._clock = clock
@@ -118,6 +118,7 @@ class VisitDesk:
         self._scheduler = scheduler
         self._count = count
         self._landed = ArrivalIndex(config.arrivals.remember_s, clock.mono)
+        self._reserving: list[_Reserving] = []
 
     def meet(self, neighbours: Neighbours) -> None:
         """Learn whom to turn to.
@@ -129,6 +130,7 @@ class VisitDesk:
         """
         self._neighbours = neighbours
         self.records.meet(neighbours.link.results, neighbours.export)
+        self._looks = LastLooks(neighbours.look, self._looked, self.records.keep)
 
     def reconfigure(self, config: NodeConfig) -> None:
         """Go by other pipelines and limits for what comes from now on.
@@ -139,6 +141,7 @@ class VisitDesk:
             The new configuration.
         """
         self._config = config
+        self._selector = Selector(config.pipelines.preprocessing, config.pipelines.main)
 
     # --- from the relay --------------------------------------------------
 
@@ -150,6 +153,16 @@ class VisitDesk:
         order : `~ppdaemon.messages.ReserveVisit`
             What the relay asks.
         """
+        reserving = _Reserving(order)
+        self._reserving.append(reserving)
+        try:
+            await self._reserve(order)
+        finally:
+            self._reserving.remove(reserving)
+        for cancel in reserving.cancelled:
+            self.cancel(cancel)
+
+    async def _reserve(self, order: ReserveVisit) -> None:
         link, visit = self._neighbours.link, order.visit
         if not self.taking:
             link.nak(order, order.detectors, "the node takes no visits now", final=False)
@@ -168,6 +181,7 @@ class VisitDesk:
         if len(os.fsencode(self._folders.spooled(*entries[-1].key).name)) > MOST_NAME:
             link.nak(order, ours, "failed: the group's name is too long for a file", final=True)
             return
+        chosen = await self._choose(visit, ours)
         try:
             new = await self._journal.call(lambda journal: journal.accept(entries))
         except sqlite3.Error as error:
@@ -178,7 +192,7 @@ class VisitDesk:
         link.ack(order, ours)
         for entry, fresh in zip(entries, new, strict=True):
             if fresh:
-                self._take(entry, age)
+                self._take(entry, age, chosen[entry.key.detector])
         self._neighbours.decide()
         known = [entry.key for entry, fresh in zip(entries, new, strict=True) if not fresh]
         if known:
@@ -192,14 +206,18 @@ class VisitDesk:
         order : `~ppdaemon.messages.CancelVisit`
             What the relay says.
         """
+        for reserving in self._reserving:
+            if reserving.is_of(order):
+                reserving.cancelled.append(order)
+        cancelled = CancelReceived() if order.detectors is None else CancelReceived(WITHDRAWN)
         for visit in self.docket.of_group(order.instrument, order.group):
             if order.detectors is not None and visit.entry.key.detector not in order.detectors:
                 continue
             self._scheduler.remove(visit.entry.key)
             if visit.slot is None:
-                self._end(visit, Outcome.CANCELLED, "cancelled by the telescope")
+                self._end(visit, Outcome.CANCELLED, cancelled.reason)
             else:
-                self._neighbours.seat(visit.slot, CancelReceived())
+                self._neighbours.seat(visit.slot, cancelled)
 
     # --- from the files --------------------------------------------------
 
@@ -214,13 +232,30 @@ class VisitDesk:
         self._landed.add(raw)
         visit = self.docket.find(raw.instrument, parent_group(raw.group), raw.detector)
         if visit is None:
-            self._count["raw_without_visit"] += 1
+            self.records.unclaimed(raw)
             return
         visit.raws.setdefault(raw.exposure, raw)
         if visit.slot is not None:
             self._neighbours.seat(visit.slot, RawArrived(raw))
         else:
             self.docket.reached(visit, Stage.ARRIVED, raw.seen_tai)
+
+    def exposure_listed(self, listed: ExpectedSensors) -> None:
+        """Tell the workers of a visit of which detectors an exposure is, and
+        remember it.
+
+        Parameters
+        ----------
+        listed : `~ppdaemon.node.arrivals.exposures.ExpectedSensors`
+            What the list says.
+        """
+        self._landed.add_list(listed)
+        for visit in self.docket.of_group(listed.instrument, parent_group(listed.group)):
+            if visit.slot is not None:
+                self._tell_list(visit.slot, visit.entry.key.detector, listed)
+
+    def _tell_list(self, slot: int, detector: int, listed: ExpectedSensors) -> None:
+        self._neighbours.seat(slot, ExposureListed(listed.exposure, detector in listed.detectors))
 
     # --- from the scheduler ----------------------------------------------
 
@@ -240,6 +275,8 @@ class VisitDesk:
         assert visit is not None, assignment.key
         visit.slot, visit.entry.slot, visit.entry.pid = slot, slot, pid
         self._neighbours.seat(slot, VisitAssigned(assignment))
+        for listed in self._landed.lists_of(*assignment.key[:2]):
+            self._tell_list(slot, assignment.key.detector, listed)
         for raw in self._landed.of(*assignment.key[:3]):
             visit.raws.setdefault(raw.exposure, raw)
         for raw in visit.raws.values():
@@ -265,7 +302,8 @@ class VisitDesk:
         Parameters
         ----------
         action : `object`
-            `Finish`, `NoteStage` or `NoteRaw` of `ppdaemon.node.events`.
+            `Finish`, `NoteStage`, `NoteFigures`, `NoteRaw` or `LookForRaws`
+            of `ppdaemon.node.events`.
         slot : `~ppdaemon.node.slot.Slot`
             Whose.
         """
@@ -273,15 +311,27 @@ class VisitDesk:
             case NoteStage(key=key, stage=stage, tai=tai):
                 if visit := self.docket.of(key):
                     self.docket.reached(visit, stage, self._clock.tai() if tai is None else tai)
+            case NoteFigures(key=key, figures=figures):
+                if visit := self.docket.of(key):
+                    visit.entry.figures |= figures
+                    self.docket.touch(visit.entry)
             case NoteRaw(key=key, exposures=exposures, shutter_close_tai=closed):
                 if visit := self.docket.of(key):
                     visit.entry.exposures = exposures
                     last = visit.entry.shutter_close_tai
                     visit.entry.shutter_close_tai = max(filter(None, (closed, last)), default=None)
                     self.docket.touch(visit.entry)
+            case LookForRaws(key=key):
+                if visit := self.docket.of(key):
+                    self._looks.want(visit.entry)
             case Finish():
                 self._finish(action)
         self.records.write_soon()
+
+    def _looked(self, entry: Entry) -> None:
+        visit = self.docket.of(entry.key)
+        if visit is not None and visit.slot is not None:
+            self._neighbours.seat(visit.slot, LookEnded())
 
     # --- at the end of a life --------------------------------------------
 
@@ -299,34 +349,52 @@ class VisitDesk:
         entries = await self._journal.call(lambda journal: journal.unfinished())
         again = []
         for entry in entries:
-            mark = self._folders.mark(*entry.key)
-            if mark.exists():
-                entry.no_return = entry.no_return or mark.read_text() or "something permanent"
-            folder = self._folders.spooled(*entry.key)
-            if folder.is_dir():
-                entry.reason = spool_failure(folder)
-                entry.outcome = Outcome.FAILED if entry.reason else Outcome.SUCCEEDED
-            else:
-                entry.outcome, entry.reason = Outcome.INTERRUPTED, "the daemon ended before the visit did"
-                entry.retriable = not entry.no_return
+            entry.outcome = judge_unfinished(entry, self._folders)
             entry.ended_tai = self._clock.tai()
-            in_time = self._clock.tai() - entry.received_tai < self._config.node.expiry_s
-            entry.final = not (in_time and self._may_go_on(entry))
-            if entry.final:
+            chosen = await self._choose_again(entry)
+            entry.final = chosen is None
+            if chosen is None:
                 self.docket.outcomes[entry.outcome] += 1
             else:
-                again.append(entry)
+                again.append((entry, chosen))
         if entries:
             await self._journal.call(lambda journal: journal.update(entries))
-        for entry in again:
-            assignment = self._assignment(entry, self._clock.tai() - entry.received_tai)
+        for entry, chosen in again:
+            assignment = self._assignment(entry, self._clock.tai() - entry.received_tai, chosen)
             await self._retry(entry, self._next(OpenVisit(entry, assignment)))
         for mark in self._folders.no_return.iterdir():
             mark.unlink()
         return len(entries)
 
+    async def _choose_again(self, entry: Entry) -> Chosen | None:
+        """Return what an attempt of a former life gets now, if it is tried again."""
+        in_time = self._clock.tai() - entry.received_tai < self._config.node.expiry_s
+        if not (in_time and self._may_go_on(entry)):
+            return None
+        detector = entry.key.detector
+        chosen = (await self._choose(entry.visit, [detector]))[detector]
+        if chosen.reason:  # by a configuration that is new
+            entry.reason = f"{entry.reason}; now {chosen.reason}"[:MOST_REASON]
+            return None
+        return chosen
+
     def _may_go_on(self, entry: Entry) -> bool:
         return entry.retriable and entry.key.attempt < self._config.workers.attempts
+
+    async def take_again(self, entries: Sequence[Entry]) -> None:
+        """Queue visit-detectors as if they had been announced just now.
+
+        Parameters
+        ----------
+        entries : `~collections.abc.Sequence` [`~ppdaemon.node.journal.Entry`]
+            New attempts of one visit, in the journal already.
+        """
+        for entry in entries:
+            # One by one: visits of one group may be of several instruments.
+            detector = entry.key.detector
+            chosen = await self._choose(entry.visit, [detector])
+            self._take(entry, 0.0, chosen[detector])
+        self._neighbours.decide()
 
     def interrupt_queued(self) -> None:
         """End what still waits for a worker: the daemon stops."""
@@ -342,35 +410,32 @@ class VisitDesk:
         stages = {Stage.ACCEPTED: self._clock.tai()}
         return Entry(key, order.visit, order.received_tai, stages, asked=order.attempt)
 
-    def _take(self, entry: Entry, age_s: float) -> None:
-        """Find out what an accepted visit-detector gets, and queue it."""
-        visit = OpenVisit(entry, self._assignment(entry, age_s))
+    async def _choose(self, visit: NextVisit, detectors: Sequence[int]) -> dict[int, Chosen]:
+        if self._selector.takes_long(visit):
+            return await asyncio.to_thread(self._selector.choose, visit, detectors)
+        return self._selector.choose(visit, detectors)
+
+    def _take(self, entry: Entry, age_s: float, chosen: Chosen) -> None:
+        """Queue an accepted visit-detector, if it gets a pipeline."""
+        visit = OpenVisit(entry, self._assignment(entry, age_s, chosen))
         self.docket.add(visit)
-        main = select(self._config.pipelines.main, entry.visit)
-        if not main:
-            reason = "no rule matches" if main is None else "its rule says to ignore it"
-            self._end(visit, Outcome.IGNORED, f"{reason} (survey {entry.visit.survey!r})")
+        if chosen.reason:
+            self._end(visit, Outcome.IGNORED, chosen.reason)
             return
         dropped = self._scheduler.add(visit.assignment)
         if dropped is not None:
             self.drop(dropped)
 
-    def _assignment(self, entry: Entry, age_s: float) -> Assignment:
-        visit = entry.visit
+    def _assignment(self, entry: Entry, age_s: float, chosen: Chosen) -> Assignment:
         announced = self._clock.mono() - max(0.0, age_s)
-        rules = self._config.pipelines
         return Assignment(
             key=entry.key,
-            visit=visit,
-            pipelines=Pipelines(
-                preprocessing=select(rules.preprocessing, visit) or (), main=select(rules.main, visit) or ()
-            ),
-            no_image_at=announced + self._patience_s(visit),
+            visit=entry.visit,
+            pipelines=chosen.pipelines,
+            no_image_at=announced + self._config.arrivals.patience_s(entry.visit),
             pointless_at=announced + self._config.node.expiry_s,
+            quiet_s=self._config.arrivals.quiet_s,
         )
-
-    def _patience_s(self, visit: NextVisit) -> float:
-        return 2 * visit.duration_s + self._config.arrivals.image_timeout_s
 
     def _finish(self, action: Finish) -> None:
         visit = self.docket.of(action.assignment.key)
@@ -390,8 +455,10 @@ class VisitDesk:
             spool, why_partial = str(folder), spool_failure(folder)
             outcome = Outcome.FAILED if why_partial else Outcome.SUCCEEDED
             reason = why_partial or f"its outputs were complete, though {reason}"
+        # What came while the pipeline ran is new to the next attempt, or late.
+        missed = [raw for raw in visit.raws.values() if not action.assignment.has(raw.exposure)]
         retriable = action.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
-        again = self._end(visit, outcome, reason, retriable=retriable)
+        again = self._end(visit, outcome, reason, retriable=retriable, missed=missed)
         if spool is not None and again:
             # The next attempt makes the same datasets: partial ones would be
             # in its way.
@@ -399,10 +466,19 @@ class VisitDesk:
         elif spool is not None:
             self.records.export_later(spool)
 
-    def _end(self, visit: OpenVisit, outcome: Outcome, reason: str, *, retriable: bool = False) -> bool:
+    def _end(
+        self,
+        visit: OpenVisit,
+        outcome: Outcome,
+        reason: str,
+        *,
+        retriable: bool = False,
+        missed: Sequence[Raw] = (),
+    ) -> bool:
         """Write an outcome, or try once more; tell whether it is tried again."""
         entry, reason = visit.entry, reason[:MOST_REASON]
         entry.retriable = retriable
+        entry.seen = tuple(visit.raws.keys() - {raw.exposure for raw in missed})
         in_time = self._clock.mono() < visit.assignment.pointless_at
         again = self.retrying and in_time and self._may_go_on(entry)
         _LOG.log(
@@ -417,6 +493,9 @@ class VisitDesk:
         self.records.write_soon()
         if again:
             self.records.keep(self._retry(entry, self._next(visit)))
+        else:
+            for raw in missed:
+                self.records.unclaimed(raw)
         return again
 
     def _next(self, visit: OpenVisit) -> OpenVisit:
@@ -448,30 +527,12 @@ class VisitDesk:
             return
         if self.docket.of(visit.entry.key) is not visit:
             return  # cancelled meanwhile, or the daemon stops
+        if not visit.raws:  # a former life may have seen them, long ago
+            self._looks.want(visit.entry)
         dropped = self._scheduler.add(visit.assignment)
         if dropped is not None:
             self.drop(dropped)
         self._neighbours.decide()
-
-
-def spool_failure(folder: Path) -> str:
-    """Return why a complete spool holds partial outputs only.
-
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        A spool; its ``manifest.json`` says so under ``failed``.
-
-    Returns
-    -------
-    reason : `str`
-        Blank if the pipeline has succeeded.
-    """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        return str(manifest.get("failed", ""))
-    except (OSError, ValueError, AttributeError) as error:
-        return f"the manifest of {folder.name} cannot be read: {error}"
 
 
 def _age_s(order: ReserveVisit) -> float:

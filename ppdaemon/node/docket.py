@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from ppdaemon.messages import Raw
 from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.journal import Entry
+from ppdaemon.rawpath import Expected
 from ppdaemon.states import Outcome, Stage
 
 __all__ = ("Docket", "OpenVisit")
@@ -107,6 +108,24 @@ class Docket:
         """
         detectors = self._groups.get((instrument, group), ())
         return [self._open[instrument, group, detector] for detector in sorted(detectors)]
+
+    def waiting(self) -> list[Expected]:
+        """Return which raws are waited for, or will be.
+
+        Returns
+        -------
+        expected : `list` [`~ppdaemon.rawpath.Expected`]
+            One for each visit of which some detector has not all its raws.
+        """
+        found = []
+        for (instrument, group), detectors in self._groups.items():
+            missing = (d for d in detectors if Stage.INGESTED not in self._stages(instrument, group, d))
+            if wanted := frozenset(missing):
+                found.append(Expected(instrument, wanted, group))
+        return found
+
+    def _stages(self, instrument: str, group: str, detector: int) -> dict[Stage, float]:
+        return self._open[instrument, group, detector].entry.stages
 
     def reached(self, visit: OpenVisit, stage: Stage, tai: float) -> None:
         """Note a stage; the first time counts.

@@ -4,7 +4,9 @@
 The facts a worker says come as they are, from `ppdaemon.messages`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
 from ppdaemon.node.assignment import Assignment, Key
@@ -15,11 +17,15 @@ __all__ = (
     "CancelReceived",
     "ClearDeadline",
     "DeadlinePassed",
+    "ExposureListed",
     "Finish",
     "Fork",
     "KillAsked",
+    "LookEnded",
+    "LookForRaws",
     "MemorySampled",
     "NoteRaw",
+    "NoteFigures",
     "NoteStage",
     "RawArrived",
     "RecycleAsked",
@@ -70,8 +76,26 @@ class RawArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class ExposureListed:
+    """An exposure of the seat's visit was taken, and a list of its detectors
+    came.
+    """
+
+    exposure: int
+    included: bool
+    """Whether the seat's detector is on the list."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookEnded:
+    """The last look at the expected names is over; what it found was told."""
+
+
+@dataclass(frozen=True, slots=True)
 class CancelReceived:
-    """The seat's visit will not be taken."""
+    """The seat's visit will not be taken, or not by this node."""
+
+    reason: str = "cancelled by the telescope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +196,13 @@ class WipeRepo:
 
 
 @dataclass(frozen=True, slots=True)
+class LookForRaws:
+    """Look at the expected names of a visit-detector, whatever was seen."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class NoteStage:
     """Write a stage into the journal."""
 
@@ -179,6 +210,14 @@ class NoteStage:
     stage: Stage
     tai: float | None = None
     """When, if the worker said so; else now."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteFigures:
+    """Write into the journal what a step took, and what it brought."""
+
+    key: Key
+    figures: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,5 +252,16 @@ class SeatChanged:
 
 
 Action = (
-    Fork | Send | Signal | SetDeadline | ClearDeadline | WipeRepo | NoteStage | NoteRaw | Finish | SeatChanged
+    Fork
+    | Send
+    | Signal
+    | SetDeadline
+    | ClearDeadline
+    | WipeRepo
+    | LookForRaws
+    | NoteStage
+    | NoteFigures
+    | NoteRaw
+    | Finish
+    | SeatChanged
 )

@@ -124,6 +124,24 @@ class ExporterSeat:
         self._spools[spool] = None
         self._next()
 
+    def withdraw(self, spool: str) -> bool:
+        """Forget a spool, unless it is being exported.
+
+        Parameters
+        ----------
+        spool : `str`
+            Directory with a manifest.
+
+        Returns
+        -------
+        withdrawn : `bool`
+            Whether it will not be exported.
+        """
+        if spool in self._sent:
+            return False
+        self._spools.pop(spool, None)
+        return True
+
     def forked(self, words: Forked, descriptors: list[int]) -> None:
         """Take over the freshly forked process.
 
@@ -231,8 +249,8 @@ class ExporterSeat:
             case Ready():
                 self._ready = True
                 self._next()
-            case Exported(spools=spools):
-                for spool in spools:
+            case Exported():
+                for spool in (*fact.spools, *fact.refused):
                     self._spools.pop(spool, None)
                 self._sent = ()
                 self.problem = ""

@@ -3,27 +3,28 @@
 
 One row per attempt at a visit-detector. WAL with ``synchronous=FULL``: what
 a call has returned from survives the machine. `Journal` blocks and belongs to
-one thread; the supervisor reaches it through `JournalThread`.
+one thread; the supervisor reaches it through
+`ppdaemon.node.journalthread.JournalThread`.
 """
 
-import asyncio
 import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.assignment import Key
+from ppdaemon.node.latetable import LateTable
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import encode
 
-__all__ = ("Entry", "Journal", "JournalThread")
+__all__ = ("Entry", "Journal")
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ CREATE TABLE IF NOT EXISTS attempt (
     final INTEGER NOT NULL DEFAULT 0, pipeline TEXT NOT NULL DEFAULT '', engine TEXT NOT NULL DEFAULT '',
     slot INTEGER, pid INTEGER, exposures TEXT NOT NULL DEFAULT '[]', partial INTEGER NOT NULL DEFAULT 0,
     datasets INTEGER NOT NULL DEFAULT 0, shutter_close_tai REAL, ended_tai REAL,
-    no_return TEXT NOT NULL DEFAULT '',
+    no_return TEXT NOT NULL DEFAULT '', seen TEXT NOT NULL DEFAULT '[]', figures TEXT NOT NULL DEFAULT '{}',
     reported INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 1,
     PRIMARY KEY (instrument, grp, detector, attempt)
 );
@@ -48,7 +49,7 @@ PRAGMA user_version = 1;
 
 _COLUMNS = (
     "instrument, grp, detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid, exposures,"
-    " partial, retriable, datasets, stages, shutter_close_tai, ended_tai"
+    " partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai"
 )
 
 _IS_PLACE = "instrument = ? AND grp = ? AND detector = ?"
@@ -63,6 +64,8 @@ class Entry:
     visit: NextVisit
     received_tai: float
     stages: dict[Stage, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What its steps took and brought, as its worker says."""
     outcome: Outcome | None = None
     reason: str = ""
     retriable: bool = False
@@ -78,6 +81,8 @@ class Entry:
     shutter_close_tai: float | None = None
     ended_tai: float | None = None
     no_return: str = ""
+    seen: tuple[int, ...] = ()
+    """Exposures whose raws had come when it ended, used or not."""
     asked: int = 1
     """The attempt that the relay has asked for last; it counts its own."""
 
@@ -106,6 +111,7 @@ class Entry:
             retriable=self.retriable,
             datasets=self.datasets,
             stages=self.stages,
+            figures=self.figures,
             shutter_close_tai=self.shutter_close_tai,
             ended_tai=self.ended_tai,
         )
@@ -134,6 +140,8 @@ class Journal:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             _LOG.error("journal is corrupt (%s): moved to %s, a new one begins", error, self.moved_aside)
             self._db = self._open(path)
+        self.late = LateTable(self._db)
+        """Raws that came too late (`~ppdaemon.node.latetable.LateTable`)."""
 
     @staticmethod
     def _open(path: Path) -> sqlite3.Connection:
@@ -142,6 +150,10 @@ class Journal:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
+            known = {row[1] for row in db.execute("PRAGMA table_info(attempt)")}
+            for column, empty in (("seen", "[]"), ("figures", "{}")):
+                if column not in known:
+                    db.execute(f"ALTER TABLE attempt ADD COLUMN {column} TEXT NOT NULL DEFAULT '{empty}'")
             db.execute("SELECT COUNT(*) FROM attempt WHERE final = 0")
         except BaseException:
             db.close()
@@ -198,6 +210,62 @@ class Journal:
             self._write([before])
             self._insert(entry)
 
+    def requeue(self, entries: Sequence[Entry]) -> None:
+        """Promise one more attempt at visit-detectors that had their outcome,
+        which is theirs no more.
+
+        Parameters
+        ----------
+        entries : `~collections.abc.Sequence` [`Entry`]
+            The next attempts.
+
+        Raises
+        ------
+        sqlite3.IntegrityError
+            Raised if one of them exists by now; then nothing is promised.
+        """
+        with self._transaction():
+            for entry in entries:
+                self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
+                self._insert(entry)
+
+    def last_attempts(self, group: str) -> list[Entry]:
+        """Return the last attempt at each detector of a visit.
+
+        Parameters
+        ----------
+        group : `str`
+            The visit's group.
+
+        Returns
+        -------
+        entries : `list` [`Entry`]
+            By instrument and detector. ``no_return`` is what any of the
+            attempts announced.
+        """
+        rows = self._db.execute(
+            "SELECT instrument, grp, detector, max(attempt), visit, received_tai, stages, outcome, reason,"
+            " final, partial, (SELECT max(no_return) FROM attempt AS any WHERE any.grp = this.grp"
+            " AND any.instrument = this.instrument AND any.detector = this.detector), asked"
+            " FROM attempt AS this WHERE grp = ? GROUP BY instrument, detector ORDER BY instrument, detector",
+            (group,),
+        )
+        return [
+            Entry(
+                key=Key(*row[:4]),
+                visit=NextVisit.model_validate_json(row[4]),
+                received_tai=row[5],
+                stages=_read_stages(row[6]),
+                outcome=None if row[7] is None else Outcome(row[7]),
+                reason=row[8],
+                final=bool(row[9]),
+                partial=bool(row[10]),
+                no_return=row[11],
+                asked=row[12],
+            )
+            for row in rows
+        ]
+
     def _insert(self, entry: Entry) -> None:
         visit = entry.visit
         self._db.execute(
@@ -226,12 +294,13 @@ class Journal:
 
     def _write(self, entries: Sequence[Entry]) -> None:
         self._db.executemany(
-            "UPDATE attempt SET stages = ?, outcome = ?, reason = ?, retriable = ?, final = ?,"
+            "UPDATE attempt SET stages = ?, figures = ?, outcome = ?, reason = ?, retriable = ?, final = ?,"
             " pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?, datasets = ?,"
-            f" shutter_close_tai = ?, ended_tai = ?, no_return = ? WHERE {_IS_KEY}",
+            f" shutter_close_tai = ?, ended_tai = ?, no_return = ?, seen = ? WHERE {_IS_KEY}",
             [
                 (
                     _stages(entry),
+                    json.dumps(entry.figures),
                     entry.outcome,
                     entry.reason,
                     entry.retriable,
@@ -246,6 +315,7 @@ class Journal:
                     entry.shutter_close_tai,
                     entry.ended_tai,
                     entry.no_return,
+                    json.dumps(entry.seen),
                     *entry.key,
                 )
                 for entry in entries
@@ -288,7 +358,7 @@ class Journal:
                 key=Key(*row[:4]),
                 visit=NextVisit.model_validate_json(row[4]),
                 received_tai=row[5],
-                stages={Stage(name): tai for name, tai in json.loads(row[6]).items()},
+                stages=_read_stages(row[6]),
                 exposures=tuple(json.loads(row[7])),
                 shutter_close_tai=row[8],
                 no_return=row[9],
@@ -423,44 +493,15 @@ def _stages(entry: Entry) -> str:
     return json.dumps(entry.stages)
 
 
+def _read_stages(text: str) -> dict[Stage, float]:
+    return {Stage(name): tai for name, tai in json.loads(text).items()}
+
+
 def _visit_row(row: tuple[object, ...]) -> VisitRow:
     names = (name.strip() for name in _COLUMNS.split(","))
     values = dict(zip(names, row, strict=True))
     values["group"] = values.pop("grp")
     values["exposures"] = json.loads(str(values["exposures"]))
     values["stages"] = json.loads(str(values["stages"]))
+    values["figures"] = json.loads(str(values["figures"]))
     return VisitRow.model_validate(values)
-
-
-class JournalThread:
-    """The journal in a thread of its own, so that no disk stalls the pump.
-
-    Parameters
-    ----------
-    journal : `Journal`
-        Used from here on by the thread alone.
-    """
-
-    def __init__(self, journal: Journal):
-        self._journal = journal
-        self._thread = ThreadPoolExecutor(1, "journal")
-
-    async def call[T](self, work: Callable[[Journal], T]) -> T:
-        """Do something with the journal, after all that was asked before.
-
-        Parameters
-        ----------
-        work : `~collections.abc.Callable`
-            Gets the `Journal`.
-
-        Returns
-        -------
-        result : `object`
-            What `work` returned.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._journal)
-
-    def close(self) -> None:
-        """Finish what is queued, close the file and end the thread."""
-        self._thread.submit(self._journal.close).result()
-        self._thread.shutdown()

@@ -19,6 +19,7 @@ from typing import Protocol
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.events import MemorySampled
+from ppdaemon.processes import family
 
 __all__ = (
     "REPO_EVERY",
@@ -314,10 +315,11 @@ class Meters:
         return self.ramdisk_bytes - self._ramdisk_then > self._config.memory.ramdisk // 4
 
     def _read_one(self, pid: int, repo_bytes: int) -> MemorySampled:
-        used = anonymous_bytes(pid)
+        members = family(pid)  # tasks may run in a process of their own
+        used = sum(map(anonymous_bytes, members))
         if used > self._config.memory.soft // 2:
-            used = private_bytes(pid)
-        return MemorySampled(used + repo_bytes, repo_bytes, cpu_seconds(pid))
+            used = sum(map(private_bytes, members))
+        return MemorySampled(used + repo_bytes, repo_bytes, sum(map(cpu_seconds, members)))
 
     def _look_at_disks(self) -> list[str]:
         found = []

@@ -27,6 +27,8 @@ from ppdaemon.node.events import (
     DeadlinePassed,
     Finish,
     Fork,
+    LookForRaws,
+    NoteFigures,
     NoteRaw,
     NoteStage,
     RecycleAsked,
@@ -51,7 +53,7 @@ _LOG = logging.getLogger(__name__)
 REAPED_WAIT_S = 0.2
 """How long a pidfd's news waits for the zygote's, which has the status."""
 
-VisitAction = Finish | NoteStage | NoteRaw
+VisitAction = Finish | NoteStage | NoteFigures | NoteRaw | LookForRaws
 
 
 class Pool:
@@ -327,7 +329,7 @@ class Pool:
                     self._fork(slot, epoch)
                 case WipeRepo():
                     self._wipe(slot)
-                case Finish() | NoteStage() | NoteRaw():
+                case Finish() | NoteStage() | NoteFigures() | NoteRaw() | LookForRaws():
                     self._tell(action, slot)
                 case SeatChanged():
                     self._changed(slot, action)

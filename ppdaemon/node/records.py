@@ -8,16 +8,17 @@ the relay hears of it and before its outputs are exported.
 import asyncio
 import logging
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Exported, ResultEntry, ResultsSeen, Welcome
+from ppdaemon.messages import Exported, Raw, ResultEntry, ResultsSeen, Welcome
 from ppdaemon.node.assignment import Key
 from ppdaemon.node.docket import Docket
-from ppdaemon.node.journal import Entry, JournalThread
+from ppdaemon.node.journal import Entry
+from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.states import Outcome
 
 __all__ = ("Records",)
@@ -25,6 +26,10 @@ __all__ = ("Records",)
 _LOG = logging.getLogger(__name__)
 
 RESULTS_AT_ONCE = 500
+UNCLAIMED_AT_ONCE = 500
+"""So many lookups in the journal take some 10 ms; acceptance waits for them."""
+MOST_UNCLAIMED = 20_000
+"""Raws that wait for their lookup; the oldest are passed over above this."""
 
 
 class Records:
@@ -50,6 +55,7 @@ class Records:
         self._flush_wanted = asyncio.Event()
         self._writing = asyncio.Lock()
         self._spools: list[str] = []
+        self._unclaimed: deque[Raw] = deque(maxlen=MOST_UNCLAIMED)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def meet(
@@ -80,6 +86,17 @@ class Records:
             Directory with a manifest.
         """
         self._spools.append(spool)
+
+    def unclaimed(self, raw: Raw) -> None:
+        """Keep a raw if it is one that came too late.
+
+        Parameters
+        ----------
+        raw : `~ppdaemon.messages.Raw`
+            No open visit-detector has use for it.
+        """
+        self._unclaimed.append(raw)
+        self.write_soon()
 
     async def report_again(self) -> None:
         """Tell the relay all outcomes that it has not confirmed."""
@@ -114,6 +131,7 @@ class Records:
         names = (self._folders.read_spooled(spool.rpartition("/")[2]) for spool in fact.spools)
         keys = [Key(*name) for name in names if name]
         self._count["datasets_exported"] += fact.datasets
+        self._count["spools_refused"] += len(fact.refused)
         self.keep(self._journal.call(lambda journal: journal.exported(keys, fact.tai)))
 
     async def keep_written(self) -> None:
@@ -127,13 +145,33 @@ class Records:
     async def flush(self) -> None:
         """Write what has changed; then report outcomes and export spools."""
         async with self._writing:  # or an older state could follow a newer one
-            await self._flush()
+            if await self._flush():
+                await self._look_up_unclaimed()
 
-    async def _flush(self) -> None:
+    async def _look_up_unclaimed(self) -> None:
+        """Tell late raws from those of visits that were not announced; all
+        outcomes of before are written.
+        """
+        raws = [self._unclaimed.popleft() for _ in range(min(len(self._unclaimed), UNCLAIMED_AT_ONCE))]
+        if not raws:
+            return
+        try:
+            late, strange = await self._journal.call(lambda journal: journal.late.note(raws))
+        except sqlite3.Error as error:
+            self.failed(error)
+            self._count["raws_not_looked_up"] += len(raws)
+            return
+        self._count["late_raws"] += late
+        self._count["raw_without_visit"] += strange
+        if self._unclaimed:
+            self.write_soon()
+
+    async def _flush(self) -> bool:
+        """Do it; tell whether all that has changed is on the disk."""
         entries = self.docket.changed()
         spools, self._spools = self._spools, []
         if not entries:
-            return
+            return True
         try:
             await self._journal.call(lambda journal: journal.update(entries))
         except sqlite3.Error as error:
@@ -141,7 +179,7 @@ class Records:
             self.docket.not_written(entries)
             self._spools = spools + self._spools
             asyncio.get_running_loop().call_later(1.0, self._flush_wanted.set)
-            return
+            return False
         self.problem = ""
         self._tell_results([_result(entry) for entry in entries if entry.final])
         for spool in spools:
@@ -149,6 +187,7 @@ class Records:
         marked = [self._folders.mark(*entry.key) for entry in entries if entry.final and entry.no_return]
         if marked:
             await asyncio.to_thread(_unlink, marked)
+        return True
 
     async def repeat(self, keys: Sequence[Key]) -> None:
         """Answer a relay that asks again: for what has ended, it missed the

@@ -23,7 +23,7 @@ __all__ = ("Generations", "needs_restart")
 _LOG = logging.getLogger(__name__)
 
 FIXED_PARTS = ("node", "relay", "arrivals")
-RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s"})
+RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
 """What may change in the parts that are fixed otherwise."""
 
 ENDING_S = 2.0

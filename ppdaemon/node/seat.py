@@ -8,7 +8,7 @@ that is done is decided in `ppdaemon.node.slot`.
 import signal
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.messages import Done, Quit
@@ -153,15 +153,17 @@ class Seat:
     def _finish(self, outcome: Outcome, reason: str = "", *, retriable: bool = False) -> Actions:
         assignment, self.assignment = self._held, None
         retriable = retriable and not assignment.no_return
-        return [Finish(assignment, outcome, reason, retriable)]
+        return [Finish(assignment, outcome, assignment.with_remarks(reason), retriable)]
 
     def _finish_done(self, done: Done) -> Actions:
         assignment, self.assignment = self._held, None
+        if done.nothing_permanent:
+            assignment = replace(assignment, no_return="")
         return [
             Finish(
                 assignment,
                 done.outcome,
-                done.reason,
+                assignment.with_remarks(done.reason),
                 done.retriable and not assignment.no_return,
                 done.pipeline,
                 done.engine,

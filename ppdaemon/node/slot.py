@@ -6,8 +6,9 @@ take, when it is stopped, what outcome its visit gets. Does not cover who gets
 which visit (`ppdaemon.node.scheduler`), nor any I/O (`ppdaemon.node.pool`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ppdaemon.messages import (
     Done,
@@ -19,15 +20,21 @@ from ppdaemon.messages import (
     Prepare,
     Prepared,
     Process,
+    Raw,
     RawRefused,
     Ready,
     StageReached,
 )
+from ppdaemon.node.assignment import Key
 from ppdaemon.node.events import (
     CancelReceived,
     DeadlinePassed,
+    ExposureListed,
     KillAsked,
+    LookEnded,
+    LookForRaws,
     MemorySampled,
+    NoteFigures,
     NoteRaw,
     NoteStage,
     RawArrived,
@@ -51,6 +58,8 @@ __all__ = ("InvalidTransition", "Slot", "TABLE")
 S = SlotState
 MOST_RAWS = 32
 """Exposures of one visit at the most; further ones are not taken."""
+LOOK_S = 2.0
+"""How long the last look at the expected names may take."""
 
 
 class InvalidTransition(Exception):
@@ -146,40 +155,63 @@ class Slot(Seat):
     def _keep_raw(self, event: RawArrived, now: float) -> Actions:
         """Remember a raw that came while the worker was still preparing."""
         held = self._held
-        if held.has(event.raw.exposure) or len(held.raws) >= MOST_RAWS:
+        if self._superfluous(event.raw):
             return []
-        self.assignment = replace(held, raws=(*held.raws, event.raw))
+        self.assignment = replace(held, raws=(*held.raws, event.raw), came_at=now)
         return [] if held.raws else [NoteStage(held.key, Stage.ARRIVED, event.raw.seen_tai)]
+
+    def _keep_list(self, event: ExposureListed, now: float) -> Actions:
+        held = self._held
+        if event.exposure not in dict(held.lists) and len(held.lists) < MOST_RAWS:
+            self.assignment = replace(held, lists=(*held.lists, (event.exposure, event.included)))
+        return []
+
+    def _superfluous(self, raw: Raw) -> bool:
+        return self._held.has(raw.exposure) or len(self._held.raws) >= MOST_RAWS
 
     def _wait(self, event: Prepared, now: float) -> Actions:
         held = self._held
-        waiting = self._go(S.WAITING, now, max(held.no_image_at, now))
-        return [NoteStage(held.key, Stage.PREPARED), *waiting, *(Send(Ingest(raw=raw)) for raw in held.raws)]
+        waiting = self._go(S.WAITING, now, max(held.wait_until, now))
+        ingest = [Send(Ingest(raw=raw)) for raw in held.raws]
+        ended = self._end_wait(now) if held.complete else []
+        noted = [NoteStage(held.key, Stage.PREPARED), *_figures(held.key, event.detail)]
+        return [*noted, *waiting, *ingest, *ended]
 
     def _ingest(self, event: RawArrived, now: float) -> Actions:
-        if self._held.has(event.raw.exposure):
+        if self._superfluous(event.raw):
             return []
-        return [*self._keep_raw(event, now), Send(Ingest(raw=event.raw))]
+        return [*self._keep_raw(event, now), Send(Ingest(raw=event.raw)), self._deadline_of_wait(now)]
+
+    def _list(self, event: ExposureListed, now: float) -> Actions:
+        return [*self._keep_list(event, now), *self._wait_on(now)]
 
     def _ingested(self, event: Ingested, now: float) -> Actions:
         held = self._held
         if not held.has(event.exposure) or event.exposure in held.ingested:
             return self._refuse(WordsRefused(f"ingested exposure {event.exposure}, not asked for"), now)
         self.assignment = held = replace(held, ingested=tuple(sorted((*held.ingested, event.exposure))))
-        noted = NoteRaw(held.key, held.ingested, event.shutter_close_tai)
-        return [noted, *(self._process(now) if held.complete else [])]
+        return [NoteRaw(held.key, held.ingested, event.shutter_close_tai), *self._wait_on(now)]
 
     def _raw_refused(self, event: RawRefused, now: float) -> Actions:
         held = self._held
         if not held.has(event.exposure) or event.exposure in (*held.ingested, *held.refused):
             return self._refuse(WordsRefused(f"refused exposure {event.exposure}, not asked for"), now)
-        self.assignment = held = replace(held, refused=(*held.refused, event.exposure))
-        if not held.complete:
-            return []
-        if held.ingested:
-            return self._process(now)
-        done = self._finish(event.outcome, event.reason)
-        return [*done, Send(GiveUp(reason=event.outcome)), *self._free(now)]
+        self.assignment = held = replace(
+            held, refused=(*held.refused, event.exposure), remarks=(*held.remarks, event.reason)
+        )
+        if held.complete and not held.ingested:
+            return self._give_up(event.outcome, "", now)
+        return self._wait_on(now)
+
+    def _wait_on(self, now: float) -> Actions:
+        """Run, if that was all."""
+        return self._end_wait(now) if self._held.complete else [self._deadline_of_wait(now)]
+
+    def _deadline_of_wait(self, now: float) -> SetDeadline:
+        held, at = self._held, self._held.wait_until
+        if self.state == S.LOOKING:  # what is being ingested still counts
+            at = self.since + (LOOK_S if held.settled else self._config.times.ingest_s)
+        return SetDeadline(max(at, now))
 
     def _process(self, now: float) -> Actions:
         held = self._held
@@ -189,21 +221,38 @@ class Slot(Seat):
             *self._go(S.PROCESSING, now, now + self._config.times.run_s),
         ]
 
+    def _look(self, event: DeadlinePassed, now: float) -> Actions:
+        """Time is over; an event of a raw may have been lost."""
+        return [LookForRaws(self._held.key), *self._go(S.LOOKING, now, now + LOOK_S)]
+
+    def _looked(self, event: LookEnded, now: float) -> Actions:
+        return self._end_wait(now) if self._held.settled else [self._deadline_of_wait(now)]
+
     def _no_more_raws(self, event: DeadlinePassed, now: float) -> Actions:
+        if self._held.settled:
+            return self._end_wait(now)
+        limit_s = self._config.times.ingest_s
+        if now >= self.since + limit_s:
+            return self._overdue(Outcome.RUN_TIMEOUT, "ingest", limit_s, now)
+        return [self._deadline_of_wait(now)]
+
+    def _end_wait(self, now: float) -> Actions:
+        """Run with what there is, or give up."""
         held = self._held
-        if not held.settled:  # one is being ingested: it still counts
-            last = max(held.no_image_at, self.since) + self._config.times.ingest_s
-            if now >= last:
-                return self._overdue(Outcome.RUN_TIMEOUT, "ingest", self._config.times.ingest_s, now)
-            return [SetDeadline(last)]
         if held.ingested:
             return self._process(now)
-        outcome = Outcome.BAD_RAW if held.refused else Outcome.NO_IMAGE
-        reason = "no usable raw came in time" if held.refused else "no raw came in time"
+        if held.refused:
+            return self._give_up(Outcome.BAD_RAW, "no usable raw came in time", now)
+        without = held.all_came
+        reason = "the exposures were taken without this detector" if without else "no raw came in time"
+        return self._give_up(Outcome.NO_IMAGE, reason, now)
+
+    def _give_up(self, outcome: Outcome, reason: str, now: float) -> Actions:
         return [*self._finish(outcome, reason), Send(GiveUp(reason=outcome)), *self._free(now)]
 
     def _stage(self, event: StageReached, now: float) -> Actions:
-        noted: Actions = [NoteStage(self._held.key, event.stage, event.tai)]
+        key = self._held.key
+        noted: Actions = [NoteStage(key, event.stage, event.tai), *_figures(key, event.detail)]
         if self.state == S.PROCESSING and event.stage == Stage.PROCESSED:
             return [*noted, *self._go(S.EXPORTING, now, now + self._config.times.export_s)]
         return noted
@@ -226,12 +275,12 @@ class Slot(Seat):
         return []
 
     def _cancel_waiting(self, event: CancelReceived, now: float) -> Actions:
-        done = self._finish(Outcome.CANCELLED, "cancelled by the telescope")
+        done = self._finish(Outcome.CANCELLED, event.reason)
         return [*done, Send(GiveUp(reason="cancelled")), *self._free(now)]
 
     def _cancel_preparing(self, event: CancelReceived, now: float) -> Actions:
         # The worker may be deep in a query: a fork is sooner than its end.
-        verdict = Verdict(Outcome.CANCELLED, "cancelled by the telescope", retriable=False)
+        verdict = Verdict(Outcome.CANCELLED, event.reason, retriable=False)
         return self._stop(verdict, "its visit was cancelled", now)
 
     # --- limits ----------------------------------------------------------
@@ -360,6 +409,11 @@ class Slot(Seat):
         return []
 
 
+def _figures(key: Key, detail: Mapping[str, Any]) -> Actions:
+    """Keep what a worker tells of a step; most have nothing to tell."""
+    return [NoteFigures(key, detail)] if detail else []
+
+
 Rule = Callable[..., Actions]
 
 TABLE: dict[tuple[SlotState, type], Rule] = {
@@ -378,17 +432,15 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.IDLE, RetireAsked): Slot._retire,
     (S.IDLE, RecycleAsked): Slot._recycle,
     (S.PREPARING, RawArrived): Slot._keep_raw,
+    (S.PREPARING, ExposureListed): Slot._keep_list,
     (S.PREPARING, Prepared): Slot._wait,
     (S.PREPARING, StageReached): Slot._stage,
     (S.PREPARING, Done): Slot._done,
     (S.PREPARING, CancelReceived): Slot._cancel_preparing,
     (S.PREPARING, DeadlinePassed): Slot._prepare_overdue,
-    (S.WAITING, RawArrived): Slot._ingest,
-    (S.WAITING, Ingested): Slot._ingested,
-    (S.WAITING, RawRefused): Slot._raw_refused,
-    (S.WAITING, StageReached): Slot._stage,
-    (S.WAITING, CancelReceived): Slot._cancel_waiting,
-    (S.WAITING, DeadlinePassed): Slot._no_more_raws,
+    (S.WAITING, DeadlinePassed): Slot._look,
+    (S.LOOKING, LookEnded): Slot._looked,
+    (S.LOOKING, DeadlinePassed): Slot._no_more_raws,
     (S.PROCESSING, StageReached): Slot._stage,
     (S.PROCESSING, Done): Slot._done,
     (S.PROCESSING, DeadlinePassed): Slot._run_overdue,
@@ -422,6 +474,18 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
 
 TABLE |= {(state, RecycleAsked): Slot._recycle_later for state in BUSY_STATES}
 
+_WAITING = {
+    (state, event): rule
+    for state in (S.WAITING, S.LOOKING)
+    for event, rule in (
+        (RawArrived, Slot._ingest),
+        (Ingested, Slot._ingested),
+        (RawRefused, Slot._raw_refused),
+        (ExposureListed, Slot._list),
+        (StageReached, Slot._stage),
+        (CancelReceived, Slot._cancel_waiting),
+    )
+}
 _LIVING = {
     (state, event): rule
     for state in (S.STARTING, S.IDLE, *BUSY_STATES)
@@ -431,12 +495,14 @@ _LIVING = {
         (MemorySampled, Slot._weigh),
     )
 }
-TABLE = _LIVING | TABLE
+TABLE = _LIVING | _WAITING | TABLE
 
 ANY_STATE: dict[type, Rule] = {
-    # A raw, a cancellation or a sample may cross the end of a visit; memory
-    # of a worker that is going already changes nothing.
+    # A raw, a list, a cancellation or a sample may cross the end of a visit;
+    # memory of a worker that is going already changes nothing.
     RawArrived: Slot._ignore,
+    ExposureListed: Slot._ignore,
+    LookEnded: Slot._ignore,
     CancelReceived: Slot._ignore,
     DeadlinePassed: Slot._ignore,
     MemorySampled: Slot._note_weight,

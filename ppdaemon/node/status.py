@@ -11,7 +11,7 @@ import psutil
 from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.folders import NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.claim import Claim, is_ramdisk
 from ppdaemon.node.desk import VisitDesk
@@ -89,6 +89,8 @@ class Status:
             queued=self.scheduler.queued,
             open_visits=len(self.desk.docket),
             outcomes=dict(self.desk.docket.outcomes),
+            late_raws=self.count["late_raws"],
+            refused_raws=self.arrivals.refused,
             spooled=self.exporter.waiting,
             exporter=self.exporter.text,
             arrivals=self.arrivals.report(),
@@ -158,6 +160,9 @@ class Status:
             problems.append(self.desk.records.problem)
         if self.exporter.problem:
             problems.append(f"export: {self.exporter.problem}")
+        refused = NodeFolders.of(self.config).refused
+        if count := sum(1 for _ in refused.glob("*")):
+            problems.append(f"export: {count} spools were set apart: see {refused}/*/{REFUSAL}")
         problems += [
             f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
         ]

@@ -8,7 +8,6 @@ read from descriptors into events, slots and scheduler decide, the pool acts.
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -31,18 +30,24 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
+from ppdaemon.node.answers import VisitAnswers
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.claim import Claim, claim
+from ppdaemon.node.arrivals.reader import ReaderSeat
+from ppdaemon.node.claim import OWNER, Claim, claim
 from ppdaemon.node.control import ControlServer
-from ppdaemon.node.desk import Neighbours, VisitDesk
+from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.events import KillAsked, RestartAsked, RetireAsked, SeatChanged
 from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.forker import Lifeline
 from ppdaemon.node.intake import Intake
-from ppdaemon.node.journal import Journal, JournalThread
+from ppdaemon.node.journal import Journal
+from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.node.meters import Meters
+from ppdaemon.node.neighbours import Neighbours
+from ppdaemon.node.orphans import end_children, reap
 from ppdaemon.node.pool import Pool
 from ppdaemon.node.reload import Generations
+from ppdaemon.node.requeue import Requeue
 from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.node.slot import Slot
 from ppdaemon.node.status import Status
@@ -51,7 +56,9 @@ from ppdaemon.processes import adopt_orphans, children, end_orphans
 from ppdaemon.reports import (
     AskDrain,
     AskKill,
+    AskLate,
     AskReload,
+    AskRequeue,
     AskRestart,
     AskResume,
     AskStatus,
@@ -68,6 +75,8 @@ __all__ = ("Supervisor",)
 _LOG = logging.getLogger(__name__)
 
 EXPORT_AT_STOP_S = 10.0
+CHILDREN_S = 2.0
+"""How long processes that were killed may take to be gone."""
 
 
 class Supervisor:
@@ -100,11 +109,11 @@ class Supervisor:
     ):
         self._config = config
         self._read_config = read_config
-        self._environment = environment
         self._clock = clock
         self._notifier = notifier
         self._watchdog_s = watchdog_s
         self._folders = NodeFolders.of(config)
+        self._environment = {**environment, OWNER: str(self._folders.state)}
         self._life = secrets.token_hex(8)
         self._count: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
@@ -196,7 +205,17 @@ class Supervisor:
             self._relay_said,
             count,
         )
-        self._arrivals = Arrivals(config.arrivals, config.node.instruments, clock, self._desk.raw_arrived)
+        self._reader = self._make_reader()
+        self._arrivals = Arrivals(
+            config.arrivals,
+            config.node.instruments,
+            clock,
+            self._desk.raw_arrived,
+            self._desk.exposure_listed,
+            self._desk.docket.waiting,
+            self._folders.canaries,
+            self._reader,
+        )
         self._meters = Meters(config.workers, self._folders)
         self._desk.meet(
             Neighbours(
@@ -204,8 +223,20 @@ class Supervisor:
                 seat=self._pool.handle,
                 export=self._exporter.add,
                 decide=self._wake,
+                look=self._arrivals.last_look,
             )
         )
+        requeue = Requeue(
+            folders=self._folders,
+            clock=clock,
+            journal=journal,
+            flush=self._desk.records.flush,
+            withdraw=self._exporter.withdraw,
+            export=self._exporter.add,
+            look=self._arrivals.last_look,
+            take=self._desk.take_again,
+        )
+        self._visit_answers = VisitAnswers(self._desk, journal, requeue)
         self._status = Status(
             config=config,
             clock=clock,
@@ -221,6 +252,13 @@ class Supervisor:
             generations=self._generations,
         )
         self._control = ControlServer(config.node.control, self._answer, self._status.report)
+
+    def _make_reader(self) -> ReaderSeat | None:
+        config = self._config
+        if not config.arrivals.remote:
+            return None
+        environment = {**self._environment, **config.workers.environment}
+        return ReaderSeat(self._lifeline, environment, self._folders.logs / "reader.log")
 
     async def _start(self) -> None:
         started = self._clock.mono()
@@ -327,6 +365,7 @@ class Supervisor:
             self._pool.close()
             await self._generations.close()
         self._lifeline.close()
+        await end_children(self._clock.mono, CHILDREN_S)
 
     # --- generations -----------------------------------------------------
 
@@ -353,6 +392,8 @@ class Supervisor:
         self._status.config = config
         self._pool.reconfigure(config)
         self._exporter.replace(config.export)
+        for spool in self._folders.moved_back():
+            self._exporter.add(str(spool))
         self._intake.set_capacity(config.workers.max)
         self._wake()
 
@@ -432,11 +473,10 @@ class Supervisor:
         if self._config.workers.start != "fork":
             return  # all workers are children of this process
         zygotes, forked = self._generations.processes()
-        for pid in children() - zygotes:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+        reader = {self._reader.pid} if self._reader is not None and self._reader.pid is not None else set()
+        reap(children() - zygotes - reader)
         exporter = {self._exporter.pid} if self._exporter.pid is not None else set()
-        end_orphans({*zygotes, *forked, *self._pool.pids().values(), *exporter})
+        end_orphans({*zygotes, *forked, *self._pool.pids().values(), *exporter, *reader})
 
     # --- words from outside ----------------------------------------------
 
@@ -455,15 +495,8 @@ class Supervisor:
                 return Ok(data=self._status.report().model_dump(mode="json"))
             case AskWorkers():
                 return Ok(data=[row.model_dump(mode="json") for row in self._status.workers()])
-            case AskVisits(limit=limit, failed=failed):
-                rows = await self._journal.call(lambda journal: journal.visits(limit, bad_only=failed))
-                return Ok(data=[row.model_dump(mode="json") for row in rows])
-            case AskVisit(group=group):
-                await self._desk.records.flush()
-                rows = await self._journal.call(lambda journal: journal.visit(group))
-                if not rows:
-                    return Failed(code="not_found", text=f"no visit of group {group!r} in the journal")
-                return Ok(data=[row.model_dump(mode="json") for row in rows])
+            case AskVisits() | AskVisit() | AskLate() | AskRequeue():
+                return await self._visit_answers.answer(request)
             case AskDrain() | AskResume():
                 if self._stop.is_set():
                     return Failed(code="refused", text="the daemon is stopping")

@@ -9,7 +9,8 @@ Does not cover sockets, the ledger, or whether a visit is accepted at all.
 A detector goes to one node. If that node refuses, or vanishes before it
 acknowledged, the detector goes to another one with the next attempt number,
 and the first is told to give it up as soon as it is heard of again. What a
-node acknowledged stays with it: it alone knows what it did.
+node acknowledged stays with it: it alone knows what it did. It may even try
+again what has ended: that opens no visit here, the ledger notes the outcome.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from ppdaemon.messages import AckedVisit, Heartbeat, Hello, NakedVisit, ResultEntry, Results
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
 from ppdaemon.relay.orders import (
+    AmendOutcome,
     Beat,
     CloseVisit,
     ConfirmResults,
@@ -295,7 +297,11 @@ class Board:
         visit = self._visits.get((entry.instrument, entry.group))
         reservation = None if visit is None else visit.reservations.get(entry.detector)
         if visit is None or reservation is None:
-            return  # a repeated one: the ledger has it
+            # Repeated, which the ledger tells by its attempt; a first one always is.
+            if entry.attempt > 1:
+                place = (entry.instrument, entry.group, entry.detector)
+                turn.writes.append(AmendOutcome(*place, node, entry.attempt, entry.outcome, entry.reason))
+            return
         holds = reservation.node == node and entry.attempt >= reservation.attempt
         if not holds and entry.outcome is not Outcome.SUCCEEDED:
             _LOG.info(

@@ -20,7 +20,15 @@ from typing import Any, Self
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import PPDaemonError, Refused
 from ppdaemon.messages import DetectorOutcome
-from ppdaemon.relay.orders import CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute, Write
+from ppdaemon.relay.orders import (
+    AmendOutcome,
+    CloseVisit,
+    SetAcked,
+    SetCancelled,
+    SetOutcome,
+    SetRoute,
+    Write,
+)
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import NextVisit
 
@@ -326,8 +334,14 @@ class Ledger:
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
                     " WHERE visit = ? AND detector = ? AND outcome IS NULL",
-                    # A file's name in it may have bytes that are no text.
-                    (outcome, reason.encode(errors="replace").decode(), node, number, detector),
+                    (outcome, _text(reason), node, number, detector),
+                )
+            case AmendOutcome(instrument, group, detector, node, attempt, outcome, reason):
+                self._db.execute(
+                    "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3 WHERE outcome IS NOT NULL"
+                    " AND visit = (SELECT number FROM visits WHERE group_id = ?4 AND instrument = ?5)"
+                    " AND detector = ?6 AND node = ?7 AND attempt < ?3",
+                    (outcome, _text(reason), attempt, group, instrument, detector, node),
                 )
             case SetCancelled(number):
                 self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
@@ -353,6 +367,11 @@ class Ledger:
             "DELETE FROM visits WHERE number IN (SELECT number FROM visits WHERE ended_tai < ? LIMIT ?)",
             (before_tai, PRUNE_AT_ONCE),
         ).rowcount
+
+
+def _text(reason: str) -> str:
+    """Replace what is no text: a file's name in it may have such bytes."""
+    return reason.encode(errors="replace").decode()
 
 
 class _Corrupt(Exception):

@@ -13,6 +13,7 @@ from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
 __all__ = (
+    "AmendOutcome",
     "Beat",
     "CloseVisit",
     "ConfirmResults",
@@ -118,6 +119,21 @@ class SetOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class AmendOutcome:
+    """A node has tried a detector again that had ended there; counts if the
+    attempt is later than what the ledger knows.
+    """
+
+    instrument: str
+    group: str
+    detector: int
+    node: str
+    attempt: int
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetCancelled:
     """The script queue cancelled the visit."""
 
@@ -132,7 +148,7 @@ class CloseVisit:
 
 
 type Send = Beat | Greet | TurnAway | Reserve | Withdraw | ConfirmResults
-type Write = SetRoute | SetAcked | SetOutcome | SetCancelled | CloseVisit
+type Write = SetRoute | SetAcked | SetOutcome | AmendOutcome | SetCancelled | CloseVisit
 
 
 @dataclass(slots=True)

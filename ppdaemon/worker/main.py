@@ -80,6 +80,7 @@ def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: Wo
         repo=Path(order.repo),
         template=folders.template(order.generation),
         cache=folders.cache,
+        runs=folders.runs,
         spool=folders.spool,
         clock=Clock(),
         report=visits.report,
@@ -155,12 +156,16 @@ class Visits:
             What happened.
         """
         if isinstance(fact, PointOfNoReturn) and self._order is not None:
-            visit = self._order.visit
-            key = (visit.instrument, visit.group, self._order.detector, self._order.attempt)
-            mark = self._folders.mark(*key)
+            mark = self._mark(self._order)
             if not mark.exists():
                 write_durably(mark, fact.what)
+        if isinstance(fact, Done) and fact.nothing_permanent and self._order is not None:
+            self._mark(self._order).unlink(missing_ok=True)
         self._channel.say(fact.model_copy(update={"serial": self._serial}))
+
+    def _mark(self, order: Prepare) -> Path:
+        visit = order.visit
+        return self._folders.mark(visit.instrument, visit.group, order.detector, order.attempt)
 
     def serve(self, work: Work) -> ExitCode:
         """Serve until told to quit, or until the supervisor is gone.

@@ -19,7 +19,13 @@ MOST = 4_000_000_000
 def set_up_libraries() -> None:
     """Add the greedy deeds to the scripted ones, in the zygote."""
     scripted.DEEDS.update(
-        gorge=_gorge, hoard=_hoard, burn=_burn, flood=_flood, fill_bytes=_fill_bytes, fill_inodes=_fill_inodes
+        gorge=_gorge,
+        gorge_apart=_gorge_apart,
+        hoard=_hoard,
+        burn=_burn,
+        flood=_flood,
+        fill_bytes=_fill_bytes,
+        fill_inodes=_fill_inodes,
     )
 
 
@@ -27,6 +33,15 @@ def _gorge(seat: Seat) -> None:
     """Take memory as fast as the machine gives it."""
     scripted.LEAKED.extend(bytearray(b"x") * 50_000_000 for _ in range(MOST // 50_000_000))
     time.sleep(600)
+
+
+def _gorge_apart(seat: Seat) -> None:
+    """Have a process of its own take the memory, and wait for it."""
+    pid = os.fork()
+    if pid == 0:
+        _gorge(seat)
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def _hoard(seat: Seat) -> None:

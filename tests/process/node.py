@@ -71,8 +71,8 @@ class PlayedRelay:
         )
         self.say(ReserveVisit, visit=visit, detectors=tuple(detectors), received_tai=Clock().tai())
 
-    def cancel(self, group):
-        self.say(CancelVisit, instrument="DemoCam", group=group)
+    def cancel(self, group, detectors=None):
+        self.say(CancelVisit, instrument="DemoCam", group=group, detectors=detectors)
 
     def listen(self):
         """Take in everything that is there; answer like a relay."""
@@ -140,6 +140,7 @@ class Node:
                 "image_timeout_s": workers.pop("image_timeout_s", 30),
                 "sidecar_wait_s": 0.2,
                 "scan_s": 0.5,
+                **workers.pop("arrivals", {}),
             },
             "workers": {
                 "work": "scripted",
@@ -210,6 +211,10 @@ class Node:
     def visit(self, group):
         return self.daemon.visit(group)
 
+    def delivered(self):
+        """Tell how many complete raws the arrivals have given to the daemon."""
+        return self.status().counters.get("arrivals.delivered", 0)
+
     def land(self, group, detector=0, number=1, snap=1, snaps=1):
         """Let a raw and its sidecar land, renamed into place."""
         obsid = f"DC_O_{DAY}_{number:06d}"
@@ -238,6 +243,11 @@ class Node:
     def tell(self):
         text = (self.folder / "daemon.log").read_text()[-6000:]
         return f"--- daemon ---\n{text}\n--- relay ---\n{self.relay.tell() if self.relay else ''}"
+
+    def exported(self):
+        """Return the names of the spools that were exported."""
+        path = self.state / "exported"
+        return path.read_text().split() if path.exists() else []
 
     def marks(self):
         """Return how often each visit-detector wrote what cannot be undone."""

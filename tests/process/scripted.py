@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.folders import NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import (
     Done,
     Exported,
@@ -59,6 +59,7 @@ class ScriptedWork:
         return Prepared(pipeline="scripted")
 
     def ingest(self, raw: Raw) -> Ingested:
+        self._note(raw)
         self._attempt_only("ingest")
         return Ingested(exposure=raw.exposure, shutter_close_tai=raw.seen_tai - 2)
 
@@ -67,6 +68,9 @@ class ScriptedWork:
         if "early" in self._deeds:
             self._announce()
         self._attempt_only("process")
+        if self._deeds.get("undone") == str(self._order.attempt):
+            self._seat.report(PointOfNoReturn(what="marker"))
+            return Done(outcome=Outcome.FAILED, reason="undone", retriable=True, nothing_permanent=True)
         if "early" not in self._deeds:
             self._announce()
         self._attempt_only("written")
@@ -93,6 +97,13 @@ class ScriptedWork:
         for path in self._seat.repo.iterdir():
             path.unlink()
         self._copy()
+
+    def _note(self, raw: Raw) -> None:
+        """Leave a line for each order to ingest: whose, and how many bytes it has."""
+        path = Path(raw.path)
+        size = path.stat().st_size if path.exists() else -1
+        with (self._seat.config.node.state_dir / "ingested").open("a") as stream:
+            stream.write(f"{raw.group} {raw.detector} {raw.exposure} {size}\n")
 
     def _stage(self, stage: Stage) -> None:
         self._seat.report(StageReached(stage=stage, tai=self._seat.clock.tai()))
@@ -225,11 +236,21 @@ class ScriptedExporter:
         state = self._seat.config.node.state_dir
         if (state / "central-down").exists():
             raise ConnectionError("the central repo is down")
+        if (state / "central-refuses").exists():
+            refused = NodeFolders.of(self._seat.config).refused
+            refused.mkdir(exist_ok=True)
+            for spool in spools:
+                (spool / REFUSAL).write_text("as it was told")
+                spool.rename(refused / spool.name)
+            return Exported(
+                spools=(), refused=tuple(map(str, spools)), tai=self._seat.clock.tai(), datasets=0
+            )
         with (state / "exported").open("a") as stream:
             for spool in spools:
                 stream.write(f"{spool.name}\n")
         for spool in spools:
-            (spool / "manifest.json").unlink()
+            for path in spool.iterdir():
+                path.unlink()
             spool.rmdir()
         return Exported(spools=tuple(map(str, spools)), tai=self._seat.clock.tai(), datasets=len(spools))
 

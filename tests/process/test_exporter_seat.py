@@ -8,7 +8,8 @@ from pathlib import Path
 
 from node import descendants, running, title
 
-from ppdaemon.reports import AskWorkers
+from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.reports import AskReload, AskWorkers
 from ppdaemon.states import Outcome
 from ppdaemon.wire import encode
 
@@ -30,6 +31,27 @@ def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(tmp_path, s
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)
         assert (node.state / "exported").read_text().split() == ["DemoCam~g1~0~1"]
+
+
+def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_back(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        folders = NodeFolders(tmp_path, node.state)
+        (node.state / "central-refuses").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(folders.refused.is_dir)
+        node.wait(lambda: node.status().spooled == 0)
+        status = node.status()
+        assert status.state == "degraded"
+        assert f"export: 1 spools were set apart: see {folders.refused}/*/{REFUSAL}" in status.problems
+        (node.state / "central-refuses").unlink()
+        (spool,) = folders.refused.iterdir()
+        spool.rename(folders.spool / spool.name)
+        node.daemon.ask(AskReload(), timeout_s=30)
+        node.wait((node.state / "exported").exists)
+        assert (node.state / "exported").read_text().split() == ["DemoCam~g1~0~1"]
+        assert node.status().state == "running"
 
 
 def test_clients_that_do_not_read_cost_no_descriptor(tmp_path, socket_dir):

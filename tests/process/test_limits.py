@@ -38,10 +38,11 @@ def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
         assert all(row.attempt == 1 for k in (1, 2) for row in node.visit(f"g{k}"))
 
 
-def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir):
+@pytest.mark.parametrize("deed", ["gorge", "gorge_apart"])
+def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir, deed):
     """Fault 38: gigabytes within a second."""
     with greedy(tmp_path, socket_dir, memory={"soft": "100MB", "hard": "300MB"}) as node:
-        node.relay.reserve("g1", survey="process:gorge")
+        node.relay.reserve("g1", survey=f"process:{deed}")
         node.relay.reserve("g2")
         node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 2)
         settled = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start

@@ -94,7 +94,7 @@ def test_a_visit_that_its_rule_ignores_takes_no_seat(tmp_path, socket_dir):
         entry = node.relay.outcome("g1")
         assert (entry.outcome, entry.reason) == (
             Outcome.IGNORED,
-            "its rule says to ignore it (survey 'ignore')",
+            "its rule says to ignore it (survey 'ignore', filters '', no position)",
         )
         assert node.visit("g1")[0].slot is None
 
@@ -138,7 +138,7 @@ def test_partial_outputs_of_a_dead_worker_are_exported_and_not_called_a_success(
         node.land("g1")
         entry = node.relay.outcome("g1")
         assert (entry.outcome, entry.reason) == (Outcome.FAILED, "told")
-        node.wait(lambda: "DemoCam~g1~0~1" in (node.state / "exported").read_text())
+        node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
 
 
 def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
@@ -147,7 +147,7 @@ def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
         node.relay.reserve("g1", survey="spooled:hang")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "DemoCam~g1~0~1" in (node.state / "exported").read_text())
+        node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
 
 
 def test_a_worker_that_dies_after_spooling_has_succeeded(tmp_path, socket_dir):
@@ -156,7 +156,7 @@ def test_a_worker_that_dies_after_spooling_has_succeeded(tmp_path, socket_dir):
         node.relay.reserve("g1", survey="spooled:die")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "DemoCam~g1~0~1" in (node.state / "exported").read_text())
+        node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
 
 
 @pytest.mark.parametrize("deed", ["hang", "deaf"])
@@ -328,6 +328,15 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
     finally:
         node.stop()
         relay.close()
+
+
+def test_a_failure_that_has_left_nothing_permanent_is_tried_again(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1", survey="undone:1")
+        node.land("g1")
+        again = node.relay.outcome("g1")
+        assert (again.outcome, again.attempt) == (Outcome.SUCCEEDED, 2)
+        assert node.marks() == {"g1~0": 1}
 
 
 def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):

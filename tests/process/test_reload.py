@@ -44,7 +44,7 @@ def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
         assert node.visit("g1")[0].engine == "new"
         node.wait(lambda: zygotes(node) != [old] and len(zygotes(node)) == 1)
         node.wait(lambda: templates(node) == ["template-2"])
-        node.wait(lambda: "g1~0" in (node.state / "exported").read_text())
+        node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
         node.wait(lambda: node.relay.hellos[-1].capacity == 1)
 
 

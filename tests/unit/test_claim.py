@@ -2,12 +2,14 @@
 """Taking possession of a node's folders."""
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.claim import FolderTaken, claim, is_ramdisk
+from ppdaemon.node.claim import OWNER, FolderTaken, claim, is_ramdisk
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def test_a_former_life_is_cleared_and_strangers_are_kept(folders):
     assert list(folders.slots.iterdir()) == []
     held.release(folders)
     assert list(folders.ramdisk.iterdir()) == [folders.ramdisk / "stranger"]
+
+
+def test_processes_of_a_former_life_are_ended_and_those_of_other_nodes_are_not(folders):
+    def sleeper(owner):
+        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER: str(owner)})
+
+    with sleeper(folders.state) as left, sleeper(folders.state / "other") as other:
+        claim(folders, "next").release(folders)
+        assert left.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
 
 
 def test_spools_that_a_dead_process_left_half_done_are_removed(folders):

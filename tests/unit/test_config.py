@@ -46,7 +46,7 @@ def problems(folder: Path, document: Any) -> tuple[str, ...]:
 def test_the_least_configuration_has_all_defaults(node: dict[str, Any], tmp_path: Path) -> None:
     config = load_node(write(tmp_path, node), {})
     assert config.workers.min == 2
-    assert config.engine.kind == "separable"
+    assert config.engine.kind == "direct"
     assert config.node.instruments["DemoCam"] == tuple(range(9))
 
 
@@ -73,11 +73,41 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("node.instruments.DemoCam", "0-x", "write for instance 0-8,12"),
         ("node.instruments.DemoCam", "8-0", "'8-0' is not a range"),
         ("node.instruments.DemoCam", "1,1", "a detector is named twice"),
-        ("node.instruments.Other", "0", "butler.instrument_class: no entry for Other"),
+        ("node.instruments.LATISS", "0", "butler.instrument_class: no entry for LATISS"),
         ("relay.address", "localhost:5571", "relay.address: "),
         ("pipelines.main", [], "pipelines.main: "),
         ("export.types", ["("], "'(' is not a regular expression"),
         ("engine.kind", "magic", "engine.kind: "),
+        ("engine.apdb", {"DemoCam": "apdb.yaml"}, "apdb_tasks: missing key"),
+        ("engine.apdb_tasks", ["associate"], "apdb_tasks: associate must stand in no_return too"),
+        ("arrivals.roots", ["raw"], "arrivals.roots.0.path: 'raw' is not an absolute path"),
+        ("arrivals.roots", ["/"], "arrivals.roots.0.path: the whole file system is no raw root"),
+        ("arrivals.roots", ["/raw", "/raw/"], "arrivals.roots: a root is named twice"),
+        ("arrivals.roots", [], "arrivals: neither roots nor remote"),
+        ("arrivals.roots", [{"path": "/raw", "wach": "poll"}], "arrivals.roots.0.wach: unknown key"),
+        ("arrivals.watch", "sometimes", "arrivals.watch: Input should be 'auto', 'inotify' or 'poll'"),
+        ("arrivals.layout", "lssst", "arrivals.layout: Input should be 'lsst', 'imsim' or 'generic'"),
+        ("arrivals.layout", {"path": "x"}, "arrivals.layout.pattern: missing key"),
+        ("arrivals.layout", {"pattern": "(.+)+"}, "arrivals.layout.pattern: '(.+)+': a group must not be"),
+        ("arrivals.done", ".json", "arrivals.done: '.json' is the ending of raws"),
+        ("arrivals.done", "a/b", "arrivals.done: a marker lies in the folder of its raw"),
+        ("arrivals.done", "{name}.ok", "arrivals.done: unknown name 'name'"),
+        (
+            "arrivals.done",
+            "{group}.ok",
+            "arrivals.roots.0.done: '{group}.ok': paths of this layout name no gr",
+        ),
+        (
+            "arrivals.remote",
+            [{"uri": "ftp://host/raw"}],
+            "arrivals.remote.0.uri: 'ftp://host/raw' is none of",
+        ),
+        ("arrivals.remote", [{"uri": "s3://me@bucket/raw"}], "arrivals.remote.0.uri: credentials do not"),
+        (
+            "arrivals.remote",
+            [{"uri": "s3://bucket/a/../b"}],
+            "arrivals.remote.0.uri: 's3://bucket/a/../b': no",
+        ),
         ("pipelines.overrides", {"nolabel": 1}, "pipelines.overrides.nolabel"),
     ],
 )
@@ -94,6 +124,24 @@ def test_a_wrong_value_is_named_with_file_and_line(
     file, line, _ = problem.split(":", 2)
     assert file == str(tmp_path / "c.yaml")
     assert int(line) >= 1
+
+
+def test_a_root_may_differ_from_the_others(node: dict[str, Any], tmp_path: Path) -> None:
+    node["arrivals"] = {"roots": ["/raw", {"path": "/nfs/../nfs/raw/", "layout": "generic", "watch": "poll"}]}
+    first, second = load_node(write(tmp_path, node), {}).arrivals.roots
+    assert (first.path, first.layout, first.watch) == (Path("/raw"), None, None)
+    assert (second.path, second.layout, second.watch) == (Path("/nfs/raw"), "generic", "poll")
+
+
+def test_a_layout_that_cannot_tell_the_detectors_is_refused_at_its_root(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    node["node"]["instruments"] = {"Hubble": "0-1"}
+    node["butler"]["instrument_class"] = {"Hubble": "hst.Hubble"}
+    node["arrivals"] = {"roots": [{"path": "/a", "layout": "generic"}, "/b"]}
+    (problem,) = problems(tmp_path, node)
+    line = (tmp_path / "c.yaml").read_text().splitlines().index("  - /b") + 1
+    assert f":{line}: arrivals.roots.1.layout: no focal-plane table for 'Hubble'" in problem
 
 
 def test_all_errors_are_told_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
@@ -126,6 +174,23 @@ def test_butler_may_be_missing_only_for_other_work(node: dict[str, Any], tmp_pat
     assert "butler: missing key" in problems(tmp_path, node)[0]
     node["workers"] = {"work": "scripted"}
     assert load_node(write(tmp_path, node), {}).butler is None
+
+
+def test_what_is_said_of_an_instrument_is_said_of_a_known_one(node: dict[str, Any], tmp_path: Path) -> None:
+    node["butler"] |= {"visits": {"NoCam": "by-group"}, "ingest": {"OtherCam": "obs_base"}}
+    assert "butler: instrument_class: no entry for NoCam, OtherCam" in problems(tmp_path, node)[0]
+
+
+def test_who_ingests_is_said_for_all_or_by_instrument(node: dict[str, Any]) -> None:
+    for ingest, kinds in (
+        ("obs_base", ["obs_base", "obs_base"]),
+        ({"LATISS": "obs_base"}, ["obs_base", "builtin"]),
+    ):
+        node["butler"] |= {"ingest": ingest, "instrument_class": {"LATISS": "a.A", "LSSTCam": "b.B"}}
+        node["node"]["instruments"] = {"LATISS": "0"}
+        butler = NodeConfig.model_validate(node).butler
+        assert butler is not None
+        assert [butler.ingest_of(name) for name in ("LATISS", "LSSTCam")] == kinds
 
 
 @pytest.mark.parametrize(

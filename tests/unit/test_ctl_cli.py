@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controlserver import ControlServer, status, visit, worker
+from controlserver import ControlServer, late, status, visit, worker
 
+from ppdaemon import terminal
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
@@ -28,6 +29,11 @@ GOOD: dict[str, Any] = {
     ],
     "visits": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]"), visit(2, outcome=None)],
     "visit": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]")],
+    "late": [late()],
+    "requeue": [
+        {"instrument": "DemoCam", "detector": 3, "attempt": 2},
+        {"instrument": "DemoCam", "detector": 4, "text": "it has succeeded"},
+    ],
     "drain": None,
     "resume": None,
     "reload": "generation 2 serves",
@@ -111,6 +117,9 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         (("workers",), ("processing", "quarantined", "5001", "no module named 'sky'")),
         (("timeline", "2025-11-22T03:25:16.951"), ("s since shutter close", "pppp", "crashed")),
         (("top",), ("node1", "quarantined", "SIGSEGV")),
+        (("late",), ("R22_S11.fits", "no_image")),
+        (("requeue", "2025-11-22T03:25:16.951"), ("attempt 2", "refused", "it has succeeded")),
+        (("requeue", "2025-11-22T03:25:16.951", "--force"), ("attempt 2",)),
         (("drain",), ("draining",)),
         (("resume",), ("taking visits",)),
         (("reload",), ("generation 2 serves",)),
@@ -129,7 +138,14 @@ def test_every_command_tells_a_person(
 
 @pytest.mark.parametrize(
     ("command", "kind"),
-    [(("visits",), list), (("workers",), list), (("timeline", "g"), list), (("drain",), dict)],
+    [
+        (("visits",), list),
+        (("workers",), list),
+        (("timeline", "g"), list),
+        (("late",), list),
+        (("requeue", "g"), list),
+        (("drain",), dict),
+    ],
 )
 def test_commands_print_json(good: ControlServer, ppctl: Ppctl, command: tuple[str, ...], kind: type) -> None:
     code, out, _ = ppctl(*command, "--json")
@@ -145,9 +161,39 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
     assert [REQUESTS.validate_python(each).model_dump() for each in good.requests] == [
         {"type": "visits", "limit": 7, "failed": False},
         {"type": "visits", "limit": 100, "failed": True},
+        {"type": "status"},  # which has the raws that no visit got
         {"type": "restart", "slot": 3},
         {"type": "visit", "group": "a#1"},
     ]
+
+
+def test_detectors_are_named_as_in_the_configuration(good: ControlServer, ppctl: Ppctl) -> None:
+    ppctl("requeue", "g", "3-5,7", "--force")
+    ppctl("requeue", "g")
+    wanted = [each for each in good.requests if each["type"] == "requeue"]
+    assert [REQUESTS.validate_python(each).model_dump() for each in wanted] == [
+        {"type": "requeue", "group": "g", "detectors": (3, 4, 5, 7), "force": True},
+        {"type": "requeue", "group": "g", "detectors": None, "force": False},
+    ]
+
+
+def test_a_named_detector_that_is_refused_is_a_failure(good: ControlServer, ppctl: Ppctl) -> None:
+    code, out, err = ppctl("requeue", "g", "3,4")
+    assert (code, err) == (1, "")
+    assert "it has succeeded" in out
+
+
+def test_a_visit_of_which_nothing_is_left_to_try_is_a_failure(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    row = {"instrument": "DemoCam", "detector": 4, "text": "it has succeeded"}
+    serve(lambda request: ok(status() if request["type"] == "status" else [row]))
+    assert ppctl("requeue", "g")[0] == 1
+
+
+def test_late_raws_are_counted_in_the_status(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda _request: ok(status(late_raws=3)))
+    assert "3, see ppctl late" in ppctl("status")[1]
 
 
 def test_a_configuration_that_cannot_be_reloaded_is_shown_with_all_its_errors(
@@ -242,7 +288,14 @@ def test_an_unknown_visit_is_said_to_be_unknown(serve: Callable[..., ControlServ
 
 
 @pytest.mark.parametrize(
-    "arguments", [("fly",), ("restart", "all"), ("visits", "--limit", "0"), ("kill", "--", "-1")]
+    "arguments",
+    [
+        ("fly",),
+        ("restart", "all"),
+        ("visits", "--limit", "0"),
+        ("kill", "--", "-1"),
+        ("requeue", "g", "R22_S11"),
+    ],
 )
 def test_wrong_usage_is_64(ppctl: Ppctl, arguments: tuple[str, ...]) -> None:
     code, _, err = ppctl(*arguments)
@@ -322,9 +375,29 @@ def test_every_command_explains_itself(ppctl: Ppctl, command: str) -> None:
 def test_tables_fit_a_terminal_of_80_columns(
     good: ControlServer, ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PIPE_WIDTH", 80)
+    monkeypatch.setattr(terminal, "PIPE_WIDTH", 80)
     for command in (("visits",), ("failed",), ("workers",), ("visit", "g"), ("timeline", "g"), ("status",)):
         _, out, _ = ppctl(*command)
         for line in out.splitlines():
             assert len(line) <= 80
             assert "…" not in line.rstrip()[:-1]  # only a reason, the last column, is cut
+
+
+def test_raws_that_no_visit_got_are_listed_with_the_reason(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    refused = {"path": "/raw/a.fits", "kind": "refused.symlink", "reason": "a link out", "seen_tai": 1.8e9}
+    serve(lambda request: ok(status(refused_raws=[refused]) if request["type"] == "status" else []))
+    assert "1 lately, see ppctl failed" in ppctl("status")[1]
+    out = ppctl("failed")[1]
+    assert "refused.symlink" in out
+    assert "a link out" in out
+
+
+def test_each_source_of_raws_says_how_soon_it_tells(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
+    serve(lambda _request: ok(status(arrivals=[source])))
+    out = " ".join(ppctl("status")[1].split())
+    assert "inotify /raw: live, 7 raws first seen 1 ms after they landed, 99 % within 14 ms" in out

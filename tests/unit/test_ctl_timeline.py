@@ -9,10 +9,12 @@ import pytest
 from controlserver import ACCEPTED_TAI, visit
 from rich.console import Console
 
-from ppdaemon.ctl.plots import CannotDraw, timeline_png
-from ppdaemon.ctl.tables import duration, timeline_view
+from ppdaemon.ctl.plots import timeline_png
+from ppdaemon.ctl.tables import timeline_view
 from ppdaemon.ctl.timeline import SPAN_NAMES, lay_out
+from ppdaemon.pictures import CannotDraw
 from ppdaemon.reports import VisitRow
+from ppdaemon.terminal import duration
 
 
 def row(detector: int = 0, **changes: object) -> VisitRow:

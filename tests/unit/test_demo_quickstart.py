@@ -17,13 +17,18 @@ from ppdaemon.config import load_node, load_relay
 from ppdaemon.demo import __main__ as program
 from ppdaemon.demo import quickstart
 from ppdaemon.demo.geometry import DETECTOR_COUNT
+from ppdaemon.demo.night import CADENCE, NIGHT, plan_night
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen, last_attempts
-from ppdaemon.demo.report import Report, show_report
-from ppdaemon.demo.services import Places, node_config, relay_config, surveys
+from ppdaemon.demo.report import Report, Selected, show_report
+from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_alert_map
+from ppdaemon.demo.services import Places, node_config, relay_config
+from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Happening, Step, Telescope, timeline
 from ppdaemon.reports import StatusReport, VisitRow
+from ppdaemon.selection import Selector, pipeline_name
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.visit import read_next_visit
 
 BEGIN_TAI_S = 1_795_317_916.0
 STATUS = StatusReport(
@@ -49,14 +54,24 @@ STATUS = StatusReport(
 
 @pytest.fixture
 def visits():
-    return quickstart.plan_night(BEGIN_TAI_S)
+    return plan_night(BEGIN_TAI_S)
 
 
 @pytest.fixture
 def places(tmp_path):
-    for name in ("disk", "ram"):
-        (tmp_path / name).mkdir()
-    return Places(tmp_path / "disk", tmp_path / "ram")
+    places = Places(tmp_path / "disk", tmp_path / "ram")
+    for folder in (places.central, places.ramdisk):
+        folder.mkdir(parents=True)
+    write_alert_map(places.central / ALERT_MAP, Sky())
+    return places
+
+
+@pytest.fixture
+def config(places, tmp_path):
+    """Give the daemon's configuration, read as the daemon reads it."""
+    path = tmp_path / "node.yaml"
+    path.write_text(yaml.safe_dump(node_config(places, 5)))
+    return load_node(path, {})
 
 
 def row(group, detector, attempt=1, outcome=Outcome.SUCCEEDED, **changes):
@@ -71,38 +86,42 @@ def printed(show, **options):
     return console.file.getvalue()
 
 
-def test_the_night_has_five_visits_for_three_pipelines(visits):
-    assert [len(visit.exposures) for visit in visits] == [1, 2, 1, 1, 1]
-    programs = [visit.exposures[0].program for visit in visits]
-    kinds = ("ApPipe", "ApPipe", "ApPipe", "SingleFrame", "Calibration")
-    assert programs == [surveys[kind] for kind in kinds]
+def test_the_night_has_seven_visits_for_three_pipelines(visits):
+    assert [len(visit.exposures) for visit in visits] == [1, 2, 1, 1, 1, 1, 1]
+    assert [visit.exposures[0].program for visit in visits] == [SURVEYS[kind.rule] for kind in NIGHT]
+    assert {kind.runs for kind in NIGHT} == {"ApPipe", "SingleFrame", "Calibration"}
     assert visits[-1].exposures[0].image_type is ImageType.BIAS
-    assert len({visit.group for visit in visits}) == 5
-    assert [visit.number for visit in visits] == list(range(5))
+    assert [visit.next_visit(0.0)["filters"] for visit in visits[3:5]] == ["i_06", ""]
+    assert len({visit.group for visit in visits}) == 7
+    assert [visit.number for visit in visits] == list(range(7))
+
+
+def test_each_visit_falls_under_its_rule_with_all_detectors(visits, config):
+    selector = Selector(config.pipelines.preprocessing, config.pipelines.main)
+    for visit, kind in zip(visits, NIGHT, strict=True):
+        announced = read_next_visit(visit.next_visit(visit.announced_tai_s))
+        chosen = selector.choose(announced, range(DETECTOR_COUNT))
+        assert len(chosen) == DETECTOR_COUNT
+        for each in chosen.values():
+            assert tuple(map(pipeline_name, each.pipelines.main)) == PIPELINES[kind.rule]
+            assert bool(each.pipelines.preprocessing) == (kind.rule is DemoRule.IN_MAP)
 
 
 def test_a_shutter_closes_before_the_next_opens(visits):
     exposures = [exposure for visit in visits for exposure in visit.exposures]
-    assert [exposure.seq_num for exposure in exposures] == list(range(1, 7))
+    assert [exposure.seq_num for exposure in exposures] == list(range(1, 9))
     for earlier, later in pairwise(exposures):
         assert earlier.end_tai_s < later.begin_tai_s
 
 
-def test_the_configurations_are_those_of_a_relay_and_a_node(places, tmp_path):
-    for name, config, load in (
-        ("relay", relay_config(places), load_relay),
-        ("node", node_config(places, 5), load_node),
-    ):
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config))
-        loaded = load(path, {})
-        if name == "relay":
-            assert loaded.instruments["DemoCam"].detectors == tuple(range(DETECTOR_COUNT))
-            continue
-        assert loaded.workers.max == 5
-        assert loaded.relay.address == relay_config(places)["nodes"]
-        rules = (*loaded.pipelines.preprocessing, *loaded.pipelines.main)
-        assert all(Path(pipeline).is_file() for rule in rules for pipeline in rule.pipelines)
+def test_the_configurations_are_those_of_a_relay_and_a_node(places, config, tmp_path):
+    path = tmp_path / "relay.yaml"
+    path.write_text(yaml.safe_dump(relay_config(places)))
+    assert load_relay(path, {}).instruments["DemoCam"].detectors == tuple(range(DETECTOR_COUNT))
+    assert config.workers.max == 5
+    assert config.relay.address == relay_config(places)["nodes"]
+    rules = (*config.pipelines.preprocessing, *config.pipelines.main)
+    assert all(Path(pipeline).is_file() for rule in rules for pipeline in rule.pipelines)
 
 
 def test_the_last_attempt_counts():
@@ -144,10 +163,54 @@ def test_on_a_terminal_each_detector_has_a_sign(visits):
     assert "█ ✗ ·" in printed(show, force_terminal=True, color_system=None)
 
 
+def selected(number, ran, reason="", *, group=None, detectors=9):
+    """Judge a visit of the night whose detectors all got one pipeline."""
+    (visit,) = (visit for visit in plan_night(BEGIN_TAI_S) if visit.number == number)
+    rows = [row(visit.group, k, pipeline=f"/p/{ran}.yaml", reason=reason) for k in range(detectors)]
+    judged = Selected.of(visit, rows)
+    return judged if group is None else judged.model_copy(update={"group": group})
+
+
+LACKS = "ApPipe lacks template (band i)"
+
+
+@pytest.mark.parametrize(
+    ("number", "ran", "reason", "fallbacks", "wrong"),
+    [
+        (0, "ApPipe", "", 0, 0),
+        (0, "SingleFrame", LACKS, 9, 9),
+        (3, "SingleFrame", LACKS, 9, 0),
+        (3, "SingleFrame", "", 9, 9),
+        (3, "SingleFrame", "ApPipe finds nothing to do: its graph is empty", 9, 9),
+        (3, "ApPipe", "", 0, 9),
+        (4, "SingleFrame", "ApPipe finds nothing to do: its graph is empty", 9, 0),
+        (4, "SingleFrame", LACKS, 9, 9),
+        (5, "SingleFrame", "", 0, 0),
+        (5, "SingleFrame", LACKS, 0, 9),
+        (6, "Calibration", "", 0, 0),
+    ],
+)
+def test_a_visit_has_to_get_its_pipeline_for_the_right_reason(number, ran, reason, fallbacks, wrong):
+    judged = selected(number, ran, reason)
+    assert (judged.ran, judged.fallbacks, judged.wrong) == ({ran: 9}, fallbacks, wrong)
+
+
+def test_the_report_says_which_rule_and_which_fallback_a_visit_got():
+    rows = [row("g", 0, pipeline="/p/SingleFrame.yaml")]
+    told = report(selected=(selected(3, "SingleFrame", LACKS, group="g"),))
+    text = printed(lambda console: show_report(told, rows, console))
+    assert "alerts, in the map  SingleFrame (fallback)  0      1 of 1" in text
+    assert f"g {LACKS}" in text
+    assert "wrong pipelines" in text
+    told = report(selected=(selected(3, "ApPipe", group="g"),))
+    assert "9 wrong: SingleFrame expected" in printed(lambda console: show_report(told, rows, console))
+
+
 def report(**changes):
     fields = {
         "announced": 9, "accepted": 9, "succeeded": 9, "outcomes": {Outcome.SUCCEEDED: 9}, "retried": 0,
-        "exposures": 9, "central": 9, "datasets": 90, "pipelines": {"ApPipe": 9}, "engine": "separable",
+        "exposures": 9, "central": 9, "datasets": 90, "pipelines": {"ApPipe": 9}, "selected": (),
+        "engine": "separable",
         "injected": 4, "recovered": 3, "false_positives": 1, "alerts": 10, "scored": 9,
         "leaked_processes": 0, "leaked_repos": 0, "left": (), "total_s": 100.0, "latencies": {},
     }  # fmt: skip
@@ -162,6 +225,7 @@ def report(**changes):
         ({"succeeded": 8}, False),
         ({"central": 8}, False),
         ({"left": ("4711 ppdaemon worker",)}, False),
+        ({"selected": (selected(0, "SingleFrame"),)}, False),
         (dict.fromkeys(("announced", "accepted", "succeeded", "central"), 0), False),
     ],
 )
@@ -181,7 +245,8 @@ def test_the_report_says_why_something_failed_and_what_was_left():
         row("g", 1, 2),
         row("g", 2, 1, Outcome.FAILED, reason="task isr: ValueError: odd"),
     ]
-    text = printed(lambda console: show_report(report(left=("4711 [worker]",)), rows, console))
+    told = report(left=("4711 [worker]",), selected=(selected(0, "ApPipe", group="g"),))
+    text = printed(lambda console: show_report(told, rows, console))
     assert "2 of 3" in text
     assert "1 failed" in text
     assert "task isr: ValueError: odd" in text
@@ -199,7 +264,7 @@ def test_a_night_that_is_left_early_ends_at_once(visits):
         def ask(self, event):
             raise AssertionError("the first visit is announced after the night was left")
 
-    moments = timeline(visits, quickstart.CADENCE, announce=True, cancel=False)[1:]
+    moments = timeline(visits, CADENCE, announce=True, cancel=False)[1:]
     telescope = Telescope(None, None, Unanswering(), sleep=sleep)
     with quickstart._Night(telescope, moments, stop) as night:
         assert asleep.wait(10.0)
@@ -212,7 +277,7 @@ def test_a_telescope_that_fails_ends_the_demonstration(visits):
         def ask(self, event):
             raise RuntimeError("no power")
 
-    moments = timeline(visits, quickstart.CADENCE, announce=True, cancel=False)
+    moments = timeline(visits, CADENCE, announce=True, cancel=False)
     night = quickstart._Night(Telescope(None, None, Broken()), moments, threading.Event())
     with night:
         night._thread.join(10.0)

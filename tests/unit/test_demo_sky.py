@@ -22,7 +22,7 @@ from ppdaemon.demo.geometry import (
 from ppdaemon.demo.plan import ExposurePlan, ImageType
 from ppdaemon.demo.render import ZERO_POINT_MAG, Psf, conditions_of, draw_scene, render_raw, true_wcs
 from ppdaemon.demo.signatures import EPOCHS, Signature, epoch_at
-from ppdaemon.demo.sky import Scene, Sky, magnitude_to_njy, njy_to_magnitude
+from ppdaemon.demo.sky import Scene, Sky, demo_skies, magnitude_to_njy, njy_to_magnitude, sky_at
 from ppdaemon.demo.truth import TRANSIENT, VARIABLE, detector_truth, truth_table
 
 MJD = 61366.2
@@ -92,6 +92,13 @@ def test_the_same_seed_gives_the_same_truth(sky):
 def test_another_seed_gives_another_truth(sky):
     ours, theirs = truth_table(sky, MJD, "r"), truth_table(Sky(seed=1), MJD, "r")
     assert set(ours["ra"].value).isdisjoint(theirs["ra"].value)
+
+
+@pytest.mark.parametrize(("ra_deg", "field"), [(150.0, 0), (153.0, 1), (0.0, 0), (330.0, 1), (332.0, 0)])
+def test_a_camera_sees_the_field_that_is_nearest(ra_deg, field):
+    skies = demo_skies()
+    assert sky_at(skies, ra_deg, 2.0) is skies[field]
+    assert sky_at(skies[:1], ra_deg, 2.0) is skies[0]
 
 
 def test_transients_fade_and_the_template_has_none(sky):

@@ -8,7 +8,7 @@ from urllib.parse import unquote_plus
 import pytest
 from astropy.io import fits
 
-from ppdaemon.demo.delivery import Delivery, Faults, NoticeKind, WriteMode, notice
+from ppdaemon.demo.delivery import Delivery, NoticeKind, notice
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.telescope import SimulatedCamera, Step, Telescope, timeline
 from ppdaemon.demo.visits import Cadence, Pointing, next_seq_num, plan_visits
@@ -111,22 +111,6 @@ def test_a_notice_names_the_file(kind):
     stored = record["s3"]["object"]
     assert unquote_plus(stored["key"]) == path.as_posix()
     assert (stored["size"], set(stored["key"]) & set(" #")) == (2880, set())
-
-
-@pytest.mark.parametrize("mode", list(WriteMode))
-def test_files_arrive_whole_with_their_sidecars_and_nothing_else(mode, tmp_path, clock):
-    delivery = Delivery(tmp_path, clock.tai, mode=mode, slow_s=0.0)
-    assert delivery.deliver(Path("a/b/x.fits"), bytes(10_000), b"{}", 0)
-    assert sorted(each.name for each in (tmp_path / "a/b").iterdir()) == ["x.fits", "x.json"]
-    assert (tmp_path / "a/b/x.fits").read_bytes() == bytes(10_000)
-
-
-def test_faults_drop_and_truncate(tmp_path, clock):
-    delivery = Delivery(tmp_path, clock.tai, faults=Faults(frozenset({3}), truncate_bytes=100))
-    assert not delivery.deliver(Path("x.fits"), bytes(1000), b"{}", 3)
-    assert list(tmp_path.iterdir()) == []
-    assert delivery.deliver(Path("y.fits"), bytes(1000), b"{}", 4)
-    assert (tmp_path / "y.fits").stat().st_size == 100
 
 
 def test_a_telescope_plays_all_of_lsstcam_without_waiting_for_real(tmp_path, clock):

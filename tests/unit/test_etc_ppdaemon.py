@@ -23,6 +23,8 @@ CHOSEN = {
     "pipelines.preprocessing",
     "pipelines.overrides",
     "engine.no_return",
+    "engine.apdb",
+    "engine.apdb_tasks",
     "export.types",
 }
 """Optional keys that the example sets to something of its own."""
@@ -107,5 +109,7 @@ def test_a_missing_pipeline_is_named(mine: dict[str, Any], tmp_path: Path) -> No
     path = tmp_path / "ppdaemon.yaml"
     (tmp_path / "pipelines" / "SingleFrame.yaml").unlink()
     path.write_text(yaml.safe_dump(mine))
-    with pytest.raises(ConfigError, match=r"pipelines\.main: .*SingleFrame\.yaml: no such file"):
+    with pytest.raises(
+        ConfigError, match=r"yaml:\d+: pipelines\.main\.\d\.pipelines\.\d: .*SingleFrame\.yaml: no such file"
+    ):
         load_node(path, {})

@@ -3,15 +3,18 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from waiting import wait_until
 
-from ppdaemon.messages import ResultEntry
+from ppdaemon.messages import Raw, ResultEntry
+from ppdaemon.node import latetable
 from ppdaemon.node.assignment import Key
 from ppdaemon.node.journal import Entry, Journal
 from ppdaemon.states import Outcome, Stage
@@ -56,6 +59,7 @@ def test_what_was_written_is_shown(journal):
     journal.accept([an_entry()])
     entry = ended(an_entry())
     entry.stages[Stage.PREPARED] = 7.0
+    entry.figures["query_ms"] = 40.5
     entry.pipeline, entry.slot, entry.pid, entry.exposures = "Ap", 3, 4, (11, 12)
     journal.update([entry])
     (row,) = journal.visit("g")
@@ -155,6 +159,93 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path):
 def test_a_read_only_folder_is_an_error_and_not_corruption(tmp_path):
     with pytest.raises(Exception, match="unable to open database file"):
         Journal(tmp_path / "missing" / "journal.sqlite")
+
+
+def a_raw(group="g", detector=0, exposure=1):
+    return Raw(
+        path=f"/raw/{exposure}_{detector}.fits",
+        instrument="DemoCam",
+        group=group,
+        detector=detector,
+        exposure=exposure,
+        seen_tai=20.0,
+    )
+
+
+def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
+    journal.accept([an_entry(group) for group in ("g", "used", "refused", "open")])
+    gone = [ended(an_entry(group)) for group in ("g", "used", "refused")]
+    gone[1].exposures, gone[2].seen = (1,), (1,)
+    journal.update(gone)
+    raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unknown", "g#2")]
+    assert journal.late.note(raws) == (1, 1)
+    assert journal.late.note(raws[:1]) == (0, 0)
+    (row,) = journal.late.rows(10)
+    assert (row.group, row.detector, row.exposure, row.path) == ("g", 0, 1, "/raw/1_0.fits")
+    assert (row.attempt, row.outcome) == (1, Outcome.SUCCEEDED)
+
+
+def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
+    journal.accept([an_entry()])
+    journal.update([ended(an_entry(), Outcome.NO_IMAGE)])
+    journal.late.note([a_raw(exposure=7), a_raw(exposure=8)])
+    journal.requeue([an_entry(attempt=2)])
+    assert [(row.exposure, row.attempt, row.outcome) for row in journal.late.rows(10)] == [
+        (8, 2, None),
+        (7, 2, None),
+    ]
+    used = ended(an_entry(attempt=2))
+    used.exposures = (7,)
+    journal.update([used])
+    assert [row.exposure for row in journal.late.rows(10)] == [8]
+    assert journal.late.rows(1) == journal.late.rows(10)
+
+
+def test_not_more_than_so_many_late_raws_are_kept(journal, monkeypatch):
+    monkeypatch.setattr(latetable, "MOST", 5)
+    journal.accept([an_entry()])
+    journal.update([ended(an_entry())])
+    for exposure in range(20):
+        journal.late.note([a_raw(exposure=exposure)])
+    assert [row.exposure for row in journal.late.rows(10)] == [19, 18, 17, 16, 15]
+
+
+def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
+    journal.accept([an_entry(), an_entry(detector=1)])
+    first = ended(an_entry(), Outcome.CRASHED)
+    first.no_return = "alerts"
+    journal.update([first, ended(an_entry(detector=1))])
+    assert [entry.key.detector for entry in journal.last_attempts("g")] == [0, 1]
+    journal.requeue([an_entry(attempt=2)])
+    again, other = journal.last_attempts("g")
+    assert (again.key.attempt, again.outcome, again.final, again.no_return) == (2, None, False, "alerts")
+    assert (other.key.attempt, other.outcome, other.final) == (1, Outcome.SUCCEEDED, True)
+    assert [entry.detector for entry in journal.unreported(10)] == [1]
+    assert [entry.key for entry in journal.unfinished()] == [again.key]
+    assert journal.visits(10, bad_only=True) == []
+    assert journal.accept([an_entry(), an_entry(attempt=2), an_entry(attempt=9)]) == [False] * 3
+
+
+def test_the_same_attempt_is_not_requeued_twice(journal):
+    journal.accept([an_entry(), an_entry(detector=1)])
+    journal.update([ended(an_entry()), ended(an_entry(detector=1))])
+    journal.requeue([an_entry(attempt=2)])
+    with pytest.raises(sqlite3.IntegrityError):
+        journal.requeue([an_entry(detector=1, attempt=2), an_entry(attempt=2)])
+    assert [entry.key.attempt for entry in journal.last_attempts("g")] == [2, 1]
+
+
+def test_a_file_of_an_older_version_is_read(path):
+    journal = Journal(path)
+    journal.accept([an_entry()])
+    journal.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("ALTER TABLE attempt DROP COLUMN seen")
+        db.execute("DROP TABLE late")
+    journal = Journal(path)
+    journal.update([ended(an_entry())])
+    assert journal.late.note([a_raw()]) == (1, 0)
+    journal.close()
 
 
 def test_what_was_acknowledged_survives_a_kill(path):

@@ -11,6 +11,7 @@ from ppdaemon.node.budget import RestartBudget
 from ppdaemon.node.deadlines import Deadlines
 from ppdaemon.node.docket import Docket, OpenVisit
 from ppdaemon.node.journal import Entry
+from ppdaemon.rawpath import Expected
 from ppdaemon.states import Outcome, Stage
 
 
@@ -75,6 +76,18 @@ def test_a_stage_is_reached_once():
     docket.reached(visit, Stage.ARRIVED, 2.0)
     docket.reached(visit, Stage.ARRIVED, 9.0)
     assert visit.entry.stages == {Stage.ARRIVED: 2.0}
+
+
+def test_what_open_visits_wait_for_is_told_by_visit_until_all_is_ingested():
+    docket = Docket()
+    visits = [an_open_visit(detector) for detector in (0, 1, 2)]
+    for visit in visits:
+        docket.add(visit)
+    docket.reached(visits[1], Stage.INGESTED, 2.0)
+    assert docket.waiting() == [Expected("DemoCam", frozenset({0, 2}), "g")]
+    docket.end(visits[0], Outcome.NO_IMAGE, "", 3.0, final=True)
+    docket.reached(visits[2], Stage.INGESTED, 3.0)
+    assert docket.waiting() == []
 
 
 def test_an_ended_visit_leaves_the_docket_and_is_counted_if_final():

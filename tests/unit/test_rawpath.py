@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Paths of raws, in all layouts, and those that are refused."""
+"""Paths of raws, in all layouts and both ways, and those that are refused."""
 
 import datetime
 from urllib.parse import quote
@@ -9,21 +9,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.camera import load_camera
-from ppdaemon.errors import BadMessage
-from ppdaemon.rawpath import Kind, RawName, folder_names, is_day_folder, parse, sidecar_path
+from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.rawlayout import Layout, PatternLayout, SearchFolder, make_layout
+from ppdaemon.rawpath import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
 
-CAMERAS = {name: load_camera(name) for name in ("LSSTCam", "LSSTComCam", "LATISS", "DemoCam")}
+SERVED = {
+    "LSSTCam": range(205),
+    "LSSTComCam": range(9),
+    "LATISS": [0],
+    "DemoCam": range(9),
+    "LSST-TS8": range(9),
+    "LSSTCam-imSim": range(189),
+}
+LAYOUTS = {name: make_layout(name, SERVED) for name in ("lsst", "imsim", "generic")}
+OWN = Layout(
+    PatternLayout(
+        pattern=r"night(?P<day_obs>\d{8})/(?P<group>.+)/raw_(?P<exposure>\d+)-(?P<snap>\d)_(?P<detector>\d{3})",
+        path="night{day_obs}/{group}/raw_{exposure}-{snap}_{detector:03d}",
+    ),
+    {"LSSTCam": range(205)},
+)
 FOLDER = "LSSTCam/20251121/MC_O_20251121_000156"
 STEM = f"{FOLDER}/MC_O_20251121_000156"
+GROUP = "2025-11-22T03:25:16.951"
+QUOTED = "2025-11-22T03%3A25%3A16.951"
 
 
 def lsst(path: str) -> RawName | None:
-    return parse(path, "lsst", CAMERAS)
+    return LAYOUTS["lsst"].parse(path)
+
+
+def assert_both_ways(layout: Layout, path: str) -> RawName:
+    """Read a path; all spellings of what it says must be read alike."""
+    name = layout.parse(path)
+    assert name is not None
+    paths = layout.paths(name)
+    assert path in paths
+    assert {layout.parse(each) for each in paths} == {name}
+    return name
 
 
 def test_a_raw_says_exposure_and_detector():
     assert lsst(f"{STEM}_R22_S11.fits") == RawName(
-        Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94, "MC_O_20251121_000156"
+        Kind.IMAGE,
+        "LSSTCam",
+        2025112100156,
+        20251121,
+        94,
+        "MC_O_20251121_000156",
+        detector_name="R22_S11",
     )
 
 
@@ -45,25 +79,33 @@ def test_compressed_raws_are_raws(suffix):
     ],
 )
 def test_the_other_files_of_an_exposure_are_recognised(file, kind, detector):
-    name = lsst(STEM + file)
-    assert name is not None
+    name = assert_both_ways(LAYOUTS["lsst"], STEM + file)
     assert (name.kind, name.detector, name.exposure) == (kind, detector, 2025112100156)
 
 
 def test_latiss_calls_its_detector_otherwise_in_files():
-    name = lsst("LATISS/20251121/AT_O_20251121_000007/AT_O_20251121_000007_R00_S00.fits")
-    assert name is not None
-    assert (name.instrument, name.detector) == ("LATISS", 0)
+    for spelling in ("R00_S00", "RXX_S00"):
+        path = f"LATISS/20251121/AT_O_20251121_000007/AT_O_20251121_000007_{spelling}.fits"
+        name = assert_both_ways(LAYOUTS["lsst"], path)
+        assert (name.instrument, name.detector) == ("LATISS", 0)
 
 
 @pytest.mark.parametrize(
-    ("folder", "code", "instrument"), [("ComCam", "CC", "LSSTComCam"), ("DemoCam", "DC", "DemoCam")]
+    ("folder", "obsid", "file", "instrument", "detector"),
+    [
+        ("ComCam", "CC_O_20261122_000012", "R22_S00", "LSSTComCam", 0),
+        ("LSSTComCam", "CC_S_20261122_000012", "R22_S22", "LSSTComCam", 8),
+        ("DemoCam", "DC_O_20261122_000012", "R22_S12", "DemoCam", 5),
+        ("TS8", "TS_C_20261122_000012", "R10_S12", "LSST-TS8", 5),
+        ("LSST-TS8", "TS_C_20261122_000012", "R22_S00", "LSST-TS8", 0),
+        ("LSSTCam-imSim", "MC_H_20261122_000012", "R22_S11", "LSSTCam-imSim", 94),
+    ],
 )
-def test_aliases_and_the_demo_camera_are_known(folder, code, instrument):
-    obsid = f"{code}_O_20261122_000012"
-    name = lsst(f"{folder}/20261122/{obsid}/{obsid}_R22_S00.fits")
-    assert name is not None
-    assert (name.instrument, name.exposure, name.detector) == (instrument, 2026112200012, 0)
+def test_aliases_and_cameras_without_a_table_of_their_own_are_known(
+    folder, obsid, file, instrument, detector
+):
+    name = assert_both_ways(LAYOUTS["lsst"], f"{folder}/20261122/{obsid}/{obsid}_{file}.fits")
+    assert (name.instrument, name.exposure, name.detector) == (instrument, 2026112200012, detector)
     assert folder in folder_names(instrument)
 
 
@@ -77,6 +119,7 @@ def test_aliases_and_the_demo_camera_are_known(folder, code, instrument):
         f"{STEM}_R99_S99.fits",
         f"{STEM}_R22_S11_extra.fits",
         f"{FOLDER}/MC_O_20251121_000157_R22_S11.fits",
+        f"{FOLDER}/MC_O_20251121_000157_expectedSensors.json",
         f"{FOLDER}/deeper/MC_O_20251121_000156_R22_S11.fits",
         "LSSTCam/20251122/MC_O_20251121_000156/MC_O_20251121_000156_R22_S11.fits",
         "LSSTCam/20251340/MC_O_20251340_000156/MC_O_20251340_000156_R22_S11.fits",
@@ -84,6 +127,7 @@ def test_aliases_and_the_demo_camera_are_known(folder, code, instrument):
         "LSSTCam/20251121/M_O_20251121_000156/M_O_20251121_000156_R22_S11.fits",
         "LSSTCam//MC_O_20251121_000156/MC_O_20251121_000156_R22_S11.fits",
         "Nirvana/20251121/MC_O_20251121_000156/MC_O_20251121_000156_R22_S11.fits",
+        f"LSSTCam/20251121/{'x' * 300}/{'x' * 300}_R22_S11.fits",
         "LSSTCam/20251121",
         "",
     ],
@@ -92,7 +136,7 @@ def test_other_files_are_no_raws(path):
     assert lsst(path) is None
 
 
-@pytest.mark.parametrize("layout", ["lsst", "imsim", "generic"])
+@pytest.mark.parametrize("layout", [*LAYOUTS.values(), OWN])
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
@@ -105,81 +149,99 @@ def test_other_files_are_no_raws(path):
         ("x/" * 600, "size"),
     ],
 )
-def test_dangerous_paths_are_refused_with_a_kind(layout, path, kind):
+def test_fault_17_dangerous_paths_are_refused_with_a_kind(layout, path, kind):
     with pytest.raises(BadMessage) as caught:
-        parse(path, layout, CAMERAS)
+        layout.parse(path)
     assert caught.value.kind == kind
+    assert not layout.admits(path, Expected("LSSTCam", frozenset({94})))
 
 
 def test_a_quoted_control_character_in_a_group_is_refused():
     with pytest.raises(BadMessage):
-        parse("LSSTCam/94/a%0Ab/0/2025112100156/r_03/x.fits", "generic", CAMERAS)
+        LAYOUTS["generic"].parse("LSSTCam/94/a%0Ab/0/2025112100156/r_03/x.fits")
 
 
 days = st.dates(datetime.date(2020, 1, 1), datetime.date(2039, 12, 31)).map(lambda d: f"{d:%Y%m%d}")
 suffixes = st.sampled_from([".fits", ".fits.fz", ".fits.gz"])
+letters = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=2, max_size=2)
 
 
 @given(
-    st.sampled_from(sorted(CAMERAS)),
+    st.sampled_from(sorted(set(SERVED) - {"LSST-TS8", "LSSTCam-imSim"})),
     days,
     st.integers(0, 99_999),
     st.data(),
     suffixes,
-    st.sampled_from("OSCP"),
+    st.sampled_from("OSCPHQ"),
+    st.sampled_from(["AT", "CC", "MC", "TS"]) | letters,
 )
-def test_lsst_paths_round_trip(instrument, day, sequence, data, suffix, controller):
-    camera = CAMERAS[instrument]
+def test_lsst_paths_go_both_ways(instrument, day, sequence, data, suffix, controller, code):
+    camera = load_camera(instrument)
     detector = data.draw(st.sampled_from(sorted(camera.detectors)))
-    code = data.draw(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=2, max_size=2))
     obsid = f"{code}_{controller}_{day}_{sequence:06d}"
     name_in_files = camera.detectors[detector].name.replace("RXX", "R00")
     folder = data.draw(st.sampled_from(folder_names(instrument)))
     path = f"{folder}/{day}/{obsid}/{obsid}_{name_in_files}{suffix}"
-    expected = RawName(Kind.IMAGE, instrument, int(day) * 100_000 + sequence, int(day), detector, obsid)
-    assert lsst(path) == expected
-    sidecar = lsst(sidecar_path(path))
-    assert sidecar is not None
-    assert (sidecar.kind, sidecar.exposure, sidecar.detector) == (Kind.SIDECAR, expected.exposure, detector)
+    name = assert_both_ways(LAYOUTS["lsst"], path)
+    exposure = int(day) * 100_000 + sequence
+    assert (name.instrument, name.exposure, name.day_obs) == (instrument, exposure, int(day))
+    assert (name.detector, name.obsid) == (detector, obsid)
+    sidecar = assert_both_ways(LAYOUTS["lsst"], sidecar_path(path))
+    assert (sidecar.kind, sidecar.exposure, sidecar.detector) == (Kind.SIDECAR, exposure, detector)
 
 
-@given(days, st.integers(1, 10**13), st.sampled_from(sorted(CAMERAS["LSSTCam"].detectors)), suffixes)
-def test_imsim_paths_round_trip(day, exposure, detector, suffix):
-    name = CAMERAS["LSSTCam"].detectors[detector].name
-    path = f"LSSTCam-imSim/{day}/{exposure}/{exposure}_i_sim_1.4_{detector}_{name}{suffix}"
-    assert parse(path, "imsim", {}) == RawName(Kind.IMAGE, "LSSTCam-imSim", exposure, int(day), detector)
+@given(days, st.integers(1, 10**13), st.integers(0, 188), suffixes)
+def test_imsim_paths_go_both_ways(day, exposure, detector, suffix):
+    detector_name = load_camera("LSSTCam").detectors[detector].name
+    path = f"LSSTCam-imSim/{day}/{exposure}/{exposure}_i_sim_1.4_{detector}_{detector_name}{suffix}"
+    name = assert_both_ways(LAYOUTS["imsim"], path)
+    assert (name.instrument, name.exposure, name.day_obs) == ("LSSTCam-imSim", exposure, int(day))
+    assert (name.detector, name.filter) == (detector, "i_sim_1.4")
 
 
 def test_an_imsim_name_that_contradicts_the_table_is_no_raw():
     path = "LSSTCam/20251121/5/5_r_93_R22_S11.fits"
-    assert parse(path, "imsim", {}) is not None
-    assert parse(path, "imsim", CAMERAS) is None
+    assert LAYOUTS["imsim"].parse(path) is None
+    assert make_layout("imsim", {"Hubble": [93]}).parse(path.replace("LSSTCam", "Hubble")) is not None
 
 
-groups = st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=40).filter(
+groups = st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=20).filter(
     lambda group: group not in (".", "..")
-)
+) | st.from_regex(r"2025-1[12]-[0-3]\dT0\d:25:16\.951(#\d)?", fullmatch=True)
 
 
-@given(groups, st.integers(0, 300), st.integers(0, 9), days, st.integers(0, 99_999), suffixes)
-def test_generic_paths_round_trip(group, detector, snap, day, sequence, suffix):
+@given(groups, st.integers(0, 204), st.integers(0, 9), days, st.integers(0, 99_999), suffixes)
+def test_generic_paths_go_both_ways(group, detector, snap, day, sequence, suffix):
     exposure = int(day) * 100_000 + sequence
-    path = f"LATISS/{detector}/{quote(group, safe='')}/{snap}/{exposure}/SDSSr_65mm/any name{suffix}"
-    assert parse(path, "generic", {}) == RawName(
-        Kind.IMAGE, "LATISS", exposure, int(day), detector, group=group, snap=snap
-    )
+    path = f"LSSTCam/{detector}/{quote(group, safe='')}/{snap}/{exposure}/r_03/any name{suffix}"
+    name = assert_both_ways(LAYOUTS["generic"], path)
+    assert (name.group, name.detector, name.snap) == (group, detector, snap)
+    assert (name.exposure, name.day_obs) == (exposure, int(day))
+
+
+@given(groups, st.integers(0, 204), st.integers(0, 9), days, st.integers(0, 10**15), suffixes)
+def test_paths_of_an_own_layout_go_both_ways(group, detector, snap, day, exposure, suffix):
+    path = f"night{day}/{quote(group, safe='')}/raw_{exposure}-{snap}_{detector:03d}{suffix}"
+    name = assert_both_ways(OWN, path)
+    assert (name.instrument, name.day_obs, name.exposure) == ("LSSTCam", int(day), exposure)
+    assert (name.group, name.detector, name.snap) == (group, detector, snap)
 
 
 def test_a_group_with_colons_need_not_be_quoted():
-    name = parse("LSSTCam/94/2025-11-22T03:25:16.951#1/0/2025112100156/r_03/x.fits", "generic", {})
-    assert name is not None
-    assert name.group == "2025-11-22T03:25:16.951#1"
+    name = assert_both_ways(LAYOUTS["generic"], f"LSSTCam/94/{GROUP}#1/0/2025112100156/r_03/x.fits")
+    assert name.group == f"{GROUP}#1"
 
 
-@given(st.text(max_size=80), st.sampled_from(["lsst", "imsim", "generic"]))
+def test_what_a_path_needs_and_nobody_said_gives_no_path():
+    name = RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94)
+    assert LAYOUTS["lsst"].paths(name) == ()
+    assert LAYOUTS["generic"].paths(name) == ()
+
+
+@given(st.text(max_size=80), st.sampled_from(sorted(LAYOUTS)))
 def test_any_text_is_a_raw_or_none_or_refused(text, layout):
     try:
-        name = parse(text, layout, CAMERAS)
+        name = LAYOUTS[layout].parse(text)
     except BadMessage:
         return
     assert name is None or name.instrument
@@ -196,3 +258,114 @@ def test_only_images_have_sidecars(path):
 )
 def test_day_folders_are_dates(name, is_day):
     assert is_day_folder(name) is is_day
+
+
+# --- what is waited for ---
+
+
+def expected(*detectors: int, instrument: str = "LSSTComCam", group: str | None = GROUP) -> Expected:
+    return Expected(instrument, frozenset(detectors), group, frozenset({20251121}))
+
+
+def test_raws_of_an_unknown_exposure_are_looked_for_below_their_day():
+    for layout in ("lsst", "imsim"):
+        assert LAYOUTS[layout].folders(expected(3, 4)) == (
+            SearchFolder("LSSTComCam/20251121", below=1),
+            SearchFolder("ComCam/20251121", below=1),
+        )
+
+
+def test_raws_of_a_known_group_are_looked_for_in_its_folders():
+    found = LAYOUTS["generic"].folders(expected(0, instrument="LATISS"))
+    assert {folder.below for folder in found} == {3}
+    assert [folder.path for folder in found] == [
+        f"LATISS/0/{GROUP}",
+        f"LATISS/0/{QUOTED}",
+        f"LATISS/0/{GROUP}#1",
+        f"LATISS/0/{QUOTED}%231",
+        f"LATISS/0/{GROUP}#2",
+        f"LATISS/0/{QUOTED}%232",
+    ]
+
+
+def test_without_a_format_the_root_is_looked_through():
+    layout = Layout(PatternLayout(pattern=r"(?P<exposure>\d+)/(?P<detector>\d+)"), {"LATISS": [0]})
+    assert layout.folders(expected(0, instrument="LATISS")) == (SearchFolder("", below=1),)
+    assert layout.paths(RawName(Kind.IMAGE, "LATISS", 5, 0, 0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("layout", "folder", "admitted"),
+    [
+        ("lsst", "ComCam", True),
+        ("lsst", "LSSTCam", False),
+        ("lsst", "ComCam/20251121", True),
+        ("lsst", "ComCam/20251122", False),
+        ("lsst", "ComCam/2025112", False),
+        ("lsst", "ComCam/20251121/CC_O_20251121_000001", True),
+        ("lsst", "ComCam/20251121/CC_O_20251120_000001", True),  # judged by its day, then by its files
+        ("lsst", "ComCam/20251121/lost+found", False),
+        ("lsst", "ComCam/20251121/CC_O_20251121_000001/deeper", False),
+        ("generic", "LSSTComCam/3", True),
+        ("generic", "LSSTComCam/5", False),
+        ("generic", f"LSSTComCam/3/{QUOTED}", True),
+        ("generic", f"LSSTComCam/3/{GROUP}#7/0/2025112100001/r_03", True),
+        ("generic", "LSSTComCam/3/other", False),
+    ],
+)
+def test_folders_on_the_way_to_an_expected_raw_are_admitted(layout, folder, admitted):
+    assert LAYOUTS[layout].admits(folder, expected(3, 4)) is admitted
+
+
+@given(st.sampled_from(sorted(LAYOUTS)), st.sets(st.integers(0, 8), min_size=1), groups)
+def test_what_is_looked_for_is_always_admitted(layout, detectors, group):
+    wanted = Expected("LSSTComCam", frozenset(detectors), group, frozenset({20251121}))
+    found = LAYOUTS[layout].folders(wanted)
+    assert found
+    if "#" not in group:  # the group of a visit, not of a supplement
+        assert all(LAYOUTS[layout].admits(folder.path, wanted) for folder in found)
+
+
+def test_only_files_of_the_visit_are_wanted():
+    name = LAYOUTS["generic"].parse(f"LSSTComCam/3/{QUOTED}%231/0/2025112100156/r_03/x.fits")
+    assert name is not None
+    assert expected(3).wants(name)
+    assert expected(3, group=None).wants(name)
+    assert not expected(4).wants(name)
+    assert not expected(3, group="other").wants(name)
+    assert not expected(3, instrument="LATISS").wants(name)
+
+
+# --- layouts that cannot work ---
+
+
+@pytest.mark.parametrize(
+    ("instruments", "said"),
+    [
+        ({"Hubble": [0]}, "no focal-plane table for 'Hubble'"),
+        ({"LSSTCam": [0], "Hubble": [0]}, "no focal-plane table for 'Hubble'"),
+    ],
+)
+def test_an_instrument_without_a_table_is_refused_in_the_layout_that_needs_it(instruments, said):
+    with pytest.raises(ConfigError, match=said):
+        make_layout("lsst", instruments)
+    make_layout("imsim", instruments)
+    make_layout("generic", instruments)
+
+
+def test_a_layout_without_the_instrument_serves_one():
+    layout = PatternLayout(pattern=r"(?P<exposure>\d+)_(?P<detector>\d+)")
+    name = Layout(layout, {"LATISS": [0]}).parse("2025112100156_0.fits")
+    assert name is not None
+    assert (name.instrument, name.day_obs) == ("LATISS", 20251121)
+    with pytest.raises(ConfigError, match="names no instrument, and the node serves LATISS, LSSTCam"):
+        Layout(layout, {"LATISS": [0], "LSSTCam": [0]})
+
+
+def test_a_format_that_leads_elsewhere_is_refused():
+    layout = PatternLayout(
+        pattern=r"(?P<instrument>\w+)/d(?P<detector>\d{3})/(?P<exposure>\d+)",
+        path="{instrument}/d{detector}/{exposure}",
+    )
+    with pytest.raises(ConfigError, match="leads to 'LATISS/d0', which its pattern does not match"):
+        Layout(layout, {"LATISS": [0]})

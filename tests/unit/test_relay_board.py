@@ -8,6 +8,7 @@ from ppdaemon.relay import board as board_module
 from ppdaemon.relay.board import Board
 from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
 from ppdaemon.relay.orders import (
+    AmendOutcome,
     Beat,
     CloseVisit,
     ConfirmResults,
@@ -196,6 +197,17 @@ def test_a_repeated_result_is_confirmed_again_and_nothing_else(board):
     board.add(open_visit(), 0.0)
     board.hear(b"a", results("a", 0, 1), 1.0)
     assert board.hear(b"a", results("a", 0, 1), 2.0) == Turn.of(confirm(b"a", 0, 1))
+
+
+def test_a_detector_that_its_node_tries_again_is_sent_to_nobody_and_its_outcome_noted(board):
+    join(board, "a")
+    board.add(open_visit(0), 0.0)
+    board.hear(b"a", results("a", 0, outcome=Outcome.NO_IMAGE), 1.0)
+    turn = board.hear(b"a", results("a", 0, attempt=2), 2.0)
+    again = AmendOutcome("DemoCam", "g", 0, "a", 2, Outcome.SUCCEEDED, "")
+    assert turn == Turn.of(confirm(b"a", 0, attempt=2), writes=[again])
+    assert (len(board), board.reservations) == (0, 0)
+    assert board.tick(3.0) == Turn()
 
 
 def test_a_result_without_an_acknowledgement_counts(board):

@@ -9,7 +9,7 @@ import pytest
 
 from ppdaemon.errors import Refused
 from ppdaemon.relay.ledger import Ledger, LedgerUnusable, OpenRow, StateLock
-from ppdaemon.relay.orders import CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute
+from ppdaemon.relay.orders import AmendOutcome, CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute
 from ppdaemon.relay.requests import content_of
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import read_next_visit
@@ -67,6 +67,23 @@ def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
             OpenRow(0, "n1", 1, frozenset(), True),
             OpenRow(1, "n2", 2, frozenset({"n1"}), False),
         )
+
+
+def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
+    number, _ = accept(ledger, (0, 1))
+    write(ledger, SetRoute(number, "n1", 1, (0, 1)), SetOutcome(number, 0, Outcome.NO_IMAGE, "none", "n1"))
+
+    def amended(detector, node, attempt, outcome):
+        write(ledger, AmendOutcome("DemoCam", "g", detector, node, attempt, outcome, "why"))
+        [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+        return visit.outcomes[detector].outcome
+
+    assert amended(0, "n1", 1, Outcome.FAILED) is Outcome.NO_IMAGE
+    assert amended(0, "n2", 2, Outcome.FAILED) is Outcome.NO_IMAGE
+    assert amended(1, "n1", 2, Outcome.FAILED) is None
+    assert amended(0, "n1", 2, Outcome.SUCCEEDED) is Outcome.SUCCEEDED
+    assert amended(0, "n1", 2, Outcome.FAILED) is Outcome.SUCCEEDED
+    assert [len(unended.rows) for unended in ledger.unended()] == [1]
 
 
 def test_the_first_outcome_of_a_detector_stays(ledger):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sending visits by hand: the event that is made, following it, the exit code."""
 
-import json
 import threading
 
 import pytest
@@ -9,7 +8,7 @@ import zmq
 from rich.console import Console
 
 from ppdaemon.ctl import submit
-from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.errors import Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import read_next_visit
@@ -59,31 +58,6 @@ def test_an_event_without_a_position_claims_none():
     assert visit.group == "mine"
     assert visit.boresight is None
     assert visit.sky_angle is None
-
-
-def test_a_file_is_read_as_it_is(tmp_path):
-    fields = {"groupId": "g", "instrument": "LATISS", "novelty": [1]}
-    file = tmp_path / "visit.json"
-    file.write_text(json.dumps(fields))
-    assert submit.read_event(file) == fields
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("{", "not JSON"), ("[]", "expected a JSON object, got list"), ('{"a":1,"a":1}', "twice")],
-)
-def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, words):
-    file = tmp_path / "visit.json"
-    file.write_text(text)
-    with pytest.raises(BadMessage, match=words) as caught:
-        submit.read_event(file)
-    assert str(file) in str(caught.value)
-    assert caught.value.exit_code is ExitCode.DATA
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BadMessage, match=r"none\.json: cannot be read: No such file"):
-        submit.read_event(tmp_path / "none.json")
 
 
 def test_a_visit_is_followed_until_each_detector_has_its_outcome(clock):

@@ -27,10 +27,14 @@ from ppdaemon.node.events import (
     CancelReceived,
     ClearDeadline,
     DeadlinePassed,
+    ExposureListed,
     Finish,
     Fork,
     KillAsked,
+    LookEnded,
+    LookForRaws,
     MemorySampled,
+    NoteFigures,
     RawArrived,
     RestartAsked,
     RetireAsked,
@@ -61,7 +65,8 @@ CONFIG = WorkersConfig(
 def an_assignment(nimages=1, no_image_at=500.0):
     visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "nimages": nimages})
     key = Key("DemoCam", "g", 3)
-    return Assignment(key, visit, Pipelines(main=("a.yaml",)), no_image_at=no_image_at, pointless_at=9999.0)
+    pipelines = Pipelines(main=("a.yaml",))
+    return Assignment(key, visit, pipelines, no_image_at=no_image_at, pointless_at=9999.0, quiet_s=10.0)
 
 
 def a_raw(exposure=1, snaps=None):
@@ -94,6 +99,7 @@ class Driver:
             S.PREPARING: [Ready(pid=100), VisitAssigned(an_assignment(nimages))],
             S.WAITING: [Ready(pid=100), VisitAssigned(an_assignment(nimages)), Prepared(serial=1)],
         }
+        steps[S.LOOKING] = [*steps[S.WAITING], DeadlinePassed()]
         steps[S.PROCESSING] = [*steps[S.WAITING], RawArrived(a_raw()), Ingested(serial=1, exposure=1)]
         steps[S.EXPORTING] = [*steps[S.PROCESSING], StageReached(serial=1, stage=Stage.PROCESSED, tai=1.0)]
         steps[S.STOPPING] = [*steps[S.PROCESSING], DeadlinePassed()]
@@ -161,7 +167,8 @@ def test_a_raw_of_a_late_second_attempt_has_its_full_time(slot):
     slot(VisitAssigned(an_assignment(no_image_at=500.0)), 800.0)
     slot(RawArrived(a_raw()), 800.0)
     slot(Prepared(serial=1), 801.0)
-    assert slot(DeadlinePassed(), 801.0) == [SetDeadline(831.0)]
+    slot(DeadlinePassed(), 801.0)
+    assert slot(LookEnded(), 801.1) == [SetDeadline(831.0)]
     assert orders(slot(Ingested(serial=1, exposure=1), 802.0)) == [Process(exposures=(1,))]
 
 
@@ -178,6 +185,12 @@ def test_a_visit_goes_from_prepare_to_process_to_done(slot):
     actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED, spool="/s", datasets=4))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
     assert slot.slot.state == S.IDLE
+
+
+def test_what_a_preload_took_is_kept(slot):
+    slot.to(S.PREPARING)
+    noted = [each for each in slot(Prepared(serial=1, detail={"hits": 8})) if isinstance(each, NoteFigures)]
+    assert noted == [NoteFigures(an_assignment().key, {"hits": 8})]
 
 
 def test_a_raw_that_came_during_preload_is_ingested_once_prepared(slot):
@@ -203,26 +216,160 @@ def test_an_unknown_number_of_snaps_is_learned_from_the_header(slot):
     assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(1, 2))]
 
 
-def test_no_raw_until_the_deadline_is_no_image_and_frees_the_seat(slot):
+def test_at_the_deadline_the_expected_names_are_looked_at_once_more(slot):
     slot.to(S.WAITING)
-    actions = slot(DeadlinePassed(), 500.0)
+    looking = slot(DeadlinePassed(), 500.0)
+    assert looking == [
+        LookForRaws(slot.slot.assignment.key),
+        SetDeadline(502.0),
+        SeatChanged(S.WAITING, S.LOOKING),
+    ]
+
+
+@pytest.mark.parametrize("end", [LookEnded(), DeadlinePassed()])
+def test_no_raw_until_the_deadline_is_no_image_and_frees_the_seat(slot, end):
+    """Fault 10: also where the look does not come back."""
+    slot.to(S.LOOKING)
+    actions = slot(end, 502.0)
     assert finished(actions) == [(Outcome.NO_IMAGE, False)]
     assert orders(actions) == [GiveUp(reason="no_image")]
     assert slot.slot.state == S.IDLE
 
 
-def test_one_snap_of_two_at_the_deadline_runs_partially(slot):
+def test_a_raw_that_the_last_look_finds_is_processed(slot):
+    slot.to(S.WAITING)
+    slot(DeadlinePassed(), 500.0)
+    assert orders(slot(RawArrived(a_raw(1)), 500.3)) == [Ingest(raw=a_raw(1))]
+    assert slot(LookEnded(), 500.4) == [SetDeadline(530.0)]
+    assert orders(slot(Ingested(serial=1, exposure=1), 503.0)) == [Process(exposures=(1,))]
+
+
+@pytest.mark.parametrize("end", [LookEnded(), DeadlinePassed()])
+def test_one_snap_of_two_at_the_deadline_runs_partially(slot, end):
+    """Fault 13: one snap of two."""
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
     slot(Ingested(serial=1, exposure=1))
-    assert orders(slot(DeadlinePassed(), 500.0)) == [Process(exposures=(1,), partial=True)]
+    slot(DeadlinePassed(), 500.0)
+    assert orders(slot(end, 502.0)) == [Process(exposures=(1,), partial=True)]
+
+
+def test_the_last_snap_that_is_found_waits_no_longer_than_a_look(slot):
+    slot.to(S.WAITING, nimages=3)
+    slot(RawArrived(a_raw(1)))
+    slot(Ingested(serial=1, exposure=1))
+    slot(DeadlinePassed(), 500.0)
+    slot(RawArrived(a_raw(2)), 500.1)
+    slot(LookEnded(), 500.2)
+    assert without_notes(slot(Ingested(serial=1, exposure=2), 505.0)) == [SetDeadline(505.0)]
+    assert orders(slot(DeadlinePassed(), 505.0)) == [Process(exposures=(1, 2), partial=True)]
 
 
 def test_a_raw_being_ingested_at_the_deadline_still_counts(slot):
+    """Fault 12: at the deadline."""
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)), 499.9)
-    assert slot(DeadlinePassed(), 500.0) == [SetDeadline(530.0)]
-    assert orders(slot(Ingested(serial=1, exposure=1), 501.0)) == [Process(exposures=(1,))]
+    slot(DeadlinePassed(), 500.0)
+    assert slot(DeadlinePassed(), 502.0) == [SetDeadline(530.0)]
+    assert orders(slot(Ingested(serial=1, exposure=1), 503.0)) == [Process(exposures=(1,))]
+
+
+@pytest.mark.parametrize("state", [S.WAITING, S.LOOKING])
+def test_a_cancelled_visit_frees_its_seat_at_once(slot, state):
+    """Fault 10: cancelled."""
+    slot.to(state)
+    actions = slot(CancelReceived())
+    assert finished(actions) == [(Outcome.CANCELLED, False)]
+    assert orders(actions) == [GiveUp(reason="cancelled")]
+    assert slot.slot.state == S.IDLE
+    assert slot(LookEnded()) == []
+
+
+def deadline(actions):
+    return [action.at for action in actions if isinstance(action, SetDeadline)][-1:]
+
+
+def test_a_visit_of_an_unknown_number_ends_when_it_is_quiet(slot):
+    """Fault 13: nimages 0."""
+    slot.to(S.WAITING, nimages=0)
+    assert deadline(slot(RawArrived(a_raw(1)), 50.0)) == [60.0]
+    assert deadline(slot(Ingested(serial=1, exposure=1), 51.0)) == [60.0]
+    assert deadline(slot(RawArrived(a_raw(2)), 58.0)) == [68.0]
+    assert deadline(slot(Ingested(serial=1, exposure=2), 59.0)) == [68.0]
+    slot(DeadlinePassed(), 68.0)
+    assert orders(slot(LookEnded(), 68.1)) == [Process(exposures=(1, 2))]
+
+
+def test_a_raw_from_long_before_the_worker_was_ready_is_not_waited_after(slot):
+    slot.to(S.IDLE)
+    slot(VisitAssigned(an_assignment(0)), 0.0)
+    slot(RawArrived(a_raw(1)), 5.0)
+    assert deadline(slot(Prepared(serial=1), 40.0)) == [40.0]
+
+
+def test_headers_that_promise_more_than_came_are_believed_until_the_deadline(slot):
+    slot.to(S.WAITING, nimages=0)
+    assert deadline(slot(RawArrived(a_raw(1, snaps=2)), 50.0)) == [500.0]
+
+
+def test_more_than_was_announced_is_waited_for_while_it_is_not_quiet(slot):
+    slot.to(S.WAITING, nimages=1)
+    slot(RawArrived(a_raw(1, snaps=2)), 50.0)
+    assert deadline(slot(Ingested(serial=1, exposure=1), 51.0)) == [60.0]
+    slot(RawArrived(a_raw(2, snaps=2)), 55.0)
+    assert orders(slot(Ingested(serial=1, exposure=2), 56.0)) == [Process(exposures=(1, 2))]
+    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED), 70.0)
+    assert reasons(actions) == ["announced were 1 images, their headers say 2"]
+
+
+def test_headers_that_promise_less_than_was_announced_end_nothing(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1, snaps=1)), 50.0)
+    assert deadline(slot(Ingested(serial=1, exposure=1), 51.0)) == [500.0]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_list_of_detectors_ends_a_visit_of_an_unknown_number(slot, before):
+    slot.to(S.WAITING, nimages=0)
+    events = [RawArrived(a_raw(1)), Ingested(serial=1, exposure=1)]
+    events.insert(0 if before else 2, ExposureListed(1, included=True))
+    actions = [action for event in events for action in slot(event, 50.0)]
+    assert orders(actions)[-1] == Process(exposures=(1,))
+
+
+def test_a_raw_on_a_list_is_waited_for_until_the_deadline(slot):
+    slot.to(S.WAITING, nimages=0)
+    slot(RawArrived(a_raw(1)), 50.0)
+    assert deadline(slot(ExposureListed(2, included=True), 50.0)) == [500.0]
+
+
+def test_a_list_without_the_detector_ends_a_visit_of_an_unknown_number(slot):
+    slot.to(S.PREPARING, nimages=0)
+    slot(ExposureListed(1, included=False))
+    actions = slot(Prepared(serial=1))
+    assert finished(actions) == [(Outcome.NO_IMAGE, False)]
+    assert reasons(actions) == ["the exposures were taken without this detector"]
+
+
+def test_a_snap_without_the_detector_counts_where_headers_tell_the_number(slot):
+    slot.to(S.WAITING, nimages=0)
+    slot(RawArrived(a_raw(1, snaps=2)))
+    slot(Ingested(serial=1, exposure=1))
+    actions = slot(ExposureListed(2, included=False))
+    assert orders(actions) == [Process(exposures=(1,), partial=True)]
+
+
+def test_lists_change_nothing_where_the_number_was_announced(slot):
+    slot.to(S.WAITING, nimages=1)
+    assert deadline(slot(ExposureListed(1, included=False))) == [500.0]
+
+
+def test_a_visit_of_too_many_exposures_takes_no_more_and_keeps_its_worker(slot):
+    slot.to(S.WAITING, nimages=100)
+    for exposure in range(40):
+        slot(RawArrived(a_raw(exposure)))
+    given = [exposure for exposure in range(40) if slot.slot.assignment.has(exposure)]
+    assert given == list(range(32))
 
 
 def test_an_ingest_that_hangs_is_stopped(slot):
@@ -241,19 +388,36 @@ def test_the_only_raw_is_bad_and_the_seat_is_free(slot):
     assert slot.slot.state == S.IDLE
 
 
+def reasons(actions):
+    return [action.reason for action in actions if isinstance(action, Finish)]
+
+
+def test_what_was_left_out_is_told_whatever_the_outcome(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1)))
+    slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is set aside"))
+    slot(RawArrived(a_raw(2)))
+    slot(Ingested(serial=1, exposure=2))
+    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    assert finished(actions) == [(Outcome.SUCCEEDED, False)]
+    assert reasons(actions) == ["exposure 1 is set aside"]
+
+
+def test_when_no_raw_is_left_the_reason_of_each_is_told(slot):
+    slot.to(S.WAITING, nimages=2)
+    for exposure, reason in ((1, "cut"), (2, "exposure 2 is set aside")):
+        slot(RawArrived(a_raw(exposure)))
+        actions = slot(RawRefused(serial=1, exposure=exposure, outcome=Outcome.BAD_RAW, reason=reason))
+    assert finished(actions) == [(Outcome.BAD_RAW, False)]
+    assert reasons(actions) == ["cut; exposure 2 is set aside"]
+
+
 def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
     slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
     slot(RawArrived(a_raw(2)))
     assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(2,), partial=True)]
-
-
-def test_a_cancelled_waiting_visit_frees_its_worker_at_once(slot):
-    slot.to(S.WAITING)
-    actions = slot(CancelReceived())
-    assert finished(actions) == [(Outcome.CANCELLED, False)]
-    assert slot.slot.state == S.IDLE
 
 
 def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):
@@ -351,6 +515,14 @@ def test_a_point_of_no_return_is_heard_in_every_state(slot):
     slot.to(S.EXPORTING)
     assert slot(PointOfNoReturn(serial=1, what="apdb")) == []
     assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
+
+
+def test_a_failure_that_has_left_nothing_permanent_may_be_retried(slot):
+    slot.to(S.PROCESSING)
+    slot(PointOfNoReturn(serial=1, what="apdb"))
+    done = Done(serial=1, outcome=Outcome.FAILED, retriable=True, nothing_permanent=True)
+    (finish,) = [action for action in slot(done) if isinstance(action, Finish)]
+    assert (finish.retriable, finish.assignment.no_return) == (True, "")
 
 
 def test_words_about_a_raw_that_cross_a_cancellation_are_harmless(slot):

@@ -19,9 +19,11 @@ from ppdaemon.messages import (
 from ppdaemon.node.events import (
     CancelReceived,
     DeadlinePassed,
+    ExposureListed,
     Finish,
     Fork,
     KillAsked,
+    LookEnded,
     MemorySampled,
     RawArrived,
     RecycleAsked,
@@ -50,6 +52,7 @@ def events(serial):
             Prepared(serial=serial),
             Ingested(serial=serial, exposure=1),
             Ingested(serial=serial, exposure=2),
+            Ingested(serial=serial, exposure=3),
             RawRefused(serial=serial, exposure=1, outcome=Outcome.BAD_RAW, reason="r"),
             StageReached(serial=serial, stage=Stage.PROCESSED, tai=1.0),
             StageReached(serial=serial, stage=Stage.FIRST_TASK, tai=1.0),
@@ -62,6 +65,10 @@ def events(serial):
         [
             RawArrived(a_raw(1)),
             RawArrived(a_raw(2)),
+            RawArrived(a_raw(3, snaps=2)),
+            ExposureListed(1, included=True),
+            ExposureListed(2, included=False),
+            LookEnded(),
             CancelReceived(),
             DeadlinePassed(),
             MemorySampled(10),
@@ -125,14 +132,14 @@ def test_every_assigned_visit_gets_exactly_one_outcome_and_no_seat_is_stuck(data
         assert process or slot.state not in LIVING - {S.STARTING}, slot.tell()
 
 
-@given(st.sampled_from([S.PREPARING, S.WAITING, S.PROCESSING, S.EXPORTING]), st.integers(0, 3))
+@given(st.sampled_from(sorted(BUSY_STATES)), st.integers(0, 3))
 def test_deadlines_alone_end_every_visit_and_every_process(state, nimages):
     from test_slot import Driver
 
     driver = Driver().to(state)
     slot, now = driver.slot, 600.0
     outcomes = []
-    for _ in range(6):
+    for _ in range(7):
         outcomes += [a for a in slot.handle(DeadlinePassed(), now) if isinstance(a, Finish)]
         now += 100.0
     if slot.state in (S.UNKILLABLE, S.IDLE):

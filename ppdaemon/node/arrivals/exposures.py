@@ -2,39 +2,137 @@
 """Which group an exposure belongs to: one read serves all its detectors.
 
 All detectors of an exposure share OBSID and GROUPID. The first sidecar or,
-where none comes in time, the first FITS header that can be read tells.
+where none comes in time, the first FITS header that can be read tells, and at
+last the sidecars of other nodes' detectors. One that is another exposure's by
+its OBSID tells nothing: else a single misplaced file would lead all detectors
+astray.
 """
 
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.files import ExposureFacts, facts_of_image, facts_of_sidecar
-from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.files import (
+    ExposureFacts,
+    expected_sensors,
+    facts_of_image,
+    facts_of_sidecar,
+    sidecars_beside,
+)
+from ppdaemon.node.arrivals.pool import FilePool, RootPools
 from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.tree import Place, RawTree
 from ppdaemon.rawpath import RawName, sidecar_path
 
-__all__ = ("Exposures",)
+__all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
 
 type _Key = tuple[str, int]
+type _Read = Callable[[Place], Awaitable[ExposureFacts]]
 
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
+LIST_WAIT_S = 120.0
+"""The list of an exposure's detectors comes before its images, which tell the
+group that it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedSensors:
+    """An exposure has been taken, and these of its detectors will come."""
+
+    instrument: str
+    group: str
+    """As in the header: a supplement has its own."""
+    exposure: int
+    detectors: frozenset[int]
+    """Those that this node serves."""
+
+
+class Reading(Protocol):
+    """How what is said of an exposure is read.
+
+    Each method may raise `FileNotFoundError` if there is no such file,
+    `TimeoutError` if nothing can be said of it now, another `OSError` if it
+    cannot be read, and `~ppdaemon.errors.BadMessage` if it says nothing.
+    """
+
+    async def sidecar(self, place: Place) -> ExposureFacts:
+        """Read a sidecar."""
+
+    async def header(self, place: Place) -> ExposureFacts:
+        """Read the primary header of an image."""
+
+    async def listed(self, place: Place) -> frozenset[str]:
+        """Read the list of an exposure's detectors."""
+
+    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+        """Find other sidecars of an image's exposure."""
+
+
+class FileReading:
+    """Reads files in threads.
+
+    Parameters
+    ----------
+    pool : `~ppdaemon.node.arrivals.pool.RootPools` or `~ppdaemon.node.arrivals.pool.FilePool`
+        The threads.
+    """
+
+    def __init__(self, pool: RootPools | FilePool):
+        self._pool = pool
+
+    async def sidecar(self, place: Place) -> ExposureFacts:
+        """Read a sidecar; see `Reading`."""
+        return await self._pool.run(facts_of_sidecar, place)
+
+    async def header(self, place: Place) -> ExposureFacts:
+        """Read a primary header; see `Reading`."""
+        return await self._pool.run(facts_of_image, place)
+
+    async def listed(self, place: Place) -> frozenset[str]:
+        """Read a list; see `Reading`."""
+        return await self._pool.run(expected_sensors, place)
+
+    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+        """List the folder of an image; see `Reading`."""
+        return await self._pool.run(sidecars_beside, image)
+
+
+class _Unknown:
+    """Ties together those who want to know an exposure that nobody knows yet."""
+
+    def __init__(self) -> None:
+        self.known = asyncio.Event()
+        self.reading = asyncio.Lock()
 
 
 @dataclass(slots=True)
 class _Exposure:
     facts: ExposureFacts | None = None
-    known: asyncio.Event = field(default_factory=asyncio.Event)
-    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    listed: bool = False
+    unknown: _Unknown | None = field(default_factory=_Unknown)
+    """Not kept once it is known: it takes more than all the rest."""
+
+    @property
+    def reading(self) -> asyncio.Lock:
+        """Held by whoever reads a file of this exposure."""
+        return asyncio.Lock() if self.unknown is None else self.unknown.reading
+
+    async def until_known(self, limit_s: float) -> None:
+        """Wait until a file has told, or as long as this."""
+        if self.unknown is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.unknown.known.wait(), limit_s)
 
     def learn(self, facts: ExposureFacts) -> None:
         self.facts = facts
-        self.known.set()
+        if self.unknown is not None:
+            self.unknown.known.set()
+            self.unknown = None
 
 
 class Exposures:
@@ -42,18 +140,28 @@ class Exposures:
 
     Parameters
     ----------
-    pool : `~ppdaemon.node.arrivals.pool.FilePool`
-        Where files are read.
+    reading : `Reading`
+        Reads them.
     sidecar_wait_s : `float`
         How long a late sidecar is waited for.
     mono : `~collections.abc.Callable`
         Monotonic clock, seconds.
     tally : `~ppdaemon.node.arrivals.tally.Tally`
         Counts what cannot be read.
+    tree : `~ppdaemon.node.arrivals.tree.RawTree`
+        Knows detectors by name.
     """
 
-    def __init__(self, pool: FilePool, sidecar_wait_s: float, mono: Callable[[], float], tally: Tally):
-        self._pool = pool
+    def __init__(
+        self,
+        reading: Reading,
+        sidecar_wait_s: float,
+        mono: Callable[[], float],
+        tally: Tally,
+        tree: RawTree,
+    ):
+        self._tree = tree
+        self._reading = reading
         self._sidecar_wait_s = sidecar_wait_s
         self._mono = mono
         self._tally = tally
@@ -62,6 +170,10 @@ class Exposures:
     def unknown(self, name: RawName) -> bool:
         """Tell whether a sidecar of this exposure would say something new."""
         return name.group is None and self._exposure(name).facts is None
+
+    def unlisted(self, name: RawName) -> bool:
+        """Tell whether the list of this exposure's detectors was not read yet."""
+        return not self._exposure(name).listed
 
     async def learn_from(self, name: RawName, sidecar: Place) -> None:
         """Read a sidecar that was met by itself.
@@ -76,10 +188,42 @@ class Exposures:
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
-                await self._read(exposure, facts_of_sidecar, sidecar)
+                await self._read(exposure, name, self._reading.sidecar, sidecar)
             except (OSError, BadMessage):
                 # It may be half written: the image, or the next sidecar, tells.
                 self._tally.count("sidecar_unread")
+
+    async def expected(self, name: RawName, place: Place) -> ExpectedSensors | None:
+        """Read which detectors of an exposure will come.
+
+        Parameters
+        ----------
+        name : `~ppdaemon.rawpath.RawName`
+            What the path of the list says.
+        place : `Place`
+            Where it is.
+
+        Returns
+        -------
+        expected : `ExpectedSensors` or `None`
+            When the group is known, which the list does not say; `None` if
+            the list cannot be read, was read before, or nothing told the group.
+        """
+        exposure = self._exposure(name)
+        if exposure.listed:
+            return None
+        exposure.listed = True
+        try:
+            names = await self._reading.listed(place)
+        except (OSError, BadMessage) as error:
+            exposure.listed = False
+            self._tally.complain("bad_list", f"{place.path}: {error}")
+            return None
+        await exposure.until_known(LIST_WAIT_S)
+        if exposure.facts is None:
+            return None
+        detectors = self._tree.detectors_named(name.instrument, place, names)
+        return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
     async def facts(self, name: RawName, image: Place) -> ExposureFacts | None:
         """Return what the exposure's headers say.
@@ -95,37 +239,86 @@ class Exposures:
         -------
         facts : `ExposureFacts` or `None`
             `None` if neither path nor sidecar nor header name a group.
+
+        Raises
+        ------
+        TimeoutError
+            Raised if the filesystem hangs.
         """
         exposure = self._exposure(name)
         sidecar = Place(image.root, sidecar_path(image.path))
         deadline = self._mono() + self._sidecar_wait_s
-        late = not await self._try(exposure, facts_of_sidecar, sidecar, "bad_sidecar")
+        late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(exposure.known.wait(), deadline - self._mono())
-            await self._try(exposure, facts_of_sidecar, sidecar, "bad_sidecar")
-        await self._try(exposure, facts_of_image, image, "bad_header")
+            await exposure.until_known(deadline - self._mono())
+            await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+        await self._try(exposure, name, self._reading.header, image, "bad_header")
         if name.group is None:
+            if exposure.facts is None:
+                await self._ask_neighbours(exposure, name, image)
             return exposure.facts
         said = exposure.facts or ExposureFacts(name.group, name.snap)
         return replace(said, group=name.group)
 
+    def known(self, name: RawName) -> ExposureFacts | None:
+        """Return what `facts` returns, if no file has to be read for it.
+
+        Parameters
+        ----------
+        name : `~ppdaemon.rawpath.RawName`
+            What the path of an image says.
+
+        Returns
+        -------
+        facts : `ExposureFacts` or `None`
+            `None` if nothing of the exposure was read yet.
+        """
+        facts = self._exposure(name).facts
+        return facts if facts is None or name.group is None else replace(facts, group=name.group)
+
+    async def _ask_neighbours(self, exposure: _Exposure, name: RawName, image: Place) -> None:
+        """Learn from the sidecars of detectors that this node does not serve.
+
+        So a raw whose header is another exposure's comes to its own visit,
+        which then says that it is bad.
+        """
+        try:
+            sidecars = await self._reading.neighbours(image)
+        except OSError as error:
+            self._tally.complain("bad_sidecar", f"{image.path}: {error}")
+            return
+        for sidecar in sidecars:
+            await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+
     async def _try(
-        self, exposure: _Exposure, read: Callable[[Place], ExposureFacts], place: Place, kind: str
+        self,
+        exposure: _Exposure,
+        name: RawName,
+        read: _Read,
+        place: Place,
+        kind: str,
     ) -> bool:
         """Read a file unless the exposure is known; `False` if it is not there."""
+        if exposure.facts is not None:
+            return True
         async with exposure.reading:
             try:
-                await self._read(exposure, read, place)
+                await self._read(exposure, name, read, place)
             except FileNotFoundError:
                 return False
+            except TimeoutError:
+                raise  # the filesystem hangs, which says nothing of the file
             except (OSError, BadMessage) as error:
                 self._tally.complain(kind, f"{place.path}: {error}")
         return True
 
-    async def _read(self, exposure: _Exposure, read: Callable[[Place], ExposureFacts], place: Place) -> None:
-        if exposure.facts is None:
-            exposure.learn(await self._pool.run(read, place))
+    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, place: Place) -> None:
+        if exposure.facts is not None:
+            return
+        facts = await read(place)
+        if name.obsid is not None and facts.obsid not in (None, name.obsid):
+            raise BadMessage(f"OBSID is {facts.obsid!r}, another exposure's", "obsid")
+        exposure.learn(facts)
 
     def _exposure(self, name: RawName) -> _Exposure:
         key = (name.instrument, name.exposure)

@@ -1,26 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Looking at raws and sidecars. Blocking: to be called in `ppdaemon.node.arrivals.pool`.
 
-A file is opened only where its real path lies below its raw root, and never
-waited for: a FIFO of that name is refused as a symbolic link out of the root.
+A file is opened only where its real path lies below its raw root. What is no
+regular file is refused like a symbolic link out of the root.
 """
 
 import os
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from ppdaemon import fitsblocks
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.patience import Look
+from ppdaemon.node.arrivals.patience import Look, Patience
 from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.rawfile import open_raw, raw_descriptor
+from ppdaemon.rawpath import EXPECTED_SENSORS, sidecar_path
 from ppdaemon.wire import parse_json
 
-__all__ = ("ExposureFacts", "facts_of_image", "facts_of_sidecar", "is_regular", "look_at")
+__all__ = (
+    "ExposureFacts",
+    "expected_sensors",
+    "facts_in",
+    "facts_of_image",
+    "facts_of_sidecar",
+    "is_regular",
+    "look_at",
+    "sensors_in",
+    "sidecars_beside",
+)
 
 MAX_SIDECAR = 1_000_000
 """Bytes; real ones have 3 to 4 kB."""
+MOST_SIDECARS = 5
+"""Read to learn the group of an exposure that its own files do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +46,24 @@ class ExposureFacts:
     """``CURINDEX``, from 1."""
     snaps: int | None = None
     """``MAXINDEX``."""
+    obsid: str | None = None
 
 
-def look_at(places: Sequence[Place]) -> Look:
+def look_at(
+    places: Sequence[Place], patience: Patience, confirmed: bool, news: bool, *, same_clock: bool = False
+) -> Look:
     """Look whether a raw is complete.
 
     Parameters
     ----------
     places : `~collections.abc.Sequence` [`Place`]
         Where the file may be; the first that exists is looked at.
+    patience : `~ppdaemon.node.arrivals.patience.Patience`
+        Knows the former looks, and whether time stamps are enough.
+    confirmed, news : `bool`
+        See `~ppdaemon.node.arrivals.patience.Patience.recall`.
+    same_clock : `bool`, optional
+        Whether time stamps are by the clock of this host.
 
     Returns
     -------
@@ -55,18 +78,37 @@ def look_at(places: Sequence[Place]) -> Look:
     for place in places:
         try:
             with _open(place) as file:
-                found = fitsblocks.structure(file)
-                status = os.fstat(file.fileno())
+                stamps = _stamps(place, os.fstat(file.fileno()))
+                if same_clock:
+                    age_s = time.time() - max(stamps.modified_ns, stamps.changed_ns) / 1e9
+                    stamps = replace(stamps, age_s=max(0.0, age_s))
+                look = patience.recall(stamps, confirmed, news)
+                return look if look is not None else _read(stamps, file)
         except FileNotFoundError:
             continue
         except OSError as error:
             return Look(place, problem=f"cannot be read: {error.strerror}")
-        whole = found.whole and found.data_bytes > 0
-        problem = "" if whole else found.problem or "no data"
-        return Look(
-            place, status.st_size, status.st_mtime_ns, status.st_ctime_ns, whole=whole, problem=problem
-        )
     return Look(None, problem="no such file")
+
+
+def _stamps(place: Place, status: os.stat_result) -> Look:
+    marked = place.marker is None or os.path.lexists(place.marker)
+    return Look(
+        place,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        marked=marked,
+        read=False,
+    )
+
+
+def _read(stamps: Look, file: BinaryIO) -> Look:
+    # The stamps are from before the reading: a write during it shows later.
+    found = fitsblocks.structure(file)
+    whole = found.whole and found.data_bytes > 0
+    return replace(stamps, read=True, whole=whole, problem="" if whole else found.problem or "no data")
 
 
 def facts_of_sidecar(place: Place) -> ExposureFacts:
@@ -91,11 +133,38 @@ def facts_of_sidecar(place: Place) -> ExposureFacts:
     ppdaemon.errors.BadMessage
         Raised if it is no JSON object with a group, or not to be opened.
     """
-    with _open(place) as file:
-        content = parse_json(file.read(MAX_SIDECAR + 1), limit=MAX_SIDECAR)
-    if not isinstance(content, dict):
-        raise BadMessage("the sidecar is no JSON object", "sidecar")
-    return _facts(content)
+    return facts_in(_json_object(place))
+
+
+def expected_sensors(place: Place) -> frozenset[str]:
+    """Read which detectors of an exposure will come.
+
+    Parameters
+    ----------
+    place : `Place`
+        A file ``<obsid>_expectedSensors.json``.
+
+    Returns
+    -------
+    names : `frozenset` [`str`]
+        Such as ``R22_S11``: the keys, or the items, of ``expectedSensors``.
+
+    Raises
+    ------
+    OSError
+        Raised if it cannot be read.
+    ppdaemon.errors.BadMessage
+        Raised if it is no such list, or not to be opened.
+    """
+    return sensors_in(_json_object(place))
+
+
+def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
+    """Understand the list of an exposure's detectors; see `expected_sensors`."""
+    names = content.get("expectedSensors")
+    if not isinstance(names, dict | list) or not all(isinstance(name, str) for name in names):
+        raise BadMessage("expectedSensors: neither an object nor a list of names", "field")
+    return frozenset(names)
 
 
 def facts_of_image(place: Place) -> ExposureFacts:
@@ -120,9 +189,40 @@ def facts_of_image(place: Place) -> ExposureFacts:
     """
     try:
         with _open(place) as file:
-            return _facts(fitsblocks.read_primary(file))
+            return facts_in(fitsblocks.read_primary(file))
     except ValueError as error:
         raise BadMessage(str(error), "header") from None
+
+
+def sidecars_beside(image: Place) -> tuple[Place, ...]:
+    """List the sidecars in the folder of an image, whosever they are.
+
+    Parameters
+    ----------
+    image : `Place`
+        The image.
+
+    Returns
+    -------
+    sidecars : `tuple` [`Place`]
+        Not more than `MOST_SIDECARS`.
+
+    Raises
+    ------
+    OSError
+        Raised if the folder cannot be listed.
+    """
+    folder, own = os.path.dirname(image.path), os.path.basename(sidecar_path(image.path))
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if entry.name.endswith(".json")
+            and not entry.name.endswith(EXPECTED_SENSORS)
+            and not entry.name.startswith(".")
+            and entry.name != own
+        ]
+    return tuple(Place(image.root, f"{folder}/{name}") for name in sorted(names)[:MOST_SIDECARS])
 
 
 def is_regular(place: Place) -> bool:
@@ -139,35 +239,52 @@ def is_regular(place: Place) -> bool:
         `False` also for what leads out of the root.
     """
     try:
-        return stat.S_ISREG(os.stat(_real_path(place)).st_mode)
+        os.close(raw_descriptor(place.path, place.root))
     except (OSError, BadMessage):
         return False
-
-
-def _real_path(place: Place) -> str:
-    real = os.path.realpath(place.path)
-    if not real.startswith(os.path.join(os.path.realpath(place.root), "")):
-        raise BadMessage(f"{place.path!r} is a link out of the raw root", "symlink")
-    return real
+    return True
 
 
 def _open(place: Place) -> BinaryIO:
-    # Without O_NONBLOCK the opening of a FIFO waits for its writer.
-    descriptor = os.open(_real_path(place), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadMessage(f"{place.path!r} is not a regular file", "not_a_file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    return open_raw(place.path, place.root)
 
 
-def _facts(header: dict[str, Any]) -> ExposureFacts:
+def _json_object(place: Place) -> dict[str, Any]:
+    with _open(place) as file:
+        content = parse_json(file.read(MAX_SIDECAR + 1), limit=MAX_SIDECAR)
+    if not isinstance(content, dict):
+        raise BadMessage("no JSON object", "sidecar")
+    return content
+
+
+def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
+    """Understand a sidecar or a primary header.
+
+    Parameters
+    ----------
+    header : `~collections.abc.Mapping`
+        Values by keyword.
+
+    Returns
+    -------
+    facts : `ExposureFacts`
+        What it says.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if it names no group.
+    """
     group = header.get("GROUPID")
     if not isinstance(group, str) or not group.strip():
         raise BadMessage("GROUPID: missing or blank", "group")
-    return ExposureFacts(group.strip(), _index(header.get("CURINDEX")), _index(header.get("MAXINDEX")))
+    obsid = header.get("OBSID")
+    return ExposureFacts(
+        group.strip(),
+        _index(header.get("CURINDEX")),
+        _index(header.get("MAXINDEX")),
+        obsid.strip() if isinstance(obsid, str) and obsid.strip() else None,
+    )
 
 
 def _index(value: Any) -> int | None:

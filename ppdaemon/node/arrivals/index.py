@@ -3,14 +3,21 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.visit import parent_group
 
 __all__ = ("ArrivalIndex", "Recent")
 
-type _VisitKey = tuple[str, str, int]
-type _RawKey = tuple[str, int, int]
+MOST_LISTED = 1000
+"""Visits whose lists of detectors are kept, a night's; some 10 MB."""
+MOST_LISTS = 32
+"""Lists of one visit."""
+
+type _VisitKey = tuple[str, str]
 
 
 class Recent[K: Hashable]:
@@ -45,30 +52,92 @@ class Recent[K: Hashable]:
         return added is not None and now - added <= self._remember_s
 
 
+class _Landed(NamedTuple):
+    """One raw, without what all raws of its exposure have in common."""
+
+    added: float
+    seen_tai: float
+    folder: str
+    file: str
+    sidecar: str | None
+    """The file's name, or all of its path where it is in another folder."""
+
+
+class _ExposureKey(NamedTuple):
+    """What all raws of an exposure have in common."""
+
+    instrument: str
+    exposure: int
+    group: str
+    snap: int | None
+    snaps: int | None
+
+
+@dataclass(slots=True)
+class _Exposure:
+    key: _ExposureKey
+    added: float = 0.0
+    """When the last of them came."""
+    raws: dict[int, _Landed] = field(default_factory=dict)
+    """By detector, in the order of arrival."""
+
+    def add(self, raw: Raw, now: float) -> None:
+        folder, _, file = raw.path.rpartition("/")
+        first = next(iter(self.raws.values()), None)
+        if first is not None and first.folder == folder:
+            folder = first.folder  # one object for all: a path is most of what a raw takes
+        sidecar = raw.sidecar
+        if sidecar is not None and sidecar.rpartition("/")[0] == folder:
+            sidecar = sidecar.rpartition("/")[2]
+        self.added = now
+        self.raws[raw.detector] = _Landed(now, raw.seen_tai, folder, file, sidecar)
+
+    def raw(self, detector: int) -> Raw:
+        landed, key = self.raws[detector], self.key
+        sidecar = landed.sidecar
+        if sidecar is not None and "/" not in sidecar:
+            sidecar = f"{landed.folder}/{sidecar}"
+        return Raw(
+            path=f"{landed.folder}/{landed.file}",
+            sidecar=sidecar,
+            instrument=key.instrument,
+            group=key.group,
+            detector=detector,
+            exposure=key.exposure,
+            snap=key.snap,
+            snaps=key.snaps,
+            seen_tai=landed.seen_tai,
+        )
+
+
 class ArrivalIndex:
     """Delivered raws by visit and detector, for visits announced after them.
 
-    A raw of a supplement's group belongs to the visit of its parent group.
+    A raw of a supplement's group belongs to the visit of its parent group. A
+    raw takes some 0.4 kB.
 
     Parameters
     ----------
     remember_s : `float`
-        How long a raw is kept.
+        How long the raws of an exposure are kept after the last of them.
     mono : `~collections.abc.Callable`
         Monotonic clock, seconds.
     most : `int`
-        Raws kept at the most; the oldest are forgotten first.
+        Raws kept at the most; those of the oldest exposure are forgotten
+        first.
     """
 
     def __init__(self, remember_s: float, mono: Callable[[], float], most: int = 100_000):
         self._remember_s = remember_s
         self._mono = mono
         self._most = most
-        self._raws: OrderedDict[_RawKey, tuple[float, Raw]] = OrderedDict()
-        self._visits: dict[_VisitKey, list[_RawKey]] = {}
+        self._count = 0
+        self._exposures: OrderedDict[_ExposureKey, _Exposure] = OrderedDict()
+        self._visits: dict[_VisitKey, dict[_ExposureKey, _Exposure]] = {}
+        self._lists: OrderedDict[_VisitKey, tuple[float, list[ExpectedSensors]]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._raws)
+        return self._count
 
     def add(self, raw: Raw) -> bool:
         """Remember a raw.
@@ -85,11 +154,16 @@ class ArrivalIndex:
         """
         now = self._mono()
         self._expire(now)
-        key = (raw.instrument, raw.exposure, raw.detector)
-        if key in self._raws:
+        key = _ExposureKey(raw.instrument, raw.exposure, raw.group, raw.snap, raw.snaps)
+        exposure = self._exposures.get(key)
+        if exposure is None:
+            exposure = self._exposures[key] = _Exposure(key)
+            self._visits.setdefault(_visit_key(raw.instrument, raw.group), {})[key] = exposure
+        elif raw.detector in exposure.raws:
             return False
-        self._raws[key] = (now, raw)
-        self._visits.setdefault(_visit_key(raw.instrument, raw.group, raw.detector), []).append(key)
+        exposure.add(raw, now)
+        self._exposures.move_to_end(key)
+        self._count += 1
         self._expire(now)
         return True
 
@@ -109,20 +183,64 @@ class ArrivalIndex:
             In the order of arrival; empty if there are none.
         """
         self._expire(self._mono())
-        keys = self._visits.get(_visit_key(instrument, group, detector), ())
-        return [self._raws[key][1] for key in keys]
+        exposures = self._visits.get(_visit_key(instrument, group), {}).values()
+        found = [exposure for exposure in exposures if detector in exposure.raws]
+        found.sort(key=lambda exposure: exposure.raws[detector].added)
+        return [exposure.raw(detector) for exposure in found]
+
+    def add_list(self, listed: ExpectedSensors) -> None:
+        """Remember of which detectors an exposure is.
+
+        Parameters
+        ----------
+        listed : `~ppdaemon.node.arrivals.exposures.ExpectedSensors`
+            What its list says.
+        """
+        now = self._mono()
+        visit = _visit_key(listed.instrument, listed.group)
+        lists = [*self.lists_of(*visit), listed][-MOST_LISTS:]
+        self._lists[visit] = (now, lists)
+        self._lists.move_to_end(visit)
+        while len(self._lists) > MOST_LISTED or now - next(iter(self._lists.values()))[0] > self._remember_s:
+            self._lists.popitem(last=False)
+
+    def lists_of(self, instrument: str, group: str) -> list[ExpectedSensors]:
+        """Return the lists of a visit's exposures.
+
+        Parameters
+        ----------
+        instrument, group : `str`
+            The visit.
+
+        Returns
+        -------
+        lists : `list` [`~ppdaemon.node.arrivals.exposures.ExpectedSensors`]
+            In the order in which they came.
+        """
+        _, lists = self._lists.get(_visit_key(instrument, group), (0.0, []))
+        return lists
 
     def _expire(self, now: float) -> None:
-        while self._raws:
-            key, (added, raw) = next(iter(self._raws.items()))
-            if len(self._raws) <= self._most and now - added <= self._remember_s:
+        while self._exposures:
+            exposure = next(iter(self._exposures.values()))
+            if now - exposure.added > self._remember_s:
+                self._count -= len(exposure.raws)
+                self._forget(exposure)
+            elif self._count > self._most:
+                del exposure.raws[next(iter(exposure.raws))]
+                self._count -= 1
+                if not exposure.raws:
+                    self._forget(exposure)
+            else:
                 return
-            del self._raws[key]
-            visit = _visit_key(raw.instrument, raw.group, raw.detector)
-            self._visits[visit].remove(key)
-            if not self._visits[visit]:
-                del self._visits[visit]
+
+    def _forget(self, exposure: _Exposure) -> None:
+        del self._exposures[exposure.key]
+        visit = _visit_key(exposure.key.instrument, exposure.key.group)
+        del self._visits[visit][exposure.key]
+        if not self._visits[visit]:
+            del self._visits[visit]
 
 
-def _visit_key(instrument: str, group: str, detector: int) -> _VisitKey:
-    return instrument, parent_group(group), detector
+def _visit_key(instrument: str, group: str) -> _VisitKey:
+    return instrument, parent_group(group)

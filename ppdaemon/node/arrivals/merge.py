@@ -1,70 +1,50 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Raw images as they land: from the sources' sightings to complete raws.
 
-Covers the merging of sources, the dropping of duplicates, and when a raw is
-delivered. Does not cover which worker waits for it. Nothing here touches the
-filesystem of raws in the event loop: if that filesystem hangs, raws are late
-and the supervisor is not.
+Covers the merging of sources and the last look. When a raw is complete, and
+that it is delivered once, is `ppdaemon.node.arrivals.settle`'s; which worker
+waits for it, `ppdaemon.node.desk`'s. Nothing here touches the filesystem of
+raws in the event loop: if that filesystem hangs, raws are late and the
+supervisor is not.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import pydantic
 import zmq.asyncio
 
-from ppdaemon.clock import Clock
+from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.exposures import Exposures
-from ppdaemon.node.arrivals.files import is_regular, look_at
-from ppdaemon.node.arrivals.index import Recent
-from ppdaemon.node.arrivals.notices import listen, subscriber
-from ppdaemon.node.arrivals.patience import GiveUp, LookAgain, Patience, Take
-from ppdaemon.node.arrivals.pool import FilePool
-from ppdaemon.node.arrivals.root import RootSource
+from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
+from ppdaemon.node.arrivals.lags import SourceFigures
+from ppdaemon.node.arrivals.lastlook import find_expected
+from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
+from ppdaemon.node.arrivals.pool import RootPools
+from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
+from ppdaemon.node.arrivals.root import RootSource, SourceState, Surroundings
+from ppdaemon.node.arrivals.settle import READERS, Settler
+from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place, RawTree, Sighting
-from ppdaemon.rawpath import Kind, RawName, sidecar_path
-from ppdaemon.reports import ArrivalSource
+from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
+from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.reports import ArrivalSource, RefusedRaw
+from ppdaemon.visit import NextVisit, parent_group
 
 __all__ = ("Arrivals",)
 
 _LOG = logging.getLogger(__name__)
 
-THREADS = 4
-"""Looks at files that run at once; each root's survey takes one of them."""
-MOST_CANDIDATES = 20_000
-"""Files looked at until they are complete: ten exposures of 205 detectors are
-2050."""
-MOST_DELIVERED = 200_000
-PLACES = 4
-"""Paths under which the raw of one detector is looked for."""
+MOST_TASKS = 20_000
+"""Above, sidecars and lists met by themselves are not read."""
 STOP_S = 3.0
-
-type _Key = tuple[str, int, int]
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """A raw that was sighted and is not delivered yet."""
-
-    name: RawName
-    places: list[Place]
-    confirmed: bool
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def sighted_again(self, sighting: Sighting) -> None:
-        if sighting.place not in self.places and len(self.places) < PLACES:
-            self.places.append(sighting.place)
-        self.confirmed = self.confirmed or sighting.confirmed
-        self.news.set()
+LOOK_S = 2.0
+"""A last look that takes longer is broken off."""
 
 
 class Arrivals:
@@ -81,6 +61,17 @@ class Arrivals:
         The time.
     deliver : `~collections.abc.Callable`
         Called with each raw in the event loop's thread.
+    expect : `~collections.abc.Callable`, optional
+        Called with the detectors of an exposure, where a list of them came.
+    waiting : `~collections.abc.Callable`, optional
+        Returns what open visits wait for; that is looked for where the kernel
+        has no news.
+    canaries : `pathlib.Path`, optional
+        A folder of our own, outside of all raw roots, whose files prove that
+        the kernel's news come through. Without it they are trusted.
+    reader : `~ppdaemon.node.arrivals.reader.ReaderSeat`, optional
+        Reads what lies in object stores; needed if such are configured. It is
+        started and closed here.
 
     Raises
     ------
@@ -94,20 +85,32 @@ class Arrivals:
         instruments: Mapping[str, Collection[int]],
         clock: Clock,
         deliver: Callable[[Raw], None],
+        expect: Callable[[ExpectedSensors], None] | None = None,
+        waiting: Callable[[], Sequence[Expected]] = tuple,
+        canaries: Path | None = None,
+        reader: ReaderSeat | None = None,
     ):
         self._config = config
-        self._clock = clock
-        self._deliver = deliver
-        self._tree = RawTree(config.roots, config.layout, instruments)
+        self._expect = expect or (lambda expected: None)
+        self._tree = RawTree(config, instruments)
         self._tally = Tally(clock.mono)
-        self._pool = FilePool(THREADS + len(self._tree.roots), clock.mono)
-        self._exposures = Exposures(self._pool, config.sidecar_wait_s, clock.mono, self._tally)
-        self._candidates: dict[_Key, _Candidate] = {}
-        # A scan finds a file again while it is younger than remember_s.
-        self._delivered: Recent[_Key] = Recent(2.0 * config.remember_s, MOST_DELIVERED)
-        self._files: Counter[str] = Counter()
+        roots = [root.path for root in self._tree.roots]
+        self._pools = RootPools(roots, READERS, clock.mono)
+        self._exposures = Exposures(
+            FileReading(self._pools), config.sidecar_wait_s, clock.mono, self._tally, self._tree
+        )
+        self._settler = Settler(
+            roots, self._pools, self._exposures, clock, self._tally, config.remember_s, deliver, self._spawn
+        )
+        self._settler.overfull = self._look_again
+        self._settler.same_clock = self._is_local
+        self._shared = Surroundings(
+            self._tree, config, clock, self._tally, self._sighted, self._settler.room, waiting, canaries
+        )
+        self._reader = reader
+        self._stores = None if reader is None else self._make_stores(reader, instruments, clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._roots: list[RootSource] = []
+        self._roots: dict[str, RootSource] = {}
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._context: zmq.asyncio.Context | None = None
 
@@ -124,27 +127,31 @@ class Arrivals:
         except ConfigError:
             await self.stop()
             raise
-        for root in self._tree.roots:
-            source = RootSource(
-                self._tree, root, self._config, self._clock, self._pool, self._sighted, self._tally
-            )
-            self._roots.append(source)
+        self._settler.start()
+        if self._reader is not None:
+            self._reader.start()
+        for number, root in enumerate(self._tree.roots):
+            source = RootSource(root, number, self._shared, self._pools.of(root.path))
+            self._roots[root.path] = source
             self._spawn(source.run())
 
     async def stop(self) -> None:
         """End all watching; what is not complete yet is forgotten."""
+        self._settler.stop()
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._reader is not None:
+            await self._reader.close()
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
         # A hanging filesystem must not keep the supervisor from stopping.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*(root.stop() for root in self._roots))
-        self._pool.close()
+                await asyncio.gather(*(root.stop() for root in self._roots.values()))
+        self._pools.close()
 
     def report(self) -> tuple[ArrivalSource, ...]:
         """Tell how the sources are.
@@ -152,12 +159,49 @@ class Arrivals:
         Returns
         -------
         sources : `tuple` [`~ppdaemon.reports.ArrivalSource`]
-            Watch and scan of each root, then the subscriptions.
+            Watch, polling and scan of each root, then the subscriptions, then
+            the reader of object stores.
         """
-        sources = [source for root in self._roots for source in root.report(self._files)]
-        for name, task in self._listeners.items():
-            sources.append(ArrivalSource(name=name, live=not task.done(), files=self._files[name]))
-        return tuple(sources)
+        states = [state for root in self._roots.values() for state in root.states()]
+        states += [SourceState(name, not task.done(), "") for name, task in self._listeners.items()]
+        if self._reader is not None:
+            states.append(SourceState("reader", self._reader.live, self._reader.note))
+        return tuple(_report(state, self._settler.lags.of(state.name)) for state in states)
+
+    async def last_look(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
+        """Look where raws of a visit must be, whatever the sources have said.
+
+        What is found and complete is delivered before this returns, also what
+        was delivered before. Returns after `LOOK_S` at the latest.
+
+        Parameters
+        ----------
+        visit : `~ppdaemon.visit.NextVisit`
+            The visit.
+        detectors : `~collections.abc.Collection` [`int`]
+            Whose raws are missed.
+        announced_tai : `float`
+            When the visit was announced, TAI seconds since 1970. Where paths
+            do not tell the group, exposures that were complete ``remember_s``
+            before are not looked at.
+        """
+        expected = Expected(visit.instrument, frozenset(detectors), visit.group)
+        since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
+        self._tally.count("last_looks")
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await asyncio.gather(
+                    *(self._look_in(root, expected, since_unix) for root in self._tree.roots)
+                )
+        except TimeoutError:
+            self._tally.complain("last_look_broken_off", f"a last look for {visit.group} took {LOOK_S:g} s")
+
+    @property
+    def refused(self) -> tuple[RefusedRaw, ...]:
+        """The last raws that were not delivered (`tuple`
+        [`~ppdaemon.reports.RefusedRaw`]).
+        """
+        return tuple(self._settler.refused)
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -183,38 +227,67 @@ class Arrivals:
                 )
             )
 
-    def _noticed(self, source: str, path: str) -> None:
+    def _noticed(self, source: str, file: str | StoredObject) -> None:
         """A notice named a finished file."""
+        try:
+            if isinstance(file, StoredObject):
+                self._object_noticed(source, file)
+            else:
+                self._path_noticed(source, file)
+        except BadMessage as error:
+            self._tally.complain(f"refused.{error.kind}", f"{source}: {error}")
+
+    def _object_noticed(self, source: str, file: StoredObject) -> None:
+        if self._stores is not None and self._stores.serves(file):
+            self._stores.noticed(source, file)
+        elif file.scheme == "s3":  # a raw root may be what a bucket is on this host
+            self._path_noticed(source, file.key)
+        else:
+            raise BadMessage(f"{file.uri[:200]!r} is not below a root of arrivals.remote", "outside")
+
+    def _path_noticed(self, source: str, path: str) -> None:
         for absolute in self._tree.spell_out(path):
-            try:
-                located = self._tree.locate(absolute)
-            except BadMessage as error:
-                self._tally.complain(f"refused.{error.kind}", f"{source}: {error}")
-                return
+            located = self._tree.locate(absolute)
             if located is not None:
                 self._sighted(Sighting(source, *located, confirmed=True))
 
     def _sighted(self, sighting: Sighting) -> None:
         """A source met a raw or a sidecar of this node."""
         name = sighting.name
+        if name.kind is Kind.EXPECTED:
+            if self._exposures.unlisted(name) and len(self._tasks) < MOST_TASKS:
+                self._spawn(self._list(sighting))
+            return
         if name.kind is Kind.SIDECAR:
-            if self._exposures.unknown(name) and len(self._tasks) < MOST_CANDIDATES:
+            if self._exposures.unknown(name) and len(self._tasks) < MOST_TASKS:
                 self._spawn(self._exposures.learn_from(name, sighting.place))
             return
-        assert name.detector is not None
-        key = (name.instrument, name.exposure, name.detector)
-        if self._delivered.knows(key, self._clock.mono()):
-            return
-        candidate = self._candidates.get(key)
-        if candidate is not None:
-            candidate.sighted_again(sighting)
-        elif len(self._candidates) >= MOST_CANDIDATES:
-            self._tally.complain("dropped", f"{len(self._candidates)} raws are incomplete, one more dropped")
-        else:
-            self._files[sighting.source] += 1
-            candidate = _Candidate(name, [sighting.place], sighting.confirmed)
-            self._candidates[key] = candidate
-            self._spawn(self._settle(key, candidate))
+        if not self._settler.delivered(name):
+            self._settler.take_up(sighting)
+
+    def _make_stores(
+        self, reader: ReaderSeat, instruments: Mapping[str, Collection[int]], clock: Clock
+    ) -> StoreArrivals:
+        config, tree = self._config, RawTree(self._config, instruments, stores=True)
+        reading = StoreReading(reader)
+        exposures = Exposures(reading, config.sidecar_wait_s, clock.mono, self._tally, tree)
+        return StoreArrivals(
+            tree,
+            exposures,
+            self._settler,
+            self._tally,
+            clock.mono,
+            config.remember_s,
+            self._spawn,
+            self._expect,
+        )
+
+    def _look_again(self) -> None:
+        for root in self._roots.values():
+            root.look_again()
+
+    def _is_local(self, root: str) -> bool:
+        return root in self._roots and self._roots[root].is_local
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -228,64 +301,36 @@ class Arrivals:
             self._tally.count("internal")
             _LOG.error("an error in the arrivals", exc_info=error)
 
-    # --- one raw ---
+    async def _list(self, sighting: Sighting) -> None:
+        expected = await self._exposures.expected(sighting.name, sighting.place)
+        if expected is not None:
+            self._expect(expected)
 
-    async def _settle(self, key: _Key, candidate: _Candidate) -> None:
-        """Look at a raw until it is complete, then deliver it."""
-        try:
-            taken = await self._completed(candidate)
-            raw = await self._resolve(candidate.name, key[2], taken) if taken is not None else None
-        except BadMessage as error:
-            self._tally.complain(f"refused.{error.kind}", str(error))
+    # --- the last look ---
+
+    async def _look_in(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
+        reading = self._pools.of(root.path)
+        sightings = await reading.run(find_expected, self._tree, root, expected, since_unix)
+        exposures: dict[int, list[Sighting]] = {}
+        for sighting in sightings:
+            exposures.setdefault(sighting.name.exposure, []).append(sighting)
+        await asyncio.gather(*(self._take_found(expected, found) for found in exposures.values()))
+
+    async def _take_found(self, expected: Expected, sightings: list[Sighting]) -> None:
+        """Deliver the raws of one exposure, if it is one of the visit."""
+        facts = await self._exposures.facts(sightings[0].name, sightings[0].place)
+        if facts is None or parent_group(facts.group) != expected.group:
             return
-        finally:
-            del self._candidates[key]
-        if taken is not None and raw is not None:
-            self._delivered.add(key, self._clock.mono())
-            self._tally.count("delivered" if taken.whole else "delivered_broken")
-            self._deliver(raw)
+        candidates = [self._settler.take_up(sighting) for sighting in sightings]
+        await asyncio.gather(*(candidate.settled.wait() for candidate in candidates if candidate is not None))
 
-    async def _completed(self, candidate: _Candidate) -> Take | None:
-        """Look again and again; `None` if the file is given up."""
-        patience = Patience(self._clock.mono())
-        while True:
-            candidate.news.clear()
-            look = await self._pool.run(look_at, tuple(candidate.places))
-            match patience.judge(look, candidate.confirmed, self._clock.mono()):
-                case Take() as taken:
-                    return taken
-                case GiveUp(kind, reason):
-                    self._tally.complain(kind, f"{candidate.places[0].path}: {reason}")
-                    return None
-                case LookAgain(pause_s):
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(candidate.news.wait(), pause_s)
-                case unexpected:
-                    raise AssertionError(unexpected)
 
-    async def _resolve(self, name: RawName, detector: int, taken: Take) -> Raw | None:
-        """Find out the visit of a complete raw; `None` if nothing names it."""
-        seen_tai = self._clock.tai()
-        image = taken.place
-        facts = await self._exposures.facts(name, image)
-        if facts is None:
-            self._tally.complain("no_group", f"{image.path}: no group in sidecar or header, not delivered")
-            return None
-        sidecar = Place(image.root, sidecar_path(image.path))
-        has_sidecar = await self._pool.run(is_regular, sidecar)
-        try:
-            return Raw(
-                path=image.path,
-                sidecar=sidecar.path if has_sidecar else None,
-                instrument=name.instrument,
-                group=facts.group,
-                detector=detector,
-                exposure=name.exposure,
-                snap=facts.snap,
-                snaps=facts.snaps,
-                seen_tai=seen_tai,
-            )
-        except pydantic.ValidationError as error:
-            raise BadMessage(
-                f"{image.path}: {error.errors()[0]['loc']} is not acceptable", "header"
-            ) from None
+def _report(state: SourceState, figures: SourceFigures) -> ArrivalSource:
+    return ArrivalSource(
+        name=state.name,
+        live=state.live,
+        note=state.note,
+        files=figures.files,
+        lag_p50_ms=figures.lag_p50_ms,
+        lag_p99_ms=figures.lag_p99_ms,
+    )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrival notices over ZeroMQ: object-store events and plain paths.
+"""Arrival notices over ZeroMQ: object-store events, plain paths, and URIs.
 
+Whether something is fetched from where a notice says is not decided here.
 Notices come from PUB sockets, which lose messages without an error: the scan
 finds what a lost notice meant.
 """
@@ -17,7 +18,7 @@ import zmq.asyncio
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.wire import parse_json
 
-__all__ = ("Notice", "listen", "read_notice", "subscriber")
+__all__ = ("Notice", "StoredObject", "listen", "read_notice", "subscriber")
 
 NOTICE_LIMIT = 1_000_000
 """Bytes; some 1500 records."""
@@ -27,11 +28,29 @@ HEARTBEAT_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object, as a notice names it."""
+
+    scheme: str
+    """Such as ``s3``."""
+    host: str
+    """Or the bucket."""
+    key: str
+    """Without escapes, and without the first slash."""
+
+    @property
+    def uri(self) -> str:
+        """Scheme, host and key, without escapes (`str`)."""
+        return f"{self.scheme}://{self.host}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """What one message said."""
 
-    paths: tuple[str, ...]
-    """Finished files: absolute paths, or keys relative to a raw root."""
+    files: tuple[str | StoredObject, ...]
+    """What is finished: objects, and files by an absolute path or one relative
+    to a raw root."""
     problems: tuple[BadMessage, ...] = ()
     """Records that cannot be used."""
 
@@ -62,12 +81,12 @@ def read_notice(frames: Sequence[bytes]) -> Notice:
         raise BadMessage("not a JSON object", "content")
     if "Records" in content:
         return _read_records(content["Records"])
-    for field, read in (("path", str), ("uri", _path_of_uri)):
+    for field in ("path", "uri"):
         if field in content:
             value = content[field]
             if not isinstance(value, str) or not value:
                 raise BadMessage(f"{field}: not a string", "field")
-            return Notice((read(value),))
+            return Notice((value if field == "path" else _named_by(value),))
     raise BadMessage("none of the fields Records, path and uri", "field")
 
 
@@ -109,7 +128,7 @@ def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket
 
 async def listen(
     socket: zmq.asyncio.Socket,
-    tell: Callable[[str], None],
+    tell: Callable[[str | StoredObject], None],
     complain: Callable[[BadMessage], None],
 ) -> None:
     """Receive notices until cancelled.
@@ -119,7 +138,7 @@ async def listen(
     socket : `zmq.asyncio.Socket`
         From `subscriber`.
     tell : `~collections.abc.Callable`
-        Called with each path.
+        Called with each path and each object.
     complain : `~collections.abc.Callable`
         Called with what cannot be used.
     """
@@ -132,8 +151,8 @@ async def listen(
         else:
             for problem in notice.problems:
                 complain(problem)
-            for path in notice.paths:
-                tell(path)
+            for file in notice.files:
+                tell(file)
         # Receiving what is already there does not give way to other tasks.
         await asyncio.sleep(0)
 
@@ -141,17 +160,19 @@ async def listen(
 def _read_records(records: Any) -> Notice:
     if not isinstance(records, list):
         raise BadMessage("Records: not a list", "field")
-    paths: list[str] = []
+    objects: list[StoredObject] = []
     problems: list[BadMessage] = []
     for record in records:
         try:
             if _is_creation(record["eventName"]):
-                paths.append(unquote_plus(_text(record["s3"]["object"]["key"])))
+                s3 = record["s3"]
+                bucket, key = _text(s3["bucket"]["name"]), unquote_plus(_text(s3["object"]["key"]))
+                objects.append(StoredObject("s3", bucket, key))
         except (KeyError, TypeError, IndexError) as error:
             problems.append(BadMessage(f"a record without {error}", "record"))
         except BadMessage as error:
             problems.append(error)
-    return Notice(tuple(paths), tuple(problems))
+    return Notice(tuple(objects), tuple(problems))
 
 
 def _is_creation(event_name: Any) -> bool:
@@ -163,19 +184,17 @@ def _is_creation(event_name: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise BadMessage("a record whose name or key is no string", "record")
+        raise BadMessage("a record whose event, bucket or key is no string", "record")
     return value
 
 
-def _path_of_uri(uri: str) -> str:
-    """Return the path of a file's URI, or the key of an object's."""
+def _named_by(uri: str) -> str | StoredObject:
+    """Return the path of a file's URI, or the object that another one names."""
     # Groups have "#" in them, which a URI parser would take for a fragment.
-    scheme, _, rest = uri.partition("://")
+    scheme, separator, rest = uri.partition("://")
     host, _, path = rest.partition("/")
-    match scheme:
-        case "file" if host in ("", "localhost"):
-            return "/" + unquote(path)
-        case "s3":
-            return unquote(path)
-        case _:
-            raise BadMessage(f"{uri[:200]!r} is neither file:///... nor s3://...", "uri")
+    if scheme == "file" and host in ("", "localhost"):
+        return "/" + unquote(path)
+    if not separator or not host or not path or scheme == "file":
+        raise BadMessage(f"{uri[:200]!r} is neither file:///... nor <scheme>://<host>/...", "uri")
+    return StoredObject(scheme, host, unquote(path))

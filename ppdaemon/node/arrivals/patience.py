@@ -4,7 +4,11 @@
 A writer either renames a finished file into place, or writes it in place and
 closes it. inotify tells of both, but not for what another host writes, nor
 for what happened before a folder was watched. What no event confirmed is
-judged by its structure and by its time stamps.
+judged by its structure and by its time stamps. Where a marker is configured,
+nothing else confirms.
+
+Time stamps cost 0.05 ms, the structure of a gzipped raw of 20 MB 0.2 s: while
+stamps change, the structure is not looked at.
 """
 
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ __all__ = ("GiveUp", "Look", "LookAgain", "Patience", "Take", "Verdict")
 
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
-"""A look costs 0.3 ms: 60 slow writers at once cost 7 % of a core."""
+"""60 slow writers at once cost 2 % of a core."""
 PAUSE_GROWTH = 1.5
 
 QUIET_WHOLE_S = 0.5
@@ -37,11 +41,19 @@ class Look:
 
     place: Place | None
     """Where the file is; `None` if it is missing."""
+    inode: int = 0
     size: int = 0
     modified_ns: int = 0
     """Time of the last write."""
     changed_ns: int = 0
     """Time of the last write or change of name, links or mode."""
+    age_s: float = 0.0
+    """How long ago the last change was, where the time stamps tell: those of
+    a file server do not."""
+    marked: bool = True
+    """`False` if its marker is missing, where there is to be one."""
+    read: bool = True
+    """Whether its structure was looked at; if not, the next two say nothing."""
     whole: bool = False
     """Whether there are data and all that the headers promise."""
     problem: str = ""
@@ -53,6 +65,16 @@ class Look:
         with a file that was renamed or linked into place (`bool`).
         """
         return self.changed_ns > self.modified_ns
+
+    def same_file(self, other: "Look") -> bool:
+        """Tell whether nothing was written, replaced or renamed in between."""
+        return (self.place, self.inode, self.size, self.modified_ns, self.changed_ns) == (
+            other.place,
+            other.inode,
+            other.size,
+            other.modified_ns,
+            other.changed_ns,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +97,7 @@ class GiveUp:
     """Forget the file until there is news of it."""
 
     kind: str
-    """``vanished`` or ``never_complete``."""
+    """``vanished``, ``never_complete`` or ``never_marked``."""
     reason: str
 
 
@@ -96,6 +118,31 @@ class Patience:
         self._pause_s = FIRST_PAUSE_S
         self._last: Look | None = None
         self._last_change = now
+        self._recalled = self._read_again = False
+
+    def recall(self, stamps: Look, confirmed: bool, news: bool) -> Look | None:
+        """Decide whether the structure is worth its price now.
+
+        Parameters
+        ----------
+        stamps : `Look`
+            What the file's time stamps say; its structure was not looked at.
+        confirmed : `bool`
+            Whether an event or a notice said that the file is finished.
+        news : `bool`
+            Whether there was one since the last look.
+
+        Returns
+        -------
+        look : `Look` or `None`
+            What is to be judged by, or `None` if the structure must be looked
+            at.
+        """
+        again, self._read_again = self._read_again, False
+        quiet = self._last is None and stamps.age_s >= QUIET_WHOLE_S
+        look = self._known(stamps, quiet or _finished(stamps, confirmed), news, again)
+        self._recalled = look is not None
+        return look
 
     def judge(self, look: Look, confirmed: bool, now: float) -> Verdict:
         """Decide after a look.
@@ -103,7 +150,7 @@ class Patience:
         Parameters
         ----------
         look : `Look`
-            What was seen.
+            What was seen, or what `recall` returned.
         confirmed : `bool`
             Whether an event or a notice said that the file is finished.
         now : `float`
@@ -114,24 +161,63 @@ class Patience:
         verdict : `Take` or `LookAgain` or `GiveUp`
             What to do.
         """
-        if look != self._last:
-            self._last, self._last_change = look, now
-        missing_quiet_s = self._needed_quiet_s(look, confirmed) - (now - self._last_change)
+        recalled, self._recalled = self._recalled, False
+        if self._last is None:
+            self._last_change = now - look.age_s
+        elif not look.same_file(self._last) or look.marked != self._last.marked:
+            self._last_change = now
+        self._last = look
+        missing_quiet_s = _needed_quiet_s(look, confirmed) - (now - self._last_change)
         if missing_quiet_s <= 0.0:
             if look.place is None:
                 return GiveUp("vanished", f"not there for {MISSING_S:g} s")
-            return Take(look.place, look.whole)
+            if not recalled:
+                return Take(look.place, look.whole)
+            # Stamps as coarse as 1 s may hide the last write.
+            self._read_again = True
         if now - self._since >= LIMIT_S:
-            return GiveUp("never_complete", f"still changing after {LIMIT_S:g} s: {look.problem}")
-        pause_s = min(self._pause_s, missing_quiet_s)
+            return self._given_up(look)
+        pause_s = min(self._pause_s, missing_quiet_s) if missing_quiet_s > 0.0 else FIRST_PAUSE_S
         self._pause_s = min(self._pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
         return LookAgain(pause_s)
 
+    def _known(self, stamps: Look, finished: bool, news: bool, again: bool) -> Look | None:
+        last = self._last
+        if not stamps.marked:
+            return stamps
+        if last is None or not last.marked or news:
+            return None if finished else stamps
+        if not stamps.same_file(last):
+            return stamps  # it is being written
+        if last.read:
+            return None if again else last
+        return None if again or finished else stamps
+
     @staticmethod
-    def _needed_quiet_s(look: Look, confirmed: bool) -> float:
-        """Return for how long what was seen must stay so to be believed."""
-        if look.place is None:
-            return MISSING_S
-        if look.whole:
-            return 0.0 if confirmed or look.placed else QUIET_WHOLE_S
-        return QUIET_BROKEN_S if confirmed else QUIET_UNCONFIRMED_S
+    def _given_up(look: Look) -> GiveUp:
+        if not look.marked:
+            return GiveUp("never_marked", f"no marker after {LIMIT_S:g} s")
+        problem = f": {look.problem}" if look.problem else ""
+        return GiveUp("never_complete", f"still changing after {LIMIT_S:g} s{problem}")
+
+
+def _finished(look: Look, confirmed: bool) -> bool:
+    """Tell whether something says that the writer is done."""
+    marked = look.place is not None and look.place.marker is not None and look.marked
+    return confirmed or look.placed or marked
+
+
+def _needed_quiet_s(look: Look, confirmed: bool) -> float:
+    """Return for how long what was seen must stay so to be believed."""
+    if look.place is None:
+        return MISSING_S
+    if not look.marked:
+        return LIMIT_S
+    finished = _finished(look, confirmed)
+    if not look.read:
+        return 0.0 if finished else QUIET_WHOLE_S
+    if look.whole:
+        return 0.0 if finished else QUIET_WHOLE_S
+    # What was renamed into place while half written is still being written.
+    sure = confirmed or look.place.marker is not None
+    return QUIET_BROKEN_S if sure else QUIET_UNCONFIRMED_S

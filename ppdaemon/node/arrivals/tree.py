@@ -2,16 +2,16 @@
 """What all sources of arrivals share: the raw roots, and what a source tells."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from ppdaemon import rawpath
-from ppdaemon.camera import load_camera
+from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.rawlayout import Layout, make_layout
+from ppdaemon.rawpath import Expected, Kind, RawName
+from ppdaemon.rawroots import WatchKind
 
-__all__ = ("Place", "RawTree", "Sighting")
+__all__ = ("Place", "RawRoot", "RawTree", "Sighting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Place:
 
     root: str
     path: str
+    marker: str | None = None
+    """Path of the file without which it is not complete, if there is to be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +36,75 @@ class Sighting:
     """Whether the source knows that the file is finished."""
 
 
+@dataclass(frozen=True, slots=True)
+class RawRoot:
+    """One raw root, with what is said of it and what of all."""
+
+    path: str
+    """Absolute; may be a symbolic link."""
+    layout: Layout
+    watch: WatchKind
+    done: str | None
+    """See `~ppdaemon.rawroots.DoneMarker`."""
+
+    def marker(self, name: RawName, path: str) -> str | None:
+        """Return the path of the file that marks a raw as complete.
+
+        Parameters
+        ----------
+        name : `~ppdaemon.rawpath.RawName`
+            What the raw's path says.
+        path : `str`
+            Its absolute path.
+
+        Returns
+        -------
+        marker : `str` or `None`
+            `None` where no marker is configured.
+        """
+        if self.done is None:
+            return None
+        if self.done.startswith("."):
+            return path + self.done
+        fields = {"instrument": name.instrument, "day_obs": name.day_obs, "exposure": name.exposure}
+        file = self.done.format_map(fields | {"obsid": name.obsid, "group": name.group})
+        return f"{os.path.dirname(path)}/{file}"
+
+    def unmarked(self, path: str) -> str:
+        """Return the path that a marker's path is about; other paths as they are."""
+        return path.removesuffix(self.done) if self.done is not None and self.done.startswith(".") else path
+
+
 class RawTree:
     """The raw roots and what this node serves of them. Looks at names only.
 
+    Roots may overlap: a path belongs to the innermost one.
+
     Parameters
     ----------
-    roots : `~collections.abc.Sequence` [`pathlib.Path`]
-        The raw roots.
-    layout : `str`
-        How paths below them are built.
+    config : `~ppdaemon.config.ArrivalsConfig`
+        The raw roots, and how paths below them are built.
     instruments : `~collections.abc.Mapping` [`str`, `~collections.abc.Collection`]
         Detectors that this node serves, by instrument.
+    stores : `bool`, optional
+        Whether it is about the roots in object stores. Paths are then URIs
+        without escapes.
 
     Raises
     ------
     ppdaemon.errors.ConfigError
-        Raised if the layout needs the focal-plane table of an instrument and
-        there is none.
+        Raised if an instrument's detectors cannot be told by a root's layout.
     """
 
     def __init__(
-        self,
-        roots: Sequence[Path],
-        layout: rawpath.Layout,
-        instruments: Mapping[str, Collection[int]],
+        self, config: ArrivalsConfig, instruments: Mapping[str, Collection[int]], *, stores: bool = False
     ):
-        self.roots = tuple(os.path.abspath(root) for root in roots)
-        self.layout: rawpath.Layout = layout
+        self.roots = _stores(config, instruments) if stores else _folders(config, instruments)
+        """As configured (`tuple` [`RawRoot`])."""
         self.served = {instrument: frozenset(detectors) for instrument, detectors in instruments.items()}
-        self._cameras = {name: load_camera(name) for name in instruments} if layout == "lsst" else {}
+        """Detectors by instrument (`dict` [`str`, `frozenset` [`int`]])."""
+        self._by_path = {root.path: root for root in self.roots}
+        self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
 
     def locate(self, path: str) -> tuple[RawName, Place] | None:
         """Read an absolute path.
@@ -70,23 +112,28 @@ class RawTree:
         Parameters
         ----------
         path : `str`
-            Absolute.
+            Absolute; of a raw, of a sidecar, of the list of an exposure's
+            detectors, or of the marker behind the name of a raw.
 
         Returns
         -------
         name, place : `~ppdaemon.rawpath.RawName`, `Place`
-            `None` for what is no raw and no sidecar of a detector that this
-            node serves.
+            Of the raw, where the path is its marker's. `None` for what is no
+            file of a detector that this node serves.
 
         Raises
         ------
         ppdaemon.errors.BadMessage
             Raised if the path is outside of all roots, or not to be opened.
         """
-        for root in self.roots:
-            if path.startswith(root + "/"):
-                name = rawpath.parse(path[len(root) + 1 :], self.layout, self._cameras)
-                return (name, Place(root, path)) if name is not None and self._serves(name) else None
+        for root in self._inner_first:
+            if path.startswith(root.path + "/"):
+                file = root.unmarked(path)
+                name = root.layout.parse(file[len(root.path) + 1 :])
+                if name is None or not self._serves(name):
+                    return None
+                image = name.kind is Kind.IMAGE
+                return name, Place(root.path, file, root.marker(name, file) if image else None)
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
     def spell_out(self, path: str) -> tuple[str, ...]:
@@ -102,8 +149,71 @@ class RawTree:
         paths : `tuple` [`str`]
             One for each root if the path is relative.
         """
-        return (path,) if path.startswith("/") else tuple(f"{root}/{path}" for root in self.roots)
+        return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)
+
+    def all_of(self, instrument: str, days: Collection[int] = ()) -> Expected:
+        """Return what can come of an instrument at all.
+
+        Parameters
+        ----------
+        instrument : `str`
+            One that this node serves.
+        days : `~collections.abc.Collection` [`int`], optional
+            Observing days; any by default.
+
+        Returns
+        -------
+        expected : `~ppdaemon.rawpath.Expected`
+            All detectors of it that this node serves.
+        """
+        return Expected(instrument, self.served[instrument], days=frozenset(days))
+
+    def detectors_named(self, instrument: str, place: Place, names: Collection[str]) -> frozenset[int]:
+        """Return which detectors that this node serves are among some names.
+
+        Parameters
+        ----------
+        instrument : `str`
+            Short name.
+        place : `Place`
+            Where the names were read: its root's layout knows them.
+        names : `~collections.abc.Collection` [`str`]
+            Such as ``R22_S11``.
+
+        Returns
+        -------
+        detectors : `frozenset` [`int`]
+            Their numbers.
+        """
+        layout = self._by_path[place.root].layout
+        found = (layout.detector_of(instrument, name) for name in names)
+        return self.served[instrument].intersection(number for number in found if number is not None)
 
     def _serves(self, name: RawName) -> bool:
-        wanted = name.kind in (Kind.IMAGE, Kind.SIDECAR)
-        return wanted and name.detector in self.served.get(name.instrument, ())
+        match name.kind:
+            case Kind.IMAGE | Kind.SIDECAR:
+                return name.detector in self.served.get(name.instrument, ())
+            case Kind.EXPECTED:
+                return name.instrument in self.served
+            case _:
+                return False
+
+
+def _folders(config: ArrivalsConfig, instruments: Mapping[str, Collection[int]]) -> tuple[RawRoot, ...]:
+    return tuple(
+        RawRoot(
+            str(root.path),
+            make_layout(root.layout or config.layout, instruments),
+            root.watch or config.watch,
+            root.done or config.done,
+        )
+        for root in config.roots
+    )
+
+
+def _stores(config: ArrivalsConfig, instruments: Mapping[str, Collection[int]]) -> tuple[RawRoot, ...]:
+    # An object is there as a whole or not at all: it needs no marker.
+    return tuple(
+        RawRoot(root.uri, make_layout(root.layout or config.layout, instruments), config.watch, None)
+        for root in config.remote
+    )

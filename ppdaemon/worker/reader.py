@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reads for the supervisor what objects in stores say of their exposures.
+
+A process of its own, because the supervisor imports no ``lsst.*`` and its
+threads are not to wait for networks. Started only where stores are configured.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import (
+    FACT_KEYS,
+    PACKET_LIMIT,
+    READER_ORDERS,
+    ObjectRead,
+    ObjectUnread,
+    ReaderReady,
+    ReadObject,
+)
+from ppdaemon.states import ExitCode
+from ppdaemon.wire import decode, encode
+from ppdaemon.worker.birth import Child, be_born
+
+__all__ = ("main",)
+
+AT_ONCE = 8
+"""Objects read at once; the supervisor asks for no more."""
+
+type _Readers = Mapping[Literal["json", "header"], Callable[[str], dict[str, Any]]]
+
+
+def _answer(order: ReadObject, readers: _Readers) -> ObjectRead | ObjectUnread:
+    """Read one object."""
+
+    def unread(why: Literal["missing", "bad", "unavailable"], error: Exception) -> ObjectUnread:
+        return ObjectUnread(number=order.number, why=why, reason=str(error)[:1000])
+
+    try:
+        content = readers[order.what](order.uri)
+    except FileNotFoundError as error:
+        return unread("missing", error)
+    except BadMessage as error:
+        return unread("bad", error)
+    except OSError as error:
+        return unread("unavailable", error)
+    return ObjectRead(number=order.number, content={key: content[key] for key in FACT_KEYS if key in content})
+
+
+def _serve(channel: socket.socket) -> None:
+    """Answer until the supervisor closes its end."""
+    from ppdaemon.middleware.remote import read_header, read_json
+
+    readers: _Readers = {"json": read_json, "header": read_header}
+    telling = threading.Lock()
+
+    def tell(fact: ReaderReady | ObjectRead | ObjectUnread) -> None:
+        data = encode(fact)
+        if len(data) > PACKET_LIMIT and isinstance(fact, ObjectRead):
+            data = encode(ObjectUnread(number=fact.number, why="bad", reason="more than a packet takes"))
+        with telling:
+            channel.send(data)
+
+    def answer(order: ReadObject) -> None:
+        try:
+            tell(_answer(order, readers))
+        except BaseException:
+            # What went wrong is in the log; a new process is better than silence.
+            traceback.print_exc()
+            os._exit(ExitCode.SOFTWARE)
+
+    tell(ReaderReady(pid=os.getpid()))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while packet := channel.recv(PACKET_LIMIT):
+            pool.submit(answer, decode(packet, READER_ORDERS, limit=PACKET_LIMIT))
+
+
+def main() -> None:
+    """Be the reader."""
+    parser = argparse.ArgumentParser(prog="ppdaemon-reader", description=__doc__)
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
+    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
+    parser.add_argument("--log", required=True, help="file that takes what is printed")
+    options = parser.parse_args()
+    channel = socket.socket(fileno=options.channel)
+    be_born(
+        Child(
+            title="ppdaemon reader",
+            log=options.log,
+            lifeline=options.lifeline,
+            keep=(options.channel, options.lifeline),
+            nice=0,
+            seed=time.time_ns() ^ os.getpid(),
+        )
+    )
+    _serve(channel)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

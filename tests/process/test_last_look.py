@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Last looks at real folders: what they deliver before they end."""
+
+import asyncio
+import time
+
+from test_arrivals import GROUP, Exposure, arriving, fits_file, renamed_into_place, run
+
+from ppdaemon.clock import Clock
+from ppdaemon.visit import read_next_visit
+
+VISIT = read_next_visit({"groupId": GROUP, "instrument": "LSSTCam"})
+BLIND = {"watch": "poll", "poll_s": 600.0}
+
+
+def test_what_no_source_has_told_is_delivered_before_the_look_ends(tmp_path):
+    async def play():
+        async with arriving(tmp_path, **BLIND) as catcher:
+            await catcher.watching()
+            Exposure(tmp_path).put(94)
+            other = Exposure(tmp_path, 157)
+            renamed_into_place(other.image(95), fits_file(group="other"))
+            await catcher.arrivals.last_look(VISIT, {94, 95}, Clock().tai())
+            assert [raw.group for raw in catcher.raws] == [GROUP]
+            assert catcher.detectors == [94]
+
+    run(play)
+
+
+def test_what_was_delivered_before_is_delivered_again(tmp_path):
+    async def play():
+        async with arriving(tmp_path, scan_s=0.1) as catcher:
+            Exposure(tmp_path).put(94)
+            await catcher.one()
+            await catcher.arrivals.last_look(VISIT, {94}, Clock().tai())
+            assert catcher.detectors == [94, 94]
+
+    run(play)
+
+
+def test_a_look_ends_in_time_when_an_image_is_not_complete(tmp_path):
+    async def play():
+        async with arriving(tmp_path, **BLIND) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar(94)
+            exposure.image(94).write_bytes(fits_file()[:-4000])
+            begun = time.monotonic()
+            await catcher.arrivals.last_look(VISIT, {94}, Clock().tai())
+            assert 1.5 < time.monotonic() - begun < 5.0
+            assert not catcher.raws
+            assert catcher.count("last_look_broken_off") == 1
+
+    run(play)
+
+
+def test_many_exposures_of_other_visits_are_read_once_each(tmp_path):
+    async def play():
+        async with arriving(tmp_path, **BLIND) as catcher:
+            await catcher.watching()
+            for sequence in range(30):
+                exposure = Exposure(tmp_path, sequence + 200)
+                for detector in range(20):
+                    renamed_into_place(exposure.image(detector), fits_file(group=f"g{sequence}"))
+            for group in ("g7", "g8"):
+                visit = VISIT.model_copy(update={"group": group})
+                await asyncio.gather(
+                    *(catcher.arrivals.last_look(visit, {detector}, Clock().tai()) for detector in range(3))
+                )
+            assert catcher.detectors == [0, 0, 1, 1, 2, 2]
+            assert catcher.count("last_look_broken_off") == 0
+
+    run(play)

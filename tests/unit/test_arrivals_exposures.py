@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One read tells the group to all detectors of an exposure."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppdaemon.camera import load_camera
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.node.arrivals import exposures as module
+from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
+from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.tally import Tally
+from ppdaemon.node.arrivals.tree import Place, RawTree
+from ppdaemon.rawpath import RawName, sidecar_path
+
+GROUP = "2025-11-22T03:25:16.951"
+CAMERA = load_camera("LSSTCam")
+
+
+class Night:
+    """Files of some exposures, and how often they are read."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, sidecar_wait_s: float = 5.0):
+        self.tree = RawTree(ArrivalsConfig.model_validate({"roots": [root]}), {"LSSTCam": range(205)})
+        self.pool = FilePool(4, time.monotonic)
+        self.tally = Tally(time.monotonic)
+        self.exposures = Exposures(
+            FileReading(self.pool), sidecar_wait_s, time.monotonic, self.tally, self.tree
+        )
+        self.reads: Counter[str] = Counter()
+        self._root = root
+        for reader in ("facts_of_sidecar", "facts_of_image"):
+            monkeypatch.setattr(module, reader, self._counted(reader, getattr(module, reader)))
+
+    def _counted(
+        self, reader: str, read: Callable[[Place], ExposureFacts]
+    ) -> Callable[[Place], ExposureFacts]:
+        def counted(place: Place) -> ExposureFacts:
+            facts = read(place)
+            self.reads[reader] += 1
+            return facts
+
+        return counted
+
+    def file(self, detector: int, sequence: int = 156, ending: str = ".fits") -> tuple[RawName, Place]:
+        obsid = f"MC_O_20251121_{sequence:06d}"
+        name = "" if ending.startswith("_") else f"_{CAMERA.detectors[detector].name}"
+        located = self.tree.locate(f"{self._root}/LSSTCam/20251121/{obsid}/{obsid}{name}{ending}")
+        assert located is not None
+        return located
+
+    def put(self, place: Place, content: Any) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        Path(place.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(place.path).write_bytes(data)
+
+    def put_sidecar(self, image: Place, **said: Any) -> None:
+        self.put(Place(image.root, sidecar_path(image.path)), {"GROUPID": GROUP} | said)
+
+    def put_header(self, image: Place, group: str) -> None:
+        cards = ("SIMPLE  =                    T", f"GROUPID = '{group}'", "END")
+        self.put(image, "".join(card.ljust(80) for card in cards).ljust(2880).encode())
+
+    async def facts(self, detectors: range, sequence: int = 156) -> list[ExposureFacts | None]:
+        return await asyncio.gather(
+            *(self.exposures.facts(*self.file(detector, sequence)) for detector in detectors)
+        )
+
+
+@pytest.fixture
+def night(tmp_path, monkeypatch):
+    made = Night(tmp_path, monkeypatch)
+    yield made
+    made.pool.close()
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20.0):
+            await body()
+
+    asyncio.run(bounded())
+
+
+def test_205_detectors_cost_one_read_of_each_exposure(night):
+    async def body() -> None:
+        for sequence in range(10):
+            for detector in range(205):
+                night.put_sidecar(night.file(detector, sequence)[1], CURINDEX=1, MAXINDEX=2)
+        found = await asyncio.gather(*(night.facts(range(205), sequence) for sequence in range(10)))
+        assert {fact for exposure in found for fact in exposure} == {ExposureFacts(GROUP, 1, 2)}
+        assert night.reads == {"facts_of_sidecar": 10}
+
+    run(body)
+
+
+def test_a_sidecar_met_by_itself_saves_the_detectors_their_reads(night):
+    async def body() -> None:
+        name, image = night.file(5)
+        night.put_sidecar(image)
+        assert night.exposures.unknown(name)
+        await asyncio.gather(
+            *(night.exposures.learn_from(*night.file(5, ending=".json")) for _ in range(205))
+        )
+        assert not night.exposures.unknown(name)
+        assert await night.facts(range(205)) == [ExposureFacts(GROUP)] * 205
+        assert night.reads == {"facts_of_sidecar": 1}
+
+    run(body)
+
+
+def test_a_late_sidecar_of_one_detector_tells_all_of_them(night):
+    async def body() -> None:
+        waiting = asyncio.create_task(night.facts(range(205)))
+        await asyncio.sleep(0)
+        night.put_sidecar(night.file(204)[1])
+        await night.exposures.learn_from(*night.file(204, ending=".json"))
+        assert await waiting == [ExposureFacts(GROUP)] * 205
+        assert night.reads == {"facts_of_sidecar": 1}
+
+    run(body)
+
+
+def test_without_sidecars_one_fits_header_is_read(tmp_path, monkeypatch):
+    night = Night(tmp_path, monkeypatch, sidecar_wait_s=0.05)
+
+    async def body() -> None:
+        for detector in range(205):
+            night.put_header(night.file(detector)[1], f"{GROUP}#1")
+        assert await night.facts(range(205)) == [ExposureFacts(f"{GROUP}#1")] * 205
+        assert night.reads == {"facts_of_image": 1}
+
+    run(body)
+    night.pool.close()
+
+
+def test_a_supplement_is_an_exposure_of_its_own(night):
+    async def body() -> None:
+        night.put_sidecar(night.file(5, 1)[1])
+        night.put_sidecar(night.file(5, 2)[1], GROUPID=f"{GROUP}#1")
+        assert await night.facts(range(5, 6), 1) == [ExposureFacts(GROUP)]
+        assert await night.facts(range(5, 6), 2) == [ExposureFacts(f"{GROUP}#1")]
+
+    run(body)
+
+
+def test_fault_18_a_misplaced_file_does_not_lead_the_other_detectors_astray(night):
+    async def body() -> None:
+        night.put_sidecar(night.file(0)[1], GROUPID="other", OBSID="MC_O_20251121_000155")
+        night.put_header(night.file(0)[1], "")
+        night.put_sidecar(night.file(1)[1], OBSID="MC_O_20251121_000156")
+        # The sidecar of a detector that is not asked for tells where it belongs.
+        assert await night.facts(range(1)) == [ExposureFacts(GROUP, obsid="MC_O_20251121_000156")]
+        assert night.tally.counts["bad_sidecar"] >= 1
+
+    run(body)
+
+
+def test_fault_18_where_nothing_names_the_group_there_is_none(night):
+    async def body() -> None:
+        night.put_sidecar(night.file(0)[1], GROUPID="other", OBSID="MC_O_20251121_000155")
+        night.put_header(night.file(0)[1], "")
+        night.put_sidecar(night.file(1)[1], GROUPID="other", OBSID="MC_O_20251121_000155")
+        assert await night.facts(range(1)) == [None]
+
+    run(body)
+
+
+def test_a_broken_sidecar_is_counted_and_the_next_one_tells(night):
+    async def body() -> None:
+        night.put(Place(night.file(0)[1].root, sidecar_path(night.file(0)[1].path)), b'{"GROUPID": "2')
+        night.put_sidecar(night.file(1)[1])
+        await night.exposures.learn_from(*night.file(0, ending=".json"))
+        assert night.tally.counts == {"sidecar_unread": 1}
+        assert await night.facts(range(1, 2)) == [ExposureFacts(GROUP)]
+
+    run(body)
+
+
+def test_the_list_of_detectors_is_told_when_the_group_is_known(night):
+    async def body() -> None:
+        name, place = night.file(0, ending="_expectedSensors.json")
+        expected = {CAMERA.detectors[detector].name: "SCIENCE" for detector in (3, 4)}
+        night.put(place, {"expectedSensors": expected | {"R99_S99": "SCIENCE"}})
+        assert night.exposures.unlisted(name)
+        listing = asyncio.create_task(night.exposures.expected(name, place))
+        night.put_sidecar(night.file(3)[1])
+        assert await night.facts(range(3, 4)) == [ExposureFacts(GROUP)]
+        assert await listing == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3, 4}))
+        assert not night.exposures.unlisted(name)
+        assert await night.exposures.expected(name, place) is None
+
+    run(body)
+
+
+def test_a_broken_list_of_detectors_may_come_again(night):
+    async def body() -> None:
+        name, place = night.file(0, ending="_expectedSensors.json")
+        night.put(place, b"{")
+        assert await night.exposures.expected(name, place) is None
+        assert night.exposures.unlisted(name)
+        assert night.tally.counts == {"bad_list": 1}
+
+    run(body)

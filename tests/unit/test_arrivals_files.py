@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Looking at files: which are opened, which are not, and what they say."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppdaemon import rawfile
+from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals import files
+from ppdaemon.node.arrivals.files import (
+    ExposureFacts,
+    expected_sensors,
+    facts_of_image,
+    facts_of_sidecar,
+    is_regular,
+    look_at,
+)
+from ppdaemon.node.arrivals.patience import Look, Patience
+from ppdaemon.node.arrivals.tree import Place
+
+GROUP = "2025-11-22T03:25:16.951"
+
+
+def fits(group: str = GROUP) -> bytes:
+    cards = (
+        "SIMPLE  =                    T",
+        "BITPIX  =                    8",
+        "NAXIS   =                    1",
+    )
+    cards += (
+        "NAXIS1  =                    1",
+        f"GROUPID = '{group}'",
+        "CURINDEX=                    1",
+        "END",
+    )
+    return "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
+
+
+def put(path: Path, content: bytes = b"") -> Place:
+    """Write a file of the root ``raw``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return Place(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
+
+
+def look(*places: Place) -> Look:
+    return look_at(places, Patience(0.0), True, True)
+
+
+def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
+    place = put(tmp_path / "raw/a/x.fits", fits())
+    os.link(place.path, tmp_path / "raw/a/hard.fits")
+    (tmp_path / "raw/a/soft.fits").symlink_to("x.fits")
+    (tmp_path / "raw/b").symlink_to("a")
+    for path in ("a/x.fits", "a/hard.fits", "a/soft.fits", "b/x.fits"):
+        found = look(Place(place.root, f"{place.root}/{path}"))
+        assert found.whole
+        assert found.read
+        assert found.size == 5760
+
+
+def test_the_first_place_that_exists_is_looked_at(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    missing = Place(place.root, f"{place.root}/y.fits")
+    assert look(missing, place).place == place
+    assert look(missing).place is None
+
+
+def test_fault_18_empty_cut_and_foreign_files_are_not_whole_and_say_why(tmp_path):
+    for content, problem in ((b"", "empty"), (fits()[:-1], "ends at byte"), (b"x" * 9, "not a header")):
+        found = look(put(tmp_path / "raw/x.fits", content))
+        assert not found.whole
+        assert problem in found.problem
+    assert not look(
+        put(
+            tmp_path / "raw/x.fits",
+            fits()[:2880].replace(b"NAXIS   =                    1", b"NAXIS   =                    0"),
+        )
+    ).whole
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read all files")
+def test_fault_21_a_file_without_permission_is_not_whole(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    os.chmod(place.path, 0)
+    assert "cannot be read: Permission denied" in look(place).problem
+
+
+def outside(root: Path) -> Path:
+    secret = root.parent / "secret"
+    secret.mkdir()
+    put_path = secret / "x.fits"
+    put_path.write_bytes(fits())
+    return put_path
+
+
+def link_of_a_file(root: Path) -> Path:
+    (root / "x.fits").symlink_to(outside(root))
+    return root / "x.fits"
+
+
+def relative_link(root: Path) -> Path:
+    (root / "x.fits").symlink_to("../secret/x.fits")
+    outside(root)
+    return root / "x.fits"
+
+
+def folder_in_the_middle(root: Path) -> Path:
+    (root / "LSSTCam").symlink_to(outside(root).parent)
+    return root / "LSSTCam" / "x.fits"
+
+
+def folder_beside_with_the_root_s_name(root: Path) -> Path:
+    beside = root.parent / "raw-old"
+    beside.mkdir()
+    shutil.move(outside(root), beside)
+    (root / "LSSTCam").symlink_to(beside)
+    return root / "LSSTCam" / "x.fits"
+
+
+def device(root: Path) -> Path:
+    (root / "x.fits").symlink_to("/dev/zero")
+    return root / "x.fits"
+
+
+def fifo(root: Path) -> Path:
+    os.mkfifo(root / "x.fits")
+    return root / "x.fits"
+
+
+def folder(root: Path) -> Path:
+    (root / "x.fits").mkdir()
+    return root / "x.fits"
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (link_of_a_file, "symlink"),
+        (relative_link, "symlink"),
+        (folder_in_the_middle, "symlink"),
+        (folder_beside_with_the_root_s_name, "symlink"),
+        (device, "symlink"),
+        (fifo, "not_a_file"),
+        (folder, "not_a_file"),
+    ],
+)
+def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
+    tmp_path: Path, make: Callable[[Path], Path], kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    root = tmp_path / "raw"
+    root.mkdir()
+    place = Place(str(root), str(make(root)))
+    monkeypatch.setattr(rawfile, "_open_checked", pytest.fail)
+    for read in (look, facts_of_image, facts_of_sidecar, expected_sensors):
+        with pytest.raises(BadMessage) as caught:
+            read(place)
+        assert caught.value.kind == kind
+    assert not is_regular(place)
+
+
+def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
+    put(tmp_path / "raw/x.fits", fits())
+    (tmp_path / "link").symlink_to("raw")
+    assert look(Place(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
+    assert is_regular(Place(f"{tmp_path}/link", f"{tmp_path}/link/x.fits"))
+
+
+def test_a_marker_is_looked_for_beside_the_file(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    marked = Place(place.root, place.path, f"{place.path}.done")
+    found = look(marked)
+    assert not found.marked
+    assert not found.read
+    put(tmp_path / "raw/x.fits.done")
+    assert look(marked).whole
+
+
+def test_looks_at_a_growing_file_do_not_read_it(tmp_path, monkeypatch):
+    place = put(tmp_path / "raw/x.fits", b"")
+    monkeypatch.setattr(files.fitsblocks, "structure", pytest.fail)
+    patience = Patience(0.0)
+    for size in range(50):
+        Path(place.path).write_bytes(bytes(size))
+        found = look_at([place], patience, False, False)
+        patience.judge(found, False, size * 0.1)
+        assert found.size == size
+
+
+def test_a_header_tells_group_and_snap(tmp_path):
+    image = put(tmp_path / "raw/x.fits", fits(f"{GROUP}#1"))
+    assert facts_of_image(image) == ExposureFacts(f"{GROUP}#1", 1)
+    said = {"GROUPID": GROUP, "CURINDEX": "1", "MAXINDEX": 2, "OBSID": "MC_O_20251121_000156"}
+    sidecar = put(tmp_path / "raw/x.json", json.dumps(said).encode())
+    assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP, 1, 2, "MC_O_20251121_000156")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"GROUPID": " "}', b'{"GROUPID": 5}', b"\xff", b'{"GROUPID": "a']
+)
+def test_a_sidecar_without_a_group_is_refused(tmp_path, content):
+    with pytest.raises(BadMessage):
+        facts_of_sidecar(put(tmp_path / "raw/x.json", content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"expectedSensors": {"R22_S11": "SCIENCE", "R00_SG0": "GUIDER"}},
+        {"expectedSensors": ["R22_S11", "R00_SG0"]},
+    ],
+)
+def test_the_list_of_detectors_is_read_in_both_forms(tmp_path, content):
+    place = put(tmp_path / "raw/x_expectedSensors.json", json.dumps(content).encode())
+    assert expected_sensors(place) == {"R22_S11", "R00_SG0"}
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"expectedSensors": 5}', b'{"expectedSensors": [5]}', b"[]"])
+def test_what_is_no_list_of_detectors_is_refused(tmp_path, content):
+    with pytest.raises(BadMessage):
+        expected_sensors(put(tmp_path / "raw/x_expectedSensors.json", content))

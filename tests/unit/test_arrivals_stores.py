@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which notices of objects are of raws here, and how their URIs are written."""
+
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.notices import StoredObject
+from ppdaemon.node.arrivals.stores import escaped
+from ppdaemon.node.arrivals.tree import RawTree
+
+DAY = "LSSTCam/20251121/MC_O_20251121_000156"
+IMAGE = f"{DAY}/MC_O_20251121_000156_R22_S11.fits"
+REMOTE = [
+    {"uri": "s3://lsst-raw/embargo/"},
+    {"uri": "s3://lsst-raw/embargo/test", "layout": "generic"},
+    {"uri": "https://host:8443/raw"},
+    {"uri": "s3://whole-bucket"},
+]
+
+
+@pytest.fixture(scope="module")
+def tree() -> RawTree:
+    config = ArrivalsConfig.model_validate({"roots": ["/raw"], "remote": REMOTE})
+    return RawTree(config, {"LSSTCam": range(94, 95)}, stores=True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "root"),
+    [
+        (f"s3://lsst-raw/embargo/{IMAGE}", "s3://lsst-raw/embargo"),
+        ("s3://lsst-raw/embargo/test/LSSTCam/94/g#1/0/2025112100156/r/a.fits", "s3://lsst-raw/embargo/test"),
+        (f"https://host:8443/raw/{IMAGE}", "https://host:8443/raw"),
+        (f"s3://whole-bucket/{IMAGE}", "s3://whole-bucket"),
+    ],
+)
+def test_an_object_belongs_to_the_innermost_root(tree, uri, root):
+    located = tree.locate(uri)
+    assert located is not None
+    name, place = located
+    assert (name.exposure, name.detector, place.root, place.path) == (2025112100156, 94, root, uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        (f"s3://lsst-raw/{IMAGE}", "outside"),
+        (f"s3://lsst-raw/embargoed/{IMAGE}", "outside"),
+        (f"s3://other/embargo/{IMAGE}", "outside"),
+        (f"gs://lsst-raw/embargo/{IMAGE}", "outside"),
+        (f"http://host:8443/raw/{IMAGE}", "outside"),
+        (f"https://host/raw/{IMAGE}", "outside"),
+        (f"https://host:8443/raw/../{IMAGE}", "escape"),
+        (f"https://host:8443/raw//{IMAGE}", "absolute"),
+        (f"s3://whole-bucket/{IMAGE}\n", "control"),
+        (f"/raw/{IMAGE}", "outside"),
+    ],
+)
+def test_what_is_below_no_root_is_refused(tree, uri, kind):
+    with pytest.raises(BadMessage) as caught:
+        tree.locate(uri)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("file", ["_R22_S12.fits", "_R22_S11.txt", "_R22_S11.fits?x=y", "_R22_S11.fits.part"])
+def test_other_files_below_a_root_are_passed_over(tree, file):
+    assert tree.locate(f"s3://whole-bucket/{DAY}/MC_O_20251121_000156{file}") is None
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60))
+def test_an_escaped_uri_is_read_back_by_uri_parsers(key):
+    named = StoredObject("s3", "bucket", key.lstrip("/") or "a")
+    parts = urlsplit(escaped(named.uri))
+    assert (parts.scheme, parts.netloc, parts.query, parts.fragment) == ("s3", "bucket", "", "")
+    assert unquote(parts.path) == f"/{named.key}"

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/bench_arrival.py: its arithmetic, its targets, its command line."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        from arrivalbench import figures
+    return figures
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = spec_from_file_location("bench_arrival", TOOLS / "bench_arrival.py")
+    module = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_lags_are_from_the_complete_file_to_the_first_order(figures):
+    tally = figures.Tally()
+    tally.add({0: 10.0, 1: 10.5, 2: 11.0}, [(1, 10.6), (0, 10.02), (1, 12.0)])
+    assert (tally.files, tally.missed, tally.twice) == (3, 1, 1)
+    assert tally.lags_ms == pytest.approx([20.0, 100.0])
+    tally.add({0: 20.0}, [(0, 20.5)])
+    assert (tally.files, tally.missed, tally.twice) == (4, 1, 1)
+    assert figures.figures_of("inotify", tally) == pytest.approx(
+        {"notice_p50_ms": 100.0, "notice_p99_ms": 500.0, "notice_worst_ms": 500.0}
+    )
+
+
+def test_a_source_that_found_nothing_has_no_percentiles(figures):
+    tally = figures.Tally()
+    tally.add({0: 1.0}, [])
+    assert set(figures.figures_of("zmq", tally).values()) == {None}
+    assert set(figures.figures_of("zmq", tally)) == {
+        "zmq_notice_p50_ms",
+        "zmq_notice_p99_ms",
+        "zmq_notice_worst_ms",
+    }
+
+
+def test_notes_of_other_exposures_and_cut_lines_do_not_count(figures):
+    lines = ["7 0 1.5\n", "8 0 2.5\n", "7 3 2.0\n", "7 4 2."]
+    assert figures.read_notes(lines, 7) == [(0, 1.5), (3, 2.0)]
+
+
+def test_what_is_missed_anywhere_counts_and_what_was_not_measured_does_not(figures):
+    assert figures.missed_of({}) == 0
+    assert figures.missed_of({"missed": 1, "races_missed": 20, "storm_missed": 300, "files": 5}) == 321
+
+
+def test_targets_stand_beside_the_figures_without_a_verdict(figures):
+    wanted = figures.targets(0.25)
+    shown = figures.table({"cores": 2, "poll_notice_p99_ms": 1234.5, "missed": 3}, wanted)
+    assert [list(column.cells) for column in shown.columns] == [
+        ["cores", "poll_notice_p99_ms", "missed"],
+        ["2", "1234", "3"],
+        ["", "below 350", "0"],
+    ]
+
+
+def test_help_names_every_section(tool):
+    result = CliRunner().invoke(tool.command, ["--help"])
+    assert result.exit_code == 0
+    assert all(section in result.output for section in tool.SECTIONS)
+
+
+@pytest.fixture
+def measured(tool, monkeypatch):
+    """Give what would be measured, without measuring, and the figures to return."""
+    seen = {}
+
+    def measure(wanted, ground, effort, progress):
+        seen["wanted"], seen["effort"] = wanted, effort
+        return seen.get("figures", {})
+
+    monkeypatch.setattr(tool, "measure", measure)
+    return seen
+
+
+def test_quick_numbers_give_way_to_those_that_are_given(tool, measured):
+    assert CliRunner().invoke(tool.command, ["--quick", "--races", "7"]).exit_code == 0
+    effort = measured["effort"]
+    assert (effort.races, effort.detectors, effort.old, effort.poll_s) == (7, 9, 5000, 0.4)
+    assert measured["wanted"] == set(tool.SECTIONS)
+    assert CliRunner().invoke(tool.command, ["--only", "old"]).exit_code == 0
+    assert measured["effort"].old == 1_000_000
+    assert measured["wanted"] == {"old"}
+
+
+@pytest.mark.parametrize(("missed", "status"), [(0, 0), (1, 1)])
+def test_only_missed_files_fail(tool, measured, monkeypatch, capsys, missed, status):
+    measured["figures"] = {"missed": missed, "notice_p99_ms": 1e6}
+    monkeypatch.setattr(sys, "argv", ["bench_arrival", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert (ended.value.code or 0) == status
+    assert '"targets": {"missed": "0", "notice_p99_ms": "below 50"}' in capsys.readouterr().out
+
+
+def test_an_unknown_section_is_a_usage_error(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_arrival", "--only", "everything"])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert ended.value.code == 64
+    assert "everything" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Log lines as all processes write them."""
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+
+from ppdaemon import log
+
+
+@pytest.fixture
+def written() -> Iterator[Callable[[logging.LogRecord], dict[str, object]]]:
+    """Give a function that logs a record and returns the line; the former logging comes back."""
+    root = logging.getLogger()
+    handlers, level, context = root.handlers[:], root.level, structlog.contextvars.get_contextvars()
+    stream = io.StringIO()
+    log.set_up("INFO", "json", stream=stream, slot=3)
+
+    def write(record: logging.LogRecord) -> dict[str, object]:
+        root.handle(record)
+        return json.loads(stream.getvalue().splitlines()[-1])
+
+    yield write
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**context)
+
+
+def a_record(message: str = "done", **extra: object) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {"name": "lsst.isr", "levelno": logging.INFO, "levelname": "INFO", "msg": message, **extra}
+    )
+
+
+def test_what_a_task_tells_of_itself_stands_beside_what_is_bound(written) -> None:
+    structlog.contextvars.bind_contextvars(detector=1)
+    mapped = {"LABEL": "isr:{exposure: 7}", "RUN": "run", "DETECTOR": "1", "EXPOSURE": "7", "GROUP": "g"}
+    line = written(a_record(MDC=mapped))
+    assert (line["task"], line["data_id"], line["exposure"], line["group"]) == (
+        "isr",
+        "{exposure: 7}",
+        "7",
+        "g",
+    )
+    assert (line["detector"], line["slot"], line["event"]) == (1, 3, "done")
+    assert "MDC" not in line
+
+
+def test_other_lines_know_of_no_task(written) -> None:
+    assert not {"task", "data_id", "exposure", "MDC"} & written(a_record(MDC={})).keys()
+    assert "task" not in written(a_record())
+
+
+def test_long_messages_are_cut(written) -> None:
+    event = written(a_record("x" * (log.MAX_MESSAGE + 5)))["event"]
+    assert event == "x" * log.MAX_MESSAGE + " [5 more characters]"
