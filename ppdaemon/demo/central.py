@@ -2,8 +2,9 @@
 """Make the demo's central repo: ``python -m ppdaemon.demo.central ROOT``.
 
 The folder holds a Butler repo on SQLite (instrument, sky map, calibrations
-with validity ranges, templates, reference catalogue) and an alert production
-database beside it, described by ``apdb.yaml``.
+with validity ranges, templates, reference catalogue), an alert production
+database beside it, described by ``apdb.yaml``, and ``alert_map.fits``, the sky
+map of where alerts are wanted.
 """
 
 import gc
@@ -23,7 +24,7 @@ import astropy.time
 import astropy.units as u
 import click
 import numpy as np
-from astropy.table import Table
+from astropy.table import Table, vstack
 
 # CollectionType is public, though its package does not list it.
 from lsst.daf.butler import (  # type: ignore[attr-defined]
@@ -42,16 +43,27 @@ from lsst.sphgeom import HtmPixelization, LonLat, UnitVector3d
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT, FILTER_BANDS
 from ppdaemon.demo.instrument import DemoCam
 from ppdaemon.demo.masters import MasterFile, make_calibrations, make_templates
+from ppdaemon.demo.rules import ALERT_MAP, write_alert_map
 from ppdaemon.demo.signatures import EPOCHS
-from ppdaemon.demo.sky import Sky
+from ppdaemon.demo.sky import Sky, demo_skies
 from ppdaemon.demo.skymap import PATCH_COUNT, PATCH_SIDE, SKYMAP_NAME, TRACT, TractMap
 
-__all__ = ("APDB_CONFIG", "REFCAT_LIMIT_R", "main", "make_apdb", "make_central_repo", "reference_catalogue")
+__all__ = (
+    "APDB_CONFIG",
+    "FIELD_IDS",
+    "REFCAT_LIMIT_R",
+    "main",
+    "make_apdb",
+    "make_central_repo",
+    "reference_catalogue",
+)
 
 APDB_CONFIG = "apdb.yaml"
 """Name of the APDB's configuration below the root."""
 REFCAT_LIMIT_R = 22.5
 """Faintest star of the reference catalogue."""
+FIELD_IDS = 10_000_000
+"""What IDs in the reference catalogue grow by from one field to the next."""
 
 _HTM_LEVEL = 7
 _APDB_LOCK_TIMEOUT_S = 120
@@ -66,7 +78,7 @@ type Job = partial[list[MasterFile]]
 def make_central_repo(
     root: Path | str,
     *,
-    sky: Sky | None = None,
+    skies: Sequence[Sky] | None = None,
     bands: Sequence[str] = tuple(FILTER_BANDS.values()),
     detectors: Sequence[int] = tuple(range(DETECTOR_COUNT)),
     processes: int = 2,
@@ -78,8 +90,9 @@ def make_central_repo(
     ----------
     root : `pathlib.Path` or `str`
         A folder that does not exist yet. It appears when all is done.
-    sky : `~ppdaemon.demo.sky.Sky`, optional
-        The sky; raws must be rendered with the same one.
+    skies : `~collections.abc.Sequence` [`~ppdaemon.demo.sky.Sky`], optional
+        The fields of the reference catalogue; raws must be rendered with the
+        same ones. Only the first has templates and is on the map of alerts.
     bands : `~collections.abc.Sequence` [`str`], optional
         Bands to make templates for.
     detectors : `~collections.abc.Sequence` [`int`], optional
@@ -102,14 +115,15 @@ def make_central_repo(
     root = Path(root).absolute()
     if root.exists():
         raise FileExistsError(f"{root} exists: name a folder that does not, or remove it first")
-    sky = sky or Sky()
+    skies = skies or demo_skies()
     # Without a dot: Butler.makeRepo takes a folder with one for a file.
     partial_root = root.with_name(f"{root.name.replace('.', '-')}-partial")
     shutil.rmtree(partial_root, ignore_errors=True)
     partial_root.mkdir(parents=True)
     try:
-        _fill(partial_root, sky, bands, detectors, processes, progress)
+        _fill(partial_root, skies, bands, detectors, processes, progress)
         make_apdb(partial_root, root)
+        write_alert_map(partial_root / ALERT_MAP, skies[0])
         partial_root.rename(root)
     except BaseException:
         shutil.rmtree(partial_root, ignore_errors=True)
@@ -119,9 +133,15 @@ def make_central_repo(
 
 
 def _fill(
-    root: Path, sky: Sky, bands: Sequence[str], detectors: Sequence[int], processes: int, progress: Progress
+    root: Path,
+    skies: Sequence[Sky],
+    bands: Sequence[str],
+    detectors: Sequence[int],
+    processes: int,
+    progress: Progress,
 ) -> None:
     """Make a Butler repo in an empty folder and put everything in."""
+    sky = skies[0]
     progress("making the registry: instrument, sky map, dataset types")
     staging = root / "staging"
     staging.mkdir()
@@ -132,7 +152,7 @@ def _fill(
         _register_dataset_types(butler)
         butler.put(TractMap.around(sky).description, "skyMap", skymap=SKYMAP_NAME, run="skymaps")
         progress("reference catalogue")
-        _put_reference_catalogue(butler, reference_catalogue(sky))
+        _put_reference_catalogue(butler, skies)
         jobs = _jobs(str(staging), sky, bands, detectors)
         for done, files in enumerate(_run_jobs(jobs, processes), start=1):
             progress(f"{done}/{len(jobs)} {_title(files[0])}: {len(files)} files")
@@ -263,8 +283,12 @@ def reference_catalogue(sky: Sky) -> Table:
     return table
 
 
-def _put_reference_catalogue(butler: Butler, catalogue: Table) -> None:
-    """Put the catalogue, one dataset for each HTM triangle."""
+def _put_reference_catalogue(butler: Butler, skies: Iterable[Sky]) -> None:
+    """Put the stars of all fields, one dataset for each HTM triangle."""
+    fields = [reference_catalogue(sky) for sky in skies]
+    for number, field in enumerate(fields):
+        field["id"] += number * FIELD_IDS
+    catalogue = vstack(fields)
     pixelization = HtmPixelization(_HTM_LEVEL)
     places = zip(catalogue["ra"].value, catalogue["dec"].value, strict=True)
     shards = np.array([pixelization.index(UnitVector3d(LonLat.fromDegrees(ra, dec))) for ra, dec in places])

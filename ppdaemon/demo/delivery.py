@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How a simulated camera's files reach the raw root, and who is told.
 
-Covers the ways of writing, faults on request, and arrival notices. What the
-files contain is decided in `ppdaemon.demo.raws`.
+Covers the ways of writing, and arrival notices. What the files contain is
+decided in `ppdaemon.demo.raws`, what of it is wrong in `ppdaemon.demo.faults`.
 """
 
 import enum
+import itertools
 import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,12 +19,14 @@ from urllib.parse import quote_plus
 import zmq
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.demo.faults import Again, Faults, Landing
 from ppdaemon.demo.raws import publish
 from ppdaemon.errors import ConfigError, Unavailable
 
-__all__ = ("Delivery", "Faults", "NoticeKind", "NoticeSender", "WriteMode", "notice")
+__all__ = ("Delivery", "NoticeKind", "NoticeSender", "WriteMode", "notice")
 
-_SLOW_PIECES = 20
+_PIECES = 20
+_BLOCK = 2880
 _LINGER_MS = 1000
 
 
@@ -32,8 +35,12 @@ class WriteMode(enum.StrEnum):
 
     RENAME = "rename"
     """Whole at once: written under another name, then renamed."""
+    LINK = "link"
+    """Whole at once: written elsewhere, then linked here."""
     SLOW = "slow"
     """Under its own name, growing, closed at the end."""
+    REOPEN = "reopen"
+    """Under its own name, closed after its first block and opened once more."""
 
 
 class NoticeKind(enum.StrEnum):
@@ -43,16 +50,6 @@ class NoticeKind(enum.StrEnum):
     """A bucket notification with ``Records``."""
     PLAIN = "plain"
     """A path relative to the raw root."""
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What goes wrong on purpose."""
-
-    drop_detectors: frozenset[int] = frozenset()
-    """Detectors whose files never come."""
-    truncate_bytes: int | None = None
-    """FITS files end after this many bytes."""
 
 
 def notice(kind: NoticeKind, path: Path, size: int, tai_s: float, bucket: str = "raws") -> dict[str, Any]:
@@ -163,12 +160,14 @@ class Delivery:
         The present, TAI seconds since 1970.
     mode : `WriteMode`, optional
         How files come into being.
-    faults : `Faults`, optional
+    faults : `~ppdaemon.demo.faults.Faults`, optional
         What goes wrong.
     notices : `NoticeSender`, optional
         Who tells of them.
     slow_s : `float`, optional
-        How long a file grows in slow mode.
+        How long a file grows, or is closed between two openings.
+    sleep : `~collections.abc.Callable`, optional
+        Waits some seconds.
     """
 
     def __init__(
@@ -180,6 +179,7 @@ class Delivery:
         faults: Faults | None = None,
         notices: NoticeSender | None = None,
         slow_s: float = 0.5,
+        sleep: Callable[[float], None] = time.sleep,
     ):
         self.root = root
         self._tai = tai
@@ -187,6 +187,7 @@ class Delivery:
         self._faults = faults or Faults()
         self._notices = notices
         self._slow_s = slow_s
+        self._sleep = sleep
 
     def deliver(self, path: Path, image: bytes, sidecar: bytes, detector: int) -> bool:
         """Write a detector's sidecar and image, unless it is to be dropped.
@@ -205,25 +206,84 @@ class Delivery:
         delivered : `bool`
             Whether anything was written.
         """
-        if detector in self._faults.drop_detectors:
-            return False
-        self._write(path.with_suffix(".json"), sidecar)
-        self._write(path, image[: self._faults.truncate_bytes])
-        return True
+        return bool(self.deliver_all([(detector, path, image, sidecar)]))
 
-    def _write(self, path: Path, content: bytes) -> None:
-        target = self.root / path
-        if self._mode is WriteMode.RENAME:
-            publish(target, content)
-        else:
-            self._grow(target, content)
-        if self._notices is not None:
-            self._notices.send(path, len(content), self._tai())
+    def deliver_all(self, files: Iterable[tuple[int, Path, bytes, bytes]]) -> int:
+        """Write the files of an exposure; slow writers write side by side.
 
-    def _grow(self, target: Path, content: bytes) -> None:
+        Parameters
+        ----------
+        files : `~collections.abc.Iterable`
+            Detector number, path, image and sidecar of each detector.
+
+        Returns
+        -------
+        delivered : `int`
+            Detectors of which anything was written.
+        """
+        landings = [
+            self._faults.landings(path, image, sidecar, detector) for detector, path, image, sidecar in files
+        ]
+        in_order = sorted(itertools.chain(*landings), key=lambda landing: landing.after_s)
+        waited_s = 0.0
+        for after_s, together in itertools.groupby(in_order, key=lambda landing: landing.after_s):
+            if after_s > waited_s:
+                self._sleep(after_s - waited_s)
+                waited_s = after_s
+            self._write(list(together))
+        return sum(1 for each in landings if each)
+
+    def _write(self, landings: list[Landing]) -> None:
+        """Write files at the same time: each a piece, then each the next piece."""
+        writers = [(landing, self._writer(landing)) for landing in landings]
+        while writers:
+            writing = []
+            for landing, writer in writers:
+                if next(writer, None) is not None:
+                    writing.append((landing, writer))
+                elif self._notices is not None:
+                    self._notices.send(landing.path, len(landing.content), self._tai())
+            if writing:
+                self._sleep(self._slow_s / _PIECES)
+            writers = writing
+
+    def _writer(self, landing: Landing) -> Iterator[int]:
+        target = self.root / landing.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        step = len(content) // _SLOW_PIECES + 1
-        with target.open("wb", buffering=0) as stream:
-            for start in range(0, len(content), step):
-                stream.write(content[start : start + step])
-                time.sleep(self._slow_s / _SLOW_PIECES)
+        match landing.again, self._mode:
+            case (Again.REPLACE, _) | (None, WriteMode.RENAME):
+                publish(target, landing.content)
+                return iter(())
+            case None, WriteMode.LINK:
+                _link(target, landing.content)
+                return iter(())
+            case (Again.OVERWRITE, _) | (None, WriteMode.SLOW):
+                return _grow(target, landing.content)
+            case None, WriteMode.REOPEN:
+                return _reopen(target, landing.content)
+            case unexpected:
+                raise AssertionError(unexpected)
+
+
+def _link(target: Path, content: bytes) -> None:
+    elsewhere = target.with_name(f".{target.name}.staged")
+    elsewhere.write_bytes(content)
+    os.link(elsewhere, target)
+    elsewhere.unlink()
+
+
+def _grow(target: Path, content: bytes) -> Iterator[int]:
+    """Write a file piece by piece; yields the bytes written so far."""
+    step = len(content) // _PIECES + 1
+    with target.open("wb", buffering=0) as stream:
+        for start in range(0, len(content), step):
+            yield start
+            stream.write(content[start : start + step])
+
+
+def _reopen(target: Path, content: bytes) -> Iterator[int]:
+    """Write the first block, close, and after a while open and write the rest."""
+    target.write_bytes(content[:_BLOCK])
+    yield from itertools.repeat(_BLOCK, _PIECES)
+    with target.open("ab") as stream:
+        stream.write(content[_BLOCK:])

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,19 +28,17 @@ from ppdaemon.demo.central import make_central_repo
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
 from ppdaemon.demo.figures import plot_alerts
 from ppdaemon.demo.geometry import DETECTOR_COUNT
-from ppdaemon.demo.plan import ImageType
+from ppdaemon.demo.night import CADENCE, TEMPLATE_BANDS, plan_night
 from ppdaemon.demo.progress import NightScreen
 from ppdaemon.demo.report import Report, make_report, show_report
-from ppdaemon.demo.services import Places, Service, left_processes, left_repos, running, surveys
+from ppdaemon.demo.services import Places, Service, left_processes, left_repos, running
 from ppdaemon.demo.telescope import Moment, SimulatedCamera, Telescope, timeline
-from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
+from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.reports import VisitRow
 
-__all__ = ("demonstrate", "plan_night")
+__all__ = ("demonstrate",)
 
-EVERY_S, LEAD_S, EXPOSURE_S, READOUT_S = 12.0, 10.0, 8.0, 2.0
-CADENCE = Cadence(every_s=EVERY_S, lead_s=LEAD_S, exposure_s=EXPOSURE_S, readout_s=READOUT_S)
 END_S = 300.0
 """After the last raw everything is done within this, or something is wrong."""
 SUBSCRIBER_S = 10.0
@@ -51,58 +48,6 @@ POLL_S = 0.25
 
 class DemoFailed(PPDaemonError):
     """The demonstration came to no end."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    pipeline: str
-    snaps: int
-    physical_filter: str
-    image_type: ImageType
-
-
-NIGHT = (
-    _Kind("ApPipe", 1, "r_03", ImageType.SCIENCE),
-    _Kind("ApPipe", 2, "g_01", ImageType.SCIENCE),
-    _Kind("ApPipe", 1, "r_03", ImageType.SCIENCE),
-    _Kind("SingleFrame", 1, "i_06", ImageType.SCIENCE),
-    _Kind("Calibration", 1, "r_03", ImageType.BIAS),
-)
-"""Three visits for alerts, one with two snaps; one for commissioning; a bias."""
-
-
-def plan_night(begin_tai_s: float, kinds: Sequence[_Kind] = NIGHT) -> list[VisitPlan]:
-    """Plan the visits of the demonstration.
-
-    Parameters
-    ----------
-    begin_tai_s : `float`
-        When the first is announced, TAI seconds since 1970.
-    kinds : `~collections.abc.Sequence`, optional
-        What is taken.
-
-    Returns
-    -------
-    visits : `list` [`~ppdaemon.demo.visits.VisitPlan`]
-        In order; the shutter of one closes before that of the next opens.
-    """
-    visits: list[VisitPlan] = []
-    seq_num = 1
-    for number, kind in enumerate(kinds):
-        (visit,) = plan_visits(
-            1,
-            begin_tai_s,
-            CADENCE,
-            snaps=kind.snaps,
-            filters=(kind.physical_filter,),
-            image_type=kind.image_type,
-            program=surveys[kind.pipeline],
-            first_seq_num=seq_num,
-        )
-        visits.append(replace(visit, number=number))
-        seq_num += kind.snaps
-        begin_tai_s += EVERY_S + (kind.snaps - 1) * (EXPOSURE_S + READOUT_S)
-    return visits
 
 
 def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> Report:
@@ -150,7 +95,11 @@ def _in_places(places: Places, output: Path, console: Console, workers: int) -> 
     started = time.monotonic()
     mark = uuid.uuid4().hex
     with console.status("making the central repo"):
-        make_central_repo(places.central, progress=lambda line: console.print(f"[dim]{line}[/dim]"))
+        make_central_repo(
+            places.central,
+            bands=TEMPLATE_BANDS,
+            progress=lambda line: console.print(f"[dim]{line}[/dim]"),
+        )
     console.print("starting pprelay and ppdaemon")
     with running(places, workers, mark) as (relay, node):
         visits = plan_night(Clock().tai() + 1.0)

@@ -27,6 +27,8 @@ from astropy.io import fits
 from ppdaemon.camera import load_camera
 from ppdaemon.demo.geometry import AMPLIFIERS, RAW_SHAPE
 from ppdaemon.demo.plan import ExposurePlan, primary_header
+from ppdaemon.rawlayout import Layout
+from ppdaemon.rawpath import Kind, RawName
 
 __all__ = (
     "detector_names",
@@ -34,6 +36,7 @@ __all__ = (
     "encode_raw",
     "encode_sidecar",
     "exposure_folder",
+    "place_in",
     "publish",
     "raw_path",
     "write_expected_sensors",
@@ -89,6 +92,41 @@ def raw_path(plan: ExposurePlan, name: str) -> Path:
     """
     suffix = "_guider.fits" if _GUIDER in name else ".fits"
     return exposure_folder(plan) / f"{plan.obs_id}_{name}{suffix}"
+
+
+def place_in(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Path:
+    """Return where a detector's raw goes in any layout.
+
+    Parameters
+    ----------
+    layout : `~ppdaemon.rawlayout.Layout`
+        How paths below the raw root are built.
+    plan : `~ppdaemon.demo.plan.ExposurePlan`
+        The exposure.
+    detector : `int`
+        Detector number.
+    name : `str`
+        Its name as file names have it, ``R22_S11``.
+
+    Returns
+    -------
+    path : `pathlib.Path`
+        Of the FITS file, relative to the raw root, with the ending ``.fits``.
+    """
+    raw = RawName(
+        Kind.GUIDER if _GUIDER in name else Kind.IMAGE,
+        plan.instrument,
+        plan.exposure_id,
+        plan.day_obs,
+        detector,
+        obsid=plan.obs_id,
+        group=plan.group,
+        snap=plan.snap_index - 1,  # in paths from 0, in headers from 1
+        detector_name=name,
+        filter=plan.physical_filter,
+        label=f"{plan.obs_id}_{name}",
+    )
+    return Path(layout.paths(raw)[0])
 
 
 def encode_raw(plan: ExposurePlan, detector: int, pixels: np.ndarray) -> tuple[bytes, bytes]:

@@ -21,9 +21,11 @@ from rich.text import Text
 from ppdaemon.ctl.tables import failures_table
 from ppdaemon.ctl.timeline import elapsed_s
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
+from ppdaemon.demo.night import NIGHT
 from ppdaemon.demo.progress import last_attempts
+from ppdaemon.demo.rules import PIPELINES
 from ppdaemon.demo.score import DetectorScore, score_alerts, total_score
-from ppdaemon.demo.services import Places, surveys
+from ppdaemon.demo.services import Places
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
@@ -33,6 +35,8 @@ from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
 
 __all__ = ("Latency", "Report", "make_report", "show_report")
+
+ALERTS = "ApPipe"
 
 
 class Latency(Model):
@@ -50,6 +54,49 @@ class Latency(Model):
             return None
         middle, high = np.percentile(known, [50, 99])
         return cls(p50_ms=round(float(middle), 1), p99_ms=round(float(high), 1), count=len(known))
+
+
+class Selected(Model):
+    """Which pipeline a visit's detectors got, and which they should have."""
+
+    group: str
+    rule: str
+    """The rule for main pipelines that the visit falls under."""
+    pipelines: tuple[str, ...]
+    """What the rule names, in order of preference."""
+    expected: str
+    """The pipeline that has to run."""
+    ran: dict[str, int]
+    """Detectors by the pipeline that ran."""
+    fallbacks: int
+    """Detectors where it was not the rule's first."""
+    wrong: int
+    """Detectors where it was not the expected one, or where it is not said
+    why another one was passed over."""
+    because: str
+    """What is said of the pipelines that were passed over."""
+
+    @classmethod
+    def of(cls, visit: VisitPlan, rows: Iterable[VisitRow]) -> "Selected":
+        """Compare what a visit got with what the night's plan says."""
+        kind = NIGHT[visit.number]
+        mine = [row for row in rows if row.group == visit.group and row.outcome == Outcome.SUCCEEDED]
+        ran = Counter(_ran(row) for row in mine)
+        right = [
+            row
+            for row in mine
+            if _ran(row) == kind.runs and _named(row) == kind.passed_over and kind.because in row.reason
+        ]
+        return cls(
+            group=visit.group,
+            rule=kind.rule,
+            pipelines=PIPELINES[kind.rule],
+            expected=kind.runs,
+            ran=dict(ran),
+            fallbacks=len(mine) - ran[PIPELINES[kind.rule][0]],
+            wrong=len(mine) - len(right),
+            because=next((row.reason for row in mine if row.reason), ""),
+        )
 
 
 class Report(Model):
@@ -71,6 +118,8 @@ class Report(Model):
     """Datasets in the central repo's output collections."""
     pipelines: dict[str, int]
     """Visit-detectors by the pipeline that they got."""
+    selected: tuple[Selected, ...]
+    """The same for each visit, and whether it was the right one."""
     engine: str
     injected: int
     """Transients above 10 sigma in their images."""
@@ -102,9 +151,21 @@ class Report(Model):
 
     @property
     def good(self) -> bool:
-        """Whether every announced visit-detector succeeded and nothing leaked."""
+        """Whether every announced visit-detector succeeded with the pipeline
+        that it should get, and nothing leaked.
+        """
         complete = self.announced == self.accepted == self.succeeded == self.central > 0
-        return complete and not self.left
+        return complete and not self.wrong and not self.left
+
+    @property
+    def wrong(self) -> int:
+        """Visit-detectors that got another pipeline than they should (`int`)."""
+        return sum(each.wrong for each in self.selected)
+
+    @property
+    def fallbacks(self) -> int:
+        """Visit-detectors whose first pipeline could not run (`int`)."""
+        return sum(each.fallbacks for each in self.selected)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON.
@@ -161,7 +222,8 @@ def make_report(
         exposures=sum(len(row.exposures) for row in succeeded),
         central=sum(1 for row in last.values() if Stage.CENTRAL in row.stages),
         datasets=datasets,
-        pipelines=dict(Counter(Path(row.pipeline).stem for row in succeeded)),
+        pipelines=dict(Counter(map(_ran, succeeded))),
+        selected=tuple(Selected.of(visit, last.values()) for visit in visits),
         engine=", ".join(sorted({row.engine for row in succeeded})),
         injected=score.injected,
         recovered=score.recovered,
@@ -174,6 +236,17 @@ def make_report(
         total_s=round(total_s, 1),
         latencies=_latencies(succeeded),
     )
+
+
+def _ran(row: VisitRow) -> str:
+    """Return the name of the pipeline that ran."""
+    return Path(row.pipeline).stem
+
+
+def _named(row: VisitRow) -> tuple[str, ...]:
+    """Return the pipelines that are said to be passed over."""
+    known = dict.fromkeys(name for names in PIPELINES.values() for name in names)
+    return tuple(name for name in known if name in row.reason and name != _ran(row))
 
 
 def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
@@ -190,11 +263,10 @@ def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
         name: Latency.of(elapsed_s(row, first, last) for row in single)
         for name, (first, last) in spans.items()
     }
-    alerts = surveys["ApPipe"]
     found["shutter_to_alerts_ms"] = Latency.of(
         row.stages[Stage.PROCESSED] - row.shutter_close_tai
         for row in rows
-        if row.survey == alerts and row.shutter_close_tai is not None
+        if _ran(row) == ALERTS and row.shutter_close_tai is not None
     )
     return {name: latency for name, latency in found.items() if latency is not None}
 
@@ -213,7 +285,8 @@ def _scores(
     chains = [output_chain(CAMERA_NAME, day) for day in days]
     known = [chain for chain in chains if chain in butler.collections.query("*")]
     scores = []
-    for exposure in (e for visit in visits for e in visit.exposures if e.program == surveys["ApPipe"]):
+    alerting = [visit for visit in visits if NIGHT[visit.number].runs == ALERTS]
+    for exposure in (each for visit in alerting for each in visit.exposures):
         refs = butler.query_datasets(
             "difference_image",
             collections=known,
@@ -240,24 +313,11 @@ def show_report(report: Report, rows: Sequence[VisitRow], console: Console) -> N
     console : `rich.console.Console`
         Where to.
     """
-    table = Table(title="outcomes", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("visit", "pipeline", "snaps", "succeeded", "others"):
-        table.add_column(name)
-    last = last_attempts(rows).values()
-    for group in sorted({row.group for row in last}):
-        mine = [row for row in last if row.group == group]
-        good = [row for row in mine if row.outcome == Outcome.SUCCEEDED]
-        others = Counter(str(row.outcome) for row in mine if row.outcome != Outcome.SUCCEEDED)
-        pipelines = sorted({Path(row.pipeline).stem for row in good})
-        table.add_row(
-            group,
-            ", ".join(pipelines),
-            str(max((len(row.exposures) for row in mine), default=0)),
-            f"{len(good)} of {len(mine)}",
-            ", ".join(f"{count} {name}" for name, count in others.items()),
-        )
     console.print()
-    console.print(table)
+    console.print(_outcomes(report, rows))
+    for each in report.selected:
+        if each.because:
+            console.print(Text(f"{_short(each.group)} {each.because}", "dim"))
     bad = [row for row in rows if row.outcome != Outcome.SUCCEEDED]
     if bad:
         console.print()
@@ -268,11 +328,46 @@ def show_report(report: Report, rows: Sequence[VisitRow], console: Console) -> N
         console.print(Text(f"left behind: {name}"))
 
 
+def _outcomes(report: Report, rows: Sequence[VisitRow]) -> Table:
+    table = Table(title="outcomes", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("visit", "rule", "pipeline", "snaps", "succeeded"):
+        table.add_column(name)
+    last = last_attempts(rows).values()
+    for selected in report.selected:
+        mine = [row for row in last if row.group == selected.group]
+        good = sum(row.outcome == Outcome.SUCCEEDED for row in mine)
+        others = Counter(str(row.outcome) for row in mine if row.outcome != Outcome.SUCCEEDED)
+        table.add_row(
+            _short(selected.group),
+            selected.rule,
+            _pipeline_words(selected),
+            str(max((len(row.exposures) for row in mine), default=0)),
+            ", ".join([f"{good} of {len(mine)}", *(f"{count} {name}" for name, count in others.items())]),
+        )
+    return table
+
+
+def _short(group: str) -> str:
+    """Return a group without its date."""
+    return group.partition("T")[2] or group
+
+
+def _pipeline_words(selected: Selected) -> Text:
+    """Say what ran, and whether it is a fallback."""
+    words = Text(", ".join(sorted(selected.ran)))
+    if selected.fallbacks:
+        words.append(" (fallback)", "yellow")
+    if selected.wrong:
+        words.append(f", {selected.wrong} wrong: {selected.expected} expected", "bold red")
+    return words
+
+
 def _figures(report: Report) -> Table:
     table = Table(title="figures", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
     facts: list[tuple[str, Any]] = [
         ("visit-detectors announced, succeeded, exported",
          f"{report.announced}, {report.succeeded}, {report.central}"),
+        ("fallbacks taken, wrong pipelines", f"{report.fallbacks}, {report.wrong}"),
         ("transients above 10 sigma: injected, recovered",
          f"{report.injected}, {report.recovered} ({report.completeness})"),
         ("alerts, false positives per detector", f"{report.alerts}, {report.false_positives_per_detector}"),

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ import yaml
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.demo.central import APDB_CONFIG
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
+from ppdaemon.demo.rules import ALERT_MAP, main_rules, preprocessing_rules
 from ppdaemon.errors import PPDaemonError, Unavailable
 from ppdaemon.states import SlotState
 
-__all__ = ("Places", "Service", "ServiceFailed", "node_config", "relay_config", "running", "surveys")
+__all__ = ("Places", "Service", "ServiceFailed", "node_config", "relay_config", "running")
 
 START_S = 90.0
 STOP_S = 90.0
@@ -33,13 +33,6 @@ TASKS = ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metri
 ALL_DETECTORS = f"0-{DETECTOR_COUNT - 1}"
 MARK = "PPDAEMON_DEMO"
 """Environment variable by which a demonstration's processes are known."""
-
-surveys: Mapping[str, str] = {
-    "ApPipe": "BLOCK-365",
-    "SingleFrame": "BLOCK-T60",
-    "Calibration": "BLOCK-295",
-}
-"""The survey that each pipeline is chosen by."""
 
 _IMAGE_FORMATTER = "lsst.images.formatters.GenericFormatter"
 _RICE = {"algorithm": "RICE_1", "tile_shape": [128, 1024]}
@@ -136,7 +129,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
     config : `dict`
         As ``etc/ppdaemon.yaml``.
     """
-    pipelines = resources.files("ppdaemon.demo") / "pipelines"
+    alert_map = places.central / ALERT_MAP
     apdb = str(places.central / APDB_CONFIG)
     return {
         "node": {
@@ -163,13 +156,8 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "local": {"datastore": {"formatters": QUICK_IMAGES}},
         },
         "pipelines": {
-            "preprocessing": [
-                {"survey": surveys["ApPipe"], "pipelines": [str(pipelines / "Preprocess.yaml")]},
-            ],
-            "main": [
-                {"survey": survey, "pipelines": [str(pipelines / f"{name}.yaml")]}
-                for name, survey in surveys.items()
-            ],
+            "preprocessing": preprocessing_rules(alert_map),
+            "main": main_rules(alert_map),
             "overrides": {
                 "loadDiaCatalogs:apdb_config_url": apdb,
                 "associate:apdb_config_url": apdb,
@@ -180,7 +168,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
         "export": {
             "types": [
                 "initial_stars", "difference_image", "dia_source_.*", "alerts", "visit_metrics",
-                "calibration_residuals", "regionTimeInfo", ".*_metadata", ".*_log",
+                "calibration_residuals", "regionTimeInfo", "preload_metrics", ".*_metadata", ".*_log",
             ]
         },
         "log": {"format": "console"},

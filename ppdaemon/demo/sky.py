@@ -9,6 +9,8 @@ Densities follow a field at high galactic latitude: star counts rising as
 exponential discs shrinking towards the faint end.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -22,19 +24,26 @@ __all__ = (
     "DEFAULT_RA_DEG",
     "DEFAULT_SEED",
     "FIELD_HALF_SIZE_ARCSEC",
+    "SECOND_DEC_DEG",
+    "SECOND_RA_DEG",
     "Galaxies",
     "Scene",
     "Sky",
     "Stars",
     "Transients",
     "Variables",
+    "demo_skies",
     "magnitude_to_njy",
     "njy_to_magnitude",
+    "sky_at",
 )
 
 DEFAULT_SEED = 20251121
 DEFAULT_RA_DEG = 150.1
 DEFAULT_DEC_DEG = 2.2
+SECOND_RA_DEG, SECOND_DEC_DEG = 153.1, 2.2
+"""Middle of the other field, which has a reference catalogue but no
+templates."""
 FIELD_HALF_SIZE_ARCSEC = 535.0
 """Objects fill a square of twice this size: the camera at any rotation and a
 dither below 1 arcmin (506 arcsec), and a margin for stamps."""
@@ -290,6 +299,34 @@ class Sky:
         distance = np.hypot(*(place[:, np.newaxis, :] - stars[np.newaxis]).T).min(axis=0)
         place = place[distance > _ROOM_AROUND_BRIGHT_STAR_ARCSEC]
         return self._to_sky(place[:, 0], place[:, 1])
+
+
+def demo_skies() -> tuple[Sky, Sky]:
+    """Return the field of templates and alerts, and the other one."""
+    return Sky(), Sky(DEFAULT_SEED + 1, SECOND_RA_DEG, SECOND_DEC_DEG)
+
+
+def sky_at(skies: Sequence[Sky], ra_deg: float, dec_deg: float) -> Sky:
+    """Return the sky whose field is nearest.
+
+    Parameters
+    ----------
+    skies : `~collections.abc.Sequence` [`Sky`]
+        Fields, far from the poles.
+    ra_deg, dec_deg : `float`
+        A place, ICRS degrees.
+
+    Returns
+    -------
+    sky : `Sky`
+        One of them.
+    """
+
+    def distance(sky: Sky) -> float:
+        east = (sky.ra_deg - ra_deg + 180.0) % 360.0 - 180.0
+        return math.hypot(east * math.cos(math.radians(sky.dec_deg)), sky.dec_deg - dec_deg)
+
+    return min(skies, key=distance)
 
 
 def _count(per_arcmin2: float) -> int:

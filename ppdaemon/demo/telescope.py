@@ -6,6 +6,7 @@ it out. DemoCam is rendered, other cameras write small valid files.
 """
 
 import enum
+import gzip
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +16,17 @@ from typing import Any
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.submit import RelayClient, summary
 from ppdaemon.demo.delivery import Delivery
+from ppdaemon.demo.faults import WRONG_GROUP, Faults, Misprint, with_cards
 from ppdaemon.demo.geometry import CAMERA_NAME
-from ppdaemon.demo.plan import ExposurePlan
-from ppdaemon.demo.raws import detector_names, encode_blank, encode_raw, raw_path, write_expected_sensors
+from ppdaemon.demo.plan import ExposurePlan, primary_header
+from ppdaemon.demo.raws import detector_names, encode_blank, encode_raw, place_in, write_expected_sensors
 from ppdaemon.demo.render import render_raw
-from ppdaemon.demo.sky import Sky
+from ppdaemon.demo.sky import Sky, demo_skies, sky_at
 from ppdaemon.demo.visits import Cadence, VisitPlan
 from ppdaemon.errors import Refused
+from ppdaemon.rawlayout import LayoutName, make_layout
 
-__all__ = ("Happening", "Moment", "SimulatedCamera", "Step", "Telescope", "timeline")
+__all__ = ("Compression", "Happening", "Moment", "SimulatedCamera", "Step", "Telescope", "timeline")
 
 
 class Step(enum.StrEnum):
@@ -33,6 +36,24 @@ class Step(enum.StrEnum):
     CANCEL = "cancelled"
     EXPOSE = "exposing"
     LAND = "landed"
+
+
+class Compression(enum.StrEnum):
+    """How whole files are compressed, beside the tiles in them."""
+
+    NONE = "none"
+    FZ = "fz"
+    """Not any more: the ending says that tiles are."""
+    GZ = "gz"
+
+    @property
+    def suffix(self) -> str:
+        """What is behind ``.fits`` (`str`)."""
+        return "" if self is Compression.NONE else f".{self}"
+
+    def applied(self, content: bytes) -> bytes:
+        """Compress a file's content."""
+        return gzip.compress(content, mtime=0) if self is Compression.GZ else content
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +66,15 @@ class Moment:
     exposure: ExposurePlan | None = field(compare=False, default=None)
 
 
-def timeline(visits: Iterable[VisitPlan], cadence: Cadence, *, announce: bool, cancel: bool) -> list[Moment]:
+def timeline(
+    visits: Iterable[VisitPlan],
+    cadence: Cadence,
+    *,
+    announce: bool,
+    cancel: bool,
+    announce_after_s: float | None = None,
+    late_s: float = 0.0,
+) -> list[Moment]:
     """Return when what happens, in order.
 
     Parameters
@@ -59,6 +88,10 @@ def timeline(visits: Iterable[VisitPlan], cadence: Cadence, *, announce: bool, c
     cancel : `bool`
         Whether each is cancelled in the middle of its lead time, and has no
         exposures.
+    announce_after_s : `float`, optional
+        Visits are announced only so long after their last raws landed.
+    late_s : `float`, optional
+        How much later than usual raws land.
 
     Returns
     -------
@@ -68,6 +101,9 @@ def timeline(visits: Iterable[VisitPlan], cadence: Cadence, *, announce: bool, c
     moments: list[Moment] = []
     for visit in visits:
         at_s = visit.announced_tai_s
+        landing_s = cadence.readout_s + late_s
+        if announce_after_s is not None:
+            at_s = visit.exposures[-1].end_tai_s + landing_s + announce_after_s
         if announce:
             moments.append(Moment(at_s, Step.ANNOUNCE, visit))
         if cancel:
@@ -75,7 +111,7 @@ def timeline(visits: Iterable[VisitPlan], cadence: Cadence, *, announce: bool, c
             continue
         for exposure in visit.exposures:
             moments.append(Moment(exposure.begin_tai_s, Step.EXPOSE, visit, exposure))
-            moments.append(Moment(exposure.end_tai_s + cadence.readout_s, Step.LAND, visit, exposure))
+            moments.append(Moment(exposure.end_tai_s + landing_s, Step.LAND, visit, exposure))
     moments.sort()
     if not moments:
         return []
@@ -92,19 +128,32 @@ class SimulatedCamera:
         A camera with a focal-plane table.
     detectors : `~collections.abc.Sequence` [`int`], optional
         Those that are read out; all by default.
-    sky : `~ppdaemon.demo.sky.Sky`, optional
-        What DemoCam sees.
+    skies : `~collections.abc.Sequence` [`~ppdaemon.demo.sky.Sky`], optional
+        What DemoCam sees: the field that is nearest to where it looks.
+    layout : `str`, optional
+        How paths below the raw root are built.
+    compression : `Compression`, optional
+        Of whole files; tells their ending.
+    faults : `~ppdaemon.demo.faults.Faults`, optional
+        What is wrong in headers.
 
     Raises
     ------
     ConfigError
         Raised where the camera has no focal-plane table.
     ValueError
-        Raised where it has no such detector.
+        Raised where it has no such detector, or a fault is not possible.
     """
 
     def __init__(
-        self, instrument: str = CAMERA_NAME, detectors: Sequence[int] | None = None, sky: Sky | None = None
+        self,
+        instrument: str = CAMERA_NAME,
+        detectors: Sequence[int] | None = None,
+        skies: Sequence[Sky] | None = None,
+        *,
+        layout: LayoutName = "lsst",
+        compression: Compression = Compression.NONE,
+        faults: Faults | None = None,
     ):
         self._names = detector_names(instrument)
         self.instrument = instrument
@@ -115,7 +164,16 @@ class SimulatedCamera:
                 f"{instrument} has no detector {', '.join(map(str, unknown))}; "
                 f"it has {min(self._names)} to {max(self._names)}"
             )
-        self._sky = (sky or Sky()) if instrument == CAMERA_NAME else None
+        self._faults = faults or Faults()
+        chosen = self._faults.drop_detectors | (self._faults.only or frozenset())
+        if not chosen <= set(self.detectors):
+            raise ValueError(f"detectors {sorted(chosen - set(self.detectors))} are not read out")
+        if self._faults.misprint is Misprint.DETECTOR and len(self._names) == 1:
+            raise ValueError(f"{instrument} has no other detector that a header could name")
+        self._layout = make_layout(layout, {instrument: self.detectors})
+        self._compression = compression
+        self._lists = layout == "lsst"
+        self._skies = (skies or demo_skies()) if instrument == CAMERA_NAME else ()
 
     def read_out(self, plan: ExposurePlan) -> Iterator[tuple[int, Path, bytes, bytes]]:
         """Make the files of an exposure.
@@ -131,12 +189,35 @@ class SimulatedCamera:
         """
         for detector in self.detectors:
             name = self._names[detector][0]
-            yield detector, raw_path(plan, name), *self._encode(plan, detector, name)
+            image, sidecar = self._encode(plan, detector, name)
+            if self._faults.misprint is not None and self._faults.strikes(detector):
+                image = with_cards(image, self._misprinted(self._faults.misprint, plan, detector))
+            path = place_in(self._layout, plan, detector, name)
+            yield (
+                detector,
+                path.with_name(path.name + self._compression.suffix),
+                self._compression.applied(image),
+                sidecar,
+            )
+
+    def announce_detectors(self, root: Path, plan: ExposurePlan) -> None:
+        """Write the list of an exposure's detectors, where the layout has one."""
+        if self._lists:
+            write_expected_sensors(root, plan, self.detectors)
 
     def _encode(self, plan: ExposurePlan, detector: int, name: str) -> tuple[bytes, bytes]:
-        if self._sky is None:
+        if not self._skies:
             return encode_blank(plan, detector, name)
-        return encode_raw(plan, detector, render_raw(plan, detector, self._sky))
+        sky = sky_at(self._skies, plan.ra_deg or 0.0, plan.dec_deg or 0.0)
+        return encode_raw(plan, detector, render_raw(plan, detector, sky))
+
+    def _misprinted(self, misprint: Misprint, plan: ExposurePlan, detector: int) -> dict[str, Any]:
+        if misprint is Misprint.GROUP:
+            return {"GROUPID": WRONG_GROUP}
+        numbers = list(self._names)
+        other = numbers[(numbers.index(detector) + 1) % len(numbers)]
+        header = primary_header(plan, other, self._names[other][0])
+        return {key: header[key] for key in ("RAFTBAY", "CCDSLOT", "DETECTOR", "LSST_NUM")}
 
 
 @dataclass(frozen=True)
@@ -241,8 +322,5 @@ class Telescope:
         return f"{answer.status} by the relay, {answer.detectors} detectors"
 
     def _land(self, plan: ExposurePlan) -> int:
-        write_expected_sensors(self._delivery.root, plan, self._camera.detectors)
-        return sum(
-            self._delivery.deliver(path, image, sidecar, detector)
-            for detector, path, image, sidecar in self._exposed.pop(plan.exposure_id)
-        )
+        self._camera.announce_detectors(self._delivery.root, plan)
+        return self._delivery.deliver_all(self._exposed.pop(plan.exposure_id))

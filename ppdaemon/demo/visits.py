@@ -12,6 +12,7 @@ from ppdaemon.clock import day_obs, tai_iso
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.plan import CAMERA_CODES, ExposurePlan, ImageType
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
+from ppdaemon.rawlayout import LayoutName
 
 __all__ = ("Cadence", "Pointing", "VisitPlan", "next_seq_num", "plan_visits")
 
@@ -19,6 +20,7 @@ _SIMULATED_QUEUE = 999
 _COORDINATES_ICRS, _ROTATION_SKY, _NONE = 2, 2, 1
 _DOME_CLOSED, _DOME_OPEN = 1, 2
 _UTC_MINUS_TAI_S = -37.0
+_SEQUENCE_DIGITS = 5
 _DITHER_ARCSEC = 40.0
 _GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
 
@@ -65,6 +67,8 @@ class VisitPlan:
     exposures: tuple[ExposurePlan, ...]
     announced_tai_s: float
     lead_s: float
+    filter_announced: bool = True
+    """Whether the announcement names the filter, or accepts any."""
 
     @property
     def group(self) -> str:
@@ -84,7 +88,7 @@ class VisitPlan:
             "startTime": first.begin_tai_s,
             "rotationSystem": _ROTATION_SKY if on_sky else _NONE,
             "cameraAngle": first.rotpa_deg or 0.0,
-            "filters": first.physical_filter,
+            "filters": first.physical_filter if self.filter_announced else "",
             "dome": _DOME_OPEN if on_sky else _DOME_CLOSED,
             "duration": self.exposures[-1].end_tai_s - self.announced_tai_s,
             "nimages": len(self.exposures),
@@ -191,8 +195,30 @@ def plan_visits(
     return visits
 
 
-def next_seq_num(root: Path, instrument: str, tai_s: float) -> int:
-    """Return the first sequence number of the day that has no folder yet."""
-    folder = root / instrument / str(day_obs(tai_s))
-    taken = folder.glob(f"{CAMERA_CODES[instrument]}_?_*_??????") if folder.is_dir() else ()
-    return max((int(each.name[-6:]) for each in taken), default=0) + 1
+def next_seq_num(root: Path, instrument: str, tai_s: float, layout: LayoutName = "lsst") -> int:
+    """Return the first sequence number of the day that has no folder yet.
+
+    Parameters
+    ----------
+    root : `pathlib.Path`
+        The raw root; need not exist.
+    instrument : `str`
+        The camera.
+    tai_s : `float`
+        A moment of the day, TAI seconds since 1970.
+    layout : `str`, optional
+        How paths below the root are built.
+
+    Returns
+    -------
+    seq_num : `int`
+        From 1.
+    """
+    day = day_obs(tai_s)
+    exposures = {
+        "lsst": f"{day}/{CAMERA_CODES[instrument]}_?_{day}_??????",
+        "imsim": f"{day}/{day}?????",
+        "generic": f"*/*/*/{day}?????",
+    }
+    taken = (root / instrument).glob(exposures[layout])
+    return max((int(each.name[-_SEQUENCE_DIGITS:]) for each in taken), default=0) + 1

@@ -44,8 +44,9 @@ class SubtractConnections(pipeBase.PipelineTaskConnections, dimensions=("instrum
         storageClass="MaskedImageV2",
         dimensions=("skymap", "tract", "patch", "band"),
         multiple=True,
+        # Its graph constraint is not deferred: a visit without a template in
+        # its band has no graph then, and falls to the next pipeline.
         deferLoad=True,
-        deferGraphConstraint=True,
     )
     template_warp = cT.Output(
         name="template_warp",
