@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import pydantic
 import yaml
 
+from ppdaemon.angles import full_turn
 from ppdaemon.errors import ConfigError
 from ppdaemon.wire import Model
 
-__all__ = ("Camera", "DetectorGeometry", "SkyPoint", "camera_names", "load_camera", "padded")
+__all__ = ("Camera", "DetectorGeometry", "Site", "SkyPoint", "camera_names", "load_camera", "padded")
 
 type SkyPoint = tuple[float, float]
 """Right ascension in [0, 360) and declination, both in degrees."""
@@ -63,6 +64,15 @@ class _Radial(Model):
     c5: float
 
 
+class Site(Model):
+    """Where a telescope stands, WGS 84."""
+
+    longitude_deg: Annotated[float, pydantic.Field(ge=-180, le=360)]
+    """East is positive."""
+    latitude_deg: Annotated[float, pydantic.Field(ge=-90, le=90)]
+    height_m: Annotated[float, pydantic.Field(ge=-500, le=9000)]
+
+
 def _by_id(value: Any) -> Any:
     """Turn the table's list of detectors into a mapping by id."""
     if isinstance(value, list):
@@ -80,26 +90,28 @@ class Camera(Model):
     Notes
     -----
     A point (x, y) of the focal plane, at r = sqrt(x^2 + y^2) mm from the
-    axis, is seen at the angular distance
+    axis, is seen in the plane that touches the sky at the boresight, at the
+    distance
 
-        theta(r) = plate scale * r * (c1 + c3 r^2 + c5 r^4)
+        rho(r) = plate scale * r * (c1 + c3 r^2 + c5 r^4)
 
-    from the boresight. At camera rotation 0 focal-plane +Y points north and
-    +X west (east where `focal_plane_parity` is true); the rotation is the
-    position angle of +Y, counted from north through east. The point's
-    position angle is therefore ``rotation + atan2(s x, y)`` with s = -1
+    from it: its angular distance is arctan(rho). That is the gnomonic
+    projection (FITS ``TAN``), and how LSST's ``makeSkyWcs`` (afw) joins a
+    camera's field angles to the sky. At camera rotation 0 focal-plane +Y
+    points north and +X west (east where `focal_plane_parity` is true); the
+    rotation is the position angle of +Y, counted from north through east. The
+    point's position angle is therefore ``rotation + atan2(s x, y)`` with s = -1
     (+1 with parity), and its place follows by spherical trigonometry, which
     holds at the poles as anywhere.
-
-    Where a camera's field angle is taken for a radius in the tangent plane
-    instead, as a gnomonic projection does, a point 1.75 degrees off axis lies
-    2 arcsec further in; at 0.3 degrees the difference is 0.01 arcsec.
     """
 
     instrument: str
     focal_plane_parity: bool
     plate_scale_arcsec_per_mm: float = pydantic.Field(gt=0)
     radial_coefficients: _Radial
+    site: Site | None = None
+    """Where its telescope stands; needed for positions in azimuth and
+    altitude."""
     detectors: Annotated[Mapping[int, DetectorGeometry], pydantic.BeforeValidator(_by_id)]
     """By id."""
 
@@ -211,7 +223,8 @@ class Camera(Model):
         r2 = x_mm * x_mm + y_mm * y_mm
         radial = self.radial_coefficients
         scale = self.plate_scale_arcsec_per_mm * _ARCSEC
-        theta = scale * math.sqrt(r2) * (radial.c1 + r2 * (radial.c3 + r2 * radial.c5))
+        rho = scale * math.sqrt(r2) * (radial.c1 + r2 * (radial.c3 + r2 * radial.c5))
+        theta = math.atan(rho)
         sign = 1.0 if self.focal_plane_parity else -1.0
         angle = math.radians(sky_angle_deg) + math.atan2(sign * x_mm, y_mm)
 
@@ -321,9 +334,7 @@ def _to_vector(point: SkyPoint) -> _Vector:
 
 def _to_point(vector: _Vector) -> SkyPoint:
     x, y, z = vector
-    ra_deg = math.degrees(math.atan2(y, x)) % 360.0
-    # The remainder of a tiny negative angle rounds to 360.
-    return (0.0 if ra_deg == 360.0 else ra_deg), math.degrees(math.atan2(z, math.hypot(x, y)))
+    return full_turn(math.degrees(math.atan2(y, x))), math.degrees(math.atan2(z, math.hypot(x, y)))
 
 
 def _sum(weights: Sequence[float], vectors: Sequence[_Vector]) -> _Vector:

@@ -5,38 +5,44 @@ The docstring under each field is its documentation; ``etc/ppdaemon.yaml`` and
 ``etc/pprelay.yaml`` show every key. Selection rules are `ppdaemon.selection`'s.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ppdaemon.errors import ConfigError
-from ppdaemon.selection import Rule
-from ppdaemon.visit import Name
+from ppdaemon.rawroots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuited
+from ppdaemon.selection import Rule, never_reached
+from ppdaemon.thishost import ThisHost, this_host
+from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
-from ppdaemon.yamlfile import load_model
+from ppdaemon.yamlfile import load_model, read_yaml
 
 __all__ = (
     "ArrivalsConfig",
     "ButlerConfig",
     "EngineConfig",
     "ExportConfig",
+    "ExposuresConfig",
+    "IngestKind",
     "LogConfig",
     "MemoryConfig",
     "NodeConfig",
     "NodePart",
     "PipelinesConfig",
+    "PreloadConfig",
     "RelayConfig",
     "RelayInstrument",
     "RelayLink",
     "TimesConfig",
+    "VisitGrouping",
     "WorkersConfig",
     "detector_set",
     "load_node",
     "load_relay",
+    "remarks",
 )
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
@@ -102,9 +108,17 @@ def detector_set(text: str) -> tuple[int, ...]:
     return _unique(tuple(_detectors(text)))
 
 
+def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = this_host(info)
+    return value if host is None else host.folder(value)
+
+
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Seconds = Annotated[float, pydantic.Field(gt=0)]
 Detectors = Annotated[tuple[int, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)]
+VisitGrouping = Literal["one-to-one", "by-group"]
+IngestKind = Literal["builtin", "obs_base"]
+WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
 Address = Annotated[str, pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$")]
 
 
@@ -113,9 +127,9 @@ class NodePart(Model):
 
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")]
     """Name of this node, unique among the nodes of a relay."""
-    state_dir: Path
+    state_dir: WritableFolder
     """Journal, spool and logs; on a local disk that outlives a restart."""
-    ramdisk: Path
+    ramdisk: WritableFolder
     """Where workers have their repos; a tmpfs. Everything below
     ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon."""
     control: Path
@@ -140,12 +154,21 @@ class RelayLink(Model):
 class ArrivalsConfig(Model):
     """Where raws land and how that is noticed."""
 
-    roots: Annotated[tuple[Path, ...], pydantic.Field(min_length=1)]
-    """Raw roots: nothing outside of them is ever opened."""
-    layout: Literal["lsst", "imsim", "generic"] = "lsst"
-    """How paths below the roots are built."""
-    inotify: bool = True
-    """Watch the roots through the kernel."""
+    roots: tuple[RootConfig, ...]
+    """Raw roots: nothing outside of them is ever opened. A path, or a mapping
+    with what is special there."""
+    layout: LayoutField = "lsst"
+    """How paths below the roots are built; a name, or a mapping with
+    ``pattern`` and ``path``."""
+    watch: WatchKind = "auto"
+    """How the roots are watched; ``auto`` goes by the filesystem."""
+    done: DoneMarker | None = None
+    """The file without which a raw is not complete."""
+    remote: tuple[RemoteRoot, ...] = ()
+    """Prefixes of object stores: no other URI is ever fetched."""
+    poll_s: Seconds = 0.4
+    """Interval of the look for raws of open visits, where the kernel has no
+    news."""
     scan_s: Seconds = 2.0
     """Interval of the look behind the watch at today's folders."""
     subscribe: tuple[Address, ...] = ()
@@ -154,8 +177,40 @@ class ArrivalsConfig(Model):
     """How long a raw without an announcement is remembered."""
     sidecar_wait_s: Seconds = 1.0
     """How long to wait for a late sidecar before the FITS header is read."""
+    quiet_s: Seconds = 10.0
+    """A visit of an unknown number of images is over when none came for so
+    long after the last."""
     image_timeout_s: Seconds = 120.0
     """A visit waits 2 x duration + this, counted from its announcement."""
+
+    @pydantic.field_validator("roots")
+    @classmethod
+    def _different(cls, value: tuple[RootConfig, ...]) -> tuple[RootConfig, ...]:
+        paths = [root.path for root in value]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a root is named twice")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _somewhere(self) -> "ArrivalsConfig":
+        if not self.roots and not self.remote:
+            raise ValueError("neither roots nor remote: there is nowhere to look for raws")
+        return self
+
+    def patience_s(self, visit: NextVisit) -> float:
+        """Return how long the images of a visit are waited for.
+
+        Parameters
+        ----------
+        visit : `~ppdaemon.visit.NextVisit`
+            The announcement.
+
+        Returns
+        -------
+        patience_s : `float`
+            Seconds since the announcement.
+        """
+        return 2 * visit.duration_s + self.image_timeout_s
 
 
 class MemoryConfig(Model):
@@ -264,14 +319,54 @@ class ButlerConfig(Model):
     passed over."""
     skymap: str | None = None
     """Name of the sky map of templates."""
-    padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 30.0
-    """How far the footprint is widened on each side for preload."""
+    ingest: IngestKind | dict[Name, IngestKind] = "builtin"
+    """Who puts raws into workers' repos, for all instruments or by instrument:
+    ``obs_base`` means the tasks of lsst.obs.base."""
+    visits: dict[Name, VisitGrouping] = {}
+    """What a visit is, by instrument: ``one-to-one`` each exposure,
+    ``by-group`` all snaps of a group. Where nothing is said, what the
+    instrument's class says in ``visitSystem``, or else one-to-one."""
     local: dict[str, Any] = {}
     """Configuration of the workers' own repos, merged into their
     ``butler.yaml``: formatters and write recipes, for instance."""
     deployment: Name = ""
     """Last part of run names; made of versions, pipelines and configuration
     where it is empty."""
+
+    @pydantic.model_validator(mode="after")
+    def _known(self) -> "ButlerConfig":
+        named = {*self.visits, *(self.ingest if isinstance(self.ingest, dict) else ())}
+        if unknown := named - set(self.instrument_class):
+            raise ValueError(f"instrument_class: no entry for {', '.join(sorted(unknown))}")
+        return self
+
+    def ingest_of(self, instrument: str) -> IngestKind:
+        """Return who puts an instrument's raws into workers' repos.
+
+        Parameters
+        ----------
+        instrument : `str`
+            Short name.
+
+        Returns
+        -------
+        kind : `str`
+            ``builtin`` where nothing is said.
+        """
+        if isinstance(self.ingest, dict):
+            return self.ingest.get(instrument, "builtin")
+        return self.ingest
+
+
+class PreloadConfig(Model):
+    """What is brought to the host before the image."""
+
+    padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 30.0
+    """How far a detector's footprint is widened on each side."""
+    cache_max: Annotated[Size, pydantic.Field(gt=0)] = 20_000_000_000
+    """Files that the workers of a host share on its RAM disk: above this the
+    least recently used ones are dropped, as far as no worker's repo holds
+    them."""
 
 
 class PipelinesConfig(Model):
@@ -289,17 +384,60 @@ class PipelinesConfig(Model):
 class EngineConfig(Model):
     """How pipelines are run."""
 
-    kind: Literal["separable"] = "separable"
-    """``separable``: lsst's SeparablePipelineExecutor, in the worker."""
+    kind: Literal["direct", "separable", "pipetask"] = "direct"
+    """``direct``: in memory, all that needs no pixels done before the image;
+    what it does not handle is left to ``separable``. ``separable``: lsst's
+    SeparablePipelineExecutor, in the worker. ``pipetask``: the command-line
+    program, in a process of its own; costs seconds."""
+    memory_max: Size | None = None
+    """``direct``: memory for what tasks of one visit hand on; what does not
+    fit goes through files on the RAM disk. None for a quarter of
+    ``workers.memory.hard``."""
+    read_ahead_max: Size | None = None
+    """``direct``: memory for inputs that are read before the image, and the
+    same again for calibrations that are kept for later visits. None for an
+    eighth of ``workers.memory.hard``."""
     no_return: tuple[str, ...] = ()
-    """Labels of tasks that write what cannot be taken back (alert database,
-    alert stream)."""
+    """Tasks that write what cannot be taken back (alert database, alert
+    stream): labels, or full names of classes, which stand for derived ones
+    too."""
+    apdb: dict[Name, str] = {}
+    """Configuration of the alert database (`lsst.dax.apdb`) by instrument: it
+    is asked whether a failed task has left anything there."""
+    apdb_tasks: tuple[str, ...] = ()
+    """Those of ``no_return`` that write nothing permanent elsewhere."""
+
+    @pydantic.model_validator(mode="after")
+    def _askable(self) -> "EngineConfig":
+        if unknown := [name for name in self.apdb_tasks if name not in self.no_return]:
+            raise ValueError(f"apdb_tasks: {', '.join(unknown)} must stand in no_return too")
+        if self.apdb and not self.apdb_tasks:
+            raise ValueError("apdb_tasks: missing key, apdb needs to know which tasks write there")
+        return self
+
+
+class ExposuresConfig(Model):
+    """How far an image of the sky may be from its announcement."""
+
+    pointing_deg: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    """Distance of the boresight on the sky."""
+    rotation_deg: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    """Difference of the camera's position angle."""
+    filter: Literal["exact", "ignore"] = "exact"
+    """``exact``: the filter must be an announced one."""
 
 
 class ExportConfig(Model):
     """What leaves the worker."""
 
-    types: tuple[str, ...] = (r".*_metadata", r".*_log")
+    types: tuple[str, ...] = (
+        r".*_metadata",
+        r".*_log",
+        r".*_config",
+        "packages",
+        "prompt_deployment",
+        "preload_metrics",
+    )
     """Regular expressions on names of dataset types; a whole name must
     match one of them."""
     retry_s: Seconds = 10.0
@@ -332,10 +470,31 @@ class NodeConfig(Model):
     workers: WorkersConfig = WorkersConfig()
     butler: ButlerConfig | None = None
     """Needed by `ppdaemon.middleware.work`; other work may do without."""
+    preload: PreloadConfig = PreloadConfig()
     pipelines: PipelinesConfig
+    exposures: ExposuresConfig = ExposuresConfig()
     engine: EngineConfig = EngineConfig()
     export: ExportConfig = ExportConfig()
     log: LogConfig = LogConfig()
+
+    @pydantic.field_validator("arrivals")
+    @classmethod
+    def _suited(cls, value: ArrivalsConfig, info: pydantic.ValidationInfo) -> ArrivalsConfig:
+        node = info.data.get("node")
+        if node is None:
+            return value
+        problems = [
+            InitErrorDetails(
+                type=PydanticCustomError("unsuited", "{text}", {"text": text}),
+                loc=(kind, number, key),
+                input=None,
+            )
+            for kind, roots in (("roots", value.roots), ("remote", value.remote))
+            for number, key, text in unsuited(roots, value.layout, value.done, node.instruments)
+        ]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data("arrivals", problems)
+        return value
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "NodeConfig":
@@ -365,7 +524,7 @@ class RelayConfig(Model):
     """Where next_visit events come in."""
     nodes: Address = "tcp://127.0.0.1:5571"
     """Where nodes connect."""
-    state_dir: Path
+    state_dir: WritableFolder
     """The ledger; on a local disk that outlives a restart."""
     instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
     expiry_s: Seconds = 3600.0
@@ -380,7 +539,7 @@ class RelayConfig(Model):
     log: LogConfig = LogConfig()
 
 
-def load_node(path: Path, environment: Mapping[str, str]) -> NodeConfig:
+def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = True) -> NodeConfig:
     """Read and check the configuration of a node.
 
     Parameters
@@ -389,6 +548,8 @@ def load_node(path: Path, environment: Mapping[str, str]) -> NodeConfig:
         A YAML file.
     environment : `~collections.abc.Mapping` [`str`, `str`]
         For ``${NAME}`` in values.
+    writing : `bool`, optional
+        Whether the node's folders have to be writable.
 
     Returns
     -------
@@ -400,34 +561,32 @@ def load_node(path: Path, environment: Mapping[str, str]) -> NodeConfig:
     ppdaemon.errors.ConfigError
         Raised with every error, its line and key.
     """
-    config = load_model(path, NodeConfig, environment)
-    chosen = config.pipelines
-    problems = [
-        f"{path}: pipelines.{name}: {file}: no such file"
-        for name, rules in (("preprocessing", chosen.preprocessing), ("main", chosen.main))
-        for rule in rules
-        for file in rule.pipelines
-        if not Path(file).is_file()
+    return load_model(path, NodeConfig, environment, ThisHost(environment, writing=writing))
+
+
+def remarks(path: Path, config: NodeConfig) -> list[str]:
+    """Find what can be used and is hardly meant.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The YAML file.
+    config : `NodeConfig`
+        What it says.
+
+    Returns
+    -------
+    remarks : `list` [`str`]
+        Each with file, line and key.
+    """
+    _, lines = read_yaml(path)
+    lists = {"preprocessing": config.pipelines.preprocessing, "main": config.pipelines.main}
+    return [
+        f"{path}:{lines['pipelines', name, late]}: pipelines.{name}.{late}: never reached: "
+        f"all its visits go to pipelines.{name}.{early}"
+        for name, rules in lists.items()
+        for late, early in never_reached(rules)
     ]
-    for key, folder in (("node.state_dir", config.node.state_dir), ("node.ramdisk", config.node.ramdisk)):
-        problem = _unwritable(folder)
-        if problem:
-            problems.append(f"{path}: {key}: {folder}: {problem}")
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
-def _unwritable(folder: Path) -> str | None:
-    """Say why files cannot be made below a folder that may not exist yet."""
-    nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        return f"{nearest} is not a folder"
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"not writable ({nearest})"
-    return None
 
 
 def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
@@ -450,8 +609,4 @@ def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
     ppdaemon.errors.ConfigError
         Raised with every error, its line and key.
     """
-    config = load_model(path, RelayConfig, environment)
-    problem = _unwritable(config.state_dir)
-    if problem:
-        raise ConfigError([f"{path}: state_dir: {config.state_dir}: {problem}"])
-    return config
+    return load_model(path, RelayConfig, environment, ThisHost(environment))

@@ -7,7 +7,11 @@ from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
 
-__all__ = ("NodeFolders",)
+__all__ = ("REFUSAL", "NodeFolders")
+
+REFUSAL = "refused.txt"
+"""Says in a spool why it cannot be exported; it stays there when an operator
+moves the spool back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,16 @@ class NodeFolders:
     def cache(self) -> Path:
         """Files shared between workers by hard link (`pathlib.Path`)."""
         return self.ramdisk / "cache"
+
+    @property
+    def runs(self) -> Path:
+        """What each output run has once, for all workers (`pathlib.Path`)."""
+        return self.ramdisk / "runs"
+
+    @property
+    def canaries(self) -> Path:
+        """Files whose changes the kernel must tell of (`pathlib.Path`)."""
+        return self.ramdisk / "canaries"
 
     @property
     def slots(self) -> Path:
@@ -104,6 +118,21 @@ class NodeFolders:
     def spool(self) -> Path:
         """Outputs that wait for export (`pathlib.Path`)."""
         return self.state / "spool"
+
+    @property
+    def refused(self) -> Path:
+        """Outputs that cannot be exported, with the reasons (`pathlib.Path`)."""
+        return self.state / "refused"
+
+    def moved_back(self) -> list[Path]:
+        """Return the spools that an operator has moved back from `refused`.
+
+        Returns
+        -------
+        spools : `list` [`pathlib.Path`]
+            Folders among those that wait for export.
+        """
+        return sorted(note.parent for note in self.spool.glob(f"*/{REFUSAL}"))
 
     def spooled(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
         """Return where one attempt's outputs wait for export.

@@ -24,6 +24,22 @@ def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> stru
     return event
 
 
+def _tell_task(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Tell the task, and of which data it is, in its own words.
+
+    LSST code carries both in records, as ``MDC``: ``LABEL`` is the task's
+    label, then a colon and the data ID.
+    """
+    mapped = event.pop("MDC", None) or {}
+    label, _, data_id = mapped.get("LABEL", "").partition(":")
+    told = {"task": label, "data_id": data_id}
+    told |= {key.lower(): mapped.get(key) for key in ("INSTRUMENT", "GROUP", "DETECTOR", "EXPOSURE")}
+    for key, value in told.items():
+        if value and key not in event:
+            event[key] = value
+    return event
+
+
 def set_up(
     level: str, form: Literal["json", "console"], *, stream: TextIO | None = None, **context: object
 ) -> None:
@@ -46,6 +62,7 @@ def set_up(
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _tell_task,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _cut,

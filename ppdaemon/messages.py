@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the processes say to each other.
 
-Three conversations: relay and node (ZeroMQ), supervisor and worker, and
-supervisor and zygote (SOCK_SEQPACKET, one message per packet). Orders are in
+Four conversations: relay and node (ZeroMQ), supervisor and worker, zygote, and
+reader (SOCK_SEQPACKET, one message per packet). Orders are in
 the imperative, facts in the past tense. The control socket's requests are in
 `ppdaemon.reports`, the observatory's events in `ppdaemon.visit`.
 """
@@ -25,6 +25,7 @@ __all__ = (
     "ExportSpool",
     "Exported",
     "FACTS",
+    "FACT_KEYS",
     "Fact",
     "ForkFailed",
     "ForkWorker",
@@ -39,6 +40,8 @@ __all__ = (
     "NakedVisit",
     "NODE_LIMIT",
     "ORDERS",
+    "ObjectRead",
+    "ObjectUnread",
     "PACKET_LIMIT",
     "Pipelines",
     "PointOfNoReturn",
@@ -46,9 +49,13 @@ __all__ = (
     "Prepared",
     "Process",
     "Quit",
+    "READER_FACTS",
+    "READER_ORDERS",
     "RELAY_LIMIT",
     "Raw",
     "RawRefused",
+    "ReadObject",
+    "ReaderReady",
     "Ready",
     "Reaped",
     "ResultsSeen",
@@ -259,7 +266,7 @@ class Raw(Model):
     """One raw image of one detector, complete on the shared filesystem."""
 
     path: str
-    """Absolute path of the FITS file."""
+    """Absolute path of the FITS file, or the URI of an object, escaped."""
     sidecar: str | None = None
     """Absolute path of the JSON file beside it, if there is one."""
     instrument: Name
@@ -401,6 +408,9 @@ class Done(Fact):
     outcome: Outcome
     reason: str = ""
     retriable: bool = False
+    nothing_permanent: bool = False
+    """Whether it is known that nothing permanent has happened, although a
+    point of no return was announced."""
     pipeline: str = ""
     engine: str = ""
     spool: str | None = None
@@ -426,6 +436,8 @@ class Exported(Model):
 
     type: Literal["exported"] = "exported"
     spools: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+    """Others that cannot be registered; they were set apart."""
     tai: float
     datasets: int
 
@@ -508,4 +520,56 @@ class Reaped(Model):
 
 ZYGOTE_WORDS = pydantic.TypeAdapter[ZygoteReady | Forked | ForkFailed | Reaped](
     Annotated[ZygoteReady | Forked | ForkFailed | Reaped, pydantic.Field(discriminator="type")]
+)
+
+
+# --- supervisor and reader -------------------------------------------------
+
+FACT_KEYS = ("GROUPID", "OBSID", "CURINDEX", "MAXINDEX", "expectedSensors")
+"""What is told of a sidecar, a header, or a list of detectors."""
+
+
+class ReadObject(Model):
+    """Read what an object says of its exposure."""
+
+    type: Literal["read_object"] = "read_object"
+    number: int
+    """Stands in the answer."""
+    what: Literal["json", "header"]
+    """The whole, or the primary header of a FITS file."""
+    uri: str
+    """Escaped as URIs are."""
+
+
+READER_ORDERS = pydantic.TypeAdapter[ReadObject](ReadObject)
+
+
+class ReaderReady(Model):
+    """The reader has imported what it needs."""
+
+    type: Literal["reader_ready"] = "reader_ready"
+    pid: int
+
+
+class ObjectRead(Model):
+    """An object was read."""
+
+    type: Literal["object_read"] = "object_read"
+    number: int
+    content: dict[str, Any]
+    """Those of `FACT_KEYS` that it has; not checked yet."""
+
+
+class ObjectUnread(Model):
+    """An object was not read."""
+
+    type: Literal["object_unread"] = "object_unread"
+    number: int
+    why: Literal["missing", "bad", "unavailable"]
+    """Not there; not to be understood; or the store does not serve now."""
+    reason: str
+
+
+READER_FACTS = pydantic.TypeAdapter[ReaderReady | ObjectRead | ObjectUnread](
+    Annotated[ReaderReady | ObjectRead | ObjectUnread, pydantic.Field(discriminator="type")]
 )

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ("adopt_orphans", "children", "die_with_parent", "end_orphans")
+__all__ = ("adopt_orphans", "bearers", "children", "die_with_parent", "end_orphans", "family")
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -35,19 +35,67 @@ def adopt_orphans() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1, "PR_SET_CHILD_SUBREAPER")
 
 
-def children() -> set[int]:
-    """Return the children of this process, of all its threads.
+def children(pid: int | None = None) -> set[int]:
+    """Return the children of a process, of all its threads.
+
+    Parameters
+    ----------
+    pid : `int`, optional
+        Process id; this process if it is not given.
 
     Returns
     -------
     pids : `set` [`int`]
-        The dead that nobody has waited for are among them.
+        The dead that nobody has waited for are among them. A process that is
+        gone has none.
     """
     found: set[int] = set()
-    for listing in Path("/proc/self/task").glob("*/children"):
+    for listing in Path(f"/proc/{pid or 'self'}/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-            found.update(int(pid) for pid in listing.read_text().split())
+            found.update(int(child) for child in listing.read_text().split())
     return found
+
+
+def bearers(variable: str, value: str) -> set[int]:
+    """Return the processes with a variable in the environment they began with.
+
+    Parameters
+    ----------
+    variable, value : `str`
+        The variable.
+
+    Returns
+    -------
+    pids : `set` [`int`]
+        Of processes whose environment may be read; children inherit it.
+    """
+    wanted = os.fsencode(f"{variable}={value}")
+    found: set[int] = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # gone, or somebody else's
+                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+    return found
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that descend from it.
+
+    Parameters
+    ----------
+    pid : `int`
+        Process id.
+
+    Returns
+    -------
+    pids : `list` [`int`]
+        The process comes first.
+    """
+    members = [pid]
+    for member in members:  # which grows meanwhile
+        members += children(member)
+    return members
 
 
 def end_orphans(known: Collection[int]) -> int:

@@ -21,7 +21,9 @@ __all__ = (
     "ArrivalSource",
     "AskDrain",
     "AskKill",
+    "AskLate",
     "AskReload",
+    "AskRequeue",
     "AskRestart",
     "AskResume",
     "AskStatus",
@@ -29,7 +31,10 @@ __all__ = (
     "AskVisits",
     "AskWorkers",
     "Failed",
+    "LateRow",
     "Ok",
+    "RequeueRow",
+    "RefusedRaw",
     "StatusReport",
     "VisitRow",
     "Watch",
@@ -66,6 +71,26 @@ class AskVisit(Model):
 
     type: Literal["visit"] = "visit"
     group: Name
+
+
+class AskLate(Model):
+    """Answered with a list of `LateRow`, the newest first."""
+
+    type: Literal["late"] = "late"
+    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
+
+
+class AskRequeue(Model):
+    """Try detectors of a visit again that had their outcome; answered with a
+    list of `RequeueRow`.
+    """
+
+    type: Literal["requeue"] = "requeue"
+    group: Name
+    detectors: tuple[int, ...] | None = None
+    """All that the journal has, if not given."""
+    force: bool = False
+    """Also what may have done something permanent, or is another node's."""
 
 
 class AskDrain(Model):
@@ -113,6 +138,8 @@ REQUESTS = pydantic.TypeAdapter[
     | AskWorkers
     | AskVisits
     | AskVisit
+    | AskLate
+    | AskRequeue
     | AskDrain
     | AskResume
     | AskReload
@@ -125,6 +152,8 @@ REQUESTS = pydantic.TypeAdapter[
         | AskWorkers
         | AskVisits
         | AskVisit
+        | AskLate
+        | AskRequeue
         | AskDrain
         | AskResume
         | AskReload
@@ -162,7 +191,22 @@ class ArrivalSource(Model):
     live: bool
     files: int
     """Raws first seen through this source."""
+    lag_p50_ms: float | None = None
+    """From the last change of a file to when the source told of it, of raws
+    of lately; `None` if there are none."""
+    lag_p99_ms: float | None = None
     note: str = ""
+
+
+class RefusedRaw(Model):
+    """A file that was found and not delivered to any visit."""
+
+    path: str
+    kind: str
+    """One word, as it is counted."""
+    reason: str
+    seen_tai: float
+    """When it was given up, TAI seconds since 1970."""
 
 
 class StatusReport(Model):
@@ -186,6 +230,11 @@ class StatusReport(Model):
     """Visit-detectors without an outcome."""
     outcomes: dict[Outcome, int]
     """Since the daemon started."""
+    late_raws: int = 0
+    """Raws since the daemon started that came after the outcome of their
+    visit-detector."""
+    refused_raws: tuple[RefusedRaw, ...] = ()
+    """The last files of raws that no visit got."""
     spooled: int
     """Visit-detectors that wait for export."""
     exporter: str
@@ -255,6 +304,36 @@ class VisitRow(Model):
     """Datasets spooled for export."""
     stages: dict[Stage, float] = {}
     """When each stage was reached, TAI seconds since 1970."""
+    figures: dict[str, Any] = {}
+    """What its steps took (``..._ms``) and brought, as its worker says."""
     shutter_close_tai: float | None = None
     """End of the last exposure, by its header."""
     ended_tai: float | None = None
+
+
+class LateRow(Model):
+    """A raw that came after the outcome of its visit-detector, not used yet."""
+
+    instrument: str
+    group: str
+    """The visit's."""
+    detector: int
+    exposure: int
+    path: str
+    seen_tai: float
+    """When it was known to be complete, TAI seconds since 1970."""
+    attempt: int
+    """The last one at the visit-detector."""
+    outcome: Outcome | None
+    """Of that attempt; `None` while it is under way."""
+
+
+class RequeueRow(Model):
+    """What became of the wish to try a visit-detector again."""
+
+    instrument: str
+    detector: int
+    attempt: int | None = None
+    """The new one; `None` if it was refused."""
+    text: str = ""
+    """Why it was refused, or what to know about the new attempt."""

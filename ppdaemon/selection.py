@@ -1,18 +1,79 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which pipelines for which visit: rules, the first match wins.
+"""Which pipelines for which visit-detector: rules, the first match wins.
 
-Covers conditions on what a next_visit says. Does not cover sky maps.
+Covers conditions on what a next_visit says, and on the place in the sky where
+a detector will look. The spelling is that of Rubin Observatory's prompt
+processing service (lsst-dm/prompt_processing), whose lists can be taken over.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ppdaemon.visit import Name, NextVisit
+from ppdaemon.camera import Camera, Site, SkyPoint, load_camera
+from ppdaemon.errors import ConfigError
+from ppdaemon.messages import Pipelines
+from ppdaemon.pointing import Pointing, announced, boresight, needs_astropy
+from ppdaemon.skymaps import SkyMap
+from ppdaemon.thishost import this_host
+from ppdaemon.visit import CoordinateSystem, Name, NextVisit
 from ppdaemon.wire import Model
 
-__all__ = ("Rule", "select")
+__all__ = (
+    "Aim",
+    "Chosen",
+    "Rule",
+    "Selector",
+    "image_type",
+    "never_reached",
+    "pipeline_name",
+    "select",
+)
+
+type CoordType = Literal["detector", "boresight"]
+type ImageType = Literal["sky", "calibration"]
+
+DOME_CLOSED = 1
+"""Value of `~ppdaemon.visit.NextVisit.dome`."""
+
+
+def pipeline_name(path: str) -> str:
+    """Return what a pipeline is called in the names of output runs.
+
+    Parameters
+    ----------
+    path : `str`
+        Its file, perhaps with ``#labels`` behind.
+
+    Returns
+    -------
+    name : `str`
+        Such as ``ApPipe``.
+    """
+    return os.path.splitext(os.path.basename(path.partition("#")[0]))[0]
+
+
+def _pipeline_file(value: str, info: pydantic.ValidationInfo) -> str:
+    host = this_host(info)
+    if host is None:
+        return value
+    path = host.path(value)
+    if not os.path.isfile(path.partition("#")[0]):
+        raise ValueError(f"{path}: no such file")
+    return path
+
+
+def _sky_map(value: Any, info: pydantic.ValidationInfo) -> SkyMap:
+    if isinstance(value, SkyMap):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("the path of a FITS file is needed")
+    host = this_host(info)
+    return SkyMap(value) if host is None else host.sky_map(value)
 
 
 def _none_is_empty(value: Any) -> Any:
@@ -20,29 +81,342 @@ def _none_is_empty(value: Any) -> Any:
     return () if value is None or value == "None" else value
 
 
-class Rule(Model):
-    """Conditions on a visit, and the pipelines it gets."""
+def _one_is_a_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
 
-    instrument: Name | None = None
+
+type _Several[T] = Annotated[
+    tuple[T, ...], pydantic.BeforeValidator(_one_is_a_list), pydantic.Field(min_length=1)
+]
+type _MapFile = Annotated[
+    SkyMap,
+    pydantic.BeforeValidator(_sky_map),
+    pydantic.PlainSerializer(lambda sky_map: sky_map.path, return_type=str),
+]
+
+
+class RaRange(Model):
+    """Right ascensions in degrees, both ends included; may pass 360."""
+
+    min: Annotated[float, pydantic.Field(ge=-360, le=720)]
+    max: Annotated[float, pydantic.Field(ge=-360, le=720)]
+
+    @pydantic.model_validator(mode="after")
+    def _clear(self) -> "RaRange":
+        if self.min == self.max:
+            raise ValueError("min and max are the same; leave the key out for all right ascensions")
+        if self.max - self.min > 360.0:
+            raise ValueError("more than all right ascensions; leave the key out for all of them")
+        return self
+
+    def __contains__(self, ra_deg: float) -> bool:
+        low, high, ra = self.min % 360.0, self.max % 360.0, ra_deg % 360.0
+        return low <= ra <= high if low < high else ra >= low or ra <= high
+
+    def __str__(self) -> str:
+        return f"{self.min:g} to {self.max:g}"
+
+
+class DecRange(Model):
+    """Declinations in degrees, both ends included."""
+
+    min: Annotated[float, pydantic.Field(ge=-90, le=90)]
+    max: Annotated[float, pydantic.Field(ge=-90, le=90)]
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> "DecRange":
+        if self.min >= self.max:
+            raise ValueError("min is not less than max")
+        return self
+
+    def __contains__(self, dec_deg: float) -> bool:
+        return self.min <= dec_deg <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min:g} to {self.max:g}"
+
+
+def image_type(visit: NextVisit) -> ImageType:
+    """Return what kind of image an announcement promises.
+
+    A next_visit has no image type. Its images may show the sky if it has a
+    position and the dome is not said to be closed; all others are taken for
+    calibrations.
+
+    Parameters
+    ----------
+    visit : `~ppdaemon.visit.NextVisit`
+        The announcement.
+
+    Returns
+    -------
+    image_type : `str`
+        ``sky`` or ``calibration``.
+    """
+    dark = visit.dome == DOME_CLOSED or visit.coordinate_system == CoordinateSystem.NONE
+    return "calibration" if dark else "sky"
+
+
+class Aim:
+    """Where the detectors of a visit will look; found out when a rule asks.
+
+    Parameters
+    ----------
+    visit : `~ppdaemon.visit.NextVisit`
+        The announcement.
+    cameras : `~collections.abc.Callable`, optional
+        Returns the focal-plane table of an instrument or raises `ConfigError`.
+    """
+
+    def __init__(self, visit: NextVisit, cameras: Callable[[str], Camera] = load_camera):
+        self.visit = visit
+        self._cameras = cameras
+        self._centers: dict[int, SkyPoint | None] = {}
+
+    def at(self, coord_type: CoordType, detector: int) -> SkyPoint | None:
+        """Return the place that rules are held against.
+
+        Parameters
+        ----------
+        coord_type : `str`
+            ``detector`` for the middle of the detector, or ``boresight``.
+        detector : `int`
+            Id of the detector.
+
+        Returns
+        -------
+        ra, dec : `float`
+            ICRS, degrees; `None` where it is not known.
+        """
+        if coord_type == "boresight":
+            return self._boresight
+        if detector not in self._centers:
+            self._centers[detector] = self._center(detector)
+        return self._centers[detector]
+
+    def _center(self, detector: int) -> SkyPoint | None:
+        pointing, camera = self._pointing, self._camera
+        if pointing is None or camera is None or detector not in camera.detectors:
+            return None
+        return camera.center(detector, pointing.ra_deg, pointing.dec_deg, pointing.sky_angle_deg)
+
+    @functools.cached_property
+    def _camera(self) -> Camera | None:
+        try:
+            return self._cameras(self.visit.instrument)
+        except ConfigError:
+            return None
+
+    @property
+    def _site(self) -> Site | None:
+        return None if self._camera is None else self._camera.site
+
+    @functools.cached_property
+    def _boresight(self) -> SkyPoint | None:
+        return boresight(self.visit, self._site)
+
+    @functools.cached_property
+    def _pointing(self) -> Pointing | None:
+        return announced(self.visit, self._site)
+
+
+class Rule(Model):
+    """Conditions on a visit-detector, and the pipelines it gets.
+
+    A condition that is left out, or null, always holds. Where several values
+    are given, one of them has to fit.
+    """
+
+    model_config = pydantic.ConfigDict(
+        arbitrary_types_allowed=True, serialize_by_alias=True, validate_by_alias=True
+    )
+
+    instrument: _Several[Name] | None = None
     """Short name of the instrument."""
-    survey: Name | None = None
+    survey: _Several[Name] | None = None
     """The next_visit's survey."""
-    filter: Name | None = None
-    """A physical filter among those that the visit accepts."""
-    nimages: int | None = None
-    """Number of snaps."""
-    pipelines: Annotated[tuple[str, ...], pydantic.BeforeValidator(_none_is_empty)]
+    filter: _Several[Name] | None = None
+    """A physical filter that the visit accepts; a visit with blank filters
+    accepts any."""
+    nimages: _Several[Annotated[int, pydantic.Field(ge=0)]] | None = None
+    """Number of snaps; 0 is that of visits which do not know it in
+    advance."""
+    image_type: _Several[ImageType] | None = pydantic.Field(None, alias="image-type")
+    """What `image_type` tells of the visit."""
+    ra: RaRange | None = None
+    """Right ascension, degrees."""
+    dec: DecRange | None = None
+    """Declination, degrees."""
+    binary_map: _MapFile | None = pydantic.Field(None, alias="binary-map")
+    """A HEALPix map of the sky that says yes there."""
+    coord_type: CoordType = pydantic.Field("detector", alias="coord-type")
+    """Whose place ``ra``, ``dec`` and ``binary-map`` are about."""
+    pipelines: Annotated[
+        tuple[Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(_pipeline_file)], ...],
+        pydantic.BeforeValidator(_none_is_empty),
+    ]
     """Pipeline files in order of preference; empty means ignore the visit."""
 
     @pydantic.field_validator("pipelines")
     @classmethod
     def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("a pipeline is named twice")
+        names = [pipeline_name(path) for path in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is named twice; output runs are told apart by this name")
         return value
 
-    def matches(self, visit: NextVisit) -> bool:
-        """Tell whether all conditions hold for a visit.
+    @property
+    def on_sky(self) -> bool:
+        """Whether the rule asks where on the sky (`bool`)."""
+        return (self.ra, self.dec, self.binary_map) != (None, None, None)
+
+    def matches(self, aim: Aim, detector: int) -> bool:
+        """Tell whether all conditions hold.
+
+        Parameters
+        ----------
+        aim : `Aim`
+            The visit.
+        detector : `int`
+            Id of the detector.
+
+        Returns
+        -------
+        matches : `bool`
+            A rule without conditions matches every visit.
+        """
+        return next(self.unmet(aim, detector), None) is None
+
+    def unmet(self, aim: Aim, detector: int) -> Iterator[str]:
+        """Find the conditions that do not hold.
+
+        Parameters
+        ----------
+        aim : `Aim`
+            The visit.
+        detector : `int`
+            Id of the detector.
+
+        Yields
+        ------
+        unmet : `str`
+            Which condition, and how it is.
+        """
+        visit = aim.visit
+        if self.instrument is not None and visit.instrument not in self.instrument:
+            yield f"instrument: {visit.instrument!r}"
+        if self.survey is not None and visit.survey not in self.survey:
+            yield f"survey: {visit.survey!r}"
+        accepted = visit.filter_names
+        if self.filter is not None and accepted and not set(accepted).intersection(self.filter):
+            yield f"filter: {visit.filters!r}"
+        if self.nimages is not None and visit.nimages not in self.nimages:
+            yield f"nimages: {visit.nimages}"
+        if self.image_type is not None and image_type(visit) not in self.image_type:
+            yield f"image-type: {image_type(visit)!r}"
+        if self.on_sky:
+            yield from self._unmet_on_sky(aim.at(self.coord_type, detector))
+
+    def _unmet_on_sky(self, point: SkyPoint | None) -> Iterator[str]:
+        if point is None:
+            yield f"coord-type: the {self.coord_type}'s place on the sky is not known"
+            return
+        if self.ra is not None and point[0] not in self.ra:
+            yield f"ra: {point[0]:.4f} is not within {self.ra}"
+        if self.dec is not None and point[1] not in self.dec:
+            yield f"dec: {point[1]:.4f} is not within {self.dec}"
+        if self.binary_map is not None and not self.binary_map.at(point):
+            yield f"binary-map: not at ra {point[0]:.4f}, dec {point[1]:.4f}"
+
+    def covers(self, other: "Rule") -> bool:
+        """Tell whether this rule matches whatever another one matches, as far
+        as that can be seen without comparing ranges and maps.
+        """
+        for name in ("instrument", "survey", "filter", "nimages", "image_type"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and (theirs is None or not set(theirs) <= set(mine)):
+                return False
+        if self.on_sky and self.coord_type != other.coord_type:
+            return False
+        places = ("ra", "dec", "binary_map")
+        return all(getattr(self, name) in (None, getattr(other, name)) for name in places)
+
+
+def never_reached(rules: Sequence[Rule]) -> list[tuple[int, int]]:
+    """Find rules that no visit can come to.
+
+    Parameters
+    ----------
+    rules : `~collections.abc.Sequence` [`Rule`]
+        In order.
+
+    Returns
+    -------
+    pairs : `list` [`tuple` [`int`, `int`]]
+        Indices of such a rule and of the earlier one that takes its visits.
+    """
+    pairs = []
+    for late, rule in enumerate(rules):
+        early = next((k for k, earlier in enumerate(rules[:late]) if earlier.covers(rule)), None)
+        if early is not None:
+            pairs.append((late, early))
+    return pairs
+
+
+def select(rules: Sequence[Rule], aim: Aim, detector: int) -> tuple[str, ...] | None:
+    """Return the pipelines of the first rule that matches.
+
+    Parameters
+    ----------
+    rules : `~collections.abc.Sequence` [`Rule`]
+        In order.
+    aim : `Aim`
+        The visit.
+    detector : `int`
+        Id of the detector.
+
+    Returns
+    -------
+    pipelines : `tuple` [`str`] or `None`
+        Empty if the rule says to ignore the visit, `None` if no rule matches.
+    """
+    return next((rule.pipelines for rule in rules if rule.matches(aim, detector)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a visit-detector gets."""
+
+    pipelines: Pipelines
+    reason: str = ""
+    """Why there is no main pipeline; blank if there is one."""
+
+
+class Selector:
+    """Both lists of rules, held against whole visits.
+
+    Parameters
+    ----------
+    preprocessing, main : `~collections.abc.Sequence` [`Rule`]
+        In order.
+    cameras : `~collections.abc.Callable`, optional
+        Returns the focal-plane table of an instrument or raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Sequence[Rule],
+        main: Sequence[Rule],
+        cameras: Callable[[str], Camera] = load_camera,
+    ):
+        self._preprocessing = preprocessing
+        self._main = main
+        self._cameras = cameras
+        self._on_sky = any(rule.on_sky for rule in (*preprocessing, *main))
+
+    def takes_long(self, visit: NextVisit) -> bool:
+        """Tell whether `choose` should not be called in an event loop.
 
         Parameters
         ----------
@@ -51,30 +425,44 @@ class Rule(Model):
 
         Returns
         -------
-        matches : `bool`
-            A rule without conditions matches every visit.
+        long : `bool`
+            Whether a rule asks for a place that astropy has to convert.
         """
-        return (
-            self.instrument in (None, visit.instrument)
-            and self.survey in (None, visit.survey)
-            and self.nimages in (None, visit.nimages)
-            and (self.filter is None or self.filter in visit.filter_names)
-        )
+        return self._on_sky and needs_astropy(visit)
 
+    def choose(self, visit: NextVisit, detectors: Sequence[int]) -> dict[int, Chosen]:
+        """Select pipelines.
 
-def select(rules: Sequence[Rule], visit: NextVisit) -> tuple[str, ...] | None:
-    """Return the pipelines of the first rule that matches.
+        Parameters
+        ----------
+        visit : `~ppdaemon.visit.NextVisit`
+            The announcement.
+        detectors : `~collections.abc.Sequence` [`int`]
+            Ids of the detectors.
 
-    Parameters
-    ----------
-    rules : `~collections.abc.Sequence` [`Rule`]
-        In order.
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Returns
+        -------
+        chosen : `dict` [`int`, `Chosen`]
+            By detector.
+        """
+        aim = Aim(visit, self._cameras)
+        return {detector: self._choose(aim, detector) for detector in detectors}
 
-    Returns
-    -------
-    pipelines : `tuple` [`str`] or `None`
-        Empty if the rule says to ignore the visit, `None` if no rule matches.
-    """
-    return next((rule.pipelines for rule in rules if rule.matches(visit)), None)
+    def _choose(self, aim: Aim, detector: int) -> Chosen:
+        main = select(self._main, aim, detector)
+        if main:
+            before = select(self._preprocessing, aim, detector)
+            return Chosen(Pipelines(preprocessing=before or (), main=main))
+        verdict = "no rule matches" if main is None else "its rule says to ignore it"
+        return Chosen(Pipelines(), f"{verdict} ({self._described(aim, detector)})")
+
+    def _described(self, aim: Aim, detector: int) -> str:
+        visit = aim.visit
+        place = aim.at("detector", detector) if self._on_sky else None
+        if place is not None:
+            where = f"ra {place[0]:.4f}, dec {place[1]:.4f}"
+        elif visit.coordinate_system == CoordinateSystem.NONE:
+            where = "no position"
+        else:
+            where = f"{visit.coordinate_system.name} position {visit.position[0]:g}, {visit.position[1]:g}"
+        return f"survey {visit.survey!r}, filters {visit.filters!r}, {where}"

@@ -21,6 +21,7 @@ class SlotState(StrEnum):
     IDLE = "idle"
     PREPARING = "preparing"
     WAITING = "waiting"
+    LOOKING = "looking"
     PROCESSING = "processing"
     EXPORTING = "exporting"
     STOPPING = "stopping"
@@ -31,7 +32,15 @@ class SlotState(StrEnum):
     STOPPED = "stopped"
 
 
-BUSY_STATES = frozenset({SlotState.PREPARING, SlotState.WAITING, SlotState.PROCESSING, SlotState.EXPORTING})
+BUSY_STATES = frozenset(
+    {
+        SlotState.PREPARING,
+        SlotState.WAITING,
+        SlotState.LOOKING,
+        SlotState.PROCESSING,
+        SlotState.EXPORTING,
+    }
+)
 """States in which a seat holds a visit-detector."""
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from ppdaemon.angles import full_turn
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import explain
 
@@ -141,14 +142,14 @@ class NextVisit(_SalEvent):
         if self.coordinate_system != CoordinateSystem.ICRS:
             return None
         ra, dec = self.position
-        return (ra % 360.0, dec) if -90.0 <= dec <= 90.0 else None
+        return (full_turn(ra), dec) if -90.0 <= dec <= 90.0 else None
 
     @property
     def sky_angle(self) -> float | None:
         """Position angle of focal-plane +Y in degrees, or `None` if it is not
         given on the sky.
         """
-        return self.camera_angle % 360.0 if self.rotation_system == RotationSystem.SKY else None
+        return full_turn(self.camera_angle) if self.rotation_system == RotationSystem.SKY else None
 
     def age_s(self, now_tai: float) -> float:
         """Return seconds since publication; 0 if the event has no stamp.

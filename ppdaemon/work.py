@@ -41,6 +41,8 @@ class Seat:
     """Folder of the template repo, beside all others on the RAM disk."""
     cache: Path
     """Folder of files shared by hard link between the workers of a host."""
+    runs: Path
+    """Folder of what each output run has once; shared in the same way."""
     spool: Path
     """Folder of finished outputs that wait for export."""
     clock: Clock
@@ -74,8 +76,8 @@ class Exporter(Protocol):
     def export(self, spools: Sequence[Path]) -> Exported:
         """Export in one central transaction and delete the spools.
 
-        Already registered ones are not registered again. Any exception
-        leaves the spools as they are.
+        Already registered ones are not registered again, and those that
+        cannot be are set apart. Any exception leaves the others as they are.
         """
 
 

@@ -124,7 +124,9 @@ def _line_of(place: Place, lines: Mapping[Place, int]) -> int:
     return lines.get(place, 1)
 
 
-def load_model[M: pydantic.BaseModel](path: Path, model: type[M], environment: Mapping[str, str]) -> M:
+def load_model[M: pydantic.BaseModel](
+    path: Path, model: type[M], environment: Mapping[str, str], context: object = None
+) -> M:
     """Read a YAML file into a validated model.
 
     Parameters
@@ -135,6 +137,8 @@ def load_model[M: pydantic.BaseModel](path: Path, model: type[M], environment: M
         A pydantic model.
     environment : `~collections.abc.Mapping` [`str`, `str`]
         For ``${NAME}`` in values.
+    context : `object`, optional
+        What validators may want to know.
 
     Returns
     -------
@@ -149,11 +153,12 @@ def load_model[M: pydantic.BaseModel](path: Path, model: type[M], environment: M
     value, lines = read_yaml(path)
     value = expand(value, environment)
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=context)
     except pydantic.ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False):
-            place = problem["loc"]
+            # The branch of a union, told in round brackets, is no key.
+            place = tuple(step for step in problem["loc"] if not str(step).startswith("("))
             key = ".".join(str(step) for step in place) or "(the whole file)"
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":

@@ -14,6 +14,7 @@ from ppdaemon.ctl import submit
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import Accepted
 from ppdaemon.states import ExitCode
+from ppdaemon.visitfile import read_event
 from ppdaemon.wire import encode
 
 OUTCOMES_S = 600.0
@@ -58,7 +59,7 @@ def command(
     if cancel is not None:
         fields = {"groupId": cancel}
     elif file is not None:
-        fields = submit.read_event(file)
+        fields = read_event(file)
     else:
         fields = submit.make_event(given, Clock().tai())
     answer_s = timeout or submit.ANSWER_S

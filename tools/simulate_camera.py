@@ -3,28 +3,42 @@
 """Write raws as a camera would, at a cadence, with faults on request."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pydantic
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.ctl.submit import ANSWER_S, RelayClient
-from ppdaemon.demo.delivery import Delivery, Faults, NoticeKind, NoticeSender, WriteMode
+from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
+from ppdaemon.demo.faults import NOT_FITS, Again, Faults, Misprint
 from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.oldfiles import write_old_files
 from ppdaemon.demo.plan import ImageType
-from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG, Sky
-from ppdaemon.demo.telescope import Happening, SimulatedCamera, Telescope, timeline
+from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG, demo_skies, sky_at
+from ppdaemon.demo.telescope import Compression, Happening, SimulatedCamera, Telescope, timeline
 from ppdaemon.demo.truth import write_truth
 from ppdaemon.demo.visits import Cadence, Pointing, VisitPlan, next_seq_num, plan_visits
 from ppdaemon.errors import PPDaemonError
+from ppdaemon.rawlayout import LayoutName
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import explain
 
 SUBSCRIBER_TIMEOUT_S = 10.0
+OLD_S = 2 * 86_400.0
+LAYOUTS = get_args(LayoutName.__value__)
+EPILOG = """\b
+Examples:
+  # A whole exposure of LSSTCam, now, beside a running daemon:
+  simulate_camera.py --camera LSSTCam --raw-root /data/raw --exposure 0 --relay tcp://127.0.0.1:5570
+  # Detectors 0 and 1 truncated, 2 missing, everything told over ZeroMQ:
+  simulate_camera.py --raw-root /data/raw --truncate 5000 --faulty 0,1 --drop-detectors 2 --notices tcp://*:5580
+  # 20,000 old files, and a visit that is announced after its raws:
+  simulate_camera.py --raw-root /data/raw --storm 20000 --early 1 --relay tcp://127.0.0.1:5570
+"""
 
 
 def parse_detectors(text: str) -> tuple[int, ...]:
@@ -46,94 +60,214 @@ def detector_list(
     return None if value is None else parse_detectors(value)
 
 
+type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Make one decorator of several options, to be listed in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def tell(happening: Happening) -> None:
     """Print one line."""
     click.echo(f"{tai_iso(happening.tai_s)} {happening.step:9} {happening.visit.group} {happening.detail}")
 
 
-@click.command()
-@click.option("--camera", default=CAMERA_NAME, show_default=True, help="A camera of ppdaemon/cameras.")
-@click.option(
-    "--raw-root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where raws go."
+NIGHT = together(
+    click.option("--camera", default=CAMERA_NAME, show_default=True, help="A camera of ppdaemon/cameras."),
+    click.option("--visits", default=1, show_default=True, type=click.IntRange(1), help="How many visits."),
+    click.option(
+        "--cadence", default=35.0, show_default=True, type=click.FloatRange(0), help="Seconds between visits."
+    ),
+    click.option(
+        "--lead", default=20.0, show_default=True, type=click.FloatRange(0), help="Seconds of warning."
+    ),
+    click.option(
+        "--exposure", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds of a snap."
+    ),
+    click.option(
+        "--readout",
+        default=2.0,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds until raws land.",
+    ),
+    click.option(
+        "--speed",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Play so many times faster than the headers say.",
+    ),
+    click.option(
+        "--snaps", default=1, show_default=True, type=click.IntRange(1), help="Exposures of a visit."
+    ),
+    click.option("--group", help="Group of a single visit; by default its start time."),
+    click.option(
+        "--seq-num", type=click.IntRange(1, 99_999), help="First sequence number; by default the next free."
+    ),
+    click.option(
+        "--controller", type=click.Choice(["O", "S"]), default="O", show_default=True, help="Obsid letter."
+    ),
+    click.option(
+        "--filters", default="r_03", show_default=True, help="Physical filters, used in turn: g_01,r_03."
+    ),
+    click.option(
+        "--image-type",
+        type=click.Choice([each.value for each in ImageType], case_sensitive=False),
+        default=ImageType.SCIENCE.value,
+        show_default=True,
+        help="What is exposed.",
+    ),
+    click.option("--program", default="BLOCK-365", show_default=True, help="The survey."),
+    click.option(
+        "--ra",
+        default=DEFAULT_RA_DEG,
+        show_default=True,
+        type=click.FloatRange(0, 360, max_open=True),
+        help="Degrees; visits are dithered.",
+    ),
+    click.option(
+        "--dec", default=DEFAULT_DEC_DEG, show_default=True, type=click.FloatRange(-90, 90), help="Degrees."
+    ),
+    click.option(
+        "--rotpa", default=0.0, show_default=True, help="Position angle of focal-plane +Y, degrees."
+    ),
+    click.option(
+        "--detectors", callback=detector_list, help="Those read out, such as 0,2,5-8; by default all."
+    ),
 )
-@click.option("--visits", default=1, show_default=True, type=click.IntRange(1), help="How many visits.")
-@click.option(
-    "--cadence", default=35.0, show_default=True, type=click.FloatRange(0), help="Seconds between visits."
+"""What is observed."""
+
+FILES = together(
+    click.option(
+        "--raw-root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where raws go."
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        default="lsst",
+        show_default=True,
+        help="How paths below it are built.",
+    ),
+    click.option(
+        "--compression",
+        type=click.Choice([each.value for each in Compression]),
+        default=Compression.NONE.value,
+        show_default=True,
+        help="Ending of files, and what it stands for.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice([each.value for each in WriteMode]),
+        default=WriteMode.RENAME.value,
+        show_default=True,
+        help="Files appear whole, renamed or linked; or grow; or are closed and opened once more.",
+    ),
+    click.option(
+        "--slow",
+        default=0.5,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds that a growing file grows, or is closed between two openings.",
+    ),
+    click.option(
+        "--truth", type=click.Path(path_type=Path, file_okay=False), help="Write what DemoCam shows here."
+    ),
 )
-@click.option("--lead", default=20.0, show_default=True, type=click.FloatRange(0), help="Seconds of warning.")
-@click.option(
-    "--exposure", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds of a snap."
+"""How they land."""
+
+NEWS = together(
+    click.option("--relay", help="Announce visits to the relay's submit socket, tcp://127.0.0.1:5570."),
+    click.option(
+        "--relay-timeout",
+        default=ANSWER_S,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Seconds to wait for its answer.",
+    ),
+    click.option("--notices", help="Publish arrival notices on this ZeroMQ address."),
+    click.option(
+        "--notice-kind",
+        type=click.Choice([each.value for each in NoticeKind]),
+        default=NoticeKind.S3.value,
+        show_default=True,
+        help="Bucket notifications, or plain paths.",
+    ),
+    click.option(
+        "--notices-bind/--notices-connect",
+        default=True,
+        show_default=True,
+        help="What to do with the address.",
+    ),
 )
-@click.option(
-    "--readout", default=2.0, show_default=True, type=click.FloatRange(0), help="Seconds until raws land."
+"""Who is told."""
+
+FAULTS = together(
+    click.option("--drop-detectors", callback=detector_list, help="Fault: these never come."),
+    click.option(
+        "--faulty", callback=detector_list, help="Those with the faults below, such as 0,2; by default all."
+    ),
+    click.option("--truncate", type=click.IntRange(1), help="Fault: FITS files end after so many bytes."),
+    click.option("--empty", is_flag=True, help="Fault: FITS files are empty."),
+    click.option("--not-fits", is_flag=True, help="Fault: FITS files are letters."),
+    click.option(
+        "--wrong-header",
+        type=click.Choice([each.value for each in Misprint]),
+        help="Fault: the FITS header, but not its sidecar, names another one.",
+    ),
+    click.option("--no-sidecar", is_flag=True, help="Fault: sidecars never come."),
+    click.option(
+        "--late-sidecar",
+        type=click.FloatRange(0, min_open=True),
+        help="Fault: sidecars come so many seconds after their images.",
+    ),
+    click.option(
+        "--duplicate",
+        type=click.Choice([each.value for each in Again]),
+        help="Fault: FITS files come twice; the second is renamed over, or written into, the first.",
+    ),
+    click.option(
+        "--duplicate-after",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Seconds between the two.",
+    ),
+    click.option(
+        "--early",
+        type=click.FloatRange(0),
+        help="Fault: visits are announced only so many seconds after their raws landed.",
+    ),
+    click.option(
+        "--late", default=0.0, type=click.FloatRange(0), help="Fault: raws land so many seconds too late."
+    ),
+    click.option("--cancel", is_flag=True, help="Fault: visits are announced, then cancelled."),
+    click.option(
+        "--storm", default=0, type=click.IntRange(0), help="Fault: first so many old files of former nights."
+    ),
 )
-@click.option(
-    "--speed",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Play so many times faster than the headers say.",
-)
-@click.option("--snaps", default=1, show_default=True, type=click.IntRange(1), help="Exposures of a visit.")
-@click.option("--group", help="Group of a single visit; by default its start time.")
-@click.option(
-    "--seq-num", type=click.IntRange(1, 99_999), help="First sequence number; by default the next free one."
-)
-@click.option(
-    "--controller", type=click.Choice(["O", "S"]), default="O", show_default=True, help="Obsid letter."
-)
-@click.option(
-    "--filters", default="r_03", show_default=True, help="Physical filters, used in turn: g_01,r_03."
-)
-@click.option(
-    "--image-type",
-    type=click.Choice([each.value for each in ImageType], case_sensitive=False),
-    default=ImageType.SCIENCE.value,
-    show_default=True,
-)
-@click.option("--program", default="BLOCK-365", show_default=True, help="The survey.")
-@click.option("--ra", default=DEFAULT_RA_DEG, show_default=True, type=click.FloatRange(0, 360, max_open=True))
-@click.option("--dec", default=DEFAULT_DEC_DEG, show_default=True, type=click.FloatRange(-90, 90))
-@click.option("--rotpa", default=0.0, show_default=True, help="Position angle of focal-plane +Y, degrees.")
-@click.option("--detectors", callback=detector_list, help="Those read out, such as 0,2,5-8; by default all.")
-@click.option(
-    "--mode",
-    type=click.Choice([each.value for each in WriteMode]),
-    default=WriteMode.RENAME.value,
-    show_default=True,
-    help="Files appear whole, or grow.",
-)
-@click.option("--relay", help="Announce visits to the relay's submit socket, tcp://127.0.0.1:5570.")
-@click.option(
-    "--relay-timeout",
-    default=ANSWER_S,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds to wait for its answer.",
-)
-@click.option("--notices", help="Publish arrival notices on this ZeroMQ address.")
-@click.option(
-    "--notice-kind",
-    type=click.Choice([each.value for each in NoticeKind]),
-    default=NoticeKind.S3.value,
-    show_default=True,
-    help="Bucket notifications, or plain paths.",
-)
-@click.option(
-    "--notices-bind/--notices-connect", default=True, show_default=True, help="What to do with the address."
-)
-@click.option(
-    "--truth", type=click.Path(path_type=Path, file_okay=False), help="Write what DemoCam shows here."
-)
-@click.option("--drop-detectors", callback=detector_list, help="Fault: these never come.")
-@click.option("--truncate", type=click.IntRange(0), help="Fault: FITS files end after so many bytes.")
-@click.option("--cancel", is_flag=True, help="Fault: visits are announced, then cancelled.")
+"""What goes wrong on purpose."""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@NIGHT
+@FILES
+@NEWS
+@FAULTS
 def main(**options: Any) -> None:
     """Write raws as a camera would, at a cadence, with faults on request.
 
     DemoCam shows a real sky; other cameras write small valid files with full
     headers. With --relay it plays the whole telescope: announce, wait, expose,
-    write.
+    write. Faults can be combined. --speed shortens --early and --late as all
+    times of the night, but not how long files take to be written.
     """
     try:
         with ExitStack() as stack:
@@ -152,57 +286,117 @@ def main(**options: Any) -> None:
 
 def write_truths(folder: Path, visits: Iterable[VisitPlan]) -> None:
     """Write a table of transients and variables for each exposure of the sky."""
-    sky = Sky()
+    skies = demo_skies()
     for plan in (exposure for visit in visits for exposure in visit.exposures):
         if plan.instrument != CAMERA_NAME or plan.image_type is not ImageType.SCIENCE:
             raise ValueError(f"--truth is for science exposures of {CAMERA_NAME}: nothing else shows the sky")
+        sky = sky_at(skies, plan.ra_deg or 0.0, plan.dec_deg or 0.0)
         write_truth(folder / f"{plan.obs_id}.ecsv", sky, plan)
 
 
-def run(options: dict[str, Any], stack: ExitStack) -> int:
-    """Put the telescope together and play."""
-    clock = Clock()
-    relay = None
-    if options["cancel"] and not options["relay"]:
-        raise ValueError("--cancel needs --relay: without it nobody knows of the visits")
-    options["raw_root"].mkdir(parents=True, exist_ok=True)
-    camera = SimulatedCamera(options["camera"], options["detectors"])
-    if options["relay"]:
-        relay = stack.enter_context(RelayClient(options["relay"], options["relay_timeout"]))
-    notices = None
-    if options["notices"]:
-        kind = NoticeKind(options["notice_kind"])
-        notices = stack.enter_context(NoticeSender(options["notices"], kind, bind=options["notices_bind"]))
-        notices.wait_for_subscriber(SUBSCRIBER_TIMEOUT_S)
-    faults = Faults(frozenset(options["drop_detectors"] or ()), options["truncate"])
-    delivery = Delivery(
-        options["raw_root"], clock.tai, mode=WriteMode(options["mode"]), faults=faults, notices=notices
+def refuse_contradictions(options: dict[str, Any]) -> None:
+    """Refuse options that cannot be combined; contents are `Faults`' matter."""
+    unannounced = [name for name in ("cancel", "early") if options[name] not in (None, False)]
+    if unannounced and not options["relay"]:
+        raise ValueError(f"--{unannounced[0]} needs --relay: without it nobody knows of the visits")
+    if options["cancel"] and (options["early"] is not None or options["late"]):
+        raise ValueError("--cancel leaves no raws that could be early or late")
+    if options["early"] is not None and options["late"]:
+        raise ValueError("raws cannot be both --early and --late")
+    if options["empty"] and options["truncate"] is not None:
+        raise ValueError("--empty files cannot be truncated: choose one")
+    if options["storm"] and options["layout"] != "lsst":
+        raise ValueError("--storm writes folders of days, which only the layout lsst has")
+
+
+def faults_of(options: dict[str, Any]) -> Faults:
+    """Gather what is to go wrong with files."""
+    chosen = options["faulty"]
+    return Faults(
+        drop_detectors=frozenset(options["drop_detectors"] or ()),
+        only=None if chosen is None else frozenset(chosen),
+        truncate_bytes=0 if options["empty"] else options["truncate"],
+        not_fits=options["not_fits"],
+        misprint=Misprint(options["wrong_header"]) if options["wrong_header"] else None,
+        no_sidecar=options["no_sidecar"],
+        late_sidecar_s=options["late_sidecar"] or 0.0,
+        again=Again(options["duplicate"]) if options["duplicate"] else None,
+        again_after_s=options["duplicate_after"],
     )
-    cadence = Cadence(
-        options["cadence"],
-        options["lead"] if relay else 0.0,
-        options["exposure"],
-        options["readout"],
-        options["speed"],
-    )
-    visits = plan_visits(
+
+
+def plan_night(
+    options: dict[str, Any], instrument: str, cadence: Cadence, now_tai_s: float
+) -> list[VisitPlan]:
+    """Plan the visits that are asked for."""
+    return plan_visits(
         options["visits"],
-        clock.tai(),
+        now_tai_s,
         cadence,
-        instrument=camera.instrument,
+        instrument=instrument,
         snaps=options["snaps"],
         filters=[name.strip() for name in options["filters"].split(",")],
         pointing=Pointing(options["ra"], options["dec"], options["rotpa"]),
         image_type=ImageType(options["image_type"]),
         program=options["program"],
         group=options["group"],
-        first_seq_num=options["seq_num"] or next_seq_num(delivery.root, camera.instrument, clock.tai()),
+        first_seq_num=options["seq_num"]
+        or next_seq_num(options["raw_root"], instrument, now_tai_s, options["layout"]),
         controller=options["controller"],
     )
+
+
+def run(options: dict[str, Any], stack: ExitStack) -> int:
+    """Put the telescope together and play."""
+    clock = Clock()
+    relay = notices = None
+    refuse_contradictions(options)
+    faults = faults_of(options)
+    camera = SimulatedCamera(
+        options["camera"],
+        options["detectors"],
+        layout=options["layout"],
+        compression=Compression(options["compression"]),
+        faults=faults,
+    )
+    options["raw_root"].mkdir(parents=True, exist_ok=True)
+    if options["relay"]:
+        relay = stack.enter_context(RelayClient(options["relay"], options["relay_timeout"]))
+    if options["notices"]:
+        kind = NoticeKind(options["notice_kind"])
+        notices = stack.enter_context(NoticeSender(options["notices"], kind, bind=options["notices_bind"]))
+        notices.wait_for_subscriber(SUBSCRIBER_TIMEOUT_S)
+    delivery = Delivery(
+        options["raw_root"],
+        clock.tai,
+        mode=WriteMode(options["mode"]),
+        faults=faults,
+        notices=notices,
+        slow_s=options["slow"],
+    )
+    if options["storm"]:
+        old_tai_s = clock.tai() - OLD_S
+        write_old_files(delivery.root, camera.instrument, options["storm"], old_tai_s, content=NOT_FITS)
+    warned = relay is not None and options["early"] is None
+    cadence = Cadence(
+        options["cadence"],
+        options["lead"] if warned else 0.0,
+        options["exposure"],
+        options["readout"],
+        options["speed"],
+    )
+    visits = plan_night(options, camera.instrument, cadence, clock.tai())
     if options["truth"]:
         write_truths(options["truth"], visits)
-    telescope = Telescope(camera, delivery, relay, clock=clock, watch=tell)
-    return telescope.play(timeline(visits, cadence, announce=relay is not None, cancel=options["cancel"]))
+    moments = timeline(
+        visits,
+        cadence,
+        announce=relay is not None,
+        cancel=options["cancel"],
+        announce_after_s=options["early"],
+        late_s=options["late"],
+    )
+    return Telescope(camera, delivery, relay, clock=clock, watch=tell).play(moments)
 
 
 def cli() -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from waiting import wait_until
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.demo.delivery import Delivery
-from ppdaemon.demo.plan import ImageType
-from ppdaemon.demo.services import Places, running, surveys
+from ppdaemon.demo.night import NIGHT, Kind
+from ppdaemon.demo.rules import SURVEYS, DemoRule
+from ppdaemon.demo.services import Places, running
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
 from ppdaemon.errors import Unavailable
@@ -26,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 DETECTOR = 4
 PATIENCE_S = 90.0
 CADENCE = Cadence(every_s=60.0, lead_s=1.0, exposure_s=4.0, readout_s=0.5)
+PLAIN = Kind(DemoRule.COMMISSIONING, "SingleFrame", "r_03")
+ALERTING = Kind(DemoRule.IN_MAP, "ApPipe", "r_03", snaps=2)
 
 
 @pytest.fixture
@@ -51,19 +55,22 @@ class Observatory:
         self._seq_num = 1
         self.daemon = Daemon(places.control)
 
-    def plan(self, pipeline, *, snaps=1, image_type=ImageType.SCIENCE):
+    def plan(self, kind=PLAIN):
+        """Plan a visit that was exposed just now."""
         (visit,) = plan_visits(
             1,
             Clock().tai() - 6.0,
             CADENCE,
-            snaps=snaps,
-            image_type=image_type,
-            program=surveys[pipeline],
+            snaps=kind.snaps,
+            filters=(kind.physical_filter,),
+            pointing=kind.pointing,
+            image_type=kind.image_type,
+            program=SURVEYS[kind.rule],
             group=f"2026-11-22T03:25:{self._seq_num:02d}.000",
             first_seq_num=self._seq_num,
         )
-        self._seq_num += snaps
-        return visit
+        self._seq_num += kind.snaps
+        return replace(visit, filter_announced=kind.filter_announced)
 
     def announce(self, fields):
         """Send an event as any program can: JSON over a plain REQ socket."""
@@ -104,33 +111,32 @@ def butler(*words):
     return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=True).stdout
 
 
-def test_three_pipelines_are_chosen_in_one_night_and_their_outputs_are_found(places):
+def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
+    # Those of the demonstration, but for alerts only the visit with two snaps.
+    kinds = [ALERTING, *(kind for kind in NIGHT if kind.runs != ALERTING.runs)]
     with running(places, 3, "test", detectors=str(DETECTOR)):
         telescope = Observatory(places)
-        visits = {
-            "ApPipe": telescope.plan("ApPipe", snaps=2),
-            "SingleFrame": telescope.plan("SingleFrame"),
-            "Calibration": telescope.plan("Calibration", image_type=ImageType.BIAS),
-        }
-        for visit in visits.values():
+        visits = [telescope.plan(kind) for kind in kinds]
+        for visit in visits:
             reply = telescope.announce(visit.next_visit(Clock().tai()))
             assert (reply["status"], reply["detectors"]) == ("accepted", 1)
             assert telescope.announce(visit.next_visit(Clock().tai()))["status"] == "duplicate"
-        for visit in visits.values():
+        for visit in visits:
             telescope.expose(visit)
-        rows = {name: telescope.row(visit) for name, visit in visits.items()}
+        rows = [telescope.row(visit) for visit in visits]
         notes = [worker.note for worker in telescope.daemon.workers()]
         assert not any(notes), f"a pipeline changed its process: {notes}"
-    for name, row in rows.items():
-        assert (row.outcome, Path(row.pipeline).stem) == (Outcome.SUCCEEDED, name), row
+    for kind, row in zip(kinds, rows, strict=True):
+        assert (row.outcome, Path(row.pipeline).stem) == (Outcome.SUCCEEDED, kind.runs), row
+        assert ("ApPipe" in row.reason, kind.because in row.reason) == (bool(kind.because), True), row
         assert set(row.stages) == set(Stage), row
-    assert len(rows["ApPipe"].exposures) == 2
-    day = str(visits["ApPipe"].exposures[0].day_obs)
+    assert len(rows[0].exposures) == 2
+    day = str(visits[0].exposures[0].day_obs)
     chain = f"DemoCam/prompt/output-{day[:4]}-{day[4:6]}-{day[6:]}"
-    for dataset_type, pipeline in (
-        ("difference_image", "ApPipe"),
-        ("visit_metrics", "SingleFrame"),
-        ("calibration_residuals", "Calibration"),
+    for dataset_type, pipeline, count in (
+        ("difference_image", "ApPipe", 2),
+        ("visit_metrics", "SingleFrame", 3),
+        ("calibration_residuals", "Calibration", 1),
     ):
         found = butler(
             "query-datasets",
@@ -141,7 +147,7 @@ def test_three_pipelines_are_chosen_in_one_night_and_their_outputs_are_found(pla
             "--where",
             "instrument='DemoCam' and detector=4",
         )
-        assert f"{chain}/{pipeline}/" in found, found
+        assert found.count(f"{chain}/{pipeline}/") == count, found
     assert len(list(places.alerts.glob("*.avro"))) == 2
     assert not list(places.ramdisk.glob("ppdaemon-*"))
 
@@ -149,7 +155,7 @@ def test_three_pipelines_are_chosen_in_one_night_and_their_outputs_are_found(pla
 def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
     with running(places, 3, "test", detectors=str(DETECTOR), image_timeout_s=1.0):
         telescope = Observatory(places)
-        good = telescope.plan("SingleFrame").next_visit(Clock().tai())
+        good = telescope.plan().next_visit(Clock().tai())
         for junk, word in (
             (b"not JSON", "JSON"),
             (b"\xff\xfe", "UTF-8"),
@@ -159,16 +165,16 @@ def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
             reply = telescope.announce(junk)
             assert reply["status"] == "rejected"
             assert word in reply["reason"], reply
-        cut = telescope.plan("SingleFrame")
+        cut = telescope.plan()
         telescope.announce(cut.next_visit(Clock().tai()))
         telescope.expose(cut, spoil=lambda image: image[:-5000])
         row = telescope.row(cut)
         assert row.outcome == Outcome.BAD_RAW
         assert row.reason
-        missing = telescope.plan("SingleFrame")
+        missing = telescope.plan()
         telescope.announce(missing.next_visit(Clock().tai()) | {"duration": 0.0})
         assert telescope.row(missing).outcome == Outcome.NO_IMAGE
-        cancelled = telescope.plan("SingleFrame")
+        cancelled = telescope.plan()
         telescope.announce(cancelled.next_visit(Clock().tai()))
         assert telescope.announce(cancelled.cancellation(Clock().tai()))["status"] == "accepted"
         assert telescope.row(cancelled).outcome == Outcome.CANCELLED
@@ -183,7 +189,7 @@ def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
         send += ["--survey", "of nobody", "--wait", "--json"]
         waited = subprocess.run(send, capture_output=True, text=True, timeout=PATIENCE_S)
         assert "ignored" in waited.stdout, waited
-        last = telescope.plan("SingleFrame")
+        last = telescope.plan()
         telescope.announce(last.next_visit(Clock().tai()))
         telescope.expose(last)
         assert telescope.row(last).outcome == Outcome.SUCCEEDED
@@ -230,7 +236,7 @@ def test_the_configurations_in_etc_run_with_only_their_paths_changed(places):
     ):
         telescope = Observatory(places)
         wait_until(telescope.connected, PATIENCE_S)
-        visit = telescope.plan("ApPipe")
+        visit = telescope.plan(replace(ALERTING, snaps=1))
         assert telescope.announce(visit.next_visit(Clock().tai()))["status"] == "accepted"
         wait_until(lambda: len(telescope.daemon.visits(100)) == 9, PATIENCE_S)
         telescope.expose(visit)

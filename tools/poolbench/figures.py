@@ -123,45 +123,49 @@ def private_mb(smaps: str) -> float:
     return sum(int(words[1]) for words in lines) * 1024 / 1e6
 
 
-def missed(figures: Mapping[str, Scalar]) -> list[str]:
+def missed(figures: Mapping[str, Scalar], goals: Mapping[str, Goal] = GOALS) -> list[str]:
     """Name the figures that are not as they should be.
 
     Parameters
     ----------
     figures : `~collections.abc.Mapping`
         What was measured.
+    goals : `~collections.abc.Mapping`, optional
+        What they should be.
 
     Returns
     -------
     names : `list` [`str`]
-        In the order of `GOALS`; those that were not measured are none.
+        In the order of the goals; those that were not measured are none.
     """
     return [
         name
-        for name, goal in GOALS.items()
+        for name, goal in goals.items()
         if isinstance(value := figures.get(name), int | float) and not goal.met(value)
     ]
 
 
-def table(figures: Mapping[str, Scalar]) -> Table:
+def table(figures: Mapping[str, Scalar], goals: Mapping[str, Goal] = GOALS) -> Table:
     """Lay out figures beside their goals.
 
     Parameters
     ----------
     figures : `~collections.abc.Mapping`
         What was measured.
+    goals : `~collections.abc.Mapping`, optional
+        What they should be.
 
     Returns
     -------
     table : `rich.table.Table`
         One row each.
     """
-    wrong = missed(figures)
+    wrong = missed(figures, goals)
     shown = Table("figure", "value", "goal", "", box=None, pad_edge=False)
     shown.columns[1].justify = "right"
     for name, value in figures.items():
         text = f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
-        goal = GOALS.get(name)
+        goal = goals.get(name)
         verdict = "" if goal is None else "[red]missed" if name in wrong else "[green]met"
         shown.add_row(name, text, str(goal or ""), verdict)
     return shown

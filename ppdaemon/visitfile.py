@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A visit in a file: one JSON object with SAL field names, as senders send it."""
+
+from pathlib import Path
+from typing import Any
+
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import SUBMIT_LIMIT
+from ppdaemon.visit import NextVisit, read_next_visit
+from ppdaemon.wire import parse_json
+
+__all__ = ("read_event", "read_visit")
+
+
+def read_event(path: Path) -> dict[str, Any]:
+    """Read an event from a JSON file.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        One JSON object with SAL field names; ``-`` is standard input.
+
+    Returns
+    -------
+    fields : `dict`
+        The fields.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if the file cannot be read or is no JSON object.
+    """
+    try:
+        data = Path("/dev/stdin" if str(path) == "-" else path).read_bytes()
+    except OSError as error:
+        raise BadMessage(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        fields = parse_json(data, limit=SUBMIT_LIMIT)
+    except BadMessage as error:
+        raise BadMessage(f"{path}: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadMessage(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def read_visit(path: Path) -> NextVisit:
+    """Read a next_visit from a JSON file.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        As for `read_event`.
+
+    Returns
+    -------
+    visit : `~ppdaemon.visit.NextVisit`
+        The event.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if the file cannot be read or is no next_visit; names file and
+        field.
+    """
+    fields = read_event(path)
+    try:
+        return read_next_visit(fields)
+    except BadMessage as error:
+        raise BadMessage(f"{path}: {error}", error.kind) from None

@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measure on this machine what the engines take beside the tasks' own work."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+from enginebench.figures import GOALS, Sample, flat, of_visits, ratios
+from poolbench.figures import Scalar, missed, table
+from rich.console import Console
+
+from ppdaemon.errors import PPDaemonError, Unavailable
+from ppdaemon.node.forker import ENVIRONMENT
+from ppdaemon.states import ExitCode
+
+if TYPE_CHECKING:  # the processes of workers import it, this one stays light
+    from enginebench.sections import Ground, Section
+
+NAMES = ("empty", "twenty", "images", "appipe")
+_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
+_CONTEXT = multiprocessing.get_context("forkserver")
+_LIMIT_S = 600.0
+
+
+class Beside:
+    """A process of the bench, and the channel to it; ended at the end, whatever happens."""
+
+    def __init__(self, function: Callable[..., object], *words: object):
+        self._channel, end = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=function, args=(*words, end))
+        self._process.start()
+        end.close()
+
+    def ask(self, word: object) -> Any:
+        """Say something and wait for the answer."""
+        try:
+            self._channel.send(word)
+            if self._channel.poll(_LIMIT_S):
+                return self._channel.recv()
+        except (EOFError, BrokenPipeError):
+            pass
+        raise Unavailable("a process of the bench has failed; its traceback is above")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._channel.send(None)
+        else:
+            self._process.kill()
+        self._process.join()
+        self._channel.close()
+
+
+def make_ready(section: "Section", ground: "Ground", channel: Connection) -> None:
+    """Make what a section needs; in a process of its own."""
+    from enginebench.sections import prepare
+
+    visits = channel.recv()
+    channel.send(prepare(section, ground, visits, lambda line: click.echo(line, err=True)))
+    channel.recv()
+
+
+def seat(setup: Any, channel: Connection) -> None:
+    """Be a worker; in a process of its own."""
+    from enginebench.seat import sit
+
+    sit(setup, channel)
+
+
+def measure(
+    section: "Section", ground: "Ground", visits: int, progress: Callable[[str], None]
+) -> dict[str, dict[str, Scalar]]:
+    """Let workers do the same visits, in turn."""
+    from enginebench.sections import plan
+
+    plans = plan(visits + 1)
+    with Beside(make_ready, section, ground) as maker:
+        setups = maker.ask(plans)
+    samples: dict[str, list[Sample]] = {name: [] for name in setups}
+    with ExitStack() as stack:
+        seats = {name: stack.enter_context(Beside(seat, setup)) for name, setup in setups.items()}
+        for number, each in enumerate(plans):
+            for name, worker in seats.items():
+                samples[name].append(worker.ask(each))
+            progress(f"{section.name}: visit {number} of {visits}")
+    return {
+        name: dict(of_visits(taken, section.task_count, idle=section.is_idle))
+        for name, taken in samples.items()
+    }
+
+
+def measure_all(
+    wanted: Sequence[str],
+    visits: int,
+    folders: Mapping[str, Path],
+    progress: Callable[[str], None],
+    *,
+    quick: bool,
+) -> dict[str, dict[str, Scalar]]:
+    """Measure section by section, each in folders of its own."""
+    from enginebench.sections import SECTIONS, Ground
+
+    host: dict[str, Scalar] = {
+        "cores": os.cpu_count(),
+        "load_at_start": os.getloadavg()[0],
+        "quick": int(quick),
+    }
+    found: dict[str, dict[str, Scalar]] = {}
+    for name, section in SECTIONS.items():
+        if name in wanted:
+            with (
+                tempfile.TemporaryDirectory(prefix="bench-", dir=folders["scratch"]) as disk,
+                tempfile.TemporaryDirectory(prefix="bench-", dir=folders["ramdisk"]) as memory,
+            ):
+                found |= measure(section, Ground(Path(disk), Path(memory), quick), visits, progress)
+    compared: dict[str, Scalar] = dict(ratios(found))  # type: ignore[arg-type]
+    return {"host": host | {"load_at_end": os.getloadavg()[0]}} | found | {"ratios": compared}
+
+
+@click.command(name="bench_engine", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="This section; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--visits",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Visits of each worker that count.",
+)
+@click.option("--quick", is_flag=True, help="Two visits and small images: shows that it works, no more.")
+@click.option(
+    "--scratch",
+    default=tempfile.gettempdir,
+    type=_FOLDER,
+    help="A folder on a disk, for central repos, raws and spools.  [default: the system's]",
+)
+@click.option("--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="A folder on a tmpfs.")
+def command(
+    only: tuple[str, ...], as_json: bool, visits: int, quick: bool, scratch: Path, ramdisk: Path
+) -> None:
+    """Measure what engines take, from the raw to the outputs that can be exported.
+
+    Each engine has a worker, a process of its own that does what the daemon's
+    do: prepare, ingest, process. All do the same visits in turn. Times are
+    medians; the first visit of a worker is told apart. The raw is complete
+    when the time begins, and it ends when the outputs are in the spool.
+
+    Sections: "empty" has five tasks that do nothing, and all they make is
+    exported; "twenty" has 20 with 60 dataset types. "images" hands an image of
+    a real detector (4072 x 4000 pixels, mask and variance) through five tasks
+    that each make a new one; metadata are exported, and in a second pair of
+    workers the last image, too. Images are compressed as in the demo. "appipe"
+    is the demo's alert pipeline; its floor is what the tasks' run methods
+    take with inputs in memory, without reading the raw and without outputs.
+
+    memory_peak_mb is the resident memory of the worker and, if it starts one,
+    of the command beside it, ramdisk_mb what lies in its repo in the end.
+    Everything made is deleted.
+    """
+    os.environ.update(ENVIRONMENT)
+    _CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
+    groups = measure_all(
+        only or NAMES,
+        2 if quick else visits,
+        {"scratch": scratch, "ramdisk": ramdisk},
+        lambda line: click.echo(line, err=True),
+        quick=quick,
+    )
+    figures = flat(groups)
+    if as_json:
+        click.echo(json.dumps(groups | {"goals_missed": missed(figures, GOALS)}))
+    else:
+        Console().print(table(figures, GOALS))
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are deleted then, too
+    try:
+        command.main(prog_name="bench_engine", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.Abort:
+        sys.exit(ExitCode.FAILED)
+    except PPDaemonError as error:
+        click.echo(f"bench_engine: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The floor below any engine: the tasks' own ``run``, called by hand on objects in memory."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lsst.daf.butler import Butler
+from lsst.pipe.base import QuantumContext, TaskFactory
+
+from ppdaemon.errors import VisitFailed
+from ppdaemon.messages import Process
+from ppdaemon.middleware.direct.engine import DirectRun
+from ppdaemon.middleware.local import LocalWork
+from ppdaemon.states import Outcome
+
+__all__ = ("ByHand",)
+
+
+class ByHand(LocalWork):
+    """A worker that is prepared as any other, and then only runs tasks: no outputs, no reports."""
+
+    def floor_ms(self, order: Process) -> float:
+        """Run the tasks of a visit.
+
+        Parameters
+        ----------
+        order : `~ppdaemon.messages.Process`
+            Exposures that were ingested.
+
+        Returns
+        -------
+        spent_ms : `float`
+            What the ``run`` methods took together. Inputs, each an object
+            that nobody else has, were there before.
+        """
+        visit = self._prepared()
+        visit.raws.define_visits(order.exposures, visit.inputs)
+        built = self._build(visit, order.exposures)
+        if not isinstance(built.run, DirectRun):
+            raise VisitFailed(Outcome.FAILED, f"{built.job.pipeline.name}: {built.declined}", retriable=False)
+        return _run_tasks(built.run, self._repo.butler)
+
+
+def _run_tasks(run: DirectRun, butler: Butler) -> float:
+    spent: list[float] = []
+    for step in run.runner._steps.values():  # in topological order
+        task = TaskFactory().makeTask(step.node, butler, list(step.quantum.initInputs.values()))
+        task.run = _timed(task.run, spent)  # type: ignore[method-assign]
+        inputs, outputs = task.config.connections.ConnectionsClass(config=task.config).buildDatasetRefs(
+            step.quantum
+        )
+        run.memory.begin(step)
+        task.runQuantum(QuantumContext(run.memory, step.quantum), inputs, outputs)
+        run.memory.end(step)
+    return sum(spent) * 1e3
+
+
+def _timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            spent.append(time.perf_counter() - start)
+
+    return run

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the visits of the bench come to, and how engines compare. Pure."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from poolbench.figures import Goal, Scalar
+
+__all__ = ("GOALS", "Sample", "flat", "of_visits", "ratios")
+
+type Sample = Mapping[str, float]
+"""Figures of one visit: times in milliseconds, sizes in 10^6 bytes."""
+type Summary = dict[str, float | int]
+
+_TIMES = (
+    "raw_to_first_task_ms",
+    "tasks_ms",
+    "between_tasks_ms",
+    "spool_ms",
+    "overhead_ms",
+    "total_ms",
+    "warm_ms",
+    "prepare_ms",
+)
+_SIZES = ("memory_peak_mb", "ramdisk_mb")
+
+_COMPARED = {
+    "first_task": "raw_to_first_task_ms",
+    "between_tasks": "between_tasks_ms",
+    "overhead": "overhead_ms",
+    "total": "total_ms",
+}
+_PAIRS = (
+    ("", ("first_task", "between_tasks", "overhead"), "direct", "separable"),
+    ("", ("first_task", "between_tasks", "overhead"), "direct", "pipetask"),
+    ("_20", ("first_task", "between_tasks", "overhead"), "direct_20", "separable_20"),
+    ("_appipe", ("total",), "direct_appipe", "floor"),
+    ("_appipe", ("total",), "direct_appipe", "separable_appipe"),
+    ("_images", ("total",), "direct_images", "separable_images"),
+    ("_images_export", ("total",), "direct_images_export", "separable_images_export"),
+)
+"""Suffix of the names, what is compared, whose it is, and with whose."""
+
+_TENTH, _FIFTEENTH, _FIFTIETH = Goal(1 / 10), Goal(1 / 15), Goal(1 / 50)
+GOALS: Mapping[str, Goal] = {
+    "ratios.first_task_of_separable": _TENTH,
+    "ratios.between_tasks_of_separable": _FIFTEENTH,
+    "ratios.overhead_of_separable": _TENTH,
+    "ratios.first_task_of_pipetask": _FIFTIETH,
+    "ratios.between_tasks_of_pipetask": _FIFTIETH,
+    "ratios.overhead_of_pipetask": _FIFTIETH,
+    "ratios.first_task_of_separable_20": _TENTH,
+    "ratios.between_tasks_of_separable_20": _FIFTEENTH,
+    "ratios.overhead_of_separable_20": _TENTH,
+    "ratios.total_of_floor_appipe": Goal(1.15),
+    "ratios.total_of_separable_images": Goal(0.5),
+}
+"""By figure, as `flat` names it."""
+
+
+def of_visits(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summary:
+    """Sum up one engine's visits.
+
+    Parameters
+    ----------
+    visits : `~collections.abc.Sequence`
+        At least two; the first one, of a new worker, counts only as such.
+    task_count : `int`
+        How many tasks each visit has.
+    idle : `bool`
+        Whether these do nothing, so that all is overhead.
+
+    Returns
+    -------
+    summary : `dict`
+        Medians of times, the most of sizes.
+    """
+    first, *others = [_completed(each, task_count, idle=idle) for each in visits]
+    summary: Summary = {
+        name: median(each[name] for each in others) for name in _TIMES if all(name in each for each in others)
+    }
+    summary |= {name: max(each[name] for each in others) for name in _SIZES}
+    return summary | {
+        "total_worst_ms": max(each["total_ms"] for each in others),
+        "first_visit_total_ms": first["total_ms"],
+        "first_visit_warm_ms": first["warm_ms"],
+        "visits": len(others),
+    }
+
+
+def _completed(visit: Sample, task_count: int, *, idle: bool) -> dict[str, float]:
+    figures = dict(visit)
+    if idle:
+        figures["between_tasks_ms"] = visit["tasks_ms"] / task_count
+        figures["overhead_ms"] = visit["total_ms"]
+    return figures
+
+
+def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, float]:
+    """Compare engines.
+
+    Parameters
+    ----------
+    summaries : `~collections.abc.Mapping`
+        By engine, with a suffix for the pipeline.
+
+    Returns
+    -------
+    ratios : `dict`
+        Of what was measured of both sides.
+    """
+    found = {}
+    for suffix, names, one, other in _PAIRS:
+        if one in summaries and other in summaries:
+            than = other.removesuffix(suffix)
+            for name in names:
+                figure = _COMPARED[name]
+                found[f"{name}_of_{than}{suffix}"] = summaries[one][figure] / summaries[other][figure]
+    return found
+
+
+def flat(summaries: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
+    """Name all figures in one list, such as ``direct.total_ms``.
+
+    Parameters
+    ----------
+    summaries : `~collections.abc.Mapping`
+        Figures by group.
+
+    Returns
+    -------
+    figures : `dict`
+        Figures by name.
+    """
+    return {f"{group}.{name}": value for group, values in summaries.items() for name, value in values.items()}

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One worker of the bench: a process of its own, its own repo, the host's cache."""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import astropy.time
+from lsst.daf.butler import Butler
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import ButlerConfig
+from ppdaemon.messages import Pipelines, Prepare
+from ppdaemon.middleware.cache import SharedCache
+from ppdaemon.middleware.central import CentralReader, known_dataset_type
+from ppdaemon.middleware.figures import Figures
+from ppdaemon.middleware.graph import dataset_types_of, load_pipeline
+from ppdaemon.middleware.library import Library
+from ppdaemon.middleware.preload import Preload
+from ppdaemon.middleware.regions import place_of
+from ppdaemon.middleware.repo import LocalRepo, make_template
+from ppdaemon.middleware.work import set_up_libraries
+from ppdaemon.visit import read_next_visit
+from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP
+from preloadbench.survey import CAMERA, OBSERVED, SurveyCam, load_survey_camera
+
+__all__ = ("Host", "build_template", "sit")
+
+_BEGIN_TAI = astropy.time.Time("2026-11-23T03:25:16", scale="tai").unix_tai
+_CACHE_MAX = 100_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the workers of one host share."""
+
+    central: Path
+    ramdisk: Path
+    """Cache, template and repos; empty before."""
+    pipelines: tuple[str, ...]
+    detectors: int
+
+    @property
+    def template(self) -> Path:
+        """Folder of the template (`pathlib.Path`)."""
+        return self.ramdisk / "template"
+
+
+def build_template(host: Host) -> None:
+    """Make the repo that workers copy.
+
+    Parameters
+    ----------
+    host : `Host`
+        Where.
+    """
+    with Butler.from_config(str(host.central), writeable=False) as central:
+        types = {
+            each.name: each
+            for path in host.pipelines
+            for each in dataset_types_of(
+                load_pipeline(path, {}), central.dimensions, lambda name: known_dataset_type(central, name)
+            )
+        }
+        instrument = SurveyCam(detectors=host.detectors)
+        make_template(host.template, central.dimensions, [instrument], types.values(), "bench")
+
+
+def sit(
+    host: Host,
+    cache: str,
+    detector: int,
+    fields: Sequence[float],
+    wait: Callable[[], Any],
+    answers: Connection,
+) -> None:
+    """Preload field after field, as one worker does for visit after visit.
+
+    Parameters
+    ----------
+    host : `Host`
+        What is shared.
+    cache : `str`
+        Name of the cache's folder on the RAM disk.
+    detector : `int`
+        Whose worker this is.
+    fields : `~collections.abc.Sequence` [`float`]
+        Of each visit, how far it is from the middle of the templates in
+        right ascension, in degrees.
+    wait : `~collections.abc.Callable`
+        Returns when a visit may begin.
+    answers : `multiprocessing.connection.Connection`
+        Takes the figures of each visit; ``preload_ms`` is from the order
+        until all is in the worker's repo.
+    """
+    set_up_libraries()
+    repo = LocalRepo(host.template, host.ramdisk / f"{cache}-{detector}")
+    config = ButlerConfig(
+        central=str(host.central), instrument_class={CAMERA: "SurveyCam"}, skymap=SKYMAP, inputs=COLLECTIONS
+    )
+    central = CentralReader(config.central)
+    preload = Preload(config, central, SharedCache(host.ramdisk / cache, _CACHE_MAX), Library({}))
+    camera = load_survey_camera(host.detectors)
+    told = []
+    for number, field in enumerate(fields):
+        order = _order(host, detector, number, field)
+        gc.collect()  # as between visits
+        wait()
+        figures = Figures(Clock())
+        start = time.perf_counter()
+        place = place_of(
+            order.visit, detector, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=_BEGIN_TAI
+        )
+        preload.fetch(preload.look(order, place, figures), repo, figures)
+        told.append(figures.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
+        repo.renew()
+    answers.send(told)
+    repo.close()
+    central.close()
+
+
+def _order(host: Host, detector: int, number: int, field: float) -> Prepare:
+    sal = {
+        "groupId": f"2026-11-23T03:25:{number:06.3f}",
+        "instrument": CAMERA,
+        "coordinateSystem": 2,
+        "position": [RA_DEG + field, DEC_DEG],
+        "startTime": _BEGIN_TAI,
+        "rotationSystem": 2,
+        "cameraAngle": 30.0,
+        "filters": OBSERVED,
+        "duration": 35.0,
+        "nimages": 1,
+    }
+    pipelines = Pipelines(main=host.pipelines)
+    return Prepare(visit=read_next_visit(sal), detector=detector, attempt=1, pipelines=pipelines)
