@@ -54,7 +54,10 @@ def _no_bool(value: Any) -> Any:
 
 
 def _plain(value: str) -> str:
-    if any(unicodedata.category(character).startswith("C") for character in value):
+    # The first test is quick, and true of nearly all; what is no control may fail it too.
+    if not value.isprintable() and any(
+        unicodedata.category(character).startswith("C") for character in value
+    ):
         raise ValueError("no control characters")
     return value
 

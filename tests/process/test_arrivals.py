@@ -21,7 +21,9 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals import exposures, settle
 from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.tree import Place
 from ppdaemon.rawpath import Expected
 
 GROUP = "2026-11-22T03:25:16.951"
@@ -153,6 +155,14 @@ async def arriving(
         await catcher.arrivals.stop()
 
 
+def count_calls(monkeypatch: pytest.MonkeyPatch, reader: str) -> list[Place]:
+    """Return the places that a reader of headers is called with from now on."""
+    places: list[Place] = []
+    read = getattr(exposures, reader)
+    monkeypatch.setattr(exposures, reader, lambda place: (places.append(place), read(place))[1])
+    return places
+
+
 def run(coroutine: Callable[..., object], *args: object) -> None:
     asyncio.run(coroutine(*args))  # type: ignore[arg-type]
 
@@ -208,6 +218,98 @@ def test_a_whole_focal_plane_at_once_is_delivered_once_each(tmp_path):
             await catcher.until(lambda: len(catcher.raws) >= 205)
             assert catcher.detectors == list(range(205))
             assert {raw.group for raw in catcher.raws} == {GROUP}
+
+    run(body)
+
+
+def test_raws_without_sidecars_wait_for_what_one_of_their_exposure_says(tmp_path, monkeypatch):
+    asked = count_calls(monkeypatch, "facts_of_sidecar")
+
+    async def body() -> None:
+        async with arriving(tmp_path, detectors=range(205), sidecar_wait_s=0.5) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            for detector in range(205):
+                exposure.put(detector, sidecar=False)
+            await catcher.until(lambda: len(catcher.raws) >= 205)
+            assert catcher.detectors == list(range(205))
+            assert {(raw.group, raw.sidecar) for raw in catcher.raws} == {(GROUP, None)}
+
+    run(body)
+    assert len(asked) == 2  # of one detector, at once and after the wait
+
+
+def test_a_raw_that_says_nothing_does_not_silence_those_that_wait_for_it(tmp_path, monkeypatch):
+    asked = count_calls(monkeypatch, "facts_of_sidecar")
+
+    async def body() -> None:
+        async with arriving(tmp_path, sidecar_wait_s=1.0) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            exposure.put(0, fits_file(group=None), sidecar=False)
+            await catcher.until(lambda: asked)
+            for detector in (1, 2):
+                exposure.put(detector, sidecar=False)
+            await catcher.until(lambda: len(catcher.raws) >= 2 and catcher.arrivals.refused)
+            assert catcher.detectors == [1, 2]
+            assert [refused.kind for refused in catcher.arrivals.refused] == ["refused.no_group"]
+
+    run(body)
+
+
+def test_a_raw_with_a_sidecar_tells_those_that_wait_without_one(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path, watch="poll", scan_s=0.1, sidecar_wait_s=60.0) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            for detector in (0, 1):
+                exposure.put(detector, sidecar=False)
+            await catcher.until(lambda: sum(source.files for source in catcher.arrivals.report()) == 2)
+            exposure.put(2)
+            await catcher.until(lambda: len(catcher.raws) >= 3)
+            assert catcher.detectors == [0, 1, 2]
+
+    run(body)
+
+
+def test_in_a_flood_each_raw_is_delivered_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.settle.FLOOD", 5)
+    monkeypatch.setattr("ppdaemon.node.arrivals.settle.AT_ONCE", 2)
+    monkeypatch.setattr("ppdaemon.node.arrivals.settle.CALM_S", 1.0)
+    flooded = []
+
+    class Queue(settle._Queue):
+        @property
+        def is_flooded(self) -> bool:
+            flooded.append(super().is_flooded)
+            return flooded[-1]
+
+    monkeypatch.setattr(settle, "_Queue", Queue)
+    exposure = Exposure(tmp_path)
+    for detector in range(189):
+        exposure.put(detector)
+
+    async def body() -> None:
+        async with arriving(tmp_path, scan_s=0.2) as catcher:
+            await catcher.until(lambda: len(catcher.raws) >= 189)
+            assert catcher.detectors == list(range(189))
+        assert {True, False} == {*flooded}
+
+    run(body)
+
+
+def test_above_what_can_be_looked_at_soon_surveys_pause_and_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.settle.BUSY", 3)
+    monkeypatch.setattr("ppdaemon.node.arrivals.scan.CHUNK", 5)
+    monkeypatch.setattr("ppdaemon.node.arrivals.root.SLICE_FILES", 5)
+    exposure = Exposure(tmp_path)
+    for detector in range(189):
+        exposure.put(detector)
+
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            await catcher.until(lambda: len(catcher.raws) >= 189)
+            assert catcher.detectors == list(range(189))
 
     run(body)
 

@@ -36,6 +36,20 @@ class Candidate:
         When: monotonic seconds, and seconds since 1970 UTC.
     """
 
+    __slots__ = (
+        "_awaited",
+        "_changed_unix",
+        "_confirmed",
+        "_patience",
+        "_settled",
+        "_sighted_unix",
+        "name",
+        "news",
+        "places",
+        "source",
+        "timer",
+    )
+
     def __init__(self, sighting: Sighting, mono: float, unix: float):
         self.name = sighting.name
         """What its path says (`~ppdaemon.rawpath.RawName`)."""
@@ -43,8 +57,8 @@ class Candidate:
         """Which source saw it first (`str`)."""
         self.places: list[Place] = [sighting.place]
         """Where it was seen (`list` [`~ppdaemon.node.arrivals.tree.Place`])."""
-        self.settled = asyncio.Event()
-        """Set when it was delivered, or given up."""
+        self._settled = False
+        self._awaited: asyncio.Event | None = None
         self._sighted_unix = unix
         self._confirmed = sighting.confirmed
         self.news = False
@@ -76,6 +90,19 @@ class Candidate:
             self._confirmed, self._sighted_unix = True, unix
             self.news = True
         return sighting.confirmed
+
+    def settle(self) -> None:
+        """Say that it was delivered, or given up."""
+        self._settled = True
+        if self._awaited is not None:
+            self._awaited.set()
+
+    async def until_settled(self) -> None:
+        """Wait until it was delivered, or given up."""
+        if not self._settled:
+            # Few are waited for, and this takes more than all the rest.
+            self._awaited = self._awaited or asyncio.Event()
+            await self._awaited.wait()
 
     @property
     def lag_s(self) -> float:

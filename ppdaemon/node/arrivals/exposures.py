@@ -225,7 +225,9 @@ class Exposures:
         detectors = self._tree.detectors_named(name.instrument, place, names)
         return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
-    async def facts(self, name: RawName, image: Place) -> ExposureFacts | None:
+    async def facts(
+        self, name: RawName, image: Place, since_mono: float | None = None
+    ) -> ExposureFacts | None:
         """Return what the exposure's headers say.
 
         Parameters
@@ -234,6 +236,9 @@ class Exposures:
             What the path of an image says.
         image : `Place`
             A complete image.
+        since_mono : `float`, optional
+            Since when a late sidecar is waited for, monotonic seconds; from now
+            on by default.
 
         Returns
         -------
@@ -247,7 +252,7 @@ class Exposures:
         """
         exposure = self._exposure(name)
         sidecar = Place(image.root, sidecar_path(image.path))
-        deadline = self._mono() + self._sidecar_wait_s
+        deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
         late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
             await exposure.until_known(deadline - self._mono())

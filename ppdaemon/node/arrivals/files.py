@@ -21,6 +21,7 @@ from ppdaemon.wire import parse_json
 
 __all__ = (
     "ExposureFacts",
+    "are_regular",
     "expected_sensors",
     "facts_in",
     "facts_of_image",
@@ -243,6 +244,11 @@ def is_regular(place: Place) -> bool:
     except (OSError, BadMessage):
         return False
     return True
+
+
+def are_regular(places: Sequence[Place]) -> list[bool]:
+    """Tell of several places whether there is a file; see `is_regular`."""
+    return [is_regular(place) for place in places]
 
 
 def _open(place: Place) -> BinaryIO:

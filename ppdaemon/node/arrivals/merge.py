@@ -322,7 +322,9 @@ class Arrivals:
         if facts is None or parent_group(facts.group) != expected.group:
             return
         candidates = [self._settler.take_up(sighting) for sighting in sightings]
-        await asyncio.gather(*(candidate.settled.wait() for candidate in candidates if candidate is not None))
+        await asyncio.gather(
+            *(candidate.until_settled() for candidate in candidates if candidate is not None)
+        )
 
 
 def _report(state: SourceState, figures: SourceFigures) -> ArrivalSource:

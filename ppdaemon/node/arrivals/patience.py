@@ -113,6 +113,8 @@ class Patience:
         Monotonic seconds at which the file was first heard of.
     """
 
+    __slots__ = ("_last", "_last_change", "_pause_s", "_read_again", "_recalled", "_since")
+
     def __init__(self, now: float):
         self._since = now
         self._pause_s = FIRST_PAUSE_S

@@ -2,13 +2,16 @@
 """From sightings to complete raws: each is taken once, when it is complete.
 
 Looks are taken many at a time, because handing one to a thread and back costs
-more than the look itself. What is not complete yet has a timer, and only a
-raw of an exposure that nothing is known of yet gets a task of its own.
+more than the look itself. What is not complete yet has a timer, and only the
+first raw of an exposure that nothing is known of yet gets a task of its own.
 """
 
 import asyncio
+import itertools
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
@@ -18,7 +21,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.candidate import Candidate, Glance, glance_at
 from ppdaemon.node.arrivals.exposures import Exposures
-from ppdaemon.node.arrivals.files import ExposureFacts, is_regular
+from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, is_regular
 from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.lags import Lags
 from ppdaemon.node.arrivals.patience import GiveUp, LookAgain, Take
@@ -34,17 +37,42 @@ READERS = 4
 """Files of one root that are looked at at once."""
 AT_ONCE = 50
 """Looks taken in one go: some 5 ms of a thread, and 2 ms of the loop."""
-MOST_CANDIDATES = 20_000
-"""Files looked at until they are complete: ten exposures of 205 detectors are
-2050."""
-BUSY = 1000
-"""Looks that wait; above, surveys had better pause."""
+MOST_CANDIDATES = 40_000
+"""Files looked at until they are complete, 0.7 kB each: ten exposures of 205
+detectors are 2050."""
+BUSY = 25_000
+"""Looks that wait; above, surveys had better pause. A hundred exposures are
+found at once, and the kernel's queue (16,384 events) has room beside them."""
+FLOOD = 1000
+"""Looks that wait; above, only one reader of a root goes on while raws are still
+being sighted: threads share one interpreter, and to be found comes first."""
+CALM_S = 0.05
+"""Without a sighting for so long, the others go on too."""
 MOST_DELIVERED = 200_000
 MOST_REFUSED = 50
 HANGING_PAUSE_S = 1.0
 """Until the next look at a file whose filesystem did not answer."""
 
 type Key = tuple[str, int, int]
+type _ExposureKey = tuple[str, int, str]
+"""Instrument, exposure, raw root."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Complete:
+    """A complete raw of an exposure that nothing is known of yet."""
+
+    candidate: Candidate
+    taken: Take
+    since_mono: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One raw of an exposure is asked for its visit, and others wait for that."""
+
+    has_sidecar: bool
+    followers: list[_Complete] = field(default_factory=list)
 
 
 class Settler:
@@ -94,6 +122,7 @@ class Settler:
         self._candidates: dict[Key, Candidate] = {}
         self._delivered: Recent[Key] = Recent(2.0 * remember_s, MOST_DELIVERED)
         self._queues = {root: _Queue() for root in roots}
+        self._asked: dict[_ExposureKey, _Asked] = {}
         self._room = asyncio.Event()
         self._room.set()
         self._started_unix = clock.tai() - TAI_MINUS_UTC_S
@@ -105,8 +134,8 @@ class Settler:
     def start(self) -> None:
         """Begin to look."""
         for root in self._queues:
-            for _ in range(READERS):
-                self._spawn(self._take_looks(root))
+            for number in range(READERS):
+                self._spawn(self._take_looks(root, gives_way=number > 0))
 
     async def room(self) -> None:
         """Wait while more was sighted than can be looked at soon."""
@@ -191,13 +220,16 @@ class Settler:
             self._room.clear()
 
     def _is_busy(self) -> bool:
-        return any(len(queue.waiting) > BUSY for queue in self._queues.values())
+        return sum(len(queue.waiting) for queue in self._queues.values()) > BUSY
 
     # --- looks ---
 
-    async def _take_looks(self, root: str) -> None:
+    async def _take_looks(self, root: str, *, gives_way: bool) -> None:
         queue, pool = self._queues[root], self._pools.of(root)
         while True:
+            if gives_way and queue.is_flooded:
+                await asyncio.sleep(CALM_S)
+                continue
             batch = await queue.take()
             if not self._room.is_set() and not self._is_busy():
                 self._room.set()
@@ -224,30 +256,73 @@ class Settler:
                 self._give_up(candidate, kind, f"{candidate.places[0].path}: {reason}")
             case Take() as taken:
                 facts = self._exposures.known(candidate.name)
-                if facts is None:
-                    self._spawn(self._resolve(candidate, taken))
-                else:
+                if facts is not None:
                     self._finish(candidate, taken, facts, glance.has_sidecar)
+                else:
+                    self._find_out(candidate, taken, glance.has_sidecar)
 
     def _put_off(self, candidate: Candidate, pause_s: float) -> None:
         candidate.timer = asyncio.get_running_loop().call_later(pause_s, self._look_at, candidate)
 
     # --- the end ---
 
-    async def _resolve(self, candidate: Candidate, taken: Take) -> None:
-        """Find out the visit of a complete raw, and deliver it."""
+    def _find_out(self, candidate: Candidate, taken: Take, has_sidecar: bool) -> None:
+        """Have the visit of a complete raw found out, and the raw delivered.
+
+        Raws that have no more to tell than one that is asked already wait for
+        what it says.
+        """
+        key = candidate.name.instrument, candidate.name.exposure, taken.place.root
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = _Asked(has_sidecar)
+            self._spawn(self._resolve_first(candidate, taken, key))
+        elif has_sidecar and not asked.has_sidecar:
+            self._spawn(self._resolve(candidate, taken, self._clock.mono()))
+        else:
+            asked.followers.append(_Complete(candidate, taken, self._clock.mono()))
+
+    async def _resolve_first(self, candidate: Candidate, taken: Take, key: _ExposureKey) -> None:
+        try:
+            await self._resolve(candidate, taken, self._clock.mono())
+        finally:
+            followers = self._asked.pop(key).followers
+            for batch in itertools.batched(followers, AT_ONCE):
+                self._spawn(self._follow(batch, taken.place.root))
+
+    async def _follow(self, batch: Sequence[_Complete], root: str) -> None:
+        """Deliver raws of an exposure after one of it was asked."""
+        sidecars = [_sidecar(each.taken) for each in batch]
+        found = await self._answered(self._pools.of(root).run, are_regular, sidecars)
+        for each, has_sidecar in zip(batch, found, strict=True):
+            facts = self._exposures.known(each.candidate.name)
+            if facts is None:
+                self._spawn(self._resolve(each.candidate, each.taken, each.since_mono))
+            else:
+                self._finish_or_refuse(each.candidate, each.taken, facts, has_sidecar)
+
+    async def _resolve(self, candidate: Candidate, taken: Take, since_mono: float) -> None:
+        """Ask all that can tell the visit of a raw, and deliver it."""
+        facts = await self._answered(self._exposures.facts, candidate.name, taken.place, since_mono)
+        has_sidecar = await self._answered(self._pools.run, is_regular, _sidecar(taken))
+        if facts is not None:
+            self._finish_or_refuse(candidate, taken, facts, has_sidecar)
+            return
+        reason = f"{taken.place.path}: no group in sidecar or header, not delivered"
+        self._refuse(candidate, BadMessage(reason, "no_group"))
+
+    async def _answered[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Ask again and again while the filesystem hangs."""
         while True:
             try:
-                facts = await self._exposures.facts(candidate.name, taken.place)
-                sidecar = Place(taken.place.root, sidecar_path(taken.place.path))
-                has_sidecar = await self._pools.run(is_regular, sidecar)
-                break
-            except TimeoutError:  # the filesystem hangs
+                return await ask(*args)
+            except TimeoutError:
                 await asyncio.sleep(HANGING_PAUSE_S)
+
+    def _finish_or_refuse(
+        self, candidate: Candidate, taken: Take, facts: ExposureFacts, has_sidecar: bool
+    ) -> None:
         try:
-            if facts is None:
-                path = taken.place.path
-                raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
             self._finish(candidate, taken, facts, has_sidecar)
         except BadMessage as error:
             self._refuse(candidate, error)
@@ -270,13 +345,15 @@ class Settler:
 
     def _forget(self, candidate: Candidate) -> None:
         del self._candidates[_key(candidate.name)]
-        candidate.settled.set()
+        candidate.settle()
 
     def stop(self) -> None:
         """Forget what is not complete."""
         for candidate in self._candidates.values():
             if candidate.timer is not None:
                 candidate.timer.cancel()
+        for asked in self._asked.values():
+            asked.followers.clear()
 
 
 class _Queue:
@@ -285,10 +362,17 @@ class _Queue:
     def __init__(self) -> None:
         self.waiting: deque[Candidate] = deque()
         self._filled = asyncio.Event()
+        self._added_mono = 0.0
 
     def add(self, candidate: Candidate) -> None:
         self.waiting.append(candidate)
+        self._added_mono = time.monotonic()
         self._filled.set()
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether many wait and more are being added (`bool`)."""
+        return len(self.waiting) > FLOOD and time.monotonic() - self._added_mono < CALM_S
 
     async def take(self) -> list[Candidate]:
         """Wait for some; leave the others their share."""
@@ -315,6 +399,10 @@ def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen
         )
     except pydantic.ValidationError as error:
         raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not acceptable", "header") from None
+
+
+def _sidecar(taken: Take) -> Place:
+    return Place(taken.place.root, sidecar_path(taken.place.path))
 
 
 def _key(name: RawName) -> Key:
