@@ -164,6 +164,8 @@ def command(
     workers the last image, too. Images are compressed as in the demo. "appipe"
     is the demo's alert pipeline; its floor is what the tasks' run methods
     take with inputs in memory, without reading the raw and without outputs.
+    With written_ms its outputs are written, too; processed_ms of an engine is
+    without writing.
 
     memory_peak_mb is the resident memory of the worker and, if it starts one,
     of the command beside it, ramdisk_mb what lies in its repo in the end.

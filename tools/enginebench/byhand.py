@@ -18,10 +18,10 @@ __all__ = ("ByHand",)
 
 
 class ByHand(LocalWork):
-    """A worker that is prepared as any other, and then only runs tasks: no outputs, no reports."""
+    """A worker that is prepared as any other, and then only runs tasks: no logs, no metadata, no reports."""
 
-    def floor_ms(self, order: Process) -> float:
-        """Run the tasks of a visit.
+    def run_tasks(self, order: Process) -> dict[str, float]:
+        """Run the tasks of a visit, and write what they have made for export.
 
         Parameters
         ----------
@@ -30,16 +30,22 @@ class ByHand(LocalWork):
 
         Returns
         -------
-        spent_ms : `float`
-            What the ``run`` methods took together. Inputs, each an object
-            that nobody else has, were there before.
+        figures : `dict` [`str`, `float`]
+            What the ``run`` methods took together, as ``total_ms``: inputs,
+            each an object that nobody else has, were there before. With
+            ``written_ms`` files of the outputs are written, too.
         """
         visit = self._prepared()
         visit.raws.define_visits(order.exposures, visit.inputs)
         built = self._build(visit, order.exposures)
         if not isinstance(built.run, DirectRun):
             raise VisitFailed(Outcome.FAILED, f"{built.job.pipeline.name}: {built.declined}", retriable=False)
-        return _run_tasks(built.run, self._repo.butler)
+        total_ms = _run_tasks(built.run, self._repo.butler)
+        folder = self._repo.incoming / "written"
+        folder.mkdir(parents=True)
+        start = time.perf_counter()
+        built.run.write(folder)
+        return {"total_ms": total_ms, "written_ms": total_ms + (time.perf_counter() - start) * 1e3}
 
 
 def _run_tasks(run: DirectRun, butler: Butler) -> float:

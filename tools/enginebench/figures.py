@@ -16,30 +16,33 @@ _TIMES = (
     "raw_to_first_task_ms",
     "tasks_ms",
     "between_tasks_ms",
+    "processed_ms",
     "spool_ms",
     "overhead_ms",
     "total_ms",
+    "written_ms",
     "warm_ms",
     "prepare_ms",
 )
 _SIZES = ("memory_peak_mb", "ramdisk_mb")
 
-_COMPARED = {
-    "first_task": "raw_to_first_task_ms",
-    "between_tasks": "between_tasks_ms",
-    "overhead": "overhead_ms",
-    "total": "total_ms",
+_OVERHEAD = {
+    "first_task": ("raw_to_first_task_ms",) * 2,
+    "between_tasks": ("between_tasks_ms",) * 2,
+    "overhead": ("overhead_ms",) * 2,
 }
-_PAIRS = (
-    ("", ("first_task", "between_tasks", "overhead"), "direct", "separable"),
-    ("", ("first_task", "between_tasks", "overhead"), "direct", "pipetask"),
-    ("_20", ("first_task", "between_tasks", "overhead"), "direct_20", "separable_20"),
-    ("_appipe", ("total",), "direct_appipe", "floor"),
-    ("_appipe", ("total",), "direct_appipe", "separable_appipe"),
-    ("_images", ("total",), "direct_images", "separable_images"),
-    ("_images_export", ("total",), "direct_images_export", "separable_images_export"),
+_TOTAL = {"total": ("total_ms",) * 2}
+_FLOOR = _TOTAL | {"processed": ("processed_ms", "total_ms"), "total_written": ("total_ms", "written_ms")}
+_PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
+    ("direct", "separable", "", _OVERHEAD),
+    ("direct", "pipetask", "", _OVERHEAD),
+    ("direct_20", "separable_20", "_20", _OVERHEAD),
+    ("direct_appipe", "floor", "_appipe", _FLOOR),
+    ("direct_appipe", "separable_appipe", "_appipe", _TOTAL),
+    ("direct_images", "separable_images", "_images", _TOTAL),
+    ("direct_images_export", "separable_images_export", "_images_export", _TOTAL),
 )
-"""Suffix of the names, what is compared, whose it is, and with whose."""
+"""Who is compared with whom, suffix of the names, and which figures by name."""
 
 _TENTH, _FIFTEENTH, _FIFTIETH = Goal(1 / 10), Goal(1 / 15), Goal(1 / 50)
 GOALS: Mapping[str, Goal] = {
@@ -110,12 +113,11 @@ def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, floa
         Of what was measured of both sides.
     """
     found = {}
-    for suffix, names, one, other in _PAIRS:
+    for one, other, suffix, figures in _PAIRS:
         if one in summaries and other in summaries:
-            than = other.removesuffix(suffix)
-            for name in names:
-                figure = _COMPARED[name]
-                found[f"{name}_of_{than}{suffix}"] = summaries[one][figure] / summaries[other][figure]
+            for name, (own, its) in figures.items():
+                named = f"{name}_of_{other.removesuffix(suffix)}{suffix}"
+                found[named] = summaries[one][own] / summaries[other][its]
     return found
 
 

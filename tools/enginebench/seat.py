@@ -137,7 +137,7 @@ def _visit(
     for raw in raws:
         worker.ingest(raw)
     if isinstance(worker, ByHand):
-        figures["total_ms"] = worker.floor_ms(exposures)
+        figures |= worker.run_tasks(exposures)
     else:
         figures |= _processed(worker, seat, exposures, reports, start_s, first=first)
     figures |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(seat.repo)}
@@ -159,6 +159,7 @@ def _processed(
     return {
         "raw_to_first_task_ms": at_ms[Stage.FIRST_TASK],
         "tasks_ms": at_ms[Stage.PROCESSED] - at_ms[Stage.FIRST_TASK],
+        "processed_ms": at_ms[Stage.PROCESSED],
         "spool_ms": at_ms[Stage.SPOOLED] - at_ms[Stage.PROCESSED],
         "total_ms": at_ms[Stage.SPOOLED],
     }

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/bench_engine.py: what its visits come to, how engines compare, its command line."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        from enginebench import figures
+    return figures
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = spec_from_file_location("bench_engine", TOOLS / "bench_engine.py")
+    module = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        patch.setitem(sys.modules, "bench_engine", module)
+        spec.loader.exec_module(module)
+    return module
+
+
+def visit(first_task_ms, tasks_ms, spool_ms, memory_mb=300.0, warm_ms=5.0):
+    return {
+        "raw_to_first_task_ms": first_task_ms,
+        "tasks_ms": tasks_ms,
+        "processed_ms": first_task_ms + tasks_ms,
+        "spool_ms": spool_ms,
+        "total_ms": first_task_ms + tasks_ms + spool_ms,
+        "warm_ms": warm_ms,
+        "prepare_ms": 80.0,
+        "memory_peak_mb": memory_mb,
+        "ramdisk_mb": 4.0,
+    }
+
+
+def test_the_first_visit_of_a_worker_counts_only_as_such(figures):
+    visits = [visit(90, 90, 90, 900, 400), visit(4, 10, 6), visit(6, 20, 8, 310), visit(5, 15, 100)]
+    found = figures.of_visits(visits, 5, idle=True)
+    assert (found["first_visit_total_ms"], found["first_visit_warm_ms"]) == (270, 400)
+    assert (found["raw_to_first_task_ms"], found["between_tasks_ms"], found["visits"]) == (5, 3, 3)
+    assert (found["overhead_ms"], found["total_worst_ms"]) == (34, 120)
+    assert (found["memory_peak_mb"], found["warm_ms"]) == (310, 5)
+
+
+def test_tasks_that_do_something_are_no_overhead(figures):
+    found = figures.of_visits([visit(4, 10, 6)] * 2, 5, idle=False)
+    assert found["total_ms"] == 20
+    assert "overhead_ms" not in found
+    assert "between_tasks_ms" not in found
+
+
+def test_engines_are_compared_where_both_were_measured(figures):
+    fast = figures.of_visits([visit(4, 10, 6)] * 2, 5, idle=True)
+    slow = figures.of_visits([visit(100, 150, 50)] * 2, 5, idle=True)
+    found = figures.ratios({"direct": fast, "separable": slow, "direct_20": fast, "floor": slow})
+    assert found == {
+        "first_task_of_separable": pytest.approx(0.04),
+        "between_tasks_of_separable": pytest.approx(1 / 15),
+        "overhead_of_separable": pytest.approx(1 / 15),
+    }
+
+
+def test_the_floor_is_compared_with_and_without_writing(figures):
+    whole = figures.of_visits([visit(10, 940, 250)] * 2, 6, idle=False)
+    found = figures.ratios({"direct_appipe": whole, "floor": {"total_ms": 800, "written_ms": 1000}})
+    assert found == {
+        "total_of_floor_appipe": 1.5,
+        "processed_of_floor_appipe": 950 / 800,
+        "total_written_of_floor_appipe": 1.2,
+    }
+
+
+@pytest.mark.parametrize(("first_task_ms", "wrong"), [(9, []), (11, ["ratios.first_task_of_separable"])])
+def test_a_goal_is_a_ratio(tool, figures, first_task_ms, wrong):
+    groups = {
+        "direct": figures.of_visits([visit(first_task_ms, 1, 1)] * 2, 5, idle=True),
+        "separable": figures.of_visits([visit(100, 150, 150)] * 2, 5, idle=True),
+    }
+    listed = figures.flat(groups | {"ratios": figures.ratios(groups)})
+    assert listed["direct.raw_to_first_task_ms"] == first_task_ms
+    assert tool.missed(listed, figures.GOALS) == wrong
+
+
+def test_all_goals_are_of_ratios_that_are_made(figures):
+    sides = [side for one, other, _, _ in figures._PAIRS for side in (one, other)]
+    some = figures.of_visits([visit(1, 1, 1) | {"written_ms": 1.0}] * 2, 5, idle=True)
+    made = figures.flat({"ratios": figures.ratios(dict.fromkeys(sides, some))})
+    assert set(figures.GOALS) <= set(made)
+
+
+def test_help_says_when_time_begins_and_ends(tool):
+    shown = " ".join(CliRunner().invoke(tool.command, ["--help"]).output.split())
+    assert "The raw is complete when the time begins" in shown
+    assert "[empty|twenty|images|appipe]" in shown
+
+
+def test_an_unknown_section_is_refused(tool):
+    result = CliRunner().invoke(tool.command, ["--only", "all"])
+    assert result.exit_code == 2
+    assert "'all' is not one of" in result.output
