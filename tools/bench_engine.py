@@ -92,8 +92,9 @@ def measure(
     with ExitStack() as stack:
         seats = {name: stack.enter_context(Beside(seat, setup)) for name, setup in setups.items()}
         for number, each in enumerate(plans):
-            for name, worker in seats.items():
-                samples[name].append(worker.ask(each))
+            turn = number % len(seats)  # none always comes after the same other one
+            for name in [*seats][turn:] + [*seats][:turn]:
+                samples[name].append(seats[name].ask(each))
             progress(f"{section.name}: visit {number} of {visits}")
     return {
         name: dict(of_visits(taken, section.task_count, idle=section.is_idle))
