@@ -145,14 +145,17 @@ class Records:
     async def flush(self) -> None:
         """Write what has changed; then report outcomes and export spools."""
         async with self._writing:  # or an older state could follow a newer one
+            # Raws that come while it writes belong to the next batch: the
+            # outcome that makes them late may not be in this one.
+            come = len(self._unclaimed)
             if await self._flush():
-                await self._look_up_unclaimed()
+                await self._look_up_unclaimed(come)
 
-    async def _look_up_unclaimed(self) -> None:
-        """Tell late raws from those of visits that were not announced; all
-        outcomes of before are written.
+    async def _look_up_unclaimed(self, come: int) -> None:
+        """Tell late raws from those of visits that were not announced; the
+        outcomes of before these came are written.
         """
-        raws = [self._unclaimed.popleft() for _ in range(min(len(self._unclaimed), UNCLAIMED_AT_ONCE))]
+        raws = [self._unclaimed.popleft() for _ in range(min(come, UNCLAIMED_AT_ONCE))]
         if not raws:
             return
         try:

@@ -5,11 +5,9 @@ import asyncio
 from collections import Counter
 from unittest.mock import Mock
 
-import pytest
 from test_journal import an_entry
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import CancelVisit, ReserveVisit
 from ppdaemon.node.desk import VisitDesk
@@ -19,24 +17,6 @@ from ppdaemon.node.neighbours import Neighbours
 from ppdaemon.node.scheduler import Scheduler
 from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
-
-
-@pytest.fixture
-def config(tmp_path):
-    return NodeConfig.model_validate(
-        {
-            "node": {
-                "name": "n1",
-                "state_dir": tmp_path,
-                "ramdisk": tmp_path,
-                "control": tmp_path / "control",
-                "instruments": {"DemoCam": "0-8"},
-            },
-            "arrivals": {"roots": [tmp_path]},
-            "workers": {"work": "scripted"},
-            "pipelines": {"main": [{"survey": "new", "pipelines": ["/p/Any.yaml"]}]},
-        }
-    )
 
 
 def test_what_no_rule_takes_any_more_is_not_tried_again(config):
