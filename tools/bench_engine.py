@@ -2,11 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure on this machine what the engines take beside the tasks' own work."""
 
-import json
 import multiprocessing
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,19 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
+from benching.cli import options, progress, run, tell
+from benching.figures import Scalar
 from enginebench.figures import GOALS, Sample, flat, of_visits, ratios
-from poolbench.figures import Scalar, missed, table
-from rich.console import Console
 
-from ppdaemon.errors import PPDaemonError, Unavailable
+from ppdaemon.errors import Unavailable
 from ppdaemon.node.forker import ENVIRONMENT
-from ppdaemon.states import ExitCode
 
 if TYPE_CHECKING:  # the processes of workers import it, this one stays light
     from enginebench.sections import Ground, Section
 
-NAMES = ("empty", "twenty", "images", "appipe")
-_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
+NAMES = ("empty", "twenty", "images", "appipe", "snaps")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _LIMIT_S = 600.0
 
@@ -68,7 +63,7 @@ def make_ready(section: "Section", ground: "Ground", channel: Connection) -> Non
     from enginebench.sections import prepare
 
     visits = channel.recv()
-    channel.send(prepare(section, ground, visits, lambda line: click.echo(line, err=True)))
+    channel.send(prepare(section, ground, visits, progress))
     channel.recv()
 
 
@@ -85,7 +80,7 @@ def measure(
     """Let workers do the same visits, in turn."""
     from enginebench.sections import plan
 
-    plans = plan(visits + 1)
+    plans = plan(visits + 1, section.snaps)
     with Beside(make_ready, section, ground) as maker:
         setups = maker.ask(plans)
     samples: dict[str, list[Sample]] = {name: [] for name in setups}
@@ -132,7 +127,6 @@ def measure_all(
 
 @click.command(name="bench_engine", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="This section; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--visits",
     default=10,
@@ -141,13 +135,7 @@ def measure_all(
     help="Visits of each worker that count.",
 )
 @click.option("--quick", is_flag=True, help="Two visits and small images: shows that it works, no more.")
-@click.option(
-    "--scratch",
-    default=tempfile.gettempdir,
-    type=_FOLDER,
-    help="A folder on a disk, for central repos, raws and spools.  [default: the system's]",
-)
-@click.option("--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="A folder on a tmpfs.")
+@options
 def command(
     only: tuple[str, ...], as_json: bool, visits: int, quick: bool, scratch: Path, ramdisk: Path
 ) -> None:
@@ -166,7 +154,8 @@ def command(
     is the demo's alert pipeline; its floor is what the tasks' run methods
     take with inputs in memory, without reading the raw and without outputs.
     With written_ms its outputs are written, too; processed_ms of an engine is
-    without writing.
+    without writing. "snaps" has two exposures in each visit and compares one
+    process with two.
 
     memory_peak_mb is the resident memory of the worker and, if it starts one,
     of the command beside it, ramdisk_mb what lies in its repo in the end.
@@ -178,30 +167,11 @@ def command(
         only or NAMES,
         2 if quick else visits,
         {"scratch": scratch, "ramdisk": ramdisk},
-        lambda line: click.echo(line, err=True),
+        progress,
         quick=quick,
     )
-    figures = flat(groups)
-    if as_json:
-        click.echo(json.dumps(groups | {"goals_missed": missed(figures, GOALS)}))
-    else:
-        Console().print(table(figures, GOALS))
-
-
-def main() -> None:
-    """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are deleted then, too
-    try:
-        command.main(prog_name="bench_engine", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"bench_engine: {error}", err=True)
-        sys.exit(error.exit_code)
+    tell(flat(groups), GOALS, as_json=as_json, groups=groups)
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

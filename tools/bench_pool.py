@@ -2,32 +2,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure the worker pool on this machine, with the real parts."""
 
-import json
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import click
+from benching.cli import options, progress, run, tell
+from benching.figures import Scalar
+from benching.places import Ground, Places
 from poolbench.crowd import measure_crowd, measure_few
 from poolbench.dispatch import measure_dispatch
 from poolbench.endurance import BATCH, measure_endurance
-from poolbench.figures import Scalar, missed, table
+from poolbench.figures import GOALS
 from poolbench.forks import measure_forks
-from poolbench.node import Places
 from poolbench.replacement import DETECTORS, measure_replacement
-from rich.console import Console
-
-from ppdaemon.errors import PPDaemonError
-from ppdaemon.states import ExitCode
 
 SECTIONS = ("fork", "idle", "reserve", "event", "replace", "slope")
-
-_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +34,6 @@ class Effort:
     busy: int
     visits: int
     raws: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """Where scratch folders are made."""
-
-    disk: Path
-    ramdisk: Path
-
-    @contextmanager
-    def places(self) -> Iterator[Places]:
-        """Give empty folders, and delete them."""
-        with (
-            tempfile.TemporaryDirectory(prefix="bench-", dir=self.disk) as scratch,
-            tempfile.TemporaryDirectory(prefix="bench-", dir=self.ramdisk) as ramdisk,
-        ):
-            yield Places(Path(scratch), Path(ramdisk))
 
 
 def measure(
@@ -94,7 +69,6 @@ def measure(
 
 @click.command(name="bench_pool", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--forks", default=15, show_default=True, type=click.IntRange(10), help="Workers forked.")
 @click.option("--spawns", default=3, show_default=True, type=click.IntRange(3), help="Workers spawned.")
 @click.option(
@@ -117,13 +91,7 @@ def measure(
     help=f"Visit-detectors of the slope, in visits of {BATCH}.",
 )
 @click.option("--raws", is_flag=True, help="Let a raw land for each visit-detector of the slope.")
-@click.option(
-    "--scratch",
-    default=tempfile.gettempdir,
-    type=_FOLDER,
-    help="A folder on a disk.  [default: the system's]",
-)
-@click.option("--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="A folder on a tmpfs.")
+@options
 def command(
     only: tuple[str, ...],
     as_json: bool,
@@ -144,27 +112,10 @@ def command(
         frozenset(only or SECTIONS),
         Ground(scratch, ramdisk),
         Effort(busy=spinning, **effort),  # type: ignore[arg-type]
-        lambda line: click.echo(line, err=True),
+        progress,
     )
-    if as_json:
-        click.echo(json.dumps(figures | {"goals_missed": missed(figures)}))
-    else:
-        Console().print(table(figures))
-
-
-def main() -> None:
-    """Run the command line and exit."""
-    try:
-        command.main(prog_name="bench_pool", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"bench_pool: {error}", err=True)
-        sys.exit(error.exit_code)
+    tell(figures, GOALS, as_json=as_json)
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

@@ -2,13 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure what a preload takes on this machine, from a central repo of a survey's size."""
 
-import json
 import multiprocessing
 import os
 import shutil
-import signal
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,18 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from poolbench.figures import Scalar, missed, table
+from benching.cli import options, progress, run, tell
+from benching.figures import Scalar
+from benching.places import Ground
 from preloadbench.figures import GOALS, MOVES, Visits, of_crowds, of_single
-from rich.console import Console
 
-from ppdaemon.errors import PPDaemonError, Unavailable
-from ppdaemon.states import ExitCode
+from ppdaemon.errors import Unavailable
 
 if TYPE_CHECKING:  # the processes of workers import it, this one stays light
     from preloadbench.repo import Size
     from preloadbench.seat import Host
 
-_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
 _CONTEXT = multiprocessing.get_context("forkserver")
 _ALONE = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -92,7 +87,7 @@ def prepare(host: "Host", size: "Size", end: Connection) -> None:
     from preloadbench.repo import make_central
     from preloadbench.seat import build_template
 
-    make_central(host.central, size, lambda line: click.echo(line, err=True))
+    make_central(host.central, size, progress)
     build_template(host)
     end.send(True)
 
@@ -132,7 +127,6 @@ def measure(host: "Host", effort: Effort, progress: Callable[[str], None]) -> di
 
 
 @click.command(name="bench_preload", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--workers", default=5, show_default=True, type=click.IntRange(1), help="Workers measured alone."
 )
@@ -168,13 +162,7 @@ def measure(host: "Host", effort: Effort, progress: Callable[[str], None]) -> di
     type=click.FloatRange(0.001),
     help="Size of a table or a shard of a reference catalog.",
 )
-@click.option(
-    "--scratch",
-    default=tempfile.gettempdir,
-    type=_FOLDER,
-    help="A folder on a disk, for the central repo.  [default: the system's]",
-)
-@click.option("--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="A folder on a tmpfs.")
+@options
 def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None:
     """Measure what a preload takes, from order to inputs in the worker's repo.
 
@@ -207,34 +195,14 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None
         table_bytes=round(amounts["table_mb"] * 1e6),
         detectors=amounts["detectors"],
     )
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as disk,
-        tempfile.TemporaryDirectory(prefix="bench-", dir=ramdisk) as memory,
-    ):
-        host = Host(Path(disk, "central"), Path(memory), write_pipelines(Path(disk)), size.detectors)
+    with Ground(scratch, ramdisk).places() as places:
+        pipelines = write_pipelines(places.scratch)
+        host = Host(places.scratch / "central", places.ramdisk, pipelines, size.detectors)
         gather([Started.of(prepare, host, size)])
         figures: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
-        figures |= measure(host, effort, lambda line: click.echo(line, err=True))
-    if as_json:
-        click.echo(json.dumps(figures | {"goals_missed": missed(figures, GOALS)}))
-    else:
-        Console().print(table(figures, GOALS))
-
-
-def main() -> None:
-    """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are deleted then, too
-    try:
-        command.main(prog_name="bench_preload", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"bench_preload: {error}", err=True)
-        sys.exit(error.exit_code)
+        figures |= measure(host, effort, progress)
+    tell(figures, GOALS, as_json=as_json)
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

@@ -33,6 +33,7 @@ def make_direct(seat: Seat) -> DirectEngine | None:
         memory_bytes=hard // 4 if config.memory_max is None else config.memory_max,
         read_ahead_bytes=hard // 8 if config.read_ahead_max is None else config.read_ahead_max,
         urgent=config.no_return,
+        processes=config.processes,
     )
 
 

@@ -224,7 +224,12 @@ class TaskRuns:
                 self._decline(job, reason)
                 landing.register()
         run = self._reference.build(job, data, butler)
-        return Built(job, run, passed_over, self._reference.name, self._declined.get(job.pipeline.path, ""))
+        return Built(job, run, passed_over, self._reference.name, self._why_not_direct(job))
+
+    def _why_not_direct(self, job: Job) -> str:
+        if self._direct is None:
+            return ""
+        return self._declined.get(job.pipeline.path, "the raws were put into the repo")
 
     def _decline(self, job: Job, reason: Unsupported) -> None:
         """Tell why a pipeline is not run by the configured engine; say it once."""

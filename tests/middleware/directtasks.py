@@ -29,6 +29,11 @@ def find_flat(dataset_type: Any, registry: Any, data_id: Any, collections: Any) 
     yield registry.findDataset(dataset_type, data_id, collections=collections, timespan=record.timespan)
 
 
+def find_shards(dataset_type: Any, registry: Any, data_id: Any, collections: Any) -> Iterator[Any]:
+    """Find shards, without the records of their data IDs."""
+    yield from registry.queryDatasets(dataset_type, collections=collections, findFirst=True)
+
+
 class MakeConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
     bias = PrerequisiteInput(
@@ -247,6 +252,47 @@ class HookedTask(PipelineTask):
         return Struct(late={"sum": float(table["a"].sum())})
 
 
+class LaterConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
+    later = PrerequisiteInput(
+        name="toy_later",
+        doc="not known to the repo at first",
+        storageClass="ArrowAstropy",
+        dimensions=("instrument",),
+        minimum=0,
+    )
+    output = Output(name="many_later", doc="what it is", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class LaterConfig(PipelineTaskConfig, pipelineConnections=LaterConnections):
+    pass
+
+
+class LaterTask(PipelineTask):
+    """Tells what it is given."""
+
+    ConfigClass = LaterConfig
+    _DefaultName = "later"
+
+    def run(self, raw: Any, later: Any = None) -> Struct:
+        return Struct(output={"later": type(later).__name__})
+
+
+class InVainConnections(HookedConnections, dimensions=EXPOSURE):
+    def adjustQuantum(self, inputs: Any, outputs: Any, label: str, data_id: Any) -> Any:  # noqa: N802
+        raise RuntimeError("not today")
+
+
+class InVainConfig(PipelineTaskConfig, pipelineConnections=InVainConnections):
+    pass
+
+
+class InVainTask(HookedTask):
+    """Has a hook that sees all quanta at once, and can not be built."""
+
+    ConfigClass = InVainConfig
+
+
 class AnyBiasConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
     bias = PrerequisiteInput(
@@ -269,9 +315,85 @@ class AnyBiasTask(PipelineTask):
         return Struct(output={"raw": raw, "bias": bias})
 
 
+class ShardsConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
+    shards = PrerequisiteInput(
+        name="toy_refcat",
+        doc="shards",
+        storageClass=_DICT,
+        dimensions=("skypix",),
+        multiple=True,
+        deferLoad=True,
+        lookupFunction=find_shards,
+    )
+    output = Output(name="many_shards", doc="what is known of them", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class ShardsConfig(PipelineTaskConfig, pipelineConnections=ShardsConnections):
+    pass
+
+
+class ShardsTask(PipelineTask):
+    """Asks what is known of the data IDs of shards."""
+
+    ConfigClass = ShardsConfig
+    _DefaultName = "shards"
+
+    def run(self, raw: Any, shards: Any) -> Struct:
+        return Struct(output={"records": [handle.dataId.hasRecords() for handle in shards]})
+
+
+class RawFirstConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    raw = PrerequisiteInput(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
+    output = Output(name="many_raw", doc="made", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class RawFirstConfig(PipelineTaskConfig, pipelineConnections=RawFirstConnections):
+    pass
+
+
+class RawFirstTask(PipelineTask):
+    """Has a raw among its prerequisites."""
+
+    ConfigClass = RawFirstConfig
+    _DefaultName = "rawFirst"
+
+    def run(self, raw: Any) -> Struct:
+        return Struct(output={"raw": raw})
+
+
+class AgainConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    box = Input(name="many_box", doc="read twice", storageClass=_DICT, dimensions=EXPOSURE)
+    early = Output(name="again_early", doc="changed after that", storageClass=_DICT, dimensions=EXPOSURE)
+    late = Output(name="again_late", doc="the same, changed", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class AgainConfig(PipelineTaskConfig, pipelineConnections=AgainConnections):
+    pass
+
+
+class AgainTask(PipelineTask):
+    """Reads again what it has spoilt, and goes on with what it has put."""
+
+    ConfigClass = AgainConfig
+    _DefaultName = "again"
+
+    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: N802, N803
+        butlerQC.get(inputRefs.box)["list"].append("spoilt")
+        result = {"list": butlerQC.get(inputRefs.box)["list"]}
+        butlerQC.put(result, outputRefs.early)
+        result["list"].append("changed")
+        butlerQC.put(result, outputRefs.late)
+
+
 PIPELINES = {
     "Many": {"make": "MakeTask", "aSpoil": "SpoilTask", "look": "LookTask", "late": "LateTask"},
     "Hooked": {"make": "MakeTask", "hooked": "HookedTask"},
+    "Again": {"make": "MakeTask", "again": "AgainTask"},
+    "Shards": {"shards": "ShardsTask"},
+    "RawFirst": {"rawFirst": "RawFirstTask"},
+    "HookedInVain": {"make": "MakeTask", "hooked": "InVainTask"},
+    "Later": {"later": "LaterTask"},
     "AnyBias": {"anyBias": "AnyBiasTask"},
 }
 

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ``direct`` engine against ``separable``: whatever tasks do with their Butler, they get the same."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import astropy.units as u
 import pytest
 from directtasks import write_many
-from lsst.daf.butler import Butler, CollectionType, Timespan  # type: ignore[attr-defined]
+from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan  # type: ignore[attr-defined]
 from lsst.daf.butler.logging import ButlerMDC
+from pandas import DataFrame
 from seen import same, see
-from toycam import DAY, EPOCH, MakeRig, make_central
+from toycam import DAY, EPOCH, MakeRig, Rig, make_central
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.messages import Process
+from ppdaemon.messages import Process, StageReached
+from ppdaemon.middleware import local
+from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.spool import read_manifest
-from ppdaemon.states import Outcome
+from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
 
@@ -37,6 +41,24 @@ def test_parts_conversions_lookups_and_deferred_loads_are_those_of_the_reference
     assert "many_never" not in seen.types
     (text,) = [content for (name, *_), content in seen.contents.items() if name == "many_seen"]
     assert "epoch: new" in text
+
+
+def test_what_is_read_again_is_fresh_and_what_was_put_does_not_change(rigs: MakeRig) -> None:
+    seen = same(rigs, PAIR, main="Again", write=write_many)
+    made = {name: content for (name, *_), content in seen.contents.items()}
+    assert made["again_early"] != made["again_late"]
+
+
+def test_what_a_lookup_finds_has_its_records(rigs: MakeRig) -> None:
+    seen = same(rigs, PAIR, main="Shards", write=write_many)
+    (told,) = [content for (name, *_), content in seen.contents.items() if name == "many_shards"]
+    assert "true" in told
+    assert "false" not in told
+
+
+def test_a_raw_among_the_prerequisites_is_left_to_the_reference(rigs: MakeRig) -> None:
+    first = see(rigs, "separable", main="RawFirst", write=write_many)
+    assert see(rigs, "direct", main="RawFirst", write=write_many, ran_by="separable") == first
 
 
 def test_two_snaps_are_two_quanta_each_with_a_task_of_its_own(rigs: MakeRig) -> None:
@@ -76,8 +98,93 @@ def test_a_pipeline_with_a_hook_is_run_by_separable_and_that_is_said_once(
         assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, "separable")
     said = [record.message for record in caplog.records if "is run by separable" in record.message]
     assert said == ["Hooked is run by separable: hooked: adjust_all_quanta"]
+    assert why_not_direct(rig) == ["hooked: adjust_all_quanta"] * 2
     names = {ref.datasetType.name for file in read_manifest(Path(done.spool)).files for ref in file.refs}
     assert names == first.types
+
+
+def test_who_stands_in_for_a_pipeline_that_is_not_run_directly_has_its_reason_too(rigs: MakeRig) -> None:
+    """The first one is not handled, and cannot be built either: the raws are in the repo then."""
+    rig, worker = rigs(engine={"kind": "direct", "no_return": []}, export={"types": [".*"]})
+    write_many(rig)
+    worker.prepare(rig.order(main="HookedInVain,Short", before=""))
+    worker.ingest(rig.raw())
+    done = worker.process(Process(exposures=(DAY * 100000 + 1,)))
+    assert (done.outcome, done.pipeline, done.engine) == (Outcome.SUCCEEDED, "Short", "separable")
+    assert why_not_direct(rig) == ["the raws were put into the repo"]
+
+
+def test_no_file_of_a_visit_stays_on_the_ram_disk(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, worker = rigs(engine={"kind": "direct", "no_return": []}, export={"types": [".*"]})
+    write_many(rig)
+    folder = rig.seat.repo / "direct"
+    worker.prepare(rig.order(main="Many", before=""))
+    worker.ingest(rig.raw())
+    monkeypatch.setattr(memory, "_BIG_BYTES", 0)  # all that is exported is written beside the tasks
+    worker.process(Process(exposures=(DAY * 100000 + 1,)))
+    assert why_not_direct(rig) == [None]
+    assert any(folder.iterdir())
+    worker.reset()
+    assert not folder.exists()
+
+
+def test_the_writer_of_a_visit_that_was_not_spooled_ends_with_it(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, worker = rigs(engine={"kind": "direct", "no_return": []}, export={"types": [".*"]})
+    write_many(rig)
+    worker.prepare(rig.order(main="Many", before=""))
+    worker.ingest(rig.raw())
+    monkeypatch.setattr(memory, "_BIG_BYTES", 0)  # all that is exported is written beside the tasks
+
+    def refuse(*args: object) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setattr(local, "write_spool", refuse)
+    with pytest.raises(OSError, match="no such device"):
+        worker.process(Process(exposures=(DAY * 100000 + 1,)))
+    worker.reset()
+    assert all(thread.name != "scribe" for thread in threading.enumerate())
+
+
+def test_a_type_that_the_repo_gets_to_know_later_is_what_the_repo_says(rigs: MakeRig, tmp_path: Path) -> None:
+    told = []
+    for kind in PAIR:
+        central = make_central(tmp_path / kind)
+        rig, worker = rigs(central, engine={"kind": kind, "no_return": []}, export={"types": [".*"]})
+        write_many(rig)
+        for snap in (1, 2):
+            worker.prepare(rig.order(main="Later", before="", attempt=snap))
+            worker.ingest(rig.raw(seq_num=snap))
+            done = worker.process(Process(exposures=(DAY * 100000 + snap,)))
+            assert done.engine == kind
+            files = read_manifest(Path(done.spool)).files
+            (name,) = [file.name for file in files if file.refs[0].datasetType.name == "many_later"]
+            told.append(Path(done.spool, name).read_text())
+            if snap == 1:
+                add_later(central)
+    assert told == ["later: NoneType\n", "later: Table\n"] * 2
+
+
+def add_later(central: Path) -> None:
+    """Let the central repo have a type as something else than a pipeline reads it."""
+    with Butler.from_config(str(central), writeable=True) as butler:
+        butler.registry.registerDatasetType(
+            DatasetType("toy_later", butler.dimensions.conform(("instrument",)), "DataFrame")
+        )
+        butler.collections.register("ToyCam/later")
+        butler.put(DataFrame({"a": [1.0]}), "toy_later", instrument="ToyCam", run="ToyCam/later")
+        chain = butler.collections.get_info("ToyCam/calib").children
+        butler.collections.redefine_chain("ToyCam/calib", [*chain, "ToyCam/later"])
+
+
+def why_not_direct(rig: Rig) -> list[str | None]:
+    """Return what goes into the journal with each first task."""
+    return [
+        fact.detail.get("not_direct")
+        for fact in rig.said
+        if isinstance(fact, StageReached) and fact.stage == Stage.FIRST_TASK
+    ]
 
 
 def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(

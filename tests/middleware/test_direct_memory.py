@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from astropy.table import Table
 from lsst.daf.butler import (
     ButlerConfig,
     DataCoordinate,
+    DatasetProvenance,
     DatasetRef,
     DatasetType,
     DimensionUniverse,
@@ -20,9 +22,11 @@ from lsst.daf.butler import (
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
+from waiting import wait_until
 
+from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.copies import size_bytes
-from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.scribe import Scribe
@@ -39,7 +43,9 @@ def ref_of(name: str) -> DatasetRef:
     return DatasetRef(TYPES[name], EMPTY, run="run")
 
 
-def step(reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "") -> Step:
+def step(
+    reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "", *, orderly: bool = True
+) -> Step:
     """Make a quantum that reads each dataset so many times."""
     quantum = Quantum(
         taskName="task",
@@ -49,7 +55,9 @@ def step(reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str
         outputs={ref.datasetType: [ref] for ref in makes},
     )
     direct = tuple(ref.datasetType.name for ref, often in reads.items() for _ in range(often))
-    task: Any = SimpleNamespace(label="task", direct=direct, deferred=frozenset({deferred} - {""}))
+    task: Any = SimpleNamespace(
+        label="task", direct=direct, deferred=frozenset({deferred} - {""}), orderly=orderly
+    )
     return Step(uuid.uuid4(), task, quantum, frozenset())
 
 
@@ -120,6 +128,52 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
     make(desk, first, one={"pixels": shared}, two={"pixels": shared})
     read(desk, second, one)["pixels"].append(2)
     assert read(desk, third, two) == {"pixels": [1]}
+
+
+def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [], orderly=False)
+    desk = Desk(tmp_path, [first, second])
+    make(desk, first, one={"pixels": [1]})
+    desk.memory.begin(second)
+    desk.memory.get(one)["pixels"].append(2)
+    assert desk.memory.get(one) == {"pixels": [1]}
+    desk.memory.end(second)
+    assert desk.memory.used_bytes == 0
+
+
+def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one], orderly=False), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
+    desk.memory.begin(first)
+    desk.memory.put(content, one)
+    content["pixels"].append(2)
+    desk.memory.end(first)
+    assert read(desk, second, one) == {"pixels": [1]}
+
+
+def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(content: object, storage: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(memory, "copied", refuse)
+    one = ref_of("one")
+    first, second = step({}, [one], orderly=False), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
+    desk.memory.begin(first)
+    desk.memory.put(content, one)
+    content["pixels"].append(2)
+    desk.memory.end(first)
+    assert read(desk, second, one) == {"pixels": [1]}
+
+
+def test_what_nobody_needs_is_not_written(tmp_path: Path) -> None:
+    first = step({}, [ref_of("one")])
+    make(Desk(tmp_path, [first], limit=1), first, one={"text": "long"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Path) -> None:
@@ -217,6 +271,35 @@ def test_the_scribe_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
     scribe.finish()
     assert first.file == "file of one"
     assert all(each.name != "scribe" for each in threading.enumerate())
+
+
+def test_the_scribe_leaves_alone_what_a_reader_had_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*words: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(memory, "copied", refuse)
+    one, content = ref_of("one"), {"text": "x" * 2_000_000}
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk = Desk(tmp_path, [first, second], exported=("one",))
+    make(desk, first, one=content)
+    assert read(desk, second, one) == content
+    desk.scribe.allow()
+    wait_until(lambda: not desk.scribe._waiting, 10.0)
+    desk.scribe.finish()
+    (held,) = desk.memory.outputs
+    assert held.file is not None
+    assert read_dataset(held.file, one) == content
+
+
+def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path: Path) -> None:
+    table = Table({"a": [1.0, 2.0]}, meta={"epoch": "new"})
+    ref = DatasetRef(DatasetType("stars", UNIVERSE.empty, "ArrowAstropy"), EMPTY, run="run")
+    provenance = DatasetProvenance(quantum_id=uuid.uuid4())
+    file = DatasetWriter(ButlerConfig(), UNIVERSE).write(table, ref, tmp_path, provenance)
+    assert table.meta == {"epoch": "new"}
+    assert b"LSST.BUTLER.QUANTUM" in file.path.read_bytes()
 
 
 def test_what_the_scribe_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:

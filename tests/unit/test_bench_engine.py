@@ -1,33 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """tools/bench_engine.py: what its visits come to, how engines compare, its command line."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
+from benchtools import part, program
 from click.testing import CliRunner
-
-TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def figures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        from enginebench import figures
-    return figures
+    return part("enginebench.figures")
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = spec_from_file_location("bench_engine", TOOLS / "bench_engine.py")
-    module = module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        patch.setitem(sys.modules, "bench_engine", module)
-        spec.loader.exec_module(module)
-    return module
+    with program("bench_engine") as module:
+        yield module
 
 
 def visit(first_task_ms, tasks_ms, spool_ms, memory_mb=300.0, warm_ms=5.0):
@@ -89,7 +76,7 @@ def test_a_goal_is_a_ratio(tool, figures, first_task_ms, wrong):
     }
     listed = figures.flat(groups | {"ratios": figures.ratios(groups)})
     assert listed["direct.raw_to_first_task_ms"] == first_task_ms
-    assert tool.missed(listed, figures.GOALS) == wrong
+    assert part("benching.figures").missed(listed, figures.GOALS) == wrong
 
 
 def test_all_goals_are_of_ratios_that_are_made(figures):
@@ -102,7 +89,7 @@ def test_all_goals_are_of_ratios_that_are_made(figures):
 def test_help_says_when_time_begins_and_ends(tool):
     shown = " ".join(CliRunner().invoke(tool.command, ["--help"]).output.split())
     assert "The raw is complete when the time begins" in shown
-    assert "[empty|twenty|images|appipe]" in shown
+    assert "[empty|twenty|images|appipe|snaps]" in shown
 
 
 def test_an_unknown_section_is_refused(tool):

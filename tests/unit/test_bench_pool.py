@@ -1,43 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """tools/bench_pool.py: its statistics, its goals, its command line."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
+from benchtools import part, program
 from click.testing import CliRunner
-
-TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def figures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        from poolbench import figures
-    return figures
+    return part("poolbench.figures")
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = spec_from_file_location("bench_pool", TOOLS / "bench_pool.py")
-    module = module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(("percent", "value"), [(1, 1.0), (50, 10.0), (95, 19.0), (95.1, 20.0), (100, 20.0)])
-def test_a_percentile_is_the_nearest_rank(figures, percent, value):
-    assert figures.percentile([float(n) for n in range(20, 0, -1)], percent) == value
-
-
-@pytest.mark.parametrize(("values", "percent"), [([], 50), ([1.0], 0), ([1.0], 101)])
-def test_a_percentile_that_means_nothing_is_refused(figures, values, percent):
-    with pytest.raises(ValueError, match="no percentile"):
-        figures.percentile(values, percent)
+    with program("bench_pool") as module:
+        yield module
 
 
 def test_a_slope_is_per_thousand_and_ignores_the_start(figures):
@@ -65,46 +42,7 @@ def test_private_memory_is_clean_and_dirty_but_not_shared(figures):
     assert figures.private_mb(smaps) == pytest.approx(30.72)
 
 
-def test_goals_are_met_at_their_limit_and_missed_beyond(figures):
-    met = {"fork_ready_ms": 100.0, "fork_over_spawn": 15.0, "idle_private_mb": 3, "cores": 2}
-    assert figures.missed(met) == []
-    assert figures.missed({"fork_over_spawn": 14.9, "fork_ready_ms": 100.1}) == [
-        "fork_ready_ms",
-        "fork_over_spawn",
-    ]
-
-
-def test_the_table_has_a_row_for_each_figure(figures):
-    shown = figures.table({"fork_ready_ms": 55.5, "reserve_205_ms": 999.0, "cores": 2})
-    assert [list(column.cells) for column in shown.columns] == [
-        ["fork_ready_ms", "reserve_205_ms", "cores"],
-        ["55.5", "999", "2"],
-        ["at most 100", "at most 250", ""],
-        ["[green]met", "[red]missed", ""],
-    ]
-
-
 def test_help_names_every_section(tool):
     result = CliRunner().invoke(tool.command, ["--help"])
     assert result.exit_code == 0
     assert all(section in result.output for section in tool.SECTIONS)
-
-
-def test_an_unknown_section_is_a_usage_error(tool, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench_pool", "--only", "everything"])
-    with pytest.raises(SystemExit) as ended:
-        tool.main()
-    assert ended.value.code == 64
-    assert "everything" in capsys.readouterr().err
-
-
-def test_folders_are_gone_even_after_a_failure(tool, tmp_path):
-    def fail():
-        with tool.Ground(tmp_path, tmp_path).places() as places:
-            (places.scratch / "file").touch()
-            (places.ramdisk / "folder").mkdir()
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert list(tmp_path.iterdir()) == []

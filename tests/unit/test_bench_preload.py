@@ -1,33 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """tools/bench_preload.py: what its samples come to, its goals, its command line."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
+from benchtools import part, program
 from click.testing import CliRunner
-
-TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def figures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        from preloadbench import figures
-    return figures
+    return part("preloadbench.figures")
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = spec_from_file_location("bench_preload", TOOLS / "bench_preload.py")
-    module = module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        patch.setitem(sys.modules, "bench_preload", module)
-        spec.loader.exec_module(module)
-    return module
+    with program("bench_preload") as module:
+        yield module
 
 
 def visit(preload_ms, fetched_bytes=0, **more):
@@ -64,7 +51,7 @@ def test_a_crowd_comes_to_the_median_of_its_rounds_worst(figures):
 )
 def test_goals_are_a_fifth_and_no_bytes(tool, figures, warm, copied, wrong):
     found = figures.of_single([[visit(500, 1000), visit(warm, copied), *[visit(300)] * 4]])
-    assert tool.missed(found, figures.GOALS) == wrong
+    assert part("benching.figures").missed(found, figures.GOALS) == wrong
 
 
 def test_help_says_what_cold_and_warm_mean(tool):

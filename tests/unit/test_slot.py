@@ -193,6 +193,15 @@ def test_what_a_preload_took_is_kept(slot):
     assert noted == [NoteFigures(an_assignment().key, {"hits": 8})]
 
 
+def test_why_a_visit_is_not_run_by_the_configured_engine_is_kept(slot):
+    slot.to(S.PROCESSING)
+    why = {"not_direct": "task: adjust_all_quanta"}
+    actions = slot(StageReached(serial=1, stage=Stage.FIRST_TASK, tai=2.0, detail=why))
+    assert [each for each in actions if isinstance(each, NoteFigures)] == [
+        NoteFigures(an_assignment().key, why)
+    ]
+
+
 def test_a_raw_that_came_during_preload_is_ingested_once_prepared(slot):
     slot.to(S.PREPARING)
     assert orders(slot(RawArrived(a_raw()))) == []

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from poolbench.figures import Scalar
-from poolbench.node import Node, Places, node_config, running
+from benching.figures import Scalar
+from benching.places import Places
+from poolbench.node import Node, node_config, running
 
 from arrivalbench.exposures import NEVER_S, WORK, Effort
 from arrivalbench.writer import CAMERA, MakeFolders, Pile, Race, WriteOld, Writer
@@ -28,7 +29,7 @@ def measure_races(places: Places, effort: Effort, progress: Callable[[str], None
 
     Parameters
     ----------
-    places : `~poolbench.node.Places`
+    places : `~benching.places.Places`
         Empty folders.
     effort : `~arrivalbench.exposures.Effort`
         How many.
@@ -57,7 +58,7 @@ def measure_storm(places: Places, effort: Effort, progress: Callable[[str], None
 
     Parameters
     ----------
-    places : `~poolbench.node.Places`
+    places : `~benching.places.Places`
         Empty folders.
     effort : `~arrivalbench.exposures.Effort`
         How many.
@@ -105,7 +106,7 @@ def measure_old_tree(places: Places, effort: Effort, progress: Callable[[str], N
 
     Parameters
     ----------
-    places : `~poolbench.node.Places`
+    places : `~benching.places.Places`
         Empty folders.
     effort : `~arrivalbench.exposures.Effort`
         How many.

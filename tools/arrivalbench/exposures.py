@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from poolbench.figures import Scalar
-from poolbench.node import Node, Places, node_config, running
+from benching.figures import Scalar
+from benching.places import Places
+from poolbench.node import Node, node_config, running
 
 from arrivalbench.figures import Tally, figures_of, read_notes
 from arrivalbench.writer import CAMERA, Expose, Writer, Written
@@ -44,7 +45,7 @@ def measure_exposures(
 
     Parameters
     ----------
-    places : `~poolbench.node.Places`
+    places : `~benching.places.Places`
         Empty folders.
     source : `str`
         One of `SOURCES`: what the daemon has to find the files with.

@@ -4,10 +4,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from poolbench.figures import Scalar, percentile
-from rich.table import Table
+from benching.figures import Goal, Scalar, percentile
 
-__all__ = ("Tally", "figures_of", "missed_of", "read_notes", "table", "targets")
+__all__ = ("Tally", "figures_of", "goals", "missed_of", "read_notes")
 
 POLL_SLACK_MS = 100
 
@@ -106,7 +105,7 @@ def missed_of(figures: Mapping[str, Scalar]) -> int:
     return sum(count for count in counts if isinstance(count, int))
 
 
-def targets(poll_s: float) -> dict[str, str]:
+def goals(poll_s: float) -> dict[str, Goal]:
     """Return what figures should be, on two cores that do nothing else.
 
     Parameters
@@ -116,45 +115,22 @@ def targets(poll_s: float) -> dict[str, str]:
 
     Returns
     -------
-    targets : `dict` [`str`, `str`]
+    goals : `dict` [`str`, `~benching.figures.Goal`]
         By figure.
     """
     return {
-        "missed": "0",
-        "twice": "0",
-        "notice_p99_ms": "below 50",
-        "zmq_notice_p99_ms": "below 50",
-        "poll_notice_p99_ms": f"below {poll_s * 1e3 + POLL_SLACK_MS:g}",
-        "races_missed": "0",
-        "races_twice": "0",
-        "storm_missed": "0",
-        "storm_s": "at most 2",
-        "old_tree_start_s": "at most 5",
-        "old_tree_mb": "below 200",
+        "missed": Goal(0),
+        "twice": Goal(0),
+        "notice_p99_ms": Goal(50, "below"),
+        "zmq_notice_p99_ms": Goal(50, "below"),
+        "poll_notice_p99_ms": Goal(poll_s * 1e3 + POLL_SLACK_MS, "below"),
+        "races_missed": Goal(0),
+        "races_twice": Goal(0),
+        "storm_missed": Goal(0),
+        "storm_s": Goal(2),
+        "old_tree_start_s": Goal(5),
+        "old_tree_mb": Goal(200, "below"),
     }
-
-
-def table(figures: Mapping[str, Scalar], wanted: Mapping[str, str]) -> Table:
-    """Lay out figures beside their targets.
-
-    Parameters
-    ----------
-    figures : `~collections.abc.Mapping`
-        What was measured.
-    wanted : `~collections.abc.Mapping` [`str`, `str`]
-        What it should be.
-
-    Returns
-    -------
-    table : `rich.table.Table`
-        One row each.
-    """
-    shown = Table("figure", "value", "target", box=None, pad_edge=False)
-    shown.columns[1].justify = "right"
-    for name, value in figures.items():
-        text = f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
-        shown.add_row(name, text, wanted.get(name, ""))
-    return shown
 
 
 def read_notes(lines: Iterable[str], exposure: int) -> Sequence[tuple[int, float]]:

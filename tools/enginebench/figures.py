@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from poolbench.figures import Goal, Scalar
+from benching.figures import Goal, Scalar
 
 __all__ = ("GOALS", "Sample", "flat", "of_visits", "ratios")
 
@@ -39,6 +39,7 @@ _PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
     ("direct_20", "separable_20", "_20", _OVERHEAD),
     ("direct_appipe", "floor", "_appipe", _FLOOR),
     ("direct_appipe", "separable_appipe", "_appipe", _TOTAL),
+    ("direct_2_snaps", "direct_snaps", "_snaps", _TOTAL),
     ("direct_images", "separable_images", "_images", _TOTAL),
     ("direct_images_export", "separable_images_export", "_images_export", _TOTAL),
 )

@@ -36,6 +36,8 @@ class Section:
     exported: Mapping[str, tuple[str, ...]]
     """Suffix of the names of the figures, and dataset types."""
     engines: tuple[str, ...]
+    """``direct_2`` is ``direct`` with two processes."""
+    snaps: int = 1
 
     @property
     def is_idle(self) -> bool:
@@ -72,6 +74,7 @@ SECTIONS: Mapping[str, Section] = {
             ("direct", "separable"),
         ),
         Section("appipe", "ApPipe", 6, {"_appipe": ()}, ("direct", "floor", "separable")),
+        Section("snaps", "ApPipe", 12, {"_snaps": ()}, ("direct", "direct_2"), snaps=2),
     )
 }
 """By name, in the order of measuring."""
@@ -92,20 +95,22 @@ class Ground:
         return self.disk / "raws"
 
 
-def plan(count: int) -> list[VisitPlan]:
+def plan(count: int, snaps: int) -> list[VisitPlan]:
     """Return the visits that all workers do.
 
     Parameters
     ----------
     count : `int`
         How many.
+    snaps : `int`
+        Exposures in each.
 
     Returns
     -------
     visits : `list` [`~ppdaemon.demo.visits.VisitPlan`]
         In order.
     """
-    return plan_visits(count, _BEGIN_TAI_S, Cadence())
+    return plan_visits(count, _BEGIN_TAI_S, Cadence(every_s=35.0 * snaps), snaps=snaps)
 
 
 def prepare(
@@ -166,7 +171,8 @@ def _places(ground: Ground, name: str) -> Places:
 def _config(places: Places, ground: Ground, engine: str) -> dict[str, Any]:
     config = node_config(places, 1)
     config["arrivals"]["roots"] = [str(ground.raws)]
-    config["engine"]["kind"] = "direct" if engine == "floor" else engine
+    kind, _, processes = engine.partition("_")
+    config["engine"] |= {"kind": "direct" if kind == "floor" else kind, "processes": int(processes or 1)}
     del config["workers"]["memory"]  # the defaults, for real detectors
     return config
 

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from poolbench.figures import Scalar
-from poolbench.node import Node, Places, node_config, private_mb_of, running
+from benching.figures import Scalar
+from benching.places import Places
+
+from poolbench.node import Node, node_config, private_mb_of, running
 
 __all__ = ("CAMERA", "DETECTORS", "measure_crowd", "measure_few")
 
@@ -26,7 +28,7 @@ def measure_crowd(
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         Empty folders.
     observe_s : `float`
         How long to look at the idle daemon; 0 to leave that out.
@@ -59,7 +61,7 @@ def measure_few(places: Places, threads: int) -> dict[str, Scalar]:
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         Empty folders.
     threads : `int`
         How many the supervisor of 205 has.

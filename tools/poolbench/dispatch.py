@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from benching.figures import Scalar
+from benching.places import Places
+
 from poolbench.crowd import CAMERA
-from poolbench.figures import Scalar
-from poolbench.node import Places, node_config
+from poolbench.node import node_config
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import (
@@ -46,7 +48,7 @@ def measure_dispatch(places: Places) -> dict[str, Scalar]:
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         Empty folders.
 
     Returns

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benching.figures import Scalar
+from benching.places import Places
+
 from poolbench.crowd import CAMERA
-from poolbench.figures import Scalar, per_thousand
-from poolbench.node import BenchFailed, Node, Places, Usage, node_config, running
+from poolbench.figures import per_thousand
+from poolbench.node import BenchFailed, Node, Usage, node_config, running
 from ppdaemon.camera import load_camera
 from ppdaemon.states import Outcome
 
@@ -42,7 +45,7 @@ def measure_endurance(
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         Empty folders.
     visits : `int`
         How many visit-detectors.

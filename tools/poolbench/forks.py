@@ -15,9 +15,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from benching.figures import Scalar
+from benching.places import Places
+
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
-from poolbench.figures import Scalar
-from poolbench.node import BenchFailed, Places, node_config, private_mb_of
+from poolbench.node import BenchFailed, node_config, private_mb_of
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role, ZygoteReady
@@ -127,7 +129,7 @@ def measure_forks(
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         Empty folders.
     forks, spawns : `int`
         How many of each; the medians are returned.

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import yaml
+from benching.places import Places
 
 from poolbench.figures import private_mb
 from poolbench.relay import PlayedRelay
@@ -21,7 +22,7 @@ from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import PPDaemonError, Unavailable
 from ppdaemon.states import SlotState
 
-__all__ = ("BenchFailed", "Node", "Places", "Usage", "node_config", "private_mb_of", "running")
+__all__ = ("BenchFailed", "Node", "Usage", "node_config", "private_mb_of", "running")
 
 TOOLS = Path(__file__).parents[1]
 START_S = 120.0
@@ -31,16 +32,6 @@ PATIENCE_S = 60.0
 
 class BenchFailed(PPDaemonError):
     """The daemon under measurement does not do what it should."""
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Empty folders of one measurement, deleted after it."""
-
-    scratch: Path
-    """On a disk."""
-    ramdisk: Path
-    """On a tmpfs; its path is short, sockets are in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +67,7 @@ def node_config(
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         The folders.
     instruments : `~collections.abc.Mapping` [`str`, `str`]
         Detectors, by instrument.
@@ -123,7 +114,7 @@ class Node:
     ----------
     config : `dict`
         As `node_config` returns it.
-    places : `Places`
+    places : `~benching.places.Places`
         The same folders.
     relay : `PlayedRelay`
         At the configured address.
@@ -228,7 +219,7 @@ def running(config: dict[str, Any], places: Places) -> Iterator[Node]:
     ----------
     config : `dict`
         As `node_config` returns it.
-    places : `Places`
+    places : `~benching.places.Places`
         The same folders.
 
     Yields

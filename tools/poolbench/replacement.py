@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from benching.figures import Scalar, percentile
+from benching.places import Places
+
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
-from poolbench.figures import Scalar, percentile
-from poolbench.node import Node, Places, node_config, running
+from poolbench.node import Node, node_config, running
 from ppdaemon.reports import WorkerRow
 from ppdaemon.states import SlotState
 
@@ -27,7 +29,7 @@ def measure_replacement(
 
     Parameters
     ----------
-    places : `Places`
+    places : `~benching.places.Places`
         Empty folders.
     kills : `int`
         How many workers.

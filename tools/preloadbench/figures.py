@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from poolbench.figures import Goal, Scalar, percentile
+from benching.figures import Goal, Scalar, percentile
 
 __all__ = ("GOALS", "MOVES", "Visits", "of_crowds", "of_single")
 

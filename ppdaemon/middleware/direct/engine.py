@@ -62,6 +62,16 @@ class Warmth:
 
 
 @dataclass(frozen=True, slots=True)
+class _Judged:
+    """Whether this engine handles a pipeline."""
+
+    shape: Shape | Unsupported
+    unknown: tuple[str, ...] = ()
+    """Inputs whose type no repo has defined so far: the pipeline's own word
+    counts."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
     """A visit's inputs, looked up for one job."""
 
@@ -147,6 +157,8 @@ class DirectEngine:
     urgent : `~collections.abc.Collection` [`str`], optional
         Tasks that nothing may hold up: labels, or full names of classes.
         While one of them is ahead nothing is written.
+    processes : `int`, optional
+        How many quanta of a visit are run at once.
     """
 
     name = "direct"
@@ -159,16 +171,20 @@ class DirectEngine:
         memory_bytes: int = 4_000_000_000,
         read_ahead_bytes: int = 2_000_000_000,
         urgent: Collection[str] = (),
+        processes: int = 1,
     ):
         self._exported = re.compile("|".join(f"(?:{pattern})" for pattern in types) or r"(?!)")
         self._folder = folder
         self._urgent = tuple(urgent)
+        self._processes = processes
         self._memory_bytes = memory_bytes
         self._ahead = ReadAhead(read_ahead_bytes)
         self._tasks = ReadyTasks()
-        self._shapes: dict[str, Shape | Unsupported] = {}
+        self._shapes: dict[str, _Judged] = {}
         self._known: dict[tuple[str, str, tuple[str, ...]], _Known] = {}
         self._writer: DatasetWriter | None = None
+        self._run: DirectRun | None = None
+        """The visit's; its files are in the folder."""
 
     def check(self, job: Job, butler: Butler) -> Shape:
         """Find out whether a pipeline can be run by this engine.
@@ -183,7 +199,8 @@ class DirectEngine:
         Returns
         -------
         shape : `~ppdaemon.middleware.direct.shape.Shape`
-            Found out once for each pipeline.
+            Found out once for each pipeline, and again only if the repo has
+            got a type that it did not know.
 
         Raises
         ------
@@ -193,11 +210,11 @@ class DirectEngine:
             Raised if no engine can.
         """
         found = self._shapes.get(job.pipeline.path)
-        if found is None:
-            found = self._shapes[job.pipeline.path] = self._shape(job, butler)
-        if isinstance(found, Unsupported):
-            raise found
-        return found
+        if found is None or _knows_any(butler, found.unknown):
+            found = self._shapes[job.pipeline.path] = self._judged(job, butler)
+        if isinstance(found.shape, Unsupported):
+            raise found.shape
+        return found.shape
 
     def warm(self, job: Job, expected: Exposures, butler: Butler) -> Warmth:
         """Do what needs no image: look up, construct tasks, read ahead.
@@ -289,14 +306,25 @@ class DirectEngine:
             scribe,
         )
         urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, landed.context, scribe, urgent)
-        return DirectRun(runner, memory, self._writer, scribe, self._folder / "target")
+        runner = Runner(steps, memory, self._tasks, landed.context, scribe, urgent, self._processes)
+        self._run = DirectRun(runner, memory, self._writer, scribe, self._folder / "target")
+        return self._run
 
     def forget(self) -> None:
         """Go on with another visit; what does not depend on the visit is kept."""
+        if self._run is not None:
+            self._run.scribe.finish()  # it may not have been asked for its files
+            self._run = None
+        if self._folder.exists():  # the RAM disk is memory, too
+            shutil.rmtree(self._folder)
         self._known.clear()
         self._tasks.forget()
         self._ahead.forget()
+
+    def _judged(self, job: Job, butler: Butler) -> _Judged:
+        shape = self._shape(job, butler)
+        external = () if isinstance(shape, Unsupported) else shape.external
+        return _Judged(shape, tuple(name for name in external if known_dataset_type(butler, name) is None))
 
     def _shape(self, job: Job, butler: Butler) -> Shape | Unsupported:
         try:
@@ -343,6 +371,10 @@ class DirectEngine:
             return butler.get(ref, parameters=dict(parameters or {}))
 
         return get
+
+
+def _knows_any(butler: Butler, names: Iterable[str]) -> bool:
+    return any(known_dataset_type(butler, name) is not None for name in names)
 
 
 def _steps(

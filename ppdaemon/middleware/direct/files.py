@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astropy.table import Table
 from lsst.daf.butler import (
     ButlerConfig,
     DatasetProvenance,
@@ -146,6 +147,8 @@ class DatasetWriter:
         location, formatter = self._formatter(ref, folder)
         if not formatter.can_accept(content):
             content = ref.datasetType.storageClass.coerce_type(content)
+        if isinstance(content, Table):
+            content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
         _modern(formatter, ref).write(
             content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
         )

@@ -108,7 +108,7 @@ class LookUps:
         node = finder.dataset_type_node
         dataset_type = finder.edge.adapt_dataset_type(node.dataset_type)
         found = function(dataset_type, asked.registry, data_id, self._collections)
-        return [node.generalize_ref(ref) for ref in found if ref is not None]
+        return [node.generalize_ref(_with_records(ref, asked)) for ref in found if ref is not None]
 
     def _circumstances(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> Hashable:
         """Return what an answer may depend on."""
@@ -119,6 +119,11 @@ class LookUps:
             if _fits(entry, data_id)
         )
         return values, fitting
+
+
+def _with_records(ref: DatasetRef, asked: Butler) -> DatasetRef:
+    """Return a reference that can tell of its data ID, as those in the reference's graph can."""
+    return ref if ref.dataId.hasRecords() else ref.expanded(asked.registry.expandDataId(ref.dataId))
 
 
 def _fits(entry: Entry, data_id: DataCoordinate) -> bool:

@@ -4,13 +4,15 @@
 An object belongs to one task at a time. Whoever reads a dataset last gets the
 object itself; who reads before gets a copy, and so does a reader of what is
 still to be written. Objects that one task has put may share memory, so none
-of them is given away while another of them is still needed.
+of them is given away while another of them is still needed. Tasks that may
+read again, or go on with what they have put, are given copies, and copies are
+taken from them.
 """
 
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_da
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.scribe import Scribe
 
-__all__ = ("Held", "MemoryButler", "Source")
+__all__ = ("Held", "Made", "MemoryButler", "Source")
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,6 +73,20 @@ class Held:
     def unwritten(self) -> bool:
         """Whether it is still to be written (`bool`)."""
         return self.wanted and self.file is None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A dataset on its way from one process to another."""
+
+    id: uuid.UUID
+    content: Any = None
+    file: tuple[Path, str] | None = None
+    """Where it is instead, and the class that reads it."""
+    provenance: DatasetProvenance | None = None
+    size_bytes: int = 0
+    shares: bool = False
+    """Whether it may share memory with what its quantum has made besides."""
 
 
 class MemoryButler(LimitedButler):
@@ -127,6 +143,8 @@ class MemoryButler(LimitedButler):
         """By quantum: datasets that it may read any number of times."""
         self._made: set[uuid.UUID] = set()
         self._running: uuid.UUID | None = None
+        self._goes_on = False
+        """Whether the running task may change what it has put."""
         self._expect(steps)
 
     # What the engine calls.
@@ -140,6 +158,7 @@ class MemoryButler(LimitedButler):
             The quantum.
         """
         self._running = step.id
+        self._goes_on = not step.task.orderly
 
     def end(self, step: Step) -> None:
         """Forget what nobody reads any more, now that a quantum has ended, or never begins.
@@ -161,6 +180,57 @@ class MemoryButler(LimitedButler):
                 del self._held[held.ref.id]
             elif held.file is not None:
                 held.content, held.kept = None, False
+
+    def made_by(self, step: Step, *, in_files: bool = False) -> list[Made]:
+        """Return what a quantum has put, for the memory of another process.
+
+        Parameters
+        ----------
+        step : `~ppdaemon.middleware.direct.quanta.Step`
+            The quantum.
+        in_files : `bool`, optional
+            Whether nothing is handed over as an object.
+
+        Returns
+        -------
+        made : `list` [`Made`]
+            Each dataset; of those that nobody needs no more than the id.
+        """
+        made = []
+        for ref in _outputs(step):
+            held = self._held.get(ref.id)
+            if held is None:
+                made += [Made(ref.id)] if ref.id in self._made else []
+                continue
+            if in_files and held.kept:
+                self._move_out(held)
+            file = None if held.file is None else (held.file.path, held.file.formatter)
+            shares = held.family is not None
+            made.append(Made(ref.id, held.content, file, held.provenance, held.size_bytes, shares))
+        return made
+
+    def adopt(self, step: Step, made: Iterable[Made]) -> None:
+        """Take over what a quantum has put in another process.
+
+        Parameters
+        ----------
+        step : `~ppdaemon.middleware.direct.quanta.Step`
+            The quantum.
+        made : `~collections.abc.Iterable` [`Made`]
+            What `made_by` has returned there.
+        """
+        refs = {ref.id: ref for ref in _outputs(step)}
+        for each in made:
+            held = self._held_for(refs[each.id], step.id if each.shares else None)
+            held.provenance, held.size_bytes = each.provenance, each.size_bytes
+            if each.file is not None:
+                held.content, held.kept = None, False
+                held.file = DatasetFile(*each.file, held.ref)
+            else:
+                held.content = each.content
+                if self.used_bytes + held.size_bytes > self._limit_bytes:
+                    self._move_out(held)
+            self._hold(held)
 
     @property
     def outputs(self) -> Sequence[Held]:
@@ -188,16 +258,10 @@ class MemoryButler(LimitedButler):
         with self._metrics.instrument_put(_LOG, msg="Dataset handed on"):
             if ref.id in self._made:
                 raise ConflictingDefinitionError(f"Dataset {ref} was put before.")
-            storage = self._definitions[ref.datasetType.name].storageClass
-            own = ref.overrideStorageClass(storage)
-            held = Held(own, self._family(ref), wanted=self._is_wanted(ref.datasetType.name))
+            held = self._held_for(ref, self._family(ref))
             held.provenance = None if provenance is None else _as_it_is(provenance)
             self._take(held, obj)
-            self._made.add(ref.id)
-            if held.wanted or self._is_read(ref.id):
-                self._held[ref.id] = held
-            if held.unwritten and held.size_bytes >= _BIG_BYTES:
-                self._scribe.offer(held)
+            self._hold(held)
         return ref
 
     def get(
@@ -253,7 +317,7 @@ class MemoryButler(LimitedButler):
                 for ref in refs:
                     counter = self._readings.setdefault(ref.id, Counter())
                     counter[step.id] += often
-                    if dataset_type.name in step.task.deferred:
+                    if dataset_type.name in step.task.deferred or not step.task.orderly:
                         kept.add(ref.id)
             self._kept[step.id] = frozenset(kept)
             predicted.update(ref.id for refs in step.quantum.outputs.values() for ref in refs)
@@ -262,16 +326,42 @@ class MemoryButler(LimitedButler):
     def _take(self, held: Held, content: Any) -> None:
         """Take an object over, as what the repo says it is."""
         held.content = content
+        needed = held.wanted or self._is_read(held.ref.id)
         try:
             held.content = _accepted(content, held.ref)
         except TypeError:
             if not self._writer.accepts(content, held.ref):
                 raise
-            self._move_out(held)  # only the formatter knows how it becomes what it should be
+            if needed:
+                self._move_out(held)  # only the formatter knows how it becomes what it should be
+            return
+        if not needed:
             return
         if held.family is not None:  # metadata and logs are small, and made of many objects
             held.size_bytes = size_bytes(held.content)
+            if self._goes_on:
+                self._part_with(held)
         if self.used_bytes + held.size_bytes > self._limit_bytes:
+            self._move_out(held)
+
+    def _held_for(self, ref: DatasetRef, family: uuid.UUID | None) -> Held:
+        name = ref.datasetType.name
+        own = ref.overrideStorageClass(self._definitions[name].storageClass)
+        return Held(own, family, wanted=self._is_wanted(name))
+
+    def _hold(self, held: Held) -> None:
+        """Keep a dataset if somebody needs it."""
+        self._made.add(held.ref.id)
+        if held.wanted or self._is_read(held.ref.id):
+            self._held[held.ref.id] = held
+        if held.unwritten and held.size_bytes >= _BIG_BYTES:
+            self._scribe.offer(held)
+
+    def _part_with(self, held: Held) -> None:
+        """Have something that whoever has put it cannot change any more."""
+        try:
+            held.content = copied(held.content, held.ref.datasetType.storageClass)
+        except NotImplementedError:
             self._move_out(held)
 
     def _is_read(self, dataset: uuid.UUID) -> bool:
@@ -330,6 +420,10 @@ class MemoryButler(LimitedButler):
         if held.file is None:
             held.file = self._writer.write(held.content, held.ref, self._folder, held.provenance)
         held.content, held.kept = None, False
+
+
+def _outputs(step: Step) -> Iterator[DatasetRef]:
+    return (ref for refs in step.quantum.outputs.values() for ref in refs)
 
 
 def _accepted(content: Any, ref: DatasetRef) -> Any:

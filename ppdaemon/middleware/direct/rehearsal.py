@@ -74,6 +74,7 @@ def rehearse(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) -
     memory = MemoryButler(universe, types, [step], _nothing, bool, writer, folder, _ROOM_BYTES, scribe)
     with _quietly():
         Runner([step], memory, ReadyTasks(), {}, scribe, ())(lambda label: None)
+    scribe.finish()
     folder.mkdir(parents=True, exist_ok=True)
     for held in memory.outputs:
         file = writer.write(held.content, held.ref, folder, held.provenance)

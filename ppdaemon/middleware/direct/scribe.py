@@ -83,10 +83,11 @@ class Scribe:
 
     def _work(self) -> None:
         while (dataset := self._next()) is not None:
+            content = dataset.content
+            if dataset.file is not None:  # written meanwhile: only then the content is forgotten
+                continue
             try:
-                dataset.file = self._writer.write(
-                    dataset.content, dataset.ref, self._folder, dataset.provenance
-                )
+                dataset.file = self._writer.write(content, dataset.ref, self._folder, dataset.provenance)
             except Exception as error:  # formatters are foreign code; whoever spools will get it again
                 _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
 

@@ -13,6 +13,8 @@ from lsst.pipe.base import PipelineTaskConnections
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, PrerequisiteInfo
 
+from ppdaemon.middleware.direct.habits import is_orderly
+
 __all__ = ("EXPOSURE_DIMENSIONS", "Part", "Shape", "TaskShape", "Unsupported", "shape_of")
 
 EXPOSURE_DIMENSIONS = frozenset(
@@ -54,6 +56,8 @@ class TaskShape:
     two connections read them."""
     deferred: frozenset[str]
     """Dataset types that the task reads when it likes."""
+    orderly: bool
+    """Whether it reads nothing twice, and is through when it puts."""
 
     @property
     def label(self) -> str:
@@ -147,6 +151,8 @@ def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
             raise Unsupported(f"{node.label}.{edge.connection_name}: a calibration that is a regular input")
     finders = tuple(PrerequisiteInfo(node, graph).finders.values())
     for finder in finders:
+        if finder.dataset_type_node.name == "raw":  # is not where prerequisites are looked for
+            raise Unsupported(f"{node.label}.{finder.edge.connection_name}: a raw that is a prerequisite")
         _check_prerequisite(finder)
     direct, deferred = _readings(node)
     return TaskShape(
@@ -156,6 +162,7 @@ def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
         outputs=tuple(edge.parent_dataset_type_name for edge in node.iter_all_outputs()),
         direct=direct,
         deferred=deferred,
+        orderly=is_orderly(node.task_class),
     )
 
 

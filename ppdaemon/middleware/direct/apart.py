@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Work in a forked process, which has all that is in memory and leaves what it makes in memory, too."""
+
+import gc
+import logging
+import mmap
+import os
+import pickle
+import select
+import signal
+import struct
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from typing import Any, NoReturn, Self
+
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import Pool
+
+from ppdaemon.middleware.failures import describe
+from ppdaemon.processes import die_with_parent
+
+__all__ = ("Apart", "EndedSilently")
+
+_LOG = logging.getLogger(__name__)
+
+_ALIGNMENT_BYTES = 64
+"""Arrays begin at cache lines."""
+_LENGTH = struct.Struct("<Q")
+
+
+class EndedSilently(Exception):
+    """A process has ended without a result."""
+
+
+class Apart:
+    """A forked process with one piece of work.
+
+    Only a process whose other threads do nothing may begin one.
+
+    Parameters
+    ----------
+    pid : `int`
+        The process.
+    result : `int`
+        Descriptor of the file in memory where the result will be.
+    """
+
+    def __init__(self, pid: int, result: int):
+        self._pid = pid
+        self._result = result
+        self._end = os.pidfd_open(pid)
+
+    @classmethod
+    def begin[T](cls, work: Callable[[], T], plain: Callable[[T], object]) -> Self:
+        """Fork, and let the child do something.
+
+        Parameters
+        ----------
+        work : `~collections.abc.Callable`
+            Returns the result.
+        plain : `~collections.abc.Callable`
+            Is called with a result that cannot be pickled, and returns the
+            same in a form that can.
+
+        Returns
+        -------
+        apart : `Apart`
+            The child; it dies with this process.
+
+        Raises
+        ------
+        OSError
+            Raised if there cannot be another process.
+        """
+        result = os.memfd_create("quantum", os.MFD_CLOEXEC)
+        parent = os.getpid()
+        try:
+            with warnings.catch_warnings():
+                # Idle threads of libraries written in C++ know what a fork is.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+        except OSError:
+            os.close(result)
+            raise
+        if pid == 0:
+            _be_child(work, plain, result, parent)
+        return cls(pid, result)
+
+    def take(self) -> Any:
+        """Wait for the end, and return the result.
+
+        Returns
+        -------
+        result : `object`
+            Its arrays lie where the child has written them; nobody else has
+            them.
+
+        Raises
+        ------
+        EndedSilently
+            Raised, saying how it has ended, if there is none.
+        """
+        try:
+            _, status = os.waitpid(self._pid, 0)
+            if (code := os.waitstatus_to_exitcode(status)) != 0:
+                raise EndedSilently(signal.Signals(-code).name if code < 0 else f"exit status {code}")
+            return _unpacked(self._result)
+        finally:
+            os.close(self._end)
+            os.close(self._result)
+
+    def end(self) -> None:
+        """Kill it; nobody wants the result any more."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        with suppress(EndedSilently):
+            self.take()
+
+    @staticmethod
+    def over(running: Collection["Apart"], *, wait: bool) -> list["Apart"]:
+        """Return those that have ended.
+
+        Parameters
+        ----------
+        running : `~collections.abc.Collection` [`Apart`]
+            Children.
+        wait : `bool`
+            Whether to wait until there is one.
+
+        Returns
+        -------
+        ended : `list` [`Apart`]
+            In the order given.
+        """
+        poll = select.poll()
+        for each in running:
+            poll.register(each._end, select.POLLIN)
+        ended = {descriptor for descriptor, _ in poll.poll(None if wait else 0)}
+        return [each for each in running if each._end in ended]
+
+
+def _be_child[T](work: Callable[[], T], plain: Callable[[T], object], result: int, parent: int) -> NoReturn:
+    """Do the work and end, whatever happens, without running what the parent has registered for its end."""
+    status = 1
+    try:
+        die_with_parent()
+        if os.getppid() == parent:
+            gc.freeze()  # or a collection would touch, and so copy, each page of the parent's
+            _have_own_connections()
+            content = work()
+            try:
+                _pack(content, result)
+            except Exception as error:  # classes are foreign code: anything may come out
+                _LOG.info("what a task has made goes through files: %s", describe(error))
+                _pack(plain(content), result)
+            status = 0
+    except BaseException:
+        _LOG.exception("a process for one quantum has failed")
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _have_own_connections() -> None:
+    """Let each database connection that was opened before the fork alone; use new ones.
+
+    SQLAlchemy's recipe for connection pools and ``os.fork``. The old ones are
+    not closed either: the server, or SQLite, would take it for the parent's
+    word.
+    """
+    own: set[int] = set()
+    others: list[object] = []
+
+    @event.listens_for(Pool, "connect")
+    def note(connection: Any, record: Any) -> None:
+        own.add(id(connection))
+
+    @event.listens_for(Pool, "checkout")
+    def check(connection: Any, record: Any, proxy: Any) -> None:
+        if id(connection) not in own:
+            others.append(connection)
+            record.dbapi_connection = proxy.dbapi_connection = None
+            raise DisconnectionError("opened before the fork")
+
+
+def _pack(content: object, target: int) -> None:
+    """Write an object, its arrays as they lie in memory.
+
+    A list of lengths comes first: of all, of the object without its arrays,
+    and of each array.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(content, protocol=5, buffer_callback=arrays.append)
+    parts = [memoryview(body), *(array.raw() for array in arrays)]
+    lengths = b"".join(_LENGTH.pack(each) for each in (len(parts), *(len(part) for part in parts)))
+    _write(target, memoryview(lengths), 0)
+    for part, place in zip(parts, _places(len(lengths), [len(part) for part in parts]), strict=True):
+        _write(target, part, place)
+
+
+def _write(target: int, part: memoryview, place: int) -> None:
+    while part:
+        written = os.pwrite(target, part, place)
+        part, place = part[written:], place + written
+
+
+def _unpacked(source: int) -> Any:
+    if not os.fstat(source).st_size:
+        raise EndedSilently("exit status 0")
+    content = memoryview(mmap.mmap(source, 0))
+    (count,) = _LENGTH.unpack_from(content)
+    lengths = [_LENGTH.unpack_from(content, _LENGTH.size * (k + 1))[0] for k in range(count)]
+    places = _places(_LENGTH.size * (count + 1), lengths)
+    body, *arrays = (content[place : place + length] for place, length in zip(places, lengths, strict=True))
+    return pickle.loads(body, buffers=arrays)
+
+
+def _places(begin: int, lengths: list[int]) -> Iterator[int]:
+    for length in lengths:
+        begin += -begin % _ALIGNMENT_BYTES
+        yield begin
+        begin += length

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Quanta that run at once: what the forked ones make is what the reference makes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy
+from lsst.daf.butler.logging import ButlerMDC
+from seen import same, see
+from toycam import MakeRig
+
+from ppdaemon.errors import VisitFailed
+from ppdaemon.middleware.direct.apart import Apart, EndedSilently
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+TWO = {"processes": 2}
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
+    """Have the level of a node's processes, and records that carry their task."""
+    caplog.set_level("INFO")
+    ButlerMDC.add_mdc_log_record_factory()
+    yield
+    ButlerMDC.restore_log_record_factory()
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[Apart]:
+    """Return the children that were begun."""
+    children: list[Apart] = []
+    begin = Apart.begin
+
+    def counted(work: Callable[[], Any], plain: Callable[[Any], Any]) -> Apart:
+        children.append(begin(work, plain))
+        return children[-1]
+
+    monkeypatch.setattr(Apart, "begin", counted)
+    return children
+
+
+def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, begun: list[Apart]) -> None:
+    same(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
+    assert begun
+
+
+@pytest.mark.parametrize("deed", ["fail", "partial", "full"])
+def test_what_happens_in_a_child_is_told_as_if_it_had_happened_here(
+    rigs: MakeRig, begun: list[Apart], deed: str
+) -> None:
+    same(rigs, ("separable", "direct"), deed=deed, snaps=(1, 2), settings=TWO)
+    assert begun
+
+
+def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, begun: list[Apart]) -> None:
+    see(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
+    see(rigs, "direct", main="Short", settings=TWO)
+    assert not begun
+
+
+def test_what_cannot_be_taken_back_is_done_by_the_worker_itself(
+    rigs: MakeRig, begun: list[Apart], tmp_path: Path
+) -> None:
+    settings = TWO | {"no_return": ["isr", "associate", "deed", "zAside", "after"]}
+    see(rigs, "direct", snaps=(1, 2), settings=settings)
+    assert not begun
+
+
+def test_a_child_that_ends_without_a_word_is_a_crash(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Apart.begin
+    monkeypatch.setattr(Apart, "begin", lambda work, plain: begin(lambda: os._exit(3), plain))
+    with pytest.raises(VisitFailed, match=r"task \w+: its process ended with exit status 3") as caught:
+        see(rigs, "direct", snaps=(1, 2), settings=TWO)
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
+
+
+def test_without_another_process_all_is_done_here(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    seen = see(rigs, "direct", snaps=(1, 2), settings=TWO)
+    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "")
+    assert "is not run in a process of its own: Resource temporarily unavailable" in caplog.text
+
+
+def as_it_is(result: Any) -> Any:
+    return result
+
+
+def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
+    whole = np.arange(1e6)
+    made = Apart.begin(
+        lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, as_it_is
+    ).take()
+    assert np.array_equal(made["whole"], whole)
+    made["same"][0] = -1.0
+    assert made["whole"][0] == -1.0
+    assert (made["odd"], list(made["int"])) == (b"xxx", [0.0, 2.0, 4.0])
+    assert whole[0] == 0.0
+
+
+def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
+    child = Apart.begin(lambda: (k for k in range(3)), list)
+    assert child.take() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (lambda: os._exit(0), "exit status 0"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: 1 / 0, "exit status 1"),
+    ],
+)
+def test_how_a_child_has_ended_is_told(work: Callable[[], Any], words: str) -> None:
+    with pytest.raises(EndedSilently, match=words):
+        Apart.begin(work, as_it_is).take()
+
+
+def test_children_that_have_ended_are_told_from_those_that_run() -> None:
+    slow, quick = Apart.begin(signal.pause, as_it_is), Apart.begin(lambda: 1, as_it_is)
+    assert Apart.over([slow, quick], wait=True) == [quick]
+    assert quick.take() == 1
+    assert Apart.over([slow], wait=False) == []
+    begun_s = time.monotonic()
+    slow.end()
+    assert time.monotonic() - begun_s < 60
+    with pytest.raises(ChildProcessError):
+        os.waitpid(slow._pid, 0)
+
+
+def test_a_child_leaves_the_database_connections_of_its_parent_alone(tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/known.db")
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE known (id INTEGER)"))
+    with engine.connect() as connection:
+        before = id(connection.connection.dbapi_connection)
+
+    def add() -> bool:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("INSERT INTO known VALUES (7)"))
+            return id(connection.connection.dbapi_connection) == before
+
+    assert Apart.begin(add, as_it_is).take() is False
+    with engine.connect() as connection:
+        assert connection.execute(sqlalchemy.text("SELECT id FROM known")).scalar() == 7
+        assert id(connection.connection.dbapi_connection) == before
+    engine.dispose()
