@@ -3,7 +3,7 @@
 
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.engine import Engine
-from ppdaemon.middleware.pipetask import PipetaskEngine
+from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.repo import LocalRepo
 from ppdaemon.middleware.separable import SeparableEngine
 from ppdaemon.work import Seat

@@ -15,8 +15,8 @@ from toydeeds import DeedTask, write_deeds
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
-from ppdaemon.middleware import pipetask
-from ppdaemon.middleware.pipetask_words import Broken, Built, Word
+from ppdaemon.middleware.pipetask import engine as pipetask
+from ppdaemon.middleware.pipetask.words import Broken, Built, Word
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
@@ -184,7 +184,7 @@ def test_a_command_that_finds_the_disk_full_ends_the_visit_as_such(
 WORKER = """
 import os, socket, subprocess, sys
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-command = [sys.executable, "-m", "ppdaemon.middleware.pipetask_command", str(os.getpid()), "{}"]
+command = [sys.executable, "-m", "ppdaemon.middleware.pipetask.command", str(os.getpid()), "{}"]
 print(subprocess.Popen(command, stdin=theirs).pid, flush=True)
 sys.stdin.read()
 """

@@ -22,7 +22,7 @@ from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
 from ppdaemon.middleware.graph import UnusablePipeline
-from ppdaemon.middleware.pipetask_words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
+from ppdaemon.middleware.pipetask.words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
@@ -101,7 +101,7 @@ class PipetaskEngine:
             "--input": ",".join(job.inputs),
             "--output-run": job.run,
             "--data-query": data.literal(),
-            "--graph-fixup": "ppdaemon.middleware.pipetask_child.Gate",
+            "--graph-fixup": "ppdaemon.middleware.pipetask.child.Gate",
         }
         return [
             *("--log-level", f".={level}", "--log-level", f"lsst={level}", "run"),
@@ -132,7 +132,7 @@ class _Command:
             self._process = subprocess.Popen(
                 [
                     # Without the current folder, which is not the worker's, on its path.
-                    *(sys.executable, "-P", "-m", "ppdaemon.middleware.pipetask_command"),
+                    *(sys.executable, "-P", "-m", "ppdaemon.middleware.pipetask.command"),
                     *(str(os.getpid()), setting.model_dump_json(), *arguments),
                 ],
                 stdin=theirs.fileno(),

@@ -19,7 +19,7 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 from ppdaemon import log
 from ppdaemon.middleware.engine import TaskFailure
 from ppdaemon.middleware.failures import describe, outcome_of
-from ppdaemon.middleware.pipetask_words import CHANNEL, Broken, Built, Ended, Failed, Setting, is_opened, say
+from ppdaemon.middleware.pipetask.words import CHANNEL, Broken, Built, Ended, Failed, Setting, is_opened, say
 from ppdaemon.pointing import keep_astropy_offline
 
 __all__ = ("Gate", "run")
@@ -84,7 +84,7 @@ def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> i
     ----------
     channel : `socket.socket`
         To the worker; its descriptor is `CHANNEL`.
-    setting : `~ppdaemon.middleware.pipetask_words.Setting`
+    setting : `~ppdaemon.middleware.pipetask.words.Setting`
         For logs.
     arguments : `~collections.abc.Sequence` [`str`]
         Of ``pipetask``.
