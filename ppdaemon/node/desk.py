@@ -217,6 +217,8 @@ class VisitDesk:
             if visit.slot is None:
                 self._end(visit, Outcome.CANCELLED, cancelled.reason)
             else:
+                if order.detectors is not None or not visit.raws:
+                    visit.cancelled = cancelled.reason
                 self._neighbours.seat(visit.slot, cancelled)
 
     # --- from the files --------------------------------------------------
@@ -476,11 +478,15 @@ class VisitDesk:
         missed: Sequence[Raw] = (),
     ) -> bool:
         """Write an outcome, or try once more; tell whether it is tried again."""
-        entry, reason = visit.entry, reason[:MOST_REASON]
+        entry = visit.entry
         entry.retriable = retriable
         entry.seen = tuple(visit.raws.keys() - {raw.exposure for raw in missed})
         in_time = self._clock.mono() < visit.assignment.pointless_at
         again = self.retrying and in_time and self._may_go_on(entry)
+        if again and visit.cancelled:
+            outcome, reason, again = Outcome.CANCELLED, visit.cancelled, False
+            entry.retriable = False
+        reason = reason[:MOST_REASON]
         _LOG.log(
             logging.INFO if outcome in (Outcome.SUCCEEDED, Outcome.IGNORED) else logging.WARNING,
             "%s: %s%s%s",
@@ -524,9 +530,15 @@ class VisitDesk:
             before.final = True
             self.docket.touch(before)
             self.records.write_soon()
+            for raw in visit.raws.values():  # what came since is late
+                self.records.unclaimed(raw)
             return
         if self.docket.of(visit.entry.key) is not visit:
-            return  # cancelled meanwhile, or the daemon stops
+            # Cancelled meanwhile, or the daemon stops: that was perhaps
+            # written when there was no row for it.
+            self.docket.touch(visit.entry)
+            self.records.write_soon()
+            return
         if not visit.raws:  # a former life may have seen them, long ago
             self._looks.want(visit.entry)
         dropped = self._scheduler.add(visit.assignment)

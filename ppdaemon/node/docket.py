@@ -30,6 +30,8 @@ class OpenVisit:
     """The seat that has it; `None` while it queues."""
     raws: dict[int, Raw] = field(default_factory=dict)
     """What has landed of it, by exposure."""
+    cancelled: str = ""
+    """Why it is not to be tried again; its seat may be past obeying."""
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ppdaemon.messages import Raw
 from ppdaemon.reports import LateRow
+from ppdaemon.states import Outcome
 from ppdaemon.visit import parent_group
 
 __all__ = ("LateTable",)
@@ -42,7 +43,8 @@ class LateTable:
         db.execute(_SCHEMA)
 
     def note(self, raws: Sequence[Raw]) -> tuple[int, int]:
-        """Keep those raws whose visit-detector had its outcome without them.
+        """Keep those raws whose visit-detector had its outcome without them,
+        unless nobody wants them.
 
         Parameters
         ----------
@@ -61,7 +63,8 @@ class LateTable:
             for raw in raws:
                 group = parent_group(raw.group)
                 last = self._db.execute(
-                    f"SELECT final, exposures, seen {_LAST}", (raw.instrument, group, raw.detector)
+                    f"SELECT final AND outcome != ?, exposures, seen {_LAST}",
+                    (Outcome.IGNORED, raw.instrument, group, raw.detector),
                 ).fetchone()
                 if last is None:
                     strange += 1

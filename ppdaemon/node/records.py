@@ -55,7 +55,7 @@ class Records:
         self._flush_wanted = asyncio.Event()
         self._writing = asyncio.Lock()
         self._spools: list[str] = []
-        self._unclaimed: deque[Raw] = deque(maxlen=MOST_UNCLAIMED)
+        self._unclaimed: deque[Raw] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def meet(
@@ -96,6 +96,8 @@ class Records:
             No open visit-detector has use for it.
         """
         self._unclaimed.append(raw)
+        if len(self._unclaimed) > MOST_UNCLAIMED:
+            self._unclaimed.popleft()
         self.write_soon()
 
     async def report_again(self) -> None:
@@ -162,8 +164,10 @@ class Records:
             late, strange = await self._journal.call(lambda journal: journal.late.note(raws))
         except sqlite3.Error as error:
             self.failed(error)
-            self._count["raws_not_looked_up"] += len(raws)
+            self._unclaimed.extendleft(reversed(raws))
+            asyncio.get_running_loop().call_later(1.0, self._flush_wanted.set)
             return
+        self.problem = ""
         self._count["late_raws"] += late
         self._count["raw_without_visit"] += strange
         if self._unclaimed:

@@ -17,7 +17,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.child import wipe
-from ppdaemon.node.journal import Entry
+from ppdaemon.node.journal import Entry, Journal
 from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.node.lastlook import Look
 from ppdaemon.reports import RequeueRow
@@ -139,14 +139,16 @@ class Requeue:
         again = [self._next(entry) for entry in entries]
         spools = [spool for entry in entries if (spool := self.folders.spooled(*entry.key)).exists()]
         try:
-            await self.journal.call(lambda journal: journal.requeue(again))
+            await self.journal.call(lambda journal: _promise(journal, entries, again))
         except sqlite3.Error as error:
             for spool in spools:
                 self.export(str(spool))
             raise Refused(f"the journal cannot take it: {error}") from None
-        # Partial outputs would be in the way of the whole ones.
-        await asyncio.to_thread(_discard, spools)
-        await self.take(again)
+        try:
+            # Partial outputs would be in the way of the whole ones.
+            await asyncio.to_thread(_discard, spools)
+        finally:  # they are promised
+            await self.take(again)
         return [
             _row(before, _note(before), entry.key.attempt)
             for before, entry in zip(entries, again, strict=True)
@@ -179,6 +181,14 @@ def _note(before: Entry) -> str:
     return (
         f"what the central repo has of attempt {before.key.attempt} stays there, only what it lacks is added"
     )
+
+
+def _promise(journal: Journal, before: Sequence[Entry], again: Sequence[Entry]) -> None:
+    """Write the next attempts, unless the relay asked for others meanwhile."""
+    last = {entry.key for entry in journal.last_attempts(before[0].key.group)}
+    if not last.issuperset(entry.key for entry in before):
+        raise sqlite3.IntegrityError("the relay has asked for it again meanwhile")
+    journal.requeue(again)
 
 
 def _discard(spools: Sequence[Path]) -> None:

@@ -10,12 +10,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from test_arrivals import DEADLINE_S, GROUP, Catcher, Exposure, arriving, fits_file, renamed_into_place, run
+from test_arrivals import (
+    DEADLINE_S,
+    GROUP,
+    HANG_S,
+    Catcher,
+    Exposure,
+    Publisher,
+    arriving,
+    fits_file,
+    renamed_into_place,
+    run,
+)
 from watchdog.observers.inotify_c import InotifyFD
 
 from ppdaemon.clock import Clock, day_obs
+from ppdaemon.node.arrivals.watch import FolderWatch, LostNews
 from ppdaemon.rawpath import Expected
 from ppdaemon.reports import ArrivalSource
 
@@ -31,6 +44,17 @@ def source(catcher: Catcher, kind: str) -> ArrivalSource:
 
 def waiting_for(*detectors: int) -> Callable[[], list[Expected]]:
     return lambda: [Expected("LSSTCam", frozenset(detectors), GROUP)]
+
+
+async def told_by_the_kernel(catcher: Catcher, exposure: Exposure) -> None:
+    """Let raws land until inotify is the first to tell of one: a scan may be sooner."""
+    before = source(catcher, "inotify").files
+    for detector in range(100, 150):
+        await asyncio.to_thread(exposure.put, detector)
+        await catcher.until(lambda: detector in catcher.detectors)  # noqa: B023
+        if source(catcher, "inotify").files > before:
+            return
+    raise AssertionError(catcher.story())
 
 
 # --- races ---
@@ -140,6 +164,41 @@ def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
     run(body)
 
 
+def test_a_watch_that_is_stopped_before_it_reads_leaves_nothing_open(monkeypatch):
+    def queues() -> int:
+        links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        return sum("inotify" in link for link in links)
+
+    frozen, before = Frozen(monkeypatch), queues()
+    watch = FolderWatch(Mock(), Mock(), Mock(), None)
+    with frozen.frozen():
+        watch.start()
+        reader = watch._reader
+        assert reader is not None
+        watch.stop()
+        watch.start()  # too late
+    reader.join(DEADLINE_S)
+    assert (queues(), watch.reading) == (before, False)
+
+
+def test_when_news_were_lost_nobody_waits_for_a_file_to_be_closed(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar()
+            await catcher.watching()
+            with exposure.image().open("wb") as file:
+                file.write(fits_file())
+                file.flush()
+                await catcher.until(lambda: source(catcher, "inotify").files)
+                catcher.arrivals._roots[str(tmp_path)]._heard(LostNews("overflow"))
+                lost = time.monotonic()
+                await catcher.one()
+                assert time.monotonic() - lost < 2.0 * BUSY_MACHINE  # 10 s without
+
+    run(body)
+
+
 def test_a_reader_that_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
     async def body() -> None:
         async with arriving(tmp_path, canaries=tmp_path / "own") as catcher:
@@ -159,9 +218,7 @@ def test_a_reader_that_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatc
             await catcher.until(lambda: len(catcher.raws) == 2)
             await catcher.watching()
             assert catcher.count("watch.silent") == 1
-            before = source(catcher, "inotify").files
-            Exposure(tmp_path, 2).put(95)
-            await catcher.until(lambda: source(catcher, "inotify").files > before)
+            await told_by_the_kernel(catcher, Exposure(tmp_path, 2))
 
     run(body)
 
@@ -233,6 +290,21 @@ def test_fault_24_a_limit_names_its_sysctl_and_polling_takes_over(tmp_path, monk
     run(body)
 
 
+def test_a_root_that_nobody_looks_at_any_more_is_not_told_to_be_live(tmp_path, monkeypatch):
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            await catcher.watching()
+            monkeypatch.setattr(
+                "ppdaemon.node.arrivals.root.FolderWatch.touch", Mock(side_effect=RuntimeError("broken"))
+            )
+            await catcher.until(lambda: catcher.count("internal"))
+            assert {(each.live, each.note) for each in catcher.arrivals.report()} == {
+                (False, "ended by an error, see the log")
+            }
+
+    run(body)
+
+
 # --- polling ---
 
 
@@ -248,7 +320,8 @@ def test_raws_of_open_visits_are_polled_for_and_others_are_not(tmp_path):
                 await catcher.until(lambda: len(catcher.raws) == sequence)  # noqa: B023
                 lags.append(time.monotonic() - placed)
                 assert catcher.raws[-1].path == str(path)
-            assert sorted(lags)[5] < 0.2 + 0.5  # the latter where a rename shows in no stamp
+            # The latter where a rename shows in no stamp.
+            assert sorted(lags)[5] < (0.2 + 0.5) * BUSY_MACHINE
             assert source(catcher, "poll").files == 10
 
     run(body)
@@ -362,7 +435,7 @@ def test_fault_25_a_filesystem_without_events_is_polled(overlay):
                 lags.append(time.monotonic() - written)
             await catcher.until(lambda: len(catcher.raws) == 7)
             assert source(catcher, "inotify").files == source(catcher, "scan").files == 0
-            assert sorted(lags)[3] < 0.5
+            assert sorted(lags)[3] < 0.5 * BUSY_MACHINE
 
     run(body)
 
@@ -375,10 +448,7 @@ def test_what_is_written_through_an_overlay_is_told_by_the_kernel(overlay):
             await catcher.watching()
             exposure = Exposure(merged)
             exposure.folder.mkdir()
-            for detector in range(20):
-                exposure.put(detector)
-            await catcher.until(lambda: len(catcher.raws) == 20)
-            assert source(catcher, "inotify").files > 0
+            await told_by_the_kernel(catcher, exposure)
 
     run(body)
 
@@ -404,9 +474,7 @@ def test_fault_26_a_root_that_is_unmounted_and_mounted_again_recovers(tmp_path):
             Exposure(root, 2).put(94)
             await catcher.until(lambda: len(catcher.raws) == 2)
             await catcher.watching()
-            before = source(catcher, "inotify").files
-            Exposure(root, 2).put(95)
-            await catcher.until(lambda: source(catcher, "inotify").files > before)
+            await told_by_the_kernel(catcher, Exposure(root, 2))
             # Read-only: nothing can land there.
             await asyncio.to_thread(mount, "-o", "remount,ro", str(disk))
             await catcher.until(lambda: "read-only" in source(catcher, "scan").note)
@@ -435,7 +503,7 @@ class Hanging:
     def _slowed(self, call: Callable[..., object]) -> Callable[..., object]:
         def slowed(path: object, *args: object, **keys: object) -> object:
             if isinstance(path, str) and path.startswith(self._root) and threading.current_thread().daemon:
-                self._go.wait(60.0)
+                self._go.wait(HANG_S)
             return call(path, *args, **keys)
 
         return slowed
@@ -470,7 +538,7 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
                     assert time.monotonic() < last + DEADLINE_S
                     await asyncio.sleep(0.002)
                     worst, last = max(worst, time.monotonic() - last), time.monotonic()
-                assert worst < 0.5
+                assert worst < HANG_S / 10
                 live = {each.name: each.live for each in catcher.arrivals.report()}
                 assert live[f"scan {good}"]
                 assert not live[f"scan {bad}"]
@@ -478,6 +546,31 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
             await catcher.watching()
 
     run(body)
+
+
+def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.root.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.root.CANARY_S", 0.1)
+    monkeypatch.setattr("ppdaemon.node.arrivals.settle.HANGING_PAUSE_S", 0.1)
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.mkdir()
+    exposure = Exposure(good, day=20200101)  # which no scan finds
+    exposure.put(94)
+    os.utime(exposure.folder.parent, (0, 0))
+    hanging, publisher = Hanging(monkeypatch, bad), Publisher()
+
+    async def body() -> None:
+        async with arriving([bad, good], subscribe=[publisher.address], watch="poll") as catcher:
+            await publisher.subscribed()
+            await catcher.watching()
+            with hanging.hangs():
+                publisher.say({"path": str(exposure.image().relative_to(good))})
+                assert (await catcher.one()).path == str(exposure.image())
+
+    try:
+        run(body)
+    finally:
+        publisher.close()
 
 
 # --- many old files ---

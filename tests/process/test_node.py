@@ -16,6 +16,7 @@ def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", range(3))
         node.relay.wait(lambda: len(node.relay.acked) == 3)
+        node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 3)
         for detector in range(3):
             node.land("g1", detector)
         for detector in range(3):

@@ -13,6 +13,7 @@ import pytest
 
 from ppdaemon.camera import load_camera
 from ppdaemon.config import ArrivalsConfig
+from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import exposures as module
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts
@@ -164,7 +165,9 @@ def test_fault_18_a_misplaced_file_does_not_lead_the_other_detectors_astray(nigh
     run(body)
 
 
-def test_fault_18_where_nothing_names_the_group_there_is_none(night):
+def test_fault_18_where_nothing_names_the_group_there_is_none(tmp_path, monkeypatch):
+    night = Night(tmp_path, monkeypatch, sidecar_wait_s=0.05)
+
     async def body() -> None:
         night.put_sidecar(night.file(0)[1], GROUPID="other", OBSID="MC_O_20251121_000155")
         night.put_header(night.file(0)[1], "")
@@ -172,6 +175,7 @@ def test_fault_18_where_nothing_names_the_group_there_is_none(night):
         assert await night.facts(range(1)) == [None]
 
     run(body)
+    night.pool.close()
 
 
 def test_a_broken_sidecar_is_counted_and_the_next_one_tells(night):
@@ -197,6 +201,61 @@ def test_the_list_of_detectors_is_told_when_the_group_is_known(night):
         assert await listing == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3, 4}))
         assert not night.exposures.unlisted(name)
         assert await night.exposures.expected(name, place) is None
+
+    run(body)
+
+
+def test_a_list_that_is_told_again_while_half_of_it_is_read_is_read_again(night, monkeypatch):
+    name, place = night.file(0, ending="_expectedSensors.json")
+    telling: list[asyncio.Task[ExpectedSensors | None]] = []
+    listed = module.expected_sensors
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            telling.append(asyncio.create_task(night.exposures.expected(name, place)))
+
+        def read(place: Place) -> frozenset[str]:
+            if not telling:
+                # Its writer closes it, which is told, after this has read half of it.
+                night.put(place, {"expectedSensors": [CAMERA.detectors[3].name]})
+                loop.call_soon_threadsafe(tell)
+                raise BadMessage("no JSON object", "sidecar")
+            return listed(place)
+
+        monkeypatch.setattr(module, "expected_sensors", read)
+        night.put_sidecar(night.file(3)[1])
+        await night.facts(range(3, 4))
+        assert await night.exposures.expected(name, place) is None
+        assert await telling[0] == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3}))
+
+    run(body)
+
+
+def test_a_raw_that_lands_before_the_end_of_its_sidecar_waits_for_that(night, monkeypatch):
+    read = module.facts_of_image
+    telling: list[asyncio.Task[None]] = []
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            sidecar = night.file(0, ending=".json")
+            telling.append(asyncio.create_task(night.exposures.learn_from(*sidecar)))
+
+        def read_header(image: Place) -> ExposureFacts:
+            try:
+                return read(image)
+            finally:
+                night.put_sidecar(image)
+                loop.call_soon_threadsafe(tell)
+
+        monkeypatch.setattr(module, "facts_of_image", read_header)
+        _, image = night.file(0)
+        night.put_header(image, "")
+        night.put(Place(image.root, sidecar_path(image.path)), b'{"GROUPID": "2')
+        assert await night.facts(range(1)) == [ExposureFacts(GROUP)]
 
     run(body)
 

@@ -200,6 +200,11 @@ def test_a_header_tells_group_and_snap(tmp_path):
     assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP, 1, 2, "MC_O_20251121_000156")
 
 
+def test_a_count_that_nobody_could_mean_counts_as_unsaid(tmp_path):
+    sidecar = put(tmp_path / "raw/x.json", json.dumps({"GROUPID": GROUP, "CURINDEX": "9" * 5000}).encode())
+    assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"GROUPID": " "}', b'{"GROUPID": 5}', b"\xff", b'{"GROUPID": "a']
 )

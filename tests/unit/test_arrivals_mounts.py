@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which filesystems tell of what is written to them."""
 
+import builtins
+import io
+from typing import Any
+
 import pytest
 
+from ppdaemon.node.arrivals import mounts
 from ppdaemon.node.arrivals.mounts import Means, Mount, means_for, mount_of, read_mounts
 
 MOUNTINFO = """\
@@ -60,3 +65,16 @@ def test_the_mount_of_a_folder_is_found(tmp_path):
     assert mount_of("/proc").kind == "proc"
     with pytest.raises(FileNotFoundError):
         mount_of(str(tmp_path / "gone"))
+
+
+def test_other_mounts_may_be_called_as_they_like(tmp_path, monkeypatch):
+    table = "7 1 254:0 / / rw - ext4 /dev/vda rw\n8 7 0:5 / /mnt/a\r\u2028b rw - tmpfs none rw\n".encode()
+    latin = b"9 7 0:6 / /mnt/Donn\xe9es rw - tmpfs none rw\n"
+
+    def opened(path: str, **keys: Any) -> Any:
+        if path == "/proc/self/mountinfo":
+            return io.TextIOWrapper(io.BytesIO(table + latin), encoding="utf-8", **keys)
+        return io.StringIO("mnt_id:\t7\n") if "fdinfo" in path else builtins.open(path, **keys)
+
+    monkeypatch.setattr(mounts, "open", opened, raising=False)
+    assert mount_of(str(tmp_path)) == Mount("/", "ext4", "/dev/vda", read_only=False)

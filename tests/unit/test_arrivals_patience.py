@@ -60,6 +60,24 @@ def test_a_whole_file_that_nobody_confirmed_must_be_quiet_first():
     assert seen(patience, whole(), 10.52) == Take(HERE, whole=True)
 
 
+def test_fault_19_a_whole_file_that_was_seen_to_appear_waits_to_be_closed():
+    patience, stamps = Patience(10.0), replace(whole(), read=False, whole=False)
+    for now in (10.0, 10.6, 15.0, 19.9):
+        assert patience.recall(stamps, False, False) is not None  # and costs nothing meanwhile
+        assert isinstance(patience.judge(stamps, False, now, begun=True), LookAgain)
+    assert patience.recall(stamps, True, True) is None
+    assert patience.judge(whole(), True, 19.95, begun=True) == Take(HERE, whole=True)
+
+
+def test_a_whole_file_that_is_never_closed_is_taken_all_the_same():
+    patience, stamps = Patience(10.0), replace(whole(), read=False, whole=False)
+    for now in (10.0, 20.0):
+        assert patience.recall(stamps, False, False) is not None
+        assert isinstance(patience.judge(stamps, False, now, begun=True), LookAgain)
+    assert patience.recall(stamps, False, False) is None
+    assert patience.judge(whole(), False, 20.02, begun=True) == Take(HERE, whole=True)
+
+
 def test_fault_19_growing_starts_the_quiet_time_anew():
     patience = Patience(10.0)
     for step in range(20):
@@ -72,6 +90,19 @@ def test_fault_19_a_file_that_is_closed_twice_is_taken_when_it_is_whole():
     for step in range(1, 9):
         assert isinstance(seen(patience, broken(100 * step), 10.0 + step, confirmed=True), LookAgain)
     assert seen(patience, whole(), 20.0, confirmed=True, news=True) == Take(HERE, whole=True)
+
+
+def test_fault_19_a_file_that_is_opened_again_is_not_taken_between_two_of_its_parts():
+    patience = Patience(10.0)
+    assert isinstance(seen(patience, broken(2880), 10.0, confirmed=True, news=True), LookAgain)
+    for part in range(1, 9):
+        # Up to here it is whole, and the next part takes a while.
+        for pause_s in (0.0, 0.02, 0.2, 0.4):
+            so_far = whole(2880 * part)
+            assert isinstance(seen(patience, so_far, 10.0 + part + pause_s, confirmed=True), LookAgain)
+    all_of_it = whole(2880 * 9)
+    assert isinstance(seen(patience, all_of_it, 20.0, confirmed=True), LookAgain)
+    assert seen(patience, all_of_it, 20.01, confirmed=True, news=True) == Take(HERE, whole=True)
 
 
 def test_fault_18_a_broken_file_that_was_closed_is_taken_after_its_quiet_time():

@@ -131,6 +131,17 @@ def test_in_the_generic_layout_only_the_groups_own_folders_are_looked_at(tmp_pat
     assert polled.look(expected, mono=0.4) == sorted(files)
 
 
+def test_where_exposures_share_a_folder_each_is_found(tmp_path, monkeypatch):
+    flat = {
+        "pattern": r"(?P<day_obs>\d{8})/(?P<exposure>\d+)-(?P<detector>\d+)",
+        "path": "{day_obs}/{exposure}-{detector}",
+    }
+    polled = Polled(tmp_path, {"LSSTCam": range(189)}, monkeypatch, layout=flat)
+    for number in range(1, 4):
+        files = [touch(tmp_path, f"20251121/202511210000{number}-{detector}.fits") for detector in (94, 95)]
+        assert polled.look(BOTH, mono=0.4 * number) == files
+
+
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, polled):
     touch(tmp_path, raw())
     opening = os.open

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which notices of objects are of raws here, and how their URIs are written."""
 
+import asyncio
+from unittest.mock import Mock
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import StoredObject
+from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.arrivals.stores import escaped
 from ppdaemon.node.arrivals.tree import RawTree
 
@@ -77,3 +80,17 @@ def test_an_escaped_uri_is_read_back_by_uri_parsers(key):
     parts = urlsplit(escaped(named.uri))
     assert (parts.scheme, parts.netloc, parts.query, parts.fragment) == ("s3", "bucket", "", "")
     assert unquote(parts.path) == f"/{named.key}"
+
+
+def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_path):
+    async def play() -> None:
+        seat = ReaderSeat(Mock(), {}, tmp_path / "reader.log")
+        asking = asyncio.create_task(seat.ask("json", "s3://bucket/key"))
+        await asyncio.sleep(0)
+        # Both are heard in one turn of the loop.
+        seat._ready.set()
+        seat._ready.clear()
+        with pytest.raises(TimeoutError):
+            await asking
+
+    asyncio.run(play())

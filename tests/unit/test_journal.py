@@ -173,11 +173,11 @@ def a_raw(group="g", detector=0, exposure=1):
 
 
 def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
-    journal.accept([an_entry(group) for group in ("g", "used", "refused", "open")])
+    journal.accept([an_entry(group) for group in ("g", "used", "refused", "open", "unwanted")])
     gone = [ended(an_entry(group)) for group in ("g", "used", "refused")]
     gone[1].exposures, gone[2].seen = (1,), (1,)
-    journal.update(gone)
-    raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unknown", "g#2")]
+    journal.update([*gone, ended(an_entry("unwanted"), Outcome.IGNORED)])
+    raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unwanted", "unknown", "g#2")]
     assert journal.late.note(raws) == (1, 1)
     assert journal.late.note(raws[:1]) == (0, 0)
     (row,) = journal.late.rows(10)

@@ -38,6 +38,7 @@ class Candidate:
 
     __slots__ = (
         "_awaited",
+        "_begun",
         "_changed_unix",
         "_confirmed",
         "_patience",
@@ -61,6 +62,7 @@ class Candidate:
         self._awaited: asyncio.Event | None = None
         self._sighted_unix = unix
         self._confirmed = sighting.confirmed
+        self._begun = sighting.begun
         self.news = False
         """Whether something was heard of it since the last look began
         (`bool`)."""
@@ -86,10 +88,29 @@ class Candidate:
         """
         if sighting.place not in self.places and len(self.places) < PLACES:
             self.places.append(sighting.place)
+        self._begun = self._begun or sighting.begun
         if sighting.confirmed:
             self._confirmed, self._sighted_unix = True, unix
             self.news = True
         return sighting.confirmed
+
+    def try_next_place(self) -> None:
+        """Look at another place first: where this one is does not answer."""
+        self.places.append(self.places.pop(0))
+
+    def expect_no_end(self) -> None:
+        """Wait for nobody to tell that it is closed."""
+        self._begun = False
+
+    def begin_again(self, mono: float) -> None:
+        """Forget what was seen of it: it may be another file by now.
+
+        Parameters
+        ----------
+        mono : `float`
+            Monotonic seconds.
+        """
+        self._patience = Patience(mono)
 
     def settle(self) -> None:
         """Say that it was delivered, or given up."""
@@ -149,7 +170,7 @@ class Candidate:
             What to do.
         """
         self._changed_unix = glance.look.changed_ns / 1e9
-        return self._patience.judge(glance.look, self._confirmed, mono)
+        return self._patience.judge(glance.look, self._confirmed, mono, begun=self._begun)
 
 
 def glance_at(looks: Sequence[Callable[[], Glance]]) -> list[Glance | BadMessage]:

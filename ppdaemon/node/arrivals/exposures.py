@@ -210,15 +210,16 @@ class Exposures:
             the list cannot be read, was read before, or nothing told the group.
         """
         exposure = self._exposure(name)
-        if exposure.listed:
-            return None
-        exposure.listed = True
         try:
             names = await self._reading.listed(place)
         except (OSError, BadMessage) as error:
-            exposure.listed = False
             self._tally.complain("bad_list", f"{place.path}: {error}")
             return None
+        # Told more than once, it is read more than once: the first may have
+        # met half of it.
+        if exposure.listed:
+            return None
+        exposure.listed = True
         await exposure.until_known(LIST_WAIT_S)
         if exposure.facts is None:
             return None
@@ -261,6 +262,10 @@ class Exposures:
         if name.group is None:
             if exposure.facts is None:
                 await self._ask_neighbours(exposure, name, image)
+            if exposure.facts is None and (wait_s := deadline - self._mono()) > 0.0:
+                # Its sidecar is there, but perhaps half of it.
+                await exposure.until_known(wait_s)
+                await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
         said = exposure.facts or ExposureFacts(name.group, name.snap)
         return replace(said, group=name.group)

@@ -34,6 +34,8 @@ __all__ = (
 
 MAX_SIDECAR = 1_000_000
 """Bytes; real ones have 3 to 4 kB."""
+MAX_CARD = 80
+"""Characters; a longer value is in no header."""
 MOST_SIDECARS = 5
 """Read to learn the group of an exposure that its own files do not tell."""
 
@@ -295,6 +297,6 @@ def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
 
 def _index(value: Any) -> int | None:
     """Return a count from 1; anything else, such as null, counts as unsaid."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and len(value) <= MAX_CARD and value.strip().isdecimal():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None

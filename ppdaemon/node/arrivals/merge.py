@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
+from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.lags import SourceFigures
 from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
@@ -91,6 +93,7 @@ class Arrivals:
         reader: ReaderSeat | None = None,
     ):
         self._config = config
+        self._mono = clock.mono
         self._expect = expect or (lambda expected: None)
         self._tree = RawTree(config, instruments)
         self._tally = Tally(clock.mono)
@@ -105,12 +108,21 @@ class Arrivals:
         self._settler.overfull = self._look_again
         self._settler.same_clock = self._is_local
         self._shared = Surroundings(
-            self._tree, config, clock, self._tally, self._sighted, self._settler.room, waiting, canaries
+            self._tree,
+            config,
+            clock,
+            self._tally,
+            self._sighted,
+            self._settler.room,
+            self._settler.expect_no_end,
+            waiting,
+            canaries,
         )
         self._reader = reader
         self._stores = None if reader is None else self._make_stores(reader, instruments, clock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._roots: dict[str, RootSource] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._context: zmq.asyncio.Context | None = None
 
@@ -133,7 +145,7 @@ class Arrivals:
         for number, root in enumerate(self._tree.roots):
             source = RootSource(root, number, self._shared, self._pools.of(root.path))
             self._roots[root.path] = source
-            self._spawn(source.run())
+            self._runs[root.path] = self._spawn(source.run())
 
     async def stop(self) -> None:
         """End all watching; what is not complete yet is forgotten."""
@@ -162,7 +174,13 @@ class Arrivals:
             Watch, polling and scan of each root, then the subscriptions, then
             the reader of object stores.
         """
-        states = [state for root in self._roots.values() for state in root.states()]
+        states = [
+            replace(state, live=False, note="ended by an error, see the log")
+            if self._runs[path].done()
+            else state
+            for path, root in self._roots.items()
+            for state in root.states()
+        ]
         states += [SourceState(name, not task.done(), "") for name, task in self._listeners.items()]
         if self._reader is not None:
             states.append(SourceState("reader", self._reader.live, self._reader.note))
@@ -318,13 +336,21 @@ class Arrivals:
 
     async def _take_found(self, expected: Expected, sightings: list[Sighting]) -> None:
         """Deliver the raws of one exposure, if it is one of the visit."""
-        facts = await self._exposures.facts(sightings[0].name, sightings[0].place)
+        facts = await self._group_told_by(sightings)
         if facts is None or parent_group(facts.group) != expected.group:
             return
         candidates = [self._settler.take_up(sighting) for sighting in sightings]
         await asyncio.gather(
             *(candidate.until_settled() for candidate in candidates if candidate is not None)
         )
+
+    async def _group_told_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
+        """Ask one raw of an exposure after the other, and wait for no sidecar."""
+        long_ago = self._mono() - self._config.sidecar_wait_s
+        for sighting in sightings:
+            if (facts := await self._exposures.facts(sighting.name, sighting.place, long_ago)) is not None:
+                return facts
+        return None
 
 
 def _report(state: SourceState, figures: SourceFigures) -> ArrivalSource:

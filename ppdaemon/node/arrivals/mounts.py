@@ -96,7 +96,7 @@ def read_mounts(text: str) -> dict[int, Mount]:
         By the number that the kernel gives them.
     """
     mounts = {}
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         first, _, last = line.partition(" - ")
         fields, (kind, source, options) = first.split(" "), last.split(" ", 2)
         read_only = "ro" in fields[5].split(",") or "ro" in options.split(",")
@@ -126,7 +126,8 @@ def mount_of(path: str) -> Mount:
     try:
         with open(f"/proc/self/fdinfo/{descriptor}") as file:
             information = dict(line.split(":", 1) for line in file)
-        with open("/proc/self/mountinfo") as file:
+        # Any bytes can be the name of a folder, and some that end a line elsewhere.
+        with open("/proc/self/mountinfo", errors="backslashreplace", newline="\n") as file:
             mounts = read_mounts(file.read())
     finally:
         os.close(descriptor)

@@ -28,7 +28,8 @@ HDUs, which takes it the time of compressing one."""
 QUIET_BROKEN_S = 2.0
 """A file that was confirmed and is not whole: its reader will say why."""
 QUIET_UNCONFIRMED_S = 10.0
-"""A file that is neither confirmed nor whole: its writer may be stalled."""
+"""A file that is neither confirmed nor whole, or that was seen to appear and
+not to be closed: its writer may be stalled."""
 MISSING_S = 10.0
 """A file that was announced before it can be seen, or was taken away."""
 LIMIT_S = 600.0
@@ -113,7 +114,7 @@ class Patience:
         Monotonic seconds at which the file was first heard of.
     """
 
-    __slots__ = ("_last", "_last_change", "_pause_s", "_read_again", "_recalled", "_since")
+    __slots__ = ("_last", "_last_change", "_outdated", "_pause_s", "_read_again", "_recalled", "_since")
 
     def __init__(self, now: float):
         self._since = now
@@ -121,6 +122,8 @@ class Patience:
         self._last: Look | None = None
         self._last_change = now
         self._recalled = self._read_again = False
+        self._outdated = False
+        """Whether it was written to after it was said to be finished."""
 
     def recall(self, stamps: Look, confirmed: bool, news: bool) -> Look | None:
         """Decide whether the structure is worth its price now.
@@ -140,13 +143,16 @@ class Patience:
             What is to be judged by, or `None` if the structure must be looked
             at.
         """
+        # A writer that opens its file twice is heard to close it twice.
+        self._outdated = not news and (self._outdated or self._is_rewritten(stamps))
+        confirmed = confirmed and not self._outdated
         again, self._read_again = self._read_again, False
         quiet = self._last is None and stamps.age_s >= QUIET_WHOLE_S
         look = self._known(stamps, quiet or _finished(stamps, confirmed), news, again)
         self._recalled = look is not None
         return look
 
-    def judge(self, look: Look, confirmed: bool, now: float) -> Verdict:
+    def judge(self, look: Look, confirmed: bool, now: float, *, begun: bool = False) -> Verdict:
         """Decide after a look.
 
         Parameters
@@ -157,19 +163,23 @@ class Patience:
             Whether an event or a notice said that the file is finished.
         now : `float`
             Monotonic seconds.
+        begun : `bool`, optional
+            Whether an event said that the file appeared: another one will say
+            that it is closed.
 
         Returns
         -------
         verdict : `Take` or `LookAgain` or `GiveUp`
             What to do.
         """
+        confirmed = confirmed and not self._outdated
         recalled, self._recalled = self._recalled, False
         if self._last is None:
             self._last_change = now - look.age_s
         elif not look.same_file(self._last) or look.marked != self._last.marked:
             self._last_change = now
         self._last = look
-        missing_quiet_s = _needed_quiet_s(look, confirmed) - (now - self._last_change)
+        missing_quiet_s = _needed_quiet_s(look, confirmed, begun) - (now - self._last_change)
         if missing_quiet_s <= 0.0:
             if look.place is None:
                 return GiveUp("vanished", f"not there for {MISSING_S:g} s")
@@ -195,6 +205,10 @@ class Patience:
             return None if again else last
         return None if again or finished else stamps
 
+    def _is_rewritten(self, stamps: Look) -> bool:
+        last = self._last
+        return last is not None and last.place is not None and not stamps.same_file(last)
+
     @staticmethod
     def _given_up(look: Look) -> GiveUp:
         if not look.marked:
@@ -209,17 +223,16 @@ def _finished(look: Look, confirmed: bool) -> bool:
     return confirmed or look.placed or marked
 
 
-def _needed_quiet_s(look: Look, confirmed: bool) -> float:
+def _needed_quiet_s(look: Look, confirmed: bool, begun: bool) -> float:
     """Return for how long what was seen must stay so to be believed."""
     if look.place is None:
         return MISSING_S
     if not look.marked:
         return LIMIT_S
-    finished = _finished(look, confirmed)
-    if not look.read:
-        return 0.0 if finished else QUIET_WHOLE_S
-    if look.whole:
-        return 0.0 if finished else QUIET_WHOLE_S
+    if not look.read or look.whole:
+        if _finished(look, confirmed):
+            return 0.0
+        return QUIET_UNCONFIRMED_S if begun else QUIET_WHOLE_S
     # What was renamed into place while half written is still being written.
     sure = confirmed or look.place.marker is not None
     return QUIET_BROKEN_S if sure else QUIET_UNCONFIRMED_S

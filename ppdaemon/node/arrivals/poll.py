@@ -52,7 +52,7 @@ class _Leaf:
     last_new_mono: float
     names: set[str] = field(default_factory=set)
     seen: set[int] = field(default_factory=set)
-    """Detectors."""
+    """Detectors, where it is one exposure's."""
     used_mono: float = 0.0
 
 
@@ -78,6 +78,9 @@ class Poller:
         self._layout = root.layout
         self._source = source
         self._remember_s = remember_s
+        # Where exposures share a folder, each detector comes again and again.
+        in_folders = frozenset().union(*self._layout.levels[:-1])
+        self._one_exposure = not in_folders.isdisjoint(("exposure", "obsid"))
         self._served = tuple(tree.all_of(instrument) for instrument in tree.served)
         self._folders: dict[str, _Folder] = {}
         self._leaves: dict[str, _Leaf] = {}
@@ -198,15 +201,16 @@ class Poller:
         with _opened(path) as descriptor:
             names = _files(descriptor) if descriptor is not None else frozenset()
         sightings = []
-        for name in names - leaf.names:
+        for file in names - leaf.names:
             try:
-                located = self._tree.locate(f"{path}/{name}")
+                located = self._tree.locate(f"{path}/{file}")
             except BadMessage:
                 continue  # not to be opened, which the scan counts
             if located is not None:
                 sightings.append(Sighting(self._source, *located, confirmed=False))
-                if located[0].kind is Kind.IMAGE and located[0].detector is not None:
-                    leaf.seen.add(located[0].detector)
+                name = located[0]
+                if self._one_exposure and name.kind is Kind.IMAGE and name.detector is not None:
+                    leaf.seen.add(name.detector)
         if not names <= leaf.names:
             leaf.names |= names
             leaf.last_new_mono = now.mono

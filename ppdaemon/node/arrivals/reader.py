@@ -185,7 +185,8 @@ class ReaderSeat:
                 del self._asked[order.number]
 
     async def _answered(self, order: ReadObject, answer: _Answer) -> dict[str, Any]:
-        assert self._channel is not None
+        if self._channel is None:  # it died in the moment in which it was ready
+            raise TimeoutError("the reader is gone")
         process = self._process
         try:
             self._channel.send(encode(order))

@@ -61,6 +61,8 @@ class Surroundings:
     """Gets each sighting."""
     room: Callable[[], Awaitable[None]]
     """Returns when not too much waits that was told before."""
+    lost: Callable[[str], None]
+    """To be called when what the kernel told of a root was lost."""
     expected: Callable[[], Sequence[Expected]]
     """Returns what is waited for."""
     canaries: Path | None
@@ -231,11 +233,13 @@ class RootSource:
                 await self._surveying.run(eyes.watch.keep, eyes.scanner.folders)
         except TimeoutError:
             self._problem = f"{self._root.path}: the filesystem does not answer"
+            self._shared.lost(self._root.path)
             if self._eyes is not None and self._eyes.watch is not None:
                 self._retire(self._eyes.watch)
             self._eyes = None
         except OSError as error:
             self._problem = f"{error.filename}: {error.strerror}"
+            self._shared.lost(self._root.path)
             if self._eyes is not None and self._eyes.watch is not None:
                 await self._own.run(self._eyes.watch.keep, ())
         else:
@@ -329,7 +333,8 @@ class RootSource:
                     self._shared.tally.complain(f"refused.{error.kind}", f"{name}: {error}")
                 else:
                     if located is not None:
-                        self._shared.tell(Sighting(self._names["inotify"], *located, confirmed=finished))
+                        name = self._names["inotify"]
+                        self._shared.tell(Sighting(name, *located, confirmed=finished, begun=not finished))
             case FolderNews(path):
                 self._new_folders.add(path)
                 self._wake.set()
@@ -337,6 +342,7 @@ class RootSource:
                 self._shared.tally.complain(
                     f"watch.{kind}", f"{self._names['inotify']}: {kind}: everything is looked through"
                 )
+                self._shared.lost(self._root.path)
                 self._survey_wanted = True
                 self._wake.set()
             case unexpected:
@@ -381,6 +387,7 @@ class RootSource:
             elif self._eyes is eyes:
                 self._silent = "the kernel's news do not come through; watching anew"
                 self._shared.tally.complain("watch.silent", f"{self._names['inotify']}: {self._silent}")
+                self._shared.lost(self._root.path)
                 await self._look_anew(eyes.mount)
                 self._survey_wanted = True
                 self._wake.set()

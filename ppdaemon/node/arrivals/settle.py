@@ -174,6 +174,18 @@ class Settler:
         self._look_at(candidate)
         return candidate
 
+    def expect_no_end(self, root: str) -> None:
+        """Wait for no file to be closed: that may have been missed.
+
+        Parameters
+        ----------
+        root : `str`
+            The path of a raw root, of whose files this is said.
+        """
+        for candidate in self._candidates.values():
+            if candidate.places[0].root == root:
+                candidate.expect_no_end()
+
     def take_known(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
         """Deliver a raw in an object store, which needs no look, unless it was.
 
@@ -238,6 +250,7 @@ class Settler:
                 glances = await pool.run(glance_at, looks)
             except TimeoutError:
                 for candidate in batch:
+                    candidate.try_next_place()
                     self._put_off(candidate, HANGING_PAUSE_S)
                 continue
             for candidate, glance in zip(batch, glances, strict=True):
@@ -340,6 +353,10 @@ class Settler:
         self._give_up(candidate, f"refused.{error.kind}", str(error))
 
     def _give_up(self, candidate: Candidate, kind: str, reason: str) -> None:
+        if candidate.news:  # of what came while this one was looked at
+            candidate.begin_again(self._clock.mono())
+            self._look_at(candidate)
+            return
         self.refuse(candidate.places[0].path, kind, reason)
         self._forget(candidate)
 

@@ -34,6 +34,8 @@ class Sighting:
     place: Place
     confirmed: bool
     """Whether the source knows that the file is finished."""
+    begun: bool = False
+    """Whether it saw the file appear, so that it will see it closed."""
 
 
 @dataclass(frozen=True, slots=True)

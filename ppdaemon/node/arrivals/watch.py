@@ -163,15 +163,19 @@ class FolderWatch:
 
     def start(self) -> None:
         """Start to read, if that was not done; what is refused is told in `problem`."""
-        if self._reader is not None or self._stopping:
-            return
-        try:
-            reader = InotifyFD()
-        except OSError as error:
-            self._refused = _explain(error)
-            return
-        reader.start()
-        self._reader, self._refused = reader, ""
+        with self._lock:
+            if self._reader is not None or self._stopping:
+                return
+            try:
+                reader = InotifyFD()
+            except OSError as error:
+                self._refused = _explain(error)
+                return
+            # It is not reading yet. By itself it says that it is, and if it is
+            # stopped before it does, its descriptors are never closed.
+            reader._is_reading = False
+            reader.start()
+            self._reader, self._refused = reader, ""
 
     def watch(self, folder: str, identity: Identity) -> None:
         """Watch a folder from now on; it may be watched already.
@@ -231,11 +235,12 @@ class FolderWatch:
 
     def stop(self) -> None:
         """End the thread; waits a little for it."""
-        self._stopping = True
-        if self._reader is not None:
-            self._reader.stop()
-            self._reader.join(_STOP_S)
-            self._reader = None
+        with self._lock:
+            self._stopping = True
+            reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.stop()
+            reader.join(_STOP_S)
         if self._canary is not None:
             self._canary.unlink(missing_ok=True)
 
