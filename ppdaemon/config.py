@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration of a node and of a relay, validated once at start.
+"""The configuration of a node, validated once at start.
 
-The docstring under each field is its documentation; ``etc/ppdaemon.yaml`` and
-``etc/pprelay.yaml`` show every key. Selection rules are `ppdaemon.selection`'s.
+The docstring under each field is its documentation; ``etc/ppdaemon.yaml`` shows
+every key. Selection rules are `ppdaemon.selection`'s, raw roots
+`ppdaemon.rawroots`'s.
 """
 
 import re
@@ -13,9 +14,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
 from ppdaemon.rawroots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuited
 from ppdaemon.selection import Rule, never_reached
-from ppdaemon.thishost import ThisHost, this_host
+from ppdaemon.thishost import ThisHost
 from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model, read_yaml
@@ -26,100 +28,18 @@ __all__ = (
     "EngineConfig",
     "ExportConfig",
     "ExposuresConfig",
-    "IngestKind",
     "LogConfig",
     "MemoryConfig",
     "NodeConfig",
     "NodePart",
     "PipelinesConfig",
     "PreloadConfig",
-    "RelayConfig",
-    "RelayInstrument",
     "RelayLink",
     "TimesConfig",
-    "VisitGrouping",
     "WorkersConfig",
-    "detector_set",
     "load_node",
-    "load_relay",
     "remarks",
 )
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
-_UNITS = {"B": 1} | {
-    prefix + unit: base**power
-    for unit, base in (("B", 1000), ("iB", 1024))
-    for power, prefix in enumerate(("k" if unit == "B" else "K", "M", "G", "T"), 1)
-}
-
-
-def _size(value: Any) -> Any:
-    """Read ``8GB`` or ``8GiB`` as a number of bytes."""
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
-        if match is None:
-            raise ValueError(f"{value!r} is not a size; write for instance 8GB (10^9) or 8GiB (2^30)")
-        return round(float(match[1]) * _UNITS[match[2]])
-    return value
-
-
-def _detectors(value: Any) -> Any:
-    """Read ``0-8,12`` as a list of detector ids."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, str):
-        ids: list[int] = []
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-            if match is None:
-                raise ValueError(f"{value!r} is not a list of detectors; write for instance 0-8,12")
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first or last - first > 10_000:
-                raise ValueError(f"{part.strip()!r} is not a range of detectors")
-            ids.extend(range(first, last + 1))
-        return tuple(ids)
-    return value
-
-
-def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(value)) != len(value):
-        raise ValueError("a detector is named twice")
-    return value
-
-
-def detector_set(text: str) -> tuple[int, ...]:
-    """Read a list of detectors as people write it.
-
-    Parameters
-    ----------
-    text : `str`
-        For instance ``0-8,12``.
-
-    Returns
-    -------
-    detectors : `tuple` [`int`]
-        The ids in the order written.
-
-    Raises
-    ------
-    ValueError
-        Raised if the text is no such list; says how to write one.
-    """
-    return _unique(tuple(_detectors(text)))
-
-
-def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
-    host = this_host(info)
-    return value if host is None else host.folder(value)
-
-
-Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
-Seconds = Annotated[float, pydantic.Field(gt=0)]
-Detectors = Annotated[tuple[int, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)]
-VisitGrouping = Literal["one-to-one", "by-group"]
-IngestKind = Literal["builtin", "obs_base"]
-WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
-Address = Annotated[str, pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$")]
 
 
 class NodePart(Model):
@@ -512,38 +432,6 @@ class NodeConfig(Model):
         return self
 
 
-class RelayInstrument(Model):
-    """One instrument that the relay accepts visits of."""
-
-    detectors: Detectors
-    """One reservation is made for each of them."""
-    sal_indexes: tuple[int, ...] = ()
-    """Script queues whose visits are taken; empty means any."""
-
-
-class RelayConfig(Model):
-    """Everything a ``pprelay`` needs to know."""
-
-    name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")] = "relay"
-    submit: Address = "tcp://127.0.0.1:5570"
-    """Where next_visit events come in."""
-    nodes: Address = "tcp://127.0.0.1:5571"
-    """Where nodes connect."""
-    state_dir: WritableFolder
-    """The ledger; on a local disk that outlives a restart."""
-    instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
-    expiry_s: Seconds = 3600.0
-    """Announcements older than this are refused, and unserved ones dropped."""
-    heartbeat_s: Seconds = 1.0
-    silence_s: Seconds = 4.0
-    """A node silent for so long is gone."""
-    resend_s: Seconds = 0.5
-    """What is unacknowledged for so long is sent again."""
-    keep_days: Seconds = 30.0
-    """How long the ledger keeps what has ended."""
-    log: LogConfig = LogConfig()
-
-
 def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = True) -> NodeConfig:
     """Read and check the configuration of a node.
 
@@ -592,26 +480,3 @@ def remarks(path: Path, config: NodeConfig) -> list[str]:
         for name, rules in lists.items()
         for late, early in never_reached(rules)
     ]
-
-
-def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
-    """Read and check the configuration of a relay.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        A YAML file.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``${NAME}`` in values.
-
-    Returns
-    -------
-    config : `RelayConfig`
-        The configuration.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised with every error, its line and key.
-    """
-    return load_model(path, RelayConfig, environment, ThisHost(environment))

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ppdaemon.config import NodeConfig, detector_set
+from ppdaemon.config import NodeConfig
+from ppdaemon.configtypes import detector_set
 from ppdaemon.errors import BadMessage, PPDaemonError
 from ppdaemon.pointing import BeginField
 from ppdaemon.selection import Aim, Rule
@@ -310,7 +311,7 @@ def wanted_detectors(
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Write numbers as `ppdaemon.config.detector_set` reads them.
+    """Write numbers as `ppdaemon.configtypes.detector_set` reads them.
 
     Parameters
     ----------

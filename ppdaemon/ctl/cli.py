@@ -17,7 +17,8 @@ import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.config import NodeConfig, detector_set
+from ppdaemon.config import NodeConfig
+from ppdaemon.configtypes import detector_set
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.tables import (

@@ -20,7 +20,7 @@ from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
 from ppdaemon.camera import Camera
-from ppdaemon.config import VisitGrouping
+from ppdaemon.configtypes import VisitGrouping
 from ppdaemon.middleware.records import make_record
 from ppdaemon.middleware.regions import camera_region, detector_region
 from ppdaemon.pointing import Pointing

@@ -16,10 +16,10 @@ import zmq.asyncio
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
-from ppdaemon.config import RelayConfig, load_relay
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
+from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.relay.ledger import Ledger, StateLock
 from ppdaemon.relay.relay import Relay, Sockets
 from ppdaemon.states import ExitCode

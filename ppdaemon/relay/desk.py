@@ -12,10 +12,10 @@ from functools import partial
 from typing import Literal, Protocol
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import RelayConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Accepted, VisitStatus
 from ppdaemon.relay.board import Board
+from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.ledger import FoundVisit
 from ppdaemon.relay.openvisit import Reservation
 from ppdaemon.relay.orders import Turn
@@ -52,7 +52,7 @@ class Desk:
 
     Parameters
     ----------
-    config : `~ppdaemon.config.RelayConfig`
+    config : `~ppdaemon.relay.config.RelayConfig`
         Instruments and expiry.
     board : `~ppdaemon.relay.board.Board`
         The open visits.

@@ -16,12 +16,12 @@ from functools import partial
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import RelayConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import NODE_LIMIT, FromNode
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.board import Board
+from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.desk import Desk
 from ppdaemon.relay.ledger import Ledger, UnendedVisit
 from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
@@ -86,7 +86,7 @@ class Relay:
 
     Parameters
     ----------
-    config : `~ppdaemon.config.RelayConfig`
+    config : `~ppdaemon.relay.config.RelayConfig`
         The configuration.
     ledger : `~ppdaemon.relay.ledger.Ledger`
         Opened; closed by `run`.

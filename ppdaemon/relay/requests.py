@@ -11,9 +11,9 @@ from typing import Any
 
 import pydantic
 
-from ppdaemon.config import RelayConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import SUBMIT_LIMIT, Accepted, VisitStatus
+from ppdaemon.relay.config import RelayConfig
 from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
 from ppdaemon.wire import explain, parse_json
 
@@ -116,7 +116,7 @@ def judge(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accepted | N
     ----------
     visit : `~ppdaemon.visit.NextVisit`
         The announcement.
-    config : `~ppdaemon.config.RelayConfig`
+    config : `~ppdaemon.relay.config.RelayConfig`
         Instruments and expiry.
     now_tai : `float`
         TAI seconds since 1970.

@@ -128,6 +128,19 @@ def test_how_a_child_has_ended_is_told(work: Callable[[], Any], words: str) -> N
         Apart.begin(work, as_it_is).take()
 
 
+def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        watched.append(pid)
+        raise OSError(24, "Too many open files")
+
+    watched: list[int] = []
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        Apart.begin(signal.pause, as_it_is)
+    with pytest.raises(ProcessLookupError):
+        os.kill(watched[0], 0)
+
+
 def test_children_that_have_ended_are_told_from_those_that_run() -> None:
     slow, quick = Apart.begin(signal.pause, as_it_is), Apart.begin(lambda: 1, as_it_is)
     assert Apart.over([slow, quick], wait=True) == [quick]

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ppdaemon.config import NodeConfig, detector_set, load_node, load_relay
+from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.configtypes import detector_set
 from ppdaemon.errors import ConfigError
+from ppdaemon.relay.config import load_relay
 from ppdaemon.states import ExitCode
 
 

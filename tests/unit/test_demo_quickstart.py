@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.config import load_node, load_relay
+from ppdaemon.config import load_node
 from ppdaemon.demo import __main__ as program
 from ppdaemon.demo import quickstart
 from ppdaemon.demo.geometry import DETECTOR_COUNT
@@ -25,6 +25,7 @@ from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_a
 from ppdaemon.demo.services import Places, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Happening, Step, Telescope, timeline
+from ppdaemon.relay.config import load_relay
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.selection import Selector, pipeline_name
 from ppdaemon.states import Outcome, Stage

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pydantic
 
-from ppdaemon.config import RelayConfig, load_relay
+from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.yamlfile import read_yaml
 
 SHOWN = Path(__file__).parents[2] / "etc" / "pprelay.yaml"

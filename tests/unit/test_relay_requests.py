@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from ppdaemon.config import RelayConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import VisitStatus
+from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.requests import content_of, differences, judge, oddities, read_request, unwrap
 from ppdaemon.relay.throttle import Throttle
 from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit

@@ -87,7 +87,13 @@ class Apart:
             raise
         if pid == 0:
             _be_child(work, plain, result, parent)
-        return cls(pid, result)
+        try:
+            return cls(pid, result)
+        except OSError:  # no descriptor is left
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(result)
+            raise
 
     def take(self) -> Any:
         """Wait for the end, and return the result.

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Types of configuration values that people write in a way of their own."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from ppdaemon.thishost import this_host
+
+__all__ = (
+    "Address",
+    "Detectors",
+    "IngestKind",
+    "Seconds",
+    "Size",
+    "VisitGrouping",
+    "WritableFolder",
+    "detector_set",
+)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
+_UNITS = {"B": 1} | {
+    prefix + unit: base**power
+    for unit, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate(("k" if unit == "B" else "K", "M", "G", "T"), 1)
+}
+
+
+def _size(value: Any) -> Any:
+    """Read ``8GB`` or ``8GiB`` as a number of bytes."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"{value!r} is not a size; write for instance 8GB (10^9) or 8GiB (2^30)")
+        return round(float(match[1]) * _UNITS[match[2]])
+    return value
+
+
+def _detectors(value: Any) -> Any:
+    """Read ``0-8,12`` as a list of detector ids."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, str):
+        ids: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+            if match is None:
+                raise ValueError(f"{value!r} is not a list of detectors; write for instance 0-8,12")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first or last - first > 10_000:
+                raise ValueError(f"{part.strip()!r} is not a range of detectors")
+            ids.extend(range(first, last + 1))
+        return tuple(ids)
+    return value
+
+
+def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("a detector is named twice")
+    return value
+
+
+def detector_set(text: str) -> tuple[int, ...]:
+    """Read a list of detectors as people write it.
+
+    Parameters
+    ----------
+    text : `str`
+        For instance ``0-8,12``.
+
+    Returns
+    -------
+    detectors : `tuple` [`int`]
+        The ids in the order written.
+
+    Raises
+    ------
+    ValueError
+        Raised if the text is no such list; says how to write one.
+    """
+    return _unique(tuple(_detectors(text)))
+
+
+def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = this_host(info)
+    return value if host is None else host.folder(value)
+
+
+Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
+Seconds = Annotated[float, pydantic.Field(gt=0)]
+Detectors = Annotated[tuple[int, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)]
+VisitGrouping = Literal["one-to-one", "by-group"]
+IngestKind = Literal["builtin", "obs_base"]
+WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
+Address = Annotated[str, pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$")]
