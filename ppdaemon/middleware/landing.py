@@ -182,12 +182,12 @@ class Landing:
         )
 
     def _likely_filter(self) -> str:
-        """Return the first announced filter that the instrument has, or else any."""
+        """Return the first announced filter that the instrument has, or else any; blank if it has none."""
         records = self._butler.query_dimension_records(
             "physical_filter", instrument=self._instrument.getName(), explain=False
         )
         known = sorted(str(record.name) for record in records)
-        return next((name for name in self._visit.filter_names if name in known), *known[:1])
+        return next((name for name in (*self._visit.filter_names, *known) if name in known), "")
 
     def _exposures(
         self,

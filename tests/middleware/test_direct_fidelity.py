@@ -220,3 +220,18 @@ def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(
             seen.append((error.outcome, str(error)))
     assert seen[0] == seen[1]
     assert "CalibrationLookupError: Ambiguous calibration" in seen[0][1]
+
+
+def test_without_filters_in_the_repo_nothing_is_foreseen_and_all_is_done(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    query = local.Landing._likely_filter
+
+    def none_known(landing: local.Landing) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(landing._butler), "query_dimension_records", lambda *words, **more: [])
+            return query(landing)
+
+    monkeypatch.setattr(local.Landing, "_likely_filter", none_known)
+    assert see(rigs, "direct", main="Short").outcome == Outcome.SUCCEEDED
+    assert "Short cannot be foreseen" in caplog.text
