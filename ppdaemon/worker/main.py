@@ -101,21 +101,28 @@ def _build_template(channel: Channel[Order], seat: Seat, work: WorkModule) -> Ex
 
 
 def _serve_exports(channel: Channel[Order], exporter: Exporter) -> ExitCode:
+    known = ""
     while True:
         match channel.hear():
             case ExportSpool(spools=spools):
                 try:
                     channel.say(exporter.export([Path(spool) for spool in spools]))
+                    known = ""
                 except Exception as error:  # whatever a database does: the spool stays
-                    _LOG.exception("export of %d visits failed", len(spools))
-                    channel.say(SpoolRefused(spools=spools, reason=_last_line(error)))
+                    reason = _first_line(error)
+                    # The traceback once: it is tried again for as long as it takes.
+                    _LOG.error(
+                        "export of %d visits failed: %s", len(spools), reason, exc_info=reason != known
+                    )
+                    known = reason
+                    channel.say(SpoolRefused(spools=spools, reason=reason))
             case Quit() | None:
                 return ExitCode.OK
             case unexpected:
                 raise AssertionError(unexpected)
 
 
-def _last_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:500]
 
@@ -211,7 +218,7 @@ class Visits:
             failed = isinstance(error, VisitFailed)
             level = logging.WARNING if failed else logging.ERROR
             _LOG.log(level, "visit ends: %s", error, exc_info=not failed)
-            reason = str(error) if failed else _last_line(error)
+            reason = str(error) if failed else _first_line(error)
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, Done):
@@ -228,7 +235,7 @@ class Visits:
     def _say_refused(self, exposure: int, error: Exception) -> None:
         failed = isinstance(error, VisitFailed)
         _LOG.log(logging.WARNING if failed else logging.ERROR, "raw refused: %s", error, exc_info=not failed)
-        reason = str(error) if failed else _last_line(error)
+        reason = str(error) if failed else _first_line(error)
         self.report(RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
 
 

@@ -349,6 +349,9 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: "export: ConnectionError: the central repo is down" in node.status().problems)
         assert node.status().spooled == 1
+        log = node.state / "logs" / "exporter.log"
+        node.wait(lambda: log.read_text().count("export of 1 visits failed: ConnectionError") > 1)
+        assert log.read_text().count("Traceback") == 1
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)
         assert node.status().state == "running"
