@@ -319,8 +319,9 @@ class EngineConfig(Model):
     eighth of ``workers.memory.hard``."""
     processes: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
     """``direct``: how many quanta of a visit are run at once where they do not
-    need each other, such as those of two snaps; all but one in forked
-    children. Tasks of `no_return` stay in the worker. Database connections
+    need each other, such as those of two snaps, and how many of its large
+    outputs are written at once; all but one in forked children. Tasks of
+    `no_return` stay in the worker. Database connections
     other than SQLAlchemy's do not outlast a fork."""
     no_return: tuple[str, ...] = ()
     """Tasks that write what cannot be taken back (alert database, alert

@@ -154,8 +154,8 @@ def command(
     is the demo's alert pipeline; its floor is what the tasks' run methods
     take with inputs in memory, without reading the raw and without outputs.
     With written_ms its outputs are written, too; processed_ms of an engine is
-    without writing. "snaps" has two exposures in each visit and compares one
-    process with two.
+    without writing. direct_2 may use two processes (engine.processes). "snaps"
+    has two exposures in each visit.
 
     memory_peak_mb is the resident memory of the worker and, if it starts one,
     of the command beside it, ramdisk_mb what lies in its repo in the end.

@@ -4,10 +4,13 @@
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import astropy.units as u
 import numpy as np
 import pytest
 import sqlalchemy
@@ -15,8 +18,13 @@ from lsst.daf.butler.logging import ButlerMDC
 from seen import same, see
 from toycam import MakeRig
 
+from ppdaemon.demo.geometry import detector_wcs
+from ppdaemon.demo.tasks.planes import make_image, sky_projection
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.direct.apart import Apart, EndedSilently
+from ppdaemon.middleware.direct.files import DatasetFile
+from ppdaemon.middleware.direct.handover import write_outputs
+from ppdaemon.middleware.direct.memory import Held
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -94,6 +102,63 @@ def test_without_another_process_all_is_done_here(
     assert "is not run in a process of its own: Resource temporarily unavailable" in caplog.text
 
 
+class Slate:
+    """Writes bytes into files, and notes who does it."""
+
+    def __init__(self, refuse: str = "", spared: int = 0):
+        self._refuse, self._spared = refuse, spared
+
+    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> DatasetFile:
+        if content == self._refuse and os.getpid() != self._spared:
+            raise OSError(28, "No space left on device")
+        path = folder / f"{ref.id}.txt"
+        path.write_text(f"{content} {os.getpid()}")
+        return DatasetFile(path, "text", ref)
+
+
+def some(sizes_bytes: dict[str, int]) -> Any:
+    """Return datasets that look as large as told."""
+    return [
+        Held(SimpleNamespace(id=uuid.uuid4()), None, content=name, size_bytes=size, wanted=True)  # type: ignore[arg-type]
+        for name, size in sizes_bytes.items()
+    ]
+
+
+def written_by(files: list[DatasetFile]) -> dict[str, int]:
+    """Return who wrote what."""
+    return {name: int(pid) for name, pid in (file.path.read_text().split() for file in files)}
+
+
+def test_large_outputs_are_written_at_once_and_small_ones_here(tmp_path: Path) -> None:
+    outputs = some({"big": 9_000_000, "log": 2000, "bigger": 9_500_000, "huge": 90_000_000})
+    (tmp_path / "spool").mkdir()
+    files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", Slate(), 3)  # type: ignore[arg-type]
+    assert [file.ref for file in files] == [held.ref for held in outputs]
+    wrote = written_by(files)
+    assert wrote["log"] == os.getpid()
+    assert len({wrote["log"], wrote["huge"], wrote["bigger"]}) == 3
+    assert wrote["big"] == wrote["log"]
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_what_one_process_can_do_is_done_by_one(tmp_path: Path, processes: int) -> None:
+    outputs = some({"log": 2000, "big": 9_000_000} | ({"huge": 90_000_000} if processes == 1 else {}))
+    files = write_outputs(outputs, tmp_path, tmp_path / "link", Slate(), processes)  # type: ignore[arg-type]
+    assert set(written_by(files).values()) == {os.getpid()}
+
+
+def test_what_another_process_cannot_write_is_written_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs, places = some({"big": 9_000_000, "huge": 90_000_000}), (tmp_path, tmp_path / "link")
+    files = write_outputs(outputs, *places, Slate("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
+    assert set(written_by(files).values()) == {os.getpid()}
+    assert "a process that wrote outputs has ended with exit status 1" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        write_outputs(outputs, *places, Slate("big"), 2)  # type: ignore[arg-type]
+
+
 def as_it_is(result: Any) -> Any:
     return result
 
@@ -113,6 +178,16 @@ def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
 def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
     child = Apart.begin(lambda: (k for k in range(3)), list)
     assert child.take() == [0, 1, 2]
+
+
+def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
+    projection = sky_projection(detector_wcs(150.0, 2.0, 30.0, 4))
+    image = make_image(np.ones((50, 60)), np.ones((50, 60)), {}, u.nJy, projection=projection)
+    came = Apart.begin(lambda: image, lambda image: "through files").take()
+    assert np.array_equal(came.image.array, image.image.array)
+    assert came.sky_projection == image.sky_projection
+    assert came.unit == u.nJy
+    came.image.array[0, 0] = 2.0
 
 
 @pytest.mark.parametrize(

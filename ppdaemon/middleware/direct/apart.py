@@ -2,6 +2,7 @@
 """Work in a forked process, which has all that is in memory and leaves what it makes in memory, too."""
 
 import gc
+import io
 import logging
 import mmap
 import os
@@ -11,7 +12,7 @@ import signal
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn, Self
 
@@ -194,6 +195,37 @@ def _have_own_connections() -> None:
             raise DisconnectionError("opened before the fork")
 
 
+class _Pickler(pickle.Pickler):
+    """Knows one class more: coordinate systems of images, where there is no astshim."""
+
+    def reducer_override(self, content: Any) -> Any:
+        if type(content).__module__ != _AstLines.MODULE:
+            return NotImplemented
+        lines = _AstLines([])
+        sys.modules[_AstLines.MODULE].Channel(None, lines).write(content)
+        return _read_ast, (lines.lines,)
+
+
+class _AstLines:
+    """The text of an AST object, as a channel of its library writes and reads it: nothing is lost."""
+
+    MODULE = "starlink.Ast"
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = list(lines)
+        self._unread = iter(self.lines)
+
+    def astsink(self, line: str) -> None:
+        self.lines.append(line)
+
+    def astsource(self) -> str | None:
+        return next(self._unread, None)
+
+
+def _read_ast(lines: list[str]) -> Any:
+    return sys.modules[_AstLines.MODULE].Channel(_AstLines(lines), None).read()
+
+
 def _pack(content: object, target: int) -> None:
     """Write an object, its arrays as they lie in memory.
 
@@ -201,8 +233,9 @@ def _pack(content: object, target: int) -> None:
     and of each array.
     """
     arrays: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(content, protocol=5, buffer_callback=arrays.append)
-    parts = [memoryview(body), *(array.raw() for array in arrays)]
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5, buffer_callback=arrays.append).dump(content)
+    parts = [stream.getbuffer(), *(array.raw() for array in arrays)]
     lengths = b"".join(_LENGTH.pack(each) for each in (len(parts), *(len(part) for part in parts)))
     _write(target, memoryview(lengths), 0)
     for part, place in zip(parts, _places(len(lengths), [len(part) for part in parts]), strict=True):

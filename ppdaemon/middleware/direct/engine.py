@@ -9,8 +9,7 @@ foreseen is used where it fits, and done again where it does not.
 import logging
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from ppdaemon.middleware.central import known_dataset_type
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.handover import write_outputs
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
 from ppdaemon.middleware.direct.lookups import LookUps, Unforeseen
-from ppdaemon.middleware.direct.memory import Held, MemoryButler
+from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step, build_steps
 from ppdaemon.middleware.direct.rehearsal import rehearse
 from ppdaemon.middleware.direct.run import Runner
@@ -91,6 +91,8 @@ class DirectRun:
     scribe: Scribe
     link: Path
     """Place for a symbolic link."""
+    processes: int
+    """How many may work at once."""
 
     def __call__(self, before_task: Callable[[str], None]) -> Ran:
         """Run all tasks; see `~ppdaemon.middleware.engine.RunJob`."""
@@ -115,29 +117,7 @@ class DirectRun:
             The files.
         """
         self.scribe.finish()
-        with _plainly_named(folder, self.link) as plain:
-            files = [_written(held, plain, self.writer) for held in self.memory.outputs]
-        return [DatasetFile(folder / file.path.name, file.formatter, file.ref) for file in files]
-
-
-@contextmanager
-def _plainly_named(folder: Path, link: Path) -> Iterator[Path]:
-    """Give a name without percent signs: some formatters take these for a mistake, and say so."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder)
-    try:
-        yield link
-    finally:
-        link.unlink()
-
-
-def _written(held: Held, folder: Path, writer: DatasetWriter) -> DatasetFile:
-    if held.file is None:
-        return writer.write(held.content, held.ref, folder, held.provenance)
-    target = folder / held.file.path.name
-    shutil.copyfile(held.file.path, target)
-    return DatasetFile(target, held.file.formatter, held.ref)
+        return write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
 
 
 class DirectEngine:
@@ -307,7 +287,7 @@ class DirectEngine:
         )
         urgent = labels_named(known.shape.graph, self._urgent)
         runner = Runner(steps, memory, self._tasks, landed.context, scribe, urgent, self._processes)
-        self._run = DirectRun(runner, memory, self._writer, scribe, self._folder / "target")
+        self._run = DirectRun(runner, memory, self._writer, scribe, self._folder / "target", self._processes)
         return self._run
 
     def forget(self) -> None:

@@ -217,10 +217,10 @@ class Runner:
             self._to_end.discard(each)
 
     def _let_write(self) -> None:
-        """Let writing begin when nothing urgent is ahead and nothing will be
-        forked: a fork wants no other thread.
+        """Let writing begin beside the tasks when nothing urgent is ahead and
+        nothing will be forked: a fork wants no other thread.
         """
-        if self._own & self._to_end:
+        if self._own & self._to_end or not self._to_end:
             return
         if self._processes > 1:
             rest = self._graph.subgraph(self._to_begin)
