@@ -29,6 +29,7 @@ __all__ = (
     "cut_log",
     "folder_bytes",
     "private_bytes",
+    "proportional_bytes",
     "shortage",
 )
 
@@ -81,15 +82,31 @@ def private_bytes(pid: int) -> int:
     size : `int`
         Bytes; 0 for a process that is gone.
     """
+    return _of_rollup(pid, ("Private_Clean:", "Private_Dirty:", "Swap:"))
+
+
+def proportional_bytes(pid: int) -> int:
+    """Return the memory of a process, of what it shares only its part.
+
+    Parameters
+    ----------
+    pid : `int`
+        Process id.
+
+    Returns
+    -------
+    size : `int`
+        Bytes; 0 for a process that is gone.
+    """
+    return _of_rollup(pid, ("Pss_Anon:", "Pss_Shmem:", "SwapPss:"))
+
+
+def _of_rollup(pid: int, fields: tuple[str, ...]) -> int:
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(
-        int(line.split()[1]) * 1024
-        for line in rollup.splitlines()
-        if line.startswith(("Private_Clean:", "Private_Dirty:", "Swap:"))
-    )
+    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith(fields))
 
 
 def folder_bytes(folder: Path) -> int:
@@ -318,7 +335,8 @@ class Meters:
         members = family(pid)  # tasks may run in a process of their own
         used = sum(map(anonymous_bytes, members))
         if used > self._config.memory.soft // 2:
-            used = sum(map(private_bytes, members))
+            # Pages that a worker shares with its own forks would be nobody's.
+            used = sum(map(private_bytes if len(members) == 1 else proportional_bytes, members))
         return MemorySampled(used + repo_bytes, repo_bytes, sum(map(cpu_seconds, members)))
 
     def _look_at_disks(self) -> list[str]:

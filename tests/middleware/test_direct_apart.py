@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Quanta that run at once: what the forked ones make is what the reference makes."""
 
+import gc
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -159,6 +161,25 @@ def test_what_another_process_cannot_write_is_written_here(
         write_outputs(outputs, *places, Slate("big"), 2)  # type: ignore[arg-type]
 
 
+class Torn(Slate):
+    """Is killed where it writes its second file, anywhere but in one process."""
+
+    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> DatasetFile:
+        if content == self._refuse and os.getpid() != self._spared:
+            (folder / f"random{ref.id}.tmp.txt").write_text("the first half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().write(content, ref, folder, provenance)
+
+
+def test_nothing_is_left_of_a_process_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
+    outputs = some({"big": 9_000_000, "bigger": 9_100_000, "huge": 90_000_000})
+    (spool := tmp_path / "spool").mkdir()
+    writer: Any = Torn("big", spared=os.getpid())
+    files = write_outputs(outputs, spool, tmp_path / "link", writer, 2)
+    assert set(spool.iterdir()) == {file.path for file in files}
+    assert set(written_by(files).values()) == {os.getpid()}
+
+
 def as_it_is(result: Any) -> Any:
     return result
 
@@ -173,6 +194,128 @@ def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
     assert made["whole"][0] == -1.0
     assert (made["odd"], list(made["int"])) == (b"xxx", [0.0, 2.0, 4.0])
     assert whole[0] == 0.0
+
+
+def test_what_is_changed_here_is_not_changed_in_a_child_that_still_reads_it() -> None:
+    array = Apart.begin(lambda: np.zeros(100_000), as_it_is).take()
+    asked, go_on = os.pipe()
+
+    def sum_later() -> float:
+        os.read(asked, 1)
+        return float(array.sum())
+
+    reader = Apart.begin(sum_later, as_it_is)
+    array += 1.0
+    os.write(go_on, b"!")
+    os.close(asked)
+    os.close(go_on)
+    assert reader.take() == 0.0
+
+
+def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:quantum")
+
+    gc.collect()  # other tests have had arrays, too
+    before = mappings()
+    made = Apart.begin(lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, as_it_is).take()
+    assert mappings() == before + 1
+    del made["image"]
+    assert mappings() == before
+    made["summary"][0] = 7.0
+    assert list(made["summary"]) == [7.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3)),
+        np.asfortranarray(np.arange(60_000.0).reshape(200, 300)),
+        np.arange(50_000.0)[::2],
+        np.zeros(20_000, dtype=[("flag", "i1"), ("flux", ">f8")]),
+        np.ma.masked_array(np.arange(4.0), mask=[False, True, False, True]),
+        np.array([{"any": "object"}, None]),
+    ],
+    ids=["empty", "fortran", "strided", "packed", "masked", "objects"],
+)
+def test_arrays_of_any_kind_come_back(array: Any) -> None:
+    came = Apart.begin(lambda: array, as_it_is).take()
+    assert (came.dtype, came.shape, came.flags.writeable) == (array.dtype, array.shape, True)
+    assert came.flags.f_contiguous or not array.flags.f_contiguous
+    assert came.tolist() == array.tolist()
+
+
+def test_what_others_may_not_change_comes_back_like_that() -> None:
+    array = np.arange(50_000.0)
+    array.flags.writeable = False
+    assert not Apart.begin(lambda: array, as_it_is).take().flags.writeable
+
+
+class OneWay:
+    """Can be pickled, but not read again."""
+
+    def __init__(self, words: str):
+        self.words = words
+
+    def __reduce__(self) -> Any:
+        return OneWay, ()
+
+
+def test_what_cannot_be_read_again_comes_back_in_its_plain_form() -> None:
+    assert Apart.begin(lambda: OneWay("some"), lambda it: it.words).take() == "some"
+
+
+def refuse_in(pid: int) -> None:
+    if os.getpid() == pid:
+        raise TypeError("not here")
+
+
+class NotHere:
+    """Can be read in any process but its maker's parent."""
+
+    def __reduce__(self) -> Any:
+        return refuse_in, (os.getppid(),)
+
+
+def test_what_nobody_wants_any_more_is_not_even_read() -> None:
+    child = Apart.begin(NotHere, as_it_is)
+    assert Apart.over([child], wait=True) == [child]
+    child.end()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child._pid, 0)
+
+
+def test_children_do_not_draw_the_same_random_numbers() -> None:
+    np.random.random()  # its state is there now
+    drawn = [Apart.begin(np.random.random, as_it_is).take() for _ in range(2)]
+    assert len({*drawn, np.random.random()}) == 3
+
+
+def test_what_was_printed_before_is_not_printed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "log").open("w") as log:  # as a worker's output: nothing is written at once
+        monkeypatch.setattr("sys.stdout", log)
+        print("before")
+        assert Apart.begin(lambda: print("in the child"), as_it_is).take() is None
+    assert (tmp_path / "log").read_text() == "before\nin the child\n"
+
+
+def test_a_child_that_is_interrupted_at_its_very_end_does_not_go_on_as_its_parent() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def work() -> int:
+        sys.stdout = SimpleNamespace(flush=interrupt)  # type: ignore[assignment]
+        return 1
+
+    parent = os.getpid()
+    try:
+        child = Apart.begin(work, as_it_is)
+    finally:
+        if os.getpid() != parent:
+            os._exit(77)
+    assert child.take() == 1
 
 
 def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
@@ -195,6 +338,7 @@ def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
     [
         (lambda: os._exit(0), "exit status 0"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6), "signal 40"),
         (lambda: 1 / 0, "exit status 1"),
     ],
 )

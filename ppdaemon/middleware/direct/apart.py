@@ -29,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 
 _ALIGNMENT_BYTES = 64
 """Arrays begin at cache lines."""
+_SMALL_BYTES = 100_000
+"""Smaller arrays are copied: one that is kept would keep all that came with it."""
 _LENGTH = struct.Struct("<Q")
 
 
@@ -76,6 +78,7 @@ class Apart:
         OSError
             Raised if there cannot be another process.
         """
+        _flush()  # or the child would write the same once more
         result = os.memfd_create("quantum", os.MFD_CLOEXEC)
         parent = os.getpid()
         try:
@@ -102,8 +105,8 @@ class Apart:
         Returns
         -------
         result : `object`
-            Its arrays lie where the child has written them; nobody else has
-            them.
+            Its large arrays lie where the child has written them; nobody else
+            has them, nor has a process that is forked later.
 
         Raises
         ------
@@ -113,18 +116,19 @@ class Apart:
         try:
             _, status = os.waitpid(self._pid, 0)
             if (code := os.waitstatus_to_exitcode(status)) != 0:
-                raise EndedSilently(signal.Signals(-code).name if code < 0 else f"exit status {code}")
+                raise EndedSilently(_signal_name(-code) if code < 0 else f"exit status {code}")
             return _unpacked(self._result)
         finally:
-            os.close(self._end)
-            os.close(self._result)
+            self._close()
 
     def end(self) -> None:
         """Kill it; nobody wants the result any more."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        with suppress(EndedSilently):
-            self.take()
+        try:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        finally:
+            self._close()
 
     @staticmethod
     def over(running: Collection["Apart"], *, wait: bool) -> list["Apart"]:
@@ -148,6 +152,10 @@ class Apart:
         ended = {descriptor for descriptor, _ in poll.poll(None if wait else 0)}
         return [each for each in running if each._end in ended]
 
+    def _close(self) -> None:
+        os.close(self._end)
+        os.close(self._result)
+
 
 def _be_child[T](work: Callable[[], T], plain: Callable[[T], object], result: int, parent: int) -> NoReturn:
     """Do the work and end, whatever happens, without running what the parent has registered for its end."""
@@ -156,6 +164,7 @@ def _be_child[T](work: Callable[[], T], plain: Callable[[T], object], result: in
         die_with_parent()
         if os.getppid() == parent:
             gc.freeze()  # or a collection would touch, and so copy, each page of the parent's
+            _reseed()
             _have_own_connections()
             content = work()
             try:
@@ -167,10 +176,29 @@ def _be_child[T](work: Callable[[], T], plain: Callable[[T], object], result: in
     except BaseException:
         _LOG.exception("a process for one quantum has failed")
     finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+        try:
+            _flush()
+        finally:
+            os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # closed, or none
+            stream.flush()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time ones
+        return f"signal {number}"
+
+
+def _reseed() -> None:
+    """All children inherit the same random state; that of ``random`` Python itself makes anew."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
 
 
 def _have_own_connections() -> None:
@@ -231,10 +259,16 @@ def _pack(content: object, target: int) -> None:
 
     A list of lengths comes first: of all, of the object without its arrays,
     and of each array.
+
+    Raises
+    ------
+    Exception
+        Raised if its classes cannot write or read it.
     """
     arrays: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=arrays.append).dump(content)
+    pickle.loads(stream.getbuffer(), buffers=arrays)  # only here is a way left for what cannot be read
     parts = [stream.getbuffer(), *(array.raw() for array in arrays)]
     lengths = b"".join(_LENGTH.pack(each) for each in (len(parts), *(len(part) for part in parts)))
     _write(target, memoryview(lengths), 0)
@@ -251,12 +285,15 @@ def _write(target: int, part: memoryview, place: int) -> None:
 def _unpacked(source: int) -> Any:
     if not os.fstat(source).st_size:
         raise EndedSilently("exit status 0")
-    content = memoryview(mmap.mmap(source, 0))
+    # Private: what is changed here is not changed in children that are forked later, nor the reverse.
+    content = memoryview(mmap.mmap(source, 0, flags=mmap.MAP_PRIVATE))
     (count,) = _LENGTH.unpack_from(content)
     lengths = [_LENGTH.unpack_from(content, _LENGTH.size * (k + 1))[0] for k in range(count)]
     places = _places(_LENGTH.size * (count + 1), lengths)
     body, *arrays = (content[place : place + length] for place, length in zip(places, lengths, strict=True))
-    return pickle.loads(body, buffers=arrays)
+    return pickle.loads(
+        body, buffers=[bytearray(array) if len(array) < _SMALL_BYTES else array for array in arrays]
+    )
 
 
 def _places(begin: int, lengths: list[int]) -> Iterator[int]:

@@ -73,6 +73,7 @@ def write_outputs(
                     names |= child.take()
                 except EndedSilently as error:  # if it was a formatter, it will tell here
                     _LOG.warning("a process that wrote outputs has ended with %s", error)
+                    _remove_unfinished(share, folder)
                     names |= _write(share, plain, writer)
         finally:
             for child in children:
@@ -108,6 +109,13 @@ def _written(held: Held, folder: Path, writer: DatasetWriter) -> DatasetFile:
     target = folder / held.file.path.name
     shutil.copyfile(held.file.path, target)
     return DatasetFile(target, held.file.formatter, held.ref)
+
+
+def _remove_unfinished(outputs: Iterable[Held], folder: Path) -> None:
+    """Remove what a killed process has left: its temporary files would be spooled, too."""
+    for held in outputs:
+        for path in folder.glob(f"*{held.ref.id}*"):
+            path.unlink()
 
 
 @contextmanager
