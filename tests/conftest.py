@@ -7,12 +7,19 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from clocks import FakeClock
 from leaks import MARK, kill_left_over, left_over, possessions
 
 CHECKED_FOLDERS = frozenset({"process", "system"})
 """Tests below these start processes and are checked for what they leave."""
+
+# How long an example takes says how busy the machine is, not what is wrong.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ __all__ = ("MARK", "Possessions", "kill_left_over", "left_over", "possessions")
 MARK = "PPDAEMON_TEST"
 """Environment variable by which a test's orphaned descendants are known."""
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 """What is ending when a test ends may take so long."""
 
 FILES_TOLERATED = 2

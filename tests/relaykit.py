@@ -32,12 +32,14 @@ from ppdaemon.messages import (
 from ppdaemon.states import Outcome
 from ppdaemon.wire import decode, encode
 
-__all__ = ("ROOT", "Client", "Peer", "RelayProcess", "Wires")
+__all__ = ("PATIENCE_S", "ROOT", "SILENCE_S", "Client", "Peer", "RelayProcess", "Wires")
 
 ROOT = Path(__file__).parents[1]
 DETECTORS = range(9)
 PATIENCE_S = 30.0
 """For what takes a moment on a machine that is not busy."""
+SILENCE_S = 3.0
+"""A node that the test plays says nothing while the test does something else."""
 
 
 class Wires:
@@ -87,7 +89,7 @@ class RelayProcess:
             "state_dir": str(self.state_dir),
             "instruments": {"DemoCam": {"detectors": "0-8"}},
             "heartbeat_s": 0.1,
-            "silence_s": 1.0,
+            "silence_s": SILENCE_S,
             "resend_s": 0.2,
         }
         self.config.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
@@ -109,7 +111,8 @@ class RelayProcess:
 
     def told(self, event: str | None = None) -> list[str]:
         """Return what it logged: all events, or those that contain a text."""
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half written
         events = [json.loads(line)["event"] if line.startswith("{") else line for line in lines]
         return [found for found in events if event is None or event in found]
 
@@ -223,7 +226,10 @@ class Peer:
                 self.hello()
 
     def got(self, kind: str, count: int = 1) -> list[Any]:
-        """Wait until so many messages of a kind came; return all of them."""
+        """Wait until so many messages of a kind came; return all of them.
+
+        There can be more: what is not acknowledged is sent again.
+        """
 
         def enough() -> list[Any]:
             self.listen()

@@ -30,7 +30,7 @@ __all__ = ("ChaosFailed", "ChaosRun", "Report")
 TURN_MS = 15
 LOOK_S = 0.5
 READY_S = 90.0
-FAMILY_S = 2.0
+FAMILY_S = 5.0
 """So long after the supervisor's death its workers may still be dying."""
 RAW_MARGIN_S = 2.0
 """A raw that lands so long before the wait ends has to be used."""

@@ -19,7 +19,7 @@ from ppdaemon.errors import ConfigError, Unavailable
 
 TOOL = Path(__file__).parents[2] / "tools" / "simulate_camera.py"
 QUICK = ["--speed", "1000", "--exposure", "1", "--camera", "LATISS"]
-DEADLINE_MS = 10_000
+DEADLINE_MS = 30_000
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from ppdaemon.middleware.spool import MANIFEST
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
+PATIENCE_S = 40.0
 PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
 
 
@@ -63,7 +64,7 @@ def begin_both(central: Central, first: subprocess.Popen[str], second: subproces
     go_on(first)
     assert hear(first) == "holding"
     go_on(second)
-    wait_until(lambda: waiting_for_locks(central))
+    wait_until(lambda: waiting_for_locks(central), PATIENCE_S)
 
 
 def waiting_for_locks(central: Central) -> bool:
@@ -184,19 +185,22 @@ def test_a_deadlock_with_another_program_is_followed_by_another_try(
 ) -> None:
     assert central.server is not None
     caplog.set_level("INFO")
+    # It looks once, so long after it has begun to wait: by then there has to be one.
+    alter = f"ALTER DATABASE \"{central.database}\" SET deadlock_timeout = '5s'"
+    central.server.run("postgres", alter)
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
     exporter.export(spools[2:])  # makes tables, which is done outside of the transaction
     exported: list[Exported] = []
     thread = threading.Thread(target=lambda: exported.append(exporter.export(spools[:1])))
     engine = sqlalchemy.create_engine(central.server.url(central.database), poolclass=sqlalchemy.NullPool)
     with engine.begin() as program:
-        # The exporter looks for a deadlock after 1 s of waiting; this one never does.
+        # The exporter looks for a deadlock; this one never does.
         program.execute(sqlalchemy.text("SET deadlock_timeout = '1h'"))
         program.execute(sqlalchemy.text("LOCK TABLE dataset IN EXCLUSIVE MODE"))
         thread.start()
-        wait_until(lambda: waiting_for_locks(central))
+        wait_until(lambda: waiting_for_locks(central), PATIENCE_S)
         program.execute(sqlalchemy.text("LOCK TABLE visit_detector_region IN EXCLUSIVE MODE"))
-    thread.join(30)
+    thread.join(PATIENCE_S)
     exporter.close()
     assert "another exporter was in the way" in caplog.text
     assert "DeadlockDetected" in caplog.text

@@ -45,8 +45,10 @@ def _gorge_apart(seat: Seat) -> None:
 
 
 def _hoard(seat: Seat) -> None:
-    """Keep 20 MB in the repo."""
-    (seat.repo / "hoard").write_bytes(bytes(20_000_000))
+    """Keep 20 MB in the repo; they are there at once."""
+    apart = seat.repo.parents[1] / "hoard"
+    apart.write_bytes(bytes(20_000_000))
+    apart.rename(seat.repo / "hoard")
     time.sleep(600)
 
 
@@ -59,7 +61,11 @@ def _flood(seat: Seat) -> None:
     """Log 20 MB: lines, a line without an end, control characters."""
     for _ in range(100):
         os.write(1, b"one more of a hundred thousand lines a second\n" * 4000)
-    os.write(2, b"x" * 1_500_000 + b"\x1b[2J\x00\r\x07\xff")
+    os.write(2, b"x" * 1_500_000)
+    # What is written while the log is being cut may be lost: this comes after it.
+    while not 0 < os.fstat(2).st_size < 1_000_000:
+        time.sleep(0.01)
+    os.write(2, b"\x1b[2J\x00\r\x07\xff")
 
 
 def _fill_bytes(seat: Seat) -> None:

@@ -14,7 +14,7 @@ import yaml
 import zmq
 from waiting import wait_until
 
-from ppdaemon.clock import Clock
+from ppdaemon.clock import Clock, day_obs
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
 from ppdaemon.messages import (
@@ -29,11 +29,18 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
+from ppdaemon.states import SlotState
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import decode, encode
 
 TESTS = Path(__file__).parent
-DAY = 20261122
+DAY = day_obs(Clock().tai())
+"""Of the raws that land: folders of nights long ago are looked into by nobody."""
+EXPOSURE = DAY * 100_000
+"""Exposure id before the first one's."""
+PATIENCE_S = 40.0
+"""For what takes a moment on a machine that is not busy."""
+RISING = frozenset({SlotState.STARTING, SlotState.BACKOFF})
 
 
 class PlayedRelay:
@@ -93,14 +100,14 @@ class PlayedRelay:
                     keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in entries)
                     self.say(ResultsSeen, entries=keys)
 
-    def wait(self, condition: Callable[[], object], deadline_s=20.0, story=""):
+    def wait(self, condition: Callable[[], object], deadline_s=PATIENCE_S, story=""):
         def listening():
             self.listen()
             return condition()
 
         return wait_until(listening, deadline_s, story or self.tell)
 
-    def outcome(self, group, detector=0, deadline_s=20.0):
+    def outcome(self, group, detector=0, deadline_s=PATIENCE_S):
         """Wait for a visit-detector's one outcome; a second one is a fault."""
         entries = self.wait(lambda: self.results.get((group, detector)), deadline_s)
         assert len({(entry.outcome, entry.attempt) for entry in entries}) == 1, entries
@@ -134,7 +141,7 @@ class Node:
                 "control": str(sockets / "control"),
                 "instruments": {"DemoCam": "0-8"},
             },
-            "relay": {"heartbeat_s": 0.2, "silence_s": 60},
+            "relay": {"heartbeat_s": 0.2, "silence_s": 600},
             "arrivals": {
                 "roots": [str(self.raw_root)],
                 "image_timeout_s": workers.pop("image_timeout_s", 30),
@@ -180,11 +187,13 @@ class Node:
         return self
 
     def _serves(self):
+        """Tell whether all is up: nobody is being born any more."""
         status = self.status()
         connected = self.relay is None or status.relay.startswith("connected")
-        return connected and status.state in ("running", "degraded") and status.slots.get("idle")
+        settled = not RISING & status.slots.keys() and status.exporter != "starting"
+        return connected and settled and status.state in ("running", "degraded") and status.slots.get("idle")
 
-    def wait(self, condition, deadline_s=20.0):
+    def wait(self, condition, deadline_s=PATIENCE_S):
         """Wait for something while the daemon lives; it may not answer yet."""
 
         def living():
@@ -200,13 +209,18 @@ class Node:
 
     @property
     def daemon(self):
-        return Daemon(self.control)
+        return Daemon(self.control, timeout_s=PATIENCE_S / 2)
 
     def status(self):
         return self.daemon.status()
 
     def workers(self):
         return self.daemon.workers()
+
+    def zygotes(self):
+        """Return their process ids; whoever is just being forked bears the name, too, one level below."""
+        children = psutil.Process(self.process.pid).children()
+        return [child.pid for child in children if title(child.pid) == "ppdaemon zygote"]
 
     def visit(self, group):
         return self.daemon.visit(group)
@@ -233,7 +247,7 @@ class Node:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

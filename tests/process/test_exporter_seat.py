@@ -30,7 +30,7 @@ def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(tmp_path, s
         os.kill(node.wait(lambda: exporter_of(node)), signal.SIGKILL)
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)
-        assert (node.state / "exported").read_text().split() == ["DemoCam~g1~0~1"]
+        assert node.exported() == ["DemoCam~g1~0~1"]
 
 
 def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_back(tmp_path, socket_dir):
@@ -49,8 +49,7 @@ def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_bac
         (spool,) = folders.refused.iterdir()
         spool.rename(folders.spool / spool.name)
         node.daemon.ask(AskReload(), timeout_s=30)
-        node.wait((node.state / "exported").exists)
-        assert (node.state / "exported").read_text().split() == ["DemoCam~g1~0~1"]
+        assert node.wait(node.exported) == ["DemoCam~g1~0~1"]
         assert node.status().state == "running"
 
 

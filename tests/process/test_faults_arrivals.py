@@ -19,8 +19,7 @@ from urllib.parse import quote_plus
 
 import pytest
 import zmq
-from node import DAY, Node, PlayedRelay, small_fits
-from waiting import wait_until
+from node import EXPOSURE, Node, PlayedRelay, small_fits
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo.oldfiles import write_old_files
@@ -28,7 +27,6 @@ from ppdaemon.reports import StatusReport
 from ppdaemon.states import Outcome, SlotState
 
 NEVER_S = 3600.0
-EXPOSURE = DAY * 100_000
 MAY_MOUNT = (
     os.geteuid() == 0
     and subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False).returncode
@@ -455,7 +453,7 @@ def test_a_file_that_all_sources_report_is_ingested_once(tmp_path, socket_dir, p
         for _ in range(5):
             publisher.say({"path": str(path)})
             publisher.say({"Records": [record(key), record(key)]})
-        wait_until(lambda: ingested(node) == {("g1", 1): 1})
+        node.wait(lambda: ingested(node) == {("g1", 1): 1})
         node.land("g1", number=2, snap=2, snaps=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert ingested(node) == {("g1", 1): 1, ("g1", 2): 1}

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from node import Node, PlayedRelay, alive, descendants, running, title
+from node import EXPOSURE, PATIENCE_S, Node, PlayedRelay, alive, descendants, running
 from waiting import wait_until
 
 from ppdaemon.reports import AskDrain, AskRestart, AskResume
@@ -24,7 +24,7 @@ def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
         node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
         for row in node.visit("g1"):
             assert list(row.stages) == list(Stage), row
-            assert row.exposures == (2026112200001,)
+            assert row.exposures == (EXPOSURE + 1,)
             assert sorted(row.stages.values()) == list(row.stages.values())
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(3)}
 
@@ -36,7 +36,7 @@ def test_two_snaps_run_once(tmp_path, socket_dir):
         node.land("g1", number=2, snap=2, snaps=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
-        assert row.exposures == (2026112200001, 2026112200002)
+        assert row.exposures == (EXPOSURE + 1, EXPOSURE + 2)
         assert node.marks() == {"g1~0": 1}
 
 
@@ -144,7 +144,7 @@ def test_partial_outputs_of_a_dead_worker_are_exported_and_not_called_a_success(
 
 def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
     """Fault 32: it hangs between the last rename and its last word."""
-    with running(tmp_path, socket_dir, times={"export_s": 0.5}) as node:
+    with running(tmp_path, socket_dir, times={"export_s": 3}) as node:
         node.relay.reserve("g1", survey="spooled:hang")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -187,8 +187,10 @@ def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
     """Fault 37: a leak."""
     limits = {"soft": "100MB", "hard": "1GB", "sample_s": 0.1}
     with running(tmp_path, socket_dir, min=1, max=1, memory=limits) as node:
-        node.relay.reserve("g1", survey="prepare:leak process:leak written:hold")
+        node.relay.reserve("g1", survey="prepare:leak process:leak written:gate")
         node.land("g1")
+        node.wait(lambda: (node.workers()[0].memory_mb or 0) > 100)
+        (node.state / "gate").touch()
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
         assert node.workers()[0].note.startswith("recycled")
@@ -242,7 +244,7 @@ def test_grandchildren_go_with_their_worker(tmp_path, socket_dir, deed):
         assert alive(grandchild)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        wait_until(lambda: not alive(grandchild), 5)
+        wait_until(lambda: not alive(grandchild), PATIENCE_S)
 
 
 @pytest.mark.parametrize("deed", ["chdir", "umask", "handler", "thread", "fork"])
@@ -275,9 +277,9 @@ def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_
     with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
-        (zygote,) = [pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon zygote"]
+        (zygote,) = node.zygotes()
         os.kill(zygote, signal.SIGKILL)
-        wait_until(lambda: not alive(zygote), 5)
+        wait_until(lambda: not alive(zygote), PATIENCE_S)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.relay.reserve("g2", range(2))
@@ -292,12 +294,12 @@ def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, s
         node.relay.reserve("g1", survey="prepare:detach process:die@1")
         note = node.state / "grandchild"
         grandchild = int(node.wait(lambda: note.exists() and note.read_text()))
-        (zygote,) = [pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon zygote"]
+        (zygote,) = node.zygotes()
         os.kill(zygote, signal.SIGKILL)
-        wait_until(lambda: not alive(zygote), 5)
+        wait_until(lambda: not alive(zygote), PATIENCE_S)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        wait_until(lambda: not alive(grandchild), 10)
+        wait_until(lambda: not alive(grandchild), PATIENCE_S)
 
 
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
@@ -309,13 +311,13 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         relay.reserve("g1", survey="early: process:hang")
         relay.reserve("g2")
         node.land("g1")
-        node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
+        node.wait(lambda: node.marks() == {"g1~0": 1})  # it has gone past the point of no return
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
         family = descendants(node.process.pid)
         assert len(family) >= 4
         node.process.kill()
         node.process.wait()
-        wait_until(lambda: not any(map(alive, family)), 1.0, "workers outlive their supervisor")
+        wait_until(lambda: not any(map(alive, family)), 5.0, "workers outlive their supervisor")
         node.start()
         assert node.status().leftovers_removed >= 2
         permanent = relay.outcome("g1")
@@ -324,7 +326,7 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         again = relay.outcome("g2")
         assert (again.outcome, again.attempt) == (Outcome.SUCCEEDED, 2)
         assert node.marks() == {"g1~0": 1, "g2~0": 1}
-        assert not list((node.state / "no_return").iterdir())
+        node.wait(lambda: not list((node.state / "no_return").iterdir()))  # gone after the result was told
         assert node.stop() == 0
     finally:
         node.stop()
@@ -363,6 +365,8 @@ def test_a_stop_interrupts_what_cannot_end_and_tells_the_relay(tmp_path, socket_
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
         node.process.send_signal(signal.SIGTERM)
         assert node.relay.outcome("g1").outcome == Outcome.INTERRUPTED
+        # A second SIGTERM would end it in the midst of its last steps.
+        assert node.process.wait(PATIENCE_S) == 0
 
 
 def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir):
@@ -401,7 +405,7 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
     with running(tmp_path, socket_dir) as node:
         second = Node(tmp_path, socket_dir, None)
         second.start(ready=False)
-        assert second.process.wait(20) == ExitCode.CANNOT_CREATE
+        assert second.process.wait(PATIENCE_S) == ExitCode.CANNOT_CREATE
         text = (tmp_path / "daemon.log").read_text()
         assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
 
@@ -409,7 +413,7 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = Node(tmp_path, socket_dir, None, preload=["no_such_module"])
     node.start(ready=False)
-    assert node.process.wait(20) == ExitCode.SOFTWARE
+    assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
 
 
@@ -418,5 +422,5 @@ def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_pa
     node.state.mkdir()
     (node.state / "template-fails").touch()
     node.start(ready=False)
-    assert node.process.wait(20) == ExitCode.SOFTWARE
+    assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "the template was told to fail" in (tmp_path / "daemon.log").read_text()

@@ -17,7 +17,7 @@ def observatory(folder, sockets, **workers):
     """Run a relay and a node, and give a client of the relay."""
     relay = RelayProcess(sockets).start()
     node = Node(folder, sockets, None, **workers)
-    node.config["relay"] |= {"address": relay.nodes, "silence_s": 1.0}
+    node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0}
     try:
         with Wires() as wires:
             node.start()

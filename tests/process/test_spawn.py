@@ -5,13 +5,13 @@ import os
 import signal
 
 import pytest
-from node import Node, PlayedRelay, alive, descendants, running, title
+from node import PATIENCE_S, Node, PlayedRelay, alive, descendants, running, title
 from waiting import wait_until
 
 from ppdaemon.reports import AskReload
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 
-SPAWN = {"start": "spawn", "min": 1, "spare": 0, "max": 2}
+SPAWN = {"start": "spawn", "min": 1, "spare": 0, "max": 2, "times": {"boot_s": 40}}
 
 
 def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
@@ -50,7 +50,7 @@ def test_a_killed_supervisor_takes_its_workers_along(tmp_path, socket_dir):
         family = descendants(node.process.pid)
         node.process.kill()
         node.process.wait()
-        wait_until(lambda: not any(map(alive, family)), 1.0, "workers outlive their supervisor")
+        wait_until(lambda: not any(map(alive, family)), 5.0, "workers outlive their supervisor")
     finally:
         node.stop()
         relay.close()
@@ -70,7 +70,7 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
         node.rewrite(workers={"start": "spawn"})
-        node.daemon.ask(AskReload(), timeout_s=30)
+        node.daemon.ask(AskReload(), timeout_s=PATIENCE_S)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(
@@ -84,5 +84,5 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = Node(tmp_path, socket_dir, None, preload=["no_such_module"], **SPAWN)
     node.start(ready=False)
-    assert node.process.wait(20) == ExitCode.SOFTWARE
+    assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote_plus
 
-import psutil
 import pytest
-from node import Node, alive, descendants, running, title
+from node import DAY, Node, alive, descendants, running, title
 from storeserver import Store, serving
 from test_arrivals import GROUP, Catcher, Exposure, Publisher, fits_file, run
+from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
@@ -339,7 +339,7 @@ def test_a_visit_whose_raw_is_in_a_store_runs_and_status_shows_the_reader(
     with running(tmp_path, socket_dir, **remote_node(store, publisher)) as node:
         node.relay.reserve("g1")
         publisher.socket.recv()
-        key = "/raw/DemoCam/20261122/DC_O_20261122_000001/DC_O_20261122_000001_R22_S00.fits"
+        key = f"/raw/DemoCam/{DAY}/DC_O_{DAY}_000001/DC_O_{DAY}_000001_R22_S00.fits"
         store.objects[key] = fits_file("g1")
         publisher.say({"uri": store.uri + key})
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -365,7 +365,6 @@ def test_the_reader_dies_with_the_supervisor(tmp_path, socket_dir, publisher, st
         (reader,) = readers(node)
         node.process.kill()
         node.process.wait()
-        psutil.wait_procs([psutil.Process(reader)] if alive(reader) else [], timeout=1.0)
-        assert not alive(reader)
+        wait_until(lambda: not alive(reader), 5.0, "the reader outlives its supervisor")
     finally:
         node.stop()

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from node import DAY, Node, PlayedRelay, running
+from node import DAY, EXPOSURE, Node, PlayedRelay, running
 from test_relay_and_node import observatory
 from waiting import wait_until
 
@@ -237,7 +237,7 @@ def test_one_snap_of_two_runs_and_is_flagged(tmp_path, socket_dir):
         node.relay.reserve("g1", nimages=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
-        assert (row.exposures, row.partial) == ((2026112200001,), True)
+        assert (row.exposures, row.partial) == ((EXPOSURE + 1,), True)
 
 
 def test_three_snaps_for_two_run_and_are_flagged(tmp_path, socket_dir):
@@ -360,7 +360,7 @@ def test_a_partial_success_keeps_its_outputs(tmp_path, socket_dir):
         assert row.attempt == 2
         assert "what the central repo has of attempt 1 stays" in row.text
         assert ended(node, 2) == Outcome.SUCCEEDED
-        assert node.visit("g1")[1].exposures == (2026112200001, 2026112200002)
+        assert node.visit("g1")[1].exposures == (EXPOSURE + 1, EXPOSURE + 2)
 
 
 def test_what_another_node_may_have_is_not_requeued(tmp_path, socket_dir):

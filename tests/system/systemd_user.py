@@ -156,11 +156,11 @@ def instance(folder: Path) -> Iterator[Instance]:
             env={**os.environ, **ENVIRONMENT},
         )
     try:
-        (inside,) = wait_until(psutil.Process(outside.pid).children, 10, "unshare started a shell")
-        wait_until(lambda: inside.name() == "bash", 10, "the shell runs")
+        (inside,) = wait_until(psutil.Process(outside.pid).children, 40, "unshare started a shell")
+        wait_until(lambda: inside.name() == "bash", 40, "the shell runs")
         systemd = Instance(inside.pid, log)
         wait_until(
-            lambda: systemd.systemctl("is-system-running") in ("running", "degraded"), 20, log.read_text
+            lambda: systemd.systemctl("is-system-running") in ("running", "degraded"), 40, log.read_text
         )
         yield systemd
     finally:

@@ -71,7 +71,7 @@ def submit(folder: Path, fields: dict[str, object]) -> dict[str, object]:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(f"ipc://{folder}/submit")
         socket.send_json(fields)
-        assert socket.poll(10_000), "the relay did not answer"
+        assert socket.poll(30_000), "the relay did not answer"
         answer: dict[str, object] = json.loads(socket.recv())
         return answer
 

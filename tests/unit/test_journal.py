@@ -268,7 +268,7 @@ def test_what_was_acknowledged_survives_a_kill(path):
             env=environment,
             cwd=Path(__file__).parent,
         )
-    wait_until(lambda: told.read_text().count("\n") > 50, 20)
+    wait_until(lambda: told.read_text().count("\n") > 50, 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
     acknowledged = int(told.read_text().split("\n")[-2])
