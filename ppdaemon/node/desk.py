@@ -25,7 +25,6 @@ from ppdaemon.messages import (
 from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.node.arrivals.index import ArrivalIndex
 from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.child import wipe
 from ppdaemon.node.docket import OpenVisit
 from ppdaemon.node.events import (
     CancelReceived,
@@ -44,6 +43,7 @@ from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.node.lastlook import LastLooks
 from ppdaemon.node.neighbours import Neighbours
 from ppdaemon.node.pool import VisitAction
+from ppdaemon.node.processes.child import wipe
 from ppdaemon.node.records import Records
 from ppdaemon.node.remains import judge_unfinished, spool_failure
 from ppdaemon.node.requeue import WITHDRAWN

@@ -16,10 +16,10 @@ from typing import Any
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.child import wipe
 from ppdaemon.node.journal import Entry, Journal
 from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.node.lastlook import Look
+from ppdaemon.node.processes.child import wipe
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
 

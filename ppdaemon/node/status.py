@@ -15,11 +15,11 @@ from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.claim import Claim, is_ramdisk
 from ppdaemon.node.desk import VisitDesk
-from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.meters import REPO_EVERY, Meters
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.reload import Generations
+from ppdaemon.node.processes.exporter import ExporterSeat
+from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.scheduler import Scheduler
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.states import BUSY_STATES, SlotState

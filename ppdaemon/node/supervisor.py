@@ -32,21 +32,21 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.answers import VisitAnswers
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.claim import OWNER, Claim, claim
 from ppdaemon.node.control import ControlServer
 from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.events import KillAsked, RestartAsked, RetireAsked, SeatChanged
-from ppdaemon.node.exporter import ExporterSeat
-from ppdaemon.node.forker import Lifeline
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.journal import Journal
 from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.node.meters import Meters
 from ppdaemon.node.neighbours import Neighbours
-from ppdaemon.node.orphans import end_children, reap
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.reload import Generations
+from ppdaemon.node.processes.exporter import ExporterSeat
+from ppdaemon.node.processes.orphans import end_children, reap
+from ppdaemon.node.processes.reader import ReaderSeat
+from ppdaemon.node.processes.reload import Generations
+from ppdaemon.node.processes.zygote import Lifeline
 from ppdaemon.node.requeue import Requeue
 from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.node.slot import Slot

@@ -18,11 +18,11 @@ from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
-from ppdaemon.node.arrivals import reader as reader_module
 from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.arrivals.reader import ReaderSeat
-from ppdaemon.node.forker import Lifeline
+from ppdaemon.node.processes import reader as reader_module
+from ppdaemon.node.processes.reader import ReaderSeat
+from ppdaemon.node.processes.zygote import Lifeline
 from ppdaemon.states import Outcome
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import StoredObject
-from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.arrivals.stores import escaped
 from ppdaemon.node.arrivals.tree import RawTree
+from ppdaemon.node.processes.reader import ReaderSeat
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
 IMAGE = f"{DAY}/MC_O_20251121_000156_R22_S11.fits"

@@ -8,8 +8,8 @@ from test_slot import CONFIG, Driver, finished, orders
 from ppdaemon.config import NodeConfig, WorkersConfig
 from ppdaemon.messages import Done, Quit, Ready
 from ppdaemon.node.events import RecycleAsked, RetireAsked, WorkerDied, WorkerForked, WorkerNotForked
-from ppdaemon.node.generation import pause_after
-from ppdaemon.node.reload import needs_restart
+from ppdaemon.node.processes.generation import pause_after
+from ppdaemon.node.processes.reload import needs_restart
 from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState
 

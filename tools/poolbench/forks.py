@@ -23,8 +23,8 @@ from poolbench.node import BenchFailed, node_config, private_mb_of
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role, ZygoteReady
-from ppdaemon.node.forker import Forker, Lifeline
-from ppdaemon.node.spawner import Spawner
+from ppdaemon.node.processes.spawn import Spawner
+from ppdaemon.node.processes.zygote import Forker, Lifeline
 from ppdaemon.wire import decode, encode
 
 __all__ = ("measure_forks",)

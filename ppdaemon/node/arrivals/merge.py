@@ -28,12 +28,12 @@ from ppdaemon.node.arrivals.lags import SourceFigures
 from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.pool import RootPools
-from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
 from ppdaemon.node.arrivals.root import RootSource, SourceState, Surroundings
 from ppdaemon.node.arrivals.settle import READERS, Settler
-from ppdaemon.node.arrivals.stores import StoreArrivals
+from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReading
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
+from ppdaemon.node.processes.reader import ReaderSeat
 from ppdaemon.rawpath import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
@@ -71,7 +71,7 @@ class Arrivals:
     canaries : `pathlib.Path`, optional
         A folder of our own, outside of all raw roots, whose files prove that
         the kernel's news come through. Without it they are trusted.
-    reader : `~ppdaemon.node.arrivals.reader.ReaderSeat`, optional
+    reader : `~ppdaemon.node.processes.reader.ReaderSeat`, optional
         Reads what lies in object stores; needed if such are configured. It is
         started and closed here.
 

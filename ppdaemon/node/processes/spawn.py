@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Processes without a zygote: each one a fresh interpreter.
 
-Speaks as `ppdaemon.node.forker.Forker` does, so that nobody else needs to
+Speaks as `ppdaemon.node.processes.zygote.Forker` does, so that nobody else needs to
 know. Here the supervisor is the parent: it reaps, by pidfd and without
 waiting.
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ppdaemon.messages import Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
-from ppdaemon.node.forker import ENVIRONMENT, Hear, Lifeline
+from ppdaemon.node.processes.zygote import ENVIRONMENT, Hear, Lifeline
 from ppdaemon.wire import encode
 
 __all__ = ("Spawner",)
@@ -32,13 +32,13 @@ class Spawner:
     ----------
     settings : `pathlib.Path`
         The configuration as JSON.
-    lifeline : `~ppdaemon.node.forker.Lifeline`
+    lifeline : `~ppdaemon.node.processes.zygote.Lifeline`
         Ends the processes with the supervisor.
     environment : `~collections.abc.Mapping` [`str`, `str`]
-        Of the processes, beside `~ppdaemon.node.forker.ENVIRONMENT`.
+        Of the processes, beside `~ppdaemon.node.processes.zygote.ENVIRONMENT`.
     log : `pathlib.Path`
         Not used: each process has a log of its own.
-    hear : `~ppdaemon.node.forker.Hear`
+    hear : `~ppdaemon.node.processes.zygote.Hear`
         Hears what becomes of orders and processes.
     """
 

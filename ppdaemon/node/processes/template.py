@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import Forked, ForkWorker
-from ppdaemon.node.child import Child, adopt
+from ppdaemon.node.processes.child import Child, adopt
 
 __all__ = ("TemplateBuild", "TemplateFailed", "last_lines", "size_of")
 

@@ -24,7 +24,7 @@ from ppdaemon.messages import (
     Ready,
     SpoolRefused,
 )
-from ppdaemon.node.child import Child, adopt
+from ppdaemon.node.processes.child import Child, adopt
 from ppdaemon.wire import decode, encode
 
 __all__ = ("ExporterSeat",)

@@ -26,14 +26,10 @@ from ppdaemon.messages import (
     ReaderReady,
     ReadObject,
 )
-from ppdaemon.node.arrivals.exposures import Reading
-from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
-from ppdaemon.node.arrivals.stores import escaped
-from ppdaemon.node.arrivals.tree import Place
-from ppdaemon.node.forker import ENVIRONMENT, Lifeline
+from ppdaemon.node.processes.zygote import ENVIRONMENT, Lifeline
 from ppdaemon.wire import decode, encode
 
-__all__ = ("ReaderSeat", "StoreReading")
+__all__ = ("ReaderSeat",)
 
 type _Answer = asyncio.Future[dict[str, Any]]
 
@@ -65,7 +61,7 @@ class ReaderSeat:
 
     Parameters
     ----------
-    lifeline : `~ppdaemon.node.forker.Lifeline`
+    lifeline : `~ppdaemon.node.processes.zygote.Lifeline`
         Ends the process with the supervisor.
     environment : `~collections.abc.Mapping` [`str`, `str`]
         Of the process, beside `STORE_ENVIRONMENT`.
@@ -305,32 +301,3 @@ class ReaderSeat:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class StoreReading(Reading):
-    """Reads objects by the reader process.
-
-    Parameters
-    ----------
-    seat : `ReaderSeat`
-        The process.
-    """
-
-    def __init__(self, seat: ReaderSeat):
-        self._seat = seat
-
-    async def sidecar(self, place: Place) -> ExposureFacts:
-        """Read a sidecar; see `~ppdaemon.node.arrivals.exposures.Reading`."""
-        return facts_in(await self._seat.ask("json", escaped(place.path)))
-
-    async def header(self, place: Place) -> ExposureFacts:
-        """Read a primary header, as above."""
-        return facts_in(await self._seat.ask("header", escaped(place.path)))
-
-    async def listed(self, place: Place) -> frozenset[str]:
-        """Read a list of detectors, as above."""
-        return sensors_in(await self._seat.ask("json", escaped(place.path)))
-
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
-        """Find none: stores are not listed."""
-        return ()

@@ -3,7 +3,7 @@
 
 Covers how both are made, how a zygote that dies or hangs is replaced, and how
 a generation whose time is over waits for its last process. Which generation
-is the present one is `ppdaemon.node.reload`'s matter.
+is the present one is `ppdaemon.node.processes.reload`'s matter.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFailed, ForkWorker, Reaped, Role, ZygoteReady
-from ppdaemon.node.child import adopt, wipe
-from ppdaemon.node.forker import Forker, Lifeline, ZygoteGone
-from ppdaemon.node.spawner import Spawner
-from ppdaemon.node.template import TemplateBuild, last_lines, size_of
+from ppdaemon.node.processes.child import adopt, wipe
+from ppdaemon.node.processes.spawn import Spawner
+from ppdaemon.node.processes.template import TemplateBuild, last_lines, size_of
+from ppdaemon.node.processes.zygote import Forker, Lifeline, ZygoteGone
 
 __all__ = ("Generation", "Hear", "ZygoteFailed", "pause_after")
 
@@ -80,7 +80,7 @@ class Generation:
         The configuration.
     folders : `~ppdaemon.folders.NodeFolders`
         The node's folders.
-    lifeline : `~ppdaemon.node.forker.Lifeline`
+    lifeline : `~ppdaemon.node.processes.zygote.Lifeline`
         Ends the processes with the supervisor.
     environment : `~collections.abc.Mapping` [`str`, `str`]
         Of the processes, beside what the configuration adds.
@@ -164,7 +164,7 @@ class Generation:
         ------
         ZygoteFailed
             Raised with the end of its log if it cannot import everything.
-        ppdaemon.node.template.TemplateFailed
+        ppdaemon.node.processes.template.TemplateFailed
             Raised with the end of its log if there is no template.
         """
         log_size = size_of(self._log)

@@ -15,8 +15,8 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
-from ppdaemon.node.forker import Lifeline
-from ppdaemon.node.generation import Generation, Hear
+from ppdaemon.node.processes.generation import Generation, Hear
+from ppdaemon.node.processes.zygote import Lifeline
 
 __all__ = ("Generations", "needs_restart")
 
@@ -61,7 +61,7 @@ class Generations:
         The first configuration.
     read_config : `~collections.abc.Callable`
         Reads and checks the configuration file.
-    lifeline : `~ppdaemon.node.forker.Lifeline`
+    lifeline : `~ppdaemon.node.processes.zygote.Lifeline`
         Ends all processes with the supervisor.
     environment : `~collections.abc.Mapping` [`str`, `str`]
         Of the processes.
