@@ -19,7 +19,7 @@ from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig, load_node, remarks
 from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.node.processes.zygote import ENVIRONMENT
+from ppdaemon.node.processes.child import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
 from ppdaemon.plan import PlanOrder, wanted_detectors

@@ -18,7 +18,7 @@ from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.meters import REPO_EVERY, Meters
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.processes.exporter import ExporterSeat
+from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.scheduler import Scheduler
 from ppdaemon.reports import StatusReport, WorkerRow
@@ -40,7 +40,7 @@ class Status:
     pool: Pool
     desk: VisitDesk
     scheduler: Scheduler
-    exporter: ExporterSeat
+    exporter: ExporterProcess
     intake: Intake
     arrivals: Arrivals
     meters: Meters

@@ -42,11 +42,11 @@ from ppdaemon.node.journalthread import JournalThread
 from ppdaemon.node.meters import Meters
 from ppdaemon.node.neighbours import Neighbours
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.processes.exporter import ExporterSeat
+from ppdaemon.node.processes.child import Lifeline
+from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.orphans import end_children, reap
-from ppdaemon.node.processes.reader import ReaderSeat
+from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
-from ppdaemon.node.processes.zygote import Lifeline
 from ppdaemon.node.requeue import Requeue
 from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.node.slot import Slot
@@ -187,7 +187,7 @@ class Supervisor:
         self._desk = VisitDesk(config, clock, journal, self._scheduler, count)
         self._journal = journal
         self._pool = Pool(config, clock, ask_fork, self._desk.perform, self._seat_changed, count)
-        self._exporter = ExporterSeat(
+        self._exporter = ExporterProcess(
             config.export,
             self._folders.slots / "exporter",
             self._folders.logs / "exporter.log",
@@ -253,12 +253,12 @@ class Supervisor:
         )
         self._control = ControlServer(config.node.control, self._answer, self._status.report)
 
-    def _make_reader(self) -> ReaderSeat | None:
+    def _make_reader(self) -> ReaderProcess | None:
         config = self._config
         if not config.arrivals.remote:
             return None
         environment = {**self._environment, **config.workers.environment}
-        return ReaderSeat(self._lifeline, environment, self._folders.logs / "reader.log")
+        return ReaderProcess(self._lifeline, environment, self._folders.logs / "reader.log")
 
     async def _start(self) -> None:
         started = self._clock.mono()
@@ -474,7 +474,7 @@ class Supervisor:
             return  # all workers are children of this process
         zygotes, forked = self._generations.processes()
         reader = {self._reader.pid} if self._reader is not None and self._reader.pid is not None else set()
-        reap(children() - zygotes - reader)
+        reap(children() - zygotes - forked - reader)
         exporter = {self._exporter.pid} if self._exporter.pid is not None else set()
         end_orphans({*zygotes, *forked, *self._pool.pids().values(), *exporter, *reader})
 

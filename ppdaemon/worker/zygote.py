@@ -149,7 +149,7 @@ class Zygote:
 def main() -> None:
     """Import, freeze, serve."""
     parser = argparse.ArgumentParser(prog="ppdaemon-zygote", description=__doc__)
-    parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
     parser.add_argument("--config", type=Path, required=True, help="the configuration as JSON")
     options = parser.parse_args()
@@ -165,7 +165,7 @@ def main() -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
-    control = socket.socket(fileno=options.control)
+    control = socket.socket(fileno=options.channel)
     ready = ZygoteReady(pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules))
     control.send(encode(ready))
     Zygote(control, options.lifeline, config, work).run()

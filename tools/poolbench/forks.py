@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How soon a forked worker is ready and what it weighs, against a spawned one.
 
-Forker, zygote, spawner and worker are the real ones, with the Butler opened;
+Zygote, spawner and worker are the real ones, with the Butler opened;
 the supervisor is left out. Nothing else runs on the node.
 """
 
@@ -10,9 +10,11 @@ import os
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from benching.figures import Scalar
@@ -22,9 +24,10 @@ from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
 from poolbench.node import BenchFailed, node_config, private_mb_of
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role, ZygoteReady
+from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role
+from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.spawn import Spawner
-from ppdaemon.node.processes.zygote import Forker, Lifeline
+from ppdaemon.node.processes.zygote import Zygote
 from ppdaemon.wire import decode, encode
 
 __all__ = ("measure_forks",)
@@ -50,15 +53,14 @@ class Birth:
 class _Parent:
     """Whoever makes processes, asked for one at a time."""
 
-    def __init__(self, config: NodeConfig, lifeline: Lifeline, kind: type[Forker] | type[Spawner]):
+    def __init__(self, config: NodeConfig, lifeline: Lifeline, make: Callable[..., Zygote | Spawner]):
         self._folders = NodeFolders.of(config)
         self._heard: asyncio.Queue[tuple[object, list[int]]] = asyncio.Queue()
-        self.maker = kind(
-            self._folders.settings(GENERATION),
-            lifeline,
-            {**os.environ, **config.workers.environment},
-            self._folders.logs / "zygote.log",
-            lambda words, descriptors: self._heard.put_nowait((words, descriptors)),
+        self.maker = make(
+            settings=self._folders.settings(GENERATION),
+            lifeline=lifeline,
+            environment={**os.environ, **config.workers.environment},
+            on_message=lambda message, descriptors: self._heard.put_nowait((message, descriptors)),
         )
 
     async def hear[T](self, kind: type[T]) -> tuple[T, list[int]]:
@@ -97,21 +99,22 @@ class _Parent:
 
 
 @asynccontextmanager
-async def _parent(config: NodeConfig, kind: type[Forker] | type[Spawner]) -> AsyncIterator[_Parent]:
+async def _parent(config: NodeConfig, make: Callable[..., Zygote | Spawner]) -> AsyncIterator[_Parent]:
     lifeline = Lifeline()
-    parent = _Parent(config, lifeline, kind)
+    parent = _Parent(config, lifeline, make)
     try:
-        await parent.hear(ZygoteReady)
+        await parent.maker.boot()
         yield parent
     finally:
-        parent.maker.close()
+        gone = parent.maker.close()
         lifeline.close()
-        await asyncio.wait_for(parent.maker.ended, LIMIT_S)
+        await asyncio.wait_for(gone, LIMIT_S)
 
 
 async def _fork(config: NodeConfig, runs: int) -> tuple[list[Birth], float]:
     """Return the births, and what the zygote weighs."""
-    async with _parent(config, Forker) as parent:
+    log = NodeFolders.of(config).logs / "zygote.log"
+    async with _parent(config, partial(Zygote, log=log, answer_s=LIMIT_S, count=Counter())) as parent:
         await parent.bear("template", 0)
         births = [await parent.bear("worker", number) for number in range(runs)]
         return births, private_mb_of(parent.maker.pid)

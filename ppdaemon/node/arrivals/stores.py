@@ -19,7 +19,7 @@ from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.settle import Settler
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import Place, RawTree, Sighting
-from ppdaemon.node.processes.reader import ReaderSeat
+from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.rawpath import Kind, RawName
 
 __all__ = ("StoreArrivals", "StoreReading", "escaped")
@@ -211,7 +211,7 @@ class StoreArrivals:
 class StoreReading(Reading):
     """Reads objects by the reader process."""
 
-    def __init__(self, reader: ReaderSeat):
+    def __init__(self, reader: ReaderProcess):
         self._reader = reader
 
     async def sidecar(self, place: Place) -> ExposureFacts:

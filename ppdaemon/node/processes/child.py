@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A forked process as the supervisor holds it: channel, pidfd, folder."""
+"""A child process as the supervisor holds it: started or taken over, signaled, reaped."""
 
 import contextlib
 import os
@@ -7,38 +7,58 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppdaemon.messages import Forked, Role
+from ppdaemon.messages import Forked, Reaped
 
-__all__ = ("Child", "adopt", "wipe")
+__all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "launch", "wipe")
+
+ENVIRONMENT = {
+    # One thread is left after the imports only with these (see the note in
+    # README on forking); they also keep 60 workers from 60 x N threads.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "ARROW_IO_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # Memory goes back to the system after a visit.
+    "MALLOC_ARENA_MAX": "2",
+    # Titles of processes leave their environment readable, by which tests and
+    # operators know whose they are.
+    "SPT_NOENV": "1",
+}
+
+
+class Lifeline:
+    """A pipe that only the supervisor holds open: its end kills all workers."""
+
+    def __init__(self) -> None:
+        self.read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Let go: every process that has armed the read end is killed."""
+        os.close(self._write_end)
+        os.close(self.read_end)
 
 
 @dataclass(slots=True)
 class Child:
-    """A forked process: who owns its channel and pidfd."""
+    """A process, with its channel and pidfd, which are owned here."""
 
-    role: Role
-    slot: int
-    epoch: int
     pid: int
     channel: socket.socket
     pidfd: int
+    slot: int = -1
+    """Of a worker; below 0 for a process without one."""
+    popen: "subprocess.Popen[bytes] | None" = None
+    """Of a child of this process, which has to reap it."""
 
     def send(self, message: bytes) -> bool:
-        """Send without waiting; tell whether it went.
-
-        Parameters
-        ----------
-        message : `bytes`
-            One packet.
-
-        Returns
-        -------
-        sent : `bool`
-            `False` if the process does not read, or is gone.
-        """
+        """Send a packet without waiting; `False` if the process is gone, or does not read."""
         try:
             self.channel.send(message)
         except OSError:
@@ -46,13 +66,7 @@ class Child:
         return True
 
     def has_words(self) -> bool:
-        """Tell whether something is left to be heard.
-
-        Returns
-        -------
-        some : `bool`
-            `False` also at the end of the channel.
-        """
+        """Return whether there is a message to be read; the end of the channel is none."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         return any(mask & select.POLLIN for _, mask in poll.poll(0)) and bool(
@@ -60,51 +74,85 @@ class Child:
         )
 
     def signal(self, number: int) -> None:
-        """Signal the process, never another one of the same pid.
-
-        Parameters
-        ----------
-        number : `int`
-            Signal.
-        """
+        """Signal the process, never another one of the same pid."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
+    def reap(self) -> Reaped | None:
+        """Return how the dead process ended; `None` if another process is its
+        parent, or the sweep of orphans was first.
+        """
+        if self.popen is None:
+            return None
+        try:
+            # At once: the pidfd says that there is something to be reaped.
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            self.popen.returncode = 0  # it must not warn that the process still runs
+            return None
+        self.popen.returncode = os.waitstatus_to_exitcode(status)
+        return Reaped(
+            pid=self.pid,
+            status=self.popen.returncode,
+            max_rss_bytes=usage.ru_maxrss * 1024,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+        )
+
     def close(self) -> None:
-        """Kill what the dead process has left, and let go of it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """Close the descriptors, and kill what a forked process has left."""
+        if self.popen is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         self.channel.close()
         os.close(self.pidfd)
 
 
-def adopt(words: Forked, descriptors: list[int]) -> Child:
-    """Own the descriptors that came with a `~ppdaemon.messages.Forked`.
-
-    Parameters
-    ----------
-    words : `~ppdaemon.messages.Forked`
-        What the zygote said.
-    descriptors : `list` [`int`]
-        Channel and pidfd.
-
-    Returns
-    -------
-    child : `Child`
-        The process.
-    """
+def adopt(message: Forked, descriptors: list[int]) -> Child:
+    """Own the channel and the pidfd that came with a `~ppdaemon.messages.Forked`."""
     channel = socket.socket(fileno=descriptors[0])
     channel.setblocking(False)
-    return Child(words.role, words.slot, words.epoch, words.pid, channel, descriptors[1])
+    return Child(message.pid, channel, descriptors[1], message.slot)
+
+
+def launch(
+    module: str, arguments: list[str], lifeline: Lifeline, environment: Mapping[str, str], log: Path
+) -> Child:
+    """Start a module in a fresh interpreter, as a child of this process.
+
+    Raises
+    ------
+    OSError
+        Raised if the process cannot be started.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", module, "--channel", str(theirs.fileno())]
+    command += ["--lifeline", str(lifeline.read_end), *arguments]
+    try:
+        # What goes wrong before the process opens its log by itself is there, too.
+        with theirs, log.open("ab") as output:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(), lifeline.read_end),
+                env={**environment, **ENVIRONMENT},
+            )
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError:
+            popen.kill()
+            popen.wait()
+            raise
+    except OSError:
+        ours.close()
+        raise
+    ours.setblocking(False)
+    return Child(popen.pid, ours, pidfd, popen=popen)
 
 
 def wipe(folder: Path) -> None:
     """Delete a folder with everything in it; a missing one is fine.
-
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        What is to go.
 
     Raises
     ------

@@ -18,28 +18,14 @@ PAUSE_S = 0.01
 
 
 def reap(pids: Collection[int]) -> None:
-    """Take note of those children that have ended.
-
-    Parameters
-    ----------
-    pids : `~collections.abc.Collection` [`int`]
-        Children that nobody else waits for.
-    """
+    """Reap those children, which nobody else waits for, that have ended."""
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
 
 
 async def end_children(mono: Callable[[], float], limit_s: float) -> None:
-    """Kill all children, and theirs as they come, until none is left.
-
-    Parameters
-    ----------
-    mono : `~collections.abc.Callable`
-        Monotonic clock, seconds.
-    limit_s : `float`
-        How long this may take; what survives KILL is left.
-    """
+    """Kill all children, and theirs as they come, until none is left or the time is over."""
     until = mono() + limit_s
     while (left := children()) and mono() < until:
         end_orphans(())

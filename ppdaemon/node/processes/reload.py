@@ -15,8 +15,9 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
-from ppdaemon.node.processes.generation import Generation, Hear
-from ppdaemon.node.processes.zygote import Lifeline
+from ppdaemon.node.processes.child import Lifeline
+from ppdaemon.node.processes.generation import Generation
+from ppdaemon.node.processes.zygote import OnMessage
 
 __all__ = ("Generations", "needs_restart")
 
@@ -31,18 +32,7 @@ ENDING_S = 2.0
 
 
 def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
-    """Return the keys that differ and cannot change while the daemon runs.
-
-    Parameters
-    ----------
-    old, new : `~ppdaemon.config.NodeConfig`
-        The present configuration, and the one that is wanted.
-
-    Returns
-    -------
-    keys : `list` [`str`]
-        Such as ``node.name``.
-    """
+    """Return the keys, such as ``node.name``, that differ and cannot change while the daemon runs."""
     keys = []
     for part in FIXED_PARTS:
         before, after = getattr(old, part), getattr(new, part)
@@ -57,22 +47,12 @@ class Generations:
 
     Parameters
     ----------
-    config : `~ppdaemon.config.NodeConfig`
-        The first configuration.
     read_config : `~collections.abc.Callable`
         Reads and checks the configuration file.
-    lifeline : `~ppdaemon.node.processes.zygote.Lifeline`
-        Ends all processes with the supervisor.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Of the processes.
-    clock : `~ppdaemon.clock.Clock`
-        The two clocks.
-    hear : `~collections.abc.Callable`
-        Hears what becomes of workers and exporters.
+    on_message : `~ppdaemon.node.processes.zygote.OnMessage`
+        What becomes of workers and exporters.
     switch : `~collections.abc.Callable`
-        Gets the new configuration when its generation can serve.
-    count : `collections.Counter`
-        Counts what operators want to know.
+        Called with the new configuration when its generation can serve.
     """
 
     def __init__(
@@ -82,7 +62,7 @@ class Generations:
         lifeline: Lifeline,
         environment: Mapping[str, str],
         clock: Clock,
-        hear: Hear,
+        on_message: OnMessage,
         switch: Callable[[NodeConfig], None],
         count: Counter[str],
     ):
@@ -95,7 +75,7 @@ class Generations:
         self._lifeline = lifeline
         self._environment = environment
         self._clock = clock
-        self._hear = hear
+        self._on_message = on_message
         self._switch = switch
         self._count = count
         self._made = 0
@@ -105,17 +85,17 @@ class Generations:
 
     @property
     def number(self) -> int:
-        """The present generation's (`int`)."""
+        """The present generation's."""
         return self._present.number
 
     @property
     def template_ms(self) -> float | None:
-        """How long the present template took to make (`float`)."""
+        """How long the present template took to make."""
         return self._present.template_ms
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What an operator should look at (`tuple` [`str`])."""
+        """What an operator should look at."""
         return tuple(filter(None, (self._present.problem, self.refusal)))
 
     async def start(self) -> None:
@@ -123,29 +103,14 @@ class Generations:
         await self._present.start()
 
     def processes(self) -> tuple[set[int], set[int]]:
-        """Return the processes of all generations.
-
-        Returns
-        -------
-        zygotes, forked : `set` [`int`]
-            What forks, and what was forked and is not known to be dead.
+        """Return the zygotes of all generations, and what they have forked that
+        is not known to be dead.
         """
         zygotes = {generation.pid for generation in self._all if generation.pid is not None}
         return zygotes, {pid for generation in self._all for pid in generation.living}
 
     def ask(self, order: ForkWorker) -> bool:
-        """Ask for a process of the present generation.
-
-        Parameters
-        ----------
-        order : `~ppdaemon.messages.ForkWorker`
-            What for.
-
-        Returns
-        -------
-        asked : `bool`
-            `False` if there can be none now.
-        """
+        """Ask for a process of the present generation; `False` if there can be none now."""
         return self._present.ask(order)
 
     async def reload(self) -> None:
@@ -201,9 +166,9 @@ class Generations:
         """End all zygotes, and wait a moment until they are gone."""
         for generation in self._all:
             generation.close()
-        endings = asyncio.gather(*(generation.closed() for generation in self._all))
         try:
-            await asyncio.wait_for(endings, ENDING_S)
+            async with asyncio.timeout(ENDING_S):
+                await asyncio.gather(*(generation.closed() for generation in self._all))
         except TimeoutError:
             _LOG.warning("a process survives KILL; it is left")
 
@@ -217,7 +182,7 @@ class Generations:
             self._lifeline,
             self._environment,
             self._clock,
-            self._hear,
+            self._on_message,
             self._count,
         )
         self._all.append(generation)

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Processes without a zygote: each one a fresh interpreter.
 
-Speaks as `ppdaemon.node.processes.zygote.Forker` does, so that nobody else needs to
-know. Here the supervisor is the parent: it reaps, by pidfd and without
-waiting.
+Has the methods of `ppdaemon.node.processes.zygote.Zygote`, so that a
+generation needs to know only one of them. Here the supervisor is the parent:
+it reaps, by pidfd and without waiting.
 """
 
 import asyncio
 import logging
 import os
-import socket
-import subprocess
-import sys
+import signal
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from ppdaemon.messages import Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
-from ppdaemon.node.processes.zygote import ENVIRONMENT, Hear, Lifeline
+from ppdaemon.messages import Forked, ForkFailed, ForkWorker
+from ppdaemon.node.processes.child import Child, Lifeline, launch
+from ppdaemon.node.processes.lifecycle import State
+from ppdaemon.node.processes.zygote import OnMessage
 from ppdaemon.wire import encode
 
 __all__ = ("Spawner",)
@@ -26,85 +26,59 @@ _LOG = logging.getLogger(__name__)
 
 
 class Spawner:
-    """Starts processes, says when they are there and when they are gone.
+    """Starts processes, and reports when they are there and when they have ended."""
 
-    Parameters
-    ----------
-    settings : `pathlib.Path`
-        The configuration as JSON.
-    lifeline : `~ppdaemon.node.processes.zygote.Lifeline`
-        Ends the processes with the supervisor.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Of the processes, beside `~ppdaemon.node.processes.zygote.ENVIRONMENT`.
-    log : `pathlib.Path`
-        Not used: each process has a log of its own.
-    hear : `~ppdaemon.node.processes.zygote.Hear`
-        Hears what becomes of orders and processes.
-    """
+    problem = ""
 
     def __init__(
-        self,
-        settings: Path,
-        lifeline: Lifeline,
-        environment: Mapping[str, str],
-        log: Path,
-        hear: Hear,
+        self, settings: Path, lifeline: Lifeline, environment: Mapping[str, str], on_message: OnMessage
     ):
+        self.state = State.SERVING
+        self.living: dict[int, Child] = {}  # by pid
         self._settings = settings
         self._lifeline = lifeline
-        self._environment = {**environment, **ENVIRONMENT}
-        self._hear = hear
+        self._environment = environment
+        self._on_message = on_message
         self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        """Done when it is closed and all its processes are reaped."""
+        self._gone: asyncio.Future[None] = self._loop.create_future()
         self._orders: deque[ForkWorker] = deque()
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by pidfd
-        self._closed = False
-        self._loop.call_soon(self._say_ready)
 
     @property
     def pid(self) -> int:
-        """The parent's process id (`int`): this one's."""
+        """The parent's process id: this one's."""
         return os.getpid()
 
+    @property
+    def idle(self) -> bool:
+        """Whether it has no process, and owes none."""
+        return not self.living and not self._orders
+
+    async def boot(self) -> None:
+        """Do nothing: there is no process between."""
+
     def ask(self, order: ForkWorker) -> bool:
-        """Ask for a process.
-
-        Parameters
-        ----------
-        order : `~ppdaemon.messages.ForkWorker`
-            What for.
-
-        Returns
-        -------
-        asked : `bool`
-            `False` after `close`.
-        """
-        if self._closed:
+        """Ask for a process; `False` if none is started any more."""
+        if self.state is not State.SERVING:
             return False
         self._orders.append(order)
         if len(self._orders) == 1:
             self._loop.call_soon(self._spawn_next)
         return True
 
-    def kill(self) -> None:
-        """Do nothing: there is no process between."""
+    def retire(self) -> None:
+        """Take no more orders."""
+        self.state = State.RETIRED
 
-    def close(self) -> None:
-        """Start no more processes and hear nothing more; those there are live
-        on, and are reaped when they end.
-        """
-        self._closed = True
+    def close(self) -> asyncio.Future[None]:
+        """Start nothing and report nothing more; return when all that live are reaped."""
+        self.state = State.CLOSED
         self._orders.clear()
-        self._end()
-
-    def _say_ready(self) -> None:
-        if not self._closed:
-            self._hear(ZygoteReady(pid=self.pid, import_s=0.0, modules=0), [])
+        self._end_if_idle()
+        return self._gone
 
     def _spawn_next(self) -> None:
-        """Start one process for each turn of the loop: it takes some
-        milliseconds, and others have something to say, too.
+        """Start one process in each turn of the loop: it takes some
+        milliseconds, and others have something to do, too.
         """
         if not self._orders:
             return
@@ -115,62 +89,33 @@ class Spawner:
             self._spawn(order)
         except OSError as error:
             _LOG.warning("%s %d is not spawned: %s", order.role, order.slot, error)
-            self._hear(ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error)), [])
+            failed = ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error))
+            self._on_message(failed, [])
 
     def _spawn(self, order: ForkWorker) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
-            process = self._popen(order, theirs)
-            pidfds: list[int] = []
-            try:
-                pidfds += [os.pidfd_open(process.pid), os.pidfd_open(process.pid)]
-                channel = os.dup(ours.fileno())
-            except OSError:
-                for pidfd in pidfds:
-                    os.close(pidfd)
-                process.kill()
-                process.wait()
-                raise
-        mine, theirs_to_watch = pidfds
-        self._processes[mine] = process
-        words = Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=process.pid)
-        self._hear(words, [channel, theirs_to_watch])
-        self._loop.add_reader(mine, self._died, mine)
+        arguments = ["--config", str(self._settings), "--order", encode(order).decode()]
+        child = launch("ppdaemon.worker.spawn", arguments, self._lifeline, self._environment, Path(order.log))
+        try:
+            pidfd = os.dup(child.pidfd)
+        except OSError:
+            child.signal(signal.SIGKILL)
+            child.reap()
+            child.close()
+            raise
+        self.living[child.pid] = child
+        self._loop.add_reader(child.pidfd, self._on_end, child)
+        message = Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=child.pid)
+        self._on_message(message, [child.channel.detach(), pidfd])
 
-    def _popen(self, order: ForkWorker, channel: socket.socket) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "ppdaemon.worker.spawn", "--config", str(self._settings)]
-        command += ["--channel", str(channel.fileno()), "--lifeline", str(self._lifeline.read_end)]
-        command += ["--order", encode(order).decode()]
-        # What goes wrong before the process opens its log by itself is there, too.
-        with open(order.log, "ab") as output:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(channel.fileno(), self._lifeline.read_end),
-                env=self._environment,
-            )
+    def _on_end(self, child: Child) -> None:
+        self._loop.remove_reader(child.pidfd)
+        del self.living[child.pid]
+        reaped = child.reap()
+        child.close()
+        if reaped is not None and self.state is not State.CLOSED:
+            self._on_message(reaped, [])
+        self._end_if_idle()
 
-    def _died(self, pidfd: int) -> None:
-        self._loop.remove_reader(pidfd)
-        os.close(pidfd)
-        process = self._processes.pop(pidfd)
-        # At once: the pidfd says that there is something to be reaped.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if not self._closed:
-            self._hear(
-                Reaped(
-                    pid=process.pid,
-                    status=process.returncode,
-                    max_rss_bytes=usage.ru_maxrss * 1024,
-                    cpu_s=usage.ru_utime + usage.ru_stime,
-                ),
-                [],
-            )
-        self._end()
-
-    def _end(self) -> None:
-        if self._closed and not self._processes and not self.ended.done():
-            self.ended.set_result(None)
+    def _end_if_idle(self) -> None:
+        if self.state is State.CLOSED and not self.living and not self._gone.done():
+            self._gone.set_result(None)

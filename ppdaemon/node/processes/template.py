@@ -4,149 +4,60 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pydantic
 
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.messages import Forked, ForkWorker
-from ppdaemon.node.processes.child import Child, adopt
+from ppdaemon.messages import ForkWorker, Ready
+from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.supervised import ForkedProcess
 
-__all__ = ("TemplateBuild", "TemplateFailed", "last_lines", "size_of")
+__all__ = ("TemplateFailed", "TemplateProcess")
 
 SLOT = -2
+LIMIT_S = 120.0
 
 
 class TemplateFailed(PPDaemonError):
     """There is no template repo: no worker could start."""
 
 
-def size_of(log: Path) -> int:
-    """Return how much is in a log.
+class TemplateProcess(ForkedProcess[Ready]):
+    """One process that makes the template and ends."""
 
-    Parameters
-    ----------
-    log : `pathlib.Path`
-        The file.
+    def __init__(self, repo: Path, log: Path, ask_fork: Callable[[ForkWorker], bool]):
+        lifecycle = Lifecycle(boot_s=LIMIT_S, answer_s=LIMIT_S, first_pause_s=0.0, longest_pause_s=0.0)
+        super().__init__("template", SLOT, repo, log, pydantic.TypeAdapter(Ready), lifecycle, ask_fork)
+        self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
 
-    Returns
-    -------
-    size : `int`
-        Bytes; 0 if there is no such file.
-    """
-    return log.stat().st_size if log.exists() else 0
-
-
-def last_lines(log: Path, most: int = 15, *, since: int = 0) -> str:
-    """Return the end of a log.
-
-    Parameters
-    ----------
-    log : `pathlib.Path`
-        The file.
-    most : `int`, optional
-        How many lines.
-    since : `int`, optional
-        What the log had before, bytes: that is old.
-
-    Returns
-    -------
-    text : `str`
-        Blank if there is no such file.
-    """
-    try:
-        with log.open("rb") as stream:
-            stream.seek(0, 2)
-            size = stream.tell()
-            # A log that was cut meanwhile is new from its beginning.
-            stream.seek(max(since if since <= size else 0, size - 20_000))
-            text = stream.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(text.splitlines()[-most:])
-
-
-class TemplateBuild:
-    """One process that makes the template and ends.
-
-    Parameters
-    ----------
-    repo, log : `pathlib.Path`
-        The process's folder and the file of its output.
-    """
-
-    def __init__(self, repo: Path, log: Path):
-        self._repo = repo
-        self._log = log
-        self._child: Child | None = None
-        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def run(self, ask: Callable[[ForkWorker], bool], limit_s: float) -> None:
+    async def run(self) -> None:
         """Have the template made.
-
-        Parameters
-        ----------
-        ask : `~collections.abc.Callable`
-            Gets the order for the process, returns whether it was asked.
-        limit_s : `float`
-            How long it may take.
 
         Raises
         ------
         TemplateFailed
             Raised with the end of its log if it was not made in time.
         """
-        self._repo.mkdir(parents=True, exist_ok=True)
-        order = ForkWorker(role="template", slot=SLOT, epoch=1, repo=str(self._repo), log=str(self._log))
-        log_size = size_of(self._log)
-        if not ask(order):
-            self.failed("there is no zygote")
+        self.start()
         try:
-            problem = await asyncio.wait_for(self._ended, limit_s)
+            problem = await asyncio.wait_for(self._problem_of_end, LIMIT_S)
         except TimeoutError:
-            problem = f"not made within {limit_s:g} s"
+            problem = f"not made within {LIMIT_S:g} s"
         finally:
             self.close()
         if problem:
-            raise TemplateFailed(
-                f"the template repo was not made: {problem}\n{last_lines(self._log, since=log_size)}"
-            )
+            raise TemplateFailed(f"the template repo was not made: {problem}\n{self._last_lines()}")
 
-    def forked(self, words: Forked, descriptors: list[int]) -> None:
-        """Take over the process.
+    def _received(self, message: Ready, descriptors: list[int]) -> None:
+        """Its only message: the template is made. Workers copy it after its end, when it is closed, too."""
+        self.retire()
 
-        Parameters
-        ----------
-        words : `~ppdaemon.messages.Forked`
-            What the zygote said.
-        descriptors : `list` [`int`]
-            Channel and pidfd.
-        """
-        self._child = adopt(words, descriptors)
-        asyncio.get_running_loop().add_reader(self._child.pidfd, self._died)
+    def _serve(self) -> None:
+        """It gets no orders."""
 
-    def failed(self, reason: str) -> None:
-        """End the wait: there will be no process.
-
-        Parameters
-        ----------
-        reason : `str`
-            Why.
-        """
-        if not self._ended.done():
-            self._ended.set_result(reason)
-
-    def _died(self) -> None:
-        """Its last word is READY, or it has failed."""
-        assert self._child is not None
-        try:
-            word = self._child.channel.recv(4096)
-        except OSError:
-            word = b""
-        self.failed("" if word else f"its process failed; see {self._log}")
-        asyncio.get_running_loop().remove_reader(self._child.pidfd)
-
-    def close(self) -> None:
-        """Let go of the process."""
-        if self._child is not None:
-            asyncio.get_running_loop().remove_reader(self._child.pidfd)
-            self._child.signal(9)
-            self._child.close()
-            self._child = None
+    def _lost(self, manner: str, owed: list[Any]) -> None:
+        if not self._problem_of_end.done():
+            made = self.lifecycle.state is State.CLOSED  # after it was retired
+            self._problem_of_end.set_result("" if made else f"its process {manner}; see {self._log}")
+        self.close()
