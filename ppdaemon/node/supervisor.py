@@ -470,11 +470,9 @@ class Supervisor:
 
     def _sweep(self) -> None:
         """End what workers have left whose zygote is gone: it comes here."""
-        if self._config.workers.start != "fork":
-            return  # all workers are children of this process
         zygotes, forked = self._generations.processes()
         reader = {self._reader.pid} if self._reader is not None and self._reader.pid is not None else set()
-        reap(children() - zygotes - forked - reader)
+        reap(children() - zygotes - reader)
         exporter = {self._exporter.pid} if self._exporter.pid is not None else set()
         end_orphans({*zygotes, *forked, *self._pool.pids().values(), *exporter, *reader})
 

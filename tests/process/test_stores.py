@@ -70,8 +70,11 @@ class RemoteCatcher(Catcher):
             await publisher.subscribed()
             yield self
         finally:
+            pid = self.reader.pid
             await self.arrivals.stop()
             lifeline.close()
+            if pid is not None:
+                await asyncio.to_thread(os.waitpid, pid, 0)  # as the supervisor's sweep does
 
     async def watching(self) -> None:
         await self.until(lambda: self.reader.live)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How soon a forked worker is ready and what it weighs, against a spawned one.
 
-Zygote, spawner and worker are the real ones, with the Butler opened;
+Zygote and worker are the real ones, with the Butler opened;
 the supervisor is left out. Nothing else runs on the node.
 """
 
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 from benching.figures import Scalar
@@ -26,7 +25,6 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role
 from ppdaemon.node.processes.child import Lifeline
-from ppdaemon.node.processes.spawn import Spawner
 from ppdaemon.node.processes.zygote import Zygote
 from ppdaemon.wire import decode, encode
 
@@ -53,14 +51,17 @@ class Birth:
 class _Parent:
     """Whoever makes processes, asked for one at a time."""
 
-    def __init__(self, config: NodeConfig, lifeline: Lifeline, make: Callable[..., Zygote | Spawner]):
+    def __init__(self, config: NodeConfig, lifeline: Lifeline):
         self._folders = NodeFolders.of(config)
         self._heard: asyncio.Queue[tuple[object, list[int]]] = asyncio.Queue()
-        self.maker = make(
-            settings=self._folders.settings(GENERATION),
-            lifeline=lifeline,
-            environment={**os.environ, **config.workers.environment},
-            on_message=lambda message, descriptors: self._heard.put_nowait((message, descriptors)),
+        self.zygote = Zygote(
+            self._folders.settings(GENERATION),
+            lifeline,
+            {**os.environ, **config.workers.environment},
+            self._folders.logs / "zygote.log",
+            LIMIT_S,
+            lambda message, descriptors: self._heard.put_nowait((message, descriptors)),
+            Counter(),
         )
 
     async def hear[T](self, kind: type[T]) -> tuple[T, list[int]]:
@@ -77,7 +78,7 @@ class _Parent:
         repo.mkdir()
         order = ForkWorker(role=role, slot=slot, epoch=1, repo=str(repo), log=str(log), generation=GENERATION)
         asked = time.monotonic()
-        self.maker.ask(order)
+        self.zygote.ask(order)
         forked, descriptors = await self.hear(Forked)
         born_ms = (time.monotonic() - asked) * 1e3
         os.close(descriptors[1])
@@ -99,29 +100,32 @@ class _Parent:
 
 
 @asynccontextmanager
-async def _parent(config: NodeConfig, make: Callable[..., Zygote | Spawner]) -> AsyncIterator[_Parent]:
+async def _parent(config: NodeConfig) -> AsyncIterator[_Parent]:
+    NodeFolders.of(config).settings(GENERATION).write_text(config.model_dump_json())
     lifeline = Lifeline()
-    parent = _Parent(config, lifeline, make)
+    parent = _Parent(config, lifeline)
     try:
-        await parent.maker.boot()
+        await parent.zygote.boot()
         yield parent
     finally:
-        gone = parent.maker.close()
+        pid = parent.zygote.pid
+        parent.zygote.close()
         lifeline.close()
-        await asyncio.wait_for(gone, LIMIT_S)
+        if pid is not None:
+            await asyncio.to_thread(os.waitpid, pid, 0)
 
 
 async def _fork(config: NodeConfig, runs: int) -> tuple[list[Birth], float]:
     """Return the births, and what the zygote weighs."""
-    log = NodeFolders.of(config).logs / "zygote.log"
-    async with _parent(config, partial(Zygote, log=log, answer_s=LIMIT_S, count=Counter())) as parent:
+    async with _parent(config) as parent:
         await parent.bear("template", 0)
         births = [await parent.bear("worker", number) for number in range(runs)]
-        return births, private_mb_of(parent.maker.pid)
+        return births, private_mb_of(parent.zygote.pid)
 
 
 async def _spawn(config: NodeConfig, runs: int) -> list[Birth]:
-    async with _parent(config, Spawner) as parent:
+    workers = config.workers.model_copy(update={"start": "spawn"})
+    async with _parent(config.model_copy(update={"workers": workers})) as parent:
         return [await parent.bear("worker", number) for number in range(runs)]
 
 
@@ -152,7 +156,6 @@ def measure_forks(
     folders = NodeFolders.of(config)
     for folder in (folders.slots, folders.cache, folders.spool, folders.logs):
         folder.mkdir(parents=True)
-    folders.settings(GENERATION).write_text(config.model_dump_json())
     progress(f"fork: {forks} workers of a zygote")
     births, zygote_mb = asyncio.run(_fork(config, forks))
     progress(f"fork: {spawns} workers in fresh interpreters")

@@ -155,7 +155,7 @@ class Arrivals:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._reader is not None:
-            await self._reader.close()
+            self._reader.close()
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None

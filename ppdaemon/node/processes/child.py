@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppdaemon.messages import Forked, Reaped
+from ppdaemon.messages import Forked
 
 __all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "launch", "wipe")
 
@@ -54,8 +54,8 @@ class Child:
     pidfd: int
     slot: int = -1
     """Of a worker; below 0 for a process without one."""
-    popen: "subprocess.Popen[bytes] | None" = None
-    """Of a child of this process, which has to reap it."""
+    own: bool = False
+    """Whether it is a child of this process, which has to reap it."""
 
     def send(self, message: bytes) -> bool:
         """Send a packet without waiting; `False` if the process is gone, or does not read."""
@@ -78,29 +78,19 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def reap(self) -> Reaped | None:
-        """Return how the dead process ended; `None` if another process is its
+    def reap(self) -> int | None:
+        """Return the dead process's status, or minus its signal; `None` if another process is its
         parent, or the sweep of orphans was first.
         """
-        if self.popen is None:
-            return None
-        try:
-            # At once: the pidfd says that there is something to be reaped.
-            _, status, usage = os.wait4(self.pid, 0)
-        except ChildProcessError:
-            self.popen.returncode = 0  # it must not warn that the process still runs
-            return None
-        self.popen.returncode = os.waitstatus_to_exitcode(status)
-        return Reaped(
-            pid=self.pid,
-            status=self.popen.returncode,
-            max_rss_bytes=usage.ru_maxrss * 1024,
-            cpu_s=usage.ru_utime + usage.ru_stime,
-        )
+        if self.own:
+            with contextlib.suppress(ChildProcessError):
+                # At once: the pidfd says that there is something to be reaped.
+                return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return None
 
     def close(self) -> None:
         """Close the descriptors, and kill what a forked process has left."""
-        if self.popen is None:
+        if not self.own:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.channel.close()
@@ -147,8 +137,9 @@ def launch(
     except OSError:
         ours.close()
         raise
+    popen.returncode = 0  # it is reaped by its pid, and `popen` need not warn that it was not
     ours.setblocking(False)
-    return Child(popen.pid, ours, pidfd, popen=popen)
+    return Child(popen.pid, ours, pidfd, own=True)
 
 
 def wipe(folder: Path) -> None:

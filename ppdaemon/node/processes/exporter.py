@@ -54,8 +54,7 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         pauses = {"first_pause_s": config.retry_s, "longest_pause_s": LONGEST_PAUSE * config.retry_s}
         lifecycle = Lifecycle(boot_s=BOOT_S, answer_s=EXPORT_S, **pauses)
         super().__init__("exporter", SLOT, repo, log, EXPORTER_FACTS, lifecycle, ask_fork)
-        self.problem = ""
-        """Why the last export failed, or blank."""
+        self._failure = ""
         self._done = done
         self._spools: dict[str, None] = {}  # in order
 
@@ -63,6 +62,11 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
     def waiting(self) -> int:
         """How many spools are left."""
         return len(self._spools)
+
+    @property
+    def problem(self) -> str:
+        """Why the last export failed, or blank."""
+        return self._failure
 
     @property
     def text(self) -> str:
@@ -117,15 +121,15 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
             case Exported():
                 for spool in (*message.spools, *message.refused):
                     self._spools.pop(spool, None)
-                self.problem = ""
+                self._failure = ""
                 self.lifecycle.succeeded()
                 self._done(message)
             case SpoolRefused(reason=reason):
                 _LOG.error("export failed, the spool stays: %s", reason)
-                self.problem = reason
+                self._failure = reason
                 self.lifecycle.failed(self._loop.time())
         self._serve()
         self._set_timer()
 
     def _lost(self, manner: str, owed: list[Any]) -> None:
-        self.problem = f"the process {manner}"
+        self._failure = f"the process {manner}"

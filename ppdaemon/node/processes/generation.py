@@ -18,7 +18,6 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFailed, ForkWorker, Reaped
 from ppdaemon.node.processes.child import Lifeline, adopt, wipe
 from ppdaemon.node.processes.lifecycle import State
-from ppdaemon.node.processes.spawn import Spawner
 from ppdaemon.node.processes.template import TemplateProcess
 from ppdaemon.node.processes.zygote import OnMessage, Zygote
 
@@ -64,37 +63,37 @@ class Generation:
         self._template: TemplateProcess | None = None
         self._not_forked = ""
         self._wiping: asyncio.Future[None] | None = None
-        settings = folders.settings(number)
-        environment = {**environment, **config.workers.environment}
-        self._maker: Zygote | Spawner
-        if config.workers.start == "fork":
+        self._zygote = Zygote(
+            folders.settings(number),
+            lifeline,
+            {**environment, **config.workers.environment},
+            folders.logs / "zygote.log",
             # So long that the slot does not give up before, and a zygote can
-            # fork all workers of a host.
-            answer_s = config.workers.times.boot_s / 2
-            log = folders.logs / "zygote.log"
-            self._maker = Zygote(settings, lifeline, environment, log, answer_s, self._received, count)
-        else:
-            self._maker = Spawner(settings, lifeline, environment, self._received)
+            # start all workers of a host.
+            config.workers.times.boot_s / 2,
+            self._received,
+            count,
+        )
 
     @property
     def pid(self) -> int | None:
         """The process that forks."""
-        return self._maker.pid
+        return self._zygote.pid
 
     @property
     def living(self) -> Collection[int]:
         """Processes that were forked and are not known to be dead."""
-        return self._maker.living
+        return self._zygote.living
 
     @property
     def problem(self) -> str:
         """Why there may be no new processes, or blank."""
-        return self._maker.problem or (f"forking fails: {self._not_forked}" if self._not_forked else "")
+        return self._zygote.problem or (f"forking fails: {self._not_forked}" if self._not_forked else "")
 
     @property
     def over(self) -> bool:
         """Whether it has ended for good."""
-        return self._maker.state is State.CLOSED
+        return self._zygote.lifecycle.state is State.CLOSED
 
     async def start(self) -> None:
         """Have a zygote and a template.
@@ -107,7 +106,7 @@ class Generation:
             Raised with the end of its log if there is no template.
         """
         self._folders.settings(self.number).write_text(self.config.model_dump_json())
-        await self._maker.boot()
+        await self._zygote.boot()
         started = self._clock.mono()
         self._template = TemplateProcess(self._build_folder, self._folders.logs / "template.log", self.ask)
         await self._template.run()
@@ -123,19 +122,19 @@ class Generation:
             `False` if there is no zygote now. Else `on_message` gets a
             `~ppdaemon.messages.Forked` or a `~ppdaemon.messages.ForkFailed`.
         """
-        return self._maker.ask(order.model_copy(update={"generation": self.number}))
+        return self._zygote.ask(order.model_copy(update={"generation": self.number}))
 
     def retire(self) -> None:
         """Start nothing more; end after the last process."""
-        if self._maker.state is State.SERVING:
-            self._maker.retire()
+        if self._zygote.lifecycle.state is State.SERVING:
+            self._zygote.retire()
             self._end_if_idle()
         else:
             self.close()  # whoever is there has no zygote already
 
     def close(self) -> None:
         """End the zygote now; its children live on."""
-        self._maker.close()
+        self._zygote.close()
         if self._template is not None:
             self._template.close()
             self._template = None
@@ -145,11 +144,10 @@ class Generation:
         self.close()
         self._wiping = self._loop.run_in_executor(None, self._wipe)
 
-    async def closed(self) -> None:
-        """Wait until nothing of it is left to be done."""
+    async def wiped(self) -> None:
+        """Wait until the files are deleted, if they are."""
         if self._wiping is not None:
             await self._wiping
-        await self._maker.close()
 
     def _wipe(self) -> None:
         """Blocks for a moment."""
@@ -164,7 +162,7 @@ class Generation:
         """Give the template's process what is its, and the supervisor the rest."""
         if isinstance(message, Forked):
             self._not_forked = ""
-        elif isinstance(message, ForkFailed) and self._maker.state is State.SERVING:
+        elif isinstance(message, ForkFailed) and self._zygote.lifecycle.state is State.SERVING:
             self._not_forked = message.reason
         match message:
             case Forked(role="template") if self._template is not None:
@@ -181,6 +179,6 @@ class Generation:
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
-        if self._maker.state is State.RETIRED and self._maker.idle:
+        if self._zygote.lifecycle.state is State.RETIRED and self._zygote.idle:
             _LOG.info("generation %d has no process left", self.number)
             self.discard()

@@ -77,7 +77,7 @@ class ReaderProcess(SupervisedProcess[ReaderReady | ObjectRead | ObjectUnread]):
     def note(self) -> str:
         """What it has read, or why it does not."""
         figures = f"{self.read} objects read, {self.failed} failed" if self.live else "starting"
-        return self._problem() or figures
+        return self.problem or figures
 
     async def ask(self, what: Literal["json", "header"], uri: str) -> dict[str, Any]:
         """Have an object read.

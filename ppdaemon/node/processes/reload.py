@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -26,9 +27,6 @@ _LOG = logging.getLogger(__name__)
 FIXED_PARTS = ("node", "relay", "arrivals")
 RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
 """What may change in the parts that are fixed otherwise."""
-
-ENDING_S = 2.0
-"""How long zygotes may take to be gone when the daemon stops."""
 
 
 def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
@@ -71,13 +69,18 @@ class Generations:
         self.refusal = ""
         """Why the last reload that nobody waited for was refused, or blank."""
         self._read_config = read_config
-        self._folders = NodeFolders.of(config)
-        self._lifeline = lifeline
-        self._environment = environment
         self._clock = clock
-        self._on_message = on_message
         self._switch = switch
         self._count = count
+        self._make = partial(
+            Generation,
+            folders=NodeFolders.of(config),
+            lifeline=lifeline,
+            environment=environment,
+            clock=clock,
+            on_message=on_message,
+            count=count,
+        )
         self._made = 0
         self._all: list[Generation] = []
         self._reloading = False
@@ -163,27 +166,14 @@ class Generations:
         _LOG.info("reloaded: generation %d follows %d", coming.number, before.number)
 
     async def close(self) -> None:
-        """End all zygotes, and wait a moment until they are gone."""
+        """End all zygotes."""
         for generation in self._all:
             generation.close()
-        try:
-            async with asyncio.timeout(ENDING_S):
-                await asyncio.gather(*(generation.closed() for generation in self._all))
-        except TimeoutError:
-            _LOG.warning("a process survives KILL; it is left")
+            await generation.wiped()
 
     def _new(self, config: NodeConfig) -> Generation:
         self._all = [generation for generation in self._all if not generation.over]
         self._made += 1
-        generation = Generation(
-            self._made,
-            config,
-            self._folders,
-            self._lifeline,
-            self._environment,
-            self._clock,
-            self._on_message,
-            self._count,
-        )
+        generation = self._make(self._made, config)
         self._all.append(generation)
         return generation

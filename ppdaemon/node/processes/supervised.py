@@ -20,7 +20,7 @@ from typing import Any
 import pydantic
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Reaped, Role
+from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
 from ppdaemon.node.processes.child import Child, adopt
 from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
 from ppdaemon.wire import decode, encode
@@ -29,9 +29,6 @@ __all__ = ("ForkedProcess", "SupervisedProcess")
 
 _LOG = logging.getLogger(__name__)
 
-KILL_S = 2.0
-"""How long a process may survive KILL: one on a hanging filesystem must not
-stop the supervisor."""
 LAST_LINES = 15
 LAST_BYTES = 20_000
 
@@ -63,12 +60,17 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self._child: Child | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._gone: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def pid(self) -> int | None:
         """The process's id, while there is one."""
         return self._child.pid if self._child else None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no process, or why it may soon be gone; or blank."""
+        text = self.lifecycle.problem(self._loop.time())
+        return f"the {self._name} {text}; see {self._log}" if text else ""
 
     def start(self) -> None:
         """Start the process, unless there is one or none is wanted any more."""
@@ -90,25 +92,15 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self.lifecycle.retire()
         self._set_timer()
 
-    def close(self) -> asyncio.Future[None]:
-        """Kill the process, and start no other.
-
-        Returns
-        -------
-        gone : `asyncio.Future`
-            Done when the process is reaped, if it is to be reaped here; else,
-            and if it survives KILL for 2 s, without waiting for its end.
+    def close(self) -> None:
+        """Kill the process, and start no other. It is not waited for: the sweep
+        of orphans reaps it, also if it should survive KILL for a while.
         """
         self.lifecycle.close()
         self._set_timer()
         if self._child is not None:
             self._child.signal(signal.SIGKILL)
-            self._loop.remove_reader(self._child.channel)
-            if self._child.popen is not None:
-                self._loop.call_later(KILL_S, self._leave)
-                return self._gone
         self._release()
-        return self._gone
 
     # --- for subclasses ---------------------------------------------------
 
@@ -155,10 +147,6 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self.lifecycle.answered(key, self._loop.time())
         self._set_timer()
 
-    def _problem(self) -> str:
-        text = self.lifecycle.problem(self._loop.time())
-        return f"the {self._name} {text}; see {self._log}" if text else ""
-
     def _last_lines(self) -> str:
         """Return the last lines that were logged since the start."""
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as stream:
@@ -194,11 +182,11 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
 
     def _on_end(self) -> None:
         """Take the last messages, then reap: what it has done it has done."""
-        assert self._child is not None
-        while self.lifecycle.state is not State.CLOSED and self._receive():
+        while self._child is not None and self._receive():
             pass
-        self._end(_manner(self._child.reap()))
-        self._set_timer()
+        if self._child is not None:  # else a message has closed it
+            self._end(_manner(self._child.reap()))
+            self._set_timer()
 
     def _end(self, manner: str) -> None:
         before, owed = self.lifecycle.state, list(self.lifecycle.owed)
@@ -227,13 +215,6 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
             self._loop.remove_reader(self._child.pidfd)
             self._child.close()
             self._child = None
-        if self.lifecycle.state is State.CLOSED and not self._gone.done():
-            self._gone.set_result(None)
-
-    def _leave(self) -> None:
-        if not self._gone.done():
-            _LOG.warning("the %s survives KILL; it is left", self._name)
-            self._gone.set_result(None)
 
     # --- time -------------------------------------------------------------
 
@@ -309,13 +290,13 @@ class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
             self._set_timer()
 
 
-def _manner(reaped: Reaped | None) -> str:
+def _manner(status: int | None) -> str:
     """Return how a process ended."""
-    if reaped is None:
+    if status is None:
         return "ended"
-    if reaped.status >= 0:
-        return f"ended with status {reaped.status}"
+    if status >= 0:
+        return f"ended with status {status}"
     try:
-        return f"was killed by {signal.Signals(-reaped.status).name}"
+        return f"was killed by {signal.Signals(-status).name}"
     except ValueError:
-        return f"was killed by signal {-reaped.status}"
+        return f"was killed by signal {-status}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The zygote: one process that forks all others of a configuration."""
+"""The zygote: one process that starts all others of a configuration."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import ZYGOTE_WORDS, Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
 from ppdaemon.node.processes.child import Child, Lifeline, launch
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.lifecycle import Lifecycle
 from ppdaemon.node.processes.supervised import SupervisedProcess
 
 __all__ = ("OnMessage", "Zygote", "ZygoteFailed")
@@ -81,19 +81,9 @@ class Zygote(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
         self._booted: asyncio.Future[None] = self._loop.create_future()
 
     @property
-    def state(self) -> State:
-        """Whether it serves, is retired, or is closed for good."""
-        return self.lifecycle.state
-
-    @property
     def idle(self) -> bool:
         """Whether it has no process, and owes none."""
         return not self.living and not self.lifecycle.owed
-
-    @property
-    def problem(self) -> str:
-        """Why there may be no new processes, or blank."""
-        return self._problem()
 
     async def boot(self) -> None:
         """Start the first one.
