@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Raws in object stores: real notices, a real reader process, a store on this host."""
 
+import asyncio
 import json
 import os
 import signal

@@ -21,16 +21,16 @@ from benching.places import Places
 
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
 from poolbench.node import BenchFailed, node_config, private_mb_of
+from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role
+from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped
 from ppdaemon.node.processes.child import Lifeline
-from ppdaemon.node.processes.zygote import Zygote
+from ppdaemon.node.processes.generation import Generation
 from ppdaemon.wire import decode, encode
 
 __all__ = ("measure_forks",)
 
-GENERATION = 1
 LIMIT_S = 60.0
 SETTLED_S = 0.2
 """A worker that has said READY still returns from saying so."""
@@ -49,17 +49,18 @@ class Birth:
 
 
 class _Parent:
-    """Whoever makes processes, asked for one at a time."""
+    """A generation, asked for one process at a time."""
 
-    def __init__(self, config: NodeConfig, lifeline: Lifeline):
+    def __init__(self, number: int, config: NodeConfig, lifeline: Lifeline):
         self._folders = NodeFolders.of(config)
         self._heard: asyncio.Queue[tuple[object, list[int]]] = asyncio.Queue()
-        self.zygote = Zygote(
-            self._folders.settings(GENERATION),
+        self.generation = Generation(
+            number,
+            config,
+            self._folders,
             lifeline,
-            {**os.environ, **config.workers.environment},
-            self._folders.logs / "zygote.log",
-            LIMIT_S,
+            os.environ,
+            Clock(),
             lambda message, descriptors: self._heard.put_nowait((message, descriptors)),
             Counter(),
         )
@@ -72,13 +73,13 @@ class _Parent:
             raise BenchFailed(f"{words!r} instead of {kind.__name__}\n{log.read_text()}")
         return words, descriptors
 
-    async def bear(self, role: Role, slot: int) -> Birth:
-        """Have a process made, wait until it is ready, weigh it, let it end."""
-        repo, log = self._folders.repo(slot), self._folders.logs / f"{role}.log"
+    async def bear(self, slot: int) -> Birth:
+        """Have a worker made, wait until it is ready, weigh it, let it end."""
+        repo, log = self._folders.repo(slot), self._folders.logs / "worker.log"
         repo.mkdir()
-        order = ForkWorker(role=role, slot=slot, epoch=1, repo=str(repo), log=str(log), generation=GENERATION)
+        order = ForkWorker(role="worker", slot=slot, epoch=1, repo=str(repo), log=str(log))
         asked = time.monotonic()
-        self.zygote.ask(order)
+        self.generation.ask(order)
         forked, descriptors = await self.hear(Forked)
         born_ms = (time.monotonic() - asked) * 1e3
         os.close(descriptors[1])
@@ -88,28 +89,26 @@ class _Parent:
             packet = await asyncio.wait_for(receive, LIMIT_S)
             ready_ms = (time.monotonic() - asked) * 1e3
             if not packet or not isinstance(decode(packet, FACTS, limit=PACKET_LIMIT), Ready):
-                raise BenchFailed(f"the {role} is not ready: {packet!r}\n{log.read_text()}")
-            private_mb = 0.0
-            if role == "worker":
-                await asyncio.sleep(SETTLED_S)
-                private_mb = private_mb_of(forked.pid)
-                channel.send(encode(Quit()))
+                raise BenchFailed(f"the worker is not ready: {packet!r}\n{log.read_text()}")
+            await asyncio.sleep(SETTLED_S)
+            private_mb = private_mb_of(forked.pid)
+            channel.send(encode(Quit()))
             reaped, _ = await self.hear(Reaped)
         shutil.rmtree(repo)
         return Birth(born_ms, ready_ms, reaped.cpu_s * 1e3, private_mb)
 
 
 @asynccontextmanager
-async def _parent(config: NodeConfig) -> AsyncIterator[_Parent]:
-    NodeFolders.of(config).settings(GENERATION).write_text(config.model_dump_json())
+async def _parent(number: int, config: NodeConfig) -> AsyncIterator[_Parent]:
     lifeline = Lifeline()
-    parent = _Parent(config, lifeline)
+    parent = _Parent(number, config, lifeline)
     try:
-        await parent.zygote.boot()
+        await parent.generation.make()
+        await parent.hear(Reaped)  # what has made the template
         yield parent
     finally:
-        pid = parent.zygote.pid
-        parent.zygote.close()
+        pid = parent.generation.pid
+        parent.generation.close()
         lifeline.close()
         if pid is not None:
             await asyncio.to_thread(os.waitpid, pid, 0)
@@ -117,16 +116,15 @@ async def _parent(config: NodeConfig) -> AsyncIterator[_Parent]:
 
 async def _fork(config: NodeConfig, runs: int) -> tuple[list[Birth], float]:
     """Return the births, and what the zygote weighs."""
-    async with _parent(config) as parent:
-        await parent.bear("template", 0)
-        births = [await parent.bear("worker", number) for number in range(runs)]
-        return births, private_mb_of(parent.zygote.pid)
+    async with _parent(1, config) as parent:
+        births = [await parent.bear(number) for number in range(runs)]
+        return births, private_mb_of(parent.generation.pid)
 
 
 async def _spawn(config: NodeConfig, runs: int) -> list[Birth]:
     workers = config.workers.model_copy(update={"start": "spawn"})
-    async with _parent(config.model_copy(update={"workers": workers})) as parent:
-        return [await parent.bear("worker", number) for number in range(runs)]
+    async with _parent(2, config.model_copy(update={"workers": workers})) as parent:
+        return [await parent.bear(number) for number in range(runs)]
 
 
 def measure_forks(

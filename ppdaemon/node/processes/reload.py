@@ -17,8 +17,7 @@ from ppdaemon.errors import PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
-from ppdaemon.node.processes.generation import Generation
-from ppdaemon.node.processes.zygote import OnMessage
+from ppdaemon.node.processes.generation import Generation, OnMessage
 
 __all__ = ("Generations", "needs_restart")
 
@@ -47,7 +46,7 @@ class Generations:
     ----------
     read_config : `~collections.abc.Callable`
         Reads and checks the configuration file.
-    on_message : `~ppdaemon.node.processes.zygote.OnMessage`
+    on_message : `~ppdaemon.node.processes.generation.OnMessage`
         What becomes of workers and exporters.
     switch : `~collections.abc.Callable`
         Called with the new configuration when its generation can serve.
@@ -102,8 +101,8 @@ class Generations:
         return tuple(filter(None, (self._present.problem, self.refusal)))
 
     async def start(self) -> None:
-        """Have the first generation; raises as its `~Generation.start` does."""
-        await self._present.start()
+        """Have the first generation; raises as its `~Generation.make` does."""
+        await self._present.make()
 
     def processes(self) -> tuple[set[int], set[int]]:
         """Return the zygotes of all generations, and what they have forked that
@@ -152,7 +151,7 @@ class Generations:
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
         coming = self._new(config)
         try:
-            await coming.start()
+            await coming.make()
         except BaseException as error:
             coming.discard()
             if isinstance(error, OSError):
