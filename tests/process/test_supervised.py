@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from node import TESTS, alive
+from waiting import wait_until
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.messages import (
@@ -74,6 +75,8 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
     def _serve(self):
         assert self._order("order", Quit())
         self.story.append("serves")
+        if self._deed == "answer and exit":  # the loop finds answers and death at the same time
+            wait_until(lambda: not alive(self.pids[-1]), DEADLINE_S)
 
     def _received(self, message, descriptors):
         if isinstance(message, Ready):
