@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.errors import PPDaemonError, StateUnusable
+from ppdaemon.errors import Refused, StateUnusable
 
-__all__ = ("BatchWriter", "Commit", "NotWritten", "SqliteFile", "Step")
+__all__ = ("BatchWriter", "Commit", "SqliteFile", "Step")
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,9 +79,8 @@ class SqliteFile:
                 self._db = _open(path, program, steps, busy_s)
             except _Corrupt as error:
                 self.moved_aside = _set_aside(path)
-                _LOG.error(
-                    "%s is corrupt (%s): moved to %s, an empty one begins", path, error, self.moved_aside
-                )
+                where = {"path": str(path), "moved_to": str(self.moved_aside), "reason": str(error)}
+                _LOG.error("%s is corrupt: moved aside, an empty one begins", path.stem, extra=where)
                 self._db = _open(path, program, steps, busy_s)
         except (sqlite3.Error, OSError, _Corrupt) as error:
             raise StateUnusable(f"{path}: {error}") from error
@@ -170,10 +169,6 @@ def _set_aside(path: Path) -> Path:
     return kept
 
 
-class NotWritten(PPDaemonError):
-    """The file is locked, full or unreadable for the time being."""
-
-
 @dataclass(frozen=True, slots=True)
 class Commit[F: SqliteFile]:
     """Something to write, and what follows when it is on disk."""
@@ -184,8 +179,9 @@ class Commit[F: SqliteFile]:
     done: Callable[[Any], None]
     """Called in the event loop with what `work` returned."""
     failed: Callable[[Exception], None] | None = None
-    """Called in the event loop with the reason if nothing of `work` was done;
-    without it, `work` is tried again until it is done."""
+    """Called in the event loop with the reason if nothing of `work` was done:
+    `~ppdaemon.errors.Refused` if the file cannot be written at present. Without
+    it, `work` is tried again until it is done."""
     alone: bool = False
     """Whether `work` is called outside of any transaction, as queries are;
     needs `failed`."""
@@ -250,17 +246,8 @@ class BatchWriter[F: SqliteFile]:
         Returns what `work` returns and raises what it raises.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-
-        def done(result: R) -> None:
-            if not answer.done():  # nobody may be waiting any more
-                answer.set_result(result)
-
-        def failed(error: Exception) -> None:
-            if not answer.done():
-                answer.set_exception(error)
-
-        self.put(Commit(work, done, failed, alone=True))
-        return await answer
+        self.put(Commit(work, answer.set_result, answer.set_exception, alone=True))
+        return await asyncio.shield(answer)  # it can be set when its caller was cancelled, too
 
     async def room(self) -> None:
         """Wait until there is room for more."""
@@ -301,14 +288,14 @@ class BatchWriter[F: SqliteFile]:
 
     async def _next_batch(self) -> list[Commit[F]]:
         """Wait for something to do; return nothing at the end."""
-        await self._filled.wait()
+        while not (self._waiting or self._finishing):
+            self._filled.clear()
+            await self._filled.wait()
         batch: list[Commit[F]] = []
         while self._waiting and len(batch) < BATCH:
             if batch and (batch[0].alone or self._waiting[0].alone):
                 break
             batch.append(self._waiting.popleft())
-        if not self._waiting and not self._finishing:
-            self._filled.clear()
         self._under_way = len(batch)
         return batch
 
@@ -335,18 +322,17 @@ class BatchWriter[F: SqliteFile]:
 
     def _put_off(self, batch: list[Commit[F]], error: sqlite3.Error) -> None:
         """Keep what must be done, in its order; fail what may fail."""
-        reason = NotWritten(f"the {self._name} cannot be written: {error}")
-        self.problem = str(reason)
+        self.problem = f"the {self._name} cannot be written: {error}"
         self._complain(self.problem)
-        if self._finishing:  # effects that follow what was not written must not be performed either
+        if self._finishing:  # nor may effects be performed that follow what was not written
             batch = [*batch, *self._waiting]
             self._waiting.clear()
         kept = [commit for commit in batch if commit.failed is None]
-        if self._finishing and kept:
-            _LOG.error("%d changes were not written before the end: %s", len(kept), reason)
-        elif kept:
+        if not self._finishing:
             self._waiting.extendleft(reversed(kept))
-            self._filled.set()
+        elif kept:
+            _LOG.error("%d changes were not written before the end: %s", len(kept), error)
+        reason = Refused(self.problem)
         self._perform([partial(commit.failed, reason) for commit in batch if commit.failed is not None])
 
     def _perform(self, effects: Sequence[Callable[[], None]]) -> None:

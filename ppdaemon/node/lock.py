@@ -51,22 +51,19 @@ def lock_node(folders: NodeFolders, life: str) -> NodeLock:
         for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
             folder.mkdir(parents=True, exist_ok=True)
         lock = StateLock(folders.lock)
+        try:
+            removed, unknown = _clear(folders)
+            folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
+            for folder in (folders.slots, folders.cache, folders.runs):
+                folder.mkdir(exist_ok=True)
+        except BaseException:
+            lock.close()
+            raise
     except LockHeld as held:
         text = f"{folders.state} belongs to a running ppdaemon (process {held.holder or '?'})"
         raise StateUnusable(text) from None
     except OSError as error:
         raise StateUnusable(f"{error.filename}: {error.strerror}") from None
-    try:
-        removed, unknown = _clear(folders)
-        folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
-        for folder in (folders.slots, folders.cache, folders.runs):
-            folder.mkdir(exist_ok=True)
-    except OSError as error:
-        lock.close()
-        raise StateUnusable(f"{error.filename}: {error.strerror}") from None
-    except StateUnusable:
-        lock.close()
-        raise
     for path in unknown:
         _LOG.warning("%s is nobody's; it is kept", path)
     return NodeLock(lock, removed, unknown)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from ppdaemon.errors import StateUnusable
-from ppdaemon.sqlitefile import BATCH, ROOM, BatchWriter, Commit, NotWritten, SqliteFile
+from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.sqlitefile import BATCH, ROOM, BatchWriter, Commit, SqliteFile
 
 STEPS = (lambda db: db.executescript("CREATE TABLE t (n INTEGER PRIMARY KEY); CREATE TABLE other (n);"),)
 
@@ -297,13 +297,13 @@ def test_while_the_file_is_locked_what_must_be_done_waits_in_its_order(file, loc
             await until(lambda: len(complaints) > 1)
             writer.put(adding(4, log))
             assert writer.problem == complaints[0] == "the list cannot be written: database is locked"
-            assert log == [(2, NotWritten)]
+            assert log == [(2, Refused)]
             locked.execute("ROLLBACK")
             await until(lambda: not writer.backlog)
             assert writer.problem == ""
 
     asyncio.run(run())
-    assert log == [(2, NotWritten), 1, "after 1", 3, 4]
+    assert log == [(2, Refused), 1, "after 1", 3, 4]
     assert file.all() == [1, 3, 4]
 
 
@@ -406,7 +406,7 @@ def test_the_end_does_not_wait_for_a_locked_file(file, locked, caplog):
             writer.put(adding(2, log, may_fail=True))
 
     asyncio.run(run())
-    assert log == [(2, NotWritten)]
+    assert log == [(2, Refused)]
     assert "2 changes were not written" in caplog.text
 
 
