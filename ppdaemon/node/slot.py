@@ -346,7 +346,8 @@ class Slot(Seat):
             self.note += ": the kernel killed it for its memory"
         finish: Actions = []
         if self.assignment is not None:
-            finish = self._finish(outcome, self.note, retriable=outcome == Outcome.CRASHED)
+            retriable = outcome == Outcome.CRASHED
+            finish = self._finish(outcome, self.note, retriable=retriable, worker_lost=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = "quarantined: the worker says that its configuration is wrong; see its log"
             return [*finish, WipeRepo(), *self._go(S.QUARANTINED, now, None)]

@@ -15,9 +15,10 @@ from waiting import wait_until
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
-from ppdaemon.node import latetable
 from ppdaemon.node.assignment import Key
-from ppdaemon.node.journal import Entry, Journal, RowMissing
+from ppdaemon.node.visits import latetable
+from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 
@@ -190,7 +191,7 @@ def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
     journal.accept([an_entry()])
     journal.update([ended(an_entry(), Outcome.NO_IMAGE)])
     journal.late.note([a_raw(exposure=7), a_raw(exposure=8)])
-    journal.requeue([an_entry(attempt=2)])
+    journal.requeue([an_entry()], [an_entry(attempt=2)])
     assert [(row.exposure, row.attempt, row.outcome) for row in journal.late.rows(10)] == [
         (8, 2, None),
         (7, 2, None),
@@ -217,7 +218,7 @@ def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
     first.no_return = "alerts"
     journal.update([first, ended(an_entry(detector=1))])
     assert [entry.key.detector for entry in journal.last_attempts("g")] == [0, 1]
-    journal.requeue([an_entry(attempt=2)])
+    journal.requeue([an_entry()], [an_entry(attempt=2)])
     again, other = journal.last_attempts("g")
     assert (again.key.attempt, again.outcome, again.final, again.no_return) == (2, None, False, "alerts")
     assert (other.key.attempt, other.outcome, other.final) == (1, Outcome.SUCCEEDED, True)
@@ -230,9 +231,11 @@ def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
 def test_the_same_attempt_is_not_requeued_twice(journal):
     journal.accept([an_entry(), an_entry(detector=1)])
     journal.update([ended(an_entry()), ended(an_entry(detector=1))])
-    journal.requeue([an_entry(attempt=2)])
+    journal.requeue([an_entry()], [an_entry(attempt=2)])
     with pytest.raises(sqlite3.IntegrityError):
-        journal.requeue([an_entry(detector=1, attempt=2), an_entry(attempt=2)])
+        journal.requeue(
+            [an_entry(detector=1), an_entry()], [an_entry(detector=1, attempt=2), an_entry(attempt=2)]
+        )
     assert [entry.key.attempt for entry in journal.last_attempts("g")] == [2, 1]
 
 
@@ -299,7 +302,7 @@ def test_what_was_acknowledged_survives_a_kill(path):
         import sys
         from pathlib import Path
         from test_journal import an_entry
-        from ppdaemon.node.journal import Journal
+        from ppdaemon.node.visits.journal import Journal
         journal = Journal(Path(sys.argv[1]))
         for k in range(100_000):
             journal.accept([an_entry(f"g{k}")])

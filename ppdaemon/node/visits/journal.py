@@ -2,28 +2,39 @@
 """What the node has promised and what became of it: one SQLite file.
 
 One row per attempt at a visit-detector. What a call has returned from
-survives the machine. `Journal` blocks and belongs to one thread; the
-supervisor reaches it through `ppdaemon.node.journalthread.JournalThread`.
+survives the machine. `Journal` blocks and belongs to one thread, that of a
+`~ppdaemon.sqlitefile.BatchWriter`.
 """
 
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import assert_never
 
 from ppdaemon.messages import ResultEntry
-from ppdaemon.node import latetable
 from ppdaemon.node.assignment import Key
-from ppdaemon.node.latetable import LateTable
+from ppdaemon.node.visits import latetable
+from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.latetable import LateTable
+from ppdaemon.node.visits.turn import (
+    Accept,
+    NoteExported,
+    NoteRaws,
+    NoteReported,
+    Requeue,
+    Retry,
+    Unreport,
+    Update,
+    Write,
+)
 from ppdaemon.reports import VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import encode
 
-__all__ = ("Entry", "Journal", "RowMissing")
+__all__ = ("Journal", "RowMissing")
 
 BUSY_S = 5.0
 """For another program that reads or mends the file."""
@@ -70,70 +81,6 @@ _IS_PLACE = "instrument = ? AND grp = ? AND detector = ?"
 _IS_KEY = f"{_IS_PLACE} AND attempt = ?"
 
 
-@dataclass(slots=True)
-class Entry:
-    """One open row as the supervisor holds it; written when it changes."""
-
-    key: Key
-    visit: NextVisit
-    received_tai: float
-    stages: dict[Stage, float] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-    """What its steps took and brought, as its worker says."""
-    outcome: Outcome | None = None
-    reason: str = ""
-    retriable: bool = False
-    final: bool = False
-    """Whether this attempt's outcome is the visit-detector's."""
-    pipeline: str = ""
-    engine: str = ""
-    slot: int | None = None
-    pid: int | None = None
-    exposures: tuple[int, ...] = ()
-    partial: bool = False
-    datasets: int = 0
-    shutter_close_tai: float | None = None
-    ended_tai: float | None = None
-    no_return: str = ""
-    seen: tuple[int, ...] = ()
-    """Exposures whose raws had come when it ended, used or not."""
-    asked: int = 1
-    """The attempt that the relay has asked for last; it counts its own."""
-    promised: bool = True
-    """Whether its row is in the journal; before, nothing else of it may be
-    written or reported."""
-
-    def row(self) -> VisitRow:
-        """Return the entry as it is shown to operators.
-
-        Returns
-        -------
-        row : `~ppdaemon.reports.VisitRow`
-            The same.
-        """
-        return VisitRow(
-            instrument=self.key.instrument,
-            group=self.key.group,
-            detector=self.key.detector,
-            attempt=self.key.attempt,
-            survey=self.visit.survey,
-            outcome=self.outcome,
-            reason=self.reason,
-            pipeline=self.pipeline,
-            engine=self.engine,
-            slot=self.slot,
-            pid=self.pid,
-            exposures=self.exposures,
-            partial=self.partial,
-            retriable=self.retriable,
-            datasets=self.datasets,
-            stages=self.stages,
-            figures=self.figures,
-            shutter_close_tai=self.shutter_close_tai,
-            ended_tai=self.ended_tai,
-        )
-
-
 class RowMissing(LookupError):
     """A row that must be there is not: the transaction was undone."""
 
@@ -151,7 +98,46 @@ class Journal(SqliteFile):
     def __init__(self, path: Path):
         super().__init__(path, "ppdaemon", _STEPS, busy_s=BUSY_S)
         self.late = LateTable(self._db, self.transaction)
-        """Raws that came too late (`~ppdaemon.node.latetable.LateTable`)."""
+        """Raws that came too late (`~ppdaemon.node.visits.latetable.LateTable`)."""
+
+    def write(self, write: Write) -> object:
+        """Do what a decision asks for.
+
+        Parameters
+        ----------
+        write : `~ppdaemon.node.visits.turn.Write`
+            What to do.
+
+        Returns
+        -------
+        result : `object`
+            As the write says; most have none.
+
+        Raises
+        ------
+        RowMissing, sqlite3.IntegrityError
+            Raised if the journal contradicts it; then nothing is written.
+        """
+        match write:
+            case Update(entries=entries):
+                self.update(entries)
+            case Accept(entries=entries):
+                return self.accept(entries)
+            case Retry(before=before, entry=entry):
+                self.retry(before, entry)
+            case NoteRaws(raws=raws):
+                return self.late.note(raws)
+            case NoteReported(keys=reported):
+                self.reported(reported)
+            case NoteExported(keys=keys, tai=tai):
+                self.exported(keys, tai)
+            case Unreport(keys=keys):
+                self.unreport(keys)
+            case Requeue(before=ended, entries=entries):
+                self.requeue(ended, entries)
+            case _:
+                assert_never(write)
+        return None
 
     def accept(self, entries: Sequence[Entry]) -> list[bool]:
         """Promise visit-detectors.
@@ -199,22 +185,30 @@ class Journal(SqliteFile):
             self._write([before])
             self._insert(entry)
 
-    def requeue(self, entries: Sequence[Entry]) -> None:
-        """Promise one more attempt at visit-detectors that had their outcome,
+    def requeue(self, before: Sequence[Entry], entries: Sequence[Entry]) -> None:
+        """Insert one more attempt at visit-detectors that had their outcome,
         which is theirs no more.
 
         Parameters
         ----------
+        before : `~collections.abc.Sequence` [`Entry`]
+            The last attempts, as they were read.
         entries : `~collections.abc.Sequence` [`Entry`]
-            The next attempts.
+            The next attempts, in the same order.
 
         Raises
         ------
         sqlite3.IntegrityError
-            Raised if one of them exists by now; then nothing is promised.
+            Raised if another attempt has been accepted meanwhile; then
+            nothing is inserted.
         """
         with self.transaction():
-            for entry in entries:
+            for old, entry in zip(before, entries, strict=True):
+                (last,) = self._db.execute(
+                    f"SELECT max(attempt) FROM attempt WHERE {_IS_PLACE}", old.key[:3]
+                ).fetchone()
+                if last != old.key.attempt:
+                    raise sqlite3.IntegrityError(f"the relay has asked for {old.key} again meanwhile")
                 self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
                 self._insert(entry)
 
@@ -333,6 +327,23 @@ class Journal(SqliteFile):
                 f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
                 [(tai, *key) for key in keys],
             )
+
+    def followed(self, keys: Sequence[Key]) -> set[Key]:
+        """Return those attempts that another attempt at their visit-detector
+        has followed.
+
+        Parameters
+        ----------
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+            Attempts, in the journal or not.
+
+        Returns
+        -------
+        followed : `set` [`~ppdaemon.node.assignment.Key`]
+            Some of them.
+        """
+        query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_PLACE} AND attempt > ?)"
+        return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
 
     def unfinished(self) -> list[Entry]:
         """Return the attempts that no outcome of their visit-detector follows.
