@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from ppdaemon.messages import Raw
 from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.journal import Entry
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.states import Outcome, Stage
 
 __all__ = ("Docket", "OpenVisit")
@@ -116,7 +116,7 @@ class Docket:
 
         Returns
         -------
-        expected : `list` [`~ppdaemon.rawpath.Expected`]
+        expected : `list` [`~ppdaemon.raws.path.Expected`]
             One for each visit of which some detector has not all its raws.
         """
         found = []

@@ -12,7 +12,7 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.scan import Moment
 from ppdaemon.node.arrivals.tree import RawTree
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
 GROUP = "2025-11-22T03:25:16.951"

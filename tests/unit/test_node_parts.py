@@ -11,7 +11,7 @@ from ppdaemon.node.budget import RestartBudget
 from ppdaemon.node.deadlines import Deadlines
 from ppdaemon.node.docket import Docket, OpenVisit
 from ppdaemon.node.journal import Entry
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.states import Outcome, Stage
 
 

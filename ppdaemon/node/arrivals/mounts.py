@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from ppdaemon.rawroots import WatchKind
+from ppdaemon.raws.roots import WatchKind
 
 __all__ = ("LOCAL", "Means", "Mount", "means_for", "mount_of", "read_mounts")
 

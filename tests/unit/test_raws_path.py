@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ppdaemon.camera import load_camera
 from ppdaemon.errors import BadMessage, ConfigError
-from ppdaemon.rawlayout import Layout, PatternLayout, SearchFolder, make_layout
-from ppdaemon.rawpath import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
+from ppdaemon.raws.layout import Layout, PatternLayout, SearchFolder, make_layout
+from ppdaemon.raws.path import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
 
 SERVED = {
     "LSSTCam": range(205),

@@ -21,9 +21,9 @@ from urllib.parse import quote, unquote
 import pydantic
 
 from ppdaemon.camera import camera_names
-from ppdaemon.detectornames import DetectorNames
 from ppdaemon.errors import BadMessage, ConfigError
-from ppdaemon.rawpath import (
+from ppdaemon.raws.detectornames import DetectorNames
+from ppdaemon.raws.path import (
     EXPECTED_SENSORS,
     FITS_ENDINGS,
     Expected,
@@ -36,7 +36,7 @@ from ppdaemon.rawpath import (
     read_ending,
     refuse_control,
 )
-from ppdaemon.rawpattern import PathFormat, PathPattern
+from ppdaemon.raws.pattern import PathFormat, PathPattern
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import Model
 
@@ -64,9 +64,9 @@ class PatternLayout(Model):
     """A layout of one's own."""
 
     pattern: str
-    """Reads paths: see `~ppdaemon.rawpattern.PathPattern`."""
+    """Reads paths: see `~ppdaemon.raws.pattern.PathPattern`."""
     path: str | None = None
-    """Writes them: see `~ppdaemon.rawpattern.PathFormat`. Without it folders
+    """Writes them: see `~ppdaemon.raws.pattern.PathFormat`. Without it folders
     of expected raws are looked for from the root on."""
 
     @pydantic.field_validator("pattern")
@@ -160,7 +160,7 @@ class Layout:
 
         Returns
         -------
-        name : `~ppdaemon.rawpath.RawName` or `None`
+        name : `~ppdaemon.raws.path.RawName` or `None`
             `None` for any other file.
 
         Raises
@@ -187,7 +187,7 @@ class Layout:
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What `parse` returns of each of them.
 
         Returns
@@ -220,14 +220,14 @@ class Layout:
 
         Parameters
         ----------
-        expected : `~ppdaemon.rawpath.Expected`
+        expected : `~ppdaemon.raws.path.Expected`
             What is waited for.
 
         Returns
         -------
         folders : `tuple` [`SearchFolder`]
             They need not exist. What is in them is judged by `admits`, and
-            files by `parse` and `~ppdaemon.rawpath.Expected.wants`.
+            files by `parse` and `~ppdaemon.raws.path.Expected.wants`.
         """
         if self._format is None:
             return (SearchFolder("", self.depth),)
@@ -244,7 +244,7 @@ class Layout:
         ----------
         folder : `str`
             Relative to the root.
-        expected : `~ppdaemon.rawpath.Expected`
+        expected : `~ppdaemon.raws.path.Expected`
             What is waited for.
 
         Returns

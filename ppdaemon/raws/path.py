@@ -2,7 +2,7 @@
 """Names of raw files: what they say, and which are not to be opened.
 
 Pure: looks at names only, never at files. How paths are built and read is
-`ppdaemon.rawlayout`'s.
+`ppdaemon.raws.layout`'s.
 """
 
 import datetime

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.rawpattern import MAX_NAME, PathFormat, PathPattern
+from ppdaemon.raws.pattern import MAX_NAME, PathFormat, PathPattern
 
 NEEDED = r"(?P<exposure>\d+)/(?P<detector>\d+)"
 

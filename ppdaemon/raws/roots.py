@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pydantic
 
 from ppdaemon.errors import ConfigError
-from ppdaemon.rawlayout import LayoutName, PatternLayout, make_layout
+from ppdaemon.raws.layout import LayoutName, PatternLayout, make_layout
 from ppdaemon.wire import Model
 
 __all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind", "unsuited")
