@@ -79,7 +79,7 @@ class ArrivalsConfig(Model):
     with what is special there."""
     layout: LayoutField = "lsst"
     """How paths below the roots are built; a name, or a mapping with
-    ``pattern`` and ``path``."""
+    ``path``."""
     watch: WatchKind = "auto"
     """How the roots are watched; ``auto`` goes by the filesystem."""
     done: DoneMarker | None = None

@@ -126,7 +126,7 @@ def place_in(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Pa
         filter=plan.physical_filter,
         label=f"{plan.obs_id}_{name}",
     )
-    return Path(layout.paths(raw)[0])
+    return Path(layout.path_of(raw))
 
 
 def encode_raw(plan: ExposurePlan, detector: int, pixels: np.ndarray) -> tuple[bytes, bytes]:
