@@ -161,7 +161,7 @@ def _reader(part: str, pieces: Sequence[_Piece]) -> tuple[list[str], re.Pattern[
             )
         if not ends:
             remainder = piece.field
-    pattern = re.compile("".join(piece.pattern for piece in pieces), re.DOTALL)
+    pattern = re.compile("".join(piece.pattern for piece in pieces))
     return [piece.field for piece in pieces if piece.field], pattern
 
 

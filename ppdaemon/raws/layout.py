@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How paths below a raw root are built, and read: the layouts.
 
-Those that the observatory's writers use, and others from the configuration::
-
-    lsst      <Inst>/<YYYYMMDD>/<obsid>/<obsid>_Rxx_Syy.fits
-    imsim     <Inst>/<YYYYMMDD>/<expid>/<expid>_<filter>_<detector>_Rxx_Syy.fits
-    generic   <Inst>/<detector>/<group>/<snap>/<expid>/<filter>/<name>.fits
-
+Those that the observatory's writers use, and others from the configuration,
 each with ``.fits``, ``.fits.fz`` or ``.fits.gz``, and ``.json`` for sidecars.
 Pure: looks at names only, never at files.
 """
@@ -37,7 +32,7 @@ from ppdaemon.raws.path import (
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import Model
 
-__all__ = ("CustomLayout", "Layout", "LayoutChoice", "LayoutName", "SearchFolder", "make_layout")
+__all__ = ("PATHS", "CustomLayout", "Layout", "LayoutChoice", "LayoutName", "SearchFolder", "make_layout")
 
 SEQUENCE_LIMIT = 100_000
 """Exposure id = day_obs * 100000 + sequence number."""
@@ -61,7 +56,7 @@ class CustomLayout(Model):
     def _without_pattern(cls, value: Any) -> Any:
         if isinstance(value, dict) and "pattern" in value:
             raise ValueError(
-                "pattern is not taken any more: path alone reads and writes. Write in path {name} for each "
+                "pattern is no longer supported: path alone reads and writes. Write in path {name} for each "
                 "(?P<name>...) of the pattern and {label} for other text that varies, such as "
                 '"{instrument}/{day_obs}/{exposure}_{detector:03d}"; for alternatives a list of paths'
             )
@@ -84,7 +79,7 @@ class CustomLayout(Model):
 type LayoutName = Literal["lsst", "imsim", "generic"]
 type LayoutChoice = LayoutName | CustomLayout
 
-_LAYOUTS: Mapping[str, str] = {
+PATHS: Mapping[str, str] = {
     "lsst": "{instrument}/{day_obs}/{obsid}/{obsid}_{raft}_{slot}",
     "imsim": "{instrument}/{day_obs}/{exposure}/{exposure}_{filter}_{detector}_{raft}_{slot}",
     "generic": "{instrument}/{detector}/{group}/{snap}/{exposure}/{filter}/{label}",
@@ -319,7 +314,7 @@ def make_layout(choice: LayoutChoice, instruments: Collection[str]) -> Layout:
     Raise `~ppdaemon.errors.ConfigError` if an instrument's detectors cannot be
     told by this layout.
     """
-    return Layout((_LAYOUTS[choice],) if isinstance(choice, str) else choice.path, instruments)
+    return Layout((PATHS[choice],) if isinstance(choice, str) else choice.path, instruments)
 
 
 def _count(fields: frozenset[str], levels: tuple[frozenset[str], ...]) -> int:

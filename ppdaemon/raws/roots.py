@@ -117,19 +117,8 @@ def unsuited(
 ) -> Iterator[tuple[int, str, str]]:
     """Find roots whose layout cannot tell what has to be known.
 
-    Parameters
-    ----------
-    roots : `~collections.abc.Sequence` [`RootConfig` or `RemoteRoot`]
-        The roots.
-    layout, done : `str` or `CustomLayout`, `str` or `None`
-        Of those that say nothing else.
-    instruments : `~collections.abc.Mapping` [`str`, `~collections.abc.Collection`]
-        Detectors that are served, by instrument.
-
-    Yields
-    ------
-    number, key, text : `int`, `str`, `str`
-        Which root, ``layout`` or ``done``, and what is wrong.
+    Layout and done are those of roots that have none of their own. Yield the
+    number of the root, ``layout`` or ``done``, and what is wrong.
     """
     for number, root in enumerate(roots):
         try:

@@ -105,7 +105,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         (
             "arrivals.layout",
             {"pattern": r"(?P<exposure>\d+)_(?P<detector>\d+)", "path": "{exposure}_{detector}"},
-            "arrivals.layout: pattern is not taken any more: path alone reads and writes",
+            "arrivals.layout: pattern is no longer supported: path alone reads and writes",
         ),
         ("arrivals.done", ".json", "arrivals.done: '.json' is the ending of raws"),
         ("arrivals.done", "a/b", "arrivals.done: a marker lies in the folder of its raw"),

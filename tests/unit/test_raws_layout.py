@@ -3,6 +3,7 @@
 
 import datetime
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ppdaemon.camera import load_camera
 from ppdaemon.errors import BadMessage, ConfigError
-from ppdaemon.raws.layout import CustomLayout, Layout, SearchFolder, make_layout
+from ppdaemon.raws.layout import PATHS, CustomLayout, Layout, SearchFolder, make_layout
 from ppdaemon.raws.path import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
 
 SERVED = {
@@ -41,6 +42,12 @@ def assert_both_ways(layout: Layout, path: str) -> RawName:
     if name.kind in (Kind.IMAGE, Kind.GUIDER):
         assert layout.parse(layout.path_of(name)) == name
     return name
+
+
+def test_the_example_of_the_configuration_shows_the_paths_of_each_layout():
+    shown = (Path(__file__).parents[2] / "etc" / "ppdaemon.yaml").read_text()
+    for name, path in PATHS.items():
+        assert f"  #   {name:8} {path}\n" in shown
 
 
 def test_a_raw_says_exposure_and_detector():
@@ -423,7 +430,7 @@ def test_paths_that_do_not_go_together_are_refused(paths, said):
 
 
 def test_a_pattern_is_refused_and_says_what_to_write():
-    with pytest.raises(ValueError, match=r"pattern is not taken any more.*\{instrument\}/\{day_obs\}"):
+    with pytest.raises(ValueError, match=r"pattern is no longer supported.*\{instrument\}/\{day_obs\}"):
         CustomLayout.model_validate(
             {"pattern": r"(?P<exposure>\d+)_(?P<detector>\d+)", "path": "{exposure}_{detector}"}
         )
