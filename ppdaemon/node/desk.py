@@ -513,7 +513,9 @@ class VisitDesk:
         soonest = self._clock.mono() + RETRY_WAIT_S + self._config.arrivals.scan_s
         assignment = replace(assignment, no_image_at=max(assignment.no_image_at, soonest))
         stages = {Stage.ACCEPTED: self._clock.tai()}
-        entry = Entry(assignment.key, before.visit, before.received_tai, stages, asked=before.asked)
+        entry = Entry(
+            assignment.key, before.visit, before.received_tai, stages, asked=before.asked, promised=False
+        )
         opened = OpenVisit(entry, assignment, raws=visit.raws)
         self.docket.add(opened)
         return opened
@@ -533,10 +535,8 @@ class VisitDesk:
             for raw in visit.raws.values():  # what came since is late
                 self.records.unclaimed(raw)
             return
-        if self.docket.of(visit.entry.key) is not visit:
-            # Cancelled meanwhile, or the daemon stops: that was perhaps
-            # written when there was no row for it.
-            self.docket.touch(visit.entry)
+        visit.entry.promised = True
+        if self.docket.of(visit.entry.key) is not visit:  # cancelled meanwhile, or the daemon stops
             self.records.write_soon()
             return
         if not visit.raws:  # a former life may have seen them, long ago

@@ -162,9 +162,9 @@ class Docket:
         entries : `list` [`~ppdaemon.node.journal.Entry`]
             Copies, safe to write in another thread.
         """
-        entries = [replace(entry, stages=dict(entry.stages)) for entry in self._changed.values()]
-        self._changed.clear()
-        return entries
+        ready = [entry for entry in self._changed.values() if entry.promised]
+        self._changed = {key: entry for key, entry in self._changed.items() if not entry.promised}
+        return [replace(entry, stages=dict(entry.stages)) for entry in ready]
 
     def not_written(self, entries: Iterable[Entry]) -> None:
         """Take back what could not be written, unless it is changed again.

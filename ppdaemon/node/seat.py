@@ -24,6 +24,7 @@ from ppdaemon.node.events import (
     SetDeadline,
     Signal,
 )
+from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome, SlotState
 
 __all__ = ("Actions", "Seat", "Verdict", "manner")
@@ -225,8 +226,5 @@ def manner(status: int | None) -> str:
     if status is None:
         return "died"
     if status < 0:
-        try:
-            return f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"killed by signal {-status}"
+        return f"killed by {signal_name(-status)}"
     return f"exited with status {status}"

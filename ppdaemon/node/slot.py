@@ -117,7 +117,7 @@ class Slot(Seat):
         """There is no process, and one that still comes is refused by its epoch."""
         if self.after_death == S.STOPPED:
             return self._go(S.STOPPED, now, None)
-        return self._go(S.BACKOFF, now, now + self._budget.put_off())
+        return self._go(S.BACKOFF, now, now + self._budget.put_off(now))
 
     def _ready(self, event: Ready, now: float) -> Actions:
         self.served = True

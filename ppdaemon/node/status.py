@@ -12,11 +12,12 @@ from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.claim import Claim, is_ramdisk
 from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.intake import Intake
+from ppdaemon.node.lock import NodeLock
 from ppdaemon.node.meters import REPO_EVERY, Meters
 from ppdaemon.node.pool import Pool
 from ppdaemon.node.reload import Generations
@@ -36,7 +37,7 @@ class Status:
     config: NodeConfig
     clock: Clock
     count: Counter[str]
-    held: Claim
+    held: NodeLock
     pool: Pool
     desk: VisitDesk
     scheduler: Scheduler

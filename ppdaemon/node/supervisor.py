@@ -33,7 +33,6 @@ from ppdaemon.messages import (
 from ppdaemon.node.answers import VisitAnswers
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.arrivals.reader import ReaderSeat
-from ppdaemon.node.claim import OWNER, Claim, claim
 from ppdaemon.node.control import ControlServer
 from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.events import KillAsked, RestartAsked, RetireAsked, SeatChanged
@@ -42,6 +41,7 @@ from ppdaemon.node.forker import Lifeline
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.journal import Journal
 from ppdaemon.node.journalthread import JournalThread
+from ppdaemon.node.lock import OWNER, NodeLock, lock_node
 from ppdaemon.node.meters import Meters
 from ppdaemon.node.neighbours import Neighbours
 from ppdaemon.node.orphans import end_children, reap
@@ -136,7 +136,7 @@ class Supervisor:
             Raised if the node cannot start; says what to do.
         """
         adopt_orphans()
-        held = claim(self._folders, self._life)
+        held = lock_node(self._folders, self._life)
         try:
             await self._live(held)
         finally:
@@ -152,7 +152,7 @@ class Supervisor:
         """Read the configuration again, as soon as the node has started."""
         self._reload_asked.set()
 
-    async def _live(self, held: Claim) -> None:
+    async def _live(self, held: NodeLock) -> None:
         journal = JournalThread(await asyncio.to_thread(Journal, self._folders.journal))
         context = zmq.asyncio.Context()
         self._lifeline = Lifeline()
@@ -169,7 +169,7 @@ class Supervisor:
             journal.close()
             context.term()
 
-    def _compose(self, held: Claim, journal: JournalThread, context: zmq.asyncio.Context) -> None:
+    def _compose(self, held: NodeLock, journal: JournalThread, context: zmq.asyncio.Context) -> None:
         """Make the parts and tie them together; nothing runs yet."""
         config, clock, count = self._config, self._clock, self._count
         self._generations = Generations(

@@ -36,6 +36,8 @@ __all__ = ("PATHS", "CustomLayout", "Layout", "LayoutChoice", "LayoutName", "Sea
 
 SEQUENCE_LIMIT = 100_000
 """Exposure id = day_obs * 100000 + sequence number."""
+MAX_NAME = 255
+"""Of a file on Linux: an object with a longer name could not be copied."""
 SUPPLEMENTS = 2
 """Groups ``<group>#1`` and so on whose folders are looked for by name; later
 ones are found by the scan."""
@@ -150,7 +152,7 @@ class Layout:
             ``absolute``, ``escape``, ``control`` or ``size``.
         """
         *folders, file = checked_parts(relative_path)
-        if len(folders) != self.depth:
+        if len(folders) != self.depth or len(file) > MAX_NAME:
             return None
         if file.endswith(EXPECTED_SENSORS):
             kind, parts = Kind.EXPECTED, folders

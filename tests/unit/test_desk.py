@@ -4,6 +4,7 @@
 import asyncio
 import sqlite3
 from collections import Counter
+from contextlib import closing
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -93,6 +94,27 @@ def test_a_cancellation_between_two_attempts_is_in_the_journal(config):
     rows, unfinished = between_attempts(config, play)
     assert [row.outcome for row in rows] == [Outcome.CRASHED, Outcome.CANCELLED]
     assert unfinished == []
+
+
+def test_an_outcome_is_in_the_journal_before_it_is_told(config):
+    async def play(desk, journal, crash):
+        told = []
+
+        def tell(entries):
+            with closing(sqlite3.connect(NodeFolders.of(config).journal)) as other:
+                rows = other.execute("SELECT attempt, outcome FROM attempt").fetchall()
+            told.extend((entry.attempt, (entry.attempt, entry.outcome) in rows) for entry in entries)
+
+        desk.records._tell_results = tell
+        writing = asyncio.create_task(desk.records.keep_written())
+        await asyncio.sleep(0)
+        crash()
+        desk.cancel(CancelVisit(sequence=2, instrument="DemoCam", group="g", origin="relay", sent_tai=9.0))
+        await settled(desk)
+        writing.cancel()
+        return told
+
+    assert between_attempts(config, play) == [(2, True)]
 
 
 def test_a_raw_that_comes_before_an_attempt_that_cannot_be_written_is_late(config, monkeypatch):

@@ -228,6 +228,12 @@ def test_paths_of_an_own_layout_go_both_ways(group, detector, snap, day, exposur
     assert (name.group, name.detector, name.snap) == (group, detector, snap)
 
 
+def test_a_name_longer_than_a_filesystem_takes_is_no_raw():
+    folder = "LSSTCam/94/1/0/2025112100156/r_03"
+    assert LAYOUTS["generic"].parse(f"{folder}/{'x' * 250}.fits") is not None
+    assert LAYOUTS["generic"].parse(f"{folder}/{'x' * 251}.fits") is None
+
+
 def test_a_group_with_colons_need_not_be_quoted():
     name = assert_both_ways(LAYOUTS["generic"], f"LSSTCam/94/{GROUP}#1/0/2025112100156/r_03/x.fits")
     assert name.group == f"{GROUP}#1"

@@ -17,7 +17,8 @@ from pathlib import Path
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.mounts import LOCAL, Means, Mount, means_for, mount_of
+from ppdaemon.mounts import Mount, mount_of
+from ppdaemon.node.arrivals.mounts import LOCAL, Means, means_for
 from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.pool import FilePool
 from ppdaemon.node.arrivals.scan import Moment, Scanner
