@@ -25,7 +25,7 @@ from ppdaemon.node.arrivals.scan import Moment, Scanner
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
 from ppdaemon.node.arrivals.watch import FileNews, FolderNews, FolderWatch, LostNews, News
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 __all__ = ("RootSource", "SourceState", "Surroundings")
 

@@ -20,7 +20,7 @@ from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.settle import Settler
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawTree, Sighting
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.raws.path import Kind, RawName
 
 __all__ = ("StoreArrivals", "escaped")
 
