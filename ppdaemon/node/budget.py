@@ -29,11 +29,11 @@ class RestartBudget:
     def __init__(self, jitter: Callable[[], float]):
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=jitter)
-        self._put_offs = Backoff(FIRST_PAUSE_S, LONGEST_PUT_OFF_S, jitter=jitter)
+        self._put_off = Backoff(FIRST_PAUSE_S, LONGEST_PUT_OFF_S, jitter=jitter)
 
     def failed(self, now: float) -> float | None:
-        """Count a failure; return the seconds to wait before the next fork, or
-        `None` after 5 failures within 300 s.
+        """Count a failure at a monotonic time; return the seconds to wait
+        before the next fork, or `None` after 5 failures within 300 s.
         """
         while self._failures and now - self._failures[0] > WINDOW_S:
             self._failures.popleft()
@@ -42,15 +42,15 @@ class RestartBudget:
             return None
         return self._pauses.pause_s(len(self._failures))
 
-    def put_off(self) -> float:
-        """Count a fork that did not happen, which is not the worker's failure;
+    def put_off(self, now: float) -> float:
+        """Count a fork that did not happen, which is no failure of the worker;
         return the seconds to wait before the next try.
         """
-        return self._put_offs.failed(0.0)
+        return self._put_off.failed(now)
 
     def forked(self) -> None:
         """Note that forking works."""
-        self._put_offs.succeeded()
+        self._put_off.succeeded()
 
     def forgive(self) -> None:
         """Forget all failures: an operator mended the cause."""

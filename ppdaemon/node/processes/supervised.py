@@ -23,6 +23,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
 from ppdaemon.node.processes.child import Child, adopt
 from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+from ppdaemon.processes import signal_name
 from ppdaemon.wire import decode, encode
 
 __all__ = ("ForkedProcess", "SupervisedProcess")
@@ -294,9 +295,4 @@ def _manner(status: int | None) -> str:
     """Return how a process ended."""
     if status is None:
         return "ended"
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
+    return f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
