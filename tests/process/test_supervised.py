@@ -128,10 +128,12 @@ def test_a_process_that_dies_is_started_again_and_its_problem_is_told(tmp_path):
     [
         ("mute", {"boot_s": 0.3}, "was not ready in 0.3 s, owes []"),
         ("wait", {"answer_s": 0.3}, "has not answered for 0.3 s, owes ['order']"),
-        ("nonsense", {}, "sent nonsense: ready.pid: Input should be a valid integer"),
+        ("nonsense", {}, "sent an invalid message: ready.pid: Input should be a valid integer"),
     ],
 )
-def test_a_process_that_is_late_or_talks_nonsense_is_killed_and_given_up_once(tmp_path, deed, limits, reason):
+def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_given_up_once(
+    tmp_path, deed, limits, reason
+):
     async def body(kept):
         await until(lambda: len(kept.pids) >= 2, kept.story)
         assert not alive(kept.pids[0])

@@ -28,7 +28,7 @@ class State(Enum):
     RETIRED = auto()
     """It gets no more orders; none follows when it ends."""
     KILLED = auto()
-    """It was late, or sent nonsense; its end is waited for."""
+    """It was late, or sent an invalid message; its end is waited for."""
     CLOSED = auto()
     """It was killed for good, or there is none any more."""
 

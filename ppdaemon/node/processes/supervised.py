@@ -176,7 +176,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         except BadMessage as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._kill(f"sent nonsense: {error}")
+            self._kill(f"sent an invalid message: {error}")
         else:
             self._received(message, descriptors)
         return True
