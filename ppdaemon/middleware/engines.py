@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which engines a seat has, by its configuration."""
 
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.direct.engine import DirectEngine
-from ppdaemon.middleware.engine import Engine
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
-from ppdaemon.middleware.repo import LocalRepo
-from ppdaemon.middleware.separable import SeparableEngine
+from ppdaemon.middleware.run.engine import Engine
+from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.work import Seat
 
 __all__ = ("make_direct", "make_reference")
@@ -44,12 +44,12 @@ def make_reference(seat: Seat, repo: LocalRepo) -> Engine:
     ----------
     seat : `~ppdaemon.work.Seat`
         Configuration and places.
-    repo : `~ppdaemon.middleware.repo.LocalRepo`
+    repo : `~ppdaemon.middleware.butler.repo.LocalRepo`
         The worker's repo.
 
     Returns
     -------
-    engine : `~ppdaemon.middleware.engine.Engine`
+    engine : `~ppdaemon.middleware.run.engine.Engine`
         The configured one, or the one that stands in for ``direct``.
     """
     match seat.config.engine.kind:

@@ -16,22 +16,22 @@ from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Pipelines, Prepare
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.graph import LoadedPipeline
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.looked import Looked
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.provenance import (
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_of,
     hash_versions,
     output_chain,
     output_run,
 )
-from ppdaemon.middleware.regions import CameraLoader, Place, find_camera, place_of
-from ppdaemon.middleware.search import Found
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import Looked
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.preload.search import Found
+from ppdaemon.middleware.raws.regions import CameraLoader, Place, find_camera, place_of
 from ppdaemon.plan import (
     DatasetPlan,
     Degrees,

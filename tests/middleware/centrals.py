@@ -34,7 +34,7 @@ from toycam import (
 )
 
 from ppdaemon.messages import Done, Process
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
 
 PADDED = 0.004
 """Degrees beyond the detector's edge, which half of the usual padding reaches."""

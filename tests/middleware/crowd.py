@@ -25,8 +25,8 @@ from toycam import DETECTORS, Rig
 
 from ppdaemon.clock import Clock
 from ppdaemon.middleware import work
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
+from ppdaemon.middleware.export.exporter import CentralExporter
 
 
 class Gate:

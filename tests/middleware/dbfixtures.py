@@ -11,7 +11,7 @@ from postgres import PostgresServer, running_server
 from toycam import Rig, load_toy_camera
 
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
 
 
 @pytest.fixture(scope="session")

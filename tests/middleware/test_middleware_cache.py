@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from lsst.resources import ResourcePath
 
-from ppdaemon.middleware import cache as module
-from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.preload import cache as module
+from ppdaemon.middleware.preload.cache import SharedCache, Tally
 
 BUDGET = 1000
 WORKER = """
 import os, sys
 from pathlib import Path
 from lsst.resources import ResourcePath
-from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.preload.cache import SharedCache, Tally
 
 folder, sources, mine, budget = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 mine.mkdir()
@@ -38,8 +38,8 @@ KILLED = """
 import signal, sys
 from pathlib import Path
 from lsst.resources import ResourcePath
-from ppdaemon.middleware import cache
-from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.preload import cache
+from ppdaemon.middleware.preload.cache import SharedCache, Tally
 
 def half(source, partial, size_bytes):
     partial.write_text("half")

@@ -32,16 +32,16 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.messages import Process
 from ppdaemon.middleware import work
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.looked import Looked
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.butlerwork import LocalWork
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import Looked
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.regions import place_of
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "dbfixtures")

@@ -19,18 +19,18 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
-from ppdaemon.middleware.agreement import contradictions, separation_deg
+from ppdaemon.middleware.butlerwork import LocalWork
 from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
 from ppdaemon.middleware.direct.shape import Unsupported
-from ppdaemon.middleware.engine import Job
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.header import check_expected, translate
-from ppdaemon.middleware.landing import MOST_EXPECTED
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.records import exposure_records
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.spool import read_manifest
-from ppdaemon.middleware.visits import groups_snaps, joined_visit, visit_records
+from ppdaemon.middleware.direct.unregistered import MOST_EXPECTED
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.raws.agreement import contradictions, separation_deg
+from ppdaemon.middleware.raws.header import check_expected, translate
+from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.regions import place_of
+from ppdaemon.middleware.raws.visits import groups_snaps, joined_visit, visit_records
+from ppdaemon.middleware.run.engine import Job
 from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
 

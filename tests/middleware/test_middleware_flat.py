@@ -22,7 +22,7 @@ from toycam import DAY, DEC, DETECTORS, RA, MakeRig, Rig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
 
 pytest_plugins = ("toyfixtures",)
 

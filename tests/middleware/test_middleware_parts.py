@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
-from ppdaemon.middleware.engine import Selection
-from ppdaemon.middleware.failures import describe, is_out_of_space
-from ppdaemon.middleware.graph import UnusablePipeline
-from ppdaemon.middleware.provenance import output_run
-from ppdaemon.middleware.regions import find_camera, place_of
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline
+from ppdaemon.middleware.pipelines.provenance import output_run
+from ppdaemon.middleware.raws.regions import find_camera, place_of
+from ppdaemon.middleware.run.engine import Selection
 from ppdaemon.visit import NextVisit, read_next_visit
 
 pytest_plugins = ("toyfixtures",)

@@ -17,15 +17,15 @@ from toycam import EPOCH, NAME, MakeRig, Rig, ToyCam, load_toy_camera
 from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware import cache
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.looked import Looked
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.repo import LocalRepo
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.repo import LocalRepo
+from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.preload import cache
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import Looked
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.regions import place_of
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -18,15 +18,16 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
 from ppdaemon.demo.central import make_apdb
 from ppdaemon.messages import Done, PointOfNoReturn, Process
-from ppdaemon.middleware import initoutputs, work
-from ppdaemon.middleware.alertdatabase import has_nothing
-from ppdaemon.middleware.engine import Job
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.graph import load_pipeline
-from ppdaemon.middleware.initoutputs import InitOutputs
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.provenance import deployment_hash, deployment_of
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware import work
+from ppdaemon.middleware.butlerwork import LocalWork
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.pipelines.graph import load_pipeline
+from ppdaemon.middleware.pipelines.provenance import deployment_hash, deployment_of
+from ppdaemon.middleware.run import initoutputs
+from ppdaemon.middleware.run.alertdatabase import has_nothing
+from ppdaemon.middleware.run.engine import Job
+from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

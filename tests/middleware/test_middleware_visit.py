@@ -16,8 +16,8 @@ from toycam import BEGIN_TAI, DAY, EPOCH, GROUP, NAME, MakeRig, Rig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware.butlerwork import LocalWork
+from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)

@@ -42,7 +42,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Raw, StageReached
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import Seat
 

@@ -11,7 +11,7 @@ import pytest
 from toycam import MakeRig, Rig, load_toy_camera, make_central
 
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from lsst.pipe.base import QuantumContext, TaskFactory
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
+from ppdaemon.middleware.butlerwork import LocalWork
 from ppdaemon.middleware.direct.engine import DirectRun
-from ppdaemon.middleware.local import LocalWork
 from ppdaemon.states import Outcome
 
 __all__ = ("ByHand",)

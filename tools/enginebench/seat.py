@@ -21,7 +21,7 @@ from ppdaemon.demo.raws import detector_names, raw_path
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import LocalWork
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import Seat

@@ -15,14 +15,14 @@ from lsst.daf.butler import Butler
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig
 from ppdaemon.messages import Pipelines, Prepare
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader, known_dataset_type
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.graph import dataset_types_of, load_pipeline
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.repo import LocalRepo, make_template
+from ppdaemon.middleware.butler.central import CentralReader, known_dataset_type
+from ppdaemon.middleware.butler.repo import LocalRepo, make_template
+from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.pipelines.graph import dataset_types_of, load_pipeline
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.regions import place_of
 from ppdaemon.middleware.work import set_up_libraries
 from ppdaemon.visit import read_next_visit
 from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP

@@ -23,7 +23,8 @@ from lsst.daf.butler import (
 )
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
-from ppdaemon.middleware.central import known_dataset_type
+from ppdaemon.middleware.butler.central import known_dataset_type
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
@@ -38,9 +39,8 @@ from ppdaemon.middleware.direct.scribe import Scribe
 from ppdaemon.middleware.direct.shape import Part, Shape, Unsupported, shape_of
 from ppdaemon.middleware.direct.store import ReadAhead, readings
 from ppdaemon.middleware.direct.tasks import ReadyTasks
-from ppdaemon.middleware.engine import Job, Ran
-from ppdaemon.middleware.failures import describe, is_out_of_space
-from ppdaemon.middleware.graph import UnusablePipeline, labels_named, resolved
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
+from ppdaemon.middleware.run.engine import Job, Ran
 
 __all__ = ("DirectEngine", "DirectRun", "Exposures", "Unsupported", "Warmth")
 
@@ -95,7 +95,7 @@ class DirectRun:
     """How many may work at once."""
 
     def __call__(self, before_task: Callable[[str], None]) -> Ran:
-        """Run all tasks; see `~ppdaemon.middleware.engine.RunJob`."""
+        """Run all tasks; see `~ppdaemon.middleware.run.engine.RunJob`."""
         return self.runner(before_task)
 
     @property
@@ -171,7 +171,7 @@ class DirectEngine:
 
         Parameters
         ----------
-        job : `~ppdaemon.middleware.engine.Job`
+        job : `~ppdaemon.middleware.run.engine.Job`
             The pipeline.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
@@ -186,7 +186,7 @@ class DirectEngine:
         ------
         Unsupported
             Raised, saying why, if it cannot.
-        ppdaemon.middleware.graph.UnusablePipeline
+        ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised if no engine can.
         """
         found = self._shapes.get(job.pipeline.path)
@@ -201,7 +201,7 @@ class DirectEngine:
 
         Parameters
         ----------
-        job : `~ppdaemon.middleware.engine.Job`
+        job : `~ppdaemon.middleware.run.engine.Job`
             What will be run, its init-outputs in place.
         expected : `Exposures`
             The exposures as they are announced.
@@ -217,7 +217,7 @@ class DirectEngine:
         ------
         Unsupported
             Raised, saying why, if this engine does not handle the pipeline.
-        ppdaemon.middleware.graph.UnusablePipeline
+        ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised if no engine can.
         """
         known = self._look_up(job, butler)
@@ -241,7 +241,7 @@ class DirectEngine:
 
         Parameters
         ----------
-        job : `~ppdaemon.middleware.engine.Job`
+        job : `~ppdaemon.middleware.run.engine.Job`
             What to run.
         landed : `Exposures`
             The exposures.
@@ -257,7 +257,7 @@ class DirectEngine:
         ------
         Unsupported
             Raised, saying why, if another engine has to do it.
-        ppdaemon.middleware.graph.UnusablePipeline
+        ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised, saying why, if there is nothing to do, or a required
             input is missing.
         """

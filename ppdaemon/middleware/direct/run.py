@@ -18,7 +18,7 @@ from ppdaemon.middleware.direct.apart import Apart, EndedSilently
 from ppdaemon.middleware.direct.memory import Made, MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.scribe import Scribe
-from ppdaemon.middleware.engine import Ran, TaskFailure, describe_caveats
+from ppdaemon.middleware.run.engine import Ran, TaskFailure, describe_caveats
 from ppdaemon.states import Outcome
 
 __all__ = ("Runner",)
@@ -91,7 +91,7 @@ class Runner:
         self._ended: list[tuple[str, TaskMetadata]] = []
 
     def __call__(self, before_task: Callable[[str], None]) -> Ran:
-        """Run all; see `~ppdaemon.middleware.engine.RunJob`."""
+        """Run all; see `~ppdaemon.middleware.run.engine.RunJob`."""
         try:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)

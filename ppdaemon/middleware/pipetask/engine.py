@@ -20,9 +20,9 @@ from lsst.pipe.base import TaskMetadata
 
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
-from ppdaemon.middleware.graph import UnusablePipeline
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask.words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
+from ppdaemon.middleware.run.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
@@ -53,21 +53,21 @@ class PipetaskEngine:
 
         Parameters
         ----------
-        job : `~ppdaemon.middleware.engine.Job`
+        job : `~ppdaemon.middleware.run.engine.Job`
             What to run.
-        data : `~ppdaemon.middleware.engine.Selection`
+        data : `~ppdaemon.middleware.run.engine.Selection`
             On which data.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
 
         Returns
         -------
-        run : `~ppdaemon.middleware.engine.RunJob`
+        run : `~ppdaemon.middleware.run.engine.RunJob`
             Lets the command run.
 
         Raises
         ------
-        ppdaemon.middleware.graph.UnusablePipeline
+        ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised if the graph cannot be built or is empty.
         ppdaemon.errors.VisitFailed
             Raised if the command has ended without a word, or could not work
