@@ -24,7 +24,7 @@ __all__ = (
     "Choice",
     "DatasetPlan",
     "DetectorPlan",
-    "Footprint",
+    "FootprintPlan",
     "MissingPlan",
     "PipelinePlan",
     "Plan",
@@ -85,7 +85,7 @@ class PlanOrder(Model):
     detectors: Annotated[tuple[int, ...], pydantic.Field(min_length=1)]
 
 
-class Footprint(Model):
+class FootprintPlan(Model):
     """Where a detector looks; ICRS degrees."""
 
     center: Degrees
@@ -171,7 +171,7 @@ class DetectorPlan(Model):
     outcome: Literal["would_run", "ignored", "no_pipeline"]
     reason: str = ""
     """Why nothing would run."""
-    footprint: Footprint | None
+    footprint: FootprintPlan | None
     preprocessing: Choice
     main: Choice
     pipelines: tuple[PipelinePlan, ...] = ()

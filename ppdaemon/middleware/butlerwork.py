@@ -16,8 +16,8 @@ from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, S
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import space_watched
 from ppdaemon.middleware.butler.repo import LocalRepo
-from ppdaemon.middleware.butler.timings import Figures
-from ppdaemon.middleware.direct.unregistered import Landing
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.direct.unregistered import UnregisteredRaws
 from ppdaemon.middleware.engines import make_direct, make_reference
 from ppdaemon.middleware.export.outputs import Outputs
 from ppdaemon.middleware.export.spool import SpoolKey, write_spool
@@ -37,16 +37,16 @@ from ppdaemon.middleware.raws.ingest import Ingester, RawIngest, choose_ingester
 from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
-from ppdaemon.middleware.raws.regions import CameraLoader, Place, find_camera, place_of
+from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
 from ppdaemon.middleware.raws.visits import groups_snaps
 from ppdaemon.middleware.run.alertdatabase import has_nothing
-from ppdaemon.middleware.run.engine import Job, Selection
+from ppdaemon.middleware.run.engine import DataQuery, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import Announcer, Built, TaskRuns
+from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import Seat
 
-__all__ = ("LocalWork",)
+__all__ = ("ButlerWork",)
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,13 +57,13 @@ class _Visit:
 
     order: Prepare
     instrument: Instrument
-    place: Place
+    footprint: Footprint
     records: list[DimensionRecord]
     """Made before any image, and such that the central repo may lack them."""
-    announcer: Announcer
+    reporter: NoReturnReporter
     raws: RawIngest
     """What came."""
-    landing: Landing | None = None
+    landing: UnregisteredRaws | None = None
     """Has it, if it is not put into the repo."""
     preload_run: str = ""
     """Run of footprint and preprocessing outputs."""
@@ -74,14 +74,14 @@ class _Visit:
     passed_over: tuple[str, ...] = ()
     """Why others can not run."""
 
-    def fallback(self, built: Built) -> str:
+    def fallback(self, built: BuiltPipeline) -> str:
         """Say why it is not the first pipeline that was built; empty if it is."""
         if built.job.pipeline.path == self.order.pipelines.main[0]:
             return ""
         return f"fell back: {'; '.join((*self.passed_over, *built.passed_over))}"
 
 
-class LocalWork:
+class ButlerWork:
     """Works on visits in one seat, one after the other.
 
     Parameters
@@ -103,7 +103,9 @@ class LocalWork:
         self._central = CentralReader(config.central, seat.config.workers.times.prepare_s / 2)
         cache = SharedCache(seat.cache, seat.config.preload.cache_max)
         self._preload = Preload(config, self._central, cache, self._library)
-        self._runs = TaskRuns(make_reference(seat, self._repo), InitOutputs(seat.runs), make_direct(seat))
+        self._runs = PipelineRunner(
+            make_reference(seat, self._repo), InitOutputs(seat.runs), make_direct(seat)
+        )
         self._outputs = Outputs(seat.config.export.types, self._runs.is_exported)
         self._visit: _Visit | None = None
         self._begun = False
@@ -185,18 +187,18 @@ class LocalWork:
         missing = [exposure for exposure in order.exposures if exposure not in visit.raws.headers]
         if missing:
             raise VisitFailed(Outcome.FAILED, f"exposures {missing} were not ingested", retriable=True)
-        figures = Figures(self._seat.clock)
-        passed = visit.announcer.passed
+        timings = Timings(self._seat.clock)
+        passed = visit.reporter.passed
         try:
             with space_watched():
-                with figures.timed("visits"):
+                with timings.timed("visits"):
                     visit.raws.define_visits(order.exposures, visit.inputs)
-                with figures.timed("graph"):
+                with timings.timed("graph"):
                     built = self._build(visit, order.exposures)
                 job = built.job
                 if built.declined:
-                    figures.values["not_direct"] = built.declined
-                ran = built.run(visit.announcer.before(job.pipeline, figures.values))
+                    timings.values["not_direct"] = built.declined
+                ran = built.run(visit.reporter.before(job.pipeline, timings.values))
                 self._reached(Stage.PROCESSED)
                 failed = ran.failure.reason if ran.failure else ""
                 spool, datasets = self._spool(visit, built, order.exposures, failed)
@@ -240,32 +242,32 @@ class LocalWork:
         return self._visit
 
     def _prepare(self, order: Prepare) -> Prepared:
-        figures = Figures(self._seat.clock)
-        place = self._place(order)
-        looked = self._preload.look(order, place, figures)
-        preloaded = self._preload.fetch(looked, self._repo, figures)
-        visit = self._visit = self._open_visit(order, place)
+        timings = Timings(self._seat.clock)
+        footprint = self._footprint(order)
+        plan = self._preload.find(order, footprint, timings)
+        preloaded = self._preload.fetch(plan, self._repo, timings)
+        visit = self._visit = self._open_visit(order, footprint)
         visit.inputs = preloaded.inputs
-        visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, preloaded.preprocessing, place.day_obs)
+        visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, preloaded.preprocessing, footprint.day_obs)
         self._repo.butler.collections.register(visit.preload_run)
-        with figures.timed("preprocess"):
-            put_footprint(self._repo.butler, order, place, visit.preload_run)
+        with timings.timed("preprocess"):
+            put_footprint(self._repo.butler, order, footprint, visit.preload_run)
             failure = self._preprocess(visit, preloaded.preprocessing)
         visit.pipelines = self._runnable(visit, preloaded, failure)
-        job = self._jobs(visit, place.day_obs)[0]
+        job = self._jobs(visit, footprint.day_obs)[0]
         self._receive(visit, job)
-        with figures.timed("warm"):
-            figures.values |= self._runs.make_ready(job, self._repo.butler, visit.landing)
-        put_metrics(self._repo.butler, order, looked, figures, visit.preload_run)
+        with timings.timed("warm"):
+            timings.values |= self._runs.make_ready(job, self._repo.butler, visit.landing)
+        put_metrics(self._repo.butler, order, plan, timings, visit.preload_run)
         if visit.landing is not None:
             self._outputs.locate(self._repo.butler, (job.run, visit.preload_run))
             gc.collect()  # now, and not in the milliseconds between raw and first task
-        _LOG.info("prepared for %s", visit.pipelines[0].name, extra=figures.values)
-        return Prepared(pipeline=visit.pipelines[0].name, detail=figures.values)
+        _LOG.info("prepared for %s", visit.pipelines[0].name, extra=timings.values)
+        return Prepared(pipeline=visit.pipelines[0].name, detail=timings.values)
 
-    def _place(self, order: Prepare) -> Place:
+    def _footprint(self, order: Prepare) -> Footprint:
         config = self._seat.config
-        return place_of(
+        return footprint_of(
             order.visit,
             order.detector,
             find_camera(self._cameras, order.visit.instrument),
@@ -274,15 +276,17 @@ class LocalWork:
             now_tai=self._seat.clock.tai(),
         )
 
-    def _open_visit(self, order: Prepare, place: Place) -> _Visit:
+    def _open_visit(self, order: Prepare, footprint: Footprint) -> _Visit:
         name, butler = order.visit.instrument, self._repo.butler
         record = group_record(butler.dimensions, name, order.visit.group)
         insert_records(butler, [record])
         instrument = Instrument.from_string(self._config.instrument_class[name])
         camera = find_camera(self._cameras, name)
-        ingester = choose_ingester(self._config, butler, instrument, order.detector, camera, place.pointing)
+        ingester = choose_ingester(
+            self._config, butler, instrument, order.detector, camera, footprint.pointing
+        )
         raws = self._raws(order, instrument, ingester)
-        return _Visit(order, instrument, place, [record], Announcer(self._seat), raws)
+        return _Visit(order, instrument, footprint, [record], NoReturnReporter(self._seat), raws)
 
     def _raws(self, order: Prepare, instrument: Instrument, ingester: Ingester) -> RawIngest:
         config = self._seat.config
@@ -294,12 +298,12 @@ class LocalWork:
         order, name, butler = visit.order, visit.order.visit.instrument, self._repo.butler
         if self._config.ingest_of(name) != "builtin" or not self._runs.handles(job, butler):
             return
-        visit.landing = Landing(
+        visit.landing = UnregisteredRaws(
             butler,
             visit.instrument,
             order.visit,
             order.detector,
-            visit.place,
+            visit.footprint,
             camera=find_camera(self._cameras, name),
             grouped=groups_snaps(self._config.visits.get(name), visit.instrument),
             folder=self._repo.incoming / "landed",
@@ -322,11 +326,11 @@ class LocalWork:
         if not pipelines:
             return ""
         order = visit.order
-        data = Selection.of_group(order.visit.instrument, order.visit.group, order.detector)
+        data = DataQuery.of_group(order.visit.instrument, order.visit.group, order.detector)
         jobs = [self._job(visit, pipeline, visit.inputs, visit.preload_run) for pipeline in pipelines]
         try:
             built = self._runs.build_first(jobs, data, self._repo.butler)
-            failure = built.run(visit.announcer.before(built.job.pipeline)).failure
+            failure = built.run(visit.reporter.before(built.job.pipeline)).failure
         except VisitFailed as error:
             if error.outcome == Outcome.RAMDISK_FULL:
                 raise
@@ -339,12 +343,12 @@ class LocalWork:
 
     def _runnable(self, visit: _Visit, preloaded: Preloaded, failure: str) -> tuple[LoadedPipeline, ...]:
         """Return the main pipelines that have all they need, or end the visit."""
-        reasons = list(preloaded.looked.reasons)
+        reasons = list(preloaded.plan.reasons)
         summary = self._repo.butler.collections.get_info(visit.preload_run, include_summary=True)
         made = {str(name) for name in summary.dataset_types or ()}
         runnable = []
         for pipeline in preloaded.main:
-            if lacks := preloaded.looked.lacks(pipeline, made):
+            if lacks := preloaded.plan.lacks(pipeline, made):
                 reasons.append(lacks)
             else:
                 runnable.append(pipeline)
@@ -369,9 +373,9 @@ class LocalWork:
             for pipeline in visit.pipelines
         ]
 
-    def _build(self, visit: _Visit, exposures: Sequence[int]) -> Built:
+    def _build(self, visit: _Visit, exposures: Sequence[int]) -> BuiltPipeline:
         order = visit.order
-        data = Selection.of_exposures(order.visit.instrument, order.visit.group, order.detector, exposures)
+        data = DataQuery.of_exposures(order.visit.instrument, order.visit.group, order.detector, exposures)
         jobs = self._jobs(visit, visit.raws.headers[exposures[0]].day_obs)
         return self._runs.build_first(jobs, data, self._repo.butler, visit.landing)
 
@@ -384,11 +388,11 @@ class LocalWork:
             visit.order.detector,
             visits,
             job.pipeline,
-            visit.announcer.passed,
+            visit.reporter.passed,
         )
 
     def _spool(
-        self, visit: _Visit, built: Built, exposures: Sequence[int], failed: str
+        self, visit: _Visit, built: BuiltPipeline, exposures: Sequence[int], failed: str
     ) -> tuple[str | None, int]:
         """Write what is to be exported to the disk; return where, and how much."""
         runs = (built.job.run, visit.preload_run)

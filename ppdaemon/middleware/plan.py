@@ -17,7 +17,7 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
-from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
 from ppdaemon.middleware.pipelines.library import Library
 from ppdaemon.middleware.pipelines.provenance import (
@@ -28,15 +28,15 @@ from ppdaemon.middleware.pipelines.provenance import (
     output_run,
 )
 from ppdaemon.middleware.preload.cache import SharedCache
-from ppdaemon.middleware.preload.findings import Looked
+from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.preload.search import Found
-from ppdaemon.middleware.raws.regions import CameraLoader, Place, find_camera, place_of
+from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
 from ppdaemon.plan import (
     DatasetPlan,
     Degrees,
     DetectorPlan,
-    Footprint,
+    FootprintPlan,
     MissingPlan,
     PipelinePlan,
     Plan,
@@ -125,21 +125,21 @@ class Planner:
         for number, detector in enumerate(self._order.detectors, 1):
             plans.append(self._detector(detector))
             progress(number)
-        place = self._place(self._order.detectors[0])
+        footprint = self._footprint(self._order.detectors[0])
         sizes = {each.id: each.size_bytes for plan in plans for each in plan.datasets}
         return Plan(
             node=self._order.config.node.name,
             config=str(self._order.config_path),
             central=self._config.central,
             visit=self._visit,
-            begin=_tai(place.exposure.begin),
+            begin=_tai(footprint.exposure.begin),
             begin_from=expected_begin(self._visit, self._order.now_tai)[1],
-            valid_begin=_tai(place.validity.begin),
-            valid_end=_tai(place.validity.end),
-            day_obs=place.day_obs,
+            valid_begin=_tai(footprint.validity.begin),
+            valid_end=_tai(footprint.validity.end),
+            day_obs=footprint.day_obs,
             boresight=self._boresight,
-            sky_angle_deg=place.pointing and place.pointing.sky_angle_deg,
-            chain=output_chain(self._visit.instrument, place.day_obs),
+            sky_angle_deg=footprint.pointing and footprint.pointing.sky_angle_deg,
+            chain=output_chain(self._visit.instrument, footprint.day_obs),
             detectors=tuple(plans),
             distinct_datasets=len(sizes),
             distinct_bytes=sum(sizes.values()),
@@ -148,47 +148,49 @@ class Planner:
 
     def _detector(self, detector: int) -> DetectorPlan:
         with _words_kept() as words:
-            place = self._place(detector)
+            footprint = self._footprint(detector)
             chosen = self._selector.choose(self._visit, [detector])[detector]
             plan = DetectorPlan(
                 detector=detector,
                 name=self._name(detector),
                 outcome="ignored",
                 reason=chosen.reason,
-                footprint=self._footprint(detector, place),
+                footprint=self._footprint_plan(detector, footprint),
                 preprocessing=choice_of(self._rules.preprocessing, self._aim, detector),
                 main=choice_of(self._rules.main, self._aim, detector),
             )
             if not chosen.pipelines.main:
                 return plan
-            figures = Figures(self._clock)
-            looked = self._look(detector, chosen.pipelines, place, figures)
-        told = (*looked.reasons, *self._notes)
+            timings = Timings(self._clock)
+            preload_plan = self._find(detector, chosen.pipelines, footprint, timings)
+        told = (*preload_plan.reasons, *self._notes)
         return plan.model_copy(
             update={
-                "outcome": "would_run" if looked.main else "no_pipeline",
-                "reason": "" if looked.main else "; ".join(looked.reasons),
-                "pipelines": tuple(self._pipelines(chosen.pipelines, looked, place)),
-                "queries": tuple(_query(found, looked) for found in looked.found),
+                "outcome": "would_run" if preload_plan.main else "no_pipeline",
+                "reason": "" if preload_plan.main else "; ".join(preload_plan.reasons),
+                "pipelines": tuple(self._pipelines(chosen.pipelines, preload_plan, footprint)),
+                "queries": tuple(_query(found, preload_plan) for found in preload_plan.found),
                 "datasets": tuple(
-                    _dataset(ref, found, looked) for found in looked.wanted for ref in found.refs
+                    _dataset(ref, found, preload_plan) for found in preload_plan.wanted for ref in found.refs
                 ),
-                "missing": tuple(_missing(chosen.pipelines, looked)),
-                "phases_ms": figures.values,
+                "missing": tuple(_missing(chosen.pipelines, preload_plan)),
+                "phases_ms": timings.values,
                 "notes": tuple(dict.fromkeys(word for word in words if word not in told)),
             }
         )
 
-    def _look(self, detector: int, pipelines: Pipelines, place: Place, figures: Figures) -> Looked:
+    def _find(
+        self, detector: int, pipelines: Pipelines, footprint: Footprint, timings: Timings
+    ) -> PreloadPlan:
         order = Prepare(visit=self._visit, detector=detector, pipelines=pipelines)
         try:
-            return self._preload.look(order, place, figures, sizes=True)
+            return self._preload.find(order, footprint, timings, sizes=True)
         except VisitFailed as error:
             raise Unavailable(str(error)) from error
 
-    def _place(self, detector: int) -> Place:
+    def _footprint(self, detector: int) -> Footprint:
         config = self._order.config
-        return place_of(
+        return footprint_of(
             self._visit,
             detector,
             self._camera,
@@ -201,74 +203,80 @@ class Planner:
         known = self._camera.detectors.get(detector) if self._camera is not None else None
         return known.name if known is not None else None
 
-    def _footprint(self, detector: int, place: Place) -> Footprint | None:
-        if place.region is None or place.pointing is None or self._camera is None:
+    def _footprint_plan(self, detector: int, footprint: Footprint) -> FootprintPlan | None:
+        if footprint.region is None or footprint.pointing is None or self._camera is None:
             return None
         padding_arcsec = self._order.config.preload.padding_arcsec
-        looks = place.pointing.ra_deg, place.pointing.dec_deg, place.pointing.sky_angle_deg
-        return Footprint(
-            center=self._camera.center(detector, *looks),
-            corners=self._camera.footprint(detector, *looks),
-            padded=padded(self._camera.footprint(detector, *looks), padding_arcsec),
+        aim = footprint.pointing.ra_deg, footprint.pointing.dec_deg, footprint.pointing.sky_angle_deg
+        return FootprintPlan(
+            center=self._camera.center(detector, *aim),
+            corners=self._camera.footprint(detector, *aim),
+            padded=padded(self._camera.footprint(detector, *aim), padding_arcsec),
             padding_arcsec=padding_arcsec,
         )
 
-    def _pipelines(self, chosen: Pipelines, looked: Looked, place: Place) -> Iterator[PipelinePlan]:
+    def _pipelines(
+        self, chosen: Pipelines, preload_plan: PreloadPlan, footprint: Footprint
+    ) -> Iterator[PipelinePlan]:
         """Give each selected pipeline its part."""
-        first = {each.path: each for each in looked.preprocessing}
-        then = {each.path: each for each in looked.main}
-        preload_run = self._run(NO_PIPELINE_RUN, looked.preprocessing, place)
+        first = {each.path: each for each in preload_plan.preprocessing}
+        then = {each.path: each for each in preload_plan.main}
+        preload_run = self._run(NO_PIPELINE_RUN, preload_plan.preprocessing, footprint)
         for path in chosen.preprocessing:
-            yield _pipeline("preprocessing", path, list(first), looked, preload_run)
+            yield _pipeline("preprocessing", path, list(first), preload_plan, preload_run)
         for path in chosen.main:
-            run = self._run(then[path].name, [then[path]], place) if path in then else None
-            yield _pipeline("main", path, list(then), looked, run)
+            run = self._run(then[path].name, [then[path]], footprint) if path in then else None
+            yield _pipeline("main", path, list(then), preload_plan, run)
 
-    def _run(self, name: str, pipelines: Sequence[LoadedPipeline], place: Place) -> str:
+    def _run(self, name: str, pipelines: Sequence[LoadedPipeline], footprint: Footprint) -> str:
         deployment = deployment_of(self._order.config, self._visit.instrument, self._versions, pipelines)
-        return output_run(self._visit.instrument, place.day_obs, name, deployment)
+        return output_run(self._visit.instrument, footprint.day_obs, name, deployment)
 
 
 def _pipeline(
-    part: Literal["preprocessing", "main"], path: str, usable: Sequence[str], looked: Looked, run: str | None
+    part: Literal["preprocessing", "main"],
+    path: str,
+    usable: Sequence[str],
+    preload_plan: PreloadPlan,
+    run: str | None,
 ) -> PipelinePlan:
     name = pipeline_name(path)
     if path in usable:
         state: Literal["first", "fallback"] = "first" if path == usable[0] else "fallback"
         return PipelinePlan(part=part, name=name, path=path, state=state, run=run)
-    lacking = [each.name for each in looked.missing.get(path, ()) if each.required]
+    lacking = [each.name for each in preload_plan.missing.get(path, ()) if each.required]
     if lacking:
         why = f"lacks {', '.join(lacking)}"
     else:
-        why = next((reason for reason in looked.reasons if reason.startswith(path)), "")
+        why = next((reason for reason in preload_plan.reasons if reason.startswith(path)), "")
     return PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
 
 
-def _query(found: Found, looked: Looked) -> QueryPlan:
+def _query(found: Found, preload_plan: PreloadPlan) -> QueryPlan:
     dataset_type = found.dataset_type
     return QueryPlan(
         dataset_type=dataset_type.name,
         dimensions=tuple(dataset_type.dimensions.required),
         calibration=dataset_type.isCalibration(),
         datasets=len(found.refs),
-        size_bytes=sum(looked.sizes.get(ref.id, 0) for ref in found.refs),
+        size_bytes=sum(preload_plan.sizes.get(ref.id, 0) for ref in found.refs),
         query_ms=round(found.query_ms, 1),
         read_by=tuple(
             pipeline_name(path)
-            for path, needs in looked.needs.items()
+            for path, needs in preload_plan.needs.items()
             if any(need.name == dataset_type.name for need in needs)
         ),
-        preloaded=found in looked.wanted,
+        preloaded=found in preload_plan.wanted,
     )
 
 
-def _dataset(ref: DatasetRef, found: Found, looked: Looked) -> DatasetPlan:
+def _dataset(ref: DatasetRef, found: Found, preload_plan: PreloadPlan) -> DatasetPlan:
     return DatasetPlan(
         dataset_type=ref.datasetType.name,
         id=str(ref.id),
         data_id=dict(ref.dataId.required),
         run=ref.run,
-        size_bytes=looked.sizes.get(ref.id, 0),
+        size_bytes=preload_plan.sizes.get(ref.id, 0),
         validity=tuple(
             _validity(each.collection, each.timespan)
             for each in found.associations
@@ -278,9 +286,9 @@ def _dataset(ref: DatasetRef, found: Found, looked: Looked) -> DatasetPlan:
     )
 
 
-def _missing(chosen: Pipelines, looked: Looked) -> Iterator[MissingPlan]:
+def _missing(chosen: Pipelines, preload_plan: PreloadPlan) -> Iterator[MissingPlan]:
     for path in (*chosen.preprocessing, *chosen.main):
-        for each in looked.missing.get(path, ()):
+        for each in preload_plan.missing.get(path, ()):
             yield MissingPlan(
                 dataset_type=each.name,
                 pipeline=pipeline_name(path),
@@ -305,8 +313,8 @@ def _corners(region: Region | None) -> tuple[Degrees, ...] | None:
     """Return the corners of a polygon; other shapes are not told."""
     if not isinstance(region, ConvexPolygon):
         return None
-    places = (LonLat(corner) for corner in region.getVertices())
-    return tuple((place.getLon().asDegrees(), place.getLat().asDegrees()) for place in places)
+    corners = map(LonLat, region.getVertices())
+    return tuple((corner.getLon().asDegrees(), corner.getLat().asDegrees()) for corner in corners)
 
 
 class _Words(logging.Handler):

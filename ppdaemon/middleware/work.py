@@ -19,7 +19,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
-from ppdaemon.middleware.butlerwork import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
@@ -109,7 +109,7 @@ def build_template(seat: Seat) -> None:
     make_template(seat.template, universe, instruments, dataset_types, hash_versions(), config.local)
 
 
-def open_work(seat: Seat) -> LocalWork:
+def open_work(seat: Seat) -> ButlerWork:
     """Copy the template and be ready for visits.
 
     Parameters
@@ -119,10 +119,10 @@ def open_work(seat: Seat) -> LocalWork:
 
     Returns
     -------
-    work : `~ppdaemon.middleware.butlerwork.LocalWork`
+    work : `~ppdaemon.middleware.butlerwork.ButlerWork`
         The worker's work.
     """
-    return LocalWork(seat, _butler_config(seat.config))
+    return ButlerWork(seat, _butler_config(seat.config))
 
 
 def open_exporter(seat: Seat) -> CentralExporter:

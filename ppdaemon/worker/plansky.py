@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.pictures import CannotDraw, new_figure, save_png
-from ppdaemon.plan import DatasetPlan, Degrees, Footprint, Plan
+from ppdaemon.plan import DatasetPlan, Degrees, FootprintPlan, Plan
 
 __all__ = ("sky_png",)
 
@@ -186,7 +186,7 @@ class _Picture:
                 x, y = _mean(visible)
                 self._label((x, y + lift), label, color=colour, fontsize=7)
 
-    def footprint(self, detector: int, found: Footprint) -> None:
+    def footprint(self, detector: int, found: FootprintPlan) -> None:
         """Draw a footprint, with its number near its last corner."""
         self._polygon(found.padded, "padded footprint", edgecolor="#e4572e", fill=False, linestyle="--")
         self._polygon(found.corners, "footprint", edgecolor="#1f3b57", facecolor="#8fb8de55", linewidth=1.5)

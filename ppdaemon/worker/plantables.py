@@ -12,7 +12,7 @@ from ppdaemon.plan import (
     DatasetPlan,
     Degrees,
     DetectorPlan,
-    Footprint,
+    FootprintPlan,
     Plan,
     RuleTried,
     Validity,
@@ -114,7 +114,7 @@ def _verdict(plan: DetectorPlan) -> Text:
     return text.append(f"ignored: {plain(plan.reason)}", style=_OUTCOME_STYLES["ignored"])
 
 
-def _footprint(found: Footprint | None) -> list[RenderableType]:
+def _footprint(found: FootprintPlan | None) -> list[RenderableType]:
     if found is None:
         return [Text("none: nothing that has a place on the sky is preloaded", style="yellow")]
     table = new_table("", "RA>", "Dec>", f'padded {found.padding_arcsec:g}" RA>', "Dec>")

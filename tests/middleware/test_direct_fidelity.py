@@ -225,13 +225,13 @@ def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(
 def test_without_filters_in_the_repo_nothing_is_foreseen_and_all_is_done(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    query = butlerwork.Landing._likely_filter
+    query = butlerwork.UnregisteredRaws._likely_filter
 
-    def none_known(landing: butlerwork.Landing) -> str:
+    def none_known(landing: butlerwork.UnregisteredRaws) -> str:
         with monkeypatch.context() as patch:
             patch.setattr(type(landing._butler), "query_dimension_records", lambda *words, **more: [])
             return query(landing)
 
-    monkeypatch.setattr(butlerwork.Landing, "_likely_filter", none_known)
+    monkeypatch.setattr(butlerwork.UnregisteredRaws, "_likely_filter", none_known)
     assert see(rigs, "direct", main="Short").outcome == Outcome.SUCCEEDED
     assert "Short cannot be foreseen" in caplog.text

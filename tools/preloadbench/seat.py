@@ -17,12 +17,12 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader, known_dataset_type
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
-from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import dataset_types_of, load_pipeline
 from ppdaemon.middleware.pipelines.library import Library
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.preload import Preload
-from ppdaemon.middleware.raws.regions import place_of
+from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.middleware.work import set_up_libraries
 from ppdaemon.visit import read_next_visit
 from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP
@@ -110,13 +110,13 @@ def sit(
         order = _order(host, detector, number, field)
         gc.collect()  # as between visits
         wait()
-        figures = Figures(Clock())
+        timings = Timings(Clock())
         start = time.perf_counter()
-        place = place_of(
+        footprint = footprint_of(
             order.visit, detector, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=_BEGIN_TAI
         )
-        preload.fetch(preload.look(order, place, figures), repo, figures)
-        told.append(figures.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
+        preload.fetch(preload.find(order, footprint, timings), repo, timings)
+        told.append(timings.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
         repo.renew()
     answers.send(told)
     repo.close()

@@ -22,7 +22,7 @@ from lsst.daf.butler import (
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
-from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.states import Outcome
 
 __all__ = ("CentralReader", "existing_collections", "known_dataset_type")
@@ -53,12 +53,12 @@ class CentralReader:
         self._engines: set[sqlalchemy.Engine] = set()
 
     @contextmanager
-    def reading(self, figures: Figures) -> Iterator[Butler]:
+    def reading(self, timings: Timings) -> Iterator[Butler]:
         """Give the Butler; what fails within ends the visit, not the worker.
 
         Parameters
         ----------
-        figures : `~ppdaemon.middleware.butler.timings.Figures`
+        timings : `~ppdaemon.middleware.butler.timings.Timings`
             Takes how long connecting took.
 
         Yields
@@ -75,19 +75,19 @@ class CentralReader:
         """
         try:
             with self._blamed():
-                butler = self._connected(figures)
+                butler = self._connected(timings)
                 with butler.registry.caching_context():
                     yield butler
         finally:
             self._disconnect()
 
     @contextmanager
-    def lending(self, figures: Figures) -> Iterator[Butler]:
+    def lending(self, timings: Timings) -> Iterator[Butler]:
         """Give the Butler to work that also writes elsewhere.
 
         Parameters
         ----------
-        figures : `~ppdaemon.middleware.butler.timings.Figures`
+        timings : `~ppdaemon.middleware.butler.timings.Timings`
             Takes how long connecting took.
 
         Yields
@@ -104,11 +104,11 @@ class CentralReader:
         """
         try:
             with self._blamed():
-                butler = self._connected(figures)
+                butler = self._connected(timings)
             try:
                 yield butler
             except (*DATABASE_ERRORS, ButlerUserError):
-                with self.reading(figures) as butler:
+                with self.reading(timings) as butler:
                     known_dataset_type(butler, "raw")
                 raise
         finally:
@@ -129,16 +129,16 @@ class CentralReader:
                 retriable=True,
             ) from error
 
-    def _connected(self, figures: Figures) -> Butler:
+    def _connected(self, timings: Timings) -> Butler:
         """Connect, if it must be again and again."""
-        give_up = figures.clock.mono() + self._patience_s
-        with figures.timed("connect"):
+        give_up = timings.clock.mono() + self._patience_s
+        with timings.timed("connect"):
             while True:
                 try:
                     return self._connect()
                 except sqlalchemy.exc.OperationalError as error:
                     self.close()
-                    if figures.clock.mono() >= give_up:
+                    if timings.clock.mono() >= give_up:
                         raise
                     _LOG.info("connecting to the central repo again: %s", describe(error))
                     time.sleep(random.uniform(*PAUSE_S))

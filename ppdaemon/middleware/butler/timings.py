@@ -8,11 +8,11 @@ from typing import Any
 
 from ppdaemon.clock import Clock
 
-__all__ = ("Figures",)
+__all__ = ("Timings",)
 
 
 @dataclass(slots=True)
-class Figures:
+class Timings:
     """Numbers by name, for the journal and the metrics dataset."""
 
     clock: Clock

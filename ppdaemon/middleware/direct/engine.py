@@ -40,7 +40,7 @@ from ppdaemon.middleware.direct.shape import Part, Shape, Unsupported, shape_of
 from ppdaemon.middleware.direct.store import ReadAhead, readings
 from ppdaemon.middleware.direct.tasks import ReadyTasks
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
-from ppdaemon.middleware.run.engine import Job, Ran
+from ppdaemon.middleware.run.engine import Job, RunResult
 
 __all__ = ("DirectEngine", "DirectRun", "Exposures", "Unsupported", "Warmth")
 
@@ -94,8 +94,8 @@ class DirectRun:
     processes: int
     """How many may work at once."""
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
-        """Run all tasks; see `~ppdaemon.middleware.run.engine.RunJob`."""
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
+        """Run all tasks; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         return self.runner(before_task)
 
     @property

@@ -15,17 +15,17 @@ from ppdaemon.middleware.direct.exposures import Exposures
 from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.ingest import BuiltinIngester
 from ppdaemon.middleware.raws.records import exposure_records, group_record, make_record
-from ppdaemon.middleware.raws.regions import Place
+from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.middleware.raws.visits import visit_records
 from ppdaemon.visit import NextVisit
 
-__all__ = ("Landing",)
+__all__ = ("UnregisteredRaws",)
 
 MOST_EXPECTED = 50
 """Images that are prepared for: an announcement can tell any number."""
 
 
-class Landing:
+class UnregisteredRaws:
     """Keeps the raws of one visit-detector at hand; an `~ppdaemon.middleware.raws.ingest.Ingester`.
 
     Parameters
@@ -38,7 +38,7 @@ class Landing:
         What was announced.
     detector : `int`
         Id of the detector.
-    place : `~ppdaemon.middleware.raws.regions.Place`
+    footprint : `~ppdaemon.middleware.raws.regions.Footprint`
         Where and when it is to look.
     camera : `~ppdaemon.camera.Camera` or `None`
         The focal-plane table, if there is one.
@@ -54,7 +54,7 @@ class Landing:
         instrument: Instrument,
         visit: NextVisit,
         detector: int,
-        place: Place,
+        footprint: Footprint,
         *,
         camera: Camera | None,
         grouped: bool,
@@ -64,7 +64,7 @@ class Landing:
         self._instrument = instrument
         self._visit = visit
         self._detector = detector
-        self._place = place
+        self._footprint = footprint
         self._camera = camera
         self._grouped = grouped
         self._folder = folder
@@ -120,9 +120,9 @@ class Landing:
             With the first of the announced filters, and ids that no exposure
             has; never more than `MOST_EXPECTED`.
         """
-        universe, day = self._butler.dimensions, self._place.day_obs
+        universe, day = self._butler.dimensions, self._footprint.day_obs
         name, group = self._instrument.getName(), self._visit.group
-        pointing = self._place.pointing
+        pointing = self._footprint.pointing
         ids = tuple(range(1, min(max(self._visit.nimages, 1), MOST_EXPECTED) + 1))
         exposures = [
             make_record(
@@ -134,7 +134,7 @@ class Landing:
                 group=group,
                 day_obs=day,
                 physical_filter=self._likely_filter(),
-                timespan=self._place.exposure,
+                timespan=self._footprint.exposure,
                 seq_num=exposure,
                 seq_start=1,
                 tracking_ra=None if pointing is None else pointing.ra_deg,
@@ -164,7 +164,7 @@ class Landing:
             self._instrument,
             grouped=self._grouped,
             camera=self._camera,
-            announced=self._place.pointing,
+            announced=self._footprint.pointing,
         )
         self.registered = True
         for header in self._headers:
@@ -178,7 +178,7 @@ class Landing:
             self._detector,
             grouped=self._grouped,
             camera=self._camera,
-            announced=self._place.pointing,
+            announced=self._footprint.pointing,
         )
 
     def _likely_filter(self) -> str:

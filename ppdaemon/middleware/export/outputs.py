@@ -20,7 +20,7 @@ from ppdaemon.middleware.export.spool import (
     select_outputs,
     spooled,
 )
-from ppdaemon.middleware.run.engine import RunJob
+from ppdaemon.middleware.run.engine import PipelineRun
 
 __all__ = ("Chosen", "Outputs")
 
@@ -83,7 +83,7 @@ class Outputs:
         """
         self._located[tuple(runs)] = locate_files(butler, select_outputs(butler, runs, self._types))
 
-    def of(self, butler: Butler, runs: Sequence[str], run: RunJob) -> Chosen:
+    def of(self, butler: Butler, runs: Sequence[str], run: PipelineRun) -> Chosen:
         """Choose what is exported of a visit.
 
         Parameters
@@ -92,7 +92,7 @@ class Outputs:
             The worker's repo.
         runs : `~collections.abc.Sequence` [`str`]
             Output runs.
-        run : `~ppdaemon.middleware.run.engine.RunJob`
+        run : `~ppdaemon.middleware.run.engine.PipelineRun`
             What was run; it may have outputs in memory.
 
         Returns

@@ -22,7 +22,14 @@ from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask.words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
-from ppdaemon.middleware.run.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Job,
+    PipelineRun,
+    RunResult,
+    TaskFailure,
+    describe_caveats,
+)
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
@@ -48,21 +55,21 @@ class PipetaskEngine:
         self._folder = folder
         self._log = log
 
-    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
+    def build(self, job: Job, data: DataQuery, butler: Butler) -> PipelineRun:
         """Start a command and wait until it has built its graph.
 
         Parameters
         ----------
         job : `~ppdaemon.middleware.run.engine.Job`
             What to run.
-        data : `~ppdaemon.middleware.run.engine.Selection`
+        data : `~ppdaemon.middleware.run.engine.DataQuery`
             On which data.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
 
         Returns
         -------
-        run : `~ppdaemon.middleware.run.engine.RunJob`
+        run : `~ppdaemon.middleware.run.engine.PipelineRun`
             Lets the command run.
 
         Raises
@@ -90,7 +97,7 @@ class PipetaskEngine:
             case unexpected:
                 raise AssertionError(unexpected)
 
-    def _arguments(self, job: Job, data: Selection) -> list[str]:
+    def _arguments(self, job: Job, data: DataQuery) -> list[str]:
         """Return the command line; the worker's log level holds for all loggers."""
         pipeline = self._folder / f"{job.pipeline.name}.yaml"
         pipeline.write_text(job.pipeline.text)
@@ -110,7 +117,7 @@ class PipetaskEngine:
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
         ]
 
-    def _setting(self, data: Selection) -> Setting:
+    def _setting(self, data: DataQuery) -> Setting:
         bound = {
             key: value
             for key, value in structlog.contextvars.get_contextvars().items()
@@ -175,7 +182,7 @@ class _Run:
         self._command = command
         self._labels = labels
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         # The command does not wait between its tasks: all are announced now.
         for label in self._labels:
             before_task(label)
@@ -183,7 +190,7 @@ class _Run:
         failure = self._wait()
         # Collections and dataset types were made behind this Butler's back.
         self._butler.registry.refresh()
-        return Ran(failure, describe_caveats(self._ended()))
+        return RunResult(failure, describe_caveats(self._ended()))
 
     def _wait(self) -> TaskFailure | None:
         match self._command.hear():

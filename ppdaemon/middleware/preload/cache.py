@@ -21,7 +21,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.middleware.butler.datafiles import link_or_copy
 
-__all__ = ("SharedCache", "Tally")
+__all__ = ("SharedCache", "CacheStats")
 
 _LOG = logging.getLogger(__name__)
 _LANES = 64
@@ -35,7 +35,7 @@ _PATIENCE = 0.05
 
 
 @dataclass(slots=True)
-class Tally:
+class CacheStats:
     """What was taken from the cache."""
 
     hits: int = 0
@@ -103,7 +103,7 @@ class SharedCache:
         self._budget = budget_bytes
 
     def take(
-        self, name: str, source: ResourcePath, target: Path, tally: Tally, size_bytes: int | None = None
+        self, name: str, source: ResourcePath, target: Path, stats: CacheStats, size_bytes: int | None = None
     ) -> None:
         """Link a shared file to where it is needed; copy it first if it is not there.
 
@@ -116,7 +116,7 @@ class SharedCache:
         target : `pathlib.Path`
             Where it is needed, in a folder that exists, on the cache's
             filesystem; read-only, not to be changed.
-        tally : `Tally`
+        stats : `CacheStats`
             Counts it.
         size_bytes : `int`, optional
             The length of the file, if it is known: one of another length is
@@ -132,9 +132,9 @@ class SharedCache:
         if not self._link(path, target, size_bytes):
             with self._lane(name) as lane:
                 if not self._link(path, target, size_bytes):
-                    self._fetch(source, path, target, lane, tally)
+                    self._fetch(source, path, target, lane, stats)
                     return
-        tally.hit(target.stat().st_size)
+        stats.hit(target.stat().st_size)
 
     def touch(self, name: str) -> None:
         """Note that a file is used by one who has a link to it.
@@ -156,7 +156,7 @@ class SharedCache:
             How many bytes that gave back.
         """
         with self._ledger() as ledger:
-            return self._sweep(ledger, 0, Tally())
+            return self._sweep(ledger, 0, CacheStats())
 
     def _link(self, path: Path, target: Path, size_bytes: int | None) -> bool:
         """Take a file that is there."""
@@ -173,10 +173,10 @@ class SharedCache:
         self.touch(path.name)
         return True
 
-    def _fetch(self, source: ResourcePath, path: Path, target: Path, lane: _Lane, tally: Tally) -> None:
+    def _fetch(self, source: ResourcePath, path: Path, target: Path, lane: _Lane, stats: CacheStats) -> None:
         partial = lane.folder / path.name
         size_bytes = source.size()
-        with self._room(size_bytes, lane, tally):
+        with self._room(size_bytes, lane, stats):
             try:
                 _copy(source, partial, size_bytes)
             except OSError as error:
@@ -188,7 +188,7 @@ class SharedCache:
             with self._ledger():  # for a sweep it is either coming or there
                 partial.replace(path)
                 lane.expect(0)
-        tally.miss(size_bytes)
+        stats.miss(size_bytes)
 
     @contextmanager
     def _lane(self, name: str) -> Iterator[_Lane]:
@@ -206,12 +206,12 @@ class SharedCache:
                 _empty(lane)
 
     @contextmanager
-    def _room(self, size_bytes: int, lane: _Lane, tally: Tally) -> Iterator[None]:
+    def _room(self, size_bytes: int, lane: _Lane, stats: CacheStats) -> Iterator[None]:
         """Count a file that comes; make room if that is too much."""
         with self._ledger() as ledger:
             # Nothing that could be dropped makes room for a file beyond the budget.
             if size_bytes <= self._budget and ledger.bytes + size_bytes > ledger.sweep_above:
-                self._sweep(ledger, max(0, int(self._budget * _FILL) - size_bytes), tally)
+                self._sweep(ledger, max(0, int(self._budget * _FILL) - size_bytes), stats)
             ledger.bytes += size_bytes
             lane.expect(size_bytes)
         try:
@@ -222,7 +222,7 @@ class SharedCache:
                 lane.expect(0)
             raise
 
-    def _sweep(self, ledger: _Ledger, keep_bytes: int, tally: Tally) -> int:
+    def _sweep(self, ledger: _Ledger, keep_bytes: int, stats: CacheStats) -> int:
         """Drop files until only so much is left, or only what is used; return how much that gave back."""
         held = given_back = 0
         unused = []
@@ -245,8 +245,8 @@ class SharedCache:
                 os.unlink(path)
                 held -= size_bytes
                 given_back += size_bytes
-                tally.evicted += 1
-                tally.evicted_bytes += size_bytes
+                stats.evicted += 1
+                stats.evicted_bytes += size_bytes
         ledger.bytes = held
         ledger.sweep_above = max(self._budget, held + int(self._budget * _PATIENCE))
         _LOG.info("shared files: %d bytes given back, %d kept", given_back, held)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a look at the central repo has found for a visit-detector, and what is missing; pure."""
+"""What the central repo has for a visit-detector, and what is missing; pure."""
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need
 from ppdaemon.middleware.preload.search import Found, Search, comes_with_exposure
 
-__all__ = ("FOOTPRINT_TYPE", "Looked", "Missing", "Verdict", "judge", "made_by", "missing_of")
+__all__ = ("FOOTPRINT_TYPE", "PreloadPlan", "Missing", "Usable", "judge", "made_by", "missing_of")
 
 FOOTPRINT_TYPE = "regionTimeInfo"
 """Dataset type of padded footprint and time (storage class `RegionTimeInfo`)."""
@@ -32,7 +32,7 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class PreloadPlan:
     """What a preload would bring; nothing was copied."""
 
     search: Search
@@ -141,7 +141,7 @@ def lacks(pipeline: LoadedPipeline, missing: Iterable[Missing]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Usable:
     """Which pipelines can run."""
 
     preprocessing: tuple[LoadedPipeline, ...]
@@ -156,7 +156,7 @@ def judge(
     needs: Mapping[str, tuple[Need, ...]],
     found: Iterable[Found],
     search: Search,
-) -> Verdict:
+) -> Usable:
     """Sort out the pipelines that lack what they need.
 
     Parameters
@@ -165,11 +165,11 @@ def judge(
         Pipelines that can be constructed; those that do not fit the repo
         have no needs.
     needs, found, search
-        As in `Looked`.
+        As in `PreloadPlan`.
 
     Returns
     -------
-    verdict : `Verdict`
+    usable : `Usable`
         With the pipelines that can run, if preprocessing makes what it can.
     """
     counts = counted(found)
@@ -190,7 +190,7 @@ def judge(
     footprint = {FOOTPRINT_TYPE} if search.region is not None else set()
     first = complete(preprocessing, footprint)
     then = complete(main, footprint | made_by(first))
-    return Verdict(first, then, missing, tuple(reasons))
+    return Usable(first, then, missing, tuple(reasons))
 
 
 def made_by(pipelines: Iterable[LoadedPipeline]) -> set[str]:

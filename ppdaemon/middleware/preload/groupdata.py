@@ -7,9 +7,9 @@ from lsst.daf.butler import Butler, DatasetType, DimensionUniverse
 from lsst.pipe.base.utils import RegionTimeInfo
 
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware.butler.timings import Figures
-from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, Looked
-from ppdaemon.middleware.raws.regions import Place
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, PreloadPlan
+from ppdaemon.middleware.raws.regions import Footprint
 
 __all__ = ("METRICS_TYPE", "put_footprint", "put_metrics", "types_of_groups")
 
@@ -36,7 +36,7 @@ def types_of_groups(universe: DimensionUniverse) -> list[DatasetType]:
     return [DatasetType(name, dimensions, storage) for name, storage in _STORAGE.items()]
 
 
-def put_footprint(local: Butler, order: Prepare, place: Place, run: str) -> None:
+def put_footprint(local: Butler, order: Prepare, footprint: Footprint, run: str) -> None:
     """Write where and when the detector will look, for preprocessing tasks.
 
     Parameters
@@ -45,17 +45,17 @@ def put_footprint(local: Butler, order: Prepare, place: Place, run: str) -> None
         The worker's repo, with the group's record and `types_of_groups`.
     order : `~ppdaemon.messages.Prepare`
         The visit-detector.
-    place : `~ppdaemon.middleware.raws.regions.Place`
+    footprint : `~ppdaemon.middleware.raws.regions.Footprint`
         Where and when; nothing is written where the place is not known.
     run : `str`
         Run that takes it.
     """
-    if place.region is not None:
-        info = RegionTimeInfo(region=place.region, timespan=place.exposure)
+    if footprint.region is not None:
+        info = RegionTimeInfo(region=footprint.region, timespan=footprint.exposure)
         local.put(info, FOOTPRINT_TYPE, _data_id(order), run=run)
 
 
-def put_metrics(local: Butler, order: Prepare, looked: Looked, figures: Figures, run: str) -> None:
+def put_metrics(local: Butler, order: Prepare, plan: PreloadPlan, timings: Timings, run: str) -> None:
     """Write what the preload took and brought.
 
     Parameters
@@ -64,18 +64,18 @@ def put_metrics(local: Butler, order: Prepare, looked: Looked, figures: Figures,
         The worker's repo, with the group's record and `types_of_groups`.
     order : `~ppdaemon.messages.Prepare`
         The visit-detector.
-    looked : `~ppdaemon.middleware.preload.findings.Looked`
+    plan : `~ppdaemon.middleware.preload.findings.PreloadPlan`
         What was found.
-    figures : `~ppdaemon.middleware.butler.timings.Figures`
+    timings : `~ppdaemon.middleware.butler.timings.Timings`
         Milliseconds of the phases, and counts.
     run : `str`
         Run that takes it.
     """
     metrics = {
-        **figures.values,
-        "found": {each.dataset_type.name: len(each.refs) for each in looked.found},
-        "queries_ms": {each.dataset_type.name: round(each.query_ms, 1) for each in looked.found},
-        "missing": sorted({each.name for missing in looked.missing.values() for each in missing}),
+        **timings.values,
+        "found": {each.dataset_type.name: len(each.refs) for each in plan.found},
+        "queries_ms": {each.dataset_type.name: round(each.query_ms, 1) for each in plan.found},
+        "missing": sorted({each.name for missing in plan.missing.values() for each in missing}),
     }
     local.put(metrics, METRICS_TYPE, _data_id(order), run=run)
 

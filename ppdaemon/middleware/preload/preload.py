@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a visit-detector needs from the central repo before its image.
 
-A preload is a look, which reads the central repo and changes nothing, and a
-fetch, which copies what was found.
+`Preload.find` reads the central repo and changes nothing, `Preload.fetch`
+copies what was found.
 """
 
 import logging
@@ -23,14 +23,14 @@ from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader, existing_collections, known_dataset_type
 from ppdaemon.middleware.butler.datafiles import DataFile, KnownFiles
 from ppdaemon.middleware.butler.repo import LocalRepo
-from ppdaemon.middleware.butler.timings import Figures
+from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need, UnusablePipeline
 from ppdaemon.middleware.pipelines.library import Library
-from ppdaemon.middleware.preload.cache import SharedCache, Tally
-from ppdaemon.middleware.preload.findings import Looked, judge, made_by
+from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
+from ppdaemon.middleware.preload.findings import PreloadPlan, judge, made_by
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
 from ppdaemon.middleware.preload.transfer import Absent, cache_names, input_collections, register, take_files
-from ppdaemon.middleware.raws.regions import Place
+from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 
 __all__ = ("Preload", "Preloaded")
@@ -48,7 +48,7 @@ class Preloaded:
     """Usable ones."""
     main: tuple[LoadedPipeline, ...]
     """Usable ones, if preprocessing makes what it can make."""
-    looked: Looked
+    plan: PreloadPlan
     """How it was found."""
 
 
@@ -75,23 +75,25 @@ class Preload:
         self._files = KnownFiles()
         self._last: list[Hashable] = []
 
-    def look(self, order: Prepare, place: Place, figures: Figures, *, sizes: bool = False) -> Looked:
+    def find(
+        self, order: Prepare, footprint: Footprint, timings: Timings, *, sizes: bool = False
+    ) -> PreloadPlan:
         """Find what the selected pipelines will read; change nothing.
 
         Parameters
         ----------
         order : `~ppdaemon.messages.Prepare`
             The visit-detector and its pipelines.
-        place : `~ppdaemon.middleware.raws.regions.Place`
+        footprint : `~ppdaemon.middleware.raws.regions.Footprint`
             Where and when, as announced.
-        figures : `~ppdaemon.middleware.butler.timings.Figures`
+        timings : `~ppdaemon.middleware.butler.timings.Timings`
             Takes how long it took.
         sizes : `bool`, optional
             Also ask for the sizes of files, one by one.
 
         Returns
         -------
-        looked : `~ppdaemon.middleware.preload.findings.Looked`
+        plan : `~ppdaemon.middleware.preload.findings.PreloadPlan`
             What is there and what is missing. It is no error if no pipeline
             can run.
 
@@ -101,49 +103,49 @@ class Preload:
             Raised with ``PRELOAD_FAILED``, to be tried again, if the central
             repo cannot be read.
         """
-        with figures.timed("pipelines"):
+        with timings.timed("pipelines"):
             preprocessing, reasons = self._library.load(order.pipelines.preprocessing)
             main, more = self._library.load(order.pipelines.main)
             reasons += more
-        with self._central.reading(figures) as central:
-            with figures.timed("query"):
+        with self._central.reading(timings) as central:
+            with timings.timed("query"):
                 needs = self._needs([*preprocessing, *main], central, reasons)
-                search = self._search(order, central, place)
+                search = self._search(order, central, footprint)
                 wanted = _wanted(central, needs.values(), preprocessing)
-                found = tuple(find_inputs(central, wanted, search, figures.clock))
-            with figures.timed("locate"):
+                found = tuple(find_inputs(central, wanted, search, timings.clock))
+            with timings.timed("locate"):
                 files, lost = self._files.locate(central, (ref for each in found for ref in each.refs))
                 if lost:
                     found = tuple(each.without(lost) for each in found)
                 kinds = _kinds(central, found)
                 measured = _sizes(central, found) if sizes else {}
-        verdict = judge(preprocessing, main, needs, found, search)
-        return Looked(
+        usable = judge(preprocessing, main, needs, found, search)
+        return PreloadPlan(
             search=search,
-            preprocessing=verdict.preprocessing,
-            main=verdict.main,
+            preprocessing=usable.preprocessing,
+            main=usable.main,
             found=found,
             needs=needs,
-            missing=verdict.missing,
-            reasons=(*reasons, *verdict.reasons),
+            missing=usable.missing,
+            reasons=(*reasons, *usable.reasons),
             files=files,
             kinds=kinds,
             sizes=measured,
         )
 
-    def fetch(self, looked: Looked, repo: LocalRepo, figures: Figures) -> Preloaded:
-        """Copy what a look has found, as far as pipelines that can run read it.
+    def fetch(self, plan: PreloadPlan, repo: LocalRepo, timings: Timings) -> Preloaded:
+        """Copy what was found, as far as pipelines that can run read it.
 
         Parameters
         ----------
-        looked : `~ppdaemon.middleware.preload.findings.Looked`
+        plan : `~ppdaemon.middleware.preload.findings.PreloadPlan`
             What was found.
         repo : `~ppdaemon.middleware.butler.repo.LocalRepo`
             The worker's repo, as renewed. What has no place on the sky is
             kept there for later visits, and what has one too if the last
             visit had the same; those that need exactly that again find it in
             place.
-        figures : `~ppdaemon.middleware.butler.timings.Figures`
+        timings : `~ppdaemon.middleware.butler.timings.Timings`
             Takes what was copied and how long it took.
 
         Returns
@@ -158,27 +160,27 @@ class Preload:
             pipeline can run; with ``PRELOAD_FAILED``, to be tried again, if
             the central repo cannot be read; with ``RAMDISK_FULL``.
         """
-        if not looked.main:
-            raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can run: " + "; ".join(looked.reasons))
-        _warn_of_missing(looked)
-        found = looked.wanted
-        tally = Tally()
-        self._fill(_layers(found), looked, repo, figures, tally)
-        figures.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(tally)
+        if not plan.main:
+            raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can run: " + "; ".join(plan.reasons))
+        _warn_of_missing(plan)
+        found = plan.wanted
+        stats = CacheStats()
+        self._fill(_layers(found), plan, repo, timings, stats)
+        timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
         return Preloaded(
-            inputs=input_collections(found, looked.search),
-            preprocessing=looked.preprocessing,
-            main=looked.main,
-            looked=looked,
+            inputs=input_collections(found, plan.search),
+            preprocessing=plan.preprocessing,
+            main=plan.main,
+            plan=plan,
         )
 
     def _fill(
         self,
         layers: Sequence[Sequence[Found]],
-        looked: Looked,
+        plan: PreloadPlan,
         repo: LocalRepo,
-        figures: Figures,
-        tally: Tally,
+        timings: Timings,
+        stats: CacheStats,
     ) -> None:
         """Bring what the repo has not kept; keep what will be needed again."""
         keys = [_key(layer) for layer in layers]
@@ -186,47 +188,47 @@ class Preload:
         while there < min(len(repo.kept), len(keys)) and repo.kept[there] == keys[there]:
             there += 1
         if there < len(repo.kept):
-            with figures.timed("renew"):
+            with timings.timed("renew"):
                 repo.drop_kept(beyond=there)
                 repo.renew()
-        with figures.timed("cache"):
-            self._touch((each for layer in layers[:there] for each in layer), looked.files, tally)
+        with timings.timed("cache"):
+            self._touch((each for layer in layers[:there] for each in layer), plan.files, stats)
         for number in range(there, len(layers)):
-            self._bring(layers[number], looked, repo, figures, tally)
+            self._bring(layers[number], plan, repo, timings, stats)
             # The first layer is a detector's calibrations. Of the second, a
             # place on the sky, only what comes twice may come again: falling
             # back from a layer takes 50 ms, bringing one 25.
             if number == 0 or keys == self._last:
-                with figures.timed("keep"):
+                with timings.timed("keep"):
                     repo.keep(keys[number])
         self._last = keys
 
-    def _touch(self, found: Iterable[Found], files: Mapping[DatasetId, DataFile], tally: Tally) -> None:
+    def _touch(self, found: Iterable[Found], files: Mapping[DatasetId, DataFile], stats: CacheStats) -> None:
         """Note that kept files are used."""
         for name, file in cache_names((ref for each in found for ref in each.refs), files).items():
             self._cache.touch(name)
-            tally.hit(file.size_bytes or 0)
+            stats.hit(file.size_bytes or 0)
 
     def _bring(
-        self, found: Sequence[Found], looked: Looked, repo: LocalRepo, figures: Figures, tally: Tally
+        self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats
     ) -> None:
         """Copy datasets and register them."""
         refs = list({ref.id: ref for each in found for ref in each.refs}.values())
-        with figures.timed("cache"):
+        with timings.timed("cache"):
             try:
-                files = take_files(refs, looked.files, self._cache, repo.incoming, tally)
+                files = take_files(refs, plan.files, self._cache, repo.incoming, stats)
             except Absent as error:
                 self._files.forget(error.refs)
                 raise
-        rest = [ref for ref in refs if ref.id not in looked.files]
+        rest = [ref for ref in refs if ref.id not in plan.files]
 
         def bring_rest() -> None:
             if rest:
-                with self._central.lending(figures) as central:
+                with self._central.lending(timings) as central:
                     repo.butler.transfer_from(central, rest, transfer="copy")
 
-        with figures.timed("register"):
-            register(repo.butler, found, files, looked.kinds, bring_rest)
+        with timings.timed("register"):
+            register(repo.butler, found, files, plan.kinds, bring_rest)
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], central: Butler, reasons: list[str]
@@ -242,7 +244,7 @@ class Preload:
                 reasons.append(str(error))
         return needs
 
-    def _search(self, order: Prepare, central: Butler, place: Place) -> Search:
+    def _search(self, order: Prepare, central: Butler, footprint: Footprint) -> Search:
         instrument = order.visit.instrument
         filters = _known_filters(central, instrument, order.visit.filter_names)
 
@@ -255,8 +257,8 @@ class Preload:
             physical_filters=tuple(filters),
             bands=tuple(sorted(set(filters.values()))),
             skymap=self._config.skymap,
-            timespan=place.validity,
-            region=place.region,
+            timespan=footprint.validity,
+            region=footprint.region,
             calibs=existing(self._config.calibs),
             inputs=existing(self._config.inputs),
         )
@@ -305,12 +307,12 @@ def _key(found: Iterable[Found]) -> Hashable:
     )
 
 
-def _warn_of_missing(looked: Looked) -> None:
+def _warn_of_missing(plan: PreloadPlan) -> None:
     """Tell what optional inputs are missing."""
     optional = {
         str(each)
-        for pipeline in (*looked.preprocessing, *looked.main)
-        for each in looked.missing[pipeline.path]
+        for pipeline in (*plan.preprocessing, *plan.main)
+        for each in plan.missing[pipeline.path]
         if not each.required
     }
     if optional:

@@ -21,7 +21,7 @@ from lsst.resources import ResourcePath
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.butler.failures import describe, is_link_refusal, is_out_of_space
-from ppdaemon.middleware.preload.cache import SharedCache, Tally
+from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.search import Found, Search
 from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.states import Outcome
@@ -71,7 +71,7 @@ def take_files(
     files: Mapping[DatasetId, DataFile],
     cache: SharedCache,
     folder: Path,
-    tally: Tally,
+    stats: CacheStats,
 ) -> list[FileDataset]:
     """Take the files of datasets from the shared cache, which fetches what it has not.
 
@@ -85,7 +85,7 @@ def take_files(
         The cache.
     folder : `pathlib.Path`
         Takes the links; on the cache's filesystem.
-    tally : `~ppdaemon.middleware.preload.cache.Tally`
+    stats : `~ppdaemon.middleware.preload.cache.CacheStats`
         Counts.
 
     Returns
@@ -102,7 +102,7 @@ def take_files(
     for file, holders in _sharing(refs, files):
         name = _name(file, holders)
         try:
-            cache.take(name, file.uri, folder / name, tally, file.size_bytes)
+            cache.take(name, file.uri, folder / name, stats, file.size_bytes)
         except FileNotFoundError as error:
             raise Absent(f"{file.uri} cannot be copied: {describe(error)}", tuple(holders)) from error
         except OSError as error:

@@ -19,11 +19,11 @@ from ppdaemon.visit import NextVisit
 
 __all__ = (
     "CameraLoader",
-    "Place",
+    "Footprint",
     "camera_region",
     "detector_region",
     "find_camera",
-    "place_of",
+    "footprint_of",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ type CameraLoader = Callable[[str], Camera]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Footprint:
     """Where and when one detector will look, as announced."""
 
     region: ConvexPolygon | None
@@ -53,7 +53,7 @@ class Place:
     """Boresight and rotation, if both are known on the sky."""
 
 
-def place_of(
+def footprint_of(
     visit: NextVisit,
     detector: int,
     camera: Camera | None,
@@ -61,7 +61,7 @@ def place_of(
     padding_arcsec: float,
     patience_s: float,
     now_tai: float,
-) -> Place:
+) -> Footprint:
     """Return where and when a detector will look.
 
     Parameters
@@ -81,14 +81,14 @@ def place_of(
 
     Returns
     -------
-    place : `Place`
+    footprint : `Footprint`
         Without region, and with a warning in the log, where there is no
         footprint.
     """
     begin, _ = expected_begin(visit, now_tai)
     exposure_s = visit.duration_s or UNKNOWN_DURATION_S
     pointing = announced(visit, None if camera is None else camera.site)
-    return Place(
+    return Footprint(
         _padded_region(pointing, detector, camera, padding_arcsec),
         _timespan(begin, begin + exposure_s),
         _timespan(begin - EARLY_S, begin + patience_s),

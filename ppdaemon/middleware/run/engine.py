@@ -12,11 +12,11 @@ from ppdaemon.middleware.butler.failures import describe, outcome_of, unmasked
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.states import Outcome
 
-__all__ = ("Engine", "Job", "Ran", "RunJob", "Selection", "TaskFailure", "describe_caveats")
+__all__ = ("Engine", "Job", "RunResult", "PipelineRun", "DataQuery", "TaskFailure", "describe_caveats")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class DataQuery:
     """The data of a visit, as a query expression."""
 
     where: str
@@ -27,7 +27,7 @@ class Selection:
     @classmethod
     def of_exposures(
         cls, instrument: str, group: str, detector: int, exposures: Sequence[int]
-    ) -> "Selection":
+    ) -> "DataQuery":
         """Select one detector of some exposures.
 
         Parameters
@@ -43,7 +43,7 @@ class Selection:
 
         Returns
         -------
-        selection : `Selection`
+        selection : `DataQuery`
             For the main pipelines.
         """
         listed = ", ".join(str(exposure) for exposure in exposures)
@@ -54,7 +54,7 @@ class Selection:
         )
 
     @classmethod
-    def of_group(cls, instrument: str, group: str, detector: int) -> "Selection":
+    def of_group(cls, instrument: str, group: str, detector: int) -> "DataQuery":
         """Select one detector of a group whose exposures are not known.
 
         Parameters
@@ -68,7 +68,7 @@ class Selection:
 
         Returns
         -------
-        selection : `Selection`
+        selection : `DataQuery`
             For preprocessing pipelines.
         """
         where = f"instrument = '{instrument}' AND detector = {detector} AND group = visit_group"
@@ -136,7 +136,7 @@ class TaskFailure:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class RunResult:
     """What became of a graph that was run."""
 
     failure: TaskFailure | None
@@ -159,10 +159,10 @@ class Job:
     unless a fixed name is configured."""
 
 
-class RunJob(Protocol):
+class PipelineRun(Protocol):
     """A graph that was built, with quanta."""
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all tasks.
 
         Parameters
@@ -174,7 +174,7 @@ class RunJob(Protocol):
 
         Returns
         -------
-        ran : `Ran`
+        ran : `RunResult`
             What became of it.
 
         Raises
@@ -191,21 +191,21 @@ class Engine(Protocol):
     name: str
     """As in the configuration."""
 
-    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
+    def build(self, job: Job, data: DataQuery, butler: Butler) -> PipelineRun:
         """Build the graph of a job.
 
         Parameters
         ----------
         job : `Job`
             What to run; the run has its init-outputs.
-        data : `Selection`
+        data : `DataQuery`
             On which data.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
 
         Returns
         -------
-        run : `RunJob`
+        run : `PipelineRun`
             Runs it.
 
         Raises

@@ -16,19 +16,19 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import PointOfNoReturn, StageReached
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.shape import Unsupported
-from ppdaemon.middleware.direct.unregistered import Landing
+from ppdaemon.middleware.direct.unregistered import UnregisteredRaws
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline, labels_named
-from ppdaemon.middleware.run.engine import Engine, Job, Ran, RunJob, Selection
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult
 from ppdaemon.middleware.run.initoutputs import ConstructionFailed, InitOutputs
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import Seat
 
-__all__ = ("Announcer", "Built", "TaskRuns")
+__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner")
 
 _LOG = logging.getLogger(__name__)
 
 
-class Announcer:
+class NoReturnReporter:
     """Tells the supervisor of the first task and of points of no return, before they are passed.
 
     Parameters
@@ -58,7 +58,7 @@ class Announcer:
         Returns
         -------
         before_task : `~collections.abc.Callable`
-            For `~ppdaemon.middleware.run.engine.RunJob`.
+            For `~ppdaemon.middleware.run.engine.PipelineRun`.
         """
         permanent = labels_named(pipeline.graph, self._seat.config.engine.no_return)
         waiting = [] if first is None else [dict(first)]
@@ -76,11 +76,11 @@ class Announcer:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltPipeline:
     """The job that could be built."""
 
     job: Job
-    run: RunJob
+    run: PipelineRun
     """Runs it; if a task cannot be constructed, it only says so."""
     passed_over: tuple[str, ...]
     """Why the jobs before it could not."""
@@ -90,7 +90,7 @@ class Built:
     """Why it is not the configured engine."""
 
 
-class TaskRuns:
+class PipelineRunner:
     """Builds pipelines, with all that their runs need.
 
     Parameters
@@ -142,7 +142,9 @@ class TaskRuns:
             return False  # the reference will say so
         return True
 
-    def make_ready(self, job: Job, butler: Butler, landing: Landing | None = None) -> dict[str, object]:
+    def make_ready(
+        self, job: Job, butler: Butler, landing: UnregisteredRaws | None = None
+    ) -> dict[str, object]:
         """Do what needs no image.
 
         What goes wrong is told, and tried again when the image is there.
@@ -153,12 +155,12 @@ class TaskRuns:
             What will be run, as far as it is known.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
-        landing : `~ppdaemon.middleware.direct.unregistered.Landing`, optional
+        landing : `~ppdaemon.middleware.direct.unregistered.UnregisteredRaws`, optional
             What will come, if it is not put into the repo.
 
         Returns
         -------
-        figures : `dict`
+        timings : `dict`
             What was done.
         """
         try:
@@ -170,24 +172,24 @@ class TaskRuns:
         return {}
 
     def build_first(
-        self, jobs: Sequence[Job], data: Selection, butler: Butler, landing: Landing | None = None
-    ) -> Built:
+        self, jobs: Sequence[Job], data: DataQuery, butler: Butler, landing: UnregisteredRaws | None = None
+    ) -> BuiltPipeline:
         """Build the first job that can be built.
 
         Parameters
         ----------
         jobs : `~collections.abc.Sequence` [`~ppdaemon.middleware.run.engine.Job`]
             In order of preference.
-        data : `~ppdaemon.middleware.run.engine.Selection`
+        data : `~ppdaemon.middleware.run.engine.DataQuery`
             What they are to work on.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
-        landing : `~ppdaemon.middleware.direct.unregistered.Landing`, optional
+        landing : `~ppdaemon.middleware.direct.unregistered.UnregisteredRaws`, optional
             What came, if it is not in the repo.
 
         Returns
         -------
-        built : `Built`
+        built : `BuiltPipeline`
             The one.
 
         Raises
@@ -202,7 +204,7 @@ class TaskRuns:
                 return self._build(job, data, butler, landing, tuple(reasons))
             except ConstructionFailed as error:
                 _LOG.exception("%s cannot be constructed", error.failure.label)
-                return Built(job, _failing(Ran(error.failure)), tuple(reasons), self.engine)
+                return BuiltPipeline(job, _failing(RunResult(error.failure)), tuple(reasons), self.engine)
             except UnusablePipeline as error:
                 _LOG.warning("falling back: %s", error)
                 reasons.append(str(error))
@@ -214,17 +216,22 @@ class TaskRuns:
         return self._reference.name if self._direct is None else self._direct.name
 
     def _build(
-        self, job: Job, data: Selection, butler: Butler, landing: Landing | None, passed_over: tuple[str, ...]
-    ) -> Built:
+        self,
+        job: Job,
+        data: DataQuery,
+        butler: Butler,
+        landing: UnregisteredRaws | None,
+        passed_over: tuple[str, ...],
+    ) -> BuiltPipeline:
         if self._direct is not None and landing is not None and not landing.registered:
             try:
                 direct = self._direct.build(job, landing.landed(data.context), butler)
-                return Built(job, direct, passed_over, self._direct.name)
+                return BuiltPipeline(job, direct, passed_over, self._direct.name)
             except Unsupported as reason:
                 self._decline(job, reason)
                 landing.register()
         run = self._reference.build(job, data, butler)
-        return Built(job, run, passed_over, self._reference.name, self._why_not_direct(job))
+        return BuiltPipeline(job, run, passed_over, self._reference.name, self._why_not_direct(job))
 
     def _why_not_direct(self, job: Job) -> str:
         if self._direct is None:
@@ -242,8 +249,8 @@ class TaskRuns:
         return self._init_outputs.is_exported(ref)
 
 
-def _failing(ran: Ran) -> RunJob:
-    def run(before_task: Callable[[str], None]) -> Ran:
+def _failing(ran: RunResult) -> PipelineRun:
+    def run(before_task: Callable[[str], None]) -> RunResult:
         return ran
 
     return run

@@ -16,7 +16,14 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.run.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Job,
+    PipelineRun,
+    RunResult,
+    TaskFailure,
+    describe_caveats,
+)
 
 __all__ = ("SeparableEngine",)
 
@@ -29,21 +36,21 @@ class SeparableEngine:
 
     name = "separable"
 
-    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
+    def build(self, job: Job, data: DataQuery, butler: Butler) -> PipelineRun:
         """Build a quantum graph by querying the worker's repo.
 
         Parameters
         ----------
         job : `~ppdaemon.middleware.run.engine.Job`
             What to run.
-        data : `~ppdaemon.middleware.run.engine.Selection`
+        data : `~ppdaemon.middleware.run.engine.DataQuery`
             On which data.
         butler : `lsst.daf.butler.Butler`
             The worker's repo.
 
         Returns
         -------
-        run : `~ppdaemon.middleware.run.engine.RunJob`
+        run : `~ppdaemon.middleware.run.engine.PipelineRun`
             Runs it.
 
         Raises
@@ -64,7 +71,7 @@ class SeparableEngine:
         return _Run(graph, data, execution)
 
 
-def _build(job: Job, data: Selection, execution: Butler) -> PredictedQuantumGraph:
+def _build(job: Job, data: DataQuery, execution: Butler) -> PredictedQuantumGraph:
     builder = AllDimensionsQuantumGraphBuilder(
         job.pipeline.graph.copy(), execution, where=data.where, bind=dict(data.bind)
     )
@@ -76,12 +83,12 @@ def _build(job: Job, data: Selection, execution: Butler) -> PredictedQuantumGrap
 class _Run:
     """A built graph and the Butler it is run with."""
 
-    def __init__(self, graph: PredictedQuantumGraph, data: Selection, execution: Butler):
+    def __init__(self, graph: PredictedQuantumGraph, data: DataQuery, execution: Butler):
         self._graph = graph
         self._data = data
         self._execution = execution
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         single = SingleQuantumExecutor(
             butler=self._execution, assume_no_existing_outputs=True, raise_on_partial_outputs=False
         )
@@ -97,7 +104,7 @@ class _Run:
             # or the SystemExit of a task; the failure is known.
             if observed.failure is None:
                 raise
-        return Ran(observed.failure, describe_caveats(observed.ended))
+        return RunResult(observed.failure, describe_caveats(observed.ended))
 
 
 class _ObservedExecutor(QuantumExecutor):
