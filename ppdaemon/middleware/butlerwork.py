@@ -17,8 +17,7 @@ from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import space_watched
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.direct.unregistered import UnregisteredRaws
-from ppdaemon.middleware.engines import make_direct, make_reference
+from ppdaemon.middleware.engines import make_engines
 from ppdaemon.middleware.export.outputs import Outputs
 from ppdaemon.middleware.export.spool import SpoolKey, write_spool
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
@@ -33,7 +32,7 @@ from ppdaemon.middleware.pipelines.provenance import (
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload, Preloaded
-from ppdaemon.middleware.raws.ingest import Ingester, RawIngest, choose_ingester
+from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
 from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
@@ -56,15 +55,11 @@ class _Visit:
     """The visit-detector that is prepared."""
 
     order: Prepare
-    instrument: Instrument
-    footprint: Footprint
     records: list[DimensionRecord]
     """Made before any image, and such that the central repo may lack them."""
     reporter: NoReturnReporter
-    raws: RawIngest
+    raws: VisitRaws
     """What came."""
-    landing: UnregisteredRaws | None = None
-    """Has it, if it is not put into the repo."""
     preload_run: str = ""
     """Run of footprint and preprocessing outputs."""
     inputs: tuple[str, ...] = ()
@@ -103,10 +98,9 @@ class ButlerWork:
         self._central = CentralReader(config.central, seat.config.workers.times.prepare_s / 2)
         cache = SharedCache(seat.cache, seat.config.preload.cache_max)
         self._preload = Preload(config, self._central, cache, self._library)
-        self._runs = PipelineRunner(
-            make_reference(seat, self._repo), InitOutputs(seat.runs), make_direct(seat)
-        )
-        self._outputs = Outputs(seat.config.export.types, self._runs.is_exported)
+        init_outputs = InitOutputs(seat.runs)
+        self._runs = PipelineRunner(make_engines(seat, self._repo), init_outputs)
+        self._outputs = Outputs(seat.config.export.types, init_outputs.is_exported)
         self._visit: _Visit | None = None
         self._begun = False
 
@@ -143,7 +137,7 @@ class ButlerWork:
             raise
 
     def ingest(self, raw: Raw) -> Ingested:
-        """Put a raw into the repo.
+        """Take a raw.
 
         Parameters
         ----------
@@ -255,11 +249,12 @@ class ButlerWork:
             failure = self._preprocess(visit, preloaded.preprocessing)
         visit.pipelines = self._runnable(visit, preloaded, failure)
         job = self._jobs(visit, footprint.day_obs)[0]
-        self._receive(visit, job)
         with timings.timed("warm"):
-            timings.values |= self._runs.make_ready(job, self._repo.butler, visit.landing)
+            ready = self._runs.prepare(job, visit.raws)
+        timings.values |= ready
         put_metrics(self._repo.butler, order, plan, timings, visit.preload_run)
-        if visit.landing is not None:
+        if ready and not visit.raws.registered:
+            # Init-outputs are in place, and no task will write into the repo.
             self._outputs.locate(self._repo.butler, (job.run, visit.preload_run))
             gc.collect()  # now, and not in the milliseconds between raw and first task
         _LOG.info("prepared for %s", visit.pipelines[0].name, extra=timings.values)
@@ -277,38 +272,23 @@ class ButlerWork:
         )
 
     def _open_visit(self, order: Prepare, footprint: Footprint) -> _Visit:
-        name, butler = order.visit.instrument, self._repo.butler
+        name, butler, config = order.visit.instrument, self._repo.butler, self._seat.config
         record = group_record(butler.dimensions, name, order.visit.group)
         insert_records(butler, [record])
         instrument = Instrument.from_string(self._config.instrument_class[name])
-        camera = find_camera(self._cameras, name)
-        ingester = choose_ingester(
-            self._config, butler, instrument, order.detector, camera, footprint.pointing
-        )
-        raws = self._raws(order, instrument, ingester)
-        return _Visit(order, instrument, footprint, [record], NoReturnReporter(self._seat), raws)
-
-    def _raws(self, order: Prepare, instrument: Instrument, ingester: Ingester) -> RawIngest:
-        config = self._seat.config
-        files = RawFiles(config.arrivals)
-        return RawIngest(ingester, instrument, order.visit, config.exposures, files, self._repo.incoming)
-
-    def _receive(self, visit: _Visit, job: Job) -> None:
-        """Keep raws out of the repo, if they need not be there."""
-        order, name, butler = visit.order, visit.order.visit.instrument, self._repo.butler
-        if self._config.ingest_of(name) != "builtin" or not self._runs.handles(job, butler):
-            return
-        visit.landing = UnregisteredRaws(
+        announced = AnnouncedVisit(
             butler,
-            visit.instrument,
+            instrument,
             order.visit,
             order.detector,
-            visit.footprint,
-            camera=find_camera(self._cameras, name),
-            grouped=groups_snaps(self._config.visits.get(name), visit.instrument),
-            folder=self._repo.incoming / "landed",
+            footprint,
+            find_camera(self._cameras, name),
+            groups_snaps(self._config.visits.get(name), instrument),
         )
-        visit.raws = self._raws(order, visit.instrument, visit.landing)
+        obs_base = self._config.ingest_of(name) == "obs_base"
+        files = RawFiles(config.arrivals)
+        raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming)
+        return _Visit(order, [record], NoReturnReporter(self._seat), raws)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Return the name of an output run."""
@@ -319,17 +299,17 @@ class ButlerWork:
     def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
         instrument = visit.order.visit.instrument
         digest = deployment_hash(self._seat.config, instrument, self._repo.versions, [pipeline])
-        return Job(pipeline, inputs, run, digest)
+        return Job(pipeline, inputs, run, digest, self._repo.butler)
 
     def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline]) -> str:
         """Run the first preprocessing pipeline that can be built; say what went wrong."""
         if not pipelines:
             return ""
         order = visit.order
-        data = DataQuery.of_group(order.visit.instrument, order.visit.group, order.detector)
+        query = DataQuery.of_group(order.visit.instrument, order.visit.group, order.detector)
         jobs = [self._job(visit, pipeline, visit.inputs, visit.preload_run) for pipeline in pipelines]
         try:
-            built = self._runs.build_first(jobs, data, self._repo.butler)
+            built = self._runs.build_first(jobs, query)
             failure = built.run(visit.reporter.before(built.job.pipeline)).failure
         except VisitFailed as error:
             if error.outcome == Outcome.RAMDISK_FULL:
@@ -366,7 +346,7 @@ class ButlerWork:
 
     def _jobs(self, visit: _Visit, day: int) -> list[Job]:
         """Return the main pipelines with the runs that they have on a day."""
-        raws = visit.instrument.makeDefaultRawIngestRunName()
+        raws = visit.raws.announced.instrument.makeDefaultRawIngestRunName()
         inputs = (visit.preload_run, *visit.inputs, raws)
         return [
             self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day))
@@ -375,9 +355,9 @@ class ButlerWork:
 
     def _build(self, visit: _Visit, exposures: Sequence[int]) -> BuiltPipeline:
         order = visit.order
-        data = DataQuery.of_exposures(order.visit.instrument, order.visit.group, order.detector, exposures)
+        query = DataQuery.of_exposures(order.visit.instrument, order.visit.group, order.detector, exposures)
         jobs = self._jobs(visit, visit.raws.headers[exposures[0]].day_obs)
-        return self._runs.build_first(jobs, data, self._repo.butler, visit.landing)
+        return self._runs.build_first(jobs, query, visit.raws)
 
     def _has_nothing(self, visit: _Visit, job: Job) -> bool:
         """Ask whether a failure behind the point of no return has left nothing."""

@@ -4,6 +4,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import pytest
@@ -17,7 +18,7 @@ from toycam import DAY, EPOCH, MakeRig, Rig, make_central
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware import butlerwork
-from ppdaemon.middleware.direct import memory
+from ppdaemon.middleware.direct import memory, unregistered
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome, Stage
 
@@ -225,13 +226,13 @@ def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(
 def test_without_filters_in_the_repo_nothing_is_foreseen_and_all_is_done(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    query = butlerwork.UnregisteredRaws._likely_filter
+    query = unregistered._likely_filter
 
-    def none_known(landing: butlerwork.UnregisteredRaws) -> str:
+    def none_known(butler: Butler, *words: Any) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr(type(landing._butler), "query_dimension_records", lambda *words, **more: [])
-            return query(landing)
+            patch.setattr(type(butler), "query_dimension_records", lambda *words, **more: [])
+            return query(butler, *words)
 
-    monkeypatch.setattr(butlerwork.UnregisteredRaws, "_likely_filter", none_known)
+    monkeypatch.setattr(unregistered, "_likely_filter", none_known)
     assert see(rigs, "direct", main="Short").outcome == Outcome.SUCCEEDED
     assert "Short cannot be foreseen" in caplog.text

@@ -21,7 +21,6 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
-from ppdaemon.middleware.direct.shape import Unsupported
 from ppdaemon.middleware.direct.unregistered import MOST_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
@@ -30,7 +29,7 @@ from ppdaemon.middleware.raws.header import check_expected, translate
 from ppdaemon.middleware.raws.records import exposure_records
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.middleware.raws.visits import groups_snaps, joined_visit, visit_records
-from ppdaemon.middleware.run.engine import Job
+from ppdaemon.middleware.run.engine import Job, Unsupported
 from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
 

@@ -95,10 +95,10 @@ def test_what_the_central_repo_has_is_not_spooled_again(
         assert "numpy" in butler.get("packages", collections=run)
 
 
-def job_of(rig: Rig, name: str, run: str = "run") -> Job:
+def job_of(rig: Rig, butler: Butler, name: str, run: str = "run") -> Job:
     pipeline = load_pipeline(rig.paths[name], {})
     digest = deployment_hash(rig.config, NAME, VERSIONS, [pipeline])
-    return Job(pipeline, (f"{NAME}/raw/all",), run, digest)
+    return Job(pipeline, (f"{NAME}/raw/all",), run, digest, butler)
 
 
 def names_in(butler: Butler, run: str) -> set[str]:
@@ -118,9 +118,9 @@ def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butle
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.seat.runs)
-        outputs.provide(job_of(rig, "Deed"), butler)
+        outputs.provide(job_of(rig, butler, "Deed"))
         assert {"deed_config", "toy_deed_schema", "packages"} <= names_in(butler, "run")
-        outputs.provide(job_of(rig, "Short"), butler)
+        outputs.provide(job_of(rig, butler, "Short"))
         assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
 
 
@@ -137,9 +137,9 @@ def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.seat.runs)
-        outputs.provide(job_of(rig, "Short", "old"), butler)
+        outputs.provide(job_of(rig, butler, "Short", "old"))
         os.utime(rig.seat.runs / "old", (0, 0))
-        outputs.provide(job_of(rig, "Short", "new"), butler)
+        outputs.provide(job_of(rig, butler, "Short", "new"))
     assert [path.name for path in rig.seat.runs.iterdir()] == ["new"]
 
 

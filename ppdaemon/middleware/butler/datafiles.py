@@ -17,7 +17,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.middleware.butler.failures import is_link_refusal
 
-__all__ = ("DataFile", "KnownFiles", "describe_files", "link_or_copy")
+__all__ = ("DataFile", "KnownFiles", "LocatedFile", "describe_files", "link_or_copy")
 
 _LOG = logging.getLogger(__name__)
 _LIMIT = 20_000
@@ -60,6 +60,16 @@ def describe_files(butler: Butler, refs: Iterable[DatasetRef]) -> list[FileDatas
         export.saveDatasets(refs, elements=(), rewrite=keep)
         raise _Enough
     return files
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedFile:
+    """A file of the worker, and the datasets that it holds."""
+
+    path: Path
+    formatter: str
+    """Class that reads it."""
+    refs: tuple[DatasetRef, ...]
 
 
 def link_or_copy(path: Path, target: Path) -> None:

@@ -7,35 +7,26 @@ Covers writing and reading such a folder. Registering is
 
 import logging
 import os
-import re
 import shutil
 import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pydantic
-from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, SerializedDatasetRef
+from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
-from lsst.resources import ResourcePath
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.middleware.butler.datafiles import describe_files
 from ppdaemon.wire import Model, explain
 
 __all__ = (
     "MANIFEST",
-    "LocatedFile",
     "Manifest",
     "SpoolKey",
     "SpooledFile",
     "check_files",
-    "copy_files",
-    "locate_files",
     "read_manifest",
     "read_through",
-    "select_outputs",
-    "spooled",
     "sync",
     "write_spool",
 )
@@ -90,45 +81,6 @@ class Manifest(Model):
     def datasets(self) -> int:
         """How many datasets there are (`int`)."""
         return sum(len(file.refs) for file in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class LocatedFile:
-    """A file of the worker, and the datasets that it holds."""
-
-    path: Path
-    formatter: str
-    """Class that reads it."""
-    refs: tuple[DatasetRef, ...]
-
-
-def select_outputs(butler: Butler, runs: Sequence[str], patterns: Sequence[str]) -> list[DatasetRef]:
-    """Return the datasets that are to be exported.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    runs : `~collections.abc.Sequence` [`str`]
-        Output runs.
-    patterns : `~collections.abc.Sequence` [`str`]
-        Regular expressions, of which a type's whole name must match one.
-
-    Returns
-    -------
-    refs : `list` [`lsst.daf.butler.DatasetRef`]
-        In the order of runs and names.
-    """
-    wanted = re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
-    refs = []
-    for run in runs:
-        names = butler.collections.get_info(run, include_summary=True).dataset_types or ()
-        for name in sorted(names):
-            if wanted.fullmatch(name):
-                refs += butler.query_datasets(
-                    name, collections=run, find_first=False, explain=False, limit=None
-                )
-    return refs
 
 
 def write_spool(
@@ -267,75 +219,6 @@ def read_through(folder: Path, manifest: Manifest) -> None:
                     pass
         except OSError as error:
             raise BadMessage(f"{folder / file.name} cannot be read: {error.strerror}") from error
-
-
-def locate_files(butler: Butler, refs: Iterable[DatasetRef]) -> list[LocatedFile]:
-    """Find the files of datasets.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-        Datasets there.
-
-    Returns
-    -------
-    files : `list` [`LocatedFile`]
-        Where each is.
-    """
-    refs = list(refs)
-    uris = {ref.id: uri.primaryURI for ref, uri in butler.get_many_uris(refs).items()}
-    located = []
-    for file in describe_files(butler, refs):
-        uri = uris[file.refs[0].id]
-        assert uri is not None  # the worker's repo keeps each dataset in one file
-        located.append(LocatedFile(Path(uri.ospath), str(file.formatter), tuple(file.refs)))
-    return located
-
-
-def copy_files(files: Iterable[LocatedFile], target: Path) -> list[SpooledFile]:
-    """Copy files of datasets into a spool.
-
-    Parameters
-    ----------
-    files : `~collections.abc.Iterable` [`LocatedFile`]
-        The files.
-    target : `pathlib.Path`
-        The spool's folder.
-
-    Returns
-    -------
-    copies : `list` [`SpooledFile`]
-        What is there now.
-    """
-    copies = []
-    for file in files:
-        copy = target / f"{file.refs[0].id}{ResourcePath(file.path).getExtension()}"
-        shutil.copyfile(file.path, copy)
-        copies.append(spooled(LocatedFile(copy, file.formatter, file.refs)))
-    return copies
-
-
-def spooled(file: LocatedFile) -> SpooledFile:
-    """Describe a file that lies in a spool.
-
-    Parameters
-    ----------
-    file : `LocatedFile`
-        The file.
-
-    Returns
-    -------
-    described : `SpooledFile`
-        For the manifest.
-    """
-    return SpooledFile(
-        name=file.path.name,
-        size_bytes=file.path.stat().st_size,
-        formatter=file.formatter,
-        refs=tuple(ref.to_simple() for ref in file.refs),
-    )
 
 
 def sync(path: Path) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A raw file becomes a dataset with dimension records, or is refused with a reason."""
+"""A raw file is taken and becomes a dataset with dimension records, or is refused with a reason."""
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from lsst.pipe.base import Instrument
 from lsst.resources import ResourcePath
 
 from ppdaemon.camera import Camera
-from ppdaemon.config import ButlerConfig, ExposuresConfig
+from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
@@ -30,13 +31,13 @@ from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.middleware.raws.remote import StoreError
-from ppdaemon.middleware.raws.visits import groups_snaps, visit_records
-from ppdaemon.pointing import Pointing
+from ppdaemon.middleware.raws.visits import visit_records
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("BuiltinIngester", "Ingester", "RawIngest", "choose_ingester")
+__all__ = ("AnnouncedVisit", "Ingester", "VisitRaws")
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,130 +46,81 @@ RETRIES_S = (0.1, 0.4)
 network filesystem's cache may lag, a dead mount is not waited for."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnnouncedVisit:
+    """One detector of an announced visit, and the repo that its worker has for it."""
+
+    butler: Butler
+    instrument: Instrument
+    visit: NextVisit
+    detector: int
+    footprint: Footprint
+    camera: Camera | None
+    """The focal-plane table, if there is one."""
+    grouped: bool
+    """Whether a group's exposures are one visit."""
+
+    def visit_records(self, exposures: Sequence[DimensionRecord]) -> list[DimensionRecord]:
+        """Make the records of the visits of some exposures of the sky."""
+        return visit_records(
+            self.butler.dimensions,
+            exposures,
+            self.detector,
+            grouped=self.grouped,
+            camera=self.camera,
+            announced=self.footprint.pointing,
+        )
+
+    def visits_seen(self, headers: Sequence[ExposureHeader]) -> list[DimensionRecord]:
+        """Make the records of the visits of exposures, of those of the sky."""
+        universe = self.butler.dimensions
+        return self.visit_records(
+            [exposure_records(universe, header)[-1] for header in headers if header.sees_sky]
+        )
+
+
 class Ingester(Protocol):
-    """Makes datasets and records in a worker's repo, for one visit-detector."""
+    """Makes datasets and records in a worker's repo, for one visit-detector.
+
+    What it returns, the central repo may lack.
+    """
 
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Put a raw into the repo.
+        """Move a raw into the repo; return the records of exposure, group and day.
 
-        Parameters
-        ----------
-        copy : `pathlib.Path`
-            A file on the repo's filesystem, which is moved into it.
-        header : `~ppdaemon.middleware.raws.header.ExposureHeader`
-            What its header says.
-
-        Returns
-        -------
-        records : `list` [`lsst.daf.butler.DimensionRecord`]
-            Of exposure, group and day: the central repo may lack them.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``BAD_RAW``.
+        A raw that it does not take raises `~ppdaemon.errors.VisitFailed` with
+        ``BAD_RAW``.
         """
 
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
-        """Make visits of exposures.
+        """Make visits of all exposures that are processed together; return the
+        records of the visits and of this detector in them, none for exposures
+        not of the sky.
 
-        Parameters
-        ----------
-        headers : `~collections.abc.Sequence`
-            Of all exposures that are processed together.
-        inputs : `~collections.abc.Sequence` [`str`]
-            Collections that may have the camera's geometry.
-
-        Returns
-        -------
-        records : `list` [`lsst.daf.butler.DimensionRecord`]
-            Of the visits and of this detector in them: the central repo may
-            lack them. Empty for exposures not of the sky.
+        ``inputs`` are collections that may have the camera's geometry.
         """
 
 
-def choose_ingester(
-    config: ButlerConfig,
-    butler: Butler,
-    instrument: Instrument,
-    detector: int,
-    camera: Camera | None,
-    announced: Pointing | None,
-) -> Ingester:
-    """Return who puts a visit-detector's raws into the repo.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.ButlerConfig`
-        Says who does it for this instrument, and what a visit is.
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    instrument : `lsst.pipe.base.Instrument`
-        The instrument.
-    detector : `int`
-        Id of the detector.
-    camera : `~ppdaemon.camera.Camera` or `None`
-        The focal-plane table, if there is one.
-    announced : `~ppdaemon.pointing.Pointing` or `None`
-        Where the visit was to look.
-
-    Returns
-    -------
-    ingester : `Ingester`
-        For this visit-detector.
-    """
-    name = instrument.getName()
-    grouped = groups_snaps(config.visits.get(name), instrument)
-    if config.ingest_of(name) == "obs_base":
-        return ObsBaseIngester(butler, instrument, detector, grouped=grouped)
-    return BuiltinIngester(butler, instrument, grouped=grouped, camera=camera, announced=announced)
-
-
 class BuiltinIngester:
-    """Does all that by itself.
+    """Does all that by itself."""
 
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    instrument : `lsst.pipe.base.Instrument`
-        The instrument.
-    grouped : `bool`
-        Whether a group's exposures are one visit.
-    camera : `~ppdaemon.camera.Camera` or `None`
-        Its focal-plane table, if there is one.
-    announced : `~ppdaemon.pointing.Pointing` or `None`
-        Where the visit was to look.
-    """
-
-    def __init__(
-        self,
-        butler: Butler,
-        instrument: Instrument,
-        *,
-        grouped: bool,
-        camera: Camera | None,
-        announced: Pointing | None,
-    ):
-        self._butler = butler
-        self._instrument = instrument
-        self._grouped = grouped
-        self._camera = camera
+    def __init__(self, announced: AnnouncedVisit):
         self._announced = announced
 
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Put a raw into the repo; see `Ingester`."""
-        records = exposure_records(self._butler.dimensions, header)
-        insert_records(self._butler, records)
-        data_id = self._butler.registry.expandDataId(
+        """Move a raw into the repo; see `Ingester`."""
+        butler, instrument = self._announced.butler, self._announced.instrument
+        records = exposure_records(butler.dimensions, header)
+        insert_records(butler, records)
+        data_id = butler.registry.expandDataId(
             instrument=header.instrument, exposure=header.exposure, detector=header.detector
         )
-        run = self._instrument.makeDefaultRawIngestRunName()
-        ref = DatasetRef(self._butler.get_dataset_type("raw"), data_id, run=run)
-        formatter = self._instrument.getRawFormatter(data_id)
-        self._butler.ingest(
+        run = instrument.makeDefaultRawIngestRunName()
+        ref = DatasetRef(butler.get_dataset_type("raw"), data_id, run=run)
+        formatter = instrument.getRawFormatter(data_id)
+        butler.ingest(
             FileDataset(path=ResourcePath(copy.as_uri()), refs=[ref], formatter=formatter), transfer="move"
         )
         return records
@@ -177,33 +129,23 @@ class BuiltinIngester:
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
         """Make visits of exposures; see `Ingester`."""
-        universe = self._butler.dimensions
-        seen = [header for header in headers if header.sees_sky]
-        records = visit_records(
-            universe,
-            [exposure_records(universe, header)[-1] for header in seen],
-            headers[0].detector,
-            grouped=self._grouped,
-            camera=self._camera,
-            announced=self._announced,
-        )
-        insert_records(self._butler, records)
+        records = self._announced.visits_seen(headers)
+        insert_records(self._announced.butler, records)
         return records
 
 
-class RawIngest:
-    """Takes the raws of one visit-detector.
+class VisitRaws:
+    """Takes the raws of one visit-detector, and keeps them out of the repo until an engine wants them there.
 
     Parameters
     ----------
-    ingester : `Ingester`
-        Puts them into the repo.
-    instrument : `lsst.pipe.base.Instrument`
-        The instrument.
-    visit : `~ppdaemon.visit.NextVisit`
+    announced : `AnnouncedVisit`
         What was announced.
+    obs_base : `bool`
+        Whether ``lsst.obs.base`` ingests them. It may refuse a raw, so each
+        goes into the repo at once.
     limits : `~ppdaemon.config.ExposuresConfig`
-        How far the raws may be from that.
+        How far the raws may be from the announcement.
     files : `~ppdaemon.middleware.raws.rawfiles.RawFiles`
         Where raws come from.
     incoming : `pathlib.Path`
@@ -212,26 +154,37 @@ class RawIngest:
 
     def __init__(
         self,
-        ingester: Ingester,
-        instrument: Instrument,
-        visit: NextVisit,
+        announced: AnnouncedVisit,
+        obs_base: bool,
         limits: ExposuresConfig,
         files: RawFiles,
         incoming: Path,
     ):
-        self._ingester = ingester
-        self._instrument = instrument
-        self._visit = visit
+        self.announced = announced
+        self._ingester: Ingester = (
+            ObsBaseIngester(
+                announced.butler, announced.instrument, announced.detector, grouped=announced.grouped
+            )
+            if obs_base
+            else BuiltinIngester(announced)
+        )
         self._limits = limits
         self._files = files
         self._incoming = incoming
+        self._inputs: tuple[str, ...] = ()
+        self.registered = obs_base
+        """Whether the raws are in the repo, and those that come go there."""
         self.headers: dict[int, ExposureHeader] = {}
-        """Of what is in the repo, by exposure."""
+        """Of what came, by exposure."""
         self.records: list[DimensionRecord] = []
         """Made for it; the central repo may lack them."""
+        self.files: dict[int, Path] = {}
+        """What is not in the repo, by exposure."""
+        self.exposures: tuple[int, ...] = ()
+        """Those of which visits were defined."""
 
     def take(self, raw: Raw) -> ExposureHeader:
-        """Put a raw into the repo.
+        """Copy a raw and check it.
 
         Parameters
         ----------
@@ -262,24 +215,44 @@ class RawIngest:
         copy = self._fetch(raw.path)
         try:
             header = self._understand(copy, raw)
-            self.records += self._ingester.ingest(copy, header)
+            if self.registered:
+                self.records += self._ingester.ingest(copy, header)
+            else:
+                self._keep(copy, header)
         finally:
             copy.unlink(missing_ok=True)
         self.headers[raw.exposure] = header
         return header
 
     def define_visits(self, exposures: Sequence[int], inputs: Sequence[str]) -> None:
-        """Make visits of all exposures that came.
+        """Make visits of the exposures that are processed, all of which came.
 
-        Parameters
-        ----------
-        exposures : `~collections.abc.Sequence` [`int`]
-            Those that are processed, of which each is in the repo.
-        inputs : `~collections.abc.Sequence` [`str`]
-            Collections that may have the camera's geometry.
+        ``inputs`` are collections that may have the camera's geometry.
         """
+        self.exposures, self._inputs = tuple(exposures), tuple(inputs)
         headers = [self.headers[exposure] for exposure in exposures]
-        self.records += self._ingester.define_visits(headers, inputs)
+        if self.registered:
+            self.records += self._ingester.define_visits(headers, inputs)
+        else:
+            self.records += self.announced.visits_seen(headers)
+
+    def register(self) -> None:
+        """Put into the repo what came, and from now on each raw when it comes."""
+        if self.registered:
+            return
+        self.registered = True
+        for exposure in list(self.files):
+            self._ingester.ingest(self.files.pop(exposure), self.headers[exposure])
+        if self.exposures:
+            headers = [self.headers[exposure] for exposure in self.exposures]
+            self._ingester.define_visits(headers, self._inputs)
+
+    def _keep(self, copy: Path, header: ExposureHeader) -> None:
+        # A folder each: snaps may lie under one name in different folders.
+        folder = self._incoming / "kept" / str(header.exposure)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files[header.exposure] = copy.rename(folder / copy.name)
+        self.records += exposure_records(self.announced.butler.dimensions, header)
 
     def _fetch(self, path: str) -> Path:
         for pause_s in (*RETRIES_S, None):
@@ -306,7 +279,7 @@ class RawIngest:
             understood = self._from_sidecar(header, raw) or self._checked(header, raw)
         except VisitFailed as error:
             raise VisitFailed(error.outcome, f"{raw.path} cannot be used: {error}") from error
-        if reasons := contradictions(understood, self._visit, self._limits):
+        if reasons := contradictions(understood, self.announced.visit, self._limits):
             text = f"exposure {raw.exposure} is set aside: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
         return understood
@@ -324,4 +297,4 @@ class RawIngest:
             return None
 
     def _checked(self, header: Mapping[str, Any], raw: Raw) -> ExposureHeader:
-        return check_expected(translate(header, self._instrument, raw.path), raw)
+        return check_expected(translate(header, self.announced.instrument, raw.path), raw)

@@ -3,16 +3,17 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe, outcome_of, unmasked
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
+from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
-
-__all__ = ("Engine", "Job", "RunResult", "PipelineRun", "DataQuery", "TaskFailure", "describe_caveats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +29,7 @@ class DataQuery:
     def of_exposures(
         cls, instrument: str, group: str, detector: int, exposures: Sequence[int]
     ) -> "DataQuery":
-        """Select one detector of some exposures.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-        group : `str`
-            The group that was announced.
-        detector : `int`
-            Id of the detector.
-        exposures : `~collections.abc.Sequence` [`int`]
-            Ids of the exposures.
-
-        Returns
-        -------
-        selection : `DataQuery`
-            For the main pipelines.
-        """
+        """Select one detector of some exposures, for the main pipelines."""
         listed = ", ".join(str(exposure) for exposure in exposures)
         return cls(
             f"instrument = '{instrument}' AND detector = {detector} AND exposure IN ({listed})",
@@ -55,22 +39,7 @@ class DataQuery:
 
     @classmethod
     def of_group(cls, instrument: str, group: str, detector: int) -> "DataQuery":
-        """Select one detector of a group whose exposures are not known.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-        group : `str`
-            The group.
-        detector : `int`
-            Id of the detector.
-
-        Returns
-        -------
-        selection : `DataQuery`
-            For preprocessing pipelines.
-        """
+        """Select one detector of a group whose exposures are not known, for preprocessing."""
         where = f"instrument = '{instrument}' AND detector = {detector} AND group = visit_group"
         return cls(where, {"visit_group": group}, _context(instrument, group, detector))
 
@@ -157,6 +126,12 @@ class Job:
     digest: str
     """Of all that decides what the run's datasets are; part of its name,
     unless a fixed name is configured."""
+    butler: Butler
+    """The worker's repo."""
+
+
+class Unsupported(Exception):
+    """This engine does not handle it; the next one does."""
 
 
 class PipelineRun(Protocol):
@@ -174,7 +149,7 @@ class PipelineRun(Protocol):
 
         Returns
         -------
-        ran : `RunResult`
+        result : `RunResult`
             What became of it.
 
         Raises
@@ -184,6 +159,15 @@ class PipelineRun(Protocol):
             with ``CRASHED`` if it has ended without a word.
         """
 
+    @property
+    def outputs(self) -> Sequence[DatasetRef]:
+        """Datasets to be exported that it holds itself. If there are any, it
+        has written none into the worker's repo.
+        """
+
+    def write(self, folder: Path) -> list[LocatedFile]:
+        """Write these outputs, one file each, named after the dataset's id."""
+
 
 class Engine(Protocol):
     """Runs pipelines in a worker's repo."""
@@ -191,17 +175,42 @@ class Engine(Protocol):
     name: str
     """As in the configuration."""
 
-    def build(self, job: Job, data: DataQuery, butler: Butler) -> PipelineRun:
+    def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
+        """Do what needs no image.
+
+        Parameters
+        ----------
+        job : `Job`
+            What will be run, as far as it is known; the run has its
+            init-outputs.
+        raws : `~ppdaemon.middleware.raws.ingest.VisitRaws`
+            Takes what will come. An engine that reads raws from the repo has
+            them put there.
+
+        Returns
+        -------
+        done : `~collections.abc.Mapping`
+            What was done, in numbers for the journal.
+
+        Raises
+        ------
+        Unsupported
+            Raised, saying why, if another engine has to run it.
+        ppdaemon.middleware.pipelines.graph.UnusablePipeline
+            Raised if no engine can.
+        """
+
+    def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
         """Build the graph of a job.
 
         Parameters
         ----------
         job : `Job`
             What to run; the run has its init-outputs.
-        data : `DataQuery`
+        query : `DataQuery`
             On which data.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
+        raws : `~ppdaemon.middleware.raws.ingest.VisitRaws` or `None`
+            What came; `None` for a pipeline that needs no image.
 
         Returns
         -------
@@ -210,9 +219,36 @@ class Engine(Protocol):
 
         Raises
         ------
+        Unsupported
+            Raised, saying why, if another engine has to run it.
         ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised, saying why, if there is no graph or an empty one.
         """
+
+    def forget(self) -> None:
+        """Go on with a repo that has nothing yet."""
+
+
+class RepoEngine:
+    """What engines have in common that read and write the worker's repo."""
+
+    def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
+        """Have raws put into the repo; see `Engine`."""
+        raws.register()
+        return {}
+
+    def forget(self) -> None:
+        """Do nothing: all that it had is in the repo."""
+
+
+class RepoRun:
+    """A run whose outputs are in the worker's repo."""
+
+    outputs: Sequence[DatasetRef] = ()
+
+    def write(self, folder: Path) -> list[LocatedFile]:
+        """Write nothing; see `PipelineRun`."""
+        return []
 
 
 def describe_caveats(ended: Iterable[tuple[str, TaskMetadata]]) -> str:

@@ -91,17 +91,15 @@ class InitOutputs:
         """Go on with a repo that has nothing yet."""
         self._provided.clear()
 
-    def provide(self, job: Job, butler: Butler) -> None:
+    def provide(self, job: Job) -> None:
         """Put a run's init-outputs into a worker's repo, if they are not there yet.
 
         Parameters
         ----------
         job : `~ppdaemon.middleware.run.engine.Job`
             Pipeline and run. If the run has those of another pipeline, which
-            could not be built, they are removed.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo. All types that the pipeline writes are
-            registered, too.
+            could not be built, they are removed. All types that the pipeline
+            writes are registered, too.
 
         Raises
         ------
@@ -113,14 +111,14 @@ class InitOutputs:
         digest, refs = self._provided.get(job.run, ("", []))
         if digest == job.digest:
             return
-        graph = self._graph(job, butler)
+        graph, butler = self._graph(job), job.butler
         for dataset_type in _output_types(graph, butler.dimensions):
             butler.registry.registerDatasetType(dataset_type)
         butler.collections.register(job.run)
         if refs:
             butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
             del self._provided[job.run]
-        self._provided[job.run] = job.digest, self._take_or_make(graph, job, butler)
+        self._provided[job.run] = job.digest, self._take_or_make(graph, job)
 
     def is_exported(self, ref: DatasetRef) -> bool:
         """Tell whether an init-output is in the central repo already.
@@ -137,29 +135,29 @@ class InitOutputs:
         """
         return not ref.dataId.dimensions and _note(self._folder, ref.run, ref.id).exists()
 
-    def _take_or_make(self, graph: PipelineGraph, job: Job, butler: Butler) -> list[DatasetRef]:
+    def _take_or_make(self, graph: PipelineGraph, job: Job) -> list[DatasetRef]:
         place = _place(self._folder, job.run)
         place.mkdir(parents=True, exist_ok=True)
         shared = place / job.digest
         if not shared.exists():
             with _coming_first(place / ".lock") as first:
                 if not shared.exists():
-                    _make(graph, job, butler)
-                    refs = _init_refs(graph, butler, job.run)
+                    _make(graph, job)
+                    refs = _init_refs(graph, job)
                     if first:
-                        _publish(refs, butler, shared)
+                        _publish(refs, job.butler, shared)
                         _drop_former(self._folder)
                     return refs
         os.utime(place)
-        files = _read(shared, butler.dimensions)
-        ingest_shared(butler, files)
+        files = _read(shared, job.butler.dimensions)
+        ingest_shared(job.butler, files)
         return [ref for file in files for ref in file.refs]
 
-    def _graph(self, job: Job, butler: Butler) -> PipelineGraph:
+    def _graph(self, job: Job) -> PipelineGraph:
         path = job.pipeline.path
         if path not in self._graphs:
             self._graphs[path] = resolved(
-                job.pipeline, butler.dimensions, lambda name: known_dataset_type(butler, name)
+                job.pipeline, job.butler.dimensions, lambda name: known_dataset_type(job.butler, name)
             )
         return self._graphs[path]
 
@@ -243,9 +241,9 @@ def _output_types(graph: PipelineGraph, universe: DimensionUniverse) -> Iterator
     yield from types_of_runs(universe)
 
 
-def _make(graph: PipelineGraph, job: Job, butler: Butler) -> None:
+def _make(graph: PipelineGraph, job: Job) -> None:
     """Write a run's init-outputs, as far as a former try has not done so."""
-    execution = butler.clone(collections=[job.run, *job.inputs], run=job.run)
+    execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
     graph.write_configs(execution)
     for label in graph.tasks:
         made: list[tuple[object, DatasetType]] = []
@@ -266,10 +264,10 @@ def _put_new(execution: Butler, content: object, dataset_type: DatasetType | str
         execution.put(content, dataset_type)
 
 
-def _init_refs(graph: PipelineGraph, butler: Butler, run: str) -> list[DatasetRef]:
+def _init_refs(graph: PipelineGraph, job: Job) -> list[DatasetRef]:
     found = (
-        butler.find_dataset(dataset_type, collections=run)
-        for dataset_type in _output_types(graph, butler.dimensions)
+        job.butler.find_dataset(dataset_type, collections=job.run)
+        for dataset_type in _output_types(graph, job.butler.dimensions)
         if not dataset_type.dimensions
     )
     return [ref for ref in found if ref is not None]

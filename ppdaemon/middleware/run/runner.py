@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running pipelines in one seat: which one, and what the supervisor is told before a task.
+"""Running pipelines in one slot: which one, by which engine, and what is reported before a task.
 
 Falling back is here: a pipeline that cannot be built gives way to the next
-one. A task that fails never does, its constructor included: a database that
-is away must not turn an alert pipeline into a lesser one that succeeds.
+one, and an engine that does not handle a pipeline to the next one. A task that
+fails never does, its constructor included: a database that is away must not
+turn an alert pipeline into a lesser one that succeeds.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-
-from lsst.daf.butler import Butler, DatasetRef
+from dataclasses import dataclass
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import PointOfNoReturn, StageReached
-from ppdaemon.middleware.direct.engine import DirectEngine
-from ppdaemon.middleware.direct.shape import Unsupported
-from ppdaemon.middleware.direct.unregistered import UnregisteredRaws
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline, labels_named
-from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult
+from ppdaemon.middleware.raws.ingest import VisitRaws
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Engine,
+    Job,
+    PipelineRun,
+    RepoRun,
+    RunResult,
+    TaskFailure,
+    Unsupported,
+)
 from ppdaemon.middleware.run.initoutputs import ConstructionFailed, InitOutputs
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import Seat
@@ -95,84 +101,42 @@ class PipelineRunner:
 
     Parameters
     ----------
-    reference : `~ppdaemon.middleware.run.engine.Engine`
-        Builds and runs anything.
+    engines : `~collections.abc.Sequence` [`~ppdaemon.middleware.run.engine.Engine`]
+        In the order in which they are asked; the last one runs anything.
     init_outputs : `~ppdaemon.middleware.run.initoutputs.InitOutputs`
         What each run has once.
-    direct : `~ppdaemon.middleware.direct.engine.DirectEngine`, optional
-        Is asked first where raws need not be in the repo.
     """
 
-    def __init__(self, reference: Engine, init_outputs: InitOutputs, direct: DirectEngine | None = None):
-        self._reference = reference
+    def __init__(self, engines: Sequence[Engine], init_outputs: InitOutputs):
+        self._engines = tuple(engines)
         self._init_outputs = init_outputs
-        self._direct = direct
-        self._declined: dict[str, str] = {}
-        """Why pipelines cannot be run directly, by path."""
+        self._declined: dict[tuple[str, str], str] = {}
+        """Why engines do not run pipelines, by engine and path."""
 
     def forget(self) -> None:
         """Go on with a repo that has nothing yet."""
         self._init_outputs.forget()
-        if self._direct is not None:
-            self._direct.forget()
+        for engine in self._engines:
+            engine.forget()
 
-    def handles(self, job: Job, butler: Butler) -> bool:
-        """Find out whether a pipeline is run without raws in the repo.
+    def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
+        """Do what needs no image; return what was done.
 
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.run.engine.Job`
-            The pipeline.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-
-        Returns
-        -------
-        handles : `bool`
-            If not, the log says why, once for each pipeline.
-        """
-        if self._direct is None:
-            return False
-        try:
-            self._direct.check(job, butler)
-        except Unsupported as reason:
-            self._decline(job, reason)
-            return False
-        except UnusablePipeline:
-            return False  # the reference will say so
-        return True
-
-    def make_ready(
-        self, job: Job, butler: Butler, landing: UnregisteredRaws | None = None
-    ) -> dict[str, object]:
-        """Do what needs no image.
-
-        What goes wrong is told, and tried again when the image is there.
-
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.run.engine.Job`
-            What will be run, as far as it is known.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-        landing : `~ppdaemon.middleware.direct.unregistered.UnregisteredRaws`, optional
-            What will come, if it is not put into the repo.
-
-        Returns
-        -------
-        timings : `dict`
-            What was done.
+        What goes wrong is logged, and tried again when the image is there.
         """
         try:
-            self._init_outputs.provide(job, butler)
-            if self._direct is not None and landing is not None:
-                return asdict(self._direct.warm(job, landing.expected(), butler))
-        except (ConstructionFailed, UnusablePipeline, Unsupported) as error:
+            self._init_outputs.provide(job)
+            for engine in self._engines:
+                try:
+                    return engine.prepare(job, raws)
+                except Unsupported as reason:
+                    self._decline(engine, job, reason)
+        except (ConstructionFailed, UnusablePipeline) as error:
             _LOG.warning("%s is not ready: %s", job.pipeline.name, error)
         return {}
 
     def build_first(
-        self, jobs: Sequence[Job], data: DataQuery, butler: Butler, landing: UnregisteredRaws | None = None
+        self, jobs: Sequence[Job], query: DataQuery, raws: VisitRaws | None = None
     ) -> BuiltPipeline:
         """Build the first job that can be built.
 
@@ -180,12 +144,10 @@ class PipelineRunner:
         ----------
         jobs : `~collections.abc.Sequence` [`~ppdaemon.middleware.run.engine.Job`]
             In order of preference.
-        data : `~ppdaemon.middleware.run.engine.DataQuery`
+        query : `~ppdaemon.middleware.run.engine.DataQuery`
             What they are to work on.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-        landing : `~ppdaemon.middleware.direct.unregistered.UnregisteredRaws`, optional
-            What came, if it is not in the repo.
+        raws : `~ppdaemon.middleware.raws.ingest.VisitRaws`, optional
+            What came. Without, the last engine runs it.
 
         Returns
         -------
@@ -200,57 +162,41 @@ class PipelineRunner:
         reasons: list[str] = []
         for job in jobs:
             try:
-                self._init_outputs.provide(job, butler)
-                return self._build(job, data, butler, landing, tuple(reasons))
+                self._init_outputs.provide(job)
+                return self._build(job, query, raws, tuple(reasons))
             except ConstructionFailed as error:
                 _LOG.exception("%s cannot be constructed", error.failure.label)
-                return BuiltPipeline(job, _failing(RunResult(error.failure)), tuple(reasons), self.engine)
+                return BuiltPipeline(job, _NotRun(error.failure), tuple(reasons), self._engines[0].name)
             except UnusablePipeline as error:
                 _LOG.warning("falling back: %s", error)
                 reasons.append(str(error))
         raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can be built: " + "; ".join(reasons))
 
-    @property
-    def engine(self) -> str:
-        """Name of the configured engine (`str`)."""
-        return self._reference.name if self._direct is None else self._direct.name
-
     def _build(
-        self,
-        job: Job,
-        data: DataQuery,
-        butler: Butler,
-        landing: UnregisteredRaws | None,
-        passed_over: tuple[str, ...],
+        self, job: Job, query: DataQuery, raws: VisitRaws | None, passed_over: tuple[str, ...]
     ) -> BuiltPipeline:
-        if self._direct is not None and landing is not None and not landing.registered:
+        declined = ""
+        for engine in self._engines if raws is not None else self._engines[-1:]:
             try:
-                direct = self._direct.build(job, landing.landed(data.context), butler)
-                return BuiltPipeline(job, direct, passed_over, self._direct.name)
+                return BuiltPipeline(job, engine.build(job, query, raws), passed_over, engine.name, declined)
             except Unsupported as reason:
-                self._decline(job, reason)
-                landing.register()
-        run = self._reference.build(job, data, butler)
-        return BuiltPipeline(job, run, passed_over, self._reference.name, self._why_not_direct(job))
+                declined = self._decline(engine, job, reason)
+        raise AssertionError("the last engine runs anything")
 
-    def _why_not_direct(self, job: Job) -> str:
-        if self._direct is None:
-            return ""
-        return self._declined.get(job.pipeline.path, "the raws were put into the repo")
-
-    def _decline(self, job: Job, reason: Unsupported) -> None:
-        """Tell why a pipeline is not run by the configured engine; say it once."""
-        if self._declined.get(job.pipeline.path) != str(reason):
-            self._declined[job.pipeline.path] = str(reason)
-            _LOG.warning("%s is run by %s: %s", job.pipeline.name, self._reference.name, reason)
-
-    def is_exported(self, ref: DatasetRef) -> bool:
-        """Tell whether a dataset is in the central repo already; see `InitOutputs`."""
-        return self._init_outputs.is_exported(ref)
+    def _decline(self, engine: Engine, job: Job, reason: Unsupported) -> str:
+        """Return why an engine does not run a pipeline; log it when it is new."""
+        key, text = (engine.name, job.pipeline.path), str(reason)
+        if self._declined.get(key) != text:
+            self._declined[key] = text
+            _LOG.warning("%s is run by %s: %s", job.pipeline.name, self._engines[-1].name, text)
+        return text
 
 
-def _failing(ran: RunResult) -> PipelineRun:
-    def run(before_task: Callable[[str], None]) -> RunResult:
-        return ran
+class _NotRun(RepoRun):
+    """Stands for a run of which a task could not be constructed."""
 
-    return run
+    def __init__(self, failure: TaskFailure):
+        self._failure = failure
+
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
+        return RunResult(self._failure)

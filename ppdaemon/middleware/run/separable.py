@@ -16,10 +16,13 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
+from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
     DataQuery,
     Job,
     PipelineRun,
+    RepoEngine,
+    RepoRun,
     RunResult,
     TaskFailure,
     describe_caveats,
@@ -31,61 +34,43 @@ _NEVER_S = 2_592_000.0
 """Deadlines are the supervisor's; in one process the executor has none."""
 
 
-class SeparableEngine:
+class SeparableEngine(RepoEngine):
     """Builds by query and runs through the registry, as ``pipetask`` does."""
 
     name = "separable"
 
-    def build(self, job: Job, data: DataQuery, butler: Butler) -> PipelineRun:
-        """Build a quantum graph by querying the worker's repo.
-
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.run.engine.Job`
-            What to run.
-        data : `~ppdaemon.middleware.run.engine.DataQuery`
-            On which data.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-
-        Returns
-        -------
-        run : `~ppdaemon.middleware.run.engine.PipelineRun`
-            Runs it.
-
-        Raises
-        ------
-        ppdaemon.middleware.pipelines.graph.UnusablePipeline
-            Raised if the graph cannot be built or is empty.
-        """
-        execution = butler.clone(collections=[job.run, *job.inputs], run=job.run)
+    def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
+        """Build a quantum graph by querying the repo; see `~ppdaemon.middleware.run.engine.Engine`."""
+        if raws is not None:
+            raws.register()
+        execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
         try:
-            with ButlerMDC.set_mdc(dict(data.context)):
-                graph = _build(job, data, execution)
+            with ButlerMDC.set_mdc(dict(query.context)):
+                graph = _build(job, query, execution)
         except Exception as error:  # building runs the tasks' own code: anything may come out
             if is_out_of_space(error) or isinstance(error, MemoryError):
                 raise
             raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        return _Run(graph, data, execution)
+        return _Run(graph, query, execution)
 
 
-def _build(job: Job, data: DataQuery, execution: Butler) -> PredictedQuantumGraph:
+def _build(job: Job, query: DataQuery, execution: Butler) -> PredictedQuantumGraph:
     builder = AllDimensionsQuantumGraphBuilder(
-        job.pipeline.graph.copy(), execution, where=data.where, bind=dict(data.bind)
+        job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
     )
     # Named, since the default asks the password database, which does not
     # know a service's dynamic user.
     return builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False).assemble()
 
 
-class _Run:
+class _Run(RepoRun):
     """A built graph and the Butler it is run with."""
 
-    def __init__(self, graph: PredictedQuantumGraph, data: DataQuery, execution: Butler):
+    def __init__(self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler):
         self._graph = graph
-        self._data = data
+        self._query = query
         self._execution = execution
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
@@ -95,7 +80,7 @@ class _Run:
         observed = _ObservedExecutor(single, before_task)
         graph_executor = MPGraphExecutor(num_proc=1, timeout=_NEVER_S, quantum_executor=observed)
         try:
-            with ButlerMDC.set_mdc(dict(self._data.context)):
+            with ButlerMDC.set_mdc(dict(self._query.context)):
                 SeparablePipelineExecutor(self._execution).run_pipeline(
                     self._graph, graph_executor=graph_executor
                 )
