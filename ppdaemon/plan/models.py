@@ -2,7 +2,7 @@
 """What a visit would get: the answer of ``ppdaemon plan``, as JSON writes it.
 
 Covers the models. Rules are tried by `ppdaemon.selection`; what a central repo
-has is found by `ppdaemon.middleware.plan`.
+has is found by `ppdaemon.plan.planner`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

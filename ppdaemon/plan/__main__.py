@@ -19,12 +19,12 @@ from rich.status import Status
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.plan import Plan, PlanOrder, exit_code
+from ppdaemon.plan.models import Plan, PlanOrder, exit_code
+from ppdaemon.plan.sky import sky_png
+from ppdaemon.plan.tables import plan_view
 from ppdaemon.pointing import keep_astropy_offline
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
-from ppdaemon.worker.plansky import sky_png
-from ppdaemon.worker.plantables import plan_view
 
 __all__ = ("main",)
 
@@ -45,7 +45,7 @@ def _look_up(order: PlanOrder) -> Plan:
         _status("importing what workers import") as status,
         tempfile.TemporaryDirectory(prefix="ppdaemon-plan-") as scratch,
     ):
-        from ppdaemon.middleware.plan import Planner
+        from ppdaemon.plan.planner import Planner
 
         keep_astropy_offline()
         count = len(order.detectors)

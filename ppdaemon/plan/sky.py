@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.pictures import CannotDraw, new_figure, save_png
-from ppdaemon.plan import DatasetPlan, Degrees, FootprintPlan, Plan
+from ppdaemon.plan.models import DatasetPlan, Degrees, FootprintPlan, Plan
 
 __all__ = ("sky_png",)
 
@@ -31,7 +31,7 @@ def sky_png(plan: Plan, path: Path) -> None:
 
     Parameters
     ----------
-    plan : `~ppdaemon.plan.Plan`
+    plan : `~ppdaemon.plan.models.Plan`
         With the footprint of at least one detector.
     path : `pathlib.Path`
         The PNG file; overwritten.

@@ -32,7 +32,7 @@ from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.preload.search import Found
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
-from ppdaemon.plan import (
+from ppdaemon.plan.models import (
     DatasetPlan,
     Degrees,
     DetectorPlan,
@@ -56,7 +56,7 @@ class Planner:
 
     Parameters
     ----------
-    order : `~ppdaemon.plan.PlanOrder`
+    order : `~ppdaemon.plan.models.PlanOrder`
         The visit and the configuration.
     config : `~ppdaemon.config.ButlerConfig`
         Its part that concerns the Butler.
@@ -113,7 +113,7 @@ class Planner:
 
         Returns
         -------
-        plan : `~ppdaemon.plan.Plan`
+        plan : `~ppdaemon.plan.models.Plan`
             What they would get.
 
         Raises

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ppdaemon.plan import (
+from ppdaemon.plan.models import (
     Choice,
     DatasetPlan,
     Degrees,
@@ -32,7 +32,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
     Parameters
     ----------
-    plan : `~ppdaemon.plan.Plan`
+    plan : `~ppdaemon.plan.models.Plan`
         Of one detector, which is shown in full, or of several.
 
     Returns
