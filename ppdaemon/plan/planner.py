@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import astropy.time
-from lsst.daf.butler import DatasetRef, Timespan
-from lsst.sphgeom import ConvexPolygon, LonLat, Region
 
 from ppdaemon.camera import load_camera, padded
 from ppdaemon.clock import Clock, tai_iso
@@ -31,10 +29,9 @@ from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.preload.search import Found
-from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
+from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, corners_of, find_camera, footprint_of
 from ppdaemon.plan.models import (
     DatasetPlan,
-    Degrees,
     DetectorPlan,
     FootprintPlan,
     MissingPlan,
@@ -171,7 +168,7 @@ class Planner:
                 "pipelines": tuple(self._pipelines(chosen.pipelines, preload_plan, footprint)),
                 "queries": tuple(_query(found, preload_plan) for found in preload_plan.found),
                 "datasets": tuple(
-                    _dataset(ref, found, preload_plan) for found in preload_plan.wanted for ref in found.refs
+                    dataset for found in preload_plan.wanted for dataset in _datasets(found, preload_plan)
                 ),
                 "missing": tuple(_missing(chosen.pipelines, preload_plan)),
                 "phases_ms": timings.values,
@@ -270,20 +267,25 @@ def _query(found: Found, preload_plan: PreloadPlan) -> QueryPlan:
     )
 
 
-def _dataset(ref: DatasetRef, found: Found, preload_plan: PreloadPlan) -> DatasetPlan:
-    return DatasetPlan(
-        dataset_type=ref.datasetType.name,
-        id=str(ref.id),
-        data_id=dict(ref.dataId.required),
-        run=ref.run,
-        size_bytes=preload_plan.sizes.get(ref.id, 0),
-        validity=tuple(
-            _validity(each.collection, each.timespan)
-            for each in found.associations
-            if each.ref.id == ref.id and each.timespan is not None
-        ),
-        region=_corners(ref.dataId.region) if ref.datasetType.dimensions.spatial else None,
-    )
+def _datasets(found: Found, preload_plan: PreloadPlan) -> Iterator[DatasetPlan]:
+    for ref in found.refs:
+        yield DatasetPlan(
+            dataset_type=ref.datasetType.name,
+            id=str(ref.id),
+            data_id=dict(ref.dataId.required),
+            run=ref.run,
+            size_bytes=preload_plan.sizes.get(ref.id, 0),
+            validity=tuple(
+                Validity(
+                    collection=each.collection,
+                    begin=_bound(each.timespan.begin),
+                    end=_bound(each.timespan.end),
+                )
+                for each in found.associations
+                if each.ref.id == ref.id and each.timespan is not None
+            ),
+            region=corners_of(ref.dataId.region) if ref.datasetType.dimensions.spatial else None,
+        )
 
 
 def _missing(chosen: Pipelines, preload_plan: PreloadPlan) -> Iterator[MissingPlan]:
@@ -297,24 +299,12 @@ def _missing(chosen: Pipelines, preload_plan: PreloadPlan) -> Iterator[MissingPl
             )
 
 
-def _validity(collection: str, span: Timespan) -> Validity:
-    return Validity(
-        collection=collection,
-        begin=None if span.begin is None else _tai(span.begin),
-        end=None if span.end is None else _tai(span.end),
-    )
-
-
 def _tai(instant: astropy.time.Time) -> str:
     return tai_iso(instant.unix_tai)
 
 
-def _corners(region: Region | None) -> tuple[Degrees, ...] | None:
-    """Return the corners of a polygon; other shapes are not told."""
-    if not isinstance(region, ConvexPolygon):
-        return None
-    corners = map(LonLat, region.getVertices())
-    return tuple((corner.getLon().asDegrees(), corner.getLat().asDegrees()) for corner in corners)
+def _bound(instant: astropy.time.Time | None) -> str | None:
+    return None if instant is None else _tai(instant)
 
 
 class _Words(logging.Handler):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import astropy.time
 import astropy.units as u
 from lsst.daf.butler import Timespan
-from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
+from lsst.sphgeom import ConvexPolygon, LonLat, Region, UnitVector3d
 
 from ppdaemon.camera import Camera, SkyPoint, padded
 from ppdaemon.clock import day_obs
@@ -21,6 +21,7 @@ __all__ = (
     "CameraLoader",
     "Footprint",
     "camera_region",
+    "corners_of",
     "detector_region",
     "find_camera",
     "footprint_of",
@@ -154,6 +155,14 @@ def detector_region(camera: Camera, detector: int, pointing: Pointing) -> Convex
         Raised if the table has no such detector.
     """
     return _polygon(_corners(camera, detector, pointing))
+
+
+def corners_of(region: Region | None) -> tuple[SkyPoint, ...] | None:
+    """Return the corners of a polygon, ICRS degrees; `None` for other shapes."""
+    if not isinstance(region, ConvexPolygon):
+        return None
+    corners = map(LonLat, region.getVertices())
+    return tuple((corner.getLon().asDegrees(), corner.getLat().asDegrees()) for corner in corners)
 
 
 def camera_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
