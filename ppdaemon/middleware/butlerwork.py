@@ -30,8 +30,9 @@ from ppdaemon.middleware.pipelines.provenance import (
     output_run,
 )
 from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
-from ppdaemon.middleware.preload.preload import Preload, Preloaded
+from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
 from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.rawfiles import RawFiles
@@ -239,15 +240,15 @@ class ButlerWork:
         timings = Timings(self._seat.clock)
         footprint = self._footprint(order)
         plan = self._preload.find(order, footprint, timings)
-        preloaded = self._preload.fetch(plan, self._repo, timings)
+        inputs = self._preload.fetch(plan, self._repo, timings)
         visit = self._visit = self._open_visit(order, footprint)
-        visit.inputs = preloaded.inputs
-        visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, preloaded.preprocessing, footprint.day_obs)
+        visit.inputs = inputs
+        visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, plan.preprocessing, footprint.day_obs)
         self._repo.butler.collections.register(visit.preload_run)
         with timings.timed("preprocess"):
             put_footprint(self._repo.butler, order, footprint, visit.preload_run)
-            failure = self._preprocess(visit, preloaded.preprocessing)
-        visit.pipelines = self._runnable(visit, preloaded, failure)
+            failure = self._preprocess(visit, plan.preprocessing)
+        visit.pipelines = self._runnable(visit, plan, failure)
         job = self._jobs(visit, footprint.day_obs)[0]
         with timings.timed("warm"):
             ready = self._runs.prepare(job, visit.raws)
@@ -321,14 +322,14 @@ class ButlerWork:
             raise VisitFailed(failure.outcome, failure.reason, retriable=True)
         return f"preprocessing {built.job.pipeline.name}: {failure.reason}"
 
-    def _runnable(self, visit: _Visit, preloaded: Preloaded, failure: str) -> tuple[LoadedPipeline, ...]:
+    def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
         """Return the main pipelines that have all they need, or end the visit."""
-        reasons = list(preloaded.plan.reasons)
+        reasons = list(plan.reasons)
         summary = self._repo.butler.collections.get_info(visit.preload_run, include_summary=True)
         made = {str(name) for name in summary.dataset_types or ()}
         runnable = []
-        for pipeline in preloaded.main:
-            if lacks := preloaded.plan.lacks(pipeline, made):
+        for pipeline in plan.main:
+            if lacks := plan.lacks(pipeline, made):
                 reasons.append(lacks)
             else:
                 runnable.append(pipeline)

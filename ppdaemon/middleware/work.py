@@ -185,9 +185,7 @@ def _known_before(
         found.setdefault(raw.name, raw)
     for pipeline in pipelines:
         try:
-            types = dataset_types_of(
-                pipeline, central.dimensions, lambda name: known_dataset_type(central, name)
-            )
+            types = dataset_types_of(pipeline, central)
         except UnusablePipeline as error:
             _LOG.error("%s", error)
             continue

@@ -18,7 +18,7 @@ from toycam import DAY, EPOCH, MakeRig, Rig, make_central
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware import butlerwork
-from ppdaemon.middleware.direct import memory, unregistered
+from ppdaemon.middleware.direct import exposures, memory
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome, Stage
 
@@ -226,13 +226,13 @@ def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(
 def test_without_filters_in_the_repo_nothing_is_foreseen_and_all_is_done(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    query = unregistered._likely_filter
+    query = exposures._likely_filter
 
     def none_known(butler: Butler, *words: Any) -> str:
         with monkeypatch.context() as patch:
             patch.setattr(type(butler), "query_dimension_records", lambda *words, **more: [])
             return query(butler, *words)
 
-    monkeypatch.setattr(unregistered, "_likely_filter", none_known)
+    monkeypatch.setattr(exposures, "_likely_filter", none_known)
     assert see(rigs, "direct", main="Short").outcome == Outcome.SUCCEEDED
     assert "Short cannot be foreseen" in caplog.text

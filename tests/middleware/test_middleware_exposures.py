@@ -21,7 +21,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
-from ppdaemon.middleware.direct.unregistered import MOST_EXPECTED
+from ppdaemon.middleware.direct.exposures import MOST_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.raws.agreement import contradictions, separation_deg

@@ -15,7 +15,7 @@ from lsst.daf.butler import Butler
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig
 from ppdaemon.messages import Pipelines, Prepare
-from ppdaemon.middleware.butler.central import CentralReader, known_dataset_type
+from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import dataset_types_of, load_pipeline
@@ -62,9 +62,7 @@ def build_template(host: Host) -> None:
         types = {
             each.name: each
             for path in host.pipelines
-            for each in dataset_types_of(
-                load_pipeline(path, {}), central.dimensions, lambda name: known_dataset_type(central, name)
-            )
+            for each in dataset_types_of(load_pipeline(path, {}), central)
         }
         instrument = SurveyCam(detectors=host.detectors)
         make_template(host.template, central.dimensions, [instrument], types.values(), "bench")

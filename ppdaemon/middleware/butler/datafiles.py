@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from lsst.daf.butler import Butler, DatasetId, DatasetRef, FileDataset
 from lsst.daf.butler.datastore import DatasetRefURIs
 from lsst.resources import ResourcePath
 
-from ppdaemon.middleware.butler.failures import is_link_refusal
+from ppdaemon.middleware.butler.failures import describe, is_link_refusal
 
-__all__ = ("DataFile", "KnownFiles", "LocatedFile", "describe_files", "link_or_copy")
+__all__ = ("DataFile", "KnownFiles", "LocatedFile", "describe_files", "ingest_shared", "link_or_copy")
 
 _LOG = logging.getLogger(__name__)
 _LIMIT = 20_000
@@ -80,6 +80,17 @@ def link_or_copy(path: Path, target: Path) -> None:
         if not is_link_refusal(error):
             raise
         shutil.copyfile(path, target)
+
+
+def ingest_shared(butler: Butler, files: Sequence[FileDataset]) -> None:
+    """Ingest files that nobody changes by hard link, or by copy where links cannot be made."""
+    try:
+        butler.ingest(*files, transfer="hardlink")
+    except OSError as error:
+        if not is_link_refusal(error):
+            raise
+        _LOG.warning("files are copied, not shared: %s", describe(error))
+        butler.ingest(*files, transfer="copy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,12 @@ from lsst.daf.butler import (
     DatasetRef,
     DimensionRecord,
 )
-from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.exposures import Exposures, lasting_records, raw_files
+from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.handover import write_outputs
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
@@ -39,7 +38,6 @@ from ppdaemon.middleware.direct.scribe import Scribe
 from ppdaemon.middleware.direct.shape import Part, Shape, shape_of
 from ppdaemon.middleware.direct.store import ReadAhead, readings
 from ppdaemon.middleware.direct.tasks import ReadyTasks
-from ppdaemon.middleware.direct.unregistered import arrived, expected
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Job, RunResult, Unsupported
@@ -181,7 +179,7 @@ class DirectEngine:
         assert raws is not None  # what runs before the image is left to the reference
         known, butler = self._look_up(job, raws), job.butler
         try:
-            steps, files = _steps(job, arrived(raws, query.context), known)
+            steps, files = _steps(job, arrived(raws), known)
         except Unsupported:
             raise
         except Exception as error:  # building runs the tasks' own code: anything may come out
@@ -243,10 +241,7 @@ class DirectEngine:
                 roots = [root for root in butler.get_datastore_roots().values() if root is not None]
                 self._writer = DatasetWriter(ButlerConfig(str(roots[0])), butler.dimensions)
                 rehearse(butler.dimensions, self._writer, self._folder / "rehearsal")
-            graph: PipelineGraph = resolved(
-                job.pipeline, butler.dimensions, lambda name: known_dataset_type(butler, name)
-            )
-            return shape_of(graph)
+            return shape_of(resolved(job.pipeline, butler))
         except Unsupported as reason:
             return reason
 
@@ -299,7 +294,7 @@ def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], d
     inputs = Inputs(known.entries, {(_RAW, file.ref.dataId.required_values): file.ref for file in raws})
 
     def rows(part: Part) -> Iterable[Row]:
-        return data_ids.rows(part.dimensions, exposures.instrument, exposures.detector, exposures.ids)
+        return exposures.rows(data_ids, part.dimensions)
 
     try:
         steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)

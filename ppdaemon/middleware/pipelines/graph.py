@@ -4,14 +4,15 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lsst.daf.butler import DatasetType, DimensionUniverse
+from lsst.daf.butler import Butler, DatasetType
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 
+from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.selection import pipeline_name
 
@@ -131,31 +132,9 @@ def _fingerprint(graph: PipelineGraph) -> str:
     return digest.hexdigest()
 
 
-def needs_of(
-    pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
-) -> tuple[Need, ...]:
-    """Return what a pipeline reads and does not make itself.
-
-    Parameters
-    ----------
-    pipeline : `LoadedPipeline`
-        The pipeline.
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    known : `~collections.abc.Callable`
-        Returns the definition that a repo has of a dataset type, or `None`.
-
-    Returns
-    -------
-    needs : `tuple` [`Need`]
-        Prerequisites, regular inputs and init-inputs.
-
-    Raises
-    ------
-    UnusablePipeline
-        Raised, saying why, if dataset types contradict each other.
-    """
-    graph = resolved(pipeline, universe, known)
+def needs_of(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+    """Return what a pipeline reads and does not make itself, init-inputs too; see `resolved`."""
+    graph = resolved(pipeline, butler)
     required = {
         edge.parent_dataset_type_name
         for task, edge in _inputs(graph)
@@ -168,58 +147,31 @@ def needs_of(
     )
 
 
-def dataset_types_of(
-    pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
-) -> list[DatasetType]:
-    """Return the types that a pipeline writes, and those it reads that exist.
+def dataset_types_of(pipeline: LoadedPipeline, butler: Butler) -> list[DatasetType]:
+    """Return the types that a pipeline writes, and those it reads that a repo has; see `resolved`.
 
-    Parameters
-    ----------
-    pipeline, universe, known
-        As for `needs_of`.
-
-    Returns
-    -------
-    dataset_types : `list` [`lsst.daf.butler.DatasetType`]
-        What can be registered before any visit.
-
-    Raises
-    ------
-    UnusablePipeline
-        Raised, saying why, if dataset types contradict each other.
+    They can be registered before any visit.
     """
-    graph = resolved(pipeline, universe, known)
+    graph = resolved(pipeline, butler)
     return [
         node.dataset_type
         for name, node in graph.dataset_types.items()
-        if node.producing_edge is not None or known(name) is not None
+        if node.producing_edge is not None or known_dataset_type(butler, name) is not None
     ]
 
 
-def resolved(
-    pipeline: LoadedPipeline, universe: DimensionUniverse, known: Callable[[str], DatasetType | None]
-) -> PipelineGraph:
-    """Return a pipeline's graph with dimensions and dataset types.
+def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
+    """Return a pipeline's graph with the dimensions of a repo, and its dataset
+    types as far as it has them.
 
-    Parameters
-    ----------
-    pipeline, universe, known
-        As for `needs_of`.
-
-    Returns
-    -------
-    graph : `lsst.pipe.base.PipelineGraph`
-        Its tasks can be constructed.
-
-    Raises
-    ------
-    UnusablePipeline
-        Raised, saying why, if dataset types contradict each other.
+    The graph's tasks can be constructed. `UnusablePipeline` is raised, saying
+    why, if dataset types contradict each other.
     """
     graph = pipeline.graph.copy()
-    definitions = {name: found for name in graph.dataset_types if (found := known(name)) is not None}
+    known = ((name, known_dataset_type(butler, name)) for name in graph.dataset_types)
+    definitions = {name: found for name, found in known if found is not None}
     try:
-        graph.resolve(dimensions=universe, dataset_types=definitions)
+        graph.resolve(dimensions=butler.dimensions, dataset_types=definitions)
     except Exception as error:  # resolving runs the connections' own code
         raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
     return graph

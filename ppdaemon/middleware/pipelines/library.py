@@ -2,12 +2,13 @@
 """Pipelines that were parsed, and what they read; kept for a worker's life."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lsst.daf.butler import DatasetType, DimensionUniverse
+from lsst.daf.butler import Butler
 
+from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
     Need,
@@ -68,19 +69,14 @@ class Library:
                 reasons.append(str(error))
         return pipelines, reasons
 
-    def needs(
-        self,
-        pipeline: LoadedPipeline,
-        universe: DimensionUniverse,
-        known: Callable[[str], DatasetType | None],
-    ) -> tuple[Need, ...]:
+    def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
         """Return what a pipeline reads; see `ppdaemon.middleware.pipelines.graph.needs_of`.
 
         Asked again only if the repo has got a type that it did not know.
         """
         kept = self._needs.get(pipeline.path)
-        if kept is None or any(known(name) is not None for name in kept.unknown):
-            needs = needs_of(pipeline, universe, known)
-            unknown = tuple(need.name for need in needs if known(need.name) is None)
+        if kept is None or any(known_dataset_type(butler, name) is not None for name in kept.unknown):
+            needs = needs_of(pipeline, butler)
+            unknown = tuple(need.name for need in needs if known_dataset_type(butler, need.name) is None)
             kept = self._needs[pipeline.path] = _Kept(needs, unknown)
         return kept.needs

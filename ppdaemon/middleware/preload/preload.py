@@ -7,7 +7,7 @@ copies what was found.
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 # CollectionType is public, though its package does not list it.
 from lsst.daf.butler import (  # type: ignore[attr-defined]
@@ -33,23 +33,9 @@ from ppdaemon.middleware.preload.transfer import Absent, cache_names, input_coll
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 
-__all__ = ("Preload", "Preloaded")
+__all__ = ("Preload",)
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Preloaded:
-    """What a preload has brought."""
-
-    inputs: tuple[str, ...]
-    """Collections of the worker's repo that hold it, in order."""
-    preprocessing: tuple[LoadedPipeline, ...]
-    """Usable ones."""
-    main: tuple[LoadedPipeline, ...]
-    """Usable ones, if preprocessing makes what it can make."""
-    plan: PreloadPlan
-    """How it was found."""
 
 
 class Preload:
@@ -133,7 +119,7 @@ class Preload:
             sizes=measured,
         )
 
-    def fetch(self, plan: PreloadPlan, repo: LocalRepo, timings: Timings) -> Preloaded:
+    def fetch(self, plan: PreloadPlan, repo: LocalRepo, timings: Timings) -> tuple[str, ...]:
         """Copy what was found, as far as pipelines that can run read it.
 
         Parameters
@@ -150,8 +136,8 @@ class Preload:
 
         Returns
         -------
-        preloaded : `Preloaded`
-            What there is now.
+        inputs : `tuple` [`str`]
+            Collections of the worker's repo that hold it now, in order.
 
         Raises
         ------
@@ -167,12 +153,7 @@ class Preload:
         stats = CacheStats()
         self._fill(_layers(found), plan, repo, timings, stats)
         timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
-        return Preloaded(
-            inputs=input_collections(found, plan.search),
-            preprocessing=plan.preprocessing,
-            main=plan.main,
-            plan=plan,
-        )
+        return input_collections(found, plan.search)
 
     def _fill(
         self,
@@ -236,9 +217,7 @@ class Preload:
         needs = {}
         for pipeline in pipelines:
             try:
-                needs[pipeline.path] = self._library.needs(
-                    pipeline, central.dimensions, lambda name: known_dataset_type(central, name)
-                )
+                needs[pipeline.path] = self._library.needs(pipeline, central)
             except UnusablePipeline as error:
                 _LOG.error("%s", error)
                 reasons.append(str(error))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Putting datasets of the central repo into a worker's: files by link, records in one transaction."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +19,13 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.datafiles import DataFile
-from ppdaemon.middleware.butler.failures import describe, is_link_refusal, is_out_of_space
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.search import Found, Search
 from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.states import Outcome
 
-__all__ = ("Absent", "cache_names", "ingest_shared", "input_collections", "register", "take_files")
-
-_LOG = logging.getLogger(__name__)
+__all__ = ("Absent", "cache_names", "input_collections", "register", "take_files")
 
 
 class Absent(VisitFailed):
@@ -154,25 +151,6 @@ def register(
                 local.registry.certify(collection, refs, span)
             else:
                 local.registry.associate(collection, refs)
-
-
-def ingest_shared(butler: Butler, files: Sequence[FileDataset]) -> None:
-    """Ingest shared files by hard link, or by copy where links cannot be made.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    files : `~collections.abc.Sequence` [`lsst.daf.butler.FileDataset`]
-        Files that nobody changes.
-    """
-    try:
-        butler.ingest(*files, transfer="hardlink")
-    except OSError as error:
-        if not is_link_refusal(error):
-            raise
-        _LOG.warning("files are copied, not shared: %s", describe(error))
-        butler.ingest(*files, transfer="copy")
 
 
 def _sharing(

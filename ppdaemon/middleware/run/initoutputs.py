@@ -29,10 +29,8 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.resources import ResourcePath
 from lsst.utils.packages import Packages
 
-from ppdaemon.middleware.butler.central import known_dataset_type
-from ppdaemon.middleware.butler.datafiles import describe_files
+from ppdaemon.middleware.butler.datafiles import describe_files, ingest_shared
 from ppdaemon.middleware.pipelines.graph import resolved
-from ppdaemon.middleware.preload.transfer import ingest_shared
 from ppdaemon.middleware.run.engine import Job, TaskFailure
 from ppdaemon.wire import Model
 
@@ -156,9 +154,7 @@ class InitOutputs:
     def _graph(self, job: Job) -> PipelineGraph:
         path = job.pipeline.path
         if path not in self._graphs:
-            self._graphs[path] = resolved(
-                job.pipeline, job.butler.dimensions, lambda name: known_dataset_type(job.butler, name)
-            )
+            self._graphs[path] = resolved(job.pipeline, job.butler)
         return self._graphs[path]
 
 
