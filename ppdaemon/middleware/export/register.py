@@ -29,8 +29,9 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePath
 
+from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
-from ppdaemon.middleware.export.spool import Manifest, sync
+from ppdaemon.middleware.export.spool import Manifest
 from ppdaemon.middleware.raws.insertion import insert_records
 
 __all__ = ("Registrar",)

@@ -6,7 +6,6 @@ Covers writing and reading such a folder. Registering is
 """
 
 import logging
-import os
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ import pydantic
 from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import Model, explain
 
@@ -27,7 +27,6 @@ __all__ = (
     "check_files",
     "read_manifest",
     "read_through",
-    "sync",
     "write_spool",
 )
 
@@ -219,23 +218,3 @@ def read_through(folder: Path, manifest: Manifest) -> None:
                     pass
         except OSError as error:
             raise BadMessage(f"{folder / file.name} cannot be read: {error.strerror}") from error
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        File or folder.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be opened or written.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
