@@ -241,7 +241,8 @@ class BatchWriter[F: SqliteFile]:
             self._room.clear()
 
     async def call[R](self, work: Callable[[F], R]) -> R:
-        """Do something by itself, after all that was put before.
+        """Do something by itself, after all that was put before, unless the
+        file cannot be written: then before it, because it may be read.
 
         Returns what `work` returns and raises what it raises.
         """
@@ -292,6 +293,9 @@ class BatchWriter[F: SqliteFile]:
             self._filled.clear()
             await self._filled.wait()
         batch: list[Commit[F]] = []
+        if self.problem and (call := next((commit for commit in self._waiting if commit.alone), None)):
+            self._waiting.remove(call)
+            batch.append(call)
         while self._waiting and len(batch) < BATCH:
             if batch and (batch[0].alone or self._waiting[0].alone):
                 break
@@ -324,16 +328,23 @@ class BatchWriter[F: SqliteFile]:
         """Keep what must be done, in its order; fail what may fail."""
         self.problem = f"the {self._name} cannot be written: {error}"
         self._complain(self.problem)
-        if self._finishing:  # nor may effects be performed that follow what was not written
-            batch = [*batch, *self._waiting]
-            self._waiting.clear()
-        kept = [commit for commit in batch if commit.failed is None]
+        # Not this batch alone: who waits behind it is told as soon, and at the
+        # end no effect may be performed that follows what was not written.
+        batch = [*batch, *self._waiting]
+        self._waiting.clear()
+
+        def may_fail(commit: Commit[F]) -> bool:
+            return commit.failed is not None and (self._finishing or not commit.alone)
+
+        kept = [commit for commit in batch if not may_fail(commit)]
         if not self._finishing:
-            self._waiting.extendleft(reversed(kept))
+            self._waiting.extend(kept)
         elif kept:
             _LOG.error("%d changes were not written before the end: %s", len(kept), error)
         reason = Refused(self.problem)
-        self._perform([partial(commit.failed, reason) for commit in batch if commit.failed is not None])
+        self._perform(
+            [partial(commit.failed, reason) for commit in batch if commit.failed and may_fail(commit)]
+        )
 
     def _perform(self, effects: Sequence[Callable[[], None]]) -> None:
         for effect in effects:
