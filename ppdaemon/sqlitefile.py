@@ -202,7 +202,7 @@ class BatchWriter[F: SqliteFile]:
         What the file is called in messages.
     complain : `~collections.abc.Callable`
         Gets the reason each time the file cannot be written; it is called in
-        the event loop.
+        the event loop, the first time while `problem` is still blank.
     retry_s : `float`, optional
         Pause until the next try, seconds.
     """
@@ -326,8 +326,9 @@ class BatchWriter[F: SqliteFile]:
 
     def _put_off(self, batch: list[Commit[F]], error: sqlite3.Error) -> None:
         """Keep what must be done, in its order; fail what may fail."""
-        self.problem = f"the {self._name} cannot be written: {error}"
-        self._complain(self.problem)
+        problem = f"the {self._name} cannot be written: {error}"
+        self._complain(problem)
+        self.problem = problem
         # Not this batch alone: who waits behind it is told as soon, and at the
         # end no effect may be performed that follows what was not written.
         batch = [*batch, *self._waiting]
