@@ -149,13 +149,23 @@ class VisitPump:
                 self._handle(event)
 
     async def flush(self) -> None:
-        """Wait until everything that happened so far is in the journal."""
+        """Wait until everything that happened so far is in the journal.
+
+        Raises
+        ------
+        ppdaemon.errors.Refused
+            Raised if the journal cannot be written at present.
+        """
         await self.ask(FlushAsked)
 
     async def settle(self) -> None:
         """Wait until nothing is under way any more."""
         while True:
-            await self.flush()
+            try:
+                await self.flush()
+            except Refused:
+                await asyncio.sleep(GATHER_S)
+                continue
             if self._tasks:
                 await asyncio.wait(self._tasks)
             elif not self._inbox and not self._journal.backlog:
@@ -198,7 +208,9 @@ class VisitPump:
             self._count["background_error"] += 1
             _LOG.exception("event %r was not handled", event)
             return
-        if turn.writes or isinstance(event, FlushAsked):
+        if isinstance(event, FlushAsked):
+            self._flush(event, turn)
+        elif turn.writes:
             self._commit(turn)
         else:
             # It need not wait for a commit: what it is about is committed.
@@ -230,6 +242,18 @@ class VisitPump:
         # What is promised to nobody yet may fail with the file; all else is
         # tried again until it is written.
         self._journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
+
+    def _flush(self, event: FlushAsked, turn: Turn) -> None:
+        """Commit what has changed; who asked for it does not wait for a
+        journal that cannot be written at present.
+        """
+        if turn.writes:
+            self._commit(Turn(turn.writes))
+
+        def failed(error: Exception) -> None:
+            self._answer(Answer(event.request, refused=str(error)))
+
+        self._journal.put(Commit(None, lambda _: self._perform(turn), failed))
 
     def _refused(self, turn: Turn, may_fail: Accept | Requeue | None, error: Exception) -> None:
         """Drop a turn of which nothing was written."""

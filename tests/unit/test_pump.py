@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How events come to their consequences, with a real journal and nothing else of a node."""
+
+import asyncio
+import sqlite3
+from collections import Counter
+from contextlib import asynccontextmanager, closing
+from types import SimpleNamespace
+
+import pytest
+from visitworld import a_raw
+
+from ppdaemon.clock import Clock
+from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.events import RawArrived
+from ppdaemon.node.visits import journal as journal_module
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.sqlitefile import BatchWriter
+
+
+@asynccontextmanager
+async def running(config, tmp_path, monkeypatch):
+    """A pump without the parts that its events do not need."""
+    monkeypatch.setattr(journal_module, "BUSY_S", 0.01)
+    writer = BatchWriter(Journal(tmp_path / "journal.sqlite"), "journal", lambda reason: None, retry_s=0.01)
+    count, inbox = Counter(), Inbox()
+    visits = Visits(config, count)
+    nothing = SimpleNamespace()
+    folders = NodeFolders.of(config)
+    pump = VisitPump(
+        inbox, visits, writer, nothing, nothing, nothing, nothing, nothing, folders, Clock(), count
+    )
+    tasks = [asyncio.create_task(pump.run()), asyncio.create_task(writer.run())]
+    try:
+        yield SimpleNamespace(pump=pump, inbox=inbox, visits=visits, writer=writer, count=count)
+    finally:
+        tasks[0].cancel()
+        writer.finish()
+        await asyncio.wait(tasks)
+        writer.close()
+
+
+def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                node.inbox.post(RawArrived(a_raw()))  # its lookup must be written
+                with pytest.raises(Refused, match="the journal cannot be written"):
+                    await asyncio.wait_for(node.pump.flush(), 20.0)
+            await asyncio.wait_for(node.pump.settle(), 20.0)
+            assert node.count["raw_without_visit"] == 1
+
+    asyncio.run(run())
