@@ -8,17 +8,22 @@ from contextlib import asynccontextmanager, closing
 from types import SimpleNamespace
 
 import pytest
+from test_scheduler import an_assignment
 from visitworld import a_raw
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.events import RawArrived
+from ppdaemon.messages import Raw
+from ppdaemon.node.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.states import Outcome
 
 
 @asynccontextmanager
@@ -53,5 +58,30 @@ def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_p
                     await asyncio.wait_for(node.pump.flush(), 20.0)
             await asyncio.wait_for(node.pump.settle(), 20.0)
             assert node.count["raw_without_visit"] == 1
+
+    asyncio.run(run())
+
+
+def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, tmp_path, monkeypatch):
+    assignment = an_assignment()
+    key = assignment.key
+    raw = Raw(
+        path="/raws/8.fits",
+        instrument=key.instrument,
+        group=key.group,
+        detector=key.detector,
+        exposure=8,
+        seen_tai=2e9,
+    )
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            unknown = Entry(key, assignment.visit, received_tai=2e9)
+            visit = VisitDetector(unknown, assignment, Phase.ASSIGNED, raws={8: raw})
+            node.visits.open.add(visit)
+            node.inbox.post(Finish(assignment, Outcome.FAILED))
+            node.inbox.post(RawArrived(a_raw("another")))
+            await asyncio.wait_for(node.pump.settle(), 20.0)
+            assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
 
     asyncio.run(run())

@@ -263,6 +263,9 @@ class VisitPump:
         # The next start answers for its visit-detectors by the journal.
         self._count["journal_contradicted"] += 1
         _LOG.error("the journal contradicts this turn, which is dropped: %r", turn, exc_info=error)
+        raws: list[Write] = [write for write in turn.writes if isinstance(write, NoteRaws)]
+        if len(raws) < len(turn.writes) and raws:  # others wait for its result
+            self._commit(Turn(raws))
 
     # --- actions -----------------------------------------------------------
 
