@@ -14,9 +14,10 @@ from visitworld import a_raw
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Raw
+from ppdaemon.messages import Raw, Welcome
 from ppdaemon.node.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
+from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
@@ -83,5 +84,44 @@ def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, 
             node.inbox.post(RawArrived(a_raw("another")))
             await asyncio.wait_for(node.pump.settle(), 20.0)
             assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
+
+    asyncio.run(run())
+
+
+async def turns_until(condition):
+    """Count the turns of the event loop until something holds."""
+    turns = 0
+    while not condition():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+def test_a_storm_of_events_leaves_the_loop_to_others_meanwhile(config, tmp_path, monkeypatch):
+    handled = []
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            monkeypatch.setattr(node.pump, "_handle", handled.append)
+            for number in range(10_000):
+                node.inbox.post(number)
+            assert await turns_until(lambda: len(handled) == 10_000) >= 100
+            assert len(node.inbox) == 0
+
+    asyncio.run(run())
+    assert handled == list(range(10_000))
+
+
+def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
+    posted = []
+
+    async def run():
+        chooser = PipelineChooser(config, posted.append, Counter())
+        message = Welcome(origin="relay", sent_tai=2e9, sequence=1, life="x")
+        for _ in range(10_000):
+            chooser.receive(message)
+        task = asyncio.create_task(chooser.run())
+        assert await turns_until(lambda: len(posted) == 10_000) >= 100
+        task.cancel()
 
     asyncio.run(run())

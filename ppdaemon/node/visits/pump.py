@@ -72,6 +72,8 @@ _LOG = logging.getLogger(__name__)
 GATHER_S = 0.05
 """Stages and figures of a burst are written in one commit."""
 RESULTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 100
+"""Some 10 ms; then timers and sockets have their turn."""
 
 
 class Inbox:
@@ -90,11 +92,11 @@ class Inbox:
         self._filled.set()
 
     async def take(self) -> Sequence[object]:
-        """Wait for events and take them out, the oldest first."""
+        """Wait for events and take some out, the oldest first."""
         await self._filled.wait()
-        self._filled.clear()
-        events = tuple(self._events)
-        self._events.clear()
+        events = tuple(self._events.popleft() for _ in range(min(len(self._events), EVENTS_AT_ONCE)))
+        if not self._events:
+            self._filled.clear()
         return events
 
 
@@ -147,6 +149,7 @@ class VisitPump:
         while True:
             for event in await self._inbox.take():
                 self._handle(event)
+            await asyncio.sleep(0)
 
     async def flush(self) -> None:
         """Wait until everything that happened so far is in the journal.
