@@ -136,6 +136,15 @@ def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
         decode(json.dumps(sorry | {"type": "farewell"}).encode(), FromRelay, limit=1000)
 
 
+def test_a_message_with_half_of_a_surrogate_pair_is_refused():
+    """No database takes it: it would end a node that writes it into its journal."""
+    sorry = json.loads(encode(Sorry(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    with pytest.raises(BadMessage, match="half of a surrogate pair"):
+        decode(json.dumps(sorry | {"reason": "\udce4"}).encode(), FromRelay, limit=1000)
+    whole = json.dumps(sorry | {"reason": "\U0001f52d"}).encode()
+    assert decode(whole, FromRelay, limit=1000).reason == "\U0001f52d"
+
+
 def test_a_newer_peer_may_add_fields():
     sorry = json.loads(encode(Sorry(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     assert decode(json.dumps(sorry | {"mood": "good"}).encode(), FromRelay, limit=1000).code == "taken"
