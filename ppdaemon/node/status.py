@@ -12,7 +12,7 @@ from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.claim import Claim, is_ramdisk
 from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.exporter import ExporterSeat

@@ -31,7 +31,7 @@ from ppdaemon.messages import (
     Welcome,
 )
 from ppdaemon.node.answers import VisitAnswers
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.claim import OWNER, Claim, claim
 from ppdaemon.node.control import ControlServer

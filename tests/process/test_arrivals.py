@@ -23,9 +23,9 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals import candidate, exposures, settle
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.patience import Look
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.rawpath import Expected
 
 GROUP = "2026-11-22T03:25:16.951"
@@ -157,9 +157,9 @@ async def arriving(
         await catcher.arrivals.stop()
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch, reader: str) -> list[Place]:
+def count_calls(monkeypatch: pytest.MonkeyPatch, reader: str) -> list[RawPath]:
     """Return the places that a reader of headers is called with from now on."""
-    places: list[Place] = []
+    places: list[RawPath] = []
     read = getattr(exposures, reader)
     monkeypatch.setattr(exposures, reader, lambda place: (places.append(place), read(place))[1])
     return places
@@ -311,7 +311,7 @@ def test_in_a_flood_each_raw_is_delivered_once(tmp_path, monkeypatch):
 def test_above_what_can_be_looked_at_soon_surveys_pause_and_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.settle.BUSY", 3)
     monkeypatch.setattr("ppdaemon.node.arrivals.scan.CHUNK", 5)
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.SLICE_FILES", 5)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.SLICE_FILES", 5)
     exposure = Exposure(tmp_path)
     for detector in range(189):
         exposure.put(detector)

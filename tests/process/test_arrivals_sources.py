@@ -134,7 +134,7 @@ class Frozen:
 
 def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
     """20,000 files while nobody reads the events, of which 16,384 fit the queue."""
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.CANARY_STEPS", 1000)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 1000)
     frozen = Frozen(monkeypatch)
     count = 30 * len(FOCAL_PLANE)
     watched = Exposure(tmp_path, 1)
@@ -224,8 +224,8 @@ def test_a_reader_that_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatc
 
 
 def test_a_reader_that_stands_still_is_noticed_by_the_canary(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.CANARY_STEPS", 2)
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.CANARY_S", 0.1)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 2)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     frozen = Frozen(monkeypatch)
 
     async def body() -> None:
@@ -295,7 +295,8 @@ def test_a_root_that_nobody_looks_at_any_more_is_not_told_to_be_live(tmp_path, m
         async with arriving(tmp_path) as catcher:
             await catcher.watching()
             monkeypatch.setattr(
-                "ppdaemon.node.arrivals.root.FolderWatch.touch", Mock(side_effect=RuntimeError("broken"))
+                "ppdaemon.node.arrivals.rootsource.FolderWatch.touch",
+                Mock(side_effect=RuntimeError("broken")),
             )
             await catcher.until(lambda: catcher.count("internal"))
             assert {(each.live, each.note) for each in catcher.arrivals.report()} == {
@@ -518,9 +519,9 @@ class Hanging:
 
 
 def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.STUCK_S", 0.2)
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.GIVE_UP_S", 0.4)
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.CANARY_S", 0.1)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.STUCK_S", 0.2)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.mkdir()
     good.mkdir()
@@ -549,8 +550,8 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
 
 
 def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.GIVE_UP_S", 0.4)
-    monkeypatch.setattr("ppdaemon.node.arrivals.root.CANARY_S", 0.1)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     monkeypatch.setattr("ppdaemon.node.arrivals.settle.HANGING_PAUSE_S", 0.1)
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.mkdir()

@@ -17,7 +17,7 @@ BLIND = {"watch": "poll", "poll_s": 600.0}
 @pytest.fixture
 def no_hurry(monkeypatch):
     """Let no look be broken off because the machine is busy."""
-    monkeypatch.setattr("ppdaemon.node.arrivals.merge.LOOK_S", DEADLINE_S)
+    monkeypatch.setattr("ppdaemon.node.arrivals.arrivals.LOOK_S", DEADLINE_S)
 
 
 @pytest.mark.usefixtures("no_hurry")

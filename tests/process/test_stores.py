@@ -19,8 +19,8 @@ from waiting import wait_until
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals import reader as reader_module
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.exposures import ExpectedSensors
-from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.forker import Lifeline
 from ppdaemon.states import Outcome

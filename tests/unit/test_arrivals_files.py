@@ -21,7 +21,7 @@ from ppdaemon.node.arrivals.files import (
     look_at,
 )
 from ppdaemon.node.arrivals.patience import Look, Patience
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.roots import RawPath
 
 GROUP = "2025-11-22T03:25:16.951"
 
@@ -41,14 +41,14 @@ def fits(group: str = GROUP) -> bytes:
     return "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
 
 
-def put(path: Path, content: bytes = b"") -> Place:
+def put(path: Path, content: bytes = b"") -> RawPath:
     """Write a file of the root ``raw``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    return Place(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
+    return RawPath(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
 
 
-def look(*places: Place) -> Look:
+def look(*places: RawPath) -> Look:
     return look_at(places, Patience(0.0), True, True)
 
 
@@ -58,7 +58,7 @@ def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
     (tmp_path / "raw/a/soft.fits").symlink_to("x.fits")
     (tmp_path / "raw/b").symlink_to("a")
     for path in ("a/x.fits", "a/hard.fits", "a/soft.fits", "b/x.fits"):
-        found = look(Place(place.root, f"{place.root}/{path}"))
+        found = look(RawPath(place.root, f"{place.root}/{path}"))
         assert found.whole
         assert found.read
         assert found.size == 5760
@@ -66,7 +66,7 @@ def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
 
 def test_the_first_place_that_exists_is_looked_at(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
-    missing = Place(place.root, f"{place.root}/y.fits")
+    missing = RawPath(place.root, f"{place.root}/y.fits")
     assert look(missing, place).place == place
     assert look(missing).place is None
 
@@ -155,7 +155,7 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
 ):
     root = tmp_path / "raw"
     root.mkdir()
-    place = Place(str(root), str(make(root)))
+    place = RawPath(str(root), str(make(root)))
     monkeypatch.setattr(rawfile, "_open_checked", pytest.fail)
     for read in (look, facts_of_image, facts_of_sidecar, expected_sensors):
         with pytest.raises(BadMessage) as caught:
@@ -167,13 +167,13 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
 def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
     put(tmp_path / "raw/x.fits", fits())
     (tmp_path / "link").symlink_to("raw")
-    assert look(Place(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
-    assert is_regular(Place(f"{tmp_path}/link", f"{tmp_path}/link/x.fits"))
+    assert look(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
+    assert is_regular(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits"))
 
 
 def test_a_marker_is_looked_for_beside_the_file(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
-    marked = Place(place.root, place.path, f"{place.path}.done")
+    marked = RawPath(place.root, place.path, f"{place.path}.done")
     found = look(marked)
     assert not found.marked
     assert not found.read

@@ -8,7 +8,7 @@ import pytest
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.lastlook import find_expected
-from ppdaemon.node.arrivals.tree import RawTree
+from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.rawpath import Expected
 
 ANNOUNCED = 1_763_781_879.0
@@ -33,7 +33,7 @@ def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
 
 def found(root: Path, expected: Expected = BOTH, layout: str = "lsst") -> list[str]:
     config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
-    tree = RawTree(config, {"LSSTCam": [94, 95]})
+    tree = RawRoots(config, {"LSSTCam": [94, 95]})
     sightings = find_expected(tree, tree.roots[0], expected, ANNOUNCED - 900)
     return sorted(sighting.place.path.removeprefix(f"{root}/") for sighting in sightings)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ppdaemon.node.arrivals import patience as module
 from ppdaemon.node.arrivals.patience import GiveUp, Look, LookAgain, Patience, Take, Verdict
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.roots import RawPath
 
-HERE = Place("/raw", "/raw/x.fits")
-MARKED = Place("/raw", "/raw/x.fits", "/raw/x.fits.done")
+HERE = RawPath("/raw", "/raw/x.fits")
+MARKED = RawPath("/raw", "/raw/x.fits", "/raw/x.fits.done")
 MISSING = Look(None, problem="no such file")
 
 

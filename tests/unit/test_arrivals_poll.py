@@ -10,8 +10,8 @@ import pytest
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.poll import Poller
+from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.scan import Moment
-from ppdaemon.node.arrivals.tree import RawTree
 from ppdaemon.rawpath import Expected
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
@@ -36,7 +36,7 @@ class Polled:
     """A poller, and what it opens."""
 
     def __init__(self, root: Path, instruments: Any, monkeypatch: pytest.MonkeyPatch, **keys: Any):
-        tree = RawTree(ArrivalsConfig.model_validate({"roots": [root]} | keys), instruments)
+        tree = RawRoots(ArrivalsConfig.model_validate({"roots": [root]} | keys), instruments)
         self.poller = Poller(tree, tree.roots[0], "poll", 900.0)
         self.listed = 0
         scandir = os.scandir

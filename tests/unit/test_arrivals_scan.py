@@ -10,8 +10,8 @@ import pytest
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.config import ArrivalsConfig
+from ppdaemon.node.arrivals.roots import RawRoots, Sighting
 from ppdaemon.node.arrivals.scan import Moment, Scanner
-from ppdaemon.node.arrivals.tree import RawTree, Sighting
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
 
@@ -31,8 +31,8 @@ def raw(day: int = 20251121, sequence: int = 156, name: str = "R22_S11") -> str:
     return f"LSSTCam/{day}/{obsid}/{obsid}_{name}.fits"
 
 
-def tree(*roots: Path, instruments: Any, **keys: Any) -> RawTree:
-    return RawTree(ArrivalsConfig.model_validate({"roots": roots} | keys), instruments)
+def tree(*roots: Path, instruments: Any, **keys: Any) -> RawRoots:
+    return RawRoots(ArrivalsConfig.model_validate({"roots": roots} | keys), instruments)
 
 
 def scanning(root: Path, instruments: Any, **keys: Any) -> Scanner:

@@ -13,8 +13,8 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.reader import ReaderSeat
+from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.stores import escaped
-from ppdaemon.node.arrivals.tree import RawTree
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
 IMAGE = f"{DAY}/MC_O_20251121_000156_R22_S11.fits"
@@ -27,9 +27,9 @@ REMOTE = [
 
 
 @pytest.fixture(scope="module")
-def tree() -> RawTree:
+def tree() -> RawRoots:
     config = ArrivalsConfig.model_validate({"roots": ["/raw"], "remote": REMOTE})
-    return RawTree(config, {"LSSTCam": range(94, 95)}, stores=True)
+    return RawRoots(config, {"LSSTCam": range(94, 95)}, stores=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.files import is_regular, look_at
 from ppdaemon.node.arrivals.patience import Look, Patience, Verdict
-from ppdaemon.node.arrivals.tree import Place, Sighting
+from ppdaemon.node.arrivals.roots import RawPath, Sighting
 from ppdaemon.rawpath import sidecar_path
 
 __all__ = ("Candidate", "Glance", "glance_at")
@@ -30,7 +30,7 @@ class Candidate:
 
     Parameters
     ----------
-    sighting : `~ppdaemon.node.arrivals.tree.Sighting`
+    sighting : `~ppdaemon.node.arrivals.roots.Sighting`
         The first of it.
     mono, unix : `float`
         When: monotonic seconds, and seconds since 1970 UTC.
@@ -56,8 +56,8 @@ class Candidate:
         """What its path says (`~ppdaemon.rawpath.RawName`)."""
         self.source = sighting.source
         """Which source saw it first (`str`)."""
-        self.places: list[Place] = [sighting.place]
-        """Where it was seen (`list` [`~ppdaemon.node.arrivals.tree.Place`])."""
+        self.places: list[RawPath] = [sighting.place]
+        """Where it was seen (`list` [`~ppdaemon.node.arrivals.roots.RawPath`])."""
         self._settled = False
         self._awaited: asyncio.Event | None = None
         self._sighted_unix = unix
@@ -76,7 +76,7 @@ class Candidate:
 
         Parameters
         ----------
-        sighting : `~ppdaemon.node.arrivals.tree.Sighting`
+        sighting : `~ppdaemon.node.arrivals.roots.Sighting`
             Of the same raw.
         unix : `float`
             When, seconds since 1970 UTC.
@@ -196,9 +196,9 @@ def glance_at(looks: Sequence[Callable[[], Glance]]) -> list[Glance | BadMessage
 
 
 def _glance(
-    places: Sequence[Place], patience: Patience, confirmed: bool, news: bool, same_clock: bool
+    places: Sequence[RawPath], patience: Patience, confirmed: bool, news: bool, same_clock: bool
 ) -> Glance:
     look = look_at(places, patience, confirmed, news, same_clock=same_clock)
     if look.place is None or not look.read:
         return Glance(look)
-    return Glance(look, is_regular(Place(look.place.root, sidecar_path(look.place.path))))
+    return Glance(look, is_regular(RawPath(look.place.root, sidecar_path(look.place.path))))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.files import (
     ExposureFacts,
     expected_sensors,
@@ -24,14 +25,13 @@ from ppdaemon.node.arrivals.files import (
     sidecars_beside,
 )
 from ppdaemon.node.arrivals.pool import FilePool, RootPools
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place, RawTree
+from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.rawpath import RawName, sidecar_path
 
 __all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
 
 type _Key = tuple[str, int]
-type _Read = Callable[[Place], Awaitable[ExposureFacts]]
+type _Read = Callable[[RawPath], Awaitable[ExposureFacts]]
 
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
@@ -60,16 +60,16 @@ class Reading(Protocol):
     cannot be read, and `~ppdaemon.errors.BadMessage` if it says nothing.
     """
 
-    async def sidecar(self, place: Place) -> ExposureFacts:
+    async def sidecar(self, place: RawPath) -> ExposureFacts:
         """Read a sidecar."""
 
-    async def header(self, place: Place) -> ExposureFacts:
+    async def header(self, place: RawPath) -> ExposureFacts:
         """Read the primary header of an image."""
 
-    async def listed(self, place: Place) -> frozenset[str]:
+    async def listed(self, place: RawPath) -> frozenset[str]:
         """Read the list of an exposure's detectors."""
 
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """Find other sidecars of an image's exposure."""
 
 
@@ -85,19 +85,19 @@ class FileReading:
     def __init__(self, pool: RootPools | FilePool):
         self._pool = pool
 
-    async def sidecar(self, place: Place) -> ExposureFacts:
+    async def sidecar(self, place: RawPath) -> ExposureFacts:
         """Read a sidecar; see `Reading`."""
         return await self._pool.run(facts_of_sidecar, place)
 
-    async def header(self, place: Place) -> ExposureFacts:
+    async def header(self, place: RawPath) -> ExposureFacts:
         """Read a primary header; see `Reading`."""
         return await self._pool.run(facts_of_image, place)
 
-    async def listed(self, place: Place) -> frozenset[str]:
+    async def listed(self, place: RawPath) -> frozenset[str]:
         """Read a list; see `Reading`."""
         return await self._pool.run(expected_sensors, place)
 
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """List the folder of an image; see `Reading`."""
         return await self._pool.run(sidecars_beside, image)
 
@@ -146,9 +146,9 @@ class Exposures:
         How long a late sidecar is waited for.
     mono : `~collections.abc.Callable`
         Monotonic clock, seconds.
-    tally : `~ppdaemon.node.arrivals.tally.Tally`
+    counts : `~ppdaemon.node.arrivals.counts.ErrorCounts`
         Counts what cannot be read.
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
+    tree : `~ppdaemon.node.arrivals.roots.RawRoots`
         Knows detectors by name.
     """
 
@@ -157,14 +157,14 @@ class Exposures:
         reading: Reading,
         sidecar_wait_s: float,
         mono: Callable[[], float],
-        tally: Tally,
-        tree: RawTree,
+        counts: ErrorCounts,
+        tree: RawRoots,
     ):
         self._tree = tree
         self._reading = reading
         self._sidecar_wait_s = sidecar_wait_s
         self._mono = mono
-        self._tally = tally
+        self._counts = counts
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
@@ -175,14 +175,14 @@ class Exposures:
         """Tell whether the list of this exposure's detectors was not read yet."""
         return not self._exposure(name).listed
 
-    async def learn_from(self, name: RawName, sidecar: Place) -> None:
+    async def learn_from(self, name: RawName, sidecar: RawPath) -> None:
         """Read a sidecar that was met by itself.
 
         Parameters
         ----------
         name : `~ppdaemon.rawpath.RawName`
             What its path says.
-        sidecar : `Place`
+        sidecar : `RawPath`
             Where it is.
         """
         exposure = self._exposure(name)
@@ -191,16 +191,16 @@ class Exposures:
                 await self._read(exposure, name, self._reading.sidecar, sidecar)
             except (OSError, BadMessage):
                 # It may be half written: the image, or the next sidecar, tells.
-                self._tally.count("sidecar_unread")
+                self._counts.count("sidecar_unread")
 
-    async def expected(self, name: RawName, place: Place) -> ExpectedSensors | None:
+    async def expected(self, name: RawName, place: RawPath) -> ExpectedSensors | None:
         """Read which detectors of an exposure will come.
 
         Parameters
         ----------
         name : `~ppdaemon.rawpath.RawName`
             What the path of the list says.
-        place : `Place`
+        place : `RawPath`
             Where it is.
 
         Returns
@@ -213,7 +213,7 @@ class Exposures:
         try:
             names = await self._reading.listed(place)
         except (OSError, BadMessage) as error:
-            self._tally.complain("bad_list", f"{place.path}: {error}")
+            self._counts.complain("bad_list", f"{place.path}: {error}")
             return None
         # Told more than once, it is read more than once: the first may have
         # met half of it.
@@ -227,7 +227,7 @@ class Exposures:
         return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
     async def facts(
-        self, name: RawName, image: Place, since_mono: float | None = None
+        self, name: RawName, image: RawPath, since_mono: float | None = None
     ) -> ExposureFacts | None:
         """Return what the exposure's headers say.
 
@@ -235,7 +235,7 @@ class Exposures:
         ----------
         name : `~ppdaemon.rawpath.RawName`
             What the path of an image says.
-        image : `Place`
+        image : `RawPath`
             A complete image.
         since_mono : `float`, optional
             Since when a late sidecar is waited for, monotonic seconds; from now
@@ -252,7 +252,7 @@ class Exposures:
             Raised if the filesystem hangs.
         """
         exposure = self._exposure(name)
-        sidecar = Place(image.root, sidecar_path(image.path))
+        sidecar = RawPath(image.root, sidecar_path(image.path))
         deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
         late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
@@ -286,7 +286,7 @@ class Exposures:
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
-    async def _ask_neighbours(self, exposure: _Exposure, name: RawName, image: Place) -> None:
+    async def _ask_neighbours(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
         """Learn from the sidecars of detectors that this node does not serve.
 
         So a raw whose header is another exposure's comes to its own visit,
@@ -295,7 +295,7 @@ class Exposures:
         try:
             sidecars = await self._reading.neighbours(image)
         except OSError as error:
-            self._tally.complain("bad_sidecar", f"{image.path}: {error}")
+            self._counts.complain("bad_sidecar", f"{image.path}: {error}")
             return
         for sidecar in sidecars:
             await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
@@ -305,7 +305,7 @@ class Exposures:
         exposure: _Exposure,
         name: RawName,
         read: _Read,
-        place: Place,
+        place: RawPath,
         kind: str,
     ) -> bool:
         """Read a file unless the exposure is known; `False` if it is not there."""
@@ -319,10 +319,10 @@ class Exposures:
             except TimeoutError:
                 raise  # the filesystem hangs, which says nothing of the file
             except (OSError, BadMessage) as error:
-                self._tally.complain(kind, f"{place.path}: {error}")
+                self._counts.complain(kind, f"{place.path}: {error}")
         return True
 
-    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, place: Place) -> None:
+    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, place: RawPath) -> None:
         if exposure.facts is not None:
             return
         facts = await read(place)

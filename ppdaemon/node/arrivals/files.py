@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from ppdaemon import fitsblocks
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.patience import Look, Patience
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.rawfile import open_raw, raw_descriptor
 from ppdaemon.rawpath import EXPECTED_SENSORS, sidecar_path
 from ppdaemon.wire import parse_json
@@ -53,13 +53,13 @@ class ExposureFacts:
 
 
 def look_at(
-    places: Sequence[Place], patience: Patience, confirmed: bool, news: bool, *, same_clock: bool = False
+    places: Sequence[RawPath], patience: Patience, confirmed: bool, news: bool, *, same_clock: bool = False
 ) -> Look:
     """Look whether a raw is complete.
 
     Parameters
     ----------
-    places : `~collections.abc.Sequence` [`Place`]
+    places : `~collections.abc.Sequence` [`RawPath`]
         Where the file may be; the first that exists is looked at.
     patience : `~ppdaemon.node.arrivals.patience.Patience`
         Knows the former looks, and whether time stamps are enough.
@@ -94,7 +94,7 @@ def look_at(
     return Look(None, problem="no such file")
 
 
-def _stamps(place: Place, status: os.stat_result) -> Look:
+def _stamps(place: RawPath, status: os.stat_result) -> Look:
     marked = place.marker is None or os.path.lexists(place.marker)
     return Look(
         place,
@@ -114,12 +114,12 @@ def _read(stamps: Look, file: BinaryIO) -> Look:
     return replace(stamps, read=True, whole=whole, problem="" if whole else found.problem or "no data")
 
 
-def facts_of_sidecar(place: Place) -> ExposureFacts:
+def facts_of_sidecar(place: RawPath) -> ExposureFacts:
     """Read the group and the snap from a sidecar.
 
     Parameters
     ----------
-    place : `Place`
+    place : `RawPath`
         The JSON file.
 
     Returns
@@ -139,12 +139,12 @@ def facts_of_sidecar(place: Place) -> ExposureFacts:
     return facts_in(_json_object(place))
 
 
-def expected_sensors(place: Place) -> frozenset[str]:
+def expected_sensors(place: RawPath) -> frozenset[str]:
     """Read which detectors of an exposure will come.
 
     Parameters
     ----------
-    place : `Place`
+    place : `RawPath`
         A file ``<obsid>_expectedSensors.json``.
 
     Returns
@@ -170,12 +170,12 @@ def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(names)
 
 
-def facts_of_image(place: Place) -> ExposureFacts:
+def facts_of_image(place: RawPath) -> ExposureFacts:
     """Read the group and the snap from a primary header.
 
     Parameters
     ----------
-    place : `Place`
+    place : `RawPath`
         The FITS file.
 
     Returns
@@ -197,17 +197,17 @@ def facts_of_image(place: Place) -> ExposureFacts:
         raise BadMessage(str(error), "header") from None
 
 
-def sidecars_beside(image: Place) -> tuple[Place, ...]:
+def sidecars_beside(image: RawPath) -> tuple[RawPath, ...]:
     """List the sidecars in the folder of an image, whosever they are.
 
     Parameters
     ----------
-    image : `Place`
+    image : `RawPath`
         The image.
 
     Returns
     -------
-    sidecars : `tuple` [`Place`]
+    sidecars : `tuple` [`RawPath`]
         Not more than `MOST_SIDECARS`.
 
     Raises
@@ -225,15 +225,15 @@ def sidecars_beside(image: Place) -> tuple[Place, ...]:
             and not entry.name.startswith(".")
             and entry.name != own
         ]
-    return tuple(Place(image.root, f"{folder}/{name}") for name in sorted(names)[:MOST_SIDECARS])
+    return tuple(RawPath(image.root, f"{folder}/{name}") for name in sorted(names)[:MOST_SIDECARS])
 
 
-def is_regular(place: Place) -> bool:
+def is_regular(place: RawPath) -> bool:
     """Tell whether there is a file that may be opened.
 
     Parameters
     ----------
-    place : `Place`
+    place : `RawPath`
         Where to look.
 
     Returns
@@ -248,16 +248,16 @@ def is_regular(place: Place) -> bool:
     return True
 
 
-def are_regular(places: Sequence[Place]) -> list[bool]:
+def are_regular(places: Sequence[RawPath]) -> list[bool]:
     """Tell of several places whether there is a file; see `is_regular`."""
     return [is_regular(place) for place in places]
 
 
-def _open(place: Place) -> BinaryIO:
+def _open(place: RawPath) -> BinaryIO:
     return open_raw(place.path, place.root)
 
 
-def _json_object(place: Place) -> dict[str, Any]:
+def _json_object(place: RawPath) -> dict[str, Any]:
     with _open(place) as file:
         content = parse_json(file.read(MAX_SIDECAR + 1), limit=MAX_SIDECAR)
     if not isinstance(content, dict):

@@ -5,21 +5,21 @@ import os
 from collections.abc import Iterator
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.rawlayout import SearchFolder
 from ppdaemon.rawpath import Expected, Kind
 
 __all__ = ("find_expected",)
 
 
-def find_expected(tree: RawTree, root: RawRoot, expected: Expected, since_unix: float) -> list[Sighting]:
+def find_expected(tree: RawRoots, root: RawRoot, expected: Expected, since_unix: float) -> list[Sighting]:
     """Find raws of a visit below a root.
 
     Parameters
     ----------
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
+    tree : `~ppdaemon.node.arrivals.roots.RawRoots`
         All roots.
-    root : `~ppdaemon.node.arrivals.tree.RawRoot`
+    root : `~ppdaemon.node.arrivals.roots.RawRoot`
         Where to look.
     expected : `~ppdaemon.rawpath.Expected`
         What is waited for.
@@ -29,7 +29,7 @@ def find_expected(tree: RawTree, root: RawRoot, expected: Expected, since_unix: 
 
     Returns
     -------
-    sightings : `list` [`~ppdaemon.node.arrivals.tree.Sighting`]
+    sightings : `list` [`~ppdaemon.node.arrivals.roots.Sighting`]
         Images, whatever their age; of other groups too where paths do not
         tell it.
     """

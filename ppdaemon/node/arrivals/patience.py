@@ -13,7 +13,7 @@ stamps change, the structure is not looked at.
 
 from dataclasses import dataclass
 
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.roots import RawPath
 
 __all__ = ("GiveUp", "Look", "LookAgain", "Patience", "Take", "Verdict")
 
@@ -40,7 +40,7 @@ LIMIT_S = 600.0
 class Look:
     """What one look at a file showed."""
 
-    place: Place | None
+    place: RawPath | None
     """Where the file is; `None` if it is missing."""
     inode: int = 0
     size: int = 0
@@ -82,7 +82,7 @@ class Look:
 class Take:
     """Deliver the file."""
 
-    place: Place
+    place: RawPath
     whole: bool
 
 

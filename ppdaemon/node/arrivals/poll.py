@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.scan import SETTLED_S, Moment
-from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
 from ppdaemon.rawpath import Expected, Kind
 
 __all__ = ("Poller",)
@@ -61,9 +61,9 @@ class Poller:
 
     Parameters
     ----------
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
+    tree : `~ppdaemon.node.arrivals.roots.RawRoots`
         All roots.
-    root : `~ppdaemon.node.arrivals.tree.RawRoot`
+    root : `~ppdaemon.node.arrivals.roots.RawRoot`
         One of them.
     source : `str`
         Name under which finds are reported.
@@ -72,7 +72,7 @@ class Poller:
         looked at.
     """
 
-    def __init__(self, tree: RawTree, root: RawRoot, source: str, remember_s: float):
+    def __init__(self, tree: RawRoots, root: RawRoot, source: str, remember_s: float):
         self._tree = tree
         self._root = root.path
         self._layout = root.layout
@@ -101,7 +101,7 @@ class Poller:
 
         Yields
         ------
-        sightings : `list` [`~ppdaemon.node.arrivals.tree.Sighting`]
+        sightings : `list` [`~ppdaemon.node.arrivals.roots.Sighting`]
             Files that were not there at the last look, those of other
             detectors and visits too, in short portions.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.roots import RawPath
 
 __all__ = ("FilePool", "RootPools")
 
@@ -206,14 +206,14 @@ class RootPools:
         """
         return self._pools[root]
 
-    async def run[T](self, function: Callable[..., T], place: Place, *args: Any) -> T:
+    async def run[T](self, function: Callable[..., T], place: RawPath, *args: Any) -> T:
         """Call a function that looks at a place; see `FilePool.run`.
 
         Parameters
         ----------
         function : `~collections.abc.Callable`
             May block.
-        place : `~ppdaemon.node.arrivals.tree.Place`
+        place : `~ppdaemon.node.arrivals.roots.RawPath`
             Its first argument, and what says which threads.
         *args
             Its other arguments.

@@ -28,8 +28,8 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.arrivals.exposures import Reading
 from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
+from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.node.arrivals.stores import escaped
-from ppdaemon.node.arrivals.tree import Place
 from ppdaemon.node.forker import ENVIRONMENT, Lifeline
 from ppdaemon.wire import decode, encode
 
@@ -319,18 +319,18 @@ class StoreReading(Reading):
     def __init__(self, seat: ReaderSeat):
         self._seat = seat
 
-    async def sidecar(self, place: Place) -> ExposureFacts:
+    async def sidecar(self, place: RawPath) -> ExposureFacts:
         """Read a sidecar; see `~ppdaemon.node.arrivals.exposures.Reading`."""
         return facts_in(await self._seat.ask("json", escaped(place.path)))
 
-    async def header(self, place: Place) -> ExposureFacts:
+    async def header(self, place: RawPath) -> ExposureFacts:
         """Read a primary header, as above."""
         return facts_in(await self._seat.ask("header", escaped(place.path)))
 
-    async def listed(self, place: Place) -> frozenset[str]:
+    async def listed(self, place: RawPath) -> frozenset[str]:
         """Read a list of detectors, as above."""
         return sensors_in(await self._seat.ask("json", escaped(place.path)))
 
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """Find none: stores are not listed."""
         return ()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.watch import Identity
 
 __all__ = ("Moment", "Scanner")
@@ -74,9 +74,9 @@ class Scanner:
 
     Parameters
     ----------
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
+    tree : `~ppdaemon.node.arrivals.roots.RawRoots`
         What to look for.
-    root : `~ppdaemon.node.arrivals.tree.RawRoot`
+    root : `~ppdaemon.node.arrivals.roots.RawRoot`
         One of its roots.
     source : `str`
         Name under which finds are reported.
@@ -88,7 +88,7 @@ class Scanner:
 
     def __init__(
         self,
-        tree: RawTree,
+        tree: RawRoots,
         root: RawRoot,
         source: str,
         remember_s: float,
@@ -119,7 +119,7 @@ class Scanner:
 
         Yields
         ------
-        sightings : `list` [`~ppdaemon.node.arrivals.tree.Sighting`]
+        sightings : `list` [`~ppdaemon.node.arrivals.roots.Sighting`]
             Recent files, in short portions, which may be empty; those met
             before may be among them.
 
@@ -147,7 +147,7 @@ class Scanner:
 
         Yields
         ------
-        sightings : `list` [`~ppdaemon.node.arrivals.tree.Sighting`]
+        sightings : `list` [`~ppdaemon.node.arrivals.roots.Sighting`]
             As `survey`.
         """
         for folder in folders:

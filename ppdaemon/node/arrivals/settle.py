@@ -20,14 +20,13 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.candidate import Candidate, Glance, glance_at
+from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
 from ppdaemon.node.arrivals.exposures import Exposures
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, is_regular
 from ppdaemon.node.arrivals.index import Recent
-from ppdaemon.node.arrivals.lags import Lags
 from ppdaemon.node.arrivals.patience import GiveUp, LookAgain, Take
 from ppdaemon.node.arrivals.pool import RootPools
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place, Sighting
+from ppdaemon.node.arrivals.roots import RawPath, Sighting
 from ppdaemon.rawpath import RawName, sidecar_path
 from ppdaemon.reports import RefusedRaw
 
@@ -88,7 +87,7 @@ class Settler:
         Knows the groups.
     clock : `~ppdaemon.clock.Clock`
         The time.
-    tally : `~ppdaemon.node.arrivals.tally.Tally`
+    counts : `~ppdaemon.node.arrivals.counts.ErrorCounts`
         Counts what goes wrong.
     remember_s : `float`
         For how long a scan may find a file again.
@@ -104,7 +103,7 @@ class Settler:
         pools: RootPools,
         exposures: Exposures,
         clock: Clock,
-        tally: Tally,
+        counts: ErrorCounts,
         remember_s: float,
         deliver: Callable[[Raw], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -112,10 +111,10 @@ class Settler:
         self._pools = pools
         self._exposures = exposures
         self._clock = clock
-        self._tally = tally
+        self._counts = counts
         self._deliver = deliver
         self._spawn = spawn
-        self.lags = Lags()
+        self.lags = Latencies()
         """How soon each source tells of raws."""
         self.refused: deque[RefusedRaw] = deque(maxlen=MOST_REFUSED)
         """What was not delivered, the last at the end."""
@@ -150,7 +149,7 @@ class Settler:
 
         Parameters
         ----------
-        sighting : `~ppdaemon.node.arrivals.tree.Sighting`
+        sighting : `~ppdaemon.node.arrivals.roots.Sighting`
             Of an image.
 
         Returns
@@ -166,7 +165,7 @@ class Settler:
                 self._look_at(candidate)
             return candidate
         if len(self._candidates) >= MOST_CANDIDATES:
-            self._tally.complain("dropped", f"{len(self._candidates)} raws are incomplete, one more put off")
+            self._counts.complain("dropped", f"{len(self._candidates)} raws are incomplete, one more put off")
             self.overfull()
             return None
         self.lags.sighted(sighting.source)
@@ -210,7 +209,7 @@ class Settler:
         raw = _raw(name, uri, facts, False, self._clock.tai())
         self._delivered.add(_key(name), self._clock.mono())
         self.lags.sighted(source)
-        self._tally.count("delivered")
+        self._counts.count("delivered")
         self._deliver(raw)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
@@ -221,7 +220,7 @@ class Settler:
         path, kind, reason : `str`
             As in `~ppdaemon.reports.RefusedRaw`.
         """
-        self._tally.complain(kind, reason)
+        self._counts.complain(kind, reason)
         self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self._clock.tai()))
 
     def _look_at(self, candidate: Candidate) -> None:
@@ -343,9 +342,9 @@ class Settler:
     def _finish(self, candidate: Candidate, taken: Take, facts: ExposureFacts, has_sidecar: bool) -> None:
         raw = _raw(candidate.name, taken.place.path, facts, has_sidecar, self._clock.tai())
         self._delivered.add(_key(candidate.name), self._clock.mono())
-        self._tally.count("delivered" if taken.whole else "delivered_broken")
+        self._counts.count("delivered" if taken.whole else "delivered_broken")
         if candidate.changed_unix >= self._started_unix:
-            self.lags.took(candidate.source, candidate.lag_s)
+            self.lags.delivered(candidate.source, candidate.lag_s)
         self._forget(candidate)
         self._deliver(raw)
 
@@ -418,8 +417,8 @@ def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen
         raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not acceptable", "header") from None
 
 
-def _sidecar(taken: Take) -> Place:
-    return Place(taken.place.root, sidecar_path(taken.place.path))
+def _sidecar(taken: Take) -> RawPath:
+    return RawPath(taken.place.root, sidecar_path(taken.place.path))
 
 
 def _key(name: RawName) -> Key:

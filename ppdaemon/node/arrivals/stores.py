@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.notices import StoredObject
+from ppdaemon.node.arrivals.roots import RawRoots, Sighting
 from ppdaemon.node.arrivals.settle import Settler
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import RawTree, Sighting
 from ppdaemon.rawpath import Kind, RawName
 
 __all__ = ("StoreArrivals", "escaped")
@@ -55,13 +55,13 @@ class StoreArrivals:
 
     Parameters
     ----------
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
+    tree : `~ppdaemon.node.arrivals.roots.RawRoots`
         The roots in stores.
     exposures : `~ppdaemon.node.arrivals.exposures.Exposures`
         Reads there.
     settler : `~ppdaemon.node.arrivals.settle.Settler`
         Delivers each raw once.
-    tally : `~ppdaemon.node.arrivals.tally.Tally`
+    counts : `~ppdaemon.node.arrivals.counts.ErrorCounts`
         Counts what goes wrong.
     mono : `~collections.abc.Callable`
         Monotonic clock, seconds.
@@ -75,10 +75,10 @@ class StoreArrivals:
 
     def __init__(
         self,
-        tree: RawTree,
+        tree: RawRoots,
         exposures: Exposures,
         settler: Settler,
-        tally: Tally,
+        counts: ErrorCounts,
         mono: Callable[[], float],
         patience_s: float,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -87,7 +87,7 @@ class StoreArrivals:
         self._tree = tree
         self._exposures = exposures
         self._settler = settler
-        self._tally = tally
+        self._counts = counts
         self._mono = mono
         self._patience_s = patience_s
         self._spawn = spawn
@@ -140,7 +140,7 @@ class StoreArrivals:
         elif (key := _key(name)) in self._images:
             self._images[key].setdefault(name.detector, sighting)
         elif len(self._images) >= MOST_EXPOSURES:
-            self._tally.complain("dropped", f"{sighting.place.path}: {MOST_EXPOSURES} exposures are unread")
+            self._counts.complain("dropped", f"{sighting.place.path}: {MOST_EXPOSURES} exposures are unread")
         else:
             self._images[key] = {name.detector: sighting}
             self._spawn(self._resolve(key))
@@ -191,7 +191,7 @@ class StoreArrivals:
             try:
                 return await self._exposures.facts(sighting.name, sighting.place)
             except TimeoutError as error:
-                self._tally.complain("store_unavailable", f"{sighting.place.path}: {error}")
+                self._counts.complain("store_unavailable", f"{sighting.place.path}: {error}")
                 if self._mono() >= until:
                     return None
             await asyncio.sleep(pause_s)

@@ -11,11 +11,11 @@ from ppdaemon.rawlayout import Layout, make_layout
 from ppdaemon.rawpath import Expected, Kind, RawName
 from ppdaemon.rawroots import WatchKind
 
-__all__ = ("Place", "RawRoot", "RawTree", "Sighting")
+__all__ = ("RawPath", "RawRoot", "RawRoots", "Sighting")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RawPath:
     """A path and the raw root that it must not leave."""
 
     root: str
@@ -31,7 +31,7 @@ class Sighting:
     source: str
     """Name of the source, as in `~ppdaemon.reports.ArrivalSource`."""
     name: RawName
-    place: Place
+    place: RawPath
     confirmed: bool
     """Whether the source knows that the file is finished."""
     begun: bool = False
@@ -77,7 +77,7 @@ class RawRoot:
         return path.removesuffix(self.done) if self.done is not None and self.done.startswith(".") else path
 
 
-class RawTree:
+class RawRoots:
     """The raw roots and what this node serves of them. Looks at names only.
 
     Roots may overlap: a path belongs to the innermost one.
@@ -108,7 +108,7 @@ class RawTree:
         self._by_path = {root.path: root for root in self.roots}
         self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
 
-    def locate(self, path: str) -> tuple[RawName, Place] | None:
+    def locate(self, path: str) -> tuple[RawName, RawPath] | None:
         """Read an absolute path.
 
         Parameters
@@ -119,7 +119,7 @@ class RawTree:
 
         Returns
         -------
-        name, place : `~ppdaemon.rawpath.RawName`, `Place`
+        name, place : `~ppdaemon.rawpath.RawName`, `RawPath`
             Of the raw, where the path is its marker's. `None` for what is no
             file of a detector that this node serves.
 
@@ -135,7 +135,7 @@ class RawTree:
                 if name is None or not self._serves(name):
                     return None
                 image = name.kind is Kind.IMAGE
-                return name, Place(root.path, file, root.marker(name, file) if image else None)
+                return name, RawPath(root.path, file, root.marker(name, file) if image else None)
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
     def spell_out(self, path: str) -> tuple[str, ...]:
@@ -170,14 +170,14 @@ class RawTree:
         """
         return Expected(instrument, self.served[instrument], days=frozenset(days))
 
-    def detectors_named(self, instrument: str, place: Place, names: Collection[str]) -> frozenset[int]:
+    def detectors_named(self, instrument: str, place: RawPath, names: Collection[str]) -> frozenset[int]:
         """Return which detectors that this node serves are among some names.
 
         Parameters
         ----------
         instrument : `str`
             Short name.
-        place : `Place`
+        place : `RawPath`
             Where the names were read: its root's layout knows them.
         names : `~collections.abc.Collection` [`str`]
             Such as ``R22_S11``.

@@ -8,7 +8,7 @@ import pytest
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.tree import Place, RawTree
+from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.rawpath import Expected, Kind
 
 OBSID = "MC_O_20251121_000156"
@@ -16,8 +16,8 @@ RAW = f"LSSTCam/20251121/{OBSID}/{OBSID}_R22_S11.fits"
 GENERIC = "LSSTCam/94/2025-11-22T03:25:16.951/0/2025112100156/r_03/x.fits"
 
 
-def tree(*roots: Any, **keys: Any) -> RawTree:
-    return RawTree(ArrivalsConfig.model_validate({"roots": roots} | keys), {"LSSTCam": [94, 95]})
+def tree(*roots: Any, **keys: Any) -> RawRoots:
+    return RawRoots(ArrivalsConfig.model_validate({"roots": roots} | keys), {"LSSTCam": [94, 95]})
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", f"/abc/{RAW}", "/a", "relative", f"/a{RAW}", "/", ""])
@@ -46,7 +46,7 @@ def test_a_path_below_two_roots_belongs_to_the_inner_one():
     nested = tree("/raw", {"path": "/raw/sim", "layout": "generic"})
     name, place = nested.locate(f"/raw/sim/{GENERIC}") or (None, None)
     assert name is not None
-    assert place == Place("/raw/sim", f"/raw/sim/{GENERIC}")
+    assert place == RawPath("/raw/sim", f"/raw/sim/{GENERIC}")
     assert name.group == "2025-11-22T03:25:16.951"
     assert nested.locate(f"/raw/sim/{RAW}") is None
     assert nested.locate(f"/raw/{RAW}") is not None
@@ -72,7 +72,7 @@ def test_the_marker_behind_a_name_tells_of_its_raw():
     marked = tree("/a", done=".done")
     located = marked.locate(f"/a/{RAW}")
     assert located is not None
-    assert located[1] == Place("/a", f"/a/{RAW}", f"/a/{RAW}.done")
+    assert located[1] == RawPath("/a", f"/a/{RAW}", f"/a/{RAW}.done")
     assert marked.locate(f"/a/{RAW}.done") == located
     sidecar = marked.locate(f"/a/{RAW.replace('.fits', '.json')}")
     assert sidecar is not None
@@ -89,7 +89,7 @@ def test_detectors_that_will_come_are_told_by_name():
     served = tree("/a", {"path": "/b", "layout": "generic"})
     names = ["R22_S11", "R22_S12", "R22_S00", "R99_S99", ""]
     for root in ("/a", "/b"):
-        assert served.detectors_named("LSSTCam", Place(root, f"{root}/x"), names) == {94, 95}
+        assert served.detectors_named("LSSTCam", RawPath(root, f"{root}/x"), names) == {94, 95}
 
 
 def test_all_that_is_served_of_an_instrument_can_be_expected():

@@ -17,12 +17,12 @@ from pathlib import Path
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.mounts import LOCAL, Means, Mount, means_for, mount_of
 from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.scan import Moment, Scanner
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
 from ppdaemon.node.arrivals.watch import FileNews, FolderNews, FolderWatch, LostNews, News
 from ppdaemon.rawpath import Expected
 
@@ -52,10 +52,10 @@ SLICE_FILES = 500
 class Surroundings:
     """What the sources of all roots share."""
 
-    tree: RawTree
+    tree: RawRoots
     config: ArrivalsConfig
     clock: Clock
-    tally: Tally
+    counts: ErrorCounts
     """Counts what goes wrong."""
     tell: Callable[[Sighting], None]
     """Gets each sighting."""
@@ -97,7 +97,7 @@ class RootSource:
 
     Parameters
     ----------
-    root : `~ppdaemon.node.arrivals.tree.RawRoot`
+    root : `~ppdaemon.node.arrivals.roots.RawRoot`
         The root.
     number : `int`
         Its place among the roots.
@@ -267,7 +267,7 @@ class RootSource:
             if surveyor is not None:
                 self._survey_cost_s += cost_s
                 for error in surveyor.scanner.refusals():
-                    self._shared.tally.complain(f"refused.{error.kind}", f"{self._names['scan']}: {error}")
+                    self._shared.counts.complain(f"refused.{error.kind}", f"{self._names['scan']}: {error}")
                 if self._new_folders:
                     await self._explore(surveyor)
             await self._shared.room()
@@ -330,7 +330,7 @@ class RootSource:
                     located = self._shared.tree.locate(path)
                 except BadMessage as error:
                     name = self._names["inotify"]
-                    self._shared.tally.complain(f"refused.{error.kind}", f"{name}: {error}")
+                    self._shared.counts.complain(f"refused.{error.kind}", f"{name}: {error}")
                 else:
                     if located is not None:
                         name = self._names["inotify"]
@@ -339,7 +339,7 @@ class RootSource:
                 self._new_folders.add(path)
                 self._wake.set()
             case LostNews(kind):
-                self._shared.tally.complain(
+                self._shared.counts.complain(
                     f"watch.{kind}", f"{self._names['inotify']}: {kind}: everything is looked through"
                 )
                 self._shared.lost(self._root.path)
@@ -386,7 +386,7 @@ class RootSource:
                 self._silent = ""
             elif self._eyes is eyes:
                 self._silent = "the kernel's news do not come through; watching anew"
-                self._shared.tally.complain("watch.silent", f"{self._names['inotify']}: {self._silent}")
+                self._shared.counts.complain("watch.silent", f"{self._names['inotify']}: {self._silent}")
                 self._shared.lost(self._root.path)
                 await self._look_anew(eyes.mount)
                 self._survey_wanted = True
@@ -397,7 +397,7 @@ class RootSource:
         try:
             await self._own.run(watch.touch)
         except OSError as error:
-            self._shared.tally.complain(
+            self._shared.counts.complain(
                 "no_canary", f"{self._canary}: {error.strerror}: nothing proves that inotify works"
             )
         for _ in range(CANARY_STEPS):

@@ -22,18 +22,17 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals.counts import ErrorCounts, SourceFigures
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts
-from ppdaemon.node.arrivals.lags import SourceFigures
 from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.pool import RootPools
 from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
-from ppdaemon.node.arrivals.root import RootSource, SourceState, Surroundings
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
+from ppdaemon.node.arrivals.rootsource import RootSource, SourceState, Surroundings
 from ppdaemon.node.arrivals.settle import READERS, Settler
 from ppdaemon.node.arrivals.stores import StoreArrivals
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
 from ppdaemon.rawpath import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
@@ -95,15 +94,15 @@ class Arrivals:
         self._config = config
         self._mono = clock.mono
         self._expect = expect or (lambda expected: None)
-        self._tree = RawTree(config, instruments)
-        self._tally = Tally(clock.mono)
+        self._tree = RawRoots(config, instruments)
+        self._counts = ErrorCounts(clock.mono)
         roots = [root.path for root in self._tree.roots]
         self._pools = RootPools(roots, READERS, clock.mono)
         self._exposures = Exposures(
-            FileReading(self._pools), config.sidecar_wait_s, clock.mono, self._tally, self._tree
+            FileReading(self._pools), config.sidecar_wait_s, clock.mono, self._counts, self._tree
         )
         self._settler = Settler(
-            roots, self._pools, self._exposures, clock, self._tally, config.remember_s, deliver, self._spawn
+            roots, self._pools, self._exposures, clock, self._counts, config.remember_s, deliver, self._spawn
         )
         self._settler.overfull = self._look_again
         self._settler.same_clock = self._is_local
@@ -111,7 +110,7 @@ class Arrivals:
             self._tree,
             config,
             clock,
-            self._tally,
+            self._counts,
             self._sighted,
             self._settler.room,
             self._settler.expect_no_end,
@@ -205,14 +204,14 @@ class Arrivals:
         """
         expected = Expected(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
-        self._tally.count("last_looks")
+        self._counts.count("last_looks")
         try:
             async with asyncio.timeout(LOOK_S):
                 await asyncio.gather(
                     *(self._look_in(root, expected, since_unix) for root in self._tree.roots)
                 )
         except TimeoutError:
-            self._tally.complain("last_look_broken_off", f"a last look for {visit.group} took {LOOK_S:g} s")
+            self._counts.complain("last_look_broken_off", f"a last look for {visit.group} took {LOOK_S:g} s")
 
     @property
     def refused(self) -> tuple[RefusedRaw, ...]:
@@ -226,7 +225,7 @@ class Arrivals:
         """Events by kind since the start, such as ``notice.json``
         (`~collections.abc.Mapping` [`str`, `int`]).
         """
-        return self._tally.counts
+        return self._counts.by_kind
 
     # --- sightings ---
 
@@ -241,7 +240,7 @@ class Arrivals:
                 listen(
                     socket,
                     lambda path, source=source: self._noticed(source, path),  # type: ignore[misc]
-                    lambda error: self._tally.complain(f"notice.{error.kind}", f"notice refused: {error}"),
+                    lambda error: self._counts.complain(f"notice.{error.kind}", f"notice refused: {error}"),
                 )
             )
 
@@ -253,7 +252,7 @@ class Arrivals:
             else:
                 self._path_noticed(source, file)
         except BadMessage as error:
-            self._tally.complain(f"refused.{error.kind}", f"{source}: {error}")
+            self._counts.complain(f"refused.{error.kind}", f"{source}: {error}")
 
     def _object_noticed(self, source: str, file: StoredObject) -> None:
         if self._stores is not None and self._stores.serves(file):
@@ -286,14 +285,14 @@ class Arrivals:
     def _make_stores(
         self, reader: ReaderSeat, instruments: Mapping[str, Collection[int]], clock: Clock
     ) -> StoreArrivals:
-        config, tree = self._config, RawTree(self._config, instruments, stores=True)
+        config, tree = self._config, RawRoots(self._config, instruments, stores=True)
         reading = StoreReading(reader)
-        exposures = Exposures(reading, config.sidecar_wait_s, clock.mono, self._tally, tree)
+        exposures = Exposures(reading, config.sidecar_wait_s, clock.mono, self._counts, tree)
         return StoreArrivals(
             tree,
             exposures,
             self._settler,
-            self._tally,
+            self._counts,
             clock.mono,
             config.remember_s,
             self._spawn,
@@ -316,7 +315,7 @@ class Arrivals:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._tally.count("internal")
+            self._counts.count("internal")
             _LOG.error("an error in the arrivals", exc_info=error)
 
     async def _list(self, sighting: Sighting) -> None:
