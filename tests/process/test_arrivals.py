@@ -310,7 +310,7 @@ def test_in_a_flood_each_raw_is_delivered_once(tmp_path, monkeypatch):
 
 def test_above_what_can_be_looked_at_soon_surveys_pause_and_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.settle.BUSY", 3)
-    monkeypatch.setattr("ppdaemon.node.arrivals.scan.CHUNK", 5)
+    monkeypatch.setattr("ppdaemon.node.arrivals.walk.CHUNK", 5)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.SLICE_FILES", 5)
     exposure = Exposure(tmp_path)
     for detector in range(189):

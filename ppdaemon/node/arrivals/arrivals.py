@@ -25,7 +25,6 @@ from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.counts import ErrorCounts, SourceFigures
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts
-from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.pool import RootPools
 from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
@@ -33,6 +32,7 @@ from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceState, Surroundings
 from ppdaemon.node.arrivals.settle import READERS, Settler
 from ppdaemon.node.arrivals.stores import StoreArrivals
+from ppdaemon.node.arrivals.walk import Moment, Search
 from ppdaemon.rawpath import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
@@ -92,7 +92,7 @@ class Arrivals:
         reader: ReaderSeat | None = None,
     ):
         self._config = config
-        self._mono = clock.mono
+        self._clock = clock
         self._expect = expect or (lambda expected: None)
         self._tree = RawRoots(config, instruments)
         self._counts = ErrorCounts(clock.mono)
@@ -327,7 +327,8 @@ class Arrivals:
 
     async def _look_in(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
         reading = self._pools.of(root.path)
-        sightings = await reading.run(find_expected, self._tree, root, expected, since_unix)
+        search = Search(self._tree, root, f"last look {root.path}", self._config.remember_s)
+        sightings = await reading.run(search.rescan, expected, since_unix, Moment.by(self._clock))
         exposures: dict[int, list[Sighting]] = {}
         for sighting in sightings:
             exposures.setdefault(sighting.name.exposure, []).append(sighting)
@@ -345,7 +346,7 @@ class Arrivals:
 
     async def _group_told_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
         """Ask one raw of an exposure after the other, and wait for no sidecar."""
-        long_ago = self._mono() - self._config.sidecar_wait_s
+        long_ago = self._clock.mono() - self._config.sidecar_wait_s
         for sighting in sightings:
             if (facts := await self._exposures.facts(sighting.name, sighting.place, long_ago)) is not None:
                 return facts

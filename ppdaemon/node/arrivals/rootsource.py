@@ -19,10 +19,9 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.mounts import LOCAL, Means, Mount, means_for, mount_of
-from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.pool import FilePool
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
-from ppdaemon.node.arrivals.scan import Moment, Scanner
+from ppdaemon.node.arrivals.walk import Moment, Search, Survey
 from ppdaemon.node.arrivals.watch import FileNews, FolderNews, FolderWatch, LostNews, News
 from ppdaemon.rawpath import Expected
 
@@ -84,8 +83,8 @@ class _Eyes:
     """What looks at the filesystem that is there now."""
 
     mount: Mount
-    scanner: Scanner
-    poller: Poller
+    survey: Survey
+    search: Search
     watch: FolderWatch | None
 
 
@@ -147,7 +146,7 @@ class RootSource:
     def look_again(self) -> None:
         """Have everything listed again: what was told could not be taken."""
         if self._eyes is not None:
-            self._eyes.scanner.unsettle()
+            self._eyes.survey.list_again()
 
     @property
     def means(self) -> Means:
@@ -168,7 +167,7 @@ class RootSource:
             The watch and the polling, if there are to be, and the scan.
         """
         problem = self._stuck() or self._problem
-        seen = problem or (self._eyes.scanner.problem if self._eyes is not None else "")
+        seen = problem or (self._eyes.survey.problem if self._eyes is not None else "")
         states = [SourceState(self._names["scan"], not problem, seen)]
         if self.means.poll:
             trouble = problem or self._poll_problem
@@ -228,9 +227,9 @@ class RootSource:
                 eyes = await self._look_anew(mount)
             if eyes.watch is not None:
                 await self._own.run(eyes.watch.start)
-            await self._collect(self._surveying, eyes.scanner.survey(Moment.by(self._clock)), eyes)
+            await self._collect(self._surveying, eyes.survey.survey(Moment.by(self._clock)), eyes)
             if eyes.watch is not None:
-                await self._surveying.run(eyes.watch.keep, eyes.scanner.folders)
+                await self._surveying.run(eyes.watch.keep, eyes.survey.folders)
         except TimeoutError:
             self._problem = f"{self._root.path}: the filesystem does not answer"
             self._shared.lost(self._root.path)
@@ -250,7 +249,7 @@ class RootSource:
     async def _explore(self, eyes: _Eyes) -> None:
         folders, self._new_folders = self._new_folders, set()
         try:
-            await self._collect(self._surveying, eyes.scanner.explore(folders, Moment.by(self._clock)), None)
+            await self._collect(self._surveying, eyes.survey.explore(folders, Moment.by(self._clock)), None)
         except OSError:
             self._survey_wanted = True  # which says what is the matter
             self._wake.set()
@@ -266,7 +265,7 @@ class RootSource:
                 self._shared.tell(sighting)
             if surveyor is not None:
                 self._survey_cost_s += cost_s
-                for error in surveyor.scanner.refusals():
+                for error in surveyor.survey.refusals():
                     self._shared.counts.complain(f"refused.{error.kind}", f"{self._names['scan']}: {error}")
                 if self._new_folders:
                     await self._explore(surveyor)
@@ -290,18 +289,18 @@ class RootSource:
         watch = None
         if self._means.watch:
             watch = FolderWatch(asyncio.get_running_loop(), self._heard, self._wanted, self._canary)
-        scanner = Scanner(
+        survey = Survey(
             self._shared.tree,
             self._root,
             self._names["scan"],
             self._shared.config.remember_s,
             watch.watch if watch is not None else lambda folder, identity: None,
         )
-        self._eyes = _Eyes(mount, scanner, self._new_poller(), watch)
+        self._eyes = _Eyes(mount, survey, self._new_search(), watch)
         return self._eyes
 
-    def _new_poller(self) -> Poller:
-        return Poller(self._shared.tree, self._root, self._names["poll"], self._shared.config.remember_s)
+    def _new_search(self) -> Search:
+        return Search(self._shared.tree, self._root, self._names["poll"], self._shared.config.remember_s)
 
     def _retire(self, watch: FolderWatch) -> None:
         """End a watch, which may take as long as the filesystem likes."""
@@ -321,7 +320,7 @@ class RootSource:
 
     def _wanted(self, folder: str) -> bool:
         """Tell whether a new folder is to be watched; in the reader's thread."""
-        return self._eyes is not None and self._eyes.scanner.admits(folder)
+        return self._eyes is not None and self._eyes.survey.admits(folder)
 
     def _heard(self, news: News) -> None:
         match news:
@@ -361,16 +360,16 @@ class RootSource:
                 self._poll_problem = ""  # what the survey says is newer
                 continue
             try:
-                look = eyes.poller.look(expected, eyes.scanner.live, Moment.by(self._clock))
+                look = eyes.search.poll(expected, eyes.survey.live, Moment.by(self._clock))
                 await self._collect(self._polling, look)
             except TimeoutError:
                 self._poll_problem = f"{self._root.path}: the filesystem does not answer"
                 if self._eyes is eyes:
-                    self._eyes = replace(eyes, poller=self._new_poller())
+                    self._eyes = replace(eyes, search=self._new_search())
             except OSError as error:
                 self._poll_problem = f"{error.filename}: {error.strerror}"
             else:
-                self._poll_problem = ""
+                self._poll_problem = eyes.search.problem
 
     # --- whether it works ---
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a last look finds raws, and what it passes over."""
+"""Where a final rescan finds raws, and what it passes over."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ppdaemon.config import ArrivalsConfig
-from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.roots import RawRoots
+from ppdaemon.node.arrivals.walk import Moment, Search
 from ppdaemon.rawpath import Expected
 
 ANNOUNCED = 1_763_781_879.0
@@ -34,7 +34,8 @@ def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
 def found(root: Path, expected: Expected = BOTH, layout: str = "lsst") -> list[str]:
     config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
     tree = RawRoots(config, {"LSSTCam": [94, 95]})
-    sightings = find_expected(tree, tree.roots[0], expected, ANNOUNCED - 900)
+    search = Search(tree, tree.roots[0], "last look", 900.0)
+    sightings = search.rescan(expected, ANNOUNCED - 900.0, Moment(0.0, ANNOUNCED + 60.0, frozenset()))
     return sorted(sighting.place.path.removeprefix(f"{root}/") for sighting in sightings)
 
 
@@ -49,8 +50,8 @@ def test_exposures_and_days_from_before_the_announcement_are_not_opened(tmp_path
     put(tmp_path, raw(1, day=20251120), ANNOUNCED - 80_000)
     put(tmp_path, raw(1), ANNOUNCED - 5_000)
     put(tmp_path, raw(2))
-    opened, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: opened.append(folder) or scandir(folder))
+    opened, opening = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *args: opened.append(path) or opening(path, *args))
     assert found(tmp_path) == [raw(2)]
     names = [Path(folder).name for folder in opened if str(folder).startswith(str(tmp_path))]
     assert names == ["LSSTCam", "20251121", "MC_O_20251121_000002"]

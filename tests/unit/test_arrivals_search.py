@@ -9,9 +9,8 @@ import pytest
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
-from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.roots import RawRoots
-from ppdaemon.node.arrivals.scan import Moment
+from ppdaemon.node.arrivals.walk import Moment, Search
 from ppdaemon.rawpath import Expected
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
@@ -33,11 +32,11 @@ def touch(root: Path, path: str, age_s: float = 1.0) -> str:
 
 
 class Polled:
-    """A poller, and what it opens."""
+    """A search, and how many folders it lists."""
 
     def __init__(self, root: Path, instruments: Any, monkeypatch: pytest.MonkeyPatch, **keys: Any):
         tree = RawRoots(ArrivalsConfig.model_validate({"roots": [root]} | keys), instruments)
-        self.poller = Poller(tree, tree.roots[0], "poll", 900.0)
+        self.search = Search(tree, tree.roots[0], "poll", 900.0)
         self.listed = 0
         scandir = os.scandir
 
@@ -52,7 +51,7 @@ class Polled:
     ) -> list[str]:
         self.listed = 0
         moment = Moment.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
-        found = self.poller.look(expected, live, moment)
+        found = self.search.poll(expected, live, moment)
         return sorted(sighting.place.path for portion in found for sighting in portion)
 
 
@@ -142,8 +141,11 @@ def test_where_exposures_share_a_folder_each_is_found(tmp_path, monkeypatch):
         assert polled.look(BOTH, mono=0.4 * number) == files
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, polled):
-    touch(tmp_path, raw())
+def test_a_folder_that_cannot_be_listed_is_a_problem_and_the_others_are_searched(
+    tmp_path, monkeypatch, polled
+):
+    refused = touch(tmp_path, raw())
+    other = touch(tmp_path, raw(day=20251120))
     opening = os.open
 
     def refusing(path: Any, *args: Any, **keys: Any) -> int:
@@ -151,6 +153,26 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, polle
             raise PermissionError(13, "Permission denied", path)
         return opening(path, *args, **keys)
 
-    monkeypatch.setattr("os.open", refusing)
-    with pytest.raises(PermissionError):
-        polled.look(BOTH)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.open", refusing)
+        assert polled.look(BOTH) == [other]
+        assert polled.search.problem == f"{tmp_path}/LSSTCam/20251121: Permission denied"
+    assert polled.look(BOTH) == [refused]
+    assert polled.search.problem == ""
+
+
+def test_a_name_that_is_not_to_be_opened_is_passed_over(tmp_path, polled):
+    touch(tmp_path, raw() + "\n.fits")
+    file = touch(tmp_path, raw())
+    assert polled.look(BOTH) == [file]
+
+
+def test_above_the_days_all_folders_are_entered_whichever_changed_last(tmp_path, monkeypatch):
+    own = {"pattern": r"(?P<instrument>\w+)/d(?P<day_obs>\d{8})/(?P<exposure>\d+)_(?P<detector>\d+)"}
+    polled = Polled(tmp_path, {"LSSTCam": [94], "LATISS": [0]}, monkeypatch, layout=own)
+    files = [
+        touch(tmp_path, f"{name}/d20251121/2025112100001_{number}.fits")
+        for name, number in (("LATISS", 0), ("LSSTCam", 94))
+    ]
+    os.utime(tmp_path / "LATISS", (NOW - 80_000.0, NOW - 80_000.0))
+    assert polled.look(Expected("LATISS", frozenset({0})), BOTH) == files
