@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
+from arrivalkit import GROUP, Catcher, Exposure, Publisher, fits_file, run
 from node import DAY, Node, alive, descendants, running, title
 from storeserver import Store, serving
-from test_arrivals import GROUP, Catcher, Exposure, Publisher, fits_file, run
 from waiting import wait_until
 
 from ppdaemon.clock import Clock

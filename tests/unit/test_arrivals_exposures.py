@@ -18,8 +18,8 @@ from ppdaemon.node.arrivals import exposures as module
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts
-from ppdaemon.node.arrivals.pool import FilePool
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
+from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.rawpath import RawName, sidecar_path
 
 GROUP = "2025-11-22T03:25:16.951"
@@ -31,10 +31,10 @@ class Night:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, sidecar_wait_s: float = 5.0):
         self.tree = RawRoots(ArrivalsConfig.model_validate({"roots": [root]}), {"LSSTCam": range(205)})
-        self.pool = FilePool(4, time.monotonic)
+        self.threads = FileThreads(4, time.monotonic)
         self.counts = ErrorCounts(time.monotonic)
         self.exposures = Exposures(
-            FileReading(self.pool), sidecar_wait_s, time.monotonic, self.counts, self.tree
+            FileReading({str(root): self.threads}), sidecar_wait_s, time.monotonic, self.counts, self.tree
         )
         self.reads: Counter[str] = Counter()
         self._root = root
@@ -80,7 +80,7 @@ class Night:
 def night(tmp_path, monkeypatch):
     made = Night(tmp_path, monkeypatch)
     yield made
-    made.pool.close()
+    made.threads.close()
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
@@ -140,7 +140,7 @@ def test_without_sidecars_one_fits_header_is_read(tmp_path, monkeypatch):
         assert night.reads == {"facts_of_image": 1}
 
     run(body)
-    night.pool.close()
+    night.threads.close()
 
 
 def test_a_supplement_is_an_exposure_of_its_own(night):
@@ -175,7 +175,7 @@ def test_fault_18_where_nothing_names_the_group_there_is_none(tmp_path, monkeypa
         assert await night.facts(range(1)) == [None]
 
     run(body)
-    night.pool.close()
+    night.threads.close()
 
 
 def test_a_broken_sidecar_is_counted_and_the_next_one_tells(night):

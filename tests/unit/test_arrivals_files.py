@@ -14,13 +14,14 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.files import (
     ExposureFacts,
+    are_regular,
     expected_sensors,
     facts_of_image,
     facts_of_sidecar,
-    is_regular,
-    look_at,
+    read_state,
+    read_states,
 )
-from ppdaemon.node.arrivals.patience import Look, Patience
+from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath
 
 GROUP = "2025-11-22T03:25:16.951"
@@ -48,8 +49,8 @@ def put(path: Path, content: bytes = b"") -> RawPath:
     return RawPath(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
 
 
-def look(*places: RawPath) -> Look:
-    return look_at(places, Patience(0.0), True, True)
+def look(*paths: RawPath) -> FileState:
+    return read_state(paths, structure=True)
 
 
 def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
@@ -67,8 +68,8 @@ def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
 def test_the_first_place_that_exists_is_looked_at(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     missing = RawPath(place.root, f"{place.root}/y.fits")
-    assert look(missing, place).place == place
-    assert look(missing).place is None
+    assert look(missing, place).file == place
+    assert look(missing).file is None
 
 
 def test_fault_18_empty_cut_and_foreign_files_are_not_whole_and_say_why(tmp_path):
@@ -161,14 +162,14 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
         with pytest.raises(BadMessage) as caught:
             read(place)
         assert caught.value.kind == kind
-    assert not is_regular(place)
+    assert are_regular([place]) == [False]
 
 
 def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
     put(tmp_path / "raw/x.fits", fits())
     (tmp_path / "link").symlink_to("raw")
     assert look(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
-    assert is_regular(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits"))
+    assert are_regular([RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")]) == [True]
 
 
 def test_a_marker_is_looked_for_beside_the_file(tmp_path):
@@ -181,15 +182,31 @@ def test_a_marker_is_looked_for_beside_the_file(tmp_path):
     assert look(marked).whole
 
 
-def test_looks_at_a_growing_file_do_not_read_it(tmp_path, monkeypatch):
-    place = put(tmp_path / "raw/x.fits", b"")
+def test_the_structure_is_read_only_where_that_is_ordered(tmp_path, monkeypatch):
+    place = put(tmp_path / "raw/x.fits", fits())
+    unmarked = RawPath(place.root, place.path, f"{place.path}.done")
     monkeypatch.setattr(files.fitsblocks, "structure", pytest.fail)
-    patience = Patience(0.0)
-    for size in range(50):
-        Path(place.path).write_bytes(bytes(size))
-        found = look_at([place], patience, False, False)
-        patience.judge(found, False, size * 0.1)
-        assert found.size == size
+    for path, structure in ((place, False), (unmarked, False), (unmarked, True)):
+        found = read_state([path], structure=structure)
+        assert (found.read, found.size) == (False, 5760)
+
+
+def test_with_the_structure_the_sidecar_is_looked_for(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    assert not look(place).has_sidecar
+    put(tmp_path / "raw/x.json", b"{}")
+    assert look(place).has_sidecar
+
+
+def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    os.mkfifo(tmp_path / "raw/fifo.fits")
+    fifo_path = RawPath(place.root, f"{place.root}/fifo.fits")
+    refused, found = read_states([((fifo_path,), True), ((place,), True)])
+    assert isinstance(refused, BadMessage)
+    assert refused.kind == "not_a_file"
+    assert isinstance(found, FileState)
+    assert found.whole
 
 
 def test_a_header_tells_group_and_snap(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ppdaemon.node.arrivals import mounts
-from ppdaemon.node.arrivals.mounts import Means, Mount, means_for, mount_of, read_mounts
+from ppdaemon.node.arrivals.mounts import Mount, WatchMethods, methods_for, mount_of, read_mounts
 
 MOUNTINFO = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -33,7 +33,7 @@ def test_the_table_of_mounts_is_read():
     "kind", ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "f2fs", "bcachefs", "vfat", "fuseblk"]
 )
 def test_where_only_this_host_writes_the_kernel_is_asked(kind):
-    assert means_for("auto", kind) == Means(watch=True, poll=False)
+    assert methods_for("auto", kind) == WatchMethods(watch=True, poll=False)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_where_only_this_host_writes_the_kernel_is_asked(kind):
     ["nfs", "nfs4", "lustre", "gpfs", "ceph", "cifs", "smb3", "afs", "beegfs", "orangefs", "glusterfs"],
 )
 def test_where_other_hosts_write_raws_are_polled_for(kind):
-    assert means_for("auto", kind) == Means(watch=False, poll=True)
+    assert methods_for("auto", kind) == WatchMethods(watch=False, poll=True)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def test_where_other_hosts_write_raws_are_polled_for(kind):
     ["overlay", "fuse", "fuse.sshfs", "fuse.bindfs", "9p", "virtiofs", "gfs2", "ocfs2", "autofs", "new", ""],
 )
 def test_where_it_is_in_doubt_both_are_done(kind):
-    assert means_for("auto", kind) == Means(watch=True, poll=True)
+    assert methods_for("auto", kind) == WatchMethods(watch=True, poll=True)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs4", "overlay"])
 def test_the_configuration_has_the_last_word(kind):
-    assert means_for("inotify", kind) == Means(watch=True, poll=False)
-    assert means_for("poll", kind) == Means(watch=False, poll=True)
+    assert methods_for("inotify", kind) == WatchMethods(watch=True, poll=False)
+    assert methods_for("poll", kind) == WatchMethods(watch=False, poll=True)
 
 
 def test_the_mount_of_a_folder_is_found(tmp_path):

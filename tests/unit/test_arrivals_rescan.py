@@ -36,7 +36,7 @@ def found(root: Path, expected: Expected = BOTH, layout: str = "lsst") -> list[s
     tree = RawRoots(config, {"LSSTCam": [94, 95]})
     search = Search(tree, tree.roots[0], "last look", 900.0)
     sightings = search.rescan(expected, ANNOUNCED - 900.0, Moment(0.0, ANNOUNCED + 60.0, frozenset()))
-    return sorted(sighting.place.path.removeprefix(f"{root}/") for sighting in sightings)
+    return sorted(sighting.file.path.removeprefix(f"{root}/") for sighting in sightings)
 
 
 def test_images_of_the_detectors_are_found_whatever_their_age(tmp_path):

@@ -52,7 +52,7 @@ class Polled:
         self.listed = 0
         moment = Moment.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
         found = self.search.poll(expected, live, moment)
-        return sorted(sighting.place.path for portion in found for sighting in portion)
+        return sorted(sighting.file.path for portion in found for sighting in portion)
 
 
 BOTH = Expected("LSSTCam", frozenset({94, 95}), GROUP)

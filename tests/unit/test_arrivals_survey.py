@@ -53,7 +53,7 @@ def at(now: float = NOW, mono: float = 0.0) -> Moment:
 
 
 def paths(found: Iterator[list[Sighting]]) -> list[str]:
-    return sorted(sighting.place.path for portion in found for sighting in portion)
+    return sorted(sighting.file.path for portion in found for sighting in portion)
 
 
 def seen(survey: Survey, now: float = NOW, mono: float = 0.0) -> list[str]:

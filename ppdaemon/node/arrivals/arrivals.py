@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Raw images as they land: from the sources' sightings to complete raws.
 
-Covers the merging of sources and the last look. When a raw is complete, and
-that it is delivered once, is `ppdaemon.node.arrivals.settle`'s; which worker
-waits for it, `ppdaemon.node.desk`'s. Nothing here touches the filesystem of
-raws in the event loop: if that filesystem hangs, raws are late and the
+Covers the merging of sources and the final rescan. When a raw is complete, and
+that it is delivered once, is `ppdaemon.node.arrivals.completion`'s; which
+worker waits for it is decided elsewhere. Nothing here touches the filesystem
+of raws in the event loop: if that filesystem hangs, raws are late and the
 supervisor is not.
 """
 
@@ -22,16 +22,16 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.counts import ErrorCounts, SourceFigures
-from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
+from ppdaemon.node.arrivals.completion import READERS, RawCompletion
+from ppdaemon.node.arrivals.counts import ErrorCounts
+from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading, Reading
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
-from ppdaemon.node.arrivals.pool import RootPools
 from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
-from ppdaemon.node.arrivals.rootsource import RootSource, SourceState, Surroundings
-from ppdaemon.node.arrivals.settle import READERS, Settler
+from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext, SourceState
 from ppdaemon.node.arrivals.stores import StoreArrivals
+from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search
 from ppdaemon.rawpath import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
@@ -42,10 +42,10 @@ __all__ = ("Arrivals",)
 _LOG = logging.getLogger(__name__)
 
 MOST_TASKS = 20_000
-"""Above, sidecars and lists met by themselves are not read."""
+"""Above, sidecars and lists that were sighted by themselves are not read."""
 STOP_S = 3.0
-LOOK_S = 2.0
-"""A last look that takes longer is broken off."""
+RESCAN_S = 2.0
+"""A final rescan that takes longer is broken off."""
 
 
 class Arrivals:
@@ -66,10 +66,10 @@ class Arrivals:
         Called with the detectors of an exposure, where a list of them came.
     waiting : `~collections.abc.Callable`, optional
         Returns what open visits wait for; that is looked for where the kernel
-        has no news.
+        reports nothing.
     canaries : `pathlib.Path`, optional
         A folder of our own, outside of all raw roots, whose files prove that
-        the kernel's news come through. Without it they are trusted.
+        the kernel's events come through. Without it they are trusted.
     reader : `~ppdaemon.node.arrivals.reader.ReaderSeat`, optional
         Reads what lies in object stores; needed if such are configured. It is
         started and closed here.
@@ -94,61 +94,61 @@ class Arrivals:
         self._config = config
         self._clock = clock
         self._expect = expect or (lambda expected: None)
-        self._tree = RawRoots(config, instruments)
         self._counts = ErrorCounts(clock.mono)
-        roots = [root.path for root in self._tree.roots]
-        self._pools = RootPools(roots, READERS, clock.mono)
-        self._exposures = Exposures(
-            FileReading(self._pools), config.sidecar_wait_s, clock.mono, self._counts, self._tree
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._raw_roots = RawRoots(config, instruments)
+        # Threads of its own for each root: one that hangs stops no other.
+        self._threads = {root.path: FileThreads(READERS, clock.mono) for root in self._raw_roots.roots}
+        self._exposures = self._new_exposures(FileReading(self._threads), self._raw_roots)
+        self._completion = RawCompletion(
+            self._threads,
+            self._exposures,
+            clock,
+            self._counts,
+            config.remember_s,
+            deliver,
+            self._spawn,
+            self._list_again,
+            self._is_local,
         )
-        self._settler = Settler(
-            roots, self._pools, self._exposures, clock, self._counts, config.remember_s, deliver, self._spawn
-        )
-        self._settler.overfull = self._look_again
-        self._settler.same_clock = self._is_local
-        self._shared = Surroundings(
-            self._tree,
+        context = SourceContext(
+            self._raw_roots,
             config,
             clock,
             self._counts,
             self._sighted,
-            self._settler.room,
-            self._settler.expect_no_end,
+            self._completion.room,
+            self._completion.expect_no_end,
             waiting,
             canaries,
         )
+        self._sources = {
+            root.path: RootSource(root, number, context, self._threads[root.path])
+            for number, root in enumerate(self._raw_roots.roots)
+        }
         self._reader = reader
-        self._stores = None if reader is None else self._make_stores(reader, instruments, clock)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._roots: dict[str, RootSource] = {}
+        self._stores = None if reader is None else self._new_stores(reader, instruments)
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._context: zmq.asyncio.Context | None = None
 
     async def start(self) -> None:
-        """Begin to watch, scan and listen.
-
-        Raises
-        ------
-        ppdaemon.errors.ConfigError
-            Raised if an address of ``arrivals.subscribe`` cannot be used.
+        """Begin to watch, survey and listen; raises ConfigError if an address of
+        ``arrivals.subscribe`` cannot be used.
         """
         try:
             self._subscribe(self._config.subscribe)
         except ConfigError:
             await self.stop()
             raise
-        self._settler.start()
+        self._completion.start()
         if self._reader is not None:
             self._reader.start()
-        for number, root in enumerate(self._tree.roots):
-            source = RootSource(root, number, self._shared, self._pools.of(root.path))
-            self._roots[root.path] = source
-            self._runs[root.path] = self._spawn(source.run())
+        self._runs = {path: self._spawn(source.run()) for path, source in self._sources.items()}
 
     async def stop(self) -> None:
         """End all watching; what is not complete yet is forgotten."""
-        self._settler.stop()
+        self._completion.stop()
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
@@ -161,35 +161,42 @@ class Arrivals:
         # A hanging filesystem must not keep the supervisor from stopping.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*(root.stop() for root in self._roots.values()))
-        self._pools.close()
+                await asyncio.gather(*(source.stop() for source in self._sources.values()))
+        for threads in self._threads.values():
+            threads.close()
 
     def report(self) -> tuple[ArrivalSource, ...]:
-        """Tell how the sources are.
-
-        Returns
-        -------
-        sources : `tuple` [`~ppdaemon.reports.ArrivalSource`]
-            Watch, polling and scan of each root, then the subscriptions, then
-            the reader of object stores.
+        """Return the states of watch, polling and survey of each root, then of the subscriptions,
+        then of the reader of object stores.
         """
         states = [
             replace(state, live=False, note="ended by an error, see the log")
-            if self._runs[path].done()
+            if path in self._runs and self._runs[path].done()
             else state
-            for path, root in self._roots.items()
-            for state in root.states()
+            for path, source in self._sources.items()
+            for state in source.states()
         ]
         states += [SourceState(name, not task.done(), "") for name, task in self._listeners.items()]
         if self._reader is not None:
             states.append(SourceState("reader", self._reader.live, self._reader.note))
-        return tuple(_report(state, self._settler.lags.of(state.name)) for state in states)
+        return tuple(self._report(state) for state in states)
+
+    def _report(self, state: SourceState) -> ArrivalSource:
+        figures = self._completion.latencies.of(state.name)
+        return ArrivalSource(
+            name=state.name,
+            live=state.live,
+            note=state.note,
+            files=figures.files,
+            lag_p50_ms=figures.lag_p50_ms,
+            lag_p99_ms=figures.lag_p99_ms,
+        )
 
     async def last_look(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
-        """Look where raws of a visit must be, whatever the sources have said.
+        """Look where raws of a visit must be, whatever the sources have reported.
 
         What is found and complete is delivered before this returns, also what
-        was delivered before. Returns after `LOOK_S` at the latest.
+        was delivered before. Returns after `RESCAN_S` at the latest.
 
         Parameters
         ----------
@@ -199,32 +206,29 @@ class Arrivals:
             Whose raws are missed.
         announced_tai : `float`
             When the visit was announced, TAI seconds since 1970. Where paths
-            do not tell the group, exposures that were complete ``remember_s``
+            do not name the group, exposures that were complete ``remember_s``
             before are not looked at.
         """
         expected = Expected(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
         self._counts.count("last_looks")
         try:
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(RESCAN_S):
                 await asyncio.gather(
-                    *(self._look_in(root, expected, since_unix) for root in self._tree.roots)
+                    *(self._rescan(root, expected, since_unix) for root in self._raw_roots.roots)
                 )
         except TimeoutError:
-            self._counts.complain("last_look_broken_off", f"a last look for {visit.group} took {LOOK_S:g} s")
+            text = f"a last look for {visit.group} took {RESCAN_S:g} s"
+            self._counts.complain("last_look_broken_off", text)
 
     @property
     def refused(self) -> tuple[RefusedRaw, ...]:
-        """The last raws that were not delivered (`tuple`
-        [`~ppdaemon.reports.RefusedRaw`]).
-        """
-        return tuple(self._settler.refused)
+        """The last raws that were not delivered."""
+        return tuple(self._completion.refused)
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Events by kind since the start, such as ``notice.json``
-        (`~collections.abc.Mapping` [`str`, `int`]).
-        """
+        """Events by kind since the start, such as ``notice.json``."""
         return self._counts.by_kind
 
     # --- sightings ---
@@ -263,8 +267,8 @@ class Arrivals:
             raise BadMessage(f"{file.uri[:200]!r} is not below a root of arrivals.remote", "outside")
 
     def _path_noticed(self, source: str, path: str) -> None:
-        for absolute in self._tree.spell_out(path):
-            located = self._tree.locate(absolute)
+        for absolute in self._raw_roots.spell_out(path):
+            located = self._raw_roots.locate(absolute)
             if located is not None:
                 self._sighted(Sighting(source, *located, confirmed=True))
 
@@ -277,34 +281,33 @@ class Arrivals:
             return
         if name.kind is Kind.SIDECAR:
             if self._exposures.unknown(name) and len(self._tasks) < MOST_TASKS:
-                self._spawn(self._exposures.learn_from(name, sighting.place))
+                self._spawn(self._exposures.learn_from(name, sighting.file))
             return
-        if not self._settler.delivered(name):
-            self._settler.take_up(sighting)
+        if not self._completion.delivered(name):
+            self._completion.take(sighting)
 
-    def _make_stores(
-        self, reader: ReaderSeat, instruments: Mapping[str, Collection[int]], clock: Clock
-    ) -> StoreArrivals:
-        config, tree = self._config, RawRoots(self._config, instruments, stores=True)
-        reading = StoreReading(reader)
-        exposures = Exposures(reading, config.sidecar_wait_s, clock.mono, self._counts, tree)
+    def _new_exposures(self, reading: Reading, roots: RawRoots) -> Exposures:
+        return Exposures(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
+
+    def _new_stores(self, reader: ReaderSeat, instruments: Mapping[str, Collection[int]]) -> StoreArrivals:
+        roots = RawRoots(self._config, instruments, stores=True)
         return StoreArrivals(
-            tree,
-            exposures,
-            self._settler,
+            roots,
+            self._new_exposures(StoreReading(reader), roots),
+            self._completion,
             self._counts,
-            clock.mono,
-            config.remember_s,
+            self._clock.mono,
+            self._config.remember_s,
             self._spawn,
             self._expect,
         )
 
-    def _look_again(self) -> None:
-        for root in self._roots.values():
-            root.look_again()
+    def _list_again(self) -> None:
+        for source in self._sources.values():
+            source.list_again()
 
     def _is_local(self, root: str) -> bool:
-        return root in self._roots and self._roots[root].is_local
+        return self._sources[root].is_local
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -319,16 +322,16 @@ class Arrivals:
             _LOG.error("an error in the arrivals", exc_info=error)
 
     async def _list(self, sighting: Sighting) -> None:
-        expected = await self._exposures.expected(sighting.name, sighting.place)
+        expected = await self._exposures.expected(sighting.name, sighting.file)
         if expected is not None:
             self._expect(expected)
 
-    # --- the last look ---
+    # --- the final rescan ---
 
-    async def _look_in(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
-        reading = self._pools.of(root.path)
-        search = Search(self._tree, root, f"last look {root.path}", self._config.remember_s)
-        sightings = await reading.run(search.rescan, expected, since_unix, Moment.by(self._clock))
+    async def _rescan(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
+        search = Search(self._raw_roots, root, f"last look {root.path}", self._config.remember_s)
+        threads = self._threads[root.path]
+        sightings = await threads.run(search.rescan, expected, since_unix, Moment.by(self._clock))
         exposures: dict[int, list[Sighting]] = {}
         for sighting in sightings:
             exposures.setdefault(sighting.name.exposure, []).append(sighting)
@@ -336,29 +339,16 @@ class Arrivals:
 
     async def _take_found(self, expected: Expected, sightings: list[Sighting]) -> None:
         """Deliver the raws of one exposure, if it is one of the visit."""
-        facts = await self._group_told_by(sightings)
+        facts = await self._group_named_by(sightings)
         if facts is None or parent_group(facts.group) != expected.group:
             return
-        candidates = [self._settler.take_up(sighting) for sighting in sightings]
-        await asyncio.gather(
-            *(candidate.until_settled() for candidate in candidates if candidate is not None)
-        )
+        taken = [self._completion.take(sighting) for sighting in sightings]
+        await asyncio.gather(*(pending.until_concluded() for pending in taken if pending is not None))
 
-    async def _group_told_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
+    async def _group_named_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
         """Ask one raw of an exposure after the other, and wait for no sidecar."""
         long_ago = self._clock.mono() - self._config.sidecar_wait_s
         for sighting in sightings:
-            if (facts := await self._exposures.facts(sighting.name, sighting.place, long_ago)) is not None:
+            if (facts := await self._exposures.facts(sighting.name, sighting.file, long_ago)) is not None:
                 return facts
         return None
-
-
-def _report(state: SourceState, figures: SourceFigures) -> ArrivalSource:
-    return ArrivalSource(
-        name=state.name,
-        live=state.live,
-        note=state.note,
-        files=figures.files,
-        lag_p50_ms=figures.lag_p50_ms,
-        lag_p99_ms=figures.lag_p99_ms,
-    )

@@ -11,7 +11,7 @@ astray.
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,11 +22,12 @@ from ppdaemon.node.arrivals.files import (
     expected_sensors,
     facts_of_image,
     facts_of_sidecar,
+    sidecar_of,
     sidecars_beside,
 )
-from ppdaemon.node.arrivals.pool import FilePool, RootPools
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
-from ppdaemon.rawpath import RawName, sidecar_path
+from ppdaemon.node.arrivals.threads import FileThreads
+from ppdaemon.rawpath import RawName
 
 __all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
 
@@ -60,13 +61,13 @@ class Reading(Protocol):
     cannot be read, and `~ppdaemon.errors.BadMessage` if it says nothing.
     """
 
-    async def sidecar(self, place: RawPath) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> ExposureFacts:
         """Read a sidecar."""
 
-    async def header(self, place: RawPath) -> ExposureFacts:
+    async def header(self, path: RawPath) -> ExposureFacts:
         """Read the primary header of an image."""
 
-    async def listed(self, place: RawPath) -> frozenset[str]:
+    async def listed(self, path: RawPath) -> frozenset[str]:
         """Read the list of an exposure's detectors."""
 
     async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
@@ -74,32 +75,26 @@ class Reading(Protocol):
 
 
 class FileReading:
-    """Reads files in threads.
+    """Reads files in the threads of their root."""
 
-    Parameters
-    ----------
-    pool : `~ppdaemon.node.arrivals.pool.RootPools` or `~ppdaemon.node.arrivals.pool.FilePool`
-        The threads.
-    """
+    def __init__(self, threads: Mapping[str, FileThreads]):
+        self._threads = threads
 
-    def __init__(self, pool: RootPools | FilePool):
-        self._pool = pool
-
-    async def sidecar(self, place: RawPath) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> ExposureFacts:
         """Read a sidecar; see `Reading`."""
-        return await self._pool.run(facts_of_sidecar, place)
+        return await self._threads[path.root].run(facts_of_sidecar, path)
 
-    async def header(self, place: RawPath) -> ExposureFacts:
+    async def header(self, path: RawPath) -> ExposureFacts:
         """Read a primary header; see `Reading`."""
-        return await self._pool.run(facts_of_image, place)
+        return await self._threads[path.root].run(facts_of_image, path)
 
-    async def listed(self, place: RawPath) -> frozenset[str]:
+    async def listed(self, path: RawPath) -> frozenset[str]:
         """Read a list; see `Reading`."""
-        return await self._pool.run(expected_sensors, place)
+        return await self._threads[path.root].run(expected_sensors, path)
 
     async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """List the folder of an image; see `Reading`."""
-        return await self._pool.run(sidecars_beside, image)
+        return await self._threads[image.root].run(sidecars_beside, image)
 
 
 class _Unknown:
@@ -136,20 +131,8 @@ class _Exposure:
 
 
 class Exposures:
-    """Reads and remembers what the headers of exposures say.
-
-    Parameters
-    ----------
-    reading : `Reading`
-        Reads them.
-    sidecar_wait_s : `float`
-        How long a late sidecar is waited for.
-    mono : `~collections.abc.Callable`
-        Monotonic clock, seconds.
-    counts : `~ppdaemon.node.arrivals.counts.ErrorCounts`
-        Counts what cannot be read.
-    tree : `~ppdaemon.node.arrivals.roots.RawRoots`
-        Knows detectors by name.
+    """Reads and remembers what the headers of exposures say; `sidecar_wait_s` is how long a late
+    sidecar is waited for.
     """
 
     def __init__(
@@ -158,9 +141,9 @@ class Exposures:
         sidecar_wait_s: float,
         mono: Callable[[], float],
         counts: ErrorCounts,
-        tree: RawRoots,
+        roots: RawRoots,
     ):
-        self._tree = tree
+        self._roots = roots
         self._reading = reading
         self._sidecar_wait_s = sidecar_wait_s
         self._mono = mono
@@ -168,23 +151,15 @@ class Exposures:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
-        """Tell whether a sidecar of this exposure would say something new."""
+        """Return whether a sidecar of this exposure would say something new."""
         return name.group is None and self._exposure(name).facts is None
 
     def unlisted(self, name: RawName) -> bool:
-        """Tell whether the list of this exposure's detectors was not read yet."""
+        """Return whether the list of this exposure's detectors was not read yet."""
         return not self._exposure(name).listed
 
     async def learn_from(self, name: RawName, sidecar: RawPath) -> None:
-        """Read a sidecar that was met by itself.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.rawpath.RawName`
-            What its path says.
-        sidecar : `RawPath`
-            Where it is.
-        """
+        """Read a sidecar that was met by itself."""
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
@@ -193,27 +168,15 @@ class Exposures:
                 # It may be half written: the image, or the next sidecar, tells.
                 self._counts.count("sidecar_unread")
 
-    async def expected(self, name: RawName, place: RawPath) -> ExpectedSensors | None:
-        """Read which detectors of an exposure will come.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.rawpath.RawName`
-            What the path of the list says.
-        place : `RawPath`
-            Where it is.
-
-        Returns
-        -------
-        expected : `ExpectedSensors` or `None`
-            When the group is known, which the list does not say; `None` if
-            the list cannot be read, was read before, or nothing told the group.
+    async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
+        """Return which detectors of an exposure will come, when its group is known, which the list
+        does not name; `None` if the list cannot be read, was read before, or nothing named the group.
         """
         exposure = self._exposure(name)
         try:
-            names = await self._reading.listed(place)
+            names = await self._reading.listed(path)
         except (OSError, BadMessage) as error:
-            self._counts.complain("bad_list", f"{place.path}: {error}")
+            self._counts.complain("bad_list", f"{path.path}: {error}")
             return None
         # Told more than once, it is read more than once: the first may have
         # met half of it.
@@ -223,36 +186,19 @@ class Exposures:
         await exposure.until_known(LIST_WAIT_S)
         if exposure.facts is None:
             return None
-        detectors = self._tree.detectors_named(name.instrument, place, names)
+        detectors = self._roots.detectors_named(name.instrument, path, names)
         return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
     async def facts(
         self, name: RawName, image: RawPath, since_mono: float | None = None
     ) -> ExposureFacts | None:
-        """Return what the exposure's headers say.
+        """Return what the exposure's headers say; `None` if neither path nor sidecar nor header name a group.
 
-        Parameters
-        ----------
-        name : `~ppdaemon.rawpath.RawName`
-            What the path of an image says.
-        image : `RawPath`
-            A complete image.
-        since_mono : `float`, optional
-            Since when a late sidecar is waited for, monotonic seconds; from now
-            on by default.
-
-        Returns
-        -------
-        facts : `ExposureFacts` or `None`
-            `None` if neither path nor sidecar nor header name a group.
-
-        Raises
-        ------
-        TimeoutError
-            Raised if the filesystem hangs.
+        A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
+        the filesystem hangs.
         """
         exposure = self._exposure(name)
-        sidecar = RawPath(image.root, sidecar_path(image.path))
+        sidecar = sidecar_of(image)
         deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
         late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
@@ -271,18 +217,7 @@ class Exposures:
         return replace(said, group=name.group)
 
     def known(self, name: RawName) -> ExposureFacts | None:
-        """Return what `facts` returns, if no file has to be read for it.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.rawpath.RawName`
-            What the path of an image says.
-
-        Returns
-        -------
-        facts : `ExposureFacts` or `None`
-            `None` if nothing of the exposure was read yet.
-        """
+        """Return what `facts` returns, if no file has to be read for it; else `None`."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
@@ -305,7 +240,7 @@ class Exposures:
         exposure: _Exposure,
         name: RawName,
         read: _Read,
-        place: RawPath,
+        path: RawPath,
         kind: str,
     ) -> bool:
         """Read a file unless the exposure is known; `False` if it is not there."""
@@ -313,19 +248,19 @@ class Exposures:
             return True
         async with exposure.reading:
             try:
-                await self._read(exposure, name, read, place)
+                await self._read(exposure, name, read, path)
             except FileNotFoundError:
                 return False
             except TimeoutError:
                 raise  # the filesystem hangs, which says nothing of the file
             except (OSError, BadMessage) as error:
-                self._counts.complain(kind, f"{place.path}: {error}")
+                self._counts.complain(kind, f"{path.path}: {error}")
         return True
 
-    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, place: RawPath) -> None:
+    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:
         if exposure.facts is not None:
             return
-        facts = await read(place)
+        facts = await read(path)
         if name.obsid is not None and facts.obsid not in (None, name.obsid):
             raise BadMessage(f"OBSID is {facts.obsid!r}, another exposure's", "obsid")
         exposure.learn(facts)

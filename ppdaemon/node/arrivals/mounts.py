@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""On what kind of filesystem a raw root lies, and what that means for news of it.
+"""On what kind of filesystem a raw root lies, and how its new files are found.
 
-The kernel tells of what goes through it on this host. What another host
+The kernel reports what goes through it on this host. What another host
 writes to a network filesystem, or what is written to a layer below an overlay
 or a FUSE filesystem, raises no event here.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ppdaemon.rawroots import WatchKind
 
-__all__ = ("LOCAL", "Means", "Mount", "means_for", "mount_of", "read_mounts")
+__all__ = ("LOCAL", "WatchMethods", "Mount", "methods_for", "mount_of", "read_mounts")
 
 # fmt: off
 LOCAL = frozenset({
@@ -43,58 +43,35 @@ class Mount:
 
     @property
     def filesystem(self) -> tuple[str, str, str]:
-        """What changes when another filesystem is mounted (`tuple`)."""
+        """What changes when another filesystem is mounted."""
         return self.point, self.kind, self.source
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """By which means raws of a root are found, besides the slow scan."""
+class WatchMethods:
+    """How raws of a root are found, besides the slow survey."""
 
     watch: bool
-    """Whether the kernel is asked for news."""
+    """Whether the kernel is asked for events."""
     poll: bool
     """Whether raws of open visits are looked for."""
 
 
-def means_for(choice: WatchKind, kind: str) -> Means:
-    """Return how raws are found on a kind of filesystem.
-
-    Parameters
-    ----------
-    choice : `str`
-        What is configured: ``auto``, ``inotify`` or ``poll``.
-    kind : `str`
-        Type of the filesystem as the kernel names it.
-
-    Returns
-    -------
-    means : `Means`
-        Both where it is in doubt who writes there, as on overlays, FUSE and
-        unknown filesystems.
+def methods_for(choice: WatchKind, kind: str) -> WatchMethods:
+    """Return how raws are found on a type of filesystem, as the kernel names it: both ways where it
+    is in doubt who writes there, as on overlays, FUSE and unknown filesystems.
     """
     match choice:
         case "inotify":
-            return Means(watch=True, poll=False)
+            return WatchMethods(watch=True, poll=False)
         case "poll":
-            return Means(watch=False, poll=True)
+            return WatchMethods(watch=False, poll=True)
         case _:
-            return Means(watch=kind not in REMOTE, poll=kind not in LOCAL)
+            return WatchMethods(watch=kind not in REMOTE, poll=kind not in LOCAL)
 
 
 def read_mounts(text: str) -> dict[int, Mount]:
-    """Read the kernel's table of mounts.
-
-    Parameters
-    ----------
-    text : `str`
-        What is in ``/proc/self/mountinfo``; see proc_pid_mountinfo(5).
-
-    Returns
-    -------
-    mounts : `dict` [`int`, `Mount`]
-        By the number that the kernel gives them.
-    """
+    """Read the text of ``/proc/self/mountinfo``, see proc_pid_mountinfo(5), by the kernel's number."""
     mounts = {}
     for line in filter(None, text.split("\n")):
         first, _, last = line.partition(" - ")
@@ -105,22 +82,9 @@ def read_mounts(text: str) -> dict[int, Mount]:
 
 
 def mount_of(path: str) -> Mount:
-    """Find the mount that a folder is on. Blocks as the filesystem does.
+    """Return the mount that a folder is really on, whatever is mounted over what.
 
-    Parameters
-    ----------
-    path : `str`
-        A folder.
-
-    Returns
-    -------
-    mount : `Mount`
-        That which is really used, whatever is mounted over what.
-
-    Raises
-    ------
-    OSError
-        Raised if the folder is not there or cannot be opened.
+    Blocks as the filesystem does; raises OSError if the folder is not there or cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

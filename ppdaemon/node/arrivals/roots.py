@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all sources of arrivals share: the raw roots, and what a source tells."""
+"""What all sources of arrivals share: the raw roots, and what a source reports."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -31,7 +31,7 @@ class Sighting:
     source: str
     """Name of the source, as in `~ppdaemon.reports.ArrivalSource`."""
     name: RawName
-    place: RawPath
+    file: RawPath
     confirmed: bool
     """Whether the source knows that the file is finished."""
     begun: bool = False
@@ -50,20 +50,7 @@ class RawRoot:
     """See `~ppdaemon.rawroots.DoneMarker`."""
 
     def marker(self, name: RawName, path: str) -> str | None:
-        """Return the path of the file that marks a raw as complete.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.rawpath.RawName`
-            What the raw's path says.
-        path : `str`
-            Its absolute path.
-
-        Returns
-        -------
-        marker : `str` or `None`
-            `None` where no marker is configured.
-        """
+        """Return the path of the file that marks a raw as complete; `None` where none is configured."""
         if self.done is None:
             return None
         if self.done.startswith("."):
@@ -78,48 +65,26 @@ class RawRoot:
 
 
 class RawRoots:
-    """The raw roots and what this node serves of them. Looks at names only.
+    """The raw roots, or those in object stores, and what this node serves of them; looks at names only.
 
-    Roots may overlap: a path belongs to the innermost one.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.ArrivalsConfig`
-        The raw roots, and how paths below them are built.
-    instruments : `~collections.abc.Mapping` [`str`, `~collections.abc.Collection`]
-        Detectors that this node serves, by instrument.
-    stores : `bool`, optional
-        Whether it is about the roots in object stores. Paths are then URIs
-        without escapes.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised if an instrument's detectors cannot be told by a root's layout.
+    Roots may overlap: a path belongs to the innermost one. Paths in stores are URIs without
+    escapes. Raises ConfigError if a root's layout cannot name an instrument's detectors.
     """
 
     def __init__(
         self, config: ArrivalsConfig, instruments: Mapping[str, Collection[int]], *, stores: bool = False
     ):
         self.roots = _stores(config, instruments) if stores else _folders(config, instruments)
-        """As configured (`tuple` [`RawRoot`])."""
         self.served = {instrument: frozenset(detectors) for instrument, detectors in instruments.items()}
-        """Detectors by instrument (`dict` [`str`, `frozenset` [`int`]])."""
         self._by_path = {root.path: root for root in self.roots}
         self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
 
     def locate(self, path: str) -> tuple[RawName, RawPath] | None:
-        """Read an absolute path.
-
-        Parameters
-        ----------
-        path : `str`
-            Absolute; of a raw, of a sidecar, of the list of an exposure's
-            detectors, or of the marker behind the name of a raw.
+        """Read an absolute path of a raw, a sidecar, a list of an exposure's detectors, or a marker.
 
         Returns
         -------
-        name, place : `~ppdaemon.rawpath.RawName`, `RawPath`
+        name, file : `~ppdaemon.rawpath.RawName`, `RawPath`
             Of the raw, where the path is its marker's. `None` for what is no
             file of a detector that this node serves.
 
@@ -139,55 +104,18 @@ class RawRoots:
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
     def spell_out(self, path: str) -> tuple[str, ...]:
-        """Return the absolute paths that a path or key can mean.
-
-        Parameters
-        ----------
-        path : `str`
-            Absolute, or relative to one of the roots.
-
-        Returns
-        -------
-        paths : `tuple` [`str`]
-            One for each root if the path is relative.
-        """
+        """Return the absolute paths that a path, or a key relative to one of the roots, can mean."""
         return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)
 
     def all_of(self, instrument: str, days: Collection[int] = ()) -> Expected:
-        """Return what can come of an instrument at all.
-
-        Parameters
-        ----------
-        instrument : `str`
-            One that this node serves.
-        days : `~collections.abc.Collection` [`int`], optional
-            Observing days; any by default.
-
-        Returns
-        -------
-        expected : `~ppdaemon.rawpath.Expected`
-            All detectors of it that this node serves.
-        """
+        """Return all raws of an instrument that this node serves, of some observing days or of any."""
         return Expected(instrument, self.served[instrument], days=frozenset(days))
 
-    def detectors_named(self, instrument: str, place: RawPath, names: Collection[str]) -> frozenset[int]:
-        """Return which detectors that this node serves are among some names.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-        place : `RawPath`
-            Where the names were read: its root's layout knows them.
-        names : `~collections.abc.Collection` [`str`]
-            Such as ``R22_S11``.
-
-        Returns
-        -------
-        detectors : `frozenset` [`int`]
-            Their numbers.
+    def detectors_named(self, instrument: str, file: RawPath, names: Collection[str]) -> frozenset[int]:
+        """Return which detectors that this node serves are among names such as ``R22_S11``, which
+        were read from a file: its root's layout knows them.
         """
-        layout = self._by_path[place.root].layout
+        layout = self._by_path[file.root].layout
         found = (layout.detector_of(instrument, name) for name in names)
         return self.served[instrument].intersection(number for number in found if number is not None)
 

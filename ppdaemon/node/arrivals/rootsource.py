@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One raw root: the watch on it, the looks at it, and whether they work.
+"""One raw root: the watch on it, the walks through it, and whether they work.
 
-A root has threads of its own: one for surveys, one for polling, and those in
-which its files are read. When its filesystem hangs, vanishes or comes back
-from another device, everything that looks at it is made anew, and all is
-looked through again.
+When its filesystem hangs, vanishes or comes back from another device,
+everything that observes it is made anew, and all is looked through again.
 """
 
 import asyncio
@@ -18,23 +16,25 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.mounts import LOCAL, Means, Mount, means_for, mount_of
-from ppdaemon.node.arrivals.pool import FilePool
+from ppdaemon.node.arrivals.mounts import LOCAL, Mount, methods_for, mount_of
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
+from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search, Survey
-from ppdaemon.node.arrivals.watch import FileNews, FolderNews, FolderWatch, LostNews, News
+from ppdaemon.node.arrivals.watch import FolderWatch
 from ppdaemon.rawpath import Expected
 
-__all__ = ("RootSource", "SourceState", "Surroundings")
+__all__ = ("RootSource", "SourceContext", "SourceState")
 
+THREADS = 4
+"""One each for the survey, the polling and the canary, and one for a watch that is being closed."""
 STUCK_S = 5.0
-"""A look at the filesystem that lasts longer is told to the operator."""
+"""A look at the filesystem that lasts longer is reported to the operator."""
 GIVE_UP_S = 10.0
 """One that lasts longer is given up."""
 CANARY_S = 1.0
 """Interval of touching the canary."""
 CANARY_STEPS, CANARY_STEP_S = 12, 0.25
-"""How long its news may take. Steps, because the whole daemon may have been
+"""How long its event may take. Steps, because the whole daemon may have been
 stopped for a while."""
 SURVEY_SHARE = 20.0
 """A survey is followed by a pause of so many times its CPU time: it costs 5 %
@@ -48,20 +48,20 @@ SLICE_FILES = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class SourceContext:
     """What the sources of all roots share."""
 
-    tree: RawRoots
+    roots: RawRoots
     config: ArrivalsConfig
     clock: Clock
     counts: ErrorCounts
     """Counts what goes wrong."""
-    tell: Callable[[Sighting], None]
+    sighted: Callable[[Sighting], None]
     """Gets each sighting."""
     room: Callable[[], Awaitable[None]]
-    """Returns when not too much waits that was told before."""
+    """Returns when not too much waits that was sighted before."""
     lost: Callable[[str], None]
-    """To be called when what the kernel told of a root was lost."""
+    """To be called when events of a root were lost."""
     expected: Callable[[], Sequence[Expected]]
     """Returns what is waited for."""
     canaries: Path | None
@@ -79,8 +79,8 @@ class SourceState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Eyes:
-    """What looks at the filesystem that is there now."""
+class _Observers:
+    """What observes the filesystem that is there now."""
 
     mount: Mount
     survey: Survey
@@ -89,111 +89,102 @@ class _Eyes:
 
 
 class RootSource:
-    """Watches, polls and scans one raw root.
+    """Watches, polls and surveys one raw root.
 
-    New folders are first watched, then listed, and whatever both find is told
-    twice: the receiver drops duplicates. In this order nothing is missed.
-
-    Parameters
-    ----------
-    root : `~ppdaemon.node.arrivals.roots.RawRoot`
-        The root.
-    number : `int`
-        Its place among the roots.
-    shared : `Surroundings`
-        What it shares with the other roots.
-    reading : `~ppdaemon.node.arrivals.pool.FilePool`
-        The threads in which its files are read.
+    New folders are first watched, then listed, and whatever both find is
+    reported twice: the receiver drops duplicates. In this order nothing is
+    missed. `reading` are the threads in which the root's files are read.
     """
 
-    def __init__(self, root: RawRoot, number: int, shared: Surroundings, reading: FilePool):
+    def __init__(self, root: RawRoot, number: int, context: SourceContext, reading: FileThreads):
         self._root = root
-        self._shared = shared
-        self._clock = shared.clock
-        self._canary = None if shared.canaries is None else shared.canaries / f"canary-{number}"
+        self._context = context
+        self._clock = context.clock
+        self._canary = None if context.canaries is None else context.canaries / f"canary-{number}"
         self._reading = reading
-        self._surveying, self._polling, self._own = (FilePool(1, shared.clock.mono) for _ in range(3))
-        self._names = {kind: f"{kind} {root.path}" for kind in ("inotify", "poll", "scan")}
-        self._eyes: _Eyes | None = None
-        self._means = means_for(root.watch, "")
+        # Not the same: all of those may be busy with files.
+        self._threads = FileThreads(THREADS, context.clock.mono)
+        self._inotify, self._poll, self._scan = (
+            f"{kind} {root.path}" for kind in ("inotify", "poll", "scan")
+        )
+        self._observers: _Observers | None = None
+        self._methods = methods_for(root.watch, "")
         self._usual_mount: Mount | None = None
         self._wake = asyncio.Event()
         self._survey_wanted = True
         self._new_folders: set[str] = set()
         self._problem = "not scanned yet"
         self._poll_problem = ""
-        self._silent = ""
+        self._canary_problem = ""
         self._survey_cost_s = 0.0
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Watch, poll and scan until cancelled."""
+        """Watch, poll and survey until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._survey_forever())
             tasks.create_task(self._poll_forever())
             tasks.create_task(self._prove_forever())
+            tasks.create_task(self._give_up_forever())
 
     async def stop(self) -> None:
         """End the watch."""
-        if self._eyes is not None and self._eyes.watch is not None:
-            self._retire(self._eyes.watch)
+        self._close_watch()
         try:
-            await asyncio.gather(*self._retiring)
+            await asyncio.gather(*self._closing)
         finally:
-            for pool in (self._surveying, self._polling, self._own):
-                pool.close()
+            self._threads.close()
 
-    def look_again(self) -> None:
-        """Have everything listed again: what was told could not be taken."""
-        if self._eyes is not None:
-            self._eyes.survey.list_again()
-
-    @property
-    def means(self) -> Means:
-        """How raws are found here at present (`~ppdaemon.node.arrivals.mounts.Means`)."""
-        return Means(self._means.watch, self._means.poll or bool(self._watch_problem()))
+    def list_again(self) -> None:
+        """Have all folders listed again: what was sighted could not be taken."""
+        if self._observers is not None:
+            self._observers.survey.list_again()
 
     @property
     def is_local(self) -> bool:
-        """Whether only this host writes there, as far as is known (`bool`)."""
-        return self._eyes is not None and self._eyes.mount.kind in LOCAL
+        """Whether only this host writes there, as far as is known."""
+        return self._observers is not None and self._observers.mount.kind in LOCAL
 
     def states(self) -> tuple[SourceState, ...]:
-        """Tell how the sources are.
-
-        Returns
-        -------
-        states : `tuple` [`SourceState`]
-            The watch and the polling, if there are to be, and the scan.
-        """
+        """Return the states of the watch and of the polling, if there are to be, and of the survey."""
         problem = self._stuck() or self._problem
-        seen = problem or (self._eyes.survey.problem if self._eyes is not None else "")
-        states = [SourceState(self._names["scan"], not problem, seen)]
-        if self.means.poll:
-            trouble = problem or self._poll_problem
-            states.insert(0, SourceState(self._names["poll"], not trouble, trouble or self._why_polled()))
-        if self.means.watch:
+        states = []
+        if self._methods.watch:
             trouble = problem or self._watch_problem()
-            states.insert(0, SourceState(self._names["inotify"], not trouble, trouble))
-        return tuple(states)
+            states.append(SourceState(self._inotify, not trouble, trouble))
+        if self._polls:
+            trouble = problem or self._poll_problem
+            states.append(SourceState(self._poll, not trouble, trouble or self._why_polled()))
+        seen = problem or (self._observers.survey.problem if self._observers is not None else "")
+        return (*states, SourceState(self._scan, not problem, seen))
+
+    @property
+    def _polls(self) -> bool:
+        return self._methods.poll or bool(self._watch_problem())
 
     def _stuck(self) -> str:
-        stuck_s = max(pool.stuck_s() for pool in (self._surveying, self._polling, self._reading))
+        stuck_s = max(self._threads.stuck_s(), self._reading.stuck_s())
         return f"the filesystem has not answered for {stuck_s:.0f} s" if stuck_s > STUCK_S else ""
 
     def _watch_problem(self) -> str:
-        if not self._means.watch or self._eyes is None or self._eyes.watch is None:
+        if self._observers is None or self._observers.watch is None:
             return ""
-        return self._silent or self._eyes.watch.problem
+        return self._canary_problem or self._observers.watch.problem
 
     def _why_polled(self) -> str:
-        if self._eyes is None or self._root.watch == "poll":
+        if self._observers is None or self._root.watch == "poll":
             return ""
-        if not self._means.poll:
+        if not self._methods.poll:
             return "because the watch does not work"
-        return f"because this is {self._eyes.mount.kind}"
+        return f"because this is {self._observers.mount.kind}"
 
-    # --- looking through the folders ---
+    async def _give_up_forever(self) -> None:
+        while True:
+            await asyncio.sleep(CANARY_S)
+            for threads in (self._threads, self._reading):
+                threads.give_up(GIVE_UP_S)
+
+    # --- the survey ---
 
     async def _survey_forever(self) -> None:
         due = self._clock.mono()
@@ -204,72 +195,71 @@ class RootSource:
                 self._survey_cost_s = 0.0
                 succeeded = await self._survey()
                 due = self._clock.mono() + self._pause_s(succeeded)
-            elif self._new_folders and self._eyes is not None:
-                await self._explore(self._eyes)
+            elif self._new_folders and self._observers is not None:
+                await self._explore(self._observers)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), max(0.0, due - self._clock.mono()))
 
     def _pause_s(self, succeeded: bool) -> float:
         """Return how long after a survey the next one is due."""
-        scan_s = self._shared.config.scan_s
+        scan_s = self._context.config.scan_s
         if not succeeded:
             return min(scan_s, FAILED_PAUSE_S)
         return max(scan_s, min(SURVEY_SHARE * self._survey_cost_s, LONGEST_PAUSE_S))
 
     async def _survey(self) -> bool:
-        """Look through all folders in which something new can be; tell
-        whether that was possible.
-        """
+        """Look through all folders in which something new can be; return whether that was possible."""
         try:
-            mount = await self._surveying.run(mount_of, self._root.path)
-            eyes = self._eyes
-            if eyes is None or eyes.mount.filesystem != mount.filesystem:
-                eyes = await self._look_anew(mount)
-            if eyes.watch is not None:
-                await self._own.run(eyes.watch.start)
-            await self._collect(self._surveying, eyes.survey.survey(Moment.by(self._clock)), eyes)
-            if eyes.watch is not None:
-                await self._surveying.run(eyes.watch.keep, eyes.survey.folders)
+            mount = await self._threads.run(mount_of, self._root.path)
+            observers = self._observers
+            if observers is None or observers.mount.filesystem != mount.filesystem:
+                observers = self._observe_anew(mount)
+            survey, watch = observers.survey, observers.watch
+            if watch is not None:
+                await self._threads.run(watch.start)
+            await self._collect(survey.survey(Moment.by(self._clock)), observers)
+            if watch is not None:
+                await self._threads.run(watch.keep, survey.folders)
         except TimeoutError:
             self._problem = f"{self._root.path}: the filesystem does not answer"
-            self._shared.lost(self._root.path)
-            if self._eyes is not None and self._eyes.watch is not None:
-                self._retire(self._eyes.watch)
-            self._eyes = None
+            self._context.lost(self._root.path)
+            self._close_watch()
+            self._observers = None
         except OSError as error:
             self._problem = f"{error.filename}: {error.strerror}"
-            self._shared.lost(self._root.path)
-            if self._eyes is not None and self._eyes.watch is not None:
-                await self._own.run(self._eyes.watch.keep, ())
+            self._context.lost(self._root.path)
+            if self._observers is not None and self._observers.watch is not None:
+                with contextlib.suppress(TimeoutError):
+                    await self._threads.run(self._observers.watch.keep, ())
         else:
             self._problem = self._lacking(mount)
             return True
         return False
 
-    async def _explore(self, eyes: _Eyes) -> None:
+    async def _explore(self, observers: _Observers) -> None:
         folders, self._new_folders = self._new_folders, set()
         try:
-            await self._collect(self._surveying, eyes.survey.explore(folders, Moment.by(self._clock)), None)
+            await self._collect(observers.survey.explore(folders, Moment.by(self._clock)))
         except OSError:
-            self._survey_wanted = True  # which says what is the matter
-            self._wake.set()
+            self._want_survey()  # which reports what is the matter
 
-    async def _collect(
-        self, pool: FilePool, found: Iterator[list[Sighting]], surveyor: _Eyes | None = None
-    ) -> None:
-        """Tell what a look finds, and look into new folders in between."""
+    async def _collect(self, found: Iterator[list[Sighting]], surveying: _Observers | None = None) -> None:
+        """Report what a walk finds; a survey looks into new folders in between."""
         more = True
         while more:
-            sightings, more, cost_s = await pool.run(_slice, found)
+            sightings, more, cost_s = await self._threads.run(_slice, found)
             for sighting in sightings:
-                self._shared.tell(sighting)
-            if surveyor is not None:
+                self._context.sighted(sighting)
+            if surveying is not None:
                 self._survey_cost_s += cost_s
-                for error in surveyor.survey.refusals():
-                    self._shared.counts.complain(f"refused.{error.kind}", f"{self._names['scan']}: {error}")
+                for error in surveying.survey.refusals():
+                    self._complain_of(error, self._scan)
                 if self._new_folders:
-                    await self._explore(surveyor)
-            await self._shared.room()
+                    await self._explore(surveying)
+            await self._context.room()
+
+    def _complain_of(self, error: BadMessage, source: str) -> None:
+        self._context.counts.complain(f"refused.{error.kind}", f"{source}: {error}")
 
     def _lacking(self, mount: Mount) -> str:
         """Return what is wrong with where the root lies now, if anything."""
@@ -281,137 +271,132 @@ class RootSource:
         self._usual_mount = mount
         return ""
 
-    async def _look_anew(self, mount: Mount) -> _Eyes:
-        """Make anew what looks at the root; the next survey finds everything."""
-        if self._eyes is not None and self._eyes.watch is not None:
-            self._retire(self._eyes.watch)
-        self._means = means_for(self._root.watch, mount.kind)
+    def _observe_anew(self, mount: Mount) -> _Observers:
+        """Make anew what observes the root; the next survey finds everything."""
+        self._close_watch()
+        self._methods = methods_for(self._root.watch, mount.kind)
         watch = None
-        if self._means.watch:
-            watch = FolderWatch(asyncio.get_running_loop(), self._heard, self._wanted, self._canary)
+        if self._methods.watch:
+            watch = FolderWatch(asyncio.get_running_loop(), self, self._canary)
         survey = Survey(
-            self._shared.tree,
+            self._context.roots,
             self._root,
-            self._names["scan"],
-            self._shared.config.remember_s,
+            self._scan,
+            self._context.config.remember_s,
             watch.watch if watch is not None else lambda folder, identity: None,
         )
-        self._eyes = _Eyes(mount, survey, self._new_search(), watch)
-        return self._eyes
+        self._observers = _Observers(mount, survey, self._new_search(), watch)
+        return self._observers
 
     def _new_search(self) -> Search:
-        return Search(self._shared.tree, self._root, self._names["poll"], self._shared.config.remember_s)
+        return Search(self._context.roots, self._root, self._poll, self._context.config.remember_s)
 
-    def _retire(self, watch: FolderWatch) -> None:
-        """End a watch, which may take as long as the filesystem likes."""
-        closer = FilePool(1, self._clock.mono)
+    def _close_watch(self) -> None:
+        """End the watch, if there is one, which may take as long as the filesystem likes."""
+        if self._observers is None or self._observers.watch is None:
+            return
+        task = asyncio.create_task(self._close(self._observers.watch))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
-        async def close() -> None:
-            try:
-                await closer.run(watch.stop)
-            finally:
-                closer.close()
+    async def _close(self, watch: FolderWatch) -> None:
+        with contextlib.suppress(TimeoutError):  # its thread is left behind
+            await self._threads.run(watch.stop)
 
-        task = asyncio.create_task(close())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+    def _want_survey(self) -> None:
+        self._survey_wanted = True
+        self._wake.set()
 
-    # --- the kernel's news ---
+    # --- what the watch reports ---
 
-    def _wanted(self, folder: str) -> bool:
-        """Tell whether a new folder is to be watched; in the reader's thread."""
-        return self._eyes is not None and self._eyes.survey.admits(folder)
+    def admits(self, folder: str) -> bool:
+        """Return whether a new folder is to be watched; in the reader's thread."""
+        observers = self._observers
+        return observers is not None and observers.survey.admits(folder)
 
-    def _heard(self, news: News) -> None:
-        match news:
-            case FileNews(path, finished):
-                try:
-                    located = self._shared.tree.locate(path)
-                except BadMessage as error:
-                    name = self._names["inotify"]
-                    self._shared.counts.complain(f"refused.{error.kind}", f"{name}: {error}")
-                else:
-                    if located is not None:
-                        name = self._names["inotify"]
-                        self._shared.tell(Sighting(name, *located, confirmed=finished, begun=not finished))
-            case FolderNews(path):
-                self._new_folders.add(path)
-                self._wake.set()
-            case LostNews(kind):
-                self._shared.counts.complain(
-                    f"watch.{kind}", f"{self._names['inotify']}: {kind}: everything is looked through"
-                )
-                self._shared.lost(self._root.path)
-                self._survey_wanted = True
-                self._wake.set()
-            case unexpected:
-                raise AssertionError(unexpected)
+    def file_seen(self, path: str, *, finished: bool) -> None:
+        """Report a file that appeared, or that is finished."""
+        try:
+            located = self._context.roots.locate(path)
+        except BadMessage as error:
+            self._complain_of(error, self._inotify)
+            return
+        if located is not None:
+            self._context.sighted(Sighting(self._inotify, *located, confirmed=finished, begun=not finished))
+
+    def folder_seen(self, path: str) -> None:
+        """Have a new folder looked into."""
+        self._new_folders.add(path)
+        self._wake.set()
+
+    def events_lost(self, kind: str) -> None:
+        """Have everything looked through."""
+        text = f"{self._inotify}: {kind}: everything is looked through"
+        self._context.counts.complain(f"watch.{kind}", text)
+        self._context.lost(self._root.path)
+        self._want_survey()
 
     # --- polling ---
 
     async def _poll_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._shared.config.poll_s)
-            eyes = self._eyes
-            if eyes is None or not self.means.poll:
+            await asyncio.sleep(self._context.config.poll_s)
+            observers = self._observers
+            if observers is None or not self._polls:
                 continue
-            expected = self._shared.expected()
+            expected = self._context.expected()
             if not expected:
                 self._poll_problem = ""  # what the survey says is newer
                 continue
+            search, live = observers.search, observers.survey.live
             try:
-                look = eyes.search.poll(expected, eyes.survey.live, Moment.by(self._clock))
-                await self._collect(self._polling, look)
+                await self._collect(search.poll(expected, live, Moment.by(self._clock)))
             except TimeoutError:
                 self._poll_problem = f"{self._root.path}: the filesystem does not answer"
-                if self._eyes is eyes:
-                    self._eyes = replace(eyes, search=self._new_search())
+                if self._observers is observers:
+                    # A thread may still go on with this search.
+                    self._observers = replace(observers, search=self._new_search())
             except OSError as error:
                 self._poll_problem = f"{error.filename}: {error.strerror}"
             else:
-                self._poll_problem = eyes.search.problem
+                self._poll_problem = search.problem
 
-    # --- whether it works ---
+    # --- whether the watch works ---
 
     async def _prove_forever(self) -> None:
         while True:
             await asyncio.sleep(CANARY_S)
-            for pool in (self._surveying, self._polling, self._reading):
-                pool.give_up(GIVE_UP_S)
-            eyes = self._eyes
-            if eyes is None or eyes.watch is None or not eyes.watch.reading:
+            observers = self._observers
+            if observers is None or observers.watch is None or not observers.watch.reading:
                 continue
-            if await self._sings(eyes.watch):
-                self._silent = ""
-            elif self._eyes is eyes:
-                self._silent = "the kernel's news do not come through; watching anew"
-                self._shared.counts.complain("watch.silent", f"{self._names['inotify']}: {self._silent}")
-                self._shared.lost(self._root.path)
-                await self._look_anew(eyes.mount)
-                self._survey_wanted = True
-                self._wake.set()
+            if await self._canary_heard(observers.watch):
+                self._canary_problem = ""
+            elif self._observers is observers:
+                self._canary_problem = "the kernel's news do not come through; watching anew"
+                self._context.counts.complain("watch.silent", f"{self._inotify}: {self._canary_problem}")
+                self._context.lost(self._root.path)
+                self._observe_anew(observers.mount)
+                self._want_survey()
 
-    async def _sings(self, watch: FolderWatch) -> bool:
-        """Touch the canary and wait for the kernel's news of it."""
+    async def _canary_heard(self, watch: FolderWatch) -> bool:
+        """Touch the canary and wait for the kernel's event."""
         try:
-            await self._own.run(watch.touch)
+            await self._threads.run(watch.touch)
         except OSError as error:
-            self._shared.counts.complain(
-                "no_canary", f"{self._canary}: {error.strerror}: nothing proves that inotify works"
-            )
+            why = error.strerror or error
+            text = f"{self._canary}: {why}: nothing proves that inotify works"
+            self._context.counts.complain("no_canary", text)
         for _ in range(CANARY_STEPS):
             if not watch.alive:
                 return False
-            if watch.singing:
+            if watch.canary_heard:
                 return True
             await asyncio.sleep(CANARY_STEP_S)
         return False
 
 
 def _slice(found: Iterator[list[Sighting]]) -> tuple[list[Sighting], bool, float]:
-    """Take what is found within a short while; tell whether there is more,
-    and the CPU time of it, s.
-    """
+    """Return what is found within a short while, whether there is more, and the CPU time of it, s."""
     sightings: list[Sighting] = []
     until, began = time.monotonic() + SLICE_S, time.thread_time()
     for portion in found:
