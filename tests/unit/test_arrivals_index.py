@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Memories of what landed, and the counts of what did not."""
+"""Memories of what landed."""
 
 import gc
-import logging
 import tracemalloc
 
 from clocks import FakeClock
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.node.arrivals.index import ArrivalIndex, Recent
 
@@ -164,15 +162,3 @@ def test_recent_keys_are_known_for_a_while_and_only_so_many():
     assert recent.knows(3, 12.5)
     recent.add(9, 14.5)
     assert len(recent) == 1
-
-
-def test_a_complaint_is_logged_once_in_a_while_and_always_counted(clock, caplog):
-    counts = ErrorCounts(clock.mono)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(1000):
-            counts.complain("notice.json", "a notice is no JSON")
-        counts.complain("notice.size", "a notice is too large")
-        clock.advance(10.0)
-        counts.complain("notice.json", "a notice is no JSON")
-    assert [record.kind for record in caplog.records] == ["notice.json", "notice.size", "notice.json"]
-    assert counts.by_kind == {"notice.json": 1001, "notice.size": 1}

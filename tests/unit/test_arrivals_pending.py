@@ -266,7 +266,7 @@ def looked_at(pending: PendingRaw, file: FileState, now: float) -> Decision:
 
 
 def test_a_slow_writer_s_file_is_not_delivered_before_it_is_closed():
-    pending = PendingRaw(sighting(begun=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(begun=True), 0.0, 0.0)
     for step in range(200):
         assert isinstance(looked_at(pending, whole(2880 * step), 0.15 * step), Recheck)
     assert pending.sighted_again(sighting(confirmed=True), 30.0)
@@ -275,7 +275,7 @@ def test_a_slow_writer_s_file_is_not_delivered_before_it_is_closed():
 
 def test_a_writer_that_stalls_between_two_parts_is_waited_for():
     """What it has written is a whole FITS file."""
-    pending = PendingRaw(sighting(begun=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(begun=True), 0.0, 0.0)
     for now in (0.0, 0.5, 1.0, 5.0, 9.9):
         assert isinstance(looked_at(pending, whole(), now), Recheck)
     pending.sighted_again(sighting(confirmed=True), 9.95)
@@ -283,7 +283,7 @@ def test_a_writer_that_stalls_between_two_parts_is_waited_for():
 
 
 def test_a_file_opened_twice_is_not_delivered_with_its_header_alone():
-    pending = PendingRaw(sighting(confirmed=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
     for now in (0.0, 0.2, 1.9):
         assert isinstance(looked_at(pending, broken(2880), now), Recheck)
     # The second part is being written, and is whole up to here.
@@ -294,18 +294,18 @@ def test_a_file_opened_twice_is_not_delivered_with_its_header_alone():
 
 
 def test_a_file_reported_as_finished_is_read_at_the_first_look():
-    pending = PendingRaw(sighting(confirmed=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
     assert pending.order() == ((HERE,), True)
     assert pending.judge(whole(), 0.0, 0.0) == Deliver(HERE, whole=True)
     assert pending.state is PendingState.COMPLETE
 
 
 def test_a_file_of_which_nothing_is_known_is_not_read_at_the_first_look():
-    assert PendingRaw(sighting(), 0.0, 0.0).order() == ((HERE,), False)
+    assert PendingRaw.of(sighting(), 0.0, 0.0).order() == ((HERE,), False)
 
 
 def test_a_report_during_a_look_has_the_next_one_taken_at_once():
-    pending = PendingRaw(sighting(), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(), 0.0, 0.0)
     pending.order()
     assert not pending.sighted_again(sighting(confirmed=True), 1.0)
     assert pending.judge(stamps_of(broken()), 1.0, 0.0) == Recheck(0.0)
@@ -314,21 +314,21 @@ def test_a_report_during_a_look_has_the_next_one_taken_at_once():
 
 
 def test_a_report_between_looks_has_one_taken_at_once_and_a_sighting_does_not():
-    pending = PendingRaw(sighting(), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(), 0.0, 0.0)
     assert isinstance(looked_at(pending, broken(), 0.0), Recheck)
     assert not pending.sighted_again(sighting(), 1.0)
     assert pending.sighted_again(sighting(confirmed=True), 1.0)
 
 
 def test_when_events_were_lost_nobody_waits_for_a_file_to_be_closed():
-    pending = PendingRaw(sighting(begun=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(begun=True), 0.0, 0.0)
     assert isinstance(looked_at(pending, whole(), 0.0), Recheck)
     pending.expect_no_end()
     assert looked_at(pending, whole(), 0.5) == Deliver(HERE, whole=True)
 
 
 def test_a_raw_that_comes_back_while_it_is_abandoned_begins_again():
-    pending = PendingRaw(sighting(confirmed=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
     assert isinstance(looked_at(pending, MISSING, 0.0), Recheck)
     pending.look_again()
     pending.order()
@@ -340,7 +340,7 @@ def test_a_raw_that_comes_back_while_it_is_abandoned_begins_again():
 
 
 def test_a_raw_whose_filesystem_does_not_answer_is_looked_for_at_its_other_path():
-    pending = PendingRaw(sighting(confirmed=True), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
     pending.sighted_again(sighting(ELSEWHERE, confirmed=True), 0.0)
     assert pending.order() == ((HERE, ELSEWHERE), True)
     pending.not_answered()
@@ -349,14 +349,14 @@ def test_a_raw_whose_filesystem_does_not_answer_is_looked_for_at_its_other_path(
 
 
 def test_the_paths_of_one_raw_are_bounded():
-    pending = PendingRaw(sighting(), 0.0, 0.0)
+    pending = PendingRaw.of(sighting(), 0.0, 0.0)
     for number in range(100):
         pending.sighted_again(sighting(RawPath("/raw", f"/raw/{number}.fits")), 0.0)
     assert len(pending.files) == module.MOST_FILES
 
 
 def test_the_lag_is_from_the_last_change_to_the_report_of_it():
-    pending = PendingRaw(sighting(begun=True), 0.0, 1000.0)
+    pending = PendingRaw.of(sighting(begun=True), 0.0, 1000.0)
     pending.sighted_again(sighting(confirmed=True), 1002.5)
     pending.order()
     pending.judge(FileState(HERE, 1, 5760, 1_002_000_000_000, 1_002_000_000_000, whole=True), 3.0, 0.0)

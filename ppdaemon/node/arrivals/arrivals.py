@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
-from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext, SourceState
+from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
 from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search
@@ -51,33 +50,13 @@ RESCAN_S = 2.0
 class Arrivals:
     """Watches the raw roots and delivers each raw once, when it is complete.
 
-    Parameters
-    ----------
-    config : `~ppdaemon.config.ArrivalsConfig`
-        Where to look and how long to wait.
-    instruments : `~collections.abc.Mapping` [`str`, `~collections.abc.Collection`]
-        Detectors that this node serves, by instrument; files of others are
-        never opened.
-    clock : `~ppdaemon.clock.Clock`
-        The time.
-    deliver : `~collections.abc.Callable`
-        Called with each raw in the event loop's thread.
-    expect : `~collections.abc.Callable`, optional
-        Called with the detectors of an exposure, where a list of them came.
-    waiting : `~collections.abc.Callable`, optional
-        Returns what open visits wait for; that is looked for where the kernel
-        reports nothing.
-    canaries : `pathlib.Path`, optional
-        A folder of our own, outside of all raw roots, whose files prove that
-        the kernel's events come through. Without it they are trusted.
-    reader : `~ppdaemon.node.arrivals.reader.ReaderSeat`, optional
-        Reads what lies in object stores; needed if such are configured. It is
-        started and closed here.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised if an instrument has no focal-plane table.
+    `deliver` is called with each raw in the event loop's thread, `expect` with
+    the detectors of an exposure where a list of them came. `waiting` returns
+    what open visits wait for, which is looked for where the kernel reports
+    nothing. `canaries` is a folder of our own, outside of all raw roots, whose
+    files prove that the kernel's events come through; without it they are
+    trusted. `reader` reads what lies in object stores; it is started and closed
+    here. Raises ConfigError if an instrument has no focal-plane table.
     """
 
     def __init__(
@@ -169,45 +148,25 @@ class Arrivals:
         """Return the states of watch, polling and survey of each root, then of the subscriptions,
         then of the reader of object stores.
         """
-        states = [
-            replace(state, live=False, note="ended by an error, see the log")
+        report = self._completion.latencies.report
+        sources = [
+            report(state.name, live=False, note="ended by an error, see the log")
             if path in self._runs and self._runs[path].done()
-            else state
+            else report(state.name, live=state.live, note=state.note)
             for path, source in self._sources.items()
             for state in source.states()
         ]
-        states += [SourceState(name, not task.done(), "") for name, task in self._listeners.items()]
+        sources += [report(name, live=not task.done(), note="") for name, task in self._listeners.items()]
         if self._reader is not None:
-            states.append(SourceState("reader", self._reader.live, self._reader.note))
-        return tuple(self._report(state) for state in states)
-
-    def _report(self, state: SourceState) -> ArrivalSource:
-        figures = self._completion.latencies.of(state.name)
-        return ArrivalSource(
-            name=state.name,
-            live=state.live,
-            note=state.note,
-            files=figures.files,
-            lag_p50_ms=figures.lag_p50_ms,
-            lag_p99_ms=figures.lag_p99_ms,
-        )
+            sources.append(report("reader", live=self._reader.live, note=self._reader.note))
+        return tuple(sources)
 
     async def last_look(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
         """Look where raws of a visit must be, whatever the sources have reported.
 
         What is found and complete is delivered before this returns, also what
-        was delivered before. Returns after `RESCAN_S` at the latest.
-
-        Parameters
-        ----------
-        visit : `~ppdaemon.visit.NextVisit`
-            The visit.
-        detectors : `~collections.abc.Collection` [`int`]
-            Whose raws are missed.
-        announced_tai : `float`
-            When the visit was announced, TAI seconds since 1970. Where paths
-            do not name the group, exposures that were complete ``remember_s``
-            before are not looked at.
+        was delivered before; it returns after `RESCAN_S` at the latest. Where paths do not name
+        the group, exposures that were complete `remember_s` before the announcement are not looked at.
         """
         expected = Expected(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s

@@ -9,10 +9,10 @@ gets a task.
 """
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
@@ -57,38 +57,13 @@ type _ExposureKey = tuple[str, int, str]
 """Instrument, exposure, raw root."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ungrouped:
-    """Complete raws of an exposure whose group one of them is asked for."""
-
-    has_sidecar: bool
-    """Whether the one that is asked has a sidecar."""
-    waiting: deque[PendingRaw] = field(default_factory=deque)
-
-
 class RawCompletion:
     """Waits for raws to be complete, and delivers each once.
 
-    Parameters
-    ----------
-    threads : `~collections.abc.Mapping`
-        In which files are looked at, by the path of the raw root.
-    exposures : `~ppdaemon.node.arrivals.exposures.Exposures`
-        Knows the groups.
-    clock : `~ppdaemon.clock.Clock`
-        The time.
-    counts : `~ppdaemon.node.arrivals.counts.ErrorCounts`
-        Counts what goes wrong.
-    remember_s : `float`
-        For how long a survey may find a file again.
-    deliver : `~collections.abc.Callable`
-        Called with each raw in the event loop's thread.
-    spawn : `~collections.abc.Callable`
-        Runs a coroutine as a task.
-    overfull : `~collections.abc.Callable`
-        Called when a raw could not be taken.
-    same_clock : `~collections.abc.Callable`
-        Returns whether time stamps below a root are by this host's clock.
+    Files are looked at in the `threads` of their root. A survey may find a
+    file again within `remember_s`. `overfull` is called when a raw could not
+    be taken; `same_clock` returns whether time stamps below a root are by this
+    host's clock.
     """
 
     def __init__(
@@ -119,7 +94,8 @@ class RawCompletion:
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
         self._delivered: Recent[_Key] = Recent(2.0 * remember_s, MOST_DELIVERED)
         self._queues = {root: _Queue() for root in threads}
-        self._ungrouped: dict[_ExposureKey, _Ungrouped] = {}
+        self._ungrouped: dict[_ExposureKey, deque[PendingRaw]] = {}
+        """Complete raws of exposures of which nothing is known; the first is being asked."""
         self._room = asyncio.Event()
         self._room.set()
         self._started_unix = self._unix()
@@ -159,7 +135,7 @@ class RawCompletion:
             self._overfull()
             return None
         self.latencies.sighted(sighting.source)
-        pending = self._pending[key] = PendingRaw(sighting, self._clock.mono(), self._unix())
+        pending = self._pending[key] = PendingRaw.of(sighting, self._clock.mono(), self._unix())
         self._queue(pending)
         return pending
 
@@ -170,23 +146,8 @@ class RawCompletion:
                 pending.expect_no_end()
 
     def take_stored(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
-        """Deliver a raw in an object store, which needs no look, unless it was delivered.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.rawpath.RawName`
-            What its key says.
-        source : `str`
-            Which source reported it.
-        uri : `str`
-            Where it is, escaped.
-        facts : `~ppdaemon.node.arrivals.files.ExposureFacts`
-            What its exposure's headers say.
-
-        Raises
-        ------
-        ppdaemon.errors.BadMessage
-            Raised if these are not acceptable.
+        """Deliver a raw in an object store, which needs no look, unless it was delivered; raises
+        BadMessage if what its exposure's headers say is not acceptable.
         """
         if self.delivered(name):
             return
@@ -273,49 +234,38 @@ class RawCompletion:
             self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
             return
         key = pending.name.instrument, pending.name.exposure, complete.file.root
-        ungrouped = self._ungrouped.get(key)
-        if ungrouped is None:
-            self._ungrouped[key] = _Ungrouped(complete.has_sidecar, deque((pending,)))
+        waiting = self._ungrouped.setdefault(key, deque())
+        waiting.append(pending)
+        if len(waiting) == 1:
             self._spawn(self._ask_one_by_one(key))
-            return
-        ungrouped.waiting.append(pending)
-        if complete.has_sidecar and not ungrouped.has_sidecar:
+        elif complete.has_sidecar and not _complete(waiting[0]).has_sidecar:
             # Else all would wait as long as the one that is asked waits for its sidecar.
             self._spawn(self._exposures.learn_from(pending.name, sidecar_of(complete.file)))
 
     async def _ask_one_by_one(self, key: _ExposureKey) -> None:
-        waiting = self._ungrouped[key].waiting
+        """Find the group of an exposure, and deliver its raws; what tells nothing is refused."""
+        waiting, threads = self._ungrouped[key], self._threads[key[2]]
         try:
             while waiting:
-                await self._ask(waiting.popleft(), waiting, self._threads[key[2]])
+                asked = waiting[0]
+                file, since_mono = _complete(asked).file, asked.complete_mono
+                facts = self._exposures.known(asked.name) or await self._answered(
+                    self._exposures.facts, asked.name, file, since_mono
+                )
+                known = self._exposures.known(asked.name) is not None
+                batch = [*itertools.islice(waiting, AT_ONCE if known else 1)]
+                # Sidecars may have come while the group was looked for.
+                sidecars = [sidecar_of(_complete(each).file) for each in batch]
+                found = await self._answered(threads.run, are_regular, sidecars)
+                for pending, has_sidecar in zip(batch, found, strict=True):
+                    waiting.popleft()
+                    told = self._exposures.known(pending.name) or facts
+                    self._conclude_with(pending, told, has_sidecar=has_sidecar)
         finally:
             del self._ungrouped[key]
-            for pending in waiting:  # an error with one is not to be in the way of the others
+            # An error with the one that was asked is not to be in the way of the others.
+            for pending in itertools.islice(waiting, 1, None):
                 self._look_again(pending)
-
-    async def _ask(self, asked: PendingRaw, waiting: deque[PendingRaw], threads: FileThreads) -> None:
-        """Find the group of a raw, and deliver it, and with it those for which it tells the group."""
-        assert asked.complete is not None
-        facts = await self._answered(
-            self._exposures.facts, asked.name, asked.complete.file, asked.complete_mono
-        )
-        if facts is None:
-            path = asked.complete.file.path
-            reason = f"{path}: no group in sidecar or header, not delivered"
-            self._conclude(asked, Abandon("refused.no_group", reason))
-            return
-        batch = [(asked, facts)]
-        while batch:
-            # Sidecars may have come while the group was looked for.
-            sidecars = [sidecar_of(each.complete.file) for each, _ in batch if each.complete is not None]
-            found = await self._answered(threads.run, are_regular, sidecars)
-            for (pending, known), has_sidecar in zip(batch, found, strict=True):
-                self._conclude_with(pending, known, has_sidecar=has_sidecar)
-            batch = []
-            while waiting and len(batch) < AT_ONCE:
-                if (known_now := self._exposures.known(waiting[0].name)) is None:
-                    break
-                batch.append((waiting.popleft(), known_now))
 
     async def _answered[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Ask again and again while the filesystem hangs."""
@@ -327,15 +277,15 @@ class RawCompletion:
 
     # --- the end ---
 
-    def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts, *, has_sidecar: bool) -> None:
-        assert pending.complete is not None
-        path = pending.complete.file.path
+    def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts | None, *, has_sidecar: bool) -> None:
+        """Deliver a complete raw with what is known of its exposure, or refuse it."""
+        path = _complete(pending).file.path
         try:
-            raw = _raw(pending.name, path, facts, has_sidecar, self._clock.tai())
+            if facts is None:
+                raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
+            self._conclude(pending, _raw(pending.name, path, facts, has_sidecar, self._clock.tai()))
         except BadMessage as error:
             self._conclude(pending, _refusal(error))
-        else:
-            self._conclude(pending, raw)
 
     def _conclude(self, pending: PendingRaw, end: Raw | Abandon) -> None:
         """Deliver a raw, or abandon it, and forget that it was pending."""
@@ -348,8 +298,7 @@ class RawCompletion:
             self.refuse(pending.files[0].path, end.kind, end.reason)
             return
         self._delivered.add(_key(pending.name), now)
-        whole = pending.complete is not None and pending.complete.whole
-        self._counts.count("delivered" if whole else "delivered_broken")
+        self._counts.count("delivered" if _complete(pending).whole else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.lag_s)
         self._deliver(end)
@@ -380,6 +329,11 @@ class _Queue:
             await self._filled.wait()
         count = min(AT_ONCE, -(-len(self.waiting) // READERS))
         return [self.waiting.popleft() for _ in range(count)]
+
+
+def _complete(pending: PendingRaw) -> Deliver:
+    assert pending.complete is not None
+    return pending.complete
 
 
 def _refusal(error: BadMessage) -> Abandon:

@@ -4,9 +4,10 @@
 import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-__all__ = ("ErrorCounts", "Latencies", "SourceFigures")
+from ppdaemon.reports import ArrivalSource
+
+__all__ = ("ErrorCounts", "Latencies")
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,17 +41,6 @@ class ErrorCounts:
             _LOG.warning("%s", text, extra={"kind": kind, "count": self.by_kind[kind]})
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFigures:
-    """What a source has reported until now."""
-
-    files: int
-    """Raws that it reported first."""
-    lag_p50_ms: float | None
-    """From the file's last change to its report, of the last `LATELY`; `None` without any."""
-    lag_p99_ms: float | None
-
-
 class Latencies:
     """Counts raws by the source that reported them first."""
 
@@ -66,10 +56,17 @@ class Latencies:
         """Record how soon a source reported a raw that is delivered now."""
         self._lags[source].append(lag_s)
 
-    def of(self, source: str) -> SourceFigures:
-        """Return the figures of a source."""
-        lags = sorted(self._lags.get(source, ()))
-        return SourceFigures(self._files[source], _quantile_ms(lags, 0.5), _quantile_ms(lags, 0.99))
+    def report(self, name: str, *, live: bool, note: str) -> ArrivalSource:
+        """Return the state of a source with its figures: latencies are those of the last `LATELY`."""
+        lags = sorted(self._lags.get(name, ()))
+        return ArrivalSource(
+            name=name,
+            live=live,
+            note=note,
+            files=self._files[name],
+            lag_p50_ms=_quantile_ms(lags, 0.5),
+            lag_p99_ms=_quantile_ms(lags, 0.99),
+        )
 
 
 def _quantile_ms(sorted_s: list[float], fraction: float) -> float | None:

@@ -67,18 +67,8 @@ def read_states(orders: Sequence[tuple[Sequence[RawPath], bool]]) -> list[FileSt
 def read_state(files: Sequence[RawPath], *, structure: bool) -> FileState:
     """Look at the first that exists of the files that may be one raw.
 
-    Parameters
-    ----------
-    files : `~collections.abc.Sequence` [`RawPath`]
-        Where the raw may be.
-    structure : `bool`
-        Whether its structure is to be read, and its sidecar looked for; not
-        where its marker is missing.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the path leads out of its root or is no regular file.
+    The structure is read, and the sidecar looked for, only if that is asked for, and not where the
+    raw's marker is missing. Raises BadMessage if the path leads out of its root or is no regular file.
     """
     for path in files:
         try:
@@ -121,28 +111,14 @@ def sidecar_of(image: RawPath) -> RawPath:
 def facts_of_sidecar(sidecar: RawPath) -> ExposureFacts:
     """Read the group and the snap from a sidecar.
 
-    Raises
-    ------
-    FileNotFoundError
-        Raised if there is none.
-    OSError
-        Raised if it cannot be read.
-    ppdaemon.errors.BadMessage
-        Raised if it is no JSON object with a group, or not to be opened.
+    Raises FileNotFoundError if there is none, another OSError if it cannot be read, and BadMessage
+    if it is no JSON object with a group, or not to be opened; so do the other readers below.
     """
     return facts_in(_json_object(sidecar))
 
 
 def expected_sensors(path: RawPath) -> frozenset[str]:
-    """Read from ``<obsid>_expectedSensors.json`` the names of the detectors that will come.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be read.
-    ppdaemon.errors.BadMessage
-        Raised if it is no such list, or not to be opened.
-    """
+    """Read from ``<obsid>_expectedSensors.json`` the names of the detectors that will come."""
     return sensors_in(_json_object(path))
 
 
@@ -155,15 +131,7 @@ def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
 
 
 def facts_of_image(image: RawPath) -> ExposureFacts:
-    """Read the group and the snap from a primary header.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be read.
-    ppdaemon.errors.BadMessage
-        Raised if it is not FITS or names no group, or not to be opened.
-    """
+    """Read the group and the snap from a primary header."""
     try:
         with _open(image) as file:
             return facts_in(fitsblocks.read_primary(file))

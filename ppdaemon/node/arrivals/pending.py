@@ -16,6 +16,7 @@ import enum
 from dataclasses import dataclass
 
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
+from ppdaemon.rawpath import RawName
 
 __all__ = (
     "Abandon",
@@ -120,18 +121,17 @@ class Abandon:
 type Decision = Deliver | Recheck | Abandon
 
 
+@dataclass(slots=True)
 class CompletenessCheck:
-    """Decides whether one file is complete, from one look at it to the next; `now` is when it was sighted."""
+    """Decides whether one file is complete, from one look at it to the next."""
 
-    __slots__ = ("_last", "_last_change", "_outdated", "_pause_s", "_since")
-
-    def __init__(self, now: float):
-        self._since = now
-        self._pause_s = FIRST_PAUSE_S
-        self._last: FileState | None = None
-        self._last_change = now
-        self._outdated = False
-        """Whether it was written to after it was reported as finished."""
+    since: float
+    """When it was sighted, monotonic seconds."""
+    _pause_s: float = FIRST_PAUSE_S
+    _last: FileState | None = None
+    _last_change: float = 0.0
+    _outdated: bool = False
+    """Whether it was written to after it was reported as finished."""
 
     def judge(
         self,
@@ -145,23 +145,11 @@ class CompletenessCheck:
     ) -> Decision:
         """Decide after a look.
 
-        Parameters
-        ----------
-        state : `FileState`
-            What was found; the structure is read only if `Recheck` asked for it, or if a
-            source has just reported the file as finished.
-        now : `float`
-            Monotonic seconds.
-        confirmed : `bool`, optional
-            Whether an event or a notice reported the file as finished.
-        news : `bool`, optional
-            Whether one did since the look before this one.
-        begun : `bool`, optional
-            Whether an event reported that the file appeared: another one will
-            report that it is closed.
-        age_s : `float`, optional
-            How long ago the last change was, where the time stamps tell: those of
-            a file server do not.
+        The structure is read only if `Recheck` asked for it, or if a source has just reported the
+        file as finished. `confirmed` is whether one ever did, `news` whether one did since the look
+        before this one. `begun` is whether an event reported that the file appeared, so that
+        another one will report that it is closed. `age_s` is how long ago the last change was,
+        where the time stamps show it: those of a file server do not.
         """
         last, fresh = self._last, state.read
         changed = last is not None and not state.same_file(last)
@@ -185,7 +173,7 @@ class CompletenessCheck:
                 return Deliver(state.file, state.whole, state.has_sidecar)
             # Even if it was read before: stamps as coarse as 1 s may hide the last write.
             return Recheck(0.0, structure=True)
-        if now - self._since >= LIMIT_S:
+        if now - self.since >= LIMIT_S:
             return _out_of_time(state)
         pause_s = min(self._pause_s, missing_quiet_s) if missing_quiet_s > 0.0 else self._pause_s
         self._pause_s = min(self._pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
@@ -229,44 +217,40 @@ class PendingState(enum.Enum):
     """It was delivered or abandoned."""
 
 
+@dataclass(slots=True, eq=False)
 class PendingRaw:
     """A raw that is not delivered yet, whichever sources sighted it and wherever."""
 
-    __slots__ = (
-        "_awaited",
-        "_begun",
-        "_changed_unix",
-        "_check",
-        "_confirmed",
-        "_news",
-        "_ordered_news",
-        "_sighted_unix",
-        "_structure",
-        "complete",
-        "complete_mono",
-        "name",
-        "files",
-        "source",
-        "state",
-    )
+    name: RawName
+    source: str
+    """Which source sighted it first."""
+    files: list[RawPath]
+    """Where it was sighted; the first is looked at first."""
+    sighted_unix: float
+    """When a source last reported it as finished, or else sighted it first."""
+    _check: CompletenessCheck
+    _confirmed: bool
+    _begun: bool
+    _news: bool
+    """Whether it was reported as finished since the last look began."""
+    state: PendingState = PendingState.QUEUED
+    changed_unix: float = 0.0
+    """When the file was last seen to change."""
+    complete: Deliver | None = None
+    """What is to be delivered once the group is known."""
+    complete_mono: float = 0.0
+    _ordered_news: bool = False
+    _structure: bool = False
+    # Few are waited for, and an event takes more than all the rest.
+    _awaited: asyncio.Event | None = None
 
-    def __init__(self, sighting: Sighting, mono: float, unix: float):
-        self.name = sighting.name
-        self.source = sighting.source
-        """Which source sighted it first."""
-        self.files = [sighting.file]
-        """Where it was sighted; the first is looked at first."""
-        self.state = PendingState.QUEUED
-        self.complete: Deliver | None = None
-        """What is to be delivered once the group is known."""
-        self.complete_mono = 0.0
-        self._check = CompletenessCheck(mono)
-        self._confirmed = self._news = sighting.confirmed
-        self._begun = sighting.begun
-        self._ordered_news = self._structure = False
-        self._sighted_unix, self._changed_unix = unix, 0.0
-        # Few are waited for, and an event takes more than all the rest.
-        self._awaited: asyncio.Event | None = None
+    @classmethod
+    def of(cls, sighting: Sighting, mono: float, unix: float) -> "PendingRaw":
+        """Return what the first sighting begins."""
+        confirmed, check = sighting.confirmed, CompletenessCheck(mono)
+        return cls(
+            sighting.name, sighting.source, [sighting.file], unix, check, confirmed, sighting.begun, confirmed
+        )
 
     def sighted_again(self, sighting: Sighting, unix: float) -> bool:
         """Take another sighting; return whether the file is to be looked at now."""
@@ -276,7 +260,7 @@ class PendingRaw:
         if not sighting.confirmed:
             return False
         self._confirmed = self._news = True
-        self._sighted_unix = unix
+        self.sighted_unix = unix
         return self.state is PendingState.PAUSED
 
     def order(self) -> tuple[tuple[RawPath, ...], bool]:
@@ -289,7 +273,7 @@ class PendingRaw:
     def judge(self, state: FileState, mono: float, age_s: float) -> Decision:
         """Decide after a look."""
         assert self.state is PendingState.CHECKING
-        self._changed_unix = state.changed_ns / 1e9
+        self.changed_unix = state.changed_ns / 1e9
         decision = self._check.judge(
             state,
             mono,
@@ -343,11 +327,6 @@ class PendingRaw:
             await self._awaited.wait()
 
     @property
-    def changed_unix(self) -> float:
-        """When the file was last seen to change."""
-        return self._changed_unix
-
-    @property
     def lag_s(self) -> float:
         """Seconds from the last change of the file to the sighting that reported it."""
-        return max(0.0, self._sighted_unix - self._changed_unix)
+        return max(0.0, self.sighted_unix - self.changed_unix)

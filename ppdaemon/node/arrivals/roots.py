@@ -80,18 +80,11 @@ class RawRoots:
         self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
 
     def locate(self, path: str) -> tuple[RawName, RawPath] | None:
-        """Read an absolute path of a raw, a sidecar, a list of an exposure's detectors, or a marker.
+        """Read an absolute path of a raw, a sidecar, a list of an exposure's detectors, or a marker,
+        which stands for its raw.
 
-        Returns
-        -------
-        name, file : `~ppdaemon.rawpath.RawName`, `RawPath`
-            Of the raw, where the path is its marker's. `None` for what is no
-            file of a detector that this node serves.
-
-        Raises
-        ------
-        ppdaemon.errors.BadMessage
-            Raised if the path is outside of all roots, or not to be opened.
+        Returns `None` for what is no file of a detector that this node serves; raises BadMessage
+        if the path is outside of all roots, or not to be opened.
         """
         for root in self._inner_first:
             if path.startswith(root.path + "/"):

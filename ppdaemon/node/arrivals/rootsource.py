@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
@@ -68,8 +69,7 @@ class SourceContext:
     """A folder of our own, outside of all raw roots."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceState:
+class SourceState(NamedTuple):
     """How one source is."""
 
     name: str
@@ -252,8 +252,8 @@ class RootSource:
                 self._context.sighted(sighting)
             if surveying is not None:
                 self._survey_cost_s += cost_s
-                for error in surveying.survey.refusals():
-                    self._complain_of(error, self._scan)
+                while surveying.survey.refusals:
+                    self._complain_of(surveying.survey.refusals.popleft(), self._scan)
                 if self._new_folders:
                     await self._explore(surveying)
             await self._context.room()

@@ -18,21 +18,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ("FileThreads", "Mailbox", "SoonCaller")
+__all__ = ("FileThreads", "Mailbox")
 
 AT_ONCE = 100
 """Calls from a mailbox without a pause: some 2 ms."""
 MOST_GIVEN_UP = 30
 """Threads that hang and are replaced; when so many hang, calls wait."""
-
-
-class SoonCaller(Protocol):
-    """The part of an event loop that other threads may use."""
-
-    def call_soon_threadsafe(self, callback: Callable[[], object]) -> object:
-        """Have the loop call something."""
 
 
 class Mailbox:
@@ -43,7 +36,10 @@ class Mailbox:
     """
 
     def __init__(
-        self, loop: SoonCaller, most: int = sys.maxsize, overflowed: Callable[[], object] = lambda: None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        most: int = sys.maxsize,
+        overflowed: Callable[[], object] = lambda: None,
     ):
         self._loop = loop
         self._most = most

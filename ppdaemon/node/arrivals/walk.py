@@ -22,6 +22,7 @@ import contextlib
 import itertools
 import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,18 +113,14 @@ class Walker(ABC):
         self._remember_s = remember_s
         self._served = tuple(roots.all_of(instrument) for instrument in roots.served)
         self._folders: dict[str, _Folder] = {}
-        self._refusals: list[BadMessage] = []
+        self.refusals: deque[BadMessage] = deque(maxlen=MOST_REFUSALS)
+        """What is wrong with names that were met; whoever reads it takes them out."""
         self.problem = ""
         """Why a folder could not be listed at the last walk, or empty."""
 
     def depth(self, folder: str) -> int:
         """Return how many folders below the root a folder is."""
         return folder.count("/") - self._root.count("/")
-
-    def refusals(self) -> list[BadMessage]:
-        """Return what is wrong with names met since the last call."""
-        refusals, self._refusals = self._refusals, []
-        return refusals
 
     def _walk(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
         """Yield what is found in and below a folder, in short portions, which may be empty."""
@@ -157,8 +154,7 @@ class Walker(ABC):
         try:
             located = self._roots.locate(path)
         except BadMessage as error:
-            if len(self._refusals) < MOST_REFUSALS:
-                self._refusals.append(error)
+            self.refusals.append(error)
             return None
         return None if located is None else Sighting(self._source, *located, confirmed=False)
 
@@ -215,7 +211,7 @@ class Survey(Walker):
 
     def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
         known, depth = self._entered(folder, scope), self.depth(folder) + 1
-        found = self._known(known) if known.settled else self._listed(folder)
+        found = self._folders_in(folder, known)
         known.below = [path for path, status in found if self._leads_on(path, status, depth, scope)]
         known.settle(scope.now)
         return known.below
@@ -244,18 +240,17 @@ class Survey(Walker):
         return known
 
     @staticmethod
-    def _listed(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    def _folders_in(folder: str, known: _Folder) -> Iterator[tuple[str, os.stat_result]]:
+        if known.settled:
+            for path in known.below:
+                with contextlib.suppress(OSError):  # it may be gone
+                    yield path, os.stat(path, follow_symlinks=False)
+            return
         with os.scandir(folder) as entries:
             for entry in entries:
-                with contextlib.suppress(OSError):  # it may be gone
+                with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
                         yield entry.path, entry.stat(follow_symlinks=False)
-
-    @staticmethod
-    def _known(folder: _Folder) -> Iterator[tuple[str, os.stat_result]]:
-        for path in folder.below:
-            with contextlib.suppress(OSError):
-                yield path, os.stat(path, follow_symlinks=False)
 
     def _leads_on(self, folder: str, status: os.stat_result, depth: int, scope: _Scope) -> bool:
         """Return whether something new can be in a folder or come into it."""
@@ -301,16 +296,8 @@ class Search(Walker):
     def poll(
         self, expected: Sequence[Expected], live: Collection[str], now: Moment
     ) -> Iterator[list[Sighting]]:
-        """Yield files that were not there at the last poll, those of other detectors and visits too.
-
-        Parameters
-        ----------
-        expected : `~collections.abc.Sequence` [`~ppdaemon.rawpath.Expected`]
-            What is waited for, of whatever day.
-        live : `~collections.abc.Collection` [`str`]
-            Folders in which exposures of other days come, absolute paths.
-        now : `Moment`
-            The time.
+        """Yield files that were not there at the last poll, those of other detectors and visits too;
+        in `live` folders exposures of any other day may come.
         """
         self.problem = ""
         revalidated: set[str] = set()
@@ -328,17 +315,10 @@ class Search(Walker):
             del self._folders[folder]
 
     def rescan(self, expected: Expected, since_unix: float, now: Moment) -> list[Sighting]:
-        """Find the images of one visit that were not reported by this object before.
+        """Find the images of one visit that this object did not report before.
 
-        Parameters
-        ----------
-        expected : `~ppdaemon.rawpath.Expected`
-            What is waited for.
-        since_unix : `float`
-            Folders of exposures into which nothing was put after this are passed
-            over, where paths do not name the group. Seconds since 1970, UTC.
-        now : `Moment`
-            The time.
+        Where paths do not name the group, folders of exposures into which nothing was put since
+        `since_unix` (UTC seconds since 1970) are passed over.
         """
         by_name = "group" in self._layout.fields
         scope = _Scope(now, (expected,), since_unix=0.0 if by_name else since_unix)

@@ -13,6 +13,7 @@ What a new folder had before it was watched raises no event: new folders must
 be looked into.
 """
 
+import asyncio
 import contextlib
 import errno
 import itertools
@@ -33,7 +34,7 @@ from watchdog.observers.inotify_c import (
     WatchDescriptor,
 )
 
-from ppdaemon.node.arrivals.threads import Mailbox, SoonCaller
+from ppdaemon.node.arrivals.threads import Mailbox
 
 __all__ = ("FolderWatch", "Identity", "WatchListener")
 
@@ -85,7 +86,7 @@ class FolderWatch:
     outside of all raw roots.
     """
 
-    def __init__(self, loop: SoonCaller, listener: WatchListener, canary: Path | None):
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: WatchListener, canary: Path | None):
         self._mailbox = Mailbox(loop, BACKLOG, partial(listener.events_lost, "backlog"))
         self._listener = listener
         self._canary = canary
@@ -108,11 +109,6 @@ class FolderWatch:
         if not self.alive:
             return "the thread that reads inotify has ended"
         return self._refused
-
-    @property
-    def folders(self) -> int:
-        """How many folders are watched."""
-        return len(self._numbers)
 
     @property
     def reading(self) -> bool:
@@ -196,29 +192,28 @@ class FolderWatch:
 
     # --- with the lock ---
 
-    def _add(self, folder: str, identity: Identity) -> bool:
+    def _add(self, folder: str, identity: Identity) -> None:
         if self._reader is None:
-            return False
+            return
         id_ = CallbackId(next(self._ids))
         try:
             number = self._reader.add_callback(os.fsencode(folder), _FOLDER, self, id_)
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return
         except OSError as error:
             self._refused = self._refused_lately = _explain(error, folder)
-            return False
+            return
         if number < 0:  # watchdog passes over EACCES
             self._refused = self._refused_lately = _explain(
                 PermissionError(errno.EACCES, "no permission"), folder
             )
-            return False
+            return
         if (known := self._watched.get(number)) is not None:
             # The same folder was watched under another path.
             self._numbers.pop(known.folder, None)
             self._reader.remove_callbacks([(number, known.id)])
         self._watched[number] = _Watched(folder, identity, id_)
         self._numbers[folder] = number
-        return True
 
     def _forget(self, number: WatchDescriptor) -> None:
         watched = self._watched.pop(number)
