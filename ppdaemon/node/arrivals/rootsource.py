@@ -220,17 +220,13 @@ class RootSource:
             await self._collect(survey.survey(Moment.by(self._clock)), observers)
             if watch is not None:
                 await self._threads.run(watch.keep, survey.folders)
-        except TimeoutError:
-            self._problem = f"{self._root.path}: the filesystem does not answer"
+        except OSError as error:
+            self._problem = self._explained(error)
             self._context.lost(self._root.path)
+            # All is watched and listed anew when the root is back; a thread that hangs may
+            # still go on with this survey.
             self._close_watch()
             self._observers = None
-        except OSError as error:
-            self._problem = f"{error.filename}: {error.strerror}"
-            self._context.lost(self._root.path)
-            if self._observers is not None and self._observers.watch is not None:
-                with contextlib.suppress(TimeoutError):
-                    await self._threads.run(self._observers.watch.keep, ())
         else:
             self._problem = self._lacking(mount)
             return True
@@ -260,6 +256,11 @@ class RootSource:
 
     def _complain_of(self, error: BadMessage, source: str) -> None:
         self._context.counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+
+    def _explained(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError):
+            return f"{self._root.path}: the filesystem does not answer"
+        return f"{error.filename}: {error.strerror}"
 
     def _lacking(self, mount: Mount) -> str:
         """Return what is wrong with where the root lies now, if anything."""
@@ -351,13 +352,11 @@ class RootSource:
             search, live = observers.search, observers.survey.live
             try:
                 await self._collect(search.poll(expected, live, Moment.by(self._clock)))
-            except TimeoutError:
-                self._poll_problem = f"{self._root.path}: the filesystem does not answer"
-                if self._observers is observers:
-                    # A thread may still go on with this search.
-                    self._observers = replace(observers, search=self._new_search())
             except OSError as error:
-                self._poll_problem = f"{error.filename}: {error.strerror}"
+                self._poll_problem = self._explained(error)
+                if self._observers is observers:
+                    # A thread that hangs may still go on with this search.
+                    self._observers = replace(observers, search=self._new_search())
             else:
                 self._poll_problem = search.problem
 
