@@ -197,9 +197,8 @@ class RawCompletion:
             case Recheck(pause_s) if pause_s > 0.0:
                 self._pause(pending, pause_s)
             case Recheck():
-                # First, and no sighting: nobody gives way to it.
                 pending.look_again()
-                self._queues[pending.files[0].root].waiting.appendleft(pending)
+                self._queues[pending.files[0].root].add_first(pending)
             case Abandon(kind, reason):
                 self._conclude(pending, Abandon(kind, f"{pending.files[0].path}: {reason}"))
             case Deliver() as complete:
@@ -245,6 +244,7 @@ class RawCompletion:
     async def _ask_one_by_one(self, key: _ExposureKey) -> None:
         """Find the group of an exposure, and deliver its raws; what tells nothing is refused."""
         waiting, threads = self._ungrouped[key], self._threads[key[2]]
+        asked: PendingRaw | None = None
         try:
             while waiting:
                 asked = waiting[0]
@@ -264,8 +264,9 @@ class RawCompletion:
         finally:
             del self._ungrouped[key]
             # An error with the one that was asked is not to be in the way of the others.
-            for pending in itertools.islice(waiting, 1, None):
-                self._look_again(pending)
+            for pending in waiting:
+                if pending is not asked:
+                    self._look_again(pending)
 
     async def _answered[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Ask again and again while the filesystem hangs."""
@@ -283,9 +284,11 @@ class RawCompletion:
         try:
             if facts is None:
                 raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
-            self._conclude(pending, _raw(pending.name, path, facts, has_sidecar, self._clock.tai()))
+            raw = _raw(pending.name, path, facts, has_sidecar, self._clock.tai())
         except BadMessage as error:
             self._conclude(pending, _refusal(error))
+        else:
+            self._conclude(pending, raw)
 
     def _conclude(self, pending: PendingRaw, end: Raw | Abandon) -> None:
         """Deliver a raw, or abandon it, and forget that it was pending."""
@@ -315,6 +318,11 @@ class _Queue:
     def add(self, pending: PendingRaw) -> None:
         self.waiting.append(pending)
         self._added_mono = time.monotonic()
+        self._filled.set()
+
+    def add_first(self, pending: PendingRaw) -> None:
+        """Add one whose look goes on; it is no new one, to which readers give way."""
+        self.waiting.appendleft(pending)
         self._filled.set()
 
     @property
