@@ -2,6 +2,7 @@
 """Which folders are looked through, and what is found in them."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,16 @@ def test_a_folder_made_anew_is_listed_anew(tmp_path, survey):
     file.parent.rename(tmp_path / "away")
     touch(tmp_path, raw())
     assert seen(survey, mono=6.0) == [str(file)]
+
+
+def test_a_folder_that_is_gone_is_forgotten(tmp_path, survey):
+    gone = touch(tmp_path, raw()).parent
+    kept = touch(tmp_path, raw(sequence=157)).parent
+    seen(survey, mono=0.0)
+    shutil.rmtree(gone)
+    seen(survey, mono=2.0)
+    assert str(gone) not in survey.folders
+    assert str(kept) in survey.folders
 
 
 def test_what_could_not_be_taken_is_listed_again(tmp_path, survey):
