@@ -16,8 +16,9 @@ from typing import NamedTuple
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
+from ppdaemon.mounts import Mount, mount_of
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.mounts import LOCAL, Mount, methods_for, mount_of
+from ppdaemon.node.arrivals.mounts import LOCAL, methods_for
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search, Survey

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.completion import RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
@@ -144,7 +145,7 @@ class StoreArrivals:
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
         """Ask again while the store does not serve."""
-        until, pause_s = self._mono() + self._patience_s, FIRST_PAUSE_S
+        until, backoff = self._mono() + self._patience_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return await self._exposures.facts(sighting.name, sighting.file)
@@ -152,8 +153,7 @@ class StoreArrivals:
                 self._counts.complain("store_unavailable", f"{sighting.file.path}: {error}")
                 if self._mono() >= until:
                     return None
-            await asyncio.sleep(pause_s)
-            pause_s = min(2.0 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(backoff.failed(self._mono()))
 
     def _deliver(self, sighting: Sighting, facts: ExposureFacts) -> None:
         name = sighting.name

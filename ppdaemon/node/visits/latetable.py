@@ -6,19 +6,20 @@ Belongs to the journal's thread, as the journal does.
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from ppdaemon.messages import Raw
 from ppdaemon.reports import LateRow
 from ppdaemon.states import Outcome
 from ppdaemon.visit import parent_group
 
-__all__ = ("LateTable",)
+__all__ = ("SCHEMA", "LateTable")
 
 MOST = 10_000
 """Raws that are kept, the newest: fifty exposures of 205 detectors."""
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS late (
     instrument TEXT NOT NULL, exposure INTEGER NOT NULL, detector INTEGER NOT NULL, grp TEXT NOT NULL,
     path TEXT NOT NULL, seen_tai REAL NOT NULL,
@@ -36,11 +37,13 @@ class LateTable:
     ----------
     db : `sqlite3.Connection`
         The journal.
+    transaction : `~collections.abc.Callable`
+        Begins a transaction there.
     """
 
-    def __init__(self, db: sqlite3.Connection):
+    def __init__(self, db: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[None]]):
         self._db = db
-        db.execute(_SCHEMA)
+        self._transaction = transaction
 
     def note(self, raws: Sequence[Raw]) -> tuple[int, int]:
         """Keep those raws whose visit-detector had its outcome without them,
@@ -58,8 +61,7 @@ class LateTable:
             never announced. The others were known.
         """
         late = strange = 0
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for raw in raws:
                 group = parent_group(raw.group)
                 last = self._db.execute(
@@ -71,10 +73,6 @@ class LateTable:
                 elif last[0] and raw.exposure not in (*json.loads(last[1]), *json.loads(last[2])):
                     late += self._add(raw, group)
             self._db.execute("DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MOST,))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
         return late, strange
 
     def _add(self, raw: Raw, group: str) -> int:

@@ -1,32 +1,43 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the node has promised and what became of it: one SQLite file.
 
-One row per attempt at a visit-detector. WAL with ``synchronous=FULL``: what
-a call has returned from survives the machine. `Journal` blocks and belongs to
-one thread; the supervisor reaches it through
-`ppdaemon.node.journalthread.JournalThread`.
+One row per attempt at a visit-detector. What a call has returned from
+survives the machine. `Journal` blocks and belongs to one thread, that of a
+`~ppdaemon.sqlitefile.BatchWriter`.
 """
 
 import json
-import logging
 import sqlite3
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import assert_never
 
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.assignment import Key
-from ppdaemon.node.latetable import LateTable
+from ppdaemon.node.visits import latetable
+from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.latetable import LateTable
+from ppdaemon.node.visits.turn import (
+    Accept,
+    NoteExported,
+    NoteRaws,
+    NoteReported,
+    Requeue,
+    Retry,
+    Unreport,
+    Update,
+    Write,
+)
 from ppdaemon.reports import VisitRow
+from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import encode
 
-__all__ = ("Entry", "Journal")
+__all__ = ("Journal", "RowMissing")
 
-_LOG = logging.getLogger(__name__)
+BUSY_S = 5.0
+"""For another program that reads or mends the file."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
@@ -44,8 +55,22 @@ CREATE INDEX IF NOT EXISTS unfinished ON attempt (final) WHERE final = 0;
 CREATE INDEX IF NOT EXISTS unreported ON attempt (reported) WHERE final = 1 AND reported = 0;
 CREATE INDEX IF NOT EXISTS by_group ON attempt (grp);
 CREATE INDEX IF NOT EXISTS bad ON attempt (outcome) WHERE outcome IS NOT NULL;
-PRAGMA user_version = 1;
 """
+
+
+def _complete(db: sqlite3.Connection) -> None:
+    """Make what is missing."""
+    db.executescript(_SCHEMA)
+    known = {row[1] for row in db.execute("PRAGMA table_info(attempt)")}
+    for column, empty in (("seen", "[]"), ("figures", "{}")):
+        if column not in known:
+            db.execute(f"ALTER TABLE attempt ADD COLUMN {column} TEXT NOT NULL DEFAULT '{empty}'")
+    db.execute(latetable.SCHEMA)
+
+
+_STEPS = (_complete, _complete)
+"""Files of version 1 may lack as much as a new one: columns and tables were
+added without counting."""
 
 _COLUMNS = (
     "instrument, grp, detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid, exposures,"
@@ -56,68 +81,11 @@ _IS_PLACE = "instrument = ? AND grp = ? AND detector = ?"
 _IS_KEY = f"{_IS_PLACE} AND attempt = ?"
 
 
-@dataclass(slots=True)
-class Entry:
-    """One open row as the supervisor holds it; written when it changes."""
-
-    key: Key
-    visit: NextVisit
-    received_tai: float
-    stages: dict[Stage, float] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-    """What its steps took and brought, as its worker says."""
-    outcome: Outcome | None = None
-    reason: str = ""
-    retriable: bool = False
-    final: bool = False
-    """Whether this attempt's outcome is the visit-detector's."""
-    pipeline: str = ""
-    engine: str = ""
-    slot: int | None = None
-    pid: int | None = None
-    exposures: tuple[int, ...] = ()
-    partial: bool = False
-    datasets: int = 0
-    shutter_close_tai: float | None = None
-    ended_tai: float | None = None
-    no_return: str = ""
-    seen: tuple[int, ...] = ()
-    """Exposures whose raws had come when it ended, used or not."""
-    asked: int = 1
-    """The attempt that the relay has asked for last; it counts its own."""
-
-    def row(self) -> VisitRow:
-        """Return the entry as it is shown to operators.
-
-        Returns
-        -------
-        row : `~ppdaemon.reports.VisitRow`
-            The same.
-        """
-        return VisitRow(
-            instrument=self.key.instrument,
-            group=self.key.group,
-            detector=self.key.detector,
-            attempt=self.key.attempt,
-            survey=self.visit.survey,
-            outcome=self.outcome,
-            reason=self.reason,
-            pipeline=self.pipeline,
-            engine=self.engine,
-            slot=self.slot,
-            pid=self.pid,
-            exposures=self.exposures,
-            partial=self.partial,
-            retriable=self.retriable,
-            datasets=self.datasets,
-            stages=self.stages,
-            figures=self.figures,
-            shutter_close_tai=self.shutter_close_tai,
-            ended_tai=self.ended_tai,
-        )
+class RowMissing(LookupError):
+    """A row that must be there is not: the transaction was undone."""
 
 
-class Journal:
+class Journal(SqliteFile):
     """The file; all calls block, each one is a single transaction.
 
     Parameters
@@ -128,41 +96,48 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.moved_aside: Path | None = None
-        try:
-            self._db = self._open(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # locked, full or read-only: not corrupt
-            self.moved_aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}")
-            path.rename(self.moved_aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            _LOG.error("journal is corrupt (%s): moved to %s, a new one begins", error, self.moved_aside)
-            self._db = self._open(path)
-        self.late = LateTable(self._db)
-        """Raws that came too late (`~ppdaemon.node.latetable.LateTable`)."""
+        super().__init__(path, "ppdaemon", _STEPS, busy_s=BUSY_S)
+        self.late = LateTable(self._db, self.transaction)
+        """Raws that came too late (`~ppdaemon.node.visits.latetable.LateTable`)."""
 
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(_SCHEMA)
-            known = {row[1] for row in db.execute("PRAGMA table_info(attempt)")}
-            for column, empty in (("seen", "[]"), ("figures", "{}")):
-                if column not in known:
-                    db.execute(f"ALTER TABLE attempt ADD COLUMN {column} TEXT NOT NULL DEFAULT '{empty}'")
-            db.execute("SELECT COUNT(*) FROM attempt WHERE final = 0")
-        except BaseException:
-            db.close()
-            raise
-        return db
+    def write(self, write: Write) -> object:
+        """Do what a decision asks for.
 
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        Parameters
+        ----------
+        write : `~ppdaemon.node.visits.turn.Write`
+            What to do.
+
+        Returns
+        -------
+        result : `object`
+            As the write says; most have none.
+
+        Raises
+        ------
+        RowMissing, sqlite3.IntegrityError
+            Raised if the journal contradicts it; then nothing is written.
+        """
+        match write:
+            case Update(entries=entries):
+                self.update(entries)
+            case Accept(entries=entries):
+                return self.accept(entries)
+            case Retry(before=before, entry=entry):
+                self.retry(before, entry)
+            case NoteRaws(raws=raws):
+                return self.late.note(raws)
+            case NoteReported(keys=reported):
+                self.reported(reported)
+            case NoteExported(keys=keys, tai=tai):
+                self.exported(keys, tai)
+            case Unreport(keys=keys):
+                self.unreport(keys)
+            case Requeue(before=ended, entries=entries):
+                self.requeue(ended, entries)
+            case _:
+                assert_never(write)
+        return None
 
     def accept(self, entries: Sequence[Entry]) -> list[bool]:
         """Promise visit-detectors.
@@ -179,7 +154,7 @@ class Journal:
             it was cancelled before the relay asked for a later attempt.
         """
         new = []
-        with self._transaction():
+        with self.transaction():
             for entry in entries:
                 *place, attempt = entry.key
                 known = self._db.execute(
@@ -206,26 +181,34 @@ class Journal:
         entry : `Entry`
             The next one.
         """
-        with self._transaction():
+        with self.transaction():
             self._write([before])
             self._insert(entry)
 
-    def requeue(self, entries: Sequence[Entry]) -> None:
-        """Promise one more attempt at visit-detectors that had their outcome,
+    def requeue(self, before: Sequence[Entry], entries: Sequence[Entry]) -> None:
+        """Insert one more attempt at visit-detectors that had their outcome,
         which is theirs no more.
 
         Parameters
         ----------
+        before : `~collections.abc.Sequence` [`Entry`]
+            The last attempts, as they were read.
         entries : `~collections.abc.Sequence` [`Entry`]
-            The next attempts.
+            The next attempts, in the same order.
 
         Raises
         ------
         sqlite3.IntegrityError
-            Raised if one of them exists by now; then nothing is promised.
+            Raised if another attempt has been accepted meanwhile; then
+            nothing is inserted.
         """
-        with self._transaction():
-            for entry in entries:
+        with self.transaction():
+            for old, entry in zip(before, entries, strict=True):
+                (last,) = self._db.execute(
+                    f"SELECT max(attempt) FROM attempt WHERE {_IS_PLACE}", old.key[:3]
+                ).fetchone()
+                if last != old.key.attempt:
+                    raise sqlite3.IntegrityError(f"the relay has asked for {old.key} again meanwhile")
                 self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
                 self._insert(entry)
 
@@ -287,17 +270,24 @@ class Journal:
         Parameters
         ----------
         entries : `~collections.abc.Sequence` [`Entry`]
-            Rows that `accept` has written.
+            Rows that `accept`, `retry` or `requeue` has inserted.
+
+        Raises
+        ------
+        RowMissing
+            Raised if the journal has no row of one of them; then nothing is
+            written.
         """
-        with self._transaction():
+        with self.transaction():
             self._write(entries)
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        self._db.executemany(
-            "UPDATE attempt SET stages = ?, figures = ?, outcome = ?, reason = ?, retriable = ?, final = ?,"
-            " pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?, datasets = ?,"
-            f" shutter_close_tai = ?, ended_tai = ?, no_return = ?, seen = ? WHERE {_IS_KEY}",
-            [
+        for entry in entries:
+            changed = self._db.execute(
+                "UPDATE attempt SET stages = ?, figures = ?, outcome = ?, reason = ?, retriable = ?,"
+                " final = ?, pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?,"
+                " datasets = ?, shutter_close_tai = ?, ended_tai = ?, no_return = ?, seen = ?"
+                f" WHERE {_IS_KEY}",
                 (
                     _stages(entry),
                     json.dumps(entry.figures),
@@ -317,10 +307,10 @@ class Journal:
                     entry.no_return,
                     json.dumps(entry.seen),
                     *entry.key,
-                )
-                for entry in entries
-            ],
-        )
+                ),
+            ).rowcount
+            if not changed:
+                raise RowMissing(f"the journal has no row of {entry.key}")
 
     def exported(self, keys: Sequence[Key], tai: float) -> None:
         """Note that these rows' outputs are in the central repo.
@@ -332,11 +322,28 @@ class Journal:
         tai : `float`
             When, TAI seconds since 1970.
         """
-        with self._transaction():
+        with self.transaction():
             self._db.executemany(
                 f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
                 [(tai, *key) for key in keys],
             )
+
+    def followed(self, keys: Sequence[Key]) -> set[Key]:
+        """Return those attempts that another attempt at their visit-detector
+        has followed.
+
+        Parameters
+        ----------
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+            Attempts, in the journal or not.
+
+        Returns
+        -------
+        followed : `set` [`~ppdaemon.node.assignment.Key`]
+            Some of them.
+        """
+        query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_PLACE} AND attempt > ?)"
+        return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
 
     def unfinished(self) -> list[Entry]:
         """Return the attempts that no outcome of their visit-detector follows.
@@ -407,7 +414,7 @@ class Journal:
         keys : `~collections.abc.Sequence` [`tuple`]
             Instrument, group, detector and attempt of each, as they were told.
         """
-        with self._transaction():
+        with self.transaction():
             self._db.executemany(
                 "UPDATE attempt SET reported = 1"
                 f" WHERE final = 1 AND {_IS_PLACE} AND max(attempt, asked) = ?",
@@ -423,7 +430,7 @@ class Journal:
             Which, and the attempt that the relay asked for: it may count
             other attempts than the node does.
         """
-        with self._transaction():
+        with self.transaction():
             self._db.executemany(
                 f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}"
                 f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_PLACE})",
@@ -471,22 +478,6 @@ class Journal:
             f"SELECT {_COLUMNS} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt", (group,)
         )
         return [_visit_row(row) for row in rows]
-
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._db)
-
-
-class _Transaction:
-    """Commits at the end, or rolls back."""
-
-    def __init__(self, db: sqlite3.Connection):
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _stages(entry: Entry) -> str:
