@@ -20,7 +20,7 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.reports import ArrivalSource
 
 GROUP = "2026-11-22T03:25:16.951"

@@ -16,7 +16,7 @@ from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.raws.path import Kind, RawName
 
 ROOT = "/raw"
 

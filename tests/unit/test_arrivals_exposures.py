@@ -20,7 +20,7 @@ from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileRea
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.rawpath import RawName, sidecar_path
+from ppdaemon.raws.path import RawName, sidecar_path
 
 GROUP = "2025-11-22T03:25:16.951"
 CAMERA = load_camera("LSSTCam")

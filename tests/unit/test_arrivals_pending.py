@@ -19,7 +19,7 @@ from ppdaemon.node.arrivals.pending import (
     Recheck,
 )
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.raws.path import Kind, RawName
 
 HERE = RawPath("/raw", "/raw/x.fits")
 MARKED = RawPath("/raw", "/raw/x.fits", "/raw/x.fits.done")

@@ -9,7 +9,7 @@ import pytest
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.walk import Moment, Search
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 ANNOUNCED = 1_763_781_879.0
 GROUP = "2025-11-22T03:25:16.951"
@@ -31,7 +31,7 @@ def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
         os.utime(folder, (at, at))
 
 
-def found(root: Path, expected: Expected = BOTH, layout: str = "lsst") -> list[str]:
+def found(root: Path, expected: Expected = BOTH, layout: str | dict[str, str] = "lsst") -> list[str]:
     config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
     tree = RawRoots(config, {"LSSTCam": [94, 95]})
     search = Search(tree, tree.roots[0], "last look", 900.0)
@@ -60,6 +60,15 @@ def test_exposures_and_days_from_before_the_announcement_are_not_opened(tmp_path
 def test_a_day_of_the_past_into_which_exposures_come_is_looked_at(tmp_path):
     put(tmp_path, raw(7, day=20240101))
     assert found(tmp_path) == [raw(7, day=20240101)]
+
+
+def test_above_the_folders_of_exposures_none_is_too_old(tmp_path):
+    """What comes into a detector's folder changes the time of no day's folder."""
+    path = "LSSTCam/20251121/94/2025112100156/x.fits"
+    put(tmp_path, path)
+    os.utime(tmp_path / "LSSTCam/20251121", (ANNOUNCED - 50_000, ANNOUNCED - 50_000))
+    layout = {"path": "{instrument}/{day_obs}/{detector}/{exposure}/{label}"}
+    assert found(tmp_path, layout=layout) == [path]
 
 
 def test_where_the_path_has_the_group_the_age_of_the_folder_does_not_matter(tmp_path):

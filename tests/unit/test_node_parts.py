@@ -11,7 +11,7 @@ from ppdaemon.node.budget import RestartBudget
 from ppdaemon.node.deadlines import Deadlines
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.states import Stage
 
 

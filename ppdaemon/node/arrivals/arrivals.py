@@ -32,7 +32,7 @@ from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
 from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search
-from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.raws.path import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
 

@@ -27,7 +27,7 @@ from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileState, PendingRaw, Recheck
 from ppdaemon.node.arrivals.roots import Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.rawpath import RawName, sidecar_path
+from ppdaemon.raws.path import RawName, sidecar_path
 from ppdaemon.reports import RefusedRaw
 
 __all__ = ("READERS", "RawCompletion")

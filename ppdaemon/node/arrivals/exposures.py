@@ -27,7 +27,7 @@ from ppdaemon.node.arrivals.files import (
 )
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.rawpath import RawName
+from ppdaemon.raws.path import RawName
 
 __all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
 

@@ -8,7 +8,7 @@ or a FUSE filesystem, raises no event here.
 
 from dataclasses import dataclass
 
-from ppdaemon.rawroots import WatchKind
+from ppdaemon.raws.roots import WatchKind
 
 __all__ = ("LOCAL", "WatchMethods", "methods_for")
 

@@ -16,7 +16,7 @@ import enum
 from dataclasses import dataclass
 
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
-from ppdaemon.rawpath import RawName
+from ppdaemon.raws.path import RawName
 
 __all__ = (
     "Abandon",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.rawlayout import Layout, make_layout
-from ppdaemon.rawpath import Expected, Kind, RawName
-from ppdaemon.rawroots import WatchKind
+from ppdaemon.raws.layout import Layout, make_layout
+from ppdaemon.raws.path import Expected, Kind, RawName
+from ppdaemon.raws.roots import WatchKind
 
 __all__ = ("RawPath", "RawRoot", "RawRoots", "Sighting")
 
@@ -47,7 +47,7 @@ class RawRoot:
     layout: Layout
     watch: WatchKind
     done: str | None
-    """See `~ppdaemon.rawroots.DoneMarker`."""
+    """See `~ppdaemon.raws.roots.DoneMarker`."""
 
     def marker(self, name: RawName, path: str) -> str | None:
         """Return the path of the file that marks a raw as complete; `None` where none is configured."""

@@ -23,7 +23,7 @@ from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search, Survey
 from ppdaemon.node.arrivals.watch import FolderWatch
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 __all__ = ("RootSource", "SourceContext", "SourceState")
 

@@ -20,7 +20,7 @@ from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.roots import RawRoots, Sighting
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.raws.path import Kind, RawName
 
 __all__ = ("StoreArrivals", "escaped")
 

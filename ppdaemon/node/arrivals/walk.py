@@ -30,7 +30,7 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.watch import Identity
-from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.raws.path import Expected, Kind
 
 __all__ = ("Moment", "Search", "Survey")
 

@@ -84,8 +84,11 @@ class VisitFacts:
             if key not in followed:
                 self.exporter.add(str(self.folders.spooled(*key)))
 
-    async def find_moved_back(self) -> None:
+    def find_moved_back(self) -> None:
         """Have those spools exported that an operator has moved back."""
+        self.pump.beside(self._find_moved_back())
+
+    async def _find_moved_back(self) -> None:
         for spool in await asyncio.to_thread(self.folders.moved_back):
             self.exporter.add(str(spool))
 

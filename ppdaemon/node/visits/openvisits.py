@@ -11,7 +11,7 @@ from ppdaemon.node.assignment import Assignment, Key
 from ppdaemon.node.events import Finish
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.turn import VisitKey
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.states import Stage
 
 __all__ = ("OpenVisits", "Phase", "VisitDetector", "snapshot")

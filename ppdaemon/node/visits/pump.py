@@ -261,7 +261,7 @@ class VisitPump:
             case Report(entries=entries):
                 self._report(entries)
             case ReportAgain():
-                self._beside(self.report_again())
+                self.beside(self.report_again())
             case Enqueue(assignment=assignment):
                 self._scheduler.add(assignment)
             case Dequeue(key=key):
@@ -271,15 +271,15 @@ class VisitPump:
             case Export(spool=spool):
                 self._exporter.add(spool)
             case Discard(folders=folders):
-                self._beside(asyncio.to_thread(discard, folders))
+                self.beside(asyncio.to_thread(discard, folders))
             case RemoveMark(key=key):
-                self._beside(asyncio.to_thread(self._folders.mark(*key).unlink, missing_ok=True))
+                self.beside(asyncio.to_thread(self._folders.mark(*key).unlink, missing_ok=True))
             case ReadRemains():
-                self._beside(self._read_remains(action))
+                self.beside(self._read_remains(action))
             case BeginRescan(visit=visit):
                 self._loop.call_soon(self._inbox.post, RescanDue(visit))
             case Rescan():
-                self._beside(self._rescan(action))
+                self.beside(self._rescan(action))
             case Answer():
                 self._answer(action)
             case _:
@@ -334,7 +334,8 @@ class VisitPump:
         finally:  # else no further rescan would begin for this visit
             self._inbox.post(RescanEnded(action.keys))
 
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something to its end beside the loop, and log its failure."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)

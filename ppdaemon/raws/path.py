@@ -2,7 +2,7 @@
 """Names of raw files: what they say, and which are not to be opened.
 
 Pure: looks at names only, never at files. How paths are built and read is
-`ppdaemon.rawlayout`'s.
+`ppdaemon.raws.layout`'s.
 """
 
 import datetime
@@ -89,17 +89,10 @@ class Expected:
     """Observing days on which the exposure may be taken; empty for any."""
 
     def wants(self, name: RawName) -> bool:
-        """Tell whether a file is one of these, or a sidecar of one.
+        """Return whether a file is one of these, or a sidecar of one.
 
-        Parameters
-        ----------
-        name : `RawName`
-            What its path says; a group that is not there counts as right.
-
-        Returns
-        -------
-        wanted : `bool`
-            `False` also for guiders' stamps.
+        A group that the path does not name counts as right. Guiders' stamps are
+        never wanted.
         """
         return (
             name.kind is not Kind.GUIDER
@@ -111,22 +104,10 @@ class Expected:
 
 
 def checked_parts(relative_path: str) -> list[str]:
-    """Split a path below a raw root, unless it is not to be opened.
+    """Split a path relative to a raw root at its slashes; parts may be empty or ``.``.
 
-    Parameters
-    ----------
-    relative_path : `str`
-        Relative to the root, with ``/`` between folders.
-
-    Returns
-    -------
-    parts : `list` [`str`]
-        At least one; they may be empty or ``.``.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised with the kind ``absolute``, ``escape``, ``control`` or ``size``.
+    Raise `~ppdaemon.errors.BadMessage` for one that is not to be opened, with
+    the kind ``absolute``, ``escape``, ``control`` or ``size``.
     """
     if len(relative_path) > MAX_PATH:
         raise BadMessage(f"a path of {len(relative_path)} characters is longer than {MAX_PATH}", "size")
@@ -140,35 +121,17 @@ def checked_parts(relative_path: str) -> list[str]:
 
 
 def refuse_control(text: str) -> None:
-    """Refuse control characters, surrogates, and the like.
-
-    Parameters
-    ----------
-    text : `str`
-        A path, or a part of one.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised with the kind ``control``.
+    """Raise `~ppdaemon.errors.BadMessage` of the kind ``control`` for control
+    characters, surrogates, and the like.
     """
     if not text.isprintable() and any(unicodedata.category(character).startswith("C") for character in text):
         raise BadMessage(f"{text[:200]!r} has control characters", "control")
 
 
 def read_ending(file: str) -> tuple[Kind, str] | None:
-    """Tell what a file is by the ending of its name.
+    """Return what a file is by the ending of its name, and the name without it.
 
-    Parameters
-    ----------
-    file : `str`
-        Name without folders.
-
-    Returns
-    -------
-    kind, stem : `Kind`, `str`
-        What it is and its name without ending; `None` for hidden files and
-        other endings.
+    `None` for hidden files and other endings.
     """
     match = None if file.startswith(".") else _ENDING.fullmatch(file)
     if match is None:
@@ -180,22 +143,9 @@ def read_ending(file: str) -> tuple[Kind, str] | None:
 
 
 def sidecar_path(path: str) -> str:
-    """Return the path of the sidecar beside an image.
+    """Return the path of the sidecar beside an image: ``.json`` instead of its ending.
 
-    Parameters
-    ----------
-    path : `str`
-        A path that ends in ``.fits``, ``.fits.fz`` or ``.fits.gz``.
-
-    Returns
-    -------
-    sidecar : `str`
-        The same with ``.json`` instead.
-
-    Raises
-    ------
-    ValueError
-        Raised if the path has another ending.
+    Raise `ValueError` if the path does not end like an image's.
     """
     for ending in FITS_ENDINGS:
         if path.endswith(ending):
@@ -204,50 +154,17 @@ def sidecar_path(path: str) -> str:
 
 
 def folder_names(instrument: str) -> tuple[str, ...]:
-    """Return how an instrument's folder below a raw root may be called.
-
-    Parameters
-    ----------
-    instrument : `str`
-        Short name.
-
-    Returns
-    -------
-    names : `tuple` [`str`]
-        The short name, then its aliases.
-    """
+    """Return how an instrument's folder may be called: the short name, then its aliases."""
     return instrument, *(alias for alias, name in _ALIASES.items() if name == instrument)
 
 
 def instrument_of_folder(folder: str) -> str:
-    """Return the short name of the instrument that a folder is called after.
-
-    Parameters
-    ----------
-    folder : `str`
-        Such as ``ComCam``.
-
-    Returns
-    -------
-    instrument : `str`
-        Such as ``LSSTComCam``; the folder's name where it is no alias.
-    """
+    """Return the short name of the instrument that a folder is called after."""
     return _ALIASES.get(folder, folder)
 
 
 def is_day_folder(name: str) -> bool:
-    """Tell whether a folder's name is an observing day.
-
-    Parameters
-    ----------
-    name : `str`
-        Such as ``20251121``.
-
-    Returns
-    -------
-    is_day : `bool`
-        Whether it is a date.
-    """
+    """Return whether a folder's name is an observing day, such as ``20251121``."""
     if not _DAY.fullmatch(name):
         return False
     try:

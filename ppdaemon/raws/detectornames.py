@@ -34,18 +34,7 @@ class DetectorNames:
 
     @classmethod
     def of(cls, instrument: str) -> Self | None:
-        """Return the names of an instrument's detectors.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-
-        Returns
-        -------
-        names : `DetectorNames` or `None`
-            `None` if there is no focal-plane table.
-        """
+        """Return the names of an instrument's detectors; `None` without a focal-plane table."""
         if instrument in _SINGLE_RAFTS:
             return cls({f"S{number // 3}{number % 3}": number for number in range(9)}, by_slot=True)
         table = _TABLES_OF.get(instrument, instrument)
@@ -56,31 +45,9 @@ class DetectorNames:
         return cls({name.replace("RXX_", "R00_"): number for name, number in numbers.items()} | numbers)
 
     def number_of(self, name: str) -> int | None:
-        """Return the number of a detector; `None` if there is none of this name.
-
-        Parameters
-        ----------
-        name : `str`
-            Raft and slot, such as ``R22_S11``.
-
-        Returns
-        -------
-        number : `int` or `None`
-            The detector's id.
-        """
+        """Return the number of a detector such as ``R22_S11``; `None` if there is none."""
         return self._numbers.get(name.rpartition("_")[2] if self._by_slot else name)
 
     def names_of(self, detector: int) -> tuple[str, ...]:
-        """Return what a detector is called in files.
-
-        Parameters
-        ----------
-        detector : `int`
-            Its id.
-
-        Returns
-        -------
-        names : `tuple` [`str`]
-            Empty if there is none, or if its raft is not known.
-        """
+        """Return what a detector is called in files; empty if its raft is not known."""
         return () if self._by_slot else self._names.get(detector, ())

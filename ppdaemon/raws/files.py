@@ -15,30 +15,13 @@ __all__ = ("open_raw", "raw_descriptor")
 
 
 def raw_descriptor(path: str, root: str) -> int:
-    """Return a descriptor of a regular file below its root, not opened yet.
+    """Return a descriptor of a regular file below its root, not opened yet. The caller closes it.
 
-    With ``O_PATH`` nothing happens to what a path leads to, be it a device or a
-    FIFO, and what was checked is what is opened, whatever is renamed meanwhile.
-
-    Parameters
-    ----------
-    path : `str`
-        Absolute.
-    root : `str`
-        Path of its raw root, which may be a symbolic link.
-
-    Returns
-    -------
-    descriptor : `int`
-        The caller closes it.
-
-    Raises
-    ------
-    OSError
-        Raised if there is no such file.
-    ppdaemon.errors.BadMessage
-        Raised with the kind ``symlink`` or ``not_a_file``.
+    The path is absolute; the root may be a symbolic link. Raise
+    `~ppdaemon.errors.BadMessage` of the kind ``symlink`` or ``not_a_file``.
     """
+    # With O_PATH nothing happens to what a path leads to, be it a device or a FIFO,
+    # and what is checked is what is opened, whatever is renamed meanwhile.
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -54,25 +37,7 @@ def raw_descriptor(path: str, root: str) -> int:
 
 
 def open_raw(path: str, root: str) -> BinaryIO:
-    """Open a regular file below its root.
-
-    Parameters
-    ----------
-    path, root : `str`
-        As for `raw_descriptor`.
-
-    Returns
-    -------
-    file : binary file
-        To be read.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be opened.
-    ppdaemon.errors.BadMessage
-        Raised as by `raw_descriptor`.
-    """
+    """Open a regular file below its root for reading; raise as `raw_descriptor` does."""
     descriptor = raw_descriptor(path, root)
     try:
         return _open_checked(descriptor)

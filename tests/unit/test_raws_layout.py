@@ -2,6 +2,8 @@
 """Paths of raws, in all layouts and both ways, and those that are refused."""
 
 import datetime
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from ppdaemon.camera import load_camera
 from ppdaemon.errors import BadMessage, ConfigError
-from ppdaemon.rawlayout import Layout, PatternLayout, SearchFolder, make_layout
-from ppdaemon.rawpath import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
+from ppdaemon.raws.layout import PATHS, CustomLayout, Layout, SearchFolder, make_layout
+from ppdaemon.raws.path import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
 
 SERVED = {
     "LSSTCam": range(205),
@@ -22,13 +24,7 @@ SERVED = {
     "LSSTCam-imSim": range(189),
 }
 LAYOUTS = {name: make_layout(name, SERVED) for name in ("lsst", "imsim", "generic")}
-OWN = Layout(
-    PatternLayout(
-        pattern=r"night(?P<day_obs>\d{8})/(?P<group>.+)/raw_(?P<exposure>\d+)-(?P<snap>\d)_(?P<detector>\d{3})",
-        path="night{day_obs}/{group}/raw_{exposure}-{snap}_{detector:03d}",
-    ),
-    {"LSSTCam": range(205)},
-)
+OWN = Layout(["night{day_obs}/{group}/raw_{exposure}-{snap}_{detector:03d}"], ["LSSTCam"])
 FOLDER = "LSSTCam/20251121/MC_O_20251121_000156"
 STEM = f"{FOLDER}/MC_O_20251121_000156"
 GROUP = "2025-11-22T03:25:16.951"
@@ -40,13 +36,18 @@ def lsst(path: str) -> RawName | None:
 
 
 def assert_both_ways(layout: Layout, path: str) -> RawName:
-    """Read a path; all spellings of what it says must be read alike."""
+    """Read a path; what is written of an image must be read alike."""
     name = layout.parse(path)
     assert name is not None
-    paths = layout.paths(name)
-    assert path in paths
-    assert {layout.parse(each) for each in paths} == {name}
+    if name.kind in (Kind.IMAGE, Kind.GUIDER):
+        assert layout.parse(layout.path_of(name)) == name
     return name
+
+
+def test_the_example_of_the_configuration_shows_the_paths_of_each_layout():
+    shown = (Path(__file__).parents[2] / "etc" / "ppdaemon.yaml").read_text()
+    for name, path in PATHS.items():
+        assert f"  #   {name:8} {path}\n" in shown
 
 
 def test_a_raw_says_exposure_and_detector():
@@ -227,15 +228,35 @@ def test_paths_of_an_own_layout_go_both_ways(group, detector, snap, day, exposur
     assert (name.group, name.detector, name.snap) == (group, detector, snap)
 
 
+def test_a_name_longer_than_a_filesystem_takes_is_no_raw():
+    folder = "LSSTCam/94/1/0/2025112100156/r_03"
+    assert LAYOUTS["generic"].parse(f"{folder}/{'x' * 250}.fits") is not None
+    assert LAYOUTS["generic"].parse(f"{folder}/{'x' * 251}.fits") is None
+
+
 def test_a_group_with_colons_need_not_be_quoted():
     name = assert_both_ways(LAYOUTS["generic"], f"LSSTCam/94/{GROUP}#1/0/2025112100156/r_03/x.fits")
     assert name.group == f"{GROUP}#1"
 
 
-def test_what_a_path_needs_and_nobody_said_gives_no_path():
-    name = RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94)
-    assert LAYOUTS["lsst"].paths(name) == ()
-    assert LAYOUTS["generic"].paths(name) == ()
+@pytest.mark.parametrize("layout", ["lsst", "generic"])
+def test_what_a_path_needs_and_nobody_said_gives_no_path(layout):
+    with pytest.raises(KeyError):
+        LAYOUTS[layout].path_of(RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94))
+
+
+def test_an_image_is_written_under_the_names_of_today():
+    name = lsst(f"{STEM}_R22_S11.fits.fz")
+    assert name is not None
+    assert LAYOUTS["lsst"].path_of(name) == f"{STEM}_R22_S11.fits"
+    unnamed = replace(name, detector_name=None)
+    assert LAYOUTS["lsst"].path_of(unnamed) == f"{STEM}_R22_S11.fits"
+    guider = lsst(f"{STEM}_R40_SG1_guider.fits")
+    assert guider is not None
+    assert LAYOUTS["lsst"].path_of(guider) == f"{STEM}_R40_SG1_guider.fits"
+    quoted = LAYOUTS["generic"].parse("LSSTCam/94/a%2Fb/0/2025112100156/r_03/x.fits")
+    assert quoted is not None
+    assert LAYOUTS["generic"].path_of(quoted) == "LSSTCam/94/a%2Fb/0/2025112100156/r_03/x.fits"
 
 
 @given(st.text(max_size=80), st.sampled_from(sorted(LAYOUTS)))
@@ -288,10 +309,21 @@ def test_raws_of_a_known_group_are_looked_for_in_its_folders():
     ]
 
 
-def test_without_a_format_the_root_is_looked_through():
-    layout = Layout(PatternLayout(pattern=r"(?P<exposure>\d+)/(?P<detector>\d+)"), {"LATISS": [0]})
+def test_free_text_in_a_folder_s_name_is_looked_through_and_ignored():
+    layout = Layout(["{instrument}/{label}/{exposure}/{label}_{detector}"], ["LATISS"])
+    waited_for = expected(0, instrument="LATISS")
+    assert layout.folders(waited_for) == (SearchFolder("LATISS", below=2),)
+    assert layout.admits("LATISS/science run", waited_for)
+    assert layout.admits("LATISS/science run/2025112100156", waited_for)
+    name = layout.parse("LATISS/science run/2025112100156/x_y_0.fits")
+    assert name is not None
+    assert (name.exposure, name.detector) == (2025112100156, 0)
+    assert waited_for.wants(name)
+
+
+def test_where_nothing_is_known_before_the_exposure_the_root_is_looked_through():
+    layout = Layout(["{exposure}/{detector}"], ["LATISS"])
     assert layout.folders(expected(0, instrument="LATISS")) == (SearchFolder("", below=1),)
-    assert layout.paths(RawName(Kind.IMAGE, "LATISS", 5, 0, 0)) == ()
 
 
 @pytest.mark.parametrize(
@@ -354,18 +386,57 @@ def test_an_instrument_without_a_table_is_refused_in_the_layout_that_needs_it(in
 
 
 def test_a_layout_without_the_instrument_serves_one():
-    layout = PatternLayout(pattern=r"(?P<exposure>\d+)_(?P<detector>\d+)")
-    name = Layout(layout, {"LATISS": [0]}).parse("2025112100156_0.fits")
+    name = Layout(["{exposure}_{detector}"], ["LATISS"]).parse("2025112100156_0.fits")
     assert name is not None
     assert (name.instrument, name.day_obs) == ("LATISS", 20251121)
     with pytest.raises(ConfigError, match="names no instrument, and the node serves LATISS, LSSTCam"):
-        Layout(layout, {"LATISS": [0], "LSSTCam": [0]})
+        Layout(["{exposure}_{detector}"], ["LATISS", "LSSTCam"])
 
 
-def test_a_format_that_leads_elsewhere_is_refused():
-    layout = PatternLayout(
-        pattern=r"(?P<instrument>\w+)/d(?P<detector>\d{3})/(?P<exposure>\d+)",
-        path="{instrument}/d{detector}/{exposure}",
-    )
-    with pytest.raises(ConfigError, match="leads to 'LATISS/d0', which its pattern does not match"):
-        Layout(layout, {"LATISS": [0]})
+# --- several paths ---
+
+BOTH = Layout(
+    ["{instrument}/{day_obs}/{exposure}_s{snap}_{detector}", "{instrument}/{group}/{exposure}-{detector}"],
+    ["LATISS"],
+)
+
+
+def test_of_several_paths_the_first_that_reads_it_counts():
+    first = assert_both_ways(BOTH, "LATISS/20251121/5_s2_0.fits")
+    assert (first.day_obs, first.snap, first.group) == (20251121, 2, None)
+    second = BOTH.parse(f"LATISS/{QUOTED}/5-0.fits")
+    assert second is not None
+    assert (second.snap, second.group) == (None, GROUP)
+    assert BOTH.parse("LATISS/20251121/5_0.fits") is None
+
+
+def test_raws_are_looked_for_in_the_folders_of_all_paths():
+    waited_for = expected(0, instrument="LATISS")
+    found = BOTH.folders(waited_for)
+    assert [folder.path for folder in found][:3] == ["LATISS/20251121", f"LATISS/{GROUP}", f"LATISS/{QUOTED}"]
+    assert all(BOTH.admits(folder.path, waited_for) for folder in found)
+
+
+def test_a_layout_says_what_all_its_paths_say():
+    assert BOTH.fields == {"instrument", "exposure", "detector"}
+    assert (BOTH.depth, BOTH.steady_depth) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["{exposure}_{detector}", "{day_obs}/{exposure}_{detector}"], "0 folders in one, 1 in another"),
+        ([], "at least 1 item"),
+        (["{exposure}_{detector}", "{exposure}"], "nothing names the detector"),
+    ],
+)
+def test_paths_that_do_not_go_together_are_refused(paths, said):
+    with pytest.raises(ValueError, match=said):
+        CustomLayout(path=paths)
+
+
+def test_a_pattern_is_refused_and_says_what_to_write():
+    with pytest.raises(ValueError, match=r"pattern is no longer supported.*\{instrument\}/\{day_obs\}"):
+        CustomLayout.model_validate(
+            {"pattern": r"(?P<exposure>\d+)_(?P<detector>\d+)", "path": "{exposure}_{detector}"}
+        )

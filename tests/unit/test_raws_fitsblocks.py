@@ -10,7 +10,7 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.fitsblocks import read_primary, structure
+from ppdaemon.raws.fitsblocks import read_primary, structure
 
 
 def encode(*extensions: fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU, **keys: object) -> bytes:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pydantic
 
 from ppdaemon.errors import ConfigError
-from ppdaemon.rawlayout import LayoutName, PatternLayout, make_layout
+from ppdaemon.raws.layout import CustomLayout, LayoutName, make_layout
 from ppdaemon.wire import Model
 
 __all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind", "unsuited")
@@ -77,7 +77,7 @@ def _remote(uri: str) -> str:
 
 
 LayoutField = Annotated[
-    Annotated[LayoutName, pydantic.Tag("(name)")] | Annotated[PatternLayout, pydantic.Tag("(mapping)")],
+    Annotated[LayoutName, pydantic.Tag("(name)")] | Annotated[CustomLayout, pydantic.Tag("(mapping)")],
     pydantic.Discriminator(_layout_branch),
 ]
 DoneMarker = Annotated[str, pydantic.AfterValidator(_marker)]
@@ -111,25 +111,14 @@ class RemoteRoot(Model):
 
 def unsuited(
     roots: Sequence[RootConfig | RemoteRoot],
-    layout: LayoutName | PatternLayout,
+    layout: LayoutName | CustomLayout,
     done: str | None,
     instruments: Mapping[str, Collection[int]],
 ) -> Iterator[tuple[int, str, str]]:
     """Find roots whose layout cannot tell what has to be known.
 
-    Parameters
-    ----------
-    roots : `~collections.abc.Sequence` [`RootConfig` or `RemoteRoot`]
-        The roots.
-    layout, done : `str` or `PatternLayout`, `str` or `None`
-        Of those that say nothing else.
-    instruments : `~collections.abc.Mapping` [`str`, `~collections.abc.Collection`]
-        Detectors that are served, by instrument.
-
-    Yields
-    ------
-    number, key, text : `int`, `str`, `str`
-        Which root, ``layout`` or ``done``, and what is wrong.
+    Layout and done are those of roots that have none of their own. Yield the
+    number of the root, ``layout`` or ``done``, and what is wrong.
     """
     for number, root in enumerate(roots):
         try:
