@@ -145,9 +145,9 @@ def test_a_raw_that_comes_back_while_it_is_given_up_is_delivered(tmp_path, monke
                 exposure.image().unlink()
                 looked.append(read_state(paths, structure=structure))
                 (pending,) = catcher.arrivals._completion._pending.values()
-                pending._news = False
+                pending._reported = False
                 exposure.put(94, sidecar=False)
-                wait_until(lambda: pending._news)
+                wait_until(lambda: pending._reported)
                 return looked[0]
 
             monkeypatch.setattr(files, "read_state", look)

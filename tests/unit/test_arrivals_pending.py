@@ -42,7 +42,7 @@ def seen(check: CompletenessCheck, file: FileState, now: float, **facts: bool) -
     """Look at a file as it is; its structure only if that is asked for."""
     decision = check.judge(stamps_of(file), now, **facts)
     if isinstance(decision, Recheck) and decision.structure:
-        decision = check.judge(file, now, **facts | {"news": False})
+        decision = check.judge(file, now, **facts | {"reported": False})
     return decision
 
 
@@ -99,7 +99,7 @@ def test_fault_19_a_whole_file_that_was_seen_to_appear_waits_to_be_closed():
         decision = check.judge(stamps, now, begun=True)
         assert isinstance(decision, Recheck)
         assert not decision.structure  # and costs nothing meanwhile
-    assert seen(check, whole(), 19.95, confirmed=True, news=True, begun=True) == Deliver(HERE, whole=True)
+    assert seen(check, whole(), 19.95, confirmed=True, reported=True, begun=True) == Deliver(HERE, whole=True)
 
 
 def test_a_whole_file_that_is_never_closed_is_taken_all_the_same():
@@ -120,12 +120,12 @@ def test_fault_19_a_file_that_is_closed_twice_is_taken_when_it_is_whole():
     assert isinstance(seen(check, broken(), 10.0, confirmed=True), Recheck)
     for step in range(1, 9):
         assert isinstance(seen(check, broken(100 * step), 10.0 + step, confirmed=True), Recheck)
-    assert seen(check, whole(), 20.0, confirmed=True, news=True) == Deliver(HERE, whole=True)
+    assert seen(check, whole(), 20.0, confirmed=True, reported=True) == Deliver(HERE, whole=True)
 
 
 def test_fault_19_a_file_that_is_opened_again_is_not_taken_between_two_of_its_parts():
     check = CompletenessCheck(10.0)
-    assert isinstance(seen(check, broken(2880), 10.0, confirmed=True, news=True), Recheck)
+    assert isinstance(seen(check, broken(2880), 10.0, confirmed=True, reported=True), Recheck)
     for part in range(1, 9):
         # Up to here it is whole, and the next part takes a while.
         for pause_s in (0.0, 0.02, 0.2, 0.4):
@@ -133,7 +133,7 @@ def test_fault_19_a_file_that_is_opened_again_is_not_taken_between_two_of_its_pa
             assert isinstance(seen(check, so_far, 10.0 + part + pause_s, confirmed=True), Recheck)
     all_of_it = whole(2880 * 9)
     assert isinstance(seen(check, all_of_it, 20.0, confirmed=True), Recheck)
-    assert seen(check, all_of_it, 20.01, confirmed=True, news=True) == Deliver(HERE, whole=True)
+    assert seen(check, all_of_it, 20.01, confirmed=True, reported=True) == Deliver(HERE, whole=True)
 
 
 def test_fault_18_a_broken_file_that_was_closed_is_taken_after_its_quiet_time():
@@ -192,7 +192,7 @@ def test_nothing_but_the_marker_confirms_where_there_is_to_be_one():
     check = CompletenessCheck(0.0)
     unmarked = FileState(MARKED, 1, 5760, 1000, 1001, marked=False, whole=True)
     for step in range(100):
-        assert isinstance(seen(check, unmarked, 0.2 * step, confirmed=True, news=True), Recheck)
+        assert isinstance(seen(check, unmarked, 0.2 * step, confirmed=True, reported=True), Recheck)
     assert seen(check, replace(unmarked, marked=True), 21.0) == Deliver(MARKED, whole=True)
 
 
@@ -231,9 +231,9 @@ looks = st.sampled_from([MISSING, whole(), whole(8640), whole(placed=True), brok
 @given(st.lists(st.tuples(looks, st.booleans(), st.booleans(), st.floats(0.001, 30.0)), max_size=60))
 def test_whatever_is_seen_every_file_has_an_end(story):
     check, now = CompletenessCheck(0.0), 0.0
-    for look, confirmed, news, step in story:
+    for look, confirmed, reported, step in story:
         now += step
-        decision = seen(check, look, now, confirmed=confirmed, news=news)
+        decision = seen(check, look, now, confirmed=confirmed, reported=reported)
         if isinstance(decision, Recheck):
             assert 0.0 < decision.pause_s <= module.LONGEST_PAUSE_S
             assert now < module.LIMIT_S

@@ -147,7 +147,7 @@ class RawCompletion:
 
     def take_stored(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
         """Deliver a raw in an object store, which needs no look, unless it was delivered; raises
-        BadMessage if what its exposure's headers say is not acceptable.
+        BadMessage if the values of its exposure's headers are not acceptable.
         """
         if self.delivered(name):
             return
@@ -242,7 +242,7 @@ class RawCompletion:
             self._spawn(self._exposures.learn_from(pending.name, sidecar_of(complete.file)))
 
     async def _ask_one_by_one(self, key: _ExposureKey) -> None:
-        """Find the group of an exposure, and deliver its raws; what tells nothing is refused."""
+        """Find the group of an exposure, and deliver its raws; a raw without a group is refused."""
         waiting, threads = self._ungrouped[key], self._threads[key[2]]
         asked: PendingRaw | None = None
         try:
@@ -252,15 +252,16 @@ class RawCompletion:
                 facts = self._exposures.known(asked.name) or await self._answered(
                     self._exposures.facts, asked.name, file, since_mono
                 )
-                known = self._exposures.known(asked.name) is not None
-                batch = [*itertools.islice(waiting, AT_ONCE if known else 1)]
+                # A group that only the path of this raw names is not that of the others.
+                alike = self._exposures.known(asked.name) is not None
+                batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
                 # Sidecars may have come while the group was looked for.
                 sidecars = [sidecar_of(_complete(each).file) for each in batch]
                 found = await self._answered(threads.run, are_regular, sidecars)
                 for pending, has_sidecar in zip(batch, found, strict=True):
                     waiting.popleft()
-                    told = self._exposures.known(pending.name) or facts
-                    self._conclude_with(pending, told, has_sidecar=has_sidecar)
+                    known = self._exposures.known(pending.name) or facts
+                    self._conclude_with(pending, known, has_sidecar=has_sidecar)
         finally:
             del self._ungrouped[key]
             # An error with the one that was asked is not to be in the way of the others.

@@ -2,10 +2,10 @@
 """Which group an exposure belongs to: one read serves all its detectors.
 
 All detectors of an exposure share OBSID and GROUPID. The first sidecar or,
-where none comes in time, the first FITS header that can be read tells, and at
-last the sidecars of other nodes' detectors. One that is another exposure's by
-its OBSID tells nothing: else a single misplaced file would lead all detectors
-astray.
+where none comes in time, the first FITS header that can be read names the
+group, and at last the sidecars of other nodes' detectors. One that is another
+exposure's by its OBSID does not count: else a single misplaced file would lead
+all detectors astray.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ type _Read = Callable[[RawPath], Awaitable[ExposureFacts]]
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
 LIST_WAIT_S = 120.0
-"""The list of an exposure's detectors comes before its images, which tell the
+"""The list of an exposure's detectors comes before its images, which name the
 group that it is for."""
 
 
@@ -54,11 +54,11 @@ class ExpectedSensors:
 
 
 class Reading(Protocol):
-    """How what is said of an exposure is read.
+    """Reads the sidecars, headers and lists of an exposure.
 
     Each method may raise `FileNotFoundError` if there is no such file,
-    `TimeoutError` if nothing can be said of it now, another `OSError` if it
-    cannot be read, and `~ppdaemon.errors.BadMessage` if it says nothing.
+    `TimeoutError` if it cannot be reached now, another `OSError` if it
+    cannot be read, and `~ppdaemon.errors.BadMessage` if it cannot be used.
     """
 
     async def sidecar(self, path: RawPath) -> ExposureFacts:
@@ -114,11 +114,11 @@ class _Exposure:
 
     @property
     def reading(self) -> asyncio.Lock:
-        """Held by whoever reads a file of this exposure."""
+        """Held while a file of this exposure is read."""
         return asyncio.Lock() if self.unknown is None else self.unknown.reading
 
     async def until_known(self, limit_s: float) -> None:
-        """Wait until a file has told, or as long as this."""
+        """Wait until the facts are known, or as long as this."""
         if self.unknown is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.unknown.known.wait(), limit_s)
@@ -131,7 +131,7 @@ class _Exposure:
 
 
 class Exposures:
-    """Reads and remembers what the headers of exposures say; `sidecar_wait_s` is how long a late
+    """Reads and remembers the facts of exposures; `sidecar_wait_s` is how long a late
     sidecar is waited for.
     """
 
@@ -151,7 +151,7 @@ class Exposures:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
-        """Return whether a sidecar of this exposure would say something new."""
+        """Return whether a sidecar of this exposure would add something."""
         return name.group is None and self._exposure(name).facts is None
 
     def unlisted(self, name: RawName) -> bool:
@@ -165,7 +165,7 @@ class Exposures:
             try:
                 await self._read(exposure, name, self._reading.sidecar, sidecar)
             except (OSError, BadMessage):
-                # It may be half written: the image, or the next sidecar, tells.
+                # It may be half written: the image, or the next sidecar, follows.
                 self._counts.count("sidecar_unread")
 
     async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
@@ -192,7 +192,7 @@ class Exposures:
     async def facts(
         self, name: RawName, image: RawPath, since_mono: float | None = None
     ) -> ExposureFacts | None:
-        """Return what the exposure's headers say; `None` if neither path nor sidecar nor header name a group.
+        """Return the exposure's facts; `None` if neither path nor sidecar nor header name a group.
 
         A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
         the filesystem hangs.
@@ -225,7 +225,7 @@ class Exposures:
         """Learn from the sidecars of detectors that this node does not serve.
 
         So a raw whose header is another exposure's comes to its own visit,
-        which then says that it is bad.
+        which then reports that it is bad.
         """
         try:
             sidecars = await self._reading.neighbours(image)
@@ -252,7 +252,7 @@ class Exposures:
             except FileNotFoundError:
                 return False
             except TimeoutError:
-                raise  # the filesystem hangs, which says nothing of the file
+                raise  # the filesystem hangs: the file may be good
             except (OSError, BadMessage) as error:
                 self._counts.complain(kind, f"{path.path}: {error}")
         return True

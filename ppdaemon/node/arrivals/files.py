@@ -43,7 +43,7 @@ MOST_SIDECARS = 5
 
 @dataclass(frozen=True, slots=True)
 class ExposureFacts:
-    """What every detector's header of an exposure says alike."""
+    """What the headers of all detectors of an exposure have in common."""
 
     group: str
     snap: int | None = None
@@ -180,7 +180,7 @@ def _json_object(path: RawPath) -> dict[str, Any]:
 
 
 def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
-    """Return what a sidecar or a primary header says; raises BadMessage if it names no group."""
+    """Return the facts in a sidecar or a primary header; raises BadMessage if it names no group."""
     group = header.get("GROUPID")
     if not isinstance(group, str) or not group.strip():
         raise BadMessage("GROUPID: missing or blank", "group")

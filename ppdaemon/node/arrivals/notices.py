@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arrival notices over ZeroMQ: object-store events, plain paths, and URIs.
 
-Whether something is fetched from where a notice says is not decided here.
+Whether what a notice names is fetched is not decided here.
 Notices come from PUB sockets, which lose messages without an error: the survey
 finds what a lost notice named.
 """

@@ -66,7 +66,7 @@ class FileState:
     marked: bool = True
     """`False` if its marker is missing, where there is to be one."""
     read: bool = True
-    """Whether its structure was read; if not, the next ones say nothing."""
+    """Whether its structure was read; if not, the next ones mean nothing."""
     whole: bool = False
     """Whether there are data and all that the headers promise."""
     problem: str = ""
@@ -106,7 +106,7 @@ class Recheck:
 
     pause_s: float
     structure: bool = False
-    """Whether the structure must be read then, because all else says that it is complete."""
+    """Whether the structure must be read then, because all else shows that it is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +139,14 @@ class CompletenessCheck:
         now: float,
         *,
         confirmed: bool = False,
-        news: bool = False,
+        reported: bool = False,
         begun: bool = False,
         age_s: float = 0.0,
     ) -> Decision:
         """Decide after a look.
 
         The structure is read only if `Recheck` asked for it, or if a source has just reported the
-        file as finished. `confirmed` is whether one ever did, `news` whether one did since the look
+        file as finished. `confirmed` is whether one ever did, `reported` whether one did since the look
         before this one. `begun` is whether an event reported that the file appeared, so that
         another one will report that it is closed. `age_s` is how long ago the last change was,
         where the time stamps show it: those of a file server do not.
@@ -154,7 +154,7 @@ class CompletenessCheck:
         last, fresh = self._last, state.read
         changed = last is not None and not state.same_file(last)
         # A writer that opens its file twice is reported to close it twice.
-        self._outdated = not news and (
+        self._outdated = not reported and (
             self._outdated or (changed and last is not None and last.file is not None)
         )
         confirmed = confirmed and not self._outdated
@@ -231,7 +231,7 @@ class PendingRaw:
     _check: CompletenessCheck
     _confirmed: bool
     _begun: bool
-    _news: bool
+    _reported: bool
     """Whether it was reported as finished since the last look began."""
     state: PendingState = PendingState.QUEUED
     changed_unix: float = 0.0
@@ -239,7 +239,7 @@ class PendingRaw:
     complete: Deliver | None = None
     """What is to be delivered once the group is known."""
     complete_mono: float = 0.0
-    _ordered_news: bool = False
+    _reported_before_look: bool = False
     _structure: bool = False
     # Few are waited for, and an event takes more than all the rest.
     _awaited: asyncio.Event | None = None
@@ -259,7 +259,7 @@ class PendingRaw:
         self._begun = self._begun or sighting.begun
         if not sighting.confirmed:
             return False
-        self._confirmed = self._news = True
+        self._confirmed = self._reported = True
         self.sighted_unix = unix
         return self.state is PendingState.PAUSED
 
@@ -267,8 +267,8 @@ class PendingRaw:
         """Begin a look; return where, and whether the structure is to be read."""
         assert self.state is PendingState.QUEUED
         self.state = PendingState.CHECKING
-        self._ordered_news, self._news = self._news, False
-        return tuple(self.files), self._structure or self._ordered_news
+        self._reported_before_look, self._reported = self._reported, False
+        return tuple(self.files), self._structure or self._reported_before_look
 
     def judge(self, state: FileState, mono: float, age_s: float) -> Decision:
         """Decide after a look."""
@@ -278,7 +278,7 @@ class PendingRaw:
             state,
             mono,
             confirmed=self._confirmed,
-            news=self._ordered_news,
+            reported=self._reported_before_look,
             begun=self._begun,
             age_s=age_s,
         )
@@ -287,7 +287,7 @@ class PendingRaw:
             self.state, self.complete, self.complete_mono = PendingState.COMPLETE, decision, mono
         elif isinstance(decision, Recheck):
             self.state = PendingState.PAUSED
-            if self._news:
+            if self._reported:
                 return Recheck(0.0)
         return decision
 
@@ -295,7 +295,7 @@ class PendingRaw:
         """End a look without result: where it is first looked for does not answer."""
         assert self.state is PendingState.CHECKING
         self.state = PendingState.PAUSED
-        self._news = self._news or self._ordered_news
+        self._reported = self._reported or self._reported_before_look
         self.files.append(self.files.pop(0))
 
     def look_again(self) -> None:
@@ -311,7 +311,7 @@ class PendingRaw:
         """End it; return `False` if it was not delivered and begins again, because its file
         was reported while it was looked at: it may be another one by now.
         """
-        if not delivered and self._news:
+        if not delivered and self._reported:
             self._check = CompletenessCheck(mono)
             self.state = PendingState.QUEUED
             return False

@@ -40,7 +40,7 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class RawRoot:
-    """One raw root, with what is said of it and what of all."""
+    """One raw root, with its own settings or those of all."""
 
     path: str
     """Absolute; may be a symbolic link."""

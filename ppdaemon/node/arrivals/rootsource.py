@@ -348,7 +348,7 @@ class RootSource:
                 continue
             expected = self._context.expected()
             if not expected:
-                self._poll_problem = ""  # what the survey says is newer
+                self._poll_problem = ""  # what the survey reports is newer
                 continue
             search, live = observers.search, observers.survey.live
             try:

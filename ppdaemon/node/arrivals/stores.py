@@ -132,7 +132,7 @@ class StoreArrivals:
             while images:
                 first = next(iter(images))
                 facts = await self._facts(images[first])
-                if facts is None:  # one that tells nothing must not be in the way of the others
+                if facts is None:  # one without a group must not be in the way of the others
                     path = images.pop(first).file.path
                     text = f"{path}: no group in sidecar or header, not delivered"
                     self._completion.refuse(path, "no_group", text)

@@ -114,7 +114,7 @@ class Walker(ABC):
         self._served = tuple(roots.all_of(instrument) for instrument in roots.served)
         self._folders: dict[str, _Folder] = {}
         self.refusals: deque[BadMessage] = deque(maxlen=MOST_REFUSALS)
-        """What is wrong with names that were met; whoever reads it takes them out."""
+        """What is wrong with names that were met; its reader takes them out."""
         self.problem = ""
         """Why a folder could not be listed at the last walk, or empty."""
 

@@ -2,7 +2,7 @@
 """The kernel's events in folders, by inotify through watchdog.
 
 Of watchdog only the reader is used (`watchdog.observers.inotify_c`), one for
-each raw root. Its observers do more than is wanted here, and tell less: they
+each raw root. Its observers do more than is wanted here, and report less: they
 walk through all that is below a folder, have a thread for each, hold events
 back for 0.5 s while half of a move is missing, add a folder twice that was
 made while its parent was walked through (which is what its warning "Callback
@@ -117,11 +117,11 @@ class FolderWatch:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs that reads what the kernel tells."""
+        """Whether the thread runs that reads the kernel's events."""
         return self._reader is not None and self._reader.is_alive()
 
     def start(self) -> None:
-        """Start to read, if that was not done; what is refused is told in `problem`."""
+        """Start to read, if that was not done; `problem` has what is refused."""
         with self._lock:
             if self._reader is not None or self._stopping:
                 return
@@ -130,7 +130,7 @@ class FolderWatch:
             except OSError as error:
                 self._refused = _explain(error)
                 return
-            # It is not reading yet. By itself it says that it is, and if it is
+            # It is not reading yet. By itself it claims that it is, and if it is
             # stopped before it does, its descriptors are never closed.
             reader._is_reading = False
             reader.start()
@@ -158,7 +158,7 @@ class FolderWatch:
                 self._forget(self._numbers[folder])
 
     def touch(self) -> None:
-        """Touch the canary, which the kernel has to report; an OSError says nothing of the watch."""
+        """Touch the canary, which the kernel has to report; an OSError means nothing for the watch."""
         if self._canary is None or self._reader is None:
             return
         if self._canary_number < 0:
@@ -262,8 +262,8 @@ class FolderWatch:
             if watched is None:
                 return
             del self._numbers[watched.folder]
-            told = os.path.dirname(watched.folder) in self._numbers
-        if not told and not self._stopping:
+            known = os.path.dirname(watched.folder) in self._numbers
+        if not known and not self._stopping:
             self._mailbox.put(partial(self._listener.events_lost, "unwatched"))
 
     def on_queue_overflow(self) -> None:
