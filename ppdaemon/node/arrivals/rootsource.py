@@ -222,12 +222,7 @@ class RootSource:
             if watch is not None:
                 await self._threads.run(watch.keep, survey.folders)
         except OSError as error:
-            self._problem = self._explained(error)
-            self._context.lost(self._root.path)
-            # All is watched and listed anew when the root is back; a thread that hangs may
-            # still go on with this survey.
-            self._close_watch()
-            self._observers = None
+            self._failed(error)
         else:
             self._problem = self._lacking(mount)
             return True
@@ -237,8 +232,9 @@ class RootSource:
         folders, self._new_folders = self._new_folders, set()
         try:
             await self._collect(observers.survey.explore(folders, Moment.by(self._clock)))
-        except OSError:
-            self._want_survey()  # which reports what is the matter
+        except OSError as error:
+            self._failed(error)
+            self._want_survey()
 
     async def _collect(self, found: Iterator[list[Sighting]], surveying: _Observers | None = None) -> None:
         """Report what a walk finds; a survey looks into new folders in between."""
@@ -257,6 +253,14 @@ class RootSource:
 
     def _complain_of(self, error: BadMessage, source: str) -> None:
         self._context.counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+
+    def _failed(self, error: OSError) -> None:
+        self._problem = self._explained(error)
+        self._context.lost(self._root.path)
+        # All is watched and listed anew when the root is back. A thread that hangs may still
+        # go on with these.
+        self._close_watch()
+        self._observers = None
 
     def _explained(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
