@@ -26,12 +26,12 @@ from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading, Reading
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
-from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
-from ppdaemon.node.arrivals.stores import StoreArrivals
+from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReading
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import Moment, Search
+from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
@@ -68,7 +68,7 @@ class Arrivals:
         expect: Callable[[ExpectedSensors], None] | None = None,
         waiting: Callable[[], Sequence[Expected]] = tuple,
         canaries: Path | None = None,
-        reader: ReaderSeat | None = None,
+        reader: ReaderProcess | None = None,
     ):
         self._config = config
         self._clock = clock
@@ -133,7 +133,7 @@ class Arrivals:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._reader is not None:
-            await self._reader.close()
+            self._reader.close()
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
@@ -248,7 +248,7 @@ class Arrivals:
     def _new_exposures(self, reading: Reading, roots: RawRoots) -> Exposures:
         return Exposures(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
 
-    def _new_stores(self, reader: ReaderSeat, instruments: Mapping[str, Collection[int]]) -> StoreArrivals:
+    def _new_stores(self, reader: ReaderProcess, instruments: Mapping[str, Collection[int]]) -> StoreArrivals:
         roots = RawRoots(self._config, instruments, stores=True)
         return StoreArrivals(
             roots,

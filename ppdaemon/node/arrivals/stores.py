@@ -16,13 +16,14 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.completion import RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures
-from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, Reading
+from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
 from ppdaemon.node.arrivals.notices import StoredObject
-from ppdaemon.node.arrivals.roots import RawRoots, Sighting
+from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
+from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Kind, RawName
 
-__all__ = ("StoreArrivals", "escaped")
+__all__ = ("StoreArrivals", "StoreReading", "escaped")
 
 MOST_EXPOSURES = 1000
 """Of which something is being read; a night has some 1000 in all."""
@@ -163,6 +164,29 @@ class StoreArrivals:
             self._completion.take_stored(name, sighting.source, escaped(sighting.file.path), facts)
         except BadMessage as error:
             self._completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
+
+
+class StoreReading(Reading):
+    """Reads objects by the reader process."""
+
+    def __init__(self, reader: ReaderProcess):
+        self._reader = reader
+
+    async def sidecar(self, path: RawPath) -> ExposureFacts:
+        """Read a sidecar; see `~ppdaemon.node.arrivals.exposures.Reading`."""
+        return facts_in(await self._reader.ask("json", escaped(path.path)))
+
+    async def header(self, path: RawPath) -> ExposureFacts:
+        """Read a primary header, as above."""
+        return facts_in(await self._reader.ask("header", escaped(path.path)))
+
+    async def listed(self, path: RawPath) -> frozenset[str]:
+        """Read a list of detectors, as above."""
+        return sensors_in(await self._reader.ask("json", escaped(path.path)))
+
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
+        """Find none: stores are not listed."""
+        return ()
 
 
 def _key(name: RawName) -> _Key:
