@@ -24,25 +24,25 @@ from lsst.daf.butler import (
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from ppdaemon.middleware.central import known_dataset_type
+from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.handover import write_outputs
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
-from ppdaemon.middleware.direct.lookups import LookUps, Unforeseen
+from ppdaemon.middleware.direct.lookups import LookupMiss, LookUps
 from ppdaemon.middleware.direct.memory import MemoryButler
+from ppdaemon.middleware.direct.prefetch import Prefetcher, readings
 from ppdaemon.middleware.direct.quanta import Step, build_steps
-from ppdaemon.middleware.direct.rehearsal import rehearse
 from ppdaemon.middleware.direct.run import Runner
-from ppdaemon.middleware.direct.scribe import Scribe
 from ppdaemon.middleware.direct.shape import Part, Shape, Unsupported, shape_of
-from ppdaemon.middleware.direct.store import ReadAhead, readings
 from ppdaemon.middleware.direct.tasks import ReadyTasks
+from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.engine import Job, Ran
 from ppdaemon.middleware.failures import describe, is_out_of_space
 from ppdaemon.middleware.graph import UnusablePipeline, labels_named, resolved
 
-__all__ = ("DirectEngine", "DirectRun", "Exposures", "Unsupported", "Warmth")
+__all__ = ("DirectEngine", "DirectRun", "Exposures", "Unsupported", "WarmupResult")
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)
-class Warmth:
+class WarmupResult:
     """What could be done before the image."""
 
     quanta: int
@@ -88,7 +88,7 @@ class DirectRun:
     runner: Runner
     memory: MemoryButler
     writer: DatasetWriter
-    scribe: Scribe
+    background: BackgroundWriter
     link: Path
     """Place for a symbolic link."""
     processes: int
@@ -101,7 +101,7 @@ class DirectRun:
     @property
     def outputs(self) -> list[DatasetRef]:
         """What was made and is to be exported (`list`)."""
-        return [held.ref for held in self.memory.outputs]
+        return [dataset.ref for dataset in self.memory.outputs]
 
     def write(self, folder: Path) -> list[DatasetFile]:
         """Write what is to be exported.
@@ -116,7 +116,7 @@ class DirectRun:
         files : `list` [`~ppdaemon.middleware.direct.files.DatasetFile`]
             The files.
         """
-        self.scribe.finish()
+        self.background.finish()
         return write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
 
 
@@ -158,7 +158,7 @@ class DirectEngine:
         self._urgent = tuple(urgent)
         self._processes = processes
         self._memory_bytes = memory_bytes
-        self._ahead = ReadAhead(read_ahead_bytes)
+        self._prefetcher = Prefetcher(read_ahead_bytes)
         self._tasks = ReadyTasks()
         self._shapes: dict[str, _Judged] = {}
         self._known: dict[tuple[str, str, tuple[str, ...]], _Known] = {}
@@ -196,7 +196,7 @@ class DirectEngine:
             raise found.shape
         return found.shape
 
-    def warm(self, job: Job, expected: Exposures, butler: Butler) -> Warmth:
+    def warm(self, job: Job, expected: Exposures, butler: Butler) -> WarmupResult:
         """Do what needs no image: look up, construct tasks, read ahead.
 
         Parameters
@@ -210,7 +210,7 @@ class DirectEngine:
 
         Returns
         -------
-        warmth : `Warmth`
+        result : `WarmupResult`
             What was done.
 
         Raises
@@ -233,8 +233,8 @@ class DirectEngine:
             for ref, often in readings(steps).items()
             if (ref.datasetType.nameAndComponent()[0], ref.run) not in raws
         }
-        read_bytes = self._ahead.read(wanted, butler.get)
-        return Warmth(len(steps), read_bytes, self._ahead.kept_bytes)
+        read_bytes = self._prefetcher.read(wanted, butler.get)
+        return WarmupResult(len(steps), read_bytes, self._prefetcher.kept_bytes)
 
     def build(self, job: Job, landed: Exposures, butler: Butler) -> DirectRun:
         """Build the quanta of exposures that came.
@@ -273,7 +273,7 @@ class DirectEngine:
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         assert self._writer is not None  # made with the shape
-        scribe = Scribe(self._writer, self._folder)
+        background = BackgroundWriter(self._writer, self._folder)
         memory = MemoryButler(
             butler.dimensions,
             {name: node.dataset_type for name, node in known.shape.graph.dataset_types.items()},
@@ -283,23 +283,25 @@ class DirectEngine:
             self._writer,
             self._folder,
             self._memory_bytes,
-            scribe,
+            background,
         )
         urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, landed.context, scribe, urgent, self._processes)
-        self._run = DirectRun(runner, memory, self._writer, scribe, self._folder / "target", self._processes)
+        runner = Runner(steps, memory, self._tasks, landed.context, background, urgent, self._processes)
+        self._run = DirectRun(
+            runner, memory, self._writer, background, self._folder / "target", self._processes
+        )
         return self._run
 
     def forget(self) -> None:
         """Go on with another visit; what does not depend on the visit is kept."""
         if self._run is not None:
-            self._run.scribe.finish()  # it may not have been asked for its files
+            self._run.background.finish()  # it may not have been asked for its files
             self._run = None
         if self._folder.exists():  # the RAM disk is memory, too
             shutil.rmtree(self._folder)
         self._known.clear()
         self._tasks.forget()
-        self._ahead.forget()
+        self._prefetcher.forget()
 
     def _judged(self, job: Job, butler: Butler) -> _Judged:
         shape = self._shape(job, butler)
@@ -311,7 +313,7 @@ class DirectEngine:
             if self._writer is None:
                 roots = [root for root in butler.get_datastore_roots().values() if root is not None]
                 self._writer = DatasetWriter(ButlerConfig(str(roots[0])), butler.dimensions)
-                rehearse(butler.dimensions, self._writer, self._folder / "rehearsal")
+                warm_up(butler.dimensions, self._writer, self._folder / "warmup")
             graph: PipelineGraph = resolved(
                 job.pipeline, butler.dimensions, lambda name: known_dataset_type(butler, name)
             )
@@ -345,7 +347,7 @@ class DirectEngine:
             if (file := raws.get(ref.id)) is not None:
                 return read_dataset(file, ref, parameters)
             if not parameters:
-                content, found = self._ahead.take(ref)
+                content, found = self._prefetcher.take(ref)
                 if found:
                     return content
             return butler.get(ref, parameters=dict(parameters or {}))
@@ -371,7 +373,7 @@ def _steps(
 
     try:
         steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
-    except Unforeseen:
+    except LookupMiss:
         with known.look_ups.asking(exposures.records):
             steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
     return steps, {file.ref.id: file for file in raws}

@@ -12,7 +12,7 @@ from lsst.daf.butler import DatasetProvenance, DatasetRef
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
 from ppdaemon.middleware.failures import describe
 
-__all__ = ("Scribe", "Writable")
+__all__ = ("BackgroundWriter", "Writable")
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,34 +27,21 @@ class Writable(Protocol):
     """Set when it is written; nobody may change the content before."""
 
 
-class Scribe:
-    """Writes datasets into files on the RAM disk.
-
-    Parameters
-    ----------
-    writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
-        Knows how.
-    folder : `pathlib.Path`
-        Where.
-    """
+class BackgroundWriter:
+    """Writes datasets into files in a folder on the RAM disk."""
 
     def __init__(self, writer: DatasetWriter, folder: Path):
         self._writer = writer
         self._folder = folder
         self._waiting: deque[Writable] = deque()
         self._news = threading.Condition()
+        """Guards all below, which both threads change."""
         self._allowed = False
         self._over = False
         self._thread: threading.Thread | None = None
 
     def offer(self, dataset: Writable) -> None:
-        """Write a dataset some time.
-
-        Parameters
-        ----------
-        dataset : `Writable`
-            The dataset.
-        """
+        """Write a dataset some time."""
         with self._news:
             self._waiting.append(dataset)
             self._start()
@@ -78,7 +65,7 @@ class Scribe:
     def _start(self) -> None:
         if self._allowed and self._waiting and self._thread is None and not self._over:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="background-writer", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:
@@ -90,6 +77,7 @@ class Scribe:
                 dataset.file = self._writer.write(content, dataset.ref, self._folder, dataset.provenance)
             except Exception as error:  # formatters are foreign code; whoever spools will get it again
                 _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
+            del content  # or it would be kept for as long as this thread waits
 
     def _next(self) -> Writable | None:
         with self._news:

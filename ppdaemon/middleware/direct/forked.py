@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Work in a forked process, which has all that is in memory and leaves what it makes in memory, too."""
+"""Calls in a forked process, which has all that is in memory and leaves its result in memory, too."""
 
 import gc
-import io
 import logging
 import mmap
 import os
@@ -12,7 +11,7 @@ import signal
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, NoReturn, Self
 
@@ -23,7 +22,7 @@ from sqlalchemy.pool import Pool
 from ppdaemon.middleware.failures import describe
 from ppdaemon.processes import die_with_parent
 
-__all__ = ("Apart", "EndedSilently")
+__all__ = ("DiedWithoutResult", "ForkedCall")
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,47 +30,31 @@ _ALIGNMENT_BYTES = 64
 """Arrays begin at cache lines."""
 _SMALL_BYTES = 100_000
 """Smaller arrays are copied: one that is kept would keep all that came with it."""
-_LENGTH = struct.Struct("<Q")
+_POSITION = struct.Struct("<Q")
 
 
-class EndedSilently(Exception):
+class DiedWithoutResult(Exception):
     """A process has ended without a result."""
 
 
-class Apart:
-    """A forked process with one piece of work.
+class ForkedCall:
+    """A forked process that makes one call.
 
     Only a process whose other threads do nothing may begin one.
-
-    Parameters
-    ----------
-    pid : `int`
-        The process.
-    result : `int`
-        Descriptor of the file in memory where the result will be.
     """
 
     def __init__(self, pid: int, result: int):
         self._pid = pid
         self._result = result
+        """Descriptor of the file in memory where the result will be."""
         self._end = os.pidfd_open(pid)
 
     @classmethod
     def begin[T](cls, work: Callable[[], T], plain: Callable[[T], object]) -> Self:
-        """Fork, and let the child do something.
+        """Fork a child, which dies with this process, and let it call `work`.
 
-        Parameters
-        ----------
-        work : `~collections.abc.Callable`
-            Returns the result.
-        plain : `~collections.abc.Callable`
-            Is called with a result that cannot be pickled, and returns the
-            same in a form that can.
-
-        Returns
-        -------
-        apart : `Apart`
-            The child; it dies with this process.
+        A result that cannot be pickled is given to `plain`, which returns it
+        in a form that can.
 
         Raises
         ------
@@ -102,27 +85,24 @@ class Apart:
     def take(self) -> Any:
         """Wait for the end, and return the result.
 
-        Returns
-        -------
-        result : `object`
-            Its large arrays lie where the child has written them; nobody else
-            has them, nor has a process that is forked later.
+        Its large arrays lie where the child has written them; nobody else has
+        them, nor has a process that is forked later.
 
         Raises
         ------
-        EndedSilently
-            Raised, saying how it has ended, if there is none.
+        DiedWithoutResult
+            Raised, with the way it has ended, if there is none.
         """
         try:
             _, status = os.waitpid(self._pid, 0)
             if (code := os.waitstatus_to_exitcode(status)) != 0:
-                raise EndedSilently(_signal_name(-code) if code < 0 else f"exit status {code}")
+                raise DiedWithoutResult(_signal_name(-code) if code < 0 else f"exit status {code}")
             return _unpacked(self._result)
         finally:
             self._close()
 
     def end(self) -> None:
-        """Kill it; nobody wants the result any more."""
+        """Kill the child; nobody wants the result any more."""
         try:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -131,21 +111,8 @@ class Apart:
             self._close()
 
     @staticmethod
-    def over(running: Collection["Apart"], *, wait: bool) -> list["Apart"]:
-        """Return those that have ended.
-
-        Parameters
-        ----------
-        running : `~collections.abc.Collection` [`Apart`]
-            Children.
-        wait : `bool`
-            Whether to wait until there is one.
-
-        Returns
-        -------
-        ended : `list` [`Apart`]
-            In the order given.
-        """
+    def over(running: Collection["ForkedCall"], *, wait: bool) -> list["ForkedCall"]:
+        """Return those that have ended, in the order given; if asked to, wait until there is one."""
         poll = select.poll()
         for each in running:
             poll.register(each._end, select.POLLIN)
@@ -158,14 +125,16 @@ class Apart:
 
 
 def _be_child[T](work: Callable[[], T], plain: Callable[[T], object], result: int, parent: int) -> NoReturn:
-    """Do the work and end, whatever happens, without running what the parent has registered for its end."""
+    """Make the call and end, whatever happens, without running what the parent has registered for its end."""
     status = 1
     try:
         die_with_parent()
         if os.getppid() == parent:
             gc.freeze()  # or a collection would touch, and so copy, each page of the parent's
-            _reseed()
-            _have_own_connections()
+            # All children inherit the same random state; that of ``random`` Python itself makes anew.
+            if "numpy.random" in sys.modules:
+                sys.modules["numpy.random"].seed()
+            _leave_connections_alone()
             content = work()
             try:
                 _pack(content, result)
@@ -195,18 +164,13 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _reseed() -> None:
-    """All children inherit the same random state; that of ``random`` Python itself makes anew."""
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
+def _leave_connections_alone() -> None:
+    """Use no database connection that was opened before the fork; open new ones.
 
-
-def _have_own_connections() -> None:
-    """Let each database connection that was opened before the fork alone; use new ones.
-
-    SQLAlchemy's recipe for connection pools and ``os.fork``. The old ones are
-    not closed either: the server, or SQLite, would take it for the parent's
-    word.
+    SQLAlchemy's recipe for connection pools and ``os.fork``: tasks that were
+    constructed before the fork have engines of their own. The old connections
+    are not closed either: the server, or SQLite, would take that for the
+    parent's request.
     """
     own: set[int] = set()
     others: list[object] = []
@@ -223,81 +187,35 @@ def _have_own_connections() -> None:
             raise DisconnectionError("opened before the fork")
 
 
-class _Pickler(pickle.Pickler):
-    """Knows one class more: coordinate systems of images, where there is no astshim."""
-
-    def reducer_override(self, content: Any) -> Any:
-        if type(content).__module__ != _AstLines.MODULE:
-            return NotImplemented
-        lines = _AstLines([])
-        sys.modules[_AstLines.MODULE].Channel(None, lines).write(content)
-        return _read_ast, (lines.lines,)
-
-
-class _AstLines:
-    """The text of an AST object, as a channel of its library writes and reads it: nothing is lost."""
-
-    MODULE = "starlink.Ast"
-
-    def __init__(self, lines: Iterable[str]):
-        self.lines = list(lines)
-        self._unread = iter(self.lines)
-
-    def astsink(self, line: str) -> None:
-        self.lines.append(line)
-
-    def astsource(self) -> str | None:
-        return next(self._unread, None)
-
-
-def _read_ast(lines: list[str]) -> Any:
-    return sys.modules[_AstLines.MODULE].Channel(_AstLines(lines), None).read()
-
-
 def _pack(content: object, target: int) -> None:
-    """Write an object, its arrays as they lie in memory.
-
-    A list of lengths comes first: of all, of the object without its arrays,
-    and of each array.
+    """Write arrays as they lie in memory, then the object without them, then where that begins.
 
     Raises
     ------
     Exception
-        Raised if its classes cannot write or read it.
+        Raised if the object's classes cannot write or read it.
     """
     arrays: list[pickle.PickleBuffer] = []
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=arrays.append).dump(content)
-    pickle.loads(stream.getbuffer(), buffers=arrays)  # only here is a way left for what cannot be read
-    parts = [stream.getbuffer(), *(array.raw() for array in arrays)]
-    lengths = b"".join(_LENGTH.pack(each) for each in (len(parts), *(len(part) for part in parts)))
-    _write(target, memoryview(lengths), 0)
-    for part, place in zip(parts, _places(len(lengths), [len(part) for part in parts]), strict=True):
-        _write(target, part, place)
-
-
-def _write(target: int, part: memoryview, place: int) -> None:
-    while part:
-        written = os.pwrite(target, part, place)
-        part, place = part[written:], place + written
+    body = pickle.dumps(content, protocol=5, buffer_callback=arrays.append)
+    pickle.loads(body, buffers=arrays)  # only here is a way left for what cannot be read
+    places = []
+    with open(target, "wb", closefd=False) as file:
+        for array in arrays:
+            begin = file.seek(-file.tell() % _ALIGNMENT_BYTES, os.SEEK_CUR)
+            places.append((begin, begin + file.write(array.raw())))
+        begin = file.tell()
+        pickle.dump((body, places), file)
+        file.write(_POSITION.pack(begin))
 
 
 def _unpacked(source: int) -> Any:
     if not os.fstat(source).st_size:
-        raise EndedSilently("exit status 0")
+        raise DiedWithoutResult("exit status 0")
     # Private: what is changed here is not changed in children that are forked later, nor the reverse.
     content = memoryview(mmap.mmap(source, 0, flags=mmap.MAP_PRIVATE))
-    (count,) = _LENGTH.unpack_from(content)
-    lengths = [_LENGTH.unpack_from(content, _LENGTH.size * (k + 1))[0] for k in range(count)]
-    places = _places(_LENGTH.size * (count + 1), lengths)
-    body, *arrays = (content[place : place + length] for place, length in zip(places, lengths, strict=True))
+    (begin,) = _POSITION.unpack(content[-_POSITION.size :])
+    body, places = pickle.loads(content[begin:])
+    arrays = [content[start:stop] for start, stop in places]
     return pickle.loads(
         body, buffers=[bytearray(array) if len(array) < _SMALL_BYTES else array for array in arrays]
     )
-
-
-def _places(begin: int, lengths: list[int]) -> Iterator[int]:
-    for length in lengths:
-        begin += -begin % _ALIGNMENT_BYTES
-        yield begin
-        begin += length
