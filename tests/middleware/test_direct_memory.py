@@ -20,14 +20,16 @@ from lsst.daf.butler import (
     DatasetType,
     DimensionUniverse,
     Quantum,
+    StorageClassFactory,
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
+from pandas import DataFrame
 from waiting import wait_until
 
 from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.background import BackgroundWriter
-from ppdaemon.middleware.direct.copies import size_bytes
+from ppdaemon.middleware.direct.copies import copied, size_bytes
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
@@ -157,6 +159,15 @@ def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Pat
     desk.memory.end(first)
     assert place(read(desk, second, one)) != made_at
     assert kept is not None
+
+
+def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
+    one, whole = ref_of("one"), pixels()
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk = Desk(tmp_path, [first, second])
+    make(desk, first, one={"pixels": whole[9:]})
+    whole += 1.0
+    assert read(desk, second, one)["pixels"].sum() == 0.0
 
 
 def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
@@ -446,6 +457,14 @@ def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCapture
     assert "is not read ahead: OSError: broken file" in caplog.text
 
 
-def test_the_size_of_what_is_dataset_is_about_known() -> None:
+def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
+    frame = DataFrame({"neighbors": [[1], [2, 3]]})
+    table = Table({"neighbors": np.array([[1], [2, 3]], dtype=object)})
+    for content, name in ((frame, "DataFrame"), (table, "ArrowAstropy")):
+        copied(content, StorageClassFactory().getStorageClass(name))["neighbors"][0].append(9)
+        assert content["neighbors"][0] == [1]
+
+
+def test_the_size_of_what_is_held_is_about_known() -> None:
     assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
     assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400

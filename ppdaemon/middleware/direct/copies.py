@@ -2,6 +2,7 @@
 """Copies of datasets in memory, and about how much memory they take."""
 
 import copy
+import pickle
 import sys
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from lsst.daf.butler import StorageClass, StorageClassDelegate
 
-__all__ = ("copied", "exclusive", "movable_arrays", "size_bytes")
+__all__ = ("copied", "exclusive", "measured", "size_bytes")
 
 _FEW = 500
 """Objects looked at to find out a size: images and tables have few, and big
@@ -36,14 +37,23 @@ def copied(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> An
     if type(delegate).copy is not StorageClassDelegate.copy:
         return delegate.copy(content)
     try:
+        if (
+            type(content).__module__.partition(".")[0] == "pandas"
+        ):  # its deep copies share the objects in cells
+            return pickle.loads(pickle.dumps(content))
         return copy.deepcopy(content, {id(each): each for each in moved})
     except Exception as error:  # classes are foreign code: anything may come out
         raise NotImplementedError(f"{type(content)} cannot be copied: {error}") from error
 
 
-def movable_arrays(content: Any) -> list[Any]:
-    """Return the large arrays in a dataset that are used elsewhere only if something refers to them."""
-    return [each for each in _walk(content) if _is_movable(each)]
+def measured(content: Any) -> tuple[int, list[Any]]:
+    """Return the bytes of a dataset, and its large arrays that are used elsewhere only if referred to."""
+    size_bytes, movable = 0, []
+    for each in _walk(content):
+        size_bytes += _own_bytes(each) or 0
+        if _is_movable(each):
+            movable.append(each)
+    return size_bytes, movable
 
 
 def _is_movable(content: Any) -> bool:
@@ -51,7 +61,6 @@ def _is_movable(content: Any) -> bool:
     return (
         type(content) is np.ndarray
         and content.nbytes >= _LARGE_BYTES
-        and content.base is None
         and bool(content.flags.owndata)
         and not content.dtype.hasobject
         and not weakref.getweakrefcount(content)
@@ -68,7 +77,7 @@ def exclusive(arrays: Sequence[Any]) -> list[Any]:
 
 def size_bytes(content: Any) -> int:
     """Return the bytes of the arrays found in a dataset; memory that two of them share counts twice."""
-    return sum(_own_bytes(each) or 0 for each in _walk(content))
+    return measured(content)[0]
 
 
 def _walk(content: Any) -> Iterator[Any]:

@@ -34,7 +34,7 @@ from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.middleware.direct.background import BackgroundWriter
-from ppdaemon.middleware.direct.copies import copied, exclusive, movable_arrays, size_bytes
+from ppdaemon.middleware.direct.copies import copied, exclusive, measured
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.quanta import Step
 
@@ -319,10 +319,7 @@ class MemoryButler(LimitedButler):
         if not needed or self._is_log(dataset):
             return
         dataset.shared = True
-        dataset.size_bytes = size_bytes(dataset.content)
-        if self.used_bytes + dataset.size_bytes > self._limit_bytes:
-            self._move_out(dataset)
-        elif self._left is None or self._is_one_of_several(dataset):
+        if self._left is None or self._is_one_of_several(dataset):
             self._own(dataset)
 
     def _is_log(self, dataset: MemoryDataset) -> bool:
@@ -349,9 +346,14 @@ class MemoryButler(LimitedButler):
         return datasets
 
     def _own(self, dataset: MemoryDataset) -> None:
-        """Make an object this Butler's own: copy it, but for arrays that nobody else has."""
+        """Make an object this Butler's own: copy it, but for arrays that nobody else has; or write it."""
         storage = dataset.ref.datasetType.storageClass
-        arrays = movable_arrays(dataset.content)
+        used_bytes = self.used_bytes
+        dataset.shared = False
+        dataset.size_bytes, arrays = measured(dataset.content)
+        if used_bytes + dataset.size_bytes > self._limit_bytes:
+            self._move_out(dataset)
+            return
         try:
             # Moved arrays are referred to by the copy, and by the original if that is not gone now.
             dataset.content = copied(dataset.content, storage, moved=arrays)
@@ -360,7 +362,6 @@ class MemoryButler(LimitedButler):
                 dataset.content = copied(dataset.content, storage, moved=own)
         except NotImplementedError:
             self._move_out(dataset)
-        dataset.shared = False
 
     def _hand_out(self, dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
         content = _part(dataset, ref, parameters)
