@@ -5,26 +5,14 @@ import logging
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Protocol
 
-from lsst.daf.butler import DatasetProvenance, DatasetRef
-
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
+from ppdaemon.middleware.direct.datasets import MemoryDataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.failures import describe
 
-__all__ = ("BackgroundWriter", "Writable")
+__all__ = ("BackgroundWriter",)
 
 _LOG = logging.getLogger(__name__)
-
-
-class Writable(Protocol):
-    """A dataset that waits to be written."""
-
-    ref: DatasetRef
-    content: object
-    provenance: DatasetProvenance | None
-    file: DatasetFile | None
-    """Set when it is written; nobody may change the content before."""
 
 
 class BackgroundWriter:
@@ -33,15 +21,15 @@ class BackgroundWriter:
     def __init__(self, writer: DatasetWriter, folder: Path):
         self._writer = writer
         self._folder = folder
-        self._waiting: deque[Writable] = deque()
+        self._waiting: deque[MemoryDataset] = deque()
         self._news = threading.Condition()
         """Guards all below, which both threads change."""
         self._allowed = False
         self._over = False
         self._thread: threading.Thread | None = None
 
-    def offer(self, dataset: Writable) -> None:
-        """Write a dataset some time."""
+    def offer(self, dataset: MemoryDataset) -> None:
+        """Write a dataset some time, and set its file; nobody may change its content from now on."""
         with self._news:
             self._waiting.append(dataset)
             self._start()
@@ -79,7 +67,7 @@ class BackgroundWriter:
                 _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
             del content  # or it would be kept for as long as this thread waits
 
-    def _next(self) -> Writable | None:
+    def _next(self) -> MemoryDataset | None:
         with self._news:
             while not self._waiting and not self._over:
                 self._news.wait()

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ppdaemon.middleware.direct.datasets import MemoryDataset
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
-from ppdaemon.middleware.direct.memory import MemoryDataset
 
 __all__ = ("write_outputs",)
 

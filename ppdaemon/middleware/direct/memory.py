@@ -16,7 +16,6 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,11 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.copies import copied, exclusive, measured
+from ppdaemon.middleware.direct.datasets import MemoryDataset, TransferredDataset
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.quanta import Step
 
-__all__ = ("MemoryButler", "MemoryDataset", "Source", "TransferredDataset")
+__all__ = ("MemoryButler", "Source")
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,45 +50,6 @@ type Source = Callable[[DatasetRef, Mapping[str, Any] | None], Any]
 """Returns an overall input, an object that nobody else has."""
 
 _Parameters = Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class MemoryDataset:
-    """A dataset that a task has put."""
-
-    ref: DatasetRef
-    """As the repo defines it."""
-    content: Any = None
-    file: DatasetFile | None = None
-    """Where it is written."""
-    in_memory: bool = True
-    shared: bool = False
-    """Whether anybody else may have the object, or a part of it."""
-    provenance: DatasetProvenance | None = None
-    size_bytes: int = 0
-    wanted: bool = False
-    """Whether it is to be written for export."""
-
-    @property
-    def unwritten(self) -> bool:
-        """Whether it is still to be written (`bool`)."""
-        return self.wanted and self.file is None
-
-    def drop(self) -> None:
-        """Forget the object."""
-        self.content, self.in_memory = None, False
-
-
-@dataclass(frozen=True, slots=True)
-class TransferredDataset:
-    """A dataset on its way from one process to another."""
-
-    id: uuid.UUID
-    content: Any = None
-    file: tuple[Path, str] | None = None
-    """Where it is instead, and the class that reads it."""
-    provenance: DatasetProvenance | None = None
-    size_bytes: int = 0
 
 
 class MemoryButler(LimitedButler):
