@@ -26,7 +26,7 @@ from ppdaemon.node.arrivals import candidate, exposures, settle
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.arrivals.patience import Look
 from ppdaemon.node.arrivals.tree import Place
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 GROUP = "2026-11-22T03:25:16.951"
 DEADLINE_S = 20.0

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import Pool
 
 from ppdaemon.middleware.failures import describe
-from ppdaemon.processes import die_with_parent
+from ppdaemon.processes import die_with_parent, signal_name
 
 __all__ = ("DiedWithoutResult", "ForkedCall")
 
@@ -96,7 +96,7 @@ class ForkedCall:
         try:
             _, status = os.waitpid(self._pid, 0)
             if (code := os.waitstatus_to_exitcode(status)) != 0:
-                raise DiedWithoutResult(_signal_name(-code) if code < 0 else f"exit status {code}")
+                raise DiedWithoutResult(signal_name(-code) if code < 0 else f"exit status {code}")
             return _unpacked(self._result)
         finally:
             self._close()
@@ -155,13 +155,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # closed, or none
             stream.flush()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most of the real-time ones
-        return f"signal {number}"
 
 
 def _leave_connections_alone() -> None:
