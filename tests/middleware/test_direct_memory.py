@@ -366,7 +366,7 @@ def waiting(content: str) -> Any:
     return SimpleNamespace(ref=content, content=content, provenance=None, file=None)
 
 
-def test_the_background_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
+def test_the_background_writer_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
     tmp_path: Path, slow: Slow
 ) -> None:
     background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
@@ -382,7 +382,7 @@ def test_the_background_begins_when_it_is_allowed_and_finishes_what_it_has_begun
     assert all(each.name != "background-writer" for each in threading.enumerate())
 
 
-def test_the_background_leaves_alone_what_a_reader_had_to_write(
+def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*words: Any, **more: Any) -> Any:
@@ -411,7 +411,7 @@ def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path
     assert b"LSST.BUTLER.QUANTUM" in file.path.read_bytes()
 
 
-def test_what_the_background_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
+def test_what_the_background_writer_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
     background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
     slow.go_on.set()
     bad = waiting("bad")
