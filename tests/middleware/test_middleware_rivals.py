@@ -19,8 +19,8 @@ from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.spool import MANIFEST
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import MANIFEST
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 

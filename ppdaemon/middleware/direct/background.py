@@ -6,9 +6,9 @@ import threading
 from collections import deque
 from pathlib import Path
 
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.datasets import MemoryDataset
 from ppdaemon.middleware.direct.files import DatasetWriter
-from ppdaemon.middleware.failures import describe
 
 __all__ = ("BackgroundWriter",)
 
