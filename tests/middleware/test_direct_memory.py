@@ -22,7 +22,6 @@ from lsst.daf.butler import (
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
-from waiting import wait_until
 
 from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.copies import size_bytes
@@ -31,6 +30,7 @@ from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.scribe import Scribe
 from ppdaemon.middleware.direct.store import ReadAhead
+from ppdaemon.testing.waiting import wait_until
 
 UNIVERSE = DimensionUniverse()
 TYPES = {

@@ -15,7 +15,6 @@ from urllib.parse import quote_plus
 
 import pytest
 import zmq
-from waiting import wait_until
 
 from ppdaemon.camera import load_camera
 from ppdaemon.clock import Clock, day_obs
@@ -27,6 +26,7 @@ from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.arrivals.patience import Look
 from ppdaemon.node.arrivals.tree import Place
 from ppdaemon.rawpath import Expected
+from ppdaemon.testing.waiting import wait_until
 
 GROUP = "2026-11-22T03:25:16.951"
 DEADLINE_S = 20.0

@@ -8,10 +8,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from node import PATIENCE_S, alive, descendants, running
-from waiting import wait_until
+from node import TESTS, running
 
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 
 SAMPLE_S = 0.1
 
@@ -19,7 +20,8 @@ SAMPLE_S = 0.1
 def greedy(folder, sockets, *, memory=None, **workers):
     """Run a node whose workers can do the greedy deeds."""
     memory = {"sample_s": SAMPLE_S, **(memory or {})}
-    return running(folder, sockets, work="greedy", memory=memory, **workers)
+    environment = {"PYTHONPATH": str(TESTS)}
+    return running(folder, sockets, work="greedy", memory=memory, environment=environment, **workers)
 
 
 def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
@@ -28,14 +30,12 @@ def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
     with greedy(tmp_path, socket_dir, min=1, spare=0, max=1, memory=memory) as node:
         for k in (1, 2):
             # Four times 60 MB; the last deed waits until the meters have seen them.
-            gate = node.state / "gate"
-            gate.unlink(missing_ok=True)
             node.relay.reserve(
                 f"g{k}", survey="prepare:leak ingest:leak process:leak written:leak export:gate"
             )
             node.land(f"g{k}", number=k)
             node.wait(lambda: (node.workers()[0].memory_mb or 0) > 230)
-            gate.touch()
+            node.open_gate(f"g{k}")
             assert node.relay.outcome(f"g{k}").outcome == Outcome.SUCCEEDED
             node.wait(lambda k=k: node.workers()[0].epoch == k + 1)
             assert node.workers()[0].note.startswith("recycled: ")

@@ -5,11 +5,13 @@ import os
 import signal
 
 import pytest
-from node import EXPOSURE, PATIENCE_S, Node, PlayedRelay, alive, descendants, running
-from waiting import wait_until
+from node import make_node, running
 
 from ppdaemon.reports import AskDrain, AskRestart, AskResume
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 
 
 def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
@@ -24,7 +26,7 @@ def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
         node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
         for row in node.visit("g1"):
             assert list(row.stages) == list(Stage), row
-            assert row.exposures == (EXPOSURE + 1,)
+            assert row.exposures == (node.raws.exposure(1),)
             assert sorted(row.stages.values()) == list(row.stages.values())
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(3)}
 
@@ -36,7 +38,7 @@ def test_two_snaps_run_once(tmp_path, socket_dir):
         node.land("g1", number=2, snap=2, snaps=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
-        assert row.exposures == (EXPOSURE + 1, EXPOSURE + 2)
+        assert row.exposures == (node.raws.exposure(1), node.raws.exposure(2))
         assert node.marks() == {"g1~0": 1}
 
 
@@ -175,7 +177,7 @@ def test_a_worker_over_its_memory_is_stopped_and_the_others_are_not(tmp_path, so
     """Fault 38: a burst of memory."""
     limits = {"soft": "100MB", "hard": "200MB", "sample_s": 0.1}
     with running(tmp_path, socket_dir, memory=limits) as node:
-        node.relay.reserve("g1", survey="process:eat")
+        node.relay.reserve("g1", survey="process:burst")
         node.relay.reserve("g2")
         node.land("g1", number=1)
         assert node.relay.outcome("g1").outcome == Outcome.OUT_OF_MEMORY
@@ -190,7 +192,7 @@ def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
         node.relay.reserve("g1", survey="prepare:leak process:leak written:gate")
         node.land("g1")
         node.wait(lambda: (node.workers()[0].memory_mb or 0) > 100)
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
         assert node.workers()[0].note.startswith("recycled")
@@ -305,7 +307,7 @@ def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, s
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
     """Fault 51: the supervisor is killed."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay)
+    node = make_node(tmp_path, socket_dir, relay)
     try:
         node.start()
         relay.reserve("g1", survey="early: process:hang")
@@ -315,8 +317,7 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
         family = descendants(node.process.pid)
         assert len(family) >= 4
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         wait_until(lambda: not any(map(alive, family)), 5.0, "workers outlive their supervisor")
         node.start()
         assert node.status().leftovers_removed >= 2
@@ -387,9 +388,9 @@ def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir
 
 def test_junk_from_the_relay_is_counted_and_stops_nothing(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
-        node.relay.raw(b"\xff\xfe")
-        node.relay.raw(b"[" * 100_000)
-        node.relay.raw(b'{"type": "visit"}')
+        node.relay.send_raw(b"\xff\xfe")
+        node.relay.send_raw(b"[" * 100_000)
+        node.relay.send_raw(b'{"type": "visit"}')
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -403,24 +404,24 @@ def test_junk_from_the_relay_is_counted_and_stops_nothing(tmp_path, socket_dir):
 
 def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
-        second = Node(tmp_path, socket_dir, None)
-        second.start(ready=False)
+        second = make_node(tmp_path, socket_dir, None)
+        second.launch()
         assert second.process.wait(PATIENCE_S) == ExitCode.CANNOT_CREATE
         text = (tmp_path / "daemon.log").read_text()
         assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
 
 
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = Node(tmp_path, socket_dir, None, preload=["no_such_module"])
-    node.start(ready=False)
+    node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"])
+    node.launch()
     assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
 
 
 def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = Node(tmp_path, socket_dir, None)
+    node = make_node(tmp_path, socket_dir, None)
     node.state.mkdir()
     (node.state / "template-fails").touch()
-    node.start(ready=False)
+    node.launch()
     assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "the template was told to fail" in (tmp_path / "daemon.log").read_text()

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How long a visit waits for its raws, and what becomes of those that come too late."""
 
-import json
 import time
 
 import pytest
-from node import DAY, EXPOSURE, Node, PlayedRelay, running
+from node import make_node, running
 from test_relay_and_node import observatory
-from waiting import wait_until
 
 from ppdaemon.ctl.client import NotFound
 from ppdaemon.errors import Refused
 from ppdaemon.reports import AskDrain
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.waiting import wait_until
 
 FORGETFUL = {"remember_s": 0.3, "scan_s": 0.2}
 BLIND = {"watch": "poll", "poll_s": 600, "scan_s": 600}
@@ -23,17 +23,6 @@ def waiting(node, group="g1", detector=0):
     """Wait until a worker waits for a raw."""
     seen = (group, detector, SlotState.WAITING)
     node.wait(lambda: any((row.group, row.detector, row.state) == seen for row in node.workers()))
-
-
-def list_sensors(node, detectors, number=1):
-    """Write the list of an exposure's detectors."""
-    obsid = f"DC_O_{DAY}_{number:06d}"
-    folder = node.raw_root / "DemoCam" / str(DAY) / obsid
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {f"R22_S{detector // 3}{detector % 3}": "SCIENCE" for detector in detectors}
-    part = folder / f".{obsid}.part"
-    part.write_text(json.dumps({"expectedSensors": names}))
-    part.rename(folder / f"{obsid}_expectedSensors.json")
 
 
 def aged(path, age_s=1.0):
@@ -101,7 +90,7 @@ def test_a_cancelled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state
         assert node.relay.outcome("g1").outcome == Outcome.CANCELLED
         if state == "queued":
             node.land("g0")
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         node.wait(lambda: node.status().slots.get(SlotState.IDLE) == 1)
         assert not late(node)
 
@@ -120,7 +109,7 @@ def test_a_raw_without_an_announcement_is_kept_for_one_that_follows(tmp_path, so
 def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
     """Fault 12: before the watch."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay)
+    node = make_node(tmp_path, socket_dir, relay)
     try:
         node.land("g1")
         node.start()
@@ -137,10 +126,10 @@ def test_a_raw_that_comes_during_preload_is_processed_once(tmp_path, socket_dir)
     """Fault 12: during preload."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="prepare:gate")
-        node.wait((node.state / "at-gate").exists)
+        node.wait(lambda: node.at_gate("g1"))
         node.land("g1")
         node.wait(lambda: node.visit("g1")[0].stages.get("arrived"))
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert node.marks() == {"g1~0": 1}
 
@@ -150,9 +139,9 @@ def test_a_raw_that_is_being_ingested_at_the_deadline_is_processed_once(tmp_path
     with running(tmp_path, socket_dir, image_timeout_s=1.0) as node:
         node.land("g1")
         node.relay.reserve("g1", survey="ingest:gate")
-        node.wait((node.state / "at-gate").exists)
+        node.wait(lambda: node.at_gate("g1"))
         node.wait(lambda: any(row.state == SlotState.LOOKING for row in node.workers()))
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert node.marks() == {"g1~0": 1}
 
@@ -170,14 +159,13 @@ def test_a_raw_that_no_source_tells_of_is_found_by_the_last_look(tmp_path, socke
 
 def test_a_visit_tried_again_after_a_restart_finds_its_old_raw(tmp_path, socket_dir):
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
+    node = make_node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
     try:
         node.start()
         relay.reserve("g1", survey="process:hang@1")
         path = node.land("g1")
         node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         aged(path)
         node.start()
         assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -214,7 +202,7 @@ def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir)
 def test_without_any_number_the_list_of_detectors_ends_the_wait(tmp_path, socket_dir):
     """Fault 13: nimages 0, and the header says nothing."""
     with running(tmp_path, socket_dir) as node:
-        list_sensors(node, [0, 1, 2])
+        node.raws.list_detectors([0, 1, 2])
         node.relay.reserve("g1", (0, 1, 5), nimages=0)
         for detector in (0, 1, 5):
             waiting(node, "g1", detector)
@@ -237,18 +225,18 @@ def test_one_snap_of_two_runs_and_is_flagged(tmp_path, socket_dir):
         node.relay.reserve("g1", nimages=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
-        assert (row.exposures, row.partial) == ((EXPOSURE + 1,), True)
+        assert (row.exposures, row.partial) == ((node.raws.exposure(1),), True)
 
 
 def test_three_snaps_for_two_run_and_are_flagged(tmp_path, socket_dir):
     """Fault 13: three for two."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", nimages=2, survey="prepare:gate")
-        node.wait((node.state / "at-gate").exists)
+        node.wait(lambda: node.at_gate("g1"))
         for snap in (1, 2, 3):
             node.land("g1", number=snap, snap=snap, snaps=3)
         node.wait(lambda: len(list(node.raw_root.rglob("*.fits"))) == node.delivered())
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
         assert (len(row.exposures), row.reason) == (
@@ -261,11 +249,11 @@ def test_a_raw_that_comes_while_the_pipeline_runs_is_late(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="process:gate")
         node.land("g1", number=1)
-        node.wait((node.state / "at-gate").exists)
+        node.wait(lambda: node.at_gate("g1"))
         path = node.land("g1", number=2)
         node.wait(lambda: node.delivered() == 2)
         assert not late(node)
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: [row.path for row in late(node)] == [str(path)])
 
@@ -360,7 +348,7 @@ def test_a_partial_success_keeps_its_outputs(tmp_path, socket_dir):
         assert row.attempt == 2
         assert "what the central repo has of attempt 1 stays" in row.text
         assert ended(node, 2) == Outcome.SUCCEEDED
-        assert node.visit("g1")[1].exposures == (EXPOSURE + 1, EXPOSURE + 2)
+        assert node.visit("g1")[1].exposures == (node.raws.exposure(1), node.raws.exposure(2))
 
 
 def test_what_another_node_may_have_is_not_requeued(tmp_path, socket_dir):

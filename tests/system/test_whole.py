@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import zmq
-from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon
@@ -23,6 +22,7 @@ from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
 from ppdaemon.errors import Unavailable
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.testing.waiting import wait_until
 
 # The first one makes the central repo, too.
 pytestmark = pytest.mark.timeout(400)

@@ -11,13 +11,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
 
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node import latetable
 from ppdaemon.node.assignment import Key
 from ppdaemon.node.journal import Entry, Journal
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
 
 
