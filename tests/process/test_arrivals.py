@@ -389,6 +389,7 @@ def test_a_slow_writer_s_file_is_not_delivered_before_it_is_closed(tmp_path):
     run(body)
 
 
+@pytest.mark.waits("that the writer stalls for longer than a file must be quiet")
 def test_a_writer_that_stalls_between_two_parts_is_waited_for(tmp_path):
     """What it has written is a whole FITS file."""
     content = fits_file()
