@@ -97,7 +97,11 @@ def _differences(before: Possessions, mark: str) -> list[str]:
     processes = [
         text for pid, text in _descendants(mark, before.processes).items() if pid not in before.processes
     ]
-    threads = [t for t in threading.enumerate() if t not in before.threads and not t.daemon]
+    threads = [
+        t
+        for t in threading.enumerate()
+        if t not in before.threads and not t.daemon and not t.name.startswith("pytest_timeout ")
+    ]
     opened = sorted(_descriptors() - before.descriptors)
     files = [each for each in opened if _is_file(each[1])]
     if len(files) <= FILES_TOLERATED:

@@ -95,8 +95,10 @@ class ScriptedScene:
     fault_every_s: float = 0.8
     patience_s: float = IMAGE_TIMEOUT_S
     drain_s: float = 40.0
-    _numbers: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Sequence number of each snap."""
+    _camera: RawWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._camera = RawWriter(self.places.raws, CAMERA)
 
     def settings(self, workers: int) -> dict[str, Any]:
         """Return the daemon's configuration."""
@@ -126,10 +128,7 @@ class ScriptedScene:
 
     def land(self, visit: Visit, snap: int) -> None:
         """Let raws and sidecars land, renamed into place."""
-        number = self._numbers.setdefault((visit.group, snap), len(self._numbers) + 1)
-        RawWriter(self.places.raws, CAMERA).land(
-            visit.group, visit.detectors, number, snap=snap, snaps=visit.snaps
-        )
+        self._camera.land(visit.group, visit.detectors, snap=snap, snaps=visit.snaps)
 
     def writes(self) -> dict[VisitDetector, int] | None:
         """Count permanent writes."""

@@ -27,7 +27,7 @@ from ppdaemon.testing.waiting import PATIENCE_S
 __all__ = ("NodeProcess", "node_config", "running_node")
 
 PROGRAM = ("-m", "ppdaemon.node.app", "run", "--config")
-TIMES = {"boot_s": 10, "prepare_s": 10, "run_s": 10, "export_s": 10, "grace_s": 0.5, "stop_s": 1}
+TIMES = {"boot_s": 10, "prepare_s": 10, "run_s": 10, "export_s": 10, "grace_s": 0.5, "stop_s": 0.3}
 RISING = frozenset({SlotState.STARTING, SlotState.BACKOFF})
 LOG_TAIL = 6000
 
@@ -296,9 +296,9 @@ class NodeProcess:
 
     # --- raws and what the workers did -----------------------------------
 
-    def land(self, group: str, detector: int = 0, number: int = 1, **fields: Any) -> Path:
+    def land(self, group: str, detector: int = 0, **fields: Any) -> Path:
         """Let one raw land; see `~ppdaemon.testing.raws.RawWriter.land`."""
-        (path,) = self.raws.land(group, (detector,), number, **fields)
+        (path,) = self.raws.land(group, (detector,), **fields)
         return path
 
     def delivered(self) -> int:
@@ -317,13 +317,11 @@ class NodeProcess:
 
     def exported(self) -> list[str]:
         """Return the names of the spools that were exported."""
-        folder = self.state / "exported"
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        return sorted(path.name for path in (self.state / "exported").glob("*"))
 
-    def marks(self) -> dict[str, int]:
-        """Return how often each visit-detector wrote what is permanent."""
-        folder = self.state / "marks"
-        return {path.name: path.stat().st_size for path in folder.iterdir()} if folder.exists() else {}
+    def marks(self, group: str = "*") -> dict[str, int]:
+        """Return how often visit-detectors wrote what is permanent, by ``GROUP~DETECTOR``."""
+        return {path.name: path.stat().st_size for path in (self.state / "marks").glob(f"{group}~*")}
 
 
 @contextmanager

@@ -72,7 +72,12 @@ class RawWriter:
         self.day = day_obs(Clock().tai())
         self._instrument = instrument
         self._code = code
+        self._numbers: dict[tuple[str, int | None], int] = {}
         self._names = {number: each.name for number, each in load_camera(instrument).detectors.items()}
+
+    def number(self, group: str, snap: int | None = 1) -> int:
+        """Return the sequence number of a visit's snap: the next one if it has none yet."""
+        return self._numbers.setdefault((group, snap), max(self._numbers.values(), default=0) + 1)
 
     def exposure(self, number: int) -> int:
         """Return the exposure id of a sequence number."""
@@ -90,7 +95,7 @@ class RawWriter:
         self,
         group: str,
         detectors: Iterable[int] = (0,),
-        number: int = 1,
+        number: int | None = None,
         *,
         snap: int | None = 1,
         snaps: int | None = 1,
@@ -105,7 +110,7 @@ class RawWriter:
         detectors : `~collections.abc.Iterable` [`int`], optional
             Those that are read out.
         number : `int`, optional
-            Sequence number within the day.
+            Sequence number within the day; by default that of `number`.
         snap, snaps : `int`, optional
             Index in the visit from 1, and how many it has; `None` if the
             camera does not know.
@@ -117,6 +122,9 @@ class RawWriter:
         paths : `list` [`pathlib.Path`]
             Of the raws.
         """
+        if number is None:
+            number = self.number(group, snap)
+        self._numbers[group, snap] = number
         sidecar = {"OBSID": self.obsid(number), "GROUPID": group, "CURINDEX": snap, "MAXINDEX": snaps}
         sidecar |= {"DAYOBS": str(self.day), "SEQNUM": number, "CONTRLLR": "O", "CAMCODE": self._code}
         data = json.dumps(sidecar).encode()

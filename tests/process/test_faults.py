@@ -49,14 +49,13 @@ def test_a_killed_worker_is_replaced_and_its_visit_goes_on(tmp_path, socket_dir,
         assert node.marks() == {"g1~0": 1}
 
 
-def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(tmp_path, socket_dir):
+def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(node, group):
     """Fault 30: SIGKILL while exporting, before the spool is whole."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="export:die")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.CRASHED
-        assert node.marks() == {"g1~0": 1}
-        assert not (node.state / "exported").exists()
+    node.relay.reserve(group, survey="export:die")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.CRASHED
+    assert node.marks(group) == {f"{group}~0": 1}
+    assert not any(group in name for name in node.exported())
 
 
 def test_an_endless_loop_is_killed_at_its_deadline_and_tried_again(tmp_path, socket_dir):

@@ -42,23 +42,24 @@ def ended(node, attempt, group="g1", detector=0):
     return last_result(node, *told).outcome
 
 
-def late(node):
-    return node.daemon.late(100)
+def late(node, group="g1"):
+    """Return the late raws of a visit."""
+    return [row for row in node.daemon.late(100) if row.group == group]
 
 
-def test_a_visit_announced_before_the_raws_of_the_one_before_and_raws_out_of_order(tmp_path, socket_dir):
+def test_a_visit_announced_before_the_raws_of_the_one_before_and_raws_out_of_order(node, group):
     """Fault 9: three in flight, out of order."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1")
-        node.relay.reserve("g2")
-        waiting(node, "g2")
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
-        node.relay.reserve("g3")
-        node.land("g3", number=3)
-        node.land("g1", number=1)
-        assert {node.relay.outcome(group).outcome for group in ("g1", "g3")} == {Outcome.SUCCEEDED}
-        assert node.marks() == {"g1~0": 1, "g2~0": 1, "g3~0": 1}
+    first, second, third = (f"{group}-{k}" for k in range(3))
+    node.relay.reserve(first)
+    node.relay.reserve(second)
+    waiting(node, second)
+    node.land(second)
+    assert node.relay.outcome(second).outcome == Outcome.SUCCEEDED
+    node.relay.reserve(third)
+    node.land(third)
+    node.land(first)
+    assert {node.relay.outcome(each).outcome for each in (first, third)} == {Outcome.SUCCEEDED}
+    assert node.marks(f"{group}-*") == {f"{each}~0": 1 for each in (first, second, third)}
 
 
 def test_without_a_raw_all_detectors_end_after_one_look_and_seats_are_free(tmp_path, socket_dir):
@@ -95,15 +96,15 @@ def test_a_cancelled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state
         assert not late(node)
 
 
-def test_a_raw_without_an_announcement_is_kept_for_one_that_follows(tmp_path, socket_dir):
+def test_a_raw_without_an_announcement_is_kept_for_one_that_follows(node, group):
     """Fault 11: a raw without next_visit."""
-    with running(tmp_path, socket_dir) as node:
-        node.land("g1")
-        node.wait(lambda: node.status().counters.get("raw_without_visit") == 1)
-        assert node.status().late_raws == 0
-        node.relay.reserve("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 1}
+    before = node.status().counters.get("raw_without_visit", 0)
+    node.land(group)
+    node.wait(lambda: node.status().counters.get("raw_without_visit", 0) == before + 1)
+    assert not late(node, group)
+    node.relay.reserve(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
@@ -122,16 +123,15 @@ def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
         relay.close()
 
 
-def test_a_raw_that_comes_during_preload_is_processed_once(tmp_path, socket_dir):
+def test_a_raw_that_comes_during_preload_is_processed_once(node, group):
     """Fault 12: during preload."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="prepare:gate")
-        node.wait(lambda: node.at_gate("g1"))
-        node.land("g1")
-        node.wait(lambda: node.visit("g1")[0].stages.get("arrived"))
-        node.open_gate("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 1}
+    node.relay.reserve(group, survey="prepare:gate")
+    node.wait(lambda: node.at_gate(group))
+    node.land(group)
+    node.wait(lambda: node.visit(group)[0].stages.get("arrived"))
+    node.open_gate(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_raw_that_is_being_ingested_at_the_deadline_is_processed_once(tmp_path, socket_dir):
@@ -176,15 +176,14 @@ def test_a_visit_tried_again_after_a_restart_finds_its_old_raw(tmp_path, socket_
         relay.close()
 
 
-def test_without_a_number_the_header_ends_the_wait(tmp_path, socket_dir):
+def test_without_a_number_the_header_ends_the_wait(node, group):
     """Fault 13: nimages 0."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", nimages=0)
-        for snap in (1, 2):
-            node.land("g1", number=snap, snap=snap, snaps=2)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        (row,) = node.visit("g1")
-        assert (len(row.exposures), row.partial, row.reason) == (2, False, "")
+    node.relay.reserve(group, nimages=0)
+    for snap in (1, 2):
+        node.land(group, snap=snap, snaps=2)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    (row,) = node.visit(group)
+    assert (len(row.exposures), row.partial, row.reason) == (2, False, "")
 
 
 def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir):
@@ -199,23 +198,22 @@ def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir)
         assert row.stages["ingested"] - row.stages["arrived"] >= 0.5
 
 
-def test_without_any_number_the_list_of_detectors_ends_the_wait(tmp_path, socket_dir):
+def test_without_any_number_the_list_of_detectors_ends_the_wait(node, group):
     """Fault 13: nimages 0, and the header says nothing."""
-    with running(tmp_path, socket_dir) as node:
-        node.raws.list_detectors([0, 1, 2])
-        node.relay.reserve("g1", (0, 1, 5), nimages=0)
-        for detector in (0, 1, 5):
-            waiting(node, "g1", detector)
-        node.land("g1", 0, snap=None, snaps=None)
-        assert node.relay.outcome("g1", 0).outcome == Outcome.SUCCEEDED
-        other = node.relay.outcome("g1", 5)
-        assert (other.outcome, other.reason) == (
-            Outcome.NO_IMAGE,
-            "the exposures were taken without this detector",
-        )
-        assert ("g1", 1) not in node.relay.results
-        node.land("g1", 1, snap=None, snaps=None)
-        assert node.relay.outcome("g1", 1).outcome == Outcome.SUCCEEDED
+    node.raws.list_detectors([0, 1, 2], node.raws.number(group, None))
+    node.relay.reserve(group, (0, 1, 5), nimages=0)
+    for detector in (0, 1, 5):
+        waiting(node, group, detector)
+    node.land(group, 0, snap=None, snaps=None)
+    assert node.relay.outcome(group, 0).outcome == Outcome.SUCCEEDED
+    other = node.relay.outcome(group, 5)
+    assert (other.outcome, other.reason) == (
+        Outcome.NO_IMAGE,
+        "the exposures were taken without this detector",
+    )
+    assert (group, 1) not in node.relay.results
+    node.land(group, 1, snap=None, snaps=None)
+    assert node.relay.outcome(group, 1).outcome == Outcome.SUCCEEDED
 
 
 def test_one_snap_of_two_runs_and_is_flagged(tmp_path, socket_dir):
@@ -228,34 +226,34 @@ def test_one_snap_of_two_runs_and_is_flagged(tmp_path, socket_dir):
         assert (row.exposures, row.partial) == ((node.raws.exposure(1),), True)
 
 
-def test_three_snaps_for_two_run_and_are_flagged(tmp_path, socket_dir):
+def test_three_snaps_for_two_run_and_are_flagged(node, group):
     """Fault 13: three for two."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", nimages=2, survey="prepare:gate")
-        node.wait(lambda: node.at_gate("g1"))
-        for snap in (1, 2, 3):
-            node.land("g1", number=snap, snap=snap, snaps=3)
-        node.wait(lambda: len(list(node.raw_root.rglob("*.fits"))) == node.delivered())
-        node.open_gate("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        (row,) = node.visit("g1")
-        assert (len(row.exposures), row.reason) == (
-            3,
-            "announced were 2 images, their headers say 3",
-        )
+    node.relay.reserve(group, nimages=2, survey="prepare:gate")
+    node.wait(lambda: node.at_gate(group))
+    before = node.delivered()
+    for snap in (1, 2, 3):
+        node.land(group, snap=snap, snaps=3)
+    node.wait(lambda: node.delivered() == before + 3)
+    node.open_gate(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    (row,) = node.visit(group)
+    assert (len(row.exposures), row.reason) == (
+        3,
+        "announced were 2 images, their headers say 3",
+    )
 
 
-def test_a_raw_that_comes_while_the_pipeline_runs_is_late(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="process:gate")
-        node.land("g1", number=1)
-        node.wait(lambda: node.at_gate("g1"))
-        path = node.land("g1", number=2)
-        node.wait(lambda: node.delivered() == 2)
-        assert not late(node)
-        node.open_gate("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: [row.path for row in late(node)] == [str(path)])
+def test_a_raw_that_comes_while_the_pipeline_runs_is_late(node, group):
+    node.relay.reserve(group, survey="process:gate")
+    node.land(group, snap=1)
+    node.wait(lambda: node.at_gate(group))
+    before = node.delivered()
+    path = node.land(group, snap=2)
+    node.wait(lambda: node.delivered() == before + 1)
+    assert not late(node, group)
+    node.open_gate(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: [row.path for row in late(node, group)] == [str(path)])
 
 
 def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
@@ -296,19 +294,18 @@ def test_what_cannot_be_requeued_is_told_with_the_reason(tmp_path, socket_dir):
             node.daemon.requeue("g1", None, force=False)
 
 
-def test_behind_a_point_of_no_return_only_force_tries_again(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="written:die@1")
-        node.land("g1")
-        assert ended(node, 1) == Outcome.CRASHED
-        (row,) = node.daemon.requeue("g1", None, force=False)
-        assert row.attempt is None
-        assert "point of no return (marker)" in row.text
-        assert node.marks() == {"g1~0": 1}
-        (row,) = node.daemon.requeue("g1", None, force=True)
-        assert row.attempt == 2
-        assert ended(node, 2) == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 2}
+def test_behind_a_point_of_no_return_only_force_tries_again(node, group):
+    node.relay.reserve(group, survey="written:die@1")
+    node.land(group)
+    assert ended(node, 1, group) == Outcome.CRASHED
+    (row,) = node.daemon.requeue(group, None, force=False)
+    assert row.attempt is None
+    assert "point of no return (marker)" in row.text
+    assert node.marks(group) == {f"{group}~0": 1}
+    (row,) = node.daemon.requeue(group, None, force=True)
+    assert row.attempt == 2
+    assert ended(node, 2, group) == Outcome.SUCCEEDED
+    assert node.marks(group) == {f"{group}~0": 2}
 
 
 def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_attempt(tmp_path, socket_dir):
@@ -351,14 +348,13 @@ def test_a_partial_success_keeps_its_outputs(tmp_path, socket_dir):
         assert node.visit("g1")[1].exposures == (node.raws.exposure(1), node.raws.exposure(2))
 
 
-def test_what_another_node_may_have_is_not_requeued(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1")
-        waiting(node)
-        node.relay.cancel("g1", (0,))
-        assert ended(node, 1) == Outcome.CANCELLED
-        (row,) = node.daemon.requeue("g1", None, force=False)
-        assert "two nodes would process it" in row.text
+def test_what_another_node_may_have_is_not_requeued(node, group):
+    node.relay.reserve(group)
+    waiting(node, group)
+    node.relay.cancel(group, (0,))
+    assert ended(node, 1, group) == Outcome.CANCELLED
+    (row,) = node.daemon.requeue(group, None, force=False)
+    assert "two nodes would process it" in row.text
 
 
 def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tmp_path, socket_dir):
