@@ -39,6 +39,7 @@ def crowd(central: Central, folder: Path, workers: int, *spools: Path) -> dict[s
     return said
 
 
+@pytest.mark.slow
 def test_the_exporter_and_20_preloading_workers_do_not_lock_each_other_out(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ LIMIT_S = 170
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_a_quick_run_misses_nothing_and_leaves_nothing(tmp_path, socket_dir):
     command = [sys.executable, BENCH, "--quick", "--json", "--scratch", tmp_path, "--ramdisk", socket_dir]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)

@@ -114,6 +114,7 @@ def butler(*words):
     return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
     # Those of the demonstration, but for alerts only the visit with two snaps.
     kinds = [ALERTING, *(kind for kind in NIGHT if kind.runs != ALERTING.runs)]
