@@ -10,6 +10,7 @@ import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node import running
@@ -20,13 +21,19 @@ GROUPS = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
+def changes() -> dict[str, Any]:
+    """Give what the module's daemon has configured as `node.parts` takes it; a module may have its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 def shared_node(
-    tmp_path_factory: pytest.TempPathFactory, module_leaves_nothing: None
+    tmp_path_factory: pytest.TempPathFactory, module_leaves_nothing: None, changes: dict[str, Any]
 ) -> Iterator[NodeProcess]:
     """Give the module's daemon; a test takes `node`."""
     with (
         tempfile.TemporaryDirectory(prefix="pp-", dir="/tmp") as sockets,
-        running(tmp_path_factory.mktemp("node"), Path(sockets)) as node,
+        running(tmp_path_factory.mktemp("node"), Path(sockets), **changes) as node,
     ):
         yield node
 

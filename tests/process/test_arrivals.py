@@ -26,6 +26,7 @@ from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.arrivals.patience import Look
 from ppdaemon.node.arrivals.tree import Place
 from ppdaemon.rawpath import Expected
+from ppdaemon.testing.raws import fits_header
 from ppdaemon.testing.waiting import wait_until
 
 GROUP = "2026-11-22T03:25:16.951"
@@ -34,10 +35,6 @@ HANG_S = 60.0
 """How long a call hangs: what is over sooner has not waited for it."""
 
 CAMERA = load_camera("LSSTCam")
-
-
-def block(*cards: str) -> bytes:
-    return "".join(f"{card:80}" for card in (*cards, "END")).ljust(2880).encode()
 
 
 def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes:
@@ -49,7 +46,7 @@ def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes
     ]
     if group is not None:
         primary += [f"GROUPID = '{group}'", f"CURINDEX= {snap:>20}", f"MAXINDEX= {snaps:>20}"]
-    image = block(
+    image = fits_header(
         "XTENSION= 'IMAGE   '",
         "BITPIX  =                   16",
         "NAXIS   =                    2",
@@ -58,7 +55,7 @@ def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes
         "PCOUNT  =                    0",
         "GCOUNT  =                    1",
     )
-    return block(*primary) + 2 * (image + bytes(5760))
+    return fits_header(*primary) + 2 * (image + bytes(5760))
 
 
 class Exposure:

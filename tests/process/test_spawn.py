@@ -16,28 +16,31 @@ from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 SPAWN = {"start": "spawn", "min": 1, "spare": 0, "max": 2, "times": {"boot_s": 40}}
 
 
-def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir, **SPAWN) as node:
-        node.relay.reserve("g1", range(2))
-        for detector in range(2):
-            node.land("g1", detector)
-        for detector in range(2):
-            assert node.relay.outcome("g1", detector).outcome == Outcome.SUCCEEDED
-        node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
-        assert not any("zygote" in title(pid) for pid in descendants(node.process.pid))
+@pytest.fixture(scope="module")
+def changes():
+    return SPAWN
+
+
+def test_a_visit_runs_from_announcement_to_export(node, group):
+    node.relay.reserve(group, range(2))
+    for detector in range(2):
+        node.land(group, detector)
+    for detector in range(2):
+        assert node.relay.outcome(group, detector).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit(group)))
+    assert not any("zygote" in title(pid) for pid in descendants(node.process.pid))
 
 
 @pytest.mark.parametrize("deed", ["die", "segv", "exit"])
-def test_a_crash_is_tried_again(tmp_path, socket_dir, deed):
-    with running(tmp_path, socket_dir, **SPAWN) as node:
-        node.relay.reserve("g1", survey=f"process:{deed}@1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        first, second = node.visit("g1")
-        assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
-        told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[deed]
-        assert told in first.reason
-        assert node.marks() == {"g1~0": 1}
+def test_a_crash_is_tried_again(node, group, deed):
+    node.relay.reserve(group, survey=f"process:{deed}@1")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    first, second = node.visit(group)
+    assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
+    told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[deed]
+    assert told in first.reason
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_killed_supervisor_takes_its_workers_along(tmp_path, socket_dir):
