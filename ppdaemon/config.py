@@ -3,7 +3,7 @@
 
 The docstring under each field is its documentation; ``etc/ppdaemon.yaml`` shows
 every key. Selection rules are `ppdaemon.selection`'s, raw roots
-`ppdaemon.rawroots`'s.
+`ppdaemon.raws.roots`'s.
 """
 
 import re
@@ -15,7 +15,7 @@ import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
-from ppdaemon.rawroots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuited
+from ppdaemon.raws.roots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuited
 from ppdaemon.selection import Rule, never_reached
 from ppdaemon.thishost import ThisHost
 from ppdaemon.visit import Name, NextVisit
@@ -79,7 +79,7 @@ class ArrivalsConfig(Model):
     with what is special there."""
     layout: LayoutField = "lsst"
     """How paths below the roots are built; a name, or a mapping with
-    ``pattern`` and ``path``."""
+    ``path``."""
     watch: WatchKind = "auto"
     """How the roots are watched; ``auto`` goes by the filesystem."""
     done: DoneMarker | None = None

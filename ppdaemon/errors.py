@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 from ppdaemon.states import ExitCode, Outcome
 
-__all__ = ("BadMessage", "ConfigError", "PPDaemonError", "Refused", "Unavailable", "VisitFailed")
+__all__ = (
+    "BadMessage",
+    "ConfigError",
+    "PPDaemonError",
+    "Refused",
+    "StateUnusable",
+    "Unavailable",
+    "VisitFailed",
+)
 
 
 class PPDaemonError(Exception):
@@ -62,6 +70,12 @@ class Refused(PPDaemonError):
     """The request is understood and not granted in the present state."""
 
     exit_code = ExitCode.TRY_LATER
+
+
+class StateUnusable(PPDaemonError):
+    """A program's own files cannot be made, opened or locked: mend the folder."""
+
+    exit_code = ExitCode.CANNOT_CREATE
 
 
 class VisitFailed(PPDaemonError):

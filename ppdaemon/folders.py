@@ -124,6 +124,16 @@ class NodeFolders:
         """Outputs that cannot be exported, with the reasons (`pathlib.Path`)."""
         return self.state / "refused"
 
+    def count_refused(self) -> int:
+        """Return how many spools cannot be exported.
+
+        Returns
+        -------
+        count : `int`
+            Folders in `refused`.
+        """
+        return sum(1 for _ in self.refused.glob("*"))
+
     def moved_back(self) -> list[Path]:
         """Return the spools that an operator has moved back from `refused`.
 

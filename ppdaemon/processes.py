@@ -8,7 +8,7 @@ import signal
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ("adopt_orphans", "bearers", "children", "die_with_parent", "end_orphans", "family")
+__all__ = ("adopt_orphans", "bearers", "children", "die_with_parent", "end_orphans", "family", "signal_name")
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -54,6 +54,14 @@ def children(pid: int | None = None) -> set[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
             found.update(int(child) for child in listing.read_text().split())
     return found
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; most of the real-time ones have a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def bearers(variable: str, value: str) -> set[int]:

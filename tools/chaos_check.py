@@ -90,7 +90,7 @@ def read_rows(journal: Path) -> list[Row]:
     Parameters
     ----------
     journal : `pathlib.Path`
-        SQLite, as `ppdaemon.node.journal` writes it.
+        SQLite, as `ppdaemon.node.visits.journal` writes it.
 
     Returns
     -------

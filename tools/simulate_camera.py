@@ -23,7 +23,7 @@ from ppdaemon.demo.telescope import Compression, Happening, SimulatedCamera, Tel
 from ppdaemon.demo.truth import write_truth
 from ppdaemon.demo.visits import Cadence, Pointing, VisitPlan, next_seq_num, plan_visits
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.rawlayout import LayoutName
+from ppdaemon.raws.layout import LayoutName
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import explain
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from astropy.io import fits
 
-from ppdaemon.rawpath import sidecar_path
+from ppdaemon.raws.path import sidecar_path
 
 __all__ = ("NOT_FITS", "WRONG_GROUP", "Again", "Faults", "Landing", "Misprint", "with_cards")
 

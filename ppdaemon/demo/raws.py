@@ -27,8 +27,8 @@ from astropy.io import fits
 from ppdaemon.camera import load_camera
 from ppdaemon.demo.geometry import AMPLIFIERS, RAW_SHAPE
 from ppdaemon.demo.plan import ExposurePlan, primary_header
-from ppdaemon.rawlayout import Layout
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.raws.layout import Layout
+from ppdaemon.raws.path import Kind, RawName
 
 __all__ = (
     "detector_names",
@@ -99,7 +99,7 @@ def place_in(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Pa
 
     Parameters
     ----------
-    layout : `~ppdaemon.rawlayout.Layout`
+    layout : `~ppdaemon.raws.layout.Layout`
         How paths below the raw root are built.
     plan : `~ppdaemon.demo.plan.ExposurePlan`
         The exposure.
@@ -126,7 +126,7 @@ def place_in(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Pa
         filter=plan.physical_filter,
         label=f"{plan.obs_id}_{name}",
     )
-    return Path(layout.paths(raw)[0])
+    return Path(layout.path_of(raw))
 
 
 def encode_raw(plan: ExposurePlan, detector: int, pixels: np.ndarray) -> tuple[bytes, bytes]:

@@ -24,7 +24,7 @@ from ppdaemon.demo.render import render_raw
 from ppdaemon.demo.sky import Sky, demo_skies, sky_at
 from ppdaemon.demo.visits import Cadence, VisitPlan
 from ppdaemon.errors import Refused
-from ppdaemon.rawlayout import LayoutName, make_layout
+from ppdaemon.raws.layout import LayoutName, make_layout
 
 __all__ = ("Compression", "Happening", "Moment", "SimulatedCamera", "Step", "Telescope", "timeline")
 

@@ -12,7 +12,7 @@ from ppdaemon.clock import day_obs, tai_iso
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.plan import CAMERA_CODES, ExposurePlan, ImageType
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
-from ppdaemon.rawlayout import LayoutName
+from ppdaemon.raws.layout import LayoutName
 
 __all__ = ("Cadence", "Pointing", "VisitPlan", "next_seq_num", "plan_visits")
 

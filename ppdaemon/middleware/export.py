@@ -20,13 +20,14 @@ from lsst.daf.butler import Butler, ButlerUserError
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.clock import Clock
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import REFUSAL
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.failures import DATABASE_ERRORS, describe, is_out_of_space
 from ppdaemon.middleware.initoutputs import note_exported
 from ppdaemon.middleware.register import Registrar
-from ppdaemon.middleware.spool import Manifest, check_files, read_manifest, read_through, sync
+from ppdaemon.middleware.spool import Manifest, check_files, read_manifest, read_through
 
 __all__ = ("CentralExporter",)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The header of a raw that is whole, in astropy's terms, which translators understand.
 
-Whether it is whole is decided by `ppdaemon.fitsblocks`.
+Whether it is whole is decided by `ppdaemon.raws.fitsblocks`.
 """
 
 import warnings
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from astropy.io import fits
 
-from ppdaemon.fitsblocks import structure
+from ppdaemon.raws.fitsblocks import structure
 
 __all__ = ("BadFits", "read_primary_header")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.remote import fetch
-from ppdaemon.rawfile import open_raw, raw_descriptor
+from ppdaemon.raws.files import open_raw, raw_descriptor
 
 __all__ = ("RawFiles",)
 

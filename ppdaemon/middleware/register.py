@@ -29,9 +29,10 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePath
 
+from ppdaemon.durable import sync
 from ppdaemon.middleware.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.insertion import insert_records
-from ppdaemon.middleware.spool import Manifest, sync
+from ppdaemon.middleware.spool import Manifest
 
 __all__ = ("Registrar",)
 

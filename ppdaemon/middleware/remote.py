@@ -10,8 +10,8 @@ from typing import Any
 from lsst.resources import ResourcePath
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.fitsblocks import read_primary
 from ppdaemon.middleware.failures import describe
+from ppdaemon.raws.fitsblocks import read_primary
 from ppdaemon.wire import parse_json
 
 __all__ = ("StoreError", "fetch", "read_header", "read_json")

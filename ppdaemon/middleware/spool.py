@@ -6,7 +6,6 @@ Covers writing and reading such a folder. Registering is
 """
 
 import logging
-import os
 import re
 import shutil
 import urllib.parse
@@ -19,6 +18,7 @@ from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, SerializedDatas
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
 from lsst.resources import ResourcePath
 
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.datafiles import describe_files
 from ppdaemon.wire import Model, explain
@@ -36,7 +36,6 @@ __all__ = (
     "read_through",
     "select_outputs",
     "spooled",
-    "sync",
     "write_spool",
 )
 
@@ -336,23 +335,3 @@ def spooled(file: LocatedFile) -> SpooledFile:
         formatter=file.formatter,
         refs=tuple(ref.to_simple() for ref in file.refs),
     )
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        File or folder.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be opened or written.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

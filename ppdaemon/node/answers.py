@@ -1,63 +1,109 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What operators ask about visits, answered from the journal."""
+"""Answers the requests of the control socket."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pydantic
+
 from ppdaemon.errors import Refused
-from ppdaemon.node.desk import VisitDesk
-from ppdaemon.node.journalthread import JournalThread
-from ppdaemon.node.requeue import Requeue
-from ppdaemon.reports import AskLate, AskRequeue, AskVisit, AskVisits, Failed, Ok
+from ppdaemon.node.events import KillAsked, RestartAsked
+from ppdaemon.node.intake import Intake
+from ppdaemon.node.pool import Pool
+from ppdaemon.node.reloading import Reloader
+from ppdaemon.node.status import Status
+from ppdaemon.node.visits.facts import VisitFacts
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.turn import AcceptanceChanged
+from ppdaemon.reports import (
+    AskDrain,
+    AskKill,
+    AskLate,
+    AskReload,
+    AskRequeue,
+    AskRestart,
+    AskResume,
+    AskStatus,
+    AskVisit,
+    AskVisits,
+    AskWorkers,
+    Failed,
+    Ok,
+)
+from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.wire import Model
 
-__all__ = ("VisitAnswers",)
+__all__ = ("Answers",)
 
 
 @dataclass(frozen=True, slots=True)
-class VisitAnswers:
-    """Answers requests of the control socket that are about visits."""
+class Answers:
+    """Answers one request at a time for each client."""
 
-    desk: VisitDesk
-    journal: JournalThread
-    requeue: Requeue
+    status: Status
+    pool: Pool
+    journal: BatchWriter[Journal]
+    facts: VisitFacts
+    relay: Intake
+    reloader: Reloader
 
-    async def answer(self, request: AskVisits | AskVisit | AskLate | AskRequeue) -> Ok | Failed:
+    async def answer(self, request: pydantic.BaseModel) -> Ok | Failed:
         """Answer one request.
-
-        Parameters
-        ----------
-        request : `~ppdaemon.wire.Model`
-            What is asked.
-
-        Returns
-        -------
-        reply : `~ppdaemon.reports.Ok` or `~ppdaemon.reports.Failed`
-            The answer.
 
         Raises
         ------
         ppdaemon.errors.Refused
-            Raised if nothing can be tried again now.
+            Raised if it cannot be done now.
         """
         match request:
+            case AskStatus():
+                return Ok(data=self.status.report().model_dump(mode="json"))
+            case AskWorkers():
+                return _rows(self.status.workers())
             case AskVisits(limit=limit, failed=failed):
-                return _rows(await self.journal.call(lambda journal: journal.visits(limit, bad_only=failed)))
+                return _rows(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
             case AskVisit(group=group):
-                await self.desk.records.flush()
-                rows = await self.journal.call(lambda journal: journal.visit(group))
+                await self.facts.pump.flush()
+                rows = await self.journal.call(lambda file: file.visit(group))
                 return _rows(rows) if rows else _unknown(f"no visit of group {group!r} in the journal")
             case AskLate(limit=limit):
-                await self.desk.records.flush()
-                return _rows(await self.journal.call(lambda journal: journal.late.rows(limit)))
-            case AskRequeue(group=group, detectors=detectors, force=force):
-                if not self.desk.taking:
-                    raise Refused("the node takes no visits now")
-                tried = await self.requeue.grant(group, detectors, force=force)
-                which = "" if detectors is None else " with one of these detectors"
-                return (
-                    _rows(tried) if tried else _unknown(f"no visit of group {group!r}{which} in the journal")
-                )
+                await self.facts.pump.flush()
+                return _rows(await self.journal.call(lambda file: file.late.rows(limit)))
+            case AskRequeue():
+                return await self._requeue(request)
+            case AskDrain() | AskResume():
+                self.take(isinstance(request, AskResume))
+                return Ok()
+            case AskReload():
+                return await self.reloader.reload()
+            case AskRestart(slot=number) | AskKill(slot=number):
+                if number not in self.pool.slots:
+                    return _unknown(f"there is no slot {number}")
+                self.pool.handle(number, RestartAsked() if isinstance(request, AskRestart) else KillAsked())
+                return Ok()
+            case unexpected:
+                raise AssertionError(unexpected)
+
+    def take(self, taking: bool) -> None:
+        """Take new visits from now on, or none.
+
+        Raises
+        ------
+        ppdaemon.errors.Refused
+            Raised if the daemon is stopping.
+        """
+        if self.status.state == "stopping":
+            raise Refused("the daemon is stopping")
+        self.facts.inbox.post(AcceptanceChanged(taking))
+        self.relay.set_taking(taking)
+        self.status.state = "running" if taking else "draining"
+
+    async def _requeue(self, request: AskRequeue) -> Ok | Failed:
+        if self.status.state != "running":
+            raise Refused("the node takes no visits now")
+        rows = await self.facts.requeue(request.group, request.detectors, force=request.force)
+        which = "" if request.detectors is None else " with one of these detectors"
+        return _rows(rows) if rows else _unknown(f"no visit of group {request.group!r}{which} in the journal")
 
 
 def _rows(rows: Sequence[Model]) -> Ok:

@@ -4,6 +4,8 @@
 from collections import deque
 from collections.abc import Callable
 
+from ppdaemon.backoff import Backoff
+
 __all__ = ("RestartBudget",)
 
 FIRST_PAUSE_S = 0.2
@@ -25,49 +27,30 @@ class RestartBudget:
     """
 
     def __init__(self, jitter: Callable[[], float]):
-        self._jitter = jitter
         self._failures: deque[float] = deque(maxlen=FAILURES)
-        self._put_off = 0
+        self._pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=jitter)
+        self._put_off = Backoff(FIRST_PAUSE_S, LONGEST_PUT_OFF_S, jitter=jitter)
 
     def failed(self, now: float) -> float | None:
-        """Count a failure.
-
-        Parameters
-        ----------
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        pause : `float` or `None`
-            Seconds to wait before the next fork: 0.2 x 2^n with up to a
-            quarter of jitter, at most 60; `None` after 5 failures within
-            300 s.
+        """Count a failure at a monotonic time; return the seconds to wait
+        before the next fork, or `None` after 5 failures within 300 s.
         """
         while self._failures and now - self._failures[0] > WINDOW_S:
             self._failures.popleft()
         self._failures.append(now)
         if len(self._failures) >= FAILURES:
             return None
-        pause = FIRST_PAUSE_S * 2.0 ** (len(self._failures) - 1) * (1.0 + 0.25 * self._jitter())
-        return min(pause, LONGEST_PAUSE_S)
+        return self._pauses.pause_s(len(self._failures))
 
-    def put_off(self) -> float:
-        """Count a fork that did not happen: it says nothing of the worker.
-
-        Returns
-        -------
-        pause : `float`
-            Seconds to wait before the next try: 0.2 x 2^n with up to a
-            quarter of jitter, at most 2.
+    def put_off(self, now: float) -> float:
+        """Count a fork that did not happen, which is no failure of the worker;
+        return the seconds to wait before the next try.
         """
-        pause = FIRST_PAUSE_S * 2.0 ** min(self._put_off, 10) * (1.0 + 0.25 * self._jitter())
-        self._put_off += 1
-        return min(pause, LONGEST_PUT_OFF_S)
+        return self._put_off.failed(now)
 
     def forked(self) -> None:
         """Note that forking works."""
-        self._put_off = 0
+        self._put_off.succeeded()
 
     def forgive(self) -> None:
         """Forget all failures: an operator mended the cause."""

@@ -35,6 +35,7 @@ __all__ = (
     "Send",
     "SetDeadline",
     "Signal",
+    "SlotAssigned",
     "VisitAssigned",
     "WipeRepo",
     "WordsRefused",
@@ -66,6 +67,15 @@ class VisitAssigned:
     """The scheduler gave this seat a visit-detector."""
 
     assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAssigned:
+    """The scheduler has matched a queued visit-detector and an idle slot."""
+
+    assignment: Assignment
+    slot: int
+    pid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +251,10 @@ class Finish:
     engine: str = ""
     spool: str | None = None
     datasets: int = 0
+    worker_lost: bool = False
+    """Whether its worker ended without a last word: what it left on disk may
+    say more.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from ppdaemon.messages import (
     Reaped,
     ZygoteReady,
 )
+from ppdaemon.processes import signal_name
 from ppdaemon.wire import decode, encode
 
 __all__ = ("ENVIRONMENT", "Forker", "Hear", "Lifeline", "ZygoteGone")
@@ -196,7 +197,7 @@ class Forker:
             self._closed = True
             self._loop.remove_reader(self._control)
             self._control.close()
-            manner = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+            manner = f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
             _LOG.error("the zygote %s", manner)
             self._hear(ZygoteGone(manner), [])
         self.ended.set_result(None)
@@ -209,13 +210,6 @@ def _pidfd_of(process: "subprocess.Popen[bytes]") -> int:
         process.kill()
         process.wait()
         raise
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -67,10 +67,8 @@ class Pool:
         For deadlines.
     ask_fork : `~collections.abc.Callable`
         Gets a `~ppdaemon.messages.ForkWorker`, returns whether it was asked.
-    tell : `~collections.abc.Callable`
-        Gets what concerns visits, with the slot.
-    changed : `~collections.abc.Callable`
-        Gets a slot and its change of state.
+    post : `~collections.abc.Callable`
+        Gets what concerns visits.
     count : `collections.Counter`
         Counts what operators want to know.
     """
@@ -80,8 +78,7 @@ class Pool:
         config: NodeConfig,
         clock: Clock,
         ask_fork: Callable[[ForkWorker], bool],
-        tell: Callable[[VisitAction, Slot], None],
-        changed: Callable[[Slot, SeatChanged], None],
+        post: Callable[[VisitAction], None],
         count: Counter[str],
     ):
         self.slots: dict[int, Slot] = {}
@@ -90,8 +87,8 @@ class Pool:
         self._folders = NodeFolders.of(config)
         self._clock = clock
         self._ask_fork = ask_fork
-        self._tell = tell
-        self._changed = changed
+        self._post = post
+        self._watchers: list[Callable[[Slot, SeatChanged], None]] = []
         self._count = count
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
@@ -102,6 +99,10 @@ class Pool:
         self._loop = asyncio.get_running_loop()
 
     # --- from the supervisor ---------------------------------------------
+
+    def watch(self, changed: Callable[[Slot, SeatChanged], None]) -> None:
+        """Call a function with each change of a slot's state from now on."""
+        self._watchers.append(changed)
 
     def open_seat(self) -> Slot:
         """Open a seat and fill it.
@@ -330,9 +331,10 @@ class Pool:
                 case WipeRepo():
                     self._wipe(slot)
                 case Finish() | NoteStage() | NoteFigures() | NoteRaw() | LookForRaws():
-                    self._tell(action, slot)
+                    self._post(action)
                 case SeatChanged():
-                    self._changed(slot, action)
+                    for changed in self._watchers:
+                        changed(slot, action)
                 case unexpected:
                     raise AssertionError(unexpected)
         self._set_timer()

@@ -24,6 +24,7 @@ from ppdaemon.node.events import (
     SetDeadline,
     Signal,
 )
+from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome, SlotState
 
 __all__ = ("Actions", "Seat", "Verdict", "manner")
@@ -150,10 +151,13 @@ class Seat:
         self._last_moment = now + self._config.recycle_age_s * stretch
         return [Fork(self.epoch), *self._go(S.STARTING, now, now + self._config.times.boot_s)]
 
-    def _finish(self, outcome: Outcome, reason: str = "", *, retriable: bool = False) -> Actions:
+    def _finish(
+        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, worker_lost: bool = False
+    ) -> Actions:
         assignment, self.assignment = self._held, None
         retriable = retriable and not assignment.no_return
-        return [Finish(assignment, outcome, assignment.with_remarks(reason), retriable)]
+        reason = assignment.with_remarks(reason)
+        return [Finish(assignment, outcome, reason, retriable, worker_lost=worker_lost)]
 
     def _finish_done(self, done: Done) -> Actions:
         assignment, self.assignment = self._held, None
@@ -207,10 +211,11 @@ class Seat:
         if self.assignment is None:
             return []
         if verdict is None:
-            return self._finish(Outcome.CRASHED, self.note, retriable=retriable)
+            return self._finish(Outcome.CRASHED, self.note, retriable=retriable, worker_lost=True)
         if verdict.done is not None:
             return self._finish_done(verdict.done)
-        return self._finish(verdict.outcome, verdict.reason, retriable=verdict.retriable and retriable)
+        retriable = verdict.retriable and retriable
+        return self._finish(verdict.outcome, verdict.reason, retriable=retriable, worker_lost=True)
 
     def _back_off(self, now: float) -> Actions:
         pause = self._budget.failed(now)
@@ -225,8 +230,5 @@ def manner(status: int | None) -> str:
     if status is None:
         return "died"
     if status < 0:
-        try:
-            return f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"killed by signal {-status}"
+        return f"killed by {signal_name(-status)}"
     return f"exited with status {status}"

@@ -117,7 +117,7 @@ class Slot(Seat):
         """There is no process, and one that still comes is refused by its epoch."""
         if self.after_death == S.STOPPED:
             return self._go(S.STOPPED, now, None)
-        return self._go(S.BACKOFF, now, now + self._budget.put_off())
+        return self._go(S.BACKOFF, now, now + self._budget.put_off(now))
 
     def _ready(self, event: Ready, now: float) -> Actions:
         self.served = True
@@ -346,7 +346,8 @@ class Slot(Seat):
             self.note += ": the kernel killed it for its memory"
         finish: Actions = []
         if self.assignment is not None:
-            finish = self._finish(outcome, self.note, retriable=outcome == Outcome.CRASHED)
+            retriable = outcome == Outcome.CRASHED
+            finish = self._finish(outcome, self.note, retriable=retriable, worker_lost=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = "quarantined: the worker says that its configuration is wrong; see its log"
             return [*finish, WipeRepo(), *self._go(S.QUARANTINED, now, None)]

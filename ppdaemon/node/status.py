@@ -12,16 +12,19 @@ from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.claim import Claim, is_ramdisk
-from ppdaemon.node.desk import VisitDesk
 from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.intake import Intake
+from ppdaemon.node.lock import NodeLock
 from ppdaemon.node.meters import REPO_EVERY, Meters
 from ppdaemon.node.pool import Pool
 from ppdaemon.node.reload import Generations
-from ppdaemon.node.scheduler import Scheduler
+from ppdaemon.node.schedulerloop import SchedulerLoop
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.journal import Journal
 from ppdaemon.reports import StatusReport, WorkerRow
+from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
 
 __all__ = ("Status",)
@@ -36,16 +39,19 @@ class Status:
     config: NodeConfig
     clock: Clock
     count: Counter[str]
-    held: Claim
+    held: NodeLock
     pool: Pool
-    desk: VisitDesk
-    scheduler: Scheduler
+    visits: Visits
+    journal: BatchWriter[Journal]
+    scheduler: SchedulerLoop
     exporter: ExporterSeat
     intake: Intake
     arrivals: Arrivals
     meters: Meters
     generations: Generations
     state: State = "starting"
+    spools_refused: int = 0
+    """As last counted on the state disk."""
     started_tai: float = field(init=False)
     _fixed_problems: tuple[str, ...] = field(init=False)
     _on_ramdisk: bool = field(init=False)
@@ -79,7 +85,7 @@ class Status:
             state=state,
             text=(
                 f"{state}: {busy} busy, {seats[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
-                f" {len(self.desk.docket)} visit-detectors open"
+                f" {len(self.visits.open)} visit-detectors open"
             ),
             started_tai=self.started_tai,
             tai=self.clock.tai(),
@@ -87,8 +93,8 @@ class Status:
             slots={name: seats[name] for name in SlotState if seats[name]},
             workers_max=self.config.workers.max,
             queued=self.scheduler.queued,
-            open_visits=len(self.desk.docket),
-            outcomes=dict(self.desk.docket.outcomes),
+            open_visits=len(self.visits.open),
+            outcomes=dict(self.visits.outcomes),
             late_raws=self.count["late_raws"],
             refused_raws=self.arrivals.refused,
             spooled=self.exporter.waiting,
@@ -156,13 +162,13 @@ class Status:
 
     def _problems(self) -> tuple[str, ...]:
         problems = [*self.generations.problems]
-        if self.desk.records.problem:
-            problems.append(self.desk.records.problem)
+        if self.journal.problem:
+            problems.append(self.journal.problem)
         if self.exporter.problem:
             problems.append(f"export: {self.exporter.problem}")
-        refused = NodeFolders.of(self.config).refused
-        if count := sum(1 for _ in refused.glob("*")):
-            problems.append(f"export: {count} spools were set apart: see {refused}/*/{REFUSAL}")
+        if self.spools_refused:
+            refused = NodeFolders.of(self.config).refused
+            problems.append(f"export: {self.spools_refused} spools were set apart: see {refused}/*/{REFUSAL}")
         problems += [
             f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
         ]

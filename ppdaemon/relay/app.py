@@ -20,7 +20,7 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, load_relay
-from ppdaemon.relay.ledger import Ledger, StateLock
+from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.relay import Relay, Sockets
 from ppdaemon.states import ExitCode
 
@@ -60,7 +60,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # called by the loop, which runs when the relay does
         asyncio.get_running_loop().add_signal_handler(number, lambda: relay.ask_stop())
     with (
-        StateLock(config.state_dir),
+        closing(lock_state(config.state_dir)),
         zmq.asyncio.Context() as context,
         closing(link.bind_submit(context, config.submit)) as submit,
         closing(link.bind_nodes(context, config.nodes)) as nodes,

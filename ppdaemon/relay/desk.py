@@ -16,12 +16,12 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Accepted, VisitStatus
 from ppdaemon.relay.board import Board
 from ppdaemon.relay.config import RelayConfig
-from ppdaemon.relay.ledger import FoundVisit
+from ppdaemon.relay.ledger import FoundVisit, Ledger
 from ppdaemon.relay.openvisit import Reservation
 from ppdaemon.relay.orders import Turn
-from ppdaemon.relay.recorder import Job, Recorder
 from ppdaemon.relay.requests import content_of, differences, judge, oddities, read_request, unwrap
 from ppdaemon.relay.throttle import Throttle
+from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.visit import NextVisit, VisitCanceled
 
 __all__ = ("CarryOut", "Desk", "OpenVisitCall")
@@ -56,7 +56,7 @@ class Desk:
         Instruments and expiry.
     board : `~ppdaemon.relay.board.Board`
         The open visits.
-    recorder : `~ppdaemon.relay.recorder.Recorder`
+    writer : `~ppdaemon.sqlitefile.BatchWriter`
         The way to the ledger.
     throttle : `~ppdaemon.relay.throttle.Throttle`
         For logs of refusals.
@@ -75,7 +75,7 @@ class Desk:
         *,
         config: RelayConfig,
         board: Board,
-        recorder: Recorder,
+        writer: BatchWriter[Ledger],
         throttle: Throttle,
         clock: Clock,
         answer: Callable[[Sequence[bytes], Accepted], None],
@@ -84,7 +84,7 @@ class Desk:
     ):
         self._config = config
         self._board = board
-        self._recorder = recorder
+        self._writer = writer
         self._throttle = throttle
         self._clock = clock
         self._answer = answer
@@ -120,8 +120,10 @@ class Desk:
                 self._look_up(request.group, reply, lambda found: reply(_standing(request.group, found)))
 
     def _look_up(self, group: str, reply: Reply, then: Callable[[Sequence[FoundVisit]], None]) -> None:
-        failed = partial(self._refuse, reply, "ledger", group=group)
-        self._recorder.put(Job(lambda ledger: ledger.find(group), then, failed))
+        self._writer.put(Commit(lambda ledger: ledger.find(group), then, self._unwritten(reply, group)))
+
+    def _unwritten(self, reply: Reply, group: str) -> Callable[[Exception], None]:
+        return lambda error: self._refuse(reply, "ledger", str(error), group)
 
     def _refuse(self, reply: Reply, kind: str, reason: str, group: str = "") -> None:
         if self._throttle.passes(kind):
@@ -148,11 +150,11 @@ class Desk:
             self._refuse(reply, "full", reason, visit.group)
             return
         content = content_of(visit)
-        self._recorder.put(
-            Job(
+        self._writer.put(
+            Commit(
                 lambda ledger: ledger.accept(visit, content, detectors, now_tai),
                 lambda result: self._accepted(visit, content, now_tai, result, reply),
-                partial(self._refuse, reply, "ledger", group=visit.group),
+                self._unwritten(reply, visit.group),
             )
         )
 

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The relay's memory: accepted visits and the fate of each of their detectors.
 
-SQLite in the state directory, WAL with ``synchronous=FULL``: what a
-transaction committed survives a crash of process and host. Blocking code;
-`ppdaemon.relay.recorder` runs it in a thread.
+A `~ppdaemon.sqlitefile.SqliteFile` in the state directory. Blocking code; a
+`~ppdaemon.sqlitefile.BatchWriter` runs it in a thread.
 """
 
-import fcntl
 import json
-import logging
-import os
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.errors import PPDaemonError, Refused
+from ppdaemon.clock import Clock
+from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import DetectorOutcome
 from ppdaemon.relay.orders import (
     AmendOutcome,
@@ -29,24 +23,18 @@ from ppdaemon.relay.orders import (
     SetRoute,
     Write,
 )
-from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.sqlitefile import SqliteFile, Step
+from ppdaemon.statelock import LockHeld, StateLock
+from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("FoundVisit", "Ledger", "LedgerUnusable", "OpenRow", "StateLock", "UnendedVisit")
-
-_LOG = logging.getLogger(__name__)
-
-VERSION = 1
-"""Of the schema; kept in SQLite's ``user_version``."""
+__all__ = ("FoundVisit", "Ledger", "OpenRow", "UnendedVisit", "lock_state")
 
 PRUNE_AT_ONCE = 200
 """Visits deleted in one transaction: 40,000 rows of LSSTCam, some 50 ms."""
 
 LOCK_WAIT_S = 1.0
 """For another program that reads or mends the file; clients wait with us."""
-
-DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Primary result codes; the extended ones say where the damage is."""
 
 SCHEMA = """
 CREATE TABLE visits (
@@ -73,14 +61,10 @@ CREATE TABLE detectors (
 ) STRICT, WITHOUT ROWID;
 """
 
+STEPS: tuple[Step, ...] = (lambda db: db.executescript(SCHEMA),)
+
 FORMER_SEPARATOR = "\n"
 """Between names of former nodes; names have no control characters."""
-
-
-class LedgerUnusable(PPDaemonError):
-    """The ledger's files cannot be made, opened or locked."""
-
-    exit_code = ExitCode.CANNOT_CREATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,114 +102,32 @@ class FoundVisit:
     outcomes: tuple[DetectorOutcome, ...]
 
 
-class StateLock:
-    """Keeps a second relay away from a state directory, for as long as we live.
+def lock_state(folder: Path) -> StateLock:
+    """Make the state directory and keep a second relay away from it.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The state directory; made if need be.
-
-    Raises
-    ------
-    ppdaemon.errors.Refused
-        Raised if another relay has it.
-    LedgerUnusable
-        Raised if the folder or the lock file cannot be made.
+    Raises `~ppdaemon.errors.Refused` if another relay has it, and
+    `~ppdaemon.errors.StateUnusable` if it cannot be made.
     """
-
-    def __init__(self, folder: Path):
-        path = folder / "lock"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise LedgerUnusable(f"state_dir: {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._fd)
-            raise Refused(f"another pprelay (pid {owner}) runs on state_dir {folder}") from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        os.close(self._fd)
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return StateLock(path)
+    except LockHeld as held:
+        holder = held.holder or "unknown"
+        raise Refused(f"another pprelay (pid {holder}) runs on state_dir {folder}") from None
+    except OSError as error:
+        raise StateUnusable(f"state_dir: {path}: {error.strerror}") from None
 
 
-class Ledger:
-    """The open ledger.
+class Ledger(SqliteFile):
+    """The open ledger in a state directory, which the caller has locked.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The state directory, locked by the caller (`StateLock`).
-    clock : `~ppdaemon.clock.Clock`
-        For the times in the rows.
-
-    Raises
-    ------
-    LedgerUnusable
-        Raised if it cannot be opened or was written by a newer relay.
+    Its methods are works: each is called in a transaction.
     """
 
     def __init__(self, folder: Path, clock: Clock):
         self._clock = clock
-        path = folder / "ledger.sqlite"
-        try:
-            try:
-                self._db = _open(path)
-            except _Corrupt as error:
-                kept = _set_aside(path, clock)
-                _LOG.error(
-                    "ledger is corrupt: moved aside, starting with an empty one",
-                    extra={"path": str(path), "moved_to": str(kept), "reason": str(error)},
-                )
-                self._db = _open(path)
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerUnusable(f"ledger {path}: {error}") from None
-
-    def close(self) -> None:
-        """Close the files."""
-        self._db.close()
-
-    def transact(self, works: Sequence[Callable[[Self], Any]]) -> list[Any]:
-        """Do several works in one transaction, committed on return.
-
-        Parameters
-        ----------
-        works : `~collections.abc.Sequence` [`~collections.abc.Callable`]
-            Each gets the ledger.
-
-        Returns
-        -------
-        results : `list`
-            What each returned.
-
-        Raises
-        ------
-        sqlite3.Error
-            Raised if it failed; then none of them was done.
-        """
-        with self._transaction():
-            return [work(self) for work in works]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    # --- works; each is part of a transaction -------------------------------
+        super().__init__(folder / "ledger.sqlite", "pprelay", STEPS, busy_s=LOCK_WAIT_S)
 
     def accept(
         self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
@@ -372,40 +274,3 @@ class Ledger:
 def _text(reason: str) -> str:
     """Replace what is no text: a file's name in it may have such bytes."""
     return reason.encode(errors="replace").decode()
-
-
-class _Corrupt(Exception):
-    """The file is damaged, which no waiting and no retry mends."""
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise _Corrupt(verdict)
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-        elif version > VERSION:
-            raise LedgerUnusable(f"ledger {path} was written by a newer pprelay (version {version})")
-    except BaseException as error:
-        db.close()
-        if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in DAMAGE_CODES:
-            raise _Corrupt(str(error)) from None
-        raise
-    return db
-
-
-def _set_aside(path: Path, clock: Clock) -> Path:
-    """Rename a database and its companions; return the database's new name."""
-    stamp = tai_iso(clock.tai()).replace(":", "").replace("-", "")
-    kept = path.with_name(f"{path.stem}.corrupt-{stamp}{path.suffix}")
-    for companion in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + companion)
-        if part.exists():
-            part.rename(kept.with_name(kept.name + companion))
-    return kept

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The event pump of ``pprelay``: takes events, asks for decisions, acts.
 
-Sockets, clock and ledger only put events into one bounded queue; the pump
-takes them out one by one. What is to be done is decided by
-`ppdaemon.relay.board`; here it is carried out: first written, then, when that
-is on disk, sent. Clients are served by `ppdaemon.relay.desk`.
+Sockets and clock only put events into one bounded queue; the pump takes them
+out one by one. What is to be done is decided by `ppdaemon.relay.board`; here it
+is carried out: first written, then, when that is on disk, sent. Clients are
+served by `ppdaemon.relay.desk`.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from ppdaemon.relay.desk import Desk
 from ppdaemon.relay.ledger import Ledger, UnendedVisit
 from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
 from ppdaemon.relay.orders import Beat, CloseVisit, Send, SetOutcome, Turn
-from ppdaemon.relay.recorder import Job, Recorder
 from ppdaemon.relay.throttle import Throttle
+from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
@@ -61,16 +61,11 @@ class _NodeSpoke:
 
 
 @dataclass(frozen=True, slots=True)
-class _Committed:
-    follow_ups: Sequence[Callable[[], None]]
-
-
-@dataclass(frozen=True, slots=True)
 class _Ticked:
     pass
 
 
-type _Event = _Submitted | _NodeSpoke | _Committed | _Ticked
+type _Event = _Submitted | _NodeSpoke | _Ticked
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +116,11 @@ class Relay:
             settle_s=SETTLE_BEATS * config.heartbeat_s,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
-        self._recorder = Recorder(ledger, self._throttle)
+        self._writer = BatchWriter(ledger, "ledger", self._complain)
         self._desk = Desk(
             config=config,
             board=self._board,
-            recorder=self._recorder,
+            writer=self._writer,
             throttle=self._throttle,
             clock=clock,
             answer=partial(link.answer, sockets.submit),
@@ -152,31 +147,29 @@ class Relay:
             self._read(self._sockets.submit, _Submitted),
             self._read(self._sockets.nodes, _NodeSpoke),
             self._tick(),
-            self._recorder.run(self._deliver),
         ]
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._writer.run())
                 tasks = [group.create_task(source) for source in sources]
                 await self._pump()
                 for task in tasks:
                     task.cancel()
+                self._writer.finish()
         finally:
-            self._recorder.close()
+            self._writer.close()
 
     # --- sources of events ----------------------------------------------------
 
     async def _read(self, socket: zmq.asyncio.Socket, event: type[_Submitted] | type[_NodeSpoke]) -> None:
         while True:
-            await self._recorder.room()
+            await self._writer.room()
             await self._events.put(event(await socket.recv_multipart()))
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             await self._events.put(_Ticked())
-
-    async def _deliver(self, follow_ups: Sequence[Callable[[], None]]) -> None:
-        await self._events.put(_Committed(follow_ups))
 
     # --- the pump ---------------------------------------------------------------
 
@@ -189,16 +182,13 @@ class Relay:
                     self._guarded(partial(self._desk.serve, frames))
                 case _NodeSpoke(frames):
                     self._guarded(partial(self._node_spoke, frames))
-                case _Committed(follow_ups):
-                    for follow_up in follow_ups:
-                        self._guarded(follow_up)
                 case _Ticked():
                     self._guarded(self._ticked)
             if self._stop_asked and stop_by is None:
                 _LOG.info("stopping")
                 self._notifier.tell(STOPPING=1, STATUS="stopping")
                 stop_by = self._clock.mono() + STOP_S
-            if stop_by is not None and (not self._recorder.backlog or self._clock.mono() >= stop_by):
+            if stop_by is not None and (not self._writer.backlog or self._clock.mono() >= stop_by):
                 return
 
     def _guarded(self, handle: Callable[[], None]) -> None:
@@ -246,10 +236,11 @@ class Relay:
             for write in writes:
                 ledger.write(write)
 
-        if writes or self._recorder.backlog:
-            self._recorder.put(Job(record, follow_up))
-        else:
-            follow_up()
+        self._writer.put(Commit(record if writes else None, follow_up))
+
+    def _complain(self, reason: str) -> None:
+        if self._throttle.passes("ledger write"):
+            _LOG.error(reason, extra={"waiting": self._writer.backlog})
 
     def _send(self, orders: Sequence[Send]) -> None:
         for order in orders:
@@ -263,7 +254,7 @@ class Relay:
             if visits:
                 self._prune()
 
-        self._recorder.put(Job(lambda ledger: ledger.prune(before_tai), again, lambda reason: None))
+        self._writer.put(Commit(lambda ledger: ledger.prune(before_tai), again, lambda error: None))
 
     # --- nodes ----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import structlog
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
+from ppdaemon.durable import write_durably
 from ppdaemon.errors import VisitFailed
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
@@ -40,7 +41,7 @@ from ppdaemon.messages import (
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.work import Exporter, Seat, Work, WorkModule
 from ppdaemon.worker.channel import Channel
-from ppdaemon.worker.posture import Posture, write_durably
+from ppdaemon.worker.posture import Posture
 
 __all__ = ("run_role",)
 

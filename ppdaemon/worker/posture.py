@@ -5,11 +5,10 @@ import os
 import signal
 import threading
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from ppdaemon.processes import children
 
-__all__ = ("Posture", "write_durably")
+__all__ = ("Posture",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +62,3 @@ class Posture:
         return ", ".join(
             field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)
         )
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file that survives the machine.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The file; its folder exists.
-    text : `str`
-        Its content.
-    """
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -27,8 +27,8 @@ from ppdaemon.demo.raws import detector_names, encode_blank, raw_path, write_exp
 from ppdaemon.demo.render import render_raw
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.skymap import PATCH_COUNT, TractMap
-from ppdaemon.rawlayout import make_layout
-from ppdaemon.rawpath import Kind, sidecar_path
+from ppdaemon.raws.layout import make_layout
+from ppdaemon.raws.path import Kind, sidecar_path
 
 DETECTOR = 4
 MAY_BE_NULL = {"boresight_rotation_angle", "tracking_radec", "altaz_begin", "altaz_end", "boresight_airmass"}

@@ -25,7 +25,7 @@ from ppdaemon.node.arrivals import candidate, exposures, settle
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.arrivals.patience import Look
 from ppdaemon.node.arrivals.tree import Place
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.testing.raws import fits_header
 from ppdaemon.testing.waiting import wait_until
 

@@ -29,7 +29,7 @@ from watchdog.observers.inotify_c import InotifyFD
 
 from ppdaemon.clock import Clock, day_obs
 from ppdaemon.node.arrivals.watch import FolderWatch, LostNews
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 from ppdaemon.reports import ArrivalSource
 
 FOCAL_PLANE = range(189)

@@ -171,7 +171,7 @@ def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
     (node.state / "journal.sqlite").write_bytes(b"no database" * 1000)
     try:
         node.start()
-        assert list(node.state.glob("journal.sqlite.corrupt-*"))
+        assert list(node.state.glob("journal.corrupt-*.sqlite"))
         relay.reserve("g1")
         node.land("g1")
         assert relay.outcome("g1").outcome == Outcome.SUCCEEDED

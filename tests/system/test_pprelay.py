@@ -122,7 +122,7 @@ def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
     (relay.state_dir / "ledger.sqlite").write_bytes(b"rubbish" * 5000)
     relay.start()
     try:
-        assert relay.events("ledger is corrupt")
+        wait_until(lambda: relay.events("ledger is corrupt"))  # it listens before it opens the ledger
         assert send_visit("--relay", relay.submit, "--instrument", "DemoCam").returncode == 0
     finally:
         assert relay.stop() == 0

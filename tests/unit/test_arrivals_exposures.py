@@ -20,7 +20,7 @@ from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.pool import FilePool
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import Place, RawTree
-from ppdaemon.rawpath import RawName, sidecar_path
+from ppdaemon.raws.path import RawName, sidecar_path
 from ppdaemon.testing.raws import fits_header
 
 GROUP = "2025-11-22T03:25:16.951"

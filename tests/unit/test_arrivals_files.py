@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ppdaemon import rawfile
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.files import (
@@ -22,6 +21,7 @@ from ppdaemon.node.arrivals.files import (
 )
 from ppdaemon.node.arrivals.patience import Look, Patience
 from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.raws import files as raws_files
 from ppdaemon.testing.raws import small_fits
 
 GROUP = "2025-11-22T03:25:16.951"
@@ -146,7 +146,7 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
     root = tmp_path / "raw"
     root.mkdir()
     place = Place(str(root), str(make(root)))
-    monkeypatch.setattr(rawfile, "_open_checked", pytest.fail)
+    monkeypatch.setattr(raws_files, "_open_checked", pytest.fail)
     for read in (look, facts_of_image, facts_of_sidecar, expected_sensors):
         with pytest.raises(BadMessage) as caught:
             read(place)

@@ -9,7 +9,7 @@ import pytest
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.tree import RawTree
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 ANNOUNCED = 1_763_781_879.0
 GROUP = "2025-11-22T03:25:16.951"

@@ -12,7 +12,7 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.scan import Moment
 from ppdaemon.node.arrivals.tree import RawTree
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
 GROUP = "2025-11-22T03:25:16.951"
@@ -132,13 +132,20 @@ def test_in_the_generic_layout_only_the_groups_own_folders_are_looked_at(tmp_pat
 
 
 def test_where_exposures_share_a_folder_each_is_found(tmp_path, monkeypatch):
-    flat = {
-        "pattern": r"(?P<day_obs>\d{8})/(?P<exposure>\d+)-(?P<detector>\d+)",
-        "path": "{day_obs}/{exposure}-{detector}",
-    }
+    flat = {"path": "{day_obs}/{exposure}-{detector}"}
     polled = Polled(tmp_path, {"LSSTCam": range(189)}, monkeypatch, layout=flat)
     for number in range(1, 4):
         files = [touch(tmp_path, f"20251121/202511210000{number}-{detector}.fits") for detector in (94, 95)]
+        assert polled.look(BOTH, mono=0.4 * number) == files
+
+
+def test_folders_whose_names_cannot_be_known_are_listed(tmp_path, monkeypatch):
+    labelled = {"path": "{day_obs}/{label}/{exposure}-{detector}"}
+    polled = Polled(tmp_path, {"LSSTCam": range(189)}, monkeypatch, layout=labelled)
+    assert polled.look(BOTH) == []
+    for number in range(1, 4):
+        folder = f"20251121/run {number}"
+        files = [touch(tmp_path, f"{folder}/202511210000{number}-{detector}.fits") for detector in (94, 95)]
         assert polled.look(BOTH, mono=0.4 * number) == files
 
 

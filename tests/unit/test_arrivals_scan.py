@@ -196,8 +196,8 @@ def test_the_generic_layout_is_scanned_by_served_detector(tmp_path):
     assert str(tmp_path / "LATISS/0/old") not in scanner.folders
 
 
-OWN = {"pattern": r"(?P<instrument>\w+)/d(?P<day_obs>\d{8})/(?P<exposure>\d+)_(?P<detector>\d+)"}
-FLAT = {"pattern": r"(?P<exposure>\d+)_(?P<detector>\d+)"}
+OWN = {"path": "{instrument}/d{day_obs}/{exposure}_{detector}"}
+FLAT = {"path": "{exposure}_{detector}"}
 
 
 def test_a_layout_of_one_s_own_is_scanned_as_deep_as_its_files_lie(tmp_path):

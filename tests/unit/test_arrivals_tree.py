@@ -9,7 +9,7 @@ import pytest
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.tree import Place, RawTree
-from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.raws.path import Expected, Kind
 
 OBSID = "MC_O_20251121_000156"
 RAW = f"LSSTCam/20251121/{OBSID}/{OBSID}_R22_S11.fits"

@@ -14,7 +14,7 @@ from ppdaemon.demo.faults import NOT_FITS, WRONG_GROUP, Again, Faults, Misprint,
 from ppdaemon.demo.oldfiles import write_old_files
 from ppdaemon.demo.telescope import Compression, SimulatedCamera, Step, timeline
 from ppdaemon.demo.visits import Cadence, next_seq_num, plan_visits
-from ppdaemon.rawlayout import make_layout
+from ppdaemon.raws.layout import make_layout
 
 BEGIN_TAI_S = 1795317916.0
 CADENCE = Cadence(every_s=70.0, lead_s=40.0, exposure_s=30.0, readout_s=2.0)

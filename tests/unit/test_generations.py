@@ -122,7 +122,7 @@ def test_forks_that_fail_never_quarantine_and_pause_two_seconds_at_most():
     for _ in range(20):
         slot(WorkerNotForked("EAGAIN"), 4.0)
         assert slot.slot.state == S.BACKOFF
-        pauses.append(slot.slot._budget.put_off())
+        pauses.append(slot.slot._budget.put_off(4.0))
         slot.slot._fork(4.0)
     assert max(pauses) == 2.0
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
-from ppdaemon.node import latetable
 from ppdaemon.node.assignment import Key
-from ppdaemon.node.journal import Entry, Journal
+from ppdaemon.node.visits import latetable
+from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
@@ -157,7 +159,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path):
 
 
 def test_a_read_only_folder_is_an_error_and_not_corruption(tmp_path):
-    with pytest.raises(Exception, match="unable to open database file"):
+    with pytest.raises(StateUnusable, match=r"journal\.sqlite: unable to open database file"):
         Journal(tmp_path / "missing" / "journal.sqlite")
 
 
@@ -189,7 +191,7 @@ def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
     journal.accept([an_entry()])
     journal.update([ended(an_entry(), Outcome.NO_IMAGE)])
     journal.late.note([a_raw(exposure=7), a_raw(exposure=8)])
-    journal.requeue([an_entry(attempt=2)])
+    journal.requeue([an_entry()], [an_entry(attempt=2)])
     assert [(row.exposure, row.attempt, row.outcome) for row in journal.late.rows(10)] == [
         (8, 2, None),
         (7, 2, None),
@@ -216,7 +218,7 @@ def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
     first.no_return = "alerts"
     journal.update([first, ended(an_entry(detector=1))])
     assert [entry.key.detector for entry in journal.last_attempts("g")] == [0, 1]
-    journal.requeue([an_entry(attempt=2)])
+    journal.requeue([an_entry()], [an_entry(attempt=2)])
     again, other = journal.last_attempts("g")
     assert (again.key.attempt, again.outcome, again.final, again.no_return) == (2, None, False, "alerts")
     assert (other.key.attempt, other.outcome, other.final) == (1, Outcome.SUCCEEDED, True)
@@ -229,23 +231,70 @@ def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
 def test_the_same_attempt_is_not_requeued_twice(journal):
     journal.accept([an_entry(), an_entry(detector=1)])
     journal.update([ended(an_entry()), ended(an_entry(detector=1))])
-    journal.requeue([an_entry(attempt=2)])
+    journal.requeue([an_entry()], [an_entry(attempt=2)])
     with pytest.raises(sqlite3.IntegrityError):
-        journal.requeue([an_entry(detector=1, attempt=2), an_entry(attempt=2)])
+        journal.requeue(
+            [an_entry(detector=1), an_entry()], [an_entry(detector=1, attempt=2), an_entry(attempt=2)]
+        )
     assert [entry.key.attempt for entry in journal.last_attempts("g")] == [2, 1]
 
 
-def test_a_file_of_an_older_version_is_read(path):
-    journal = Journal(path)
-    journal.accept([an_entry()])
-    journal.close()
+OLD_SCHEMA = """
+CREATE TABLE attempt (
+    instrument TEXT NOT NULL, grp TEXT NOT NULL, detector INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    visit TEXT NOT NULL, received_tai REAL NOT NULL, survey TEXT NOT NULL,
+    stages TEXT NOT NULL, outcome TEXT, reason TEXT NOT NULL DEFAULT '', retriable INTEGER NOT NULL DEFAULT 0,
+    final INTEGER NOT NULL DEFAULT 0, pipeline TEXT NOT NULL DEFAULT '', engine TEXT NOT NULL DEFAULT '',
+    slot INTEGER, pid INTEGER, exposures TEXT NOT NULL DEFAULT '[]', partial INTEGER NOT NULL DEFAULT 0,
+    datasets INTEGER NOT NULL DEFAULT 0, shutter_close_tai REAL, ended_tai REAL,
+    no_return TEXT NOT NULL DEFAULT '',
+    reported INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (instrument, grp, detector, attempt)
+);
+INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages)
+VALUES ('DemoCam', 'g', 0, 1, '{"groupId": "g", "instrument": "DemoCam"}', 5.0, 'S', '{"accepted": 6.0}');
+"""
+SEEN = "ALTER TABLE attempt ADD COLUMN seen TEXT NOT NULL DEFAULT '[]'"
+FIGURES = "ALTER TABLE attempt ADD COLUMN figures TEXT NOT NULL DEFAULT '{}'"
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("more", [(), (SEEN,), (SEEN, FIGURES)])
+def test_a_file_of_an_older_version_is_read_and_gets_what_it_lacks(path, version, more):
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("ALTER TABLE attempt DROP COLUMN seen")
-        db.execute("DROP TABLE late")
-    journal = Journal(path)
-    journal.update([ended(an_entry())])
-    assert journal.late.note([a_raw()]) == (1, 0)
-    journal.close()
+        db.executescript(OLD_SCHEMA)
+        for statement in more:
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {version}")
+    with closing(Journal(path)) as journal:
+        assert [entry.key for entry in journal.unfinished()] == [an_entry().key]
+        entry = ended(an_entry())
+        entry.seen, entry.figures = (3,), {"query_ms": 1.0}
+        journal.update([entry])
+        assert journal.late.note([a_raw(), a_raw(exposure=3)]) == (1, 0)
+        assert journal.visit("g")[0].figures == {"query_ms": 1.0}
+    with closing(Journal(path)) as journal:
+        assert len(journal.late.rows(10)) == 1
+        assert journal.moved_aside is None
+
+
+def test_a_file_of_a_newer_version_is_left_alone(path):
+    Journal(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StateUnusable, match=r"newer ppdaemon .*version 99.*install"):
+        Journal(path)
+    assert not list(path.parent.glob("*corrupt*"))
+
+
+def test_an_update_of_a_row_that_is_not_there_is_an_error_and_writes_nothing(journal):
+    journal.accept([an_entry()])
+    with pytest.raises(RowMissing, match="attempt 2"):
+        journal.update([ended(an_entry()), ended(an_entry(attempt=2))])
+    assert journal.visit("g")[0].outcome is None
+    with pytest.raises(RowMissing, match="detector 5"):
+        journal.retry(ended(an_entry(detector=5)), an_entry(detector=5, attempt=2))
+    assert len(journal.visits(10)) == 1
 
 
 def test_what_was_acknowledged_survives_a_kill(path):
@@ -253,7 +302,7 @@ def test_what_was_acknowledged_survives_a_kill(path):
         import sys
         from pathlib import Path
         from test_journal import an_entry
-        from ppdaemon.node.journal import Journal
+        from ppdaemon.node.visits.journal import Journal
         journal = Journal(Path(sys.argv[1]))
         for k in range(100_000):
             journal.accept([an_entry(f"g{k}")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The small pure parts of a node: deadlines, budget, assignment, docket, folders."""
+"""The small pure parts of a node: deadlines, budget, assignment, open visits, folders."""
 
 import pytest
 from test_scheduler import an_assignment
@@ -9,10 +9,10 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.assignment import Key
 from ppdaemon.node.budget import RestartBudget
 from ppdaemon.node.deadlines import Deadlines
-from ppdaemon.node.docket import Docket, OpenVisit
-from ppdaemon.node.journal import Entry
-from ppdaemon.rawpath import Expected
-from ppdaemon.states import Outcome, Stage
+from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
+from ppdaemon.raws.path import Expected
+from ppdaemon.states import Stage
 
 
 def test_deadlines_come_in_order_and_replaced_ones_never():
@@ -57,50 +57,59 @@ def test_the_pause_has_at_most_a_quarter_of_jitter():
 
 def an_open_visit(detector=0):
     assignment = an_assignment(detector=detector)
-    return OpenVisit(Entry(assignment.key, assignment.visit, received_tai=1.0), assignment)
+    entry = Entry(assignment.key, assignment.visit, received_tai=1.0)
+    return VisitDetector(entry, assignment, Phase.QUEUED)
 
 
-def test_the_docket_hands_out_each_change_once_as_a_copy():
-    docket, visit = Docket(), an_open_visit()
-    docket.add(visit)
-    docket.reached(visit, Stage.PREPARED, 2.0)
-    (copy,) = docket.changed()
-    docket.reached(visit, Stage.INGESTED, 3.0)
+def test_each_change_is_taken_out_once_as_a_copy():
+    visits, visit = OpenVisits(), an_open_visit()
+    visits.add(visit)
+    visit.entry.stages[Stage.PREPARED] = 2.0
+    visits.touch(visit.entry)
+    (copy,) = visits.take_changes()
+    visit.entry.stages[Stage.INGESTED] = 3.0
+    visits.touch(visit.entry)
     assert copy.stages == {Stage.PREPARED: 2.0}
-    assert len(docket.changed()) == 1
-    assert docket.changed() == []
+    assert visits.changed
+    assert len(visits.take_changes()) == 1
+    assert (visits.take_changes(), visits.changed) == ((), False)
 
 
-def test_a_stage_is_reached_once():
-    docket, visit = Docket(), an_open_visit()
-    docket.reached(visit, Stage.ARRIVED, 2.0)
-    docket.reached(visit, Stage.ARRIVED, 9.0)
-    assert visit.entry.stages == {Stage.ARRIVED: 2.0}
+def test_a_row_that_is_written_now_is_not_written_again():
+    visits, visit = OpenVisits(), an_open_visit()
+    visits.add(visit)
+    visits.touch(visit.entry)
+    assert visits.take_change(visit.entry) == visit.entry
+    assert not visits.changed
 
 
-def test_what_open_visits_wait_for_is_told_by_visit_until_all_is_ingested():
-    docket = Docket()
-    visits = [an_open_visit(detector) for detector in (0, 1, 2)]
-    for visit in visits:
-        docket.add(visit)
-    docket.reached(visits[1], Stage.INGESTED, 2.0)
-    assert docket.waiting() == [Expected("DemoCam", frozenset({0, 2}), "g")]
-    docket.end(visits[0], Outcome.NO_IMAGE, "", 3.0, final=True)
-    docket.reached(visits[2], Stage.INGESTED, 3.0)
-    assert docket.waiting() == []
+def test_expected_raws_are_those_that_are_not_ingested():
+    visits = OpenVisits()
+    open_visits = [an_open_visit(detector) for detector in (0, 1, 2)]
+    for visit in open_visits:
+        visits.add(visit)
+    open_visits[1].entry.stages[Stage.INGESTED] = 2.0
+    assert visits.expected() == [Expected("DemoCam", frozenset({0, 2}), "g")]
+    visits.remove(open_visits[0])
+    open_visits[2].entry.stages[Stage.INGESTED] = 3.0
+    assert visits.expected() == []
 
 
-def test_an_ended_visit_leaves_the_docket_and_is_counted_if_final():
-    docket = Docket()
-    for detector, final in ((0, True), (1, False)):
-        visit = an_open_visit(detector)
-        docket.add(visit)
-        assert docket.of_group("DemoCam", "g") == [visit]
-        docket.end(visit, Outcome.CRASHED, "r", 5.0, final=final)
-        assert docket.find("DemoCam", "g", detector) is None
-        assert docket.of_group("DemoCam", "g") == []
-    assert docket.outcomes == {Outcome.CRASHED: 1}
-    assert len(docket) == 0
+def test_open_visits_are_found_by_detector_attempt_and_group():
+    visits = OpenVisits()
+    first, second = an_open_visit(0), an_open_visit(1)
+    for visit in (second, first):
+        visits.add(visit)
+    assert visits.of_group("DemoCam", "g") == [first, second]
+    assert visits.find("DemoCam", "g", 1) is second
+    assert visits.of(first.key) is first
+    assert visits.of(first.key._replace(attempt=2)) is None
+    visits.remove(first)
+    assert (len(visits), visits.of_group("DemoCam", "g"), visits.find("DemoCam", "g", 0)) == (
+        1,
+        [second],
+        None,
+    )
 
 
 @pytest.mark.parametrize("group", ["2025-11-22T03:25:16.951", "a~b/../c", "x#2", "%2F"])

@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from ppdaemon.errors import Refused
-from ppdaemon.relay.ledger import Ledger, LedgerUnusable, OpenRow, StateLock
+from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.relay.ledger import Ledger, OpenRow, lock_state
 from ppdaemon.relay.orders import AmendOutcome, CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute
 from ppdaemon.relay.requests import content_of
 from ppdaemon.states import ExitCode, Outcome
@@ -23,14 +23,19 @@ def ledger(tmp_path, clock):
         yield opened
 
 
+def transact(ledger, works):
+    with ledger.transaction():
+        return [work(ledger) for work in works]
+
+
 def accept(ledger, detectors=(0, 1, 2), **changes):
     visit = read_next_visit(FIELDS | changes)
-    [result] = ledger.transact([lambda ledger: ledger.accept(visit, content_of(visit), detectors, 5.0)])
+    [result] = transact(ledger, [lambda ledger: ledger.accept(visit, content_of(visit), detectors, 5.0)])
     return result
 
 
 def write(ledger, *writes):
-    ledger.transact([lambda ledger, write=write: ledger.write(write) for write in writes])
+    transact(ledger, [lambda ledger, write=write: ledger.write(write) for write in writes])
 
 
 def test_a_group_is_entered_once_and_its_first_content_stays(ledger):
@@ -43,7 +48,7 @@ def test_a_group_is_entered_once_and_its_first_content_stays(ledger):
 
 def test_a_group_of_another_instrument_is_another_visit(ledger):
     assert accept(ledger)[0] != accept(ledger, instrument="LATISS")[0]
-    [visits] = ledger.transact([lambda ledger: ledger.find("g")])
+    [visits] = transact(ledger, [lambda ledger: ledger.find("g")])
     assert sorted(visit.instrument for visit in visits) == ["DemoCam", "LATISS"]
     assert {visit.script_sal_index for visit in visits} == {7}
 
@@ -75,7 +80,7 @@ def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
 
     def amended(detector, node, attempt, outcome):
         write(ledger, AmendOutcome("DemoCam", "g", detector, node, attempt, outcome, "why"))
-        [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+        [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
         return visit.outcomes[detector].outcome
 
     assert amended(0, "n1", 1, Outcome.FAILED) is Outcome.NO_IMAGE
@@ -90,7 +95,7 @@ def test_the_first_outcome_of_a_detector_stays(ledger):
     number, _ = accept(ledger, (0,))
     write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"))
     write(ledger, SetOutcome(number, 0, Outcome.FAILED, "again", "n2"))
-    [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+    [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
     assert visit.outcomes[0].outcome is Outcome.SUCCEEDED
     assert visit.outcomes[0].node == "n1"
 
@@ -98,7 +103,7 @@ def test_the_first_outcome_of_a_detector_stays(ledger):
 def test_a_reason_that_is_no_text_is_kept_as_far_as_it_is(ledger):
     number, _ = accept(ledger)
     write(ledger, SetOutcome(number, 0, Outcome.BAD_RAW, "raw\udcff.fits", "n1"))
-    [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+    [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
     assert visit.outcomes[0].reason == "raw?.fits"
 
 
@@ -106,7 +111,7 @@ def test_a_visit_that_is_not_understood_any_more_can_still_be_asked_for(ledger, 
     accept(ledger)
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as other, other:
         other.execute("UPDATE visits SET content = json_set(content, '$.nimages', 'many')")
-    [[visit]] = ledger.transact([lambda ledger: ledger.find("g")])
+    [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
     assert visit.script_sal_index == 7
 
 
@@ -125,16 +130,16 @@ def test_only_what_ended_before_is_pruned(ledger, clock):
     young, _ = accept(ledger, groupId="young")
     write(ledger, CloseVisit(young))
     before = clock.tai() - 50.0
-    assert ledger.transact([lambda ledger: ledger.prune(before)]) == [1]
-    assert ledger.transact([lambda ledger: ledger.prune(before)]) == [0]
-    found = ledger.transact([lambda ledger, g=g: ledger.find(g) for g in ("old", "open", "young")])
+    assert transact(ledger, [lambda ledger: ledger.prune(before)]) == [1]
+    assert transact(ledger, [lambda ledger: ledger.prune(before)]) == [0]
+    found = transact(ledger, [lambda ledger, g=g: ledger.find(g) for g in ("old", "open", "young")])
     assert [len(visits) for visits in found] == [0, 1, 1]
 
 
 def test_pruning_takes_the_rows_of_detectors_too(ledger, clock, tmp_path):
     number, _ = accept(ledger)
     write(ledger, CloseVisit(number))
-    ledger.transact([lambda ledger: ledger.prune(clock.tai() + 1.0)])
+    transact(ledger, [lambda ledger: ledger.prune(clock.tai() + 1.0)])
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         assert db.execute("SELECT count(*) FROM detectors").fetchone() == (0,)
 
@@ -149,8 +154,8 @@ def test_works_of_one_transaction_are_done_together_or_not_at_all(ledger):
         raise sqlite3.OperationalError("database or disk is full")
 
     with pytest.raises(sqlite3.OperationalError):
-        ledger.transact([enter, fail])
-    assert ledger.transact([lambda ledger: ledger.find("g")]) == [[]]
+        transact(ledger, [enter, fail])
+    assert transact(ledger, [lambda ledger: ledger.find("g")]) == [[]]
 
 
 @pytest.mark.parametrize("damage", ["garbage", "torn"])
@@ -174,21 +179,21 @@ def test_a_ledger_of_a_newer_relay_is_left_alone(tmp_path, clock):
     Ledger(tmp_path, clock).close()
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(LedgerUnusable, match="newer pprelay"):
+    with pytest.raises(StateUnusable, match="newer pprelay"):
         Ledger(tmp_path, clock)
     assert not list(tmp_path.glob("*corrupt*"))
 
 
 def test_a_state_directory_is_locked_against_a_second_relay(tmp_path):
-    with StateLock(tmp_path / "made" / "here"):
+    with closing(lock_state(tmp_path / "made" / "here")):
         with pytest.raises(Refused, match=r"another pprelay \(pid \d+\) runs on") as caught:
-            StateLock(tmp_path / "made" / "here")
+            lock_state(tmp_path / "made" / "here")
         assert caught.value.exit_code is ExitCode.TRY_LATER
-    with StateLock(tmp_path / "made" / "here"):
+    with closing(lock_state(tmp_path / "made" / "here")):
         pass
 
 
 def test_a_state_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(LedgerUnusable, match="state_dir"):
-        StateLock(tmp_path / "file" / "state")
+    with pytest.raises(StateUnusable, match="state_dir"):
+        lock_state(tmp_path / "file" / "state")

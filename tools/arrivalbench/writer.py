@@ -24,7 +24,7 @@ from ppdaemon.demo.plan import ExposurePlan
 from ppdaemon.demo.raws import exposure_folder, publish, raw_path, write_expected_sensors
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
-from ppdaemon.rawpath import sidecar_path
+from ppdaemon.raws.path import sidecar_path
 
 __all__ = ("Expose", "MakeFolders", "Pile", "Race", "Writer", "WriteOld", "Written")
 

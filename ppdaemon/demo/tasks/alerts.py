@@ -23,6 +23,7 @@ from lsst.images import MaskedImage
 
 from ppdaemon.demo.tasks.diacatalogs import visit_and_detector
 from ppdaemon.demo.tasks.planes import projection_of
+from ppdaemon.durable import sync
 
 __all__ = ("AlertsConfig", "AlertsConnections", "AlertsTask", "alert_file_name", "cutout", "publish_alerts")
 
@@ -98,17 +99,12 @@ def publish_alerts(path: Path, schema: Schema, packets: Iterable[Mapping[str, An
     try:
         with partial.open("wb") as stream:
             schema.store_alerts(stream, packets)
-            stream.flush()
-            os.fsync(stream.fileno())
+        sync(partial)
         # A link, unlike a rename, fails where the name is taken.
         os.link(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 class AlertsConnections(pipeBase.PipelineTaskConnections, dimensions=_ALL):

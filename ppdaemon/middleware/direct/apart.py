@@ -21,7 +21,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import Pool
 
 from ppdaemon.middleware.failures import describe
-from ppdaemon.processes import die_with_parent
+from ppdaemon.processes import die_with_parent, signal_name
 
 __all__ = ("Apart", "EndedSilently")
 
@@ -116,7 +116,7 @@ class Apart:
         try:
             _, status = os.waitpid(self._pid, 0)
             if (code := os.waitstatus_to_exitcode(status)) != 0:
-                raise EndedSilently(_signal_name(-code) if code < 0 else f"exit status {code}")
+                raise EndedSilently(signal_name(-code) if code < 0 else f"exit status {code}")
             return _unpacked(self._result)
         finally:
             self._close()
@@ -186,13 +186,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # closed, or none
             stream.flush()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most of the real-time ones
-        return f"signal {number}"
 
 
 def _reseed() -> None:

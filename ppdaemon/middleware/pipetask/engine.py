@@ -7,7 +7,6 @@ learns whether there is a graph and announces what can not be taken back.
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
 from ppdaemon.middleware.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask.words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
+from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
@@ -159,7 +159,7 @@ class _Command:
         self._channel.close()
         status = self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        return f"exit status {status}" if status >= 0 else signal_name(-status)
 
     def crashed(self) -> VisitFailed:
         """Return what becomes of the visit if it has ended without a word."""

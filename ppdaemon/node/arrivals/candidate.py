@@ -9,7 +9,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.files import is_regular, look_at
 from ppdaemon.node.arrivals.patience import Look, Patience, Verdict
 from ppdaemon.node.arrivals.tree import Place, Sighting
-from ppdaemon.rawpath import sidecar_path
+from ppdaemon.raws.path import sidecar_path
 
 __all__ = ("Candidate", "Glance", "glance_at")
 
@@ -53,7 +53,7 @@ class Candidate:
 
     def __init__(self, sighting: Sighting, mono: float, unix: float):
         self.name = sighting.name
-        """What its path says (`~ppdaemon.rawpath.RawName`)."""
+        """What its path says (`~ppdaemon.raws.path.RawName`)."""
         self.source = sighting.source
         """Which source saw it first (`str`)."""
         self.places: list[Place] = [sighting.place]

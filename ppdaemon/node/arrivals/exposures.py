@@ -26,7 +26,7 @@ from ppdaemon.node.arrivals.files import (
 from ppdaemon.node.arrivals.pool import FilePool, RootPools
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import Place, RawTree
-from ppdaemon.rawpath import RawName, sidecar_path
+from ppdaemon.raws.path import RawName, sidecar_path
 
 __all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
 
@@ -180,7 +180,7 @@ class Exposures:
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What its path says.
         sidecar : `Place`
             Where it is.
@@ -198,7 +198,7 @@ class Exposures:
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What the path of the list says.
         place : `Place`
             Where it is.
@@ -233,7 +233,7 @@ class Exposures:
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What the path of an image says.
         image : `Place`
             A complete image.
@@ -275,7 +275,7 @@ class Exposures:
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What the path of an image says.
 
         Returns

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from ppdaemon import fitsblocks
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.patience import Look, Patience
 from ppdaemon.node.arrivals.tree import Place
-from ppdaemon.rawfile import open_raw, raw_descriptor
-from ppdaemon.rawpath import EXPECTED_SENSORS, sidecar_path
+from ppdaemon.raws import fitsblocks
+from ppdaemon.raws.files import open_raw, raw_descriptor
+from ppdaemon.raws.path import EXPECTED_SENSORS, sidecar_path
 from ppdaemon.wire import parse_json
 
 __all__ = (

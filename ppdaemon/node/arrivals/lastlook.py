@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
-from ppdaemon.rawlayout import SearchFolder
-from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.raws.layout import SearchFolder
+from ppdaemon.raws.path import Expected, Kind
 
 __all__ = ("find_expected",)
 
@@ -21,7 +21,7 @@ def find_expected(tree: RawTree, root: RawRoot, expected: Expected, since_unix: 
         All roots.
     root : `~ppdaemon.node.arrivals.tree.RawRoot`
         Where to look.
-    expected : `~ppdaemon.rawpath.Expected`
+    expected : `~ppdaemon.raws.path.Expected`
         What is waited for.
     since_unix : `float`
         Folders of exposures into which nothing was put after this are passed

@@ -34,7 +34,7 @@ from ppdaemon.node.arrivals.settle import READERS, Settler
 from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
-from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.raws.path import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.scan import SETTLED_S, Moment
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
-from ppdaemon.rawpath import Expected, Kind
+from ppdaemon.raws.path import Expected, Kind
 
 __all__ = ("Poller",)
 
@@ -92,7 +92,7 @@ class Poller:
 
         Parameters
         ----------
-        expected : `~collections.abc.Sequence` [`~ppdaemon.rawpath.Expected`]
+        expected : `~collections.abc.Sequence` [`~ppdaemon.raws.path.Expected`]
             What is waited for, of whatever day.
         live : `~collections.abc.Collection` [`str`]
             Folders in which exposures of other days come, absolute paths.

@@ -17,14 +17,15 @@ from pathlib import Path
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.mounts import LOCAL, Means, Mount, means_for, mount_of
+from ppdaemon.mounts import Mount, mount_of
+from ppdaemon.node.arrivals.mounts import LOCAL, Means, means_for
 from ppdaemon.node.arrivals.poll import Poller
 from ppdaemon.node.arrivals.pool import FilePool
 from ppdaemon.node.arrivals.scan import Moment, Scanner
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
 from ppdaemon.node.arrivals.watch import FileNews, FolderNews, FolderWatch, LostNews, News
-from ppdaemon.rawpath import Expected
+from ppdaemon.raws.path import Expected
 
 __all__ = ("RootSource", "SourceState", "Surroundings")
 

@@ -28,7 +28,7 @@ from ppdaemon.node.arrivals.patience import GiveUp, LookAgain, Take
 from ppdaemon.node.arrivals.pool import RootPools
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import Place, Sighting
-from ppdaemon.rawpath import RawName, sidecar_path
+from ppdaemon.raws.path import RawName, sidecar_path
 from ppdaemon.reports import RefusedRaw
 
 __all__ = ("READERS", "Settler")
@@ -191,7 +191,7 @@ class Settler:
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What its key says.
         source : `str`
             Which source told of it.

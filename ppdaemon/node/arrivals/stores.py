@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures
 from ppdaemon.node.arrivals.files import ExposureFacts
@@ -19,7 +20,7 @@ from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.settle import Settler
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawTree, Sighting
-from ppdaemon.rawpath import Kind, RawName
+from ppdaemon.raws.path import Kind, RawName
 
 __all__ = ("StoreArrivals", "escaped")
 
@@ -186,7 +187,7 @@ class StoreArrivals:
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
         """Ask again while the store does not serve."""
-        until, pause_s = self._mono() + self._patience_s, FIRST_PAUSE_S
+        until, backoff = self._mono() + self._patience_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return await self._exposures.facts(sighting.name, sighting.place)
@@ -194,8 +195,7 @@ class StoreArrivals:
                 self._tally.complain("store_unavailable", f"{sighting.place.path}: {error}")
                 if self._mono() >= until:
                     return None
-            await asyncio.sleep(pause_s)
-            pause_s = min(2.0 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(backoff.failed(self._mono()))
 
     def _deliver(self, sighting: Sighting, facts: ExposureFacts) -> None:
         name = sighting.name

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.rawlayout import Layout, make_layout
-from ppdaemon.rawpath import Expected, Kind, RawName
-from ppdaemon.rawroots import WatchKind
+from ppdaemon.raws.layout import Layout, make_layout
+from ppdaemon.raws.path import Expected, Kind, RawName
+from ppdaemon.raws.roots import WatchKind
 
 __all__ = ("Place", "RawRoot", "RawTree", "Sighting")
 
@@ -47,14 +47,14 @@ class RawRoot:
     layout: Layout
     watch: WatchKind
     done: str | None
-    """See `~ppdaemon.rawroots.DoneMarker`."""
+    """See `~ppdaemon.raws.roots.DoneMarker`."""
 
     def marker(self, name: RawName, path: str) -> str | None:
         """Return the path of the file that marks a raw as complete.
 
         Parameters
         ----------
-        name : `~ppdaemon.rawpath.RawName`
+        name : `~ppdaemon.raws.path.RawName`
             What the raw's path says.
         path : `str`
             Its absolute path.
@@ -119,7 +119,7 @@ class RawTree:
 
         Returns
         -------
-        name, place : `~ppdaemon.rawpath.RawName`, `Place`
+        name, place : `~ppdaemon.raws.path.RawName`, `Place`
             Of the raw, where the path is its marker's. `None` for what is no
             file of a detector that this node serves.
 
@@ -165,7 +165,7 @@ class RawTree:
 
         Returns
         -------
-        expected : `~ppdaemon.rawpath.Expected`
+        expected : `~ppdaemon.raws.path.Expected`
             All detectors of it that this node serves.
         """
         return Expected(instrument, self.served[instrument], days=frozenset(days))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Locks a node's folders and deletes what the previous run left in them."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppdaemon.errors import StateUnusable
+from ppdaemon.folders import NodeFolders
+from ppdaemon.processes import bearers
+from ppdaemon.statelock import LockHeld, StateLock
+
+__all__ = ("OWNER", "NodeLock", "lock_node")
+
+_LOG = logging.getLogger(__name__)
+
+OWNER = "PPDAEMON_OWNER"
+"""Environment variable of all processes that a daemon has: its state folder."""
+
+
+@dataclass(slots=True)
+class NodeLock:
+    """The folders are this process's."""
+
+    lock: StateLock
+    removed: int
+    """RAM-disk repos of previous runs that were deleted."""
+    unknown: tuple[Path, ...]
+    """Paths in the RAM-disk folder that are not ppdaemon's; they are kept."""
+
+    def release(self, folders: NodeFolders) -> None:
+        """Delete everything on the RAM disk and unlock."""
+        _remove_ours(folders)
+        if not any(folders.ramdisk.iterdir()):
+            folders.ramdisk.rmdir()
+        self.lock.close()
+
+
+def lock_node(folders: NodeFolders, life: str) -> NodeLock:
+    """Make the folders of a node, lock them, delete a previous run's repos.
+
+    Raises `~ppdaemon.errors.StateUnusable` if a daemon with these folders
+    runs, or if they cannot be made.
+    """
+    try:
+        for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = StateLock(folders.lock)
+        try:
+            removed, unknown = _clear(folders)
+            folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
+            for folder in (folders.slots, folders.cache, folders.runs):
+                folder.mkdir(exist_ok=True)
+        except BaseException:
+            lock.close()
+            raise
+    except LockHeld as held:
+        text = f"{folders.state} belongs to a running ppdaemon (process {held.holder or '?'})"
+        raise StateUnusable(text) from None
+    except OSError as error:
+        raise StateUnusable(f"{error.filename}: {error.strerror}") from None
+    for path in unknown:
+        _LOG.warning("%s is nobody's; it is kept", path)
+    return NodeLock(lock, removed, unknown)
+
+
+def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
+    """Delete what the previous run left; return the number of repos, and the
+    paths on the RAM disk that are not ppdaemon's.
+    """
+    _end_survivors(folders)
+    # The lock proves that the previous run is dead, and its workers die with
+    # it; the marker proves that the folder is a daemon's at all.
+    removed = _remove_ours(folders) if folders.marker.exists() else 0
+    unknown = tuple(folders.ramdisk.iterdir())
+    for path in {folders.slots, folders.cache, folders.runs} & set(unknown):
+        raise StateUnusable(f"{path} exists and no ppdaemon has made it: move it away")
+    for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
+        shutil.rmtree(path)  # half written, or half deleted, when its process died
+    return removed, unknown
+
+
+def _end_survivors(folders: NodeFolders) -> None:
+    """Kill what the previous run has left running.
+
+    Workers die with their supervisor, but not what a pipeline has detached
+    from them if supervisor and zygote were killed together.
+    """
+    survivors = bearers(OWNER, str(folders.state)) - {os.getpid()}
+    for pid in survivors:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if survivors:
+        _LOG.warning("killed %d processes of a former life", len(survivors))
+
+
+def _remove_ours(folders: NodeFolders) -> int:
+    """Delete what daemons make on the RAM disk; return the number of repos."""
+    repos = sum(1 for _ in folders.slots.iterdir()) if folders.slots.is_dir() else 0
+    for folder in (
+        folders.slots,
+        folders.cache,
+        folders.runs,
+        folders.canaries,
+        *folders.ramdisk.glob("template-*"),
+    ):
+        if folder.exists():
+            shutil.rmtree(folder)
+    for settings in folders.ramdisk.glob("config-*.json"):
+        settings.unlink()
+    folders.marker.unlink(missing_ok=True)
+    return repos

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Makes the parts of a node and ties them together; nothing is decided here."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+import zmq.asyncio
+
+from ppdaemon import log
+from ppdaemon.clock import Clock
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import Forked, ForkFailed, Reaped
+from ppdaemon.node.answers import Answers
+from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.reader import ReaderSeat
+from ppdaemon.node.control import ControlServer
+from ppdaemon.node.events import RawArrived
+from ppdaemon.node.exporter import ExporterSeat
+from ppdaemon.node.forker import Lifeline
+from ppdaemon.node.intake import Intake
+from ppdaemon.node.lock import OWNER, NodeLock
+from ppdaemon.node.meters import Meters
+from ppdaemon.node.orphans import end_children
+from ppdaemon.node.pool import Pool
+from ppdaemon.node.reload import Generations
+from ppdaemon.node.reloading import Reloader
+from ppdaemon.node.schedulerloop import SchedulerLoop
+from ppdaemon.node.status import Status
+from ppdaemon.node.ticker import Ticker
+from ppdaemon.node.visits.chooser import PipelineChooser
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.facts import VisitFacts
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.notify import Notifier
+from ppdaemon.sqlitefile import BatchWriter
+
+__all__ = ("Node",)
+
+CHILDREN_S = 2.0
+"""How long processes that were killed may take to be gone."""
+
+type Service = Callable[[], Coroutine[Any, Any, None]]
+"""Runs until it is cancelled."""
+
+
+class Node:
+    """The parts of a node, tied together; nothing runs yet."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        read_config: Callable[[], NodeConfig],
+        environment: Mapping[str, str],
+        incarnation: str,
+        clock: Clock,
+        notifier: Notifier,
+        watchdog_s: float | None,
+        lock: NodeLock,
+        journal: Journal,
+        stopping: asyncio.Event,
+        reload_asked: asyncio.Event,
+    ):
+        folders, count = NodeFolders.of(config), Counter[str]()
+        environment = {**environment, OWNER: str(folders.state)}
+        self.clock = clock
+        self._context = zmq.asyncio.Context()
+        self._lifeline = Lifeline()
+        self.inbox = inbox = Inbox()
+        self.journal = BatchWriter(journal, "journal", lambda reason: count.update(["journal_error"]))
+        self.generations = Generations(
+            config, read_config, self._lifeline, environment, clock, self._forked, self._switch, count
+        )
+        ask_fork = self.generations.ask
+        self.visits = Visits(config, count)
+        self.pool = Pool(config, clock, ask_fork, inbox.post, count)
+        self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
+        self.exporter = ExporterSeat(
+            config.export, folders.slots / "exporter", folders.logs / "exporter.log", ask_fork, inbox.post
+        )
+        self.chooser = PipelineChooser(config, inbox.post, count)
+        self.relay = Intake(
+            config.relay,
+            config.node.name,
+            incarnation,
+            config.node.instruments,
+            config.workers.max,
+            clock,
+            self._context,
+            self.chooser.receive,
+            count,
+        )
+        self.reader = None
+        if config.arrivals.remote:
+            reader_environment = {**environment, **config.workers.environment}
+            self.reader = ReaderSeat(self._lifeline, reader_environment, folders.logs / "reader.log")
+        self.arrivals = Arrivals(
+            config.arrivals,
+            config.node.instruments,
+            clock,
+            lambda raw: inbox.post(RawArrived(raw)),
+            inbox.post,
+            self.visits.open.expected,
+            folders.canaries,
+            self.reader,
+        )
+        self.pump = VisitPump(
+            inbox,
+            self.visits,
+            self.journal,
+            self.relay,
+            self.pool,
+            self.scheduler,
+            self.exporter,
+            self.arrivals,
+            folders,
+            clock,
+            count,
+        )
+        self.facts = VisitFacts(
+            folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
+        )
+        meters = Meters(config.workers, folders)
+        self.status = Status(
+            config,
+            clock,
+            count,
+            lock,
+            self.pool,
+            self.visits,
+            self.journal,
+            self.scheduler,
+            self.exporter,
+            self.relay,
+            self.arrivals,
+            meters,
+            self.generations,
+        )
+        reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_asked)
+        answers = Answers(self.status, self.pool, self.journal, self.facts, self.relay, reloader)
+        self.control = ControlServer(config.node.control, answers.answer, self.status.report)
+        self.scheduler.watch(self.control.changed)
+        ticker = Ticker(
+            self.scheduler,
+            self.pump,
+            self.status,
+            notifier,
+            self.generations,
+            self.pool,
+            self.exporter,
+            self.reader,
+            folders,
+            watchdog_s,
+        )
+        self._reconfigurable = (self.visits, self.chooser, self.pool)
+        self._limited = (self.scheduler, meters)
+        self.services: tuple[Service, ...] = (
+            self.chooser.run,
+            self.relay.run,
+            partial(meters.run, self.pool, count),
+            ticker.run,
+            ticker.run_slowly,
+            reloader.run,
+        )
+        """What runs from the start to the stop."""
+
+    async def close(self) -> None:
+        """End all processes and release what the parts hold; services have
+        ended before, the journal is closed after.
+        """
+        await self.control.stop()
+        await self.arrivals.stop()
+        self.exporter.close()
+        self.pool.close()
+        await self.generations.close()
+        self._lifeline.close()
+        await end_children(self.clock.mono, CHILDREN_S)
+        self._context.term()
+
+    def _forked(self, fact: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+        """Hand on what became of a fork."""
+        match fact:
+            case Forked(role="worker"):
+                self.pool.forked(fact, descriptors)
+            case Forked():
+                self.exporter.forked(fact, descriptors)
+            case ForkFailed(role="worker"):
+                self.pool.not_forked(fact)
+            case ForkFailed(reason=reason):
+                self.exporter.not_forked(reason)
+            case Reaped():
+                self.pool.reaped(fact)
+
+    def _switch(self, config: NodeConfig) -> None:
+        """Go over to a configuration whose processes are ready."""
+        log.set_up(config.log.level, config.log.format, node=config.node.name)
+        for part in self._reconfigurable:
+            part.reconfigure(config)
+        for limited in self._limited:
+            limited.reconfigure(config.workers)
+        self.status.config = config
+        self.exporter.replace(config.export)
+        self.relay.set_capacity(config.workers.max)
+        self.facts.find_moved_back()

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reloads the configuration when SIGHUP or an operator asks for it."""
+
+import asyncio
+from dataclasses import dataclass
+
+from ppdaemon.clock import Clock
+from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.node.reload import Generations
+from ppdaemon.node.status import Status
+from ppdaemon.notify import Notifier
+from ppdaemon.reports import Failed, Ok
+
+__all__ = ("Reloader",)
+
+
+@dataclass(frozen=True, slots=True)
+class Reloader:
+    """Has one reload after another."""
+
+    generations: Generations
+    status: Status
+    notifier: Notifier
+    clock: Clock
+    stopping: asyncio.Event
+    asked: asyncio.Event
+    """Set by SIGHUP; several at once are one."""
+
+    async def run(self) -> None:
+        """Reload after each signal until cancelled."""
+        while True:
+            await self.asked.wait()
+            self.asked.clear()
+            self.notifier.tell(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
+            await self.generations.reload_unattended()
+            self.notifier.tell(READY=1, STATUS=self.status.report().text)
+
+    async def reload(self) -> Ok | Failed:
+        """Reload for a client that waits for the outcome.
+
+        Raises
+        ------
+        ppdaemon.errors.Refused
+            Raised if the daemon is not running, or stops meanwhile.
+        """
+        if self.status.state in ("starting", "stopping"):
+            raise Refused(f"the daemon is {self.status.state}")
+        reloading = asyncio.ensure_future(self.generations.reload())
+        stopping = asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait((reloading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not reloading.done():
+                raise Refused("the daemon is stopping")
+            reloading.result()
+        except ConfigError as error:
+            return Failed(code="config", text=str(error))
+        finally:
+            for task in (reloading, stopping):
+                task.cancel()
+            await asyncio.gather(reloading, stopping, return_exceptions=True)
+        return Ok(data=f"generation {self.generations.number} serves")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does once a second what time alone brings."""
+
+import asyncio
+from dataclasses import dataclass
+
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.arrivals.reader import ReaderSeat
+from ppdaemon.node.exporter import ExporterSeat
+from ppdaemon.node.orphans import reap
+from ppdaemon.node.pool import Pool
+from ppdaemon.node.reload import Generations
+from ppdaemon.node.schedulerloop import SchedulerLoop
+from ppdaemon.node.status import Status
+from ppdaemon.node.visits.pump import VisitPump
+from ppdaemon.notify import Notifier
+from ppdaemon.processes import children, end_orphans
+
+__all__ = ("Ticker",)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticker:
+    """Wakes the scheduler, ends orphans, feeds the watchdog, repeats results."""
+
+    scheduler: SchedulerLoop
+    pump: VisitPump
+    status: Status
+    notifier: Notifier
+    generations: Generations
+    pool: Pool
+    exporter: ExporterSeat
+    reader: ReaderSeat | None
+    folders: NodeFolders
+    watchdog_s: float | None
+
+    async def run(self) -> None:
+        """Tick until cancelled. Nothing here waits for a disk, on which the
+        watchdog would hang, too.
+        """
+        while True:
+            self.scheduler.tick()
+            self._sweep()
+            self.notifier.tell(STATUS=self.status.report().text, WATCHDOG=1)
+            await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
+
+    async def run_slowly(self) -> None:
+        """Read journal and state disk now and then, until cancelled."""
+        while True:
+            await self.pump.report_again()
+            self.status.spools_refused = await asyncio.to_thread(self.folders.count_refused)
+            await asyncio.sleep(1.0)
+
+    def _sweep(self) -> None:
+        """End what workers have left whose zygote is gone: it comes here."""
+        if self.status.config.workers.start != "fork":
+            return  # all workers are children of this process
+        zygotes, forked = self.generations.processes()
+        reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
+        reap(children() - zygotes - reader)
+        exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
+        end_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader})

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one loop that everything concerning visits goes through.
+
+Events wait in the `Inbox`, `Visits` decides, the writes of the turn are
+committed, and only then is what it asks for performed, in order. What blocks
+runs beside the loop and ends in an event.
+"""
+
+import asyncio
+import itertools
+import logging
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, assert_never
+
+from ppdaemon.clock import Clock
+from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import ResultEntry
+from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.events import VisitAssigned
+from ppdaemon.node.exporter import ExporterSeat
+from ppdaemon.node.intake import Intake
+from ppdaemon.node.pool import Pool
+from ppdaemon.node.schedulerloop import SchedulerLoop
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.remains import discard, read_remains
+from ppdaemon.node.visits.turn import (
+    Accept,
+    Acknowledge,
+    Action,
+    Answer,
+    AssignmentRefused,
+    BeginRescan,
+    Dequeue,
+    Discard,
+    Enqueue,
+    Export,
+    FlushAsked,
+    LeaveIdle,
+    NoteRaws,
+    NotRecorded,
+    Now,
+    ReadRemains,
+    Recorded,
+    Refuse,
+    Remains,
+    RemainsRead,
+    RemoveMark,
+    Report,
+    ReportAgain,
+    Requeue,
+    Rescan,
+    RescanDue,
+    RescanEnded,
+    ToSlot,
+    Turn,
+    Write,
+    WriteDue,
+)
+from ppdaemon.reports import RequeueRow
+from ppdaemon.sqlitefile import BatchWriter, Commit
+from ppdaemon.states import SlotState
+
+__all__ = ("Inbox", "VisitPump")
+
+_LOG = logging.getLogger(__name__)
+
+GATHER_S = 0.05
+"""Stages and figures of a burst are written in one commit."""
+RESULTS_AT_ONCE = 500
+
+
+class Inbox:
+    """Events that wait for the pump."""
+
+    def __init__(self) -> None:
+        self._events: deque[object] = deque()
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def post(self, event: object) -> None:
+        """Add an event; never waits."""
+        self._events.append(event)
+        self._filled.set()
+
+    async def take(self) -> Sequence[object]:
+        """Wait for events and take them out, the oldest first."""
+        await self._filled.wait()
+        self._filled.clear()
+        events = tuple(self._events)
+        self._events.clear()
+        return events
+
+
+def _write(writes: Sequence[Write], journal: Journal) -> Sequence[object] | Exception:
+    """Write a turn, or return why the journal contradicts it."""
+    try:
+        with journal.transaction():
+            return [journal.write(write) for write in writes]
+    except (RowMissing, sqlite3.IntegrityError) as error:
+        return error
+
+
+class VisitPump:
+    """Takes events from the inbox to their consequences."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        visits: Visits,
+        journal: BatchWriter[Journal],
+        relay: Intake,
+        pool: Pool,
+        scheduler: SchedulerLoop,
+        exporter: ExporterSeat,
+        arrivals: Arrivals,
+        folders: NodeFolders,
+        clock: Clock,
+        count: Counter[str],
+    ):
+        self._inbox = inbox
+        self._visits = visits
+        self._journal = journal
+        self._relay = relay
+        self._pool = pool
+        self._scheduler = scheduler
+        self._exporter = exporter
+        self._arrivals = arrivals
+        self._folders = folders
+        self._clock = clock
+        self._count = count
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count()
+        self._answers: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
+        self._results: list[ResultEntry] = []
+        self._gathering: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Handle events until cancelled."""
+        while True:
+            for event in await self._inbox.take():
+                self._handle(event)
+
+    async def flush(self) -> None:
+        """Wait until everything that happened so far is in the journal."""
+        await self.ask(FlushAsked)
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way any more."""
+        while True:
+            await self.flush()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            elif not self._inbox and not self._journal.backlog:
+                return
+
+    async def report_again(self) -> None:
+        """Send the relay all outcomes that it has not confirmed."""
+        if not self._relay.connected:
+            return
+        try:
+            self._relay.results(await self._journal.call(lambda file: file.unreported(RESULTS_AT_ONCE)))
+        except sqlite3.Error as error:
+            _LOG.warning("outcomes cannot be read from the journal: %s", error)
+
+    async def ask(self, make_event: Callable[[int], object]) -> tuple[RequeueRow, ...]:
+        """Post an event that is made with the number of a request, and return
+        what its `Answer` brings.
+
+        Raises
+        ------
+        ppdaemon.errors.Refused
+            Raised if the answer is that the request is refused.
+        """
+        number = next(self._numbers)
+        answer: asyncio.Future[tuple[RequeueRow, ...]] = self._loop.create_future()
+        self._answers[number] = answer
+        self._inbox.post(make_event(number))
+        try:
+            return await answer
+        finally:
+            del self._answers[number]
+
+    # --- events ------------------------------------------------------------
+
+    def _handle(self, event: object) -> None:
+        now = Now(self._clock.mono(), self._clock.tai())
+        try:
+            turn = self._visits.handle(event, now)
+        except Exception:  # costs this event, not the daemon
+            self._count["background_error"] += 1
+            _LOG.exception("event %r was not handled", event)
+            return
+        if turn.writes or isinstance(event, FlushAsked):
+            self._commit(turn)
+        else:
+            # It need not wait for a commit: what it is about is committed.
+            self._perform(turn)
+        if turn.write_soon and self._gathering is None:
+            self._gathering = self._loop.call_later(GATHER_S, self._write_due)
+
+    def _write_due(self) -> None:
+        self._gathering = None
+        self._inbox.post(WriteDue())
+
+    # --- commits -----------------------------------------------------------
+
+    def _commit(self, turn: Turn) -> None:
+        may_fail = next((write for write in turn.writes if isinstance(write, Accept | Requeue)), None)
+
+        def done(results: Sequence[object] | Exception) -> None:
+            if isinstance(results, Exception):
+                self._refused(turn, may_fail, results)
+                return
+            self._perform(turn)
+            for write, result in zip(turn.writes, results, strict=True):
+                if isinstance(write, Accept | Requeue | NoteRaws):
+                    self._inbox.post(Recorded(write, result))
+
+        def failed(error: Exception) -> None:
+            self._refused(turn, may_fail, error)
+
+        # What is promised to nobody yet may fail with the file; all else is
+        # tried again until it is written.
+        self._journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
+
+    def _refused(self, turn: Turn, may_fail: Accept | Requeue | None, error: Exception) -> None:
+        """Drop a turn of which nothing was written."""
+        if may_fail is not None:
+            self._inbox.post(NotRecorded(may_fail, str(error)))
+            return
+        # The next start answers for its visit-detectors by the journal.
+        self._count["journal_contradicted"] += 1
+        _LOG.error("the journal contradicts this turn, which is dropped: %r", turn, exc_info=error)
+
+    # --- actions -----------------------------------------------------------
+
+    def _perform(self, turn: Turn) -> None:
+        for action in turn.actions:
+            try:
+                self._do(action)
+            except Exception:  # costs this action, not the daemon
+                self._count["background_error"] += 1
+                _LOG.exception("action %r failed", action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case ToSlot():
+                self._to_slot(action)
+            case Acknowledge(order=order, detectors=detectors):
+                self._relay.ack(order, detectors)
+            case Refuse(order=order, detectors=detectors, reason=reason, final=final):
+                self._relay.nak(order, detectors, reason, final=final)
+            case Report(entries=entries):
+                self._report(entries)
+            case ReportAgain():
+                self.beside(self.report_again())
+            case Enqueue(assignment=assignment):
+                self._scheduler.add(assignment)
+            case Dequeue(key=key):
+                self._scheduler.remove(key)
+            case LeaveIdle(slot=slot):
+                self._scheduler.leave_idle(slot)
+            case Export(spool=spool):
+                self._exporter.add(spool)
+            case Discard(folders=folders):
+                self.beside(asyncio.to_thread(discard, folders))
+            case RemoveMark(key=key):
+                self.beside(asyncio.to_thread(self._folders.mark(*key).unlink, missing_ok=True))
+            case ReadRemains():
+                self.beside(self._read_remains(action))
+            case BeginRescan(visit=visit):
+                self._loop.call_soon(self._inbox.post, RescanDue(visit))
+            case Rescan():
+                self.beside(self._rescan(action))
+            case Answer():
+                self._answer(action)
+            case _:
+                assert_never(action)
+
+    def _to_slot(self, action: ToSlot) -> None:
+        if isinstance(action.event, VisitAssigned):
+            # The scheduler matched an idle slot; its worker may have died since.
+            if self._pool.slots[action.slot].state == SlotState.IDLE:
+                self._pool.handle(action.slot, action.event)
+            else:
+                self._inbox.post(AssignmentRefused(action.key))
+            return
+        assignment = self._pool.slots[action.slot].assignment
+        if assignment is not None and assignment.key == action.key:  # else it has ended meanwhile
+            self._pool.handle(action.slot, action.event)
+
+    def _report(self, entries: Sequence[ResultEntry]) -> None:
+        """Send outcomes with others of the same commit in one message."""
+        if not self._results:
+            self._loop.call_soon(self._send_results)
+        self._results += entries
+
+    def _send_results(self) -> None:
+        self._relay.results(self._results)
+        self._results = []
+
+    def _answer(self, answer: Answer) -> None:
+        waiting = self._answers.get(answer.request)
+        if waiting is None or waiting.done():  # who asked is gone
+            return
+        if answer.refused:
+            waiting.set_exception(Refused(answer.refused))
+        else:
+            waiting.set_result(answer.rows)
+
+    # --- beside the loop ---------------------------------------------------
+
+    async def _read_remains(self, action: ReadRemains) -> None:
+        try:
+            remains = await asyncio.to_thread(read_remains, self._folders, action.key)
+        except OSError as error:
+            # The state disk cannot be read: it may have crossed, so that
+            # nothing is tried again.
+            remains = Remains(no_return=f"unknown: {error}")
+        self._inbox.post(RemainsRead(action.key, remains))
+
+    async def _rescan(self, action: Rescan) -> None:
+        detectors = {key.detector for key in action.keys}
+        try:
+            await self._arrivals.last_look(action.visit, detectors, action.since_tai)
+        finally:  # else no further rescan would begin for this visit
+            self._inbox.post(RescanEnded(action.keys))
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something to its end beside the loop, and log its failure."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._count["background_error"] += 1
+            _LOG.error("background work failed", exc_info=error)

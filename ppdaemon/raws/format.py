@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Formats of paths below a raw root: one text that reads and writes them.
+
+A format is split at its slashes, and each part is read by itself, the last as
+the file's name without its ending. So it is known how deep files lie, and a
+folder can be judged before anything is in it.
+"""
+
+import re
+import string
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from ppdaemon.raws.path import instrument_of_folder, is_day_folder, read_ending, refuse_control
+
+__all__ = ("OBSID", "PathFormat", "Values")
+
+type Values = dict[str, Any]
+"""What a path contains, by field."""
+
+OBSID = r"[A-Z]{2}_[A-Z]_([0-9]{8})_0([0-9]{5})"
+
+_SHAPES = {
+    "day_obs": "[0-9]{8}",
+    "obsid": OBSID.replace("(", "").replace(")", ""),
+    "raft": "R[0-9X]{2}",
+    "slot": "S[0-9GW][0-9]",
+}
+_NUMBERS = frozenset({"exposure", "detector", "snap"})
+_TEXTS = frozenset({"instrument", "group", "filter", "label"})
+_FIELDS = _NUMBERS | _TEXTS | _SHAPES.keys() | {"detector_name"}
+
+_DIGITS = re.compile(r"(?:0([1-9]|1[0-8])d?)?", re.ASCII)
+"""Numbers have 18 digits at the most, which fit into 64 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A field of a name, or what stands between two fields."""
+
+    field: str
+    """Empty for what stands between."""
+    pattern: str
+    begins_in_digit: bool
+    """Whether it can; so the next."""
+    ends_in_digit: bool
+    any_length: bool = False
+    any_character: bool = False
+
+
+class PathFormat:
+    """Reads and writes paths below a raw root.
+
+    Parameters
+    ----------
+    text : `str`
+        A path relative to the root without its ending, with fields such as
+        ``{instrument}/{day_obs}/{exposure}_{detector:03d}``.
+
+    Raises
+    ------
+    ValueError
+        Raised if the text is no such format, if it names no exposure or no
+        detector, or if a name could be read in several ways.
+    """
+
+    def __init__(self, text: str):
+        self._parts = text.replace("{detector_name}", "{raft}_{slot}").split("/")
+        if not {"", ".", ".."}.isdisjoint(self._parts):
+            raise ValueError("a path is relative to the root and has no empty part")
+        if read_ending(self._parts[-1]) is not None:
+            raise ValueError("leave the ending away: .fits, .fits.fz and .fits.gz are all taken")
+        # Beside an exposure's number, an obsid is whatever a camera calls it.
+        texts = _TEXTS | {"obsid"} if "{exposure" in text else _TEXTS
+        pieces = [list(_pieces(part, texts)) for part in self._parts]
+        self.levels = tuple(frozenset(piece.field for piece in each if piece.field) for each in pieces)
+        """Fields in each folder's name, the last in the file's; ``raft`` and
+        ``slot`` for ``detector_name`` (`tuple` [`frozenset` [`str`]])."""
+        self.fields = frozenset().union(*self.levels)
+        """All fields (`frozenset` [`str`])."""
+        if self.fields.isdisjoint({"exposure", "obsid"}):
+            raise ValueError("nothing names the exposure: write {exposure} or {obsid}")
+        if "detector" not in self.fields and not {"raft", "slot"} <= self.fields:
+            raise ValueError(
+                "nothing names the detector: write {detector}, {detector_name}, or {raft} and {slot}"
+            )
+        self._readers = [_reader(part, each) for part, each in zip(self._parts, pieces, strict=True)]
+
+    def read(self, names: Sequence[str]) -> Values | None:
+        """Read the names of a path's folders from the root on, and the file's without its ending.
+
+        Return the values by field: numbers as such, aliases of the instrument
+        resolved, the group unquoted; `None` if the names do not fit or fields
+        that occur twice differ.
+        Raise `~ppdaemon.errors.BadMessage` for a quoted control character.
+        """
+        values: Values = {}
+        if len(names) > len(self._readers) or "." in names:
+            return None
+        for (fields, pattern), name in zip(self._readers, names, strict=False):
+            match = pattern.fullmatch(name)
+            if match is None:
+                return None
+            for field, text in zip(fields, match.groups(), strict=True):
+                value = _value(field, text)
+                if value is None or (values.setdefault(field, value) != value and field != "label"):
+                    return None
+        return values
+
+    def write(self, values: Mapping[str, Any], levels: int | None = None) -> str:
+        """Write a path, or its first levels, with instrument and group as they are spelled.
+
+        Raise `KeyError` if a value is missing.
+        """
+        return "/".join(part.format_map(values) for part in self._parts[:levels])
+
+
+def _pieces(part: str, texts: Collection[str]) -> Iterator[_Piece]:
+    try:
+        parsed = list(string.Formatter().parse(part))
+    except ValueError as error:
+        raise ValueError(f"{part!r} is not a format: {error}") from None
+    for between, field, spec, conversion in parsed:
+        if between:
+            yield _Piece("", re.escape(between), between[0].isdigit(), between[-1].isdigit())
+        if field is None:
+            continue
+        if field not in _FIELDS:
+            raise ValueError(f"unknown name {field!r}; known are {', '.join(sorted(_FIELDS))}")
+        digits = _DIGITS.fullmatch(spec or "")
+        if conversion or digits is None or (spec and field not in _NUMBERS):
+            raise ValueError(f"{part!r}: write {{name}}, or for a number {{name:03d}}")
+        if field in texts:
+            yield _Piece(field, "(.+)", True, True, any_length=True, any_character=True)
+        elif field in _NUMBERS:
+            yield _Piece(field, f"([0-9]{{{digits[1] or 1},18}})", True, True, any_length=True)
+        else:
+            yield _Piece(field, f"({_SHAPES[field]})", field == "day_obs", True)
+
+
+def _reader(part: str, pieces: Sequence[_Piece]) -> tuple[list[str], re.Pattern[str]]:
+    """Return the fields of a name, and the expression that reads it in one way, in linear time.
+
+    A field of any length ends where a character follows that it cannot have.
+    One field need not: it is what remains between those before and those
+    behind it, which then must also begin behind such a character.
+    """
+    remainder = ""
+    for before, piece, after in zip([None, *pieces], pieces, [*pieces[1:], None], strict=False):
+        if not piece.any_length:
+            continue
+        begins = before is None or not (piece.any_character or before.ends_in_digit)
+        ends = after is None or not (piece.any_character or after.begins_in_digit)
+        if remainder and not (begins and ends):
+            first, second = (piece.field, after.field) if begins and after else (remainder, piece.field)
+            raise ValueError(
+                f"{part!r}: nothing shows where {first} ends and {second or 'what follows'} begins. Numbers "
+                "end where no digit follows; a name can have one of instrument, group, filter and label"
+            )
+        if not ends:
+            remainder = piece.field
+    pattern = re.compile("".join(piece.pattern for piece in pieces))
+    return [piece.field for piece in pieces if piece.field], pattern
+
+
+def _value(field: str, text: str) -> Any:
+    """Return what a text means; `None` for a day that is none."""
+    match field:
+        case "exposure" | "detector" | "snap":
+            return int(text)
+        case "day_obs":
+            return int(text) if is_day_folder(text) else None
+        case "instrument":
+            return instrument_of_folder(text)
+        case "group":
+            # Writers that cannot have ":" and "#" in names quote the group.
+            group = unquote(text)
+            refuse_control(group)
+            return group
+        case _:
+            return text

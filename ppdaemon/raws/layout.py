@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How paths below a raw root are built, and read: the layouts.
+
+Those that the observatory's writers use, and others from the configuration,
+each with ``.fits``, ``.fits.fz`` or ``.fits.gz``, and ``.json`` for sidecars.
+Pure: looks at names only, never at files.
+"""
+
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote
+
+import pydantic
+
+from ppdaemon.camera import camera_names
+from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.raws.detectornames import DetectorNames
+from ppdaemon.raws.format import OBSID, PathFormat, Values
+from ppdaemon.raws.path import (
+    EXPECTED_SENSORS,
+    Expected,
+    Kind,
+    RawName,
+    checked_parts,
+    folder_names,
+    is_day_folder,
+    read_ending,
+)
+from ppdaemon.visit import parent_group
+from ppdaemon.wire import Model
+
+__all__ = ("PATHS", "CustomLayout", "Layout", "LayoutChoice", "LayoutName", "SearchFolder", "make_layout")
+
+SEQUENCE_LIMIT = 100_000
+"""Exposure id = day_obs * 100000 + sequence number."""
+MAX_NAME = 255
+"""Of a file on Linux: an object with a longer name could not be copied."""
+SUPPLEMENTS = 2
+"""Groups ``<group>#1`` and so on whose folders are looked for by name; later
+ones are found by the scan."""
+
+_OBSID = re.compile(OBSID)
+_STEADY = frozenset({"instrument", "day_obs", "detector", "raft", "slot"})
+
+
+class CustomLayout(Model):
+    """A layout that the configuration describes."""
+
+    path: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+    """One format of paths, or several, all with the same number of folders:
+    see `~ppdaemon.raws.format.PathFormat`. The first that reads a path counts."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_pattern(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "pattern" in value:
+            raise ValueError(
+                "pattern is no longer supported: path alone reads and writes. Write in path {name} for each "
+                "(?P<name>...) of the pattern and {label} for other text that varies, such as "
+                '"{instrument}/{day_obs}/{exposure}_{detector:03d}"; for alternatives a list of paths'
+            )
+        return value
+
+    @pydantic.field_validator("path", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @pydantic.field_validator("path")
+    @classmethod
+    def _are_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        depths = sorted(len(PathFormat(text).levels) - 1 for text in value)
+        if depths[0] != depths[-1]:
+            raise ValueError(f"{depths[0]} folders in one, {depths[-1]} in another: all need the same number")
+        return value
+
+
+type LayoutName = Literal["lsst", "imsim", "generic"]
+type LayoutChoice = LayoutName | CustomLayout
+
+PATHS: Mapping[str, str] = {
+    "lsst": "{instrument}/{day_obs}/{obsid}/{obsid}_{raft}_{slot}",
+    "imsim": "{instrument}/{day_obs}/{exposure}/{exposure}_{filter}_{detector}_{raft}_{slot}",
+    "generic": "{instrument}/{detector}/{group}/{snap}/{exposure}/{filter}/{label}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchFolder:
+    """Where raws that are waited for will be."""
+
+    path: str
+    """Relative to the root; empty for the root itself. It need not exist."""
+    below: int
+    """Levels of folders between it and the files; 0 if they are in it."""
+
+
+class Layout:
+    """Reads and writes the paths of raws of some instruments.
+
+    Parameters
+    ----------
+    paths : `~collections.abc.Collection` [`str`]
+        Formats, see `~ppdaemon.raws.format.PathFormat`. The first that reads a
+        path counts, and it writes.
+    instruments : `~collections.abc.Collection` [`str`]
+        Those that are served.
+
+    Raises
+    ------
+    ppdaemon.errors.ConfigError
+        Raised if an instrument's detectors cannot be told by this layout.
+    """
+
+    def __init__(self, paths: Collection[str], instruments: Collection[str]):
+        self._formats = tuple(PathFormat(path) for path in paths)
+        self.levels = tuple(
+            frozenset.intersection(*level)
+            for level in zip(*(each.levels for each in self._formats), strict=True)
+        )
+        """Fields that each folder names for sure from the root on, then those of
+        the file (`tuple` [`frozenset` [`str`]])."""
+        self.fields = frozenset.intersection(*(each.fields for each in self._formats))
+        """What each path says (`frozenset` [`str`])."""
+        self.depth = len(self.levels) - 1
+        """How many folders lead from the root to a file (`int`)."""
+        self.steady_depth = min(_count(_STEADY, each.levels[:-1]) for each in self._formats)
+        """How many of these are not made anew for each exposure (`int`)."""
+        self._names = {name: DetectorNames.of(name) for name in instruments}
+        self._check()
+
+    def parse(self, relative_path: str) -> RawName | None:
+        """Read a path below a raw root.
+
+        Parameters
+        ----------
+        relative_path : `str`
+            Relative to the root, with ``/`` between folders.
+
+        Returns
+        -------
+        name : `~ppdaemon.raws.path.RawName` or `None`
+            `None` for any other file.
+
+        Raises
+        ------
+        ppdaemon.errors.BadMessage
+            Raised if the path is not one to be opened in any case; its kind is
+            ``absolute``, ``escape``, ``control`` or ``size``.
+        """
+        *folders, file = checked_parts(relative_path)
+        if len(folders) != self.depth or len(file) > MAX_NAME:
+            return None
+        if file.endswith(EXPECTED_SENSORS):
+            kind, parts = Kind.EXPECTED, folders
+        elif (ending := read_ending(file)) is not None:
+            kind, parts = ending[0], [*folders, ending[1]]
+        else:
+            return None
+        for each in self._formats:
+            values = each.read(parts)
+            if values is None:
+                continue
+            if kind is Kind.EXPECTED and values.get("obsid") != file.removesuffix(EXPECTED_SENSORS):
+                continue
+            if (name := self._name(kind, values)) is not None:
+                return name
+        return None
+
+    def path_of(self, name: RawName) -> str:
+        """Return where an image is written, with the ending ``.fits``.
+
+        Raise `KeyError` if the name lacks something that stands in the path.
+        """
+        values = {field: value for field, value in asdict(name).items() if value is not None}
+        if name.detector is not None:
+            values |= self._detectors(name.instrument, name.detector, name.detector_name)[0]
+        if name.group is not None:
+            values |= _groups(name.group)[0]
+        guider = "_guider" if name.kind is Kind.GUIDER else ""
+        return f"{self._formats[0].write(values)}{guider}.fits"
+
+    def folders(self, expected: Expected) -> tuple[SearchFolder, ...]:
+        """Return where to look for raws that are waited for.
+
+        As far down as names are known before the exposure is taken: for the
+        lsst layout to its day, for the generic one to the detector's and
+        group's folders, and never past a ``{label}``. What is in them is judged
+        by `admits`, and files by `parse` and `~ppdaemon.raws.path.Expected.wants`.
+        """
+        choices = [choice for choice in self._foreseen(expected) if choice]
+        known = frozenset(
+            field for choice in choices for field in choice[0] if all(field in values for values in choice)
+        )
+        found: dict[SearchFolder, None] = {}
+        for each in self._formats:
+            count = _count(known, each.levels[:-1])
+            used = frozenset().union(*each.levels[:count])
+            needed = [choice for choice in choices if used & choice[0].keys()]
+            for values in _combined(needed):
+                found[SearchFolder(each.write(values, count), self.depth - count)] = None
+        return tuple(found)
+
+    def admits(self, folder: str, expected: Expected) -> bool:
+        """Return whether raws that are waited for can be in or below a folder.
+
+        The folder is relative to the root. `False` also for what no folder of
+        this layout is called.
+        """
+        try:
+            parts = checked_parts(folder)
+            return len(parts) <= self.depth and any(
+                values is not None and self._agrees(values, expected)
+                for values in (each.read(parts) for each in self._formats)
+            )
+        except BadMessage:
+            return False
+
+    def detector_of(self, instrument: str, detector_name: str) -> int | None:
+        """Return the number of a detector by its name, such as ``R22_S11``.
+
+        `None` if there is none of this name, or no table of names.
+        """
+        naming = self._names.get(instrument)
+        return None if naming is None else naming.number_of(detector_name)
+
+    # --- from text to meaning ---
+
+    def _name(self, kind: Kind, values: Values) -> RawName | None:
+        instrument = self._instrument(values)
+        time = _exposure_and_day(values)
+        if instrument is None or time is None:
+            return None
+        detector = detector_name = None
+        if kind is not Kind.EXPECTED:
+            detector, detector_name = self._detector(instrument, values), _detector_name(values)
+            if detector is None:
+                return None
+        said: Values = {field: values.get(field) for field in ("obsid", "group", "snap", "filter", "label")}
+        return RawName(kind, instrument, *time, detector, detector_name=detector_name, **said)
+
+    def _instrument(self, values: Values) -> str | None:
+        instrument: str = values.get("instrument", next(iter(self._names), ""))
+        return instrument if instrument in self._names else None
+
+    def _detector(self, instrument: str, values: Values) -> int | None:
+        """Return the number; `None` if there is none, or if it contradicts the name."""
+        number: int | None = values.get("detector")
+        name = _detector_name(values)
+        if name is None or self._names[instrument] is None:
+            return number
+        by_name = self.detector_of(instrument, name)
+        return by_name if number in (None, by_name) else None
+
+    def _agrees(self, values: Values, expected: Expected) -> bool:
+        obsid = _OBSID.fullmatch(values.get("obsid", ""))
+        day = values.get("day_obs", obsid and int(obsid[1]))
+        group = values.get("group")
+        return (
+            self._instrument(values) == expected.instrument
+            and (day is None or not expected.days or day in expected.days)
+            and (
+                ("detector" not in values and _detector_name(values) is None)
+                or self._detector(expected.instrument, values) in expected.detectors
+            )
+            and (group is None or expected.group is None or parent_group(group) == expected.group)
+        )
+
+    # --- from meaning to text ---
+
+    def _foreseen(self, expected: Expected) -> Iterator[list[Values]]:
+        """Return what fields can be, as far as it is known before an exposure."""
+        yield _instruments(expected.instrument)
+        yield [{"day_obs": day} for day in sorted(expected.days)]
+        yield [
+            values
+            for detector in sorted(expected.detectors)
+            for values in self._detectors(expected.instrument, detector)
+        ]
+        if (group := expected.group) is not None:
+            supplements = [f"{group}#{number}" for number in range(1, SUPPLEMENTS + 1)]
+            yield [values for each in (group, *supplements) for values in _groups(each)]
+
+    def _detectors(self, instrument: str, detector: int, name: str | None = None) -> list[Values]:
+        """Return what a detector can be called."""
+        naming = self._names.get(instrument)
+        names = (name,) if name else naming.names_of(detector) if naming is not None else ()
+        rafts_and_slots = [each.rpartition("_")[::2] for each in names]
+        found: list[Values] = [{"detector": detector, "raft": r, "slot": s} for r, s in rafts_and_slots]
+        return found or [{"detector": detector}]
+
+    # --- the instruments ---
+
+    def _check(self) -> None:
+        if "instrument" not in self.fields and len(self._names) > 1:
+            raise ConfigError(
+                [f"the layout names no instrument, and the node serves {', '.join(sorted(self._names))}"]
+            )
+        for instrument, naming in self._names.items():
+            if "detector" not in self.fields and naming is None:
+                raise ConfigError(
+                    [
+                        f"no focal-plane table for {instrument!r}, which the layout needs to tell detectors "
+                        f"by name; known are {', '.join(camera_names())}. A layout with detectors' numbers "
+                        "needs none"
+                    ]
+                )
+
+
+def make_layout(choice: LayoutChoice, instruments: Collection[str]) -> Layout:
+    """Make the layout that a configuration names for the instruments that are served.
+
+    Raise `~ppdaemon.errors.ConfigError` if an instrument's detectors cannot be
+    told by this layout.
+    """
+    return Layout((PATHS[choice],) if isinstance(choice, str) else choice.path, instruments)
+
+
+def _count(fields: frozenset[str], levels: tuple[frozenset[str], ...]) -> int:
+    """Return how many levels from the root on name no other fields."""
+    return sum(1 for _ in itertools.takewhile(fields.issuperset, levels))
+
+
+def _exposure_and_day(values: Values) -> tuple[int, int] | None:
+    day, exposure = values.get("day_obs"), values.get("exposure")
+    obsid = _OBSID.fullmatch(values.get("obsid", ""))
+    if obsid is not None:
+        if not is_day_folder(obsid[1]) or day not in (None, int(obsid[1])):
+            return None
+        day = int(obsid[1])
+        if exposure is None:
+            exposure = day * SEQUENCE_LIMIT + int(obsid[2])
+    if exposure is None:
+        return None
+    return exposure, exposure // SEQUENCE_LIMIT if day is None else day
+
+
+def _detector_name(values: Values) -> str | None:
+    return f"{values['raft']}_{values['slot']}" if values.keys() >= {"raft", "slot"} else None
+
+
+def _instruments(instrument: str) -> list[Values]:
+    return [{"instrument": name} for name in folder_names(instrument)]
+
+
+def _groups(group: str) -> list[Values]:
+    """Return how a group can be written in a name."""
+    spellings = dict.fromkeys((group, quote(group, safe="")))
+    return [
+        {"group": text}
+        for text in spellings
+        if "/" not in text and text not in (".", "..") and unquote(text) == group
+    ]
+
+
+def _combined(choices: Collection[list[Values]]) -> Iterator[Values]:
+    for chosen in itertools.product(*choices):
+        yield {field: value for values in chosen for field, value in values.items()}

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The lock of a state directory: one running program per directory."""
+
+import fcntl
+import os
+from pathlib import Path
+
+__all__ = ("LockHeld", "StateLock")
+
+
+class LockHeld(Exception):
+    """Another process has the lock."""
+
+    def __init__(self, holder: str):
+        super().__init__(holder)
+        self.holder = holder
+        """What it wrote into the file: its process id, or nothing yet (`str`)."""
+
+
+class StateLock:
+    """Holds a lock file from the start on; the kernel drops it with the process.
+
+    Raises `LockHeld` or, if the file cannot be made, `OSError`.
+    """
+
+    def __init__(self, path: Path):
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+            os.close(self._fd)
+            raise LockHeld(holder) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Unlock."""
+        os.close(self._fd)

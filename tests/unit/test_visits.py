@@ -1,0 +1,685 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Decisions about visits, one by one; `test_visits_invariants` has the rest."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from visitworld import CAMERA, CHOSEN, World, a_raw
+
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import Exported, Pipelines, ResultsSeen, Welcome
+from ppdaemon.node.arrivals.exposures import ExpectedSensors
+from ppdaemon.node.assignment import Key
+from ppdaemon.node.events import (
+    CancelReceived,
+    ExposureListed,
+    LookEnded,
+    LookForRaws,
+    NoteFigures,
+    NoteStage,
+    RawArrived,
+)
+from ppdaemon.node.scheduler import Drop
+from ppdaemon.node.visits import core
+from ppdaemon.node.visits.remains import discard, read_remains, spools_left
+from ppdaemon.node.visits.requeue import WITHDRAWN
+from ppdaemon.node.visits.turn import (
+    Acknowledge,
+    Answer,
+    AssignmentRefused,
+    Discard,
+    Export,
+    FlushAsked,
+    LeaveIdle,
+    Refuse,
+    Remains,
+    RemainsRead,
+    RemoveMark,
+    Report,
+    ReportAgain,
+    RequeueAsked,
+    Rescan,
+    RescanEnded,
+    StopBegun,
+    ToSlot,
+    WriteDue,
+)
+from ppdaemon.selection import Chosen
+from ppdaemon.states import Outcome, Stage
+
+KEY = Key(CAMERA, "g", 0, 1)
+
+
+@pytest.fixture
+def world(config, tmp_path):
+    world = World(config, tmp_path / "journal.sqlite")
+    yield world
+    world.journal.close()
+
+
+def reported(world):
+    return [(e.detector, e.attempt, e.outcome) for action in world.of(Report) for e in action.entries]
+
+
+def accepted(world, detectors=(0,), **changes):
+    world.reserve(detectors=detectors, **changes)
+    world.commit_all()
+
+
+def assigned(world, **changes):
+    accepted(world, **changes)
+    return world.assign()
+
+
+# --- reservations --------------------------------------------------------------
+
+
+def test_nothing_is_acknowledged_or_queued_before_the_journal_has_it(world):
+    world.reserve()
+    assert (world.done, world.queue) == ([], {})
+    world.commit()
+    assert [action.detectors for action in world.of(Acknowledge)] == [(0,)]
+    assert list(world.queue) == [KEY]
+
+
+def test_what_the_journal_cannot_take_is_refused_and_may_be_asked_for_again(world):
+    world.reserve()
+    assert world.refuse()
+    (refused,) = world.of(Refuse)
+    assert (refused.reason, refused.final) == ("the disk is full", False)
+    assert len(world.visits.open) == 0
+    accepted(world)
+    assert list(world.queue) == [KEY]
+
+
+def test_a_repeated_order_gets_an_acknowledgement_and_no_second_run(world):
+    world.reserve()
+    world.reserve()
+    world.commit_all()
+    assert len(world.of(Acknowledge)) == 2
+    assert list(world.queue) == [KEY]
+    assert len(world.rows()) == 1
+
+
+def test_a_repeated_order_whose_first_writing_failed_is_taken(world):
+    world.reserve()
+    world.reserve()
+    world.refuse()
+    world.commit_all()
+    assert list(world.queue) == [KEY]
+
+
+def test_a_relay_that_asks_again_for_what_has_ended_gets_the_outcome_again(world):
+    assigned(world)
+    world.finish()
+    world.commit_all()
+    world.handle(ResultsSeen(entries=((CAMERA, "g", 0, 1),), origin="relay", sent_tai=1.0, sequence=1))
+    world.commit_all()
+    assert world.journal.unreported(10) == []
+    accepted(world, attempt=2)
+    assert world.of(ReportAgain)
+    assert [(e.attempt, e.outcome) for e in world.journal.unreported(10)] == [(2, Outcome.SUCCEEDED)]
+
+
+def test_an_attempt_that_the_relay_counts_higher_is_reported_by_that_number(world):
+    assigned(world)
+    accepted(world, attempt=3)
+    world.finish()
+    world.commit_all()
+    assert reported(world) == [(0, 3, Outcome.SUCCEEDED)]
+
+
+def test_what_no_rule_takes_is_ignored_and_takes_no_slot(world):
+    accepted(world, chosen=Chosen(Pipelines(), "no rule matches"))
+    assert world.queue == {}
+    assert [(row.outcome, row.reason) for row in world.rows()] == [(Outcome.IGNORED, "no rule matches")]
+    assert reported(world) == [(0, 1, Outcome.IGNORED)]
+
+
+@pytest.mark.parametrize(
+    ("detectors", "refused", "final"), [((99,), (99,), True), ((0, 99), (99,), True), ((0,), None, None)]
+)
+def test_detectors_of_others_are_refused_by_number(world, detectors, refused, final):
+    accepted(world, detectors=detectors)
+    answers = world.of(Refuse)
+    assert [(a.detectors, a.final) for a in answers] == ([(refused, final)] if refused else [])
+    assert len(world.queue) == (0 in detectors)
+
+
+def test_a_node_that_takes_nothing_refuses_and_says_so(world):
+    world.visits.taking = False
+    world.reserve()
+    assert [(a.reason, a.final) for a in world.of(Refuse)] == [("the node takes no visits now", False)]
+
+
+def test_a_group_whose_name_fits_no_file_is_refused_for_good(world):
+    world.reserve(group=":" * 100)
+    assert [(a.reason[:6], a.final) for a in world.of(Refuse)] == [("failed", True)]
+
+
+# --- cancellations -------------------------------------------------------------
+
+
+def test_a_cancellation_that_comes_while_its_visit_is_written_down_is_obeyed(world):
+    world.reserve(detectors=(0, 1))
+    world.cancel()
+    world.commit_all()
+    assert world.outcomes() == [Outcome.CANCELLED] * 2
+    assert world.queue == {}
+
+
+def test_a_cancelled_visit_that_queues_leaves_the_queue_once_that_is_written(world):
+    accepted(world)
+    world.cancel()
+    assert reported(world) == []
+    world.commit_all()
+    assert (world.queue, reported(world)) == ({}, [(0, 1, Outcome.CANCELLED)])
+
+
+def test_a_slot_that_is_matched_with_what_was_cancelled_meanwhile_stays_idle(world):
+    accepted(world)
+    world.cancel()  # decided, not committed
+    world.assign(slot=5)
+    assert world.slots == {}
+    assert world.of(LeaveIdle) == [LeaveIdle(5)]
+
+
+def test_only_the_detectors_that_were_withdrawn_are_cancelled(world):
+    accepted(world, detectors=(0, 1))
+    world.cancel(detectors=(1,))
+    world.commit_all()
+    assert [(row.outcome, row.reason) for row in world.rows()] == [
+        (None, ""),
+        (Outcome.CANCELLED, WITHDRAWN),
+    ]
+
+
+def test_a_cancellation_goes_to_the_slot_that_has_the_visit(world):
+    assigned(world)
+    world.cancel()
+    assert world.done[-1] == ToSlot(0, KEY, CancelReceived())
+
+
+@pytest.mark.parametrize(
+    ("detectors", "exposures", "outcomes"),
+    [
+        (None, [], [Outcome.CANCELLED]),
+        (None, [7], [Outcome.CRASHED, None]),  # it was taken all the same
+        ((0,), [7], [Outcome.CANCELLED]),  # another node may have it
+        ((1,), [], [Outcome.CRASHED, None]),
+    ],
+)
+@pytest.mark.parametrize("read_first", [False, True])
+def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
+    world, detectors, exposures, outcomes, read_first
+):
+    assigned(world)
+    for exposure in exposures:
+        world.handle(RawArrived(a_raw(exposure=exposure)))
+    if read_first:  # the worker is dead, its remains are being read
+        world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+    world.cancel(detectors=detectors)
+    if not read_first:
+        world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+    world.handle(RemainsRead(KEY, Remains()))
+    world.commit_all()
+    assert world.outcomes() == outcomes
+
+
+def test_nothing_is_told_of_a_cancellation_between_two_attempts_before_both_are_written(world):
+    """A supervisor that dies in between would queue it again in its next run."""
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+    world.handle(RemainsRead(KEY, Remains()))
+    world.cancel()
+    assert reported(world) == []
+    world.commit()  # the first attempt's end and the second attempt
+    assert (world.outcomes(), reported(world)) == ([Outcome.CRASHED, None], [])
+    world.commit()
+    assert world.outcomes() == [Outcome.CRASHED, Outcome.CANCELLED]
+    assert reported(world) == [(0, 2, Outcome.CANCELLED)]
+    assert world.journal.unfinished() == []
+
+
+# --- raws ----------------------------------------------------------------------
+
+
+def test_raws_of_before_the_announcement_are_given_to_the_slot(world):
+    world.handle(RawArrived(a_raw()))
+    world.commit_all()
+    assert world.count["raw_without_visit"] == 1
+    assigned(world)
+    assert [raw.exposure for raw in world.slots[0].raws] == [7]
+
+
+def test_raws_of_before_the_announcement_count_as_seen_if_no_worker_became_free(world):
+    world.handle(RawArrived(a_raw()))
+    accepted(world)
+    world.handle(Drop(world.queue.pop(KEY), "no worker became free in time"))
+    world.commit_all()
+    (entry,) = world.journal._db.execute("SELECT seen FROM attempt").fetchone()
+    assert entry == "[7]"
+
+
+def test_raws_that_come_in_the_queue_are_noted_and_given_to_the_slot(world):
+    accepted(world)
+    world.handle(RawArrived(a_raw()))
+    world.handle(WriteDue())
+    world.commit_all()
+    assert world.rows()[0].stages[Stage.ARRIVED] == 2e9
+    world.assign()
+    assert [raw.exposure for raw in world.slots[0].raws] == [7]
+
+
+def test_a_raw_of_a_supplement_is_its_visits(world):
+    assigned(world)
+    world.handle(RawArrived(a_raw(group="g#2")))
+    assert world.done[-1] == ToSlot(0, KEY, RawArrived(a_raw(group="g#2")))
+
+
+def test_a_raw_waits_for_no_commit(world):
+    assigned(world)
+    world.reserve(group="other")
+    world.handle(RawArrived(a_raw()))
+    assert world.turns
+    assert [raw.exposure for raw in world.slots[0].raws] == [7]
+
+
+def test_a_raw_that_comes_while_the_outcome_is_being_written_is_late(world):
+    assigned(world)
+    world.finish()
+    world.handle(RawArrived(a_raw()))
+    world.commit_all()
+    assert [(row.exposure, row.outcome) for row in world.journal.late.rows(9)] == [(7, Outcome.SUCCEEDED)]
+    assert (world.count["late_raws"], world.count["raw_without_visit"]) == (1, 0)
+
+
+def test_a_raw_that_comes_while_the_pipeline_runs_is_late(world):
+    assigned(world)
+    world.handle(RawArrived(a_raw(exposure=7)))
+    taken = world.slots[0]
+    world.handle(RawArrived(a_raw(exposure=8)))
+    world.slots[0] = taken  # a slot that processes takes no further raw
+    world.finish()
+    world.commit_all()
+    assert [row.exposure for row in world.journal.late.rows(9)] == [8]
+
+
+def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, retriable=True)
+    world.handle(RawArrived(a_raw()))
+    world.commit_all()
+    world.assign()
+    assert [raw.exposure for raw in world.slots[0].raws] == [7]
+    assert world.journal.late.rows(9) == []
+
+
+def test_a_raw_that_comes_while_its_reservation_fails_is_unmatched(world):
+    world.reserve()
+    world.handle(RawArrived(a_raw()))
+    assert world.count["raw_without_visit"] == 0
+    world.refuse()
+    world.commit_all()
+    assert world.count["raw_without_visit"] == 1
+
+
+def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "MOST_UNMATCHED", 3)
+    world = World(config, tmp_path / "journal.sqlite")
+    assigned(world)
+    world.finish()
+    for exposure in range(1, 7):
+        world.handle(RawArrived(a_raw(exposure=exposure)))
+    world.commit_all()
+    # The first lookup is under way when the others begin to wait.
+    assert [row.exposure for row in world.journal.late.rows(9)] == [6, 5, 4, 1]
+    world.journal.close()
+
+
+def test_a_list_of_sensors_goes_to_all_slots_of_its_visit_and_is_remembered(world):
+    accepted(world, detectors=(0, 1))
+    world.assign(slot=3)
+    world.handle(ExpectedSensors(CAMERA, "g", 7, frozenset({0})))
+    assert world.done[-1] == ToSlot(3, KEY, ExposureListed(7, True))
+    world.assign(slot=4)
+    assert world.done[-1] == ToSlot(4, KEY._replace(detector=1), ExposureListed(7, False))
+
+
+# --- rescans -------------------------------------------------------------------
+
+
+def test_one_rescan_serves_all_detectors_whose_time_is_over_at_once(world):
+    accepted(world, detectors=range(9))
+    for slot in range(9):
+        world.assign(slot)
+    keys = [KEY._replace(detector=detector) for detector in range(9)]
+    for key in keys:
+        world.handle(LookForRaws(key))
+    (rescan,) = world.begin_rescans()
+    assert rescan.keys == tuple(keys)
+    world.handle(RescanEnded(rescan.keys))
+    assert [action.slot for action in world.of(ToSlot) if action.event == LookEnded()] == list(range(9))
+
+
+def test_what_wants_a_rescan_during_one_gets_the_next_one(world):
+    accepted(world, detectors=(0, 1))
+    for slot in (0, 1):
+        world.assign(slot)
+    world.handle(LookForRaws(KEY))
+    (first,) = world.begin_rescans()
+    world.handle(LookForRaws(KEY._replace(detector=1)))
+    assert world.begin_rescans() == [first]
+    world.handle(RescanEnded(first.keys))
+    (_, second) = world.begin_rescans()
+    assert second.keys == (KEY._replace(detector=1),)
+    world.handle(RescanEnded(second.keys))
+    world.handle(LookForRaws(KEY))
+    assert len(world.begin_rescans()) == 3
+
+
+def test_no_rescan_begins_for_what_has_ended_meanwhile(world):
+    assigned(world)
+    world.handle(LookForRaws(KEY))
+    world.finish(outcome=Outcome.NO_IMAGE)
+    assert world.begin_rescans() == []
+
+
+# --- outcomes ------------------------------------------------------------------
+
+
+def test_an_outcome_is_told_and_exported_after_it_is_written(world):
+    assigned(world)
+    world.finish(spool="/spool/x")
+    assert world.of(Report, Export) == []
+    world.commit()
+    assert reported(world) == [(0, 1, Outcome.SUCCEEDED)]
+    assert world.of(Export) == [Export("/spool/x")]
+    assert world.visits.outcomes == {Outcome.SUCCEEDED: 1}
+
+
+def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+    world.handle(RemainsRead(KEY, Remains()))
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    assert world.queue[KEY._replace(attempt=2)].avoid == 0
+    assert reported(world) == []
+
+
+@pytest.mark.parametrize(
+    ("remains", "outcome", "exported"),
+    [
+        (Remains(no_return="alerts"), Outcome.CRASHED, []),
+        (Remains(no_return="alerts", spool="/spool/x"), Outcome.SUCCEEDED, [Export("/spool/x")]),
+        (Remains("alerts", "/spool/x", "a task failed"), Outcome.FAILED, [Export("/spool/x")]),
+    ],
+)
+def test_what_a_dead_worker_left_decides(world, remains, outcome, exported):
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, worker_lost=True)
+    assert not world.turns  # nothing is decided before the disk is read
+    world.handle(RemainsRead(KEY, remains))
+    world.commit_all()
+    assert world.outcomes() == [outcome]
+    assert world.of(Export) == exported
+    assert world.of(RemoveMark) == ([RemoveMark(KEY)] if remains.no_return else [])
+
+
+def test_partial_outputs_of_an_attempt_that_is_tried_again_are_discarded(world):
+    assigned(world)
+    world.finish(outcome=Outcome.FAILED, retriable=True, spool="/spool/x")
+    world.commit_all()
+    assert world.of(Export) == []
+    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+
+
+def test_what_the_scheduler_drops_is_expired_unless_it_has_ended(world):
+    accepted(world)
+    assignment = world.queue.pop(KEY)
+    world.handle(Drop(assignment, "no worker became free in time"))
+    world.handle(Drop(assignment, "no worker became free in time"))
+    world.commit_all()
+    assert world.outcomes() == [Outcome.EXPIRED]
+
+
+def test_what_a_dead_slot_could_not_take_is_queued_again(world):
+    assigned(world)
+    del world.slots[0]
+    world.handle(AssignmentRefused(KEY))
+    assert list(world.queue) == [KEY]
+
+
+def test_a_stop_interrupts_what_queues_and_tries_nothing_again(world):
+    accepted(world, detectors=(0, 1))
+    world.assign()
+    world.reserve(group="late")
+    world.handle(StopBegun())
+    world.finish(outcome=Outcome.CRASHED, retriable=True)
+    world.commit_all()
+    assert world.outcomes() == [Outcome.CRASHED, Outcome.INTERRUPTED]
+    assert world.outcomes("late") == [Outcome.INTERRUPTED]
+    assert all(row.retriable for row in world.rows())
+
+
+def test_stages_and_figures_are_written_with_the_next_batch(world):
+    assigned(world)
+    world.handle(NoteStage(KEY, Stage.PREPARED, 5.0))
+    world.handle(NoteStage(KEY, Stage.PREPARED, 6.0))  # the first time counts
+    world.handle(NoteFigures(KEY, {"query_ms": 4.5}))
+    assert world.rows()[0].figures == {}
+    world.handle(FlushAsked(3))
+    assert world.of(Answer) == []
+    world.commit_all()
+    assert world.of(Answer) == [Answer(3)]
+    (row,) = world.rows()
+    assert (row.stages[Stage.PREPARED], row.figures) == (5.0, {"query_ms": 4.5})
+
+
+def test_exports_are_noted_also_of_what_the_journal_does_not_have(world):
+    assigned(world)
+    world.finish(spool="/spool/x")
+    world.commit_all()
+    names = [f"/spool/{CAMERA}~g~0~1", f"/spool/{CAMERA}~lost~0~1", "/spool/strange"]
+    world.handle(Exported(spools=tuple(names), tai=9.0, datasets=3))
+    world.commit_all()
+    assert world.rows()[0].stages[Stage.CENTRAL] == 9.0
+
+
+def test_a_relay_that_comes_back_is_told_what_it_has_not_confirmed(world):
+    world.handle(Welcome(life="x", origin="relay", sent_tai=1.0, sequence=1))
+    assert world.of(ReportAgain) == [ReportAgain()]
+
+
+# --- a previous run --------------------------------------------------------------
+
+
+def unfinished(world, assign=True):
+    accepted(world)
+    if assign:
+        world.assign()
+    world.crash()
+
+
+def test_what_a_previous_run_left_is_tried_again_and_its_raws_are_sought(world):
+    unfinished(world)
+    assert world.recover() == [KEY]
+    world.commit_all()
+    assert world.outcomes() == [Outcome.INTERRUPTED, None]
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    assert [rescan.keys for rescan in world.begin_rescans()] == [(KEY._replace(attempt=2),)]
+    assert isinstance(world.done[-1], Rescan)
+
+
+@pytest.mark.parametrize(
+    ("remains", "outcome", "reason"),
+    [
+        (Remains(spool="/spool/x"), Outcome.SUCCEEDED, ""),
+        (Remains(spool="/spool/x", why_partial="a task failed"), Outcome.FAILED, "a task failed"),
+        (Remains(no_return="alerts"), Outcome.INTERRUPTED, "the daemon ended before the visit did"),
+    ],
+)
+def test_what_a_previous_run_left_on_disk_decides(world, remains, outcome, reason):
+    unfinished(world)
+    world.recover(lambda key: remains)
+    world.commit_all()
+    (row,) = world.rows()
+    assert (row.outcome, row.reason, world.queue) == (outcome, reason, {})
+    assert world.of(Export) == ([Export("/spool/x")] if remains.spool else [])
+
+
+def test_what_a_previous_run_left_too_long_ago_is_not_tried_again(world):
+    unfinished(world)
+    world.tai += world.config.node.expiry_s + 1
+    world.recover()
+    world.commit_all()
+    assert [(row.outcome, row.retriable) for row in world.rows()] == [(Outcome.INTERRUPTED, True)]
+
+
+def test_what_no_rule_takes_any_more_is_not_tried_again(world):
+    unfinished(world, assign=False)
+    world.recover(chosen=Chosen(Pipelines(), "no rule matches (survey 'S')"))
+    world.commit_all()
+    (row,) = world.rows()
+    assert (row.outcome, row.retriable) == (Outcome.INTERRUPTED, True)
+    assert row.reason.endswith("; now no rule matches (survey 'S')")
+
+
+# --- operators -------------------------------------------------------------------
+
+
+def ended(world, outcome=Outcome.FAILED, **changes):
+    assigned(world)
+    world.finish(outcome=outcome, **changes)
+    world.commit_all()
+    world.done.clear()
+
+
+def ask(world, *, spool="", exporting=False, force=False):
+    before = tuple(world.journal.last_attempts("g"))
+    spools = {KEY: spool} if spool and not exporting else {}
+    world.handle(
+        RequeueAsked(4, before, {KEY: CHOSEN}, spools, frozenset({KEY} if exporting else ()), force=force)
+    )
+
+
+def answer(world):
+    (answer,) = world.of(Answer)
+    return [(row.attempt, row.text) for row in answer.rows] or answer.refused
+
+
+def test_what_has_failed_is_tried_again_once_that_is_in_the_journal(world):
+    ended(world, spool="/spool/x")
+    ask(world, spool="/spool/x")
+    assert (world.of(Answer), world.queue) == ([], {})
+    world.commit_all()
+    assert answer(world) == [(2, "")]
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+    assert world.of(Export) == []
+    assert world.journal.unreported(9) == []  # its outcome is that of the next attempt
+
+
+def test_what_is_under_way_is_not_tried_again(world):
+    ended(world)
+    ask(world)
+    ask(world)
+    world.commit_all()
+    assert [[row.text for row in action.rows] for action in world.of(Answer)] == [["it is under way"], [""]]
+    assert len(world.rows()) == 2
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exporting", "text"),
+    [
+        (Outcome.FAILED, True, "its outputs are being exported"),
+        (Outcome.SUCCEEDED, False, "its outputs wait for export"),
+    ],
+)
+def test_outputs_that_are_on_their_way_are_in_the_way(world, outcome, exporting, text):
+    ended(world, outcome, spool="/spool/x")
+    before = tuple(replace(entry, partial=True) for entry in world.journal.last_attempts("g"))
+    spools = {} if exporting else {KEY: "/spool/x"}
+    under_way = frozenset({KEY} if exporting else ())
+    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, spools, under_way, force=False))
+    ((attempt, said),) = answer(world)
+    assert attempt is None
+    assert said.startswith(text)
+    assert world.of(Export) == ([] if exporting else [Export("/spool/x")])
+
+
+def test_what_the_relay_asks_for_again_meanwhile_is_left_to_it(world):
+    ended(world, Outcome.CANCELLED)
+    before = tuple(world.journal.last_attempts("g"))
+    accepted(world, attempt=5)
+    world.assign()
+    world.finish()
+    world.commit_all()
+    world.done.clear()
+    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, {KEY: "/spool/x"}, frozenset(), force=False))
+    with pytest.raises(Exception, match=r"the relay has asked for .* again meanwhile"):
+        world.commit()
+    assert [row.attempt for row in world.rows()] == [1, 5]
+
+
+def test_a_request_that_cannot_be_written_gives_its_spools_back(world):
+    ended(world, spool="/spool/x")
+    ask(world, spool="/spool/x")
+    world.refuse()
+    assert answer(world) == "the disk is full"
+    assert world.of(Export) == [Export("/spool/x")]
+    assert (len(world.visits.open), len(world.rows())) == (0, 1)
+
+
+# --- the disk --------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(config):
+    folders = NodeFolders.of(config)
+    folders.no_return.mkdir(parents=True)
+    folders.spool.mkdir(parents=True)
+    return folders
+
+
+def test_remains_are_what_mark_and_manifest_say(folders):
+    assert read_remains(folders, KEY) == Remains()
+    folders.mark(*KEY).write_text("alerts")
+    spool = folders.spooled(*KEY)
+    spool.mkdir()
+    (spool / "manifest.json").write_text(json.dumps({"failed": "a task failed"}))
+    assert read_remains(folders, KEY) == Remains("alerts", str(spool), "a task failed")
+    (spool / "manifest.json").write_text("{}")
+    folders.mark(*KEY).write_text("")
+    assert read_remains(folders, KEY) == Remains("something permanent", str(spool), "")
+    (spool / "manifest.json").unlink()
+    assert "cannot be read" in read_remains(folders, KEY).why_partial
+
+
+def test_spools_are_discarded_by_a_name_that_is_none_first(folders, monkeypatch):
+    spool = folders.spooled(*KEY)
+    spool.mkdir()
+    (spool / "manifest.json").write_text("{}")
+    seen = []
+    monkeypatch.setattr("ppdaemon.node.visits.remains.wipe", lambda folder: seen.append(folder.name))
+    discard([spool])
+    assert seen == [f"{spool.name}.part"]
+    assert spools_left(folders) == []
+    assert not spool.exists()
+
+
+def test_spools_left_are_told_from_other_folders(folders):
+    for name in (f"{CAMERA}~g~0~1", f"{CAMERA}~g~1~1.part", "lost+found", f"{CAMERA}~{'%23'}~2~1"):
+        os.mkdir(folders.spool / name)
+    assert spools_left(folders) == [Key(CAMERA, "#", 2, 1), KEY]
+
+
+def test_spools_of_attempts_that_another_one_followed_are_known(world):
+    assigned(world)
+    world.finish(outcome=Outcome.FAILED, retriable=True, spool="/spool/x")
+    world.commit_all()
+    second = KEY._replace(attempt=2)
+    assert world.journal.followed([KEY, second, Key(CAMERA, "lost", 0, 1)]) == {KEY}

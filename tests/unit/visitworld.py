@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The visits of a node with a real journal, and nothing that runs by itself.
+
+Turns wait until a test commits them; what they ask for is written down.
+"""
+
+from collections import Counter, deque
+from pathlib import Path
+
+from ppdaemon.messages import CancelVisit, Pipelines, Raw, ReserveVisit
+from ppdaemon.node.events import Finish, SlotAssigned
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.turn import (
+    Accept,
+    AcceptanceChanged,
+    AttemptRecovered,
+    BeginRescan,
+    Dequeue,
+    Enqueue,
+    FlushAsked,
+    NoteRaws,
+    NotRecorded,
+    Now,
+    ReadRemains,
+    Recorded,
+    Remains,
+    Requeue,
+    Rescan,
+    RescanDue,
+    Reserved,
+    ToSlot,
+)
+from ppdaemon.selection import Chosen
+from ppdaemon.states import Outcome
+from ppdaemon.visit import read_next_visit
+
+CAMERA = "DemoCam"
+CHOSEN = Chosen(Pipelines(main=("/p/Any.yaml",)))
+
+
+class World:
+    """Visits, their journal, and what the rest of a node would do."""
+
+    def __init__(self, config, journal_path: Path):
+        self.config = config
+        self.path = journal_path
+        self.mono, self.tai = 1000.0, 2e9
+        self.sequence = 0
+        self.start()
+
+    def start(self):
+        """Begin a run of the daemon."""
+        self.count = Counter()
+        self.journal = Journal(self.path)
+        self.visits = Visits(self.config, self.count)
+        self.turns = deque()
+        self.done = []
+        self.queue = {}
+        """What the scheduler has, by key."""
+        self.slots = {}
+        """Assignments that slots have, by slot."""
+        self.reading = []
+        """Keys whose remains are being read."""
+        self.rescans = []
+        self.handle(AcceptanceChanged(taking=True))
+
+    def crash(self):
+        """End the run: what is not committed is lost."""
+        self.journal.close()
+        self.start()
+
+    def recover(self, remains=lambda key: Remains(), chosen=CHOSEN):
+        """Answer for the previous run."""
+        entries = self.journal.unfinished()
+        for entry in entries:
+            self.handle(AttemptRecovered(entry, remains(entry.key), chosen))
+        return [entry.key for entry in entries]
+
+    # --- what happens ------------------------------------------------------
+
+    def handle(self, event):
+        turn = self.visits.handle(event, Now(self.mono, self.tai))
+        if turn.writes or isinstance(event, FlushAsked):
+            self.turns.append(turn)
+        else:
+            self.perform(turn)
+
+    def commit(self):
+        """Commit the oldest turn, and perform it."""
+        turn = self.turns.popleft()
+        with self.journal.transaction():
+            results = [self.journal.write(write) for write in turn.writes]
+        self.perform(turn)
+        for write, result in zip(turn.writes, results, strict=True):
+            if isinstance(write, Accept | Requeue | NoteRaws):
+                self.handle(Recorded(write, result))
+
+    def commit_all(self):
+        while self.turns:
+            self.commit()
+
+    def refuse(self):
+        """Have the oldest turn not written, if it may fail."""
+        for write in self.turns[0].writes:
+            if isinstance(write, Accept | Requeue):
+                self.turns.popleft()
+                self.handle(NotRecorded(write, "the disk is full"))
+                return True
+        return False
+
+    def perform(self, turn):
+        for action in turn.actions:
+            self.act(action)
+            self.done.append(action)
+
+    def act(self, action):
+        match action:
+            case Enqueue(assignment=assignment):
+                self.queue[assignment.key] = assignment
+            case Dequeue(key=key):
+                self.queue.pop(key, None)
+            case ReadRemains(key=key):
+                self.reading.append(key)
+            case BeginRescan(visit=visit):
+                self.rescans.append(visit)
+            case ToSlot(slot=slot, key=key, event=event):
+                if type(event).__name__ == "VisitAssigned":
+                    assert slot not in self.slots
+                    self.slots[slot] = event.assignment
+                elif (held := self.slots.get(slot)) and held.key == key:
+                    self.to_slot(slot, event)
+
+    def to_slot(self, slot, event):
+        """Do with a raw what a slot does, as far as outcomes need it."""
+        from dataclasses import replace
+
+        held = self.slots[slot]
+        if type(event).__name__ == "RawArrived" and not held.has(event.raw.exposure):
+            self.slots[slot] = replace(held, raws=(*held.raws, event.raw))
+
+    # --- events ------------------------------------------------------------
+
+    def _words(self):
+        self.sequence += 1
+        return {"origin": "relay", "sent_tai": self.tai, "sequence": self.sequence}
+
+    def reserve(self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN):
+        visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": "new"})
+        order = ReserveVisit(
+            visit=visit, detectors=detectors, attempt=attempt, received_tai=self.tai, **self._words()
+        )
+        self.handle(Reserved(order, dict.fromkeys(detectors, chosen)))
+
+    def cancel(self, group="g", detectors=None):
+        self.handle(CancelVisit(instrument=CAMERA, group=group, detectors=detectors, **self._words()))
+
+    def assign(self, slot=0):
+        """Match the oldest queued visit-detector and a slot."""
+        key = next(iter(self.queue))
+        self.handle(SlotAssigned(self.queue.pop(key), slot, 4711))
+        return key
+
+    def finish(self, slot=0, outcome=Outcome.SUCCEEDED, **changes):
+        assignment = self.slots.pop(slot)
+        self.handle(Finish(assignment, outcome, **changes))
+        return assignment.key
+
+    def begin_rescans(self):
+        for visit in self.rescans:
+            self.handle(RescanDue(visit))
+        self.rescans = []
+        return [action for action in self.done if isinstance(action, Rescan)]
+
+    # --- what is there -------------------------------------------------------
+
+    def of(self, *kinds):
+        """Return what was done of some kinds."""
+        return [action for action in self.done if isinstance(action, kinds)]
+
+    def rows(self, group="g"):
+        return self.journal.visit(group)
+
+    def outcomes(self, group="g"):
+        return [row.outcome for row in self.rows(group)]
+
+
+def a_raw(group="g", detector=0, exposure=7):
+    return Raw(
+        path=f"/raws/{exposure}/{detector}.fits",
+        instrument=CAMERA,
+        group=group,
+        detector=detector,
+        exposure=exposure,
+        seen_tai=2e9,
+    )
