@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ppdaemon import testing
-from ppdaemon.fitsblocks import read_primary, structure
+from ppdaemon.raws.fitsblocks import read_primary, structure
 from ppdaemon.testing.raws import RawWriter, fits_header, small_fits
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.testing.work import FAULTS, STEPS, WorkerFault
