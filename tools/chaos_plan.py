@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ppdaemon.testing.work import STEPS, WorkerFault
+from ppdaemon.testing.work import WorkerFault
 
 __all__ = ("PROCESS_FAULTS", "Fault", "Plan", "ProcessFault", "Visit", "WORKER_FAULTS", "make_plan")
 
@@ -61,6 +61,9 @@ VISIT_FAULTS = (
     Fault.LATE_RAW,
 )
 """What happens to visits."""
+
+STEPS = ("prepare", "ingest", "process", "written", "spooling", "spooled")
+"""Where worker faults happen, of `ppdaemon.testing.work.STEPS`."""
 
 WORKER_FAULTS = (
     "hang",

@@ -23,6 +23,7 @@ SMALL = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:

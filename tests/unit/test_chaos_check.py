@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppdaemon.states import Outcome
-from ppdaemon.testing.work import FAULTS
+from ppdaemon.testing.work import FAULTS, STEPS
 
 TOOLS = Path(__file__).parents[2] / "tools"
 KEY = ("g1", 4)
@@ -132,3 +132,4 @@ def test_every_plan_has_many_kinds_of_fault_from_within_and_from_without(plan, s
 
 def test_chaos_knows_all_its_worker_faults(plan):
     assert set(plan.WORKER_FAULTS) < FAULTS.keys()
+    assert set(plan.STEPS) < set(STEPS)
