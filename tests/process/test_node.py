@@ -58,13 +58,6 @@ def test_several_visits_of_one_detector_are_in_flight(node, group):
     assert {node.relay.outcome(each).outcome for each in groups} == {Outcome.SUCCEEDED}
 
 
-def test_a_visit_without_a_raw_ends_as_no_image(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir, image_timeout_s=0.5) as node:
-        node.relay.reserve("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.NO_IMAGE
-        node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
-
-
 def test_a_cancelled_visit_frees_its_seat(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         node.relay.reserve("g1")
