@@ -16,6 +16,7 @@ from longwaits import refuse_long_waits
 from nolsst import NoLsst
 from once import made_once
 
+DEMO_CENTRAL_S = 400
 CHECKED_FOLDERS = frozenset({"process", "system"})
 """Tests below these start processes and are checked for what they leave."""
 
@@ -30,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--without-lsst"):
         assert "lsst" not in sys.modules
         sys.meta_path.insert(0, NoLsst())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the first test that needs the demo's central repo, or waits for it, the time to make it."""
+    for item in items:
+        if "demo_central" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
 
 
 # How long an example takes says how busy the machine is, not what is wrong.

@@ -17,7 +17,7 @@ from benching.figures import Scalar
 from enginebench.figures import GOALS, Sample, flat, of_visits, ratios
 
 from ppdaemon.errors import Unavailable
-from ppdaemon.node.forker import ENVIRONMENT
+from ppdaemon.node.processes.child import ENVIRONMENT
 
 if TYPE_CHECKING:  # the processes of workers import it, this one stays light
     from enginebench.sections import Ground, Section

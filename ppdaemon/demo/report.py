@@ -29,7 +29,7 @@ from ppdaemon.demo.services import Places
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.middleware.provenance import output_chain
+from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model

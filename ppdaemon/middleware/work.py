@@ -2,7 +2,7 @@
 """What a worker does with the Butler: `ppdaemon.work.WorkModule` for real pipelines.
 
 Nothing is opened at import, so that a zygote can import this and fork. The
-steps of a visit are `ppdaemon.middleware.local`'s.
+steps of a visit are `ppdaemon.middleware.butlerwork`'s.
 """
 
 import importlib
@@ -16,22 +16,22 @@ from lsst.pipe.base import Instrument
 from ppdaemon.config import ButlerConfig, EngineConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.folders import NodeFolders
-from ppdaemon.middleware.central import known_dataset_type
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.failures import DATABASE_ERRORS, describe
-from ppdaemon.middleware.graph import (
+from ppdaemon.middleware.butler.central import known_dataset_type
+from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
+from ppdaemon.middleware.butler.repo import make_template
+from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
     UnusablePipeline,
     dataset_types_of,
     labels_named,
     load_pipeline,
 )
-from ppdaemon.middleware.groupdata import types_of_groups
-from ppdaemon.middleware.initoutputs import types_of_runs
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.obsbase import require_obs_base
-from ppdaemon.middleware.provenance import hash_versions
-from ppdaemon.middleware.repo import make_template
+from ppdaemon.middleware.pipelines.provenance import hash_versions
+from ppdaemon.middleware.preload.groupdata import types_of_groups
+from ppdaemon.middleware.raws.obsbase import require_obs_base
+from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.pointing import keep_astropy_offline
 from ppdaemon.work import Seat
 
@@ -109,7 +109,7 @@ def build_template(seat: Seat) -> None:
     make_template(seat.template, universe, instruments, dataset_types, hash_versions(), config.local)
 
 
-def open_work(seat: Seat) -> LocalWork:
+def open_work(seat: Seat) -> ButlerWork:
     """Copy the template and be ready for visits.
 
     Parameters
@@ -119,10 +119,10 @@ def open_work(seat: Seat) -> LocalWork:
 
     Returns
     -------
-    work : `~ppdaemon.middleware.local.LocalWork`
+    work : `~ppdaemon.middleware.butlerwork.ButlerWork`
         The worker's work.
     """
-    return LocalWork(seat, _butler_config(seat.config))
+    return ButlerWork(seat, _butler_config(seat.config))
 
 
 def open_exporter(seat: Seat) -> CentralExporter:
@@ -135,7 +135,7 @@ def open_exporter(seat: Seat) -> CentralExporter:
 
     Returns
     -------
-    exporter : `~ppdaemon.middleware.export.CentralExporter`
+    exporter : `~ppdaemon.middleware.export.exporter.CentralExporter`
         Registers spools.
     """
     config, refused = _butler_config(seat.config), NodeFolders.of(seat.config).refused
@@ -185,9 +185,7 @@ def _known_before(
         found.setdefault(raw.name, raw)
     for pipeline in pipelines:
         try:
-            types = dataset_types_of(
-                pipeline, central.dimensions, lambda name: known_dataset_type(central, name)
-            )
+            types = dataset_types_of(pipeline, central)
         except UnusablePipeline as error:
             _LOG.error("%s", error)
             continue

@@ -19,10 +19,10 @@ from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig, load_node, remarks
 from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.node.forker import ENVIRONMENT
+from ppdaemon.node.processes.child import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
-from ppdaemon.plan import PlanOrder, wanted_detectors
+from ppdaemon.plan.models import PlanOrder, wanted_detectors
 from ppdaemon.states import ExitCode
 from ppdaemon.visitfile import read_visit
 
@@ -155,7 +155,7 @@ def _become_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
     descriptor = os.memfd_create("plan", 0)  # inherited: without MFD_CLOEXEC
     with open(descriptor, "wb", closefd=False) as file:
         file.write(order.model_dump_json(by_alias=True).encode())
-    command = [sys.executable, "-m", "ppdaemon.worker.plan", f"--order=/proc/self/fd/{descriptor}", *options]
+    command = [sys.executable, "-m", "ppdaemon.plan", f"--order=/proc/self/fd/{descriptor}", *options]
     os.execve(sys.executable, command, {**os.environ, **order.config.workers.environment, **ENVIRONMENT})
 
 

@@ -16,17 +16,17 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFailed, Reaped
 from ppdaemon.node.answers import Answers
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.control import ControlServer
 from ppdaemon.node.events import RawArrived
-from ppdaemon.node.exporter import ExporterSeat
-from ppdaemon.node.forker import Lifeline
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.lock import OWNER, NodeLock
 from ppdaemon.node.meters import Meters
-from ppdaemon.node.orphans import end_children
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.reload import Generations
+from ppdaemon.node.processes.child import Lifeline
+from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.orphans import end_children
+from ppdaemon.node.processes.reader import ReaderProcess
+from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.reloading import Reloader
 from ppdaemon.node.schedulerloop import SchedulerLoop
 from ppdaemon.node.status import Status
@@ -79,7 +79,7 @@ class Node:
         self.visits = Visits(config, count)
         self.pool = Pool(config, clock, ask_fork, inbox.post, count)
         self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
-        self.exporter = ExporterSeat(
+        self.exporter = ExporterProcess(
             config.export, folders.slots / "exporter", folders.logs / "exporter.log", ask_fork, inbox.post
         )
         self.chooser = PipelineChooser(config, inbox.post, count)
@@ -97,7 +97,7 @@ class Node:
         self.reader = None
         if config.arrivals.remote:
             reader_environment = {**environment, **config.workers.environment}
-            self.reader = ReaderSeat(self._lifeline, reader_environment, folders.logs / "reader.log")
+            self.reader = ReaderProcess(self._lifeline, reader_environment, folders.logs / "reader.log")
         self.arrivals = Arrivals(
             config.arrivals,
             config.node.instruments,

@@ -19,7 +19,6 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
 from ppdaemon.node.cgroups import Cgroups
-from ppdaemon.node.child import Child, adopt, wipe
 from ppdaemon.node.deadlines import Deadlines
 from ppdaemon.node.events import (
     Action,
@@ -42,6 +41,7 @@ from ppdaemon.node.events import (
     WorkerForked,
     WorkerNotForked,
 )
+from ppdaemon.node.processes.child import Child, adopt, wipe
 from ppdaemon.node.slot import InvalidTransition, Slot
 from ppdaemon.states import SlotState
 from ppdaemon.wire import decode, encode

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import ConfigError, Refused
-from ppdaemon.node.reload import Generations
+from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.status import Status
 from ppdaemon.notify import Notifier
 from ppdaemon.reports import Failed, Ok

@@ -14,12 +14,12 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.merge import Arrivals
-from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.lock import NodeLock
 from ppdaemon.node.meters import REPO_EVERY, Meters
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.reload import Generations
+from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
@@ -44,7 +44,7 @@ class Status:
     visits: Visits
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
-    exporter: ExporterSeat
+    exporter: ExporterProcess
     intake: Intake
     arrivals: Arrivals
     meters: Meters

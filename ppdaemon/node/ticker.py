@@ -5,11 +5,11 @@ import asyncio
 from dataclasses import dataclass
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.arrivals.reader import ReaderSeat
-from ppdaemon.node.exporter import ExporterSeat
-from ppdaemon.node.orphans import reap
 from ppdaemon.node.pool import Pool
-from ppdaemon.node.reload import Generations
+from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.orphans import reap
+from ppdaemon.node.processes.reader import ReaderProcess
+from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.schedulerloop import SchedulerLoop
 from ppdaemon.node.status import Status
 from ppdaemon.node.visits.pump import VisitPump
@@ -29,8 +29,8 @@ class Ticker:
     notifier: Notifier
     generations: Generations
     pool: Pool
-    exporter: ExporterSeat
-    reader: ReaderSeat | None
+    exporter: ExporterProcess
+    reader: ReaderProcess | None
     folders: NodeFolders
     watchdog_s: float | None
 
@@ -53,8 +53,6 @@ class Ticker:
 
     def _sweep(self) -> None:
         """End what workers have left whose zygote is gone: it comes here."""
-        if self.status.config.workers.start != "fork":
-            return  # all workers are children of this process
         zygotes, forked = self.generations.processes()
         reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
         reap(children() - zygotes - reader)

@@ -57,7 +57,7 @@ def _answer(order: ReadObject, readers: _Readers) -> ObjectRead | ObjectUnread:
 
 def _serve(channel: socket.socket) -> None:
     """Answer until the supervisor closes its end."""
-    from ppdaemon.middleware.remote import read_header, read_json
+    from ppdaemon.middleware.raws.remote import read_header, read_json
 
     readers: _Readers = {"json": read_json, "header": read_header}
     telling = threading.Lock()

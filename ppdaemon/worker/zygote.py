@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The zygote: imports everything once and forks workers from a single thread.
+"""The zygote: starts all processes of a configuration, and reaps them.
+
+It imports everything once and forks them from a single thread; or, for stacks
+that cannot be forked, imports nothing and starts a fresh interpreter for each.
 
 An exec'd process of its own: it opens no Butler, no database, no ZeroMQ
 context and no log file, so that nothing of the kind is ever inherited. It
@@ -14,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import setproctitle
@@ -30,10 +34,12 @@ from ppdaemon.messages import (
 )
 from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.work import WorkModule
 from ppdaemon.worker.life import import_work, live
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
+
+type StartChild = Callable[[ForkWorker, socket.socket], int]
+"""Starts the process that was asked for with its end of the channel; returns its pid."""
 
 
 def assert_single_threaded() -> None:
@@ -51,25 +57,19 @@ def assert_single_threaded() -> None:
 
 
 class Zygote:
-    """Forks on request and reports who ended.
+    """Starts processes on request and reports which ones have ended.
 
     Parameters
     ----------
     control : `socket.socket`
         ``SOCK_SEQPACKET`` to the supervisor.
-    lifeline : `int`
-        Read end of the supervisor's pipe.
-    config : `~ppdaemon.config.NodeConfig`
-        The node's configuration.
-    work : `~ppdaemon.work.WorkModule`
-        What the children do.
+    start_child : `StartChild`
+        May raise `OSError` and `RuntimeError`.
     """
 
-    def __init__(self, control: socket.socket, lifeline: int, config: NodeConfig, work: WorkModule):
+    def __init__(self, control: socket.socket, start_child: StartChild):
         self._control = control
-        self._lifeline = lifeline
-        self._config = config
-        self._work = work
+        self._start_child = start_child
         self._children: set[int] = set()
 
     def run(self) -> None:
@@ -92,24 +92,21 @@ class Zygote:
         """Take one order; tell whether the supervisor is still there."""
         packet = self._control.recv(PACKET_LIMIT)
         if packet:
-            self._fork(decode(packet, ZYGOTE_ORDERS, limit=PACKET_LIMIT))
+            self._start(decode(packet, ZYGOTE_ORDERS, limit=PACKET_LIMIT))
         return bool(packet)
 
-    def _fork(self, order: ForkWorker) -> None:
+    def _start(self, order: ForkWorker) -> None:
         try:
-            assert_single_threaded()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             self._refuse(order, error)
             return
         with ours, theirs:
             try:
-                pid = os.fork()
-            except OSError as error:
+                pid = self._start_child(order, theirs)
+            except (OSError, RuntimeError) as error:
                 self._refuse(order, error)
                 return
-            if pid == 0:
-                live(order, theirs, self._lifeline, self._config, lambda: self._work)
             self._children.add(pid)
             pidfd = os.pidfd_open(pid)
             try:
@@ -146,29 +143,62 @@ class Zygote:
         self._control.send(encode(words))
 
 
-def main() -> None:
-    """Import, freeze, serve."""
-    parser = argparse.ArgumentParser(prog="ppdaemon-zygote", description=__doc__)
-    parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
-    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
-    parser.add_argument("--config", type=Path, required=True, help="the configuration as JSON")
-    options = parser.parse_args()
-    die_with_parent()
-    adopt_orphans()
-    setproctitle.setproctitle("ppdaemon zygote")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    started = time.monotonic()
-    config = NodeConfig.model_validate_json(options.config.read_bytes())
+def _forking(config: NodeConfig, lifeline: int) -> StartChild:
+    """Import what the children need, once."""
     # An ImportError here ends the zygote: no worker pays for a missing module.
     work = import_work(config)
     assert_single_threaded()
     gc.collect()
     gc.disable()
     gc.freeze()
-    control = socket.socket(fileno=options.control)
+
+    def fork(order: ForkWorker, channel: socket.socket) -> int:
+        assert_single_threaded()
+        pid = os.fork()
+        if pid == 0:
+            live(order, channel, lifeline, config, lambda: work)
+        return pid
+
+    return fork
+
+
+def _spawning(settings: Path, lifeline: int) -> StartChild:
+    def spawn(order: ForkWorker, channel: socket.socket) -> int:
+        os.set_inheritable(channel.fileno(), True)
+        command = [sys.executable, "-m", "ppdaemon.worker.spawn", "--config", str(settings)]
+        command += ["--channel", str(channel.fileno()), "--lifeline", str(lifeline)]
+        command += ["--order", encode(order).decode()]
+        # What goes wrong before the process opens its log by itself is there, too.
+        log = (os.POSIX_SPAWN_OPEN, 1, order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        errors = (os.POSIX_SPAWN_DUP2, 1, 2)
+        return os.posix_spawn(sys.executable, command, os.environ, file_actions=[log, errors])
+
+    return spawn
+
+
+def main() -> None:
+    """Import, freeze, serve."""
+    parser = argparse.ArgumentParser(prog="ppdaemon-zygote", description=__doc__)
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
+    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
+    parser.add_argument("--config", type=Path, required=True, help="the configuration as JSON")
+    options = parser.parse_args()
+    die_with_parent()
+    adopt_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    started = time.monotonic()
+    config = NodeConfig.model_validate_json(options.config.read_bytes())
+    if config.workers.start == "fork":
+        setproctitle.setproctitle("ppdaemon zygote")
+        start_child = _forking(config, options.lifeline)
+    else:
+        setproctitle.setproctitle("ppdaemon spawner")
+        start_child = _spawning(options.config, options.lifeline)
+    control = socket.socket(fileno=options.channel)
+    os.set_inheritable(options.channel, False)
     ready = ZygoteReady(pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules))
     control.send(encode(ready))
-    Zygote(control, options.lifeline, config, work).run()
+    Zygote(control, start_child).run()
 
 
 if __name__ == "__main__":

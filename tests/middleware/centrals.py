@@ -34,7 +34,7 @@ from toycam import (
 )
 
 from ppdaemon.messages import Done, Process
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 
 PADDED = 0.004
 """Degrees beyond the detector's edge, which half of the usual padding reaches."""
@@ -199,7 +199,7 @@ def outputs(central: Central, name: str) -> list[tuple[int, Any]]:
         return sorted((int(ref.dataId.get("detector", -1)), ref.id) for ref in refs)
 
 
-def run_visit(rig: Rig, worker: LocalWork, detector: int, **order: Any) -> Done:
+def run_visit(rig: Rig, worker: ButlerWork, detector: int, **order: Any) -> Done:
     """Process the usual exposure with two tasks; return what became of it."""
     worker.prepare(rig.order(detector, main="Frame", **order))
     worker.ingest(rig.raw(detector))

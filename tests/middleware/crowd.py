@@ -25,8 +25,8 @@ from toycam import DETECTORS, Rig
 
 from ppdaemon.clock import Clock
 from ppdaemon.middleware import work
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.exporter import CentralExporter
 
 
 class Gate:
@@ -134,7 +134,7 @@ def _prepare(
     rig = Rig(folder / str(number), folder / "ram" / str(number), central)
     shutil.copytree(template.seat.template, rig.seat.template)
     assert rig.config.butler is not None
-    worker = LocalWork(rig.seat, rig.config.butler, toycam.load_toy_camera)
+    worker = ButlerWork(rig.seat, rig.config.butler, toycam.load_toy_camera)
     report({"opened": number})
     gates[0].wait()
     began = time.monotonic()

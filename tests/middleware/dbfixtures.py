@@ -12,7 +12,7 @@ from postgres import PostgresServer, running_server
 from toycam import Rig, load_toy_camera
 
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def _spool_visits(root: Path, toy_central: Path, toy_template: Path) -> None:
         rig = Rig(root / host, root / host / "ram", toy_central, export=types)
         shutil.copytree(toy_template, rig.seat.template)
         assert rig.config.butler is not None
-        worker = LocalWork(rig.seat, rig.config.butler, load_toy_camera)
+        worker = ButlerWork(rig.seat, rig.config.butler, load_toy_camera)
         for attempt in attempts:
             run_visit(rig, worker, detector, attempt=attempt)
             worker.reset()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.middleware import register
-from ppdaemon.middleware.export import CentralExporter
+from ppdaemon.middleware.export import register
+from ppdaemon.middleware.export.exporter import CentralExporter
 
 
 def hold_back() -> None:

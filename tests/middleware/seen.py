@@ -13,7 +13,7 @@ from toycam import DAY, MakeRig, Rig
 from toydeeds import write_deeds
 
 from ppdaemon.messages import Process, StageReached
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome
 
 EXPOSURE = DAY * 100000 + 1

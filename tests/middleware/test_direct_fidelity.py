@@ -4,6 +4,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import pytest
@@ -16,9 +17,9 @@ from toycam import DAY, EPOCH, MakeRig, Rig, make_central
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, StageReached
-from ppdaemon.middleware import local
-from ppdaemon.middleware.direct import memory
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware import butlerwork
+from ppdaemon.middleware.direct import exposures, memory
+from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
@@ -140,7 +141,7 @@ def test_the_writer_of_a_visit_that_was_not_spooled_ends_with_it(
     def refuse(*args: object) -> None:
         raise OSError("no such device")
 
-    monkeypatch.setattr(local, "write_spool", refuse)
+    monkeypatch.setattr(butlerwork, "write_spool", refuse)
     with pytest.raises(OSError, match="no such device"):
         worker.process(Process(exposures=(DAY * 100000 + 1,)))
     worker.reset()
@@ -225,13 +226,13 @@ def test_what_is_ambiguous_when_the_image_is_there_is_left_to_the_reference(
 def test_without_filters_in_the_repo_nothing_is_foreseen_and_all_is_done(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    query = local.Landing._likely_filter
+    query = exposures._likely_filter
 
-    def none_known(landing: local.Landing) -> str:
+    def none_known(butler: Butler, *words: Any) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr(type(landing._butler), "query_dimension_records", lambda *words, **more: [])
-            return query(landing)
+            patch.setattr(type(butler), "query_dimension_records", lambda *words, **more: [])
+            return query(butler, *words)
 
-    monkeypatch.setattr(local.Landing, "_likely_filter", none_known)
+    monkeypatch.setattr(exposures, "_likely_filter", none_known)
     assert see(rigs, "direct", main="Short").outcome == Outcome.SUCCEEDED
     assert "Short cannot be foreseen" in caplog.text

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 TOOL = Path(__file__).parents[2] / "tools" / "bench_preload.py"
 SMALL = {
     "workers": 1,
@@ -22,8 +20,6 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_the_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 from lsst.resources import ResourcePath
 
-from ppdaemon.middleware import cache as module
-from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.preload import cache as module
+from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 
 BUDGET = 1000
 WORKER = """
 import os, sys
 from pathlib import Path
 from lsst.resources import ResourcePath
-from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.preload.cache import SharedCache, CacheStats
 
 folder, sources, mine, budget = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 mine.mkdir()
-cache, tally = SharedCache(folder, budget), Tally()
+cache, tally = SharedCache(folder, budget), CacheStats()
 for round in range(int(sys.argv[5])):
     for source in sorted(sources.iterdir()):
         cache.take(source.name, ResourcePath(source.as_uri()), mine / source.name, tally)
@@ -38,8 +38,8 @@ KILLED = """
 import signal, sys
 from pathlib import Path
 from lsst.resources import ResourcePath
-from ppdaemon.middleware import cache
-from ppdaemon.middleware.cache import SharedCache, Tally
+from ppdaemon.middleware.preload import cache
+from ppdaemon.middleware.preload.cache import SharedCache, CacheStats
 
 def half(source, partial, size_bytes):
     partial.write_text("half")
@@ -48,7 +48,7 @@ def half(source, partial, size_bytes):
 
 cache._copy = half
 folder, source = Path(sys.argv[1]), Path(sys.argv[2])
-SharedCache(folder, 1000).take("slow", ResourcePath(source.as_uri()), folder.parent / "mine", Tally())
+SharedCache(folder, 1000).take("slow", ResourcePath(source.as_uri()), folder.parent / "mine", CacheStats())
 """
 
 
@@ -58,7 +58,7 @@ class Host:
     def __init__(self, root: Path, budget: int):
         self.folder, self._root = root / "cache", root
         self.cache = SharedCache(self.folder, budget)
-        self.tally = Tally()
+        self.stats = CacheStats()
         self._count = 0
 
     def source(self, name: str, size: int) -> Path:
@@ -72,7 +72,7 @@ class Host:
         self._count += 1
         target = self._root / f"taken-{self._count}"
         uri = ResourcePath(self.source(name, size).as_uri())
-        self.cache.take(name, uri, target, self.tally, **more)
+        self.cache.take(name, uri, target, self.stats, **more)
         return target
 
     def use(self, name: str, size: int = 100) -> None:
@@ -116,8 +116,8 @@ def test_a_file_is_fetched_once_and_linked_after_that(host: Host) -> None:
     second = host.take("one", size=0)
     assert first.read_bytes() == second.read_bytes() == content
     assert os.path.samefile(first, second)
-    assert (host.tally.hits, host.tally.misses) == (1, 1)
-    assert (host.tally.bytes, host.tally.fetched_bytes) == (200, 100)
+    assert (host.stats.hits, host.stats.misses) == (1, 1)
+    assert (host.stats.bytes, host.stats.fetched_bytes) == (200, 100)
 
 
 def test_a_shared_file_cannot_be_written_to(host: Host) -> None:
@@ -127,12 +127,12 @@ def test_a_shared_file_cannot_be_written_to(host: Host) -> None:
 def test_a_failed_fetch_leaves_nothing_and_costs_no_budget(host: Host) -> None:
     for _ in range(20):
         with pytest.raises(FileNotFoundError):
-            host.cache.take("none", ResourcePath("/nowhere/none"), host.folder / "target", host.tally)
+            host.cache.take("none", ResourcePath("/nowhere/none"), host.folder / "target", host.stats)
     assert host.held() == set()
     assert host.left_over() == []
     for k in range(10):
         host.use(f"{k}")
-    assert host.tally.evicted == 0
+    assert host.stats.evicted == 0
 
 
 @pytest.mark.usefixtures("ages")
@@ -142,7 +142,7 @@ def test_the_least_recently_used_make_room(host: Host) -> None:
     host.use("0")
     host.use("more")
     assert host.held() == {"0", "3", "4", "5", "6", "7", "8", "9", "more"}
-    assert (host.tally.evicted, host.tally.evicted_bytes) == (2, 200)
+    assert (host.stats.evicted, host.stats.evicted_bytes) == (2, 200)
 
 
 @pytest.mark.usefixtures("ages")
@@ -241,7 +241,7 @@ def test_a_file_of_another_length_is_fetched_again(host: Host, caplog: pytest.Lo
     (host.folder / "one").write_text("damaged")
     assert host.take("one", size_bytes=100).read_bytes() == host.source("one", 100).read_bytes()
     assert "has 7 bytes, not 100: fetched again" in caplog.text
-    assert host.tally.misses == 2
+    assert host.stats.misses == 2
 
 
 def test_what_a_killed_worker_was_copying_is_neither_used_nor_left(host: Host) -> None:
@@ -291,6 +291,6 @@ def test_many_workers_at_once_get_what_they_ask_for(tmp_path: Path, budget: int)
     assert host.left_over() == []
     # The account is right: what fits does not make a sweep, what does not makes one.
     host.use("fits", budget - held)
-    assert host.tally.evicted == 0
+    assert host.stats.evicted == 0
     host.use("does not", 1)
-    assert host.tally.evicted > 0
+    assert host.stats.evicted > 0

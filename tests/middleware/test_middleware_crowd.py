@@ -12,7 +12,7 @@ import pytest
 from centrals import Central, make_few, outputs
 from postgres import PostgresServer, running_server
 
-from ppdaemon.node.forker import ENVIRONMENT
+from ppdaemon.node.processes.child import ENVIRONMENT
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 

@@ -32,16 +32,16 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.messages import Process
 from ppdaemon.middleware import work
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.looked import Looked
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import PreloadPlan
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
@@ -50,13 +50,13 @@ PADDING_DEG = 30 / 3600
 MODELS_TOO = {"inputs": ["{instrument}/templates", "refcats", "pretrained_models"]}
 
 
-def look(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **order: object) -> Looked:
+def look(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **order: object) -> PreloadPlan:
     """Let a worker look what it would fetch for everything that detector 1 can need."""
     rig = Rig(folder, folder / "ram", central.root, butler=MODELS_TOO)
     rig.paths["Everything"] = write_everything(folder)
     assert rig.config.butler is not None
     asked = rig.order(1, main="Everything", **order)
-    place = place_of(
+    footprint = footprint_of(
         asked.visit,
         asked.detector,
         load_toy_camera(NAME),
@@ -66,37 +66,37 @@ def look(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **orde
     )
     with closing(CentralReader(str(central.root))) as reader:
         preload = Preload(rig.config.butler, reader, SharedCache(rig.seat.cache, 10**9), Library({}))
-        return preload.look(asked, place, Figures(Clock()))
+        return preload.find(asked, footprint, Timings(Clock()))
 
 
-def selected(looked: Looked) -> dict[str, set[tuple[object, ...]]]:
+def selected(plan: PreloadPlan) -> dict[str, set[tuple[object, ...]]]:
     """Return the data IDs by dataset type, each as its values in the order of the dimensions' names."""
     return {
         found.dataset_type.name: {
             tuple(ref.dataId[name] for name in sorted(ref.dataId.dimensions.required)) for ref in found.refs
         }
-        for found in looked.found
+        for found in plan.found
     }
 
 
-def epochs(looked: Looked) -> dict[str, set[str]]:
+def epochs(plan: PreloadPlan) -> dict[str, set[str]]:
     """Return the epochs of the calibrations by type: the last part of their run's name."""
     return {
         found.dataset_type.name: {ref.run.rpartition("/")[2] for ref in found.refs}
-        for found in looked.found
+        for found in plan.found
         if found.dataset_type.isCalibration()
     }
 
 
 def test_what_is_selected_is_what_the_visit_needs_and_nothing_else(few: Central, tmp_path: Path) -> None:
-    looked = look(few, tmp_path)
+    plan = look(few, tmp_path)
     side, pad = DETECTOR_SIDE_DEG, PADDING_DEG
     footprint = box(RA - side - pad, DEC - side - pad, RA + pad, DEC + pad)
     shards = shards_in(footprint)
     with Butler.from_config(str(few.root)) as butler:
         everywhere = {ref.dataId["htm7"] for ref in butler.query_datasets("toy_refcat", "refcats")}
     assert shards < everywhere
-    assert selected(looked) == {
+    assert selected(plan) == {
         "bias": {(1, NAME)},
         "flat": {(1, NAME, "r_03")},
         "toy_template": {("r", patch, "toy", 0) for patch in (0, 1, 2)},
@@ -104,13 +104,13 @@ def test_what_is_selected_is_what_the_visit_needs_and_nothing_else(few: Central,
         "toy_model": {()},
         "toy_optional": set(),
     }
-    assert not looked.reasons, "what is missing is optional"
+    assert not plan.reasons, "what is missing is optional"
 
 
 @ON_SQLITE
 def test_without_padding_the_patch_at_the_edge_is_not_selected(few: Central, tmp_path: Path) -> None:
-    looked = look(few, tmp_path, padding_arcsec=0.0)
-    assert selected(looked)["toy_template"] == {("r", 0, "toy", 0), ("r", 1, "toy", 0)}
+    plan = look(few, tmp_path, padding_arcsec=0.0)
+    assert selected(plan)["toy_template"] == {("r", 0, "toy", 0), ("r", 1, "toy", 0)}
 
 
 @ON_SQLITE
@@ -140,14 +140,14 @@ def test_calibrations_are_selected_by_their_validity(
 @pytest.fixture
 def rig(few: Central, few_template: Path, tmp_path: Path) -> Iterator[MakeRig]:
     """Give a function that opens a worker on the central repo."""
-    opened: list[LocalWork] = []
+    opened: list[ButlerWork] = []
 
-    def make(**changes: Any) -> tuple[Rig, LocalWork]:
+    def make(**changes: Any) -> tuple[Rig, ButlerWork]:
         made = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", few.root, butler=MODELS_TOO, **changes)
         shutil.copytree(few_template, made.seat.template)
         made.paths["Everything"] = write_everything(tmp_path)
         assert made.config.butler is not None
-        opened.append(LocalWork(made.seat, made.config.butler, load_toy_camera))
+        opened.append(ButlerWork(made.seat, made.config.butler, load_toy_camera))
         return made, opened[0]
 
     yield make
@@ -229,7 +229,7 @@ def test_a_central_repo_of_older_dimensions_is_read_and_written(
     rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", central.root)
     work.build_template(rig.seat)
     assert rig.config.butler is not None
-    with closing(LocalWork(rig.seat, rig.config.butler, load_toy_camera)) as worker:
+    with closing(ButlerWork(rig.seat, rig.config.butler, load_toy_camera)) as worker:
         done = run_visit(rig, worker, 1)
     assert done.outcome == Outcome.SUCCEEDED, done.reason
     assert done.spool is not None

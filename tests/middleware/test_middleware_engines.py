@@ -15,6 +15,7 @@ from toydeeds import DeedTask, write_deeds
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
+from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipetask import engine as pipetask
 from ppdaemon.middleware.pipetask.words import Broken, Built, Word
 from ppdaemon.states import Outcome, Stage
@@ -125,6 +126,26 @@ def test_a_task_that_cannot_be_constructed_any_more_is_told_by_its_own_exception
     monkeypatch.setattr(DeedTask, "__init__", refuse)
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert done.reason == "task deed: ConnectionError: alert database is away"
+
+
+@pytest.mark.parametrize("kind", ["direct", "separable"])
+def test_a_task_that_can_be_constructed_again_runs_with_its_init_outputs(
+    rigs: MakeRig, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, worker = rigs(engine={"kind": kind}, export={"types": [".*"]})
+    write_deeds(rig)
+
+    def refuse(self: Any, **kwargs: Any) -> None:
+        raise ConnectionError("alert database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeedTask, "__init__", refuse)
+        worker.prepare(rig.order(main="Deed", before=""))
+    worker.ingest(rig.raw())
+    done = worker.process(Process(exposures=(EXPOSURE,)))
+    assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+    spooled = {ref.datasetType.name for file in read_manifest(Path(done.spool)).files for ref in file.refs}
+    assert {"deed_config", "toy_deed_schema", "packages"} <= spooled
 
 
 @pytest.mark.parametrize("kind", ENGINES)

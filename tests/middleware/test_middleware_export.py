@@ -20,9 +20,9 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage, Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
-from ppdaemon.middleware import export, register, spool
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.spool import MANIFEST, SpoolKey, read_manifest
+from ppdaemon.middleware.export import register, spool
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, read_manifest
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -264,7 +264,7 @@ def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
 
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(register.shutil, "copyfile", copy)
-    monkeypatch.setattr(export, "read_through", read)
+    monkeypatch.setattr("ppdaemon.middleware.export.exporter.read_through", read)
     exported = exporter.export([bad, good])
     assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
 
@@ -351,7 +351,7 @@ def test_a_spool_of_which_half_is_deleted_is_no_spool(
             raise OSError(errno.EIO, "Input/output error")
         remove(folder, ignore_errors=True)
 
-    monkeypatch.setattr(export.shutil, "rmtree", break_off)
+    monkeypatch.setattr(shutil, "rmtree", break_off)
     with pytest.raises(OSError, match="Input/output error"):
         exporter.export(spools[:1])
     monkeypatch.undo()
@@ -374,7 +374,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from ppdaemon.clock import Clock
-from ppdaemon.middleware.export import CentralExporter
+from ppdaemon.middleware.export.exporter import CentralExporter
 link, links = os.link, []
 def last(source, target, **kwargs):
     link(source, target, **kwargs)

@@ -19,18 +19,17 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
-from ppdaemon.middleware.agreement import contradictions, separation_deg
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
-from ppdaemon.middleware.direct.shape import Unsupported
-from ppdaemon.middleware.engine import Job
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.header import check_expected, translate
-from ppdaemon.middleware.landing import MOST_EXPECTED
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.records import exposure_records
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.spool import read_manifest
-from ppdaemon.middleware.visits import groups_snaps, joined_visit, visit_records
+from ppdaemon.middleware.direct.exposures import MOST_EXPECTED
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.raws.agreement import contradictions, separation_deg
+from ppdaemon.middleware.raws.header import check_expected, translate
+from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.regions import footprint_of
+from ppdaemon.middleware.raws.visits import groups_snaps, joined_visit, visit_records
+from ppdaemon.middleware.run.engine import Job, Unsupported
 from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
 
@@ -84,7 +83,7 @@ def add_combine(rig: Rig) -> None:
 
 
 def take_snaps(
-    rig: Rig, worker: LocalWork, snaps: tuple[int, ...], detector: int = 1, **headers: Any
+    rig: Rig, worker: ButlerWork, snaps: tuple[int, ...], detector: int = 1, **headers: Any
 ) -> Done:
     """Run a visit of two on those snaps that came."""
     add_combine(rig)
@@ -272,10 +271,10 @@ def test_azimuth_and_altitude_give_a_footprint_where_the_site_is_known() -> None
     sal = {"coordinateSystem": 3, "position": [150.0, 80.0], "rotationSystem": 3, "startTime": 1.8e9}
     visit = toycam.read_next_visit({"groupId": GROUP, "instrument": NAME} | sal)
     limits = {"padding_arcsec": 30.0, "patience_s": 100.0, "now_tai": 1.8e9}
-    place = place_of(visit, 1, camera.model_copy(update={"site": site}), **limits)
-    assert place.pointing is not None
-    assert place.region == padded_region(camera, place.pointing)
-    assert place_of(visit, 1, camera, **limits).region is None
+    footprint = footprint_of(visit, 1, camera.model_copy(update={"site": site}), **limits)
+    assert footprint.pointing is not None
+    assert footprint.region == padded_region(camera, footprint.pointing)
+    assert footprint_of(visit, 1, camera, **limits).region is None
 
 
 def padded_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
@@ -287,7 +286,7 @@ def padded_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
         "cameraAngle": pointing.sky_angle_deg,
     }
     visit = toycam.read_next_visit({"groupId": GROUP, "instrument": NAME} | sal)
-    region = place_of(visit, 1, camera, padding_arcsec=30.0, patience_s=1.0, now_tai=1.8e9).region
+    region = footprint_of(visit, 1, camera, padding_arcsec=30.0, patience_s=1.0, now_tai=1.8e9).region
     assert region is not None
     return region
 

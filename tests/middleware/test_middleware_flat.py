@@ -22,7 +22,7 @@ from toycam import DAY, DEC, DETECTORS, RA, MakeRig, Rig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 
 pytest_plugins = ("toyfixtures",)
 
@@ -91,7 +91,7 @@ def cost_of_query(butler: Butler) -> float:
 class Night:
     """The visits of one worker, told by their numbers from 1."""
 
-    def __init__(self, rig: Rig, worker: LocalWork):
+    def __init__(self, rig: Rig, worker: ButlerWork):
         self._rig = rig
         self._worker = worker
 

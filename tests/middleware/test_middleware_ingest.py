@@ -15,8 +15,8 @@ from toycam import DAY, GROUP, MakeRig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
-from ppdaemon.middleware import ingest, rawfiles
-from ppdaemon.middleware.fitsfile import BadFits, read_primary_header
+from ppdaemon.middleware.raws import ingest, rawfiles
+from ppdaemon.middleware.raws.fitsfile import BadFits, read_primary_header
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -21,11 +21,12 @@ from toycam import DAY, GROUP, NAME, MakeRig
 
 from ppdaemon.errors import ConfigError, VisitFailed
 from ppdaemon.messages import Process, Raw
-from ppdaemon.middleware import obsbase, work
-from ppdaemon.middleware.header import check_expected, translate
-from ppdaemon.middleware.records import exposure_records, make_record
-from ppdaemon.middleware.spool import read_manifest
-from ppdaemon.middleware.visits import joined_visit
+from ppdaemon.middleware import work
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.raws import obsbase
+from ppdaemon.middleware.raws.header import check_expected, translate
+from ppdaemon.middleware.raws.records import exposure_records, make_record
+from ppdaemon.middleware.raws.visits import joined_visit
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
-from ppdaemon.middleware.engine import Selection
-from ppdaemon.middleware.failures import describe, is_out_of_space
-from ppdaemon.middleware.graph import UnusablePipeline
-from ppdaemon.middleware.provenance import output_run
-from ppdaemon.middleware.regions import find_camera, place_of
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline
+from ppdaemon.middleware.pipelines.provenance import output_run
+from ppdaemon.middleware.raws.regions import find_camera, footprint_of
+from ppdaemon.middleware.run.engine import DataQuery
 from ppdaemon.visit import NextVisit, read_next_visit
 
 pytest_plugins = ("toyfixtures",)
@@ -83,28 +83,27 @@ def announce(**sal: object) -> NextVisit:
 )
 def test_only_places_on_the_sky_have_a_footprint(sal: dict[str, object], placed: bool) -> None:
     camera = load_toy_camera(NAME)
-    place = place_of(announce(**sal), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
-    assert (place.region is not None) == placed
-    assert place.day_obs == DAY
+    footprint = footprint_of(announce(**sal), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
+    assert (footprint.region is not None) == placed
+    assert footprint.day_obs == DAY
 
 
 def test_an_instrument_without_a_table_has_no_footprint(caplog: pytest.LogCaptureFixture) -> None:
     camera = find_camera(load_toy_camera, "NoCam")
     assert camera is None
     assert "no focal-plane table for 'NoCam'" in caplog.text
-    place = place_of(announce(), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
-    assert place.region is None
+    footprint = footprint_of(announce(), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
+    assert footprint.region is None
 
 
 def test_times_that_are_not_told_are_guessed_in_order() -> None:
+    limits = {"padding_arcsec": 0.0, "patience_s": 100.0, "now_tai": 1.9e9}
     for sal, begin in (({}, BEGIN_TAI.unix_tai), ({"startTime": 0.0, "private_sndStamp": 2e9}, 2e9)):
-        place = place_of(announce(**sal), 1, None, padding_arcsec=0.0, patience_s=100.0, now_tai=1.9e9)
-        assert place.exposure.begin.unix_tai == pytest.approx(begin, abs=1e-3)
-        assert place.validity.end.unix_tai == pytest.approx(begin + 100.0, abs=1e-3)
-    place = place_of(
-        announce(startTime=0.0, duration=0.0), 1, None, padding_arcsec=0.0, patience_s=1.0, now_tai=1.9e9
-    )
-    assert (place.exposure.end - place.exposure.begin).sec == pytest.approx(60.0)
+        footprint = footprint_of(announce(**sal), 1, None, **limits)
+        assert footprint.exposure.begin.unix_tai == pytest.approx(begin, abs=1e-3)
+        assert footprint.validity.end.unix_tai == pytest.approx(begin + 100.0, abs=1e-3)
+    footprint = footprint_of(announce(startTime=0.0, duration=0.0), 1, None, **limits)
+    assert (footprint.exposure.end - footprint.exposure.begin).sec == pytest.approx(60.0)
 
 
 def test_a_full_disk_is_seen_behind_other_exceptions() -> None:
@@ -123,11 +122,11 @@ def test_exceptions_are_told_in_one_line() -> None:
 
 def test_names_of_runs_and_selections() -> None:
     assert output_run("A", 20261122, "Full", "0a1b2c3d") == "A/prompt/output-2026-11-22/Full/0a1b2c3d"
-    selection = Selection.of_exposures("A", "g", 3, (1, 2))
+    selection = DataQuery.of_exposures("A", "g", 3, (1, 2))
     assert selection.where == "instrument = 'A' AND detector = 3 AND exposure IN (1, 2)"
     assert selection.context == {"INSTRUMENT": "A", "GROUP": "g", "DETECTOR": "3", "EXPOSURE": "1, 2"}
-    assert Selection.of_group("A", "g", 3).literal() == "instrument = 'A' AND detector = 3 AND group = 'g'"
-    quoted = Selection.of_group("A", "x' OR '1'='1", 3)
+    assert DataQuery.of_group("A", "g", 3).literal() == "instrument = 'A' AND detector = 3 AND group = 'g'"
+    quoted = DataQuery.of_group("A", "x' OR '1'='1", 3)
     assert quoted.bind == {"visit_group": "x' OR '1'='1"}
     with pytest.raises(UnusablePipeline, match="cannot be written in a query"):
         quoted.literal()

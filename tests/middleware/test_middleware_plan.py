@@ -18,8 +18,8 @@ from toycam import BEGIN_TAI, DEC, EPOCH, NAME, RA, Rig, load_toy_camera, write_
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import Unavailable
-from ppdaemon.middleware.plan import Planner
-from ppdaemon.plan import DetectorPlan, Plan, PlanOrder, exit_code
+from ppdaemon.plan.models import DetectorPlan, Plan, PlanOrder, exit_code
+from ppdaemon.plan.planner import Planner
 from ppdaemon.states import ExitCode
 
 pytest_plugins = ["toyfixtures"]

@@ -17,15 +17,15 @@ from toycam import EPOCH, NAME, MakeRig, Rig, ToyCam, load_toy_camera
 from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware import cache
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.looked import Looked
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.repo import LocalRepo
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.repo import LocalRepo
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.preload import cache
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import PreloadPlan
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -37,7 +37,7 @@ class Seat:
     def __init__(self, rig: Rig):
         assert rig.config.butler is not None
         self.rig = rig
-        self.figures = Figures(Clock())
+        self.timings = Timings(Clock())
         self.central = CentralReader(rig.config.butler.central)
         shared = SharedCache(rig.seat.cache, rig.config.preload.cache_max)
         self.preload = Preload(rig.config.butler, self.central, shared, Library({}))
@@ -51,8 +51,8 @@ class Seat:
         paths = tuple(preloadtasks.write_pipeline(self.rig.raws, task) for task in tasks)
         return made.model_copy(update={"pipelines": made.pipelines.model_copy(update={"main": paths})})
 
-    def look(self, order: Prepare, **more: Any) -> Looked:
-        place = place_of(
+    def look(self, order: Prepare, **more: Any) -> PreloadPlan:
+        footprint = footprint_of(
             order.visit,
             order.detector,
             load_toy_camera(NAME),
@@ -60,13 +60,13 @@ class Seat:
             patience_s=100.0,
             now_tai=0.0,
         )
-        return self.preload.look(order, place, self.figures, **more)
+        return self.preload.find(order, footprint, self.timings, **more)
 
-    def bring(self, order: Prepare, looked: Looked | None = None) -> set[str]:
+    def bring(self, order: Prepare, plan: PreloadPlan | None = None) -> set[str]:
         """Renew the repo and preload; return names and file contents of all that it holds then."""
-        self.figures = Figures(Clock())
+        self.timings = Timings(Clock())
         self.repo.renew()
-        self.preload.fetch(looked or self.look(order), self.repo, self.figures)
+        self.preload.fetch(plan or self.look(order), self.repo, self.timings)
         butler = self.repo.butler
         refs = butler.query_all_datasets("*", find_first=False)
         return {f"{ref.datasetType.name}: {Path(butler.getURI(ref).ospath).read_text()}" for ref in refs}
@@ -74,7 +74,7 @@ class Seat:
     @property
     def told(self) -> dict[str, Any]:
         """Give the figures of the last preload."""
-        return self.figures.values
+        return self.timings.values
 
     def close(self) -> None:
         self.repo.close()
@@ -126,22 +126,22 @@ def certify_bias(central: Path, epoch: str, span: Timespan, detector: int = 1) -
 
 def test_a_look_tells_what_there_is_and_changes_nothing(seat: Seat) -> None:
     order = seat.order()
-    looked = seat.look(order)
-    assert looked.counts == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
-    assert [each.name for each in looked.preprocessing] == ["Known"]
-    assert [each.name for each in looked.main] == ["Full"]
-    assert all(each.query_ms > 0 for each in looked.found)
-    assert looked.reasons == ()
-    assert looked.sizes == {}
+    plan = seat.look(order)
+    assert plan.counts == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
+    assert [each.name for each in plan.preprocessing] == ["Known"]
+    assert [each.name for each in plan.main] == ["Full"]
+    assert all(each.query_ms > 0 for each in plan.found)
+    assert plan.reasons == ()
+    assert plan.sizes == {}
     assert not seat.rig.seat.cache.exists()
     assert list(seat.repo.butler.query_all_datasets("*", find_first=False)) == []
 
 
 def test_a_look_tells_sizes_if_asked(seat: Seat) -> None:
-    looked = seat.look(seat.order(), sizes=True)
-    (shards,) = [each.refs for each in looked.found if each.dataset_type.name == "toy_refcat"]
-    assert set(looked.sizes) == {ref.id for each in looked.found for ref in each.refs}
-    assert [looked.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
+    plan = seat.look(seat.order(), sizes=True)
+    (shards,) = [each.refs for each in plan.found if each.dataset_type.name == "toy_refcat"]
+    assert set(plan.sizes) == {ref.id for each in plan.found for ref in each.refs}
+    assert [plan.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
 
 
 def test_what_is_missing_is_told_with_what_was_sought(seat: Seat) -> None:
@@ -164,18 +164,18 @@ def test_what_is_missing_is_told_with_what_was_sought(seat: Seat) -> None:
 
 
 def test_without_a_place_on_the_sky_that_is_what_is_missing(seat: Seat) -> None:
-    looked = seat.look(seat.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
-    assert [each.name for each in looked.main] == ["Short"]
-    assert looked.preprocessing == ()
-    text = "; ".join(looked.reasons)
+    plan = seat.look(seat.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
+    assert [each.name for each in plan.main] == ["Short"]
+    assert plan.preprocessing == ()
+    text = "; ".join(plan.reasons)
     assert "Known lacks regionTimeInfo (no place on the sky)" in text
     assert "toy_template (no place on the sky)" in text
 
 
 def test_a_type_that_the_central_repo_does_not_know_is_missing(seat: Seat) -> None:
-    looked = seat.look(seat.order(main="NeedsModel,Short"))
-    assert [each.name for each in looked.main] == ["Short"]
-    assert any(reason.startswith("NeedsModel lacks toy_model (in ") for reason in looked.reasons)
+    plan = seat.look(seat.order(main="NeedsModel,Short"))
+    assert [each.name for each in plan.main] == ["Short"]
+    assert any(reason.startswith("NeedsModel lacks toy_model (in ") for reason in plan.reasons)
 
 
 def test_a_type_that_is_new_in_the_central_repo_is_found(seats: MakeSeat, own_central: Path) -> None:
@@ -189,27 +189,27 @@ def test_a_type_that_is_new_in_the_central_repo_is_found(seats: MakeSeat, own_ce
         butler.collections.register("refcats/models")
         butler.collections.prepend_chain("refcats", "refcats/models")
         butler.put({"a": 1}, "toy_model", run="refcats/models")
-    looked = seat.look(order)
-    assert looked.counts == {"toy_model": 1}
-    assert [each.name for each in looked.main] == ["NeedsModel"]
+    plan = seat.look(order)
+    assert plan.counts == {"toy_model": 1}
+    assert [each.name for each in plan.main] == ["NeedsModel"]
 
 
 def test_what_preprocessing_cannot_make_is_missing(seat: Seat) -> None:
     order = seat.order(main="Full,Short")
     early = preloadtasks.write_pipeline(seat.rig.raws, "Early")
     pipelines = order.pipelines.model_copy(update={"preprocessing": (early,)})
-    looked = seat.look(order.model_copy(update={"pipelines": pipelines}))
-    assert looked.preprocessing == ()
-    assert [each.name for each in looked.main] == ["Short"]
-    assert looked.reasons[0].startswith("Early lacks toy_model (")
-    assert looked.reasons[1].startswith("Full lacks toy_known (no preprocessing makes it)")
+    plan = seat.look(order.model_copy(update={"pipelines": pipelines}))
+    assert plan.preprocessing == ()
+    assert [each.name for each in plan.main] == ["Short"]
+    assert plan.reasons[0].startswith("Early lacks toy_model (")
+    assert plan.reasons[1].startswith("Full lacks toy_known (no preprocessing makes it)")
 
 
 def test_a_missing_optional_input_is_a_warning(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
     order = seat.order("Optional")
-    looked = seat.look(order)
-    assert [each.name for each in looked.main] == ["Optional"]
-    assert [(each.name, each.required) for each in looked.missing[looked.main[0].path]] == [
+    plan = seat.look(order)
+    assert [each.name for each in plan.main] == ["Optional"]
+    assert [(each.name, each.required) for each in plan.missing[plan.main[0].path]] == [
         ("toy_defects", False)
     ]
     assert seat.bring(order) == {"bias: epoch: new\n"}, "found by its validity, not by a function"
@@ -239,10 +239,10 @@ def test_parts_of_datasets_and_other_classes_are_found(seats: MakeSeat, own_cent
             )
             butler.put(Table({"a": [1]}), name, instrument=NAME, run="refcats/tables")
     seat = seats(central=own_central)
-    looked = seat.look(order := seat.order("Table"))
-    assert looked.counts == {"toy_frame": 1, "toy_table": 1}
-    assert [each.name for each in looked.main] == ["Table"]
-    seat.preload.fetch(looked, seat.repo, seat.figures)
+    plan = seat.look(order := seat.order("Table"))
+    assert plan.counts == {"toy_frame": 1, "toy_table": 1}
+    assert [each.name for each in plan.main] == ["Table"]
+    seat.preload.fetch(plan, seat.repo, seat.timings)
     assert order.detector == 1
     assert seat.repo.butler.get("toy_table.columns", instrument=NAME, collections="refcats/tables") == ["a"]
     kept = seat.repo.butler.get_dataset_type("toy_frame")
@@ -341,7 +341,7 @@ def test_datasets_in_archives_are_copied_too(seats: MakeSeat, toy_central: Path,
     order = seat.order(main="Short", before="")
     for _ in range(2):
         seat.repo.renew()
-        seat.preload.fetch(seat.look(order), seat.repo, seat.figures)
+        seat.preload.fetch(seat.look(order), seat.repo, seat.timings)
         found = seat.repo.butler.get(
             "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib", timespan=Timespan(EPOCH, None)
         )
@@ -354,11 +354,11 @@ def test_datasets_in_archives_are_copied_too(seats: MakeSeat, toy_central: Path,
 def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(seats: MakeSeat, own_central: Path) -> None:
     seat = seats(central=own_central)
     order = seat.order(main="Short", before="")
-    looked = seat.look(order)
+    plan = seat.look(order)
     away = own_central.with_name("away")
     (own_central / NAME).rename(away)
     with pytest.raises(VisitFailed, match=r"bias.* cannot be copied: FileNotFoundError") as caught:
-        seat.bring(order, looked)
+        seat.bring(order, plan)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
     away.rename(own_central / NAME)
     assert len(seat.bring(order)) == 2
@@ -371,20 +371,20 @@ def test_a_dataset_without_a_file_is_passed_over(
         (bias,) = butler.query_datasets("bias", f"{NAME}/calib/new", detector=1, instrument=NAME)
         butler.pruneDatasets([bias], disassociate=False, unstore=True)
     seat = seats(central=own_central)
-    looked = seat.look(seat.order(main="Short", before=""))
-    assert looked.counts == {"bias": 0, "flat": 1}
-    assert looked.reasons[0].startswith("Short lacks bias (")
+    plan = seat.look(seat.order(main="Short", before=""))
+    assert plan.counts == {"bias": 0, "flat": 1}
+    assert plan.reasons[0].startswith("Short lacks bias (")
     assert "passed over" in caplog.text
     shallow = seat.look(seat.order("Optional"))
     assert shallow.main == ()
 
 
 def test_a_fault_of_the_workers_database_is_not_the_central_repos(seat: Seat) -> None:
-    looked = seat.look(seat.order())
+    plan = seat.look(seat.order())
     (registry,) = seat.rig.seat.repo.rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):
-        seat.preload.fetch(looked, seat.repo, seat.figures)
+        seat.preload.fetch(plan, seat.repo, seat.timings)
     seat.repo.drop_kept()
     assert len(seat.bring(seat.order())) == 8
 

@@ -15,8 +15,8 @@ from toycam import DAY, MakeRig
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Process, Raw
-from ppdaemon.middleware import ingest, rawfiles, remote
-from ppdaemon.middleware.rawfiles import RawFiles
+from ppdaemon.middleware.raws import ingest, rawfiles, remote
+from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -18,15 +18,16 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
 from ppdaemon.demo.central import make_apdb
 from ppdaemon.messages import Done, PointOfNoReturn, Process
-from ppdaemon.middleware import initoutputs, work
-from ppdaemon.middleware.alertdatabase import has_nothing
-from ppdaemon.middleware.engine import Job
-from ppdaemon.middleware.export import CentralExporter
-from ppdaemon.middleware.graph import load_pipeline
-from ppdaemon.middleware.initoutputs import InitOutputs
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.provenance import deployment_hash, deployment_of
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware import work
+from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.pipelines.graph import load_pipeline
+from ppdaemon.middleware.pipelines.provenance import deployment_hash, deployment_of
+from ppdaemon.middleware.run import initoutputs
+from ppdaemon.middleware.run.alertdatabase import has_nothing
+from ppdaemon.middleware.run.engine import Job
+from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -36,7 +37,7 @@ VERSIONS = "versions"
 
 
 def run_visit(
-    rig: Rig, worker: LocalWork, detector: int = 1, main: str = "Full", before: str = "Known"
+    rig: Rig, worker: ButlerWork, detector: int = 1, main: str = "Full", before: str = "Known"
 ) -> Done:
     worker.prepare(rig.order(detector, main=main, before=before))
     worker.ingest(rig.raw(detector))
@@ -57,7 +58,7 @@ def spooled(done: Done) -> dict[str, str]:
 
 
 @pytest.fixture
-def everything(rigs: MakeRig) -> tuple[Rig, LocalWork]:
+def everything(rigs: MakeRig) -> tuple[Rig, ButlerWork]:
     return rigs(export={"types": [".*"]})
 
 
@@ -65,7 +66,7 @@ def everything(rigs: MakeRig) -> tuple[Rig, LocalWork]:
 
 
 def test_init_outputs_are_the_same_datasets_for_all_visits_of_a_host(
-    everything: tuple[Rig, LocalWork],
+    everything: tuple[Rig, ButlerWork],
 ) -> None:
     rig, worker = everything
     first, second = (spooled(run_visit(rig, worker, detector)) for detector in (1, 2))
@@ -75,7 +76,7 @@ def test_init_outputs_are_the_same_datasets_for_all_visits_of_a_host(
 
 
 def test_what_the_central_repo_has_is_not_spooled_again(
-    everything: tuple[Rig, LocalWork], tmp_path: Path, toy_central: Path
+    everything: tuple[Rig, ButlerWork], tmp_path: Path, toy_central: Path
 ) -> None:
     rig, worker = everything
     shutil.copytree(toy_central, tmp_path / "central")
@@ -94,10 +95,10 @@ def test_what_the_central_repo_has_is_not_spooled_again(
         assert "numpy" in butler.get("packages", collections=run)
 
 
-def job_of(rig: Rig, name: str, run: str = "run") -> Job:
+def job_of(rig: Rig, butler: Butler, name: str, run: str = "run") -> Job:
     pipeline = load_pipeline(rig.paths[name], {})
     digest = deployment_hash(rig.config, NAME, VERSIONS, [pipeline])
-    return Job(pipeline, (f"{NAME}/raw/all",), run, digest)
+    return Job(pipeline, (f"{NAME}/raw/all",), run, digest, butler)
 
 
 def names_in(butler: Butler, run: str) -> set[str]:
@@ -117,13 +118,13 @@ def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butle
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.seat.runs)
-        outputs.provide(job_of(rig, "Deed"), butler)
+        outputs.provide(job_of(rig, butler, "Deed"))
         assert {"deed_config", "toy_deed_schema", "packages"} <= names_in(butler, "run")
-        outputs.provide(job_of(rig, "Short"), butler)
+        outputs.provide(job_of(rig, butler, "Short"))
         assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
 
 
-def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, LocalWork]) -> None:
+def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork]) -> None:
     rig, worker = everything
     for links in (1, 2):  # the first one makes them, the second one takes them
         worker.prepare(rig.order(main="Short", before=""))
@@ -136,9 +137,9 @@ def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.seat.runs)
-        outputs.provide(job_of(rig, "Short", "old"), butler)
+        outputs.provide(job_of(rig, butler, "Short", "old"))
         os.utime(rig.seat.runs / "old", (0, 0))
-        outputs.provide(job_of(rig, "Short", "new"), butler)
+        outputs.provide(job_of(rig, butler, "Short", "new"))
     assert [path.name for path in rig.seat.runs.iterdir()] == ["new"]
 
 
@@ -208,7 +209,7 @@ def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeR
     assert deployment_of(fixed, NAME, VERSIONS, [pipeline]) == "w42"
 
 
-def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, LocalWork]) -> None:
+def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -> None:
     rig, worker = everything
     worker.prepare(rig.order(main="Short", before=""))
     exposure = (DAY - 1) * 100000 + 1

@@ -16,8 +16,8 @@ from toycam import BEGIN_TAI, DAY, EPOCH, GROUP, NAME, MakeRig, Rig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
-from ppdaemon.middleware.spool import read_manifest
+from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
@@ -25,7 +25,7 @@ pytest_plugins = ("toyfixtures",)
 EXPOSURE = DAY * 100000 + 1
 
 
-def run_visit(rig: Rig, worker: LocalWork, **order: Any) -> Any:
+def run_visit(rig: Rig, worker: ButlerWork, **order: Any) -> Any:
     worker.prepare(rig.order(**order))
     worker.ingest(rig.raw(order.get("detector", 1)))
     return worker.process(Process(exposures=(EXPOSURE,)))

@@ -42,7 +42,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Raw, StageReached
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import Seat
 
@@ -532,7 +532,7 @@ def write_raw(folder: Path, header: Mapping[str, Any], *, sidecar: bool = True) 
 # --- a node ----------------------------------------------------------------
 
 
-type MakeRig = Callable[..., tuple["Rig", LocalWork]]
+type MakeRig = Callable[..., tuple["Rig", ButlerWork]]
 
 
 class Rig:

@@ -12,7 +12,7 @@ from once import made_once
 from toycam import MakeRig, Rig, load_toy_camera, make_central
 
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 
 
 @pytest.fixture(scope="session")
@@ -37,14 +37,14 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) ->
 @pytest.fixture
 def rigs(tmp_path: Path, toy_central: Path, toy_template: Path) -> Iterator[MakeRig]:
     """Give a function that makes a rig and its work; all are closed in the end."""
-    opened: list[LocalWork] = []
+    opened: list[ButlerWork] = []
 
-    def make(central: Path = toy_central, **changes: Any) -> tuple[Rig, LocalWork]:
+    def make(central: Path = toy_central, **changes: Any) -> tuple[Rig, ButlerWork]:
         root = tmp_path / str(len(opened))
         rig = Rig(root, root / "ram", central, **changes)
         shutil.copytree(toy_template, rig.seat.template)
         assert rig.config.butler is not None
-        opened.append(LocalWork(rig.seat, rig.config.butler, load_toy_camera))
+        opened.append(ButlerWork(rig.seat, rig.config.butler, load_toy_camera))
         return rig, opened[-1]
 
     yield make

@@ -80,7 +80,7 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
         node.wait(
             lambda: (
                 {title(pid) for pid in descendants(node.process.pid)}
-                == {"ppdaemon worker 0", "ppdaemon exporter"}
+                == {"ppdaemon spawner", "ppdaemon worker 0", "ppdaemon exporter"}
             )
         )
 

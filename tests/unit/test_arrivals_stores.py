@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import StoredObject
-from ppdaemon.node.arrivals.reader import ReaderSeat
 from ppdaemon.node.arrivals.stores import escaped
 from ppdaemon.node.arrivals.tree import RawTree
+from ppdaemon.node.processes.reader import ReaderProcess
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
 IMAGE = f"{DAY}/MC_O_20251121_000156_R22_S11.fits"
@@ -84,12 +84,12 @@ def test_an_escaped_uri_is_read_back_by_uri_parsers(key):
 
 def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_path):
     async def play() -> None:
-        seat = ReaderSeat(Mock(), {}, tmp_path / "reader.log")
-        asking = asyncio.create_task(seat.ask("json", "s3://bucket/key"))
+        reader = ReaderProcess(Mock(), {}, tmp_path / "reader.log")
+        asking = asyncio.create_task(reader.ask("json", "s3://bucket/key"))
         await asyncio.sleep(0)
-        # Both are heard in one turn of the loop.
-        seat._ready.set()
-        seat._ready.clear()
+        # Both are seen in one turn of the loop.
+        reader._serve()
+        reader._lost("was killed by SIGKILL", [])
         with pytest.raises(TimeoutError):
             await asking
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a reload may change, whom it replaces when, and how long zygotes pause."""
+"""What a reload may change, and whom it replaces when."""
 
 import pytest
 from test_scheduler import an_assignment as a_waiting_one
@@ -8,8 +8,7 @@ from test_slot import CONFIG, Driver, finished, orders
 from ppdaemon.config import NodeConfig, WorkersConfig
 from ppdaemon.messages import Done, Quit, Ready
 from ppdaemon.node.events import RecycleAsked, RetireAsked, WorkerDied, WorkerForked, WorkerNotForked
-from ppdaemon.node.generation import pause_after
-from ppdaemon.node.reload import needs_restart
+from ppdaemon.node.processes.reload import needs_restart
 from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState
 
@@ -68,10 +67,6 @@ def test_these_change_while_the_daemon_runs(parts):
 )
 def test_these_need_a_restart(part, key, value):
     assert needs_restart(a_config(), a_config(**{part: {key: value}})) == [f"{part}.{key}"]
-
-
-def test_the_pauses_between_dying_zygotes_grow_to_a_minute():
-    assert [pause_after(deaths) for deaths in (1, 2, 3, 6, 7, 5000)] == [1, 2, 4, 32, 60, 60]
 
 
 def test_an_idle_worker_is_recycled_at_once_and_comes_again():

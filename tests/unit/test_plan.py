@@ -15,10 +15,10 @@ from rich.console import Console
 from ppdaemon.errors import BadMessage
 from ppdaemon.node import app
 from ppdaemon.pictures import CannotDraw
-from ppdaemon.plan import Choice, DetectorPlan, Plan, RuleTried, exit_code, ranges, wanted_detectors
+from ppdaemon.plan.models import Choice, DetectorPlan, Plan, RuleTried, exit_code, ranges, wanted_detectors
+from ppdaemon.plan.sky import _cut, _projection, sky_png
+from ppdaemon.plan.tables import plan_view
 from ppdaemon.states import ExitCode
-from ppdaemon.worker.plansky import _cut, _projection, sky_png
-from ppdaemon.worker.plantables import plan_view
 
 SERVED = {"DemoCam": tuple(range(9)), "LATISS": (0,)}
 CORNERS = ((150.2, 2.1), (150.0, 2.1), (150.0, 2.3), (150.2, 2.3))

@@ -10,14 +10,14 @@ from lsst.pipe.base import QuantumContext, TaskFactory
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectRun
-from ppdaemon.middleware.local import LocalWork
 from ppdaemon.states import Outcome
 
 __all__ = ("ByHand",)
 
 
-class ByHand(LocalWork):
+class ByHand(ButlerWork):
     """A worker that is prepared as any other, and then only runs tasks: no logs, no metadata, no reports."""
 
     def run_tasks(self, order: Process) -> dict[str, float]:

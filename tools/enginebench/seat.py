@@ -21,7 +21,7 @@ from ppdaemon.demo.raws import detector_names, raw_path
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
-from ppdaemon.middleware.local import LocalWork
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import Seat
@@ -81,7 +81,7 @@ def sit(setup: Setup, channel: Connection) -> None:
         work.build_template(seat)
         gc.collect()
         gc.freeze()
-        make = ByHand if setup.by_hand else LocalWork
+        make = ByHand if setup.by_hand else ButlerWork
         assert seat.config.butler is not None
         worker = make(seat, seat.config.butler)
         for number, plan in enumerate(iter(channel.recv, None)):
@@ -120,7 +120,7 @@ def _seat(setup: Setup, reports: _Reports) -> Seat:
 
 
 def _visit(
-    worker: LocalWork, seat: Seat, setup: Setup, plan: VisitPlan, reports: _Reports, *, first: bool
+    worker: ButlerWork, seat: Seat, setup: Setup, plan: VisitPlan, reports: _Reports, *, first: bool
 ) -> dict[str, float]:
     """Do one visit; return what it took."""
     _reset_peak()
@@ -148,7 +148,7 @@ def _visit(
 
 
 def _processed(
-    worker: LocalWork, seat: Seat, order: Process, reports: _Reports, start_s: float, *, first: bool
+    worker: ButlerWork, seat: Seat, order: Process, reports: _Reports, start_s: float, *, first: bool
 ) -> dict[str, float]:
     done = worker.process(order)
     if done.outcome != Outcome.SUCCEEDED or done.engine != seat.config.engine.kind or done.spool is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How soon a forked worker is ready and what it weighs, against a spawned one.
 
-Forker, zygote, spawner and worker are the real ones, with the Butler opened;
+Zygote and worker are the real ones, with the Butler opened;
 the supervisor is left out. Nothing else runs on the node.
 """
 
@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ from benching.places import Places
 
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
 from poolbench.node import BenchFailed, node_config, private_mb_of
+from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped, Role, ZygoteReady
-from ppdaemon.node.forker import Forker, Lifeline
-from ppdaemon.node.spawner import Spawner
+from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped
+from ppdaemon.node.processes.child import Lifeline
+from ppdaemon.node.processes.generation import Generation
 from ppdaemon.wire import decode, encode
 
 __all__ = ("measure_forks",)
 
-GENERATION = 1
 LIMIT_S = 60.0
 SETTLED_S = 0.2
 """A worker that has said READY still returns from saying so."""
@@ -48,17 +49,20 @@ class Birth:
 
 
 class _Parent:
-    """Whoever makes processes, asked for one at a time."""
+    """A generation, asked for one process at a time."""
 
-    def __init__(self, config: NodeConfig, lifeline: Lifeline, kind: type[Forker] | type[Spawner]):
+    def __init__(self, number: int, config: NodeConfig, lifeline: Lifeline):
         self._folders = NodeFolders.of(config)
         self._heard: asyncio.Queue[tuple[object, list[int]]] = asyncio.Queue()
-        self.maker = kind(
-            self._folders.settings(GENERATION),
+        self.generation = Generation(
+            number,
+            config,
+            self._folders,
             lifeline,
-            {**os.environ, **config.workers.environment},
-            self._folders.logs / "zygote.log",
-            lambda words, descriptors: self._heard.put_nowait((words, descriptors)),
+            os.environ,
+            Clock(),
+            lambda message, descriptors: self._heard.put_nowait((message, descriptors)),
+            Counter(),
         )
 
     async def hear[T](self, kind: type[T]) -> tuple[T, list[int]]:
@@ -69,13 +73,13 @@ class _Parent:
             raise BenchFailed(f"{words!r} instead of {kind.__name__}\n{log.read_text()}")
         return words, descriptors
 
-    async def bear(self, role: Role, slot: int) -> Birth:
-        """Have a process made, wait until it is ready, weigh it, let it end."""
-        repo, log = self._folders.repo(slot), self._folders.logs / f"{role}.log"
+    async def bear(self, slot: int) -> Birth:
+        """Have a worker made, wait until it is ready, weigh it, let it end."""
+        repo, log = self._folders.repo(slot), self._folders.logs / "worker.log"
         repo.mkdir()
-        order = ForkWorker(role=role, slot=slot, epoch=1, repo=str(repo), log=str(log), generation=GENERATION)
+        order = ForkWorker(role="worker", slot=slot, epoch=1, repo=str(repo), log=str(log))
         asked = time.monotonic()
-        self.maker.ask(order)
+        self.generation.ask(order)
         forked, descriptors = await self.hear(Forked)
         born_ms = (time.monotonic() - asked) * 1e3
         os.close(descriptors[1])
@@ -85,41 +89,42 @@ class _Parent:
             packet = await asyncio.wait_for(receive, LIMIT_S)
             ready_ms = (time.monotonic() - asked) * 1e3
             if not packet or not isinstance(decode(packet, FACTS, limit=PACKET_LIMIT), Ready):
-                raise BenchFailed(f"the {role} is not ready: {packet!r}\n{log.read_text()}")
-            private_mb = 0.0
-            if role == "worker":
-                await asyncio.sleep(SETTLED_S)
-                private_mb = private_mb_of(forked.pid)
-                channel.send(encode(Quit()))
+                raise BenchFailed(f"the worker is not ready: {packet!r}\n{log.read_text()}")
+            await asyncio.sleep(SETTLED_S)
+            private_mb = private_mb_of(forked.pid)
+            channel.send(encode(Quit()))
             reaped, _ = await self.hear(Reaped)
         shutil.rmtree(repo)
         return Birth(born_ms, ready_ms, reaped.cpu_s * 1e3, private_mb)
 
 
 @asynccontextmanager
-async def _parent(config: NodeConfig, kind: type[Forker] | type[Spawner]) -> AsyncIterator[_Parent]:
+async def _parent(number: int, config: NodeConfig) -> AsyncIterator[_Parent]:
     lifeline = Lifeline()
-    parent = _Parent(config, lifeline, kind)
+    parent = _Parent(number, config, lifeline)
     try:
-        await parent.hear(ZygoteReady)
+        await parent.generation.make()
+        await parent.hear(Reaped)  # what has made the template
         yield parent
     finally:
-        parent.maker.close()
+        pid = parent.generation.pid
+        parent.generation.close()
         lifeline.close()
-        await asyncio.wait_for(parent.maker.ended, LIMIT_S)
+        if pid is not None:
+            await asyncio.to_thread(os.waitpid, pid, 0)
 
 
 async def _fork(config: NodeConfig, runs: int) -> tuple[list[Birth], float]:
     """Return the births, and what the zygote weighs."""
-    async with _parent(config, Forker) as parent:
-        await parent.bear("template", 0)
-        births = [await parent.bear("worker", number) for number in range(runs)]
-        return births, private_mb_of(parent.maker.pid)
+    async with _parent(1, config) as parent:
+        births = [await parent.bear(number) for number in range(runs)]
+        return births, private_mb_of(parent.generation.pid)
 
 
 async def _spawn(config: NodeConfig, runs: int) -> list[Birth]:
-    async with _parent(config, Spawner) as parent:
-        return [await parent.bear("worker", number) for number in range(runs)]
+    workers = config.workers.model_copy(update={"start": "spawn"})
+    async with _parent(2, config.model_copy(update={"workers": workers})) as parent:
+        return [await parent.bear(number) for number in range(runs)]
 
 
 def measure_forks(
@@ -149,7 +154,6 @@ def measure_forks(
     folders = NodeFolders.of(config)
     for folder in (folders.slots, folders.cache, folders.spool, folders.logs):
         folder.mkdir(parents=True)
-    folders.settings(GENERATION).write_text(config.model_dump_json())
     progress(f"fork: {forks} workers of a zygote")
     births, zygote_mb = asyncio.run(_fork(config, forks))
     progress(f"fork: {spawns} workers in fresh interpreters")

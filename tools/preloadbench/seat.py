@@ -15,14 +15,14 @@ from lsst.daf.butler import Butler
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig
 from ppdaemon.messages import Pipelines, Prepare
-from ppdaemon.middleware.cache import SharedCache
-from ppdaemon.middleware.central import CentralReader, known_dataset_type
-from ppdaemon.middleware.figures import Figures
-from ppdaemon.middleware.graph import dataset_types_of, load_pipeline
-from ppdaemon.middleware.library import Library
-from ppdaemon.middleware.preload import Preload
-from ppdaemon.middleware.regions import place_of
-from ppdaemon.middleware.repo import LocalRepo, make_template
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.repo import LocalRepo, make_template
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.pipelines.graph import dataset_types_of, load_pipeline
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.middleware.work import set_up_libraries
 from ppdaemon.visit import read_next_visit
 from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP
@@ -62,9 +62,7 @@ def build_template(host: Host) -> None:
         types = {
             each.name: each
             for path in host.pipelines
-            for each in dataset_types_of(
-                load_pipeline(path, {}), central.dimensions, lambda name: known_dataset_type(central, name)
-            )
+            for each in dataset_types_of(load_pipeline(path, {}), central)
         }
         instrument = SurveyCam(detectors=host.detectors)
         make_template(host.template, central.dimensions, [instrument], types.values(), "bench")
@@ -110,13 +108,13 @@ def sit(
         order = _order(host, detector, number, field)
         gc.collect()  # as between visits
         wait()
-        figures = Figures(Clock())
+        timings = Timings(Clock())
         start = time.perf_counter()
-        place = place_of(
+        footprint = footprint_of(
             order.visit, detector, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=_BEGIN_TAI
         )
-        preload.fetch(preload.look(order, place, figures), repo, figures)
-        told.append(figures.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
+        preload.fetch(preload.find(order, footprint, timings), repo, timings)
+        told.append(timings.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
         repo.renew()
     answers.send(told)
     repo.close()

@@ -15,9 +15,10 @@ from scipy import ndimage
 
 from ppdaemon.demo.tasks.calibrate import psf_of
 from ppdaemon.demo.tasks.matching import convolve
-from ppdaemon.demo.tasks.photometry import cut_stamps, point_fluxes
+from ppdaemon.demo.tasks.photometry import point_fluxes
 from ppdaemon.demo.tasks.planes import plane, projection_of, unusable
 from ppdaemon.demo.tasks.psf import Moffat
+from ppdaemon.demo.tasks.stamps import cut_stamps
 
 __all__ = ("DetectConfig", "DetectConnections", "DetectTask", "significance_image")
 

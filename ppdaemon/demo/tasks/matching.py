@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
-from ppdaemon.demo.tasks.photometry import cut_stamps
+from ppdaemon.demo.tasks.stamps import cut_stamps
 
 __all__ = ("MatchingKernel", "convolve", "fit_matching_kernel")
 

@@ -1,27 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stamps around positions, and fluxes from them."""
+"""Fluxes at positions, by a fit of the PSF."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ppdaemon.demo.tasks.psf import Moffat
+from ppdaemon.demo.tasks.psf import Moffat
+from ppdaemon.demo.tasks.stamps import cut_stamps
 
-__all__ = ("PointFluxes", "Stamps", "cut_stamps", "point_fluxes")
-
-
-class Stamps(NamedTuple):
-    """Squares cut out of an image around n positions."""
-
-    values: np.ndarray
-    """Pixels, (n, size, size)."""
-    usable: np.ndarray
-    """Which of them may be used, (n, size, size)."""
-    dx: np.ndarray
-    """Position from the central pixel in x, (n,), -0.5 to 0.5."""
-    dy: np.ndarray
-    """Position from the central pixel in y, (n,)."""
+__all__ = ("PointFluxes", "point_fluxes")
 
 
 class PointFluxes(NamedTuple):
@@ -37,48 +24,13 @@ class PointFluxes(NamedTuple):
     """Pixels in the fit, (n,)."""
 
 
-def cut_stamps(
-    pixels: np.ndarray,
-    usable: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    half_width_px: int,
-) -> Stamps:
-    """Cut squares out of an image.
-
-    Parameters
-    ----------
-    pixels : `numpy.ndarray`, (rows, columns)
-        Image.
-    usable : `numpy.ndarray` of `bool`, (rows, columns)
-        Pixels that may be used.
-    x, y : `numpy.ndarray`, (n,)
-        Centres, pixels.
-    half_width_px : `int`
-        The stamps have 2 * half_width_px + 1 rows and columns.
-
-    Returns
-    -------
-    stamps : `Stamps`
-        Pixels beyond the edge repeat the edge and are not usable.
-    """
-    middle_x, middle_y = np.rint(x).astype(int), np.rint(y).astype(int)
-    offsets = np.arange(-half_width_px, half_width_px + 1)
-    rows = middle_y[:, None, None] + offsets[None, :, None]
-    columns = middle_x[:, None, None] + offsets[None, None, :]
-    height, width = pixels.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
-    return Stamps(pixels[rows, columns], inside & usable[rows, columns], x - middle_x, y - middle_y)
-
-
 def point_fluxes(
     pixels: np.ndarray,
     variance: np.ndarray,
     usable: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
-    psf: "Moffat",
+    psf: Moffat,
 ) -> PointFluxes:
     """Fit the PSF at fixed positions.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from ppdaemon.demo.tasks.photometry import cut_stamps
+from ppdaemon.demo.tasks.stamps import cut_stamps
 
 __all__ = ("Moffat", "fit_moffat")
 

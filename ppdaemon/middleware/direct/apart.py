@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import Pool
 
-from ppdaemon.middleware.failures import describe
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.processes import die_with_parent, signal_name
 
 __all__ = ("Apart", "EndedSilently")

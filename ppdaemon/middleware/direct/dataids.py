@@ -13,7 +13,7 @@ from typing import Any
 from lsst.daf.butler import DataCoordinate, DimensionGroup, DimensionRecord, DimensionUniverse
 from lsst.sphgeom import Region
 
-from ppdaemon.middleware.direct.shape import Unsupported
+from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("DataIds", "Row", "overlap")
 

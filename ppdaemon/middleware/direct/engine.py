@@ -19,13 +19,13 @@ from lsst.daf.butler import (
     ButlerConfig,
     DatasetRef,
     DimensionRecord,
-    DimensionUniverse,
 )
-from lsst.pipe.base.pipeline_graph import PipelineGraph
 
-from ppdaemon.middleware.central import known_dataset_type
+from ppdaemon.middleware.butler.central import known_dataset_type
+from ppdaemon.middleware.butler.datafiles import LocatedFile
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.exposures import Exposures, lasting_records, raw_files
+from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.handover import write_outputs
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
@@ -35,30 +35,18 @@ from ppdaemon.middleware.direct.quanta import Step, build_steps
 from ppdaemon.middleware.direct.rehearsal import rehearse
 from ppdaemon.middleware.direct.run import Runner
 from ppdaemon.middleware.direct.scribe import Scribe
-from ppdaemon.middleware.direct.shape import Part, Shape, Unsupported, shape_of
+from ppdaemon.middleware.direct.shape import Part, Shape, shape_of
 from ppdaemon.middleware.direct.store import ReadAhead, readings
 from ppdaemon.middleware.direct.tasks import ReadyTasks
-from ppdaemon.middleware.engine import Job, Ran
-from ppdaemon.middleware.failures import describe, is_out_of_space
-from ppdaemon.middleware.graph import UnusablePipeline, labels_named, resolved
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
+from ppdaemon.middleware.raws.ingest import VisitRaws
+from ppdaemon.middleware.run.engine import DataQuery, Job, RunResult, Unsupported
 
-__all__ = ("DirectEngine", "DirectRun", "Exposures", "Unsupported", "Warmth")
+__all__ = ("DirectEngine", "DirectRun")
 
 _LOG = logging.getLogger(__name__)
 
 _RAW = "raw"
-
-
-@dataclass(frozen=True, slots=True)
-class Warmth:
-    """What could be done before the image."""
-
-    quanta: int
-    """How many are expected; none of them could be foreseen if it is 0."""
-    read_bytes: int
-    """What was read ahead."""
-    kept_bytes: int
-    """What of it later visits may use, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +82,8 @@ class DirectRun:
     processes: int
     """How many may work at once."""
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
-        """Run all tasks; see `~ppdaemon.middleware.engine.RunJob`."""
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
+        """Run all tasks; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         return self.runner(before_task)
 
     @property
@@ -103,21 +91,11 @@ class DirectRun:
         """What was made and is to be exported (`list`)."""
         return [held.ref for held in self.memory.outputs]
 
-    def write(self, folder: Path) -> list[DatasetFile]:
-        """Write what is to be exported.
-
-        Parameters
-        ----------
-        folder : `pathlib.Path`
-            Where the files go, each named after its dataset's id.
-
-        Returns
-        -------
-        files : `list` [`~ppdaemon.middleware.direct.files.DatasetFile`]
-            The files.
-        """
+    def write(self, folder: Path) -> list[LocatedFile]:
+        """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         self.scribe.finish()
-        return write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
+        files = write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
+        return [LocatedFile(file.path, file.formatter, (file.ref,)) for file in files]
 
 
 class DirectEngine:
@@ -166,104 +144,42 @@ class DirectEngine:
         self._run: DirectRun | None = None
         """The visit's; its files are in the folder."""
 
-    def check(self, job: Job, butler: Butler) -> Shape:
-        """Find out whether a pipeline can be run by this engine.
-
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.engine.Job`
-            The pipeline.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
+    def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
+        """Look up, construct tasks, read ahead; see `~ppdaemon.middleware.run.engine.Engine`.
 
         Returns
         -------
-        shape : `~ppdaemon.middleware.direct.shape.Shape`
-            Found out once for each pipeline, and again only if the repo has
-            got a type that it did not know.
-
-        Raises
-        ------
-        Unsupported
-            Raised, saying why, if it cannot.
-        ppdaemon.middleware.graph.UnusablePipeline
-            Raised if no engine can.
+        done : `~collections.abc.Mapping`
+            How many ``quanta`` are expected, none of which could be foreseen
+            if it is 0; ``read_bytes`` that were read ahead, and
+            ``kept_bytes`` of them that later visits may use, too.
         """
-        found = self._shapes.get(job.pipeline.path)
-        if found is None or _knows_any(butler, found.unknown):
-            found = self._shapes[job.pipeline.path] = self._judged(job, butler)
-        if isinstance(found.shape, Unsupported):
-            raise found.shape
-        return found.shape
-
-    def warm(self, job: Job, expected: Exposures, butler: Butler) -> Warmth:
-        """Do what needs no image: look up, construct tasks, read ahead.
-
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.engine.Job`
-            What will be run, its init-outputs in place.
-        expected : `Exposures`
-            The exposures as they are announced.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-
-        Returns
-        -------
-        warmth : `Warmth`
-            What was done.
-
-        Raises
-        ------
-        Unsupported
-            Raised, saying why, if this engine does not handle the pipeline.
-        ppdaemon.middleware.graph.UnusablePipeline
-            Raised if no engine can.
-        """
-        known = self._look_up(job, butler)
+        known = self._look_up(job, raws)
+        images = expected(raws.announced)
         try:
-            steps, _ = _steps(job, expected, butler.dimensions, known)
+            steps, _ = _steps(job, images, known)
         except Exception as error:  # what is expected may lack what the real exposure has
             _LOG.info("%s cannot be foreseen: %s", job.pipeline.name, describe(error))
             steps = []
-        self._tasks.prepare(steps, butler)
-        raws = {(_RAW, expected.run)}
+        self._tasks.prepare(steps, job.butler)
         wanted = {
             ref: often
             for ref, often in readings(steps).items()
-            if (ref.datasetType.nameAndComponent()[0], ref.run) not in raws
+            if (ref.datasetType.nameAndComponent()[0], ref.run) != (_RAW, images.run)
         }
-        read_bytes = self._ahead.read(wanted, butler.get)
-        return Warmth(len(steps), read_bytes, self._ahead.kept_bytes)
+        read_bytes = self._ahead.read(wanted, job.butler.get)
+        return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._ahead.kept_bytes}
 
-    def build(self, job: Job, landed: Exposures, butler: Butler) -> DirectRun:
-        """Build the quanta of exposures that came.
+    def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> DirectRun:
+        """Build the quanta of exposures that came; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.engine.Job`
-            What to run.
-        landed : `Exposures`
-            The exposures.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo; neither raws nor their records need be there.
-
-        Returns
-        -------
-        run : `DirectRun`
-            Runs them.
-
-        Raises
-        ------
-        Unsupported
-            Raised, saying why, if another engine has to do it.
-        ppdaemon.middleware.graph.UnusablePipeline
-            Raised, saying why, if there is nothing to do, or a required
-            input is missing.
+        Neither raws nor their records need be in the repo. A required input
+        that is missing makes the pipeline unusable.
         """
-        known = self._look_up(job, butler)
+        assert raws is not None  # what runs before the image is left to the reference
+        known, butler = self._look_up(job, raws), job.butler
         try:
-            steps, raws = _steps(job, landed, butler.dimensions, known)
+            steps, files = _steps(job, arrived(raws), known)
         except Unsupported:
             raise
         except Exception as error:  # building runs the tasks' own code: anything may come out
@@ -278,7 +194,7 @@ class DirectEngine:
             butler.dimensions,
             {name: node.dataset_type for name, node in known.shape.graph.dataset_types.items()},
             steps,
-            self._source(raws, butler),
+            self._source(files, butler),
             lambda name: self._exported.fullmatch(name) is not None,
             self._writer,
             self._folder,
@@ -286,7 +202,7 @@ class DirectEngine:
             scribe,
         )
         urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, landed.context, scribe, urgent, self._processes)
+        runner = Runner(steps, memory, self._tasks, query.context, scribe, urgent, self._processes)
         self._run = DirectRun(runner, memory, self._writer, scribe, self._folder / "target", self._processes)
         return self._run
 
@@ -301,6 +217,19 @@ class DirectEngine:
         self._tasks.forget()
         self._ahead.forget()
 
+    def _check(self, job: Job) -> Shape:
+        """Return the shape of a pipeline that this engine handles.
+
+        It is found out once for each pipeline, and again only if the repo has
+        got a type that it did not know.
+        """
+        found = self._shapes.get(job.pipeline.path)
+        if found is None or _knows_any(job.butler, found.unknown):
+            found = self._shapes[job.pipeline.path] = self._judged(job, job.butler)
+        if isinstance(found.shape, Unsupported):
+            raise found.shape
+        return found.shape
+
     def _judged(self, job: Job, butler: Butler) -> _Judged:
         shape = self._shape(job, butler)
         external = () if isinstance(shape, Unsupported) else shape.external
@@ -312,18 +241,18 @@ class DirectEngine:
                 roots = [root for root in butler.get_datastore_roots().values() if root is not None]
                 self._writer = DatasetWriter(ButlerConfig(str(roots[0])), butler.dimensions)
                 rehearse(butler.dimensions, self._writer, self._folder / "rehearsal")
-            graph: PipelineGraph = resolved(
-                job.pipeline, butler.dimensions, lambda name: known_dataset_type(butler, name)
-            )
-            return shape_of(graph)
+            return shape_of(resolved(job.pipeline, butler))
         except Unsupported as reason:
             return reason
 
-    def _look_up(self, job: Job, butler: Butler) -> _Known:
+    def _look_up(self, job: Job, raws: VisitRaws) -> _Known:
         """Ask the repo for all that a job may read, once per visit."""
+        if raws.registered:
+            self._check(job)  # a reason that the pipeline itself gives comes first
+            raise Unsupported("the raws were put into the repo")
         key = job.pipeline.path, job.run, job.inputs
         if key not in self._known:
-            shape = self.check(job, butler)
+            shape, butler = self._check(job), job.butler
             init = {
                 edge.parent_dataset_type_name
                 for task in shape.tasks
@@ -357,17 +286,15 @@ def _knows_any(butler: Butler, names: Iterable[str]) -> bool:
     return any(known_dataset_type(butler, name) is not None for name in names)
 
 
-def _steps(
-    job: Job, exposures: Exposures, universe: DimensionUniverse, known: _Known
-) -> tuple[list[Step], dict[object, DatasetFile]]:
+def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], dict[object, DatasetFile]]:
     """Build quanta; return them, and the files of the raws by dataset id."""
-    data_ids = DataIds(universe, (*known.records, *exposures.records))
+    data_ids = DataIds(job.butler.dimensions, (*known.records, *exposures.records))
     raw_type = known.shape.external.get(_RAW)
     raws = [] if raw_type is None else list(raw_files(raw_type, exposures, data_ids))
     inputs = Inputs(known.entries, {(_RAW, file.ref.dataId.required_values): file.ref for file in raws})
 
     def rows(part: Part) -> Iterable[Row]:
-        return data_ids.rows(part.dimensions, exposures.instrument, exposures.detector, exposures.ids)
+        return exposures.rows(data_ids, part.dimensions)
 
     try:
         steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)

@@ -1,41 +1,104 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What is known of a detector's exposures, before they are taken or when they are here."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType, DimensionRecord
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, DimensionRecord
 from lsst.utils.introspection import get_full_type_name
 
-from ppdaemon.middleware.direct.dataids import DataIds
+from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.files import DatasetFile
 from ppdaemon.middleware.direct.shape import Shape
+from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
+from ppdaemon.middleware.raws.records import group_record, make_record
 
-__all__ = ("Exposures", "lasting_records", "raw_files")
+__all__ = ("MOST_EXPECTED", "Exposures", "arrived", "expected", "lasting_records", "raw_files")
 
 _LASTING = ("instrument", "detector", "physical_filter", "band", "visit_system")
 _SKY = ("skymap", "tract", "patch")
 
 
+MOST_EXPECTED = 50
+"""Images that are prepared for: an announcement can tell any number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exposures:
-    """A detector's exposures, as they are announced or as they came."""
+    """A detector's exposures, as they are announced or as they came; not in the repo."""
 
-    instrument: str
-    detector: int
+    announced: AnnouncedVisit
     ids: tuple[int, ...]
     records: tuple[DimensionRecord, ...]
     """Of days, groups, exposures and visits."""
-    run: str
-    """Where raws belong."""
-    formatter: Callable[[DataCoordinate], Any]
-    """Returns what reads a raw."""
     files: Mapping[int, Path] = field(default_factory=dict)
     """The raws; none before they came."""
-    context: Mapping[str, str] = field(default_factory=dict)
-    """What log records tell of the visit."""
+
+    @property
+    def run(self) -> str:
+        """Where raws belong (`str`)."""
+        return str(self.announced.instrument.makeDefaultRawIngestRunName())
+
+    def rows(self, data_ids: DataIds, dimensions: DimensionGroup) -> Iterator[Row]:
+        """Return their rows; see `~ppdaemon.middleware.direct.dataids.DataIds.rows`."""
+        return data_ids.rows(
+            dimensions, self.announced.instrument.getName(), self.announced.detector, self.ids
+        )
+
+
+def arrived(raws: VisitRaws) -> Exposures:
+    """Return the exposures of which visits were defined."""
+    return Exposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
+
+
+def expected(announced: AnnouncedVisit) -> Exposures:
+    """Return what was announced, as if it had come.
+
+    It has the first of the announced filters, ids that no exposure has, and
+    never more than `MOST_EXPECTED` exposures.
+    """
+    universe, footprint, pointing = (
+        announced.butler.dimensions,
+        announced.footprint,
+        announced.footprint.pointing,
+    )
+    name, group, day = announced.instrument.getName(), announced.visit.group, footprint.day_obs
+    ids = tuple(range(1, min(max(announced.visit.nimages, 1), MOST_EXPECTED) + 1))
+    likely = _likely_filter(announced.butler, name, announced.visit.filter_names)
+    exposures = [
+        make_record(
+            universe,
+            "exposure",
+            instrument=name,
+            id=exposure,
+            obs_id=str(exposure),
+            group=group,
+            day_obs=day,
+            physical_filter=likely,
+            timespan=footprint.exposure,
+            seq_num=exposure,
+            seq_start=1,
+            tracking_ra=None if pointing is None else pointing.ra_deg,
+            tracking_dec=None if pointing is None else pointing.dec_deg,
+            sky_angle=None if pointing is None else pointing.sky_angle_deg,
+        )
+        for exposure in ids
+    ]
+    records = (
+        make_record(universe, "day_obs", instrument=name, id=day, timespan=None),
+        group_record(universe, name, group),
+        *exposures,
+        *announced.visit_records(exposures),
+    )
+    return Exposures(announced, ids, records)
+
+
+def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str:
+    """Return the first announced filter that the instrument has, or else any; blank if it has none."""
+    records = butler.query_dimension_records("physical_filter", instrument=instrument, explain=False)
+    known = sorted(str(record.name) for record in records)
+    return next((name for name in (*names, *known) if name in known), "")
 
 
 def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) -> Iterator[DatasetFile]:
@@ -57,10 +120,10 @@ def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) ->
     """
     universe = raw_type.dimensions.universe
     dimensions = universe.conform(("instrument", "exposure", "detector"))
-    for row in data_ids.rows(dimensions, exposures.instrument, exposures.detector, exposures.ids):
+    for row in exposures.rows(data_ids, dimensions):
         data_id = data_ids.of(raw_type.dimensions, row)
         ref = DatasetRef(raw_type, data_id, run=exposures.run)
-        formatter = exposures.formatter(data_id)
+        formatter = exposures.announced.instrument.getRawFormatter(data_id)
         path = exposures.files.get(row["exposure"], Path("/"))
         yield DatasetFile(path, get_full_type_name(formatter), ref)
 

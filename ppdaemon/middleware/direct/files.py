@@ -26,7 +26,7 @@ from lsst.daf.butler.datastores.file_datastore.get import (
     get_dataset_as_python_object_from_get_info,
 )
 
-from ppdaemon.middleware.direct.shape import Unsupported
+from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("DatasetFile", "DatasetWriter", "read_dataset")
 

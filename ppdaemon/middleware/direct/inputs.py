@@ -24,7 +24,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 from lsst.sphgeom import RangeSet, Region
 
 from ppdaemon.middleware.direct.dataids import overlap
-from ppdaemon.middleware.direct.shape import Unsupported
+from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("Entry", "Inputs", "look_up")
 

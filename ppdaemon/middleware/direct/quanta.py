@@ -18,7 +18,8 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.inputs import Inputs
-from ppdaemon.middleware.direct.shape import Part, Shape, TaskShape, Unsupported
+from ppdaemon.middleware.direct.shape import Part, Shape, TaskShape
+from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("LookUp", "Step", "build_steps")
 

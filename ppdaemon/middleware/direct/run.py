@@ -18,7 +18,7 @@ from ppdaemon.middleware.direct.apart import Apart, EndedSilently
 from ppdaemon.middleware.direct.memory import Made, MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.scribe import Scribe
-from ppdaemon.middleware.engine import Ran, TaskFailure, describe_caveats
+from ppdaemon.middleware.run.engine import RunResult, TaskFailure, describe_caveats
 from ppdaemon.states import Outcome
 
 __all__ = ("Runner",)
@@ -90,8 +90,8 @@ class Runner:
         self._failure: TaskFailure | None = None
         self._ended: list[tuple[str, TaskMetadata]] = []
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
-        """Run all; see `~ppdaemon.middleware.engine.RunJob`."""
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
+        """Run all; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         try:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)
@@ -101,7 +101,7 @@ class Runner:
         finally:
             for child in self._children:
                 child.end()
-        return Ran(self._failure, describe_caveats(self._ended))
+        return RunResult(self._failure, describe_caveats(self._ended))
 
     def _run(self, before_task: Callable[[str], None]) -> None:
         walker = GraphWalker[uuid.UUID](self._graph.copy())

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from lsst.daf.butler import DatasetProvenance, DatasetRef
 
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
-from ppdaemon.middleware.failures import describe
 
 __all__ = ("Scribe", "Writable")
 

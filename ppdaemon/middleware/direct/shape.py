@@ -14,8 +14,9 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, PrerequisiteInfo
 
 from ppdaemon.middleware.direct.habits import is_orderly
+from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("EXPOSURE_DIMENSIONS", "Part", "Shape", "TaskShape", "Unsupported", "shape_of")
+__all__ = ("EXPOSURE_DIMENSIONS", "Part", "Shape", "TaskShape", "shape_of")
 
 EXPOSURE_DIMENSIONS = frozenset(
     {
@@ -34,10 +35,6 @@ EXPOSURE_DIMENSIONS = frozenset(
 
 _SKY_DIMENSIONS = frozenset({"skymap", "tract", "patch"})
 """Dimensions that inputs of tasks may have, too."""
-
-
-class Unsupported(Exception):
-    """This engine does not handle it; the reference engines may."""
 
 
 @dataclass(frozen=True, slots=True)

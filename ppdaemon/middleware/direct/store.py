@@ -13,9 +13,9 @@ from typing import Any
 
 from lsst.daf.butler import DatasetRef
 
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.copies import copied, size_bytes
 from ppdaemon.middleware.direct.quanta import Step
-from ppdaemon.middleware.failures import describe
 
 __all__ = ("ReadAhead", "readings")
 

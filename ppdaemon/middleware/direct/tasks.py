@@ -17,8 +17,8 @@ from lsst.daf.butler.logging import ButlerLogRecordHandler
 from lsst.pipe.base import PipelineTask, TaskFactory
 from lsst.pipe.base.pipeline_graph import TaskNode
 
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.quanta import Step
-from ppdaemon.middleware.failures import describe
 
 __all__ = ("ReadyTasks",)
 

@@ -17,9 +17,9 @@ from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 
 from ppdaemon import log
-from ppdaemon.middleware.engine import TaskFailure
-from ppdaemon.middleware.failures import describe, outcome_of
+from ppdaemon.middleware.butler.failures import describe, outcome_of
 from ppdaemon.middleware.pipetask.words import CHANNEL, Broken, Built, Ended, Failed, Setting, is_opened, say
+from ppdaemon.middleware.run.engine import TaskFailure
 from ppdaemon.pointing import keep_astropy_offline
 
 __all__ = ("Gate", "run")

@@ -14,21 +14,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
-from lsst.daf.butler import Butler
 from lsst.pipe.base import TaskMetadata
 
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.engine import Job, Ran, RunJob, Selection, TaskFailure, describe_caveats
-from ppdaemon.middleware.graph import UnusablePipeline
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask.words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
+from ppdaemon.middleware.raws.ingest import VisitRaws
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Job,
+    PipelineRun,
+    RepoEngine,
+    RepoRun,
+    RunResult,
+    TaskFailure,
+    describe_caveats,
+)
 from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
 
 
-class PipetaskEngine:
+class PipetaskEngine(RepoEngine):
     """Has ``pipetask run`` do everything, on the worker's repo.
 
     Parameters
@@ -48,37 +57,23 @@ class PipetaskEngine:
         self._folder = folder
         self._log = log
 
-    def build(self, job: Job, data: Selection, butler: Butler) -> RunJob:
-        """Start a command and wait until it has built its graph.
-
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.engine.Job`
-            What to run.
-        data : `~ppdaemon.middleware.engine.Selection`
-            On which data.
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-
-        Returns
-        -------
-        run : `~ppdaemon.middleware.engine.RunJob`
-            Lets the command run.
+    def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
+        """Start a command that builds its graph; see `~ppdaemon.middleware.run.engine.Engine`.
 
         Raises
         ------
-        ppdaemon.middleware.graph.UnusablePipeline
-            Raised if the graph cannot be built or is empty.
         ppdaemon.errors.VisitFailed
             Raised if the command has ended without a word, or could not work
             for want of space or memory.
         """
+        if raws is not None:
+            raws.register()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        command = _Command(self._arguments(job, data), self._setting(data), self._folder)
+        command = _Command(self._arguments(job, query), self._setting(query), self._folder)
         match command.hear():
             case Built(labels=labels):
-                return _Run(job, butler, command, labels)
+                return _Run(job, command, labels)
             case Broken(text=text, outcome=Outcome.FAILED):
                 command.end()
                 raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {text}")
@@ -90,7 +85,7 @@ class PipetaskEngine:
             case unexpected:
                 raise AssertionError(unexpected)
 
-    def _arguments(self, job: Job, data: Selection) -> list[str]:
+    def _arguments(self, job: Job, query: DataQuery) -> list[str]:
         """Return the command line; the worker's log level holds for all loggers."""
         pipeline = self._folder / f"{job.pipeline.name}.yaml"
         pipeline.write_text(job.pipeline.text)
@@ -100,7 +95,7 @@ class PipetaskEngine:
             "--pipeline": str(pipeline),
             "--input": ",".join(job.inputs),
             "--output-run": job.run,
-            "--data-query": data.literal(),
+            "--data-query": query.literal(),
             "--graph-fixup": "ppdaemon.middleware.pipetask.child.Gate",
         }
         return [
@@ -110,13 +105,13 @@ class PipetaskEngine:
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
         ]
 
-    def _setting(self, data: Selection) -> Setting:
+    def _setting(self, query: DataQuery) -> Setting:
         bound = {
             key: value
             for key, value in structlog.contextvars.get_contextvars().items()
             if isinstance(value, str | int)
         }
-        return Setting(level=self._log.level, form=self._log.format, bound=bound, context=dict(data.context))
+        return Setting(level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context))
 
 
 class _Command:
@@ -166,24 +161,23 @@ class _Command:
         return VisitFailed(Outcome.CRASHED, f"pipetask ended with {self.end()} in mid-run", retriable=True)
 
 
-class _Run:
+class _Run(RepoRun):
     """A command that waits with its graph."""
 
-    def __init__(self, job: Job, butler: Butler, command: _Command, labels: tuple[str, ...]):
+    def __init__(self, job: Job, command: _Command, labels: tuple[str, ...]):
         self._job = job
-        self._butler = butler
         self._command = command
         self._labels = labels
 
-    def __call__(self, before_task: Callable[[str], None]) -> Ran:
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         # The command does not wait between its tasks: all are announced now.
         for label in self._labels:
             before_task(label)
         self._command.go_on()
         failure = self._wait()
         # Collections and dataset types were made behind this Butler's back.
-        self._butler.registry.refresh()
-        return Ran(failure, describe_caveats(self._ended()))
+        self._job.butler.registry.refresh()
+        return RunResult(failure, describe_caveats(self._ended()))
 
     def _wait(self) -> TaskFailure | None:
         match self._command.hear():
@@ -204,7 +198,7 @@ class _Run:
     def _ended(self) -> Iterator[tuple[str, TaskMetadata]]:
         """Return the metadata of all quanta that have ended well."""
         for label in self._labels:
-            for ref in self._butler.query_datasets(
+            for ref in self._job.butler.query_datasets(
                 f"{label}_metadata", collections=self._job.run, find_first=False, explain=False, limit=None
             ):
-                yield label, self._butler.get(ref)
+                yield label, self._job.butler.get(ref)

@@ -28,12 +28,12 @@ from ppdaemon.node.arrivals.lags import SourceFigures
 from ppdaemon.node.arrivals.lastlook import find_expected
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.pool import RootPools
-from ppdaemon.node.arrivals.reader import ReaderSeat, StoreReading
 from ppdaemon.node.arrivals.root import RootSource, SourceState, Surroundings
 from ppdaemon.node.arrivals.settle import READERS, Settler
-from ppdaemon.node.arrivals.stores import StoreArrivals
+from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReading
 from ppdaemon.node.arrivals.tally import Tally
 from ppdaemon.node.arrivals.tree import RawRoot, RawTree, Sighting
+from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
@@ -71,7 +71,7 @@ class Arrivals:
     canaries : `pathlib.Path`, optional
         A folder of our own, outside of all raw roots, whose files prove that
         the kernel's news come through. Without it they are trusted.
-    reader : `~ppdaemon.node.arrivals.reader.ReaderSeat`, optional
+    reader : `~ppdaemon.node.processes.reader.ReaderProcess`, optional
         Reads what lies in object stores; needed if such are configured. It is
         started and closed here.
 
@@ -90,7 +90,7 @@ class Arrivals:
         expect: Callable[[ExpectedSensors], None] | None = None,
         waiting: Callable[[], Sequence[Expected]] = tuple,
         canaries: Path | None = None,
-        reader: ReaderSeat | None = None,
+        reader: ReaderProcess | None = None,
     ):
         self._config = config
         self._mono = clock.mono
@@ -155,7 +155,7 @@ class Arrivals:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._reader is not None:
-            await self._reader.close()
+            self._reader.close()
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
@@ -284,7 +284,7 @@ class Arrivals:
             self._settler.take_up(sighting)
 
     def _make_stores(
-        self, reader: ReaderSeat, instruments: Mapping[str, Collection[int]], clock: Clock
+        self, reader: ReaderProcess, instruments: Mapping[str, Collection[int]], clock: Clock
     ) -> StoreArrivals:
         config, tree = self._config, RawTree(self._config, instruments, stores=True)
         reading = StoreReading(reader)

@@ -14,15 +14,16 @@ from urllib.parse import quote
 
 from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures
-from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, Reading
+from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
 from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.settle import Settler
 from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import RawTree, Sighting
+from ppdaemon.node.arrivals.tree import Place, RawTree, Sighting
+from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Kind, RawName
 
-__all__ = ("StoreArrivals", "escaped")
+__all__ = ("StoreArrivals", "StoreReading", "escaped")
 
 MOST_EXPOSURES = 1000
 """Of which something is being read; a night has some 1000 in all."""
@@ -205,6 +206,29 @@ class StoreArrivals:
             self._settler.take_known(name, sighting.source, escaped(sighting.place.path), facts)
         except BadMessage as error:
             self._settler.refuse(sighting.place.path, f"refused.{error.kind}", str(error))
+
+
+class StoreReading(Reading):
+    """Reads objects by the reader process."""
+
+    def __init__(self, reader: ReaderProcess):
+        self._reader = reader
+
+    async def sidecar(self, place: Place) -> ExposureFacts:
+        """Read a sidecar; see `~ppdaemon.node.arrivals.exposures.Reading`."""
+        return facts_in(await self._reader.ask("json", escaped(place.path)))
+
+    async def header(self, place: Place) -> ExposureFacts:
+        """Read a primary header, as above."""
+        return facts_in(await self._reader.ask("header", escaped(place.path)))
+
+    async def listed(self, place: Place) -> frozenset[str]:
+        """Read a list of detectors, as above."""
+        return sensors_in(await self._reader.ask("json", escaped(place.path)))
+
+    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+        """Find none: stores are not listed."""
+        return ()
 
 
 def _key(name: RawName) -> _Key:

@@ -16,7 +16,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Pipelines
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.assignment import Key
-from ppdaemon.node.exporter import ExporterSeat
+from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
@@ -43,7 +43,7 @@ class VisitFacts:
     chooser: PipelineChooser
     inbox: Inbox
     pump: VisitPump
-    exporter: ExporterSeat
+    exporter: ExporterProcess
     arrivals: Arrivals
     _one_at_a_time: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 

@@ -21,9 +21,9 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.events import VisitAssigned
-from ppdaemon.node.exporter import ExporterSeat
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.pool import Pool
+from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
@@ -118,7 +118,7 @@ class VisitPump:
         relay: Intake,
         pool: Pool,
         scheduler: SchedulerLoop,
-        exporter: ExporterSeat,
+        exporter: ExporterProcess,
         arrivals: Arrivals,
         folders: NodeFolders,
         clock: Clock,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.assignment import Key
-from ppdaemon.node.child import wipe
+from ppdaemon.node.processes.child import wipe
 from ppdaemon.node.visits.turn import Remains
 
 __all__ = ("discard", "read_remains", "spools_left")

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One worker's visits: the steps of `ppdaemon.work.Work` in its own repo."""
+
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lsst.daf.butler import DimensionRecord
+from lsst.pipe.base import Instrument
+
+from ppdaemon.camera import load_camera
+from ppdaemon.config import ButlerConfig
+from ppdaemon.errors import VisitFailed
+from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.failures import space_watched
+from ppdaemon.middleware.butler.repo import LocalRepo
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.engines import make_engines
+from ppdaemon.middleware.export.outputs import Outputs
+from ppdaemon.middleware.export.spool import SpoolKey, write_spool
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.provenance import (
+    NO_PIPELINE_RUN,
+    deployment_hash,
+    deployment_of,
+    output_chain,
+    output_run,
+)
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import PreloadPlan
+from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
+from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.rawfiles import RawFiles
+from ppdaemon.middleware.raws.records import group_record
+from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
+from ppdaemon.middleware.raws.visits import groups_snaps
+from ppdaemon.middleware.run.alertdatabase import has_nothing
+from ppdaemon.middleware.run.engine import DataQuery, Job
+from ppdaemon.middleware.run.initoutputs import InitOutputs
+from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner
+from ppdaemon.states import Outcome, Stage
+from ppdaemon.work import Seat
+
+__all__ = ("ButlerWork",)
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Visit:
+    """The visit-detector that is prepared."""
+
+    order: Prepare
+    records: list[DimensionRecord]
+    """Made before any image, and such that the central repo may lack them."""
+    reporter: NoReturnReporter
+    raws: VisitRaws
+    """What came."""
+    preload_run: str = ""
+    """Run of footprint and preprocessing outputs."""
+    inputs: tuple[str, ...] = ()
+    """Collections of what was copied from the central repo."""
+    pipelines: tuple[LoadedPipeline, ...] = ()
+    """Main pipelines whose inputs are there, in order of preference."""
+    passed_over: tuple[str, ...] = ()
+    """Why others can not run."""
+
+    def fallback(self, built: BuiltPipeline) -> str:
+        """Say why it is not the first pipeline that was built; empty if it is."""
+        if built.job.pipeline.path == self.order.pipelines.main[0]:
+            return ""
+        return f"fell back: {'; '.join((*self.passed_over, *built.passed_over))}"
+
+
+class ButlerWork:
+    """Works on visits in one seat, one after the other.
+
+    Parameters
+    ----------
+    seat : `~ppdaemon.work.Seat`
+        Configuration and places.
+    config : `~ppdaemon.config.ButlerConfig`
+        The seat's Butler configuration.
+    cameras : `~collections.abc.Callable`, optional
+        Returns focal-plane tables.
+    """
+
+    def __init__(self, seat: Seat, config: ButlerConfig, cameras: CameraLoader = load_camera):
+        self._seat = seat
+        self._config = config
+        self._cameras = cameras
+        self._repo = LocalRepo(seat.template, seat.repo)
+        self._library = Library(seat.config.pipelines.overrides)
+        self._central = CentralReader(config.central, seat.config.workers.times.prepare_s / 2)
+        cache = SharedCache(seat.cache, seat.config.preload.cache_max)
+        self._preload = Preload(config, self._central, cache, self._library)
+        init_outputs = InitOutputs(seat.runs)
+        self._runs = PipelineRunner(make_engines(seat, self._repo), init_outputs)
+        self._outputs = Outputs(seat.config.export.types, init_outputs.is_exported)
+        self._visit: _Visit | None = None
+        self._begun = False
+
+    def prepare(self, order: Prepare) -> Prepared:
+        """Preload, preprocess, and find out which pipeline can run.
+
+        Parameters
+        ----------
+        order : `~ppdaemon.messages.Prepare`
+            The visit-detector.
+
+        Returns
+        -------
+        prepared : `~ppdaemon.messages.Prepared`
+            The pipeline that will run, and figures.
+
+        Raises
+        ------
+        ppdaemon.errors.VisitFailed
+            Raised with ``PRELOAD_FAILED``, ``NO_PIPELINE`` or
+            ``RAMDISK_FULL``.
+        """
+        if self._begun:
+            self.reset()
+        self._begun = True
+        try:
+            with space_watched():
+                return self._prepare(order)
+        except VisitFailed:
+            raise
+        except Exception:
+            # Whatever is wrong, the next visit shall not begin with it.
+            self._repo.drop_kept()
+            raise
+
+    def ingest(self, raw: Raw) -> Ingested:
+        """Take a raw.
+
+        Parameters
+        ----------
+        raw : `~ppdaemon.messages.Raw`
+            The file, complete; a second time it is not looked at again.
+
+        Returns
+        -------
+        ingested : `~ppdaemon.messages.Ingested`
+            With the time at which the shutter closed.
+
+        Raises
+        ------
+        ppdaemon.errors.VisitFailed
+            Raised with ``BAD_RAW``, ``RAW_UNREADABLE`` or ``RAMDISK_FULL``.
+        """
+        visit = self._prepared()
+        with space_watched():
+            header = visit.raws.take(raw)
+        return Ingested(exposure=raw.exposure, shutter_close_tai=header.shutter_close_tai)
+
+    def process(self, order: Process) -> Done:
+        """Run the first main pipeline that can be built; spool its outputs.
+
+        Parameters
+        ----------
+        order : `~ppdaemon.messages.Process`
+            The exposures.
+
+        Returns
+        -------
+        done : `~ppdaemon.messages.Done`
+            The outcome. Where a task failed, what others made is spooled.
+
+        Raises
+        ------
+        ppdaemon.errors.VisitFailed
+            Raised with ``NO_PIPELINE`` or ``RAMDISK_FULL``.
+        """
+        visit = self._prepared()
+        missing = [exposure for exposure in order.exposures if exposure not in visit.raws.headers]
+        if missing:
+            raise VisitFailed(Outcome.FAILED, f"exposures {missing} were not ingested", retriable=True)
+        timings = Timings(self._seat.clock)
+        passed = visit.reporter.passed
+        try:
+            with space_watched():
+                with timings.timed("visits"):
+                    visit.raws.define_visits(order.exposures, visit.inputs)
+                with timings.timed("graph"):
+                    built = self._build(visit, order.exposures)
+                job = built.job
+                if built.declined:
+                    timings.values["not_direct"] = built.declined
+                ran = built.run(visit.reporter.before(job.pipeline, timings.values))
+                self._reached(Stage.PROCESSED)
+                failed = ran.failure.reason if ran.failure else ""
+                spool, datasets = self._spool(visit, built, order.exposures, failed)
+                self._reached(Stage.SPOOLED)
+        except VisitFailed as error:
+            raise VisitFailed(error.outcome, str(error), retriable=error.retriable and not passed) from error
+        undone = ran.failure is not None and bool(passed) and self._has_nothing(visit, job)
+        return Done(
+            outcome=ran.failure.outcome if ran.failure else Outcome.SUCCEEDED,
+            reason="; ".join(filter(None, (failed or ran.caveats, visit.fallback(built)))),
+            retriable=ran.failure is not None and (undone or not passed),
+            nothing_permanent=undone,
+            pipeline=job.pipeline.name,
+            engine=built.engine,
+            spool=spool,
+            datasets=datasets,
+        )
+
+    def reset(self) -> None:
+        """Forget the visit and begin with a fresh copy of the template."""
+        self._visit = None
+        self._begun = False
+        self._repo.renew()
+        self._runs.forget()
+        self._outputs.forget()
+        # An old Butler is full of cycles; collected now, between visits, they
+        # do not cost 0.5 s in the middle of the next one.
+        gc.collect()
+
+    def close(self) -> None:
+        """Disconnect from both repos."""
+        self._repo.close()
+        self._central.close()
+
+    def _reached(self, stage: Stage) -> None:
+        self._seat.report(StageReached(stage=stage, tai=self._seat.clock.tai()))
+
+    def _prepared(self) -> _Visit:
+        if self._visit is None:
+            raise VisitFailed(Outcome.FAILED, "no visit is prepared", retriable=True)
+        return self._visit
+
+    def _prepare(self, order: Prepare) -> Prepared:
+        timings = Timings(self._seat.clock)
+        footprint = self._footprint(order)
+        plan = self._preload.find(order, footprint, timings)
+        inputs = self._preload.fetch(plan, self._repo, timings)
+        visit = self._visit = self._open_visit(order, footprint)
+        visit.inputs = inputs
+        visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, plan.preprocessing, footprint.day_obs)
+        self._repo.butler.collections.register(visit.preload_run)
+        with timings.timed("preprocess"):
+            put_footprint(self._repo.butler, order, footprint, visit.preload_run)
+            failure = self._preprocess(visit, plan.preprocessing)
+        visit.pipelines = self._runnable(visit, plan, failure)
+        job = self._jobs(visit, footprint.day_obs)[0]
+        with timings.timed("warm"):
+            ready = self._runs.prepare(job, visit.raws)
+        timings.values |= ready
+        put_metrics(self._repo.butler, order, plan, timings, visit.preload_run)
+        if ready and not visit.raws.registered:
+            # Init-outputs are in place, and no task will write into the repo.
+            self._outputs.locate(self._repo.butler, (job.run, visit.preload_run))
+            gc.collect()  # now, and not in the milliseconds between raw and first task
+        _LOG.info("prepared for %s", visit.pipelines[0].name, extra=timings.values)
+        return Prepared(pipeline=visit.pipelines[0].name, detail=timings.values)
+
+    def _footprint(self, order: Prepare) -> Footprint:
+        config = self._seat.config
+        return footprint_of(
+            order.visit,
+            order.detector,
+            find_camera(self._cameras, order.visit.instrument),
+            padding_arcsec=config.preload.padding_arcsec,
+            patience_s=config.arrivals.patience_s(order.visit),
+            now_tai=self._seat.clock.tai(),
+        )
+
+    def _open_visit(self, order: Prepare, footprint: Footprint) -> _Visit:
+        name, butler, config = order.visit.instrument, self._repo.butler, self._seat.config
+        record = group_record(butler.dimensions, name, order.visit.group)
+        insert_records(butler, [record])
+        instrument = Instrument.from_string(self._config.instrument_class[name])
+        announced = AnnouncedVisit(
+            butler,
+            instrument,
+            order.visit,
+            order.detector,
+            footprint,
+            find_camera(self._cameras, name),
+            groups_snaps(self._config.visits.get(name), instrument),
+        )
+        obs_base = self._config.ingest_of(name) == "obs_base"
+        files = RawFiles(config.arrivals)
+        raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming)
+        return _Visit(order, [record], NoReturnReporter(self._seat), raws)
+
+    def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
+        """Return the name of an output run."""
+        instrument = visit.order.visit.instrument
+        deployment = deployment_of(self._seat.config, instrument, self._repo.versions, pipelines)
+        return output_run(instrument, day, name, deployment)
+
+    def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
+        instrument = visit.order.visit.instrument
+        digest = deployment_hash(self._seat.config, instrument, self._repo.versions, [pipeline])
+        return Job(pipeline, inputs, run, digest, self._repo.butler)
+
+    def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline]) -> str:
+        """Run the first preprocessing pipeline that can be built; say what went wrong."""
+        if not pipelines:
+            return ""
+        order = visit.order
+        query = DataQuery.of_group(order.visit.instrument, order.visit.group, order.detector)
+        jobs = [self._job(visit, pipeline, visit.inputs, visit.preload_run) for pipeline in pipelines]
+        try:
+            built = self._runs.build_first(jobs, query)
+            failure = built.run(visit.reporter.before(built.job.pipeline)).failure
+        except VisitFailed as error:
+            if error.outcome == Outcome.RAMDISK_FULL:
+                raise
+            return f"preprocessing: {error}"
+        if failure is None:
+            return ""
+        if failure.outcome == Outcome.RAMDISK_FULL:
+            raise VisitFailed(failure.outcome, failure.reason, retriable=True)
+        return f"preprocessing {built.job.pipeline.name}: {failure.reason}"
+
+    def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
+        """Return the main pipelines that have all they need, or end the visit."""
+        reasons = list(plan.reasons)
+        summary = self._repo.butler.collections.get_info(visit.preload_run, include_summary=True)
+        made = {str(name) for name in summary.dataset_types or ()}
+        runnable = []
+        for pipeline in plan.main:
+            if lacks := plan.lacks(pipeline, made):
+                reasons.append(lacks)
+            else:
+                runnable.append(pipeline)
+        if failure:
+            _LOG.warning("%s", failure)
+            reasons.append(failure)
+        if runnable:
+            for reason in reasons:
+                _LOG.warning("not every pipeline can run: %s", reason)
+            visit.passed_over = tuple(reasons)
+            return tuple(runnable)
+        # What preprocessing lacks, such as a database that is down, may be back later.
+        outcome = Outcome.PRELOAD_FAILED if failure else Outcome.NO_PIPELINE
+        raise VisitFailed(outcome, "no pipeline can run: " + "; ".join(reasons), retriable=bool(failure))
+
+    def _jobs(self, visit: _Visit, day: int) -> list[Job]:
+        """Return the main pipelines with the runs that they have on a day."""
+        raws = visit.raws.announced.instrument.makeDefaultRawIngestRunName()
+        inputs = (visit.preload_run, *visit.inputs, raws)
+        return [
+            self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day))
+            for pipeline in visit.pipelines
+        ]
+
+    def _build(self, visit: _Visit, exposures: Sequence[int]) -> BuiltPipeline:
+        order = visit.order
+        query = DataQuery.of_exposures(order.visit.instrument, order.visit.group, order.detector, exposures)
+        jobs = self._jobs(visit, visit.raws.headers[exposures[0]].day_obs)
+        return self._runs.build_first(jobs, query, visit.raws)
+
+    def _has_nothing(self, visit: _Visit, job: Job) -> bool:
+        """Ask whether a failure behind the point of no return has left nothing."""
+        visits = [record.id for record in visit.raws.records if record.definition.name == "visit"]
+        return has_nothing(
+            self._seat.config.engine,
+            visit.order.visit.instrument,
+            visit.order.detector,
+            visits,
+            job.pipeline,
+            visit.reporter.passed,
+        )
+
+    def _spool(
+        self, visit: _Visit, built: BuiltPipeline, exposures: Sequence[int], failed: str
+    ) -> tuple[str | None, int]:
+        """Write what is to be exported to the disk; return where, and how much."""
+        runs = (built.job.run, visit.preload_run)
+        outputs = self._outputs.of(self._repo.butler, runs, built.run)
+        if not outputs.refs:
+            return None, 0
+        order = visit.order
+        key = SpoolKey(
+            instrument=order.visit.instrument,
+            group=order.visit.group,
+            detector=order.detector,
+            attempt=order.attempt,
+        )
+        used = {ref.run for ref in outputs.refs}
+        chain = output_chain(order.visit.instrument, visit.raws.headers[exposures[0]].day_obs)
+        chains = {chain: tuple(name for name in runs if name in used)}
+        records = [*visit.records, *visit.raws.records]
+        folder = write_spool(self._seat.spool, key, outputs.fill, records, chains, failed)
+        return str(folder), len(outputs.refs)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pipelines as this system sees them: parsed once, their overall inputs known before any image."""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lsst.daf.butler import Butler, DatasetType
+from lsst.pipe.base import Pipeline
+from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
+
+from ppdaemon.middleware.butler.central import known_dataset_type
+from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.selection import pipeline_name
+
+__all__ = (
+    "LoadedPipeline",
+    "Need",
+    "UnusablePipeline",
+    "dataset_types_of",
+    "labels_named",
+    "load_pipeline",
+    "needs_of",
+    "resolved",
+)
+
+_LOG = logging.getLogger(__name__)
+
+
+class UnusablePipeline(Exception):
+    """This pipeline cannot run; another one may."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPipeline:
+    """A parsed and configured pipeline."""
+
+    name: str
+    """The file's name without suffix; part of run names."""
+    path: str
+    graph: PipelineGraph
+    """Not resolved; copy it before use."""
+    text: str
+    """All that the file says and imports, and the overrides, as YAML."""
+    fingerprint: str
+    """Digest of task classes and complete configurations, wherever the file
+    lies and whoever runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A dataset type that a pipeline reads and does not make."""
+
+    dataset_type: DatasetType
+    required: bool
+    """Whether some task cannot run without any such dataset."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset type (`str`)."""
+        return str(self.dataset_type.name)
+
+
+def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
+    """Parse a pipeline file, configure its tasks and import them.
+
+    Parameters
+    ----------
+    path : `str`
+        The YAML file.
+    overrides : `~collections.abc.Mapping` [`str`, `object`]
+        Values by ``label:field``; those of other pipelines' labels are
+        passed over.
+
+    Returns
+    -------
+    pipeline : `LoadedPipeline`
+        Ready to be resolved.
+
+    Raises
+    ------
+    UnusablePipeline
+        Raised, saying why, if it cannot be constructed.
+    """
+    try:
+        pipeline = Pipeline.from_uri(path)
+        for key, value in overrides.items():
+            label, _, field = key.partition(":")
+            if label in pipeline.task_labels:
+                pipeline.addConfigOverride(label, field, value)
+        graph = pipeline.to_graph()
+    except Exception as error:  # pipelines and configurations are code: anything may come out
+        raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
+    return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
+
+
+def labels_named(graph: PipelineGraph, names: Collection[str]) -> frozenset[str]:
+    """Return the tasks that go by some names.
+
+    Parameters
+    ----------
+    graph : `lsst.pipe.base.PipelineGraph`
+        A pipeline, its tasks imported.
+    names : `~collections.abc.Collection` [`str`]
+        Labels, or full names of task classes; a class stands for those
+        derived from it too.
+
+    Returns
+    -------
+    labels : `frozenset` [`str`]
+        Their labels.
+    """
+    classes = tuple(found for name in names if isinstance(found := _imported(name), type))
+    return frozenset(
+        label for label, task in graph.tasks.items() if label in names or issubclass(task.task_class, classes)
+    )
+
+
+def _imported(name: str) -> object:
+    """Return what goes by a name, in whatever module; a pipeline's classes are imported."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(sys.modules.get(module), attribute, None)
+
+
+def _fingerprint(graph: PipelineGraph) -> str:
+    digest = hashlib.sha256()
+    for label, task in sorted(graph.tasks.items()):
+        digest.update(f"{label}\0{task.task_class_name}\0{task.get_config_str()}\0".encode())
+    return digest.hexdigest()
+
+
+def needs_of(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+    """Return what a pipeline reads and does not make itself, init-inputs too; see `resolved`."""
+    graph = resolved(pipeline, butler)
+    required = {
+        edge.parent_dataset_type_name
+        for task, edge in _inputs(graph)
+        if not task.is_optional(edge.connection_name)
+    }
+    return tuple(
+        Need(node.dataset_type, name in required)
+        for name, node in graph.iter_overall_inputs()
+        if node is not None
+    )
+
+
+def dataset_types_of(pipeline: LoadedPipeline, butler: Butler) -> list[DatasetType]:
+    """Return the types that a pipeline writes, and those it reads that a repo has; see `resolved`.
+
+    They can be registered before any visit.
+    """
+    graph = resolved(pipeline, butler)
+    return [
+        node.dataset_type
+        for name, node in graph.dataset_types.items()
+        if node.producing_edge is not None or known_dataset_type(butler, name) is not None
+    ]
+
+
+def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
+    """Return a pipeline's graph with the dimensions of a repo, and its dataset
+    types as far as it has them.
+
+    The graph's tasks can be constructed. `UnusablePipeline` is raised, saying
+    why, if dataset types contradict each other.
+    """
+    graph = pipeline.graph.copy()
+    known = ((name, known_dataset_type(butler, name)) for name in graph.dataset_types)
+    definitions = {name: found for name, found in known if found is not None}
+    try:
+        graph.resolve(dimensions=butler.dimensions, dataset_types=definitions)
+    except Exception as error:  # resolving runs the connections' own code
+        raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
+    return graph
+
+
+def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
+    """Return each reading of each task, init-inputs included."""
+    for task in graph.tasks.values():
+        for edge in (*task.iter_all_inputs(), *task.init.iter_all_inputs()):
+            yield task, edge

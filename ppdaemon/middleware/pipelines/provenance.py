@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Names that tell what made a dataset: deployments, output runs and their chains."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Iterable
+
+from lsst.utils.packages import getEnvironmentPackages
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline
+
+__all__ = (
+    "NO_PIPELINE_RUN",
+    "deployment_hash",
+    "deployment_of",
+    "hash_versions",
+    "output_chain",
+    "output_run",
+)
+
+NO_PIPELINE_RUN = "NoPipeline"
+"""Stands for the pipeline in the name of the run of what preload made."""
+
+_DIGITS = 8
+
+
+def hash_versions() -> str:
+    """Return a digest of the versions of all installed packages.
+
+    Returns
+    -------
+    digest : `str`
+        Hexadecimal; takes ~0.1 s to make. Packages that EUPS has set up
+        count too.
+    """
+    versions = {
+        f"{distribution.metadata['Name']} {distribution.version}"
+        for distribution in importlib.metadata.distributions()
+    }
+    if importlib.util.find_spec("eups") is not None:
+        setup = getEnvironmentPackages(include_all=True)
+        versions |= {f"{name} {version}" for name, version in setup.items()}
+    return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()
+
+
+def deployment_hash(
+    config: NodeConfig, instrument: str, versions: str, pipelines: Iterable[LoadedPipeline]
+) -> str:
+    """Return a short hash of all that decides what pipelines make.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.NodeConfig`
+        The node's configuration.
+    instrument : `str`
+        Whose data they process.
+    versions : `str`
+        From `hash_versions`.
+    pipelines : `~collections.abc.Iterable`
+        The pipelines, configured.
+
+    Returns
+    -------
+    digits : `str`
+        Eight hexadecimal digits.
+
+    Notes
+    -----
+    Task classes and complete configurations are hashed, not the text of
+    pipeline files, so that imported files and overrides count too. Of the
+    node's configuration there is what decides which data pipelines get, and
+    nothing that differs between hosts or engines.
+    """
+    digest = hashlib.sha256(versions.encode())
+    digest.update(json.dumps(_settings(config, instrument), sort_keys=True).encode())
+    for pipeline in pipelines:
+        digest.update(pipeline.fingerprint.encode())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _settings(config: NodeConfig, instrument: str) -> dict[str, object]:
+    assert config.butler is not None  # no pipeline was loaded without
+    butler = config.butler
+    return {
+        **butler.model_dump(mode="json", include={"calibs", "inputs", "skymap", "local"}),
+        "class": butler.instrument_class.get(instrument),
+        "visits": butler.visits.get(instrument),
+        "ingest": butler.ingest_of(instrument),
+        "padding_arcsec": config.preload.padding_arcsec,
+    }
+
+
+def deployment_of(
+    config: NodeConfig, instrument: str, versions: str, pipelines: Iterable[LoadedPipeline]
+) -> str:
+    """Return the last part of the names of output runs.
+
+    Parameters
+    ----------
+    config, instrument, versions, pipelines
+        As for `deployment_hash`.
+
+    Returns
+    -------
+    deployment : `str`
+        As configured, or else the hash.
+    """
+    assert config.butler is not None  # no pipeline was loaded without
+    return config.butler.deployment or deployment_hash(config, instrument, versions, pipelines)
+
+
+def output_chain(instrument: str, day_obs: int) -> str:
+    """Return the name of the chain that finds all outputs of a day.
+
+    Parameters
+    ----------
+    instrument : `str`
+        Short name.
+    day_obs : `int`
+        ``YYYYMMDD``.
+
+    Returns
+    -------
+    chain : `str`
+        For instance ``LSSTCam/prompt/output-2026-11-22``.
+    """
+    digits = f"{day_obs:08d}"
+    return f"{instrument}/prompt/output-{digits[:4]}-{digits[4:6]}-{digits[6:]}"
+
+
+def output_run(instrument: str, day_obs: int, pipeline: str, deployment: str) -> str:
+    """Return the name of an output run.
+
+    Parameters
+    ----------
+    instrument : `str`
+        Short name.
+    day_obs : `int`
+        ``YYYYMMDD`` of the exposure.
+    pipeline : `str`
+        Name of the pipeline, or `NO_PIPELINE_RUN`.
+    deployment : `str`
+        From `deployment_of`, or configured.
+
+    Returns
+    -------
+    run : `str`
+        For instance ``LSSTCam/prompt/output-2026-11-22/ApPipe/0a1b2c3d``.
+    """
+    return f"{output_chain(instrument, day_obs)}/{pipeline}/{deployment}"

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ingest and visit definition by the tasks of ``lsst.obs.base``, where that is installed and configured.
+
+It is imported when it is needed and not before. Headers are read and checked
+by `ppdaemon.middleware.raws.ingest` in any case: what is refused there never gets
+here.
+"""
+
+import importlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsst.daf.butler import Butler, DimensionRecord
+from lsst.pipe.base import Instrument
+
+from ppdaemon.config import ButlerConfig
+from ppdaemon.errors import ConfigError, VisitFailed
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.raws.header import ExposureHeader
+from ppdaemon.states import Outcome
+
+__all__ = ("ObsBaseIngester", "require_obs_base")
+
+_OBS_BASE = "lsst.obs.base"
+
+
+def require_obs_base(config: ButlerConfig, instruments: Iterable[str]) -> None:
+    """Make sure that ``lsst.obs.base`` is there if it is configured.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.ButlerConfig`
+        Says who ingests.
+    instruments : `~collections.abc.Iterable` [`str`]
+        Names of those served here.
+
+    Raises
+    ------
+    ppdaemon.errors.ConfigError
+        Raised if it cannot be imported.
+    """
+    wanting = [name for name in instruments if config.ingest_of(name) == "obs_base"]
+    if not wanting:
+        return
+    try:
+        importlib.import_module(_OBS_BASE)
+    except ImportError as error:
+        text = f"obs_base is configured for {', '.join(wanting)}, but {_OBS_BASE} cannot be imported"
+        raise ConfigError([f"butler.ingest: {text}: {describe(error)}"]) from error
+
+
+class ObsBaseIngester:
+    """Has ``lsst.obs.base`` make records and datasets.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The worker's repo.
+    instrument : `lsst.pipe.base.Instrument`
+        The instrument; its configuration overrides for both tasks apply.
+    detector : `int`
+        Id of the detector.
+    grouped : `bool`
+        Whether a group's exposures are one visit. Its id is then what the
+        instrument makes of the group's name.
+    """
+
+    def __init__(self, butler: Butler, instrument: Instrument, detector: int, *, grouped: bool):
+        self._butler = butler
+        self._instrument = instrument
+        self._detector = detector
+        base: Any = importlib.import_module(_OBS_BASE)
+        ingest = base.RawIngestConfig()
+        instrument.applyConfigOverrides(base.RawIngestTask._DefaultName, ingest)
+        ingest.transfer = "move"
+        ingest.failFast = True
+        self._ingest = base.RawIngestTask(config=ingest, butler=butler)
+        define = base.DefineVisitsConfig()
+        instrument.applyConfigOverrides(base.DefineVisitsTask._DefaultName, define)
+        # The default makes two visits of an exposure of several snaps, and
+        # every task of a pipeline would be run for both.
+        define.groupExposures = "by-group-metadata" if grouped else "one-to-one"
+        self._define = base.DefineVisitsTask(config=define, butler=butler)
+
+    def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
+        """Put a raw into the repo; see `ppdaemon.middleware.raws.ingest.Ingester`."""
+        try:
+            self._ingest.run([str(copy)], run=self._instrument.makeDefaultRawIngestRunName())
+        except Exception as error:  # it runs the instrument's code: anything may come out
+            if is_out_of_space(error) or isinstance(error, MemoryError):
+                raise
+            raise VisitFailed(Outcome.BAD_RAW, f"obs_base cannot ingest it: {describe(error)}") from error
+        exposure = self._in_group(header)
+        return [
+            *self._records("day_obs", day_obs=exposure.day_obs),
+            *self._records("group", group=exposure.group),
+            exposure,
+        ]
+
+    def define_visits(
+        self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
+    ) -> list[DimensionRecord]:
+        """Make visits of exposures; see `ppdaemon.middleware.raws.ingest.Ingester`."""
+        exposures = [{"instrument": header.instrument, "exposure": header.exposure} for header in headers]
+        self._define.run(exposures, collections=list(inputs))
+        definitions = [
+            record
+            for header in headers
+            for record in self._records("visit_definition", exposure=header.exposure)
+        ]
+        records = [*self._records("visit_system"), *definitions]
+        for visit in sorted({record.visit for record in definitions}):
+            records += self._records("visit", visit=visit)
+            records += self._records("visit_system_membership", visit=visit)
+            records += self._records("visit_detector_region", visit=visit, detector=self._detector)
+        return records
+
+    def _in_group(self, header: ExposureHeader) -> DimensionRecord:
+        """Return an exposure's record; a supplement becomes one of the visit's group."""
+        (exposure,) = self._records("exposure", exposure=header.exposure)
+        if exposure.group == header.group:
+            return exposure
+        moved = type(exposure)(**exposure.toDict() | {"group": header.group})
+        self._butler.registry.syncDimensionData("exposure", moved, update=True)
+        return moved
+
+    def _records(self, element: str, **data_id: Any) -> list[DimensionRecord]:
+        """Return records of this instrument that are in the repo."""
+        place = {"instrument": self._instrument.getName()} | data_id
+        return self._butler.query_dimension_records(element, data_id=place, explain=False)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Visits: which exposures make one, and what the registry is told of it.
+
+A visit's record is a function of its exposures' records, as it is in
+``lsst.obs.base.DefineVisitsTask``. Each worker makes it of the exposures that
+came to its own detector. Where a detector lacks a snap, its visit has the same
+id nevertheless, and the central repo's record is that of all exposures that
+came to any detector: see `ppdaemon.middleware.raws.insertion`.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+from functools import reduce
+from typing import Any
+
+from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
+from lsst.pipe.base import Instrument
+from lsst.sphgeom import ConvexPolygon
+
+from ppdaemon.camera import Camera
+from ppdaemon.configtypes import VisitGrouping
+from ppdaemon.middleware.raws.records import make_record
+from ppdaemon.middleware.raws.regions import camera_region, detector_region
+from ppdaemon.pointing import Pointing
+
+__all__ = ("VisitSystem", "groups_snaps", "joined_visit", "visit_records")
+
+_LOG = logging.getLogger(__name__)
+
+
+class VisitSystem(IntEnum):
+    """How exposures are joined to visits; numbers and names are those of
+    ``lsst.obs.base``.
+    """
+
+    ONE_TO_ONE = 0
+    BY_SEQ_START_END = 2
+
+    @property
+    def title(self) -> str:
+        """Name in the registry (`str`)."""
+        return self.name.lower().replace("_", "-")
+
+
+def groups_snaps(chosen: VisitGrouping | None, instrument: Instrument) -> bool:
+    """Tell whether all snaps of a group are one visit.
+
+    Parameters
+    ----------
+    chosen : `str` or `None`
+        What is configured for the instrument.
+    instrument : `lsst.pipe.base.Instrument`
+        May say so itself, in ``visitSystem``, where nothing is configured.
+
+    Returns
+    -------
+    grouped : `bool`
+        `False` if each exposure is a visit.
+    """
+    if chosen is not None:
+        return chosen == "by-group"
+    system = getattr(instrument, "visitSystem", None)
+    return getattr(system, "value", system) not in (None, VisitSystem.ONE_TO_ONE.value)
+
+
+def visit_records(
+    universe: DimensionUniverse,
+    exposures: Sequence[DimensionRecord],
+    detector: int,
+    *,
+    grouped: bool,
+    camera: Camera | None,
+    announced: Pointing | None,
+) -> list[DimensionRecord]:
+    """Make the records of the visits of some exposures.
+
+    Parameters
+    ----------
+    universe : `lsst.daf.butler.DimensionUniverse`
+        Dimensions of the repo.
+    exposures : `~collections.abc.Sequence` [`lsst.daf.butler.DimensionRecord`]
+        Exposures of the sky, of one instrument and one group.
+    detector : `int`
+        Id of the detector that has them.
+    grouped : `bool`
+        Whether they are one visit, or each is one.
+    camera : `~ppdaemon.camera.Camera` or `None`
+        The focal-plane table, if there is one.
+    announced : `~ppdaemon.pointing.Pointing` or `None`
+        Where the visit was to look, for headers that do not say.
+
+    Returns
+    -------
+    records : `list` [`lsst.daf.butler.DimensionRecord`]
+        In the order of insertion; empty without exposures.
+    """
+    ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
+    if not grouped:
+        sets = [([exposure], int(exposure.id)) for exposure in ordered]
+    else:
+        sets = [(ordered, min(map(_first_of_sequence, ordered)))] if ordered else []
+    system = VisitSystem.BY_SEQ_START_END if grouped else VisitSystem.ONE_TO_ONE
+    records: list[DimensionRecord] = []
+    for members, visit in sets:
+        keys = {"instrument": members[0].instrument, "visit": visit}
+        region, own_region = _regions(members, detector, camera, announced)
+        records += [
+            make_record(
+                universe, "visit_system", instrument=members[0].instrument, id=system.value, name=system.title
+            ),
+            joined_visit(universe, visit, members, region),
+            make_record(universe, "visit_system_membership", visit_system=system.value, **keys),
+            *(
+                make_record(universe, "visit_definition", exposure=exposure.id, **keys)
+                for exposure in members
+            ),
+        ]
+        if own_region is not None:
+            records.append(
+                make_record(universe, "visit_detector_region", detector=detector, region=own_region, **keys)
+            )
+    return records
+
+
+def joined_visit(
+    universe: DimensionUniverse,
+    visit: int,
+    exposures: Iterable[DimensionRecord],
+    region: ConvexPolygon | None,
+) -> DimensionRecord:
+    """Make a visit's record of those of its exposures.
+
+    Parameters
+    ----------
+    universe : `lsst.daf.butler.DimensionUniverse`
+        Dimensions of the repo.
+    visit : `int`
+        The visit's id.
+    exposures : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+        Its exposures, at least one.
+    region : `lsst.sphgeom.ConvexPolygon` or `None`
+        Where the camera looked.
+
+    Returns
+    -------
+    record : `lsst.daf.butler.DimensionRecord`
+        Named after the first exposure, with ``_rest`` where the visit began
+        with an earlier one. Times are added up, angles averaged; what
+        exposures differ in is left blank, but for a reason, which is
+        "various" then. These rules are those of ``DefineVisitsTask``.
+    """
+    ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
+
+    def each(name: str) -> list[Any]:
+        return [getattr(exposure, name) for exposure in ordered]
+
+    spans = each("timespan")
+    first = ordered[0]
+    return make_record(
+        universe,
+        "visit",
+        instrument=first.instrument,
+        id=visit,
+        # Names are unique, and the exposure's own may be that of another visit.
+        name=first.obs_id if first.id == visit else f"{first.obs_id}_rest",
+        day_obs=min(each("day_obs")),
+        seq_num=_reduced(min, each("seq_num")),
+        physical_filter=_common(each("physical_filter")),
+        exposure_time=_reduced(lambda one, other: one + other, each("exposure_time")),
+        target_name=_common(each("target_name")),
+        science_program=_common(each("science_program")),
+        observation_reason=_common(each("observation_reason")) or "various",
+        azimuth=_mean_angle(each("azimuth")),
+        zenith_angle=_mean(each("zenith_angle")),
+        timespan=Timespan(min(span.begin for span in spans), max(span.end for span in spans)),
+        region=region,
+    )
+
+
+def _first_of_sequence(exposure: DimensionRecord) -> int:
+    """Return the id of the exposure that begins a sequence, which need not have come.
+
+    Ids count on with the sequence number within a day.
+    """
+    start, number = exposure.seq_start, exposure.seq_num
+    known = start is not None and number is not None and 0 < start <= number
+    return int(exposure.id) - (number - start if known else 0)
+
+
+def _regions(
+    members: Sequence[DimensionRecord], detector: int, camera: Camera | None, announced: Pointing | None
+) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
+    """Return the regions of camera and detector: where the first exposure looked.
+
+    The visit's own region covers the whole camera, so that it is the same for
+    each detector.
+    """
+    first = members[0]
+    place = (first.tracking_ra, first.tracking_dec, first.sky_angle)
+    pointing = announced if None in place else Pointing(*place)
+    if None in place and announced is not None:
+        _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
+    if camera is None or pointing is None:
+        _LOG.warning("exposure %s: the visit has no region", first.id)
+        return None, None
+    try:
+        return camera_region(camera, pointing), detector_region(camera, detector, pointing)
+    except LookupError as error:
+        _LOG.warning("exposure %s: the visit's detector has no region: %s", first.id, error)
+        return camera_region(camera, pointing), None
+
+
+def _reduced(rule: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
+    """Reduce values to one, to `None` if one of them is."""
+    return None if None in values else reduce(rule, values)
+
+
+def _common(values: Sequence[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _mean_angle(values: Sequence[float | None]) -> float | None:
+    """Return the mean direction of angles, degrees."""
+    if len(set(values)) == 1:
+        return values[0]
+    angles = [math.radians(value) for value in values if value is not None]
+    if len(angles) != len(values):
+        return None
+    return math.degrees(math.atan2(sum(map(math.sin, angles)), sum(map(math.cos, angles)))) % 360.0

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ``separable`` engine: lsst's own executors, in this process."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lsst.daf.butler import Butler
+from lsst.daf.butler.logging import ButlerMDC
+from lsst.pipe.base import TaskMetadata
+from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
+from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline
+from ppdaemon.middleware.raws.ingest import VisitRaws
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Job,
+    PipelineRun,
+    RepoEngine,
+    RepoRun,
+    RunResult,
+    TaskFailure,
+    describe_caveats,
+)
+
+__all__ = ("SeparableEngine",)
+
+_NEVER_S = 2_592_000.0
+"""Deadlines are the supervisor's; in one process the executor has none."""
+
+
+class SeparableEngine(RepoEngine):
+    """Builds by query and runs through the registry, as ``pipetask`` does."""
+
+    name = "separable"
+
+    def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
+        """Build a quantum graph by querying the repo; see `~ppdaemon.middleware.run.engine.Engine`."""
+        if raws is not None:
+            raws.register()
+        execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
+        try:
+            with ButlerMDC.set_mdc(dict(query.context)):
+                graph = _build(job, query, execution)
+        except Exception as error:  # building runs the tasks' own code: anything may come out
+            if is_out_of_space(error) or isinstance(error, MemoryError):
+                raise
+            raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
+        if not len(graph):
+            raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
+        return _Run(graph, query, execution)
+
+
+def _build(job: Job, query: DataQuery, execution: Butler) -> PredictedQuantumGraph:
+    builder = AllDimensionsQuantumGraphBuilder(
+        job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
+    )
+    # Named, since the default asks the password database, which does not
+    # know a service's dynamic user.
+    return builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False).assemble()
+
+
+class _Run(RepoRun):
+    """A built graph and the Butler it is run with."""
+
+    def __init__(self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler):
+        self._graph = graph
+        self._query = query
+        self._execution = execution
+
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
+        single = SingleQuantumExecutor(
+            butler=self._execution, assume_no_existing_outputs=True, raise_on_partial_outputs=False
+        )
+        observed = _ObservedExecutor(single, before_task)
+        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NEVER_S, quantum_executor=observed)
+        try:
+            with ButlerMDC.set_mdc(dict(self._query.context)):
+                SeparablePipelineExecutor(self._execution).run_pipeline(
+                    self._graph, graph_executor=graph_executor
+                )
+        except BaseException:
+            # What ends the executor after a task has failed is its verdict,
+            # or the SystemExit of a task; the failure is known.
+            if observed.failure is None:
+                raise
+        return RunResult(observed.failure, describe_caveats(observed.ended))
+
+
+class _ObservedExecutor(QuantumExecutor):
+    """Announces each task before it is run, remembers the first failure."""
+
+    def __init__(self, inner: QuantumExecutor, before_task: Callable[[str], None]):
+        self._inner = inner
+        self._before_task = before_task
+        self.failure: TaskFailure | None = None
+        self.ended: list[tuple[str, TaskMetadata]] = []
+
+    def execute(self, task_node: Any, /, quantum: Any, *args: Any, **kwargs: Any) -> QuantumExecutionResult:
+        self._before_task(task_node.label)
+        try:
+            result = self._inner.execute(task_node, quantum, *args, **kwargs)
+        except BaseException as error:
+            if self.failure is None:
+                self.failure = TaskFailure.of(task_node.label, error)
+            raise
+        if result.task_metadata is not None:
+            self.ended.append((task_node.label, result.task_metadata))
+        return result

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One child process that is kept: started, received from, killed when it is
+late, and started again when it has ended.
+
+What is decided is `ppdaemon.node.processes.lifecycle`'s; here it is carried
+out. What a process is for, and how it is started, is its subclass's.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
+from ppdaemon.node.processes.child import Child, adopt
+from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+from ppdaemon.processes import signal_name
+from ppdaemon.wire import decode, encode
+
+__all__ = ("ForkedProcess", "SupervisedProcess")
+
+_LOG = logging.getLogger(__name__)
+
+LAST_LINES = 15
+LAST_BYTES = 20_000
+
+
+class SupervisedProcess[Message: pydantic.BaseModel](ABC):
+    """Keeps one child process.
+
+    Parameters
+    ----------
+    name : `str`
+        For people.
+    log : `pathlib.Path`
+        The file of its output.
+    messages : `pydantic.TypeAdapter`
+        What it sends.
+    lifecycle : `~ppdaemon.node.processes.lifecycle.Lifecycle`
+        Its limits and pauses.
+    """
+
+    descriptors = 0
+    """How many descriptors may come with a message."""
+
+    def __init__(self, name: str, log: Path, messages: pydantic.TypeAdapter[Message], lifecycle: Lifecycle):
+        self.lifecycle = lifecycle
+        self._name = name
+        self._log = log
+        self._log_size = 0
+        self._messages = messages
+        self._child: Child | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, while there is one."""
+        return self._child.pid if self._child else None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no process, or why it may soon be gone; or blank."""
+        text = self.lifecycle.problem(self._loop.time())
+        return f"the {self._name} {text}; see {self._log}" if text else ""
+
+    def start(self) -> None:
+        """Start the process, unless there is one or none is wanted any more."""
+        if self._child is not None or self.lifecycle.state is State.CLOSED:
+            return
+        self.lifecycle.started(self._loop.time())
+        self._log_size = self._log.stat().st_size if self._log.exists() else 0
+        try:
+            child = self._launch()
+        except OSError as error:
+            self._end(f"cannot be started: {error}")
+        else:
+            if child is not None:
+                self._hold(child)
+        self._set_timer()
+
+    def retire(self) -> None:
+        """Send the process no more orders, and start no other when it has ended."""
+        self.lifecycle.retire()
+        self._set_timer()
+
+    def close(self) -> None:
+        """Kill the process, and start no other. It is not waited for: the sweep
+        of orphans reaps it, also if it should survive KILL for a while.
+        """
+        self.lifecycle.close()
+        self._set_timer()
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+        self._release()
+
+    # --- for subclasses ---------------------------------------------------
+
+    @abstractmethod
+    def _launch(self) -> Child | None:
+        """Start a process, or ask for one that is given to `_hold` later; may raise `OSError`."""
+
+    @abstractmethod
+    def _received(self, message: Message, descriptors: list[int]) -> None:
+        """Act on a message; own the descriptors."""
+
+    @abstractmethod
+    def _serve(self) -> None:
+        """Send what can be sent: the process takes orders now."""
+
+    @abstractmethod
+    def _lost(self, manner: str, owed: list[Any]) -> None:
+        """Give up these orders. Called once for each process that ends against
+        our will, could not be started, or is killed because it is late.
+        """
+
+    def _hold(self, child: Child) -> None:
+        self._child = child
+        self._loop.add_reader(child.channel, self._receive)
+        self._loop.add_reader(child.pidfd, self._on_end)
+
+    def _ready(self) -> None:
+        self.lifecycle.ready()
+        self._set_timer()
+        self._serve()
+
+    def _order(self, key: Hashable, message: pydantic.BaseModel) -> bool:
+        """Send an order that `_answered` has to be called for; return whether it was sent."""
+        if self.lifecycle.state is not State.SERVING or self._child is None:
+            return False
+        if not self._child.send(encode(message)):
+            _LOG.warning("the %s takes no order", self._name)
+            return False
+        self.lifecycle.ordered(key, self._loop.time())
+        self._set_timer()
+        return True
+
+    def _answered(self, key: Hashable) -> None:
+        self.lifecycle.answered(key, self._loop.time())
+        self._set_timer()
+
+    def _last_lines(self) -> str:
+        """Return the last lines that were logged since the start."""
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            # A log that was cut meanwhile is new from its beginning.
+            stream.seek(max(self._log_size if self._log_size <= size else 0, size - LAST_BYTES))
+            return "\n".join(stream.read().decode(errors="replace").splitlines()[-LAST_LINES:])
+        return ""
+
+    # --- what happens to the process --------------------------------------
+
+    def _receive(self) -> bool:
+        """Take one message; return whether there may be another one."""
+        assert self._child is not None
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._child.channel, PACKET_LIMIT, self.descriptors)
+        except BlockingIOError:
+            return False
+        except OSError:
+            packet, descriptors = b"", []
+        if not packet:
+            self._loop.remove_reader(self._child.channel)
+            return False
+        try:
+            message = decode(packet, self._messages, limit=PACKET_LIMIT)
+        except BadMessage as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._kill(f"sent an invalid message: {error}")
+        else:
+            self._received(message, descriptors)
+        return True
+
+    def _on_end(self) -> None:
+        """Take the last messages, then reap: what it has done it has done."""
+        while self._child is not None and self._receive():
+            pass
+        if self._child is not None:  # else a message has closed it
+            self._end(_manner(self._child.reap()))
+            self._set_timer()
+
+    def _end(self, manner: str) -> None:
+        before, owed = self.lifecycle.state, list(self.lifecycle.owed)
+        self._release()
+        self.lifecycle.ended(manner, self._loop.time())
+        if before not in (State.CLOSED, State.REPLACING, State.KILLED):
+            level = logging.INFO if before is State.RETIRED else logging.ERROR
+            _LOG.log(level, "the %s %s; see %s", self._name, manner, self._log)
+            self._lost(manner, owed)
+
+    def _kill(self, reason: str) -> None:
+        if self.lifecycle.state in (State.KILLED, State.CLOSED):
+            return
+        _LOG.error("the %s %s: it is killed", self._name, reason)
+        self.lifecycle.killed(reason)
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+        self._lost(reason, list(self.lifecycle.owed))
+        if self._child is None:  # one that was asked for and never came
+            self.lifecycle.ended(reason, self._loop.time())
+        self._set_timer()
+
+    def _release(self) -> None:
+        if self._child is not None:
+            self._loop.remove_reader(self._child.channel)
+            self._loop.remove_reader(self._child.pidfd)
+            self._child.close()
+            self._child = None
+
+    # --- time -------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        at = self.lifecycle.deadline
+        self._timer = None if at is None else self._loop.call_at(at, self._due)
+
+    def _due(self) -> None:
+        match self.lifecycle.due(self._loop.time()):
+            case Start():
+                self.start()
+            case Serve():
+                self._serve()
+            case Kill(reason=reason):
+                self._kill(reason)
+        self._set_timer()
+
+
+class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
+    """Keeps one process that a generation starts.
+
+    Parameters
+    ----------
+    role, slot
+        What it is, and the number that names it among processes without a slot.
+    repo : `pathlib.Path`
+        Its folder.
+    ask_fork : `~collections.abc.Callable`
+        Returns whether the generation takes the order.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        slot: int,
+        repo: Path,
+        log: Path,
+        messages: pydantic.TypeAdapter[Message],
+        lifecycle: Lifecycle,
+        ask_fork: Callable[[ForkWorker], bool],
+    ):
+        super().__init__(role, log, messages, lifecycle)
+        self._role = role
+        self._slot = slot
+        self._repo = repo
+        self._ask_fork = ask_fork
+        self._epoch = 0
+
+    def _launch(self) -> None:
+        self._epoch += 1
+        self._repo.mkdir(parents=True, exist_ok=True)
+        order = ForkWorker(
+            role=self._role, slot=self._slot, epoch=self._epoch, repo=str(self._repo), log=str(self._log)
+        )
+        if not self._ask_fork(order):
+            raise OSError("there is no zygote")
+
+    def forked(self, message: Forked, descriptors: list[int]) -> None:
+        """Take over the process, or kill it if it comes too late."""
+        child = adopt(message, descriptors)
+        if message.epoch == self._epoch and self._child is None and self.lifecycle.state is State.STARTING:
+            self._hold(child)
+        else:
+            child.signal(signal.SIGKILL)
+            child.close()
+
+    def not_forked(self, reason: str) -> None:
+        """Try again later: the process could not be started."""
+        if self._child is None and self.lifecycle.state is State.STARTING:
+            self._end(f"was not forked: {reason}")
+            self._set_timer()
+
+
+def _manner(status: int | None) -> str:
+    """Return how a process ended."""
+    if status is None:
+        return "ended"
+    return f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"

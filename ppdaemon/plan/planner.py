@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a visit would get, found as a worker finds it; nothing is copied and nothing is run."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import astropy.time
+
+from ppdaemon.camera import load_camera, padded
+from ppdaemon.clock import Clock, tai_iso
+from ppdaemon.config import ButlerConfig
+from ppdaemon.errors import Unavailable, VisitFailed
+from ppdaemon.messages import Pipelines, Prepare
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline
+from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.provenance import (
+    NO_PIPELINE_RUN,
+    deployment_of,
+    hash_versions,
+    output_chain,
+    output_run,
+)
+from ppdaemon.middleware.preload.cache import SharedCache
+from ppdaemon.middleware.preload.findings import PreloadPlan
+from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.preload.search import Found
+from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, corners_of, find_camera, footprint_of
+from ppdaemon.plan.models import (
+    DatasetPlan,
+    DetectorPlan,
+    FootprintPlan,
+    MissingPlan,
+    PipelinePlan,
+    Plan,
+    PlanOrder,
+    QueryPlan,
+    Validity,
+    choice_of,
+)
+from ppdaemon.pointing import expected_begin
+from ppdaemon.selection import Aim, Selector, pipeline_name
+
+__all__ = ("Planner",)
+
+
+class Planner:
+    """Looks up what the detectors of one visit would get.
+
+    Parameters
+    ----------
+    order : `~ppdaemon.plan.models.PlanOrder`
+        The visit and the configuration.
+    config : `~ppdaemon.config.ButlerConfig`
+        Its part that concerns the Butler.
+    scratch : `pathlib.Path`
+        A folder that may be written; as it is, nothing is.
+    clock : `~ppdaemon.clock.Clock`
+        For how long it takes.
+    cameras : `~collections.abc.Callable`, optional
+        Returns focal-plane tables.
+    """
+
+    def __init__(
+        self,
+        order: PlanOrder,
+        config: ButlerConfig,
+        scratch: Path,
+        clock: Clock,
+        cameras: CameraLoader = load_camera,
+    ):
+        self._order = order
+        self._config = config
+        self._clock = clock
+        self._visit = order.visit
+        self._notes: dict[str, None] = {}
+        with _words_kept() as words:
+            self._camera = find_camera(cameras, order.visit.instrument)
+            self._aim = Aim(order.visit, cameras)
+            self._boresight = self._aim.at("boresight", order.detectors[0])
+        self._notes.update(dict.fromkeys(words))
+        age_s, expiry_s = order.visit.age_s(order.now_tai), order.config.node.expiry_s
+        if age_s > expiry_s:
+            note = f"announced {age_s:.0f} s ago: a node would refuse it now (node.expiry_s {expiry_s:g})"
+            self._notes[note] = None
+        self._rules = order.config.pipelines
+        self._selector = Selector(self._rules.preprocessing, self._rules.main, cameras)
+        self._library = Library(order.config.pipelines.overrides)
+        self._central = CentralReader(config.central)
+        self._preload = Preload(
+            config, self._central, SharedCache(scratch, order.config.preload.cache_max), self._library
+        )
+        self._versions = "" if config.deployment else hash_versions()
+
+    def close(self) -> None:
+        """Disconnect from the central repo."""
+        self._central.close()
+
+    def plan(self, progress: Callable[[int], None]) -> Plan:
+        """Plan all detectors of the order.
+
+        Parameters
+        ----------
+        progress : `~collections.abc.Callable`
+            Called with the number of detectors done, after each.
+
+        Returns
+        -------
+        plan : `~ppdaemon.plan.models.Plan`
+            What they would get.
+
+        Raises
+        ------
+        ppdaemon.errors.Unavailable
+            Raised if the central repo cannot be read.
+        """
+        plans = []
+        for number, detector in enumerate(self._order.detectors, 1):
+            plans.append(self._detector(detector))
+            progress(number)
+        footprint = self._footprint(self._order.detectors[0])
+        sizes = {each.id: each.size_bytes for plan in plans for each in plan.datasets}
+        return Plan(
+            node=self._order.config.node.name,
+            config=str(self._order.config_path),
+            central=self._config.central,
+            visit=self._visit,
+            begin=_tai(footprint.exposure.begin),
+            begin_from=expected_begin(self._visit, self._order.now_tai)[1],
+            valid_begin=_tai(footprint.validity.begin),
+            valid_end=_tai(footprint.validity.end),
+            day_obs=footprint.day_obs,
+            boresight=self._boresight,
+            sky_angle_deg=footprint.pointing and footprint.pointing.sky_angle_deg,
+            chain=output_chain(self._visit.instrument, footprint.day_obs),
+            detectors=tuple(plans),
+            distinct_datasets=len(sizes),
+            distinct_bytes=sum(sizes.values()),
+            notes=tuple(self._notes),
+        )
+
+    def _detector(self, detector: int) -> DetectorPlan:
+        with _words_kept() as words:
+            footprint = self._footprint(detector)
+            chosen = self._selector.choose(self._visit, [detector])[detector]
+            plan = DetectorPlan(
+                detector=detector,
+                name=self._name(detector),
+                outcome="ignored",
+                reason=chosen.reason,
+                footprint=self._footprint_plan(detector, footprint),
+                preprocessing=choice_of(self._rules.preprocessing, self._aim, detector),
+                main=choice_of(self._rules.main, self._aim, detector),
+            )
+            if not chosen.pipelines.main:
+                return plan
+            timings = Timings(self._clock)
+            preload_plan = self._find(detector, chosen.pipelines, footprint, timings)
+        told = (*preload_plan.reasons, *self._notes)
+        return plan.model_copy(
+            update={
+                "outcome": "would_run" if preload_plan.main else "no_pipeline",
+                "reason": "" if preload_plan.main else "; ".join(preload_plan.reasons),
+                "pipelines": tuple(self._pipelines(chosen.pipelines, preload_plan, footprint)),
+                "queries": tuple(_query(found, preload_plan) for found in preload_plan.found),
+                "datasets": tuple(
+                    dataset for found in preload_plan.wanted for dataset in _datasets(found, preload_plan)
+                ),
+                "missing": tuple(_missing(chosen.pipelines, preload_plan)),
+                "phases_ms": timings.values,
+                "notes": tuple(dict.fromkeys(word for word in words if word not in told)),
+            }
+        )
+
+    def _find(
+        self, detector: int, pipelines: Pipelines, footprint: Footprint, timings: Timings
+    ) -> PreloadPlan:
+        order = Prepare(visit=self._visit, detector=detector, pipelines=pipelines)
+        try:
+            return self._preload.find(order, footprint, timings, sizes=True)
+        except VisitFailed as error:
+            raise Unavailable(str(error)) from error
+
+    def _footprint(self, detector: int) -> Footprint:
+        config = self._order.config
+        return footprint_of(
+            self._visit,
+            detector,
+            self._camera,
+            padding_arcsec=config.preload.padding_arcsec,
+            patience_s=config.arrivals.patience_s(self._visit),
+            now_tai=self._order.now_tai,
+        )
+
+    def _name(self, detector: int) -> str | None:
+        known = self._camera.detectors.get(detector) if self._camera is not None else None
+        return known.name if known is not None else None
+
+    def _footprint_plan(self, detector: int, footprint: Footprint) -> FootprintPlan | None:
+        if footprint.region is None or footprint.pointing is None or self._camera is None:
+            return None
+        padding_arcsec = self._order.config.preload.padding_arcsec
+        aim = footprint.pointing.ra_deg, footprint.pointing.dec_deg, footprint.pointing.sky_angle_deg
+        return FootprintPlan(
+            center=self._camera.center(detector, *aim),
+            corners=self._camera.footprint(detector, *aim),
+            padded=padded(self._camera.footprint(detector, *aim), padding_arcsec),
+            padding_arcsec=padding_arcsec,
+        )
+
+    def _pipelines(
+        self, chosen: Pipelines, preload_plan: PreloadPlan, footprint: Footprint
+    ) -> Iterator[PipelinePlan]:
+        """Give each selected pipeline its part."""
+        first = {each.path: each for each in preload_plan.preprocessing}
+        then = {each.path: each for each in preload_plan.main}
+        preload_run = self._run(NO_PIPELINE_RUN, preload_plan.preprocessing, footprint)
+        for path in chosen.preprocessing:
+            yield _pipeline("preprocessing", path, list(first), preload_plan, preload_run)
+        for path in chosen.main:
+            run = self._run(then[path].name, [then[path]], footprint) if path in then else None
+            yield _pipeline("main", path, list(then), preload_plan, run)
+
+    def _run(self, name: str, pipelines: Sequence[LoadedPipeline], footprint: Footprint) -> str:
+        deployment = deployment_of(self._order.config, self._visit.instrument, self._versions, pipelines)
+        return output_run(self._visit.instrument, footprint.day_obs, name, deployment)
+
+
+def _pipeline(
+    part: Literal["preprocessing", "main"],
+    path: str,
+    usable: Sequence[str],
+    preload_plan: PreloadPlan,
+    run: str | None,
+) -> PipelinePlan:
+    name = pipeline_name(path)
+    if path in usable:
+        state: Literal["first", "fallback"] = "first" if path == usable[0] else "fallback"
+        return PipelinePlan(part=part, name=name, path=path, state=state, run=run)
+    lacking = [each.name for each in preload_plan.missing.get(path, ()) if each.required]
+    if lacking:
+        why = f"lacks {', '.join(lacking)}"
+    else:
+        why = next((reason for reason in preload_plan.reasons if reason.startswith(path)), "")
+    return PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
+
+
+def _query(found: Found, preload_plan: PreloadPlan) -> QueryPlan:
+    dataset_type = found.dataset_type
+    return QueryPlan(
+        dataset_type=dataset_type.name,
+        dimensions=tuple(dataset_type.dimensions.required),
+        calibration=dataset_type.isCalibration(),
+        datasets=len(found.refs),
+        size_bytes=sum(preload_plan.sizes.get(ref.id, 0) for ref in found.refs),
+        query_ms=round(found.query_ms, 1),
+        read_by=tuple(
+            pipeline_name(path)
+            for path, needs in preload_plan.needs.items()
+            if any(need.name == dataset_type.name for need in needs)
+        ),
+        preloaded=found in preload_plan.wanted,
+    )
+
+
+def _datasets(found: Found, preload_plan: PreloadPlan) -> Iterator[DatasetPlan]:
+    for ref in found.refs:
+        yield DatasetPlan(
+            dataset_type=ref.datasetType.name,
+            id=str(ref.id),
+            data_id=dict(ref.dataId.required),
+            run=ref.run,
+            size_bytes=preload_plan.sizes.get(ref.id, 0),
+            validity=tuple(
+                Validity(
+                    collection=each.collection,
+                    begin=_bound(each.timespan.begin),
+                    end=_bound(each.timespan.end),
+                )
+                for each in found.associations
+                if each.ref.id == ref.id and each.timespan is not None
+            ),
+            region=corners_of(ref.dataId.region) if ref.datasetType.dimensions.spatial else None,
+        )
+
+
+def _missing(chosen: Pipelines, preload_plan: PreloadPlan) -> Iterator[MissingPlan]:
+    for path in (*chosen.preprocessing, *chosen.main):
+        for each in preload_plan.missing.get(path, ()):
+            yield MissingPlan(
+                dataset_type=each.name,
+                pipeline=pipeline_name(path),
+                required=each.required,
+                sought=each.sought,
+            )
+
+
+def _tai(instant: astropy.time.Time) -> str:
+    return tai_iso(instant.unix_tai)
+
+
+def _bound(instant: astropy.time.Time | None) -> str | None:
+    return None if instant is None else _tai(instant)
+
+
+class _Words(logging.Handler):
+    """Keeps what is logged: warnings of all, and this package's remarks."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING or record.name.startswith("ppdaemon."):
+            self.texts.append(record.getMessage())
+
+
+@contextmanager
+def _words_kept() -> Iterator[list[str]]:
+    """Collect what a worker would write into its log."""
+    root, ours, words = logging.getLogger(), logging.getLogger("ppdaemon"), _Words()
+    level = ours.level
+    root.addHandler(words)
+    ours.setLevel(logging.INFO)
+    try:
+        yield words.texts
+    finally:
+        ours.setLevel(level)
+        root.removeHandler(words)

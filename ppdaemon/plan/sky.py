@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A plan as a picture of the sky: footprints, and what would be preloaded around them."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ppdaemon.pictures import CannotDraw, new_figure, save_png
+from ppdaemon.plan.models import DatasetPlan, Degrees, FootprintPlan, Plan
+
+__all__ = ("sky_png",)
+
+type _Flat = tuple[float, float]
+"""Degrees from the middle of the picture: east and north."""
+
+_SIDE_IN = 8.0
+_MOST_LABELS = 60
+"""Of one type; more would be a blot."""
+_LABEL_STEP = 0.04
+_SHARED = frozenset({"instrument", "skymap", "band", "detector", "physical_filter"})
+"""Dimensions that do not tell one patch or shard from another."""
+_COLOURS = ("#4c9f70", "#f2a541", "#9b7ede", "#c06c84", "#5b7065")
+
+
+def sky_png(plan: Plan, path: Path) -> None:
+    """Draw where the detectors look and what covers that.
+
+    Parameters
+    ----------
+    plan : `~ppdaemon.plan.models.Plan`
+        With the footprint of at least one detector.
+    path : `pathlib.Path`
+        The PNG file; overwritten.
+
+    Raises
+    ------
+    ppdaemon.pictures.CannotDraw
+        Raised if there is no place on the sky, matplotlib is missing, or the
+        file cannot be written.
+    """
+    if all(each.footprint is None for each in plan.detectors):
+        raise CannotDraw(f"{path}: the visit has no footprint on the sky, there is nothing to draw")
+    figure = new_figure(_SIDE_IN, _SIDE_IN)
+    axes = figure.subplots()
+    project = _projection(_middle(plan))
+    frame = _Frame.around(plan, project)
+    frame.apply(axes)
+    picture = _Picture(axes, project, frame)
+    for colour, (name, regions) in zip(itertools.cycle(_COLOURS), _regions(plan).items(), strict=False):
+        picture.regions(name, regions, colour)
+    for each in plan.detectors:
+        if each.footprint is not None:
+            picture.footprint(each.detector, each.footprint)
+    if plan.boresight is not None:
+        picture.boresight(plan.boresight)
+    ra, dec = _middle(plan)
+    axes.set_xlabel(f"degrees east of RA {ra:.4f}")
+    axes.set_ylabel(f"degrees north of Dec {dec:+.4f}")
+    axes.set_title(f"{plan.visit.instrument}  {plan.visit.group}", fontsize=10, loc="left")
+    axes.tick_params(labelsize=8)
+    picture.legend()
+    save_png(figure, path)
+
+
+def _middle(plan: Plan) -> Degrees:
+    """Return where the picture is centred: on a detector, or on the boresight
+    of several.
+    """
+    centers = [each.footprint.center for each in plan.detectors if each.footprint is not None]
+    return centers[0] if len(centers) == 1 or plan.boresight is None else plan.boresight
+
+
+def _projection(middle: Degrees) -> Callable[[Degrees], _Flat]:
+    """Return the azimuthal equidistant projection (Snyder 1987, chapter 25):
+    true distances from the middle, defined for the whole sky.
+    """
+    ra0, dec0 = map(math.radians, middle)
+
+    def project(point: Degrees) -> _Flat:
+        ra, dec = math.radians(point[0]) - ra0, math.radians(point[1])
+        east = math.cos(dec) * math.sin(ra)
+        north = math.cos(dec0) * math.sin(dec) - math.sin(dec0) * math.cos(dec) * math.cos(ra)
+        towards = math.sin(dec0) * math.sin(dec) + math.cos(dec0) * math.cos(dec) * math.cos(ra)
+        sine = math.hypot(east, north)
+        stretch = math.degrees(math.atan2(sine, towards)) / sine if sine else 0.0
+        return stretch * east, stretch * north
+
+    return project
+
+
+def _regions(plan: Plan) -> dict[str, dict[str, tuple[Degrees, ...]]]:
+    """Return what has a place on the sky: corners by label, by type."""
+    found: dict[str, dict[str, tuple[Degrees, ...]]] = {}
+    for detector in plan.detectors:
+        for each in detector.datasets:
+            if each.region is not None:
+                names, label = _labels(each)
+                found.setdefault(f"{each.dataset_type}: {names}", {})[label] = each.region
+    return found
+
+
+def _labels(dataset: DatasetPlan) -> tuple[str, str]:
+    """Return what tells a patch or a shard from its neighbours: names, values."""
+    telling = {name: value for name, value in dataset.data_id.items() if name not in _SHARED}
+    return ", ".join(telling), ", ".join(map(str, telling.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The part of the sky that is shown; east is left, and scales are equal."""
+
+    x: float
+    y: float
+    half: float
+
+    @classmethod
+    def around(cls, plan: Plan, project: Callable[[Degrees], _Flat]) -> "_Frame":
+        """Frame all footprints and the boresight."""
+        shown = [
+            project(corner) for each in plan.detectors if each.footprint for corner in each.footprint.padded
+        ]
+        if plan.boresight is not None:
+            shown.append(project(plan.boresight))
+        (low_x, low_y), (high_x, high_y) = (
+            (least(x for x, _ in shown), least(y for _, y in shown)) for least in (min, max)
+        )
+        half = 0.65 * max(high_x - low_x, high_y - low_y)
+        return cls((low_x + high_x) / 2, (low_y + high_y) / 2, half)
+
+    def apply(self, axes: Any) -> None:
+        """Let axes show it."""
+        axes.set_xlim(self.x + self.half, self.x - self.half)
+        axes.set_ylim(self.y - self.half, self.y + self.half)
+        axes.set_aspect("equal")
+
+    def clip(self, corners: Sequence[_Flat]) -> list[_Flat]:
+        """Return what is visible of a convex polygon (Sutherland and Hodgman
+        1974), empty if nothing is.
+        """
+        left = list(corners)
+        for axis, sign in itertools.product((0, 1), (-1.0, 1.0)):
+            left = _cut(left, partial(self._inside, axis, sign))
+        return left
+
+    def _inside(self, axis: int, sign: float, point: _Flat) -> float:
+        """Return how far a point lies on this side of one edge."""
+        return self.half - sign * (point[axis] - (self.x, self.y)[axis])
+
+
+def _cut(corners: Sequence[_Flat], inside: Callable[[_Flat], float]) -> list[_Flat]:
+    """Cut off the part of a polygon where a linear function is negative."""
+    kept: list[_Flat] = []
+    for before, here in zip([*corners[-1:], *corners[:-1]], corners, strict=True):
+        depth_before, depth = inside(before), inside(here)
+        if (depth_before < 0.0) != (depth < 0.0):
+            part = depth_before / (depth_before - depth)
+            kept.append((before[0] + part * (here[0] - before[0]), before[1] + part * (here[1] - before[1])))
+        if depth >= 0.0:
+            kept.append(here)
+    return kept
+
+
+class _Picture:
+    """Draws into axes whose unit is a degree."""
+
+    def __init__(self, axes: Any, project: Callable[[Degrees], _Flat], frame: _Frame):
+        self._axes = axes
+        self._project = project
+        self._frame = frame
+        self._legend: dict[str, Any] = {}
+        self._types = 0
+
+    def regions(self, name: str, regions: Mapping[str, Sequence[Degrees]], colour: str) -> None:
+        """Draw patches or shards, each with its label in its visible part."""
+        # Labels of different types, and the boresight's cross, beside each other.
+        lift = _LABEL_STEP * self._frame.half * (-1) ** self._types * (1 + self._types // 2)
+        self._types += 1
+        for label, corners in regions.items():
+            self._polygon(corners, f"{name} ({len(regions)})", edgecolor=colour, facecolor=f"{colour}1a")
+            visible = self._frame.clip([self._project(corner) for corner in corners])
+            if visible and len(regions) <= _MOST_LABELS:
+                x, y = _mean(visible)
+                self._label((x, y + lift), label, color=colour, fontsize=7)
+
+    def footprint(self, detector: int, found: FootprintPlan) -> None:
+        """Draw a footprint, with its number near its last corner."""
+        self._polygon(found.padded, "padded footprint", edgecolor="#e4572e", fill=False, linestyle="--")
+        self._polygon(found.corners, "footprint", edgecolor="#1f3b57", facecolor="#8fb8de55", linewidth=1.5)
+        center, corner = self._project(found.center), self._project(found.corners[-1])
+        place = center[0] + 0.8 * (corner[0] - center[0]), center[1] + 0.8 * (corner[1] - center[1])
+        self._label(place, str(detector), color="#1f3b57", fontsize=9, weight="bold")
+
+    def boresight(self, point: Degrees) -> None:
+        """Mark the middle of the camera."""
+        x, y = self._project(point)
+        (mark,) = self._axes.plot([x], [y], marker="+", markersize=14, color="black", linestyle="none")
+        self._legend["boresight"] = mark
+
+    def legend(self) -> None:
+        """Say what is what."""
+        self._axes.legend(
+            self._legend.values(), self._legend.keys(), loc="upper right", fontsize=8, framealpha=0.9
+        )
+
+    def _polygon(self, corners: Sequence[Degrees], name: str, **style: Any) -> None:
+        from matplotlib.patches import Polygon
+
+        drawn = Polygon([self._project(corner) for corner in corners], closed=True, **style)
+        self._legend.setdefault(name, self._axes.add_patch(drawn))
+
+    def _label(self, place: _Flat, text: str, **style: Any) -> None:
+        back = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1.0}
+        self._axes.text(*place, text, ha="center", va="center", zorder=5, clip_on=True, bbox=back, **style)
+
+
+def _mean(points: Sequence[_Flat]) -> _Flat:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When one child process is started, is late, and is started again."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+
+BOOT_S, ANSWER_S = 60.0, 30.0
+ENDED = "was killed by SIGKILL"
+
+
+def a_lifecycle(**changes):
+    limits = {"boot_s": BOOT_S, "answer_s": ANSWER_S, "first_pause_s": 1.0, "longest_pause_s": 60.0}
+    return Lifecycle(**limits | changes)
+
+
+def serving(**changes):
+    lifecycle = a_lifecycle(**changes)
+    lifecycle.started(0.0)
+    lifecycle.ready()
+    return lifecycle
+
+
+def restart(lifecycle):
+    """Start the next one when its pause is over; return the pause's end."""
+    now = lifecycle.deadline
+    assert lifecycle.due(now) == Start()
+    lifecycle.started(now)
+    lifecycle.ready()
+    return now
+
+
+def test_a_process_that_does_not_boot_in_time_is_killed():
+    lifecycle = a_lifecycle()
+    lifecycle.started(10.0)
+    assert lifecycle.deadline == 10.0 + BOOT_S
+    assert lifecycle.due(69.9) is None
+    assert lifecycle.due(70.0) == Kill("was not ready in 60 s")
+
+
+def test_a_process_that_serves_and_owes_nothing_has_no_deadline():
+    lifecycle = serving()
+    assert (lifecycle.state, lifecycle.deadline, lifecycle.due(1e9)) == (State.SERVING, None, None)
+
+
+def test_the_oldest_order_without_an_answer_decides():
+    lifecycle = serving()
+    lifecycle.ordered("a", 0.0)
+    lifecycle.ordered("b", 5.0)
+    assert lifecycle.deadline == 30.0
+    lifecycle.answered("a", 10.0)
+    assert lifecycle.deadline == 35.0
+    assert lifecycle.due(34.0) is None
+    assert lifecycle.due(35.0) == Kill("has not answered for 30 s")
+    lifecycle.answered("b", 35.0)
+    assert lifecycle.deadline is None
+
+
+def test_a_process_that_was_killed_is_killed_once_and_its_reason_stays():
+    lifecycle = serving()
+    lifecycle.ordered("a", 0.0)
+    lifecycle.killed("has not answered for 30 s")
+    assert (lifecycle.state, lifecycle.due(1e9)) == (State.KILLED, None)
+    assert list(lifecycle.owed) == ["a"]  # it may have been done yet
+    assert lifecycle.problem(30.0) == "has not answered for 30 s; it is killed"
+    lifecycle.ended(ENDED, 31.0)
+    assert lifecycle.owed == {}
+    assert lifecycle.problem(31.0) == "has not answered for 30 s; the next one starts in 1 s"
+
+
+def test_the_pauses_between_deaths_grow_to_a_minute():
+    lifecycle = serving()
+    now, pauses = 0.0, []
+    for _ in range(9):
+        lifecycle.ended(ENDED, now)
+        pauses.append(lifecycle.deadline - now)
+        now = restart(lifecycle)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_deaths_in_a_row_are_told_until_the_process_is_steady():
+    lifecycle = serving(steady_s=60.0)
+    lifecycle.ended(ENDED, 1.0)
+    lifecycle.started(2.0)
+    assert lifecycle.problem(2.0) == "was killed by SIGKILL; the next one boots"
+    lifecycle.ready()
+    assert lifecycle.problem(3.0) == ""
+    lifecycle.ended("ended with status 1", 3.0)
+    assert lifecycle.problem(4.2) == "ended with status 1, 2 deaths in a row; the next one starts in 1 s"
+    now = restart(lifecycle)
+    assert lifecycle.problem(now + 59.0) == "ended with status 1, 2 deaths in a row"
+    assert lifecycle.problem(now + 60.0) == ""
+    lifecycle.ended(ENDED, now + 61.0)
+    assert lifecycle.deadline == now + 62.0  # the first in a row
+
+
+def test_after_a_success_the_next_death_is_the_first():
+    lifecycle = serving()
+    for now in (0.0, 10.0, 20.0):
+        lifecycle.ended(ENDED, now)
+        restart(lifecycle)
+    lifecycle.succeeded()
+    lifecycle.ended(ENDED, 100.0)
+    assert lifecycle.deadline == 101.0
+
+
+def test_a_process_that_could_not_carry_out_an_order_rests_and_then_serves():
+    lifecycle = serving()
+    lifecycle.failed(0.0)
+    assert (lifecycle.state, lifecycle.deadline) == (State.RESTING, 1.0)
+    assert lifecycle.due(1.0) == Serve()
+    assert lifecycle.state == State.SERVING
+    lifecycle.failed(1.0)
+    assert lifecycle.deadline == 3.0
+
+
+def test_a_process_that_is_replaced_ends_in_peace_and_another_one_follows_at_once():
+    lifecycle = serving()
+    lifecycle.ordered("last", 0.0)
+    lifecycle.replace(1.0)
+    assert lifecycle.deadline == 30.0
+    lifecycle.answered("last", 20.0)
+    assert lifecycle.deadline == 20.0 + BOOT_S
+    lifecycle.ended("ended", 21.0)
+    assert (lifecycle.due(21.0), lifecycle.problem(21.0)) == (Start(), "")
+
+
+def test_a_process_that_is_replaced_and_does_not_end_is_killed():
+    lifecycle = serving()
+    lifecycle.replace(1.0)
+    assert lifecycle.due(61.0) == Kill("has not ended in 60 s")
+
+
+def test_a_process_that_boots_while_it_is_replaced_gets_no_orders():
+    lifecycle = a_lifecycle()
+    lifecycle.started(0.0)
+    lifecycle.replace(1.0)
+    lifecycle.ready()
+    assert lifecycle.state == State.REPLACING
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_nothing_follows_a_retired_process(killed):
+    lifecycle = serving()
+    lifecycle.retire()
+    if killed:
+        lifecycle.ordered("a", 0.0)
+        assert lifecycle.due(30.0) == Kill("has not answered for 30 s")
+        lifecycle.killed("has not answered for 30 s")
+    lifecycle.ended(ENDED, 31.0)
+    assert (lifecycle.state, lifecycle.deadline) == (State.CLOSED, None)
+
+
+EVENTS = {
+    "ready": lambda lifecycle, now: lifecycle.ready(),
+    "ordered": lambda lifecycle, now: lifecycle.ordered(now, now),
+    "answered": lambda lifecycle, now: lifecycle.answered(next(iter(lifecycle.owed), None), now),
+    "succeeded": lambda lifecycle, now: lifecycle.succeeded(),
+    "failed": lambda lifecycle, now: lifecycle.failed(now),
+    "replace": lambda lifecycle, now: lifecycle.replace(now),
+    "retire": lambda lifecycle, now: lifecycle.retire(),
+    "ended": lambda lifecycle, now: lifecycle.ended(ENDED, now),
+    "close": lambda lifecycle, now: lifecycle.close(),
+}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.floats(0.0, 100.0))))
+def test_whatever_happens_a_wanted_process_is_waited_for_with_a_deadline(events):
+    lifecycle, now = a_lifecycle(), 0.0
+    lifecycle.started(now)
+    over = False
+    for name, pause_s in events:
+        EVENTS[name](lifecycle, now)
+        over = over or name == "close"
+        now += pause_s
+        match lifecycle.due(now):
+            case Start():
+                assert lifecycle.state == State.PAUSING
+                lifecycle.started(now)
+            case Kill(reason=reason):
+                lifecycle.killed(reason)
+        if over:
+            assert (lifecycle.state, lifecycle.deadline) == (State.CLOSED, None)
+        idle = lifecycle.state in (State.SERVING, State.RETIRED) and not lifecycle.owed
+        if lifecycle.state not in (State.KILLED, State.CLOSED) and not idle:
+            assert lifecycle.deadline is not None
+            assert lifecycle.deadline < math.inf
