@@ -99,11 +99,11 @@ def test_detectors_of_others_are_refused(node, group):
     assert acked == [3]
 
 
-@pytest.mark.parametrize("deed", ["die", "segv", "abort", "exit", "system_exit"])
+@pytest.mark.parametrize("fault", ["die", "segv", "abort", "exit", "system_exit"])
 @pytest.mark.parametrize("stage", ["prepare", "ingest", "process"])
-def test_a_crash_before_anything_permanent_is_tried_again(node, group, stage, deed):
+def test_a_crash_before_anything_permanent_is_tried_again(node, group, stage, fault):
     """Faults 30 and 31: a worker dies in any stage, in any manner."""
-    node.relay.reserve(group, survey=f"{stage}:{deed}@1")
+    node.relay.reserve(group, survey=f"{stage}:{fault}@1")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     first, second = node.visit(group)
@@ -146,11 +146,11 @@ def test_a_worker_that_dies_after_spooling_has_succeeded(node, group):
     node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
 
 
-@pytest.mark.parametrize("deed", ["hang", "deaf"])
-def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, deed):
+@pytest.mark.parametrize("fault", ["hang", "deaf"])
+def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, fault):
     """Fault 32: an endless sleep, one that ignores TERM."""
     with running(tmp_path, socket_dir, attempts=1, times={"run_s": 0.5}) as node:
-        node.relay.reserve("g1", survey=f"process:{deed}")
+        node.relay.reserve("g1", survey=f"process:{fault}")
         node.land("g1")
         entry = node.relay.outcome("g1")
         assert (entry.outcome, entry.reason) == (Outcome.RUN_TIMEOUT, "the pipeline took more than 0.5 s")
@@ -217,12 +217,12 @@ def test_a_bad_raw_ends_its_visit_only(node, group):
     assert node.relay.outcome(other).outcome == Outcome.SUCCEEDED
 
 
-@pytest.mark.parametrize("deed", ["fork", "detach"])
-def test_grandchildren_go_with_their_worker(node, group, deed):
+@pytest.mark.parametrize("fault", ["fork", "detach"])
+def test_grandchildren_go_with_their_worker(node, group, fault):
     """Fault 39: grandchildren, double forks."""
     note = node.state / "grandchild"
     note.unlink(missing_ok=True)
-    node.relay.reserve(group, survey=f"prepare:{deed} process:die@1")
+    node.relay.reserve(group, survey=f"prepare:{fault} process:die@1")
     node.wait(note.exists)
     grandchild = int(node.wait(note.read_text))
     assert alive(grandchild)
@@ -231,10 +231,10 @@ def test_grandchildren_go_with_their_worker(node, group, deed):
     wait_until(lambda: not alive(grandchild), PATIENCE_S)
 
 
-@pytest.mark.parametrize("deed", ["chdir", "umask", "handler", "thread", "fork"])
-def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, deed):
+@pytest.mark.parametrize("fault", ["chdir", "umask", "handler", "thread", "fork"])
+def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
     """Fault 40: changed directory, umask, handlers, threads."""
-    node.relay.reserve(group, survey=f"process:{deed}")
+    node.relay.reserve(group, survey=f"process:{fault}")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     (visit,) = node.visit(group)

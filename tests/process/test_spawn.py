@@ -31,14 +31,14 @@ def test_a_visit_runs_from_announcement_to_export(node, group):
     assert not any("zygote" in title(pid) for pid in descendants(node.process.pid))
 
 
-@pytest.mark.parametrize("deed", ["die", "segv", "exit"])
-def test_a_crash_is_tried_again(node, group, deed):
-    node.relay.reserve(group, survey=f"process:{deed}@1")
+@pytest.mark.parametrize("fault", ["die", "segv", "exit"])
+def test_a_crash_is_tried_again(node, group, fault):
+    node.relay.reserve(group, survey=f"process:{fault}@1")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     first, second = node.visit(group)
     assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
-    told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[deed]
+    told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[fault]
     assert told in first.reason
     assert node.marks(group) == {f"{group}~0": 1}
 
