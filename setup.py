@@ -50,6 +50,7 @@ DEMO = [
     "pyarrow>=17",
     "scipy>=1.14",
     "sep>=1.4",
+    "starlink-pyast>=4.0",
 ]
 POSTGRES = [
     "psycopg2-binary>=2.9"

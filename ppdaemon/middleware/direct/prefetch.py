@@ -17,7 +17,7 @@ from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.copies import copied, size_bytes
 from ppdaemon.middleware.direct.quanta import Step
 
-__all__ = ("ReadAhead", "readings")
+__all__ = ("Prefetcher", "readings")
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,16 +37,8 @@ class _Kept:
 def readings(steps: Iterable[Step]) -> Counter[DatasetRef]:
     """Return what tasks will read that no task makes, and how often.
 
-    Parameters
-    ----------
-    steps : `~collections.abc.Iterable` [`~ppdaemon.middleware.direct.quanta.Step`]
-        All quanta.
-
-    Returns
-    -------
-    wanted : `~collections.Counter` [`lsst.daf.butler.DatasetRef`]
-        As the tasks ask for it; first what they read in any case, then what
-        they read when they like, for which once is assumed.
+    First comes what they read in any case, then what they read when they
+    like, for which once is assumed.
     """
     steps = list(steps)
     made = {ref.id for step in steps for refs in step.quantum.outputs.values() for ref in refs}
@@ -62,18 +54,12 @@ def readings(steps: Iterable[Step]) -> Counter[DatasetRef]:
     return certain + likely
 
 
-class ReadAhead:
-    """Objects that were read before they are asked for.
-
-    Parameters
-    ----------
-    limit_bytes : `int`
-        Memory for one visit's objects and, the same again, for those that
-        are kept for later visits.
-    """
+class Prefetcher:
+    """Objects that were read before they are asked for."""
 
     def __init__(self, limit_bytes: int):
         self._limit_bytes = limit_bytes
+        """For one visit's objects and, the same again, for those that are kept for later visits."""
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
         self._waiting: dict[_Key, list[Any]] = defaultdict(list)
 
@@ -87,20 +73,10 @@ class ReadAhead:
         self._waiting.clear()
 
     def read(self, wanted: Mapping[DatasetRef, int], get: Callable[[DatasetRef], Any]) -> int:
-        """Read what a visit will most likely ask for.
+        """Read each dataset so often, as far as there is room; return the bytes that wait now.
 
-        Parameters
-        ----------
-        wanted : `~collections.abc.Mapping` [`lsst.daf.butler.DatasetRef`, `int`]
-            What, and how often.
-        get : `~collections.abc.Callable`
-            Reads a dataset. What it raises is told, and left to the task
-            that will read the same again.
-
-        Returns
-        -------
-        size : `int`
-            Bytes that wait now. What does not fit in is not read.
+        What cannot be read is logged, and left to the task that will read the
+        same again.
         """
         self._waiting.clear()
         total = 0
@@ -112,20 +88,7 @@ class ReadAhead:
         return total
 
     def take(self, ref: DatasetRef) -> tuple[Any, bool]:
-        """Take an object, for good.
-
-        Parameters
-        ----------
-        ref : `lsst.daf.butler.DatasetRef`
-            What is asked for.
-
-        Returns
-        -------
-        content : `object`
-            The object.
-        found : `bool`
-            Whether there was one.
-        """
+        """Take an object for good; return it, and whether there was one."""
         waiting = self._waiting.get(_key(ref))
         return (waiting.pop(), True) if waiting else (None, False)
 

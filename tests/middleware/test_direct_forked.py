@@ -23,10 +23,10 @@ from toycam import MakeRig
 from ppdaemon.demo.geometry import detector_wcs
 from ppdaemon.demo.tasks.planes import make_image, sky_projection
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.apart import Apart, EndedSilently
+from ppdaemon.middleware.direct.datasets import MemoryDataset
 from ppdaemon.middleware.direct.files import DatasetFile
+from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.direct.handover import write_outputs
-from ppdaemon.middleware.direct.memory import Held
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -44,40 +44,40 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[Apart]:
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
     """Return the children that were begun."""
-    children: list[Apart] = []
-    begin = Apart.begin
+    children: list[ForkedCall] = []
+    begin = ForkedCall.begin
 
-    def counted(work: Callable[[], Any], plain: Callable[[Any], Any]) -> Apart:
+    def counted(work: Callable[[], Any], plain: Callable[[Any], Any]) -> ForkedCall:
         children.append(begin(work, plain))
         return children[-1]
 
-    monkeypatch.setattr(Apart, "begin", counted)
+    monkeypatch.setattr(ForkedCall, "begin", counted)
     return children
 
 
-def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, begun: list[Apart]) -> None:
+def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, begun: list[ForkedCall]) -> None:
     same(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
     assert begun
 
 
 @pytest.mark.parametrize("deed", ["fail", "partial", "full"])
 def test_what_happens_in_a_child_is_told_as_if_it_had_happened_here(
-    rigs: MakeRig, begun: list[Apart], deed: str
+    rigs: MakeRig, begun: list[ForkedCall], deed: str
 ) -> None:
     same(rigs, ("separable", "direct"), deed=deed, snaps=(1, 2), settings=TWO)
     assert begun
 
 
-def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, begun: list[Apart]) -> None:
+def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, begun: list[ForkedCall]) -> None:
     see(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
     see(rigs, "direct", main="Short", settings=TWO)
     assert not begun
 
 
 def test_what_cannot_be_taken_back_is_done_by_the_worker_itself(
-    rigs: MakeRig, begun: list[Apart], tmp_path: Path
+    rigs: MakeRig, begun: list[ForkedCall], tmp_path: Path
 ) -> None:
     settings = TWO | {"no_return": ["isr", "associate", "deed", "zAside", "after"]}
     see(rigs, "direct", snaps=(1, 2), settings=settings)
@@ -85,8 +85,8 @@ def test_what_cannot_be_taken_back_is_done_by_the_worker_itself(
 
 
 def test_a_child_that_ends_without_a_word_is_a_crash(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Apart.begin
-    monkeypatch.setattr(Apart, "begin", lambda work, plain: begin(lambda: os._exit(3), plain))
+    begin = ForkedCall.begin
+    monkeypatch.setattr(ForkedCall, "begin", lambda work, plain: begin(lambda: os._exit(3), plain))
     with pytest.raises(VisitFailed, match=r"task \w+: its process ended with exit status 3") as caught:
         see(rigs, "direct", snaps=(1, 2), settings=TWO)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
@@ -121,7 +121,7 @@ class Slate:
 def some(sizes_bytes: dict[str, int]) -> Any:
     """Return datasets that look as large as told."""
     return [
-        Held(SimpleNamespace(id=uuid.uuid4()), None, content=name, size_bytes=size, wanted=True)  # type: ignore[arg-type]
+        MemoryDataset(SimpleNamespace(id=uuid.uuid4()), content=name, size_bytes=size, wanted=True)  # type: ignore[arg-type]
         for name, size in sizes_bytes.items()
     ]
 
@@ -135,7 +135,7 @@ def test_large_outputs_are_written_at_once_and_small_ones_here(tmp_path: Path) -
     outputs = some({"big": 9_000_000, "log": 2000, "bigger": 9_500_000, "huge": 90_000_000})
     (tmp_path / "spool").mkdir()
     files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", Slate(), 3)  # type: ignore[arg-type]
-    assert [file.ref for file in files] == [held.ref for held in outputs]
+    assert [file.ref for file in files] == [dataset.ref for dataset in outputs]
     wrote = written_by(files)
     assert wrote["log"] == os.getpid()
     assert len({wrote["log"], wrote["huge"], wrote["bigger"]}) == 3
@@ -186,7 +186,7 @@ def as_it_is(result: Any) -> Any:
 
 def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
     whole = np.arange(1e6)
-    made = Apart.begin(
+    made = ForkedCall.begin(
         lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, as_it_is
     ).take()
     assert np.array_equal(made["whole"], whole)
@@ -197,14 +197,14 @@ def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
 
 
 def test_what_is_changed_here_is_not_changed_in_a_child_that_still_reads_it() -> None:
-    array = Apart.begin(lambda: np.zeros(100_000), as_it_is).take()
+    array = ForkedCall.begin(lambda: np.zeros(100_000), as_it_is).take()
     asked, go_on = os.pipe()
 
     def sum_later() -> float:
         os.read(asked, 1)
         return float(array.sum())
 
-    reader = Apart.begin(sum_later, as_it_is)
+    reader = ForkedCall.begin(sum_later, as_it_is)
     array += 1.0
     os.write(go_on, b"!")
     os.close(asked)
@@ -218,7 +218,7 @@ def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
 
     gc.collect()  # other tests have had arrays, too
     before = mappings()
-    made = Apart.begin(lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, as_it_is).take()
+    made = ForkedCall.begin(lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, as_it_is).take()
     assert mappings() == before + 1
     del made["image"]
     assert mappings() == before
@@ -239,7 +239,7 @@ def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
     ids=["empty", "fortran", "strided", "packed", "masked", "objects"],
 )
 def test_arrays_of_any_kind_come_back(array: Any) -> None:
-    came = Apart.begin(lambda: array, as_it_is).take()
+    came = ForkedCall.begin(lambda: array, as_it_is).take()
     assert (came.dtype, came.shape, came.flags.writeable) == (array.dtype, array.shape, True)
     assert came.flags.f_contiguous or not array.flags.f_contiguous
     assert came.tolist() == array.tolist()
@@ -248,7 +248,7 @@ def test_arrays_of_any_kind_come_back(array: Any) -> None:
 def test_what_others_may_not_change_comes_back_like_that() -> None:
     array = np.arange(50_000.0)
     array.flags.writeable = False
-    assert not Apart.begin(lambda: array, as_it_is).take().flags.writeable
+    assert not ForkedCall.begin(lambda: array, as_it_is).take().flags.writeable
 
 
 class OneWay:
@@ -262,7 +262,7 @@ class OneWay:
 
 
 def test_what_cannot_be_read_again_comes_back_in_its_plain_form() -> None:
-    assert Apart.begin(lambda: OneWay("some"), lambda it: it.words).take() == "some"
+    assert ForkedCall.begin(lambda: OneWay("some"), lambda it: it.words).take() == "some"
 
 
 def refuse_in(pid: int) -> None:
@@ -278,8 +278,8 @@ class NotHere:
 
 
 def test_what_nobody_wants_any_more_is_not_even_read() -> None:
-    child = Apart.begin(NotHere, as_it_is)
-    assert Apart.over([child], wait=True) == [child]
+    child = ForkedCall.begin(NotHere, as_it_is)
+    assert ForkedCall.over([child], wait=True) == [child]
     child.end()
     with pytest.raises(ChildProcessError):
         os.waitpid(child._pid, 0)
@@ -287,7 +287,7 @@ def test_what_nobody_wants_any_more_is_not_even_read() -> None:
 
 def test_children_do_not_draw_the_same_random_numbers() -> None:
     np.random.random()  # its state is there now
-    drawn = [Apart.begin(np.random.random, as_it_is).take() for _ in range(2)]
+    drawn = [ForkedCall.begin(np.random.random, as_it_is).take() for _ in range(2)]
     assert len({*drawn, np.random.random()}) == 3
 
 
@@ -297,7 +297,7 @@ def test_what_was_printed_before_is_not_printed_again(
     with (tmp_path / "log").open("w") as log:  # as a worker's output: nothing is written at once
         monkeypatch.setattr("sys.stdout", log)
         print("before")
-        assert Apart.begin(lambda: print("in the child"), as_it_is).take() is None
+        assert ForkedCall.begin(lambda: print("in the child"), as_it_is).take() is None
     assert (tmp_path / "log").read_text() == "before\nin the child\n"
 
 
@@ -311,7 +311,7 @@ def test_a_child_that_is_interrupted_at_its_very_end_does_not_go_on_as_its_paren
 
     parent = os.getpid()
     try:
-        child = Apart.begin(work, as_it_is)
+        child = ForkedCall.begin(work, as_it_is)
     finally:
         if os.getpid() != parent:
             os._exit(77)
@@ -319,14 +319,14 @@ def test_a_child_that_is_interrupted_at_its_very_end_does_not_go_on_as_its_paren
 
 
 def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
-    child = Apart.begin(lambda: (k for k in range(3)), list)
+    child = ForkedCall.begin(lambda: (k for k in range(3)), list)
     assert child.take() == [0, 1, 2]
 
 
 def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
     projection = sky_projection(detector_wcs(150.0, 2.0, 30.0, 4))
     image = make_image(np.ones((50, 60)), np.ones((50, 60)), {}, u.nJy, projection=projection)
-    came = Apart.begin(lambda: image, lambda image: "through files").take()
+    came = ForkedCall.begin(lambda: image, lambda image: "through files").take()
     assert np.array_equal(came.image.array, image.image.array)
     assert came.sky_projection == image.sky_projection
     assert came.unit == u.nJy
@@ -343,8 +343,8 @@ def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
     ],
 )
 def test_how_a_child_has_ended_is_told(work: Callable[[], Any], words: str) -> None:
-    with pytest.raises(EndedSilently, match=words):
-        Apart.begin(work, as_it_is).take()
+    with pytest.raises(DiedWithoutResult, match=words):
+        ForkedCall.begin(work, as_it_is).take()
 
 
 def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,16 +355,16 @@ def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPa
     watched: list[int] = []
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
-        Apart.begin(signal.pause, as_it_is)
+        ForkedCall.begin(signal.pause, as_it_is)
     with pytest.raises(ProcessLookupError):
         os.kill(watched[0], 0)
 
 
 def test_children_that_have_ended_are_told_from_those_that_run() -> None:
-    slow, quick = Apart.begin(signal.pause, as_it_is), Apart.begin(lambda: 1, as_it_is)
-    assert Apart.over([slow, quick], wait=True) == [quick]
+    slow, quick = ForkedCall.begin(signal.pause, as_it_is), ForkedCall.begin(lambda: 1, as_it_is)
+    assert ForkedCall.over([slow, quick], wait=True) == [quick]
     assert quick.take() == 1
-    assert Apart.over([slow], wait=False) == []
+    assert ForkedCall.over([slow], wait=False) == []
     begun_s = time.monotonic()
     slow.end()
     assert time.monotonic() - begun_s < 60
@@ -384,7 +384,7 @@ def test_a_child_leaves_the_database_connections_of_its_parent_alone(tmp_path: P
             connection.execute(sqlalchemy.text("INSERT INTO known VALUES (7)"))
             return id(connection.connection.dbapi_connection) == before
 
-    assert Apart.begin(add, as_it_is).take() is False
+    assert ForkedCall.begin(add, as_it_is).take() is False
     with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("SELECT id FROM known")).scalar() == 7
         assert id(connection.connection.dbapi_connection) == before

@@ -5,56 +5,31 @@ import logging
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Protocol
-
-from lsst.daf.butler import DatasetProvenance, DatasetRef
 
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
+from ppdaemon.middleware.direct.datasets import MemoryDataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 
-__all__ = ("Scribe", "Writable")
+__all__ = ("BackgroundWriter",)
 
 _LOG = logging.getLogger(__name__)
 
 
-class Writable(Protocol):
-    """A dataset that waits to be written."""
-
-    ref: DatasetRef
-    content: object
-    provenance: DatasetProvenance | None
-    file: DatasetFile | None
-    """Set when it is written; nobody may change the content before."""
-
-
-class Scribe:
-    """Writes datasets into files on the RAM disk.
-
-    Parameters
-    ----------
-    writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
-        Knows how.
-    folder : `pathlib.Path`
-        Where.
-    """
+class BackgroundWriter:
+    """Writes datasets into files in a folder on the RAM disk."""
 
     def __init__(self, writer: DatasetWriter, folder: Path):
         self._writer = writer
         self._folder = folder
-        self._waiting: deque[Writable] = deque()
+        self._waiting: deque[MemoryDataset] = deque()
         self._news = threading.Condition()
+        """Guards all below, which both threads change."""
         self._allowed = False
         self._over = False
         self._thread: threading.Thread | None = None
 
-    def offer(self, dataset: Writable) -> None:
-        """Write a dataset some time.
-
-        Parameters
-        ----------
-        dataset : `Writable`
-            The dataset.
-        """
+    def offer(self, dataset: MemoryDataset) -> None:
+        """Write a dataset some time, and set its file; nobody may change its content from now on."""
         with self._news:
             self._waiting.append(dataset)
             self._start()
@@ -78,7 +53,7 @@ class Scribe:
     def _start(self) -> None:
         if self._allowed and self._waiting and self._thread is None and not self._over:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="background-writer", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:
@@ -90,8 +65,9 @@ class Scribe:
                 dataset.file = self._writer.write(content, dataset.ref, self._folder, dataset.provenance)
             except Exception as error:  # formatters are foreign code; whoever spools will get it again
                 _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
+            del content  # or it would be kept for as long as this thread waits
 
-    def _next(self) -> Writable | None:
+    def _next(self) -> MemoryDataset | None:
         with self._news:
             while not self._waiting and not self._over:
                 self._news.wait()
