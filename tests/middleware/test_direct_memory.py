@@ -25,7 +25,6 @@ from lsst.daf.butler import (
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
 from pandas import DataFrame
-from waiting import wait_until
 
 from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.background import BackgroundWriter
@@ -34,6 +33,7 @@ from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.testing.waiting import wait_until
 
 UNIVERSE = DimensionUniverse()
 TYPES = {

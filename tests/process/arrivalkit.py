@@ -22,6 +22,7 @@ from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.raws.path import Expected
 from ppdaemon.reports import ArrivalSource
+from ppdaemon.testing.raws import fits_header
 
 GROUP = "2026-11-22T03:25:16.951"
 DEADLINE_S = 20.0
@@ -33,10 +34,6 @@ BUSY_MACHINE = 4.0
 """What takes 2 s on an idle machine may take so many times longer in a test."""
 
 
-def block(*cards: str) -> bytes:
-    return "".join(f"{card:80}" for card in (*cards, "END")).ljust(2880).encode()
-
-
 def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes:
     """Make a small FITS file: a primary header and two images."""
     primary = [
@@ -46,7 +43,7 @@ def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes
     ]
     if group is not None:
         primary += [f"GROUPID = '{group}'", f"CURINDEX= {snap:>20}", f"MAXINDEX= {snaps:>20}"]
-    image = block(
+    image = fits_header(
         "XTENSION= 'IMAGE   '",
         "BITPIX  =                   16",
         "NAXIS   =                    2",
@@ -55,7 +52,7 @@ def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes
         "PCOUNT  =                    0",
         "GCOUNT  =                    1",
     )
-    return block(*primary) + 2 * (image + bytes(5760))
+    return fits_header(*primary) + 2 * (image + bytes(5760))
 
 
 class Exposure:

@@ -21,6 +21,7 @@ from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName, sidecar_path
+from ppdaemon.testing.raws import fits_header
 
 GROUP = "2025-11-22T03:25:16.951"
 CAMERA = load_camera("LSSTCam")
@@ -67,8 +68,7 @@ class Night:
         self.put(RawPath(image.root, sidecar_path(image.path)), {"GROUPID": GROUP} | said)
 
     def put_header(self, image: RawPath, group: str) -> None:
-        cards = ("SIMPLE  =                    T", f"GROUPID = '{group}'", "END")
-        self.put(image, "".join(card.ljust(80) for card in cards).ljust(2880).encode())
+        self.put(image, fits_header("SIMPLE  =                    T", f"GROUPID = '{group}'"))
 
     async def facts(self, detectors: range, sequence: int = 156) -> list[ExposureFacts | None]:
         return await asyncio.gather(

@@ -23,23 +23,13 @@ from ppdaemon.node.arrivals.files import (
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import files as raws_files
+from ppdaemon.testing.raws import small_fits
 
 GROUP = "2025-11-22T03:25:16.951"
 
 
 def fits(group: str = GROUP) -> bytes:
-    cards = (
-        "SIMPLE  =                    T",
-        "BITPIX  =                    8",
-        "NAXIS   =                    1",
-    )
-    cards += (
-        "NAXIS1  =                    1",
-        f"GROUPID = '{group}'",
-        "CURINDEX=                    1",
-        "END",
-    )
-    return "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
+    return small_fits(f"GROUPID = '{group}'", "CURINDEX=                    1")
 
 
 def put(path: Path, content: bytes = b"") -> RawPath:

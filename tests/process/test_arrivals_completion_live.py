@@ -16,13 +16,13 @@ from arrivalkit import (
     run,
     source,
 )
-from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath
+from ppdaemon.testing.waiting import wait_until
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Waiting for a condition with a deadline: tests never sleep to synchronise."""
+"""Waiting for a condition with a deadline: a test never sleeps to synchronize."""
 
 import time
 from collections.abc import Callable
 
-__all__ = ("wait_until",)
+__all__ = ("PATIENCE_S", "wait_until")
+
+PATIENCE_S = 40.0
+"""For what takes a moment on a machine that is not busy."""
+PAUSE_S = 0.01
 
 
 def wait_until[T](
@@ -15,12 +19,12 @@ def wait_until[T](
     Parameters
     ----------
     condition : `~collections.abc.Callable`
-        Called again and again, every 10 ms.
-    deadline_s : `float`
+        Called every 10 ms.
+    deadline_s : `float`, optional
         How long it may take.
-    story : `str` or `~collections.abc.Callable`
-        What was waited for, or a function that tells what happened so far;
-        stands in the failure.
+    story : `str` or `~collections.abc.Callable`, optional
+        What was waited for, or a function that returns what has happened so
+        far; stands in the failure.
 
     Returns
     -------
@@ -36,7 +40,7 @@ def wait_until[T](
     deadline = time.monotonic() + deadline_s
     while not (value := condition()):
         if time.monotonic() > deadline:
-            told = story() if callable(story) else story
-            raise AssertionError(f"not within {deadline_s} s: {told or condition}")
-        time.sleep(0.01)
+            text = story() if callable(story) else story
+            raise AssertionError(f"not within {deadline_s} s: {text or condition}")
+        time.sleep(PAUSE_S)
     return value
