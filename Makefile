@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make demo | test | check | clean: each makes what it needs from a bare clone.
+# make demo | test | slow | quick | check | clean: each makes what it needs from a bare clone.
 # ARGS="..." goes to the program that runs; PYTHON=... chooses the interpreter of .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
 
-.PHONY: help demo test check clean
+.PHONY: help demo test slow quick check clean
 
 help:
 	@echo "make demo    the whole system on a simulated camera"
-	@echo "make test    all tests"
+	@echo "make test    all tests but the slow ones"
+	@echo "make slow    the slow tests"
+	@echo "make quick   the tests that start no process and need no LSST code"
 	@echo "make check   format, lint, types, layers"
 	@echo "make clean   removes .venv, build and all caches"
 
 demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m ppdaemon.demo $(ARGS)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow $(ARGS)
+
+quick: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow" --without-lsst tests/unit $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -24,10 +24,12 @@ CORE = [
     "lsst-pipe-base" + LSST,
     "lsst-resources" + LSST,
     "lsst-sphgeom" + LSST,
+    "lsst-utils" + LSST,
+    "networkx>=3.2",
     "numpy>=2.0",
-    "prometheus-client>=0.20",
     "psutil>=6.0",
     "pydantic>=2.11",
+    "pydantic-core",  # pydantic asks for one version of it
     "pyerfa>=2.0",
     "PyYAML>=6.0",
     "pyzmq>=26.0",
@@ -48,6 +50,7 @@ DEMO = [
     "pyarrow>=17",
     "scipy>=1.14",
     "sep>=1.4",
+    "starlink-pyast>=4.0",
 ]
 POSTGRES = [
     "psycopg2-binary>=2.9"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fixtures of all tests: a fake clock, short paths, and the leak check."""
+"""Fixtures of all tests: a fake clock, short paths, no long waits, and the leak check."""
 
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -11,9 +12,33 @@ import hypothesis
 import pytest
 from clocks import FakeClock
 from leaks import MARK, kill_left_over, left_over, possessions
+from longwaits import refuse_long_waits
+from nolsst import NoLsst
+from once import made_once
 
+DEMO_CENTRAL_S = 400
 CHECKED_FOLDERS = frozenset({"process", "system"})
 """Tests below these start processes and are checked for what they leave."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of this suite."""
+    parser.addoption("--without-lsst", action="store_true", help="Fail where LSST code is imported.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse LSST code if that was asked for; in all processes of the run."""
+    if config.getoption("--without-lsst"):
+        assert "lsst" not in sys.modules
+        sys.meta_path.insert(0, NoLsst())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the first test that needs the demo's central repo, or waits for it, the time to make it."""
+    for item in items:
+        if "demo_central" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
+
 
 # How long an example takes says how busy the machine is, not what is wrong.
 hypothesis.settings.register_profile(
@@ -36,17 +61,28 @@ def demo_detectors() -> tuple[int, ...]:
 
 @pytest.fixture(scope="session")
 def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple[int, ...]) -> Path:
-    """Give the demo's central repo with templates in r, the same for all tests.
+    """Give the demo's central repo with templates in r, a copy for this test process.
 
     A test writes into output runs of its own and takes an alert database of
     its own from `ppdaemon.demo.central.make_apdb`.
     """
-    from ppdaemon.demo.central import make_central_repo
+    from ppdaemon.demo.central import make_apdb, make_central_repo
 
-    root = tmp_path_factory.mktemp("demo") / "central"
-    return make_central_repo(
-        root, bands=("r",), detectors=demo_detectors, processes=1, progress=lambda line: None
+    name = f"demo-{'-'.join(map(str, demo_detectors))}"
+    made = made_once(
+        tmp_path_factory,
+        name,
+        # One process for each core: the other test processes wait.
+        lambda root: make_central_repo(
+            root, bands=("r",), detectors=demo_detectors, processes=2, progress=lambda line: None
+        ),
     )
+    central = tmp_path_factory.mktemp("demo") / "central"
+    shutil.copytree(made, central)
+    for apdb in central.glob("apdb.*"):
+        apdb.unlink()
+    make_apdb(central)
+    return central
 
 
 @pytest.fixture
@@ -60,16 +96,34 @@ def socket_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
+def no_long_waits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that sleeps for long, unless it is slow or says why."""
+    if not any(request.node.get_closest_marker(name) for name in ("slow", "waits")):
+        refuse_long_waits(monkeypatch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the last test of a module whose fixtures leave something."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from _checked(request, patch)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that leaves a process, a thread or a descriptor."""
+    yield from _checked(request, monkeypatch)
+
+
+def _checked(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.path.relative_to(Path(__file__).parent).parts[0] not in CHECKED_FOLDERS:
         yield
         return
     mark = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, mark)
+    patch.setenv(MARK, mark)
     before = possessions(mark)
     yield
     offenders = left_over(before, mark)
     kill_left_over(before, mark)
     if offenders:
-        pytest.fail("the test left behind: " + "; ".join(offenders), pytrace=False)
+        pytest.fail(f"the {request.scope} left behind: " + "; ".join(offenders), pytrace=False)

@@ -5,6 +5,8 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +34,15 @@ class Possessions:
     descriptors: frozenset[tuple[int, str]]
 
 
-def _descendants(mark: str) -> dict[int, str]:
-    """Find this process's descendants, and orphans that carry the mark."""
+def _descendants(mark: str, known: frozenset[int] = frozenset()) -> dict[int, str]:
+    """Find this process's descendants, and orphans that carry the mark.
+
+    What known ones have started since belongs to them: a daemon that several
+    tests share replaces its workers.
+    """
     found = {}
     needle = f"{MARK}={mark}".encode()
-    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    children = set(_below(psutil.Process(), known))
     for process in psutil.process_iter():
         pid = process.pid
         if pid == os.getpid():
@@ -47,6 +53,14 @@ def _descendants(mark: str) -> dict[int, str]:
         except (OSError, psutil.Error):
             continue  # it ended meanwhile, or is another user's
     return found
+
+
+def _below(process: psutil.Process, known: frozenset[int]) -> Iterator[int]:
+    for child in process.children():
+        yield child.pid
+        if child.pid not in known:
+            with suppress(psutil.NoSuchProcess):
+                yield from _below(child, known)
 
 
 def _descriptors() -> frozenset[tuple[int, str]]:
@@ -80,8 +94,14 @@ def _is_file(target: str) -> bool:
 
 
 def _differences(before: Possessions, mark: str) -> list[str]:
-    processes = [text for pid, text in _descendants(mark).items() if pid not in before.processes]
-    threads = [t for t in threading.enumerate() if t not in before.threads and not t.daemon]
+    processes = [
+        text for pid, text in _descendants(mark, before.processes).items() if pid not in before.processes
+    ]
+    threads = [
+        t
+        for t in threading.enumerate()
+        if t not in before.threads and not t.daemon and not t.name.startswith("pytest_timeout ")
+    ]
     opened = sorted(_descriptors() - before.descriptors)
     files = [each for each in opened if _is_file(each[1])]
     if len(files) <= FILES_TOLERATED:
@@ -126,7 +146,7 @@ def kill_left_over(before: Possessions, mark: str) -> None:
     mark : `str`
         The test's mark.
     """
-    for pid in _descendants(mark).keys() - before.processes:
+    for pid in _descendants(mark, before.processes).keys() - before.processes:
         try:
             psutil.Process(pid).kill()
         except psutil.NoSuchProcess:

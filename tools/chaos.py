@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from chaos_node import Node
+from chaos_node import ChaosNode
 from chaos_plan import make_plan
-from chaos_relay import PlayedRelay
+from chaos_relay import ChaosRelay
 from chaos_run import ChaosRun, Report
 from chaos_scene import Places, Scene, ScriptedScene
 from rich.console import Console
@@ -48,14 +48,14 @@ def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) 
         seed,
         seconds,
         scene.detectors,
-        deeds=scene.deeds,
-        strikes=scene.strikes,
+        worker_faults=scene.worker_faults,
+        process_faults=scene.process_faults,
         visit_every_s=scene.visit_every_s,
-        strike_every_s=scene.strike_every_s,
+        fault_every_s=scene.fault_every_s,
     )
     draw = random.Random(f"victims of {seed}")
-    node = Node(places.scratch, scene.settings(workers), uuid.uuid4().hex)
-    relay = PlayedRelay(places.relay, draw)
+    node = ChaosNode(places.scratch, scene.settings(workers), uuid.uuid4().hex)
+    relay = ChaosRelay(places.relay, draw)
     try:
         return ChaosRun(plan, scene, node, relay, draw, lambda line: click.echo(line, err=True)).run()
     finally:
@@ -79,14 +79,14 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
         "restarted_seats": report.restarted_seats,
         "slowest_answer_s": round(report.slowest_answer_s, 3),
         "supervisor": {
-            name: dataclasses.asdict(held) for name, held in (("begin", report.begin), ("end", report.end))
+            name: dataclasses.asdict(used) for name, used in (("begin", report.begin), ("end", report.end))
         },
         "violations": [
             {
                 "kind": violation.kind,
                 "what": violation.what,
-                "visit": violation.place,
-                "story": report.stories.get(violation.place[0], []) if violation.place else [],
+                "visit": violation.key,
+                "story": report.stories.get(violation.key[0], []) if violation.key else [],
             }
             for violation in report.violations
         ],

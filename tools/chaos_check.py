@@ -12,10 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos_relay import Place
-
 from ppdaemon.folders import NodeFolders
 from ppdaemon.states import BAD_OUTCOMES, Outcome
+from ppdaemon.testing.played import VisitDetector
 
 __all__ = ("Evidence", "Row", "Told", "Violation", "judge", "read_exports", "read_rows", "read_writes")
 
@@ -30,14 +29,14 @@ class Violation:
     kind: str
     """``lost``, ``doubled``, ``leaked`` or ``wrong``."""
     what: str
-    place: Place | None = None
+    key: VisitDetector | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of the journal."""
 
-    place: Place
+    key: VisitDetector
     attempt: int
     outcome: Outcome | None
     reason: str
@@ -58,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the relay heard of a visit-detector."""
+    """What the relay was told of a visit-detector."""
 
     outcome: Outcome
     attempt: int
@@ -68,20 +67,20 @@ class Told:
 class Evidence:
     """Everything that a run has left to be judged by."""
 
-    promised: frozenset[Place]
-    told: Mapping[Place, Sequence[Told]]
+    promised: frozenset[VisitDetector]
+    told: Mapping[VisitDetector, Sequence[Told]]
     rows: Sequence[Row]
-    writes: Mapping[Place, int] | None
+    writes: Mapping[VisitDetector, int] | None
     """Permanent writes; `None` where they cannot be counted."""
-    exports: Mapping[Place, Sequence[int]] | None
+    exports: Mapping[VisitDetector, Sequence[int]] | None
     """Attempts whose outputs are in the central repo."""
-    reasons: Mapping[Place, Sequence[str]] = field(default_factory=dict)
+    reasons: Mapping[VisitDetector, Sequence[str]] = field(default_factory=dict)
     """What was done to a visit-detector, and may spoil it."""
     hurt: frozenset[int] = frozenset()
     """Workers that were killed or stopped."""
-    raw_in_time: frozenset[Place] = frozenset()
+    raw_in_time: frozenset[VisitDetector] = frozenset()
     """Whose raws landed well before the wait for them ended."""
-    refused: Mapping[Place, str] = field(default_factory=dict)
+    refused: Mapping[VisitDetector, str] = field(default_factory=dict)
     """What the node did not take, and never will: there is no reason to."""
 
 
@@ -105,7 +104,7 @@ def read_rows(journal: Path) -> list[Row]:
         ).fetchall()
     return [
         Row(
-            place=(group, detector),
+            key=(group, detector),
             attempt=attempt,
             outcome=Outcome(outcome) if outcome else None,
             reason=reason,
@@ -118,8 +117,8 @@ def read_rows(journal: Path) -> list[Row]:
     ]
 
 
-def read_writes(folder: Path) -> dict[Place, int]:
-    """Count the permanent writes of `chaos_work`: a byte each."""
+def read_writes(folder: Path) -> dict[VisitDetector, int]:
+    """Count the permanent writes of scripted workers: a byte each."""
     writes = {}
     for path in folder.iterdir() if folder.exists() else ():
         group, _, detector = path.name.rpartition("~")
@@ -127,13 +126,13 @@ def read_writes(folder: Path) -> dict[Place, int]:
     return writes
 
 
-def read_exports(names: Iterable[str]) -> dict[Place, list[int]]:
+def read_exports(names: Iterable[str]) -> dict[VisitDetector, list[int]]:
     """Return the attempts that were exported, by their spools' names."""
-    exports: dict[Place, list[int]] = defaultdict(list)
+    exports: dict[VisitDetector, list[int]] = defaultdict(list)
     for name in names:
-        key = NodeFolders.read_spooled(name)
-        if key is not None:
-            exports[key[1], key[2]].append(key[3])
+        spooled = NodeFolders.read_spooled(name)
+        if spooled is not None:
+            exports[spooled[1], spooled[2]].append(spooled[3])
     return exports
 
 
@@ -150,18 +149,18 @@ def judge(evidence: Evidence) -> list[Violation]:
     violations : `list` [`Violation`]
         Empty if every promise was kept.
     """
-    rows: dict[Place, list[Row]] = defaultdict(list)
+    rows: dict[VisitDetector, list[Row]] = defaultdict(list)
     for row in evidence.rows:
-        rows[row.place].append(row)
-    found = [Violation("wrong", f"refused: {why}", place) for place, why in sorted(evidence.refused.items())]
-    for place in sorted(evidence.promised | rows.keys() | evidence.told.keys()):
-        found += _judge_place(place, rows[place], evidence)
+        rows[row.key].append(row)
+    found = [Violation("wrong", f"refused: {why}", key) for key, why in sorted(evidence.refused.items())]
+    for key in sorted(evidence.promised | rows.keys() | evidence.told.keys()):
+        found += _judge_one(key, rows[key], evidence)
     return found
 
 
-def _judge_place(place: Place, rows: Sequence[Row], evidence: Evidence) -> list[Violation]:
+def _judge_one(key: VisitDetector, rows: Sequence[Row], evidence: Evidence) -> list[Violation]:
     finals = [row for row in rows if row.final]
-    told = {said.outcome for said in evidence.told.get(place, ())}
+    told = {said.outcome for said in evidence.told.get(key, ())}
     found: list[tuple[str, str]] = []
     if not finals:
         found.append(("lost", f"no final outcome in the journal ({len(rows)} rows)"))
@@ -176,26 +175,26 @@ def _judge_place(place: Place, rows: Sequence[Row], evidence: Evidence) -> list[
     if len(finals) == 1:
         if told and told != {finals[0].outcome}:
             found.append(("doubled", f"told {', '.join(sorted(told))}, but journaled {finals[0].outcome}"))
-        found += _judge_traces(place, finals[0], evidence)
-        found += _judge_outcome(place, finals[0], rows, evidence)
-    writes = (evidence.writes or {}).get(place, 0)
+        found += _judge_traces(key, finals[0], evidence)
+        found += _judge_outcome(key, finals[0], rows, evidence)
+    writes = (evidence.writes or {}).get(key, 0)
     if writes > 1:
         found.append(("doubled", f"{writes} permanent writes"))
-    return [Violation(kind, what, place) for kind, what in found]
+    return [Violation(kind, what, key) for kind, what in found]
 
 
-def _judge_traces(place: Place, final: Row, evidence: Evidence) -> list[tuple[str, str]]:
+def _judge_traces(key: VisitDetector, final: Row, evidence: Evidence) -> list[tuple[str, str]]:
     """Compare an outcome with what lies on disk."""
     found = []
     succeeded = final.outcome is Outcome.SUCCEEDED
     if evidence.writes is not None:
-        writes = evidence.writes.get(place, 0)
+        writes = evidence.writes.get(key, 0)
         if succeeded and not writes:
             found.append(("lost", "succeeded without its permanent write"))
         if final.retriable and writes:
             found.append(("wrong", "called retriable after a permanent write"))
     if evidence.exports is not None:
-        exported = Counter(evidence.exports.get(place, ()))
+        exported = Counter(evidence.exports.get(key, ()))
         wanted = Counter([final.attempt] if succeeded else [])
         if wanted - exported:
             found.append(("lost", f"attempt {final.attempt} was not exported"))
@@ -206,12 +205,12 @@ def _judge_traces(place: Place, final: Row, evidence: Evidence) -> list[tuple[st
 
 
 def _judge_outcome(
-    place: Place, final: Row, rows: Sequence[Row], evidence: Evidence
+    key: VisitDetector, final: Row, rows: Sequence[Row], evidence: Evidence
 ) -> list[tuple[str, str]]:
     """Ask whether something was done that explains an outcome."""
     if final.outcome is Outcome.NO_IMAGE:
-        return [("wrong", "no_image, though its raw was there")] if place in evidence.raw_in_time else []
-    if evidence.reasons.get(place) or any(row.pid in evidence.hurt for row in rows):
+        return [("wrong", "no_image, though its raw was there")] if key in evidence.raw_in_time else []
+    if evidence.reasons.get(key) or any(row.pid in evidence.hurt for row in rows):
         return []
     if final.outcome in (BAD_OUTCOMES | {Outcome.CANCELLED}) - LATE:
         return [("wrong", f"{final.outcome} ({final.reason}), though nothing was done to it")]

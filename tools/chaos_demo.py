@@ -8,8 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from chaos_check import Place
-from chaos_plan import STRIKES, Fault, Visit
+from chaos_plan import PROCESS_FAULTS, Fault, Visit
 from chaos_scene import Places
 
 from ppdaemon.clock import Clock
@@ -19,6 +18,7 @@ from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
+from ppdaemon.testing.played import VisitDetector
 from ppdaemon.visit import NextVisit, read_next_visit
 
 __all__ = ("DemoScene",)
@@ -39,10 +39,10 @@ class DemoScene:
     """
 
     detectors = (DETECTOR,)
-    deeds: tuple[str, ...] = ()
-    strikes = tuple(fault for fault in STRIKES if fault is not Fault.CENTRAL_DOWN)
+    worker_faults: tuple[str, ...] = ()
+    process_faults = tuple(fault for fault in PROCESS_FAULTS if fault is not Fault.CENTRAL_DOWN)
     visit_every_s = 2.5
-    strike_every_s = 2.0
+    fault_every_s = 2.0
     patience_s = IMAGE_TIMEOUT_S
     drain_s = 180.0
 
@@ -83,7 +83,7 @@ class DemoScene:
         """Expose, read out and deliver, beside the run."""
         self._thread.submit(self._deliver, self._plan(visit), snap)
 
-    def writes(self) -> dict[Place, int] | None:
+    def writes(self) -> dict[VisitDetector, int] | None:
         """Tell for which visit-detectors there are alerts, which a task
         refuses to write twice.
         """
@@ -95,11 +95,11 @@ class DemoScene:
             found[groups[int(visit)], int(detector)] = 1
         return found
 
-    def exports(self) -> dict[Place, list[int]] | None:
+    def exports(self) -> dict[VisitDetector, list[int]] | None:
         """The central repo does not know of attempts."""
         return None
 
-    def done_deeds(self) -> Counter[str]:
+    def done_worker_faults(self) -> Counter[str]:
         """Nothing is told to go wrong in workers."""
         return Counter()
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chaos_work import DEEDS, STEPS, Deed
+from ppdaemon.testing.work import WorkerFault
 
-__all__ = ("STRIKES", "Fault", "Plan", "Strike", "Visit", "make_plan")
+__all__ = ("PROCESS_FAULTS", "Fault", "Plan", "ProcessFault", "Visit", "WORKER_FAULTS", "make_plan")
 
 
 class Fault(StrEnum):
-    """What comes from outside of the workers; deeds have their own names."""
+    """What comes from outside of the workers; their own faults have other names."""
 
     KILL_WORKER = "kill_worker"
     STOP_WORKER = "stop_worker"
@@ -37,7 +37,7 @@ class Fault(StrEnum):
     LATE_RAW = "late_raw"
 
 
-STRIKES = (
+PROCESS_FAULTS = (
     Fault.KILL_WORKER,
     Fault.STOP_WORKER,
     Fault.KILL_ZYGOTE,
@@ -52,7 +52,7 @@ STRIKES = (
 )
 """What happens to processes."""
 
-TWISTS = (
+VISIT_FAULTS = (
     Fault.DUPLICATE,
     Fault.CANCEL,
     Fault.NO_RAW,
@@ -61,6 +61,30 @@ TWISTS = (
     Fault.LATE_RAW,
 )
 """What happens to visits."""
+
+STEPS = ("prepare", "ingest", "process", "written", "spooling", "spooled")
+"""Where worker faults happen, of `ppdaemon.testing.work.STEPS`."""
+
+WORKER_FAULTS = (
+    "hang",
+    "deaf",
+    "leak",
+    "burst",
+    "segv",
+    "abort",
+    "exit",
+    "system_exit",
+    "raise",
+    "refuse",
+    "garbage",
+    "other_visit",
+    "sent_twice",
+    "fill",
+    "fork",
+    "detach",
+    "chdir",
+)
+"""What goes wrong in workers, of `ppdaemon.testing.work.FAULTS`."""
 
 MORE_KILLS = (Fault.KILL_WORKER,) * 4 + (Fault.STOP_WORKER,) * 2
 QUIET_BEGIN_S, QUIET_END_S = 0.5, 1.0
@@ -71,11 +95,11 @@ LONGEST_S = {
     Fault.CENTRAL_DOWN: 2.0,
 }
 EVERY_ATTEMPT = 0.25
-"""How often a deed is done in each attempt, not only in the first."""
+"""How often a worker fault happens in each attempt, not only in the first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Strike:
+class ProcessFault:
     """Something that happens to a process."""
 
     at_s: float
@@ -94,16 +118,16 @@ class Visit:
     pace_ms: int
     raws_s: tuple[float, ...]
     """When the snaps' raws land; fewer than `snaps` where some never come."""
-    deed: Deed | None = None
-    twist: Fault | None = None
+    worker_fault: WorkerFault | None = None
+    visit_fault: Fault | None = None
     cancel_s: float | None = None
     again_s: tuple[float, ...] = ()
     """When the reservation comes once more."""
 
     @property
     def survey(self) -> str:
-        """What the workers are to do, in `chaos_work`'s words."""
-        return f"pace:{self.pace_ms}" + (f" {self.deed}" if self.deed else "")
+        """What the workers do, in the words of `ppdaemon.testing.work`."""
+        return f"pace:{self.pace_ms}" + (f" {self.worker_fault}" if self.worker_fault else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +135,7 @@ class Plan:
     """A whole run; all times count from its begin."""
 
     visits: tuple[Visit, ...]
-    strikes: tuple[Strike, ...]
+    process_faults: tuple[ProcessFault, ...]
 
 
 def make_plan(
@@ -119,10 +143,10 @@ def make_plan(
     seconds: float,
     detectors: Sequence[int],
     *,
-    deeds: Sequence[str] = tuple(DEEDS),
-    strikes: Sequence[Fault] = STRIKES,
+    worker_faults: Sequence[str] = WORKER_FAULTS,
+    process_faults: Sequence[Fault] = PROCESS_FAULTS,
     visit_every_s: float = 0.45,
-    strike_every_s: float = 0.8,
+    fault_every_s: float = 0.8,
 ) -> Plan:
     """Draw a run.
 
@@ -134,32 +158,32 @@ def make_plan(
         How long visits are announced.
     detectors : `~collections.abc.Sequence` [`int`]
         Those of the camera.
-    deeds : `~collections.abc.Sequence` [`str`], optional
+    worker_faults : `~collections.abc.Sequence` [`str`], optional
         What may go wrong in workers.
-    strikes : `~collections.abc.Sequence` [`Fault`], optional
+    process_faults : `~collections.abc.Sequence` [`Fault`], optional
         What may happen to processes.
-    visit_every_s, strike_every_s : `float`, optional
+    visit_every_s, fault_every_s : `float`, optional
         Mean intervals.
 
     Returns
     -------
     plan : `Plan`
-        Visits and strikes in order.
+        Visits and process faults in order.
     """
     draw = random.Random(seed)
-    wrongs = _dealt(draw, [*deeds, *TWISTS, *(None,) * len(TWISTS)])
+    wrongs = _dealt(draw, [*worker_faults, *VISIT_FAULTS, *(None,) * len(VISIT_FAULTS)])
     visits = [
         _visit(draw, f"chaos-{seed}-{number:04d}", at_s, detectors, next(wrongs))
         for number, at_s in enumerate(_moments(draw, 0.0, seconds, visit_every_s))
     ]
-    kinds = _dealt(draw, strikes, MORE_KILLS)
-    strikes = [
-        Strike(at_s, fault, draw.uniform(0.2, 1.0) * LONGEST_S.get(fault, 0.0))
+    kinds = _dealt(draw, process_faults, MORE_KILLS)
+    chosen = [
+        ProcessFault(at_s, fault, draw.uniform(0.2, 1.0) * LONGEST_S.get(fault, 0.0))
         for at_s, fault in zip(
-            _moments(draw, QUIET_BEGIN_S, seconds - QUIET_END_S, strike_every_s), kinds, strict=False
+            _moments(draw, QUIET_BEGIN_S, seconds - QUIET_END_S, fault_every_s), kinds, strict=False
         )
     ]
-    return Plan(tuple(visits), tuple(strikes))
+    return Plan(tuple(visits), tuple(chosen))
 
 
 def _dealt[T](draw: random.Random, first: Sequence[T], more: Sequence[T] = ()) -> Iterator[T]:
@@ -181,11 +205,11 @@ def _visit(
     draw: random.Random, group: str, at_s: float, detectors: Sequence[int], wrong: str | Fault | None
 ) -> Visit:
     chosen = tuple(sorted(draw.sample(list(detectors), draw.randint(1, min(3, len(detectors))))))
-    twist = wrong if isinstance(wrong, Fault) else None
-    snaps = 2 if twist is Fault.MISSING_SNAP or draw.random() < 0.2 else 1
+    visit_fault = wrong if isinstance(wrong, Fault) else None
+    snaps = 2 if visit_fault is Fault.MISSING_SNAP or draw.random() < 0.2 else 1
     raws_s = [at_s + draw.uniform(0.1, 1.2) for _ in range(snaps)]
     cancel_s, again_s = None, ()
-    match twist:
+    match visit_fault:
         case Fault.NO_RAW:
             raws_s = []
         case Fault.MISSING_SNAP:
@@ -205,14 +229,14 @@ def _visit(
         snaps=snaps,
         pace_ms=draw.choice((0, 10, 40, 100)),
         raws_s=tuple(raws_s),
-        deed=None if wrong is None or twist else _deed(draw, str(wrong), chosen),
-        twist=twist,
+        worker_fault=None if wrong is None or visit_fault else _worker_fault(draw, str(wrong), chosen),
+        visit_fault=visit_fault,
         cancel_s=cancel_s,
         again_s=again_s,
     )
 
 
-def _deed(draw: random.Random, name: str, detectors: Sequence[int]) -> Deed:
-    step = "spooled" if name == "said_twice" else draw.choice(STEPS)
+def _worker_fault(draw: random.Random, name: str, detectors: Sequence[int]) -> WorkerFault:
+    step = "spooled" if name == "sent_twice" else draw.choice(STEPS)
     detector = draw.choice([None, *detectors])
-    return Deed(name, step, detector, None if draw.random() < EVERY_ATTEMPT else 1)
+    return WorkerFault(name, step, detector, None if draw.random() < EVERY_ATTEMPT else 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Acts out the plan of a chaos run against a real daemon, and keeps a diary.
+"""Acts out the plan of a chaos run against a real daemon, and logs what it does.
 
 One loop does all: what is due on the agenda, the relay's end of the link, an
-operator who restarts quarantined seats, and a look at what is held. What came
+operator who restarts quarantined seats, and a look at what is used. What came
 of it is `chaos_check`'s to judge.
 """
 
@@ -16,18 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from chaos_check import Evidence, Told, Violation, judge, read_rows
-from chaos_node import Holdings, Node
-from chaos_plan import Fault, Plan, Strike, Visit
-from chaos_relay import Place, PlayedRelay
+from chaos_node import ChaosNode
+from chaos_plan import Fault, Plan, ProcessFault, Visit
+from chaos_relay import ChaosRelay
 from chaos_scene import Scene
 
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.reports import AskRestart, WorkerRow
 from ppdaemon.states import BUSY_STATES, SlotState
+from ppdaemon.testing.played import VisitDetector
+from ppdaemon.testing.processes import ResourceUsage
 
 __all__ = ("ChaosFailed", "ChaosRun", "Report")
 
-TURN_MS = 15
+TURN_S = 0.015
 LOOK_S = 0.5
 READY_S = 90.0
 FAMILY_S = 5.0
@@ -61,8 +63,8 @@ class Report:
     lives: int
     restarted_seats: int
     slowest_answer_s: float
-    begin: Holdings
-    end: Holdings
+    begin: ResourceUsage
+    end: ResourceUsage
     violations: list[Violation]
     stories: dict[str, list[str]]
     """By group: the relay's, the journal's and the daemon's account."""
@@ -82,9 +84,9 @@ class ChaosRun:
         What is to happen.
     scene : `chaos_scene.Scene`
         Camera and workers.
-    node : `chaos_node.Node`
+    node : `chaos_node.ChaosNode`
         The daemon, not started.
-    relay : `chaos_relay.PlayedRelay`
+    relay : `chaos_relay.ChaosRelay`
         The relay.
     draw : `random.Random`
         Chooses victims.
@@ -94,13 +96,13 @@ class ChaosRun:
 
     plan: Plan
     scene: Scene
-    node: Node
-    relay: PlayedRelay
+    node: ChaosNode
+    relay: ChaosRelay
     draw: random.Random
     tell: Callable[[str], None]
     faults: Counter[str] = field(default_factory=Counter)
     killed_while: Counter[str] = field(default_factory=Counter)
-    _diary: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _violations: list[Violation] = field(default_factory=list)
     _hurt: set[int] = field(default_factory=set)
     _announced: dict[str, float] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class ChaosRun:
     _begin: float = 0.0
     _last_look: float = 0.0
     _last_line: int = -1
-    _held: Holdings | None = None
+    _used: ResourceUsage | None = None
 
     def run(self) -> Report:
         """Act, wait for all outcomes, stop the daemon, judge.
@@ -124,7 +126,7 @@ class ChaosRun:
         report : `Report`
             What came of it.
         """
-        self.node.start()
+        self.node.launch()
         try:
             self._wait_until_ready(READY_S)
             self._begin = time.monotonic()
@@ -133,10 +135,10 @@ class ChaosRun:
                 self._turn()
             self._end_faults()
             self._drain()
-            end = self.node.holdings()
+            end = self.node.usage()
             self._check_growth(end)
         finally:
-            status = self.node.stop()
+            status = self.node.stop_or_kill()
         self._check_stop(status)
         return self._report(end)
 
@@ -150,7 +152,7 @@ class ChaosRun:
         heapq.heappush(self._agenda, (when_s, next(self._order), act))
 
     def _turn(self) -> None:
-        self.relay.turn(TURN_MS)
+        self.relay.listen(TURN_S)
         while self._agenda and self._agenda[0][0] <= self._now_s:
             heapq.heappop(self._agenda)[2]()
         if time.monotonic() - self._last_look >= LOOK_S:
@@ -160,11 +162,11 @@ class ChaosRun:
     def _wait_until_ready(self, limit_s: float) -> None:
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
-            self.relay.turn(TURN_MS)
+            self.relay.listen(TURN_S)
             self._check_alive()
-            status = self.node.status()
+            status = self.node.status_if_served()
             if status and status.relay.startswith("connected") and status.slots.get(SlotState.IDLE):
-                self._held = self.node.holdings()
+                self._used = self.node.usage()
                 return
         tail = "\n".join(self.node.log_of("", most=TAIL))
         raise ChaosFailed(f"the daemon is not ready within {limit_s:g} s:\n{tail}")
@@ -180,20 +182,20 @@ class ChaosRun:
                 self._at(at_s, lambda visit=visit: self._announce_again(visit))
             if visit.cancel_s is not None:
                 self._at(visit.cancel_s, lambda visit=visit: self._cancel(visit))
-        for strike in self.plan.strikes:
-            self._at(strike.at_s, lambda strike=strike: self._strike(strike))
+        for fault in self.plan.process_faults:
+            self._at(fault.at_s, lambda fault=fault: self._cause(fault))
 
     def _note(self, group: str, text: str) -> None:
-        self._diary[group].append(f"{self._now_s:7.3f} {text}")
+        self._log[group].append(f"{self._now_s:7.3f} {text}")
 
     def _announce(self, visit: Visit) -> None:
         self._announced[visit.group] = time.monotonic()
         self._note(
-            visit.group, f"announced: detectors {visit.detectors}, {visit.survey}, {visit.twist or ''}"
+            visit.group, f"announced: detectors {visit.detectors}, {visit.survey}, {visit.visit_fault or ''}"
         )
-        self.relay.reserve(self.scene.announcement(visit), visit.detectors)
-        if visit.twist in (Fault.NO_RAW, Fault.EARLY_RAW, Fault.MISSING_SNAP, Fault.LATE_RAW):
-            self.faults[visit.twist] += 1
+        self.relay.promise(self.scene.announcement(visit), visit.detectors)
+        if visit.visit_fault in (Fault.NO_RAW, Fault.EARLY_RAW, Fault.MISSING_SNAP, Fault.LATE_RAW):
+            self.faults[visit.visit_fault] += 1
 
     def _announce_again(self, visit: Visit) -> None:
         self.faults[Fault.DUPLICATE] += 1
@@ -206,11 +208,11 @@ class ChaosRun:
     def _cancel(self, visit: Visit) -> None:
         self.faults[Fault.CANCEL] += 1
         self._note(visit.group, "cancelled")
-        self.relay.cancel(visit.group)
+        self.relay.withdraw(visit.group)
 
-    # --- strikes ---------------------------------------------------------
+    # --- process faults----------------------------------------------------
 
-    def _strike(self, strike: Strike) -> None:
+    def _cause(self, fault: ProcessFault) -> None:
         """Do it, or try again soon where it has no victim now."""
         act: Callable[[float], bool] = {
             Fault.KILL_WORKER: self._kill_worker,
@@ -224,15 +226,15 @@ class ChaosRun:
             Fault.RELAY_SILENT: self._silence_relay,
             Fault.RELAY_NONSENSE: self._talk_nonsense,
             Fault.CENTRAL_DOWN: self._take_central_down,
-        }[strike.fault]
-        if act(strike.length_s):
-            self.faults[strike.fault] += 1
+        }[fault.fault]
+        if act(fault.length_s):
+            self.faults[fault.fault] += 1
         elif self._now_s < self.plan.visits[-1].announce_s:
-            self._at(self._now_s + 0.2, lambda: self._strike(strike))
+            self._at(self._now_s + 0.2, lambda: self._cause(fault))
 
     def _victim(self) -> WorkerRow | None:
         """Choose a worker: each state that there is has the same chance."""
-        rows = [row for row in self.node.workers() if row.pid is not None]
+        rows = [row for row in self.node.workers_if_served() if row.pid is not None]
         states = sorted({row.state for row in rows})
         if not states:
             return None
@@ -272,7 +274,7 @@ class ChaosRun:
 
     def _serves(self) -> bool:
         """Tell whether the daemon has started: before, it needs its zygote."""
-        status = self.node.status()
+        status = self.node.status_if_served()
         return status is not None and status.state != "starting"
 
     def _hit(self, title: str, number: int) -> bool:
@@ -281,7 +283,7 @@ class ChaosRun:
 
     def _kill_supervisor(self, _: float) -> bool:
         """Kill it, and start the next one at once."""
-        if self._family or not self.node.workers():
+        if self._family or not self.node.workers_if_served():
             return False  # still busy with the last time
         family = self.node.processes()
         self.node.kill()
@@ -289,7 +291,7 @@ class ChaosRun:
         family.pop(self.node.pid, None)
         self._family = family
         self._at(self._now_s + FAMILY_S, self._check_family)
-        self.node.start()
+        self.node.launch()
         return True
 
     def _check_family(self) -> None:
@@ -302,21 +304,21 @@ class ChaosRun:
 
     def _reload(self, _: float) -> bool:
         """Have all processes replaced beside the running visits."""
-        if self.node.status() is None:
+        if self.node.status_if_served() is None:
             return False
-        self.node.rewrite_settings()
+        self.node.change_settings()
         return self.node.signal(self.node.pid, signal.SIGHUP)
 
     def _let_clock_jump(self, _: float) -> bool:
         # Before it serves, the signal would still end it.
-        return self.node.status() is not None and self.node.signal(self.node.pid, signal.SIGUSR1)
+        return self.node.status_if_served() is not None and self.node.signal(self.node.pid, signal.SIGUSR1)
 
     def _silence_relay(self, length_s: float) -> bool:
         self.relay.fall_silent(length_s)
         return True
 
     def _talk_nonsense(self, _: float) -> bool:
-        self.relay.talk_nonsense()
+        self.relay.send_nonsense()
         return True
 
     def _take_central_down(self, length_s: float) -> bool:
@@ -330,23 +332,23 @@ class ChaosRun:
 
     def _look(self) -> None:
         self._check_alive()
-        rows = self.node.workers()
+        rows = self.node.workers_if_served()
         for row in rows:
             if row.state == SlotState.QUARANTINED:
                 self._restarted_seats += 1
-                self.node.ask(AskRestart(slot=row.slot))
+                self.node.request(AskRestart(slot=row.slot))
         if int(self._now_s) > self._last_line:
             self._last_line = int(self._now_s)
             busy = sum(1 for row in rows if row.state in BUSY_STATES)
             self.tell(
-                f"{self._last_line:4d} s  accepted {len(self.relay.promised):4d}"
-                f"  ended {len(self.relay.told):4d}  workers {busy:2d} of {len(rows):2d} busy"
-                f"  strikes {self.faults.total():4d}  life {self.node.lives}"
+                f"{self._last_line:4d} s  accepted {len(self.relay.acked):4d}"
+                f"  ended {len(self.relay.results):4d}  workers {busy:2d} of {len(rows):2d} busy"
+                f"  faults {self.faults.total():4d}  incarnation {self.node.incarnations}"
             )
 
     def _check_alive(self) -> None:
         """Do as a service manager does: start it again, a few times."""
-        status = self.node.status_if_ended()
+        status = self.node.process.poll()
         if status is None:
             return
         tail = "\n".join(self.node.log_of("", most=TAIL))
@@ -354,7 +356,7 @@ class ChaosRun:
         if self._own_ends >= OWN_ENDS:
             raise ChaosFailed(f"the daemon ends again and again:\n{tail}")
         self._own_ends += 1
-        self.node.start()
+        self.node.launch()
 
     # --- the end ---------------------------------------------------------
 
@@ -367,21 +369,21 @@ class ChaosRun:
         settled = None
         while time.monotonic() < until:
             self._turn()
-            status = self.node.status()
+            status = self.node.status_if_served()
             quiet = status is not None and not (status.open_visits or status.spooled)
-            if not quiet or self.relay.open_places:
+            if not quiet or self.relay.owed:
                 settled = None
             elif settled is None:
                 settled = time.monotonic()
             elif time.monotonic() - settled > SETTLE_S:
                 return
         self._violations += [
-            Violation("lost", f"no outcome {self.scene.drain_s:g} s after the last fault", place)
-            for place in self.relay.open_places
+            Violation("lost", f"no outcome {self.scene.drain_s:g} s after the last fault", key)
+            for key in self.relay.owed
         ]
 
-    def _check_growth(self, end: Holdings) -> None:
-        begin = self._held
+    def _check_growth(self, end: ResourceUsage) -> None:
+        begin = self._used
         assert begin is not None
         for name, before, now, more in (
             ("descriptors", begin.descriptors, end.descriptors, MORE_DESCRIPTORS),
@@ -408,16 +410,16 @@ class ChaosRun:
             if path.exists()
         ]
 
-    def _report(self, end: Holdings) -> Report:
+    def _report(self, end: ResourceUsage) -> Report:
         rows = read_rows(self.node.folders.journal)
         relay = self.relay
-        finals = {row.place: row for row in rows if row.final}
+        finals = {row.key: row for row in rows if row.final}
         violations = self._violations + judge(
             Evidence(
-                promised=frozenset(relay.promised),
+                promised=frozenset(relay.acked),
                 told={
-                    place: [Told(entry.outcome, entry.attempt) for entry in entries]
-                    for place, entries in relay.told.items()
+                    key: [Told(entry.outcome, entry.attempt) for entry in entries]
+                    for key, entries in relay.results.items()
                 },
                 rows=rows,
                 writes=self.scene.writes(),
@@ -428,48 +430,48 @@ class ChaosRun:
                 refused=relay.refused,
             )
         )
-        assert self._held is not None
+        assert self._used is not None
         return Report(
-            accepted=len(relay.promised),
+            accepted=len(relay.acked),
             refused=len(relay.refused),
             outcomes=Counter(str(row.outcome) for row in finals.values()),
             attempts=len(rows),
-            faults=self.faults + self.scene.done_deeds(),
+            faults=self.faults + self.scene.done_worker_faults(),
             killed_while=self.killed_while,
-            lives=self.node.lives,
+            lives=self.node.incarnations,
             restarted_seats=self._restarted_seats,
             slowest_answer_s=self.node.slowest_answer_s,
-            begin=self._held,
+            begin=self._used,
             end=end,
             violations=violations,
             stories={
-                place[0]: [
-                    *self._diary[place[0]],
-                    *(f"journal: detector {row.place[1]} {row}" for row in rows if row.place[0] == place[0]),
-                    *(f"log: {line}" for line in self.node.log_of(place[0])),
+                key[0]: [
+                    *self._log[key[0]],
+                    *(f"journal: detector {row.key[1]} {row}" for row in rows if row.key[0] == key[0]),
+                    *(f"log: {line}" for line in self.node.log_of(key[0])),
                 ]
-                for place in (violation.place for violation in violations)
-                if place is not None
+                for key in (violation.key for violation in violations)
+                if key is not None
             },
         )
 
-    def _reasons(self) -> dict[Place, list[str]]:
+    def _reasons(self) -> dict[VisitDetector, list[str]]:
         """Tell what was done to which visit-detector."""
-        reasons: dict[Place, list[str]] = defaultdict(list)
+        reasons: dict[VisitDetector, list[str]] = defaultdict(list)
         for visit in self.plan.visits:
             for detector in visit.detectors:
-                place = (visit.group, detector)
-                if visit.deed is not None and visit.deed.detector in (None, detector):
-                    reasons[place].append(str(visit.deed))
+                key = (visit.group, detector)
+                if visit.worker_fault is not None and visit.worker_fault.detector in (None, detector):
+                    reasons[key].append(str(visit.worker_fault))
                 if visit.cancel_s is not None:
-                    reasons[place].append("cancelled")
+                    reasons[key].append("cancelled")
                 begin = self._announced.get(visit.group, 0.0)
-                end = self.relay.told_at.get(place, float("inf"))
+                end = self.relay.told_at.get(key, float("inf"))
                 if any(begin <= kill <= end for kill in self._supervisor_kills):
-                    reasons[place].append("supervisor killed")
+                    reasons[key].append("supervisor killed")
         return reasons
 
-    def _raw_in_time(self) -> Iterator[Place]:
+    def _raw_in_time(self) -> Iterator[VisitDetector]:
         for visit in self.plan.visits:
             last_s = visit.announce_s + self.scene.patience_s - RAW_MARGIN_S
             if visit.raws_s and min(visit.raws_s) < last_s:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The camera of a chaos run with scripted workers: configuration and raw files."""
 
-import json
-import os
-import sys
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from chaos_check import Place, read_exports, read_writes
-from chaos_plan import STRIKES, Fault, Visit
-from chaos_work import DEEDS, DEEDS_FILE
+from chaos_check import read_exports, read_writes
+from chaos_plan import PROCESS_FAULTS, WORKER_FAULTS, Fault, Visit
 
-from ppdaemon.clock import Clock, day_obs
+from ppdaemon.testing.node import node_config
+from ppdaemon.testing.played import VisitDetector
+from ppdaemon.testing.raws import RawWriter
 from ppdaemon.visit import NextVisit, read_next_visit
 
 __all__ = ("Places", "Scene", "ScriptedScene")
@@ -53,12 +50,12 @@ class Scene(Protocol):
     """What differs between scripted workers and real pipelines."""
 
     detectors: tuple[int, ...]
-    deeds: tuple[str, ...]
+    worker_faults: tuple[str, ...]
     """What may go wrong in workers."""
-    strikes: tuple[Fault, ...]
+    process_faults: tuple[Fault, ...]
     """What may happen to processes."""
     visit_every_s: float
-    strike_every_s: float
+    fault_every_s: float
     patience_s: float
     """How long a visit waits for raws."""
     drain_s: float
@@ -73,69 +70,55 @@ class Scene(Protocol):
     def land(self, visit: Visit, snap: int) -> None:
         """Let the raws of one snap land, of all the visit's detectors."""
 
-    def writes(self) -> dict[Place, int] | None:
+    def writes(self) -> dict[VisitDetector, int] | None:
         """Count permanent writes, if they can be counted."""
 
-    def exports(self) -> dict[Place, list[int]] | None:
+    def exports(self) -> dict[VisitDetector, list[int]] | None:
         """Return which attempts were exported, if it can be known."""
 
-    def done_deeds(self) -> Counter[str]:
+    def done_worker_faults(self) -> Counter[str]:
         """Count what went wrong in workers."""
 
     def close(self) -> None:
-        """Let go of what the camera holds."""
+        """Close what the camera has opened."""
 
 
 @dataclass(slots=True)
 class ScriptedScene:
-    """Workers of `chaos_work`; raws of one byte."""
+    """Workers of `ppdaemon.testing.work`; raws of one byte."""
 
     places: Places
     detectors: tuple[int, ...] = tuple(range(9))
-    deeds: tuple[str, ...] = tuple(DEEDS)
-    strikes: tuple[Fault, ...] = STRIKES
+    worker_faults: tuple[str, ...] = WORKER_FAULTS
+    process_faults: tuple[Fault, ...] = PROCESS_FAULTS
     visit_every_s: float = 0.45
-    strike_every_s: float = 0.8
+    fault_every_s: float = 0.8
     patience_s: float = IMAGE_TIMEOUT_S
     drain_s: float = 40.0
-    _numbers: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Sequence number of each snap."""
+    _camera: RawWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._camera = RawWriter(self.places.raws, CAMERA)
 
     def settings(self, workers: int) -> dict[str, Any]:
         """Return the daemon's configuration."""
-        pipeline = self.places.scratch / "any.yaml"
-        pipeline.write_text("{}\n")
-        self.places.raws.mkdir(exist_ok=True)
-        return {
-            "node": {
+        return node_config(
+            self.places.scratch,
+            self.places.ramdisk,
+            node={
                 "name": "chaos",
-                "state_dir": str(self.places.state),
                 "ramdisk": str(self.places.ramdisk),
-                "control": str(self.places.ramdisk / "control"),
                 "instruments": {CAMERA: f"0-{len(self.detectors) - 1}"},
             },
-            "relay": {"address": self.places.relay, "heartbeat_s": 0.2, "silence_s": 1.0},
-            "arrivals": {
-                "roots": [str(self.places.raws)],
-                "image_timeout_s": IMAGE_TIMEOUT_S,
-                "sidecar_wait_s": 0.2,
-                "scan_s": 0.5,
-                "remember_s": 7200,  # by a clock that is an hour off, too
-            },
-            "workers": {
-                "work": "chaos_work",
-                "min": 2,
-                "spare": 1,
+            relay={"address": self.places.relay, "silence_s": 1.0},
+            # Remembered for long enough by a clock that is an hour off, too.
+            arrivals={"image_timeout_s": IMAGE_TIMEOUT_S, "remember_s": 7200},
+            workers={
                 "max": workers,
-                "nice": 0,
-                "environment": {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))},
                 "times": TIMES,
-                "memory": {"soft": "100MB", "hard": "250MB", "sample_s": 0.2},
+                "memory": {"soft": "50MB", "hard": "250MB", "sample_s": 0.2},
             },
-            "pipelines": {"main": [{"pipelines": [str(pipeline)]}]},
-            "export": {"retry_s": 0.2},
-            "log": {"format": "console"},
-        }
+        )
 
     def announcement(self, visit: Visit) -> NextVisit:
         """Return what the relay reserves."""
@@ -145,44 +128,22 @@ class ScriptedScene:
 
     def land(self, visit: Visit, snap: int) -> None:
         """Let raws and sidecars land, renamed into place."""
-        day = day_obs(Clock().tai())
-        number = self._numbers.setdefault((visit.group, snap), len(self._numbers) + 1)
-        obsid = f"DC_O_{day}_{number:06d}"
-        folder = self.places.raws / CAMERA / str(day) / obsid
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = {"OBSID": obsid, "GROUPID": visit.group, "DAYOBS": str(day), "SEQNUM": number}
-        facts |= {"CONTRLLR": "O", "CAMCODE": "DC", "CURINDEX": snap, "MAXINDEX": visit.snaps}
-        for detector in visit.detectors:
-            name = f"{obsid}_R22_S{detector // 3}{detector % 3}"
-            for suffix, data in ((".json", json.dumps(facts).encode()), (".fits", SMALL_FITS)):
-                part = folder / f".{name}{suffix}.part"
-                part.write_bytes(data)
-                part.rename(folder / f"{name}{suffix}")
+        self._camera.land(visit.group, visit.detectors, snap=snap, snaps=visit.snaps)
 
-    def writes(self) -> dict[Place, int] | None:
+    def writes(self) -> dict[VisitDetector, int] | None:
         """Count permanent writes."""
-        return read_writes(self.places.state / "writes")
+        return read_writes(self.places.state / "marks")
 
-    def exports(self) -> dict[Place, list[int]] | None:
+    def exports(self) -> dict[VisitDetector, list[int]] | None:
         """Return which attempts were exported."""
-        central = self.places.state / "central"
+        central = self.places.state / "exported"
         return read_exports(path.name for path in central.iterdir()) if central.exists() else {}
 
-    def done_deeds(self) -> Counter[str]:
+    def done_worker_faults(self) -> Counter[str]:
         """Count what the workers noted."""
-        path = self.places.state / DEEDS_FILE
+        path = self.places.state / "faults.log"
         lines = path.read_text().splitlines() if path.exists() else []
         return Counter(line.split()[0] for line in lines)
 
     def close(self) -> None:
-        """Nothing is held."""
-
-
-def _small_fits() -> bytes:
-    cards: Mapping[str, object] = {"SIMPLE": "T", "BITPIX": 8, "NAXIS": 1, "NAXIS1": 1}
-    lines = [f"{name:8}= {value:>20}".ljust(80) for name, value in cards.items()]
-    return "".join([*lines, "END".ljust(80)]).ljust(2880).encode() + bytes(2880)
-
-
-SMALL_FITS = _small_fits()
-"""A whole FITS file of one byte."""
+        """Nothing is open."""

@@ -16,7 +16,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFailed, Reaped
 from ppdaemon.node.answers import Answers
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control import ControlServer
 from ppdaemon.node.events import RawArrived
 from ppdaemon.node.intake import Intake

@@ -13,7 +13,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.mounts import is_ramdisk
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.lock import NodeLock
 from ppdaemon.node.meters import REPO_EVERY, Meters

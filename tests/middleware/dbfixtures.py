@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from centrals import Central, make_few, run_visit
+from once import made_once
 from postgres import PostgresServer, running_server
 from toycam import Rig, load_toy_camera
 
@@ -33,6 +34,8 @@ def server(request: pytest.FixtureRequest) -> PostgresServer | None:
 @pytest.fixture(scope="session")
 def few(tmp_path_factory: pytest.TempPathFactory, server: PostgresServer | None) -> Central:
     """Give a central repo; it is only read, whoever writes takes a copy."""
+    if server is None:
+        return Central(made_once(tmp_path_factory, "few-central", lambda root: make_few(root, None)))
     return make_few(tmp_path_factory.mktemp("few") / "central", server)
 
 
@@ -54,7 +57,14 @@ def few_template(tmp_path_factory: pytest.TempPathFactory, few: Central) -> Path
 @pytest.fixture(scope="session")
 def spooled(tmp_path_factory: pytest.TempPathFactory, toy_central: Path, toy_template: Path) -> Path:
     """Give a folder of spools: of one host two attempts at detector 1, of another detector 2."""
-    root = tmp_path_factory.mktemp("spooled")
+
+    def make(root: Path) -> None:
+        _spool_visits(root, toy_central, toy_template)
+
+    return made_once(tmp_path_factory, "spooled", make) / "spool"
+
+
+def _spool_visits(root: Path, toy_central: Path, toy_template: Path) -> None:
     for host, detector, attempts in (("a", 1, (1, 2)), ("b", 2, (1,))):
         types = {"types": ["toy_.*", ".*_config", "regionTimeInfo"]}
         rig = Rig(root / host, root / host / "ram", toy_central, export=types)
@@ -66,7 +76,6 @@ def spooled(tmp_path_factory: pytest.TempPathFactory, toy_central: Path, toy_tem
             worker.reset()
         worker.close()
         shutil.copytree(rig.seat.spool, root / "spool", dirs_exist_ok=True)
-    return root / "spool"
 
 
 @pytest.fixture

@@ -401,13 +401,14 @@ PIPELINES = {
 def write_many(rig: Rig) -> None:
     """Add the pipelines of this module."""
     for name, tasks in PIPELINES.items():
-        _write(rig, name, tasks)
+        write_pipeline(rig, name, tasks, __name__)
 
 
-def _write(rig: Rig, name: str, tasks: Mapping[str, str]) -> None:
+def write_pipeline(rig: Rig, name: str, tasks: Mapping[str, str], module: str) -> None:
+    """Add a pipeline of a module's tasks."""
     path = Path(next(iter(rig.paths.values()))).parent / f"{name}.yaml"
     lines = [f"description: {name}", "instrument: toycam.ToyCam", "tasks:"]
     path.write_text(
-        "\n".join([*lines, *(f"  {label}: {__name__}.{task}" for label, task in tasks.items())]) + "\n"
+        "\n".join([*lines, *(f"  {label}: {module}.{task}" for label, task in tasks.items())]) + "\n"
     )
     rig.paths[name] = str(path)

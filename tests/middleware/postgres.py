@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from waiting import wait_until
+
+from ppdaemon.testing.waiting import wait_until
 
 USER = "ppdaemon"
 TEMPLATE = "with_gist"

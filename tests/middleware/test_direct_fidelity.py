@@ -145,7 +145,7 @@ def test_the_writer_of_a_visit_that_was_not_spooled_ends_with_it(
     with pytest.raises(OSError, match="no such device"):
         worker.process(Process(exposures=(DAY * 100000 + 1,)))
     worker.reset()
-    assert all(thread.name != "scribe" for thread in threading.enumerate())
+    assert all(thread.name != "background-writer" for thread in threading.enumerate())
 
 
 def test_a_type_that_the_repo_gets_to_know_later_is_what_the_repo_says(rigs: MakeRig, tmp_path: Path) -> None:

@@ -1,181 +1,84 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which tasks can be given objects, and which only copies: their code tells."""
+"""Whatever tasks keep, share and change, the ``direct`` engine makes what ``separable`` makes."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
+import directhabits
 import pytest
-from lsst.pipe.base import PipelineTask, Struct
+from directhabits import MAKERS, write_habits
+from lsst.daf.butler.logging import ButlerMDC
+from lsst.pipe.base import PipelineTask
+from seen import same
+from toycam import DAY, MakeRig
 
 from ppdaemon.demo.tasks.associate import AssociateTask
-from ppdaemon.middleware.direct.habits import is_orderly
+from ppdaemon.messages import Process
+from ppdaemon.middleware.direct.tasks import reads_once_puts_last
+from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.states import Outcome
 
-# ruff: noqa: N802, N803 -- what follows has the names of the base class
+pytest_plugins = ("toyfixtures",)
 
-
-class Usual(PipelineTask):
-    """Has the base class's own."""
-
-
-class Named(PipelineTask):
-    """Reads connection by connection, puts what there is in case of failure, too."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        image = butlerQC.get(inputRefs.image)
-        stars = butlerQC.get(inputRefs.stars)
-        result = Struct(stars=None)
-        try:
-            self.run(image, stars, result, butlerQC.quantum.dataId)
-        except ValueError as error:
-            butlerQC.put(result, outputRefs)
-            raise RuntimeError("in part") from error
-        except TypeError:
-            self.log.warning("is made nevertheless")
-        butlerQC.add_additional_provenance(inputRefs.image, {"seen": 1})
-        butlerQC.put(result.stars, outputRefs.stars)
-        butlerQC.put(result.image, outputRefs.image)
-        return
+PAIR = ("separable", "direct")
 
 
-class Branching(PipelineTask):
-    """Puts in each branch, and has nothing behind them."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        inputs = butlerQC.get(inputRefs)
-        with self.timer("all"):  # type: ignore[attr-defined]
-            if inputs["image"]:
-                butlerQC.put(self.run(**inputs), outputRefs)
-            else:
-                butlerQC.put(Struct(), outputRefs)
-
-
-class Again(PipelineTask):
-    """Reads the same twice."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        before = butlerQC.get(inputRefs.image)
-        self.run(before)
-        butlerQC.put(self.run(butlerQC.get(inputRefs.image)), outputRefs)
-
-
-class Overlapping(PipelineTask):
-    """Reads all, and one of all."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        inputs = butlerQC.get(inputRefs)
-        fresh = butlerQC.get(inputRefs.image)
-        butlerQC.put(self.run(fresh, **inputs), outputRefs)
-
-
-class Looping(PipelineTask):
-    """Reads any number of times."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        sums = [self.run(butlerQC.get(inputRefs.image)) for _ in range(2)]
-        butlerQC.put(sums, outputRefs)
-
-
-class GoingOn(PipelineTask):
-    """Changes what it has put."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        image = butlerQC.get(inputRefs.image)
-        butlerQC.put(image, outputRefs.early)
-        image += 1
-        butlerQC.put(image, outputRefs.late)
-
-
-class GoingOnBelow(PipelineTask):
-    """Changes what it has put in a block before."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        image = butlerQC.get(inputRefs.image)
-        if image:
-            butlerQC.put(image, outputRefs.early)
-        self.run(image)
-
-
-class GoingOnFinally(PipelineTask):
-    """Changes what it has put when all is over."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        image = butlerQC.get(inputRefs.image)
-        try:
-            butlerQC.put(image, outputRefs.early)
-        finally:
-            image.clear()
-
-
-class GoingOnBetween(PipelineTask):
-    """Changes one output while it makes the other."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        image = butlerQC.get(inputRefs.image)
-        butlerQC.put(image, outputRefs.early)
-        butlerQC.put(self.run(image), outputRefs.late)
-
-
-class GoingOnWhenCaught(PipelineTask):
-    """Changes what it has put before something went wrong."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        image = butlerQC.get(inputRefs.image)
-        try:
-            butlerQC.put(image, outputRefs.early)
-            raise ValueError("caught below")
-        except ValueError:
-            pass
-        image.clear()
-
-
-class Passing(PipelineTask):
-    """Lets others read and put."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        super().runQuantum(butlerQC, inputRefs, outputRefs)
-
-
-class Hiding(PipelineTask):
-    """Has another name for the method."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        get = butlerQC.get
-        butlerQC.put(self.run(get(inputRefs), get(inputRefs)), outputRefs)
-
-
-class Later(PipelineTask):
-    """Reads some time."""
-
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
-        butlerQC.put(self.run(lambda: butlerQC.get(inputRefs)), outputRefs)
-
-
-@pytest.mark.parametrize("task", [Usual, Named, Branching, AssociateTask])
-def test_a_task_that_reads_once_and_ends_with_its_puts_is_orderly(task: type[PipelineTask]) -> None:
-    assert is_orderly(task)
+@pytest.fixture(autouse=True)
+def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level("INFO")
+    ButlerMDC.add_mdc_log_record_factory()
+    yield
+    ButlerMDC.restore_log_record_factory()
 
 
 @pytest.mark.parametrize(
-    "task",
-    [
-        Again,
-        Overlapping,
-        Looping,
-        GoingOn,
-        GoingOnBelow,
-        GoingOnFinally,
-        GoingOnBetween,
-        GoingOnWhenCaught,
-        Passing,
-        Hiding,
-        Later,
-    ],
+    ("maker", "processes"), [*((maker[:-4], 1) for maker in MAKERS), ("KeepAll", 2), ("GoOn", 2)]
 )
-def test_any_other_task_is_not(task: type[PipelineTask]) -> None:
-    assert not is_orderly(task)
+def test_what_tasks_do_with_their_objects_is_no_other_tasks_business(
+    rigs: MakeRig, maker: str, processes: int
+) -> None:
+    seen = same(rigs, PAIR, main=maker, write=write_habits, snaps=(1, 2), settings={"processes": processes})
+    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "partial outputs of vPartial")
+    assert len([name for name, *_ in seen.contents if name == "told_last"]) == 2
 
 
-def test_a_task_without_source_is_not() -> None:
-    code = "def runQuantum(self, butlerQC, inputRefs, outputRefs):\n    butlerQC.put(0, outputRefs)\n"
-    space: dict[str, Any] = {}
-    exec(compile(code, "<nowhere>", "exec"), space)
-    assert not is_orderly(type("Sourceless", (PipelineTask,), {"runQuantum": space["runQuantum"]}))
+@pytest.mark.parametrize("maker", ["KeepAll", "GoOn"])
+def test_what_is_not_exported_is_handed_on_as_it_was_put(rigs: MakeRig, maker: str) -> None:
+    """Nothing is exported here but what tasks tell of their inputs; a second attempt is the same."""
+    told = []
+    for kind, attempts in (("separable", 1), ("direct", 2)):
+        rig, worker = rigs(engine={"kind": kind, "no_return": []}, export={"types": ["told_.*"]})
+        write_habits(rig)
+        for attempt in range(1, attempts + 1):
+            worker.prepare(rig.order(main=maker, before="", attempt=attempt))
+            worker.ingest(rig.raw())
+            done = worker.process(Process(exposures=(DAY * 100000 + 1,)))
+            assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+            files = read_manifest(Path(done.spool)).files
+            told.append(
+                {
+                    ref.datasetType.name: Path(done.spool, file.name).read_text()
+                    for file in files
+                    for ref in file.refs
+                }
+            )
+            worker.reset()
+    assert set(told[0]) == {"told_spoilt", "told_twice", "told_deferred", "told_last"}
+    assert told == [told[0]] * 3
+
+
+def made(name: str) -> PipelineTask:
+    """Return a task that was not constructed."""
+    return object.__new__(getattr(directhabits, name))
+
+
+def test_a_task_that_leaves_reading_and_putting_to_the_base_class_is_known() -> None:
+    assert reads_once_puts_last(made("KeepAllTask"))
+
+
+def test_any_other_task_may_do_anything() -> None:
+    assert not reads_once_puts_last(made("GoOnTask"))
+    assert not reads_once_puts_last(made("GoOnLateTask"))
+    assert not reads_once_puts_last(object.__new__(AssociateTask))
+    (unseen := made("KeepAllTask")).runQuantum = made("GoOnTask").runQuantum  # type: ignore[method-assign]
+    assert not reads_once_puts_last(unseen)

@@ -3,7 +3,8 @@
 
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +20,20 @@ from lsst.daf.butler import (
     DatasetType,
     DimensionUniverse,
     Quantum,
+    StorageClassFactory,
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
-from waiting import wait_until
+from pandas import DataFrame
 
 from ppdaemon.middleware.direct import memory
-from ppdaemon.middleware.direct.copies import size_bytes
+from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.direct.copies import copied, size_bytes
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
+from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import Step
-from ppdaemon.middleware.direct.scribe import Scribe
-from ppdaemon.middleware.direct.store import ReadAhead
+from ppdaemon.testing.waiting import wait_until
 
 UNIVERSE = DimensionUniverse()
 TYPES = {
@@ -43,20 +46,25 @@ def ref_of(name: str) -> DatasetRef:
     return DatasetRef(TYPES[name], EMPTY, run="run")
 
 
+def by_type(refs: Iterable[DatasetRef]) -> dict[DatasetType, list[DatasetRef]]:
+    refs = list(refs)
+    return {ref.datasetType: [each for each in refs if each.datasetType == ref.datasetType] for ref in refs}
+
+
 def step(
-    reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "", *, orderly: bool = True
+    reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "", *, plain: bool = True
 ) -> Step:
-    """Make a quantum that reads each dataset so many times."""
+    """Make a quantum that reads each dataset so many times; if not plain, whenever it likes."""
     quantum = Quantum(
         taskName="task",
         taskClass=PipelineTask,
         dataId=EMPTY,
-        inputs={ref.datasetType: [ref] for ref in reads},
-        outputs={ref.datasetType: [ref] for ref in makes},
+        inputs=by_type(reads),
+        outputs=by_type(makes),
     )
     direct = tuple(ref.datasetType.name for ref, often in reads.items() for _ in range(often))
     task: Any = SimpleNamespace(
-        label="task", direct=direct, deferred=frozenset({deferred} - {""}), orderly=orderly
+        label="task", direct=direct, deferred=frozenset({deferred} - {""}), log="a_log", plain=plain
     )
     return Step(uuid.uuid4(), task, quantum, frozenset())
 
@@ -66,7 +74,7 @@ class Desk:
 
     def __init__(self, folder: Path, steps: list[Step], exported: tuple[str, ...] = (), limit: int = 10**9):
         self.writer = DatasetWriter(ButlerConfig(), UNIVERSE)
-        self.scribe = Scribe(self.writer, folder)
+        self.background = BackgroundWriter(self.writer, folder)
         self.source: dict[DatasetRef, Any] = {}
         self.memory = MemoryButler(
             UNIVERSE,
@@ -77,13 +85,19 @@ class Desk:
             self.writer,
             folder,
             limit,
-            self.scribe,
+            self.background,
         )
+
+
+def begin(desk: Desk, step: Step) -> None:
+    desk.memory.begin(step)
+    if step.task.plain:  # type: ignore[attr-defined]
+        desk.memory.expect_single_reads()
 
 
 def make(desk: Desk, step: Step, **made: Any) -> None:
     """Run a quantum that puts things."""
-    desk.memory.begin(step)
+    begin(desk, step)
     for name, content in made.items():
         (ref,) = step.quantum.outputs[name]
         desk.memory.put(content, ref)
@@ -92,22 +106,116 @@ def make(desk: Desk, step: Step, **made: Any) -> None:
 
 def read(desk: Desk, step: Step, ref: DatasetRef) -> Any:
     """Run a quantum that reads one thing."""
-    desk.memory.begin(step)
+    begin(desk, step)
     content = desk.memory.get(ref)
     desk.memory.end(step)
     return content
 
 
+def pixels() -> np.ndarray[Any, Any]:
+    return np.zeros(50_000)
+
+
+def place(content: Any) -> int:
+    """Return where in memory pixels are."""
+    return int(content["pixels"].ctypes.data)
+
+
 def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second, third]), {"pixels": [1]}
-    make(desk, first, one=content)
+    desk, content = Desk(tmp_path, [first, second, third]), {"pixels": pixels()}
+    made_at = place(content)
+    begin(desk, first)
+    desk.memory.put(content, one)
+    del content
+    desk.memory.end(first)
     copy = read(desk, second, one)
-    assert copy == content
-    assert copy is not content
-    assert read(desk, third, one) is content
+    assert place(copy) != made_at
+    copy["pixels"] += 1.0
+    last = read(desk, third, one)
+    assert (place(last), last["pixels"].sum()) == (made_at, 0.0)
     assert desk.memory.used_bytes == 0, "nobody needs it any more"
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda it: it,
+        lambda it: it["pixels"],
+        lambda it: it["pixels"][9:],
+        lambda it: memoryview(it["pixels"]),
+    ],
+    ids=["all", "array", "view", "buffer"],
+)
+def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Path, keep: Any) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second]), {"pixels": pixels()}
+    made_at, kept = place(content), keep(content)
+    begin(desk, first)
+    desk.memory.put(content, one)
+    del content
+    desk.memory.end(first)
+    assert place(read(desk, second, one)) != made_at
+    assert kept is not None
+
+
+def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
+    one, whole = ref_of("one"), pixels()
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk = Desk(tmp_path, [first, second])
+    make(desk, first, one={"pixels": whole[9:]})
+    whole += 1.0
+    assert read(desk, second, one)["pixels"].sum() == 0.0
+
+
+def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk, content = Desk(tmp_path, [first, second]), {"pixels": pixels()}
+    kept = weakref.ref(content["pixels"])
+    begin(desk, first)
+    desk.memory.put(content, one)
+    del content
+    desk.memory.end(first)
+    assert kept() is None
+    assert read(desk, second, one)["pixels"].sum() == 0.0
+
+
+def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tmp_path: Path) -> None:
+    refs = [DatasetRef(TYPES["one"], EMPTY, run=f"run{k}") for k in range(3)]
+    first, second = step({}, refs), step(dict.fromkeys(refs, 1), [], plain=False)
+    desk, content = Desk(tmp_path, [first, second]), {"pixels": pixels()}
+    begin(desk, first)
+    for k, ref in enumerate(refs):
+        content["pixels"][:] = k
+        desk.memory.put(content, ref)
+    desk.memory.end(first)
+    desk.memory.begin(second)
+    assert [desk.memory.get(ref)["pixels"][0] for ref in refs] == [0.0, 1.0, 2.0]
+
+
+def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk = Desk(tmp_path, [first, second])
+    make(desk, first, one={"pixels": [1]})
+    begin(desk, second)
+    assert desk.memory.get(one) == {"pixels": [1]}
+    with pytest.raises(FileNotFoundError, match="was read by the last that needed it"):
+        desk.memory.get(one)
+
+
+def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None:
+    one = ref_of("one")
+    first, second = step({}, [one]), step({one: 1}, [])
+    desk = Desk(tmp_path, [first, second])
+    make(desk, first, one={"pixels": [1]})
+    desk.memory.begin(second)
+    desk.memory.get(one)["pixels"].append(2)
+    desk.memory.expect_single_reads()
+    assert desk.memory.get(one) == {"pixels": [1]}
 
 
 def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> None:
@@ -116,8 +224,8 @@ def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> No
     desk, content = Desk(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
     make(desk, first, one=content)
     read(desk, second, one)["pixels"].append(2)
-    (held,) = desk.memory.outputs
-    assert held.content == {"pixels": [1]}
+    (dataset,) = desk.memory.outputs
+    assert dataset.content == {"pixels": [1]}
 
 
 def test_objects_that_may_share_memory_are_not_given_away_while_another_is_needed(tmp_path: Path) -> None:
@@ -132,7 +240,7 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
 
 def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
     one = ref_of("one")
-    first, second = step({}, [one]), step({one: 1}, [], orderly=False)
+    first, second = step({}, [one]), step({one: 1}, [], plain=False)
     desk = Desk(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     desk.memory.begin(second)
@@ -144,7 +252,7 @@ def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
 
 def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path) -> None:
     one = ref_of("one")
-    first, second = step({}, [one], orderly=False), step({one: 1}, [])
+    first, second = step({}, [one], plain=False), step({one: 1}, [])
     desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
     desk.memory.begin(first)
     desk.memory.put(content, one)
@@ -156,12 +264,12 @@ def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path)
 def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(content: object, storage: object) -> None:
+    def refuse(*words: Any, **more: Any) -> None:
         raise NotImplementedError
 
     monkeypatch.setattr(memory, "copied", refuse)
     one = ref_of("one")
-    first, second = step({}, [one], orderly=False), step({one: 1}, [])
+    first, second = step({}, [one], plain=False), step({one: 1}, [])
     desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
     desk.memory.begin(first)
     desk.memory.put(content, one)
@@ -182,7 +290,8 @@ def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Pa
     desk, content = Desk(tmp_path, [first, second, third]), {"pixels": [1]}
     make(desk, first, one=content)
     desk.memory.end(second)
-    assert read(desk, third, one) is content
+    assert read(desk, third, one) == content
+    assert desk.memory.used_bytes == 0
 
 
 def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None:
@@ -190,7 +299,7 @@ def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None
     first, second = step({}, [one]), step({one: 0}, [], deferred="one")
     desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
     make(desk, first, one=content)
-    desk.memory.begin(second)
+    begin(desk, second)
     handle = desk.memory.getDeferred(one)
     handle.get()["pixels"].append(2)
     assert handle.get() == {"pixels": [1]}
@@ -257,26 +366,26 @@ def waiting(content: str) -> Any:
     return SimpleNamespace(ref=content, content=content, provenance=None, file=None)
 
 
-def test_the_scribe_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
+def test_the_background_writer_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
     tmp_path: Path, slow: Slow
 ) -> None:
-    scribe: Any = Scribe(slow, tmp_path)  # type: ignore[arg-type]
+    background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
     first, second = waiting("one"), waiting("two")
-    scribe.offer(first)
-    scribe.offer(second)
+    background.offer(first)
+    background.offer(second)
     assert not slow.begun.is_set()
-    scribe.allow()
+    background.allow()
     assert slow.begun.wait(10)
     threading.Timer(0.05, slow.go_on.set).start()
-    scribe.finish()
+    background.finish()
     assert first.file == "file of one"
-    assert all(each.name != "scribe" for each in threading.enumerate())
+    assert all(each.name != "background-writer" for each in threading.enumerate())
 
 
-def test_the_scribe_leaves_alone_what_a_reader_had_to_write(
+def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*words: Any) -> Any:
+    def refuse(*words: Any, **more: Any) -> Any:
         raise NotImplementedError
 
     monkeypatch.setattr(memory, "copied", refuse)
@@ -285,12 +394,12 @@ def test_the_scribe_leaves_alone_what_a_reader_had_to_write(
     desk = Desk(tmp_path, [first, second], exported=("one",))
     make(desk, first, one=content)
     assert read(desk, second, one) == content
-    desk.scribe.allow()
-    wait_until(lambda: not desk.scribe._waiting, 10.0)
-    desk.scribe.finish()
-    (held,) = desk.memory.outputs
-    assert held.file is not None
-    assert read_dataset(held.file, one) == content
+    desk.background.allow()
+    wait_until(lambda: not desk.background._waiting, 10.0)
+    desk.background.finish()
+    (dataset,) = desk.memory.outputs
+    assert dataset.file is not None
+    assert read_dataset(dataset.file, one) == content
 
 
 def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path: Path) -> None:
@@ -302,14 +411,14 @@ def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path
     assert b"LSST.BUTLER.QUANTUM" in file.path.read_bytes()
 
 
-def test_what_the_scribe_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
-    scribe: Any = Scribe(slow, tmp_path)  # type: ignore[arg-type]
+def test_what_the_background_writer_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
+    background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
     slow.go_on.set()
     bad = waiting("bad")
-    scribe.offer(bad)
-    scribe.allow()
+    background.offer(bad)
+    background.allow()
     assert slow.begun.wait(10)
-    scribe.finish()
+    background.finish()
     assert bad.file is None
 
 
@@ -320,7 +429,7 @@ def test_calibrations_are_read_once_and_each_reader_has_its_own() -> None:
         read.append(ref)
         return {"epoch": "new"}
 
-    ahead = ReadAhead(1000)
+    ahead = Prefetcher(1000)
     for _ in range(3):
         ahead.read({one: 2}, get)
         for _ in range(2):
@@ -334,7 +443,7 @@ def test_calibrations_are_read_once_and_each_reader_has_its_own() -> None:
 
 
 def test_what_does_not_fit_is_not_read_ahead() -> None:
-    ahead = ReadAhead(5)
+    ahead = Prefetcher(5)
     assert ahead.read({ref_of("one"): 1}, lambda ref: {"text": "longer"}) == 0
     assert ahead.kept_bytes == 0
 
@@ -343,9 +452,17 @@ def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCapture
     def get(ref: DatasetRef) -> Any:
         raise OSError("broken file")
 
-    ahead = ReadAhead(1000)
+    ahead = Prefetcher(1000)
     assert ahead.read({ref_of("one"): 1}, get) == 0
     assert "is not read ahead: OSError: broken file" in caplog.text
+
+
+def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
+    frame = DataFrame({"neighbors": [[1], [2, 3]]})
+    table = Table({"neighbors": np.array([[1], [2, 3]], dtype=object)})
+    for content, name in ((frame, "DataFrame"), (table, "ArrowAstropy")):
+        copied(content, StorageClassFactory().getStorageClass(name))["neighbors"][0].append(9)
+        assert content["neighbors"][0] == [1]
 
 
 def test_the_size_of_what_is_held_is_about_known() -> None:

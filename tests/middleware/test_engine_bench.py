@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).parents[2] / "tools" / "bench_engine.py"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_engines_are_measured_side_by_side_and_nothing_is_left(tmp_path: Path) -> None:
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:

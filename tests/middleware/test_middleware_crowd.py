@@ -32,13 +32,15 @@ def crowd(central: Central, folder: Path, workers: int, *spools: Path) -> dict[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_exporter_and_20_preloading_workers_do_not_lock_each_other_out(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:

@@ -15,12 +15,12 @@ import sqlalchemy
 from centrals import CHAIN, FIRST, ON_POSTGRES, Central, outputs
 from lsst.daf.butler import Butler
 from toycam import NAME
-from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST
+from ppdaemon.testing.waiting import wait_until
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 

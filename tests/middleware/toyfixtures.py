@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from once import made_once
 from toycam import MakeRig, Rig, load_toy_camera, make_central
 
 from ppdaemon.middleware import work
@@ -17,7 +18,7 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 @pytest.fixture(scope="session")
 def toy_central(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the central repo; it is only read, whoever writes takes a copy."""
-    return make_central(tmp_path_factory.mktemp("toy") / "central")
+    return made_once(tmp_path_factory, "toy-central", make_central)
 
 
 @pytest.fixture(scope="session")

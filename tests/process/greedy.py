@@ -5,20 +5,17 @@ import itertools
 import os
 import time
 
-import scripted
-from scripted import build_template, open_exporter, open_work
-
-from ppdaemon.work import Seat
+from ppdaemon.testing.work import FAULTS, LEAKED, ScriptedWork, build_template, open_exporter, open_work
 
 __all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
 
 MOST = 4_000_000_000
-"""Where a deed ends by itself, for the sake of the machine: bytes."""
+"""Where a fault ends by itself, for the sake of the machine: bytes."""
 
 
 def set_up_libraries() -> None:
-    """Add the greedy deeds to the scripted ones, in the zygote."""
-    scripted.DEEDS.update(
+    """Add the greedy faults to the scripted ones, in the zygote."""
+    FAULTS.update(
         gorge=_gorge,
         gorge_apart=_gorge_apart,
         hoard=_hoard,
@@ -29,35 +26,35 @@ def set_up_libraries() -> None:
     )
 
 
-def _gorge(seat: Seat) -> None:
+def _gorge(work: ScriptedWork) -> None:
     """Take memory as fast as the machine gives it."""
-    scripted.LEAKED.extend(bytearray(b"x") * 50_000_000 for _ in range(MOST // 50_000_000))
+    LEAKED.extend(b"x" * 50_000_000 for _ in range(MOST // 50_000_000))
     time.sleep(600)
 
 
-def _gorge_apart(seat: Seat) -> None:
+def _gorge_apart(work: ScriptedWork) -> None:
     """Have a process of its own take the memory, and wait for it."""
     pid = os.fork()
     if pid == 0:
-        _gorge(seat)
+        _gorge(work)
         os._exit(0)
     os.waitpid(pid, 0)
 
 
-def _hoard(seat: Seat) -> None:
+def _hoard(work: ScriptedWork) -> None:
     """Keep 20 MB in the repo; they are there at once."""
-    apart = seat.repo.parents[1] / "hoard"
+    apart = work.context.repo.parents[1] / "hoard"
     apart.write_bytes(bytes(20_000_000))
-    apart.rename(seat.repo / "hoard")
+    apart.rename(work.context.repo / "hoard")
     time.sleep(600)
 
 
-def _burn(seat: Seat) -> None:
+def _burn(work: ScriptedWork) -> None:
     while True:
         sum(range(10_000))
 
 
-def _flood(seat: Seat) -> None:
+def _flood(work: ScriptedWork) -> None:
     """Log 20 MB: lines, a line without an end, control characters."""
     for _ in range(100):
         os.write(1, b"one more of a hundred thousand lines a second\n" * 4000)
@@ -68,12 +65,12 @@ def _flood(seat: Seat) -> None:
     os.write(2, b"\x1b[2J\x00\r\x07\xff")
 
 
-def _fill_bytes(seat: Seat) -> None:
-    with (seat.repo / "big").open("wb", buffering=0) as stream:
+def _fill_bytes(work: ScriptedWork) -> None:
+    with (work.context.repo / "big").open("wb", buffering=0) as stream:
         while stream.tell() < MOST:
             stream.write(bytes(65_536))
 
 
-def _fill_inodes(seat: Seat) -> None:
+def _fill_inodes(work: ScriptedWork) -> None:
     for number in itertools.islice(itertools.count(), 100_000):
-        (seat.repo / f"small{number}").touch()
+        (work.context.repo / f"small{number}").touch()

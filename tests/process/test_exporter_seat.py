@@ -6,11 +6,12 @@ import signal
 import socket
 from pathlib import Path
 
-from node import descendants, running, title
+from node import running
 
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.reports import AskReload, AskWorkers
 from ppdaemon.states import Outcome
+from ppdaemon.testing.processes import descendants, title
 from ppdaemon.wire import encode
 
 

@@ -9,9 +9,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from node import Node, PlayedRelay, alive, descendants, running
+from node import make_node, running
 
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.processes import alive, descendants
 
 CAN_MOUNT = (
     os.geteuid() == 0
@@ -47,14 +49,13 @@ def test_a_killed_worker_is_replaced_and_its_visit_goes_on(tmp_path, socket_dir,
         assert node.marks() == {"g1~0": 1}
 
 
-def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(tmp_path, socket_dir):
+def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(node, group):
     """Fault 30: SIGKILL while exporting, before the spool is whole."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="export:die")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.CRASHED
-        assert node.marks() == {"g1~0": 1}
-        assert not (node.state / "exported").exists()
+    node.relay.reserve(group, survey="export:die")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.CRASHED
+    assert node.marks(group) == {f"{group}~0": 1}
+    assert not any(group in name for name in node.exported())
 
 
 def test_an_endless_loop_is_killed_at_its_deadline_and_tried_again(tmp_path, socket_dir):
@@ -125,13 +126,12 @@ def test_a_worker_that_was_stopped_goes_on_with_its_next_visit(tmp_path, socket_
 def test_repos_of_a_former_life_are_removed_and_unknown_things_kept(tmp_path, socket_dir):
     """Fault 43: what lies on the RAM disk at start."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay)
+    node = make_node(tmp_path, socket_dir, relay)
     ram = socket_dir / "ram" / "ppdaemon-n1"
     try:
         node.start()
         (ram / "photos").mkdir()
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         assert (ram / "slots").exists()
         node.start()
         status = node.status()
@@ -166,7 +166,7 @@ def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(tmp_
 def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
     """Fault 46: the journal is corrupt."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay)
+    node = make_node(tmp_path, socket_dir, relay)
     node.state.mkdir()
     (node.state / "journal.sqlite").write_bytes(b"no database" * 1000)
     try:
@@ -184,7 +184,7 @@ def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
 def test_nothing_is_left_when_the_daemon_was_killed_while_workers_hang(tmp_path, socket_dir):
     """Fault 51: workers in the middle of C code die with their supervisor."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay, times={"run_s": 60})
+    node = make_node(tmp_path, socket_dir, relay, times={"run_s": 60})
     try:
         node.start()
         for k in range(3):
@@ -192,8 +192,7 @@ def test_nothing_is_left_when_the_daemon_was_killed_while_workers_hang(tmp_path,
             node.land(f"g{k}", number=k + 1)
         node.wait(lambda: sum(row.state == SlotState.PROCESSING for row in node.workers()) == 3)
         family = descendants(node.process.pid)
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         relay.wait(lambda: not any(map(alive, family)), 5.0)
     finally:
         node.stop()

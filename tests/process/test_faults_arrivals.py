@@ -19,12 +19,15 @@ from urllib.parse import quote_plus
 
 import pytest
 import zmq
-from node import EXPOSURE, Node, PlayedRelay, small_fits
+from node import make_node
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo.oldfiles import write_old_files
 from ppdaemon.reports import StatusReport
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.node import NodeProcess
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.raws import small_fits
 
 NEVER_S = 3600.0
 MAY_MOUNT = (
@@ -44,10 +47,10 @@ needs_mount = pytest.mark.skipif(not MAY_MOUNT, reason="needs the right to mount
 
 
 @contextmanager
-def daemon(folder: Path, sockets: Path, arrivals: dict | None = None, **workers) -> Iterator[Node]:
+def daemon(folder: Path, sockets: Path, arrivals: dict | None = None, **workers) -> Iterator[NodeProcess]:
     """Run a node whose slow look behind everything is off."""
     relay = PlayedRelay()
-    node = Node(folder, sockets, relay, **workers)
+    node = make_node(folder, sockets, relay, **workers)
     node.rewrite(arrivals={"scan_s": NEVER_S} | (arrivals or {}))
     try:
         yield node.start()
@@ -56,7 +59,7 @@ def daemon(folder: Path, sockets: Path, arrivals: dict | None = None, **workers)
             status = node.stop()
         finally:
             relay.close()
-    assert status == 0, node.tell()
+    assert status == 0, node.story()
 
 
 class Publisher:
@@ -93,29 +96,29 @@ def record(key: str, name: str = "ObjectCreated:Put", bucket: str = "raws") -> d
     return {"eventName": name, "s3": {"bucket": {"name": bucket}, "object": {"key": quote_plus(key)}}}
 
 
-def ingested(node: Node) -> Counter[tuple[str, int]]:
+def ingested(node: NodeProcess) -> Counter[tuple[str, int]]:
     """Count the orders to ingest, by group and exposure number."""
     path = node.state / "ingested"
     lines = path.read_text().splitlines() if path.exists() else []
-    return Counter((words[0], int(words[2]) - EXPOSURE) for words in map(str.split, lines))
+    return Counter((words[0], int(words[2]) - node.raws.exposure(0)) for words in map(str.split, lines))
 
 
-def sizes(node: Node) -> set[int]:
+def sizes(node: NodeProcess) -> set[int]:
     """Return the sizes of files as workers found them."""
     return {int(line.split()[3]) for line in (node.state / "ingested").read_text().splitlines()}
 
 
-def count(node: Node, kind: str) -> int:
+def count(node: NodeProcess, kind: str) -> int:
     return node.status().counters.get(f"arrivals.{kind}", 0)
 
 
-def reserve(node: Node, group: str, **fields: object) -> None:
+def reserve(node: NodeProcess, group: str, **fields: object) -> None:
     """Reserve detector 0 and wait until its worker waits for the raw."""
     node.relay.reserve(group, **fields)
     node.wait(lambda: any((row.group, row.state) == (group, SlotState.WAITING) for row in node.workers()))
 
 
-def turns(node: Node, state: str, words: str = "") -> None:
+def turns(node: NodeProcess, state: str, words: str = "") -> None:
     """Wait until the daemon is in a state and says why: another reason may come first."""
     seen: list[StatusReport] = []
 
@@ -129,14 +132,14 @@ def turns(node: Node, state: str, words: str = "") -> None:
         raise AssertionError(f"{seen[-1].problems} {seen[-1].arrivals}") from error
 
 
-def succeeds(node: Node, group: str, number: int) -> None:
+def succeeds(node: NodeProcess, group: str, number: int) -> None:
     """Let a whole visit run, to show that all is well."""
     reserve(node, group)
     node.land(group, number=number)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
 
 
-def place_of(node: Node, group: str, **fields: int) -> Path:
+def place_of(node: NodeProcess, group: str, **fields: int) -> Path:
     """Return where the raw of detector 0 belongs; its neighbour and sidecar are there."""
     neighbour = node.land(group, detector=1, **fields)
     target = neighbour.with_name(neighbour.name.replace("_S01", "_S00"))
@@ -366,7 +369,7 @@ def test_a_mount_that_goes_away_degrades_the_daemon_until_it_is_back(tmp_path, s
     """Fault 26: the mount is gone, read-only, back."""
     arrivals = {"roots": [str(disk)], "watch": watch, "poll_s": 0.1, "scan_s": 0.5}
     with daemon(tmp_path, socket_dir, arrivals) as node:
-        node.raw_root = disk
+        node.raws.root = disk
         succeeds(node, "g1", number=1)
         mount(disk, "-o", "remount,ro")
         turns(node, "degraded", "read-only")
@@ -424,7 +427,7 @@ def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path
             for number in range(1, 4):
                 succeeds(node, f"g{number}", number)
         turns(node, "running")
-        node.raw_root = other
+        node.raws.root = other
         succeeds(node, "g4", number=4)
 
 

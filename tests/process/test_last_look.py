@@ -5,7 +5,7 @@ import asyncio
 import time
 
 import pytest
-from test_arrivals import DEADLINE_S, GROUP, Exposure, arriving, fits_file, renamed_into_place, run
+from arrivalkit import DEADLINE_S, GROUP, Exposure, arriving, fits_file, renamed_into_place, run
 
 from ppdaemon.clock import Clock
 from ppdaemon.visit import read_next_visit
@@ -17,7 +17,7 @@ BLIND = {"watch": "poll", "poll_s": 600.0}
 @pytest.fixture
 def no_hurry(monkeypatch):
     """Let no look be broken off because the machine is busy."""
-    monkeypatch.setattr("ppdaemon.node.arrivals.merge.LOOK_S", DEADLINE_S)
+    monkeypatch.setattr("ppdaemon.node.arrivals.arrivals.RESCAN_S", DEADLINE_S)
 
 
 @pytest.mark.usefixtures("no_hurry")

@@ -8,18 +8,20 @@ import uuid
 from pathlib import Path
 
 import pytest
-from node import PATIENCE_S, alive, descendants, running
-from waiting import wait_until
+from node import TESTS, running
 
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 
 SAMPLE_S = 0.1
 
 
 def greedy(folder, sockets, *, memory=None, **workers):
-    """Run a node whose workers can do the greedy deeds."""
+    """Run a node whose workers can do the greedy faults."""
     memory = {"sample_s": SAMPLE_S, **(memory or {})}
-    return running(folder, sockets, work="greedy", memory=memory, **workers)
+    environment = {"PYTHONPATH": str(TESTS)}
+    return running(folder, sockets, work="greedy", memory=memory, environment=environment, **workers)
 
 
 def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
@@ -27,26 +29,24 @@ def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
     memory = {"soft": "150MB", "hard": "2GB"}
     with greedy(tmp_path, socket_dir, min=1, spare=0, max=1, memory=memory) as node:
         for k in (1, 2):
-            # Four times 60 MB; the last deed waits until the meters have seen them.
-            gate = node.state / "gate"
-            gate.unlink(missing_ok=True)
+            # Four times 60 MB; the last fault waits until the meters have seen them.
             node.relay.reserve(
                 f"g{k}", survey="prepare:leak ingest:leak process:leak written:leak export:gate"
             )
             node.land(f"g{k}", number=k)
             node.wait(lambda: (node.workers()[0].memory_mb or 0) > 230)
-            gate.touch()
+            node.open_gate(f"g{k}")
             assert node.relay.outcome(f"g{k}").outcome == Outcome.SUCCEEDED
             node.wait(lambda k=k: node.workers()[0].epoch == k + 1)
             assert node.workers()[0].note.startswith("recycled: ")
         assert all(row.attempt == 1 for k in (1, 2) for row in node.visit(f"g{k}"))
 
 
-@pytest.mark.parametrize("deed", ["gorge", "gorge_apart"])
-def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir, deed):
+@pytest.mark.parametrize("fault", ["gorge", "gorge_apart"])
+def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir, fault):
     """Fault 38: gigabytes within a second."""
     with greedy(tmp_path, socket_dir, memory={"soft": "100MB", "hard": "300MB"}) as node:
-        node.relay.reserve("g1", survey=f"process:{deed}")
+        node.relay.reserve("g1", survey=f"process:{fault}")
         node.relay.reserve("g2")
         node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 2)
         settled = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start
@@ -129,13 +129,13 @@ def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, sm
     with greedy(tmp_path, socket_dir, image_timeout_s=100) as node:
         node.relay.reserve("other")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
-        for number, deed in enumerate(("fill_bytes", "fill_inodes"), 1):
-            node.relay.reserve(deed, survey=f"{stage}:{deed}")
-            node.land(deed, number=number)
-            entry = node.relay.outcome(deed)
+        for number, fault in enumerate(("fill_bytes", "fill_inodes"), 1):
+            node.relay.reserve(fault, survey=f"{stage}:{fault}")
+            node.land(fault, number=number)
+            entry = node.relay.outcome(fault)
             assert entry.outcome == Outcome.RAMDISK_FULL
             assert "No space left on device" in entry.reason
-            slot = node.visit(deed)[0].slot
+            slot = node.visit(fault)[0].slot
             node.wait(lambda slot=slot: node.workers()[slot].state == SlotState.IDLE)
             repo = small_ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
             # The worker tells its outcome first and cleans up then.

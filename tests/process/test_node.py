@@ -5,64 +5,57 @@ import os
 import signal
 
 import pytest
-from node import EXPOSURE, PATIENCE_S, Node, PlayedRelay, alive, descendants, running
-from waiting import wait_until
+from node import make_node, running
 
 from ppdaemon.reports import AskDrain, AskRestart, AskResume
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 
 
-def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", range(3))
-        node.relay.wait(lambda: len(node.relay.acked) == 3)
-        node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 3)
-        for detector in range(3):
-            node.land("g1", detector)
-        for detector in range(3):
-            assert node.relay.outcome("g1", detector).outcome == Outcome.SUCCEEDED
-        node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
-        for row in node.visit("g1"):
-            assert list(row.stages) == list(Stage), row
-            assert row.exposures == (EXPOSURE + 1,)
-            assert sorted(row.stages.values()) == list(row.stages.values())
-        assert node.marks() == {f"g1~{detector}": 1 for detector in range(3)}
+def test_a_visit_runs_from_announcement_to_export(node, group):
+    node.relay.reserve(group, range(3))
+    node.relay.wait(lambda: {(group, detector) for detector in range(3)} <= node.relay.acked)
+    node.wait(lambda: [row.state for row in node.workers() if row.group == group] == [SlotState.WAITING] * 3)
+    for detector in range(3):
+        node.land(group, detector)
+    for detector in range(3):
+        assert node.relay.outcome(group, detector).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit(group)))
+    for row in node.visit(group):
+        assert list(row.stages) == list(Stage), row
+        assert row.exposures == (node.raws.exposure(node.raws.number(group)),)
+        assert sorted(row.stages.values()) == list(row.stages.values())
+    assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(3)}
 
 
-def test_two_snaps_run_once(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", nimages=2)
-        node.land("g1", number=1, snap=1, snaps=2)
-        node.land("g1", number=2, snap=2, snaps=2)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        (row,) = node.visit("g1")
-        assert row.exposures == (EXPOSURE + 1, EXPOSURE + 2)
-        assert node.marks() == {"g1~0": 1}
+def test_two_snaps_run_once(node, group):
+    node.relay.reserve(group, nimages=2)
+    for snap in (1, 2):
+        node.land(group, snap=snap, snaps=2)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    (row,) = node.visit(group)
+    assert row.exposures == tuple(node.raws.exposure(node.raws.number(group, snap)) for snap in (1, 2))
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_raw_before_its_announcement_is_used(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.land("g1")
-        node.wait(lambda: node.status().counters.get("raw_without_visit"))
-        node.relay.reserve("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+def test_a_raw_before_its_announcement_is_used(node, group):
+    before = node.status().counters.get("raw_without_visit", 0)
+    node.land(group)
+    node.wait(lambda: node.status().counters.get("raw_without_visit", 0) > before)
+    node.relay.reserve(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
 
 
-def test_several_visits_of_one_detector_are_in_flight(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        for k in (1, 2, 3):
-            node.relay.reserve(f"g{k}", survey="process:hold")
-        node.wait(lambda: sum(1 for row in node.workers() if row.state == SlotState.WAITING) == 3)
-        for k in (3, 1, 2):
-            node.land(f"g{k}", number=k)
-        assert {node.relay.outcome(f"g{k}").outcome for k in (1, 2, 3)} == {Outcome.SUCCEEDED}
-
-
-def test_a_visit_without_a_raw_ends_as_no_image(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir, image_timeout_s=0.5) as node:
-        node.relay.reserve("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.NO_IMAGE
-        node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
+def test_several_visits_of_one_detector_are_in_flight(node, group):
+    groups = [f"{group}-{k}" for k in range(3)]
+    for each in groups:
+        node.relay.reserve(each, survey="process:hold")
+    node.wait(lambda: {row.group for row in node.workers() if row.state == SlotState.WAITING} == {*groups})
+    for each in (groups[2], groups[0], groups[1]):
+        node.land(each)
+    assert {node.relay.outcome(each).outcome for each in groups} == {Outcome.SUCCEEDED}
 
 
 def test_a_cancelled_visit_frees_its_seat(tmp_path, socket_dir):
@@ -77,69 +70,63 @@ def test_a_cancelled_visit_frees_its_seat(tmp_path, socket_dir):
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
 
 
-def test_the_same_reservation_again_runs_once_and_repeats_the_result(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        for _ in range(20):
-            node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        before = len(node.relay.results["g1", 0])
-        node.relay.reserve("g1")
-        node.relay.wait(lambda: len(node.relay.results["g1", 0]) > before)
-        assert node.marks() == {"g1~0": 1}
+def test_the_same_reservation_again_runs_once_and_repeats_the_result(node, group):
+    for _ in range(20):
+        node.relay.reserve(group)
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    before = len(node.relay.results[group, 0])
+    node.relay.reserve(group)
+    node.relay.wait(lambda: len(node.relay.results[group, 0]) > before)
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_visit_that_its_rule_ignores_takes_no_seat(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="ignore")
-        entry = node.relay.outcome("g1")
-        assert (entry.outcome, entry.reason) == (
-            Outcome.IGNORED,
-            "its rule says to ignore it (survey 'ignore', filters '', no position)",
-        )
-        assert node.visit("g1")[0].slot is None
+def test_a_visit_that_its_rule_ignores_takes_no_seat(node, group):
+    node.relay.reserve(group, survey="ignore")
+    entry = node.relay.outcome(group)
+    assert (entry.outcome, entry.reason) == (
+        Outcome.IGNORED,
+        "its rule says to ignore it (survey 'ignore', filters '', no position)",
+    )
+    assert node.visit(group)[0].slot is None
 
 
-def test_detectors_of_others_are_refused(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", (3, 99))
-        node.relay.wait(lambda: node.relay.naks)
-        assert node.relay.naks[0].detectors == (99,)
-        node.relay.wait(lambda: node.relay.acked)
-        assert node.relay.acked == {("g1", 3)}
+def test_detectors_of_others_are_refused(node, group):
+    node.relay.reserve(group, (3, 99))
+    (nak,) = node.relay.wait(lambda: [nak for nak in node.relay.naks if nak.group == group])
+    assert nak.detectors == (99,)
+    acked = node.relay.wait(lambda: [detector for each, detector in node.relay.acked if each == group])
+    assert acked == [3]
 
 
-@pytest.mark.parametrize("deed", ["die", "segv", "abort", "exit", "system_exit"])
+@pytest.mark.parametrize("fault", ["die", "segv", "abort", "exit", "system_exit"])
 @pytest.mark.parametrize("stage", ["prepare", "ingest", "process"])
-def test_a_crash_before_anything_permanent_is_tried_again(tmp_path, socket_dir, stage, deed):
+def test_a_crash_before_anything_permanent_is_tried_again(node, group, stage, fault):
     """Faults 30 and 31: a worker dies in any stage, in any manner."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey=f"{stage}:{deed}@1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        first, second = node.visit("g1")
-        assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
-        assert node.marks() == {"g1~0": 1}
+    node.relay.reserve(group, survey=f"{stage}:{fault}@1")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    first, second = node.visit(group)
+    assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_crash_after_something_permanent_is_final(tmp_path, socket_dir):
+def test_a_crash_after_something_permanent_is_final(node, group):
     """Fault 30: a worker dies after what cannot be repeated."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="written:die")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.CRASHED
-        assert node.marks() == {"g1~0": 1}
-        assert len(node.visit("g1")) == 1
+    node.relay.reserve(group, survey="written:die")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.CRASHED
+    assert node.marks(group) == {f"{group}~0": 1}
+    assert len(node.visit(group)) == 1
 
 
-def test_partial_outputs_of_a_dead_worker_are_exported_and_not_called_a_success(tmp_path, socket_dir):
+def test_partial_outputs_of_a_dead_worker_are_exported_and_not_called_a_success(node, group):
     """Fault 30: a worker dies after it has spooled what a failed task left."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="failed:told spooled:die")
-        node.land("g1")
-        entry = node.relay.outcome("g1")
-        assert (entry.outcome, entry.reason) == (Outcome.FAILED, "told")
-        node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
+    node.relay.reserve(group, survey="failed:told spooled:die")
+    node.land(group)
+    entry = node.relay.outcome(group)
+    assert (entry.outcome, entry.reason) == (Outcome.FAILED, "told")
+    node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
 
 
 def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
@@ -151,20 +138,19 @@ def test_a_visit_that_hangs_after_spooling_has_succeeded(tmp_path, socket_dir):
         node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
 
 
-def test_a_worker_that_dies_after_spooling_has_succeeded(tmp_path, socket_dir):
+def test_a_worker_that_dies_after_spooling_has_succeeded(node, group):
     """Fault 30: a worker dies while exporting."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="spooled:die")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "DemoCam~g1~0~1" in node.exported())
+    node.relay.reserve(group, survey="spooled:die")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
 
 
-@pytest.mark.parametrize("deed", ["hang", "deaf"])
-def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, deed):
+@pytest.mark.parametrize("fault", ["hang", "deaf"])
+def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, fault):
     """Fault 32: an endless sleep, one that ignores TERM."""
     with running(tmp_path, socket_dir, attempts=1, times={"run_s": 0.5}) as node:
-        node.relay.reserve("g1", survey=f"process:{deed}")
+        node.relay.reserve("g1", survey=f"process:{fault}")
         node.land("g1")
         entry = node.relay.outcome("g1")
         assert (entry.outcome, entry.reason) == (Outcome.RUN_TIMEOUT, "the pipeline took more than 0.5 s")
@@ -175,7 +161,7 @@ def test_a_worker_over_its_memory_is_stopped_and_the_others_are_not(tmp_path, so
     """Fault 38: a burst of memory."""
     limits = {"soft": "100MB", "hard": "200MB", "sample_s": 0.1}
     with running(tmp_path, socket_dir, memory=limits) as node:
-        node.relay.reserve("g1", survey="process:eat")
+        node.relay.reserve("g1", survey="process:burst")
         node.relay.reserve("g2")
         node.land("g1", number=1)
         assert node.relay.outcome("g1").outcome == Outcome.OUT_OF_MEMORY
@@ -190,72 +176,74 @@ def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
         node.relay.reserve("g1", survey="prepare:leak process:leak written:gate")
         node.land("g1")
         node.wait(lambda: (node.workers()[0].memory_mb or 0) > 100)
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
         assert node.workers()[0].note.startswith("recycled")
 
 
-def test_nonsense_on_the_channel_costs_only_that_worker(tmp_path, socket_dir):
+def test_nonsense_on_the_channel_costs_only_that_worker(node, group):
     """Fault 36: garbage on the channel."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="process:nonsense@1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.visit("g1")[0].reason.startswith("the worker said nonsense")
+    node.relay.reserve(group, survey="process:nonsense@1")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert node.visit(group)[0].reason.startswith("the worker said nonsense")
 
 
-def test_an_exception_ends_the_visit_and_not_the_worker(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="process:raise")
-        node.land("g1")
-        entry = node.relay.outcome("g1")
-        assert (entry.outcome, entry.reason) == (Outcome.FAILED, "ZeroDivisionError: division by zero")
-        row = node.workers()[node.visit("g1")[0].slot]
-        assert (row.state, row.epoch) == (SlotState.IDLE, 1)
+def test_an_exception_ends_the_visit_and_not_the_worker(node, group):
+    node.relay.reserve(group, survey="process:raise")
+    node.land(group)
+    entry = node.relay.outcome(group)
+    assert (entry.outcome, entry.reason) == (Outcome.FAILED, "ZeroDivisionError: division by zero")
+    (visit,) = node.visit(group)
+    row = node.workers()[visit.slot]
+    assert (row.state, row.pid) == (SlotState.IDLE, visit.pid)
 
 
-def test_a_full_ram_disk_has_its_own_outcome(tmp_path, socket_dir):
+def test_a_full_ram_disk_has_its_own_outcome(node, group):
     """Fault 42: the RAM disk is full."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="prepare:fill")
-        assert node.relay.outcome("g1").outcome == Outcome.RAMDISK_FULL
+    node.relay.reserve(group, survey="prepare:fill")
+    assert node.relay.outcome(group).outcome == Outcome.RAMDISK_FULL
 
 
-def test_a_bad_raw_ends_its_visit_only(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="ingest:refuse")
-        path = node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.BAD_RAW
-        assert path.exists()
-        node.relay.reserve("g2")
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+def test_a_bad_raw_ends_its_visit_only(node, group):
+    node.relay.reserve(group, survey="ingest:refuse")
+    path = node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.BAD_RAW
+    assert path.exists()
+    other = f"{group}-other"
+    node.relay.reserve(other)
+    node.land(other)
+    assert node.relay.outcome(other).outcome == Outcome.SUCCEEDED
 
 
-@pytest.mark.parametrize("deed", ["fork", "detach"])
-def test_grandchildren_go_with_their_worker(tmp_path, socket_dir, deed):
+@pytest.mark.parametrize("fault", ["fork", "detach"])
+def test_grandchildren_go_with_their_worker(node, group, fault):
     """Fault 39: grandchildren, double forks."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey=f"prepare:{deed} process:die@1")
-        note = node.state / "grandchild"
-        node.wait(note.exists)
-        grandchild = int(node.wait(note.read_text))
-        assert alive(grandchild)
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        wait_until(lambda: not alive(grandchild), PATIENCE_S)
+    note = node.state / "grandchild"
+    note.unlink(missing_ok=True)
+    node.relay.reserve(group, survey=f"prepare:{fault} process:die@1")
+    node.wait(note.exists)
+    grandchild = int(node.wait(note.read_text))
+    assert alive(grandchild)
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    wait_until(lambda: not alive(grandchild), PATIENCE_S)
 
 
-@pytest.mark.parametrize("deed", ["chdir", "umask", "handler", "thread", "fork"])
-def test_a_visit_that_changes_its_process_costs_only_a_fork(tmp_path, socket_dir, deed):
+@pytest.mark.parametrize("fault", ["chdir", "umask", "handler", "thread", "fork"])
+def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
     """Fault 40: changed directory, umask, handlers, threads."""
-    with running(tmp_path, socket_dir, min=1, max=1) as node:
-        node.relay.reserve("g1", survey=f"process:{deed}")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: node.workers()[0].epoch == 2 and node.workers()[0].state == SlotState.IDLE)
-        assert node.workers()[0].note.startswith("recycled: its visit changed")
+    node.relay.reserve(group, survey=f"process:{fault}")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    (visit,) = node.visit(group)
+
+    def replaced():
+        row = node.workers()[visit.slot]
+        return row if row.state == SlotState.IDLE and row.pid != visit.pid else None
+
+    assert node.wait(replaced).note.startswith("recycled: its visit changed")
 
 
 def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_runs_on(tmp_path, socket_dir):
@@ -305,7 +293,7 @@ def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, s
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
     """Fault 51: the supervisor is killed."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay)
+    node = make_node(tmp_path, socket_dir, relay)
     try:
         node.start()
         relay.reserve("g1", survey="early: process:hang")
@@ -315,8 +303,7 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
         family = descendants(node.process.pid)
         assert len(family) >= 4
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         wait_until(lambda: not any(map(alive, family)), 5.0, "workers outlive their supervisor")
         node.start()
         assert node.status().leftovers_removed >= 2
@@ -333,13 +320,12 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         relay.close()
 
 
-def test_a_failure_that_has_left_nothing_permanent_is_tried_again(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="undone:1")
-        node.land("g1")
-        again = node.relay.outcome("g1")
-        assert (again.outcome, again.attempt) == (Outcome.SUCCEEDED, 2)
-        assert node.marks() == {"g1~0": 1}
+def test_a_failure_that_has_left_nothing_permanent_is_tried_again(node, group):
+    node.relay.reserve(group, survey="undone:1")
+    node.land(group)
+    again = node.relay.outcome(group)
+    assert (again.outcome, again.attempt) == (Outcome.SUCCEEDED, 2)
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
@@ -385,42 +371,39 @@ def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir
         node.relay.wait(lambda: ("g2", 0) in node.relay.acked)
 
 
-def test_junk_from_the_relay_is_counted_and_stops_nothing(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.raw(b"\xff\xfe")
-        node.relay.raw(b"[" * 100_000)
-        node.relay.raw(b'{"type": "visit"}')
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        counters = node.status().counters
-        assert {kind: counters.get(f"bad_message.{kind}") for kind in ("encoding", "depth", "field")} == {
-            "encoding": 1,
-            "depth": 1,
-            "field": 1,
-        }
+def test_junk_from_the_relay_is_counted_and_stops_nothing(node, group):
+    kinds = [f"bad_message.{kind}" for kind in ("encoding", "depth", "field")]
+    before = node.status().counters
+    node.relay.send_raw(b"\xff\xfe")
+    node.relay.send_raw(b"[" * 100_000)
+    node.relay.send_raw(b'{"type": "visit"}')
+    node.relay.reserve(group)
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    after = node.status().counters
+    assert [after[kind] - before.get(kind, 0) for kind in kinds] == [1, 1, 1]
 
 
 def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
-        second = Node(tmp_path, socket_dir, None)
-        second.start(ready=False)
+        second = make_node(tmp_path, socket_dir, None)
+        second.launch()
         assert second.process.wait(PATIENCE_S) == ExitCode.CANNOT_CREATE
         text = (tmp_path / "daemon.log").read_text()
         assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
 
 
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = Node(tmp_path, socket_dir, None, preload=["no_such_module"])
-    node.start(ready=False)
+    node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"])
+    node.launch()
     assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
 
 
 def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = Node(tmp_path, socket_dir, None)
+    node = make_node(tmp_path, socket_dir, None)
     node.state.mkdir()
     (node.state / "template-fails").touch()
-    node.start(ready=False)
+    node.launch()
     assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "the template was told to fail" in (tmp_path / "daemon.log").read_text()

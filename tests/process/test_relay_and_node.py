@@ -5,9 +5,11 @@ import os
 import signal
 from contextlib import contextmanager
 
-from node import Node
-from relaykit import Client, RelayProcess, Wires
-from waiting import wait_until
+from node import make_node
+
+from ppdaemon.testing.played import Sockets
+from ppdaemon.testing.relay import RelayProcess, SubmitClient
+from ppdaemon.testing.waiting import wait_until
 
 PATIENCE_S = 30.0
 
@@ -16,14 +18,14 @@ PATIENCE_S = 30.0
 def observatory(folder, sockets, **workers):
     """Run a relay and a node, and give a client of the relay."""
     relay = RelayProcess(sockets).start()
-    node = Node(folder, sockets, None, **workers)
+    node = make_node(folder, sockets, None, **workers)
     node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0}
     try:
-        with Wires() as wires:
+        with Sockets() as wires:
             node.start()
             node.wait(lambda: node.status().relay.startswith("connected"))
-            yield relay, node, Client(wires, relay.submit)
-        assert node.stop() == 0, node.tell()
+            yield relay, node, SubmitClient(wires, relay.submit)
+        assert node.stop() == 0, node.story()
     finally:
         node.stop()
         if relay.process.poll() is None:
@@ -93,6 +95,6 @@ def test_a_cancelled_visit_ends_at_the_node_too(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
         client.announce("g1", nimages=1)
         node.wait(lambda: node.status().open_visits == 9)
-        assert client.ask({"groupId": "g1", "scriptSalIndex": 0})["status"] == "accepted"
+        assert client.request({"groupId": "g1", "scriptSalIndex": 0})["status"] == "accepted"
         all_ended(client, "g1", "cancelled", detectors=9)
         node.wait(lambda: node.status().open_visits == 0)

@@ -12,10 +12,11 @@ from contextlib import closing
 import psutil
 import pytest
 import zmq
-from relaykit import PATIENCE_S, SILENCE_S, Client, Peer, RelayProcess, Wires
-from waiting import wait_until
 
 from ppdaemon.states import Outcome
+from ppdaemon.testing.played import PlayedNode, Sockets
+from ppdaemon.testing.relay import SILENCE_S, RelayProcess, SubmitClient
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -29,19 +30,19 @@ def relay(socket_dir):
 
 @pytest.fixture
 def wires():
-    with Wires() as made:
+    with Sockets() as made:
         yield made
 
 
 @pytest.fixture
 def client(relay, wires):
-    return Client(wires, relay.submit)
+    return SubmitClient(wires, relay.submit)
 
 
 @pytest.fixture
 def node(relay, wires):
-    peer = Peer(wires, relay.nodes, "n1")
-    peer.got("welcome")
+    peer = PlayedNode(wires, relay.nodes, "n1")
+    peer.wait_for("welcome")
     return peer
 
 
@@ -51,12 +52,12 @@ def all_of(outcome):
 
 def test_a_visit_goes_through_a_node_and_back(client, node):
     assert client.announce("g")["status"] == "accepted"
-    order = node.got("visit")[0]
+    order = node.wait_for("visit")[0]
     assert (order.visit.group, order.detectors, order.attempt) == ("g", tuple(range(9)), 1)
     assert client.outcomes("g") == all_of(None)
     node.ack(order)
     node.finish(order)
-    [seen] = node.got("results_seen")
+    [seen] = node.wait_for("results_seen")
     assert seen.entries == tuple(("DemoCam", "g", detector, 1) for detector in range(9))
     assert client.outcomes("g") == all_of("succeeded")
 
@@ -64,26 +65,26 @@ def test_a_visit_goes_through_a_node_and_back(client, node):
 def test_the_same_event_a_hundred_times_is_one_visit(relay, client, node):
     first = client.announce("g")
     again = [client.announce("g", survey="other") for _ in range(50)]
-    node.ack(node.got("visit")[0])
-    node.finish(node.got("visit")[0])
-    node.got("results_seen")
+    node.ack(node.wait_for("visit")[0])
+    node.finish(node.wait_for("visit")[0])
+    node.wait_for("results_seen")
     again += [client.announce("g") for _ in range(50)]
     assert first["status"] == "accepted"
     assert {answer["status"] for answer in again} == {"duplicate"}
-    assert {message.visit.group for message in node.got("visit")} == {"g"}
-    assert len(relay.told("same group, other content")) == 1
+    assert {message.visit.group for message in node.wait_for("visit")} == {"g"}
+    assert len(relay.events("same group, other content")) == 1
 
 
 def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(client, node):
     client.announce("g")
-    first, second = node.got("visit", 2)[:2]
+    first, second = node.wait_for("visit", 2)[:2]
     assert first.sequence < second.sequence
     assert first.detectors == second.detectors
     node.ack(second)
     client.announce("h")
 
     def groups():
-        return [message.visit.group for message in node.got("visit")]
+        return [message.visit.group for message in node.wait_for("visit")]
 
     wait_until(lambda: groups().count("h") >= 4, PATIENCE_S, groups)
     told = groups()
@@ -103,7 +104,7 @@ def test_junk_is_refused_with_a_reason_counted_and_logged_once(relay, client):
         (b'"' + b"x" * 70_000 + b'"', "more than the 65536 accepted"),
     ):
         for _ in range(20):
-            answer = client.ask(data)
+            answer = client.request(data)
             assert answer["status"] == "rejected"
             assert words in answer["reason"]
     assert client.announce("g")["status"] == "accepted"
@@ -137,84 +138,84 @@ def test_unknown_blank_and_stale_are_answered_and_reach_no_node(client, node):
     assert client.announce("b", instrument="")["status"] == "ignored"
     assert client.announce("c", private_sndStamp=time.time() - 4000)["status"] == "rejected"
     assert client.announce("d", private_sndStamp=time.time() + 4000)["status"] == "accepted"
-    node.got("visit")
-    assert {message.visit.group for message in node.heard if message.type == "visit"} == {"d"}
+    node.wait_for("visit")
+    assert {message.visit.group for message in node.received if message.type == "visit"} == {"d"}
 
 
 def test_junk_of_a_node_is_dropped_and_the_link_goes_on(relay, client, node):
     for frames in ((b"junk",), (b"{}",), (b"a", b"b"), (b"",), (b'{"type": "dance"}',)):
-        node.raw(*frames)
+        node.send_raw(*frames)
     client.announce("g")
-    node.ack(node.got("visit")[0])
-    wait_until(lambda: relay.told("dropped a message of a node"), PATIENCE_S, relay.told)
+    node.ack(node.wait_for("visit")[0])
+    wait_until(lambda: relay.events("dropped a message of a node"), PATIENCE_S, relay.events)
 
 
 def test_a_cancelled_visit_that_no_node_has_ends_at_once(client):
     client.announce("g")
-    assert client.ask({"groupId": "g"}) == {
+    assert client.request({"groupId": "g"}) == {
         "status": "accepted",
         "groupId": "g",
         "detectors": 9,
         "reason": "",
     }
     assert client.outcomes("g") == all_of("cancelled")
-    assert client.ask({"groupId": "g"})["status"] == "ignored"
-    assert client.ask({"groupId": "unknown"})["status"] == "rejected"
+    assert client.request({"groupId": "g"})["status"] == "ignored"
+    assert client.request({"groupId": "unknown"})["status"] == "rejected"
 
 
 def test_a_cancellation_is_repeated_until_the_node_told_the_outcomes(client, node):
     client.announce("g", scriptSalIndex=7)
-    order = node.got("visit")[0]
+    order = node.wait_for("visit")[0]
     node.ack(order)
-    assert client.ask({"groupId": "g", "scriptSalIndex": 8})["status"] == "rejected"
-    assert client.ask({"groupId": "g", "scriptSalIndex": 7})["status"] == "accepted"
-    assert client.ask({"groupId": "g", "scriptSalIndex": 7})["status"] == "duplicate"
-    node.got("cancel", 3)
+    assert client.request({"groupId": "g", "scriptSalIndex": 8})["status"] == "rejected"
+    assert client.request({"groupId": "g", "scriptSalIndex": 7})["status"] == "accepted"
+    assert client.request({"groupId": "g", "scriptSalIndex": 7})["status"] == "duplicate"
+    node.wait_for("cancel", 3)
     node.finish(order, Outcome.CANCELLED)
-    node.got("results_seen")
+    node.wait_for("results_seen")
     assert client.outcomes("g") == all_of("cancelled")
 
 
 def test_a_final_refusal_is_the_outcome(client, node):
     client.announce("g")
-    node.nak(node.got("visit")[0], "expired: announced too long ago", final=True)
+    node.nak(node.wait_for("visit")[0], "expired: announced too long ago", final=True)
     wait_until(lambda: client.outcomes("g") == all_of("expired"), PATIENCE_S)
 
 
 def test_a_killed_relay_loses_nothing_that_it_accepted(relay, client, wires):
-    node = Peer(wires, relay.nodes, "n1")
-    node.got("welcome")
+    node = PlayedNode(wires, relay.nodes, "n1")
+    node.wait_for("welcome")
     client.announce("g")
-    order = node.got("visit")[0]
+    order = node.wait_for("visit")[0]
     node.ack(order)
     assert client.announce("held", instrument="DemoCam")["status"] == "accepted"
     relay.kill()
     relay.start()
-    assert Client(wires, relay.submit).announce("g")["status"] == "duplicate"
+    assert SubmitClient(wires, relay.submit).announce("g")["status"] == "duplicate"
     started = time.monotonic()
-    node.got("welcome", 2)
+    node.wait_for("welcome", 2)
     assert time.monotonic() - started < 5.0
-    wait_until(lambda: node.got("visit")[-1].visit.group == "held", PATIENCE_S)
+    wait_until(lambda: node.wait_for("visit")[-1].visit.group == "held", PATIENCE_S)
     node.finish(order)
-    node.got("results_seen")
-    assert Client(wires, relay.submit).outcomes("g") == all_of("succeeded")
+    node.wait_for("results_seen")
+    assert SubmitClient(wires, relay.submit).outcomes("g") == all_of("succeeded")
 
 
 def test_visits_wait_for_a_node_that_starts_last(relay, client, wires):
     for k in range(20):
         assert client.announce(f"g{k}")["status"] == "accepted"
-    node = Peer(wires, relay.nodes, "late")
+    node = PlayedNode(wires, relay.nodes, "late")
     wanted = {f"g{k}" for k in range(20)}
-    wait_until(lambda: {message.visit.group for message in node.got("visit")} == wanted, PATIENCE_S)
+    wait_until(lambda: {message.visit.group for message in node.wait_for("visit")} == wanted, PATIENCE_S)
 
 
 def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, node, wires, relay):
     client.announce("g")
-    node.got("visit")
-    other = Peer(wires, relay.nodes, "n2")
-    other.got("welcome")
+    node.wait_for("visit")
+    other = PlayedNode(wires, relay.nodes, "n2")
+    other.wait_for("welcome")
     node.hang_up()
-    order = other.got("visit")[0]
+    order = other.wait_for("visit")[0]
     assert order.attempt == 2
     other.ack(order)
     other.finish(order)
@@ -223,7 +224,7 @@ def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, 
 
 def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, client, node):
     client.announce("g")
-    order = node.got("visit")[0]
+    order = node.wait_for("visit")[0]
     node.ack(order)
     os.kill(relay.process.pid, signal.SIGSTOP)
     try:
@@ -233,15 +234,15 @@ def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, 
         node.finish(order)
     finally:
         os.kill(relay.process.pid, signal.SIGCONT)
-    node.got("results_seen")
+    node.wait_for("results_seen")
     assert client.outcomes("g") == all_of("succeeded")
-    assert relay.told("this process did not run for a while")
-    assert not relay.told("node is silent")
+    assert relay.events("this process did not run for a while")
+    assert not relay.events("node is silent")
 
 
 def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node, wires):
-    second = Peer(wires, relay.nodes, "n1", life="other")
-    sorry = second.got("sorry")[0]
+    second = PlayedNode(wires, relay.nodes, "n1", life="other")
+    sorry = second.wait_for("sorry")[0]
     assert sorry.code == "taken"
     assert "another node named n1" in sorry.reason
     node.hang_up()
@@ -249,7 +250,7 @@ def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node,
     def welcomed():
         second.hello()
         second.listen()
-        return [message for message in second.heard if message.type == "welcome"]
+        return [message for message in second.received if message.type == "welcome"]
 
     wait_until(welcomed, PATIENCE_S)
 

@@ -7,12 +7,14 @@ import resource
 import signal
 
 import pytest
-from node import PATIENCE_S, TESTS, alive, descendants, running
+from node import running
 
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import ConfigError, Refused, Unavailable
 from ppdaemon.reports import AskReload
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.waiting import PATIENCE_S
 
 
 def reload(node):
@@ -20,7 +22,7 @@ def reload(node):
 
 
 def templates(node):
-    return sorted(path.name for path in (node.sockets / "ram" / "ppdaemon-n1").glob("template-*"))
+    return sorted(path.name for path in (node.ramdisk / "ppdaemon-n1").glob("template-*"))
 
 
 def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
@@ -73,17 +75,16 @@ def test_a_visit_ends_as_it_began_and_the_next_is_of_the_new_configuration(tmp_p
     """Fault 54: reload in each stage of a visit."""
     times = {"prepare_s": 60, "run_s": 60, "export_s": 60}  # the stage lasts as long as the reload
     with running(tmp_path, socket_dir, min=1, spare=0, max=1, times=times) as node:
-        gate = node.state / "gate"
         node.relay.reserve("g1", survey=f"{stage}:gate")
         node.land("g1")
-        node.wait((node.state / "at-gate").exists)
+        node.wait(lambda: node.at_gate("g1"))
         (old,) = node.zygotes()
         (worker,) = node.workers()
         node.rewrite(engine={"no_return": ["new"]})
         reload(node)
         assert node.workers()[0].pid == worker.pid
         assert alive(old)
-        gate.touch()
+        node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.relay.reserve("g2")
         node.land("g2", number=2)
@@ -166,7 +167,7 @@ def test_a_stop_during_the_start_is_a_stop(tmp_path, socket_dir):
 
 
 def path_with(folder):
-    return {"PYTHONPATH": f"{TESTS}:{folder}"}
+    return {"PYTHONPATH": str(folder)}
 
 
 def test_a_zygote_that_dies_again_and_again_is_waited_for_longer_and_longer(tmp_path, socket_dir):

@@ -5,51 +5,55 @@ import os
 import signal
 
 import pytest
-from node import PATIENCE_S, Node, PlayedRelay, alive, descendants, running, title
-from waiting import wait_until
+from node import make_node, running
 
 from ppdaemon.reports import AskReload
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.processes import alive, descendants, title
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
 
 SPAWN = {"start": "spawn", "min": 1, "spare": 0, "max": 2, "times": {"boot_s": 40}}
 
 
-def test_a_visit_runs_from_announcement_to_export(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir, **SPAWN) as node:
-        node.relay.reserve("g1", range(2))
-        for detector in range(2):
-            node.land("g1", detector)
-        for detector in range(2):
-            assert node.relay.outcome("g1", detector).outcome == Outcome.SUCCEEDED
-        node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit("g1")))
-        assert not any("zygote" in title(pid) for pid in descendants(node.process.pid))
+@pytest.fixture(scope="module")
+def changes():
+    return SPAWN
 
 
-@pytest.mark.parametrize("deed", ["die", "segv", "exit"])
-def test_a_crash_is_tried_again(tmp_path, socket_dir, deed):
-    with running(tmp_path, socket_dir, **SPAWN) as node:
-        node.relay.reserve("g1", survey=f"process:{deed}@1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        first, second = node.visit("g1")
-        assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
-        told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[deed]
-        assert told in first.reason
-        assert node.marks() == {"g1~0": 1}
+def test_a_visit_runs_from_announcement_to_export(node, group):
+    node.relay.reserve(group, range(2))
+    for detector in range(2):
+        node.land(group, detector)
+    for detector in range(2):
+        assert node.relay.outcome(group, detector).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: all(Stage.CENTRAL in row.stages for row in node.visit(group)))
+    assert not any("zygote" in title(pid) for pid in descendants(node.process.pid))
+
+
+@pytest.mark.parametrize("fault", ["die", "segv", "exit"])
+def test_a_crash_is_tried_again(node, group, fault):
+    node.relay.reserve(group, survey=f"process:{fault}@1")
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    first, second = node.visit(group)
+    assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
+    told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[fault]
+    assert told in first.reason
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_killed_supervisor_takes_its_workers_along(tmp_path, socket_dir):
     """Fault 51: the supervisor of spawned workers is killed."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay, **SPAWN)
+    node = make_node(tmp_path, socket_dir, relay, **SPAWN)
     try:
         node.start()
         relay.reserve("g1", survey="process:deaf")
         node.land("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.PROCESSING)
         family = descendants(node.process.pid)
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         wait_until(lambda: not any(map(alive, family)), 5.0, "workers outlive their supervisor")
     finally:
         node.stop()
@@ -82,7 +86,7 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
 
 
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = Node(tmp_path, socket_dir, None, preload=["no_such_module"], **SPAWN)
-    node.start(ready=False)
+    node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"], **SPAWN)
+    node.launch()
     assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()

@@ -12,18 +12,20 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
-from node import DAY, Node, alive, descendants, running, title
+from arrivalkit import GROUP, Catcher, Exposure, Publisher, fits_file, run
+from node import make_node, running
 from storeserver import Store, serving
-from test_arrivals import GROUP, Catcher, Exposure, Publisher, fits_file, run
-from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.exposures import ExpectedSensors
-from ppdaemon.node.arrivals.merge import Arrivals
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.states import Outcome
+from ppdaemon.testing.node import NodeProcess
+from ppdaemon.testing.processes import alive, descendants, title
+from ppdaemon.testing.waiting import wait_until
 
 
 @pytest.fixture
@@ -332,7 +334,7 @@ def remote_node(store: Store, publisher: Publisher) -> dict[str, object]:
     return {"arrivals": arrivals, "min": 1, "spare": 0, "max": 2}
 
 
-def readers(node: Node) -> list[int]:
+def readers(node: NodeProcess) -> list[int]:
     return [pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon reader"]
 
 
@@ -342,7 +344,7 @@ def test_a_visit_whose_raw_is_in_a_store_runs_and_status_shows_the_reader(
     with running(tmp_path, socket_dir, **remote_node(store, publisher)) as node:
         node.relay.reserve("g1")
         publisher.socket.recv()
-        key = f"/raw/DemoCam/{DAY}/DC_O_{DAY}_000001/DC_O_{DAY}_000001_R22_S00.fits"
+        key = f"/raw/{node.raws.path(1).relative_to(node.raw_root)}"
         store.objects[key] = fits_file("g1")
         publisher.say({"uri": store.uri + key})
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -361,13 +363,12 @@ def test_a_visit_whose_raw_is_in_a_store_runs_and_status_shows_the_reader(
 
 def test_the_reader_dies_with_the_supervisor(tmp_path, socket_dir, publisher, store):
     """Fault 51, of the reader."""
-    node = Node(tmp_path, socket_dir, None, **remote_node(store, publisher))
+    node = make_node(tmp_path, socket_dir, None, **remote_node(store, publisher))
     try:
         node.start()
         node.wait(lambda: node.status().arrivals[-1].live)
         (reader,) = readers(node)
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         wait_until(lambda: not alive(reader), 5.0, "the reader outlives its supervisor")
     finally:
         node.stop()

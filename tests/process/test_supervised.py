@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from node import TESTS, alive
-from waiting import wait_until
+from node import TESTS
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.messages import (
@@ -30,6 +29,8 @@ from ppdaemon.node.processes.child import Lifeline, launch
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
 from ppdaemon.node.processes.supervised import SupervisedProcess
+from ppdaemon.testing.processes import alive
+from ppdaemon.testing.waiting import wait_until
 from ppdaemon.wire import encode
 
 DEADLINE_S = 20.0

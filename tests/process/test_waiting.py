@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How long a visit waits for its raws, and what becomes of those that come too late."""
 
-import json
 import time
 
 import pytest
-from node import DAY, EXPOSURE, Node, PlayedRelay, running
+from node import make_node, running
 from test_relay_and_node import observatory
-from waiting import wait_until
 
 from ppdaemon.ctl.client import NotFound
 from ppdaemon.errors import Refused
-from ppdaemon.reports import AskDrain
+from ppdaemon.reports import AskDrain, AskResume
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.waiting import wait_until
 
 FORGETFUL = {"remember_s": 0.3, "scan_s": 0.2}
 BLIND = {"watch": "poll", "poll_s": 600, "scan_s": 600}
@@ -23,17 +23,6 @@ def waiting(node, group="g1", detector=0):
     """Wait until a worker waits for a raw."""
     seen = (group, detector, SlotState.WAITING)
     node.wait(lambda: any((row.group, row.detector, row.state) == seen for row in node.workers()))
-
-
-def list_sensors(node, detectors, number=1):
-    """Write the list of an exposure's detectors."""
-    obsid = f"DC_O_{DAY}_{number:06d}"
-    folder = node.raw_root / "DemoCam" / str(DAY) / obsid
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {f"R22_S{detector // 3}{detector % 3}": "SCIENCE" for detector in detectors}
-    part = folder / f".{obsid}.part"
-    part.write_text(json.dumps({"expectedSensors": names}))
-    part.rename(folder / f"{obsid}_expectedSensors.json")
 
 
 def aged(path, age_s=1.0):
@@ -53,36 +42,24 @@ def ended(node, attempt, group="g1", detector=0):
     return last_result(node, *told).outcome
 
 
-def late(node):
-    return node.daemon.late(100)
+def late(node, group="g1"):
+    """Return the late raws of a visit."""
+    return [row for row in node.daemon.late(100) if row.group == group]
 
 
-def test_a_visit_announced_before_the_raws_of_the_one_before_and_raws_out_of_order(tmp_path, socket_dir):
+def test_a_visit_announced_before_the_raws_of_the_one_before_and_raws_out_of_order(node, group):
     """Fault 9: three in flight, out of order."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1")
-        node.relay.reserve("g2")
-        waiting(node, "g2")
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
-        node.relay.reserve("g3")
-        node.land("g3", number=3)
-        node.land("g1", number=1)
-        assert {node.relay.outcome(group).outcome for group in ("g1", "g3")} == {Outcome.SUCCEEDED}
-        assert node.marks() == {"g1~0": 1, "g2~0": 1, "g3~0": 1}
-
-
-def test_without_a_raw_all_detectors_end_after_one_look_and_seats_are_free(tmp_path, socket_dir):
-    """Fault 10: next_visit without any raw."""
-    with running(tmp_path, socket_dir, image_timeout_s=0.5) as node:
-        node.land("other", 0)
-        node.relay.reserve("g1", range(3))
-        for detector in range(3):
-            entry = node.relay.outcome("g1", detector)
-            assert (entry.outcome, entry.reason) == (Outcome.NO_IMAGE, "no raw came in time")
-        node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
-        assert 1 <= node.status().counters["arrivals.last_looks"] <= 3
-        assert not node.marks()
+    first, second, third = (f"{group}-{k}" for k in range(3))
+    node.relay.reserve(first)
+    node.relay.reserve(second)
+    waiting(node, second)
+    node.land(second)
+    assert node.relay.outcome(second).outcome == Outcome.SUCCEEDED
+    node.relay.reserve(third)
+    node.land(third)
+    node.land(first)
+    assert {node.relay.outcome(each).outcome for each in (first, third)} == {Outcome.SUCCEEDED}
+    assert node.marks(f"{group}-*") == {f"{each}~0": 1 for each in (first, second, third)}
 
 
 @pytest.mark.parametrize("state", ["queued", SlotState.PREPARING, SlotState.WAITING])
@@ -101,26 +78,26 @@ def test_a_cancelled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state
         assert node.relay.outcome("g1").outcome == Outcome.CANCELLED
         if state == "queued":
             node.land("g0")
-        (node.state / "gate").touch()
+        node.open_gate("g1")
         node.wait(lambda: node.status().slots.get(SlotState.IDLE) == 1)
         assert not late(node)
 
 
-def test_a_raw_without_an_announcement_is_kept_for_one_that_follows(tmp_path, socket_dir):
+def test_a_raw_without_an_announcement_is_kept_for_one_that_follows(node, group):
     """Fault 11: a raw without next_visit."""
-    with running(tmp_path, socket_dir) as node:
-        node.land("g1")
-        node.wait(lambda: node.status().counters.get("raw_without_visit") == 1)
-        assert node.status().late_raws == 0
-        node.relay.reserve("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 1}
+    before = node.status().counters.get("raw_without_visit", 0)
+    node.land(group)
+    node.wait(lambda: node.status().counters.get("raw_without_visit", 0) == before + 1)
+    assert not late(node, group)
+    node.relay.reserve(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
     """Fault 12: before the watch."""
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay)
+    node = make_node(tmp_path, socket_dir, relay)
     try:
         node.land("g1")
         node.start()
@@ -133,28 +110,15 @@ def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
         relay.close()
 
 
-def test_a_raw_that_comes_during_preload_is_processed_once(tmp_path, socket_dir):
+def test_a_raw_that_comes_during_preload_is_processed_once(node, group):
     """Fault 12: during preload."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="prepare:gate")
-        node.wait((node.state / "at-gate").exists)
-        node.land("g1")
-        node.wait(lambda: node.visit("g1")[0].stages.get("arrived"))
-        (node.state / "gate").touch()
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 1}
-
-
-def test_a_raw_that_is_being_ingested_at_the_deadline_is_processed_once(tmp_path, socket_dir):
-    """Fault 12: at the deadline."""
-    with running(tmp_path, socket_dir, image_timeout_s=1.0) as node:
-        node.land("g1")
-        node.relay.reserve("g1", survey="ingest:gate")
-        node.wait((node.state / "at-gate").exists)
-        node.wait(lambda: any(row.state == SlotState.LOOKING for row in node.workers()))
-        (node.state / "gate").touch()
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 1}
+    node.relay.reserve(group, survey="prepare:gate")
+    node.wait(lambda: node.at_gate(group))
+    node.land(group)
+    node.wait(lambda: node.visit(group)[0].stages.get("arrived"))
+    node.open_gate(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert node.marks(group) == {f"{group}~0": 1}
 
 
 def test_a_raw_that_no_source_tells_of_is_found_by_the_last_look(tmp_path, socket_dir):
@@ -170,14 +134,13 @@ def test_a_raw_that_no_source_tells_of_is_found_by_the_last_look(tmp_path, socke
 
 def test_a_visit_tried_again_after_a_restart_finds_its_old_raw(tmp_path, socket_dir):
     relay = PlayedRelay()
-    node = Node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
+    node = make_node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
     try:
         node.start()
         relay.reserve("g1", survey="process:hang@1")
         path = node.land("g1")
         node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
-        node.process.kill()
-        node.process.wait()
+        node.kill()
         aged(path)
         node.start()
         assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -188,15 +151,14 @@ def test_a_visit_tried_again_after_a_restart_finds_its_old_raw(tmp_path, socket_
         relay.close()
 
 
-def test_without_a_number_the_header_ends_the_wait(tmp_path, socket_dir):
+def test_without_a_number_the_header_ends_the_wait(node, group):
     """Fault 13: nimages 0."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", nimages=0)
-        for snap in (1, 2):
-            node.land("g1", number=snap, snap=snap, snaps=2)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        (row,) = node.visit("g1")
-        assert (len(row.exposures), row.partial, row.reason) == (2, False, "")
+    node.relay.reserve(group, nimages=0)
+    for snap in (1, 2):
+        node.land(group, snap=snap, snaps=2)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    (row,) = node.visit(group)
+    assert (len(row.exposures), row.partial, row.reason) == (2, False, "")
 
 
 def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir):
@@ -204,70 +166,59 @@ def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir)
     with running(tmp_path, socket_dir, arrivals={"quiet_s": 0.5}) as node:
         node.relay.reserve("g1", nimages=0)
         waiting(node)
-        node.land("g1", number=1, snap=None, snaps=None)
+        node.land("g1", snap=None, snaps=None)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
         assert not row.partial
         assert row.stages["ingested"] - row.stages["arrived"] >= 0.5
 
 
-def test_without_any_number_the_list_of_detectors_ends_the_wait(tmp_path, socket_dir):
+def test_without_any_number_the_list_of_detectors_ends_the_wait(node, group):
     """Fault 13: nimages 0, and the header says nothing."""
-    with running(tmp_path, socket_dir) as node:
-        list_sensors(node, [0, 1, 2])
-        node.relay.reserve("g1", (0, 1, 5), nimages=0)
-        for detector in (0, 1, 5):
-            waiting(node, "g1", detector)
-        node.land("g1", 0, snap=None, snaps=None)
-        assert node.relay.outcome("g1", 0).outcome == Outcome.SUCCEEDED
-        other = node.relay.outcome("g1", 5)
-        assert (other.outcome, other.reason) == (
-            Outcome.NO_IMAGE,
-            "the exposures were taken without this detector",
-        )
-        assert ("g1", 1) not in node.relay.results
-        node.land("g1", 1, snap=None, snaps=None)
-        assert node.relay.outcome("g1", 1).outcome == Outcome.SUCCEEDED
+    node.raws.list_detectors([0, 1, 2], node.raws.number(group, None))
+    node.relay.reserve(group, (0, 1, 5), nimages=0)
+    for detector in (0, 1, 5):
+        waiting(node, group, detector)
+    node.land(group, 0, snap=None, snaps=None)
+    assert node.relay.outcome(group, 0).outcome == Outcome.SUCCEEDED
+    other = node.relay.outcome(group, 5)
+    assert (other.outcome, other.reason) == (
+        Outcome.NO_IMAGE,
+        "the exposures were taken without this detector",
+    )
+    assert (group, 1) not in node.relay.results
+    node.land(group, 1, snap=None, snaps=None)
+    assert node.relay.outcome(group, 1).outcome == Outcome.SUCCEEDED
 
 
-def test_one_snap_of_two_runs_and_is_flagged(tmp_path, socket_dir):
-    """Fault 13: one snap of two."""
-    with running(tmp_path, socket_dir, image_timeout_s=1.0) as node:
-        node.land("g1", number=1, snap=1, snaps=2)
-        node.relay.reserve("g1", nimages=2)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        (row,) = node.visit("g1")
-        assert (row.exposures, row.partial) == ((EXPOSURE + 1,), True)
-
-
-def test_three_snaps_for_two_run_and_are_flagged(tmp_path, socket_dir):
+def test_three_snaps_for_two_run_and_are_flagged(node, group):
     """Fault 13: three for two."""
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", nimages=2, survey="prepare:gate")
-        node.wait((node.state / "at-gate").exists)
-        for snap in (1, 2, 3):
-            node.land("g1", number=snap, snap=snap, snaps=3)
-        node.wait(lambda: len(list(node.raw_root.rglob("*.fits"))) == node.delivered())
-        (node.state / "gate").touch()
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        (row,) = node.visit("g1")
-        assert (len(row.exposures), row.reason) == (
-            3,
-            "announced were 2 images, their headers say 3",
-        )
+    node.relay.reserve(group, nimages=2, survey="prepare:gate")
+    node.wait(lambda: node.at_gate(group))
+    before = node.delivered()
+    for snap in (1, 2, 3):
+        node.land(group, snap=snap, snaps=3)
+    node.wait(lambda: node.delivered() == before + 3)
+    node.open_gate(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    (row,) = node.visit(group)
+    assert (len(row.exposures), row.reason) == (
+        3,
+        "announced were 2 images, their headers say 3",
+    )
 
 
-def test_a_raw_that_comes_while_the_pipeline_runs_is_late(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="process:gate")
-        node.land("g1", number=1)
-        node.wait((node.state / "at-gate").exists)
-        path = node.land("g1", number=2)
-        node.wait(lambda: node.delivered() == 2)
-        assert not late(node)
-        (node.state / "gate").touch()
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: [row.path for row in late(node)] == [str(path)])
+def test_a_raw_that_comes_while_the_pipeline_runs_is_late(node, group):
+    node.relay.reserve(group, survey="process:gate")
+    node.land(group, snap=1)
+    node.wait(lambda: node.at_gate(group))
+    before = node.delivered()
+    path = node.land(group, snap=2)
+    node.wait(lambda: node.delivered() == before + 1)
+    assert not late(node, group)
+    node.open_gate(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: [row.path for row in late(node, group)] == [str(path)])
 
 
 def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
@@ -293,84 +244,67 @@ def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
         assert (refused.attempt, refused.text) == (None, "it has succeeded")
 
 
-def test_what_cannot_be_requeued_is_told_with_the_reason(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        with pytest.raises(NotFound, match="no visit of group 'g1'"):
-            node.daemon.requeue("g1", None, force=False)
-        node.relay.reserve("g1")
-        node.relay.wait(lambda: node.relay.acked)
-        under_way, unknown = node.daemon.requeue("g1", (0, 7), force=True)
-        assert (under_way.text, unknown.text) == ("it is under way", "not in the journal")
-        with pytest.raises(NotFound, match="with one of these detectors"):
-            node.daemon.requeue("g1", (7,), force=False)
-        node.daemon.ask(AskDrain())
+def test_what_cannot_be_requeued_is_told_with_the_reason(node, group):
+    with pytest.raises(NotFound, match=f"no visit of group '{group}'"):
+        node.daemon.requeue(group, None, force=False)
+    node.relay.reserve(group)
+    node.relay.wait(lambda: (group, 0) in node.relay.acked)
+    under_way, unknown = node.daemon.requeue(group, (0, 7), force=True)
+    assert (under_way.text, unknown.text) == ("it is under way", "not in the journal")
+    with pytest.raises(NotFound, match="with one of these detectors"):
+        node.daemon.requeue(group, (7,), force=False)
+    node.daemon.ask(AskDrain())
+    try:
         with pytest.raises(Refused, match="takes no visits now"):
-            node.daemon.requeue("g1", None, force=False)
+            node.daemon.requeue(group, None, force=False)
+    finally:
+        node.daemon.ask(AskResume())
 
 
-def test_behind_a_point_of_no_return_only_force_tries_again(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1", survey="written:die@1")
-        node.land("g1")
-        assert ended(node, 1) == Outcome.CRASHED
-        (row,) = node.daemon.requeue("g1", None, force=False)
-        assert row.attempt is None
-        assert "point of no return (marker)" in row.text
-        assert node.marks() == {"g1~0": 1}
-        (row,) = node.daemon.requeue("g1", None, force=True)
-        assert row.attempt == 2
-        assert ended(node, 2) == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 2}
+def test_behind_a_point_of_no_return_only_force_tries_again(node, group):
+    node.relay.reserve(group, survey="written:die@1")
+    node.land(group)
+    assert ended(node, 1, group) == Outcome.CRASHED
+    (row,) = node.daemon.requeue(group, None, force=False)
+    assert row.attempt is None
+    assert "point of no return (marker)" in row.text
+    assert node.marks(group) == {f"{group}~0": 1}
+    (row,) = node.daemon.requeue(group, None, force=True)
+    assert row.attempt == 2
+    assert ended(node, 2, group) == Outcome.SUCCEEDED
+    assert node.marks(group) == {f"{group}~0": 2}
 
 
-def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_attempt(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1", survey="failed:told spooled:die@1")
-        node.land("g1")
-        assert ended(node, 1) == Outcome.FAILED
+def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_attempt(node, group):
+    central_down = node.state / "central-down"
+    central_down.touch()
+    try:
+        node.relay.reserve(group, survey="failed:told spooled:die@1")
+        node.land(group)
+        assert ended(node, 1, group) == Outcome.FAILED
         node.wait(lambda: node.status().exporter.startswith("failing"))
 
         def requeued():
             """A failing export may be under way at any moment."""
-            (row,) = node.daemon.requeue("g1", None, force=True)
+            (row,) = node.daemon.requeue(group, None, force=True)
             assert row.attempt or "being exported" in row.text
             return row.attempt
 
         assert node.wait(requeued) == 2
-        assert ended(node, 2) == Outcome.SUCCEEDED
-        (node.state / "central-down").unlink()
-        node.wait(lambda: node.status().spooled == 0)
-        assert node.exported() == ["DemoCam~g1~0~2"]
+        assert ended(node, 2, group) == Outcome.SUCCEEDED
+    finally:
+        central_down.unlink()
+    node.wait(lambda: node.status().spooled == 0)
+    assert [name for name in node.exported() if group in name] == [f"DemoCam~{group}~0~2"]
 
 
-def test_a_partial_success_keeps_its_outputs(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir, image_timeout_s=0.5) as node:
-        (node.state / "central-down").touch()
-        node.land("g1", number=1, snap=1, snaps=2)
-        node.relay.reserve("g1", nimages=2)
-        assert ended(node, 1) == Outcome.SUCCEEDED
-        (row,) = node.daemon.requeue("g1", None, force=True)
-        assert (row.attempt, "wait for export" in row.text) == (None, True)
-        (node.state / "central-down").unlink()
-        node.wait(lambda: node.status().spooled == 0)
-        node.land("g1", number=2, snap=2, snaps=2)
-        node.wait(lambda: len(late(node)) == 1)
-        (row,) = node.daemon.requeue("g1", None, force=True)
-        assert row.attempt == 2
-        assert "what the central repo has of attempt 1 stays" in row.text
-        assert ended(node, 2) == Outcome.SUCCEEDED
-        assert node.visit("g1")[1].exposures == (EXPOSURE + 1, EXPOSURE + 2)
-
-
-def test_what_another_node_may_have_is_not_requeued(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1")
-        waiting(node)
-        node.relay.cancel("g1", (0,))
-        assert ended(node, 1) == Outcome.CANCELLED
-        (row,) = node.daemon.requeue("g1", None, force=False)
-        assert "two nodes would process it" in row.text
+def test_what_another_node_may_have_is_not_requeued(node, group):
+    node.relay.reserve(group)
+    waiting(node, group)
+    node.relay.cancel(group, (0,))
+    assert ended(node, 1, group) == Outcome.CANCELLED
+    (row,) = node.daemon.requeue(group, None, force=False)
+    assert "two nodes would process it" in row.text
 
 
 def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tmp_path, socket_dir):

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from waiting import wait_until
+
+from ppdaemon.testing.waiting import wait_until
 
 __all__ = ("Instance", "instance", "what_is_missing")
 

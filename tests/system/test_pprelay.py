@@ -8,11 +8,16 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import yaml
-from relaykit import ROOT, Peer, RelayProcess, Wires
-from waiting import wait_until
+
+from ppdaemon.testing.played import PlayedNode, Sockets
+from ppdaemon.testing.relay import RelayProcess
+from ppdaemon.testing.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*command, env=None, **options):
@@ -107,7 +112,7 @@ def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_soon(relay, number):
     assert relay.stop(number) == 0
-    assert relay.told()[-1] == "stopped"
+    assert relay.events()[-1] == "stopped"
     assert relay.stop_took_s() < 5.0
 
 
@@ -117,7 +122,7 @@ def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
     (relay.state_dir / "ledger.sqlite").write_bytes(b"rubbish" * 5000)
     relay.start()
     try:
-        wait_until(lambda: relay.told("ledger is corrupt"))  # it listens before it opens the ledger
+        wait_until(lambda: relay.events("ledger is corrupt"))  # it listens before it opens the ledger
         assert send_visit("--relay", relay.submit, "--instrument", "DemoCam").returncode == 0
     finally:
         assert relay.stop() == 0
@@ -176,9 +181,9 @@ def test_neither_nor_both_ways_of_saying_what_to_send_is_a_usage_error(tmp_path)
 
 
 def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
-    with Wires() as wires:
-        node = Peer(wires, relay.nodes, "n1")
-        node.got("welcome")
+    with Sockets() as wires:
+        node = PlayedNode(wires, relay.nodes, "n1")
+        node.wait_for("welcome")
         words = ("--instrument", "DemoCam", "--group", "g", "--relay", relay.submit, "--wait")
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
         with subprocess.Popen(
@@ -188,10 +193,10 @@ def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
             stdout=subprocess.PIPE,
             text=True,
         ) as sender:
-            order = node.got("visit")[0]
+            order = node.wait_for("visit")[0]
             node.ack(order)
             node.finish(order)
-            node.got("results_seen")
+            node.wait_for("results_seen")
             told, _ = sender.communicate(timeout=30)
     assert sender.returncode == 0
     assert told.startswith("accepted: g, 9 detectors\n")

@@ -10,10 +10,10 @@ import pytest
 import yaml
 import zmq
 from systemd_user import Instance, instance, what_is_missing
-from waiting import wait_until
 
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
+from ppdaemon.testing.waiting import wait_until
 
 MISSING = what_is_missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"systemd user instance: {MISSING}")
@@ -46,7 +46,7 @@ def systemd(tmp_path: Path) -> Iterator[Instance]:
 
 
 def drop_in(module: str, config: Path, folder: Path, watchdog_s: float = 20.0) -> str:
-    path = f"{ROOT}:{ROOT / 'tests' / 'process'}"
+    path = str(ROOT)
     return DROP_IN.format(
         python=sys.executable, module=module, config=config, folder=folder, path=path, watchdog_s=watchdog_s
     )
@@ -116,7 +116,7 @@ def node_config(folder: Path) -> Path:
             "instruments": {"DemoCam": "0-8"},
         },
         "arrivals": {"roots": [str(folder / "raw")]},
-        "workers": {"work": "scripted", "min": 1, "spare": 0, "max": 2, "nice": 0},
+        "workers": {"work": "ppdaemon.testing.work", "min": 1, "spare": 0, "max": 2, "nice": 0},
         "pipelines": {"main": [{"pipelines": [str(folder / "any.yaml")]}]},
     }
     path.write_text(yaml.safe_dump(config))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import zmq
-from waiting import wait_until
 
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon
@@ -23,6 +22,7 @@ from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
 from ppdaemon.errors import Unavailable
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.testing.waiting import wait_until
 
 # The first one makes the central repo, too.
 pytestmark = pytest.mark.timeout(400)
@@ -114,6 +114,7 @@ def butler(*words):
     return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
     # Those of the demonstration, but for alerts only the visit with two snaps.
     kinds = [ALERTING, *(kind for kind in NIGHT if kind.runs != ALERTING.runs)]

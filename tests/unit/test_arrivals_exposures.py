@@ -15,12 +15,13 @@ from ppdaemon.camera import load_camera
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import exposures as module
+from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts
-from ppdaemon.node.arrivals.pool import FilePool
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place, RawTree
+from ppdaemon.node.arrivals.roots import RawPath, RawRoots
+from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName, sidecar_path
+from ppdaemon.testing.raws import fits_header
 
 GROUP = "2025-11-22T03:25:16.951"
 CAMERA = load_camera("LSSTCam")
@@ -30,11 +31,11 @@ class Night:
     """Files of some exposures, and how often they are read."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, sidecar_wait_s: float = 5.0):
-        self.tree = RawTree(ArrivalsConfig.model_validate({"roots": [root]}), {"LSSTCam": range(205)})
-        self.pool = FilePool(4, time.monotonic)
-        self.tally = Tally(time.monotonic)
+        self.tree = RawRoots(ArrivalsConfig.model_validate({"roots": [root]}), {"LSSTCam": range(205)})
+        self.threads = FileThreads(4, time.monotonic)
+        self.counts = ErrorCounts(time.monotonic)
         self.exposures = Exposures(
-            FileReading(self.pool), sidecar_wait_s, time.monotonic, self.tally, self.tree
+            FileReading({str(root): self.threads}), sidecar_wait_s, time.monotonic, self.counts, self.tree
         )
         self.reads: Counter[str] = Counter()
         self._root = root
@@ -42,33 +43,32 @@ class Night:
             monkeypatch.setattr(module, reader, self._counted(reader, getattr(module, reader)))
 
     def _counted(
-        self, reader: str, read: Callable[[Place], ExposureFacts]
-    ) -> Callable[[Place], ExposureFacts]:
-        def counted(place: Place) -> ExposureFacts:
+        self, reader: str, read: Callable[[RawPath], ExposureFacts]
+    ) -> Callable[[RawPath], ExposureFacts]:
+        def counted(place: RawPath) -> ExposureFacts:
             facts = read(place)
             self.reads[reader] += 1
             return facts
 
         return counted
 
-    def file(self, detector: int, sequence: int = 156, ending: str = ".fits") -> tuple[RawName, Place]:
+    def file(self, detector: int, sequence: int = 156, ending: str = ".fits") -> tuple[RawName, RawPath]:
         obsid = f"MC_O_20251121_{sequence:06d}"
         name = "" if ending.startswith("_") else f"_{CAMERA.detectors[detector].name}"
         located = self.tree.locate(f"{self._root}/LSSTCam/20251121/{obsid}/{obsid}{name}{ending}")
         assert located is not None
         return located
 
-    def put(self, place: Place, content: Any) -> None:
+    def put(self, place: RawPath, content: Any) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         Path(place.path).parent.mkdir(parents=True, exist_ok=True)
         Path(place.path).write_bytes(data)
 
-    def put_sidecar(self, image: Place, **said: Any) -> None:
-        self.put(Place(image.root, sidecar_path(image.path)), {"GROUPID": GROUP} | said)
+    def put_sidecar(self, image: RawPath, **said: Any) -> None:
+        self.put(RawPath(image.root, sidecar_path(image.path)), {"GROUPID": GROUP} | said)
 
-    def put_header(self, image: Place, group: str) -> None:
-        cards = ("SIMPLE  =                    T", f"GROUPID = '{group}'", "END")
-        self.put(image, "".join(card.ljust(80) for card in cards).ljust(2880).encode())
+    def put_header(self, image: RawPath, group: str) -> None:
+        self.put(image, fits_header("SIMPLE  =                    T", f"GROUPID = '{group}'"))
 
     async def facts(self, detectors: range, sequence: int = 156) -> list[ExposureFacts | None]:
         return await asyncio.gather(
@@ -80,7 +80,7 @@ class Night:
 def night(tmp_path, monkeypatch):
     made = Night(tmp_path, monkeypatch)
     yield made
-    made.pool.close()
+    made.threads.close()
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
@@ -140,7 +140,7 @@ def test_without_sidecars_one_fits_header_is_read(tmp_path, monkeypatch):
         assert night.reads == {"facts_of_image": 1}
 
     run(body)
-    night.pool.close()
+    night.threads.close()
 
 
 def test_a_supplement_is_an_exposure_of_its_own(night):
@@ -160,7 +160,7 @@ def test_fault_18_a_misplaced_file_does_not_lead_the_other_detectors_astray(nigh
         night.put_sidecar(night.file(1)[1], OBSID="MC_O_20251121_000156")
         # The sidecar of a detector that is not asked for tells where it belongs.
         assert await night.facts(range(1)) == [ExposureFacts(GROUP, obsid="MC_O_20251121_000156")]
-        assert night.tally.counts["bad_sidecar"] >= 1
+        assert night.counts.by_kind["bad_sidecar"] >= 1
 
     run(body)
 
@@ -175,15 +175,15 @@ def test_fault_18_where_nothing_names_the_group_there_is_none(tmp_path, monkeypa
         assert await night.facts(range(1)) == [None]
 
     run(body)
-    night.pool.close()
+    night.threads.close()
 
 
 def test_a_broken_sidecar_is_counted_and_the_next_one_tells(night):
     async def body() -> None:
-        night.put(Place(night.file(0)[1].root, sidecar_path(night.file(0)[1].path)), b'{"GROUPID": "2')
+        night.put(RawPath(night.file(0)[1].root, sidecar_path(night.file(0)[1].path)), b'{"GROUPID": "2')
         night.put_sidecar(night.file(1)[1])
         await night.exposures.learn_from(*night.file(0, ending=".json"))
-        assert night.tally.counts == {"sidecar_unread": 1}
+        assert night.counts.by_kind == {"sidecar_unread": 1}
         assert await night.facts(range(1, 2)) == [ExposureFacts(GROUP)]
 
     run(body)
@@ -216,7 +216,7 @@ def test_a_list_that_is_told_again_while_half_of_it_is_read_is_read_again(night,
         def tell() -> None:
             telling.append(asyncio.create_task(night.exposures.expected(name, place)))
 
-        def read(place: Place) -> frozenset[str]:
+        def read(place: RawPath) -> frozenset[str]:
             if not telling:
                 # Its writer closes it, which is told, after this has read half of it.
                 night.put(place, {"expectedSensors": [CAMERA.detectors[3].name]})
@@ -244,7 +244,7 @@ def test_a_raw_that_lands_before_the_end_of_its_sidecar_waits_for_that(night, mo
             sidecar = night.file(0, ending=".json")
             telling.append(asyncio.create_task(night.exposures.learn_from(*sidecar)))
 
-        def read_header(image: Place) -> ExposureFacts:
+        def read_header(image: RawPath) -> ExposureFacts:
             try:
                 return read(image)
             finally:
@@ -254,7 +254,7 @@ def test_a_raw_that_lands_before_the_end_of_its_sidecar_waits_for_that(night, mo
         monkeypatch.setattr(module, "facts_of_image", read_header)
         _, image = night.file(0)
         night.put_header(image, "")
-        night.put(Place(image.root, sidecar_path(image.path)), b'{"GROUPID": "2')
+        night.put(RawPath(image.root, sidecar_path(image.path)), b'{"GROUPID": "2')
         assert await night.facts(range(1)) == [ExposureFacts(GROUP)]
 
     run(body)
@@ -266,6 +266,6 @@ def test_a_broken_list_of_detectors_may_come_again(night):
         night.put(place, b"{")
         assert await night.exposures.expected(name, place) is None
         assert night.exposures.unlisted(name)
-        assert night.tally.counts == {"bad_list": 1}
+        assert night.counts.by_kind == {"bad_list": 1}
 
     run(body)

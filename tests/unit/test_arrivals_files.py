@@ -13,43 +13,34 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.files import (
     ExposureFacts,
+    are_regular,
     expected_sensors,
     facts_of_image,
     facts_of_sidecar,
-    is_regular,
-    look_at,
+    read_state,
+    read_states,
 )
-from ppdaemon.node.arrivals.patience import Look, Patience
-from ppdaemon.node.arrivals.tree import Place
+from ppdaemon.node.arrivals.pending import FileState
+from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import files as raws_files
+from ppdaemon.testing.raws import small_fits
 
 GROUP = "2025-11-22T03:25:16.951"
 
 
 def fits(group: str = GROUP) -> bytes:
-    cards = (
-        "SIMPLE  =                    T",
-        "BITPIX  =                    8",
-        "NAXIS   =                    1",
-    )
-    cards += (
-        "NAXIS1  =                    1",
-        f"GROUPID = '{group}'",
-        "CURINDEX=                    1",
-        "END",
-    )
-    return "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
+    return small_fits(f"GROUPID = '{group}'", "CURINDEX=                    1")
 
 
-def put(path: Path, content: bytes = b"") -> Place:
+def put(path: Path, content: bytes = b"") -> RawPath:
     """Write a file of the root ``raw``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    return Place(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
+    return RawPath(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
 
 
-def look(*places: Place) -> Look:
-    return look_at(places, Patience(0.0), True, True)
+def look(*paths: RawPath) -> FileState:
+    return read_state(paths, structure=True)
 
 
 def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
@@ -58,7 +49,7 @@ def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
     (tmp_path / "raw/a/soft.fits").symlink_to("x.fits")
     (tmp_path / "raw/b").symlink_to("a")
     for path in ("a/x.fits", "a/hard.fits", "a/soft.fits", "b/x.fits"):
-        found = look(Place(place.root, f"{place.root}/{path}"))
+        found = look(RawPath(place.root, f"{place.root}/{path}"))
         assert found.whole
         assert found.read
         assert found.size == 5760
@@ -66,9 +57,9 @@ def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
 
 def test_the_first_place_that_exists_is_looked_at(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
-    missing = Place(place.root, f"{place.root}/y.fits")
-    assert look(missing, place).place == place
-    assert look(missing).place is None
+    missing = RawPath(place.root, f"{place.root}/y.fits")
+    assert look(missing, place).file == place
+    assert look(missing).file is None
 
 
 def test_fault_18_empty_cut_and_foreign_files_are_not_whole_and_say_why(tmp_path):
@@ -155,25 +146,25 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
 ):
     root = tmp_path / "raw"
     root.mkdir()
-    place = Place(str(root), str(make(root)))
+    place = RawPath(str(root), str(make(root)))
     monkeypatch.setattr(raws_files, "_open_checked", pytest.fail)
     for read in (look, facts_of_image, facts_of_sidecar, expected_sensors):
         with pytest.raises(BadMessage) as caught:
             read(place)
         assert caught.value.kind == kind
-    assert not is_regular(place)
+    assert are_regular([place]) == [False]
 
 
 def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
     put(tmp_path / "raw/x.fits", fits())
     (tmp_path / "link").symlink_to("raw")
-    assert look(Place(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
-    assert is_regular(Place(f"{tmp_path}/link", f"{tmp_path}/link/x.fits"))
+    assert look(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
+    assert are_regular([RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")]) == [True]
 
 
 def test_a_marker_is_looked_for_beside_the_file(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
-    marked = Place(place.root, place.path, f"{place.path}.done")
+    marked = RawPath(place.root, place.path, f"{place.path}.done")
     found = look(marked)
     assert not found.marked
     assert not found.read
@@ -181,15 +172,31 @@ def test_a_marker_is_looked_for_beside_the_file(tmp_path):
     assert look(marked).whole
 
 
-def test_looks_at_a_growing_file_do_not_read_it(tmp_path, monkeypatch):
-    place = put(tmp_path / "raw/x.fits", b"")
+def test_the_structure_is_read_only_where_that_is_ordered(tmp_path, monkeypatch):
+    place = put(tmp_path / "raw/x.fits", fits())
+    unmarked = RawPath(place.root, place.path, f"{place.path}.done")
     monkeypatch.setattr(files.fitsblocks, "structure", pytest.fail)
-    patience = Patience(0.0)
-    for size in range(50):
-        Path(place.path).write_bytes(bytes(size))
-        found = look_at([place], patience, False, False)
-        patience.judge(found, False, size * 0.1)
-        assert found.size == size
+    for path, structure in ((place, False), (unmarked, False), (unmarked, True)):
+        found = read_state([path], structure=structure)
+        assert (found.read, found.size) == (False, 5760)
+
+
+def test_with_the_structure_the_sidecar_is_looked_for(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    assert not look(place).has_sidecar
+    put(tmp_path / "raw/x.json", b"{}")
+    assert look(place).has_sidecar
+
+
+def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    os.mkfifo(tmp_path / "raw/fifo.fits")
+    fifo_path = RawPath(place.root, f"{place.root}/fifo.fits")
+    refused, found = read_states([((fifo_path,), True), ((place,), True)])
+    assert isinstance(refused, BadMessage)
+    assert refused.kind == "not_a_file"
+    assert isinstance(found, FileState)
+    assert found.whole
 
 
 def test_a_header_tells_group_and_snap(tmp_path):

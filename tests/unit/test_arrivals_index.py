@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Memories of what landed, and the tally of what did not."""
+"""Memories of what landed."""
 
 import gc
-import logging
 import tracemalloc
 
 from clocks import FakeClock
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.node.arrivals.index import ArrivalIndex, Recent
-from ppdaemon.node.arrivals.tally import Tally
 
 
 def raw(exposure: int = 1, detector: int = 4, group: str = "g", instrument: str = "LSSTCam") -> Raw:
@@ -164,15 +162,3 @@ def test_recent_keys_are_known_for_a_while_and_only_so_many():
     assert recent.knows(3, 12.5)
     recent.add(9, 14.5)
     assert len(recent) == 1
-
-
-def test_a_complaint_is_logged_once_in_a_while_and_always_counted(clock, caplog):
-    tally = Tally(clock.mono)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(1000):
-            tally.complain("notice.json", "a notice is no JSON")
-        tally.complain("notice.size", "a notice is too large")
-        clock.advance(10.0)
-        tally.complain("notice.json", "a notice is no JSON")
-    assert [record.kind for record in caplog.records] == ["notice.json", "notice.size", "notice.json"]
-    assert tally.counts == {"notice.json": 1001, "notice.size": 1}

@@ -3,14 +3,14 @@
 
 import pytest
 
-from ppdaemon.node.arrivals.mounts import Means, means_for
+from ppdaemon.node.arrivals.mounts import WatchMethods, methods_for
 
 
 @pytest.mark.parametrize(
     "kind", ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "f2fs", "bcachefs", "vfat", "fuseblk"]
 )
 def test_where_only_this_host_writes_the_kernel_is_asked(kind):
-    assert means_for("auto", kind) == Means(watch=True, poll=False)
+    assert methods_for("auto", kind) == WatchMethods(watch=True, poll=False)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_where_only_this_host_writes_the_kernel_is_asked(kind):
     ["nfs", "nfs4", "lustre", "gpfs", "ceph", "cifs", "smb3", "afs", "beegfs", "orangefs", "glusterfs"],
 )
 def test_where_other_hosts_write_raws_are_polled_for(kind):
-    assert means_for("auto", kind) == Means(watch=False, poll=True)
+    assert methods_for("auto", kind) == WatchMethods(watch=False, poll=True)
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ def test_where_other_hosts_write_raws_are_polled_for(kind):
     ["overlay", "fuse", "fuse.sshfs", "fuse.bindfs", "9p", "virtiofs", "gfs2", "ocfs2", "autofs", "new", ""],
 )
 def test_where_it_is_in_doubt_both_are_done(kind):
-    assert means_for("auto", kind) == Means(watch=True, poll=True)
+    assert methods_for("auto", kind) == WatchMethods(watch=True, poll=True)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs4", "overlay"])
 def test_the_configuration_has_the_last_word(kind):
-    assert means_for("inotify", kind) == Means(watch=True, poll=False)
-    assert means_for("poll", kind) == Means(watch=False, poll=True)
+    assert methods_for("inotify", kind) == WatchMethods(watch=True, poll=False)
+    assert methods_for("poll", kind) == WatchMethods(watch=False, poll=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import StoredObject
+from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.stores import escaped
-from ppdaemon.node.arrivals.tree import RawTree
 from ppdaemon.node.processes.reader import ReaderProcess
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
@@ -27,9 +27,9 @@ REMOTE = [
 
 
 @pytest.fixture(scope="module")
-def tree() -> RawTree:
+def tree() -> RawRoots:
     config = ArrivalsConfig.model_validate({"roots": ["/raw"], "remote": REMOTE})
-    return RawTree(config, {"LSSTCam": range(94, 95)}, stores=True)
+    return RawRoots(config, {"LSSTCam": range(94, 95)}, stores=True)
 
 
 @pytest.mark.parametrize(

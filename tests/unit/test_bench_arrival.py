@@ -44,7 +44,7 @@ def test_a_source_that_found_nothing_has_no_percentiles(figures):
 
 
 def test_notes_of_other_exposures_and_cut_lines_do_not_count(figures):
-    lines = ["7 0 1.5\n", "8 0 2.5\n", "7 3 2.0\n", "7 4 2."]
+    lines = ["g 0 7 5760 1.5\n", "g 0 8 5760 2.5\n", "g 3 7 5760 2.0\n", "g 4 7 5760 2."]
     assert figures.read_notes(lines, 7) == [(0, 1.5), (3, 2.0)]
 
 

@@ -11,7 +11,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
@@ -20,6 +19,7 @@ from ppdaemon.node.visits import latetable
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
 
 

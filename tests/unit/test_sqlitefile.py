@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
 
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.sqlitefile import BATCH, ROOM, BatchWriter, Commit, SqliteFile
+from ppdaemon.testing.waiting import wait_until
 
 STEPS = (lambda db: db.executescript("CREATE TABLE t (n INTEGER PRIMARY KEY); CREATE TABLE other (n);"),)
 

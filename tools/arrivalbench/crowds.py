@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benching.figures import Scalar
 from benching.places import Places
-from poolbench.node import Node, node_config, running
+from poolbench.node import WORK, Node, node_config, running
 
-from arrivalbench.exposures import NEVER_S, WORK, Effort
+from arrivalbench.exposures import NEVER_S, Effort
 from arrivalbench.writer import CAMERA, MakeFolders, Pile, Race, WriteOld, Writer
 
 __all__ = ("measure_old_tree", "measure_races", "measure_storm")
@@ -42,7 +42,7 @@ def measure_races(places: Places, effort: Effort, progress: Callable[[str], None
         How many the watch alone did not find, and how many came twice.
     """
     progress(f"races: {effort.races} folders")
-    with _daemon(places, places.scratch / "raw") as node, Writer(node.raws, range(DETECTORS)) as writer:
+    with _daemon(places, places.scratch / "raw") as node, Writer(node.raw_root, range(DETECTORS)) as writer:
         _write(node, writer, Race(effort.races))
         _settle(node, effort.races, _delivered)
         found = _delivered(node)
@@ -72,7 +72,7 @@ def measure_storm(places: Places, effort: Effort, progress: Callable[[str], None
         when all were delivered.
     """
     exposures = -(-effort.storm // DETECTORS)
-    with _daemon(places, places.scratch / "raw") as node, Writer(node.raws, range(DETECTORS)) as writer:
+    with _daemon(places, places.scratch / "raw") as node, Writer(node.raw_root, range(DETECTORS)) as writer:
         _write(node, writer, MakeFolders(exposures))
         pid = node.daemon.status().pid
         node.wait(lambda: _watches(pid) >= exposures, pause_s=LOOK_S)
@@ -134,7 +134,7 @@ def measure_old_tree(places: Places, effort: Effort, progress: Callable[[str], N
         with _daemon(Places(scratch, places.ramdisk), root) as node:
             node.wait(lambda node=node: _all_live(node), pause_s=LOOK_S)  # type: ignore[misc]
             figures[f"{name}_start_s"] = time.monotonic() - began
-            figures[f"{name}_mb"] = node.usage().rss_kb / 1e3
+            figures[f"{name}_mb"] = node.usage().rss_bytes / 1e6
     return {"old_tree_files": effort.old} | figures
 
 

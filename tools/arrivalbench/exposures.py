@@ -8,7 +8,7 @@ from typing import Any
 
 from benching.figures import Scalar
 from benching.places import Places
-from poolbench.node import Node, node_config, running
+from poolbench.node import WORK, Node, node_config, running
 
 from arrivalbench.figures import Tally, figures_of, read_notes
 from arrivalbench.writer import CAMERA, Expose, Writer, Written
@@ -21,7 +21,6 @@ NEVER_S = 86_400.0
 LATE_S = 15.0
 """A raw that no worker has so long after it landed counts as missed."""
 LOOK_S = 0.05
-WORK = "arrivalbench.noting_work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def measure_exposures(
     progress(f"{source}: starting {effort.detectors} workers")
     with (
         running(config, places) as node,
-        Writer(node.raws, range(effort.detectors), notices) as writer,
+        Writer(node.raw_root, range(effort.detectors), notices) as writer,
     ):
         for number in range(1, effort.exposures + 1):
             progress(f"{source}: exposure {number} of {effort.exposures}")
@@ -81,7 +80,7 @@ def measure_exposures(
             order = Expose(number, f"{source}{number}", effort.within_s, renamed=bool(number % 2))
             _land(node, writer, order, renamed if order.renamed else in_place)
             used_s += node.usage().cpu_s - before_s
-            node.relay.cancel(CAMERA, order.group)
+            node.relay.cancel(order.group, instrument=CAMERA)
             node.wait_until_idle()
     both = renamed.with_those_of(in_place)
     cpu = {f"{source}_supervisor_cpu_ms_per_file": 1e3 * used_s / max(both.files, 1)}
@@ -105,7 +104,7 @@ def _source(source: str, effort: Effort, notices: str | None) -> dict[str, Any]:
 
 
 def _reserve(node: Node, group: str, detectors: int) -> None:
-    node.relay.reserve(CAMERA, group, range(detectors))
+    node.relay.reserve(group, range(detectors), instrument=CAMERA, survey="idle")
     waiting = {SlotState.WAITING: detectors}
     node.wait(lambda: node.daemon.status().slots == waiting, pause_s=LOOK_S)
 

@@ -139,7 +139,8 @@ def read_notes(lines: Iterable[str], exposure: int) -> Sequence[tuple[int, float
     Parameters
     ----------
     lines : `~collections.abc.Iterable` [`str`]
-        Exposure, detector and monotonic seconds; a last line may be cut off.
+        As `ppdaemon.testing.work` writes them: group, detector, exposure, bytes,
+        monotonic seconds; a last line may be cut off.
     exposure : `int`
         Exposure id.
 
@@ -149,4 +150,4 @@ def read_notes(lines: Iterable[str], exposure: int) -> Sequence[tuple[int, float
         Detector, and when its worker was told.
     """
     words = (line.split() for line in lines if line.endswith("\n"))
-    return [(int(detector), float(at)) for number, detector, at in words if int(number) == exposure]
+    return [(int(detector), float(at)) for _, detector, number, _, at in words if int(number) == exposure]

@@ -12,13 +12,7 @@ __all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
 
 
 class BusyWork:
-    """Never ends what it begins.
-
-    Parameters
-    ----------
-    real : `~ppdaemon.work.Work`
-        Boots, and has an open Butler from then on.
-    """
+    """Has an open Butler, and never ends what it begins."""
 
     def __init__(self, real: Work):
         self._real = real
@@ -29,29 +23,18 @@ class BusyWork:
             pass
 
     def ingest(self, raw: Raw) -> Ingested:
-        """Do as the real work does."""
-        return self._real.ingest(raw)
+        """Refuse: no visit gets there."""
+        raise AssertionError(raw)
 
     def process(self, order: Process) -> Done:
-        """Do as the real work does."""
-        return self._real.process(order)
+        """Refuse: no visit gets there."""
+        raise AssertionError(order)
 
     def reset(self) -> None:
         """Do as the real work does."""
         self._real.reset()
 
 
-def open_work(seat: Seat) -> BusyWork:
-    """Copy the template and open it.
-
-    Parameters
-    ----------
-    seat : `~ppdaemon.work.Seat`
-        The seat.
-
-    Returns
-    -------
-    work : `BusyWork`
-        Its work.
-    """
-    return BusyWork(open_real_work(seat))
+def open_work(context: Seat) -> BusyWork:
+    """Copy the template and open it."""
+    return BusyWork(open_real_work(context))

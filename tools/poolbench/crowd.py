@@ -10,7 +10,7 @@ from statistics import median
 from benching.figures import Scalar
 from benching.places import Places
 
-from poolbench.node import Node, node_config, private_mb_of, running
+from poolbench.node import WORK, Node, node_config, private_mb_of, running
 
 __all__ = ("CAMERA", "DETECTORS", "measure_crowd", "measure_few")
 
@@ -42,7 +42,7 @@ def measure_crowd(
     figures : `dict`
         As of the supervisor alone.
     """
-    workers = {"max": DETECTORS, "work": "poolbench.idle_work"}
+    workers = {"max": DETECTORS, "work": WORK}
     config = node_config(places, {CAMERA: f"0-{DETECTORS - 1}"}, workers)
     progress(f"idle, reserve: starting {DETECTORS} workers")
     started = time.monotonic()
@@ -71,7 +71,7 @@ def measure_few(places: Places, threads: int) -> dict[str, Scalar]:
     figures : `dict`
         Threads of the supervisor of two, and what each further worker costs.
     """
-    config = node_config(places, {CAMERA: "0-1"}, {"max": FEW, "work": "poolbench.idle_work"})
+    config = node_config(places, {CAMERA: "0-1"}, {"max": FEW, "work": WORK})
     with running(config, places) as node:
         node.relay.listen_for(SETTLED_S)
         of_few = node.usage().threads
@@ -88,7 +88,7 @@ def _idle(node: Node, observe_s: float, progress: Callable[[str], None]) -> dict
     after, passed_s = node.usage(), time.monotonic() - since
     return {
         "supervisor_cpu_percent": 100 * (after.cpu_s - before.cpu_s) / passed_s,
-        "supervisor_mb": after.rss_kb / 1e3,
+        "supervisor_mb": after.rss_bytes / 1e6,
         "supervisor_private_mb": private_mb_of(node.daemon.status().pid),
         "supervisor_threads": after.threads,
         "supervisor_descriptors": after.descriptors,
@@ -101,10 +101,10 @@ def _reserve(node: Node, rounds: int, progress: Callable[[str], None]) -> dict[s
     for number in range(rounds):
         progress(f"reserve: visit {number + 1} of {rounds}")
         group = f"reserve{number}"
-        sent = node.relay.reserve(CAMERA, group, range(DETECTORS))
+        sent = node.relay.reserve(group, range(DETECTORS), instrument=CAMERA, survey="idle")
         node.wait(lambda group=group: len(_told(node, group)) == DETECTORS, pause_s=0.05)  # type: ignore[misc]
         took.append([(told - sent) * 1e3 for told in sorted(_told(node, group))])
-        node.relay.cancel(CAMERA, group)
+        node.relay.cancel(group, instrument=CAMERA)
         node.wait_until_idle()
     last = [each[-1] for each in took]
     return {

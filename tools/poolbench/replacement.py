@@ -51,7 +51,7 @@ def measure_replacement(
     )
     with running(config, places) as node:
         if busy:
-            node.relay.reserve(INSTRUMENT, "busy", range(busy))
+            node.relay.reserve("busy", range(busy), instrument=INSTRUMENT)
         node.wait(lambda: node.daemon.status().slots.get(SlotState.PREPARING, 0) == busy, pause_s=0.05)
         victims = [row for row in node.daemon.workers() if row.state == SlotState.IDLE][:kills]
         progress(f"replace: {len(victims)} kills while {busy} workers spin")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The mask planes of the demo's images, and how its images are put together."""
 
-from collections.abc import Mapping
+import copyreg
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import astropy.units as u
 import numpy as np
 from astropy.wcs import WCS
 from lsst.images import GeneralFrame, Image, Mask, MaskedImage, MaskPlane, MaskSchema, SkyProjection
+from starlink import Ast
 
 __all__ = ("PLANES", "make_image", "plane", "projection_of", "sky_projection", "unusable")
 
@@ -142,3 +144,34 @@ def make_image(
         sky_projection=projection,
         metadata=dict(metadata or {}),
     )
+
+
+class _AstLines:
+    """The text of an AST object, as a channel of its library writes and reads it: nothing is lost."""
+
+    def __init__(self, lines: Iterable[str] = ()):
+        self.lines = list(lines)
+        self._unread = iter(self.lines)
+
+    def astsink(self, line: str) -> None:
+        self.lines.append(line)
+
+    def astsource(self) -> str | None:
+        return next(self._unread, None)
+
+
+def _read_ast(lines: list[str]) -> Any:
+    return Ast.Channel(_AstLines(lines), None).read()
+
+
+def _reduced(content: Any) -> tuple[Any, ...]:
+    text = _AstLines()
+    Ast.Channel(None, text).write(content)
+    return _read_ast, (text.lines,)
+
+
+# A projection is made of AST objects, which know no way through pickle themselves: without one,
+# images go from one process to another through files.
+for _class in vars(Ast).values():
+    if isinstance(_class, type) and issubclass(_class, Ast.Object):
+        copyreg.pickle(_class, _reduced)

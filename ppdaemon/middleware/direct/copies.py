@@ -1,35 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Copies of datasets in memory, and about how much memory they take."""
 
-from collections.abc import Iterable, Mapping
+import copy
+import pickle
+import sys
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from lsst.daf.butler import StorageClass, StorageClassDelegate
 
-__all__ = ("copied", "size_bytes")
+__all__ = ("copied", "exclusive", "measured", "size_bytes")
 
 _FEW = 500
 """Objects looked at to find out a size: images and tables have few, and big
 ones; what has more of them is small in comparison."""
 _PIXELS = ("image", "mask", "variance", "array")
 """Where classes written in C++ keep what counts."""
+_LARGE_BYTES = 100_000
+"""Smaller arrays are copied sooner than looked at."""
 
 
-def copied(content: Any, storage: StorageClass) -> Any:
-    """Copy a dataset.
-
-    Parameters
-    ----------
-    content : `object`
-        The dataset.
-    storage : `lsst.daf.butler.StorageClass`
-        Knows how it is copied; else a deep copy is made.
-
-    Returns
-    -------
-    copy : `object`
-        Shares nothing with it that could be changed.
+def copied(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
+    """Return a deep copy of a dataset that shares nothing with it but the moved arrays.
 
     Raises
     ------
@@ -40,36 +34,64 @@ def copied(content: Any, storage: StorageClass) -> Any:
         delegate = storage.delegate()
     except TypeError:  # says that it has none
         delegate = StorageClassDelegate(storage)
-    return delegate.copy(content)
+    if type(delegate).copy is not StorageClassDelegate.copy:
+        return delegate.copy(content)
+    try:
+        if (
+            type(content).__module__.partition(".")[0] == "pandas"
+        ):  # its deep copies share the objects in cells
+            return pickle.loads(pickle.dumps(content))
+        return copy.deepcopy(content, {id(each): each for each in moved})
+    except Exception as error:  # classes are foreign code: anything may come out
+        raise NotImplementedError(f"{type(content)} cannot be copied: {error}") from error
+
+
+def measured(content: Any) -> tuple[int, list[Any]]:
+    """Return the bytes of a dataset, and its large arrays that are used elsewhere only if referred to."""
+    size_bytes, movable = 0, []
+    for each in _walk(content):
+        size_bytes += _own_bytes(each) or 0
+        if _is_movable(each):
+            movable.append(each)
+    return size_bytes, movable
+
+
+def _is_movable(content: Any) -> bool:
+    """Return whether whatever shares an object's memory refers to the object: not so for views."""
+    return (
+        type(content) is np.ndarray
+        and content.nbytes >= _LARGE_BYTES
+        and bool(content.flags.owndata)
+        and not content.dtype.hasobject
+        and not weakref.getweakrefcount(content)
+    )
+
+
+def exclusive(arrays: Sequence[Any]) -> list[Any]:
+    """Return those arrays that nothing refers to but this sequence and one object."""
+    one_object = [np.empty(0)]  # and its array is in a sequence, too: counted as the others are
+    *counts, alone = [sys.getrefcount(each) for each in [*arrays, one_object[0]]]
+    # The temporary list has one reference to each, the caller's sequence another.
+    return [each for each, count in zip(arrays, counts, strict=True) if count <= alone + 1]
 
 
 def size_bytes(content: Any) -> int:
-    """Return about how much memory a dataset takes.
+    """Return the bytes of the arrays found in a dataset; memory that two of them share counts twice."""
+    return measured(content)[0]
 
-    Parameters
-    ----------
-    content : `object`
-        The dataset.
 
-    Returns
-    -------
-    size : `int`
-        Bytes of all arrays in it, as far as they are found; arrays that
-        share their memory count each.
-    """
-    total, looked, seen = 0, 0, set[int]()
+def _walk(content: Any) -> Iterator[Any]:
+    """Yield a dataset and the objects in it, each once."""
+    seen: set[int] = set()
     waiting = [content]
-    while waiting and looked < _FEW:
+    while waiting and len(seen) < _FEW:
         each = waiting.pop()
         if id(each) in seen:
             continue
         seen.add(id(each))
-        looked += 1
-        if (size := _own_bytes(each)) is not None:
-            total += size
-        else:
+        yield each
+        if _own_bytes(each) is None:
             waiting.extend(_parts(each))
-    return total
 
 
 def _own_bytes(content: Any) -> int | None:
@@ -84,7 +106,7 @@ def _own_bytes(content: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _parts(content: Any) -> Iterable[Any]:
+def _parts(content: Any) -> Collection[Any]:
     if isinstance(content, Mapping):
         return list(content.values())
     if isinstance(content, (list, tuple, set, frozenset)):

@@ -24,20 +24,20 @@ from lsst.daf.butler import (
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.handover import write_outputs
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
-from ppdaemon.middleware.direct.lookups import LookUps, Unforeseen
+from ppdaemon.middleware.direct.lookups import LookupMiss, LookUps
 from ppdaemon.middleware.direct.memory import MemoryButler
+from ppdaemon.middleware.direct.prefetch import Prefetcher, readings
 from ppdaemon.middleware.direct.quanta import Step, build_steps
-from ppdaemon.middleware.direct.rehearsal import rehearse
 from ppdaemon.middleware.direct.run import Runner
-from ppdaemon.middleware.direct.scribe import Scribe
 from ppdaemon.middleware.direct.shape import Part, Shape, shape_of
-from ppdaemon.middleware.direct.store import ReadAhead, readings
 from ppdaemon.middleware.direct.tasks import ReadyTasks
+from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Job, RunResult, Unsupported
@@ -76,7 +76,7 @@ class DirectRun:
     runner: Runner
     memory: MemoryButler
     writer: DatasetWriter
-    scribe: Scribe
+    background: BackgroundWriter
     link: Path
     """Place for a symbolic link."""
     processes: int
@@ -89,11 +89,11 @@ class DirectRun:
     @property
     def outputs(self) -> list[DatasetRef]:
         """What was made and is to be exported (`list`)."""
-        return [held.ref for held in self.memory.outputs]
+        return [dataset.ref for dataset in self.memory.outputs]
 
     def write(self, folder: Path) -> list[LocatedFile]:
         """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
-        self.scribe.finish()
+        self.background.finish()
         files = write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
         return [LocatedFile(file.path, file.formatter, (file.ref,)) for file in files]
 
@@ -136,7 +136,7 @@ class DirectEngine:
         self._urgent = tuple(urgent)
         self._processes = processes
         self._memory_bytes = memory_bytes
-        self._ahead = ReadAhead(read_ahead_bytes)
+        self._prefetcher = Prefetcher(read_ahead_bytes)
         self._tasks = ReadyTasks()
         self._shapes: dict[str, _Judged] = {}
         self._known: dict[tuple[str, str, tuple[str, ...]], _Known] = {}
@@ -167,8 +167,8 @@ class DirectEngine:
             for ref, often in readings(steps).items()
             if (ref.datasetType.nameAndComponent()[0], ref.run) != (_RAW, images.run)
         }
-        read_bytes = self._ahead.read(wanted, job.butler.get)
-        return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._ahead.kept_bytes}
+        read_bytes = self._prefetcher.read(wanted, job.butler.get)
+        return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._prefetcher.kept_bytes}
 
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> DirectRun:
         """Build the quanta of exposures that came; see `~ppdaemon.middleware.run.engine.Engine`.
@@ -189,7 +189,7 @@ class DirectEngine:
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         assert self._writer is not None  # made with the shape
-        scribe = Scribe(self._writer, self._folder)
+        background = BackgroundWriter(self._writer, self._folder)
         memory = MemoryButler(
             butler.dimensions,
             {name: node.dataset_type for name, node in known.shape.graph.dataset_types.items()},
@@ -199,23 +199,25 @@ class DirectEngine:
             self._writer,
             self._folder,
             self._memory_bytes,
-            scribe,
+            background,
         )
         urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, query.context, scribe, urgent, self._processes)
-        self._run = DirectRun(runner, memory, self._writer, scribe, self._folder / "target", self._processes)
+        runner = Runner(steps, memory, self._tasks, query.context, background, urgent, self._processes)
+        self._run = DirectRun(
+            runner, memory, self._writer, background, self._folder / "target", self._processes
+        )
         return self._run
 
     def forget(self) -> None:
         """Go on with another visit; what does not depend on the visit is kept."""
         if self._run is not None:
-            self._run.scribe.finish()  # it may not have been asked for its files
+            self._run.background.finish()  # it may not have been asked for its files
             self._run = None
         if self._folder.exists():  # the RAM disk is memory, too
             shutil.rmtree(self._folder)
         self._known.clear()
         self._tasks.forget()
-        self._ahead.forget()
+        self._prefetcher.forget()
 
     def _check(self, job: Job) -> Shape:
         """Return the shape of a pipeline that this engine handles.
@@ -240,7 +242,7 @@ class DirectEngine:
             if self._writer is None:
                 roots = [root for root in butler.get_datastore_roots().values() if root is not None]
                 self._writer = DatasetWriter(ButlerConfig(str(roots[0])), butler.dimensions)
-                rehearse(butler.dimensions, self._writer, self._folder / "rehearsal")
+                warm_up(butler.dimensions, self._writer, self._folder / "warmup")
             return shape_of(resolved(job.pipeline, butler))
         except Unsupported as reason:
             return reason
@@ -274,7 +276,7 @@ class DirectEngine:
             if (file := raws.get(ref.id)) is not None:
                 return read_dataset(file, ref, parameters)
             if not parameters:
-                content, found = self._ahead.take(ref)
+                content, found = self._prefetcher.take(ref)
                 if found:
                     return content
             return butler.get(ref, parameters=dict(parameters or {}))
@@ -298,7 +300,7 @@ def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], d
 
     try:
         steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
-    except Unforeseen:
+    except LookupMiss:
         with known.look_ups.asking(exposures.records):
             steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
     return steps, {file.ref.id: file for file in raws}

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ppdaemon.middleware.direct.apart import Apart, EndedSilently
+from ppdaemon.middleware.direct.datasets import MemoryDataset
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
-from ppdaemon.middleware.direct.memory import Held
+from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 
 __all__ = ("write_outputs",)
 
@@ -27,28 +27,13 @@ type _Names = Mapping[uuid.UUID, tuple[str, str]]
 
 
 def write_outputs(
-    outputs: Sequence[Held], folder: Path, link: Path, writer: DatasetWriter, processes: int
+    outputs: Sequence[MemoryDataset], folder: Path, link: Path, writer: DatasetWriter, processes: int
 ) -> list[DatasetFile]:
-    """Write datasets.
+    """Write datasets into a folder, each into a file named after its id; return the files in the same order.
 
-    Parameters
-    ----------
-    outputs : `~collections.abc.Sequence` [`~ppdaemon.middleware.direct.memory.Held`]
-        The datasets; some may be written already.
-    folder : `pathlib.Path`
-        Where the files go, each named after its dataset's id.
-    link : `pathlib.Path`
-        Place for a symbolic link.
-    writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
-        Knows how.
-    processes : `int`
-        How many may write at once; the others are forked, so with more than
-        one no other thread may be at work.
-
-    Returns
-    -------
-    files : `list` [`~ppdaemon.middleware.direct.files.DatasetFile`]
-        The files, in the order of the datasets.
+    Some may be written already. `link` is the place for a symbolic link. All
+    but one of the processes are forked: with more than one no other thread
+    may be at work.
 
     Raises
     ------
@@ -57,12 +42,12 @@ def write_outputs(
     """
     own, *others = _shares(outputs, processes)
     names: dict[uuid.UUID, tuple[str, str]] = {}
-    children: dict[Apart, list[Held]] = {}
+    children: dict[ForkedCall, list[MemoryDataset]] = {}
     with _plainly_named(folder, link) as plain:
         try:
             for share in others:
                 try:
-                    children[Apart.begin(partial(_write, share, plain, writer), dict)] = share
+                    children[ForkedCall.begin(partial(_write, share, plain, writer), dict)] = share
                 except OSError as error:
                     _LOG.warning("outputs are written by fewer processes: %s", error)
                     own += share
@@ -71,56 +56,59 @@ def write_outputs(
                 share = children.pop(child)
                 try:
                     names |= child.take()
-                except EndedSilently as error:  # if it was a formatter, it will tell here
+                except DiedWithoutResult as error:  # if it was a formatter, it will raise here
                     _LOG.warning("a process that wrote outputs has ended with %s", error)
                     _remove_unfinished(share, folder)
                     names |= _write(share, plain, writer)
         finally:
             for child in children:
                 child.end()
-    return [DatasetFile(folder / names[held.ref.id][0], names[held.ref.id][1], held.ref) for held in outputs]
+    return [
+        DatasetFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], dataset.ref)
+        for dataset in outputs
+    ]
 
 
-def _shares(outputs: Sequence[Held], processes: int) -> list[list[Held]]:
+def _shares(outputs: Sequence[MemoryDataset], processes: int) -> list[list[MemoryDataset]]:
     """Divide the work; the first share is this process's own, and has all that is small.
 
     For a single large one nothing is forked: that takes as long as the small ones.
     """
-    big = {held.ref.id for held in outputs if held.unwritten and held.size_bytes >= _WORTH_BYTES}
-    own = [held for held in outputs if held.ref.id not in big]
+    big = {dataset.ref.id for dataset in outputs if dataset.unwritten and dataset.size_bytes >= _WORTH_BYTES}
+    own = [dataset for dataset in outputs if dataset.ref.id not in big]
     shares = [own, *([] for _ in range(min(processes, len(big)) - 1))]
     loads = [_EACH_BYTES * len(share) for share in shares]
-    for held in sorted(outputs, key=lambda held: -held.size_bytes):
-        if held.ref.id in big:
+    for dataset in sorted(outputs, key=lambda dataset: -dataset.size_bytes):
+        if dataset.ref.id in big:
             least = loads.index(min(loads))
-            shares[least].append(held)
-            loads[least] += held.size_bytes
+            shares[least].append(dataset)
+            loads[least] += dataset.size_bytes
     return shares
 
 
-def _write(outputs: Iterable[Held], folder: Path, writer: DatasetWriter) -> _Names:
-    files = ((held, _written(held, folder, writer)) for held in outputs)
-    return {held.ref.id: (file.path.name, file.formatter) for held, file in files}
+def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter) -> _Names:
+    files = ((dataset, _written(dataset, folder, writer)) for dataset in outputs)
+    return {dataset.ref.id: (file.path.name, file.formatter) for dataset, file in files}
 
 
-def _written(held: Held, folder: Path, writer: DatasetWriter) -> DatasetFile:
-    if held.file is None:
-        return writer.write(held.content, held.ref, folder, held.provenance)
-    target = folder / held.file.path.name
-    shutil.copyfile(held.file.path, target)
-    return DatasetFile(target, held.file.formatter, held.ref)
+def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> DatasetFile:
+    if dataset.file is None:
+        return writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
+    target = folder / dataset.file.path.name
+    shutil.copyfile(dataset.file.path, target)
+    return DatasetFile(target, dataset.file.formatter, dataset.ref)
 
 
-def _remove_unfinished(outputs: Iterable[Held], folder: Path) -> None:
+def _remove_unfinished(outputs: Iterable[MemoryDataset], folder: Path) -> None:
     """Remove what a killed process has left: its temporary files would be spooled, too."""
-    for held in outputs:
-        for path in folder.glob(f"*{held.ref.id}*"):
+    for dataset in outputs:
+        for path in folder.glob(f"*{dataset.ref.id}*"):
             path.unlink()
 
 
 @contextmanager
 def _plainly_named(folder: Path, link: Path) -> Iterator[Path]:
-    """Give a name without percent signs: some formatters take these for a mistake, and say so."""
+    """Give a name without percent signs: some formatters take these for a mistake, and log it."""
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(folder)

@@ -19,13 +19,13 @@ from ppdaemon.middleware.direct.dataids import overlap
 from ppdaemon.middleware.direct.inputs import Entry
 from ppdaemon.middleware.raws.insertion import insert_records
 
-__all__ = ("LookUps", "Unforeseen")
+__all__ = ("LookUps", "LookupMiss")
 
 _IDS = frozenset({"exposure", "visit"})
 """What is not known before the image, and cannot decide which dataset fits."""
 
 
-class Unforeseen(Exception):
+class LookupMiss(Exception):
     """The registry has to be asked, with the exposure's records."""
 
 
@@ -71,13 +71,13 @@ class LookUps:
 
         Raises
         ------
-        Unforeseen
+        LookupMiss
             Raised if it has to be asked, and cannot now.
         """
         key = finder.task_node.label, finder.edge.connection_name, self._circumstances(finder, data_id)
         if key not in self._answers:
             if self._asked is None:
-                raise Unforeseen
+                raise LookupMiss
             self._answers[key] = self._ask(finder, data_id, self._asked)
         return self._answers[key]
 

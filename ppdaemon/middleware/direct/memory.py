@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A Butler that hands on objects: what a task puts, the next one gets, without a file in between.
 
-An object belongs to one task at a time. Whoever reads a dataset last gets the
-object itself; who reads before gets a copy, and so does a reader of what is
-still to be written. Objects that one task has put may share memory, so none
-of them is given away while another of them is still needed. Tasks that may
-read again, or go on with what they have put, are given copies, and copies are
-taken from them.
+What is in memory belongs to this Butler alone. A task that puts an object may
+keep it, and change it: a copy of it is taken, at once or, from a task that has
+nothing left to do (`~ppdaemon.middleware.direct.tasks.reads_once_puts_last`),
+when its quantum has ended. Large arrays that are not used anywhere else by
+then need not be copied.
+
+A task gets a copy of what it reads. It gets the object itself only if nobody
+can ask for it again: no other quantum that has not ended reads it, it is not
+to be written any more, and the task itself reads it no second time.
 """
 
 import logging
+import math
 import uuid
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,13 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
-from ppdaemon.middleware.direct.copies import copied, size_bytes
+from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.direct.copies import copied, exclusive, measured
+from ppdaemon.middleware.direct.datasets import MemoryDataset, TransferredDataset
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.quanta import Step
-from ppdaemon.middleware.direct.scribe import Scribe
 
-__all__ = ("Held", "Made", "MemoryButler", "Source")
+__all__ = ("MemoryButler", "Source")
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,46 +52,6 @@ type Source = Callable[[DatasetRef, Mapping[str, Any] | None], Any]
 _Parameters = Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class Held:
-    """A dataset that a task has put."""
-
-    ref: DatasetRef
-    """As the repo defines it."""
-    family: uuid.UUID | None
-    """Quantum whose task has put it; `None` for what shares nothing."""
-    content: Any = None
-    file: DatasetFile | None = None
-    """Where it is written."""
-    kept: bool = True
-    """Whether it is in memory."""
-    provenance: DatasetProvenance | None = None
-    size_bytes: int = 0
-    wanted: bool = False
-    """Whether it is to be written for export."""
-    given: bool = False
-    """Whether a reader has the object itself."""
-
-    @property
-    def unwritten(self) -> bool:
-        """Whether it is still to be written (`bool`)."""
-        return self.wanted and self.file is None
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A dataset on its way from one process to another."""
-
-    id: uuid.UUID
-    content: Any = None
-    file: tuple[Path, str] | None = None
-    """Where it is instead, and the class that reads it."""
-    provenance: DatasetProvenance | None = None
-    size_bytes: int = 0
-    shares: bool = False
-    """Whether it may share memory with what its quantum has made besides."""
-
-
 class MemoryButler(LimitedButler):
     """Hands on objects between the quanta of one visit.
 
@@ -99,18 +62,18 @@ class MemoryButler(LimitedButler):
     definitions : `~collections.abc.Mapping` [`str`, `DatasetType`]
         What the repo has for each dataset type.
     steps : `~collections.abc.Iterable` [`~ppdaemon.middleware.direct.quanta.Step`]
-        Who will read what.
+        All quanta that will be run, or ended without.
     source : `~collections.abc.Callable`
         Reads overall inputs.
     is_wanted : `~collections.abc.Callable`
-        Tells by a dataset type's name whether it is to be written.
+        Returns by a dataset type's name whether it is to be written.
     writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
         Writes what is too big.
     folder : `pathlib.Path`
         Where that goes.
     limit_bytes : `int`
         Memory for what tasks have put.
-    scribe : `~ppdaemon.middleware.direct.scribe.Scribe`
+    background : `~ppdaemon.middleware.direct.background.BackgroundWriter`
         Is offered what is to be written.
     """
 
@@ -124,7 +87,7 @@ class MemoryButler(LimitedButler):
         writer: DatasetWriter,
         folder: Path,
         limit_bytes: int,
-        scribe: Scribe,
+        background: BackgroundWriter,
     ):
         self.storageClasses = StorageClassFactory()
         self._metrics = ButlerMetrics()
@@ -135,112 +98,94 @@ class MemoryButler(LimitedButler):
         self._writer = writer
         self._folder = folder
         self._limit_bytes = limit_bytes
-        self._scribe = scribe
-        self._held: dict[uuid.UUID, Held] = {}
-        self._readings: dict[uuid.UUID, Counter[uuid.UUID]] = {}
-        """By dataset and quantum: how often it will be read."""
-        self._kept: dict[uuid.UUID, frozenset[uuid.UUID]] = {}
-        """By quantum: datasets that it may read any number of times."""
+        self._background = background
+        self._datasets: dict[uuid.UUID, MemoryDataset] = {}
+        self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
+        """By dataset: quanta that read it and have not ended."""
+        self._predicted: set[uuid.UUID] = set()
         self._made: set[uuid.UUID] = set()
-        self._running: uuid.UUID | None = None
-        self._goes_on = False
-        """Whether the running task may change what it has put."""
-        self._expect(steps)
+        self._running: Step | None = None
+        self._left: dict[uuid.UUID, float] | None = None
+        """How often the running task will still read each of its inputs;
+        `None` if it may read and put whenever it likes."""
+        for step in steps:
+            for ref in _refs(step.quantum.inputs):
+                self._readers.setdefault(ref.id, set()).add(step.id)
+            self._predicted.update(ref.id for ref in _refs(step.quantum.outputs))
 
     # What the engine calls.
 
     def begin(self, step: Step) -> None:
-        """Let a quantum read and write.
+        """Let a quantum read and write."""
+        self._running, self._left = step, None
 
-        Parameters
-        ----------
-        step : `~ppdaemon.middleware.direct.quanta.Step`
-            The quantum.
-        """
-        self._running = step.id
-        self._goes_on = not step.task.orderly
+    def expect_single_reads(self) -> None:
+        """Rely on the running task to read each connection once, and to be through when it puts."""
+        assert self._running is not None
+        task, self._left = self._running.task, {}
+        for dataset_type, refs in self._running.quantum.inputs.items():
+            name = dataset_type.name
+            often = math.inf if name in task.deferred else task.direct.count(name)
+            for ref in refs:
+                self._left[ref.id] = self._left.get(ref.id, 0) + often
 
     def end(self, step: Step) -> None:
-        """Forget what nobody reads any more, now that a quantum has ended, or never begins.
-
-        Parameters
-        ----------
-        step : `~ppdaemon.middleware.direct.quanta.Step`
-            The quantum.
-        """
-        self._running = None
-        self._kept.pop(step.id, None)
-        for refs in step.quantum.inputs.values():
-            for ref in refs:
-                self._readings.get(ref.id, Counter()).pop(step.id, None)
-        for held in list(self._held.values()):
-            if self._is_read(held.ref.id):
+        """Forget what nobody reads any more, now that a quantum has ended, or never begins."""
+        self._running = self._left = None
+        for dataset in self._own_all(step):
+            if dataset.unwritten and dataset.size_bytes >= _BIG_BYTES:
+                self._background.offer(dataset)  # now that nobody can change it any more
+        for ref in _refs(step.quantum.inputs):
+            self._readers[ref.id].discard(step.id)
+        for dataset in list(self._datasets.values()):
+            if self._is_read(dataset.ref.id):
                 continue
-            if not held.wanted:
-                del self._held[held.ref.id]
-            elif held.file is not None:
-                held.content, held.kept = None, False
+            if not dataset.wanted:
+                del self._datasets[dataset.ref.id]
+            elif dataset.file is not None:
+                dataset.drop()
 
-    def made_by(self, step: Step, *, in_files: bool = False) -> list[Made]:
+    def made_by(self, step: Step, *, in_files: bool = False) -> list[TransferredDataset]:
         """Return what a quantum has put, for the memory of another process.
 
-        Parameters
-        ----------
-        step : `~ppdaemon.middleware.direct.quanta.Step`
-            The quantum.
-        in_files : `bool`, optional
-            Whether nothing is handed over as an object.
-
-        Returns
-        -------
-        made : `list` [`Made`]
-            Each dataset; of those that nobody needs no more than the id.
+        Of what nobody needs there is no more than the id. With `in_files`
+        nothing is handed over as an object.
         """
-        made = []
-        for ref in _outputs(step):
-            held = self._held.get(ref.id)
-            if held is None:
-                made += [Made(ref.id)] if ref.id in self._made else []
-                continue
-            if in_files and held.kept:
-                self._move_out(held)
-            file = None if held.file is None else (held.file.path, held.file.formatter)
-            shares = held.family is not None
-            made.append(Made(ref.id, held.content, file, held.provenance, held.size_bytes, shares))
-        return made
+        made = {
+            ref.id: TransferredDataset(ref.id) for ref in _refs(step.quantum.outputs) if ref.id in self._made
+        }
+        for dataset in self._own_all(step):
+            if in_files and dataset.in_memory:
+                self._move_out(dataset)
+            file = None if dataset.file is None else (dataset.file.path, dataset.file.formatter)
+            made[dataset.ref.id] = TransferredDataset(
+                dataset.ref.id, dataset.content, file, dataset.provenance, dataset.size_bytes
+            )
+        return list(made.values())
 
-    def adopt(self, step: Step, made: Iterable[Made]) -> None:
-        """Take over what a quantum has put in another process.
-
-        Parameters
-        ----------
-        step : `~ppdaemon.middleware.direct.quanta.Step`
-            The quantum.
-        made : `~collections.abc.Iterable` [`Made`]
-            What `made_by` has returned there.
-        """
-        refs = {ref.id: ref for ref in _outputs(step)}
+    def adopt(self, step: Step, made: Iterable[TransferredDataset]) -> None:
+        """Take over what `made_by` has returned in another process."""
+        refs = {ref.id: ref for ref in _refs(step.quantum.outputs)}
         for each in made:
-            held = self._held_for(refs[each.id], step.id if each.shares else None)
-            held.provenance, held.size_bytes = each.provenance, each.size_bytes
+            dataset = self._dataset_for(refs[each.id])
+            dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
+            dataset.content = each.content
             if each.file is not None:
-                held.content, held.kept = None, False
-                held.file = DatasetFile(*each.file, held.ref)
-            else:
-                held.content = each.content
-                if self.used_bytes + held.size_bytes > self._limit_bytes:
-                    self._move_out(held)
-            self._hold(held)
+                dataset.file = DatasetFile(*each.file, dataset.ref)
+                dataset.drop()
+            elif self.used_bytes + dataset.size_bytes > self._limit_bytes:
+                self._move_out(dataset)
+            self._keep(dataset)
 
     @property
-    def outputs(self) -> Sequence[Held]:
-        """What is to be written (`~collections.abc.Sequence` [`Held`])."""
-        return [held for held in self._held.values() if held.wanted]
+    def outputs(self) -> Sequence[MemoryDataset]:
+        """What is to be written (`~collections.abc.Sequence` [`MemoryDataset`])."""
+        return [dataset for dataset in self._datasets.values() if dataset.wanted]
 
     @property
     def used_bytes(self) -> int:
         """Memory of what tasks have put (`int`)."""
-        return sum(held.size_bytes for held in self._held.values() if held.kept)
+        return sum(dataset.size_bytes for dataset in self._datasets.values() if dataset.in_memory)
 
     # What tasks and executors call.
 
@@ -258,10 +203,10 @@ class MemoryButler(LimitedButler):
         with self._metrics.instrument_put(_LOG, msg="Dataset handed on"):
             if ref.id in self._made:
                 raise ConflictingDefinitionError(f"Dataset {ref} was put before.")
-            held = self._held_for(ref, self._family(ref))
-            held.provenance = None if provenance is None else _as_it_is(provenance)
-            self._take(held, obj)
-            self._hold(held)
+            dataset = self._dataset_for(ref)
+            dataset.provenance = None if provenance is None else _as_it_is(provenance)
+            self._take(dataset, obj)
+            self._keep(dataset)
         return ref
 
     def get(
@@ -276,19 +221,20 @@ class MemoryButler(LimitedButler):
         with self._metrics.instrument_get(_LOG, msg="Got dataset"):
             if storageClass is not None:
                 ref = ref.overrideStorageClass(storageClass)
-            held = self._held.get(ref.id)
-            if held is None:
+            dataset = self._datasets.get(ref.id)
+            if dataset is None:
                 if ref.id in self._made:
                     raise FileNotFoundError(f"Dataset {ref} was read by the last that needed it.")
                 return self._source(ref, parameters)
-            self._count(ref)
-            if not held.kept:
-                assert held.file is not None  # it was moved out
-                return read_dataset(held.file, ref, parameters)
-            return self._hand_out(held, ref, parameters)
+            if self._left is not None and ref.id in self._left:
+                self._left[ref.id] -= 1
+            if not dataset.in_memory:
+                assert dataset.file is not None  # it was moved out
+                return read_dataset(dataset.file, ref, parameters)
+            return self._hand_out(dataset, ref, parameters)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
-        """Tell what is there; see `lsst.daf.butler.LimitedButler`."""
+        """Return what is there; see `lsst.daf.butler.LimitedButler`."""
         return {ref: ref.id in self._made or ref.id not in self._predicted for ref in refs}
 
     def pruneDatasets(  # noqa: N802
@@ -302,128 +248,108 @@ class MemoryButler(LimitedButler):
     ) -> None:
         """Forget datasets; see `lsst.daf.butler.LimitedButler`."""
         for ref in refs:
-            self._held.pop(ref.id, None)
+            self._datasets.pop(ref.id, None)
             self._made.discard(ref.id)
 
     # The rules.
 
-    def _expect(self, steps: Iterable[Step]) -> None:
-        """Note who will read and make what."""
-        predicted: set[uuid.UUID] = set()
-        for step in steps:
-            kept: set[uuid.UUID] = set()
-            for dataset_type, refs in step.quantum.inputs.items():
-                often = step.task.direct.count(dataset_type.name)
-                for ref in refs:
-                    counter = self._readings.setdefault(ref.id, Counter())
-                    counter[step.id] += often
-                    if dataset_type.name in step.task.deferred or not step.task.orderly:
-                        kept.add(ref.id)
-            self._kept[step.id] = frozenset(kept)
-            predicted.update(ref.id for refs in step.quantum.outputs.values() for ref in refs)
-        self._predicted: Collection[uuid.UUID] = predicted
+    def _is_read(self, dataset: uuid.UUID) -> bool:
+        """Return whether a quantum may still read a dataset."""
+        readers = self._readers.get(dataset, set())
+        if self._running is None or self._left is None or self._running.id not in readers:
+            return bool(readers)
+        return len(readers) > 1 or self._left[dataset] > 0
 
-    def _take(self, held: Held, content: Any) -> None:
-        """Take an object over, as what the repo says it is."""
-        held.content = content
-        needed = held.wanted or self._is_read(held.ref.id)
-        try:
-            held.content = _accepted(content, held.ref)
-        except TypeError:
-            if not self._writer.accepts(content, held.ref):
-                raise
-            if needed:
-                self._move_out(held)  # only the formatter knows how it becomes what it should be
-            return
-        if not needed:
-            return
-        if held.family is not None:  # metadata and logs are small, and made of many objects
-            held.size_bytes = size_bytes(held.content)
-            if self._goes_on:
-                self._part_with(held)
-        if self.used_bytes + held.size_bytes > self._limit_bytes:
-            self._move_out(held)
-
-    def _held_for(self, ref: DatasetRef, family: uuid.UUID | None) -> Held:
+    def _dataset_for(self, ref: DatasetRef) -> MemoryDataset:
         name = ref.datasetType.name
         own = ref.overrideStorageClass(self._definitions[name].storageClass)
-        return Held(own, family, wanted=self._is_wanted(name))
+        return MemoryDataset(own, wanted=self._is_wanted(name))
 
-    def _hold(self, held: Held) -> None:
-        """Keep a dataset if somebody needs it."""
-        self._made.add(held.ref.id)
-        if held.wanted or self._is_read(held.ref.id):
-            self._held[held.ref.id] = held
-        if held.unwritten and held.size_bytes >= _BIG_BYTES:
-            self._scribe.offer(held)
-
-    def _part_with(self, held: Held) -> None:
-        """Have something that whoever has put it cannot change any more."""
+    def _take(self, dataset: MemoryDataset, content: Any) -> None:
+        """Take an object over, as what the repo's definition makes of it."""
+        dataset.content = content
+        needed = dataset.wanted or self._is_read(dataset.ref.id)
         try:
-            held.content = copied(held.content, held.ref.datasetType.storageClass)
+            dataset.content = _accepted(content, dataset.ref)
+        except TypeError:
+            if not self._writer.accepts(content, dataset.ref):
+                raise
+            if needed:
+                self._move_out(dataset)  # only the formatter knows how it becomes what it should be
+            return
+        if not needed or self._is_log(dataset):
+            return
+        dataset.shared = True
+        if self._left is None or self._is_one_of_several(dataset):
+            self._own(dataset)
+
+    def _is_log(self, dataset: MemoryDataset) -> bool:
+        """Return whether only this engine has the object: the log, which may be long."""
+        return self._running is not None and dataset.ref.datasetType.name == self._running.task.log
+
+    def _is_one_of_several(self, dataset: MemoryDataset) -> bool:
+        """Return whether a task puts several datasets of a type: it may make each when it is asked for it."""
+        assert self._running is not None
+        return len(self._running.quantum.outputs[dataset.ref.datasetType.name]) > 1
+
+    def _keep(self, dataset: MemoryDataset) -> None:
+        """Keep a dataset if somebody needs it."""
+        self._made.add(dataset.ref.id)
+        if dataset.wanted or self._is_read(dataset.ref.id):
+            self._datasets[dataset.ref.id] = dataset
+
+    def _own_all(self, step: Step) -> list[MemoryDataset]:
+        """Take over what a quantum has put, now that it has ended."""
+        datasets = [self._datasets[ref.id] for ref in _refs(step.quantum.outputs) if ref.id in self._datasets]
+        for dataset in datasets:
+            if dataset.shared:
+                self._own(dataset)
+        return datasets
+
+    def _own(self, dataset: MemoryDataset) -> None:
+        """Make an object this Butler's own: copy it, but for arrays that nobody else has; or write it."""
+        storage = dataset.ref.datasetType.storageClass
+        used_bytes = self.used_bytes
+        dataset.shared = False
+        dataset.size_bytes, arrays = measured(dataset.content)
+        if used_bytes + dataset.size_bytes > self._limit_bytes:
+            self._move_out(dataset)
+            return
+        try:
+            # Moved arrays are referred to by the copy, and by the original if that is not gone now.
+            dataset.content = copied(dataset.content, storage, moved=arrays)
+            own = exclusive(arrays)
+            if len(own) < len(arrays):
+                dataset.content = copied(dataset.content, storage, moved=own)
         except NotImplementedError:
-            self._move_out(held)
+            self._move_out(dataset)
 
-    def _is_read(self, dataset: uuid.UUID) -> bool:
-        """Tell whether some quantum may still read a dataset."""
-        if any(self._readings.get(dataset, {}).values()):
-            return True
-        return any(dataset in kept for kept in self._kept.values())
-
-    def _family(self, ref: DatasetRef) -> uuid.UUID | None:
-        """Return with what a dataset may share memory; executors put metadata and logs of their own."""
-        name = ref.datasetType.name
-        return None if name.endswith(("_metadata", "_log")) else self._running
-
-    def _count(self, ref: DatasetRef) -> None:
-        """Note that the running quantum has read a dataset once."""
-        counter = self._readings.get(ref.id)
-        if self._running is not None and counter is not None and counter[self._running]:
-            counter[self._running] -= 1
-
-    def _hand_out(self, held: Held, ref: DatasetRef, parameters: _Parameters | None) -> Any:
-        content = _part(held, ref, parameters)
-        if held.given:
-            _LOG.warning("%s is read again by the task that had it last", ref.datasetType.name)
+    def _hand_out(self, dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
+        content = _part(dataset, ref, parameters)
+        if not dataset.unwritten and not self._is_read(ref.id):
+            dataset.drop()
+            if dataset.file is None:
+                del self._datasets[ref.id]
             return content
-        if self._may_give(held):
-            held.given = True
-            return content
-        return self._copy(held, ref, parameters, content)
-
-    def _may_give(self, held: Held) -> bool:
-        """Tell whether nobody else needs an object, or one that it may share memory with."""
-        if held.unwritten or self._is_read(held.ref.id):
-            return False
-        relatives = (
-            other
-            for other in self._held.values()
-            if other is not held and other.family == held.family and other.kept and not other.given
-        )
-        return held.family is None or not any(
-            other.unwritten or self._is_read(other.ref.id) for other in relatives
-        )
-
-    def _copy(self, held: Held, ref: DatasetRef, parameters: _Parameters | None, content: Any) -> Any:
         try:
             return copied(content, ref.datasetType.storageClass)
         except NotImplementedError:
             # What cannot be copied goes the way that everything goes in the
             # reference: through a file.
-            self._move_out(held)
-            assert held.file is not None  # it was written
-            return read_dataset(held.file, ref, parameters)
+            self._move_out(dataset)
+            assert dataset.file is not None  # it was written
+            return read_dataset(dataset.file, ref, parameters)
 
-    def _move_out(self, held: Held) -> None:
+    def _move_out(self, dataset: MemoryDataset) -> None:
         """Write a dataset to the RAM disk and forget the object."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if held.file is None:
-            held.file = self._writer.write(held.content, held.ref, self._folder, held.provenance)
-        held.content, held.kept = None, False
+        if dataset.file is None:
+            dataset.file = self._writer.write(dataset.content, dataset.ref, self._folder, dataset.provenance)
+        dataset.drop()
 
 
-def _outputs(step: Step) -> Iterator[DatasetRef]:
-    return (ref for refs in step.quantum.outputs.values() for ref in refs)
+def _refs(by_type: Mapping[DatasetType, Collection[DatasetRef]]) -> Iterator[DatasetRef]:
+    return (ref for refs in by_type.values() for ref in refs)
 
 
 def _accepted(content: Any, ref: DatasetRef) -> Any:
@@ -439,7 +365,7 @@ def _accepted(content: Any, ref: DatasetRef) -> Any:
 
 
 def _as_it_is(provenance: DatasetProvenance) -> DatasetProvenance:
-    """Return what is known now: a task that reads on adds to it."""
+    """Return a copy: a task that reads on adds to it."""
     return DatasetProvenance(
         inputs=list(provenance.inputs),
         quantum_id=provenance.quantum_id,
@@ -447,12 +373,12 @@ def _as_it_is(provenance: DatasetProvenance) -> DatasetProvenance:
     )
 
 
-def _part(held: Held, ref: DatasetRef, parameters: _Parameters | None) -> Any:
+def _part(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
     """Return what of a dataset is asked for: it may be the object itself, or share memory with it."""
-    storage = held.ref.datasetType.storageClass
+    storage = dataset.ref.datasetType.storageClass
     asked = ref.datasetType.storageClass
     component = ref.datasetType.component()
-    content, given = held.content, dict(parameters or {})
+    content, given = dataset.content, dict(parameters or {})
     if component in storage.derivedComponents:
         storage.validateParameters(given)
         content, given = storage.delegate().handleParameters(content, given), {}

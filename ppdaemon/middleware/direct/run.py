@@ -3,21 +3,25 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import networkx
+from lsst.daf.butler import DatasetRef, LimitedButler
 from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
-from lsst.pipe.base import InvalidQuantumError, TaskFactory, TaskMetadata
+from lsst.pipe.base import InvalidQuantumError, PipelineTask, TaskFactory, TaskMetadata
 from lsst.pipe.base.graph_walker import GraphWalker
+from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.apart import Apart, EndedSilently
-from ppdaemon.middleware.direct.memory import Made, MemoryButler
+from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.direct.datasets import TransferredDataset
+from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
+from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
-from ppdaemon.middleware.direct.scribe import Scribe
+from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure, describe_caveats
 from ppdaemon.states import Outcome
 
@@ -34,32 +38,37 @@ class _End:
     fatal: bool = False
     """Whether nothing is run after it: the reference ends its process here."""
     metadata: TaskMetadata | None = None
-    made: Sequence[Made] = ()
+    made: Sequence[TransferredDataset] = ()
     """What it has put, if that was in another process."""
+
+
+class _Factory(TaskFactory):
+    """Passes on to the memory what is known of the task that will run."""
+
+    def __init__(self, tasks: TaskFactory, memory: MemoryButler):
+        self._tasks = tasks
+        self._memory = memory
+
+    def makeTask(  # noqa: N802
+        self,
+        task_node: TaskNode,
+        /,
+        butler: LimitedButler,
+        initInputRefs: Iterable[DatasetRef] | None,  # noqa: N803
+    ) -> PipelineTask:
+        task = self._tasks.makeTask(task_node, butler, initInputRefs)
+        if reads_once_puts_last(task):
+            self._memory.expect_single_reads()
+        return task
 
 
 class Runner:
     """Runs the quanta of one visit.
 
     With more than one process, quanta that do not need each other are run at
-    once: one here, others in forked children.
-
-    Parameters
-    ----------
-    steps : `~collections.abc.Sequence` [`~ppdaemon.middleware.direct.quanta.Step`]
-        The quanta.
-    memory : `~ppdaemon.middleware.direct.memory.MemoryButler`
-        Hands on what they make.
-    tasks : `lsst.pipe.base.TaskFactory`
-        Constructs tasks, or has them ready.
-    context : `~collections.abc.Mapping` [`str`, `str`]
-        What log records tell of the visit.
-    scribe : `~ppdaemon.middleware.direct.scribe.Scribe`
-        Is allowed to begin when no urgent task is left.
-    urgent : `~collections.abc.Collection` [`str`]
-        Labels of tasks that nothing may hold up, and that no child runs.
-    processes : `int`, optional
-        How many quanta are run at once at the most.
+    once: one here, others in forked children. Nothing may hold up those with
+    an urgent label: no child runs them, and while one is left nothing is
+    written beside them. `context` goes into all log records.
     """
 
     def __init__(
@@ -68,25 +77,25 @@ class Runner:
         memory: MemoryButler,
         tasks: TaskFactory,
         context: Mapping[str, str],
-        scribe: Scribe,
+        background: BackgroundWriter,
         urgent: Collection[str],
         processes: int = 1,
     ):
         self._steps = {step.id: step for step in steps}
-        self._graph = networkx.DiGraph()
-        self._graph.add_nodes_from(self._steps)
-        self._graph.add_edges_from((made, step.id) for step in steps for made in step.after)
-        self._scribe = scribe
+        self._background = background
         self._own = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
         self._context = dict(context)
         self._executor = SingleQuantumExecutor(
-            butler=memory, task_factory=tasks, assume_no_existing_outputs=True, raise_on_partial_outputs=False
+            butler=memory,
+            task_factory=_Factory(tasks, memory),
+            assume_no_existing_outputs=True,
+            raise_on_partial_outputs=False,
         )
         self._processes = processes
-        self._to_begin = set(self._steps)
-        self._to_end = set(self._steps)
-        self._children: dict[Apart, Step] = {}
+        self._left = set(self._steps)
+        """What has not ended."""
+        self._children: dict[ForkedCall, Step] = {}
         self._failure: TaskFailure | None = None
         self._ended: list[tuple[str, TaskMetadata]] = []
 
@@ -96,7 +105,7 @@ class Runner:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)
         except BaseException:
-            self._scribe.finish()
+            self._background.finish()
             raise
         finally:
             for child in self._children:
@@ -104,7 +113,10 @@ class Runner:
         return RunResult(self._failure, describe_caveats(self._ended))
 
     def _run(self, before_task: Callable[[str], None]) -> None:
-        walker = GraphWalker[uuid.UUID](self._graph.copy())
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(self._steps)
+        graph.add_edges_from((made, step.id) for step in self._steps.values() for made in step.after)
+        walker = GraphWalker[uuid.UUID](graph)
         ready: list[Step] = []
         freed: list[Step] = []
         self._let_write()
@@ -119,11 +131,10 @@ class Runner:
             if ready:
                 step = ready.pop(0)
                 before_task(step.task.label)
-                self._begin(step)
                 ends.append((step, self._execute(step)))
                 self._memory.end(step)
             if self._children:
-                ended = Apart.over(self._children, wait=not ends)
+                ended = ForkedCall.over(self._children, wait=not ends)
                 ends += ((self._children[child], self._take(child)) for child in ended)
             for step, end in ends:
                 self._note(step, end, walker)
@@ -131,18 +142,17 @@ class Runner:
                 return
 
     def _spread(self, ready: list[Step], before_task: Callable[[str], None]) -> None:
-        """Give children all but one of what can be run now, as far as there may be more of them."""
+        """Let children run all but one of what can be run now, as far as there may be more of them."""
         for_children = [step for step in ready if step.id not in self._own]
         while for_children and len(ready) > 1 and len(self._children) + 1 < self._processes:
             step = for_children.pop()  # what comes first in the order is run here
             before_task(step.task.label)
             try:
-                child = Apart.begin(partial(self._work, step), partial(self._plain, step))
+                child = ForkedCall.begin(partial(self._work, step), partial(self._plain, step))
             except OSError as error:
                 _LOG.warning("%s is not run in a process of its own: %s", step.task.label, error)
                 return
             ready.remove(step)
-            self._begin(step)
             self._children[child] = step
             self._memory.end(step)  # the child has all that it reads
 
@@ -154,19 +164,16 @@ class Runner:
     def _plain(self, step: Step, end: _End) -> _End:
         return replace(end, made=self._memory.made_by(step, in_files=True))
 
-    def _take(self, child: Apart) -> _End:
+    def _take(self, child: ForkedCall) -> _End:
         """Take over what a child has done."""
         step = self._children.pop(child)
         try:
             end: _End = child.take()
-        except EndedSilently as error:
+        except DiedWithoutResult as error:
             reason = f"task {step.task.label}: its process ended with {error}"
             raise VisitFailed(Outcome.CRASHED, reason, retriable=True) from None
         self._memory.adopt(step, end.made)
         return end
-
-    def _begin(self, step: Step) -> None:
-        self._to_begin.discard(step.id)
 
     def _execute(self, step: Step) -> _End:
         self._memory.begin(step)
@@ -191,7 +198,7 @@ class Runner:
 
     def _note(self, step: Step, end: _End, walker: GraphWalker[uuid.UUID]) -> None:
         """Go on with what a quantum has made, or without it."""
-        self._to_end.discard(step.id)
+        self._left.discard(step.id)
         if end.metadata is not None:
             self._ended.append((step.task.label, end.metadata))
         if end.failure is None:
@@ -213,17 +220,11 @@ class Runner:
                 blocked.quantum.dataId,
             )
             self._memory.end(blocked)
-            self._to_begin.discard(each)
-            self._to_end.discard(each)
+            self._left.discard(each)
 
     def _let_write(self) -> None:
         """Let writing begin beside the tasks when nothing urgent is ahead and
         nothing will be forked: a fork wants no other thread.
         """
-        if self._own & self._to_end or not self._to_end:
-            return
-        if self._processes > 1:
-            rest = self._graph.subgraph(self._to_begin)
-            if any(len(generation) > 1 for generation in networkx.topological_generations(rest)):
-                return
-        self._scribe.allow()
+        if self._left and not self._own & self._left and self._processes == 1:
+            self._background.allow()

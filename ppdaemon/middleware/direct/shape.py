@@ -13,7 +13,6 @@ from lsst.pipe.base import PipelineTaskConnections
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, PrerequisiteInfo
 
-from ppdaemon.middleware.direct.habits import is_orderly
 from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("EXPOSURE_DIMENSIONS", "Part", "Shape", "TaskShape", "shape_of")
@@ -53,8 +52,8 @@ class TaskShape:
     two connections read them."""
     deferred: frozenset[str]
     """Dataset types that the task reads when it likes."""
-    orderly: bool
-    """Whether it reads nothing twice, and is through when it puts."""
+    log: str | None
+    """Dataset type of its log."""
 
     @property
     def label(self) -> str:
@@ -159,7 +158,7 @@ def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
         outputs=tuple(edge.parent_dataset_type_name for edge in node.iter_all_outputs()),
         direct=direct,
         deferred=deferred,
-        orderly=is_orderly(node.task_class),
+        log=None if node.log_output is None else node.log_output.dataset_type_name,
     )
 
 

@@ -20,12 +20,24 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.quanta import Step
 
-__all__ = ("ReadyTasks",)
+__all__ = ("ReadyTasks", "reads_once_puts_last")
 
 _LOG = logging.getLogger(__name__)
 
 type _Key = tuple[int, frozenset[object]]
 """The task's node, and the ids of its init-inputs."""
+
+
+def reads_once_puts_last(task: PipelineTask) -> bool:
+    """Return whether a task reads each connection once, and is through when it puts.
+
+    So does whatever leaves reading and putting to `lsst.pipe.base.PipelineTask`.
+    Of any other task nothing is known.
+    """
+    return all(
+        getattr(getattr(task, name), "__func__", None) is getattr(PipelineTask, name)
+        for name in ("runQuantum", "getFullMetadata")  # the latter is called after the former has put
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +58,10 @@ class ReadyTasks(TaskFactory):
         self._ready.clear()
 
     def prepare(self, steps: Iterable[Step], butler: LimitedButler) -> None:
-        """Construct the tasks of all quanta.
+        """Construct the tasks of all quanta that are expected.
 
-        Parameters
-        ----------
-        steps : `~collections.abc.Iterable` [`~ppdaemon.middleware.direct.quanta.Step`]
-            Quanta that are expected.
-        butler : `lsst.daf.butler.LimitedButler`
-            Has the init-inputs. A task that cannot be constructed is told,
-            and constructed again when it is to be run.
+        A task that cannot be constructed is logged, and constructed again when
+        it is to be run.
         """
         counts: Counter[_Key] = Counter()
         for step in steps:

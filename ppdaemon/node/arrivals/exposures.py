@@ -2,41 +2,42 @@
 """Which group an exposure belongs to: one read serves all its detectors.
 
 All detectors of an exposure share OBSID and GROUPID. The first sidecar or,
-where none comes in time, the first FITS header that can be read tells, and at
-last the sidecars of other nodes' detectors. One that is another exposure's by
-its OBSID tells nothing: else a single misplaced file would lead all detectors
-astray.
+where none comes in time, the first FITS header that can be read names the
+group, and at last the sidecars of other nodes' detectors. One that is another
+exposure's by its OBSID does not count: else a single misplaced file would lead
+all detectors astray.
 """
 
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.files import (
     ExposureFacts,
     expected_sensors,
     facts_of_image,
     facts_of_sidecar,
+    sidecar_of,
     sidecars_beside,
 )
-from ppdaemon.node.arrivals.pool import FilePool, RootPools
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place, RawTree
-from ppdaemon.raws.path import RawName, sidecar_path
+from ppdaemon.node.arrivals.roots import RawPath, RawRoots
+from ppdaemon.node.arrivals.threads import FileThreads
+from ppdaemon.raws.path import RawName
 
 __all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
 
 type _Key = tuple[str, int]
-type _Read = Callable[[Place], Awaitable[ExposureFacts]]
+type _Read = Callable[[RawPath], Awaitable[ExposureFacts]]
 
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
 LIST_WAIT_S = 120.0
-"""The list of an exposure's detectors comes before its images, which tell the
+"""The list of an exposure's detectors comes before its images, which name the
 group that it is for."""
 
 
@@ -53,53 +54,47 @@ class ExpectedSensors:
 
 
 class Reading(Protocol):
-    """How what is said of an exposure is read.
+    """Reads the sidecars, headers and lists of an exposure.
 
     Each method may raise `FileNotFoundError` if there is no such file,
-    `TimeoutError` if nothing can be said of it now, another `OSError` if it
-    cannot be read, and `~ppdaemon.errors.BadMessage` if it says nothing.
+    `TimeoutError` if it cannot be reached now, another `OSError` if it
+    cannot be read, and `~ppdaemon.errors.BadMessage` if it cannot be used.
     """
 
-    async def sidecar(self, place: Place) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> ExposureFacts:
         """Read a sidecar."""
 
-    async def header(self, place: Place) -> ExposureFacts:
+    async def header(self, path: RawPath) -> ExposureFacts:
         """Read the primary header of an image."""
 
-    async def listed(self, place: Place) -> frozenset[str]:
+    async def listed(self, path: RawPath) -> frozenset[str]:
         """Read the list of an exposure's detectors."""
 
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """Find other sidecars of an image's exposure."""
 
 
 class FileReading:
-    """Reads files in threads.
+    """Reads files in the threads of their root."""
 
-    Parameters
-    ----------
-    pool : `~ppdaemon.node.arrivals.pool.RootPools` or `~ppdaemon.node.arrivals.pool.FilePool`
-        The threads.
-    """
+    def __init__(self, threads: Mapping[str, FileThreads]):
+        self._threads = threads
 
-    def __init__(self, pool: RootPools | FilePool):
-        self._pool = pool
-
-    async def sidecar(self, place: Place) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> ExposureFacts:
         """Read a sidecar; see `Reading`."""
-        return await self._pool.run(facts_of_sidecar, place)
+        return await self._threads[path.root].run(facts_of_sidecar, path)
 
-    async def header(self, place: Place) -> ExposureFacts:
+    async def header(self, path: RawPath) -> ExposureFacts:
         """Read a primary header; see `Reading`."""
-        return await self._pool.run(facts_of_image, place)
+        return await self._threads[path.root].run(facts_of_image, path)
 
-    async def listed(self, place: Place) -> frozenset[str]:
+    async def listed(self, path: RawPath) -> frozenset[str]:
         """Read a list; see `Reading`."""
-        return await self._pool.run(expected_sensors, place)
+        return await self._threads[path.root].run(expected_sensors, path)
 
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """List the folder of an image; see `Reading`."""
-        return await self._pool.run(sidecars_beside, image)
+        return await self._threads[image.root].run(sidecars_beside, image)
 
 
 class _Unknown:
@@ -119,11 +114,11 @@ class _Exposure:
 
     @property
     def reading(self) -> asyncio.Lock:
-        """Held by whoever reads a file of this exposure."""
+        """Held while a file of this exposure is read."""
         return asyncio.Lock() if self.unknown is None else self.unknown.reading
 
     async def until_known(self, limit_s: float) -> None:
-        """Wait until a file has told, or as long as this."""
+        """Wait until the facts are known, or as long as this."""
         if self.unknown is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.unknown.known.wait(), limit_s)
@@ -136,20 +131,8 @@ class _Exposure:
 
 
 class Exposures:
-    """Reads and remembers what the headers of exposures say.
-
-    Parameters
-    ----------
-    reading : `Reading`
-        Reads them.
-    sidecar_wait_s : `float`
-        How long a late sidecar is waited for.
-    mono : `~collections.abc.Callable`
-        Monotonic clock, seconds.
-    tally : `~ppdaemon.node.arrivals.tally.Tally`
-        Counts what cannot be read.
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
-        Knows detectors by name.
+    """Reads and remembers the facts of exposures; `sidecar_wait_s` is how long a late
+    sidecar is waited for.
     """
 
     def __init__(
@@ -157,63 +140,43 @@ class Exposures:
         reading: Reading,
         sidecar_wait_s: float,
         mono: Callable[[], float],
-        tally: Tally,
-        tree: RawTree,
+        counts: ErrorCounts,
+        roots: RawRoots,
     ):
-        self._tree = tree
+        self._roots = roots
         self._reading = reading
         self._sidecar_wait_s = sidecar_wait_s
         self._mono = mono
-        self._tally = tally
+        self._counts = counts
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
-        """Tell whether a sidecar of this exposure would say something new."""
+        """Return whether a sidecar of this exposure would add something."""
         return name.group is None and self._exposure(name).facts is None
 
     def unlisted(self, name: RawName) -> bool:
-        """Tell whether the list of this exposure's detectors was not read yet."""
+        """Return whether the list of this exposure's detectors was not read yet."""
         return not self._exposure(name).listed
 
-    async def learn_from(self, name: RawName, sidecar: Place) -> None:
-        """Read a sidecar that was met by itself.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.raws.path.RawName`
-            What its path says.
-        sidecar : `Place`
-            Where it is.
-        """
+    async def learn_from(self, name: RawName, sidecar: RawPath) -> None:
+        """Read a sidecar that was met by itself."""
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
                 await self._read(exposure, name, self._reading.sidecar, sidecar)
             except (OSError, BadMessage):
-                # It may be half written: the image, or the next sidecar, tells.
-                self._tally.count("sidecar_unread")
+                # It may be half written: the image, or the next sidecar, follows.
+                self._counts.count("sidecar_unread")
 
-    async def expected(self, name: RawName, place: Place) -> ExpectedSensors | None:
-        """Read which detectors of an exposure will come.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.raws.path.RawName`
-            What the path of the list says.
-        place : `Place`
-            Where it is.
-
-        Returns
-        -------
-        expected : `ExpectedSensors` or `None`
-            When the group is known, which the list does not say; `None` if
-            the list cannot be read, was read before, or nothing told the group.
+    async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
+        """Return which detectors of an exposure will come, when its group is known, which the list
+        does not name; `None` if the list cannot be read, was read before, or nothing named the group.
         """
         exposure = self._exposure(name)
         try:
-            names = await self._reading.listed(place)
+            names = await self._reading.listed(path)
         except (OSError, BadMessage) as error:
-            self._tally.complain("bad_list", f"{place.path}: {error}")
+            self._counts.complain("bad_list", f"{path.path}: {error}")
             return None
         # Told more than once, it is read more than once: the first may have
         # met half of it.
@@ -223,36 +186,19 @@ class Exposures:
         await exposure.until_known(LIST_WAIT_S)
         if exposure.facts is None:
             return None
-        detectors = self._tree.detectors_named(name.instrument, place, names)
+        detectors = self._roots.detectors_named(name.instrument, path, names)
         return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
     async def facts(
-        self, name: RawName, image: Place, since_mono: float | None = None
+        self, name: RawName, image: RawPath, since_mono: float | None = None
     ) -> ExposureFacts | None:
-        """Return what the exposure's headers say.
+        """Return the exposure's facts; `None` if neither path nor sidecar nor header name a group.
 
-        Parameters
-        ----------
-        name : `~ppdaemon.raws.path.RawName`
-            What the path of an image says.
-        image : `Place`
-            A complete image.
-        since_mono : `float`, optional
-            Since when a late sidecar is waited for, monotonic seconds; from now
-            on by default.
-
-        Returns
-        -------
-        facts : `ExposureFacts` or `None`
-            `None` if neither path nor sidecar nor header name a group.
-
-        Raises
-        ------
-        TimeoutError
-            Raised if the filesystem hangs.
+        A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
+        the filesystem hangs.
         """
         exposure = self._exposure(name)
-        sidecar = Place(image.root, sidecar_path(image.path))
+        sidecar = sidecar_of(image)
         deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
         late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
@@ -271,31 +217,20 @@ class Exposures:
         return replace(said, group=name.group)
 
     def known(self, name: RawName) -> ExposureFacts | None:
-        """Return what `facts` returns, if no file has to be read for it.
-
-        Parameters
-        ----------
-        name : `~ppdaemon.raws.path.RawName`
-            What the path of an image says.
-
-        Returns
-        -------
-        facts : `ExposureFacts` or `None`
-            `None` if nothing of the exposure was read yet.
-        """
+        """Return what `facts` returns, if no file has to be read for it; else `None`."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
-    async def _ask_neighbours(self, exposure: _Exposure, name: RawName, image: Place) -> None:
+    async def _ask_neighbours(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
         """Learn from the sidecars of detectors that this node does not serve.
 
         So a raw whose header is another exposure's comes to its own visit,
-        which then says that it is bad.
+        which then reports that it is bad.
         """
         try:
             sidecars = await self._reading.neighbours(image)
         except OSError as error:
-            self._tally.complain("bad_sidecar", f"{image.path}: {error}")
+            self._counts.complain("bad_sidecar", f"{image.path}: {error}")
             return
         for sidecar in sidecars:
             await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
@@ -305,7 +240,7 @@ class Exposures:
         exposure: _Exposure,
         name: RawName,
         read: _Read,
-        place: Place,
+        path: RawPath,
         kind: str,
     ) -> bool:
         """Read a file unless the exposure is known; `False` if it is not there."""
@@ -313,19 +248,19 @@ class Exposures:
             return True
         async with exposure.reading:
             try:
-                await self._read(exposure, name, read, place)
+                await self._read(exposure, name, read, path)
             except FileNotFoundError:
                 return False
             except TimeoutError:
-                raise  # the filesystem hangs, which says nothing of the file
+                raise  # the filesystem hangs: the file may be good
             except (OSError, BadMessage) as error:
-                self._tally.complain(kind, f"{place.path}: {error}")
+                self._counts.complain(kind, f"{path.path}: {error}")
         return True
 
-    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, place: Place) -> None:
+    async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:
         if exposure.facts is not None:
             return
-        facts = await read(place)
+        facts = await read(path)
         if name.obsid is not None and facts.obsid not in (None, name.obsid):
             raise BadMessage(f"OBSID is {facts.obsid!r}, another exposure's", "obsid")
         exposure.learn(facts)

@@ -21,15 +21,7 @@ type _VisitKey = tuple[str, str]
 
 
 class Recent[K: Hashable]:
-    """Keys met within the last while, and not more than so many.
-
-    Parameters
-    ----------
-    remember_s : `float`
-        How long a key is known after `add`.
-    most : `int`
-        The oldest are forgotten above this number.
-    """
+    """Keys added within the last `remember_s`, and not more than `most`."""
 
     def __init__(self, remember_s: float, most: int):
         self._remember_s = remember_s
@@ -47,7 +39,7 @@ class Recent[K: Hashable]:
             self._added.popitem(last=False)
 
     def knows(self, key: K, now: float) -> bool:
-        """Tell whether a key was added and its time is not over."""
+        """Return whether a key was added and its time is not over."""
         added = self._added.get(key)
         return added is not None and now - added <= self._remember_s
 
@@ -114,17 +106,9 @@ class ArrivalIndex:
     """Delivered raws by visit and detector, for visits announced after them.
 
     A raw of a supplement's group belongs to the visit of its parent group. A
-    raw takes some 0.4 kB.
-
-    Parameters
-    ----------
-    remember_s : `float`
-        How long the raws of an exposure are kept after the last of them.
-    mono : `~collections.abc.Callable`
-        Monotonic clock, seconds.
-    most : `int`
-        Raws kept at the most; those of the oldest exposure are forgotten
-        first.
+    raw takes some 0.4 kB. The raws of an exposure are kept for `remember_s` after
+    the last of them; above `most` raws those of the oldest exposure are
+    forgotten first.
     """
 
     def __init__(self, remember_s: float, mono: Callable[[], float], most: int = 100_000):
@@ -140,18 +124,7 @@ class ArrivalIndex:
         return self._count
 
     def add(self, raw: Raw) -> bool:
-        """Remember a raw.
-
-        Parameters
-        ----------
-        raw : `~ppdaemon.messages.Raw`
-            A complete raw.
-
-        Returns
-        -------
-        new : `bool`
-            `False` if this exposure of the detector is already here.
-        """
+        """Remember a raw; return `False` if this exposure of the detector is already here."""
         now = self._mono()
         self._expire(now)
         key = _ExposureKey(raw.instrument, raw.exposure, raw.group, raw.snap, raw.snaps)
@@ -168,20 +141,7 @@ class ArrivalIndex:
         return True
 
     def of(self, instrument: str, group: str, detector: int) -> list[Raw]:
-        """Return what landed of a visit-detector.
-
-        Parameters
-        ----------
-        instrument, group : `str`
-            The visit.
-        detector : `int`
-            The detector.
-
-        Returns
-        -------
-        raws : `list` [`~ppdaemon.messages.Raw`]
-            In the order of arrival; empty if there are none.
-        """
+        """Return what landed of a visit-detector, in the order of arrival."""
         self._expire(self._mono())
         exposures = self._visits.get(_visit_key(instrument, group), {}).values()
         found = [exposure for exposure in exposures if detector in exposure.raws]
@@ -189,13 +149,7 @@ class ArrivalIndex:
         return [exposure.raw(detector) for exposure in found]
 
     def add_list(self, listed: ExpectedSensors) -> None:
-        """Remember of which detectors an exposure is.
-
-        Parameters
-        ----------
-        listed : `~ppdaemon.node.arrivals.exposures.ExpectedSensors`
-            What its list says.
-        """
+        """Remember of which detectors an exposure is."""
         now = self._mono()
         visit = _visit_key(listed.instrument, listed.group)
         lists = [*self.lists_of(*visit), listed][-MOST_LISTS:]
@@ -205,18 +159,7 @@ class ArrivalIndex:
             self._lists.popitem(last=False)
 
     def lists_of(self, instrument: str, group: str) -> list[ExpectedSensors]:
-        """Return the lists of a visit's exposures.
-
-        Parameters
-        ----------
-        instrument, group : `str`
-            The visit.
-
-        Returns
-        -------
-        lists : `list` [`~ppdaemon.node.arrivals.exposures.ExpectedSensors`]
-            In the order in which they came.
-        """
+        """Return the lists of a visit's exposures, in the order in which they came."""
         _, lists = self._lists.get(_visit_key(instrument, group), (0.0, []))
         return lists
 

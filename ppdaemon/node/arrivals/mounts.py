@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""On what kind of filesystem a raw root lies, and what that means for news of it.
+"""On what kind of filesystem a raw root lies, and how its new files are found.
 
-The kernel tells of what goes through it on this host. What another host
+The kernel reports what goes through it on this host. What another host
 writes to a network filesystem, or what is written to a layer below an overlay
 or a FUSE filesystem, raises no event here.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ppdaemon.raws.roots import WatchKind
 
-__all__ = ("LOCAL", "Means", "means_for")
+__all__ = ("LOCAL", "WatchMethods", "methods_for")
 
 # fmt: off
 LOCAL = frozenset({
@@ -27,35 +27,23 @@ REMOTE = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """By which means raws of a root are found, besides the slow scan."""
+class WatchMethods:
+    """How raws of a root are found, besides the slow survey."""
 
     watch: bool
-    """Whether the kernel is asked for news."""
+    """Whether the kernel is asked for events."""
     poll: bool
     """Whether raws of open visits are looked for."""
 
 
-def means_for(choice: WatchKind, kind: str) -> Means:
-    """Return how raws are found on a kind of filesystem.
-
-    Parameters
-    ----------
-    choice : `str`
-        What is configured: ``auto``, ``inotify`` or ``poll``.
-    kind : `str`
-        Type of the filesystem as the kernel names it.
-
-    Returns
-    -------
-    means : `Means`
-        Both where it is in doubt who writes there, as on overlays, FUSE and
-        unknown filesystems.
+def methods_for(choice: WatchKind, kind: str) -> WatchMethods:
+    """Return how raws are found on a type of filesystem, as the kernel names it: both ways where it
+    is in doubt who writes there, as on overlays, FUSE and unknown filesystems.
     """
     match choice:
         case "inotify":
-            return Means(watch=True, poll=False)
+            return WatchMethods(watch=True, poll=False)
         case "poll":
-            return Means(watch=False, poll=True)
+            return WatchMethods(watch=False, poll=True)
         case _:
-            return Means(watch=kind not in REMOTE, poll=kind not in LOCAL)
+            return WatchMethods(watch=kind not in REMOTE, poll=kind not in LOCAL)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arrival notices over ZeroMQ: object-store events, plain paths, and URIs.
 
-Whether something is fetched from where a notice says is not decided here.
-Notices come from PUB sockets, which lose messages without an error: the scan
-finds what a lost notice meant.
+Whether what a notice names is fetched is not decided here.
+Notices come from PUB sockets, which lose messages without an error: the survey
+finds what a lost notice named.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ class StoredObject:
 
     @property
     def uri(self) -> str:
-        """Scheme, host and key, without escapes (`str`)."""
+        """Scheme, host and key, without escapes."""
         return f"{self.scheme}://{self.host}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What one message said."""
+    """What one message announces."""
 
     files: tuple[str | StoredObject, ...]
     """What is finished: objects, and files by an absolute path or one relative
@@ -56,23 +56,10 @@ class Notice:
 
 
 def read_notice(frames: Sequence[bytes]) -> Notice:
-    """Read one message.
+    """Read one message, whose last frame is the JSON; those before it are topics.
 
-    Parameters
-    ----------
-    frames : `~collections.abc.Sequence` [`bytes`]
-        The last one is the JSON; those before it are topics.
-
-    Returns
-    -------
-    notice : `Notice`
-        Good records, and what is wrong with the others. Events that do not
-        announce a file, such as removals, give nothing.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if nothing of the message can be used.
+    Returns good records, and what is wrong with the others; events that do not announce a file,
+    such as removals, give nothing. Raises BadMessage if nothing of the message can be used.
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise BadMessage(f"{len(frames)} frames, 1 to {MAX_FRAMES} are accepted", "frames")
@@ -91,24 +78,9 @@ def read_notice(frames: Sequence[bytes]) -> Notice:
 
 
 def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
-    """Subscribe to a publisher, which may start later.
+    """Return a socket, for the caller to close, that subscribes to a publisher, which may start later.
 
-    Parameters
-    ----------
-    context : `zmq.asyncio.Context`
-        The context to make the socket in.
-    address : `str`
-        Where the publisher listens.
-
-    Returns
-    -------
-    socket : `zmq.asyncio.Socket`
-        The caller closes it.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised if there can be no publisher at the address.
+    Raises ConfigError if there can be no publisher at the address.
     """
     socket = context.socket(zmq.SUB)
     socket.set(zmq.LINGER, 0)
@@ -128,20 +100,10 @@ def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket
 
 async def listen(
     socket: zmq.asyncio.Socket,
-    tell: Callable[[str | StoredObject], None],
+    noticed: Callable[[str | StoredObject], None],
     complain: Callable[[BadMessage], None],
 ) -> None:
-    """Receive notices until cancelled.
-
-    Parameters
-    ----------
-    socket : `zmq.asyncio.Socket`
-        From `subscriber`.
-    tell : `~collections.abc.Callable`
-        Called with each path and each object.
-    complain : `~collections.abc.Callable`
-        Called with what cannot be used.
-    """
+    """Receive notices until cancelled; pass on each path and each object, and what cannot be used."""
     while True:
         frames = await socket.recv_multipart()
         try:
@@ -152,7 +114,7 @@ async def listen(
             for problem in notice.problems:
                 complain(problem)
             for file in notice.files:
-                tell(file)
+                noticed(file)
         # Receiving what is already there does not give way to other tasks.
         await asyncio.sleep(0)
 
@@ -176,7 +138,7 @@ def _read_records(records: Any) -> Notice:
 
 
 def _is_creation(event_name: Any) -> bool:
-    """Tell ``ObjectCreated:Put`` and its like from removals; some stores
+    """Return whether it is ``ObjectCreated:Put`` or its like, and no removal; some stores
     prefix ``s3:``.
     """
     return _text(event_name).removeprefix("s3:").startswith("ObjectCreated:")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Raws in object stores, of which only notices tell.
+"""Raws in object stores, which only notices report.
 
 Only what lies below ``arrivals.remote`` is ever asked for. An object is there
 as a whole or not at all, so all that is missing is its group: one object of an
@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.completion import RawCompletion
+from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, Reading
 from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
 from ppdaemon.node.arrivals.notices import StoredObject
-from ppdaemon.node.arrivals.settle import Settler
-from ppdaemon.node.arrivals.tally import Tally
-from ppdaemon.node.arrivals.tree import Place, RawTree, Sighting
+from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Kind, RawName
 
@@ -35,89 +35,47 @@ type _Key = tuple[str, int]
 
 
 def escaped(uri: str) -> str:
-    """Escape the key of an object.
-
-    Parameters
-    ----------
-    uri : `str`
-        Scheme, host and key, without escapes.
-
-    Returns
-    -------
-    uri : `str`
-        What URI parsers understand: groups have ``#`` and ``:`` in them.
-    """
+    """Escape the key of an object, as URI parsers need it: groups have ``#`` and ``:`` in them."""
     scheme, _, rest = uri.partition("://")
     host, _, key = rest.partition("/")
     return f"{scheme}://{host}/{quote(key, safe='/')}"
 
 
 class StoreArrivals:
-    """Takes notices of objects, and has their raws delivered.
-
-    Parameters
-    ----------
-    tree : `~ppdaemon.node.arrivals.tree.RawTree`
-        The roots in stores.
-    exposures : `~ppdaemon.node.arrivals.exposures.Exposures`
-        Reads there.
-    settler : `~ppdaemon.node.arrivals.settle.Settler`
-        Delivers each raw once.
-    tally : `~ppdaemon.node.arrivals.tally.Tally`
-        Counts what goes wrong.
-    mono : `~collections.abc.Callable`
-        Monotonic clock, seconds.
-    patience_s : `float`
-        How long a store that does not serve is asked again.
-    spawn : `~collections.abc.Callable`
-        Runs a coroutine as a task.
-    expect : `~collections.abc.Callable`
-        Called with the detectors of an exposure, where a list of them came.
+    """Takes notices of objects, and has their raws delivered; a store that does not serve is asked
+    again for `patience_s`.
     """
 
     def __init__(
         self,
-        tree: RawTree,
+        roots: RawRoots,
         exposures: Exposures,
-        settler: Settler,
-        tally: Tally,
+        completion: RawCompletion,
+        counts: ErrorCounts,
         mono: Callable[[], float],
         patience_s: float,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         expect: Callable[[ExpectedSensors], None],
     ):
-        self._tree = tree
+        self._roots = roots
         self._exposures = exposures
-        self._settler = settler
-        self._tally = tally
+        self._completion = completion
+        self._counts = counts
         self._mono = mono
         self._patience_s = patience_s
         self._spawn = spawn
         self._expect = expect
-        self._hosts = frozenset("/".join(root.path.split("/", 3)[:3]) for root in tree.roots)
+        self._hosts = frozenset("/".join(root.path.split("/", 3)[:3]) for root in roots.roots)
         self._images: dict[_Key, dict[int, Sighting]] = {}
         self._sidecars: set[_Key] = set()
 
     def serves(self, object_: StoredObject) -> bool:
-        """Tell whether there is a root in an object's bucket, or on its host."""
+        """Return whether there is a root in an object's bucket, or on its host."""
         return f"{object_.scheme}://{object_.host}" in self._hosts
 
     def noticed(self, source: str, object_: StoredObject) -> None:
-        """Take a notice.
-
-        Parameters
-        ----------
-        source : `str`
-            Which source told of it.
-        object_ : `~ppdaemon.node.arrivals.notices.StoredObject`
-            The object.
-
-        Raises
-        ------
-        ppdaemon.errors.BadMessage
-            Raised if it is below no root, or not to be asked for.
-        """
-        located = self._tree.locate(object_.uri)
+        """Take a notice; raises BadMessage if it is below no root, or not to be asked for."""
+        located = self._roots.locate(object_.uri)
         if located is None:
             return
         sighting = Sighting(source, *located, confirmed=True)
@@ -135,14 +93,14 @@ class StoreArrivals:
         """Deliver a raw, once its group is known."""
         name = sighting.name
         assert name.detector is not None
-        if self._settler.delivered(name):
+        if self._completion.delivered(name):
             return
         if (facts := self._exposures.known(name)) is not None:
             self._deliver(sighting, facts)
         elif (key := _key(name)) in self._images:
             self._images[key].setdefault(name.detector, sighting)
         elif len(self._images) >= MOST_EXPOSURES:
-            self._tally.complain("dropped", f"{sighting.place.path}: {MOST_EXPOSURES} exposures are unread")
+            self._counts.complain("dropped", f"{sighting.file.path}: {MOST_EXPOSURES} exposures are unread")
         else:
             self._images[key] = {name.detector: sighting}
             self._spawn(self._resolve(key))
@@ -160,12 +118,12 @@ class StoreArrivals:
 
     async def _read_sidecar(self, key: _Key, sighting: Sighting) -> None:
         try:
-            await self._exposures.learn_from(sighting.name, sighting.place)
+            await self._exposures.learn_from(sighting.name, sighting.file)
         finally:
             self._sidecars.discard(key)
 
     async def _list(self, sighting: Sighting) -> None:
-        if (listed := await self._exposures.expected(sighting.name, sighting.place)) is not None:
+        if (listed := await self._exposures.expected(sighting.name, sighting.file)) is not None:
             self._expect(listed)
 
     async def _resolve(self, key: _Key) -> None:
@@ -175,10 +133,10 @@ class StoreArrivals:
             while images:
                 first = next(iter(images))
                 facts = await self._facts(images[first])
-                if facts is None:  # one that tells nothing must not be in the way of the others
-                    path = images.pop(first).place.path
+                if facts is None:  # one without a group must not be in the way of the others
+                    path = images.pop(first).file.path
                     text = f"{path}: no group in sidecar or header, not delivered"
-                    self._settler.refuse(path, "no_group", text)
+                    self._completion.refuse(path, "no_group", text)
                     continue
                 for sighting in images.values():
                     self._deliver(sighting, facts)
@@ -191,9 +149,9 @@ class StoreArrivals:
         until, backoff = self._mono() + self._patience_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
-                return await self._exposures.facts(sighting.name, sighting.place)
+                return await self._exposures.facts(sighting.name, sighting.file)
             except TimeoutError as error:
-                self._tally.complain("store_unavailable", f"{sighting.place.path}: {error}")
+                self._counts.complain("store_unavailable", f"{sighting.file.path}: {error}")
                 if self._mono() >= until:
                     return None
             await asyncio.sleep(backoff.failed(self._mono()))
@@ -203,9 +161,9 @@ class StoreArrivals:
         if name.group is not None:
             facts = replace(facts, group=name.group)
         try:
-            self._settler.take_known(name, sighting.source, escaped(sighting.place.path), facts)
+            self._completion.take_stored(name, sighting.source, escaped(sighting.file.path), facts)
         except BadMessage as error:
-            self._settler.refuse(sighting.place.path, f"refused.{error.kind}", str(error))
+            self._completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
 
 
 class StoreReading(Reading):
@@ -214,19 +172,19 @@ class StoreReading(Reading):
     def __init__(self, reader: ReaderProcess):
         self._reader = reader
 
-    async def sidecar(self, place: Place) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> ExposureFacts:
         """Read a sidecar; see `~ppdaemon.node.arrivals.exposures.Reading`."""
-        return facts_in(await self._reader.ask("json", escaped(place.path)))
+        return facts_in(await self._reader.ask("json", escaped(path.path)))
 
-    async def header(self, place: Place) -> ExposureFacts:
+    async def header(self, path: RawPath) -> ExposureFacts:
         """Read a primary header, as above."""
-        return facts_in(await self._reader.ask("header", escaped(place.path)))
+        return facts_in(await self._reader.ask("header", escaped(path.path)))
 
-    async def listed(self, place: Place) -> frozenset[str]:
+    async def listed(self, path: RawPath) -> frozenset[str]:
         """Read a list of detectors, as above."""
-        return sensors_in(await self._reader.ask("json", escaped(place.path)))
+        return sensors_in(await self._reader.ask("json", escaped(path.path)))
 
-    async def neighbours(self, image: Place) -> tuple[Place, ...]:
+    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
         """Find none: stores are not listed."""
         return ()
 

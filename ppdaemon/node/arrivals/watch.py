@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kernel's news of folders, by inotify through watchdog.
+"""The kernel's events in folders, by inotify through watchdog.
 
 Of watchdog only the reader is used (`watchdog.observers.inotify_c`), one for
-each raw root. Its observers do more than is wanted here, and tell less: they
+each raw root. Its observers do more than is wanted here, and report less: they
 walk through all that is below a folder, have a thread for each, hold events
 back for 0.5 s while half of a move is missing, add a folder twice that was
 made while its parent was walked through (which is what its warning "Callback
 with id ... already exists" means: harmless, except where warnings are errors,
-which ends the thread), and keep it to themselves that the queue has
-overflowed.
+which ends the thread), and do not report that the queue has overflowed.
 
-What a new folder had before it was watched raises no event: whoever hears of
-a new folder must look into it.
+What a new folder had before it was watched raises no event: new folders must
+be looked into.
 """
 
+import asyncio
 import contextlib
 import errno
 import itertools
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -34,13 +34,12 @@ from watchdog.observers.inotify_c import (
     WatchDescriptor,
 )
 
-__all__ = ("FileNews", "FolderNews", "FolderWatch", "Identity", "LostNews", "News", "SoonCaller")
+from ppdaemon.node.arrivals.threads import Mailbox
+
+__all__ = ("FolderWatch", "Identity", "WatchListener")
 
 BACKLOG = 100_000
-"""Events that may wait for the event loop; above, they are lost, and said to be."""
-AT_ONCE = 100
-"""News told without a pause: some 2 ms."""
-
+"""Events that may wait for the event loop; above, they are lost, and reported as lost."""
 _FOLDER = Mask(
     InotifyConstants.IN_CREATE
     | InotifyConstants.IN_CLOSE_WRITE
@@ -61,67 +60,35 @@ class _Watched:
     id: CallbackId
 
 
-@dataclass(frozen=True, slots=True)
-class FileNews:
-    """A file appeared, or was closed by its writer, or moved here."""
+class WatchListener(Protocol):
+    """Receives the kernel's events; all but `admits` in the event loop."""
 
-    path: str
-    finished: bool
-    """Whether it was closed or moved."""
+    def admits(self, folder: str) -> bool:
+        """Return whether a new folder is to be watched; called in the reader's thread."""
 
+    def file_seen(self, path: str, *, finished: bool) -> None:
+        """Take a file that appeared, or was closed by its writer or moved here: then it is finished."""
 
-@dataclass(frozen=True, slots=True)
-class FolderNews:
-    """A folder appeared and is watched from now on."""
+    def folder_seen(self, path: str) -> None:
+        """Take a folder that appeared and is watched from now on."""
 
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class LostNews:
-    """Events were lost, or a watched folder was: all has to be looked at."""
-
-    kind: str
-    """``overflow``, ``backlog`` or ``unwatched``."""
-
-
-type News = FileNews | FolderNews | LostNews
-
-
-class SoonCaller(Protocol):
-    """The part of an event loop that other threads may use."""
-
-    def call_soon_threadsafe(self, callback: Callable[[], object]) -> object:
-        """Have the loop call something."""
+    def events_lost(self, kind: str) -> None:
+        """Take note that events were lost, or a watched folder: ``overflow``, ``backlog`` or
+        ``unwatched``.
+        """
 
 
 class FolderWatch:
-    """Watches a changing set of folders, and proves that it does.
+    """Watches a changing set of folders, and proves by a canary file that it does.
 
-    `start`, `watch`, `keep` and `stop` may block as the filesystem does: they
-    are to be called in a thread.
-
-    Parameters
-    ----------
-    loop : `SoonCaller`
-        The event loop.
-    tell : `~collections.abc.Callable`
-        Called in the loop with `FileNews`, `FolderNews` and `LostNews`.
-    wanted : `~collections.abc.Callable`
-        Tells by its path whether a new folder is to be watched.
-    canary : `pathlib.Path` or `None`
-        A file of our own, outside of all raw roots, that `touch` writes to.
+    `start`, `watch`, `keep`, `touch` and `stop` may block as the filesystem
+    does: they are to be called in a thread. The canary is a file of our own,
+    outside of all raw roots.
     """
 
-    def __init__(
-        self,
-        loop: SoonCaller,
-        tell: Callable[[News], None],
-        wanted: Callable[[str], bool],
-        canary: Path | None,
-    ):
-        self._mailbox = _Mailbox(loop, tell)
-        self._wanted = wanted
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: WatchListener, canary: Path | None):
+        self._mailbox = Mailbox(loop, BACKLOG, partial(listener.events_lost, "backlog"))
+        self._listener = listener
         self._canary = canary
         self._canary_number = WatchDescriptor(-1)
         self._reader: InotifyFD | None = None
@@ -132,14 +99,11 @@ class FolderWatch:
         self._numbers: dict[str, WatchDescriptor] = {}
         self._stopping = False
         self._refused = self._refused_lately = ""
-        self.touched = 0
-        """How often the canary was touched (`int`)."""
-        self.heard = 0
-        """How often the kernel has told of it (`int`)."""
+        self._touched = self._canary_seen = 0
 
     @property
     def problem(self) -> str:
-        """Why not everything is watched, or empty (`str`)."""
+        """Why not everything is watched, or empty."""
         if self._reader is None:
             return self._refused or "not started"
         if not self.alive:
@@ -147,22 +111,17 @@ class FolderWatch:
         return self._refused
 
     @property
-    def folders(self) -> int:
-        """How many folders are watched (`int`)."""
-        return len(self._numbers)
-
-    @property
     def reading(self) -> bool:
-        """Whether it was started (`bool`)."""
+        """Whether it was started."""
         return self._reader is not None
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs that reads what the kernel tells (`bool`)."""
+        """Whether the thread runs that reads the kernel's events."""
         return self._reader is not None and self._reader.is_alive()
 
     def start(self) -> None:
-        """Start to read, if that was not done; what is refused is told in `problem`."""
+        """Start to read, if that was not done; `problem` has what is refused."""
         with self._lock:
             if self._reader is not None or self._stopping:
                 return
@@ -171,22 +130,14 @@ class FolderWatch:
             except OSError as error:
                 self._refused = _explain(error)
                 return
-            # It is not reading yet. By itself it says that it is, and if it is
+            # It is not reading yet. By itself it claims that it is, and if it is
             # stopped before it does, its descriptors are never closed.
             reader._is_reading = False
             reader.start()
             self._reader, self._refused = reader, ""
 
     def watch(self, folder: str, identity: Identity) -> None:
-        """Watch a folder from now on; it may be watched already.
-
-        Parameters
-        ----------
-        folder : `str`
-            Absolute path; one that is gone is passed over.
-        identity : `Identity`
-            What the folder there is now.
-        """
+        """Watch a folder from now on, unless it is watched already or gone."""
         with self._lock:
             number = self._numbers.get(folder)
             if number is not None:
@@ -196,15 +147,8 @@ class FolderWatch:
             self._add(folder, identity)
 
     def keep(self, folders: Collection[str]) -> None:
-        """Watch no other folders than these any more.
-
-        To be called after `watch` was called for all of these: what was
-        refused before that is no problem any more.
-
-        Parameters
-        ----------
-        folders : `~collections.abc.Collection` [`str`]
-            Absolute paths.
+        """Watch no other folders than these any more, after `watch` was called for all of them: what
+        was refused before that is no problem any more.
         """
         if self._reader is None:
             return
@@ -214,24 +158,18 @@ class FolderWatch:
                 self._forget(self._numbers[folder])
 
     def touch(self) -> None:
-        """Touch the canary; the kernel has to tell of it.
-
-        Raises
-        ------
-        OSError
-            Raised if that cannot be done, which says nothing of the watch.
-        """
+        """Touch the canary, which the kernel has to report; an OSError means nothing for the watch."""
         if self._canary is None or self._reader is None:
             return
         if self._canary_number < 0:
             self._add_canary(self._reader, self._canary)
-        self.touched += 1
+        self._touched += 1
         os.utime(self._canary)
 
     @property
-    def singing(self) -> bool:
-        """Whether the kernel's news of the canary is through (`bool`)."""
-        return self.heard >= self.touched
+    def canary_heard(self) -> bool:
+        """Whether the kernel has reported the last touch of the canary."""
+        return self._canary_seen >= self._touched
 
     def stop(self) -> None:
         """End the thread; waits a little for it."""
@@ -254,29 +192,28 @@ class FolderWatch:
 
     # --- with the lock ---
 
-    def _add(self, folder: str, identity: Identity) -> bool:
+    def _add(self, folder: str, identity: Identity) -> None:
         if self._reader is None:
-            return False
+            return
         id_ = CallbackId(next(self._ids))
         try:
             number = self._reader.add_callback(os.fsencode(folder), _FOLDER, self, id_)
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return
         except OSError as error:
             self._refused = self._refused_lately = _explain(error, folder)
-            return False
+            return
         if number < 0:  # watchdog passes over EACCES
             self._refused = self._refused_lately = _explain(
                 PermissionError(errno.EACCES, "no permission"), folder
             )
-            return False
+            return
         if (known := self._watched.get(number)) is not None:
             # The same folder was watched under another path.
             self._numbers.pop(known.folder, None)
             self._reader.remove_callbacks([(number, known.id)])
         self._watched[number] = _Watched(folder, identity, id_)
         self._numbers[folder] = number
-        return True
 
     def _forget(self, number: WatchDescriptor) -> None:
         watched = self._watched.pop(number)
@@ -288,15 +225,9 @@ class FolderWatch:
     # --- in the reader's thread ---
 
     def on_event(self, event: InotifyEvent) -> None:
-        """Take an event; watchdog calls this.
-
-        Parameters
-        ----------
-        event : `watchdog.observers.inotify_c.InotifyEvent`
-            What the kernel says.
-        """
+        """Take an event; watchdog calls this."""
         if event.wd == self._canary_number:
-            self.heard = self.touched
+            self._canary_seen = self._touched
             return
         with self._lock:
             watched = self._watched.get(event.wd)
@@ -306,7 +237,7 @@ class FolderWatch:
         if event.mask & InotifyConstants.IN_ISDIR:
             self._folder_event(event, path)
         elif not event.is_moved_from and not event.name.startswith(b"."):
-            self._mailbox.put(FileNews(path, finished=not event.is_create))
+            self._mailbox.put(partial(self._listener.file_seen, path, finished=not event.is_create))
 
     def _folder_event(self, event: InotifyEvent, path: str) -> None:
         if event.is_moved_from:
@@ -315,21 +246,15 @@ class FolderWatch:
                 for folder in [*self._numbers]:
                     if folder == path or folder.startswith(path + "/"):
                         self._forget(self._numbers[folder])
-        elif self._wanted(path):
+        elif self._listener.admits(path):
             # At once: what is closed in it from now on is known to be complete.
             with contextlib.suppress(OSError):
                 status = os.stat(path, follow_symlinks=False)
                 self.watch(path, (status.st_dev, status.st_ino))
-            self._mailbox.put(FolderNews(path))
+            self._mailbox.put(partial(self._listener.folder_seen, path))
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
-        """Take note of a folder that is gone; watchdog calls this.
-
-        Parameters
-        ----------
-        wd : `int`
-            The kernel's number of the watch.
-        """
+        """Take note of a folder that is gone; watchdog calls this."""
         with self._lock:
             if wd == self._canary_number:
                 self._canary_number = WatchDescriptor(-1)
@@ -337,47 +262,13 @@ class FolderWatch:
             if watched is None:
                 return
             del self._numbers[watched.folder]
-            told = os.path.dirname(watched.folder) in self._numbers
-        if not told and not self._stopping:
-            self._mailbox.put(LostNews("unwatched"))
+            known = os.path.dirname(watched.folder) in self._numbers
+        if not known and not self._stopping:
+            self._mailbox.put(partial(self._listener.events_lost, "unwatched"))
 
     def on_queue_overflow(self) -> None:
         """Take note that the kernel has dropped events; watchdog calls this."""
-        self._mailbox.put(LostNews("overflow"))
-
-
-class _Mailbox:
-    """Hands news from the reader's thread to the loop, many at a time."""
-
-    def __init__(self, loop: SoonCaller, tell: Callable[[News], None]):
-        self._loop = loop
-        self._tell = tell
-        self._backlog: deque[News] = deque()
-        self._called = False
-
-    def put(self, news: News) -> None:
-        """Take news; in the reader's thread."""
-        if len(self._backlog) > BACKLOG:
-            return
-        self._backlog.append(news if len(self._backlog) < BACKLOG else LostNews("backlog"))
-        if not self._called:
-            self._called = True
-            self._call()
-
-    def _call(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._drain)
-
-    def _drain(self) -> None:
-        # Cleared first: what is appended from here on calls again.
-        self._called = False
-        for _ in range(AT_ONCE):
-            if not self._backlog:
-                return
-            self._tell(self._backlog.popleft())
-        # The loop has other things to do too.
-        self._called = True
-        self._call()
+        self._mailbox.put(partial(self._listener.events_lost, "overflow"))
 
 
 def _explain(error: OSError, folder: str = "") -> str:

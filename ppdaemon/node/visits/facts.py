@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ppdaemon.errors import ConfigError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Pipelines
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.assignment import Key
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.visits.chooser import PipelineChooser

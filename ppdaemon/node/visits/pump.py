@@ -19,7 +19,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ResultEntry
-from ppdaemon.node.arrivals.merge import Arrivals
+from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.events import VisitAssigned
 from ppdaemon.node.intake import Intake
 from ppdaemon.node.pool import Pool

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Running a task that does nothing once, so that the first visit of a worker is not slow.
+
+What the interpreter and the middleware do only once, such as imports inside
+functions, compiled schemas and caches, takes tens of milliseconds together.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, DimensionUniverse, Quantum
+from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
+from lsst.pipe.base.connectionTypes import Output
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+
+from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.memory import MemoryButler
+from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.run import Runner
+from ppdaemon.middleware.direct.shape import shape_of
+from ppdaemon.middleware.direct.tasks import ReadyTasks
+
+__all__ = ("warm_up",)
+
+_ROOM_BYTES = 1_000_000
+
+
+class WarmupConnections(PipelineTaskConnections, dimensions=("instrument",)):
+    """One output."""
+
+    output = Output(
+        name="warmup", doc="nothing", storageClass="StructuredDataDict", dimensions=("instrument",)
+    )
+
+
+class WarmupConfig(PipelineTaskConfig, pipelineConnections=WarmupConnections):
+    """Nothing to configure."""
+
+
+class WarmupTask(PipelineTask):
+    """Does nothing."""
+
+    ConfigClass = WarmupConfig
+    _DefaultName = "warmup"
+
+    def run(self) -> Struct:
+        """Return nothing much."""
+        return Struct(output={})
+
+
+def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) -> None:
+    """Run a task that does nothing; write what it makes into a folder, read it, and remove the folder."""
+    graph = PipelineGraph(universe=universe)
+    graph.add_task("warmup", WarmupTask, WarmupConfig())  # type: ignore[no-untyped-call]
+    graph.resolve(dimensions=universe, dataset_types={})
+    step = _step(graph, universe)
+    types = {name: node.dataset_type for name, node in graph.dataset_types.items()}
+    background = BackgroundWriter(writer, folder)
+    memory = MemoryButler(universe, types, [step], _nothing, bool, writer, folder, _ROOM_BYTES, background)
+    with _quietly():
+        Runner([step], memory, ReadyTasks(), {}, background, ())(lambda label: None)
+    background.finish()
+    folder.mkdir(parents=True, exist_ok=True)
+    for dataset in memory.outputs:
+        file = writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
+        read_dataset(file, dataset.ref)
+    shutil.rmtree(folder)
+
+
+def _step(graph: PipelineGraph, universe: DimensionUniverse) -> Step:
+    (task,) = shape_of(graph).tasks
+    data_id = DataCoordinate.standardize(instrument="warmup", universe=universe)
+    record = universe["instrument"].RecordClass(name="warmup")
+    data_id = data_id.expanded({"instrument": record})
+    outputs: dict[DatasetType, list[DatasetRef]] = {
+        graph.dataset_types[name].dataset_type: [
+            DatasetRef(graph.dataset_types[name].dataset_type, data_id, run="warmup")
+        ]
+        for name in task.outputs
+    }
+    quantum = Quantum(
+        taskName=task.node.task_class_name,
+        taskClass=task.node.task_class,
+        dataId=data_id,
+        inputs={},
+        outputs=outputs,
+    )
+    return Step.of(task, quantum, frozenset())
+
+
+def _nothing(ref: DatasetRef, parameters: Any) -> Any:
+    raise FileNotFoundError(str(ref))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what the executor logs of it out of the node's log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Raw images as they land: from the sources' sightings to complete raws.
+
+Covers the merging of sources and the final rescan. When a raw is complete, and
+that it is delivered once, is `ppdaemon.node.arrivals.completion`'s; which
+worker waits for it is decided elsewhere. Nothing here touches the filesystem
+of raws in the event loop: if that filesystem hangs, raws are late and the
+supervisor is not.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq.asyncio
+
+from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals.completion import READERS, RawCompletion
+from ppdaemon.node.arrivals.counts import ErrorCounts
+from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading, Reading
+from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
+from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
+from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReading
+from ppdaemon.node.arrivals.threads import FileThreads
+from ppdaemon.node.arrivals.walk import Moment, Search
+from ppdaemon.node.processes.reader import ReaderProcess
+from ppdaemon.raws.path import Expected, Kind
+from ppdaemon.reports import ArrivalSource, RefusedRaw
+from ppdaemon.visit import NextVisit, parent_group
+
+__all__ = ("Arrivals",)
+
+_LOG = logging.getLogger(__name__)
+
+MOST_TASKS = 20_000
+"""Above, sidecars and lists that were sighted by themselves are not read."""
+STOP_S = 3.0
+RESCAN_S = 2.0
+"""A final rescan that takes longer is broken off."""
+
+
+class Arrivals:
+    """Watches the raw roots and delivers each raw once, when it is complete.
+
+    `deliver` is called with each raw in the event loop's thread, `expect` with
+    the detectors of an exposure where a list of them came. `waiting` returns
+    what open visits wait for, which is looked for where the kernel reports
+    nothing. `canaries` is a folder of our own, outside of all raw roots, whose
+    files prove that the kernel's events come through; without it they are
+    trusted. `reader` reads what lies in object stores; it is started and closed
+    here. Raises ConfigError if an instrument has no focal-plane table.
+    """
+
+    def __init__(
+        self,
+        config: ArrivalsConfig,
+        instruments: Mapping[str, Collection[int]],
+        clock: Clock,
+        deliver: Callable[[Raw], None],
+        expect: Callable[[ExpectedSensors], None] | None = None,
+        waiting: Callable[[], Sequence[Expected]] = tuple,
+        canaries: Path | None = None,
+        reader: ReaderProcess | None = None,
+    ):
+        self._config = config
+        self._clock = clock
+        self._expect = expect or (lambda expected: None)
+        self._counts = ErrorCounts(clock.mono)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._raw_roots = RawRoots(config, instruments)
+        # Threads of its own for each root: one that hangs stops no other.
+        self._threads = {root.path: FileThreads(READERS, clock.mono) for root in self._raw_roots.roots}
+        self._exposures = self._new_exposures(FileReading(self._threads), self._raw_roots)
+        self._completion = RawCompletion(
+            self._threads,
+            self._exposures,
+            clock,
+            self._counts,
+            config.remember_s,
+            deliver,
+            self._spawn,
+            self._list_again,
+            self._is_local,
+        )
+        context = SourceContext(
+            self._raw_roots,
+            config,
+            clock,
+            self._counts,
+            self._sighted,
+            self._completion.room,
+            self._completion.expect_no_end,
+            waiting,
+            canaries,
+        )
+        self._sources = {
+            root.path: RootSource(root, number, context, self._threads[root.path])
+            for number, root in enumerate(self._raw_roots.roots)
+        }
+        self._reader = reader
+        self._stores = None if reader is None else self._new_stores(reader, instruments)
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._listeners: dict[str, asyncio.Task[None]] = {}
+        self._context: zmq.asyncio.Context | None = None
+
+    async def start(self) -> None:
+        """Begin to watch, survey and listen; raises ConfigError if an address of
+        ``arrivals.subscribe`` cannot be used.
+        """
+        try:
+            self._subscribe(self._config.subscribe)
+        except ConfigError:
+            await self.stop()
+            raise
+        self._completion.start()
+        if self._reader is not None:
+            self._reader.start()
+        self._runs = {path: self._spawn(source.run()) for path, source in self._sources.items()}
+
+    async def stop(self) -> None:
+        """End all watching; what is not complete yet is forgotten."""
+        self._completion.stop()
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._reader is not None:
+            self._reader.close()
+        if self._context is not None:
+            self._context.destroy(linger=0)
+            self._context = None
+        # A hanging filesystem must not keep the supervisor from stopping.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*(source.stop() for source in self._sources.values()))
+        for threads in self._threads.values():
+            threads.close()
+
+    def report(self) -> tuple[ArrivalSource, ...]:
+        """Return the states of watch, polling and survey of each root, then of the subscriptions,
+        then of the reader of object stores.
+        """
+        report = self._completion.latencies.report
+        sources = [
+            report(state.name, live=False, note="ended by an error, see the log")
+            if path in self._runs and self._runs[path].done()
+            else report(state.name, live=state.live, note=state.note)
+            for path, source in self._sources.items()
+            for state in source.states()
+        ]
+        sources += [report(name, live=not task.done(), note="") for name, task in self._listeners.items()]
+        if self._reader is not None:
+            sources.append(report("reader", live=self._reader.live, note=self._reader.note))
+        return tuple(sources)
+
+    async def last_look(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
+        """Look where raws of a visit must be, whatever the sources have reported.
+
+        What is found and complete is delivered before this returns, also what
+        was delivered before; it returns after `RESCAN_S` at the latest. Where paths do not name
+        the group, exposures that were complete `remember_s` before the announcement are not looked at.
+        """
+        expected = Expected(visit.instrument, frozenset(detectors), visit.group)
+        since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
+        self._counts.count("last_looks")
+        try:
+            async with asyncio.timeout(RESCAN_S):
+                await asyncio.gather(
+                    *(self._rescan(root, expected, since_unix) for root in self._raw_roots.roots)
+                )
+        except TimeoutError:
+            text = f"a last look for {visit.group} took {RESCAN_S:g} s"
+            self._counts.complain("last_look_broken_off", text)
+
+    @property
+    def refused(self) -> tuple[RefusedRaw, ...]:
+        """The last raws that were not delivered."""
+        return tuple(self._completion.refused)
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Events by kind since the start, such as ``notice.json``."""
+        return self._counts.by_kind
+
+    # --- sightings ---
+
+    def _subscribe(self, addresses: Collection[str]) -> None:
+        if not addresses:
+            return
+        self._context = zmq.asyncio.Context()
+        for address in addresses:
+            source = f"zmq {address}"
+            socket = subscriber(self._context, address)
+            self._listeners[source] = self._spawn(
+                listen(
+                    socket,
+                    lambda path, source=source: self._noticed(source, path),  # type: ignore[misc]
+                    lambda error: self._counts.complain(f"notice.{error.kind}", f"notice refused: {error}"),
+                )
+            )
+
+    def _noticed(self, source: str, file: str | StoredObject) -> None:
+        """A notice named a finished file."""
+        try:
+            if isinstance(file, StoredObject):
+                self._object_noticed(source, file)
+            else:
+                self._path_noticed(source, file)
+        except BadMessage as error:
+            self._counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+
+    def _object_noticed(self, source: str, file: StoredObject) -> None:
+        if self._stores is not None and self._stores.serves(file):
+            self._stores.noticed(source, file)
+        elif file.scheme == "s3":  # a raw root may be what a bucket is on this host
+            self._path_noticed(source, file.key)
+        else:
+            raise BadMessage(f"{file.uri[:200]!r} is not below a root of arrivals.remote", "outside")
+
+    def _path_noticed(self, source: str, path: str) -> None:
+        for absolute in self._raw_roots.spell_out(path):
+            located = self._raw_roots.locate(absolute)
+            if located is not None:
+                self._sighted(Sighting(source, *located, confirmed=True))
+
+    def _sighted(self, sighting: Sighting) -> None:
+        """A source met a raw or a sidecar of this node."""
+        name = sighting.name
+        if name.kind is Kind.EXPECTED:
+            if self._exposures.unlisted(name) and len(self._tasks) < MOST_TASKS:
+                self._spawn(self._list(sighting))
+            return
+        if name.kind is Kind.SIDECAR:
+            if self._exposures.unknown(name) and len(self._tasks) < MOST_TASKS:
+                self._spawn(self._exposures.learn_from(name, sighting.file))
+            return
+        if not self._completion.delivered(name):
+            self._completion.take(sighting)
+
+    def _new_exposures(self, reading: Reading, roots: RawRoots) -> Exposures:
+        return Exposures(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
+
+    def _new_stores(self, reader: ReaderProcess, instruments: Mapping[str, Collection[int]]) -> StoreArrivals:
+        roots = RawRoots(self._config, instruments, stores=True)
+        return StoreArrivals(
+            roots,
+            self._new_exposures(StoreReading(reader), roots),
+            self._completion,
+            self._counts,
+            self._clock.mono,
+            self._config.remember_s,
+            self._spawn,
+            self._expect,
+        )
+
+    def _list_again(self) -> None:
+        for source in self._sources.values():
+            source.list_again()
+
+    def _is_local(self, root: str) -> bool:
+        return self._sources[root].is_local
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._counts.count("internal")
+            _LOG.error("an error in the arrivals", exc_info=error)
+
+    async def _list(self, sighting: Sighting) -> None:
+        expected = await self._exposures.expected(sighting.name, sighting.file)
+        if expected is not None:
+            self._expect(expected)
+
+    # --- the final rescan ---
+
+    async def _rescan(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
+        search = Search(self._raw_roots, root, f"last look {root.path}", self._config.remember_s)
+        threads = self._threads[root.path]
+        sightings = await threads.run(search.rescan, expected, since_unix, Moment.by(self._clock))
+        exposures: dict[int, list[Sighting]] = {}
+        for sighting in sightings:
+            exposures.setdefault(sighting.name.exposure, []).append(sighting)
+        await asyncio.gather(*(self._take_found(expected, found) for found in exposures.values()))
+
+    async def _take_found(self, expected: Expected, sightings: list[Sighting]) -> None:
+        """Deliver the raws of one exposure, if it is one of the visit."""
+        facts = await self._group_named_by(sightings)
+        if facts is None or parent_group(facts.group) != expected.group:
+            return
+        taken = [self._completion.take(sighting) for sighting in sightings]
+        await asyncio.gather(*(pending.until_concluded() for pending in taken if pending is not None))
+
+    async def _group_named_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
+        """Ask one raw of an exposure after the other, and wait for no sidecar."""
+        long_ago = self._clock.mono() - self._config.sidecar_wait_s
+        for sighting in sightings:
+            if (facts := await self._exposures.facts(sighting.name, sighting.file, long_ago)) is not None:
+                return facts
+        return None

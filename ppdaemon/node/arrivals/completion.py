@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From sightings to complete raws: each is delivered once, when it is complete.
+
+`ppdaemon.node.arrivals.pending` decides, in the event loop; threads read what
+it asks for. Files are looked at many at a time, because handing one to a
+thread and back costs more than the look itself. What is not complete yet has
+a timer, and only the first raw of an exposure that nothing is known of yet
+gets a task.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+import pydantic
+
+from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
+from ppdaemon.node.arrivals.exposures import Exposures
+from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, read_states, sidecar_of
+from ppdaemon.node.arrivals.index import Recent
+from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileState, PendingRaw, Recheck
+from ppdaemon.node.arrivals.roots import Sighting
+from ppdaemon.node.arrivals.threads import FileThreads
+from ppdaemon.raws.path import RawName, sidecar_path
+from ppdaemon.reports import RefusedRaw
+
+__all__ = ("READERS", "RawCompletion")
+
+READERS = 4
+"""Files of one root that are looked at at once."""
+AT_ONCE = 50
+"""Files looked at in one go: some 5 ms of a thread, and 2 ms of the loop."""
+MOST_PENDING = 40_000
+"""Files looked at until they are complete, 0.7 kB each: ten exposures of 205
+detectors are 2050."""
+BUSY = 25_000
+"""Files that wait for a look; above, surveys pause. A hundred exposures are
+found at once, and the kernel's queue (16,384 events) has room beside them."""
+FLOOD = 1000
+"""Files that wait for a look; above, only one reader of a root goes on while raws are still
+being sighted: threads share one interpreter, and to be found comes first."""
+CALM_S = 0.05
+"""Without a sighting for so long, the others go on too."""
+MOST_DELIVERED = 200_000
+MOST_REFUSED = 50
+HANGING_PAUSE_S = 1.0
+"""Until the next look at a file whose filesystem did not answer."""
+
+type _Key = tuple[str, int, int]
+type _ExposureKey = tuple[str, int, str]
+"""Instrument, exposure, raw root."""
+
+
+class RawCompletion:
+    """Waits for raws to be complete, and delivers each once.
+
+    Files are looked at in the `threads` of their root. A survey may find a
+    file again within `remember_s`. `overfull` is called when a raw could not
+    be taken; `same_clock` returns whether time stamps below a root are by this
+    host's clock.
+    """
+
+    def __init__(
+        self,
+        threads: Mapping[str, FileThreads],
+        exposures: Exposures,
+        clock: Clock,
+        counts: ErrorCounts,
+        remember_s: float,
+        deliver: Callable[[Raw], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        overfull: Callable[[], None],
+        same_clock: Callable[[str], bool],
+    ):
+        self._threads = threads
+        self._exposures = exposures
+        self._clock = clock
+        self._counts = counts
+        self._deliver = deliver
+        self._spawn = spawn
+        self._overfull = overfull
+        self._same_clock = same_clock
+        self.latencies = Latencies()
+        """How soon each source reports raws."""
+        self.refused: deque[RefusedRaw] = deque(maxlen=MOST_REFUSED)
+        """What was not delivered, the last at the end."""
+        self._pending: dict[_Key, PendingRaw] = {}
+        self._timers: dict[_Key, asyncio.TimerHandle] = {}
+        self._delivered: Recent[_Key] = Recent(2.0 * remember_s, MOST_DELIVERED)
+        self._queues = {root: _Queue() for root in threads}
+        self._ungrouped: dict[_ExposureKey, deque[PendingRaw]] = {}
+        """Complete raws of exposures of which nothing is known; the first is being asked."""
+        self._room = asyncio.Event()
+        self._room.set()
+        self._started_unix = self._unix()
+
+    def start(self) -> None:
+        """Begin to look at files."""
+        for root in self._queues:
+            for number in range(READERS):
+                self._spawn(self._look_forever(root, gives_way=number > 0))
+
+    def stop(self) -> None:
+        """Forget what is not complete."""
+        for timer in self._timers.values():
+            timer.cancel()
+
+    async def room(self) -> None:
+        """Wait while more was sighted than can be looked at soon."""
+        await self._room.wait()
+
+    def delivered(self, name: RawName) -> bool:
+        """Return whether a raw was delivered lately."""
+        return self._delivered.knows(_key(name), self._clock.mono())
+
+    def take(self, sighting: Sighting) -> PendingRaw | None:
+        """Wait until an image is complete, if it is not waited for, and deliver it then; return
+        what is waited for, `None` if too much is already.
+        """
+        key = _key(sighting.name)
+        pending = self._pending.get(key)
+        if pending is not None:
+            if pending.sighted_again(sighting, self._unix()):
+                self._timers.pop(key).cancel()
+                self._look_again(pending)
+            return pending
+        if len(self._pending) >= MOST_PENDING:
+            self._counts.complain("dropped", f"{len(self._pending)} raws are incomplete, one more put off")
+            self._overfull()
+            return None
+        self.latencies.sighted(sighting.source)
+        pending = self._pending[key] = PendingRaw.of(sighting, self._clock.mono(), self._unix())
+        self._queue(pending)
+        return pending
+
+    def expect_no_end(self, root: str) -> None:
+        """Wait for no file below a root to be closed: the event may have been lost."""
+        for pending in self._pending.values():
+            if pending.files[0].root == root:
+                pending.expect_no_end()
+
+    def take_stored(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
+        """Deliver a raw in an object store, which needs no look, unless it was delivered; raises
+        BadMessage if the values of its exposure's headers are not acceptable.
+        """
+        if self.delivered(name):
+            return
+        raw = _raw(name, uri, facts, False, self._clock.tai())
+        self._delivered.add(_key(name), self._clock.mono())
+        self.latencies.sighted(source)
+        self._counts.count("delivered")
+        self._deliver(raw)
+
+    def refuse(self, path: str, kind: str, reason: str) -> None:
+        """Count and list a raw that is not delivered."""
+        self._counts.complain(kind, reason)
+        self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self._clock.tai()))
+
+    def _unix(self) -> float:
+        return self._clock.tai() - TAI_MINUS_UTC_S
+
+    # --- looks ---
+
+    async def _look_forever(self, root: str, *, gives_way: bool) -> None:
+        queue, threads = self._queues[root], self._threads[root]
+        while True:
+            if gives_way and queue.is_flooded:
+                await asyncio.sleep(CALM_S)
+                continue
+            batch = await queue.take()
+            if not self._room.is_set() and not self._is_busy():
+                self._room.set()
+            try:
+                states = await threads.run(read_states, [pending.order() for pending in batch])
+            except TimeoutError:
+                for pending in batch:
+                    pending.not_answered()
+                    self._pause(pending, HANGING_PAUSE_S)
+                continue
+            same_clock = self._same_clock(root)
+            for pending, state in zip(batch, states, strict=True):
+                if isinstance(state, BadMessage):
+                    self._conclude(pending, _refusal(state))
+                else:
+                    self._judge(pending, state, same_clock=same_clock)
+
+    def _judge(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
+        changed_unix = max(state.modified_ns, state.changed_ns) / 1e9
+        age_s = max(0.0, self._unix() - changed_unix) if same_clock and changed_unix else 0.0
+        match pending.judge(state, self._clock.mono(), age_s):
+            case Recheck(pause_s) if pause_s > 0.0:
+                self._pause(pending, pause_s)
+            case Recheck():
+                pending.look_again()
+                self._queues[pending.files[0].root].add_first(pending)
+            case Abandon(kind, reason):
+                self._conclude(pending, Abandon(kind, f"{pending.files[0].path}: {reason}"))
+            case Deliver() as complete:
+                self._find_group(pending, complete)
+
+    def _pause(self, pending: PendingRaw, pause_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[_key(pending.name)] = loop.call_later(pause_s, self._pause_ended, pending)
+
+    def _pause_ended(self, pending: PendingRaw) -> None:
+        del self._timers[_key(pending.name)]
+        self._look_again(pending)
+
+    def _look_again(self, pending: PendingRaw) -> None:
+        pending.look_again()
+        self._queue(pending)
+
+    def _queue(self, pending: PendingRaw) -> None:
+        self._queues[pending.files[0].root].add(pending)
+        if self._is_busy():
+            self._room.clear()
+
+    def _is_busy(self) -> bool:
+        return sum(len(queue.waiting) for queue in self._queues.values()) > BUSY
+
+    # --- the group ---
+
+    def _find_group(self, pending: PendingRaw, complete: Deliver) -> None:
+        """Deliver a complete raw when the group of its exposure is known; ask one raw at a time."""
+        facts = self._exposures.known(pending.name)
+        if facts is not None:
+            self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
+            return
+        key = pending.name.instrument, pending.name.exposure, complete.file.root
+        waiting = self._ungrouped.setdefault(key, deque())
+        waiting.append(pending)
+        if len(waiting) == 1:
+            self._spawn(self._ask_one_by_one(key))
+        elif complete.has_sidecar and not _complete(waiting[0]).has_sidecar:
+            # Else all would wait as long as the one that is asked waits for its sidecar.
+            self._spawn(self._exposures.learn_from(pending.name, sidecar_of(complete.file)))
+
+    async def _ask_one_by_one(self, key: _ExposureKey) -> None:
+        """Find the group of an exposure, and deliver its raws; a raw without a group is refused."""
+        waiting, threads = self._ungrouped[key], self._threads[key[2]]
+        asked: PendingRaw | None = None
+        try:
+            while waiting:
+                asked = waiting[0]
+                file, since_mono = _complete(asked).file, asked.complete_mono
+                facts = self._exposures.known(asked.name) or await self._answered(
+                    self._exposures.facts, asked.name, file, since_mono
+                )
+                # A group that only the path of this raw names is not that of the others.
+                alike = self._exposures.known(asked.name) is not None
+                batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
+                # Sidecars may have come while the group was looked for.
+                sidecars = [sidecar_of(_complete(each).file) for each in batch]
+                found = await self._answered(threads.run, are_regular, sidecars)
+                for pending, has_sidecar in zip(batch, found, strict=True):
+                    waiting.popleft()
+                    known = self._exposures.known(pending.name) or facts
+                    self._conclude_with(pending, known, has_sidecar=has_sidecar)
+        finally:
+            del self._ungrouped[key]
+            # An error with the one that was asked is not to be in the way of the others.
+            for pending in waiting:
+                if pending is not asked:
+                    self._look_again(pending)
+
+    async def _answered[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Ask again and again while the filesystem hangs."""
+        while True:
+            try:
+                return await ask(*args)
+            except TimeoutError:
+                await asyncio.sleep(HANGING_PAUSE_S)
+
+    # --- the end ---
+
+    def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts | None, *, has_sidecar: bool) -> None:
+        """Deliver a complete raw with what is known of its exposure, or refuse it."""
+        path = _complete(pending).file.path
+        try:
+            if facts is None:
+                raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
+            raw = _raw(pending.name, path, facts, has_sidecar, self._clock.tai())
+        except BadMessage as error:
+            self._conclude(pending, _refusal(error))
+        else:
+            self._conclude(pending, raw)
+
+    def _conclude(self, pending: PendingRaw, end: Raw | Abandon) -> None:
+        """Deliver a raw, or abandon it, and forget that it was pending."""
+        delivered, now = isinstance(end, Raw), self._clock.mono()
+        if not pending.conclude(delivered=delivered, mono=now):
+            self._queue(pending)
+            return
+        del self._pending[_key(pending.name)]
+        if isinstance(end, Abandon):
+            self.refuse(pending.files[0].path, end.kind, end.reason)
+            return
+        self._delivered.add(_key(pending.name), now)
+        self._counts.count("delivered" if _complete(pending).whole else "delivered_broken")
+        if pending.changed_unix >= self._started_unix:
+            self.latencies.delivered(pending.source, pending.lag_s)
+        self._deliver(end)
+
+
+class _Queue:
+    """Raws that wait for a look, shared by some readers."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[PendingRaw] = deque()
+        self._filled = asyncio.Event()
+        self._added_mono = 0.0
+
+    def add(self, pending: PendingRaw) -> None:
+        self.waiting.append(pending)
+        self._added_mono = time.monotonic()
+        self._filled.set()
+
+    def add_first(self, pending: PendingRaw) -> None:
+        """Add one whose look goes on; it is no new one, to which readers give way."""
+        self.waiting.appendleft(pending)
+        self._filled.set()
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether many wait and more are being added."""
+        return len(self.waiting) > FLOOD and time.monotonic() - self._added_mono < CALM_S
+
+    async def take(self) -> list[PendingRaw]:
+        """Wait for some; leave the others their share."""
+        while not self.waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        count = min(AT_ONCE, -(-len(self.waiting) // READERS))
+        return [self.waiting.popleft() for _ in range(count)]
+
+
+def _complete(pending: PendingRaw) -> Deliver:
+    assert pending.complete is not None
+    return pending.complete
+
+
+def _refusal(error: BadMessage) -> Abandon:
+    return Abandon(f"refused.{error.kind}", str(error))
+
+
+def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen_tai: float) -> Raw:
+    assert name.detector is not None
+    try:
+        return Raw(
+            path=path,
+            sidecar=sidecar_path(path) if has_sidecar else None,
+            instrument=name.instrument,
+            group=facts.group,
+            detector=name.detector,
+            exposure=name.exposure,
+            snap=facts.snap,
+            snaps=facts.snaps,
+            seen_tai=seen_tai,
+        )
+    except pydantic.ValidationError as error:
+        raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not acceptable", "header") from None
+
+
+def _key(name: RawName) -> _Key:
+    assert name.detector is not None
+    return name.instrument, name.exposure, name.detector

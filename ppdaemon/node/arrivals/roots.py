@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all sources of arrivals share: the raw roots, and what a source reports."""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.errors import BadMessage
+from ppdaemon.raws.layout import Layout, make_layout
+from ppdaemon.raws.path import Expected, Kind, RawName
+from ppdaemon.raws.roots import WatchKind
+
+__all__ = ("RawPath", "RawRoot", "RawRoots", "Sighting")
+
+
+@dataclass(frozen=True, slots=True)
+class RawPath:
+    """A path and the raw root that it must not leave."""
+
+    root: str
+    path: str
+    marker: str | None = None
+    """Path of the file without which it is not complete, if there is to be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A source met the name of a raw, or of a sidecar, of this node."""
+
+    source: str
+    """Name of the source, as in `~ppdaemon.reports.ArrivalSource`."""
+    name: RawName
+    file: RawPath
+    confirmed: bool
+    """Whether the source knows that the file is finished."""
+    begun: bool = False
+    """Whether it saw the file appear, so that it will see it closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawRoot:
+    """One raw root, with its own settings or those of all."""
+
+    path: str
+    """Absolute; may be a symbolic link."""
+    layout: Layout
+    watch: WatchKind
+    done: str | None
+    """See `~ppdaemon.raws.roots.DoneMarker`."""
+
+    def marker(self, name: RawName, path: str) -> str | None:
+        """Return the path of the file that marks a raw as complete; `None` where none is configured."""
+        if self.done is None:
+            return None
+        if self.done.startswith("."):
+            return path + self.done
+        fields = {"instrument": name.instrument, "day_obs": name.day_obs, "exposure": name.exposure}
+        file = self.done.format_map(fields | {"obsid": name.obsid, "group": name.group})
+        return f"{os.path.dirname(path)}/{file}"
+
+    def unmarked(self, path: str) -> str:
+        """Return the path that a marker's path is about; other paths as they are."""
+        return path.removesuffix(self.done) if self.done is not None and self.done.startswith(".") else path
+
+
+class RawRoots:
+    """The raw roots, or those in object stores, and what this node serves of them; looks at names only.
+
+    Roots may overlap: a path belongs to the innermost one. Paths in stores are URIs without
+    escapes. Raises ConfigError if a root's layout cannot name an instrument's detectors.
+    """
+
+    def __init__(
+        self, config: ArrivalsConfig, instruments: Mapping[str, Collection[int]], *, stores: bool = False
+    ):
+        self.roots = _stores(config, instruments) if stores else _folders(config, instruments)
+        self.served = {instrument: frozenset(detectors) for instrument, detectors in instruments.items()}
+        self._by_path = {root.path: root for root in self.roots}
+        self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
+
+    def locate(self, path: str) -> tuple[RawName, RawPath] | None:
+        """Read an absolute path of a raw, a sidecar, a list of an exposure's detectors, or a marker,
+        which stands for its raw.
+
+        Returns `None` for what is no file of a detector that this node serves; raises BadMessage
+        if the path is outside of all roots, or not to be opened.
+        """
+        for root in self._inner_first:
+            if path.startswith(root.path + "/"):
+                file = root.unmarked(path)
+                name = root.layout.parse(file[len(root.path) + 1 :])
+                if name is None or not self._serves(name):
+                    return None
+                image = name.kind is Kind.IMAGE
+                return name, RawPath(root.path, file, root.marker(name, file) if image else None)
+        raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
+
+    def spell_out(self, path: str) -> tuple[str, ...]:
+        """Return the absolute paths that a path, or a key relative to one of the roots, can mean."""
+        return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)
+
+    def all_of(self, instrument: str, days: Collection[int] = ()) -> Expected:
+        """Return all raws of an instrument that this node serves, of some observing days or of any."""
+        return Expected(instrument, self.served[instrument], days=frozenset(days))
+
+    def detectors_named(self, instrument: str, file: RawPath, names: Collection[str]) -> frozenset[int]:
+        """Return which detectors that this node serves are among names such as ``R22_S11``, which
+        were read from a file: its root's layout knows them.
+        """
+        layout = self._by_path[file.root].layout
+        found = (layout.detector_of(instrument, name) for name in names)
+        return self.served[instrument].intersection(number for number in found if number is not None)
+
+    def _serves(self, name: RawName) -> bool:
+        match name.kind:
+            case Kind.IMAGE | Kind.SIDECAR:
+                return name.detector in self.served.get(name.instrument, ())
+            case Kind.EXPECTED:
+                return name.instrument in self.served
+            case _:
+                return False
+
+
+def _folders(config: ArrivalsConfig, instruments: Mapping[str, Collection[int]]) -> tuple[RawRoot, ...]:
+    return tuple(
+        RawRoot(
+            str(root.path),
+            make_layout(root.layout or config.layout, instruments),
+            root.watch or config.watch,
+            root.done or config.done,
+        )
+        for root in config.roots
+    )
+
+
+def _stores(config: ArrivalsConfig, instruments: Mapping[str, Collection[int]]) -> tuple[RawRoot, ...]:
+    # An object is there as a whole or not at all: it needs no marker.
+    return tuple(
+        RawRoot(root.uri, make_layout(root.layout or config.layout, instruments), config.watch, None)
+        for root in config.remote
+    )

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One raw root: the watch on it, the walks through it, and whether they work.
+
+When its filesystem hangs, vanishes or comes back from another device,
+everything that observes it is made anew, and all is looked through again.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.errors import BadMessage
+from ppdaemon.mounts import Mount, mount_of
+from ppdaemon.node.arrivals.counts import ErrorCounts
+from ppdaemon.node.arrivals.mounts import LOCAL, methods_for
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
+from ppdaemon.node.arrivals.threads import FileThreads
+from ppdaemon.node.arrivals.walk import Moment, Search, Survey
+from ppdaemon.node.arrivals.watch import FolderWatch
+from ppdaemon.raws.path import Expected
+
+__all__ = ("RootSource", "SourceContext", "SourceState")
+
+THREADS = 4
+"""One each for the survey, the polling and the canary, and one for a watch that is being closed."""
+STUCK_S = 5.0
+"""A look at the filesystem that lasts longer is reported to the operator."""
+GIVE_UP_S = 10.0
+"""One that lasts longer is given up."""
+CANARY_S = 1.0
+"""Interval of touching the canary."""
+CANARY_STEPS, CANARY_STEP_S = 12, 0.25
+"""How long its event may take. Steps, because the whole daemon may have been
+stopped for a while."""
+SURVEY_SHARE = 20.0
+"""A survey is followed by a pause of so many times its CPU time: it costs 5 %
+of a core at the most, however many folders there are."""
+LONGEST_PAUSE_S = 60.0
+FAILED_PAUSE_S = 5.0
+"""One that failed costs nothing, and is not waited for longer than this."""
+SLICE_S = 0.02
+"""Work in a thread after which the loop gets what was found."""
+SLICE_FILES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """What the sources of all roots share."""
+
+    roots: RawRoots
+    config: ArrivalsConfig
+    clock: Clock
+    counts: ErrorCounts
+    """Counts what goes wrong."""
+    sighted: Callable[[Sighting], None]
+    """Gets each sighting."""
+    room: Callable[[], Awaitable[None]]
+    """Returns when not too much waits that was sighted before."""
+    lost: Callable[[str], None]
+    """To be called when events of a root were lost."""
+    expected: Callable[[], Sequence[Expected]]
+    """Returns what is waited for."""
+    canaries: Path | None
+    """A folder of our own, outside of all raw roots."""
+
+
+class SourceState(NamedTuple):
+    """How one source is."""
+
+    name: str
+    live: bool
+    note: str
+    """Why it is not, or what else to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Observers:
+    """What observes the filesystem that is there now."""
+
+    mount: Mount
+    survey: Survey
+    search: Search
+    watch: FolderWatch | None
+
+
+class RootSource:
+    """Watches, polls and surveys one raw root.
+
+    New folders are first watched, then listed, and whatever both find is
+    reported twice: the receiver drops duplicates. In this order nothing is
+    missed. `reading` are the threads in which the root's files are read.
+    """
+
+    def __init__(self, root: RawRoot, number: int, context: SourceContext, reading: FileThreads):
+        self._root = root
+        self._context = context
+        self._clock = context.clock
+        self._canary = None if context.canaries is None else context.canaries / f"canary-{number}"
+        self._reading = reading
+        # Not the same: all of those may be busy with files.
+        self._threads = FileThreads(THREADS, context.clock.mono)
+        self._inotify, self._poll, self._scan = (
+            f"{kind} {root.path}" for kind in ("inotify", "poll", "scan")
+        )
+        self._observers: _Observers | None = None
+        self._methods = methods_for(root.watch, "")
+        self._usual_mount: Mount | None = None
+        self._wake = asyncio.Event()
+        self._survey_wanted = True
+        self._new_folders: set[str] = set()
+        self._problem = "not scanned yet"
+        self._poll_problem = ""
+        self._canary_problem = ""
+        self._survey_cost_s = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Watch, poll and survey until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._survey_forever())
+            tasks.create_task(self._poll_forever())
+            tasks.create_task(self._prove_forever())
+            tasks.create_task(self._give_up_forever())
+
+    async def stop(self) -> None:
+        """End the watch."""
+        self._close_watch()
+        try:
+            await asyncio.gather(*self._closing)
+        finally:
+            self._threads.close()
+
+    def list_again(self) -> None:
+        """Have all folders listed again: what was sighted could not be taken."""
+        if self._observers is not None:
+            self._observers.survey.list_again()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this host writes there, as far as is known."""
+        return self._observers is not None and self._observers.mount.kind in LOCAL
+
+    def states(self) -> tuple[SourceState, ...]:
+        """Return the states of the watch and of the polling, if there are to be, and of the survey."""
+        problem = self._stuck() or self._problem
+        states = []
+        if self._methods.watch:
+            trouble = problem or self._watch_problem()
+            states.append(SourceState(self._inotify, not trouble, trouble))
+        if self._polls:
+            trouble = problem or self._poll_problem
+            states.append(SourceState(self._poll, not trouble, trouble or self._why_polled()))
+        seen = problem or (self._observers.survey.problem if self._observers is not None else "")
+        return (*states, SourceState(self._scan, not problem, seen))
+
+    @property
+    def _polls(self) -> bool:
+        return self._methods.poll or bool(self._watch_problem())
+
+    def _stuck(self) -> str:
+        stuck_s = max(self._threads.stuck_s(), self._reading.stuck_s())
+        return f"the filesystem has not answered for {stuck_s:.0f} s" if stuck_s > STUCK_S else ""
+
+    def _watch_problem(self) -> str:
+        if self._observers is None or self._observers.watch is None:
+            return ""
+        return self._canary_problem or self._observers.watch.problem
+
+    def _why_polled(self) -> str:
+        if self._observers is None or self._root.watch == "poll":
+            return ""
+        if not self._methods.poll:
+            return "because the watch does not work"
+        return f"because this is {self._observers.mount.kind}"
+
+    async def _give_up_forever(self) -> None:
+        while True:
+            await asyncio.sleep(CANARY_S)
+            for threads in (self._threads, self._reading):
+                threads.give_up(GIVE_UP_S)
+
+    # --- the survey ---
+
+    async def _survey_forever(self) -> None:
+        due = self._clock.mono()
+        while True:
+            self._wake.clear()
+            if self._survey_wanted or self._clock.mono() >= due:
+                self._survey_wanted = False
+                self._survey_cost_s = 0.0
+                succeeded = await self._survey()
+                due = self._clock.mono() + self._pause_s(succeeded)
+            elif self._new_folders and self._observers is not None:
+                await self._explore(self._observers)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, due - self._clock.mono()))
+
+    def _pause_s(self, succeeded: bool) -> float:
+        """Return how long after a survey the next one is due."""
+        scan_s = self._context.config.scan_s
+        if not succeeded:
+            return min(scan_s, FAILED_PAUSE_S)
+        return max(scan_s, min(SURVEY_SHARE * self._survey_cost_s, LONGEST_PAUSE_S))
+
+    async def _survey(self) -> bool:
+        """Look through all folders in which something new can be; return whether that was possible."""
+        try:
+            mount = await self._threads.run(mount_of, self._root.path)
+            observers = self._observers
+            if observers is None or observers.mount.filesystem != mount.filesystem:
+                observers = self._observe_anew(mount)
+            survey, watch = observers.survey, observers.watch
+            if watch is not None:
+                await self._threads.run(watch.start)
+            await self._collect(survey.survey(Moment.by(self._clock)), observers)
+            if watch is not None:
+                await self._threads.run(watch.keep, survey.folders)
+        except OSError as error:
+            self._failed(error)
+        else:
+            self._problem = self._lacking(mount)
+            return True
+        return False
+
+    async def _explore(self, observers: _Observers) -> None:
+        folders, self._new_folders = self._new_folders, set()
+        try:
+            await self._collect(observers.survey.explore(folders, Moment.by(self._clock)))
+        except OSError as error:
+            self._failed(error)
+            self._want_survey()
+
+    async def _collect(self, found: Iterator[list[Sighting]], surveying: _Observers | None = None) -> None:
+        """Report what a walk finds; a survey looks into new folders in between."""
+        more = True
+        while more:
+            sightings, more, cost_s = await self._threads.run(_slice, found)
+            for sighting in sightings:
+                self._context.sighted(sighting)
+            if surveying is not None:
+                self._survey_cost_s += cost_s
+                while surveying.survey.refusals:
+                    self._complain_of(surveying.survey.refusals.popleft(), self._scan)
+                if self._new_folders:
+                    await self._explore(surveying)
+            await self._context.room()
+
+    def _complain_of(self, error: BadMessage, source: str) -> None:
+        self._context.counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+
+    def _failed(self, error: OSError) -> None:
+        self._problem = self._explained(error)
+        self._context.lost(self._root.path)
+        # All is watched and listed anew when the root is back. A thread that hangs may still
+        # go on with these.
+        self._close_watch()
+        self._observers = None
+
+    def _explained(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError):
+            return f"{self._root.path}: the filesystem does not answer"
+        return f"{error.filename}: {error.strerror}"
+
+    def _lacking(self, mount: Mount) -> str:
+        """Return what is wrong with where the root lies now, if anything."""
+        usual = self._usual_mount
+        if usual is not None and len(mount.point) < len(usual.point):
+            return f"{usual.point} is not mounted any more"
+        if usual is not None and mount.read_only and not usual.read_only:
+            return f"the filesystem at {mount.point} has become read-only"
+        self._usual_mount = mount
+        return ""
+
+    def _observe_anew(self, mount: Mount) -> _Observers:
+        """Make anew what observes the root; the next survey finds everything."""
+        self._close_watch()
+        self._methods = methods_for(self._root.watch, mount.kind)
+        watch = None
+        if self._methods.watch:
+            watch = FolderWatch(asyncio.get_running_loop(), self, self._canary)
+        survey = Survey(
+            self._context.roots,
+            self._root,
+            self._scan,
+            self._context.config.remember_s,
+            watch.watch if watch is not None else lambda folder, identity: None,
+        )
+        self._observers = _Observers(mount, survey, self._new_search(), watch)
+        return self._observers
+
+    def _new_search(self) -> Search:
+        return Search(self._context.roots, self._root, self._poll, self._context.config.remember_s)
+
+    def _close_watch(self) -> None:
+        """End the watch, if there is one, which may take as long as the filesystem likes."""
+        if self._observers is None or self._observers.watch is None:
+            return
+        task = asyncio.create_task(self._close(self._observers.watch))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close(self, watch: FolderWatch) -> None:
+        with contextlib.suppress(TimeoutError):  # its thread is left behind
+            await self._threads.run(watch.stop)
+
+    def _want_survey(self) -> None:
+        self._survey_wanted = True
+        self._wake.set()
+
+    # --- what the watch reports ---
+
+    def admits(self, folder: str) -> bool:
+        """Return whether a new folder is to be watched; in the reader's thread."""
+        observers = self._observers
+        return observers is not None and observers.survey.admits(folder)
+
+    def file_seen(self, path: str, *, finished: bool) -> None:
+        """Report a file that appeared, or that is finished."""
+        try:
+            located = self._context.roots.locate(path)
+        except BadMessage as error:
+            self._complain_of(error, self._inotify)
+            return
+        if located is not None:
+            self._context.sighted(Sighting(self._inotify, *located, confirmed=finished, begun=not finished))
+
+    def folder_seen(self, path: str) -> None:
+        """Have a new folder looked into."""
+        self._new_folders.add(path)
+        self._wake.set()
+
+    def events_lost(self, kind: str) -> None:
+        """Have everything looked through."""
+        text = f"{self._inotify}: {kind}: everything is looked through"
+        self._context.counts.complain(f"watch.{kind}", text)
+        self._context.lost(self._root.path)
+        self._want_survey()
+
+    # --- polling ---
+
+    async def _poll_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._context.config.poll_s)
+            observers = self._observers
+            if observers is None or not self._polls:
+                continue
+            expected = self._context.expected()
+            if not expected:
+                self._poll_problem = ""  # what the survey reports is newer
+                continue
+            search, live = observers.search, observers.survey.live
+            try:
+                await self._collect(search.poll(expected, live, Moment.by(self._clock)))
+            except OSError as error:
+                self._poll_problem = self._explained(error)
+                if self._observers is observers:
+                    # A thread that hangs may still go on with this search.
+                    self._observers = replace(observers, search=self._new_search())
+            else:
+                self._poll_problem = search.problem
+
+    # --- whether the watch works ---
+
+    async def _prove_forever(self) -> None:
+        while True:
+            await asyncio.sleep(CANARY_S)
+            observers = self._observers
+            if observers is None or observers.watch is None or not observers.watch.reading:
+                continue
+            if await self._canary_heard(observers.watch):
+                self._canary_problem = ""
+            elif self._observers is observers:
+                self._canary_problem = "the kernel's news do not come through; watching anew"
+                self._context.counts.complain("watch.silent", f"{self._inotify}: {self._canary_problem}")
+                self._context.lost(self._root.path)
+                self._observe_anew(observers.mount)
+                self._want_survey()
+
+    async def _canary_heard(self, watch: FolderWatch) -> bool:
+        """Touch the canary and wait for the kernel's event."""
+        try:
+            await self._threads.run(watch.touch)
+        except OSError as error:
+            why = error.strerror or error
+            text = f"{self._canary}: {why}: nothing proves that inotify works"
+            self._context.counts.complain("no_canary", text)
+        for _ in range(CANARY_STEPS):
+            if not watch.alive:
+                return False
+            if watch.canary_heard:
+                return True
+            await asyncio.sleep(CANARY_STEP_S)
+        return False
+
+
+def _slice(found: Iterator[list[Sighting]]) -> tuple[list[Sighting], bool, float]:
+    """Return what is found within a short while, whether there is more, and the CPU time of it, s."""
+    sightings: list[Sighting] = []
+    until, began = time.monotonic() + SLICE_S, time.thread_time()
+    for portion in found:
+        sightings += portion
+        if len(sightings) >= SLICE_FILES or time.monotonic() >= until:
+            return sightings, True, time.thread_time() - began
+    return sightings, False, time.thread_time() - began

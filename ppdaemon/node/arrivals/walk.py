@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Walks through the folders of a raw root: all that is recent, or what is expected.
+
+`Survey` is the slow walk behind the watch. It must cost next to nothing when
+nothing is new, however much is old: folders of other days are not opened,
+exposures of some time ago neither, and a folder whose time stamp stays the
+same is listed twice and then left alone. What is old is not remembered. Each
+folder is watched before it is listed, so a file in it is either listed, or
+the kernel reports it.
+
+`Search` looks for raws of open visits, where the kernel reports nothing, and
+for those of one visit at its final rescan. It lists only folders in which
+they can be, as far down as their names are known before the exposure is
+taken: the day's folder, or the detector's and group's. The work is bounded by
+the open visits and the exposures of the last while, and not by what else is
+in the tree.
+
+Everything here blocks as the filesystem does.
+"""
+
+import contextlib
+import itertools
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
+from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
+from ppdaemon.node.arrivals.watch import Identity
+from ppdaemon.raws.path import Expected, Kind
+
+__all__ = ("Moment", "Search", "Survey")
+
+DAY_S = 86_400.0
+SETTLED_S = 1.5
+"""A folder's time stamp may be as coarse as 1 s: a second listing after this
+while sees all that the first could miss under the same stamp."""
+CHUNK = 200
+"""Files reported at once."""
+MOST_REFUSALS = 100
+QUIET_S = 180.0
+"""An exposure's folder into which nothing came for so long is left to the
+survey: the images of one exposure land within seconds."""
+FORGET_S = 600.0
+"""Folders that no open visit is looked for in for so long are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What time it is."""
+
+    mono: float
+    unix: float
+    days: frozenset[int]
+    """Observing days of which files may still come, or already."""
+
+    @classmethod
+    def by(cls, clock: Clock) -> "Moment":
+        """Return the present."""
+        tai = clock.tai()
+        days = frozenset(day_obs(tai + offset) for offset in (-DAY_S, 0.0, 3600.0))
+        return cls(clock.mono(), tai - TAI_MINUS_UTC_S, days)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What one walk is to find."""
+
+    now: Moment
+    admitted: tuple[Expected, ...]
+    """Folders in which nothing of these can be are not entered."""
+    detectors: frozenset[int] = frozenset()
+    """A search does not list an exposure's folder any more after it has found all of these."""
+    since_unix: float | None = None
+    """A search enters no folder of an exposure that changed before, at its first listing;
+    `None` for those of the last `remember_s`."""
+
+
+@dataclass(slots=True)
+class _Folder:
+    """A folder as it was listed last."""
+
+    stamp: tuple[int, int, int] = (-1, -1, -1)
+    """Device, inode, and time of the last change, ns."""
+    since_mono: float = 0.0
+    """When it was first seen with this stamp; of an exposure's folder that is searched,
+    when something new was in it last."""
+    settled: bool = False
+    """Whether a listing was made so late that nothing can hide under the same stamp."""
+    below: list[str] = field(default_factory=list)
+    """Paths of folders in it into which something new may come."""
+    names: frozenset[str] = frozenset()
+    """What a search found in it before."""
+    seen: set[int] = field(default_factory=set)
+    """Detectors that a search found in it, where it is one exposure's."""
+    used_mono: float = 0.0
+
+    def settle(self, now: Moment) -> None:
+        self.settled = self.settled or now.mono - self.since_mono >= SETTLED_S
+
+
+class Walker(ABC):
+    """Walks through the folders below one root."""
+
+    def __init__(self, roots: RawRoots, root: RawRoot, source: str, remember_s: float):
+        self._roots = roots
+        self._root = root.path
+        self._layout = root.layout
+        self._source = source
+        self._remember_s = remember_s
+        self._served = tuple(roots.all_of(instrument) for instrument in roots.served)
+        self._folders: dict[str, _Folder] = {}
+        self.refusals: deque[BadMessage] = deque(maxlen=MOST_REFUSALS)
+        """What is wrong with names that were met; its reader takes them out."""
+        self.problem = ""
+        """Why a folder could not be listed at the last walk, or empty."""
+
+    def depth(self, folder: str) -> int:
+        """Return how many folders below the root a folder is."""
+        return folder.count("/") - self._root.count("/")
+
+    def _walk(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
+        """Yield what is found in and below a folder, in short portions, which may be empty."""
+        try:
+            if self.depth(folder) == self._layout.depth:
+                yield from self._files(folder, scope)
+                return
+            below = self._below(folder, scope)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # gone
+        except OSError as error:
+            self.problem = f"{folder}: {error.strerror}"
+            return
+        yield []
+        for each in below:
+            yield from self._walk(each, scope)
+
+    @abstractmethod
+    def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
+        """Return the folders in a folder in which something new may be."""
+
+    @abstractmethod
+    def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
+        """Yield what is found in a folder of files."""
+
+    def _admits(self, folder: str, admitted: Iterable[Expected]) -> bool:
+        path = folder[len(self._root) + 1 :]
+        return any(self._layout.admits(path, expected) for expected in admitted)
+
+    def _sighting(self, path: str) -> Sighting | None:
+        try:
+            located = self._roots.locate(path)
+        except BadMessage as error:
+            self.refusals.append(error)
+            return None
+        return None if located is None else Sighting(self._source, *located, confirmed=False)
+
+
+class Survey(Walker):
+    """Finds recent raws and sidecars below one root; calls `watch` with each folder, and with
+    what it is, before it is listed.
+    """
+
+    def __init__(
+        self,
+        roots: RawRoots,
+        root: RawRoot,
+        source: str,
+        remember_s: float,
+        watch: Callable[[str, Identity], None],
+    ):
+        super().__init__(roots, root, source, remember_s)
+        self._watch = watch
+        self._before: dict[str, _Folder] = {}
+        self.live: tuple[str, ...] = ()
+        """The lowest folders that are not made anew for each exposure, as far
+        as something new can come there."""
+
+    def survey(self, now: Moment) -> Iterator[list[Sighting]]:
+        """Yield recent files, those met before too; raises OSError if the root cannot be listed."""
+        # What is not met again, because it is old or gone, is not remembered.
+        self._before, self._folders = self._folders, {}
+        self.problem = ""
+        with _opened(self._root):
+            pass
+        yield from self._walk(self._root, _Scope(now, self._served))
+        self._before = {}
+        self.live = tuple(path for path in self._folders if self.depth(path) == self._layout.steady_depth)
+
+    def explore(self, folders: Iterable[str], now: Moment) -> Iterator[list[Sighting]]:
+        """Yield what is in and below new folders; those that are gone are passed over."""
+        for folder in folders:
+            yield from self._walk(folder, _Scope(now, self._served))
+
+    @property
+    def folders(self) -> frozenset[str]:
+        """Those that `survey` and `explore` found last."""
+        return frozenset(self._folders)
+
+    def list_again(self) -> None:
+        """Have all folders listed again at the next survey."""
+        for folder in [*self._folders.values()]:
+            folder.settled = False
+
+    def admits(self, folder: str) -> bool:
+        """Return whether files that this node serves can be in or below a folder, by its name."""
+        return self.depth(folder) <= self._layout.depth and self._admits(folder, self._served)
+
+    def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
+        known, depth = self._entered(folder, scope), self.depth(folder) + 1
+        found = self._folders_in(folder, known)
+        known.below = [path for path, status in found if self._leads_on(path, status, depth, scope)]
+        known.settle(scope.now)
+        return known.below
+
+    def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
+        known = self._entered(folder, scope)
+        if known.settled:
+            return
+        with os.scandir(folder) as entries:
+            recent = (each for entry in entries if (each := self._recent(entry, scope.now)) is not None)
+            for portion in itertools.batched(recent, CHUNK):
+                yield [*portion]
+        known.settle(scope.now)
+
+    def _entered(self, folder: str, scope: _Scope) -> _Folder:
+        """Watch a folder, and return what is known of it."""
+        status = os.stat(folder, follow_symlinks=folder == self._root)
+        self._watch(folder, (status.st_dev, status.st_ino))
+        stamp = status.st_dev, status.st_ino, status.st_mtime_ns
+        known = self._folders.get(folder) or self._before.get(folder)
+        if known is None or known.stamp != stamp:
+            known = _Folder(stamp, scope.now.mono)
+        self._folders[folder] = known
+        if self.depth(folder) == self._layout.steady_depth and folder not in self.live:
+            self.live = (*self.live, folder)
+        return known
+
+    @staticmethod
+    def _folders_in(folder: str, known: _Folder) -> Iterator[tuple[str, os.stat_result]]:
+        if known.settled:
+            for path in known.below:
+                with contextlib.suppress(OSError):  # it may be gone
+                    yield path, os.stat(path, follow_symlinks=False)
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        yield entry.path, entry.stat(follow_symlinks=False)
+
+    def _leads_on(self, folder: str, status: os.stat_result, depth: int, scope: _Scope) -> bool:
+        """Return whether something new can be in a folder or come into it."""
+        age_s = scope.now.unix - status.st_mtime
+        if depth > self._layout.steady_depth:
+            # Cheapest first: there can be many thousands of old ones.
+            return age_s <= self._remember_s and self._admits(folder, scope.admitted)
+        if not self._admits(folder, scope.admitted):
+            return False
+        if "day_obs" not in self._layout.levels[depth - 1] or age_s < DAY_S:
+            return True
+        return self._admits(folder, (replace(each, days=scope.now.days) for each in scope.admitted))
+
+    def _recent(self, entry: os.DirEntry[str], now: Moment) -> Sighting | None:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                return None
+            status = entry.stat(follow_symlinks=False)
+        except OSError:
+            return None  # gone
+        written_s, placed_s = now.unix - status.st_mtime, now.unix - status.st_ctime
+        if min(written_s, placed_s) > self._remember_s:
+            return None
+        sighting = self._sighting(entry.path)
+        # Old nights are copied and moved with their time stamps.
+        old = written_s > self._remember_s
+        return None if sighting is not None and old and sighting.name.day_obs not in now.days else sighting
+
+
+class Search(Walker):
+    """Finds raws that are expected below one root, and reports each file once.
+
+    Folders are opened, not only asked for their time stamps: a network
+    filesystem answers the latter from its cache, for up to a minute.
+    """
+
+    def __init__(self, roots: RawRoots, root: RawRoot, source: str, remember_s: float):
+        super().__init__(roots, root, source, remember_s)
+        # Where exposures share a folder, each detector comes again and again.
+        in_folders = frozenset().union(*self._layout.levels[:-1])
+        self._one_exposure = not in_folders.isdisjoint(("exposure", "obsid"))
+
+    def poll(
+        self, expected: Sequence[Expected], live: Collection[str], now: Moment
+    ) -> Iterator[list[Sighting]]:
+        """Yield files that were not there at the last poll, those of other detectors and visits too;
+        in `live` folders exposures of any other day may come.
+        """
+        self.problem = ""
+        revalidated: set[str] = set()
+        for folder, detectors in self._targets(expected, live, now).items():
+            parent = os.path.dirname(folder)
+            if parent not in revalidated:
+                # Else a network filesystem may go on saying that a name is not there.
+                revalidated.add(parent)
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError), _opened(parent):
+                    pass
+            yield from self._walk(folder, _Scope(now, self._served, frozenset(detectors)))
+        for folder in [
+            path for path, known in self._folders.items() if now.mono - known.used_mono > FORGET_S
+        ]:
+            del self._folders[folder]
+
+    def rescan(self, expected: Expected, since_unix: float, now: Moment) -> list[Sighting]:
+        """Find the images of one visit that this object did not report before.
+
+        Where paths do not name the group, folders of exposures into which nothing was put since
+        `since_unix` (UTC seconds since 1970) are passed over.
+        """
+        by_name = "group" in self._layout.fields
+        scope = _Scope(now, (expected,), since_unix=0.0 if by_name else since_unix)
+        return [
+            sighting
+            for folder in self._layout.folders(expected)
+            for portion in self._walk(f"{self._root}/{folder.path}".rstrip("/"), scope)
+            for sighting in portion
+            if sighting.name.kind is Kind.IMAGE and expected.wants(sighting.name)
+        ]
+
+    def _targets(
+        self, expected: Sequence[Expected], live: Collection[str], now: Moment
+    ) -> dict[str, set[int]]:
+        """Return in which folders to look for which detectors."""
+        targets: dict[str, set[int]] = {}
+        for each in expected:
+            for search in self._layout.folders(replace(each, days=now.days)):
+                path = f"{self._root}/{search.path}".rstrip("/")
+                targets.setdefault(path, set()).update(each.detectors)
+            if "group" not in self._layout.fields:
+                for path in live:
+                    if self._admits(path, (each,)):
+                        targets.setdefault(path, set()).update(each.detectors)
+        return targets
+
+    def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
+        with _opened(folder) as descriptor:
+            known, new = self._new_folders(folder, descriptor, scope)
+        paths = [f"{folder}/{name}" for name in sorted(new)]
+        known.below += [path for path in paths if self._admits(path, scope.admitted)]
+        known.settle(scope.now)
+        known.used_mono = scope.now.mono
+        if self.depth(folder) + 1 == self._layout.depth:
+            known.below = [path for path in known.below if not self._is_quiet(path, scope.now)]
+        return known.below
+
+    def _new_folders(self, folder: str, descriptor: int, scope: _Scope) -> tuple[_Folder, frozenset[str]]:
+        """Return what is known of a folder, and the names of those that are new in it."""
+        status = os.fstat(descriptor)
+        stamp = status.st_dev, status.st_ino, status.st_mtime_ns
+        known = self._folders.get(folder)
+        if known is None or known.stamp[:2] != stamp[:2]:
+            known = self._folders[folder] = _Folder(
+                stamp, scope.now.mono, names=_names(descriptor, folders=True)
+            )
+            return known, self._fresh(descriptor, known.names, self.depth(folder) + 1, scope)
+        if known.settled and known.stamp == stamp:
+            return known, frozenset()
+        if known.stamp != stamp:
+            known.stamp, known.since_mono, known.settled = stamp, scope.now.mono, False
+        before, known.names = known.names, _names(descriptor, folders=True)
+        return known, known.names - before
+
+    def _fresh(self, descriptor: int, names: frozenset[str], depth: int, scope: _Scope) -> frozenset[str]:
+        """Choose the folders into which something was put lately, at the first listing."""
+        # Only folders that get a new one for each exposure, and those new ones,
+        # show by their time whether something was put into them.
+        if depth < self._layout.steady_depth:
+            return names
+        changed: dict[str, float] = {}
+        for name in names:
+            with contextlib.suppress(OSError):  # gone
+                changed[name] = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime
+        since_unix = scope.since_unix
+        if since_unix is None:
+            # The clock of a file server may be behind.
+            newest = min(scope.now.unix, max(changed.values(), default=scope.now.unix))
+            since_unix = newest - self._remember_s
+        return frozenset(name for name, at in changed.items() if at >= since_unix)
+
+    def _is_quiet(self, folder: str, now: Moment) -> bool:
+        known = self._folders.get(folder)
+        return known is not None and now.mono - known.since_mono > QUIET_S
+
+    def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
+        known = self._folders.setdefault(folder, _Folder(since_mono=scope.now.mono))
+        known.used_mono = scope.now.mono
+        if scope.detectors and scope.detectors <= known.seen:
+            return
+        with _opened(folder) as descriptor:
+            names = _names(descriptor, folders=False)
+        new = names - known.names
+        if new:
+            known.names |= new
+            known.since_mono = scope.now.mono
+        sightings = [sighting for name in new if (sighting := self._sighting(f"{folder}/{name}")) is not None]
+        if self._one_exposure:
+            known.seen.update(
+                each.name.detector
+                for each in sightings
+                if each.name.kind is Kind.IMAGE and each.name.detector is not None
+            )
+        yield sightings
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _names(descriptor: int, *, folders: bool) -> frozenset[str]:
+    """Return the names of the folders in a folder, or of the files that are not hidden."""
+    with os.scandir(descriptor) as entries:
+        return frozenset(
+            entry.name
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) is folders and (folders or not entry.name.startswith("."))
+        )

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Both ends of the link between relay and node, played by a test: `PlayedRelay`
+for a real node, `PlayedNode` for a real relay.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import zmq
+
+from ppdaemon.clock import Clock
+from ppdaemon.messages import (
+    NODE_LIMIT,
+    AckedVisit,
+    CancelVisit,
+    FromNode,
+    FromRelay,
+    Heartbeat,
+    Hello,
+    NakedVisit,
+    ReserveVisit,
+    ResultEntry,
+    Results,
+    ResultsSeen,
+    Sorry,
+    Welcome,
+)
+from ppdaemon.states import Outcome
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.visit import NextVisit, read_next_visit
+from ppdaemon.wire import decode, encode
+
+__all__ = ("PlayedNode", "PlayedRelay", "Sockets", "VisitDetector")
+
+type VisitDetector = tuple[str, int]
+"""Group and detector."""
+
+HEARTBEAT_S = 0.1
+
+
+class Sockets:
+    """Makes client sockets and closes all of them; a context manager."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._made: list[zmq.Socket[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
+
+    def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
+        """Return a connected socket; a receiver waits `PATIENCE_S` at the most."""
+        made = self._context.socket(kind)
+        self._made.append(made)  # one that is collected before it is closed is a warning
+        made.rcvtimeo = round(PATIENCE_S * 1000)
+        made.set(zmq.RECONNECT_IVL, 20)
+        made.connect(address)
+        return made
+
+
+class _LinkEnd:
+    """Stamps and numbers the messages of one end of the link."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._sequence = 0
+        self._next_heartbeat = 0.0
+
+    def message(self, kind: type[Any], **fields: Any) -> bytes:
+        """Return a message as it goes over the link."""
+        self._sequence += 1
+        return encode(kind(origin=self.name, sent_tai=Clock().tai(), sequence=self._sequence, **fields))
+
+    def _heartbeat_is_due(self, every_s: float) -> bool:
+        now = time.monotonic()
+        if now < self._next_heartbeat:
+            return False
+        self._next_heartbeat = now + every_s
+        return True
+
+
+class PlayedRelay(_LinkEnd):
+    """The relay of one node: sends what a test asks for, confirms outcomes.
+
+    It receives and answers in `listen`, `wait` and `outcome` only, in the
+    thread of the test.
+
+    Parameters
+    ----------
+    address : `str`, optional
+        Where to listen; a free TCP port by default.
+    heartbeat_s : `float`, optional
+        How often it sends heartbeats.
+
+    Attributes
+    ----------
+    address : `str`
+        For the node's configuration.
+    hellos : `list` [`~ppdaemon.messages.Hello`]
+        The node's introductions.
+    acked : `set` [`tuple` [`str`, `int`]]
+        Visit-detectors that the node has accepted.
+    naks : `list` [`~ppdaemon.messages.NakedVisit`]
+        Its refusals.
+    results : `dict`
+        By visit-detector, all outcomes that were sent, repetitions included.
+    open : `set` [`tuple` [`str`, `int`]]
+        Visit-detectors that were reserved and have no outcome yet.
+    """
+
+    def __init__(self, address: str = "tcp://127.0.0.1:*", *, heartbeat_s: float = HEARTBEAT_S):
+        super().__init__("played")
+        self.hellos: list[Hello] = []
+        self.acked: set[VisitDetector] = set()
+        self.naks: list[NakedVisit] = []
+        self.results: dict[VisitDetector, list[ResultEntry]] = {}
+        self.open: set[VisitDetector] = set()
+        self._heartbeat_s = heartbeat_s
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        # Without a limit of waiting messages: a test may listen late.
+        for option, value in ((zmq.LINGER, 0), (zmq.MAXMSGSIZE, NODE_LIMIT), (zmq.RCVHWM, 0)):
+            self._socket.set(option, value)
+        self._socket.bind(address)
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._peer: bytes | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        self._context.term()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the node has introduced itself (`bool`)."""
+        return self._peer is not None
+
+    def send(self, kind: type[Any], **fields: Any) -> None:
+        """Send a message of a kind; nothing happens before the node's first."""
+        self.send_raw(self.message(kind, **fields))
+
+    def send_raw(self, data: bytes) -> None:
+        """Send any bytes; nothing happens before the node's first message."""
+        if self._peer is not None:
+            self._socket.send_multipart([self._peer, data])  # dropped if the node has gone
+
+    def reserve(
+        self, group: str, detectors: Iterable[int] = (0,), *, instrument: str = "DemoCam", **fields: Any
+    ) -> float:
+        """Reserve detectors for a visit, in one message.
+
+        Parameters
+        ----------
+        group : `str`
+            The visit's group.
+        detectors : `~collections.abc.Iterable` [`int`], optional
+            Those of this node.
+        instrument : `str`, optional
+            The camera.
+        **fields
+            Further fields of the next_visit by their SAL names; ``survey``
+            scripts the workers of `ppdaemon.testing.work`. One image is
+            announced by default.
+
+        Returns
+        -------
+        sent : `float`
+            Monotonic seconds, just before the message went.
+        """
+        visit = read_next_visit({"groupId": group, "instrument": instrument, "nimages": 1, **fields})
+        return self.reserve_visit(visit, detectors)
+
+    def reserve_visit(
+        self, visit: NextVisit, detectors: Iterable[int], received_tai: float | None = None
+    ) -> float:
+        """Reserve detectors for a visit that was read before; see `reserve`."""
+        chosen = tuple(detectors)
+        self.open |= {(visit.group, detector) for detector in chosen} - self.results.keys()
+        tai = Clock().tai() if received_tai is None else received_tai
+        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai)
+        sent = time.monotonic()
+        self.send_raw(data)
+        return sent
+
+    def cancel(
+        self, group: str, detectors: tuple[int, ...] | None = None, *, instrument: str = "DemoCam"
+    ) -> None:
+        """Cancel a visit, or some of its detectors."""
+        self.send(CancelVisit, instrument=instrument, group=group, detectors=detectors)
+
+    def listen(self, wait_s: float = 0.0) -> None:
+        """Receive what there is, and answer as a relay does.
+
+        Parameters
+        ----------
+        wait_s : `float`, optional
+            How long to wait for a first message, at the most.
+        """
+        if self.connected and self._heartbeat_is_due(self._heartbeat_s):
+            self.send(Heartbeat)
+        while self._socket.poll(round(wait_s * 1000)):
+            wait_s = 0.0
+            peer, data = self._socket.recv_multipart()
+            message = decode(data, FromNode, limit=NODE_LIMIT)
+            if isinstance(message, Hello):
+                self._peer = peer
+            self.on_message(message)
+
+    def listen_for(self, seconds: float) -> None:
+        """Listen for a while."""
+        until = time.monotonic() + seconds
+        while (rest := until - time.monotonic()) > 0:
+            self.listen(min(rest, self._heartbeat_s))
+
+    def on_message(self, message: Any) -> None:
+        """Keep a message of the node and answer it."""
+        match message:
+            case Hello():
+                self.hellos.append(message)
+                self.send(Welcome, life="played")
+            case AckedVisit(group=group, detectors=detectors):
+                self.acked |= {(group, detector) for detector in detectors}
+            case NakedVisit():
+                self.naks.append(message)
+            case Results(entries=entries):
+                for entry in entries:
+                    key = (entry.group, entry.detector)
+                    self.results.setdefault(key, []).append(entry)
+                    self.open.discard(key)
+                keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in entries)
+                self.send(ResultsSeen, entries=keys)
+
+    def wait[T](
+        self,
+        condition: Callable[[], T],
+        deadline_s: float = PATIENCE_S,
+        story: str | Callable[[], object] = "",
+    ) -> T:
+        """Listen until a condition is true; see `~ppdaemon.testing.waiting.wait_until`."""
+
+        def listening() -> T:
+            self.listen()
+            return condition()
+
+        return wait_until(listening, deadline_s, story or self.story)
+
+    def outcome(self, group: str, detector: int = 0, deadline_s: float = PATIENCE_S) -> ResultEntry:
+        """Wait for the outcome of a visit-detector; a second one is a fault.
+
+        Parameters
+        ----------
+        group : `str`
+            The visit's group.
+        detector : `int`, optional
+            Detector number.
+        deadline_s : `float`, optional
+            How long it may take.
+
+        Returns
+        -------
+        entry : `~ppdaemon.messages.ResultEntry`
+            Outcome, attempt and reason.
+
+        Raises
+        ------
+        AssertionError
+            Raised if the deadline passes, or two different outcomes were sent.
+        """
+        entries = self.wait(lambda: self.results.get((group, detector)), deadline_s) or []
+        if len({(entry.outcome, entry.attempt) for entry in entries}) != 1:
+            raise AssertionError(f"different outcomes of one visit-detector: {entries}")
+        return entries[0]
+
+    def story(self) -> str:
+        """Return what has happened so far."""
+        return f"acked {sorted(self.acked)} naks {self.naks} results {self.results}"
+
+
+class PlayedNode(_LinkEnd):
+    """A node's end of the link: sends what a test asks for.
+
+    Parameters
+    ----------
+    sockets : `Sockets`
+        Makes the socket.
+    address : `str`
+        The relay's node socket.
+    name : `str`
+        How it introduces itself.
+    life : `str`, optional
+        Its incarnation.
+    detectors : `~collections.abc.Iterable` [`int`], optional
+        What it offers.
+    instrument : `str`, optional
+        The camera.
+
+    Attributes
+    ----------
+    received : `list`
+        All messages of the relay.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        address: str,
+        name: str,
+        *,
+        life: str = "life1",
+        detectors: Iterable[int] = range(9),
+        instrument: str = "DemoCam",
+    ):
+        super().__init__(name)
+        self.received: list[Any] = []
+        self._life = life
+        self._offered = {instrument: tuple(detectors)}
+        self._capacity = len(self._offered[instrument])
+        self._socket = sockets.connect(zmq.DEALER, address)
+        self.hello()
+
+    def send(self, kind: type[Any], **fields: Any) -> None:
+        """Send a message of a kind."""
+        self._socket.send(self.message(kind, **fields))
+
+    def send_raw(self, *frames: bytes) -> None:
+        """Send any frames."""
+        self._socket.send_multipart(frames)
+
+    def hello(self) -> None:
+        """Introduce itself."""
+        self.send(Hello, life=self._life, instruments=self._offered, capacity=self._capacity)
+
+    def listen(self) -> None:
+        """Receive what there is, send heartbeats; hello to a relay that asks."""
+        if self._heartbeat_is_due(HEARTBEAT_S):
+            self.send(Heartbeat)
+        while self._socket.poll(0):
+            message = decode(self._socket.recv(), FromRelay, limit=NODE_LIMIT)
+            self.received.append(message)
+            if isinstance(message, Sorry) and message.code == "stranger":
+                self.hello()
+
+    def wait_for(self, kind: str, count: int = 1) -> list[Any]:
+        """Wait until so many messages of a kind came; return all of them.
+
+        There can be more: what is not acknowledged is sent again.
+        """
+
+        def enough() -> list[Any]:
+            self.listen()
+            found = [message for message in self.received if message.type == kind]
+            return found if len(found) >= count else []
+
+        return wait_until(enough, PATIENCE_S, lambda: f"{count} {kind} in {self.received}")
+
+    def ack(self, order: ReserveVisit) -> None:
+        """Acknowledge an order."""
+        self.send(AckedVisit, **_names(order), detectors=order.detectors, attempt=order.attempt)
+
+    def nak(self, order: ReserveVisit, reason: str, *, final: bool) -> None:
+        """Refuse an order."""
+        fields = {"detectors": order.detectors, "attempt": order.attempt, "reason": reason, "final": final}
+        self.send(NakedVisit, **_names(order), **fields)
+
+    def finish(self, order: ReserveVisit, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+        """Report an outcome for each detector of an order."""
+        entries = [
+            ResultEntry(**_names(order), detector=detector, attempt=order.attempt, outcome=outcome)
+            for detector in order.detectors
+        ]
+        self.send(Results, entries=tuple(entries))
+
+    def hang_up(self) -> None:
+        """Close the connection without a message."""
+        self._socket.close(linger=0)
+
+
+def _names(order: ReserveVisit) -> dict[str, str]:
+    return {"instrument": order.visit.instrument, "group": order.visit.group}

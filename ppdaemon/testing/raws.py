@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Small raws: whole FITS files of one byte, and exposures that land as a camera's do."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ppdaemon.camera import load_camera
+from ppdaemon.clock import Clock, day_obs
+
+__all__ = ("RawWriter", "fits_header", "small_fits")
+
+BLOCK = 2880
+
+
+def fits_header(*cards: str) -> bytes:
+    """Return a FITS header in whole blocks.
+
+    Parameters
+    ----------
+    *cards : `str`
+        Without END; at most 80 characters each.
+
+    Returns
+    -------
+    header : `bytes`
+        A multiple of 2880 bytes.
+    """
+    text = "".join(f"{card:80}" for card in (*cards, "END"))
+    return text.ljust(-(-len(text) // BLOCK) * BLOCK).encode()
+
+
+def small_fits(*cards: str) -> bytes:
+    """Return a whole FITS file with one byte of data.
+
+    Parameters
+    ----------
+    *cards : `str`
+        Further cards of its header.
+
+    Returns
+    -------
+    content : `bytes`
+        Two blocks or more.
+    """
+    structure = {"SIMPLE": "T", "BITPIX": "8", "NAXIS": "1", "NAXIS1": "1"}
+    header = fits_header(*(f"{name:8}= {value:>20}" for name, value in structure.items()), *cards)
+    return header + bytes(BLOCK)
+
+
+class RawWriter:
+    """Lets exposures land below a raw root, in the layout of LSST cameras.
+
+    Parameters
+    ----------
+    root : `pathlib.Path`
+        The raw root.
+    instrument : `str`, optional
+        A camera with a focal-plane table.
+    code : `str`, optional
+        How its observation ids begin.
+
+    Attributes
+    ----------
+    day : `int`
+        The observing day of all exposures: a daemon does not search the
+        folders of nights long ago.
+    """
+
+    def __init__(self, root: Path, instrument: str = "DemoCam", code: str = "DC"):
+        self.root = root
+        self.day = day_obs(Clock().tai())
+        self._instrument = instrument
+        self._code = code
+        self._numbers: dict[tuple[str, int | None], int] = {}
+        self._names = {number: each.name for number, each in load_camera(instrument).detectors.items()}
+
+    def number(self, group: str, snap: int | None = 1) -> int:
+        """Return the sequence number of a visit's snap: the next one if it has none yet."""
+        return self._numbers.setdefault((group, snap), max(self._numbers.values(), default=0) + 1)
+
+    def exposure(self, number: int) -> int:
+        """Return the exposure id of a sequence number."""
+        return self.day * 100_000 + number
+
+    def obsid(self, number: int) -> str:
+        """Return the observation id of a sequence number."""
+        return f"{self._code}_O_{self.day}_{number:06d}"
+
+    def path(self, number: int, detector: int = 0, suffix: str = ".fits") -> Path:
+        """Return where a file of an exposure lands."""
+        return self._folder(number) / f"{self.obsid(number)}_{self._names[detector]}{suffix}"
+
+    def land(
+        self,
+        group: str,
+        detectors: Iterable[int] = (0,),
+        number: int | None = None,
+        *,
+        snap: int | None = 1,
+        snaps: int | None = 1,
+        content: bytes | None = None,
+    ) -> list[Path]:
+        """Let the raws and sidecars of one exposure land, renamed into place.
+
+        Parameters
+        ----------
+        group : `str`
+            The visit's group.
+        detectors : `~collections.abc.Iterable` [`int`], optional
+            Those that are read out.
+        number : `int`, optional
+            Sequence number within the day; by default that of `number`.
+        snap, snaps : `int`, optional
+            Index in the visit from 1, and how many it has; `None` if the
+            camera does not know.
+        content : `bytes`, optional
+            Of each raw, instead of `small_fits`.
+
+        Returns
+        -------
+        paths : `list` [`pathlib.Path`]
+            Of the raws.
+        """
+        if number is None:
+            number = self.number(group, snap)
+        self._numbers[group, snap] = number
+        sidecar = {"OBSID": self.obsid(number), "GROUPID": group, "CURINDEX": snap, "MAXINDEX": snaps}
+        sidecar |= {"DAYOBS": str(self.day), "SEQNUM": number, "CONTRLLR": "O", "CAMCODE": self._code}
+        data = json.dumps(sidecar).encode()
+        self._folder(number).mkdir(parents=True, exist_ok=True)
+        paths = []
+        for detector in detectors:
+            publish(self.path(number, detector, ".json"), data)
+            paths.append(self.path(number, detector))
+            publish(paths[-1], small_fits() if content is None else content)
+        return paths
+
+    def list_detectors(self, detectors: Iterable[int], number: int = 1) -> None:
+        """Write the list of the detectors that an exposure has."""
+        self._folder(number).mkdir(parents=True, exist_ok=True)
+        names = {self._names[detector]: "SCIENCE" for detector in detectors}
+        path = self._folder(number) / f"{self.obsid(number)}_expectedSensors.json"
+        publish(path, json.dumps({"expectedSensors": names}).encode())
+
+    def _folder(self, number: int) -> Path:
+        return self.root / self._instrument / str(self.day) / self.obsid(number)
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file under another name and rename it into place."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.rename(path)

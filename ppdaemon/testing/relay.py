@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A real ``pprelay`` under test, and a client of its submit socket."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+import zmq
+
+from ppdaemon.clock import Clock
+from ppdaemon.testing.played import Sockets
+from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+
+__all__ = ("SILENCE_S", "RelayProcess", "SubmitClient")
+
+SILENCE_S = 3.0
+"""Long enough for a played node that sends nothing while a test does something else."""
+
+
+class RelayProcess:
+    """A ``pprelay`` in a folder of its own, on unix sockets.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        With a short path; holds configuration, state, sockets and log.
+    **changes
+        Keys of the configuration beside the paths.
+
+    Attributes
+    ----------
+    submit, nodes : `str`
+        Its addresses.
+    state_dir, config, log : `pathlib.Path`
+        Its folder and files.
+    """
+
+    def __init__(self, folder: Path, **changes: Any):
+        self.state_dir = folder / "state"
+        self.submit = f"ipc://{folder}/submit"
+        self.nodes = f"ipc://{folder}/nodes"
+        self.config = folder / "pprelay.yaml"
+        self.log = folder / "log"
+        fields = {
+            "submit": self.submit,
+            "nodes": self.nodes,
+            "state_dir": str(self.state_dir),
+            "instruments": {"DemoCam": {"detectors": "0-8"}},
+            "heartbeat_s": 0.1,
+            "silence_s": SILENCE_S,
+            "resend_s": 0.2,
+        }
+        self.config.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The relay's process (`subprocess.Popen`)."""
+        if self._process is None:
+            raise AssertionError("the relay was never started")
+        return self._process
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command that starts the program."""
+        return [sys.executable, "-m", "ppdaemon.relay.app", *arguments, "--config", str(self.config)]
+
+    def start(self, **environment: str) -> Self:
+        """Start it and wait until it listens on both sockets."""
+        before = len(self.events("listening"))
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command("run"), stderr=log, env={**os.environ, **environment}
+            )
+        wait_until(lambda: len(self.events("listening")) == before + 2, PATIENCE_S, self.log.read_text)
+        return self
+
+    def events(self, text: str = "") -> list[str]:
+        """Return the events of its log that contain a text."""
+        log = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        lines = log[: log.rfind("\n") + 1].splitlines()  # the last one may be half written
+        events = [json.loads(line)["event"] if line.startswith("{") else line for line in lines]
+        return [event for event in events if text in event]
+
+    def stop_took_s(self) -> float:
+        """Return how long the last stop took, by its own log."""
+        events = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        times = {event["event"]: datetime.fromisoformat(event["timestamp"]) for event in events}
+        return (times["stopped"] - times["stopping"]).total_seconds()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end; return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+
+class SubmitClient:
+    """A REQ socket on the submit side.
+
+    Parameters
+    ----------
+    sockets : `~ppdaemon.testing.played.Sockets`
+        Makes the socket.
+    address : `str`
+        The relay's submit socket.
+    instrument : `str`, optional
+        The camera whose visits are announced.
+    """
+
+    def __init__(self, sockets: Sockets, address: str, instrument: str = "DemoCam"):
+        self._socket = sockets.connect(zmq.REQ, address)
+        self._instrument = instrument
+
+    def request(self, fields: dict[str, Any] | bytes) -> dict[str, Any]:
+        """Send an object, or any bytes, and return the answer."""
+        self._socket.send(fields if isinstance(fields, bytes) else json.dumps(fields).encode())
+        answer: dict[str, Any] = json.loads(self._socket.recv())
+        return answer
+
+    def announce(self, group: str, **fields: Any) -> dict[str, Any]:
+        """Send a next_visit; its further fields have their SAL names."""
+        stamp = {"private_sndStamp": Clock().tai()}
+        return self.request({"groupId": group, "instrument": self._instrument, **stamp, **fields})
+
+    def outcomes(self, group: str) -> dict[int, str | None]:
+        """Return the outcome of each detector of a visit, so far."""
+        answer = self.request({"type": "visit_status", "groupId": group})
+        return {found["detector"]: found.get("outcome") for found in answer.get("outcomes", [])}

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Work without LSST: a visit's survey has what its workers do, and what goes wrong.
+
+The configuration names it: ``workers: {work: ppdaemon.testing.work}``. The
+survey is a space-separated list of words:
+
+``STEP:FAULT``
+    A fault of `FAULTS` at one of `STEPS`: ``process:hang``. An attempt and a
+    detector may follow, ``process:hang@1``, ``process:hang@1/3``,
+    ``process:hang@/3``; without them it happens in all.
+``pace:40``
+    Milliseconds of work in each step.
+``early:``
+    The point of no return comes before the step ``process``.
+``undone:1``
+    This attempt fails behind the point of no return, and has undone all.
+``failed:REASON``
+    The spool has the outputs of a pipeline that failed in part.
+``skip``
+    The visit succeeds in ``prepare``.
+``idle``
+    Nothing permanent, and nothing to export.
+
+It leaves traces in the state directory: ``marks`` has a file per
+visit-detector, a byte longer with each permanent write; ``exported`` a file
+per exported spool; ``prepared`` and ``ingested`` a line per order with the
+time by the monotonic clock; ``faults.log`` a line per fault. The exporter
+fails while there is a file ``central-down``, and sets spools apart while
+there is ``central-refuses``; a file ``boot-fails`` or ``template-fails`` lets
+workers or the template fail.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ppdaemon.errors import VisitFailed
+from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.messages import (
+    Done,
+    Exported,
+    Ingested,
+    PointOfNoReturn,
+    Prepare,
+    Prepared,
+    Process,
+    Raw,
+    StageReached,
+)
+from ppdaemon.states import Outcome, Stage
+from ppdaemon.wire import encode
+from ppdaemon.work import Seat
+
+__all__ = (
+    "FAULTS",
+    "STEPS",
+    "ScriptedExporter",
+    "ScriptedWork",
+    "WorkerFault",
+    "build_template",
+    "open_exporter",
+    "open_work",
+    "set_up_libraries",
+)
+
+STEPS = ("prepare", "ingest", "process", "written", "export", "spooling", "spooled")
+"""Where a fault can happen, in the order of a visit: ``written`` is just
+after the permanent write, ``spooling`` between the parts of a spool."""
+
+HOLD_S = 0.5
+LEAK_BYTES = 60_000_000
+BURST_BYTES = 500_000_000
+EXPORT_PAUSE_S = 0.02
+"""Between registering a spool and deleting it: a kill may come in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFault:
+    """Something that goes wrong in a worker: a word of a survey."""
+
+    name: str
+    step: str
+    detector: int | None = None
+    """`None` means all of the visit."""
+    attempt: int | None = None
+    """`None` means each."""
+
+    def __str__(self) -> str:
+        attempt = "" if self.attempt is None else self.attempt
+        detector = "" if self.detector is None else f"/{self.detector}"
+        return f"{self.step}:{self.name}" + (f"@{attempt}{detector}" if attempt or detector else "")
+
+    @classmethod
+    def read(cls, word: str) -> Self:
+        """Return the fault that a word of a survey names."""
+        step, _, rest = word.partition(":")
+        name, _, where = rest.partition("@")
+        attempt, _, detector = where.partition("/")
+        return cls(name, step, int(detector) if detector else None, int(attempt) if attempt else None)
+
+    def concerns(self, step: str, detector: int, attempt: int) -> bool:
+        """Return whether it happens now."""
+        return self.step == step and self.detector in (None, detector) and self.attempt in (None, attempt)
+
+
+def set_up_libraries() -> None:
+    """Nothing is imported that would need it."""
+
+
+def build_template(context: Seat) -> None:
+    """Make a repo of one file."""
+    if (context.config.node.state_dir / "template-fails").exists():
+        raise RuntimeError("the template was told to fail")
+    context.template.mkdir()
+    (context.template / "registry").write_text("template")
+
+
+class ScriptedWork:
+    """Goes through all stages of a visit, with the faults of its survey."""
+
+    def __init__(self, context: Seat):
+        self.context = context
+        self.state = context.config.node.state_dir
+        self._copy()
+
+    def prepare(self, order: Prepare) -> Prepared | Done:
+        """Read what is to go wrong."""
+        self.order = order
+        self._note("prepared", f"{order.visit.group} {order.detector}")
+        words = order.visit.survey.split()
+        self._settings = dict(word.partition(":")[::2] for word in words)
+        self._faults = [WorkerFault.read(word) for word in words if word.partition(":")[0] in STEPS]
+        if "skip" in self._settings:
+            return Done(outcome=Outcome.SUCCEEDED)
+        self._step("prepare")
+        return Prepared(pipeline="scripted")
+
+    def ingest(self, raw: Raw) -> Ingested:
+        """Note whose raw it is, and how many bytes it has."""
+        size = os.stat(raw.path).st_size if os.path.exists(raw.path) else -1
+        self._note("ingested", f"{raw.group} {raw.detector} {raw.exposure} {size}")
+        self._step("ingest")
+        return Ingested(exposure=raw.exposure, shutter_close_tai=raw.seen_tai - 2)
+
+    def process(self, order: Process) -> Done:
+        """Write once what is permanent, then spool."""
+        if "idle" in self._settings:
+            return Done(outcome=Outcome.SUCCEEDED)
+        self._reach(Stage.FIRST_TASK)
+        early = "early" in self._settings
+        if early:
+            self._write_permanently()
+        self._step("process")
+        if self._settings.get("undone") == str(self.order.attempt):
+            self.context.report(PointOfNoReturn(what="marker"))
+            return Done(outcome=Outcome.FAILED, reason="undone", retriable=True, nothing_permanent=True)
+        if not early:
+            self._write_permanently()
+        self._step("written")
+        self._reach(Stage.PROCESSED)
+        self._step("export")
+        done = Done(
+            outcome=Outcome.SUCCEEDED,
+            pipeline="scripted",
+            engine=",".join(self.context.config.engine.no_return) or "none",
+            spool=str(self._spool()),
+            datasets=1,
+        )
+        self._reach(Stage.SPOOLED)
+        self.last_message = done.model_copy(update={"serial": self.order.serial})
+        self._step("spooled")
+        return done
+
+    def reset(self) -> None:
+        """Empty the repo and copy the template again."""
+        for path in self.context.repo.iterdir():
+            path.unlink()
+        self._copy()
+
+    def _copy(self) -> None:
+        (self.context.repo / "registry").write_text((self.context.template / "registry").read_text())
+
+    def _note(self, file: str, text: str) -> None:
+        """Append a line with the time: one write, as other processes append, too."""
+        now = time.monotonic()
+        with (self.state / file).open("a") as stream:
+            stream.write(f"{text} {now!r}\n")
+
+    def _reach(self, stage: Stage) -> None:
+        self.context.report(StageReached(stage=stage, tai=self.context.clock.tai()))
+
+    def _step(self, step: str) -> None:
+        """Take some time, then do what is to go wrong here."""
+        if "pace" in self._settings:
+            time.sleep(int(self._settings["pace"]) / 1000)
+        detector, attempt = self.order.detector, self.order.attempt
+        for fault in self._faults:
+            if fault.concerns(step, detector, attempt):
+                group = self.order.visit.group
+                self._note("faults.log", f"{fault.name} {step} {group} {detector} {attempt}")
+                FAULTS[fault.name](self)
+
+    def _write_permanently(self) -> None:
+        """Announce, and only then write what can never be taken back."""
+        self.context.report(PointOfNoReturn(what="marker"))
+        marks = self.state / "marks"
+        marks.mkdir(exist_ok=True)
+        with (marks / f"{self.order.visit.group}~{self.order.detector}").open("a") as stream:
+            stream.write("x")
+
+    def _spool(self) -> Path:
+        visit = self.order.visit
+        key = (visit.instrument, visit.group, self.order.detector, self.order.attempt)
+        folder = NodeFolders.of(self.context.config).spooled(*key)
+        partial = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        (partial / "dataset").write_text("pixels")
+        self._step("spooling")
+        (partial / "manifest.json").write_text(json.dumps({"failed": self._settings.get("failed", "")}))
+        partial.rename(folder)
+        return folder
+
+
+class ScriptedExporter:
+    """Registers each spool once, however often it is asked."""
+
+    def __init__(self, context: Seat):
+        self._context = context
+        self._state = context.config.node.state_dir
+
+    def export(self, spools: Sequence[Path]) -> Exported:
+        """Register, then delete."""
+        if (self._state / "central-down").exists():
+            raise ConnectionError("the central repo is down")
+        if (self._state / "central-refuses").exists():
+            return self._refuse(spools)
+        central = self._state / "exported"
+        central.mkdir(exist_ok=True)
+        for spool in spools:
+            manifest = (spool / "manifest.json").read_text()
+            if not (central / spool.name).exists():
+                (central / spool.name).write_text(manifest)
+        time.sleep(EXPORT_PAUSE_S)
+        for spool in spools:
+            shutil.rmtree(spool)
+        names = tuple(map(str, spools))
+        return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
+
+    def _refuse(self, spools: Sequence[Path]) -> Exported:
+        refused = NodeFolders.of(self._context.config).refused
+        refused.mkdir(exist_ok=True)
+        for spool in spools:
+            (spool / REFUSAL).write_text("as it was told")
+            spool.rename(refused / spool.name)
+        names = tuple(map(str, spools))
+        return Exported(spools=(), refused=names, tai=self._context.clock.tai(), datasets=0)
+
+
+def open_work(context: Seat) -> ScriptedWork:
+    """Be ready for visits."""
+    if (context.config.node.state_dir / "boot-fails").exists():
+        raise RuntimeError("the worker was told to fail")
+    return ScriptedWork(context)
+
+
+def open_exporter(context: Seat) -> ScriptedExporter:
+    """Be ready for exports."""
+    return ScriptedExporter(context)
+
+
+# --- what goes wrong ---------------------------------------------------------
+
+LEAKED: list[bytes] = []
+
+
+def hang(work: ScriptedWork) -> None:
+    """Never return; TERM ends it."""
+    while True:
+        time.sleep(60)
+
+
+def _deaf(work: ScriptedWork) -> None:
+    """Never return; only KILL ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang(work)
+
+
+def _spin(work: ScriptedWork) -> None:
+    while True:
+        sum(range(1_000_000))
+
+
+def _wait_at_gate(work: ScriptedWork) -> None:
+    """Wait until the test opens the visit's gate."""
+    gates = work.state / "gates"
+    gates.mkdir(exist_ok=True)
+    (gates / f"{work.order.visit.group}.reached").touch()
+    while not (gates / f"{work.order.visit.group}.open").exists():
+        time.sleep(0.01)
+
+
+def _leak(work: ScriptedWork) -> None:
+    """Keep memory after the visit."""
+    LEAKED.append(b"x" * LEAK_BYTES)
+
+
+def _burst(work: ScriptedWork) -> None:
+    """Take much memory at once, and hold it."""
+    LEAKED.append(b"x" * BURST_BYTES)
+    hang(work)
+
+
+def _fill(work: ScriptedWork) -> None:
+    """Fail as a write to a full RAM disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work.context.repo))
+
+
+def _refuse(work: ScriptedWork) -> None:
+    raise VisitFailed(Outcome.BAD_RAW, "told to refuse")
+
+
+def _send_garbage(work: ScriptedWork) -> None:
+    """Send what is no message, and go on."""
+    os.write(_channel(), b'{"type": "done", "outcome": "splendid"}')
+
+
+def _send_nonsense(work: ScriptedWork) -> None:
+    """Send what is no message, and nothing else."""
+    _send_garbage(work)
+    hang(work)
+
+
+def _send_for_another(work: ScriptedWork) -> None:
+    """Send a result of a visit that was never given."""
+    os.write(_channel(), encode(Done(outcome=Outcome.SUCCEEDED, serial=work.order.serial + 7)))
+
+
+def _send_twice(work: ScriptedWork) -> None:
+    """Send the result that will be sent anyway; possible at ``spooled`` only."""
+    os.write(_channel(), encode(work.last_message))
+
+
+def _leave_child(work: ScriptedWork) -> None:
+    """Leave a child that ignores TERM; its process id is in ``grandchild``."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+        os._exit(0)
+    (work.state / "grandchild").write_text(str(pid))
+
+
+def _leave_daemon(work: ScriptedWork) -> None:
+    """Leave a grandchild in a session of its own."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        _leave_child(work)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _leave_thread(work: ScriptedWork) -> None:
+    threading.Thread(target=time.sleep, args=(600,), name="left behind", daemon=True).start()
+
+
+def _channel() -> int:
+    """Return the descriptor on which the supervisor receives: the last socket."""
+    return max(int(name) for name in os.listdir("/proc/self/fd") if _is_socket(name))
+
+
+def _is_socket(name: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    except FileNotFoundError:
+        return False
+
+
+FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
+    "die": lambda work: os.kill(os.getpid(), signal.SIGKILL),
+    "segv": lambda work: ctypes.string_at(0),
+    "abort": lambda work: os.abort(),
+    "exit": lambda work: os._exit(0),
+    "system_exit": lambda work: sys.exit(0),
+    "raise": lambda work: 1 / 0,
+    "refuse": _refuse,
+    "hang": hang,
+    "deaf": _deaf,
+    "spin": _spin,
+    "hold": lambda work: time.sleep(HOLD_S),
+    "gate": _wait_at_gate,
+    "leak": _leak,
+    "burst": _burst,
+    "fill": _fill,
+    "garbage": _send_garbage,
+    "nonsense": _send_nonsense,
+    "other_visit": _send_for_another,
+    "sent_twice": _send_twice,
+    "fork": _leave_child,
+    "detach": _leave_daemon,
+    "thread": _leave_thread,
+    "chdir": lambda work: os.chdir("/"),
+    "umask": lambda work: os.umask(0o77),
+    "handler": lambda work: signal.signal(signal.SIGUSR1, lambda *_: None),
+}
+"""All faults, by the names that surveys have."""

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Quanta that run at once: what the forked ones make is what the reference makes."""
+
+import gc
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+import pytest
+import sqlalchemy
+from lsst.daf.butler.logging import ButlerMDC
+from seen import same, see
+from toycam import MakeRig
+
+from ppdaemon.demo.geometry import detector_wcs
+from ppdaemon.demo.tasks.planes import make_image, sky_projection
+from ppdaemon.errors import VisitFailed
+from ppdaemon.middleware.direct.datasets import MemoryDataset
+from ppdaemon.middleware.direct.files import DatasetFile
+from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
+from ppdaemon.middleware.direct.handover import write_outputs
+from ppdaemon.states import Outcome
+
+pytest_plugins = ("toyfixtures",)
+
+TWO = {"processes": 2}
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
+    """Have the level of a node's processes, and records that carry their task."""
+    caplog.set_level("INFO")
+    ButlerMDC.add_mdc_log_record_factory()
+    yield
+    ButlerMDC.restore_log_record_factory()
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
+    """Return the children that were begun."""
+    children: list[ForkedCall] = []
+    begin = ForkedCall.begin
+
+    def counted(work: Callable[[], Any], plain: Callable[[Any], Any]) -> ForkedCall:
+        children.append(begin(work, plain))
+        return children[-1]
+
+    monkeypatch.setattr(ForkedCall, "begin", counted)
+    return children
+
+
+def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, begun: list[ForkedCall]) -> None:
+    same(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
+    assert begun
+
+
+@pytest.mark.parametrize("deed", ["fail", "partial", "full"])
+def test_what_happens_in_a_child_is_told_as_if_it_had_happened_here(
+    rigs: MakeRig, begun: list[ForkedCall], deed: str
+) -> None:
+    same(rigs, ("separable", "direct"), deed=deed, snaps=(1, 2), settings=TWO)
+    assert begun
+
+
+def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, begun: list[ForkedCall]) -> None:
+    see(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
+    see(rigs, "direct", main="Short", settings=TWO)
+    assert not begun
+
+
+def test_what_cannot_be_taken_back_is_done_by_the_worker_itself(
+    rigs: MakeRig, begun: list[ForkedCall], tmp_path: Path
+) -> None:
+    settings = TWO | {"no_return": ["isr", "associate", "deed", "zAside", "after"]}
+    see(rigs, "direct", snaps=(1, 2), settings=settings)
+    assert not begun
+
+
+def test_a_child_that_ends_without_a_word_is_a_crash(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = ForkedCall.begin
+    monkeypatch.setattr(ForkedCall, "begin", lambda work, plain: begin(lambda: os._exit(3), plain))
+    with pytest.raises(VisitFailed, match=r"task \w+: its process ended with exit status 3") as caught:
+        see(rigs, "direct", snaps=(1, 2), settings=TWO)
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
+
+
+def test_without_another_process_all_is_done_here(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    seen = see(rigs, "direct", snaps=(1, 2), settings=TWO)
+    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "")
+    assert "is not run in a process of its own: Resource temporarily unavailable" in caplog.text
+
+
+class Slate:
+    """Writes bytes into files, and notes who does it."""
+
+    def __init__(self, refuse: str = "", spared: int = 0):
+        self._refuse, self._spared = refuse, spared
+
+    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> DatasetFile:
+        if content == self._refuse and os.getpid() != self._spared:
+            raise OSError(28, "No space left on device")
+        path = folder / f"{ref.id}.txt"
+        path.write_text(f"{content} {os.getpid()}")
+        return DatasetFile(path, "text", ref)
+
+
+def some(sizes_bytes: dict[str, int]) -> Any:
+    """Return datasets that look as large as told."""
+    return [
+        MemoryDataset(SimpleNamespace(id=uuid.uuid4()), content=name, size_bytes=size, wanted=True)  # type: ignore[arg-type]
+        for name, size in sizes_bytes.items()
+    ]
+
+
+def written_by(files: list[DatasetFile]) -> dict[str, int]:
+    """Return who wrote what."""
+    return {name: int(pid) for name, pid in (file.path.read_text().split() for file in files)}
+
+
+def test_large_outputs_are_written_at_once_and_small_ones_here(tmp_path: Path) -> None:
+    outputs = some({"big": 9_000_000, "log": 2000, "bigger": 9_500_000, "huge": 90_000_000})
+    (tmp_path / "spool").mkdir()
+    files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", Slate(), 3)  # type: ignore[arg-type]
+    assert [file.ref for file in files] == [dataset.ref for dataset in outputs]
+    wrote = written_by(files)
+    assert wrote["log"] == os.getpid()
+    assert len({wrote["log"], wrote["huge"], wrote["bigger"]}) == 3
+    assert wrote["big"] == wrote["log"]
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_what_one_process_can_do_is_done_by_one(tmp_path: Path, processes: int) -> None:
+    outputs = some({"log": 2000, "big": 9_000_000} | ({"huge": 90_000_000} if processes == 1 else {}))
+    files = write_outputs(outputs, tmp_path, tmp_path / "link", Slate(), processes)  # type: ignore[arg-type]
+    assert set(written_by(files).values()) == {os.getpid()}
+
+
+def test_what_another_process_cannot_write_is_written_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs, places = some({"big": 9_000_000, "huge": 90_000_000}), (tmp_path, tmp_path / "link")
+    files = write_outputs(outputs, *places, Slate("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
+    assert set(written_by(files).values()) == {os.getpid()}
+    assert "a process that wrote outputs has ended with exit status 1" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        write_outputs(outputs, *places, Slate("big"), 2)  # type: ignore[arg-type]
+
+
+class Torn(Slate):
+    """Is killed where it writes its second file, anywhere but in one process."""
+
+    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> DatasetFile:
+        if content == self._refuse and os.getpid() != self._spared:
+            (folder / f"random{ref.id}.tmp.txt").write_text("the first half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().write(content, ref, folder, provenance)
+
+
+def test_nothing_is_left_of_a_process_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
+    outputs = some({"big": 9_000_000, "bigger": 9_100_000, "huge": 90_000_000})
+    (spool := tmp_path / "spool").mkdir()
+    writer: Any = Torn("big", spared=os.getpid())
+    files = write_outputs(outputs, spool, tmp_path / "link", writer, 2)
+    assert set(spool.iterdir()) == {file.path for file in files}
+    assert set(written_by(files).values()) == {os.getpid()}
+
+
+def as_it_is(result: Any) -> Any:
+    return result
+
+
+def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
+    whole = np.arange(1e6)
+    made = ForkedCall.begin(
+        lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, as_it_is
+    ).take()
+    assert np.array_equal(made["whole"], whole)
+    made["same"][0] = -1.0
+    assert made["whole"][0] == -1.0
+    assert (made["odd"], list(made["int"])) == (b"xxx", [0.0, 2.0, 4.0])
+    assert whole[0] == 0.0
+
+
+def test_what_is_changed_here_is_not_changed_in_a_child_that_still_reads_it() -> None:
+    array = ForkedCall.begin(lambda: np.zeros(100_000), as_it_is).take()
+    asked, go_on = os.pipe()
+
+    def sum_later() -> float:
+        os.read(asked, 1)
+        return float(array.sum())
+
+    reader = ForkedCall.begin(sum_later, as_it_is)
+    array += 1.0
+    os.write(go_on, b"!")
+    os.close(asked)
+    os.close(go_on)
+    assert reader.take() == 0.0
+
+
+def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:quantum")
+
+    gc.collect()  # other tests have had arrays, too
+    before = mappings()
+    made = ForkedCall.begin(lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, as_it_is).take()
+    assert mappings() == before + 1
+    del made["image"]
+    assert mappings() == before
+    made["summary"][0] = 7.0
+    assert list(made["summary"]) == [7.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3)),
+        np.asfortranarray(np.arange(60_000.0).reshape(200, 300)),
+        np.arange(50_000.0)[::2],
+        np.zeros(20_000, dtype=[("flag", "i1"), ("flux", ">f8")]),
+        np.ma.masked_array(np.arange(4.0), mask=[False, True, False, True]),
+        np.array([{"any": "object"}, None]),
+    ],
+    ids=["empty", "fortran", "strided", "packed", "masked", "objects"],
+)
+def test_arrays_of_any_kind_come_back(array: Any) -> None:
+    came = ForkedCall.begin(lambda: array, as_it_is).take()
+    assert (came.dtype, came.shape, came.flags.writeable) == (array.dtype, array.shape, True)
+    assert came.flags.f_contiguous or not array.flags.f_contiguous
+    assert came.tolist() == array.tolist()
+
+
+def test_what_others_may_not_change_comes_back_like_that() -> None:
+    array = np.arange(50_000.0)
+    array.flags.writeable = False
+    assert not ForkedCall.begin(lambda: array, as_it_is).take().flags.writeable
+
+
+class OneWay:
+    """Can be pickled, but not read again."""
+
+    def __init__(self, words: str):
+        self.words = words
+
+    def __reduce__(self) -> Any:
+        return OneWay, ()
+
+
+def test_what_cannot_be_read_again_comes_back_in_its_plain_form() -> None:
+    assert ForkedCall.begin(lambda: OneWay("some"), lambda it: it.words).take() == "some"
+
+
+def refuse_in(pid: int) -> None:
+    if os.getpid() == pid:
+        raise TypeError("not here")
+
+
+class NotHere:
+    """Can be read in any process but its maker's parent."""
+
+    def __reduce__(self) -> Any:
+        return refuse_in, (os.getppid(),)
+
+
+def test_what_nobody_wants_any_more_is_not_even_read() -> None:
+    child = ForkedCall.begin(NotHere, as_it_is)
+    assert ForkedCall.over([child], wait=True) == [child]
+    child.end()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child._pid, 0)
+
+
+def test_children_do_not_draw_the_same_random_numbers() -> None:
+    np.random.random()  # its state is there now
+    drawn = [ForkedCall.begin(np.random.random, as_it_is).take() for _ in range(2)]
+    assert len({*drawn, np.random.random()}) == 3
+
+
+def test_what_was_printed_before_is_not_printed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "log").open("w") as log:  # as a worker's output: nothing is written at once
+        monkeypatch.setattr("sys.stdout", log)
+        print("before")
+        assert ForkedCall.begin(lambda: print("in the child"), as_it_is).take() is None
+    assert (tmp_path / "log").read_text() == "before\nin the child\n"
+
+
+def test_a_child_that_is_interrupted_at_its_very_end_does_not_go_on_as_its_parent() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def work() -> int:
+        sys.stdout = SimpleNamespace(flush=interrupt)  # type: ignore[assignment]
+        return 1
+
+    parent = os.getpid()
+    try:
+        child = ForkedCall.begin(work, as_it_is)
+    finally:
+        if os.getpid() != parent:
+            os._exit(77)
+    assert child.take() == 1
+
+
+def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
+    child = ForkedCall.begin(lambda: (k for k in range(3)), list)
+    assert child.take() == [0, 1, 2]
+
+
+def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
+    projection = sky_projection(detector_wcs(150.0, 2.0, 30.0, 4))
+    image = make_image(np.ones((50, 60)), np.ones((50, 60)), {}, u.nJy, projection=projection)
+    came = ForkedCall.begin(lambda: image, lambda image: "through files").take()
+    assert np.array_equal(came.image.array, image.image.array)
+    assert came.sky_projection == image.sky_projection
+    assert came.unit == u.nJy
+    came.image.array[0, 0] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (lambda: os._exit(0), "exit status 0"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6), "signal 40"),
+        (lambda: 1 / 0, "exit status 1"),
+    ],
+)
+def test_how_a_child_has_ended_is_told(work: Callable[[], Any], words: str) -> None:
+    with pytest.raises(DiedWithoutResult, match=words):
+        ForkedCall.begin(work, as_it_is).take()
+
+
+def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        watched.append(pid)
+        raise OSError(24, "Too many open files")
+
+    watched: list[int] = []
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        ForkedCall.begin(signal.pause, as_it_is)
+    with pytest.raises(ProcessLookupError):
+        os.kill(watched[0], 0)
+
+
+def test_children_that_have_ended_are_told_from_those_that_run() -> None:
+    slow, quick = ForkedCall.begin(signal.pause, as_it_is), ForkedCall.begin(lambda: 1, as_it_is)
+    assert ForkedCall.over([slow, quick], wait=True) == [quick]
+    assert quick.take() == 1
+    assert ForkedCall.over([slow], wait=False) == []
+    begun_s = time.monotonic()
+    slow.end()
+    assert time.monotonic() - begun_s < 60
+    with pytest.raises(ChildProcessError):
+        os.waitpid(slow._pid, 0)
+
+
+def test_a_child_leaves_the_database_connections_of_its_parent_alone(tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/known.db")
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE known (id INTEGER)"))
+    with engine.connect() as connection:
+        before = id(connection.connection.dbapi_connection)
+
+    def add() -> bool:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("INSERT INTO known VALUES (7)"))
+            return id(connection.connection.dbapi_connection) == before
+
+    assert ForkedCall.begin(add, as_it_is).take() is False
+    with engine.connect() as connection:
+        assert connection.execute(sqlalchemy.text("SELECT id FROM known")).scalar() == 7
+        assert id(connection.connection.dbapi_connection) == before
+    engine.dispose()

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When raws that are being written are delivered."""
+
+import time
+from collections.abc import Sequence
+
+import pytest
+from arrivalkit import (
+    BUSY_MACHINE,
+    DEADLINE_S,
+    GROUP,
+    Exposure,
+    arriving,
+    count_calls,
+    fits_file,
+    run,
+    source,
+)
+
+from ppdaemon.clock import Clock
+from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals import files
+from ppdaemon.node.arrivals.pending import FileState
+from ppdaemon.node.arrivals.roots import RawPath
+from ppdaemon.testing.waiting import wait_until
+
+
+@pytest.fixture
+def no_quiet(monkeypatch):
+    """Let no file be taken because nothing happens to it for a while."""
+    for name in ("QUIET_WHOLE_S", "QUIET_BROKEN_S", "QUIET_UNCONFIRMED_S"):
+        monkeypatch.setattr(f"ppdaemon.node.arrivals.pending.{name}", 3.0 * DEADLINE_S)
+
+
+@pytest.mark.usefixtures("no_quiet")
+def test_a_raw_renamed_into_place_is_delivered_with_all_that_is_known(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.folder.mkdir(parents=True)
+            await catcher.watching()
+            began = Clock().tai()
+            path = exposure.put(94)
+            raw = await catcher.one()
+            assert raw == Raw(
+                path=str(path),
+                sidecar=str(path.with_suffix(".json")),
+                instrument="LSSTCam",
+                group=GROUP,
+                detector=94,
+                exposure=exposure.id,
+                snap=1,
+                snaps=1,
+                seen_tai=raw.seen_tai,
+            )
+            assert began <= raw.seen_tai <= Clock().tai()
+
+    run(body)
+
+
+@pytest.mark.usefixtures("no_quiet")
+def test_a_file_is_looked_at_while_it_is_written_and_not_delivered_before_it_is_closed(tmp_path, monkeypatch):
+    content, looks = fits_file(), count_calls(monkeypatch, files, "read_state")
+
+    async def body() -> None:
+        async with arriving(tmp_path, scan_s=0.1) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar()
+            await catcher.watching()
+            with exposure.image().open("wb") as file:
+                for start in range(0, len(content) - 2880, 2880):
+                    file.write(content[start : start + 2880])
+                    file.flush()
+                    before = len(looks)
+                    await catcher.until(lambda: len(looks) > before + 1)  # noqa: B023
+                    assert catcher.raws == []
+                file.write(content[-2880:])
+            await catcher.one()
+
+    run(body)
+
+
+@pytest.mark.usefixtures("no_quiet")
+def test_a_file_opened_twice_is_not_delivered_with_its_header_alone(tmp_path, monkeypatch):
+    content, looks = fits_file(), count_calls(monkeypatch, files, "read_state")
+
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar()
+            await catcher.watching()
+            exposure.image().write_bytes(content[:2880])
+            await catcher.until(lambda: len(looks) > 3)
+            assert catcher.raws == []
+            with exposure.image().open("ab") as file:
+                file.write(content[2880:])
+            await catcher.one()
+
+    run(body)
+
+
+def test_a_hard_linked_raw_is_delivered(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar()
+            (tmp_path / "staged").write_bytes(fits_file())
+            await catcher.watching()
+            exposure.image().hardlink_to(tmp_path / "staged")
+            await catcher.one()
+
+    run(body)
+
+
+def test_a_truncated_raw_is_delivered_after_its_quiet_time(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.folder.mkdir(parents=True)
+            await catcher.watching()
+            began = time.monotonic()
+            exposure.put(94, fits_file()[:-4000])
+            raw = await catcher.one()
+            assert time.monotonic() - began >= 2.0
+            assert raw.group == GROUP
+            assert catcher.count("delivered_broken") == 1
+
+    run(body)
+
+
+def test_a_raw_that_comes_back_while_it_is_given_up_is_delivered(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.pending.MISSING_S", 0.0)
+    read_state, exposure = files.read_state, Exposure(tmp_path)
+    looked: list[FileState] = []
+
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure.put_sidecar()
+            await catcher.watching()
+
+            def look(paths: Sequence[RawPath], *, structure: bool) -> FileState:
+                """Find it gone; at once it is here again, and reported."""
+                if looked:
+                    return read_state(paths, structure=structure)
+                exposure.image().unlink()
+                looked.append(read_state(paths, structure=structure))
+                (pending,) = catcher.arrivals._completion._pending.values()
+                pending._reported = False
+                exposure.put(94, sidecar=False)
+                wait_until(lambda: pending._reported)
+                return looked[0]
+
+            monkeypatch.setattr(files, "read_state", look)
+            exposure.put(94, sidecar=False)
+            await catcher.one()
+            assert [found.file for found in looked] == [None]
+
+    run(body)
+
+
+def test_when_news_were_lost_nobody_waits_for_a_file_to_be_closed(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar()
+            await catcher.watching()
+            with exposure.image().open("wb") as file:
+                file.write(fits_file())
+                file.flush()
+                await catcher.until(lambda: source(catcher, "inotify").files)
+                catcher.arrivals._sources[str(tmp_path)].events_lost("overflow")
+                lost = time.monotonic()
+                await catcher.one()
+                assert time.monotonic() - lost < 2.0 * BUSY_MACHINE  # 10 s without
+
+    run(body)
+
+
+def test_incomplete_files_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.completion.MOST_PENDING", 3)
+
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            exposure = Exposure(tmp_path)
+            exposure.folder.mkdir(parents=True)
+            for detector in range(6):
+                exposure.image(detector).write_bytes(b"SIMPLE  =")
+            await catcher.until(lambda: catcher.count("dropped") >= 3)
+            assert sum(source.files for source in catcher.arrivals.report()) == 3
+
+    run(body)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Raws that notices over ZeroMQ report."""
+
+import os
+
+import pytest
+from arrivalkit import (
+    Exposure,
+    Publisher,
+    arriving,
+    created,
+    fits_file,
+    run,
+)
+
+from ppdaemon.errors import ConfigError
+
+
+@pytest.fixture
+def publisher():
+    publisher = Publisher()
+    yield publisher
+    publisher.close()
+
+
+def test_watch_and_notice_of_one_file_make_one_delivery(tmp_path, publisher):
+    async def body() -> None:
+        async with arriving(tmp_path, subscribe=[publisher.address], scan_s=0.1) as catcher:
+            await publisher.subscribed()
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            path = exposure.put(94)
+            for _ in range(3):
+                publisher.say(created(str(path.relative_to(tmp_path)), str(path)[1:]))
+                publisher.say({"path": str(path)})
+            publisher.say({"path": str(exposure.put(95))})
+            await catcher.until(lambda: len(catcher.raws) >= 2)
+            assert catcher.detectors == [94, 95]
+
+    run(body)
+
+
+def test_a_notice_finds_a_file_that_no_watch_can_see(tmp_path, publisher):
+    old = Exposure(tmp_path, day=20200101)
+    old.put(94)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    async def body() -> None:
+        async with arriving([empty, tmp_path], subscribe=[publisher.address], watch="poll") as catcher:
+            await publisher.subscribed()
+            os.utime(old.folder.parent, (0, 0))
+            publisher.say(created(str(old.image(94).relative_to(tmp_path))))
+            raw = await catcher.one()
+            assert raw.path == str(old.image(94))
+
+    run(body)
+
+
+def test_junk_notices_are_counted_and_the_good_ones_used(tmp_path, publisher):
+    outside = tmp_path / "outside.fits"
+    outside.write_bytes(fits_file())
+    root = tmp_path / "raw"
+    exposure = Exposure(root)
+    inside = str(exposure.image(94).relative_to(root))
+    junk = [
+        b"\xff\xfe",
+        b"{",
+        b"[" * 100_000,
+        b'{"path": NaN}',
+        {"Records": [{"eventName": "ObjectRemoved:Delete", "s3": {"object": {"key": inside}}}, 5]},
+        {"path": f"../{outside.name}"},
+        {"path": str(outside)},
+        {"path": inside + "\n"},
+        {"path": f"{exposure.folder}/../../../../{outside.name}"},
+        {"uri": "http://example.org/a.fits"},
+        created("/etc/passwd", "other/bucket/key"),
+        {},
+    ]
+
+    async def body() -> None:
+        async with arriving(root, subscribe=[publisher.address], watch="poll", scan_s=60.0) as catcher:
+            await publisher.subscribed()
+            for item in junk:
+                publisher.say(item)
+            exposure.put(94)
+            publisher.say(created(inside))
+            raw = await catcher.one()
+            assert raw.path == str(exposure.image(94))
+            counted = dict(catcher.arrivals.counters)
+            assert counted == {
+                "notice.encoding": 1,
+                "notice.json": 2,
+                "notice.depth": 1,
+                "notice.record": 1,
+                "notice.field": 1,
+                "refused.escape": 2,
+                "refused.outside": 3,
+                "refused.control": 1,
+                "delivered": 1,
+            }
+
+    run(body)
+
+
+def test_a_notice_before_its_file_is_remembered(tmp_path, publisher):
+    async def body() -> None:
+        async with arriving(tmp_path, subscribe=[publisher.address], watch="poll") as catcher:
+            await publisher.subscribed()
+            exposure = Exposure(tmp_path)
+            publisher.say({"path": str(exposure.image(94))})
+            await catcher.until(lambda: any(source.files for source in catcher.arrivals.report()))
+            exposure.put(94)
+            await catcher.one()
+
+    run(body)
+
+
+def test_an_address_nobody_can_publish_at_is_a_configuration_error(tmp_path):
+    async def body() -> None:
+        with pytest.raises(ConfigError, match=r"arrivals\.subscribe"):
+            async with arriving(tmp_path, subscribe=["tcp://127.0.0.1:*"]):
+                pass
+
+    run(body)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How pending raws are looked at, grouped and delivered, with played files and headers."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from ppdaemon.clock import Clock
+from ppdaemon.errors import BadMessage
+from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals.completion import RawCompletion
+from ppdaemon.node.arrivals.counts import ErrorCounts
+from ppdaemon.node.arrivals.files import ExposureFacts, are_regular
+from ppdaemon.node.arrivals.pending import FileState
+from ppdaemon.node.arrivals.roots import RawPath, Sighting
+from ppdaemon.raws.path import Kind, RawName
+
+ROOT = "/raw"
+
+
+def sighting(detector: int, *, confirmed: bool = True) -> Sighting:
+    name = RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, detector)
+    return Sighting("scan /raw", name, RawPath(ROOT, f"{ROOT}/{detector}.fits"), confirmed)
+
+
+class PlayedThreads:
+    """Files that are all complete, unless something else is said of them."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, FileState | BadMessage] = {}
+        self.orders: list[tuple[str, bool]] = []
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        await asyncio.sleep(0)
+        if function is are_regular:
+            return [False for _ in args[0]]
+        return [self._state(*order) for order in args[0]]
+
+    def _state(self, files: Sequence[RawPath], structure: bool) -> FileState | BadMessage:
+        self.orders.append((files[0].path, structure))
+        whole = FileState(files[0], 1, 5760, 1000, 1001, read=structure, whole=structure)
+        return self.states.get(files[0].path, whole)
+
+
+class PlayedExposures:
+    """One exposure, whose group the raws of some detectors tell."""
+
+    def __init__(self, *telling: int):
+        self.telling = telling
+        self.broken: set[int] = set()
+        self.asked: list[int | None] = []
+        self.found: ExposureFacts | None = None
+
+    def known(self, name: RawName) -> ExposureFacts | None:
+        return self.found
+
+    async def facts(self, name: RawName, image: RawPath, since_mono: float) -> ExposureFacts | None:
+        self.asked.append(name.detector)
+        await asyncio.sleep(0.01)
+        if name.detector in self.broken:
+            raise RuntimeError("broken")
+        if name.detector in self.telling:
+            self.found = ExposureFacts("g")
+        return self.found
+
+
+class Played:
+    """A completion, and what becomes of its raws."""
+
+    def __init__(self, exposures: PlayedExposures):
+        self.threads, self.exposures = PlayedThreads(), exposures
+        self.raws: list[Raw] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        clock = Clock()
+        self.counts = ErrorCounts(clock.mono)
+        self.completion = RawCompletion(
+            {ROOT: self.threads},  # type: ignore[dict-item]
+            exposures,  # type: ignore[arg-type]
+            clock,
+            self.counts,
+            900.0,
+            self.raws.append,
+            self._spawn,
+            lambda: None,
+            lambda root: False,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.create_task(work))
+
+    @property
+    def detectors(self) -> list[int]:
+        return sorted(raw.detector for raw in self.raws)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20.0
+        while not condition():
+            assert time.monotonic() < deadline, (self.detectors, self.counts.by_kind, self.exposures.asked)
+            await asyncio.sleep(0.002)
+
+
+def play(exposures: PlayedExposures, body: Callable[[Played], Awaitable[None]]) -> None:
+    async def played() -> None:
+        play = Played(exposures)
+        play.completion.start()
+        try:
+            await body(play)
+        finally:
+            play.completion.stop()
+            for task in play.tasks:
+                task.cancel()
+            await asyncio.gather(*play.tasks, return_exceptions=True)
+
+    asyncio.run(played())
+
+
+def test_of_many_raws_of_an_exposure_one_is_asked():
+    async def body(play: Played) -> None:
+        for detector in range(205):
+            play.completion.take(sighting(detector))
+        await play.until(lambda: len(play.raws) >= 205)
+        assert play.detectors == [*range(205)]
+        assert len(play.exposures.asked) == 1
+
+    play(PlayedExposures(*range(205)), body)
+
+
+def test_raws_that_tell_nothing_are_refused_and_the_next_one_is_asked():
+    async def body(play: Played) -> None:
+        for detector in range(5):
+            play.completion.take(sighting(detector))
+        await play.until(lambda: len(play.raws) + len(play.completion.refused) >= 5)
+        assert play.detectors == [2, 3, 4]
+        assert [refused.path for refused in play.completion.refused] == ["/raw/0.fits", "/raw/1.fits"]
+        assert play.exposures.asked == [0, 1, 2]
+
+    play(PlayedExposures(2), body)
+
+
+def test_an_error_with_one_raw_is_not_in_the_way_of_the_others():
+    async def body(play: Played) -> None:
+        play.exposures.broken = {0}
+        for detector in range(5):
+            play.completion.take(sighting(detector))
+        await play.until(lambda: len(play.raws) >= 4)
+        assert play.detectors == [1, 2, 3, 4]
+
+    play(PlayedExposures(*range(5)), body)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_the_structure_is_ordered_at_once_only_of_what_was_reported_as_finished(confirmed):
+    async def body(play: Played) -> None:
+        play.completion.take(sighting(1, confirmed=confirmed))
+        await play.until(lambda: play.raws)
+        orders = [("/raw/1.fits", True)]
+        assert play.threads.orders == (orders if confirmed else [("/raw/1.fits", False), *orders])
+
+    play(PlayedExposures(1), body)
+
+
+def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
+    async def body(play: Played) -> None:
+        play.threads.states["/raw/1.fits"] = BadMessage("a link", "symlink")
+        play.completion.take(sighting(1))
+        await play.until(lambda: play.completion.refused)
+        assert play.counts.by_kind == {"refused.symlink": 1}
+        del play.threads.states["/raw/1.fits"]
+        play.completion.take(sighting(1))
+        await play.until(lambda: play.raws)
+        assert play.completion.delivered(sighting(1).name)
+        assert play.counts.by_kind == {"refused.symlink": 1, "delivered": 1}
+
+    play(PlayedExposures(1), body)
+
+
+def test_whoever_waits_for_a_raw_goes_on_when_it_is_delivered_or_abandoned():
+    async def body(play: Played) -> None:
+        play.threads.states["/raw/2.fits"] = BadMessage("a link", "symlink")
+        taken = [play.completion.take(sighting(detector)) for detector in (1, 2)]
+        for pending in taken:
+            assert pending is not None
+            async with asyncio.timeout(20.0):
+                await pending.until_concluded()
+        assert (play.detectors, len(play.completion.refused)) == ([1], 1)
+
+    play(PlayedExposures(1), body)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where a final rescan finds raws, and what it passes over."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ppdaemon.config import ArrivalsConfig
+from ppdaemon.node.arrivals.roots import RawRoots
+from ppdaemon.node.arrivals.walk import Moment, Search
+from ppdaemon.raws.path import Expected
+
+ANNOUNCED = 1_763_781_879.0
+GROUP = "2025-11-22T03:25:16.951"
+NAMES = {94: "R22_S11", 95: "R22_S12"}
+BOTH = Expected("LSSTCam", frozenset(NAMES), GROUP)
+
+
+def raw(sequence: int = 156, detector: int = 94, day: int = 20251121) -> str:
+    obsid = f"MC_O_{day}_{sequence:06d}"
+    return f"LSSTCam/{day}/{obsid}/{obsid}_{NAMES[detector]}.fits"
+
+
+def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
+    """Write a file; its folder and the one above changed then."""
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"")
+    for folder in (file.parent, file.parent.parent):
+        os.utime(folder, (at, at))
+
+
+def found(root: Path, expected: Expected = BOTH, layout: str | dict[str, str] = "lsst") -> list[str]:
+    config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
+    tree = RawRoots(config, {"LSSTCam": [94, 95]})
+    search = Search(tree, tree.roots[0], "last look", 900.0)
+    sightings = search.rescan(expected, ANNOUNCED - 900.0, Moment(0.0, ANNOUNCED + 60.0, frozenset()))
+    return sorted(sighting.file.path.removeprefix(f"{root}/") for sighting in sightings)
+
+
+def test_images_of_the_detectors_are_found_whatever_their_age(tmp_path):
+    for path in (raw(detector=94), raw(detector=95), raw(157), raw().replace(".fits", ".json")):
+        put(tmp_path, path)
+    assert found(tmp_path) == [raw(detector=94), raw(detector=95), raw(157)]
+    assert found(tmp_path, Expected("LSSTCam", frozenset({95}), GROUP)) == [raw(detector=95)]
+
+
+def test_exposures_and_days_from_before_the_announcement_are_not_opened(tmp_path, monkeypatch):
+    put(tmp_path, raw(1, day=20251120), ANNOUNCED - 80_000)
+    put(tmp_path, raw(1), ANNOUNCED - 5_000)
+    put(tmp_path, raw(2))
+    opened, opening = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *args: opened.append(path) or opening(path, *args))
+    assert found(tmp_path) == [raw(2)]
+    names = [Path(folder).name for folder in opened if str(folder).startswith(str(tmp_path))]
+    assert names == ["LSSTCam", "20251121", "MC_O_20251121_000002"]
+
+
+def test_a_day_of_the_past_into_which_exposures_come_is_looked_at(tmp_path):
+    put(tmp_path, raw(7, day=20240101))
+    assert found(tmp_path) == [raw(7, day=20240101)]
+
+
+def test_above_the_folders_of_exposures_none_is_too_old(tmp_path):
+    """What comes into a detector's folder changes the time of no day's folder."""
+    path = "LSSTCam/20251121/94/2025112100156/x.fits"
+    put(tmp_path, path)
+    os.utime(tmp_path / "LSSTCam/20251121", (ANNOUNCED - 50_000, ANNOUNCED - 50_000))
+    layout = {"path": "{instrument}/{day_obs}/{detector}/{exposure}/{label}"}
+    assert found(tmp_path, layout=layout) == [path]
+
+
+def test_where_the_path_has_the_group_the_age_of_the_folder_does_not_matter(tmp_path):
+    path = f"LSSTCam/94/{GROUP}/0/2025112100156/r/x.fits"
+    put(tmp_path, path, ANNOUNCED - 50_000)
+    put(tmp_path, path.replace(GROUP, "other"))
+    assert found(tmp_path, layout="generic") == [path]
+
+
+@pytest.mark.parametrize("hazard", ["link", "control"])
+def test_what_is_not_to_be_opened_is_passed_over(tmp_path, hazard):
+    put(tmp_path, raw())
+    folder = (tmp_path / raw()).parent
+    if hazard == "link":
+        (folder.parent / "MC_O_20251121_000157").symlink_to("/etc")
+    else:
+        (folder / "MC_O_20251121_000156_R22\n_S12.fits").touch()
+    assert found(tmp_path) == [raw()]
+
+
+def test_a_root_that_is_not_there_has_nothing(tmp_path):
+    assert found(tmp_path / "nowhere") == []

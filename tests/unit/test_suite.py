@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the suite promises of itself: no long waits, things made once, no LSST code where none is needed."""
+
+import asyncio
+import select
+import time
+
+import pytest
+from longwaits import refuse_long_waits
+from nolsst import NoLsst
+from once import made_once
+
+
+@pytest.mark.parametrize("wait", [lambda: time.sleep(0.6), lambda: select.select([], [], [], 0.6)])
+def test_a_long_wait_fails_its_test(wait, monkeypatch):
+    refuse_long_waits(monkeypatch)
+    begin = time.monotonic()
+    with pytest.raises(pytest.fail.Exception, match=r"waits for 0\.6 s"):
+        wait()
+    assert time.monotonic() - begin < 0.5
+
+
+def test_a_long_wait_of_a_coroutine_fails_its_test(monkeypatch):
+    refuse_long_waits(monkeypatch)
+
+    async def body():
+        await asyncio.sleep(0.6)
+
+    with pytest.raises(pytest.fail.Exception, match=r"waits for 0\.6 s"):
+        asyncio.run(body())
+
+
+def test_what_is_made_once_is_made_by_the_first_and_again_after_a_failure(tmp_path_factory):
+    made = []
+
+    def make(path):
+        path.mkdir()
+        made.append(path)
+        if len(made) == 1:
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        made_once(tmp_path_factory, "thing", make)
+    first = made_once(tmp_path_factory, "thing", make)
+    assert made_once(tmp_path_factory, "thing", make) == first
+    assert made == [first, first]
+
+
+@pytest.mark.parametrize("name", ["lsst", "lsst.utils"])
+def test_without_lsst_an_import_of_it_fails(name):
+    assert NoLsst().find_spec("lsst_distrib") is None
+    with pytest.raises(AssertionError, match=f"{name} is imported in a run --without-lsst"):
+        NoLsst().find_spec(name)
