@@ -293,9 +293,6 @@ class BatchWriter[F: SqliteFile]:
             self._filled.clear()
             await self._filled.wait()
         batch: list[Commit[F]] = []
-        if self.problem and (call := next((commit for commit in self._waiting if commit.alone), None)):
-            self._waiting.remove(call)
-            batch.append(call)
         while self._waiting and len(batch) < BATCH:
             if batch and (batch[0].alone or self._waiting[0].alone):
                 break
@@ -339,7 +336,7 @@ class BatchWriter[F: SqliteFile]:
 
         kept = [commit for commit in batch if not may_fail(commit)]
         if not self._finishing:
-            self._waiting.extend(kept)
+            self._waiting.extend(sorted(kept, key=lambda commit: not commit.alone))  # it may be read
         elif kept:
             _LOG.error("%d changes were not written before the end: %s", len(kept), error)
         reason = Refused(self.problem)
