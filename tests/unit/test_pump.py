@@ -15,6 +15,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Raw, Welcome
+from ppdaemon.node.answers import Answers
 from ppdaemon.node.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
@@ -23,6 +24,7 @@ from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.reports import AskLate
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
 
@@ -59,6 +61,20 @@ def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_p
                     await asyncio.wait_for(node.pump.flush(), 20.0)
             await asyncio.wait_for(node.pump.settle(), 20.0)
             assert node.count["raw_without_visit"] == 1
+
+    asyncio.run(run())
+
+
+def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_path, monkeypatch):
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            nothing, facts = SimpleNamespace(), SimpleNamespace(pump=node.pump)
+            answers = Answers(nothing, nothing, node.writer, facts, nothing, nothing)
+            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                node.inbox.post(RawArrived(a_raw()))
+                answer = await asyncio.wait_for(answers.answer(AskLate()), 20.0)
+                assert answer.data == []
 
     asyncio.run(run())
 
