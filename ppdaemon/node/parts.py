@@ -15,28 +15,28 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFailed, Reaped
-from ppdaemon.node.answers import Answers
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.node.control import ControlServer
-from ppdaemon.node.events import RawArrived
-from ppdaemon.node.intake import Intake
+from ppdaemon.node.control.answers import Answers
+from ppdaemon.node.control.reloader import Reloader
+from ppdaemon.node.control.server import ControlServer
+from ppdaemon.node.control.status import Status
+from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER, NodeLock
-from ppdaemon.node.meters import Meters
-from ppdaemon.node.pool import Pool
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.orphans import end_children
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
-from ppdaemon.node.reloading import Reloader
-from ppdaemon.node.schedulerloop import SchedulerLoop
-from ppdaemon.node.status import Status
-from ppdaemon.node.ticker import Ticker
+from ppdaemon.node.slots.events import RawArrived
+from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.facts import VisitFacts
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.notify import Notifier
 from ppdaemon.sqlitefile import BatchWriter
 
@@ -87,7 +87,7 @@ class Node:
             config.export, folders.slots / "exporter", folders.logs / "exporter.log", ask_fork, inbox.post
         )
         self.chooser = PipelineChooser(config, inbox.post, count)
-        self.relay = Intake(
+        self.relay = RelayClient(
             config.relay,
             config.node.name,
             incarnation,

@@ -12,9 +12,9 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.events import KillAsked, RetireAsked
 from ppdaemon.node.lock import lock_node
 from ppdaemon.node.parts import Node, Service
+from ppdaemon.node.slots.events import KillAsked, RetireAsked
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.turn import AcceptanceChanged, StopBegun
 from ppdaemon.notify import Notifier

@@ -4,7 +4,7 @@
 import subprocess
 import sys
 
-from ppdaemon.node.meters import anonymous_bytes, private_bytes, proportional_bytes
+from ppdaemon.node.slots.meters import anonymous_bytes, private_bytes, proportional_bytes
 from ppdaemon.processes import family
 
 SIZE_BYTES = 100_000_000

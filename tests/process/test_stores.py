@@ -19,7 +19,7 @@ from storeserver import Store, serving
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.node.arrivals.exposures import ExpectedSensors
+from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.states import Outcome

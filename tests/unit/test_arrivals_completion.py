@@ -11,7 +11,7 @@ import pytest
 from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.completion import RawCompletion
+from ppdaemon.node.arrivals.completion import RawCompletion, until_concluded
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular
 from ppdaemon.node.arrivals.pending import FileState
@@ -184,7 +184,7 @@ def test_whoever_waits_for_a_raw_goes_on_when_it_is_delivered_or_abandoned():
         for pending in taken:
             assert pending is not None
             async with asyncio.timeout(20.0):
-                await pending.until_concluded()
+                await until_concluded(pending)
         assert (play.detectors, len(play.completion.refused)) == ([1], 1)
 
     play(PlayedExposures(1), body)

@@ -16,8 +16,9 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import exposures as module
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading
+from ppdaemon.node.arrivals.exposures import Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName, sidecar_path

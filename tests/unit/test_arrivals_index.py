@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.exposures import ExpectedSensors
-from ppdaemon.node.arrivals.index import ArrivalIndex, Recent
+from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
 
 
 def raw(exposure: int = 1, detector: int = 4, group: str = "g", instrument: str = "LSSTCam") -> Raw:

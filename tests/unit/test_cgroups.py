@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppdaemon.config import MemoryConfig, WorkersConfig
-from ppdaemon.node.cgroups import Cgroups, NotDelegated, delegated_group
+from ppdaemon.node.slots.cgroups import Cgroups, NotDelegated, delegated_group
 
 CONFIG = WorkersConfig(tasks_max=99, memory=MemoryConfig(soft=100, hard=1000, ramdisk=500))
 SLOT = 3

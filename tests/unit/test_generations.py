@@ -7,9 +7,9 @@ from test_slot import CONFIG, Driver, finished, orders
 
 from ppdaemon.config import NodeConfig, WorkersConfig
 from ppdaemon.messages import Done, Quit, Ready
-from ppdaemon.node.events import RecycleAsked, RetireAsked, WorkerDied, WorkerForked, WorkerNotForked
 from ppdaemon.node.processes.reload import needs_restart
-from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slots.events import RecycleAsked, RetireAsked, WorkerDied, WorkerForked, WorkerNotForked
+from ppdaemon.node.slots.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState
 
 S = SlotState

@@ -14,7 +14,7 @@ import pytest
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
-from ppdaemon.node.assignment import Key
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import latetable
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal, RowMissing

@@ -8,7 +8,7 @@ import pytest
 
 from ppdaemon.config import MemoryConfig, WorkersConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.meters import REPO_EVERY, Meters, cpu_seconds, cut_log, folder_bytes, shortage
+from ppdaemon.node.slots.meters import REPO_EVERY, Meters, cpu_seconds, cut_log, folder_bytes, shortage
 
 GONE = 2**22 + 1
 """No process has this id: it is above the largest ``pid_max``."""

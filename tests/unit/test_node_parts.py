@@ -6,9 +6,9 @@ from test_scheduler import an_assignment
 
 from ppdaemon.clock import Clock, day_obs, tai_iso
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.assignment import Key
-from ppdaemon.node.budget import RestartBudget
-from ppdaemon.node.deadlines import Deadlines
+from ppdaemon.node.slots.assignment import Key
+from ppdaemon.node.slots.budget import RestartBudget
+from ppdaemon.node.slots.deadlines import Deadlines
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
 from ppdaemon.raws.path import Expected

@@ -15,8 +15,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Raw, Welcome
-from ppdaemon.node.answers import Answers
-from ppdaemon.node.events import Finish, RawArrived
+from ppdaemon.node.control.answers import Answers
+from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.messages import Pipelines
-from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.scheduler import Assign, Drop, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.scheduler import Assign, Drop, OpenSeat, RetireSeat, Scheduler
 from ppdaemon.visit import read_next_visit
 
 

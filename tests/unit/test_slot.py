@@ -22,8 +22,8 @@ from ppdaemon.messages import (
     Ready,
     StageReached,
 )
-from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.events import (
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.events import (
     CancelReceived,
     ClearDeadline,
     DeadlinePassed,
@@ -49,7 +49,7 @@ from ppdaemon.node.events import (
     WorkerForked,
     WorkerNotForked,
 )
-from ppdaemon.node.slot import InvalidTransition, Slot
+from ppdaemon.node.slots.slot import InvalidTransition, Slot
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
 

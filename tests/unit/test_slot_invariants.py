@@ -16,7 +16,7 @@ from ppdaemon.messages import (
     Ready,
     StageReached,
 )
-from ppdaemon.node.events import (
+from ppdaemon.node.slots.events import (
     CancelReceived,
     DeadlinePassed,
     ExposureListed,
@@ -38,7 +38,7 @@ from ppdaemon.node.events import (
     WorkerForked,
     WorkerNotForked,
 )
-from ppdaemon.node.slot import InvalidTransition, Slot
+from ppdaemon.node.slots.slot import InvalidTransition, Slot
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState, Stage
 
 S = SlotState

@@ -8,7 +8,14 @@ from test_slot import HARD, Driver, an_assignment, finished, without_notes
 
 from ppdaemon.config import MemoryConfig, TimesConfig, WorkersConfig
 from ppdaemon.messages import Done, PointOfNoReturn
-from ppdaemon.node.events import DeadlinePassed, MemorySampled, SetDeadline, Signal, VisitAssigned, WorkerDied
+from ppdaemon.node.slots.events import (
+    DeadlinePassed,
+    MemorySampled,
+    SetDeadline,
+    Signal,
+    VisitAssigned,
+    WorkerDied,
+)
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState
 
 S = SlotState

@@ -10,9 +10,9 @@ from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Exported, Pipelines, ResultsSeen, Welcome
-from ppdaemon.node.arrivals.exposures import ExpectedSensors
-from ppdaemon.node.assignment import Key
-from ppdaemon.node.events import (
+from ppdaemon.node.arrivals.index import ExpectedSensors
+from ppdaemon.node.slots.assignment import Key
+from ppdaemon.node.slots.events import (
     CancelReceived,
     ExposureListed,
     LookEnded,
@@ -21,7 +21,7 @@ from ppdaemon.node.events import (
     NoteStage,
     RawArrived,
 )
-from ppdaemon.node.scheduler import Drop
+from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import core
 from ppdaemon.node.visits.remains import discard, read_remains, spools_left
 from ppdaemon.node.visits.requeue import WITHDRAWN

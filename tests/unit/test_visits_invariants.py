@@ -19,9 +19,9 @@ from visitworld import CAMERA, CHOSEN, World, a_raw
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Pipelines
-from ppdaemon.node.assignment import Key
-from ppdaemon.node.events import LookForRaws, NoteRaw, NoteStage, RawArrived
-from ppdaemon.node.scheduler import Drop
+from ppdaemon.node.slots.assignment import Key
+from ppdaemon.node.slots.events import LookForRaws, NoteRaw, NoteStage, RawArrived
+from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits.turn import (
     Acknowledge,
     Answer,

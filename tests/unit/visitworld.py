@@ -8,7 +8,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 from ppdaemon.messages import CancelVisit, Pipelines, Raw, ReserveVisit
-from ppdaemon.node.events import Finish, SlotAssigned
+from ppdaemon.node.slots.events import Finish, SlotAssigned
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.turn import (

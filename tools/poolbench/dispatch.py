@@ -29,9 +29,9 @@ from ppdaemon.messages import (
     Ready,
     StageReached,
 )
-from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.events import RawArrived, VisitAssigned
-from ppdaemon.node.pool import Pool
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.events import RawArrived, VisitAssigned
+from ppdaemon.node.slots.pool import Pool
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 

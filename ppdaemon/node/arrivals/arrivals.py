@@ -21,10 +21,11 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.completion import READERS, RawCompletion
+from ppdaemon.node.arrivals.completion import READERS, RawCompletion, until_concluded
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, FileReading, Reading
+from ppdaemon.node.arrivals.exposures import Exposures, FileReading, Reading
 from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
@@ -302,7 +303,7 @@ class Arrivals:
         if facts is None or parent_group(facts.group) != expected.group:
             return
         taken = [self._completion.take(sighting) for sighting in sightings]
-        await asyncio.gather(*(pending.until_concluded() for pending in taken if pending is not None))
+        await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
 
     async def _group_named_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
         """Ask one raw of an exposure after the other, and wait for no sidecar."""

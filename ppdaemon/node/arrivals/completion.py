@@ -30,7 +30,7 @@ from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName, sidecar_path
 from ppdaemon.reports import RefusedRaw
 
-__all__ = ("READERS", "RawCompletion")
+__all__ = ("READERS", "RawCompletion", "until_concluded")
 
 READERS = 4
 """Files of one root that are looked at at once."""
@@ -370,3 +370,10 @@ def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen
 def _key(name: RawName) -> _Key:
     assert name.detector is not None
     return name.instrument, name.exposure, name.detector
+
+
+async def until_concluded(pending: PendingRaw) -> None:
+    """Wait until a raw was delivered, or abandoned."""
+    concluded = asyncio.Event()
+    pending.when_concluded(concluded.set)
+    await concluded.wait()

@@ -25,11 +25,12 @@ from ppdaemon.node.arrivals.files import (
     sidecar_of,
     sidecars_beside,
 )
+from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName
 
-__all__ = ("ExpectedSensors", "Exposures", "FileReading", "Reading")
+__all__ = ("Exposures", "FileReading", "Reading")
 
 type _Key = tuple[str, int]
 type _Read = Callable[[RawPath], Awaitable[ExposureFacts]]
@@ -39,18 +40,6 @@ MOST = 5000
 LIST_WAIT_S = 120.0
 """The list of an exposure's detectors comes before its images, which name the
 group that it is for."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedSensors:
-    """An exposure has been taken, and these of its detectors will come."""
-
-    instrument: str
-    group: str
-    """As in the header: a supplement has its own."""
-    exposure: int
-    detectors: frozenset[int]
-    """Those that this node serves."""
 
 
 class Reading(Protocol):

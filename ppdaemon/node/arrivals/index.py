@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.exposures import ExpectedSensors
 from ppdaemon.visit import parent_group
 
-__all__ = ("ArrivalIndex", "Recent")
+__all__ = ("ArrivalIndex", "ExpectedSensors", "Recent")
 
 MOST_LISTED = 1000
 """Visits whose lists of detectors are kept, a night's; some 10 MB."""
@@ -18,6 +17,18 @@ MOST_LISTS = 32
 """Lists of one visit."""
 
 type _VisitKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedSensors:
+    """An exposure has been taken, and these of its detectors will come."""
+
+    instrument: str
+    group: str
+    """As in the header: a supplement has its own."""
+    exposure: int
+    detectors: frozenset[int]
+    """Those that this node serves."""
 
 
 class Recent[K: Hashable]:

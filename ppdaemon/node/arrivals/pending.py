@@ -11,9 +11,9 @@ Time stamps cost 0.05 ms, the structure of a gzipped raw of 20 MB 0.2 s: while
 stamps change, the structure is not read.
 """
 
-import asyncio
 import enum
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
 from ppdaemon.raws.path import RawName
@@ -242,7 +242,7 @@ class PendingRaw:
     _reported_before_look: bool = False
     _structure: bool = False
     # Few are waited for, and an event takes more than all the rest.
-    _awaited: asyncio.Event | None = None
+    _when_concluded: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
     def of(cls, sighting: Sighting, mono: float, unix: float) -> "PendingRaw":
@@ -316,15 +316,16 @@ class PendingRaw:
             self.state = PendingState.QUEUED
             return False
         self.state = PendingState.CONCLUDED
-        if self._awaited is not None:
-            self._awaited.set()
+        for call in self._when_concluded:
+            call()
         return True
 
-    async def until_concluded(self) -> None:
-        """Wait until it was delivered, or abandoned."""
-        if self.state is not PendingState.CONCLUDED:
-            self._awaited = self._awaited or asyncio.Event()
-            await self._awaited.wait()
+    def when_concluded(self, call: Callable[[], None]) -> None:
+        """Call a function when it is delivered or abandoned, at once if it is."""
+        if self.state is PendingState.CONCLUDED:
+            call()
+        else:
+            self._when_concluded.append(call)
 
     @property
     def lag_s(self) -> float:

@@ -16,8 +16,9 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.completion import RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import ExpectedSensors, Exposures, Reading
+from ppdaemon.node.arrivals.exposures import Exposures, Reading
 from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
+from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess

@@ -5,8 +5,8 @@
 commit to the journal, and what to do once that is committed. Covers
 acceptance, cancellation, raws and lists of sensors on their way to a slot,
 outcomes, retries, requeues, late raws, rescans, and what a previous run left.
-Does not cover slots (`ppdaemon.node.slot`), who gets which slot
-(`ppdaemon.node.scheduler`), the order of commits
+Does not cover slots (`ppdaemon.node.slots.slot`), who gets which slot
+(`ppdaemon.node.slots.scheduler`), the order of commits
 (`ppdaemon.node.visits.recorder`), or any I/O.
 
 The state here runs ahead of the disk: it is as if all turns so far had been
@@ -25,10 +25,9 @@ from typing import Any
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import CancelVisit, Exported, Raw, ReserveVisit, ResultEntry, ResultsSeen, Welcome
-from ppdaemon.node.arrivals.exposures import ExpectedSensors
-from ppdaemon.node.arrivals.index import ArrivalIndex
-from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.events import (
+from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.events import (
     CancelReceived,
     ExposureListed,
     Finish,
@@ -41,7 +40,7 @@ from ppdaemon.node.events import (
     SlotAssigned,
     VisitAssigned,
 )
-from ppdaemon.node.scheduler import Drop
+from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import WITHDRAWN, objection, requeue_row, risk

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppdaemon.node.assignment import Key
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit

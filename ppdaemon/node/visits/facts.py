@@ -15,8 +15,8 @@ from ppdaemon.errors import ConfigError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Pipelines
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.node.assignment import Key
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import assert_never
 
 from ppdaemon.messages import ResultEntry
-from ppdaemon.node.assignment import Key
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import latetable
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.latetable import LateTable
@@ -317,7 +317,7 @@ class Journal(SqliteFile):
 
         Parameters
         ----------
-        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.slots.assignment.Key`]
             Which rows.
         tai : `float`
             When, TAI seconds since 1970.
@@ -334,12 +334,12 @@ class Journal(SqliteFile):
 
         Parameters
         ----------
-        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.slots.assignment.Key`]
             Attempts, in the journal or not.
 
         Returns
         -------
-        followed : `set` [`~ppdaemon.node.assignment.Key`]
+        followed : `set` [`~ppdaemon.node.slots.assignment.Key`]
             Some of them.
         """
         query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_PLACE} AND attempt > ?)"
@@ -426,7 +426,7 @@ class Journal(SqliteFile):
 
         Parameters
         ----------
-        keys : `~collections.abc.Sequence` [`~ppdaemon.node.assignment.Key`]
+        keys : `~collections.abc.Sequence` [`~ppdaemon.node.slots.assignment.Key`]
             Which, and the attempt that the relay asked for: it may count
             other attempts than the node does.
         """

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ppdaemon.messages import Raw
-from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.events import Finish
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.events import Finish
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.turn import VisitKey
 from ppdaemon.raws.path import Expected

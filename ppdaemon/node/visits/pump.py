@@ -20,13 +20,13 @@ from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.node.events import VisitAssigned
-from ppdaemon.node.intake import Intake
-from ppdaemon.node.pool import Pool
 from ppdaemon.node.processes.exporter import ExporterProcess
-from ppdaemon.node.schedulerloop import SchedulerLoop
+from ppdaemon.node.slots.events import VisitAssigned
+from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.remains import discard, read_remains
 from ppdaemon.node.visits.turn import (
     Accept,
@@ -117,7 +117,7 @@ class VisitPump:
         inbox: Inbox,
         visits: Visits,
         journal: BatchWriter[Journal],
-        relay: Intake,
+        relay: RelayClient,
         pool: Pool,
         scheduler: SchedulerLoop,
         exporter: ExporterProcess,

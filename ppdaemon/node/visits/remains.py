@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.assignment import Key
 from ppdaemon.node.processes.child import wipe
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.turn import Remains
 
 __all__ = ("discard", "read_remains", "spools_left")

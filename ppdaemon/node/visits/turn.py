@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppdaemon.messages import Raw, ReserveVisit, ResultEntry
-from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import Chosen
@@ -70,7 +70,7 @@ type VisitKey = tuple[str, str]
 # --- facts -------------------------------------------------------------------
 # Besides these: `CancelVisit`, `ResultsSeen`, `Welcome` and `Exported` of
 # `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the
-# scheduler, and what slots ask for their visit (`ppdaemon.node.events`).
+# scheduler, and what slots ask for their visit (`ppdaemon.node.slots.events`).
 
 
 @dataclass(frozen=True, slots=True)

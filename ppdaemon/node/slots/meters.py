@@ -5,7 +5,7 @@ Reading private bytes exactly takes 34 ms for a process of 2 GB, so a cheap
 upper bound is read first (``RssAnon``, which after a fork still counts the
 zygote's pages) and the exact value only where the bound is near a limit.
 Everything here is read in a thread of its own; what follows from it is
-decided by `ppdaemon.node.slot`.
+decided by `ppdaemon.node.slots.slot`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.events import MemorySampled
+from ppdaemon.node.slots.events import MemorySampled
 from ppdaemon.processes import family
 
 __all__ = (
@@ -277,7 +277,7 @@ class Meters:
         Parameters
         ----------
         pool : `Weighed`
-            Gets a `~ppdaemon.node.events.MemorySampled` for each seat.
+            Gets a `~ppdaemon.node.slots.events.MemorySampled` for each seat.
         count : `collections.Counter`
             Counts logs that were cut, as ``log_cut``.
         """
@@ -308,7 +308,7 @@ class Meters:
 
         Returns
         -------
-        samples : `dict` [`int`, `~ppdaemon.node.events.MemorySampled`]
+        samples : `dict` [`int`, `~ppdaemon.node.slots.events.MemorySampled`]
             By seat.
         """
         self.troubles = (*self._look_at_disks(), *self._cut_logs())

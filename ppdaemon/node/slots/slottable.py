@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The slot's table as a page: ``python -m ppdaemon.node.slottable``."""
+"""The slot's table as a page: ``python -m ppdaemon.node.slots.slottable``."""
 
 import re
 
-from ppdaemon.node.slot import ANY_STATE, TABLE, Slot
+from ppdaemon.node.slots.slot import ANY_STATE, TABLE, Slot
 from ppdaemon.states import SlotState
 
 __all__ = ("slot_table",)

@@ -2,7 +2,7 @@
 """The seats and what happens in them: performs what the slots decide.
 
 Covers channels, pidfds, signals, deadlines and RAM-disk repos of all workers,
-without a thread or a task per worker. Decisions are `ppdaemon.node.slot`'s;
+without a thread or a task per worker. Decisions are `ppdaemon.node.slots.slot`'s;
 what concerns a visit and not a seat is handed to the supervisor.
 """
 
@@ -18,9 +18,10 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
-from ppdaemon.node.cgroups import Cgroups
-from ppdaemon.node.deadlines import Deadlines
-from ppdaemon.node.events import (
+from ppdaemon.node.processes.child import Child, adopt, wipe
+from ppdaemon.node.slots.cgroups import Cgroups
+from ppdaemon.node.slots.deadlines import Deadlines
+from ppdaemon.node.slots.events import (
     Action,
     ClearDeadline,
     DeadlinePassed,
@@ -41,8 +42,7 @@ from ppdaemon.node.events import (
     WorkerForked,
     WorkerNotForked,
 )
-from ppdaemon.node.processes.child import Child, adopt, wipe
-from ppdaemon.node.slot import InvalidTransition, Slot
+from ppdaemon.node.slots.slot import InvalidTransition, Slot
 from ppdaemon.states import SlotState
 from ppdaemon.wire import decode, encode
 
@@ -109,7 +109,7 @@ class Pool:
 
         Returns
         -------
-        slot : `~ppdaemon.node.slot.Slot`
+        slot : `~ppdaemon.node.slots.slot.Slot`
             The new one, or one that was stopped before.
         """
         stopped = (slot for slot in self.slots.values() if slot.state == SlotState.STOPPED)

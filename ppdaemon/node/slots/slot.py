@@ -3,13 +3,16 @@
 
 Covers every decision about one seat: what its worker is told, how long it may
 take, when it is stopped, what outcome its visit gets. Does not cover who gets
-which visit (`ppdaemon.node.scheduler`), nor any I/O (`ppdaemon.node.pool`).
+which visit (`ppdaemon.node.slots.scheduler`), nor any I/O (`ppdaemon.node.slots.pool`).
 """
 
+import signal
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ppdaemon.config import WorkersConfig
 from ppdaemon.messages import (
     Done,
     Fact,
@@ -20,16 +23,22 @@ from ppdaemon.messages import (
     Prepare,
     Prepared,
     Process,
+    Quit,
     Raw,
     RawRefused,
     Ready,
     StageReached,
 )
-from ppdaemon.node.assignment import Key
-from ppdaemon.node.events import (
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.budget import RestartBudget
+from ppdaemon.node.slots.events import (
+    Action,
     CancelReceived,
+    ClearDeadline,
     DeadlinePassed,
     ExposureListed,
+    Finish,
+    Fork,
     KillAsked,
     LookEnded,
     LookForRaws,
@@ -41,8 +50,10 @@ from ppdaemon.node.events import (
     RecycleAsked,
     RestartAsked,
     RetireAsked,
+    SeatChanged,
     Send,
     SetDeadline,
+    Signal,
     VisitAssigned,
     WipeRepo,
     WordsRefused,
@@ -50,24 +61,114 @@ from ppdaemon.node.events import (
     WorkerForked,
     WorkerNotForked,
 )
-from ppdaemon.node.seat import Actions, Seat, Verdict, manner
+from ppdaemon.processes import signal_name
 from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
 
 __all__ = ("InvalidTransition", "Slot", "TABLE")
 
 S = SlotState
+Actions = list[Action]
+STORY = 40
+JITTER = 0.1
+"""Recycling comes up to a tenth sooner or later."""
 MOST_RAWS = 32
 """Exposures of one visit at the most; further ones are not taken."""
 LOOK_S = 2.0
 """How long the last look at the expected names may take."""
 
 
+@dataclass(frozen=True, slots=True)
+class PendingOutcome:
+    """The outcome of a visit whose worker is being stopped."""
+
+    outcome: Outcome
+    reason: str
+    retriable: bool
+    done: Done | None = None
+    """What the worker still said before it went."""
+
+
 class InvalidTransition(Exception):
     """An event that cannot happen in this state; carries the story."""
 
 
-class Slot(Seat):
-    """A permanent seat; workers come and go in it. See `Seat` for its making."""
+class Slot:
+    """A permanent place for a worker; workers come and go in it.
+
+    Parameters
+    ----------
+    number : `int`
+        The seat's number.
+    config : `~ppdaemon.config.WorkersConfig`
+        Times and limits.
+    jitter : `~collections.abc.Callable`
+        Random numbers in [0, 1).
+    """
+
+    def __init__(self, number: int, config: WorkersConfig, jitter: Callable[[], float]):
+        self.number = number
+        self.state = S.BACKOFF
+        self.since = 0.0
+        self.epoch = 0
+        self.pid: int | None = None
+        self.assignment: Assignment | None = None
+        self.served = False
+        """Whether the present worker was ever ready."""
+        self.serial = 0
+        """Visits that the present worker was given."""
+        self.used_bytes = 0
+        self.repo_bytes = 0
+        self.note = ""
+        """Why the worker was last stopped."""
+        self.after_death = S.BACKOFF
+        """Where death leads: `BACKOFF` or `STOPPED`."""
+        self.story: deque[tuple[float, SlotState, object]] = deque(maxlen=STORY)
+        self._config = config
+        self._budget = RestartBudget(jitter)
+        self._verdict: PendingOutcome | None = None
+        self._jitter = jitter
+        self._last_visit = config.recycle_visits
+        self._last_moment = 0.0
+        self._cpu_from = (0, 0.0)
+        """A visit's serial, and the CPU time when it was first weighed."""
+
+    def open(self, now: float) -> Actions:
+        """Fill the seat for the first time.
+
+        Parameters
+        ----------
+        now : `float`
+            Monotonic seconds.
+
+        Returns
+        -------
+        actions : `list`
+            To be performed in order.
+        """
+        return self._fork(now)
+
+    def reconfigure(self, config: WorkersConfig) -> None:
+        """Go by other times and limits from now on.
+
+        Parameters
+        ----------
+        config : `~ppdaemon.config.WorkersConfig`
+            Times and limits; the present state's deadline stays.
+        """
+        self._config = config
+
+    def tell(self) -> str:
+        """Return the last events, for a log.
+
+        Returns
+        -------
+        story : `str`
+            One line each.
+        """
+        lines = [
+            f"{now:.3f} {state} {type(event).__name__} {event}"[:200] for now, state, event in self.story
+        ]
+        return f"slot {self.number} epoch {self.epoch}:\n" + "\n".join(lines)
 
     def handle(self, event: object, now: float) -> Actions:
         """Decide what follows from an event.
@@ -75,7 +176,7 @@ class Slot(Seat):
         Parameters
         ----------
         event : `object`
-            One of `ppdaemon.node.events`, or a worker's fact.
+            One of `ppdaemon.node.slots.events`, or a worker's fact.
         now : `float`
             Monotonic seconds.
 
@@ -271,7 +372,7 @@ class Slot(Seat):
     def _done_at_last(self, event: Done, now: float) -> Actions:
         """The worker ended its visit although it is being stopped."""
         if self.assignment is not None:
-            self._verdict = Verdict(event.outcome, event.reason, event.retriable, event)
+            self._verdict = PendingOutcome(event.outcome, event.reason, event.retriable, event)
         return []
 
     def _cancel_waiting(self, event: CancelReceived, now: float) -> Actions:
@@ -280,14 +381,14 @@ class Slot(Seat):
 
     def _cancel_preparing(self, event: CancelReceived, now: float) -> Actions:
         # The worker may be deep in a query: a fork is sooner than its end.
-        verdict = Verdict(Outcome.CANCELLED, event.reason, retriable=False)
+        verdict = PendingOutcome(Outcome.CANCELLED, event.reason, retriable=False)
         return self._stop(verdict, "its visit was cancelled", now)
 
     # --- limits ----------------------------------------------------------
 
     def _overdue(self, outcome: Outcome, what: str, limit_s: float, now: float) -> Actions:
         text = f"{what} took more than {limit_s:g} s"
-        return self._stop(Verdict(outcome, text, retriable=True), text, now)
+        return self._stop(PendingOutcome(outcome, text, retriable=True), text, now)
 
     def _prepare_overdue(self, event: DeadlinePassed, now: float) -> Actions:
         return self._overdue(Outcome.PREPARE_TIMEOUT, "preparation", self._config.times.prepare_s, now)
@@ -310,13 +411,13 @@ class Slot(Seat):
         memory, cpu_limit_s = self._config.memory, self._config.times.cpu_s
         if event.repo_bytes > memory.ramdisk:
             text = f"{event.repo_bytes / 1e6:.0f} MB on the RAM disk, {memory.ramdisk / 1e6:.0f} MB allowed"
-            verdict = Verdict(Outcome.RAMDISK_FULL, text, retriable=False)
+            verdict = PendingOutcome(Outcome.RAMDISK_FULL, text, retriable=False)
         elif event.used_bytes > memory.hard:
             text = f"{event.used_bytes / 1e6:.0f} MB used, {memory.hard / 1e6:.0f} MB allowed"
-            verdict = Verdict(Outcome.OUT_OF_MEMORY, text, retriable=False)
+            verdict = PendingOutcome(Outcome.OUT_OF_MEMORY, text, retriable=False)
         elif self.assignment is not None and event.cpu_s - self._cpu_from[1] > cpu_limit_s:
             text = f"the visit took more than {cpu_limit_s:g} s of CPU time"
-            verdict = Verdict(Outcome.RUN_TIMEOUT, text, retriable=True)
+            verdict = PendingOutcome(Outcome.RUN_TIMEOUT, text, retriable=True)
         else:
             return []
         return self._stop(verdict, verdict.reason, now)
@@ -331,7 +432,7 @@ class Slot(Seat):
         """Words that make no sense: this worker cannot be trusted."""
         if self.state in BUSY_STATES | {S.STARTING, S.IDLE}:
             text = f"the worker said nonsense: {event.reason}"
-            return self._stop(Verdict(Outcome.CRASHED, text, retriable=True), text, now)
+            return self._stop(PendingOutcome(Outcome.CRASHED, text, retriable=True), text, now)
         return []
 
     # --- death -----------------------------------------------------------
@@ -374,7 +475,7 @@ class Slot(Seat):
     # --- operators -------------------------------------------------------
 
     def _restart(self, event: RestartAsked, now: float) -> Actions:
-        verdict = Verdict(Outcome.INTERRUPTED, "an operator restarted the worker", retriable=True)
+        verdict = PendingOutcome(Outcome.INTERRUPTED, "an operator restarted the worker", retriable=True)
         return self._stop(verdict, "restarted by an operator", now)
 
     def _restart_now(self, event: RestartAsked, now: float) -> Actions:
@@ -391,7 +492,7 @@ class Slot(Seat):
     def _kill_asked(self, event: KillAsked, now: float) -> Actions:
         self.note = event.reason
         if self.assignment is not None and self._verdict is None:
-            self._verdict = Verdict(Outcome.INTERRUPTED, event.reason, retriable=True)
+            self._verdict = PendingOutcome(Outcome.INTERRUPTED, event.reason, retriable=True)
         return self._kill(now)
 
     def _retire(self, event: RetireAsked, now: float) -> Actions:
@@ -408,6 +509,114 @@ class Slot(Seat):
 
     def _ignore(self, event: object, now: float) -> Actions:
         return []
+
+    # --- small steps -----------------------------------------------------
+
+    def _go(self, state: SlotState, now: float, deadline: float | None) -> Actions:
+        before, self.state, self.since = self.state, state, now
+        deadline_action = ClearDeadline() if deadline is None else SetDeadline(deadline)
+        return [deadline_action, SeatChanged(before, state)]
+
+    @property
+    def _held(self) -> Assignment:
+        assert self.assignment is not None, self.tell()
+        return self.assignment
+
+    def _fork(self, now: float) -> Actions:
+        self.epoch += 1
+        self.pid = None
+        self.served = False
+        self.serial = 0
+        self.used_bytes = self.repo_bytes = 0
+        self._cpu_from = (0, 0.0)
+        self.after_death = S.BACKOFF
+        # Workers that were born together should not be replaced together.
+        stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
+        self._last_visit = max(1, round(self._config.recycle_visits * stretch))
+        self._last_moment = now + self._config.recycle_age_s * stretch
+        return [Fork(self.epoch), *self._go(S.STARTING, now, now + self._config.times.boot_s)]
+
+    def _finish(
+        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, worker_lost: bool = False
+    ) -> Actions:
+        assignment, self.assignment = self._held, None
+        retriable = retriable and not assignment.no_return
+        reason = assignment.with_remarks(reason)
+        return [Finish(assignment, outcome, reason, retriable, worker_lost=worker_lost)]
+
+    def _finish_done(self, done: Done) -> Actions:
+        assignment, self.assignment = self._held, None
+        if done.nothing_permanent:
+            assignment = replace(assignment, no_return="")
+        return [
+            Finish(
+                assignment,
+                done.outcome,
+                assignment.with_remarks(done.reason),
+                done.retriable and not assignment.no_return,
+                done.pipeline,
+                done.engine,
+                done.spool,
+                done.datasets,
+            )
+        ]
+
+    def _free(self, now: float) -> Actions:
+        """After a visit: idle again, or replaced if it is time."""
+        if self.used_bytes > self._config.memory.soft:
+            return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
+        if self.serial >= self._last_visit:
+            return self._quit(f"recycled after {self.serial} visits", now)
+        if now >= self._last_moment:
+            return self._quit_of_age(now)
+        if self.after_death == S.STOPPED:
+            return self._quit("retired", now)
+        return self._go(S.IDLE, now, self._last_moment)
+
+    def _quit_of_age(self, now: float) -> Actions:
+        return self._quit("recycled at its age", now)
+
+    def _quit(self, note: str, now: float) -> Actions:
+        """Part in peace: the worker ends itself, or is terminated."""
+        self.note = note
+        return [Send(Quit()), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
+
+    def _stop(self, verdict: PendingOutcome | None, note: str, now: float) -> Actions:
+        """Climb the ladder: TERM now, KILL after the grace."""
+        self.note = note
+        self._verdict = verdict if self.assignment else None
+        return [Signal(signal.SIGTERM), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
+
+    def _kill(self, now: float) -> Actions:
+        return [Signal(signal.SIGKILL), *self._go(S.KILLING, now, now + self._config.times.kill_s)]
+
+    def _judge(self, *, retriable: bool = True) -> Actions:
+        """Give the visit of a stopped worker its outcome, if it has none."""
+        verdict, self._verdict = self._verdict, None
+        if self.assignment is None:
+            return []
+        if verdict is None:
+            return self._finish(Outcome.CRASHED, self.note, retriable=retriable, worker_lost=True)
+        if verdict.done is not None:
+            return self._finish_done(verdict.done)
+        retriable = verdict.retriable and retriable
+        return self._finish(verdict.outcome, verdict.reason, retriable=retriable, worker_lost=True)
+
+    def _back_off(self, now: float) -> Actions:
+        pause = self._budget.failed(now)
+        if pause is None:
+            self.note = f"quarantined after repeated failures, last: {self.note}"
+            return self._go(S.QUARANTINED, now, None)
+        return self._go(S.BACKOFF, now, now + pause)
+
+
+def manner(status: int | None) -> str:
+    """Say how a process ended."""
+    if status is None:
+        return "died"
+    if status < 0:
+        return f"killed by {signal_name(-status)}"
+    return f"exited with status {status}"
 
 
 def _figures(key: Key, detail: Mapping[str, Any]) -> Actions:

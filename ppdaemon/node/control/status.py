@@ -14,15 +14,15 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.node.intake import Intake
 from ppdaemon.node.lock import NodeLock
-from ppdaemon.node.meters import REPO_EVERY, Meters
-from ppdaemon.node.pool import Pool
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.reload import Generations
-from ppdaemon.node.schedulerloop import SchedulerLoop
+from ppdaemon.node.slots.meters import REPO_EVERY, Meters
+from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
@@ -45,7 +45,7 @@ class Status:
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
     exporter: ExporterProcess
-    intake: Intake
+    intake: RelayClient
     arrivals: Arrivals
     meters: Meters
     generations: Generations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
-from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.states import Outcome, SlotState, Stage
 
 __all__ = (

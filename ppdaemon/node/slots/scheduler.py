@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ppdaemon.config import WorkersConfig
-from ppdaemon.node.assignment import Assignment, Key
+from ppdaemon.node.slots.assignment import Assignment, Key
 
 __all__ = ("Assign", "Decision", "Drop", "OpenSeat", "RetireSeat", "Scheduler")
 
@@ -84,7 +84,7 @@ class Scheduler:
 
         Parameters
         ----------
-        assignment : `~ppdaemon.node.assignment.Assignment`
+        assignment : `~ppdaemon.node.slots.assignment.Assignment`
             Accepted and without an outcome.
 
         Returns
@@ -103,12 +103,12 @@ class Scheduler:
 
         Parameters
         ----------
-        key : `~ppdaemon.node.assignment.Key`
+        key : `~ppdaemon.node.slots.assignment.Key`
             Which.
 
         Returns
         -------
-        assignment : `~ppdaemon.node.assignment.Assignment` or `None`
+        assignment : `~ppdaemon.node.slots.assignment.Assignment` or `None`
             `None` if it does not wait here.
         """
         return self._waiting.pop(key, None)
@@ -118,12 +118,12 @@ class Scheduler:
 
         Parameters
         ----------
-        key : `~ppdaemon.node.assignment.Key`
+        key : `~ppdaemon.node.slots.assignment.Key`
             Which.
 
         Returns
         -------
-        assignment : `~ppdaemon.node.assignment.Assignment` or `None`
+        assignment : `~ppdaemon.node.slots.assignment.Assignment` or `None`
             `None` if it does not wait here.
         """
         return self._waiting.get(key)

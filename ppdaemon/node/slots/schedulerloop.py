@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import WorkersConfig
-from ppdaemon.node.assignment import Assignment, Key
-from ppdaemon.node.events import RetireAsked, SeatChanged, SlotAssigned
-from ppdaemon.node.pool import Pool
-from ppdaemon.node.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
-from ppdaemon.node.slot import Slot
+from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.events import RetireAsked, SeatChanged, SlotAssigned
+from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slots.slot import Slot
 from ppdaemon.states import SlotState
 
 __all__ = ("SchedulerLoop",)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.node.control.status import Status
 from ppdaemon.node.processes.reload import Generations
-from ppdaemon.node.status import Status
 from ppdaemon.notify import Notifier
 from ppdaemon.reports import Failed, Ok
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pydantic
 
 from ppdaemon.errors import Refused
-from ppdaemon.node.events import KillAsked, RestartAsked
-from ppdaemon.node.intake import Intake
-from ppdaemon.node.pool import Pool
-from ppdaemon.node.reloading import Reloader
-from ppdaemon.node.status import Status
+from ppdaemon.node.control.reloader import Reloader
+from ppdaemon.node.control.status import Status
+from ppdaemon.node.slots.events import KillAsked, RestartAsked
+from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.visits.facts import VisitFacts
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.turn import AcceptanceChanged
 from ppdaemon.reports import (
     AskDrain,
@@ -45,7 +45,7 @@ class Answers:
     pool: Pool
     journal: BatchWriter[Journal]
     facts: VisitFacts
-    relay: Intake
+    relay: RelayClient
     reloader: Reloader
 
     async def answer(self, request: pydantic.BaseModel) -> Ok | Failed:

@@ -35,7 +35,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.wire import decode, encode
 
-__all__ = ("Intake",)
+__all__ = ("RelayClient",)
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ HIGH_WATER = 1000
 type Heard = Callable[[ReserveVisit | CancelVisit | ResultsSeen | Welcome], None]
 
 
-class Intake:
+class RelayClient:
     """Speaks with one relay.
 
     Parameters

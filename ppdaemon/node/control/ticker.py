@@ -5,13 +5,13 @@ import asyncio
 from dataclasses import dataclass
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.pool import Pool
+from ppdaemon.node.control.status import Status
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.orphans import reap
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
-from ppdaemon.node.schedulerloop import SchedulerLoop
-from ppdaemon.node.status import Status
+from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.notify import Notifier
 from ppdaemon.processes import children, end_orphans
