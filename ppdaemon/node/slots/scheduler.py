@@ -113,21 +113,6 @@ class Scheduler:
         """
         return self._waiting.pop(key, None)
 
-    def waiting(self, key: Key) -> Assignment | None:
-        """Return a queued visit-detector, if it is one.
-
-        Parameters
-        ----------
-        key : `~ppdaemon.node.slots.assignment.Key`
-            Which.
-
-        Returns
-        -------
-        assignment : `~ppdaemon.node.slots.assignment.Assignment` or `None`
-            `None` if it does not wait here.
-        """
-        return self._waiting.get(key)
-
     def seat_opened(self, slot: int) -> None:
         """Count a seat that is being filled."""
         self._seats.add(slot)

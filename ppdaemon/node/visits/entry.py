@@ -41,9 +41,6 @@ class Entry:
     """Exposures whose raws had come when it ended, used or not."""
     asked: int = 1
     """The attempt that the relay has asked for last; it counts its own."""
-    promised: bool = True
-    """Whether its row is in the journal; before, nothing else of it may be
-    written or reported."""
 
     def row(self) -> VisitRow:
         """Return the entry as it is shown to operators.
