@@ -121,6 +121,10 @@ class VisitStatus(Model):
     group: Group = pydantic.Field(alias="groupId")
 
 
+Storable = Annotated[int, pydantic.Field(ge=-(1 << 63), lt=1 << 63)]
+"""A number that the journal can take; a larger one would end the node."""
+
+
 # --- relay and node --------------------------------------------------------
 
 
@@ -241,7 +245,7 @@ class ResultsSeen(_Envelope):
     """The relay has these outcomes on disk."""
 
     type: Literal["results_seen"] = "results_seen"
-    entries: tuple[tuple[str, str, int, int], ...]
+    entries: tuple[tuple[str, str, Storable, Storable], ...]
     """Keys: instrument, group, detector, attempt."""
 
 
@@ -415,7 +419,7 @@ class Done(Fact):
     engine: str = ""
     spool: str | None = None
     """Directory with a manifest, complete on disk, waiting for export."""
-    datasets: int = 0
+    datasets: Storable = 0
     """How many datasets are spooled."""
     tainted: str = ""
     """What the visit has changed in the process, which must end for it."""

@@ -202,7 +202,7 @@ class BatchWriter[F: SqliteFile]:
         What the file is called in messages.
     complain : `~collections.abc.Callable`
         Gets the reason each time the file cannot be written; it is called in
-        the event loop.
+        the event loop, the first time while `problem` is still blank.
     retry_s : `float`, optional
         Pause until the next try, seconds.
     """
@@ -241,7 +241,8 @@ class BatchWriter[F: SqliteFile]:
             self._room.clear()
 
     async def call[R](self, work: Callable[[F], R]) -> R:
-        """Do something by itself, after all that was put before.
+        """Do something by itself, after all that was put before, unless the
+        file cannot be written: then before it, because it may be read.
 
         Returns what `work` returns and raises what it raises.
         """
@@ -322,18 +323,26 @@ class BatchWriter[F: SqliteFile]:
 
     def _put_off(self, batch: list[Commit[F]], error: sqlite3.Error) -> None:
         """Keep what must be done, in its order; fail what may fail."""
-        self.problem = f"the {self._name} cannot be written: {error}"
-        self._complain(self.problem)
-        if self._finishing:  # nor may effects be performed that follow what was not written
-            batch = [*batch, *self._waiting]
-            self._waiting.clear()
-        kept = [commit for commit in batch if commit.failed is None]
+        problem = f"the {self._name} cannot be written: {error}"
+        self._complain(problem)
+        self.problem = problem
+        # Not this batch alone: who waits behind it is told as soon, and at the
+        # end no effect may be performed that follows what was not written.
+        batch = [*batch, *self._waiting]
+        self._waiting.clear()
+
+        def may_fail(commit: Commit[F]) -> bool:
+            return commit.failed is not None and (self._finishing or not commit.alone)
+
+        kept = [commit for commit in batch if not may_fail(commit)]
         if not self._finishing:
-            self._waiting.extendleft(reversed(kept))
+            self._waiting.extend(sorted(kept, key=lambda commit: not commit.alone))  # it may be read
         elif kept:
             _LOG.error("%d changes were not written before the end: %s", len(kept), error)
         reason = Refused(self.problem)
-        self._perform([partial(commit.failed, reason) for commit in batch if commit.failed is not None])
+        self._perform(
+            [partial(commit.failed, reason) for commit in batch if commit.failed and may_fail(commit)]
+        )
 
     def _perform(self, effects: Sequence[Callable[[], None]]) -> None:
         for effect in effects:

@@ -157,6 +157,11 @@ def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T
         Raised if the bytes are no such message; the text names the field.
     """
     value = parse_json(data, limit=limit)
+    if b"\\u" in data:  # else it was encoded once, and can be again
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadMessage("half of a surrogate pair, which no database takes", "encoding") from None
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:

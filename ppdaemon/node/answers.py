@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Answers the requests of the control socket."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,11 +64,11 @@ class Answers:
             case AskVisits(limit=limit, failed=failed):
                 return _rows(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
             case AskVisit(group=group):
-                await self.facts.pump.flush()
+                await self._flush()
                 rows = await self.journal.call(lambda file: file.visit(group))
                 return _rows(rows) if rows else _unknown(f"no visit of group {group!r} in the journal")
             case AskLate(limit=limit):
-                await self.facts.pump.flush()
+                await self._flush()
                 return _rows(await self.journal.call(lambda file: file.late.rows(limit)))
             case AskRequeue():
                 return await self._requeue(request)
@@ -83,6 +84,11 @@ class Answers:
                 return Ok()
             case unexpected:
                 raise AssertionError(unexpected)
+
+    async def _flush(self) -> None:
+        """Have the journal up to date, or read it as it is."""
+        with contextlib.suppress(Refused):
+            await self.facts.pump.flush()
 
     def take(self, taking: bool) -> None:
         """Take new visits from now on, or none.

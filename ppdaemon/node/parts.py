@@ -2,6 +2,7 @@
 """Makes the parts of a node and ties them together; nothing is decided here."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -41,6 +42,8 @@ from ppdaemon.sqlitefile import BatchWriter
 
 __all__ = ("Node",)
 
+_LOG = logging.getLogger(__name__)
+
 CHILDREN_S = 2.0
 """How long processes that were killed may take to be gone."""
 
@@ -71,7 +74,8 @@ class Node:
         self._context = zmq.asyncio.Context()
         self._lifeline = Lifeline()
         self.inbox = inbox = Inbox()
-        self.journal = BatchWriter(journal, "journal", lambda reason: count.update(["journal_error"]))
+        self._count = count
+        self.journal = BatchWriter(journal, "journal", self._journal_failed)
         self.generations = Generations(
             config, read_config, self._lifeline, environment, clock, self._forked, self._switch, count
         )
@@ -180,6 +184,12 @@ class Node:
         self._lifeline.close()
         await end_children(self.clock.mono, CHILDREN_S)
         self._context.term()
+
+    def _journal_failed(self, reason: str) -> None:
+        """Count each failure, and log the first until it can be written again."""
+        if not self.journal.problem:
+            _LOG.error("%s; no visits are taken", reason)
+        self._count["journal_error"] += 1
 
     def _forked(self, fact: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
         """Hand on what became of a fork."""

@@ -307,6 +307,22 @@ def test_while_the_file_is_locked_what_must_be_done_waits_in_its_order(file, loc
     assert file.all() == [1, 3, 4]
 
 
+def test_what_may_fail_does_so_at_once_however_much_is_before_it(file, locked):
+    log = []
+
+    async def run():
+        async with writing(file) as writer:
+            for number in range(2 * BATCH):
+                writer.put(adding(number, log))
+            writer.put(adding(-1, log, may_fail=True))
+            await until(lambda: log)
+            assert log == [(-1, Refused)]
+            locked.execute("ROLLBACK")
+
+    asyncio.run(run())
+    assert file.all() == list(range(2 * BATCH))
+
+
 def test_when_the_database_ends_the_transaction_all_of_it_is_tried_again(file):
     log, complaints, tries = [], [], []
 
@@ -349,6 +365,21 @@ def test_a_call_reads_while_another_program_holds_the_lock(file, locked):
             assert await writer.call(Numbers.all) == []
 
     asyncio.run(run())
+
+
+def test_a_file_that_cannot_be_written_can_be_read(file, locked):
+    log = []
+
+    async def run():
+        async with writing(file) as writer:
+            writer.put(adding(1, log))
+            await until(lambda: writer.problem)
+            assert await asyncio.wait_for(writer.call(Numbers.all), 20.0) == []
+            assert writer.problem
+            locked.execute("ROLLBACK")
+
+    asyncio.run(run())
+    assert log == [1]
 
 
 def test_a_caller_that_was_cancelled_disturbs_nobody(file, caplog):

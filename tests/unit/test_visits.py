@@ -659,6 +659,23 @@ def test_remains_are_what_mark_and_manifest_say(folders):
     assert "cannot be read" in read_remains(folders, KEY).why_partial
 
 
+def test_remains_that_are_no_text_decide_all_the_same(world, folders):
+    """What was half written when the power failed, and names of files that are not UTF-8."""
+    mark, spool = folders.mark(*KEY), folders.spooled(*KEY)
+    mark.write_bytes(b"alerts \xe2\x82")
+    spool.mkdir()
+    (spool / "manifest.json").write_text(json.dumps({"failed": "cannot read a\udce4.fits"}))
+    remains = read_remains(folders, KEY)
+    assert remains.no_return.startswith("alerts ")
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, worker_lost=True)
+    world.handle(RemainsRead(KEY, remains))
+    world.commit_all()
+    assert world.outcomes() == [Outcome.FAILED]
+    assert reported(world) == [(0, 1, Outcome.FAILED)]
+    assert world.rows()[0].reason == "cannot read a?.fits"
+
+
 def test_spools_are_discarded_by_a_name_that_is_none_first(folders, monkeypatch):
     spool = folders.spooled(*KEY)
     spool.mkdir()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import FromNode, FromRelay, Hello, ReserveVisit, ResultEntry, Results, Sorry
+from ppdaemon.messages import FACTS, FromNode, FromRelay, Hello, ReserveVisit, ResultEntry, Results, Sorry
 from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import MAX_DEPTH, Model, decode, encode, explain, parse_json
@@ -134,6 +134,24 @@ def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
         decode(json.dumps(sorry | {"schema": 2}).encode(), FromRelay, limit=1000)
     with pytest.raises(BadMessage, match="farewell"):
         decode(json.dumps(sorry | {"type": "farewell"}).encode(), FromRelay, limit=1000)
+
+
+def test_a_message_with_half_of_a_surrogate_pair_is_refused():
+    """No database takes it: it would end a node that writes it into its journal."""
+    sorry = json.loads(encode(Sorry(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    with pytest.raises(BadMessage, match="half of a surrogate pair"):
+        decode(json.dumps(sorry | {"reason": "\udce4"}).encode(), FromRelay, limit=1000)
+    whole = json.dumps(sorry | {"reason": "\U0001f52d"}).encode()
+    assert decode(whole, FromRelay, limit=1000).reason == "\U0001f52d"
+
+
+def test_numbers_that_no_database_takes_are_refused():
+    done = {"type": "done", "serial": 1, "outcome": "succeeded", "datasets": 1 << 63}
+    with pytest.raises(BadMessage, match="datasets"):
+        decode(json.dumps(done).encode(), FACTS, limit=1000)
+    seen = {"type": "results_seen", "origin": "r", "sent_tai": 1.0, "sequence": 1}
+    with pytest.raises(BadMessage, match="entries"):
+        decode(json.dumps(seen | {"entries": [["C", "g", 0, 1 << 63]]}).encode(), FromRelay, limit=1000)
 
 
 def test_a_newer_peer_may_add_fields():

@@ -44,6 +44,7 @@ class PipelineChooser:
         """Post events until cancelled."""
         while True:
             message = await self._messages.get()
+            await asyncio.sleep(0)  # neither this nor a choice waits while there are messages
             if not isinstance(message, ReserveVisit):
                 self._post(message)
                 continue

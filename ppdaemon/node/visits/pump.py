@@ -72,6 +72,8 @@ _LOG = logging.getLogger(__name__)
 GATHER_S = 0.05
 """Stages and figures of a burst are written in one commit."""
 RESULTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 100
+"""Some 10 ms; then timers and sockets have their turn."""
 
 
 class Inbox:
@@ -90,11 +92,11 @@ class Inbox:
         self._filled.set()
 
     async def take(self) -> Sequence[object]:
-        """Wait for events and take them out, the oldest first."""
+        """Wait for events and take some out, the oldest first."""
         await self._filled.wait()
-        self._filled.clear()
-        events = tuple(self._events)
-        self._events.clear()
+        events = tuple(self._events.popleft() for _ in range(min(len(self._events), EVENTS_AT_ONCE)))
+        if not self._events:
+            self._filled.clear()
         return events
 
 
@@ -147,15 +149,26 @@ class VisitPump:
         while True:
             for event in await self._inbox.take():
                 self._handle(event)
+            await asyncio.sleep(0)
 
     async def flush(self) -> None:
-        """Wait until everything that happened so far is in the journal."""
+        """Wait until everything that happened so far is in the journal.
+
+        Raises
+        ------
+        ppdaemon.errors.Refused
+            Raised if the journal cannot be written at present.
+        """
         await self.ask(FlushAsked)
 
     async def settle(self) -> None:
         """Wait until nothing is under way any more."""
         while True:
-            await self.flush()
+            try:
+                await self.flush()
+            except Refused:
+                await asyncio.sleep(GATHER_S)
+                continue
             if self._tasks:
                 await asyncio.wait(self._tasks)
             elif not self._inbox and not self._journal.backlog:
@@ -198,7 +211,9 @@ class VisitPump:
             self._count["background_error"] += 1
             _LOG.exception("event %r was not handled", event)
             return
-        if turn.writes or isinstance(event, FlushAsked):
+        if isinstance(event, FlushAsked):
+            self._flush(event, turn)
+        elif turn.writes:
             self._commit(turn)
         else:
             # It need not wait for a commit: what it is about is committed.
@@ -231,6 +246,18 @@ class VisitPump:
         # tried again until it is written.
         self._journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
 
+    def _flush(self, event: FlushAsked, turn: Turn) -> None:
+        """Commit what has changed; who asked for it does not wait for a
+        journal that cannot be written at present.
+        """
+        if turn.writes:
+            self._commit(Turn(turn.writes))
+
+        def failed(error: Exception) -> None:
+            self._answer(Answer(event.request, refused=str(error)))
+
+        self._journal.put(Commit(None, lambda _: self._perform(turn), failed))
+
     def _refused(self, turn: Turn, may_fail: Accept | Requeue | None, error: Exception) -> None:
         """Drop a turn of which nothing was written."""
         if may_fail is not None:
@@ -239,6 +266,9 @@ class VisitPump:
         # The next start answers for its visit-detectors by the journal.
         self._count["journal_contradicted"] += 1
         _LOG.error("the journal contradicts this turn, which is dropped: %r", turn, exc_info=error)
+        raws: list[Write] = [write for write in turn.writes if isinstance(write, NoteRaws)]
+        if len(raws) < len(turn.writes) and raws:  # others wait for its result
+            self._commit(Turn(raws))
 
     # --- actions -----------------------------------------------------------
 

@@ -16,7 +16,8 @@ __all__ = ("discard", "read_remains", "spools_left")
 def read_remains(folders: NodeFolders, key: Key) -> Remains:
     """Read the mark and the spool of an attempt."""
     mark, spool = folders.mark(*key), folders.spooled(*key)
-    no_return = (mark.read_text() or "something permanent") if mark.exists() else ""
+    # A power failure may have cut it anywhere.
+    no_return = (mark.read_text(errors="replace") or "something permanent") if mark.exists() else ""
     if not spool.is_dir():
         return Remains(no_return)
     return Remains(no_return, str(spool), _why_partial(spool))
@@ -26,7 +27,8 @@ def _why_partial(spool: Path) -> str:
     """Return why a complete spool holds partial outputs only, or a blank."""
     try:
         manifest = json.loads((spool / "manifest.json").read_bytes())
-        return str(manifest.get("failed", ""))
+        # Names of files that are not UTF-8 cannot be written or sent.
+        return str(manifest.get("failed", "")).encode(errors="replace").decode()
     except (OSError, ValueError, AttributeError) as error:
         return f"the manifest of {spool.name} cannot be read: {error}"
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How events come to their consequences, with a real journal and nothing else of a node."""
+
+import asyncio
+import sqlite3
+from collections import Counter
+from contextlib import asynccontextmanager, closing
+from types import SimpleNamespace
+
+import pytest
+from test_scheduler import an_assignment
+from visitworld import a_raw
+
+from ppdaemon.clock import Clock
+from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import Raw, Welcome
+from ppdaemon.node.answers import Answers
+from ppdaemon.node.events import Finish, RawArrived
+from ppdaemon.node.visits import journal as journal_module
+from ppdaemon.node.visits.chooser import PipelineChooser
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.openvisits import Phase, VisitDetector
+from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.reports import AskLate
+from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.states import Outcome
+
+
+@asynccontextmanager
+async def running(config, tmp_path, monkeypatch):
+    """A pump without the parts that its events do not need."""
+    monkeypatch.setattr(journal_module, "BUSY_S", 0.01)
+    writer = BatchWriter(Journal(tmp_path / "journal.sqlite"), "journal", lambda reason: None, retry_s=0.01)
+    count, inbox = Counter(), Inbox()
+    visits = Visits(config, count)
+    nothing = SimpleNamespace()
+    folders = NodeFolders.of(config)
+    pump = VisitPump(
+        inbox, visits, writer, nothing, nothing, nothing, nothing, nothing, folders, Clock(), count
+    )
+    tasks = [asyncio.create_task(pump.run()), asyncio.create_task(writer.run())]
+    try:
+        yield SimpleNamespace(pump=pump, inbox=inbox, visits=visits, writer=writer, count=count)
+    finally:
+        tasks[0].cancel()
+        writer.finish()
+        await asyncio.wait(tasks)
+        writer.close()
+
+
+def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                node.inbox.post(RawArrived(a_raw()))  # its lookup must be written
+                with pytest.raises(Refused, match="the journal cannot be written"):
+                    await asyncio.wait_for(node.pump.flush(), 20.0)
+            await asyncio.wait_for(node.pump.settle(), 20.0)
+            assert node.count["raw_without_visit"] == 1
+
+    asyncio.run(run())
+
+
+def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_path, monkeypatch):
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            nothing, facts = SimpleNamespace(), SimpleNamespace(pump=node.pump)
+            answers = Answers(nothing, nothing, node.writer, facts, nothing, nothing)
+            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                node.inbox.post(RawArrived(a_raw()))
+                answer = await asyncio.wait_for(answers.answer(AskLate()), 20.0)
+                assert answer.data == []
+
+    asyncio.run(run())
+
+
+def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, tmp_path, monkeypatch):
+    assignment = an_assignment()
+    key = assignment.key
+    raw = Raw(
+        path="/raws/8.fits",
+        instrument=key.instrument,
+        group=key.group,
+        detector=key.detector,
+        exposure=8,
+        seen_tai=2e9,
+    )
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            unknown = Entry(key, assignment.visit, received_tai=2e9)
+            visit = VisitDetector(unknown, assignment, Phase.ASSIGNED, raws={8: raw})
+            node.visits.open.add(visit)
+            node.inbox.post(Finish(assignment, Outcome.FAILED))
+            node.inbox.post(RawArrived(a_raw("another")))
+            await asyncio.wait_for(node.pump.settle(), 20.0)
+            assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
+
+    asyncio.run(run())
+
+
+async def turns_until(condition):
+    """Count the turns of the event loop until something holds."""
+    turns = 0
+    while not condition():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+def test_a_storm_of_events_leaves_the_loop_to_others_meanwhile(config, tmp_path, monkeypatch):
+    handled = []
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            monkeypatch.setattr(node.pump, "_handle", handled.append)
+            for number in range(10_000):
+                node.inbox.post(number)
+            assert await turns_until(lambda: len(handled) == 10_000) >= 100
+            assert len(node.inbox) == 0
+
+    asyncio.run(run())
+    assert handled == list(range(10_000))
+
+
+def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
+    posted = []
+
+    async def run():
+        chooser = PipelineChooser(config, posted.append, Counter())
+        message = Welcome(origin="relay", sent_tai=2e9, sequence=1, life="x")
+        for _ in range(10_000):
+            chooser.receive(message)
+        task = asyncio.create_task(chooser.run())
+        assert await turns_until(lambda: len(posted) == 10_000) >= 100
+        task.cancel()
+
+    asyncio.run(run())
