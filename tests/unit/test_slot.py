@@ -534,6 +534,33 @@ def test_a_failure_that_has_left_nothing_permanent_may_be_retried(slot):
     assert (finish.retriable, finish.assignment.no_return) == (True, "")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "spool", "may_have_left"),
+    [
+        (Outcome.SUCCEEDED, "/s", False),
+        (Outcome.SUCCEEDED, None, False),
+        (Outcome.FAILED, "/s", False),
+        (Outcome.FAILED, None, True),  # it may have failed after the spool was renamed
+    ],
+)
+def test_a_worker_that_fails_without_a_spool_may_have_left_one(slot, outcome, spool, may_have_left):
+    slot.to(S.PROCESSING)
+    (finish,) = [
+        action for action in slot(Done(serial=1, outcome=outcome, spool=spool)) if isinstance(action, Finish)
+    ]
+    assert finish.may_have_left == may_have_left
+
+
+@pytest.mark.parametrize("event", [WorkerDied(-9), CancelReceived(), None])
+def test_only_a_worker_that_ended_may_have_left_something(slot, event):
+    slot.to(S.WAITING)
+    if event is None:
+        slot(DeadlinePassed())
+        event = LookEnded()
+    (finish,) = [action for action in slot(event) if isinstance(action, Finish)]
+    assert finish.may_have_left == isinstance(event, WorkerDied)
+
+
 def test_words_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)))

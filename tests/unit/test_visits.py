@@ -219,10 +219,10 @@ def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
     for exposure in exposures:
         world.handle(RawArrived(a_raw(exposure=exposure)))
     if read_first:  # the worker is dead, its remains are being read
-        world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+        world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.cancel(detectors=detectors)
     if not read_first:
-        world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+        world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.handle(RemainsRead(KEY, Remains()))
     world.commit_all()
     assert world.outcomes() == outcomes
@@ -231,7 +231,7 @@ def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
 def test_nothing_is_told_of_a_cancellation_between_two_attempts_before_both_are_written(world):
     """A supervisor that dies in between would queue it again in its next run."""
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.handle(RemainsRead(KEY, Remains()))
     world.cancel()
     assert reported(world) == []
@@ -402,7 +402,7 @@ def test_an_outcome_is_told_and_exported_after_it_is_written(world):
 
 def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, retriable=True, worker_lost=True)
+    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.handle(RemainsRead(KEY, Remains()))
     world.commit_all()
     assert list(world.queue) == [KEY._replace(attempt=2)]
@@ -420,7 +420,7 @@ def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
 )
 def test_what_a_dead_worker_left_decides(world, remains, outcome, exported):
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, worker_lost=True)
+    world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, may_have_left=True)
     assert not world.turns  # nothing is decided before the disk is read
     world.handle(RemainsRead(KEY, remains))
     world.commit_all()
@@ -668,7 +668,7 @@ def test_remains_that_are_no_text_decide_all_the_same(world, folders):
     remains = read_remains(folders, KEY)
     assert remains.no_return.startswith("alerts ")
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, worker_lost=True)
+    world.finish(outcome=Outcome.CRASHED, may_have_left=True)
     world.handle(RemainsRead(KEY, remains))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED]

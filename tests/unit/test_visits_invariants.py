@@ -198,7 +198,9 @@ class VisitsMachine(RuleBasedStateMachine):
     @rule(retriable=st.booleans(), mark=st.booleans(), spool=st.booleans(), partial=st.booleans())
     def worker_dies(self, retriable, mark, spool, partial):
         slot = next(iter(self.world.slots))
-        key = self.world.finish(slot, Outcome.CRASHED, reason="killed", retriable=retriable, worker_lost=True)
+        key = self.world.finish(
+            slot, Outcome.CRASHED, reason="killed", retriable=retriable, may_have_left=True
+        )
         self.remains[key] = Remains(
             "alerts" if mark else "",
             self.spool(key) if spool else None,

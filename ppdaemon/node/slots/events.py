@@ -251,9 +251,9 @@ class Finish:
     engine: str = ""
     spool: str | None = None
     datasets: int = 0
-    worker_lost: bool = False
-    """Whether its worker ended without a last word: what it left on disk may
-    say more.
+    may_have_left: bool = False
+    """Whether a mark or a spool may lie on disk that its worker sent no word of:
+    it died, or failed on the way.
     """
 
 

@@ -448,7 +448,7 @@ class Slot:
         finish: Actions = []
         if self.assignment is not None:
             retriable = outcome == Outcome.CRASHED
-            finish = self._finish(outcome, self.note, retriable=retriable, worker_lost=True)
+            finish = self._finish(outcome, self.note, retriable=retriable, may_have_left=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = "quarantined: the worker says that its configuration is wrong; see its log"
             return [*finish, WipeRepo(), *self._go(S.QUARANTINED, now, None)]
@@ -537,12 +537,12 @@ class Slot:
         return [Fork(self.epoch), *self._go(S.STARTING, now, now + self._config.times.boot_s)]
 
     def _finish(
-        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, worker_lost: bool = False
+        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_left: bool = False
     ) -> Actions:
         assignment, self.assignment = self._held, None
         retriable = retriable and not assignment.no_return
         reason = assignment.with_remarks(reason)
-        return [Finish(assignment, outcome, reason, retriable, worker_lost=worker_lost)]
+        return [Finish(assignment, outcome, reason, retriable, may_have_left=may_have_left)]
 
     def _finish_done(self, done: Done) -> Actions:
         assignment, self.assignment = self._held, None
@@ -558,6 +558,7 @@ class Slot:
                 done.engine,
                 done.spool,
                 done.datasets,
+                may_have_left=done.spool is None and done.outcome != Outcome.SUCCEEDED,
             )
         ]
 
@@ -596,11 +597,11 @@ class Slot:
         if self.assignment is None:
             return []
         if verdict is None:
-            return self._finish(Outcome.CRASHED, self.note, retriable=retriable, worker_lost=True)
+            return self._finish(Outcome.CRASHED, self.note, retriable=retriable, may_have_left=True)
         if verdict.done is not None:
             return self._finish_done(verdict.done)
         retriable = verdict.retriable and retriable
-        return self._finish(verdict.outcome, verdict.reason, retriable=retriable, worker_lost=True)
+        return self._finish(verdict.outcome, verdict.reason, retriable=retriable, may_have_left=True)
 
     def _back_off(self, now: float) -> Actions:
         pause = self._budget.failed(now)

@@ -430,9 +430,9 @@ class Visits:
         visit = self.open.of(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
-        if event.worker_lost:
-            # It may have renamed its spool, or set its mark, before it could
-            # send a word of it.
+        if event.may_have_left:
+            # It may have renamed its spool, or set its mark, and then failed
+            # or died before it could send a word of it.
             visit.phase, visit.finish = Phase.LEFT, event
             turn.actions.append(ReadRemains(visit.key))
         else:
