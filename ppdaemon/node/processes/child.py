@@ -18,8 +18,8 @@ from ppdaemon.messages import Forked
 __all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "launch", "wipe")
 
 ENVIRONMENT = {
-    # One thread is left after the imports only with these (see the note in
-    # README on forking); they also keep 60 workers from 60 x N threads.
+    # One thread is left after the imports only with these, and only a process
+    # of one thread can be forked; they also keep 60 workers from 60 x N threads.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Visits from announcement to outcome.
 
-`core` decides, `recorder` commits what was decided, `pump` carries out the
-rest; `chooser`, `recovery` and `requeue` collect the facts that a decision
-needs from a thread or a file before it is made.
+`core` decides, and `requeue` for it what may be tried again; `pump` has what
+was decided committed to the `journal`, then carries out the rest; `chooser` and
+`facts` collect what a decision needs from a thread, the journal or the disk
+before it is made.
 """

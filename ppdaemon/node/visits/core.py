@@ -7,7 +7,7 @@ acceptance, cancellation, raws and lists of sensors on their way to a slot,
 outcomes, retries, requeues, late raws, rescans, and what a previous run left.
 Does not cover slots (`ppdaemon.node.slots.slot`), who gets which slot
 (`ppdaemon.node.slots.scheduler`), the order of commits
-(`ppdaemon.node.visits.recorder`), or any I/O.
+(`ppdaemon.node.visits.pump`), or any I/O.
 
 The state here runs ahead of the disk: it is as if all turns so far had been
 committed. That is safe because nobody outside hears of a turn before it is,

@@ -16,7 +16,7 @@ def objection(entry: Entry, *, force: bool) -> str:
 
     Parameters
     ----------
-    entry : `~ppdaemon.node.visits.journal.Entry`
+    entry : `~ppdaemon.node.visits.entry.Entry`
         Its last attempt; ``no_return`` of all attempts.
     force : `bool`
         Whether an operator takes the risk of doing things twice.
