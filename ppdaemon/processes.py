@@ -106,21 +106,15 @@ def family(pid: int) -> list[int]:
     return members
 
 
-def end_orphans(known: Collection[int]) -> int:
-    """Kill the children that nobody knows: orphans of what was known.
+def end_orphans(known: Collection[int]) -> None:
+    """Kill the children that nobody knows: orphans of what was known. They
+    have to be waited for yet.
 
     Parameters
     ----------
     known : `~collections.abc.Collection` [`int`]
         Children that are to live.
-
-    Returns
-    -------
-    killed : `int`
-        How many; they have to be waited for yet.
     """
-    orphans = children() - set(known)
-    for orphan in orphans:
+    for orphan in children() - set(known):
         with contextlib.suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)
-    return len(orphans)

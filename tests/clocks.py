@@ -28,7 +28,3 @@ class FakeClock(Clock):
         """Let time pass on both clocks."""
         self._now[0] += seconds
         self._now[1] += seconds
-
-    def set_back(self, seconds: float) -> None:
-        """Let somebody set the computer's clock; deadlines do not notice."""
-        self._now[1] -= seconds

@@ -27,7 +27,6 @@ BEGIN_TAI_S = 1795317916.0
 """2026-11-22T03:25:16 TAI, in the second epoch of the calibrations."""
 OLD_BEGIN_TAI_S = BEGIN_TAI_S - 500 * 86400.0
 """In the first epoch."""
-PAD_DEG = 0.01
 
 
 def plan_exposure(seq_num: int, **changes: Any) -> ExposurePlan:

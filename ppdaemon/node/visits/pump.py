@@ -26,7 +26,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
-from ppdaemon.node.visits.relayclient import RelayClient
+from ppdaemon.node.visits.relayclient import RESULTS_AT_ONCE, RelayClient
 from ppdaemon.node.visits.remains import discard, read_remains
 from ppdaemon.node.visits.turn import (
     Accept,
@@ -71,7 +71,6 @@ _LOG = logging.getLogger(__name__)
 
 GATHER_S = 0.05
 """Stages and figures of a burst are written in one commit."""
-RESULTS_AT_ONCE = 500
 EVENTS_AT_ONCE = 100
 """Some 10 ms; then timers and sockets have their turn."""
 

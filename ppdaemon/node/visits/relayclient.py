@@ -35,7 +35,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.wire import decode, encode
 
-__all__ = ("RelayClient",)
+__all__ = ("RESULTS_AT_ONCE", "RelayClient")
 
 _LOG = logging.getLogger(__name__)
 
