@@ -41,7 +41,7 @@ class NodeLock:
         self.lock.close()
 
 
-def lock_node(folders: NodeFolders, life: str) -> NodeLock:
+def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
     """Make the folders of a node, lock them, delete a previous run's repos.
 
     Raises `~ppdaemon.errors.StateUnusable` if a daemon with these folders
@@ -53,7 +53,7 @@ def lock_node(folders: NodeFolders, life: str) -> NodeLock:
         lock = StateLock(folders.lock)
         try:
             removed, unknown = _clear(folders)
-            folders.marker.write_text(json.dumps({"life": life, "pid": os.getpid()}))
+            folders.marker.write_text(json.dumps({"life": incarnation, "pid": os.getpid()}))
             for folder in (folders.slots, folders.cache, folders.runs):
                 folder.mkdir(exist_ok=True)
         except BaseException:
@@ -65,7 +65,7 @@ def lock_node(folders: NodeFolders, life: str) -> NodeLock:
     except OSError as error:
         raise StateUnusable(f"{error.filename}: {error.strerror}") from None
     for path in unknown:
-        _LOG.warning("%s is nobody's; it is kept", path)
+        _LOG.warning("%s does not belong to ppdaemon; left in place", path)
     return NodeLock(lock, removed, unknown)
 
 
@@ -96,7 +96,7 @@ def _end_survivors(folders: NodeFolders) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if survivors:
-        _LOG.warning("killed %d processes of a former life", len(survivors))
+        _LOG.warning("killed %d processes of the previous run", len(survivors))
 
 
 def _remove_ours(folders: NodeFolders) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A small child process: ``python -m kept --channel N ... DEED``."""
+"""A small child process: ``python -m kept --channel N ... FAULT``."""
 
 import os
 import socket
@@ -12,13 +12,13 @@ ANSWER = b'{"type": "exported", "spools": [], "tai": 0.0, "datasets": 0}'
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[sys.argv.index("--channel") + 1]))
-    deed = sys.argv[-1]
-    if deed == "nonsense":
+    fault = sys.argv[-1]
+    if fault == "nonsense":
         channel.send(b'{"type": "ready", "pid": "one"}')
-    elif deed != "mute":
+    elif fault != "mute":
         channel.send(READY)
         channel.recv(4096)
-    if deed == "answer and exit":
+    if fault == "answer and exit":
         for _ in range(20):
             channel.send(ANSWER)
         os._exit(3)

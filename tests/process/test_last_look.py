@@ -28,7 +28,7 @@ def test_what_no_source_has_told_is_delivered_before_the_look_ends(tmp_path):
             Exposure(tmp_path).put(94)
             other = Exposure(tmp_path, 157)
             renamed_into_place(other.image(95), fits_file(group="other"))
-            await catcher.arrivals.last_look(VISIT, {94, 95}, Clock().tai())
+            await catcher.arrivals.rescan(VISIT, {94, 95}, Clock().tai())
             assert [raw.group for raw in catcher.raws] == [GROUP]
             assert catcher.detectors == [94]
 
@@ -41,7 +41,7 @@ def test_what_was_delivered_before_is_delivered_again(tmp_path):
         async with arriving(tmp_path, scan_s=0.1) as catcher:
             Exposure(tmp_path).put(94)
             await catcher.one()
-            await catcher.arrivals.last_look(VISIT, {94}, Clock().tai())
+            await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
             assert catcher.detectors == [94, 94]
 
     run(play)
@@ -55,7 +55,7 @@ def test_a_look_ends_in_time_when_an_image_is_not_complete(tmp_path):
             exposure.put_sidecar(94)
             exposure.image(94).write_bytes(fits_file()[:-4000])
             begun = time.monotonic()
-            await catcher.arrivals.last_look(VISIT, {94}, Clock().tai())
+            await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
             assert 1.5 < time.monotonic() - begun < 8.0  # it is taken after 10 s
             assert not catcher.raws
             assert catcher.count("last_look_broken_off") == 1
@@ -75,7 +75,7 @@ def test_many_exposures_of_other_visits_are_read_once_each(tmp_path):
             for group in ("g7", "g8"):
                 visit = VISIT.model_copy(update={"group": group})
                 await asyncio.gather(
-                    *(catcher.arrivals.last_look(visit, {detector}, Clock().tai()) for detector in range(3))
+                    *(catcher.arrivals.rescan(visit, {detector}, Clock().tai()) for detector in range(3))
                 )
             assert catcher.detectors == [0, 0, 1, 1, 2, 2]
             assert catcher.count("last_look_broken_off") == 0
@@ -94,7 +94,7 @@ def test_a_look_waits_for_no_sidecar_and_asks_all_raws(tmp_path, first):
                 exposure.put(0, first, sidecar=False)
             for detector in (1, 2):
                 exposure.put(detector, sidecar=False)
-            await catcher.arrivals.last_look(VISIT, range(3), Clock().tai())
+            await catcher.arrivals.rescan(VISIT, range(3), Clock().tai())
             assert catcher.detectors == ([1, 2] if first is None else [0, 1, 2])
 
     run(play)

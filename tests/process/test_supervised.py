@@ -46,13 +46,13 @@ async def until(condition: Callable[[], object], story: object = "") -> None:
 class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
     """Keeps `kept`, and gives each one an order as soon as it is ready."""
 
-    def __init__(self, folder: Path, deed: str, boot_s: float = 60.0, answer_s: float = 60.0):
+    def __init__(self, folder: Path, fault: str, boot_s: float = 60.0, answer_s: float = 60.0):
         pauses = {"first_pause_s": 0.1, "longest_pause_s": 1.0}
         lifecycle = Lifecycle(boot_s=boot_s, answer_s=answer_s, **pauses)
         super().__init__("child", folder / "log", EXPORTER_FACTS, lifecycle)
         self.story: list[str] = []
         self.pids: list[int] = []
-        self._deed = deed
+        self._fault = fault
         self._lifeline = Lifeline()
 
     async def until_told(self, what: str, times: int = 1) -> None:
@@ -69,14 +69,14 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
 
     def _launch(self):
         environment = {**os.environ, "PYTHONPATH": TESTS}
-        child = launch("kept", [self._deed], self._lifeline, environment, self._log)
+        child = launch("kept", [self._fault], self._lifeline, environment, self._log)
         self.pids.append(child.pid)
         return child
 
     def _serve(self):
         assert self._order("order", Quit())
         self.story.append("serves")
-        if self._deed == "answer and exit":  # the loop finds answers and death at the same time
+        if self._fault == "answer and exit":  # the loop finds answers and death at the same time
             wait_until(lambda: not alive(self.pids[-1]), DEADLINE_S)
 
     def _received(self, message, descriptors):
@@ -90,9 +90,9 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
         self.story.append(f"{manner}, owes {owed}")
 
 
-def keep(tmp_path, body, deed, **limits):
+def keep(tmp_path, body, fault, **limits):
     async def play():
-        kept = Kept(tmp_path, deed, **limits)
+        kept = Kept(tmp_path, fault, **limits)
         kept.start()
         try:
             await body(kept)
@@ -125,7 +125,7 @@ def test_a_process_that_dies_is_started_again_and_its_problem_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("deed", "limits", "reason"),
+    ("fault", "limits", "reason"),
     [
         ("mute", {"boot_s": 0.3}, "was not ready in 0.3 s, owes []"),
         ("wait", {"answer_s": 0.3}, "has not answered for 0.3 s, owes ['order']"),
@@ -133,7 +133,7 @@ def test_a_process_that_dies_is_started_again_and_its_problem_is_told(tmp_path):
     ],
 )
 def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_given_up_once(
-    tmp_path, deed, limits, reason
+    tmp_path, fault, limits, reason
 ):
     async def body(kept):
         await until(lambda: len(kept.pids) >= 2, kept.story)
@@ -141,7 +141,7 @@ def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_given_
         (told,) = [text for text in kept.story if text != "serves"]
         assert told.startswith(reason)
 
-    keep(tmp_path, body, deed, **limits)
+    keep(tmp_path, body, fault, **limits)
 
 
 def test_a_process_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ def changes():
     return {"image_timeout_s": 1.0}
 
 
-def test_without_a_raw_all_detectors_end_after_one_look_and_seats_are_free(node, group):
+def test_without_a_raw_all_detectors_end_after_a_look_and_seats_are_free(node, group):
     """Fault 10: next_visit without any raw."""
     before = node.status().counters.get("arrivals.last_looks", 0)
     node.land(f"{group}-other")

@@ -35,7 +35,7 @@ def test_a_second_claim_is_refused_with_the_holders_pid(folders):
     lock_node(folders, "other").release(folders)
 
 
-def test_a_former_life_is_cleared_and_strangers_are_kept(folders):
+def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
     """Fault 43: only what is ours is removed."""
     held = lock_node(folders, "life")
     (folders.slots / "0000" / "repo").mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_a_former_life_is_cleared_and_strangers_are_kept(folders):
     assert list(folders.ramdisk.iterdir()) == [folders.ramdisk / "stranger"]
 
 
-def test_processes_of_a_former_life_are_ended_and_those_of_other_nodes_are_not(folders):
+def test_processes_of_a_previous_run_are_ended_and_those_of_other_nodes_are_not(folders):
     def sleeper(owner):
         return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER: str(owner)})
 

@@ -162,7 +162,7 @@ class Arrivals:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
 
-    async def last_look(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
+    async def rescan(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
         """Look where raws of a visit must be, whatever the sources have reported.
 
         What is found and complete is delivered before this returns, also what
@@ -175,10 +175,10 @@ class Arrivals:
         try:
             async with asyncio.timeout(RESCAN_S):
                 await asyncio.gather(
-                    *(self._rescan(root, expected, since_unix) for root in self._raw_roots.roots)
+                    *(self._rescan_root(root, expected, since_unix) for root in self._raw_roots.roots)
                 )
         except TimeoutError:
-            text = f"a last look for {visit.group} took {RESCAN_S:g} s"
+            text = f"a final rescan for {visit.group} took {RESCAN_S:g} s"
             self._counts.complain("last_look_broken_off", text)
 
     @property
@@ -288,8 +288,8 @@ class Arrivals:
 
     # --- the final rescan ---
 
-    async def _rescan(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
-        search = Search(self._raw_roots, root, f"last look {root.path}", self._config.remember_s)
+    async def _rescan_root(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
+        search = Search(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s)
         threads = self._threads[root.path]
         sightings = await threads.run(search.rescan, expected, since_unix, Moment.by(self._clock))
         exposures: dict[int, list[Sighting]] = {}

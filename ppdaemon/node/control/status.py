@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the node tells about itself."""
+"""The state of a node, as it is reported to operators."""
 
 import os
 from collections import Counter
@@ -39,13 +39,13 @@ class Status:
     config: NodeConfig
     clock: Clock
     count: Counter[str]
-    held: NodeLock
+    lock: NodeLock
     pool: Pool
     visits: Visits
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
     exporter: ExporterProcess
-    intake: RelayClient
+    relay: RelayClient
     arrivals: Arrivals
     meters: Meters
     generations: Generations
@@ -59,7 +59,7 @@ class Status:
     def __post_init__(self) -> None:
         self.started_tai = self.clock.tai()
         folders = NodeFolders.of(self.config)
-        problems = [f"{path} is nobody's; delete it if you know it" for path in self.held.unknown]
+        problems = [f"{path} is nobody's; delete it if you know it" for path in self.lock.unknown]
         self._on_ramdisk = is_ramdisk(folders.ramdisk)
         if not self._on_ramdisk:
             problems.append(f"{folders.ramdisk} is not on a tmpfs: workers will be slow")
@@ -89,7 +89,7 @@ class Status:
             ),
             started_tai=self.started_tai,
             tai=self.clock.tai(),
-            relay=self.intake.text,
+            relay=self.relay.text,
             slots={name: seats[name] for name in SlotState if seats[name]},
             workers_max=self.config.workers.max,
             queued=self.scheduler.queued,
@@ -102,7 +102,7 @@ class Status:
             arrivals=self.arrivals.report(),
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
             problems=problems,
-            leftovers_removed=self.held.removed,
+            leftovers_removed=self.lock.removed,
             template_ms=self.generations.template_ms,
             generation=self.generations.number,
             reloaded_tai=self.generations.reloaded_tai,

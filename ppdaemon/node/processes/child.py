@@ -65,7 +65,7 @@ class Child:
             return False
         return True
 
-    def has_words(self) -> bool:
+    def has_message(self) -> bool:
         """Return whether there is a message to be read; the end of the channel is none."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)

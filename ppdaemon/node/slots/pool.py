@@ -303,7 +303,7 @@ class Pool:
         self._unreaped.discard(child.pid)
         if self._children.get(child.slot) is not child:
             return
-        while child.has_words():
+        while child.has_message():
             self._read(child)
         status = self._statuses.pop(child.pid, None)
         self.handle(child.slot, WorkerDied(status, self.cgroups.out_of_memory(child.slot)))

@@ -162,4 +162,4 @@ class VisitFacts:
             of_one = list(group)
             detectors = {entry.key.detector for entry in of_one}
             since_tai = min(entry.received_tai for entry in of_one)
-            await self.arrivals.last_look(of_one[0].visit, detectors, since_tai)
+            await self.arrivals.rescan(of_one[0].visit, detectors, since_tai)

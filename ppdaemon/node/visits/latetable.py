@@ -56,11 +56,11 @@ class LateTable:
 
         Returns
         -------
-        late, strange : `int`
+        late, unmatched : `int`
             How many came too late, and how many are of visits that were
             never announced. The others were known.
         """
-        late = strange = 0
+        late = unmatched = 0
         with self._transaction():
             for raw in raws:
                 group = parent_group(raw.group)
@@ -69,11 +69,11 @@ class LateTable:
                     (Outcome.IGNORED, raw.instrument, group, raw.detector),
                 ).fetchone()
                 if last is None:
-                    strange += 1
+                    unmatched += 1
                 elif last[0] and raw.exposure not in (*json.loads(last[1]), *json.loads(last[2])):
                     late += self._add(raw, group)
             self._db.execute("DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MOST,))
-        return late, strange
+        return late, unmatched
 
     def _add(self, raw: Raw, group: str) -> int:
         return self._db.execute(

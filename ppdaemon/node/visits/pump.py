@@ -359,7 +359,7 @@ class VisitPump:
     async def _rescan(self, action: Rescan) -> None:
         detectors = {key.detector for key in action.keys}
         try:
-            await self._arrivals.last_look(action.visit, detectors, action.since_tai)
+            await self._arrivals.rescan(action.visit, detectors, action.since_tai)
         finally:  # else no further rescan would begin for this visit
             self._inbox.post(RescanEnded(action.keys))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The node's end of the link to the relay.
 
-Says HELLO until it is welcomed, repeats results until they are seen, and
-connects anew when the relay falls silent: a ROUTER that was away has
+Sends HELLO until it is welcomed, and connects anew when nothing comes from the
+relay for a while: a ROUTER that was away has
 forgotten its peers, and what it sent meanwhile is lost without an error.
 """
 
@@ -44,18 +44,18 @@ RESULTS_AT_ONCE = 500
 HIGH_WATER = 1000
 """Messages that may wait on either side of the socket."""
 
-type Heard = Callable[[ReserveVisit | CancelVisit | ResultsSeen | Welcome], None]
+type OnMessage = Callable[[ReserveVisit | CancelVisit | ResultsSeen | Welcome], None]
 
 
 class RelayClient:
-    """Speaks with one relay.
+    """Holds the link to one relay.
 
     Parameters
     ----------
     link : `~ppdaemon.config.RelayLink`
         Where the relay is, and how long it may be silent.
-    name, life : `str`
-        The node's name and the nonce of this life.
+    name, incarnation : `str`
+        The node's name and the nonce of this run.
     instruments : `~collections.abc.Mapping`
         Detectors served, by instrument.
     capacity : `int`
@@ -64,7 +64,7 @@ class RelayClient:
         For stamps and silence.
     context : `zmq.asyncio.Context`
         The process's only one.
-    heard : `~collections.abc.Callable`
+    on_message : `~collections.abc.Callable`
         Called in the event loop with what concerns visits.
     count : `collections.Counter`
         Counts bad messages by kind.
@@ -74,28 +74,28 @@ class RelayClient:
         self,
         link: RelayLink,
         name: str,
-        life: str,
+        incarnation: str,
         instruments: Mapping[str, Sequence[int]],
         capacity: int,
         clock: Clock,
         context: zmq.asyncio.Context,
-        heard: Heard,
+        on_message: OnMessage,
         count: Counter[str],
     ):
         self._link = link
         self._name = name
-        self._life = life
+        self._incarnation = incarnation
         self._instruments = {key: tuple(value) for key, value in instruments.items()}
         self._capacity = capacity
         self._clock = clock
         self._context = context
-        self._heard = heard
+        self._on_message = on_message
         self._count = count
         self._socket: zmq.asyncio.Socket | None = None
         self._sequence = 0
         self._relay: str | None = None
         self._problem = ""
-        self._last_heard = 0.0
+        self._last_received = 0.0
         self._taking = True
 
     @property
@@ -126,7 +126,7 @@ class RelayClient:
             self._disconnect()
 
     def set_taking(self, taking: bool) -> None:
-        """Offer the node's seats, or none while it drains.
+        """Offer the node's slots, or none while it drains.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class RelayClient:
         self._hello()
 
     def set_capacity(self, capacity: int) -> None:
-        """Offer another number of seats.
+        """Offer another number of slots.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class RelayClient:
         self._hello()
 
     def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
-        """Tell that the journal has these detectors.
+        """Report that the journal has these detectors.
 
         Parameters
         ----------
@@ -157,7 +157,7 @@ class RelayClient:
         detectors : `~collections.abc.Sequence` [`int`]
             Which of them.
         """
-        self._say(
+        self._send(
             AckedVisit,
             instrument=visit.visit.instrument,
             group=visit.visit.group,
@@ -166,7 +166,7 @@ class RelayClient:
         )
 
     def nak(self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool) -> None:
-        """Tell that these detectors are not taken.
+        """Report that these detectors are not taken.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class RelayClient:
         final : `bool`
             Whether another try is pointless.
         """
-        self._say(
+        self._send(
             NakedVisit,
             instrument=visit.visit.instrument,
             group=visit.visit.group,
@@ -190,7 +190,7 @@ class RelayClient:
         )
 
     def results(self, entries: Sequence[ResultEntry]) -> None:
-        """Tell outcomes.
+        """Send outcomes.
 
         Parameters
         ----------
@@ -199,7 +199,7 @@ class RelayClient:
         """
         if self.connected:
             for first in range(0, len(entries), RESULTS_AT_ONCE):
-                self._say(Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
+                self._send(Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
 
     def _connect(self, address: str) -> None:
         self._disconnect()
@@ -217,7 +217,7 @@ class RelayClient:
             link.setsockopt(option, value)
         link.connect(address)
         self._socket = link
-        self._last_heard = self._clock.mono()
+        self._last_received = self._clock.mono()
 
     def _disconnect(self) -> None:
         self._relay = None
@@ -226,30 +226,30 @@ class RelayClient:
             self._socket = None
 
     async def _converse(self) -> None:
-        """Listen and send heartbeats until the relay falls silent."""
+        """Receive and send heartbeats until nothing comes from the relay any more."""
         assert self._socket is not None
-        while self._clock.mono() - self._last_heard < self._link.silence_s:
+        while self._clock.mono() - self._last_received < self._link.silence_s:
             if self.connected:
-                self._say(Heartbeat)
+                self._send(Heartbeat)
             else:
                 self._hello()
             until = self._clock.mono() + self._link.heartbeat_s
             while (rest := until - self._clock.mono()) > 0:
                 if await self._socket.poll(rest * 1000):
-                    self._hear(await self._socket.recv_multipart())
+                    self._receive(await self._socket.recv_multipart())
         if self._relay is not None:
             _LOG.warning("relay %s is silent for %g s: connecting anew", self._relay, self._link.silence_s)
 
-    def _hear(self, frames: list[bytes]) -> None:
+    def _receive(self, frames: list[bytes]) -> None:
         try:
             if len(frames) != 1:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
             message = decode(frames[0], FromRelay, limit=RELAY_LIMIT)
         except BadMessage as error:
             self._count[f"bad_message.{error.kind}"] += 1
-            _LOG.warning("the relay said nonsense: %s", error)
+            _LOG.warning("invalid message from the relay: %s", error)
             return
-        self._last_heard = self._clock.mono()
+        self._last_received = self._clock.mono()
         match message:
             case Heartbeat():
                 return
@@ -257,7 +257,7 @@ class RelayClient:
                 if self._relay is None:
                     _LOG.info("welcomed by relay %s, life %s", origin, life)
                 self._relay, self._problem = origin, ""
-                self._heard(message)
+                self._on_message(message)
             case Sorry(code="stranger"):
                 self._relay = None
                 self._hello()
@@ -266,17 +266,17 @@ class RelayClient:
                     _LOG.error("refused by relay %s: %s", message.origin, reason)
                 self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
             case _:
-                self._heard(message)
+                self._on_message(message)
 
     def _hello(self) -> None:
-        self._say(
+        self._send(
             Hello,
-            life=self._life,
+            life=self._incarnation,
             instruments=self._instruments,
             capacity=self._capacity if self._taking else 0,
         )
 
-    def _say(self, kind: type[Any], **fields: Any) -> None:
+    def _send(self, kind: type[Any], **fields: Any) -> None:
         """Send one message, or nothing if the relay is not there."""
         if self._socket is None:
             return
