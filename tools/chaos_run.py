@@ -210,7 +210,7 @@ class ChaosRun:
         self._note(visit.group, "cancelled")
         self.relay.withdraw(visit.group)
 
-    # --- process faults----------------------------------------------------
+    # --- process faults ---------------------------------------------------
 
     def _cause(self, fault: ProcessFault) -> None:
         """Do it, or try again soon where it has no victim now."""

@@ -284,7 +284,7 @@ def open_exporter(context: Seat) -> ScriptedExporter:
 LEAKED: list[bytes] = []
 
 
-def hang(work: ScriptedWork) -> None:
+def _hang(work: ScriptedWork) -> None:
     """Never return; TERM ends it."""
     while True:
         time.sleep(60)
@@ -293,7 +293,7 @@ def hang(work: ScriptedWork) -> None:
 def _deaf(work: ScriptedWork) -> None:
     """Never return; only KILL ends it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    hang(work)
+    _hang(work)
 
 
 def _spin(work: ScriptedWork) -> None:
@@ -318,7 +318,7 @@ def _leak(work: ScriptedWork) -> None:
 def _burst(work: ScriptedWork) -> None:
     """Take much memory at once, and hold it."""
     LEAKED.append(b"x" * BURST_BYTES)
-    hang(work)
+    _hang(work)
 
 
 def _fill(work: ScriptedWork) -> None:
@@ -338,7 +338,7 @@ def _send_garbage(work: ScriptedWork) -> None:
 def _send_nonsense(work: ScriptedWork) -> None:
     """Send what is no message, and nothing else."""
     _send_garbage(work)
-    hang(work)
+    _hang(work)
 
 
 def _send_for_another(work: ScriptedWork) -> None:
@@ -395,7 +395,7 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "system_exit": lambda work: sys.exit(0),
     "raise": lambda work: 1 / 0,
     "refuse": _refuse,
-    "hang": hang,
+    "hang": _hang,
     "deaf": _deaf,
     "spin": _spin,
     "hold": lambda work: time.sleep(HOLD_S),

@@ -558,12 +558,10 @@ def ended(world, outcome=Outcome.FAILED, **changes):
     world.done.clear()
 
 
-def ask(world, *, spool="", exporting=False, force=False):
+def ask(world, *, spool=""):
     before = tuple(world.journal.last_attempts("g"))
-    spools = {KEY: spool} if spool and not exporting else {}
-    world.handle(
-        RequeueAsked(4, before, {KEY: CHOSEN}, spools, frozenset({KEY} if exporting else ()), force=force)
-    )
+    spools = {KEY: spool} if spool else {}
+    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, spools, frozenset(), force=False))
 
 
 def answer(world):

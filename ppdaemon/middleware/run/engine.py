@@ -15,6 +15,19 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
 
+__all__ = (
+    "DataQuery",
+    "Engine",
+    "Job",
+    "PipelineRun",
+    "RepoEngine",
+    "RepoRun",
+    "RunResult",
+    "TaskFailure",
+    "Unsupported",
+    "describe_caveats",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DataQuery:
