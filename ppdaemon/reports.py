@@ -244,7 +244,7 @@ class StatusReport(Model):
     problems: tuple[str, ...] = ()
     """What an operator should look at, one line each."""
     leftovers_removed: int = 0
-    """RAM-disk folders of former lives removed at start."""
+    """RAM-disk folders of previous runs removed at start."""
     template_ms: float | None = None
     """How long the template repo took to make."""
     generation: int = 1

@@ -135,7 +135,7 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
         ago = duration(report.tai - report.reloaded_tai)
         yield "configuration", f"generation {report.generation}, reloaded {ago} ago"
     if report.leftovers_removed:
-        yield "cleaned", f"{report.leftovers_removed} RAM-disk folders of former lives"
+        yield "cleaned", f"{report.leftovers_removed} RAM-disk folders of previous runs"
     if any(report.counters.values()):
         yield "counted", _counted(sorted(report.counters.items()))
 

@@ -61,7 +61,7 @@ def test_without_open_visits_nothing_is_polled_for(tmp_path, monkeypatch):
     run(body)
 
 
-def test_an_unreadable_folder_of_the_root_does_not_stop_the_others(tmp_path):
+def test_a_root_that_is_missing_does_not_stop_the_others(tmp_path):
     async def body() -> None:
         gone, good = tmp_path / "gone", tmp_path / "good"
         good.mkdir()

@@ -5,6 +5,7 @@ Turns wait until a test commits them; what they ask for is written down.
 """
 
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 
 from ppdaemon.messages import CancelVisit, Pipelines, Raw, ReserveVisit
@@ -133,8 +134,6 @@ class World:
 
     def to_slot(self, slot, event):
         """Do with a raw what a slot does, as far as outcomes need it."""
-        from dataclasses import replace
-
         held = self.slots[slot]
         if type(event).__name__ == "RawArrived" and not held.has(event.raw.exposure):
             self.slots[slot] = replace(held, raws=(*held.raws, event.raw))

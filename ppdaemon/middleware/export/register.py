@@ -121,7 +121,7 @@ class Registrar:
         if root is None:
             _ingest(butler, records, files, "copy")
             return
-        # Only this exporter uses the folder: what is in it was left by a former life.
+        # Only this exporter uses the folder: what is in it was left by its previous run.
         incoming = root / f"incoming-{quote(self._node, safe='')}"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()

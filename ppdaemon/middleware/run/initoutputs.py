@@ -171,7 +171,7 @@ def note_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
     for ref in refs:
         if ref.run is not None and (ref.dataId is None or not ref.dataId.dataId):
             note = _note(folder, ref.run, ref.id)
-            if note.parent.is_dir():  # made in this life of the daemon
+            if note.parent.is_dir():  # made in this run of the daemon
                 note.touch()
 
 

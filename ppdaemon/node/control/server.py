@@ -62,7 +62,7 @@ class ControlServer:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()  # a former life's; the state directory's lock says that it is dead
+            self._path.unlink()  # the previous run's; the state directory's lock says that it is dead
         before = os.umask(0o117)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=CONTROL_LIMIT)

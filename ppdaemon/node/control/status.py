@@ -76,21 +76,21 @@ class Status:
         problems = self._problems()
         state: State = "degraded" if problems and self.state == "running" else self.state
         problems = (*self._fixed_problems, *problems)
-        seats = self.pool.seats()
-        busy = sum(seats[name] for name in BUSY_STATES)
+        slots = self.pool.seats()
+        busy = sum(slots[name] for name in BUSY_STATES)
         return StatusReport(
             node=self.config.node.name,
             version=__version__,
             pid=os.getpid(),
             state=state,
             text=(
-                f"{state}: {busy} busy, {seats[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
+                f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
                 f" {len(self.visits.open)} visit-detectors open"
             ),
             started_tai=self.started_tai,
             tai=self.clock.tai(),
             relay=self.relay.text,
-            slots={name: seats[name] for name in SlotState if seats[name]},
+            slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             queued=self.scheduler.queued,
             open_visits=len(self.visits.open),
@@ -112,7 +112,7 @@ class Status:
         )
 
     def workers(self) -> list[WorkerRow]:
-        """Return all seats.
+        """Return all slots.
 
         Returns
         -------
@@ -144,7 +144,7 @@ class Status:
         return rows
 
     def _limits(self) -> dict[str, str]:
-        """Say who enforces what: limits, by what a worker might use up."""
+        """Return who enforces which limit, by what a worker might use up."""
         memory, times = self.config.workers.memory, self.config.workers.times
         sampled = f"supervisor every {memory.sample_s:g} s"
         kernel = self.pool.cgroups.keeper

@@ -151,7 +151,7 @@ class Cgroups:
             self._refused |= dict.fromkeys(wanted, f"{self.base.name}: {error.strerror}")
         if not (supervisor / "cgroup.kill").exists():
             self._refused["kill"] = "cgroup.kill needs Linux 5.14"
-        for leaf in self.base.glob("worker-*"):  # of a life that was killed
+        for leaf in self.base.glob("worker-*"):  # of a run that was killed
             self._kill(leaf)
             _remove(leaf)
 
