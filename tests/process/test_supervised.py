@@ -282,6 +282,19 @@ def test_the_last_word_of_an_exporter_may_be_that_it_has_exported(tmp_path):
     play(tmp_path, body)
 
 
+def test_the_last_messages_count_though_an_order_was_not_read(tmp_path):
+    async def body(played):
+        played.kept.add("a")
+        played.serve()
+        await until(lambda: played.kept.text == "exporting 1")
+        played.say(exported("a"))
+        played.die()
+        played.kept._on_end()  # the loop finds the end of the process before that of its channel
+        assert [message.spools for message in played.done] == [("a",)]
+
+    play(tmp_path, body)
+
+
 def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(tmp_path):
     async def body(played):
         played.kept.add("a")

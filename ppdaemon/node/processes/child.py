@@ -3,7 +3,6 @@
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -67,11 +66,13 @@ class Child:
 
     def has_message(self) -> bool:
         """Return whether there is a message to be read; the end of the channel is none."""
-        poll = select.poll()
-        poll.register(self.channel, select.POLLIN)
-        return any(mask & select.POLLIN for _, mask in poll.poll(0)) and bool(
-            self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        )
+        while True:
+            try:
+                return bool(self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                continue  # it died with orders unread: this comes once, before its last messages
 
     def signal(self, number: int) -> None:
         """Signal the process, never another one of the same pid."""

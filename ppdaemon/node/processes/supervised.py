@@ -166,6 +166,8 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
             packet, descriptors, _, _ = socket.recv_fds(self._child.channel, PACKET_LIMIT, self.descriptors)
         except BlockingIOError:
             return False
+        except ConnectionResetError:
+            return True  # it died with orders unread: this comes once, before its last messages
         except OSError:
             packet, descriptors = b"", []
         if not packet:
