@@ -104,7 +104,7 @@ def _regions(plan: Plan) -> dict[str, dict[str, tuple[Degrees, ...]]]:
 
 
 def _labels(dataset: DatasetPlan) -> tuple[str, str]:
-    """Return what tells a patch or a shard from its neighbours: names, values."""
+    """Return what tells a patch or a shard from its neighbors: names, values."""
     telling = {name: value for name, value in dataset.data_id.items() if name not in _SHARED}
     return ", ".join(telling), ", ".join(map(str, telling.values()))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ppdaemon.camera import load_camera
 from ppdaemon.clock import Clock, day_obs
 
-__all__ = ("RawWriter", "fits_header", "small_fits")
+__all__ = ("RawWriter", "fits_header", "publish", "small_fits")
 
 BLOCK = 2880
 

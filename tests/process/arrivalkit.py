@@ -3,7 +3,6 @@
 
 import asyncio
 import json
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,7 +21,7 @@ from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.raws.path import Expected
 from ppdaemon.reports import ArrivalSource
-from ppdaemon.testing.raws import fits_header
+from ppdaemon.testing.raws import fits_header, publish
 
 GROUP = "2026-11-22T03:25:16.951"
 DEADLINE_S = 20.0
@@ -82,9 +81,7 @@ class Exposure:
 
 def renamed_into_place(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    publish(path, content)
 
 
 class Catcher:

@@ -59,7 +59,7 @@ class Reading(Protocol):
     async def listed(self, path: RawPath) -> frozenset[str]:
         """Read the list of an exposure's detectors."""
 
-    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
+    async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
         """Find other sidecars of an image's exposure."""
 
 
@@ -81,7 +81,7 @@ class FileReading:
         """Read a list; see `Reading`."""
         return await self._threads[path.root].run(expected_sensors, path)
 
-    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
+    async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
         """List the folder of an image; see `Reading`."""
         return await self._threads[image.root].run(sidecars_beside, image)
 
@@ -196,7 +196,7 @@ class Exposures:
         await self._try(exposure, name, self._reading.header, image, "bad_header")
         if name.group is None:
             if exposure.facts is None:
-                await self._ask_neighbours(exposure, name, image)
+                await self._ask_neighbors(exposure, name, image)
             if exposure.facts is None and (wait_s := deadline - self._mono()) > 0.0:
                 # Its sidecar is there, but perhaps half of it.
                 await exposure.until_known(wait_s)
@@ -210,14 +210,14 @@ class Exposures:
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
-    async def _ask_neighbours(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
+    async def _ask_neighbors(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
         """Learn from the sidecars of detectors that this node does not serve.
 
         So a raw whose header is another exposure's comes to its own visit,
         which then reports that it is bad.
         """
         try:
-            sidecars = await self._reading.neighbours(image)
+            sidecars = await self._reading.neighbors(image)
         except OSError as error:
             self._counts.complain("bad_sidecar", f"{image.path}: {error}")
             return

@@ -185,7 +185,7 @@ class StoreReading(Reading):
         """Read a list of detectors, as above."""
         return sensors_in(await self._reader.ask("json", escaped(path.path)))
 
-    async def neighbours(self, image: RawPath) -> tuple[RawPath, ...]:
+    async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
         """Find none: stores are not listed."""
         return ()
 
