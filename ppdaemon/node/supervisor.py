@@ -180,8 +180,9 @@ class Supervisor:
                 if slot.state in BUSY_STATES:
                     node.pool.handle(number, KillAsked("the daemon stopped"))
             await self._until(all_stopped, times.grace_s + times.kill_s, hurry=False)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(node.pump.settle(), SETTLE_S)
+        settling = self._loop.create_task(node.pump.settle())
+        await self._until(settling.done, SETTLE_S)
+        settling.cancel()
         exporter = node.exporter
         await self._until(lambda: not exporter.waiting or bool(exporter.problem), EXPORT_AT_STOP_S)
         await self._until_reported(node)

@@ -96,10 +96,10 @@ class Answers:
         Raises
         ------
         ppdaemon.errors.Refused
-            Raised if the daemon is stopping.
+            Raised if the daemon is starting, which would undo it, or stopping.
         """
-        if self.status.state == "stopping":
-            raise Refused("the daemon is stopping")
+        if self.status.state in ("starting", "stopping"):
+            raise Refused(f"the daemon is {self.status.state}")
         self.facts.inbox.post(AcceptanceChanged(taking))
         self.relay.set_taking(taking)
         self.status.state = "running" if taking else "draining"
