@@ -65,7 +65,7 @@ _BUTLER = {"central": "none", "instrument_class": {CAMERA: "none.None"}}
 
 async def _measure(config: NodeConfig) -> float:
     clock = Clock()
-    pool = Pool(config, clock, lambda _: True, lambda *_: None, lambda *_: None, Counter())
+    pool = Pool(config, clock, lambda _: True, lambda _: None, Counter())
     pool.open_seat()
     with _worker(pool) as channel:
         passed_s, events = 0.0, 0
