@@ -205,13 +205,25 @@ class BatchWriter[F: SqliteFile]:
         the event loop, the first time while `problem` is still blank.
     retry_s : `float`, optional
         Pause until the next try, seconds.
+    gather_s : `float`, optional
+        Pause after a transaction, seconds: what comes in a burst goes into
+        few transactions, each of which costs a wait for the disk.
     """
 
-    def __init__(self, file: F, name: str, complain: Callable[[str], None], *, retry_s: float = RETRY_S):
+    def __init__(
+        self,
+        file: F,
+        name: str,
+        complain: Callable[[str], None],
+        *,
+        retry_s: float = RETRY_S,
+        gather_s: float = 0.0,
+    ):
         self._file = file
         self._name = name
         self._complain = complain
         self._retry_s = retry_s
+        self._gather_s = gather_s
         self._thread = ThreadPoolExecutor(1, name)
         self._waiting: deque[Commit[F]] = deque()
         self._under_way = 0
@@ -274,6 +286,8 @@ class BatchWriter[F: SqliteFile]:
                 if not batch[0].alone:
                     self.problem = ""
                 self._perform(effects)
+                if self._gather_s and not (batch[0].alone or self._finishing):
+                    await asyncio.sleep(self._gather_s)
 
     def finish(self) -> None:
         """Make `run` return when all is written; what cannot be written then

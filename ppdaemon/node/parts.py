@@ -44,6 +44,8 @@ __all__ = ("Node",)
 
 _LOG = logging.getLogger(__name__)
 
+GATHER_S = 0.02
+"""205 outcomes within a second are written in some 50 transactions."""
 CHILDREN_S = 2.0
 """How long processes that were killed may take to be gone."""
 
@@ -75,7 +77,7 @@ class Node:
         self._lifeline = Lifeline()
         self.inbox = inbox = Inbox()
         self._count = count
-        self.journal = BatchWriter(journal, "journal", self._journal_failed)
+        self.journal = BatchWriter(journal, "journal", self._journal_failed, gather_s=GATHER_S)
         self.generations = Generations(
             config, read_config, self._lifeline, environment, clock, self._forked, self._switch, count
         )

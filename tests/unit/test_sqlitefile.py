@@ -170,8 +170,9 @@ def test_a_transaction_that_the_database_has_ended_hides_no_error(file):
 
 
 @asynccontextmanager
-async def writing(file, complaints=None, *, start=True):
-    writer = BatchWriter(file, "list", (complaints if complaints is not None else []).append, retry_s=0.01)
+async def writing(file, complaints=None, *, start=True, gather_s=0.0):
+    complain = (complaints if complaints is not None else []).append
+    writer = BatchWriter(file, "list", complain, retry_s=0.01, gather_s=gather_s)
     run = asyncio.create_task(writer.run()) if start else None
     try:
         yield writer
@@ -220,6 +221,23 @@ def test_what_has_gathered_is_one_transaction(file):
 
     asyncio.run(run())
     assert statements.count("COMMIT") == 1
+
+
+def test_what_comes_in_a_burst_gathers_after_a_transaction(file):
+    log, statements = [], []
+    file._db.set_trace_callback(statements.append)
+
+    async def run():
+        async with writing(file, gather_s=0.2) as writer:
+            writer.put(adding(0, log))
+            await until(lambda: log == [0])
+            for number in (1, 2, 3):  # each of them after the one before was taken up, without the pause
+                writer.put(adding(number, log))
+                await asyncio.sleep(0.005)
+            await until(lambda: log == [0, 1, 2, 3])
+
+    asyncio.run(run())
+    assert statements.count("COMMIT") == 2
 
 
 def test_an_effect_sees_its_change_on_disk(file, path):
