@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The small pure parts of a node: deadlines, budget, assignment, open visits, folders."""
 
+import asyncio
+from collections import Counter
+
 import pytest
 from test_scheduler import an_assignment
 
@@ -9,6 +12,9 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.budget import RestartBudget
 from ppdaemon.node.slots.deadlines import Deadlines
+from ppdaemon.node.slots.events import NoteStage
+from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
 from ppdaemon.raws.path import Expected
@@ -134,3 +140,18 @@ def test_the_observing_day_turns_at_noon_tai():
     assert (day_obs(noon - 0.001), day_obs(noon)) == (20251121, 20251122)
     assert tai_iso(noon) == "2025-11-22T12:00:00.000"
     assert Clock().tai() > noon
+
+
+def test_a_stage_has_the_time_at_which_it_was_reached_not_handled(config, clock):
+    posted = []
+
+    async def perform():
+        pool = Pool(config, clock, lambda order: True, posted.append, Counter())
+        slot, key = Slot(0, config.workers, lambda: 0.5), Key("DemoCam", "g", 0)
+        pool._perform(slot, [NoteStage(key, Stage.INGESTED), NoteStage(key, Stage.FIRST_TASK, 7.0)])
+        pool.close()
+        return key, clock.tai()
+
+    key, now = asyncio.run(perform())
+    clock.advance(5.0)
+    assert posted == [NoteStage(key, Stage.INGESTED, now), NoteStage(key, Stage.FIRST_TASK, 7.0)]

@@ -178,7 +178,7 @@ class VisitsMachine(RuleBasedStateMachine):
     @rule(stage=st.sampled_from([Stage.PREPARED, Stage.INGESTED]))
     def progress(self, stage):
         for assignment in self.world.slots.values():
-            self.world.handle(NoteStage(assignment.key, stage))
+            self.world.handle(NoteStage(assignment.key, stage, self.world.tai))
             exposures = tuple(sorted(raw.exposure for raw in assignment.raws))
             self.world.handle(NoteRaw(assignment.key, exposures, None))
 

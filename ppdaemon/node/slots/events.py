@@ -219,7 +219,7 @@ class NoteStage:
     key: Key
     stage: Stage
     tai: float | None = None
-    """When, if the worker said so; else now."""
+    """When; `None` means when the pool performs this."""
 
 
 @dataclass(frozen=True, slots=True)

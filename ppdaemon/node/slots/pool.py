@@ -330,6 +330,10 @@ class Pool:
                     self._fork(slot, epoch)
                 case WipeRepo():
                     self._wipe(slot)
+                case NoteStage(key=key, stage=stage, tai=None):
+                    # Now, because the event waits its turn: a worker may be
+                    # at the next stage before this one is handled.
+                    self._post(NoteStage(key, stage, self._clock.tai()))
                 case Finish() | NoteStage() | NoteFigures() | NoteRaw() | LookForRaws():
                     self._post(action)
                 case SeatChanged():

@@ -404,7 +404,8 @@ class Visits:
 
     def _note_stage(self, event: NoteStage, turn: Turn) -> None:
         if visit := self.open.of(event.key):
-            self._reached(visit, event.stage, self._now.tai if event.tai is None else event.tai)
+            assert event.tai is not None, event
+            self._reached(visit, event.stage, event.tai)
 
     def _note_figures(self, event: NoteFigures, turn: Turn) -> None:
         if visit := self.open.of(event.key):
