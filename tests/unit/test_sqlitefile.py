@@ -223,17 +223,21 @@ def test_what_has_gathered_is_one_transaction(file):
     assert statements.count("COMMIT") == 1
 
 
-def test_what_comes_in_a_burst_gathers_after_a_transaction(file):
-    log, statements = [], []
+def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
+    log, statements, pause_s, sleep = [], [], 7.0, asyncio.sleep
     file._db.set_trace_callback(statements.append)
 
     async def run():
-        async with writing(file, gather_s=0.2) as writer:
+        over = asyncio.Event()
+        monkeypatch.setattr(asyncio, "sleep", lambda s: over.wait() if s == pause_s else sleep(s))
+        async with writing(file, gather_s=pause_s) as writer:
             writer.put(adding(0, log))
             await until(lambda: log == [0])
-            for number in (1, 2, 3):  # each of them after the one before was taken up, without the pause
+            for number in (1, 2, 3):
                 writer.put(adding(number, log))
-                await asyncio.sleep(0.005)
+                await sleep(0.01)  # without the pause each would be a transaction of its own
+            assert statements.count("COMMIT") == 1
+            over.set()
             await until(lambda: log == [0, 1, 2, 3])
 
     asyncio.run(run())
