@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures of all tests: a fake clock, short paths, no long waits, and the leak check."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from leaks import MARK, kill_left_over, left_over, possessions
 from longwaits import refuse_long_waits
 from nolsst import NoLsst
 from once import made_once
+from ramdisk import TEMPORARY
 
 DEMO_CENTRAL_S = 400
 CHECKED_FOLDERS = frozenset({"process", "system"})
@@ -27,7 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse LSST code if that was asked for; in all processes of the run."""
+    """Keep files in memory, and refuse LSST code if that was asked for; in all processes of the run."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
     if config.getoption("--without-lsst"):
         assert "lsst" not in sys.modules
         sys.meta_path.insert(0, NoLsst())
@@ -87,10 +90,8 @@ def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple
 
 @pytest.fixture
 def socket_dir() -> Iterator[Path]:
-    """Give an empty folder whose path is short: a unix socket's has at most
-    107 characters, which pytest's ``tmp_path`` can exceed.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="pp-", dir="/tmp"))
+    """Give an empty folder whose path is short."""
+    folder = Path(tempfile.mkdtemp(prefix="pp-", dir=TEMPORARY))
     yield folder
     shutil.rmtree(folder)
 
