@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures of all tests: a fake clock, short paths, no long waits, and the leak check."""
 
+import gc
 import os
 import shutil
 import sys
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "demo_central" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of later collections of garbage, which tests ask for by the hundred."""
+    gc.collect()
+    gc.freeze()
 
 
 # How long an example takes says how busy the machine is, not what is wrong.
