@@ -11,7 +11,7 @@ from node import running
 
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node.supervisor import EXPORT_AT_STOP_S
-from ppdaemon.reports import AskReload, AskWorkers
+from ppdaemon.reports import ReloadRequest, WorkersRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import running_node
 from ppdaemon.testing.processes import descendants, title
@@ -79,7 +79,7 @@ def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_bac
         (node.state / "central-refuses").unlink()
         (spool,) = folders.refused.iterdir()
         spool.rename(folders.spool / spool.name)
-        node.daemon.ask(AskReload(), timeout_s=30)
+        node.daemon.ask(ReloadRequest(), timeout_s=30)
         assert node.wait(node.exported) == ["DemoCam~g1~0~1"]
         node.wait(lambda: node.status().state == "running")
 
@@ -91,6 +91,6 @@ def test_clients_that_do_not_read_cost_no_descriptor(tmp_path, socket_dir):
         for _ in range(5):
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(node.control))
-                client.sendall((encode(AskWorkers()) + b"\n") * 500)
+                client.sendall((encode(WorkersRequest()) + b"\n") * 500)
         node.wait(lambda: len(list(descriptors.iterdir())) <= before)
         assert node.status().node == "n1"
