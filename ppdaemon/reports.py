@@ -14,33 +14,6 @@ from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
 
-__all__ = (
-    "CONTROL_LIMIT",
-    "REPLIES",
-    "REQUESTS",
-    "ArrivalSource",
-    "AskDrain",
-    "AskKill",
-    "AskLate",
-    "AskReload",
-    "AskRequeue",
-    "AskRestart",
-    "AskResume",
-    "AskStatus",
-    "AskVisit",
-    "AskVisits",
-    "AskWorkers",
-    "Failed",
-    "LateRow",
-    "Ok",
-    "RequeueRow",
-    "RefusedRaw",
-    "StatusReport",
-    "VisitRow",
-    "Watch",
-    "WorkerRow",
-)
-
 CONTROL_LIMIT = 65_536
 """Largest request, bytes; replies may be larger."""
 
@@ -133,7 +106,7 @@ class Watch(Model):
     type: Literal["watch"] = "watch"
 
 
-REQUESTS = pydantic.TypeAdapter[
+type Request = Annotated[
     AskStatus
     | AskWorkers
     | AskVisits
@@ -145,24 +118,10 @@ REQUESTS = pydantic.TypeAdapter[
     | AskReload
     | AskRestart
     | AskKill
-    | Watch
-](
-    Annotated[
-        AskStatus
-        | AskWorkers
-        | AskVisits
-        | AskVisit
-        | AskLate
-        | AskRequeue
-        | AskDrain
-        | AskResume
-        | AskReload
-        | AskRestart
-        | AskKill
-        | Watch,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+    | Watch,
+    pydantic.Field(discriminator="type"),
+]
+REQUESTS = pydantic.TypeAdapter[Request](Request)
 
 
 class Ok(Model):
@@ -180,7 +139,8 @@ class Failed(Model):
     text: str
 
 
-REPLIES = pydantic.TypeAdapter[Ok | Failed](Annotated[Ok | Failed, pydantic.Field(discriminator="type")])
+type Reply = Annotated[Ok | Failed, pydantic.Field(discriminator="type")]
+REPLIES = pydantic.TypeAdapter[Reply](Reply)
 
 
 class ArrivalSource(Model):

@@ -19,19 +19,9 @@ from rich.console import Group, RenderableType
 from ppdaemon import __version__
 from ppdaemon.config import NodeConfig
 from ppdaemon.configtypes import detector_set
+from ppdaemon.ctl import tables
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.plots import timeline_png
-from ppdaemon.ctl.tables import (
-    failures_table,
-    late_table,
-    refused_table,
-    requeue_table,
-    status_view,
-    timeline_view,
-    visit_view,
-    visits_table,
-    workers_table,
-)
 from ppdaemon.ctl.timeline import lay_out
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
@@ -98,7 +88,7 @@ def status(daemon: Daemon, as_json: bool) -> None:
         not_running = isinstance(error, NotRunning)
         code = ExitCode.LSB_NOT_RUNNING if not_running else ExitCode.LSB_UNKNOWN
         raise click.exceptions.Exit(code) from None
-    _show(report, lambda: status_view(report), as_json)
+    _show(report, lambda: tables.status_view(report), as_json)
 
 
 _limit = click.option(
@@ -113,7 +103,7 @@ _limit = click.option(
 def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
     """List visit-detectors, the newest first."""
     rows = daemon.visits(limit)
-    _show(rows, lambda: visits_table(rows), as_json)
+    _show(rows, lambda: tables.visits_table(rows), as_json)
 
 
 @_ppctl.command()
@@ -127,7 +117,11 @@ def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
     --json these are in the status.
     """
     rows = daemon.visits(limit, failed=True)
-    _show(rows, lambda: Group(failures_table(rows), refused_table(daemon.status().refused_raws)), as_json)
+    _show(
+        rows,
+        lambda: Group(tables.failures_table(rows), tables.refused_table(daemon.status().refused_raws)),
+        as_json,
+    )
 
 
 @_ppctl.command()
@@ -140,7 +134,7 @@ def late(daemon: Daemon, limit: int, as_json: bool) -> None:
     Those that another attempt has used are not listed any more.
     """
     rows = daemon.late(limit)
-    _show(rows, lambda: late_table(rows), as_json)
+    _show(rows, lambda: tables.late_table(rows), as_json)
 
 
 def _read_detectors(context: click.Context, _: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -170,7 +164,7 @@ def requeue(
     """
     daemon.status()  # a hung daemon is told from one that looks for raws
     rows = daemon.requeue(group, detectors, force=force)
-    _show(rows, lambda: requeue_table(rows), as_json)
+    _show(rows, lambda: tables.requeue_table(rows), as_json)
     refused = [row for row in rows if row.attempt is None]
     if refused and (detectors is not None or len(refused) == len(rows)):
         raise click.exceptions.Exit(ExitCode.FAILED)
@@ -183,7 +177,7 @@ def requeue(
 def visit(daemon: Daemon, group: str, as_json: bool) -> None:
     """Show all about one visit: stages, seats, reasons."""
     rows = daemon.visit(group)
-    _show(rows, lambda: visit_view(rows), as_json)
+    _show(rows, lambda: tables.visit_view(rows), as_json)
 
 
 @_ppctl.command()
@@ -192,7 +186,7 @@ def visit(daemon: Daemon, group: str, as_json: bool) -> None:
 def workers(daemon: Daemon, as_json: bool) -> None:
     """List the seats and who sits in them."""
     rows = daemon.workers()
-    _show(rows, lambda: workers_table(rows), as_json)
+    _show(rows, lambda: tables.workers_table(rows), as_json)
 
 
 @_ppctl.command()
@@ -275,7 +269,7 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
     elif not png:
         console = terminal_console()
         for each in lay_out(rows):
-            console.print(timeline_view(each, min(console.width, 160)))
+            console.print(tables.timeline_view(each, min(console.width, 160)))
 
 
 @_ppctl.command(

@@ -14,7 +14,7 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Forked, ForkFailed, Reaped
+from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.answers import Answers
 from ppdaemon.node.control.reloader import Reloader
@@ -193,7 +193,7 @@ class Node:
             _LOG.error("%s; no visits are taken", reason)
         self._count["journal_error"] += 1
 
-    def _forked(self, fact: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+    def _forked(self, fact: ForkFact, descriptors: list[int]) -> None:
         """Hand on what became of a fork."""
         match fact:
             case Forked(role="worker"):

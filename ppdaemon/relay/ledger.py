@@ -14,15 +14,7 @@ from typing import Any
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import DetectorOutcome
-from ppdaemon.relay.orders import (
-    AmendOutcome,
-    CloseVisit,
-    SetAcked,
-    SetCancelled,
-    SetOutcome,
-    SetRoute,
-    Write,
-)
+from ppdaemon.relay import orders
 from ppdaemon.sqlitefile import SqliteFile, Step
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
@@ -216,38 +208,38 @@ class Ledger(SqliteFile):
             for detector, node, attempt, former, acked in rows
         )
 
-    def write(self, write: Write) -> None:
+    def write(self, write: orders.Write) -> None:
         """Carry out one write of a turn."""
         match write:
-            case SetRoute(number, node, attempt, detectors):
+            case orders.SetRoute(number, node, attempt, detectors):
                 self._db.executemany(
                     "UPDATE detectors SET node = ?1, attempt = ?2, acked_tai = NULL,"
                     " former = CASE WHEN attempt < ?2 THEN former || ?3 || node ELSE former END"
                     " WHERE visit = ?4 AND detector = ?5",
                     [(node, attempt, FORMER_SEPARATOR, number, detector) for detector in detectors],
                 )
-            case SetAcked(number, detectors):
+            case orders.SetAcked(number, detectors):
                 now_tai = self._clock.tai()
                 self._db.executemany(
                     "UPDATE detectors SET acked_tai = ? WHERE visit = ? AND detector = ?",
                     [(now_tai, number, detector) for detector in detectors],
                 )
-            case SetOutcome(number, detector, outcome, reason, node):
+            case orders.SetOutcome(number, detector, outcome, reason, node):
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
                     " WHERE visit = ? AND detector = ? AND outcome IS NULL",
                     (outcome, _text(reason), node, number, detector),
                 )
-            case AmendOutcome(instrument, group, detector, node, attempt, outcome, reason):
+            case orders.AmendOutcome(instrument, group, detector, node, attempt, outcome, reason):
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3 WHERE outcome IS NOT NULL"
                     " AND visit = (SELECT number FROM visits WHERE group_id = ?4 AND instrument = ?5)"
                     " AND detector = ?6 AND node = ?7 AND attempt < ?3",
                     (outcome, _text(reason), attempt, group, instrument, detector, node),
                 )
-            case SetCancelled(number):
+            case orders.SetCancelled(number):
                 self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
-            case CloseVisit(number):
+            case orders.CloseVisit(number):
                 self._db.execute(
                     "UPDATE visits SET ended_tai = ? WHERE number = ?", (self._clock.tai(), number)
                 )

@@ -16,15 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.files import (
-    ExposureFacts,
-    expected_sensors,
-    facts_of_image,
-    facts_of_sidecar,
-    sidecar_of,
-    sidecars_beside,
-)
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
@@ -33,7 +26,7 @@ from ppdaemon.raws.path import RawName
 __all__ = ("Exposures", "FileReading", "Reading")
 
 type _Key = tuple[str, int]
-type _Read = Callable[[RawPath], Awaitable[ExposureFacts]]
+type _Read = Callable[[RawPath], Awaitable[files.ExposureFacts]]
 
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
@@ -50,10 +43,10 @@ class Reading(Protocol):
     cannot be read, and `~ppdaemon.errors.BadMessage` if it cannot be used.
     """
 
-    async def sidecar(self, path: RawPath) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> files.ExposureFacts:
         """Read a sidecar."""
 
-    async def header(self, path: RawPath) -> ExposureFacts:
+    async def header(self, path: RawPath) -> files.ExposureFacts:
         """Read the primary header of an image."""
 
     async def listed(self, path: RawPath) -> frozenset[str]:
@@ -69,21 +62,21 @@ class FileReading:
     def __init__(self, threads: Mapping[str, FileThreads]):
         self._threads = threads
 
-    async def sidecar(self, path: RawPath) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> files.ExposureFacts:
         """Read a sidecar; see `Reading`."""
-        return await self._threads[path.root].run(facts_of_sidecar, path)
+        return await self._threads[path.root].run(files.facts_of_sidecar, path)
 
-    async def header(self, path: RawPath) -> ExposureFacts:
+    async def header(self, path: RawPath) -> files.ExposureFacts:
         """Read a primary header; see `Reading`."""
-        return await self._threads[path.root].run(facts_of_image, path)
+        return await self._threads[path.root].run(files.facts_of_image, path)
 
     async def listed(self, path: RawPath) -> frozenset[str]:
         """Read a list; see `Reading`."""
-        return await self._threads[path.root].run(expected_sensors, path)
+        return await self._threads[path.root].run(files.expected_sensors, path)
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
         """List the folder of an image; see `Reading`."""
-        return await self._threads[image.root].run(sidecars_beside, image)
+        return await self._threads[image.root].run(files.sidecars_beside, image)
 
 
 class _Unknown:
@@ -96,7 +89,7 @@ class _Unknown:
 
 @dataclass(slots=True)
 class _Exposure:
-    facts: ExposureFacts | None = None
+    facts: files.ExposureFacts | None = None
     listed: bool = False
     unknown: _Unknown | None = field(default_factory=_Unknown)
     """Not kept once it is known: it takes more than all the rest."""
@@ -112,7 +105,7 @@ class _Exposure:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.unknown.known.wait(), limit_s)
 
-    def learn(self, facts: ExposureFacts) -> None:
+    def learn(self, facts: files.ExposureFacts) -> None:
         self.facts = facts
         if self.unknown is not None:
             self.unknown.known.set()
@@ -180,14 +173,14 @@ class Exposures:
 
     async def facts(
         self, name: RawName, image: RawPath, since_mono: float | None = None
-    ) -> ExposureFacts | None:
+    ) -> files.ExposureFacts | None:
         """Return the exposure's facts; `None` if neither path nor sidecar nor header name a group.
 
         A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
         the filesystem hangs.
         """
         exposure = self._exposure(name)
-        sidecar = sidecar_of(image)
+        sidecar = files.sidecar_of(image)
         deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
         late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
@@ -202,10 +195,10 @@ class Exposures:
                 await exposure.until_known(wait_s)
                 await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
-        said = exposure.facts or ExposureFacts(name.group, name.snap)
+        said = exposure.facts or files.ExposureFacts(name.group, name.snap)
         return replace(said, group=name.group)
 
-    def known(self, name: RawName) -> ExposureFacts | None:
+    def known(self, name: RawName) -> files.ExposureFacts | None:
         """Return what `facts` returns, if no file has to be read for it; else `None`."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.messages import EXPORTER_FACTS, Exported, ExportSpool, ForkWorker, Quit, Ready, SpoolRefused
+from ppdaemon.messages import (
+    EXPORTER_FACTS,
+    Exported,
+    ExporterFact,
+    ExportSpool,
+    ForkWorker,
+    Quit,
+    Ready,
+    SpoolRefused,
+)
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
 from ppdaemon.node.processes.supervised import ForkedProcess
 from ppdaemon.wire import encode
@@ -30,7 +39,7 @@ BATCH = 100
 """Spools in one order; one central transaction takes them all."""
 
 
-class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
+class ExporterProcess(ForkedProcess[ExporterFact]):
     """Keeps one exporter busy with what is in the spool.
 
     Parameters
@@ -112,7 +121,7 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
             spools = tuple(self._spools)[:BATCH]
             self._order(spools, ExportSpool(spools=spools))
 
-    def _received(self, message: Ready | Exported | SpoolRefused, descriptors: list[int]) -> None:
+    def _received(self, message: ExporterFact, descriptors: list[int]) -> None:
         self._answered(self._under_way)
         match message:
             case Ready():

@@ -18,7 +18,16 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import ZYGOTE_WORDS, Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
+from ppdaemon.messages import (
+    ZYGOTE_WORDS,
+    Forked,
+    ForkFact,
+    ForkFailed,
+    ForkWorker,
+    Reaped,
+    ZygoteFact,
+    ZygoteReady,
+)
 from ppdaemon.node.processes.child import Child, Lifeline, adopt, launch, wipe
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
 from ppdaemon.node.processes.supervised import SupervisedProcess
@@ -33,7 +42,7 @@ BOOT_S = 120.0
 STEADY_S = 60.0
 """The death of a zygote that has served longer is not one in a row."""
 
-type OnMessage = Callable[[Forked | ForkFailed | Reaped, list[int]], None]
+type OnMessage = Callable[[ForkFact, list[int]], None]
 """Called in the event loop with each message, and with the channel and pidfd
 of a `~ppdaemon.messages.Forked`; the callee owns them."""
 
@@ -42,7 +51,7 @@ class ZygoteFailed(PPDaemonError):
     """The zygote cannot import what the workers need."""
 
 
-class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
+class Generation(SupervisedProcess[ZygoteFact]):
     """Keeps the zygote of one configuration; its children outlive it, and the
     next one serves the next orders.
 
@@ -188,7 +197,7 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
         if not self._booted.done():
             self._booted.set_result(None)
 
-    def _received(self, message: ZygoteReady | Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+    def _received(self, message: ZygoteFact, descriptors: list[int]) -> None:
         match message:
             case ZygoteReady(pid=pid, modules=modules, import_s=import_s):
                 _LOG.info("zygote %d has imported %d modules in %.1f s", pid, modules, import_s)
@@ -208,7 +217,7 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
         self._pass_on(message, descriptors)
         self._end_if_idle()
 
-    def _pass_on(self, message: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+    def _pass_on(self, message: ForkFact, descriptors: list[int]) -> None:
         """Give the template's process what is its, and the supervisor the rest."""
         match message:
             case Forked(role="template") if self._template is not None:

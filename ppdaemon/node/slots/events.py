@@ -12,39 +12,6 @@ from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.states import Outcome, SlotState, Stage
 
-__all__ = (
-    "Action",
-    "CancelReceived",
-    "ClearDeadline",
-    "DeadlinePassed",
-    "ExposureListed",
-    "Finish",
-    "Fork",
-    "KillAsked",
-    "LookEnded",
-    "LookForRaws",
-    "MemorySampled",
-    "NoteRaw",
-    "NoteFigures",
-    "NoteStage",
-    "RawArrived",
-    "RecycleAsked",
-    "RestartAsked",
-    "RetireAsked",
-    "SeatChanged",
-    "Send",
-    "SetDeadline",
-    "Signal",
-    "SlotAssigned",
-    "VisitAssigned",
-    "WipeRepo",
-    "WordsRefused",
-    "WorkerDied",
-    "WorkerForked",
-    "WorkerNotForked",
-)
-
-
 # --- events ------------------------------------------------------------------
 
 

@@ -19,29 +19,9 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
 from ppdaemon.node.processes.child import Child, adopt, wipe
+from ppdaemon.node.slots import events
 from ppdaemon.node.slots.cgroups import Cgroups
 from ppdaemon.node.slots.deadlines import Deadlines
-from ppdaemon.node.slots.events import (
-    Action,
-    ClearDeadline,
-    DeadlinePassed,
-    Finish,
-    Fork,
-    LookForRaws,
-    NoteFigures,
-    NoteRaw,
-    NoteStage,
-    RecycleAsked,
-    SeatChanged,
-    Send,
-    SetDeadline,
-    Signal,
-    WipeRepo,
-    WordsRefused,
-    WorkerDied,
-    WorkerForked,
-    WorkerNotForked,
-)
 from ppdaemon.node.slots.slot import InvalidTransition, Slot
 from ppdaemon.states import SlotState
 from ppdaemon.wire import decode, encode
@@ -53,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 REAPED_WAIT_S = 0.2
 """How long a pidfd's news waits for the zygote's, which has the status."""
 
-VisitAction = Finish | NoteStage | NoteFigures | NoteRaw | LookForRaws
+VisitAction = events.Finish | events.NoteStage | events.NoteFigures | events.NoteRaw | events.LookForRaws
 
 
 class Pool:
@@ -88,7 +68,7 @@ class Pool:
         self._clock = clock
         self._ask_fork = ask_fork
         self._post = post
-        self._watchers: list[Callable[[Slot, SeatChanged], None]] = []
+        self._watchers: list[Callable[[Slot, events.SeatChanged], None]] = []
         self._count = count
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
@@ -100,7 +80,7 @@ class Pool:
 
     # --- from the supervisor ---------------------------------------------
 
-    def watch(self, changed: Callable[[Slot, SeatChanged], None]) -> None:
+    def watch(self, changed: Callable[[Slot, events.SeatChanged], None]) -> None:
         """Call a function with each change of a slot's state from now on."""
         self._watchers.append(changed)
 
@@ -133,7 +113,7 @@ class Pool:
         self.cgroups.config = config.workers
         for slot in self.slots.values():
             slot.reconfigure(config.workers)
-            self.handle(slot.number, RecycleAsked())
+            self.handle(slot.number, events.RecycleAsked())
 
     def pids(self) -> dict[int, int]:
         """Return the living workers.
@@ -233,7 +213,7 @@ class Pool:
         self.cgroups.enter(child.slot, child.pid)
         self._loop.add_reader(child.channel, self._read, child)
         self._loop.add_reader(child.pidfd, self._ended, child)
-        self.handle(words.slot, WorkerForked(words.pid))
+        self.handle(words.slot, events.WorkerForked(words.pid))
 
     def not_forked(self, words: ForkFailed) -> None:
         """Tell a slot that its fork failed.
@@ -246,7 +226,7 @@ class Pool:
         self._count["fork_failed"] += 1
         slot = self.slots[words.slot]
         if slot.epoch == words.epoch and slot.state == SlotState.STARTING:
-            self.handle(words.slot, WorkerNotForked(words.reason))
+            self.handle(words.slot, events.WorkerNotForked(words.reason))
 
     def reaped(self, words: Reaped) -> None:
         """Keep a dead process's status until its pidfd is read; most often
@@ -286,7 +266,7 @@ class Pool:
             event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
             self._count[f"bad_words.{error.kind}"] += 1
-            event = WordsRefused(str(error))
+            event = events.WordsRefused(str(error))
         self.handle(child.slot, event)
 
     def _ended(self, child: Child) -> None:
@@ -306,7 +286,7 @@ class Pool:
         while child.has_message():
             self._read(child)
         status = self._statuses.pop(child.pid, None)
-        self.handle(child.slot, WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
+        self.handle(child.slot, events.WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
 
     def _unwatch(self, child: Child) -> None:
         self._loop.remove_reader(child.channel)
@@ -314,29 +294,35 @@ class Pool:
 
     # --- what slots ask for ----------------------------------------------
 
-    def _perform(self, slot: Slot, actions: list[Action]) -> None:
+    def _perform(self, slot: Slot, actions: list[events.Action]) -> None:
         for action in actions:
             match action:
-                case SetDeadline(at=at):
+                case events.SetDeadline(at=at):
                     self._deadlines.set(slot.number, at)
-                case ClearDeadline():
+                case events.ClearDeadline():
                     self._deadlines.clear(slot.number)
-                case Send(order=order):
+                case events.Send(order=order):
                     self._send(slot, encode(order))
-                case Signal(number=number):
+                case events.Signal(number=number):
                     if child := self._children.get(slot.number):
                         child.signal(number)
-                case Fork(epoch=epoch):
+                case events.Fork(epoch=epoch):
                     self._fork(slot, epoch)
-                case WipeRepo():
+                case events.WipeRepo():
                     self._wipe(slot)
-                case NoteStage(key=key, stage=stage, tai=None):
+                case events.NoteStage(key=key, stage=stage, tai=None):
                     # Now, because the event waits its turn: a worker may be
                     # at the next stage before this one is handled.
-                    self._post(NoteStage(key, stage, self._clock.tai()))
-                case Finish() | NoteStage() | NoteFigures() | NoteRaw() | LookForRaws():
+                    self._post(events.NoteStage(key, stage, self._clock.tai()))
+                case (
+                    events.Finish()
+                    | events.NoteStage()
+                    | events.NoteFigures()
+                    | events.NoteRaw()
+                    | events.LookForRaws()
+                ):
                     self._post(action)
-                case SeatChanged():
+                case events.SeatChanged():
                     for changed in self._watchers:
                         changed(slot, action)
                 case unexpected:
@@ -366,11 +352,11 @@ class Pool:
                 self._clear_beside(slot)
                 raise OSError(f"{repo} of the worker before cannot be deleted")
         except OSError as error:
-            self._loop.call_soon(self.handle, slot.number, WorkerNotForked(str(error)))
+            self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
         order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
         if not self._ask_fork(order):
-            self._loop.call_soon(self.handle, slot.number, WorkerNotForked("no zygote"))
+            self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked("no zygote"))
 
     def _wipe(self, slot: Slot) -> None:
         """Close what the dead worker held, and delete its repo beside the loop."""
@@ -410,5 +396,5 @@ class Pool:
     def _tick(self) -> None:
         self._timer = None
         for number in self._deadlines.due(self._clock.mono()):
-            self.handle(number, DeadlinePassed())
+            self.handle(number, events.DeadlinePassed())
         self._set_timer()

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppdaemon.node.slots.assignment import Key
-from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
 
@@ -41,33 +40,3 @@ class Entry:
     """Exposures whose raws had come when it ended, used or not."""
     asked: int = 1
     """The attempt that the relay has asked for last; it counts its own."""
-
-    def row(self) -> VisitRow:
-        """Return the entry as it is shown to operators.
-
-        Returns
-        -------
-        row : `~ppdaemon.reports.VisitRow`
-            The same.
-        """
-        return VisitRow(
-            instrument=self.key.instrument,
-            group=self.key.group,
-            detector=self.key.detector,
-            attempt=self.key.attempt,
-            survey=self.visit.survey,
-            outcome=self.outcome,
-            reason=self.reason,
-            pipeline=self.pipeline,
-            engine=self.engine,
-            slot=self.slot,
-            pid=self.pid,
-            exposures=self.exposures,
-            partial=self.partial,
-            retriable=self.retriable,
-            datasets=self.datasets,
-            stages=self.stages,
-            figures=self.figures,
-            shutter_close_tai=self.shutter_close_tai,
-            ended_tai=self.ended_tai,
-        )

@@ -24,43 +24,11 @@ from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
+from ppdaemon.node.visits import turn as t
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.relayclient import RESULTS_AT_ONCE, RelayClient
 from ppdaemon.node.visits.remains import discard, read_remains
-from ppdaemon.node.visits.turn import (
-    Accept,
-    Acknowledge,
-    Action,
-    Answer,
-    AssignmentRefused,
-    BeginRescan,
-    Dequeue,
-    Discard,
-    Enqueue,
-    Export,
-    FlushAsked,
-    LeaveIdle,
-    NoteRaws,
-    NotRecorded,
-    Now,
-    ReadRemains,
-    Recorded,
-    Refuse,
-    Remains,
-    RemainsRead,
-    RemoveMark,
-    Report,
-    ReportAgain,
-    Requeue,
-    Rescan,
-    RescanDue,
-    RescanEnded,
-    ToSlot,
-    Turn,
-    Write,
-    WriteDue,
-)
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -99,7 +67,7 @@ class Inbox:
         return events
 
 
-def _write(writes: Sequence[Write], journal: Journal) -> Sequence[object] | Exception:
+def _write(writes: Sequence[t.Write], journal: Journal) -> Sequence[object] | Exception:
     """Write a turn, or return why the journal contradicts it."""
     try:
         with journal.transaction():
@@ -158,7 +126,7 @@ class VisitPump:
         ppdaemon.errors.Refused
             Raised if the journal cannot be written at present.
         """
-        await self.ask(FlushAsked)
+        await self.ask(t.FlushAsked)
 
     async def settle(self) -> None:
         """Wait until nothing is under way any more."""
@@ -203,14 +171,14 @@ class VisitPump:
     # --- events ------------------------------------------------------------
 
     def _handle(self, event: object) -> None:
-        now = Now(self._clock.mono(), self._clock.tai())
+        now = t.Now(self._clock.mono(), self._clock.tai())
         try:
             turn = self._visits.handle(event, now)
         except Exception:  # costs this event, not the daemon
             self._count["background_error"] += 1
             _LOG.exception("event %r was not handled", event)
             return
-        if isinstance(event, FlushAsked):
+        if isinstance(event, t.FlushAsked):
             self._flush(event, turn)
         elif turn.writes:
             self._commit(turn)
@@ -222,12 +190,12 @@ class VisitPump:
 
     def _write_due(self) -> None:
         self._gathering = None
-        self._inbox.post(WriteDue())
+        self._inbox.post(t.WriteDue())
 
     # --- commits -----------------------------------------------------------
 
-    def _commit(self, turn: Turn) -> None:
-        may_fail = next((write for write in turn.writes if isinstance(write, Accept | Requeue)), None)
+    def _commit(self, turn: t.Turn) -> None:
+        may_fail = next((write for write in turn.writes if isinstance(write, t.Accept | t.Requeue)), None)
 
         def done(results: Sequence[object] | Exception) -> None:
             if isinstance(results, Exception):
@@ -235,8 +203,8 @@ class VisitPump:
                 return
             self._perform(turn)
             for write, result in zip(turn.writes, results, strict=True):
-                if isinstance(write, Accept | Requeue | NoteRaws):
-                    self._inbox.post(Recorded(write, result))
+                if isinstance(write, t.Accept | t.Requeue | t.NoteRaws):
+                    self._inbox.post(t.Recorded(write, result))
 
         def failed(error: Exception) -> None:
             self._refused(turn, may_fail, error)
@@ -245,33 +213,33 @@ class VisitPump:
         # tried again until it is written.
         self._journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
 
-    def _flush(self, event: FlushAsked, turn: Turn) -> None:
+    def _flush(self, event: t.FlushAsked, turn: t.Turn) -> None:
         """Commit what has changed; who asked for it does not wait for a
         journal that cannot be written at present.
         """
         if turn.writes:
-            self._commit(Turn(turn.writes))
+            self._commit(t.Turn(turn.writes))
 
         def failed(error: Exception) -> None:
-            self._answer(Answer(event.request, refused=str(error)))
+            self._answer(t.Answer(event.request, refused=str(error)))
 
         self._journal.put(Commit(None, lambda _: self._perform(turn), failed))
 
-    def _refused(self, turn: Turn, may_fail: Accept | Requeue | None, error: Exception) -> None:
+    def _refused(self, turn: t.Turn, may_fail: t.Accept | t.Requeue | None, error: Exception) -> None:
         """Drop a turn of which nothing was written."""
         if may_fail is not None:
-            self._inbox.post(NotRecorded(may_fail, str(error)))
+            self._inbox.post(t.NotRecorded(may_fail, str(error)))
             return
         # The next start answers for its visit-detectors by the journal.
         self._count["journal_contradicted"] += 1
         _LOG.error("the journal contradicts this turn, which is dropped: %r", turn, exc_info=error)
-        raws: list[Write] = [write for write in turn.writes if isinstance(write, NoteRaws)]
+        raws: list[t.Write] = [write for write in turn.writes if isinstance(write, t.NoteRaws)]
         if len(raws) < len(turn.writes) and raws:  # others wait for its result
-            self._commit(Turn(raws))
+            self._commit(t.Turn(raws))
 
     # --- actions -----------------------------------------------------------
 
-    def _perform(self, turn: Turn) -> None:
+    def _perform(self, turn: t.Turn) -> None:
         for action in turn.actions:
             try:
                 self._do(action)
@@ -279,48 +247,48 @@ class VisitPump:
                 self._count["background_error"] += 1
                 _LOG.exception("action %r failed", action)
 
-    def _do(self, action: Action) -> None:
+    def _do(self, action: t.Action) -> None:
         match action:
-            case ToSlot():
+            case t.ToSlot():
                 self._to_slot(action)
-            case Acknowledge(order=order, detectors=detectors):
+            case t.Acknowledge(order=order, detectors=detectors):
                 self._relay.ack(order, detectors)
-            case Refuse(order=order, detectors=detectors, reason=reason, final=final):
+            case t.Refuse(order=order, detectors=detectors, reason=reason, final=final):
                 self._relay.nak(order, detectors, reason, final=final)
-            case Report(entries=entries):
+            case t.Report(entries=entries):
                 self._report(entries)
-            case ReportAgain():
+            case t.ReportAgain():
                 self.beside(self.report_again())
-            case Enqueue(assignment=assignment):
+            case t.Enqueue(assignment=assignment):
                 self._scheduler.add(assignment)
-            case Dequeue(key=key):
+            case t.Dequeue(key=key):
                 self._scheduler.remove(key)
-            case LeaveIdle(slot=slot):
+            case t.LeaveIdle(slot=slot):
                 self._scheduler.leave_idle(slot)
-            case Export(spool=spool):
+            case t.Export(spool=spool):
                 self._exporter.add(spool)
-            case Discard(folders=folders):
+            case t.Discard(folders=folders):
                 self.beside(asyncio.to_thread(discard, folders))
-            case RemoveMark(key=key):
+            case t.RemoveMark(key=key):
                 self.beside(asyncio.to_thread(self._folders.mark(*key).unlink, missing_ok=True))
-            case ReadRemains():
+            case t.ReadRemains():
                 self.beside(self._read_remains(action))
-            case BeginRescan(visit=visit):
-                self._loop.call_soon(self._inbox.post, RescanDue(visit))
-            case Rescan():
+            case t.BeginRescan(visit=visit):
+                self._loop.call_soon(self._inbox.post, t.RescanDue(visit))
+            case t.Rescan():
                 self.beside(self._rescan(action))
-            case Answer():
+            case t.Answer():
                 self._answer(action)
             case _:
                 assert_never(action)
 
-    def _to_slot(self, action: ToSlot) -> None:
+    def _to_slot(self, action: t.ToSlot) -> None:
         if isinstance(action.event, VisitAssigned):
             # The scheduler matched an idle slot; its worker may have died since.
             if self._pool.slots[action.slot].state == SlotState.IDLE:
                 self._pool.handle(action.slot, action.event)
             else:
-                self._inbox.post(AssignmentRefused(action.key))
+                self._inbox.post(t.AssignmentRefused(action.key))
             return
         assignment = self._pool.slots[action.slot].assignment
         if assignment is not None and assignment.key == action.key:  # else it has ended meanwhile
@@ -336,7 +304,7 @@ class VisitPump:
         self._relay.results(self._results)
         self._results = []
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: t.Answer) -> None:
         waiting = self._answers.get(answer.request)
         if waiting is None or waiting.done():  # who asked is gone
             return
@@ -347,21 +315,21 @@ class VisitPump:
 
     # --- beside the loop ---------------------------------------------------
 
-    async def _read_remains(self, action: ReadRemains) -> None:
+    async def _read_remains(self, action: t.ReadRemains) -> None:
         try:
             remains = await asyncio.to_thread(read_remains, self._folders, action.key)
         except OSError as error:
             # The state disk cannot be read: it may have crossed, so that
             # nothing is tried again.
-            remains = Remains(no_return=f"unknown: {error}")
-        self._inbox.post(RemainsRead(action.key, remains))
+            remains = t.Remains(no_return=f"unknown: {error}")
+        self._inbox.post(t.RemainsRead(action.key, remains))
 
-    async def _rescan(self, action: Rescan) -> None:
+    async def _rescan(self, action: t.Rescan) -> None:
         detectors = {key.detector for key in action.keys}
         try:
             await self._arrivals.rescan(action.visit, detectors, action.since_tai)
         finally:  # else no further rescan would begin for this visit
-            self._inbox.post(RescanEnded(action.keys))
+            self._inbox.post(t.RescanEnded(action.keys))
 
     def beside(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something to its end beside the loop, and log its failure."""

@@ -15,24 +15,10 @@ from typing import Any, cast
 import zmq
 import zmq.asyncio
 
+from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import (
-    RELAY_LIMIT,
-    AckedVisit,
-    CancelVisit,
-    FromRelay,
-    Heartbeat,
-    Hello,
-    NakedVisit,
-    ReserveVisit,
-    ResultEntry,
-    Results,
-    ResultsSeen,
-    Sorry,
-    Welcome,
-)
 from ppdaemon.wire import decode, encode
 
 __all__ = ("RESULTS_AT_ONCE", "RelayClient")
@@ -44,7 +30,9 @@ RESULTS_AT_ONCE = 500
 HIGH_WATER = 1000
 """Messages that may wait on either side of the socket."""
 
-type OnMessage = Callable[[ReserveVisit | CancelVisit | ResultsSeen | Welcome], None]
+type OnMessage = Callable[
+    [messages.ReserveVisit | messages.CancelVisit | messages.ResultsSeen | messages.Welcome], None
+]
 
 
 class RelayClient:
@@ -147,7 +135,7 @@ class RelayClient:
         self._capacity = capacity
         self._hello()
 
-    def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
+    def ack(self, visit: messages.ReserveVisit, detectors: Sequence[int]) -> None:
         """Report that the journal has these detectors.
 
         Parameters
@@ -158,14 +146,16 @@ class RelayClient:
             Which of them.
         """
         self._send(
-            AckedVisit,
+            messages.AckedVisit,
             instrument=visit.visit.instrument,
             group=visit.visit.group,
             detectors=tuple(detectors),
             attempt=visit.attempt,
         )
 
-    def nak(self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool) -> None:
+    def nak(
+        self, visit: messages.ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool
+    ) -> None:
         """Report that these detectors are not taken.
 
         Parameters
@@ -180,7 +170,7 @@ class RelayClient:
             Whether another try is pointless.
         """
         self._send(
-            NakedVisit,
+            messages.NakedVisit,
             instrument=visit.visit.instrument,
             group=visit.visit.group,
             detectors=tuple(detectors),
@@ -189,7 +179,7 @@ class RelayClient:
             final=final,
         )
 
-    def results(self, entries: Sequence[ResultEntry]) -> None:
+    def results(self, entries: Sequence[messages.ResultEntry]) -> None:
         """Send outcomes.
 
         Parameters
@@ -199,7 +189,7 @@ class RelayClient:
         """
         if self.connected:
             for first in range(0, len(entries), RESULTS_AT_ONCE):
-                self._send(Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
+                self._send(messages.Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
 
     def _connect(self, address: str) -> None:
         self._disconnect()
@@ -208,7 +198,7 @@ class RelayClient:
             (zmq.LINGER, 0),
             (zmq.SNDHWM, HIGH_WATER),
             (zmq.RCVHWM, HIGH_WATER),
-            (zmq.MAXMSGSIZE, RELAY_LIMIT),
+            (zmq.MAXMSGSIZE, messages.RELAY_LIMIT),
             (zmq.HANDSHAKE_IVL, 3000),
             (zmq.IMMEDIATE, 1),  # nothing queues up for a relay that is not there
             (zmq.RECONNECT_IVL, 100),
@@ -230,7 +220,7 @@ class RelayClient:
         assert self._socket is not None
         while self._clock.mono() - self._last_received < self._link.silence_s:
             if self.connected:
-                self._send(Heartbeat)
+                self._send(messages.Heartbeat)
             else:
                 self._hello()
             until = self._clock.mono() + self._link.heartbeat_s
@@ -244,24 +234,24 @@ class RelayClient:
         try:
             if len(frames) != 1:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
-            message = decode(frames[0], FromRelay, limit=RELAY_LIMIT)
+            message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
             self._count[f"bad_message.{error.kind}"] += 1
             _LOG.warning("invalid message from the relay: %s", error)
             return
         self._last_received = self._clock.mono()
         match message:
-            case Heartbeat():
+            case messages.Heartbeat():
                 return
-            case Welcome(origin=origin, life=life):
+            case messages.Welcome(origin=origin, life=life):
                 if self._relay is None:
                     _LOG.info("welcomed by relay %s, life %s", origin, life)
                 self._relay, self._problem = origin, ""
                 self._on_message(message)
-            case Sorry(code="stranger"):
+            case messages.Sorry(code="stranger"):
                 self._relay = None
                 self._hello()
-            case Sorry(reason=reason):
+            case messages.Sorry(reason=reason):
                 if self._problem != reason:
                     _LOG.error("refused by relay %s: %s", message.origin, reason)
                 self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
@@ -270,7 +260,7 @@ class RelayClient:
 
     def _hello(self) -> None:
         self._send(
-            Hello,
+            messages.Hello,
             life=self._incarnation,
             instruments=self._instruments,
             capacity=self._capacity if self._taking else 0,

@@ -18,51 +18,6 @@ from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import Chosen
 from ppdaemon.visit import NextVisit
 
-__all__ = (
-    "Accept",
-    "AcceptanceChanged",
-    "Acknowledge",
-    "Action",
-    "Answer",
-    "AssignmentRefused",
-    "AttemptRecovered",
-    "BeginRescan",
-    "Dequeue",
-    "Discard",
-    "Enqueue",
-    "Export",
-    "FlushAsked",
-    "LeaveIdle",
-    "NotRecorded",
-    "NoteExported",
-    "NoteRaws",
-    "NoteReported",
-    "Now",
-    "ReadRemains",
-    "Recorded",
-    "Refuse",
-    "Remains",
-    "RemainsRead",
-    "RemoveMark",
-    "Report",
-    "ReportAgain",
-    "Requeue",
-    "RequeueAsked",
-    "Rescan",
-    "RescanDue",
-    "RescanEnded",
-    "Reserved",
-    "Retry",
-    "StopBegun",
-    "ToSlot",
-    "Turn",
-    "Unreport",
-    "Update",
-    "VisitKey",
-    "Write",
-    "WriteDue",
-)
-
 type VisitKey = tuple[str, str]
 """Instrument and group."""
 
