@@ -152,18 +152,13 @@ class Daemon:
                 line.connect(deadline)
                 line.send(encode(request), deadline)
                 return _data(line.receive(deadline))
-            except TimeoutError:
-                text = f"{self._path}: no answer within {timeout_s:g} s; is the daemon hung?"
-                raise Unavailable(text) from None
             except (OSError, EOFError, BadMessage) as error:
-                raise self._explained(error) from None
+                raise self._explained(error, timeout_s) from None
 
-    def _explained(self, error: OSError | EOFError | BadMessage) -> PPDaemonError:
+    def _explained(self, error: Exception, timeout_s: float) -> PPDaemonError:
         match error:
             case TimeoutError():
-                return Unavailable(
-                    f"{self._path}: no answer within {self._timeout_s:g} s; is the daemon hung?"
-                )
+                return Unavailable(f"{self._path}: no answer within {timeout_s:g} s; is the daemon hung?")
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
                 return NotRunning(f"{self._path}: no daemon listens here ({error.strerror})")
             case PermissionError():
@@ -184,7 +179,7 @@ class Daemon:
         try:
             return _validated(data, adapter)
         except BadMessage as error:
-            raise self._explained(error) from None
+            raise self._explained(error, self._timeout_s) from None
 
     def status(self) -> reports.StatusReport:
         """Return how the daemon is; raises as `ask` does."""
@@ -274,7 +269,7 @@ class Daemon:
                     else:
                         yield _validated(_data(data), _STATUS)
             except (OSError, EOFError, BadMessage) as error:
-                raise self._explained(error) from None
+                raise self._explained(error, self._timeout_s) from None
 
 
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)

@@ -69,7 +69,8 @@ class Board:
         self._settled_at = math.inf
         self._ticked_at: float | None = None
         self._visits: dict[VisitKey, OpenVisit] = {}
-        self._reservations = 0
+        self.reservations = 0
+        """Number of detectors under way, of all visits (`int`)."""
         self._allowance: dict[str, int] = {}
         self.roster = Roster(silence_s)
 
@@ -77,11 +78,6 @@ class Board:
 
     def __len__(self) -> int:
         return len(self._visits)
-
-    @property
-    def reservations(self) -> int:
-        """Number of detectors under way, of all visits (`int`)."""
-        return self._reservations
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return what has not ended of a visit.
@@ -105,13 +101,13 @@ class Board:
         """Take a visit that the ledger has."""
         turn = orders.Turn()
         self._visits[visit.key] = visit
-        self._reservations += len(visit.reservations)
+        self.reservations += len(visit.reservations)
         self._serve(visit, now, turn)
         return turn
 
     def has_room(self, detectors: int) -> bool:
         """Tell whether so many reservations more can be kept track of."""
-        return self._reservations + detectors <= MAX_RESERVATIONS
+        return self.reservations + detectors <= MAX_RESERVATIONS
 
     def make_room(self, detectors: int) -> orders.Turn:
         """Give up the oldest visits of which no node has anything, if need be.
@@ -417,7 +413,7 @@ class Board:
         node: str | None = None,
     ) -> None:
         del visit.reservations[reservation.detector]
-        self._reservations -= 1
+        self.reservations -= 1
         turn.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))
 
     def _close_if_ended(self, visit: OpenVisit, turn: orders.Turn) -> None:

@@ -15,12 +15,13 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import DetectorOutcome
 from ppdaemon.relay import orders
+from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.sqlitefile import SqliteFile, Step
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("FoundVisit", "Ledger", "OpenRow", "UnendedVisit", "lock_state")
+__all__ = ("FoundVisit", "Ledger", "UnendedVisit", "lock_state")
 
 PRUNE_AT_ONCE = 200
 """Visits deleted in one transaction: 40,000 rows of LSSTCam, some 50 ms."""
@@ -60,19 +61,6 @@ FORMER_SEPARATOR = "\n"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRow:
-    """A detector that has not ended."""
-
-    detector: int
-    node: str
-    """Empty if it was sent to nobody."""
-    attempt: int
-    former: frozenset[str]
-    """Nodes that may have an earlier attempt."""
-    acked: bool
-
-
-@dataclass(frozen=True, slots=True)
 class UnendedVisit:
     """A visit that a former life of the relay left open."""
 
@@ -81,7 +69,8 @@ class UnendedVisit:
     """The announcement, under its SAL names."""
     received_tai: float
     cancelled: bool
-    rows: tuple[OpenRow, ...]
+    reservations: tuple[Reservation, ...]
+    """Of the detectors that have not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,18 +182,24 @@ class Ledger(SqliteFile):
             " WHERE ended_tai IS NULL ORDER BY number"
         ).fetchall()
         return [
-            UnendedVisit(number, json.loads(content), received_tai, bool(cancelled), self._open_rows(number))
+            UnendedVisit(number, json.loads(content), received_tai, bool(cancelled), self._reserved(number))
             for number, content, received_tai, cancelled in rows
         ]
 
-    def _open_rows(self, number: int) -> tuple[OpenRow, ...]:
+    def _reserved(self, number: int) -> tuple[Reservation, ...]:
         rows = self._db.execute(
             "SELECT detector, coalesce(node, ''), attempt, former, acked_tai IS NOT NULL FROM detectors"
             " WHERE visit = ? AND outcome IS NULL",
             (number,),
         )
         return tuple(
-            OpenRow(detector, node, attempt, frozenset(former.split(FORMER_SEPARATOR)) - {""}, bool(acked))
+            Reservation(
+                detector,
+                ReservationState.ACKED if acked else ReservationState.SENT if node else ReservationState.HELD,
+                node,
+                attempt,
+                former=frozenset(former.split(FORMER_SEPARATOR)) - {""},
+            )
             for detector, node, attempt, former, acked in rows
         )
 

@@ -112,24 +112,19 @@ class _Exposure:
             self.unknown = None
 
 
+@dataclass(eq=False)
 class Exposures:
     """Reads and remembers the facts of exposures; `sidecar_wait_s` is how long a late
     sidecar is waited for.
     """
 
-    def __init__(
-        self,
-        reading: Reading,
-        sidecar_wait_s: float,
-        mono: Callable[[], float],
-        counts: ErrorCounts,
-        roots: RawRoots,
-    ):
-        self._roots = roots
-        self._reading = reading
-        self._sidecar_wait_s = sidecar_wait_s
-        self._mono = mono
-        self._counts = counts
+    reading: Reading
+    sidecar_wait_s: float
+    mono: Callable[[], float]
+    counts: ErrorCounts
+    roots: RawRoots
+
+    def __post_init__(self) -> None:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
@@ -145,10 +140,10 @@ class Exposures:
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
-                await self._read(exposure, name, self._reading.sidecar, sidecar)
+                await self._read(exposure, name, self.reading.sidecar, sidecar)
             except (OSError, BadMessage):
                 # It may be half written: the image, or the next sidecar, follows.
-                self._counts.count("sidecar_unread")
+                self.counts.count("sidecar_unread")
 
     async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
         """Return which detectors of an exposure will come, when its group is known, which the list
@@ -156,9 +151,9 @@ class Exposures:
         """
         exposure = self._exposure(name)
         try:
-            names = await self._reading.listed(path)
+            names = await self.reading.listed(path)
         except (OSError, BadMessage) as error:
-            self._counts.complain("bad_list", f"{path.path}: {error}")
+            self.counts.complain("bad_list", f"{path.path}: {error}")
             return None
         # Told more than once, it is read more than once: the first may have
         # met half of it.
@@ -168,7 +163,7 @@ class Exposures:
         await exposure.until_known(LIST_WAIT_S)
         if exposure.facts is None:
             return None
-        detectors = self._roots.detectors_named(name.instrument, path, names)
+        detectors = self.roots.detectors_named(name.instrument, path, names)
         return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
     async def facts(
@@ -181,19 +176,19 @@ class Exposures:
         """
         exposure = self._exposure(name)
         sidecar = files.sidecar_of(image)
-        deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
-        late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+        deadline = (self.mono() if since_mono is None else since_mono) + self.sidecar_wait_s
+        late = not await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
-            await exposure.until_known(deadline - self._mono())
-            await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
-        await self._try(exposure, name, self._reading.header, image, "bad_header")
+            await exposure.until_known(deadline - self.mono())
+            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+        await self._try(exposure, name, self.reading.header, image, "bad_header")
         if name.group is None:
             if exposure.facts is None:
                 await self._ask_neighbors(exposure, name, image)
-            if exposure.facts is None and (wait_s := deadline - self._mono()) > 0.0:
+            if exposure.facts is None and (wait_s := deadline - self.mono()) > 0.0:
                 # Its sidecar is there, but perhaps half of it.
                 await exposure.until_known(wait_s)
-                await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+                await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
         said = exposure.facts or files.ExposureFacts(name.group, name.snap)
         return replace(said, group=name.group)
@@ -210,12 +205,12 @@ class Exposures:
         which then reports that it is bad.
         """
         try:
-            sidecars = await self._reading.neighbors(image)
+            sidecars = await self.reading.neighbors(image)
         except OSError as error:
-            self._counts.complain("bad_sidecar", f"{image.path}: {error}")
+            self.counts.complain("bad_sidecar", f"{image.path}: {error}")
             return
         for sidecar in sidecars:
-            await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
 
     async def _try(
         self,
@@ -236,7 +231,7 @@ class Exposures:
             except TimeoutError:
                 raise  # the filesystem hangs: the file may be good
             except (OSError, BadMessage) as error:
-                self._counts.complain(kind, f"{path.path}: {error}")
+                self.counts.complain(kind, f"{path.path}: {error}")
         return True
 
     async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:

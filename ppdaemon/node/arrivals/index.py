@@ -96,20 +96,16 @@ class _Exposure:
         self.raws[raw.detector] = _Landed(now, raw.seen_tai, folder, file, sidecar)
 
     def raw(self, detector: int) -> Raw:
-        landed, key = self.raws[detector], self.key
+        landed = self.raws[detector]
         sidecar = landed.sidecar
         if sidecar is not None and "/" not in sidecar:
             sidecar = f"{landed.folder}/{sidecar}"
         return Raw(
             path=f"{landed.folder}/{landed.file}",
             sidecar=sidecar,
-            instrument=key.instrument,
-            group=key.group,
             detector=detector,
-            exposure=key.exposure,
-            snap=key.snap,
-            snaps=key.snaps,
             seen_tai=landed.seen_tai,
+            **self.key._asdict(),
         )
 
 

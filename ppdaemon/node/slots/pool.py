@@ -12,6 +12,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -36,6 +37,7 @@ REAPED_WAIT_S = 0.2
 VisitAction = events.Finish | events.NoteStage | events.NoteFigures | events.NoteRaw | events.LookForRaws
 
 
+@dataclass(eq=False)
 class Pool:
     """All seats of a node.
 
@@ -53,23 +55,17 @@ class Pool:
         Counts what operators want to know.
     """
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        clock: Clock,
-        ask_fork: Callable[[ForkWorker], bool],
-        post: Callable[[VisitAction], None],
-        count: Counter[str],
-    ):
+    config: NodeConfig
+    clock: Clock
+    ask_fork: Callable[[ForkWorker], bool]
+    post: Callable[[VisitAction], None]
+    count: Counter[str]
+
+    def __post_init__(self) -> None:
         self.slots: dict[int, Slot] = {}
-        self.cgroups = Cgroups.claim(config.workers)
-        self._config = config
-        self._folders = NodeFolders.of(config)
-        self._clock = clock
-        self._ask_fork = ask_fork
-        self._post = post
+        self.cgroups = Cgroups.claim(self.config.workers)
+        self._folders = NodeFolders.of(self.config)
         self._watchers: list[Callable[[Slot, events.SeatChanged], None]] = []
-        self._count = count
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the zygote has not said how
@@ -95,9 +91,9 @@ class Pool:
         stopped = (slot for slot in self.slots.values() if slot.state == SlotState.STOPPED)
         slot = next(stopped, None)
         if slot is None:
-            slot = Slot(len(self.slots), self._config.workers, random.random)
+            slot = Slot(len(self.slots), self.config.workers, random.random)
             self.slots[slot.number] = slot
-        self._perform(slot, slot.open(self._clock.mono()))
+        self._perform(slot, slot.open(self.clock.mono()))
         return slot
 
     def reconfigure(self, config: NodeConfig) -> None:
@@ -109,10 +105,10 @@ class Pool:
         config : `~ppdaemon.config.NodeConfig`
             The new configuration.
         """
-        self._config = config
+        self.config = config
         self.cgroups.config = config.workers
         for slot in self.slots.values():
-            slot.reconfigure(config.workers)
+            slot.config = config.workers  # the present state's deadline stays
             self.handle(slot.number, events.RecycleAsked())
 
     def pids(self) -> dict[int, int]:
@@ -147,9 +143,9 @@ class Pool:
         """
         slot = self.slots[number]
         try:
-            actions = slot.handle(event, self._clock.mono())
+            actions = slot.handle(event, self.clock.mono())
         except InvalidTransition:
-            self._count["invalid_transition"] += 1
+            self.count["invalid_transition"] += 1
             _LOG.exception("slot %d cannot handle %r", number, event)
             return
         self._perform(slot, actions)
@@ -223,7 +219,7 @@ class Pool:
         words : `~ppdaemon.messages.ForkFailed`
             What the zygote said.
         """
-        self._count["fork_failed"] += 1
+        self.count["fork_failed"] += 1
         slot = self.slots[words.slot]
         if slot.epoch == words.epoch and slot.state == SlotState.STARTING:
             self.handle(words.slot, events.WorkerNotForked(words.reason))
@@ -265,7 +261,7 @@ class Pool:
         try:
             event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
-            self._count[f"bad_words.{error.kind}"] += 1
+            self.count[f"bad_words.{error.kind}"] += 1
             event = events.WordsRefused(str(error))
         self.handle(child.slot, event)
 
@@ -313,7 +309,7 @@ class Pool:
                 case events.NoteStage(key=key, stage=stage, tai=None):
                     # Now, because the event waits its turn: a worker may be
                     # at the next stage before this one is handled.
-                    self._post(events.NoteStage(key, stage, self._clock.tai()))
+                    self.post(events.NoteStage(key, stage, self.clock.tai()))
                 case (
                     events.Finish()
                     | events.NoteStage()
@@ -321,7 +317,7 @@ class Pool:
                     | events.NoteRaw()
                     | events.LookForRaws()
                 ):
-                    self._post(action)
+                    self.post(action)
                 case events.SeatChanged():
                     for changed in self._watchers:
                         changed(slot, action)
@@ -334,7 +330,7 @@ class Pool:
         if child is not None and not child.send(packet):
             # It is gone, and its pidfd will say so; or it does not read, and
             # its deadline will.
-            self._count["order_unheard"] += 1
+            self.count["order_unheard"] += 1
 
     def _fork(self, slot: Slot, epoch: int) -> None:
         """Ask the zygote, after the repo of the worker before is gone."""
@@ -355,7 +351,7 @@ class Pool:
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
         order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
-        if not self._ask_fork(order):
+        if not self.ask_fork(order):
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked("no zygote"))
 
     def _wipe(self, slot: Slot) -> None:
@@ -380,7 +376,7 @@ class Pool:
     def _wiped(self, slot: Slot, done: "asyncio.Future[None]") -> None:
         del self._wiping[slot.number]
         if not done.cancelled() and (error := done.exception()):
-            self._count["wipe_failed"] += 1
+            self.count["wipe_failed"] += 1
             _LOG.error("repo of slot %d cannot be wiped: %s", slot.number, error)
 
     def _set_timer(self) -> None:
@@ -395,6 +391,6 @@ class Pool:
 
     def _tick(self) -> None:
         self._timer = None
-        for number in self._deadlines.due(self._clock.mono()):
+        for number in self._deadlines.due(self.clock.mono()):
             self.handle(number, events.DeadlinePassed())
         self._set_timer()

@@ -79,7 +79,7 @@ class Slot:
         self.after_death = S.BACKOFF
         """Where death leads: `BACKOFF` or `STOPPED`."""
         self.story: deque[tuple[float, SlotState, object]] = deque(maxlen=STORY)
-        self._config = config
+        self.config = config
         self._budget = RestartBudget(jitter)
         self._verdict: PendingOutcome | None = None
         self._jitter = jitter
@@ -102,16 +102,6 @@ class Slot:
             To be performed in order.
         """
         return self._fork(now)
-
-    def reconfigure(self, config: WorkersConfig) -> None:
-        """Go by other times and limits from now on.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.WorkersConfig`
-            Times and limits; the present state's deadline stays.
-        """
-        self._config = config
 
     def tell(self) -> str:
         """Return the last events, for a log.
@@ -183,7 +173,7 @@ class Slot:
         return self._free(now)
 
     def _kill_late_starter(self, event: events.DeadlinePassed, now: float) -> Actions:
-        self.note = f"not ready after {self._config.times.boot_s:g} s"
+        self.note = f"not ready after {self.config.times.boot_s:g} s"
         return self._kill(now) if self.pid is not None else self._without_process(now)
 
     def _restart_starter(self, event: events.RestartAsked, now: float) -> Actions:
@@ -208,7 +198,7 @@ class Slot:
         return [
             events.NoteStage(assignment.key, Stage.ASSIGNED),
             events.Send(order),
-            *self._go(S.PREPARING, now, now + self._config.times.prepare_s),
+            *self._go(S.PREPARING, now, now + self.config.times.prepare_s),
         ]
 
     def _keep_raw(self, event: events.RawArrived, now: float) -> Actions:
@@ -275,7 +265,7 @@ class Slot:
     def _deadline_of_wait(self, now: float) -> events.SetDeadline:
         held, at = self._held, self._held.wait_until
         if self.state == S.LOOKING:  # what is being ingested still counts
-            at = self.since + (LOOK_S if held.settled else self._config.times.ingest_s)
+            at = self.since + (LOOK_S if held.settled else self.config.times.ingest_s)
         return events.SetDeadline(max(at, now))
 
     def _process(self, now: float) -> Actions:
@@ -283,7 +273,7 @@ class Slot:
         return [
             events.NoteStage(held.key, Stage.INGESTED),
             events.Send(messages.Process(exposures=held.ingested, partial=held.partial)),
-            *self._go(S.PROCESSING, now, now + self._config.times.run_s),
+            *self._go(S.PROCESSING, now, now + self.config.times.run_s),
         ]
 
     def _look(self, event: events.DeadlinePassed, now: float) -> Actions:
@@ -296,7 +286,7 @@ class Slot:
     def _no_more_raws(self, event: events.DeadlinePassed, now: float) -> Actions:
         if self._held.settled:
             return self._end_wait(now)
-        limit_s = self._config.times.ingest_s
+        limit_s = self.config.times.ingest_s
         if now >= self.since + limit_s:
             return self._overdue(Outcome.RUN_TIMEOUT, "ingest", limit_s, now)
         return [self._deadline_of_wait(now)]
@@ -323,7 +313,7 @@ class Slot:
         key = self._held.key
         noted: Actions = [events.NoteStage(key, event.stage, event.tai), *_figures(key, event.detail)]
         if self.state == S.PROCESSING and event.stage == Stage.PROCESSED:
-            return [*noted, *self._go(S.EXPORTING, now, now + self._config.times.export_s)]
+            return [*noted, *self._go(S.EXPORTING, now, now + self.config.times.export_s)]
         return noted
 
     def _no_return(self, event: messages.PointOfNoReturn, now: float) -> Actions:
@@ -359,13 +349,13 @@ class Slot:
         return self._stop(PendingOutcome(outcome, text, retriable=True), text, now)
 
     def _prepare_overdue(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._overdue(Outcome.PREPARE_TIMEOUT, "preparation", self._config.times.prepare_s, now)
+        return self._overdue(Outcome.PREPARE_TIMEOUT, "preparation", self.config.times.prepare_s, now)
 
     def _run_overdue(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._overdue(Outcome.RUN_TIMEOUT, "the pipeline", self._config.times.run_s, now)
+        return self._overdue(Outcome.RUN_TIMEOUT, "the pipeline", self.config.times.run_s, now)
 
     def _export_overdue(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._overdue(Outcome.EXPORT_TIMEOUT, "spooling", self._config.times.export_s, now)
+        return self._overdue(Outcome.EXPORT_TIMEOUT, "spooling", self.config.times.export_s, now)
 
     def _grace_over(self, event: events.DeadlinePassed, now: float) -> Actions:
         return self._kill(now)
@@ -376,7 +366,7 @@ class Slot:
 
     def _weigh(self, event: events.MemorySampled, now: float) -> Actions:
         self._note_weight(event, now)
-        memory, cpu_limit_s = self._config.memory, self._config.times.cpu_s
+        memory, cpu_limit_s = self.config.memory, self.config.times.cpu_s
         if event.repo_bytes > memory.ramdisk:
             text = f"{event.repo_bytes / 1e6:.0f} MB on the RAM disk, {memory.ramdisk / 1e6:.0f} MB allowed"
             verdict = PendingOutcome(Outcome.RAMDISK_FULL, text, retriable=False)
@@ -500,9 +490,9 @@ class Slot:
         self.after_death = S.BACKOFF
         # Workers that were born together should not be replaced together.
         stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
-        self._last_visit = max(1, round(self._config.recycle_visits * stretch))
-        self._last_moment = now + self._config.recycle_age_s * stretch
-        return [events.Fork(self.epoch), *self._go(S.STARTING, now, now + self._config.times.boot_s)]
+        self._last_visit = max(1, round(self.config.recycle_visits * stretch))
+        self._last_moment = now + self.config.recycle_age_s * stretch
+        return [events.Fork(self.epoch), *self._go(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
         self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_left: bool = False
@@ -532,7 +522,7 @@ class Slot:
 
     def _free(self, now: float) -> Actions:
         """After a visit: idle again, or replaced if it is time."""
-        if self.used_bytes > self._config.memory.soft:
+        if self.used_bytes > self.config.memory.soft:
             return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
         if self.serial >= self._last_visit:
             return self._quit(f"recycled after {self.serial} visits", now)
@@ -548,16 +538,16 @@ class Slot:
     def _quit(self, note: str, now: float) -> Actions:
         """Part in peace: the worker ends itself, or is terminated."""
         self.note = note
-        return [events.Send(messages.Quit()), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
+        return [events.Send(messages.Quit()), *self._go(S.STOPPING, now, now + self.config.times.grace_s)]
 
     def _stop(self, verdict: PendingOutcome | None, note: str, now: float) -> Actions:
         """Climb the ladder: TERM now, KILL after the grace."""
         self.note = note
         self._verdict = verdict if self.assignment else None
-        return [events.Signal(signal.SIGTERM), *self._go(S.STOPPING, now, now + self._config.times.grace_s)]
+        return [events.Signal(signal.SIGTERM), *self._go(S.STOPPING, now, now + self.config.times.grace_s)]
 
     def _kill(self, now: float) -> Actions:
-        return [events.Signal(signal.SIGKILL), *self._go(S.KILLING, now, now + self._config.times.kill_s)]
+        return [events.Signal(signal.SIGKILL), *self._go(S.KILLING, now, now + self.config.times.kill_s)]
 
     def _judge(self, *, retriable: bool = True) -> Actions:
         """Give the visit of a stopped worker its outcome, if it has none."""

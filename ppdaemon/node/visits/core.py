@@ -70,7 +70,7 @@ class Visits:
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
         self.taking = False
-        self._config = config
+        self.config = config
         self._count = count
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
@@ -80,10 +80,6 @@ class Visits:
         self._unmatched: deque[Raw] = deque(maxlen=MOST_UNMATCHED)
         self._noting_raws = False
         self._rescans: dict[t.VisitKey, list[Key]] = {}
-
-    def reconfigure(self, config: NodeConfig) -> None:
-        """Use other limits from now on."""
-        self._config = config
 
     def handle(self, event: object, now: t.Now) -> t.Turn:
         """Decide what follows from an event.
@@ -107,7 +103,7 @@ class Visits:
         if not self.taking:
             turn.actions.append(t.Refuse(order, order.detectors, "the node takes no visits now", final=False))
             return
-        if age_s > self._config.node.expiry_s:
+        if age_s > self.config.node.expiry_s:
             text = f"expired: announced {age_s:.0f} s ago"
             turn.actions.append(t.Refuse(order, order.detectors, text, final=True))
             return
@@ -147,9 +143,9 @@ class Visits:
             key=entry.key,
             visit=entry.visit,
             pipelines=chosen.pipelines,
-            no_image_at=announced + self._config.arrivals.patience_s(entry.visit),
-            pointless_at=announced + self._config.node.expiry_s,
-            quiet_s=self._config.arrivals.quiet_s,
+            no_image_at=announced + self.config.arrivals.patience_s(entry.visit),
+            pointless_at=announced + self.config.node.expiry_s,
+            quiet_s=self.config.arrivals.quiet_s,
         )
 
     def _recorded(self, event: t.Recorded, turn: t.Turn) -> None:
@@ -209,9 +205,12 @@ class Visits:
 
     def _admit(self, visit: VisitDetector, turn: t.Turn) -> None:
         """Queue what the journal has just taken, unless that is pointless."""
-        visit.phase = Phase.QUEUED
         for raw in self._landed.of(*visit.key[:3]):  # what came before the announcement
             visit.raws.setdefault(raw.exposure, raw)
+        self._queue(visit, turn)
+
+    def _queue(self, visit: VisitDetector, turn: t.Turn) -> None:
+        visit.phase = Phase.QUEUED
         if visit.ignored:
             self._end(visit, Outcome.IGNORED, visit.ignored, turn)
         elif visit.cancelled:
@@ -336,13 +335,8 @@ class Visits:
         visit = self.open.of(event.key)
         if visit is None or visit.phase is not Phase.ASSIGNED:
             return
-        visit.phase, visit.entry.slot, visit.entry.pid = Phase.QUEUED, None, None
-        if visit.cancelled:
-            self._end(visit, Outcome.CANCELLED, visit.cancelled, turn)
-        elif self._stopping:
-            self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", turn, retriable=True)
-        else:
-            turn.actions.append(t.Enqueue(visit.assignment))
+        visit.entry.slot = visit.entry.pid = None
+        self._queue(visit, turn)
 
     def _drop(self, event: Drop, turn: t.Turn) -> None:
         visit = self.open.of(event.assignment.key)
@@ -459,7 +453,7 @@ class Visits:
 
     def _is_worth_another(self, visit: VisitDetector) -> bool:
         in_time = self._now.mono < visit.assignment.pointless_at
-        more = visit.key.attempt < self._config.workers.attempts
+        more = visit.key.attempt < self.config.workers.attempts
         return visit.entry.retriable and in_time and more and not self._stopping
 
     def _close(self, entry: Entry, missed: Iterable[Raw], turn: t.Turn) -> None:
@@ -477,15 +471,9 @@ class Visits:
         assignment = before.assignment.again(avoid=before.entry.slot)
         # It may come after the wait for an image would have ended: the raws
         # that are there have to be found first.
-        soonest = self._now.mono + RETRY_WAIT_S + self._config.arrivals.scan_s
+        soonest = self._now.mono + RETRY_WAIT_S + self.config.arrivals.scan_s
         assignment = replace(assignment, no_image_at=max(assignment.no_image_at, soonest))
-        entry = Entry(
-            assignment.key,
-            before.entry.visit,
-            before.entry.received_tai,
-            {Stage.ACCEPTED: self._now.tai},
-            asked=before.entry.asked,
-        )
+        entry = self._next(before.entry)
         turn.writes.append(t.Retry(self.open.take_change(before.entry), snapshot(entry)))
         self.open.add(VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws))
         if not before.raws:  # a previous run may have seen them, long ago

@@ -9,6 +9,7 @@ survives the machine. `Journal` blocks and belongs to one thread, that of a
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -66,11 +67,10 @@ _STEPS = (_complete, _complete)
 """Files of version 1 may lack as much as a new one: columns and tables were
 added without counting."""
 
-_WRITTEN = (
-    *("stages", "figures", "outcome", "reason", "retriable", "final", "pipeline", "engine", "slot", "pid"),
-    *("exposures", "partial", "datasets", "shutter_close_tai", "ended_tai", "no_return", "seen"),
-)
-"""Columns that change while an attempt is open; fields of `Entry` as well."""
+_WRITTEN = [
+    field.name for field in fields(Entry) if field.name not in ("key", "visit", "received_tai", "asked")
+]
+"""Columns that change while an attempt is open."""
 
 _SHOWN = (
     'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
