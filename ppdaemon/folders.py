@@ -32,7 +32,7 @@ class NodeFolders:
         self.canaries = ramdisk / "canaries"
         """Files whose changes the kernel must tell of (`pathlib.Path`)."""
         self.slots = ramdisk / "slots"
-        """One folder per seat (`pathlib.Path`)."""
+        """One folder per slot (`pathlib.Path`)."""
         self.marker = ramdisk / "ppdaemon.json"
         """Says that the RAM-disk folder is a daemon's, and whose."""
         self.state = state
@@ -82,12 +82,12 @@ class NodeFolders:
         return self.ramdisk / f"template-{generation}"
 
     def repo(self, slot: int) -> Path:
-        """Return a seat's own folder.
+        """Return a slot's own folder.
 
         Parameters
         ----------
         slot : `int`
-            The seat's number.
+            The slot's number.
 
         Returns
         -------

@@ -89,7 +89,7 @@ class Hello(_Envelope):
     """A node is there, or there again."""
 
     type: Literal["hello"] = "hello"
-    life: Name
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Nonce of this life of the node."""
     instruments: dict[Name, tuple[int, ...]]
     """Detectors the node may serve, by instrument."""
@@ -97,7 +97,7 @@ class Hello(_Envelope):
     """Visit-detectors it can hold at once."""
 
 
-class AckedVisit(_Envelope):
+class VisitAccepted(_Envelope):
     """The node's journal has these detectors of a visit."""
 
     type: Literal["ack"] = "ack"
@@ -107,7 +107,7 @@ class AckedVisit(_Envelope):
     attempt: int = 1
 
 
-class NakedVisit(_Envelope):
+class VisitRefused(_Envelope):
     """The node does not take these detectors of a visit."""
 
     type: Literal["nak"] = "nak"
@@ -148,11 +148,11 @@ class Welcome(_Envelope):
     """The relay knows the node; what is unacknowledged will follow."""
 
     type: Literal["welcome"] = "welcome"
-    life: Name
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Nonce of this life of the relay."""
 
 
-class Sorry(_Envelope):
+class HelloRefused(_Envelope):
     """The relay does not serve the node on this connection."""
 
     type: Literal["sorry"] = "sorry"
@@ -192,9 +192,9 @@ class ResultsSeen(_Envelope):
     """Keys: instrument, group, detector, attempt."""
 
 
-type NodeMessage = Annotated[Hello | AckedVisit | NakedVisit | Results | Heartbeat, _BY_TYPE]
+type NodeMessage = Annotated[Hello | VisitAccepted | VisitRefused | Results | Heartbeat, _BY_TYPE]
 type RelayMessage = Annotated[
-    Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
+    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
 ]
 FromNode = pydantic.TypeAdapter[NodeMessage](NodeMessage)
 FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)
@@ -237,7 +237,7 @@ class Prepare(Model):
     """Do everything for this visit-detector that needs no pixels."""
 
     type: Literal["prepare"] = "prepare"
-    serial: int = 0
+    visit_number: int = 0
     """Counts the visits of a worker from 1; every fact of this visit bears it."""
     visit: NextVisit
     detector: int
@@ -289,7 +289,7 @@ ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 class Fact(Model):
     """What a worker tells; `serial` says of which visit."""
 
-    serial: int = 0
+    visit_number: int = 0
     """The `Prepare` that it belongs to; 0 before the first one."""
 
 
@@ -402,9 +402,9 @@ class ForkWorker(Model):
     type: Literal["fork"] = "fork"
     role: Role
     slot: int
-    """The seat; below 0 for processes without one."""
+    """The slot; below 0 for processes without one."""
     epoch: int
-    """Counts the lives in this seat."""
+    """Counts the lives in this slot."""
     repo: str
     """The process's own folder on the RAM disk."""
     log: str
@@ -459,7 +459,7 @@ class Reaped(Model):
 type ForkFact = Annotated[Forked | ForkFailed | Reaped, _BY_TYPE]
 """What became of a fork."""
 type ZygoteFact = Annotated[ZygoteReady | Forked | ForkFailed | Reaped, _BY_TYPE]
-ZYGOTE_WORDS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
+ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 
 
 # --- supervisor and reader -------------------------------------------------

@@ -5,13 +5,13 @@ from enum import IntEnum, StrEnum
 
 
 class SlotState(StrEnum):
-    """The states of a worker's seat."""
+    """The states of a worker's slot."""
 
     STARTING = "starting"
     IDLE = "idle"
     PREPARING = "preparing"
     WAITING = "waiting"
-    LOOKING = "looking"
+    RESCANNING = "rescanning"
     PROCESSING = "processing"
     EXPORTING = "exporting"
     STOPPING = "stopping"
@@ -26,12 +26,12 @@ BUSY_STATES = frozenset(
     {
         SlotState.PREPARING,
         SlotState.WAITING,
-        SlotState.LOOKING,
+        SlotState.RESCANNING,
         SlotState.PROCESSING,
         SlotState.EXPORTING,
     }
 )
-"""States in which a seat holds a visit-detector."""
+"""States in which a slot holds a visit-detector."""
 
 
 class Stage(StrEnum):

@@ -26,7 +26,7 @@ from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.timeline import lay_out
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.reports import AskDrain, AskKill, AskReload, AskRestart, AskResume, VisitRow
+from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRequest, ResumeRequest, VisitRow
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
 from ppdaemon.wire import Model
@@ -172,14 +172,14 @@ def requeue(
 @click.argument("group")
 @_answers
 def visit(daemon: Daemon, group: str, as_json: bool) -> None:
-    """Show all about one visit: stages, seats, reasons."""
+    """Show all about one visit: stages, slots, reasons."""
     _show(daemon.visit(group), tables.visit_view, as_json)
 
 
 @_ppctl.command()
 @_answers
 def workers(daemon: Daemon, as_json: bool) -> None:
-    """List the seats and who sits in them."""
+    """List the slots and who sits in them."""
     _show(daemon.workers(), tables.workers_table, as_json)
 
 
@@ -205,14 +205,14 @@ def _tell(
 @_answers
 def drain(daemon: Daemon, as_json: bool) -> None:
     """Take no more visits; end those that run."""
-    _tell(daemon, AskDrain(), "draining", as_json)
+    _tell(daemon, DrainRequest(), "draining", as_json)
 
 
 @_ppctl.command()
 @_answers
 def resume(daemon: Daemon, as_json: bool) -> None:
     """Take visits again."""
-    _tell(daemon, AskResume(), "taking visits", as_json)
+    _tell(daemon, ResumeRequest(), "taking visits", as_json)
 
 
 @_ppctl.command()
@@ -223,23 +223,23 @@ def reload(daemon: Daemon, as_json: bool) -> None:
     Waits until new workers can start. Running visits end as they began.
     """
     daemon.status()  # a hung daemon is told from a long reload
-    _tell(daemon, AskReload(), "reloaded", as_json, timeout_s=RELOAD_S)
+    _tell(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)
 
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
 @_answers
 def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Replace a seat's worker; a quarantined seat starts anew."""
-    _tell(daemon, AskRestart(slot=slot), f"seat {slot} restarts", as_json)
+    """Replace a slot's worker; a quarantined slot starts anew."""
+    _tell(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
 
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
 @_answers
 def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Kill a seat's worker now."""
-    _tell(daemon, AskKill(slot=slot), f"seat {slot} is killed", as_json)
+    """Kill a slot's worker now."""
+    _tell(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
 
 
 @_ppctl.command()

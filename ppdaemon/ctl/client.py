@@ -41,7 +41,7 @@ class Denied(PPDaemonError):
 
 
 class NotFound(PPDaemonError):
-    """The daemon knows no such seat or visit: look at the name."""
+    """The daemon knows no such slot or visit: look at the name."""
 
     exit_code = ExitCode.DATA
 
@@ -143,7 +143,7 @@ class Daemon:
         ppdaemon.errors.ConfigError
             Raised if the daemon's configuration file cannot be used.
         NotFound
-            Raised if it knows no such seat or visit.
+            Raised if it knows no such slot or visit.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
@@ -183,11 +183,11 @@ class Daemon:
 
     def status(self) -> reports.StatusReport:
         """Return how the daemon is; raises as `ask` does."""
-        return self._ask_for(reports.AskStatus(), _STATUS)
+        return self._ask_for(reports.StatusRequest(), _STATUS)
 
     def workers(self) -> tuple[reports.WorkerRow, ...]:
-        """Return all seats; raises as `ask` does."""
-        return self._ask_for(reports.AskWorkers(), _WORKERS)
+        """Return all slots; raises as `ask` does."""
+        return self._ask_for(reports.WorkersRequest(), _WORKERS)
 
     def visits(self, limit: int, *, failed: bool = False) -> tuple[reports.VisitRow, ...]:
         """Return the newest visit-detectors; raises as `ask` does.
@@ -199,7 +199,7 @@ class Daemon:
         failed : `bool`
             Only those with a bad outcome.
         """
-        return self._ask_for(reports.AskVisits(limit=limit, failed=failed), _VISITS)
+        return self._ask_for(reports.VisitsRequest(limit=limit, failed=failed), _VISITS)
 
     def visit(self, group: str) -> tuple[reports.VisitRow, ...]:
         """Return the visit-detectors of one group; raises as `ask` does.
@@ -209,7 +209,7 @@ class Daemon:
         group : `str`
             Name of the group.
         """
-        rows = self._ask_for(reports.AskVisit(group=group), _VISITS)
+        rows = self._ask_for(reports.VisitRequest(group=group), _VISITS)
         if not rows:
             raise NotFound(f"the daemon's journal has no visit {group!r}")
         return rows
@@ -222,7 +222,7 @@ class Daemon:
         limit : `int`
             How many at the most.
         """
-        return self._ask_for(reports.AskLate(limit=limit), _LATE)
+        return self._ask_for(reports.LateRequest(limit=limit), _LATE)
 
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
@@ -238,7 +238,7 @@ class Daemon:
         force : `bool`
             Whether something may be done twice.
         """
-        request = reports.AskRequeue(group=group, detectors=detectors, force=force)
+        request = reports.RequeueRequest(group=group, detectors=detectors, force=force)
         return self._ask_for(request, _REQUEUED, timeout_s=REQUEUE_S)
 
     def watch(self, tick_s: float) -> Iterator[reports.StatusReport | None]:

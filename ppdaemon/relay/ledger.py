@@ -195,7 +195,11 @@ class Ledger(SqliteFile):
         return tuple(
             Reservation(
                 detector,
-                ReservationState.ACKED if acked else ReservationState.SENT if node else ReservationState.HELD,
+                ReservationState.ACKED
+                if acked
+                else ReservationState.SENT
+                if node
+                else ReservationState.UNASSIGNED,
                 node,
                 attempt,
                 former=frozenset(former.split(FORMER_SEPARATOR)) - {""},

@@ -19,9 +19,9 @@ from ppdaemon.messages import (
     Accepted,
     CancelVisit,
     Heartbeat,
+    HelloRefused,
     ReserveVisit,
     ResultsSeen,
-    Sorry,
     Welcome,
 )
 from ppdaemon.relay.orders import Beat, ConfirmResults, Greet, Reserve, Send, TurnAway, Withdraw
@@ -179,7 +179,7 @@ class NodeLink:
 
     socket: zmq.asyncio.Socket
     name: str
-    life: str
+    incarnation: str
     clock: Clock
 
     def __post_init__(self) -> None:
@@ -202,7 +202,9 @@ class NodeLink:
         error = _send(self.socket, [order.peer, encode(self._message(order))])
         return error is None or error.errno != errno.EHOSTUNREACH
 
-    def _message(self, order: Send) -> Heartbeat | Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen:
+    def _message(
+        self, order: Send
+    ) -> Heartbeat | Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen:
         self._sequence += 1
         common: dict[str, Any] = {
             "origin": self.name,
@@ -213,9 +215,9 @@ class NodeLink:
             case Beat():
                 return Heartbeat(**common)
             case Greet():
-                return Welcome(**common, life=self.life)
+                return Welcome(**common, incarnation=self.incarnation)
             case TurnAway(_, code, reason):
-                return Sorry(**common, code=code, reason=reason)
+                return HelloRefused(**common, code=code, reason=reason)
             case Reserve(_, visit, detectors, attempt, received_tai):
                 return ReserveVisit(
                     **common, visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai

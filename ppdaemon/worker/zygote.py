@@ -26,7 +26,7 @@ from ppdaemon import messages
 from ppdaemon.config import NodeConfig
 from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.life import import_work, live
+from ppdaemon.worker.childmain import import_work, live
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 

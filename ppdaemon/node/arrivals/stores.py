@@ -53,7 +53,7 @@ class StoreArrivals:
     completion: RawCompletion
     counts: ErrorCounts
     mono: Callable[[], float]
-    patience_s: float
+    retry_s: float
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     expect: Callable[[ExpectedSensors], None]
 
@@ -139,7 +139,7 @@ class StoreArrivals:
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
         """Ask again while the store does not serve."""
-        until, backoff = self.mono() + self.patience_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        until, backoff = self.mono() + self.retry_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return await self.exposures.facts(sighting.name, sighting.file)

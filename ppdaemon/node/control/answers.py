@@ -43,31 +43,31 @@ class Answers:
             Raised if it cannot be done now.
         """
         match request:
-            case reports.AskStatus():
+            case reports.StatusRequest():
                 return reports.Ok(data=self.status.report().model_dump(mode="json"))
-            case reports.AskWorkers():
+            case reports.WorkersRequest():
                 return _rows(self.status.workers())
-            case reports.AskVisits(limit=limit, failed=failed):
+            case reports.VisitsRequest(limit=limit, failed=failed):
                 return _rows(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
-            case reports.AskVisit(group=group):
+            case reports.VisitRequest(group=group):
                 await self._flush()
                 rows = await self.journal.call(lambda file: file.visit(group))
                 return _rows(rows) if rows else _unknown(f"no visit of group {group!r} in the journal")
-            case reports.AskLate(limit=limit):
+            case reports.LateRequest(limit=limit):
                 await self._flush()
                 return _rows(await self.journal.call(lambda file: file.late(limit)))
-            case reports.AskRequeue():
+            case reports.RequeueRequest():
                 return await self._requeue(request)
-            case reports.AskDrain() | reports.AskResume():
-                self.take(isinstance(request, reports.AskResume))
+            case reports.DrainRequest() | reports.ResumeRequest():
+                self.take(isinstance(request, reports.ResumeRequest))
                 return reports.Ok()
-            case reports.AskReload():
+            case reports.ReloadRequest():
                 return await self.reloader.reload()
-            case reports.AskRestart(slot=number) | reports.AskKill(slot=number):
+            case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return _unknown(f"there is no slot {number}")
                 self.pool.handle(
-                    number, RestartAsked() if isinstance(request, reports.AskRestart) else KillAsked()
+                    number, RestartAsked() if isinstance(request, reports.RestartRequest) else KillAsked()
                 )
                 return reports.Ok()
             case unexpected:
@@ -92,7 +92,7 @@ class Answers:
         self.relay.set_taking(taking)
         self.status.state = "running" if taking else "draining"
 
-    async def _requeue(self, request: reports.AskRequeue) -> reports.Ok | reports.Failed:
+    async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.Failed:
         if self.status.state != "running":
             raise Refused("the node takes no visits now")
         rows = await self.facts.requeue(request.group, request.detectors, force=request.force)

@@ -131,7 +131,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             longest_pause_s=60.0,
             steady_s=STEADY_S,
         )
-        super().__init__("zygote", folders.logs / "zygote.log", messages.ZYGOTE_WORDS, lifecycle)
+        super().__init__("zygote", folders.logs / "zygote.log", messages.ZYGOTE_FACTS, lifecycle)
         self.number = number
         self.config = config
         self.template_ms: float | None = None

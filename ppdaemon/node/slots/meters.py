@@ -238,7 +238,7 @@ class Meters:
         self.logs_cut = 0
         """How often a log was cut."""
         self._turn = 0
-        self._repos: dict[tuple[int, int], int] = {}  # by seat and process
+        self._repos: dict[tuple[int, int], int] = {}  # by slot and process
         self._ramdisk_then = 0
 
     async def run(self, pool: Pool, count: Counter[str]) -> None:
@@ -247,7 +247,7 @@ class Meters:
         Parameters
         ----------
         pool : `~ppdaemon.node.slots.pool.Pool`
-            Gets a `~ppdaemon.node.slots.events.MemorySampled` for each seat.
+            Gets a `~ppdaemon.node.slots.events.MemorySampled` for each slot.
         count : `collections.Counter`
             Counts logs that were cut, as ``log_cut``.
         """
@@ -274,25 +274,25 @@ class Meters:
         Parameters
         ----------
         pids : `~collections.abc.Mapping` [`int`, `int`]
-            Process id by seat.
+            Process id by slot.
 
         Returns
         -------
         samples : `dict` [`int`, `~ppdaemon.node.slots.events.MemorySampled`]
-            By seat.
+            By slot.
         """
         self.troubles = (*self._look_at_disks(), *self._cut_logs())
         if self._turn % REPO_EVERY == 0 or self._fills():
             self._repos.clear()
             self._ramdisk_then = self.ramdisk_bytes
         self._turn += 1
-        self._repos = {seat: self._repo_bytes(seat) for seat in pids.items()}
+        self._repos = {slot: self._repo_bytes(slot) for slot in pids.items()}
         return {slot: self._read_one(pid, self._repos[slot, pid]) for slot, pid in pids.items()}
 
-    def _repo_bytes(self, seat: tuple[int, int]) -> int:
-        """Return what is known, never of the seat's worker before."""
-        known = self._repos.get(seat)
-        return folder_bytes(self.folders.repo(seat[0])) if known is None else known
+    def _repo_bytes(self, slot: tuple[int, int]) -> int:
+        """Return what is known, never of the slot's worker before."""
+        known = self._repos.get(slot)
+        return folder_bytes(self.folders.repo(slot[0])) if known is None else known
 
     def _fills(self) -> bool:
         """Whether some repo may be over its quota since they were measured.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The seats and what happens in them: performs what the slots decide.
+"""The slots and what happens in them: performs what the slots decide.
 
 Covers channels, pidfds, signals, deadlines and RAM-disk repos of all workers,
 without a thread or a task per worker. Decisions are `ppdaemon.node.slots.slot`'s;
-what concerns a visit and not a seat is handed to the supervisor.
+what concerns a visit and not a slot is handed to the supervisor.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ _LOG = logging.getLogger(__name__)
 REAPED_WAIT_S = 0.2
 """How long a pidfd's news waits for the zygote's, which has the status."""
 
-VisitAction = events.Finish | events.NoteStage | events.NoteFigures | events.NoteRaw | events.LookForRaws
+VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | events.NoteRaw | events.RescanRaws
 
 
 @dataclass(eq=False)
 class Pool:
-    """All seats of a node.
+    """All slots of a node.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Pool:
         self.slots: dict[int, Slot] = {}
         self.cgroups = Cgroups.claim(self.config.workers)
         self._folders = NodeFolders.of(self.config)
-        self._watchers: list[Callable[[Slot, events.SeatChanged], None]] = []
+        self._watchers: list[Callable[[Slot, events.SlotChanged], None]] = []
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the zygote has not said how
@@ -76,12 +76,12 @@ class Pool:
 
     # --- from the supervisor ---------------------------------------------
 
-    def watch(self, changed: Callable[[Slot, events.SeatChanged], None]) -> None:
+    def watch(self, changed: Callable[[Slot, events.SlotChanged], None]) -> None:
         """Call a function with each change of a slot's state from now on."""
         self._watchers.append(changed)
 
-    def open_seat(self) -> Slot:
-        """Open a seat and fill it.
+    def open_slot(self) -> Slot:
+        """Open a slot and fill it.
 
         Returns
         -------
@@ -117,7 +117,7 @@ class Pool:
         Returns
         -------
         pids : `dict` [`int`, `int`]
-            Process id by seat.
+            Process id by slot.
         """
         return {number: child.pid for number, child in self._children.items()}
 
@@ -137,7 +137,7 @@ class Pool:
         Parameters
         ----------
         number : `int`
-            The seat.
+            The slot.
         event : `object`
             What happened.
         """
@@ -151,12 +151,12 @@ class Pool:
         self._perform(slot, actions)
 
     def deadline_of(self, number: int) -> float | None:
-        """Return when a seat's present state ends by itself.
+        """Return when a slot's present state ends by itself.
 
         Parameters
         ----------
         number : `int`
-            The seat.
+            The slot.
 
         Returns
         -------
@@ -165,12 +165,12 @@ class Pool:
         """
         return self._deadlines.of(number)
 
-    def seats(self) -> Counter[SlotState]:
-        """Count the seats in each state.
+    def state_counts(self) -> Counter[SlotState]:
+        """Count the slots in each state.
 
         Returns
         -------
-        seats : `collections.Counter`
+        slots : `collections.Counter`
             By state.
         """
         return Counter(slot.state for slot in self.slots.values())
@@ -262,7 +262,7 @@ class Pool:
             event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
             self.count[f"bad_words.{error.kind}"] += 1
-            event = events.WordsRefused(str(error))
+            event = events.ProtocolViolation(str(error))
         self.handle(child.slot, event)
 
     def _ended(self, child: Child) -> None:
@@ -313,12 +313,12 @@ class Pool:
                 case (
                     events.Finish()
                     | events.NoteStage()
-                    | events.NoteFigures()
+                    | events.NoteMeasurements()
                     | events.NoteRaw()
-                    | events.LookForRaws()
+                    | events.RescanRaws()
                 ):
                     self.post(action)
-                case events.SeatChanged():
+                case events.SlotChanged():
                     for changed in self._watchers:
                         changed(slot, action)
                 case unexpected:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker's seat as pure code: events in, actions out, one state, one table.
+"""A worker's slot as pure code: events in, actions out, one state, one table.
 
-Covers every decision about one seat: what its worker is told, how long it may
+Covers every decision about one slot: what its worker is told, how long it may
 take, when it is stopped, what outcome its visit gets. Does not cover who gets
 which visit (`ppdaemon.node.slots.scheduler`), nor any I/O (`ppdaemon.node.slots.pool`).
 """
@@ -29,7 +29,7 @@ JITTER = 0.1
 """Recycling comes up to a tenth sooner or later."""
 MOST_RAWS = 32
 """Exposures of one visit at the most; further ones are not taken."""
-LOOK_S = 2.0
+RESCAN_S = 2.0
 """How long the last look at the expected names may take."""
 
 
@@ -54,7 +54,7 @@ class Slot:
     Parameters
     ----------
     number : `int`
-        The seat's number.
+        The slot's number.
     config : `~ppdaemon.config.WorkersConfig`
         Times and limits.
     jitter : `~collections.abc.Callable`
@@ -70,7 +70,7 @@ class Slot:
         self.assignment: Assignment | None = None
         self.served = False
         """Whether the present worker was ever ready."""
-        self.serial = 0
+        self.visit_number = 0
         """Visits that the present worker was given."""
         self.used_bytes = 0
         self.repo_bytes = 0
@@ -89,7 +89,7 @@ class Slot:
         """A visit's serial, and the CPU time when it was first weighed."""
 
     def open(self, now: float) -> Actions:
-        """Fill the seat for the first time.
+        """Fill the slot for the first time.
 
         Parameters
         ----------
@@ -134,20 +134,22 @@ class Slot:
         Raises
         ------
         InvalidTransition
-            Raised if the table has no entry; the seat is as before.
+            Raised if the table has no entry; the slot is as before.
         """
         self.story.append((now, self.state, event))
         if isinstance(event, messages.Fact):
-            if event.serial < self.serial:
+            if event.visit_number < self.visit_number:
                 return []  # late words about an earlier visit
-            if event.serial > self.serial:
+            if event.visit_number > self.visit_number:
                 return self._refuse(
-                    events.WordsRefused(f"{type(event).__name__} of visit {event.serial}"), now
+                    events.ProtocolViolation(f"{type(event).__name__} of visit {event.visit_number}"), now
                 )
         rule = TABLE.get((self.state, type(event))) or ANY_STATE.get(type(event))
         if rule is None:
             if isinstance(event, messages.Fact):
-                return self._refuse(events.WordsRefused(f"{type(event).__name__} while {self.state}"), now)
+                return self._refuse(
+                    events.ProtocolViolation(f"{type(event).__name__} while {self.state}"), now
+                )
             raise InvalidTransition(self.tell())
         return rule(self, event, now)
 
@@ -186,10 +188,10 @@ class Slot:
 
     def _prepare(self, event: events.VisitAssigned, now: float) -> Actions:
         assignment = event.assignment
-        self.serial += 1
+        self.visit_number += 1
         self.assignment = assignment
         order = messages.Prepare(
-            serial=self.serial,
+            visit_number=self.visit_number,
             visit=assignment.visit,
             detector=assignment.key.detector,
             attempt=assignment.key.attempt,
@@ -242,7 +244,7 @@ class Slot:
         held = self._held
         if not held.has(event.exposure) or event.exposure in held.ingested:
             return self._refuse(
-                events.WordsRefused(f"ingested exposure {event.exposure}, not asked for"), now
+                events.ProtocolViolation(f"ingested exposure {event.exposure}, not asked for"), now
             )
         self.assignment = held = replace(held, ingested=tuple(sorted((*held.ingested, event.exposure))))
         return [events.NoteRaw(held.key, held.ingested, event.shutter_close_tai), *self._wait_on(now)]
@@ -250,7 +252,9 @@ class Slot:
     def _raw_refused(self, event: messages.RawRefused, now: float) -> Actions:
         held = self._held
         if not held.has(event.exposure) or event.exposure in (*held.ingested, *held.refused):
-            return self._refuse(events.WordsRefused(f"refused exposure {event.exposure}, not asked for"), now)
+            return self._refuse(
+                events.ProtocolViolation(f"refused exposure {event.exposure}, not asked for"), now
+            )
         self.assignment = held = replace(
             held, refused=(*held.refused, event.exposure), remarks=(*held.remarks, event.reason)
         )
@@ -264,8 +268,8 @@ class Slot:
 
     def _deadline_of_wait(self, now: float) -> events.SetDeadline:
         held, at = self._held, self._held.wait_until
-        if self.state == S.LOOKING:  # what is being ingested still counts
-            at = self.since + (LOOK_S if held.settled else self.config.times.ingest_s)
+        if self.state == S.RESCANNING:  # what is being ingested still counts
+            at = self.since + (RESCAN_S if held.settled else self.config.times.ingest_s)
         return events.SetDeadline(max(at, now))
 
     def _process(self, now: float) -> Actions:
@@ -278,9 +282,9 @@ class Slot:
 
     def _look(self, event: events.DeadlinePassed, now: float) -> Actions:
         """Time is over; an event of a raw may have been lost."""
-        return [events.LookForRaws(self._held.key), *self._go(S.LOOKING, now, now + LOOK_S)]
+        return [events.RescanRaws(self._held.key), *self._go(S.RESCANNING, now, now + RESCAN_S)]
 
-    def _looked(self, event: events.LookEnded, now: float) -> Actions:
+    def _looked(self, event: events.RescanDone, now: float) -> Actions:
         return self._end_wait(now) if self._held.settled else [self._deadline_of_wait(now)]
 
     def _no_more_raws(self, event: events.DeadlinePassed, now: float) -> Actions:
@@ -382,11 +386,11 @@ class Slot:
 
     def _note_weight(self, event: events.MemorySampled, now: float) -> Actions:
         self.used_bytes, self.repo_bytes = event.used_bytes, event.repo_bytes
-        if self._cpu_from[0] != self.serial:
-            self._cpu_from = (self.serial, event.cpu_s)
+        if self._cpu_from[0] != self.visit_number:
+            self._cpu_from = (self.visit_number, event.cpu_s)
         return []
 
-    def _refuse(self, event: events.WordsRefused, now: float) -> Actions:
+    def _refuse(self, event: events.ProtocolViolation, now: float) -> Actions:
         """Words that make no sense: this worker cannot be trusted."""
         if self.state in BUSY_STATES | {S.STARTING, S.IDLE}:
             text = f"the worker said nonsense: {event.reason}"
@@ -473,7 +477,7 @@ class Slot:
     def _go(self, state: SlotState, now: float, deadline: float | None) -> Actions:
         before, self.state, self.since = self.state, state, now
         deadline_action = events.ClearDeadline() if deadline is None else events.SetDeadline(deadline)
-        return [deadline_action, events.SeatChanged(before, state)]
+        return [deadline_action, events.SlotChanged(before, state)]
 
     @property
     def _held(self) -> Assignment:
@@ -484,7 +488,7 @@ class Slot:
         self.epoch += 1
         self.pid = None
         self.served = False
-        self.serial = 0
+        self.visit_number = 0
         self.used_bytes = self.repo_bytes = 0
         self._cpu_from = (0, 0.0)
         self.after_death = S.BACKOFF
@@ -524,8 +528,8 @@ class Slot:
         """After a visit: idle again, or replaced if it is time."""
         if self.used_bytes > self.config.memory.soft:
             return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
-        if self.serial >= self._last_visit:
-            return self._quit(f"recycled after {self.serial} visits", now)
+        if self.visit_number >= self._last_visit:
+            return self._quit(f"recycled after {self.visit_number} visits", now)
         if now >= self._last_moment:
             return self._quit_of_age(now)
         if self.after_death == S.STOPPED:
@@ -580,7 +584,7 @@ def manner(status: int | None) -> str:
 
 def _figures(key: Key, detail: Mapping[str, Any]) -> Actions:
     """Keep what a worker tells of a step; most have nothing to tell."""
-    return [events.NoteFigures(key, detail)] if detail else []
+    return [events.NoteMeasurements(key, detail)] if detail else []
 
 
 Rule = Callable[..., Actions]
@@ -608,8 +612,8 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.PREPARING, events.CancelReceived): Slot._cancel_preparing,
     (S.PREPARING, events.DeadlinePassed): Slot._prepare_overdue,
     (S.WAITING, events.DeadlinePassed): Slot._look,
-    (S.LOOKING, events.LookEnded): Slot._looked,
-    (S.LOOKING, events.DeadlinePassed): Slot._no_more_raws,
+    (S.RESCANNING, events.RescanDone): Slot._looked,
+    (S.RESCANNING, events.DeadlinePassed): Slot._no_more_raws,
     (S.PROCESSING, messages.StageReached): Slot._stage,
     (S.PROCESSING, messages.Done): Slot._done,
     (S.PROCESSING, events.DeadlinePassed): Slot._run_overdue,
@@ -645,7 +649,7 @@ TABLE |= {(state, events.RecycleAsked): Slot._recycle_later for state in BUSY_ST
 
 _WAITING = {
     (state, event): rule
-    for state in (S.WAITING, S.LOOKING)
+    for state in (S.WAITING, S.RESCANNING)
     for event, rule in (
         (events.RawArrived, Slot._ingest),
         (messages.Ingested, Slot._ingested),
@@ -671,11 +675,11 @@ ANY_STATE: dict[type, Rule] = {
     # memory of a worker that is going already changes nothing.
     events.RawArrived: Slot._ignore,
     events.ExposureListed: Slot._ignore,
-    events.LookEnded: Slot._ignore,
+    events.RescanDone: Slot._ignore,
     events.CancelReceived: Slot._ignore,
     events.DeadlinePassed: Slot._ignore,
     events.MemorySampled: Slot._note_weight,
-    events.WordsRefused: Slot._refuse,
+    events.ProtocolViolation: Slot._refuse,
     messages.PointOfNoReturn: Slot._no_return,
     events.RetireAsked: Slot._retire_later,
     events.KillAsked: Slot._kill_asked,

@@ -143,7 +143,7 @@ class Visits:
             key=entry.key,
             visit=entry.visit,
             pipelines=chosen.pipelines,
-            no_image_at=announced + self.config.arrivals.patience_s(entry.visit),
+            no_image_at=announced + self.config.arrivals.image_deadline_s(entry.visit),
             pointless_at=announced + self.config.node.expiry_s,
             quiet_s=self.config.arrivals.quiet_s,
         )
@@ -291,7 +291,7 @@ class Visits:
         else:
             waiting.append(key)
 
-    def _rescan_wanted(self, event: events.LookForRaws, turn: t.Turn) -> None:
+    def _rescan_wanted(self, event: events.RescanRaws, turn: t.Turn) -> None:
         if self.open.of(event.key) is not None:
             self._want_rescan(event.key, turn)
 
@@ -309,7 +309,7 @@ class Visits:
     def _rescan_ended(self, event: t.RescanEnded, turn: t.Turn) -> None:
         for key in event.keys:
             if (visit := self.open.of(key)) is not None:
-                self._to_slot(visit, events.LookEnded(), turn)
+                self._to_slot(visit, events.RescanDone(), turn)
         visit_key = event.keys[0][:2]
         if self._rescans[visit_key]:  # others wanted one meanwhile
             turn.actions.append(t.BeginRescan(visit_key))
@@ -348,7 +348,7 @@ class Visits:
             assert event.tai is not None, event
             self._reached(visit, event.stage, event.tai)
 
-    def _note_figures(self, event: events.NoteFigures, turn: t.Turn) -> None:
+    def _note_figures(self, event: events.NoteMeasurements, turn: t.Turn) -> None:
         if visit := self.open.of(event.key):
             visit.entry.figures |= event.figures
             self.open.touch(visit.entry)
@@ -376,17 +376,17 @@ class Visits:
             # It may have renamed its spool, or set its mark, and then failed
             # or died before it could send a word of it.
             visit.phase, visit.finish = Phase.LEFT, event
-            turn.actions.append(t.ReadRemains(visit.key))
+            turn.actions.append(t.ReadLeftovers(visit.key))
         else:
-            self._judge(visit, event, t.Remains(), turn)
+            self._judge(visit, event, t.Leftovers(), turn)
 
-    def _remains_read(self, event: t.RemainsRead, turn: t.Turn) -> None:
+    def _leftovers_read(self, event: t.LeftoversRead, turn: t.Turn) -> None:
         visit = self.open.of(event.key)
         assert visit is not None, event.key
         assert visit.finish is not None, event.key
         self._judge(visit, visit.finish, event.remains, turn)
 
-    def _judge(self, visit: VisitDetector, finish: events.Finish, remains: t.Remains, turn: t.Turn) -> None:
+    def _judge(self, visit: VisitDetector, finish: events.Finish, remains: t.Leftovers, turn: t.Turn) -> None:
         """Give an attempt its outcome by its worker's word, or by what it left."""
         entry, assignment = visit.entry, finish.assignment
         entry.pipeline, entry.engine, entry.datasets = finish.pipeline, finish.engine, finish.datasets
@@ -620,14 +620,14 @@ _RULES: dict[type, Callable[[Visits, Any, t.Turn], None]] = {
     Exported: Visits._exported,
     events.Finish: Visits._finish,
     t.FlushAsked: Visits._write,
-    events.LookForRaws: Visits._rescan_wanted,
-    events.NoteFigures: Visits._note_figures,
+    events.RescanRaws: Visits._rescan_wanted,
+    events.NoteMeasurements: Visits._note_figures,
     events.NoteRaw: Visits._note_raw,
     events.NoteStage: Visits._note_stage,
     t.NotRecorded: Visits._not_recorded,
     events.RawArrived: Visits._raw_arrived,
     t.Recorded: Visits._recorded,
-    t.RemainsRead: Visits._remains_read,
+    t.LeftoversRead: Visits._leftovers_read,
     t.RequeueAsked: Visits._requeue,
     t.RescanDue: Visits._rescan_due,
     t.RescanEnded: Visits._rescan_ended,

@@ -28,8 +28,8 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits import turn as t
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.recovery import discard, read_leftovers
 from ppdaemon.node.visits.relayclient import RESULTS_AT_ONCE, RelayClient
-from ppdaemon.node.visits.remains import discard, read_remains
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -261,8 +261,8 @@ class VisitPump:
                 self.beside(asyncio.to_thread(discard, folders))
             case t.RemoveMark(key=key):
                 self.beside(asyncio.to_thread(self.folders.mark(*key).unlink, missing_ok=True))
-            case t.ReadRemains():
-                self.beside(self._read_remains(action))
+            case t.ReadLeftovers():
+                self.beside(self._read_leftovers(action))
             case t.BeginRescan(visit=visit):
                 self._loop.call_soon(self.inbox.post, t.RescanDue(visit))
             case t.Rescan():
@@ -305,14 +305,14 @@ class VisitPump:
 
     # --- beside the loop ---------------------------------------------------
 
-    async def _read_remains(self, action: t.ReadRemains) -> None:
+    async def _read_leftovers(self, action: t.ReadLeftovers) -> None:
         try:
-            remains = await asyncio.to_thread(read_remains, self.folders, action.key)
+            remains = await asyncio.to_thread(read_leftovers, self.folders, action.key)
         except OSError as error:
             # The state disk cannot be read: it may have crossed, so that
             # nothing is tried again.
-            remains = t.Remains(no_return=f"unknown: {error}")
-        self.inbox.post(t.RemainsRead(action.key, remains))
+            remains = t.Leftovers(no_return=f"unknown: {error}")
+        self.inbox.post(t.LeftoversRead(action.key, remains))
 
     async def _rescan(self, action: t.Rescan) -> None:
         detectors = {key.detector for key in action.keys}

@@ -138,7 +138,7 @@ class RelayClient:
         detectors : `~collections.abc.Sequence` [`int`]
             Which of them.
         """
-        self._send(messages.AckedVisit, **_about(visit, detectors))
+        self._send(messages.VisitAccepted, **_about(visit, detectors))
 
     def nak(
         self, visit: messages.ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool
@@ -156,7 +156,7 @@ class RelayClient:
         final : `bool`
             Whether another try is pointless.
         """
-        self._send(messages.NakedVisit, **_about(visit, detectors), reason=reason, final=final)
+        self._send(messages.VisitRefused, **_about(visit, detectors), reason=reason, final=final)
 
     def results(self, entries: Sequence[messages.ResultEntry]) -> None:
         """Send outcomes.
@@ -222,15 +222,15 @@ class RelayClient:
         match message:
             case messages.Heartbeat():
                 return
-            case messages.Welcome(origin=origin, life=life):
+            case messages.Welcome(origin=origin, incarnation=incarnation):
                 if self._relay is None:
-                    _LOG.info("welcomed by relay %s, life %s", origin, life)
+                    _LOG.info("welcomed by relay %s, life %s", origin, incarnation)
                 self._relay, self._problem = origin, ""
                 self.on_message(message)
-            case messages.Sorry(code="stranger"):
+            case messages.HelloRefused(code="stranger"):
                 self._relay = None
                 self._hello()
-            case messages.Sorry(reason=reason):
+            case messages.HelloRefused(reason=reason):
                 if self._problem != reason:
                     _LOG.error("refused by relay %s: %s", message.origin, reason)
                 self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
@@ -240,7 +240,7 @@ class RelayClient:
     def _hello(self) -> None:
         self._send(
             messages.Hello,
-            life=self.incarnation,
+            incarnation=self.incarnation,
             instruments=self._instruments,
             capacity=self.capacity if self._taking else 0,
         )

@@ -45,7 +45,7 @@ class AssignmentRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class Leftovers:
     """What an attempt left on the state disk."""
 
     no_return: str = ""
@@ -57,11 +57,11 @@ class Remains:
 
 
 @dataclass(frozen=True, slots=True)
-class RemainsRead:
+class LeftoversRead:
     """The disk was read after a worker's death."""
 
     key: Key
-    remains: Remains
+    remains: Leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class AttemptRecovered:
     """The previous run left this attempt without an outcome."""
 
     entry: Entry
-    remains: Remains
+    remains: Leftovers
     chosen: Chosen
 
 
@@ -303,8 +303,8 @@ class RemoveMark:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadRemains:
-    """Read what an attempt left on disk; `RemainsRead` follows."""
+class ReadLeftovers:
+    """Read what an attempt left on disk; `LeftoversRead` follows."""
 
     key: Key
 
@@ -347,7 +347,7 @@ type Action = (
     | Export
     | Discard
     | RemoveMark
-    | ReadRemains
+    | ReadLeftovers
     | BeginRescan
     | Rescan
     | Answer

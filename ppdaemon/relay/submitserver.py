@@ -15,8 +15,8 @@ from typing import Literal
 from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Accepted, VisitStatus
-from ppdaemon.relay.board import Board
 from ppdaemon.relay.config import RelayConfig
+from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import FoundVisit, Ledger
 from ppdaemon.relay.openvisit import Reservation
 from ppdaemon.relay.orders import Turn
@@ -25,7 +25,7 @@ from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.throttle import Throttle
 from ppdaemon.visit import NextVisit, VisitCanceled
 
-__all__ = ("CarryOut", "Desk", "OpenVisitCall")
+__all__ = ("CarryOut", "SubmitServer", "OpenVisitCall")
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ type OpenVisitCall = Callable[[int, NextVisit, Sequence[Reservation], float], No
 
 
 @dataclass(eq=False, kw_only=True)
-class Desk:
+class SubmitServer:
     """Where clients are answered.
 
     Parameters
     ----------
     config : `~ppdaemon.relay.config.RelayConfig`
         Instruments and expiry.
-    board : `~ppdaemon.relay.board.Board`
+    board : `~ppdaemon.relay.dispatcher.Dispatcher`
         The open visits.
     writer : `~ppdaemon.sqlitefile.BatchWriter`
         The way to the ledger.
@@ -61,7 +61,7 @@ class Desk:
     """
 
     config: RelayConfig
-    board: Board
+    dispatcher: Dispatcher
     writer: BatchWriter[Ledger]
     throttle: Throttle
     clock: Clock
@@ -122,10 +122,10 @@ class Desk:
             reply(verdict)
             return
         detectors = self.config.instruments[visit.instrument].detectors
-        if not self.board.has_room(len(detectors)):
-            self.carry_out(self.board.make_room(len(detectors)), None)
-        if not self.board.has_room(len(detectors)):
-            reason = f"{self.board.reservations} visit-detectors are under way, too many for more"
+        if not self.dispatcher.has_room(len(detectors)):
+            self.carry_out(self.dispatcher.make_room(len(detectors)), None)
+        if not self.dispatcher.has_room(len(detectors)):
+            reason = f"{self.dispatcher.reservations} visit-detectors are under way, too many for more"
             self._refuse(reply, "full", reason, visit.group)
             return
         content = content_of(visit)
@@ -171,7 +171,7 @@ class Desk:
             self._refuse(reply, "cancel", reason, group)
             return
         keys = [(visit.instrument, group) for visit in meant]
-        under_way = sum(len(self.board.open_detectors(key)) for key in keys)
+        under_way = sum(len(self.dispatcher.open_detectors(key)) for key in keys)
         answer = Accepted(status="accepted", group=group, detectors=under_way)
         if not under_way:
             answer = Accepted(status="ignored", group=group, reason="all its detectors have ended")
@@ -180,7 +180,7 @@ class Desk:
         _LOG.info("visit cancelled", extra={"group": group, "status": answer.status, "detectors": under_way})
         together = Turn()
         for key in keys:
-            turn = self.board.cancel(key, self.clock.mono())
+            turn = self.dispatcher.cancel(key, self.clock.mono())
             together.writes += turn.writes
             together.sends += turn.sends
         self.carry_out(together, partial(reply, answer))
