@@ -16,10 +16,10 @@ from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import journal as module
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.turn import (
     Accept,
+    Entry,
     NoteExported,
     NoteRaws,
     NoteReported,

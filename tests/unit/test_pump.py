@@ -20,10 +20,10 @@ from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.node.visits.turn import Entry
 from ppdaemon.reports import LateRequest
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome

@@ -30,7 +30,6 @@ from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import turn as t
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import WITHDRAWN, objection, requeue_row, risk
 from ppdaemon.reports import RequeueRow
@@ -126,18 +125,18 @@ class Visits:
                 self._open_reserved(entry, age_s, event.chosen[entry.key.detector])
         turn.writes.append(t.Accept(event, entries))
 
-    def _accepted(self, order: ReserveVisit, detector: int) -> Entry:
+    def _accepted(self, order: ReserveVisit, detector: int) -> t.Entry:
         key = Key(order.visit.instrument, order.visit.group, detector, order.attempt)
         stages = {Stage.ACCEPTED: self._now.tai}
-        return Entry(key, order.visit, order.received_tai, stages, asked=order.attempt)
+        return t.Entry(key, order.visit, order.received_tai, stages, asked=order.attempt)
 
-    def _open_reserved(self, entry: Entry, age_s: float, chosen: Chosen) -> VisitDetector:
+    def _open_reserved(self, entry: t.Entry, age_s: float, chosen: Chosen) -> VisitDetector:
         assignment = self._assignment(entry, age_s, chosen)
         visit = VisitDetector(entry, assignment, Phase.RESERVED, ignored=chosen.reason)
         self.open.add(visit)
         return visit
 
-    def _assignment(self, entry: Entry, age_s: float, chosen: Chosen) -> Assignment:
+    def _assignment(self, entry: t.Entry, age_s: float, chosen: Chosen) -> Assignment:
         announced = self._now.mono - max(0.0, age_s)
         return Assignment(
             key=entry.key,
@@ -456,7 +455,7 @@ class Visits:
         more = visit.key.attempt < self.config.workers.attempts
         return visit.entry.retriable and in_time and more and not self._stopping
 
-    def _close(self, entry: Entry, missed: Iterable[Raw], turn: t.Turn) -> None:
+    def _close(self, entry: t.Entry, missed: Iterable[Raw], turn: t.Turn) -> None:
         """Record and report a final outcome."""
         assert entry.outcome is not None, entry.key
         self.outcomes[entry.outcome] += 1
@@ -508,7 +507,7 @@ class Visits:
     # --- operators -------------------------------------------------------
 
     def _requeue(self, event: t.RequeueAsked, turn: t.Turn) -> None:
-        before: list[Entry] = []
+        before: list[t.Entry] = []
         rows: list[RequeueRow] = []
         kept: list[str] = []
         for entry in event.before:
@@ -529,7 +528,7 @@ class Visits:
         spools = tuple(spool for entry in before if (spool := event.spools.get(entry.key)))
         turn.writes.append(t.Requeue(event.request, tuple(before), again, spools, tuple(rows)))
 
-    def _objection(self, entry: Entry, event: t.RequeueAsked) -> str:
+    def _objection(self, entry: t.Entry, event: t.RequeueAsked) -> str:
         if not self.taking:
             return "the node takes no visits now"
         if self.open.find(*entry.key[:3]) is not None:
@@ -542,10 +541,10 @@ class Visits:
             return "its outputs wait for export: try again when they are in the central repo"
         return ""
 
-    def _next(self, entry: Entry) -> Entry:
+    def _next(self, entry: t.Entry) -> t.Entry:
         key = entry.key._replace(attempt=entry.key.attempt + 1)
         stages = {Stage.ACCEPTED: self._now.tai}
-        return Entry(key, entry.visit, entry.received_tai, stages, asked=entry.asked)
+        return t.Entry(key, entry.visit, entry.received_tai, stages, asked=entry.asked)
 
     def _requeued(self, requeue: t.Requeue, turn: t.Turn) -> None:
         # Partial outputs would be in the way of the whole ones.
@@ -599,7 +598,7 @@ def _listed(listed: ExpectedSensors, key: Key) -> events.ExposureListed:
     return events.ExposureListed(listed.exposure, key.detector in listed.detectors)
 
 
-def _result(entry: Entry) -> ResultEntry:
+def _result(entry: t.Entry) -> ResultEntry:
     return ResultEntry(
         instrument=entry.key.instrument,
         group=entry.key.group,

@@ -16,7 +16,6 @@ from typing import Any, assert_never
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import turn as t
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -68,7 +67,7 @@ _STEPS = (_complete, _complete)
 added without counting."""
 
 _WRITTEN = [
-    field.name for field in fields(Entry) if field.name not in ("key", "visit", "received_tai", "asked")
+    field.name for field in fields(t.Entry) if field.name not in ("key", "visit", "received_tai", "asked")
 ]
 """Columns that change while an attempt is open."""
 
@@ -165,7 +164,7 @@ class Journal(SqliteFile):
                     assert_never(write)
         return None
 
-    def _accept(self, entry: Entry) -> bool:
+    def _accept(self, entry: t.Entry) -> bool:
         """Promise a visit-detector; return `False` if the journal already has
         it, unless it was cancelled before the relay asked for a later attempt.
         """
@@ -182,7 +181,7 @@ class Journal(SqliteFile):
             )
         return known is None
 
-    def _requeue(self, before: Entry, entry: Entry) -> None:
+    def _requeue(self, before: t.Entry, entry: t.Entry) -> None:
         """Insert one more attempt at a visit-detector that had its outcome,
         which is its no more.
         """
@@ -194,7 +193,7 @@ class Journal(SqliteFile):
         self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
         self._insert(entry)
 
-    def _insert(self, entry: Entry) -> None:
+    def _insert(self, entry: t.Entry) -> None:
         visit, stages = encode(entry.visit).decode(), json.dumps(entry.stages)
         self._db.execute(
             "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
@@ -202,7 +201,7 @@ class Journal(SqliteFile):
             (*entry.key, visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
         )
 
-    def _update(self, *entries: Entry) -> None:
+    def _update(self, *entries: t.Entry) -> None:
         for entry in entries:
             values = (getattr(entry, name) for name in _WRITTEN)
             changed = self._db.execute(
@@ -247,12 +246,12 @@ class Journal(SqliteFile):
                 for name, value in zip(names, row, strict=True)
             }
 
-    def _entries(self, query: str, *values: object) -> list[Entry]:
+    def _entries(self, query: str, *values: object) -> list[t.Entry]:
         """Return the attempts that a query yields, whose first four columns are their keys."""
         rows = (list(row.items()) for row in self._rows(query, *values))
-        return [Entry(Key(*(value for _, value in row[:4])), **dict(row[4:])) for row in rows]
+        return [t.Entry(Key(*(value for _, value in row[:4])), **dict(row[4:])) for row in rows]
 
-    def last_attempts(self, group: str) -> list[Entry]:
+    def last_attempts(self, group: str) -> list[t.Entry]:
         """Return the last attempt at each detector of a visit.
 
         Parameters
@@ -262,7 +261,7 @@ class Journal(SqliteFile):
 
         Returns
         -------
-        entries : `list` [`Entry`]
+        entries : `list` [`~ppdaemon.node.visits.turn.Entry`]
             By instrument and detector. ``no_return`` is what any of the
             attempts announced.
         """
@@ -274,12 +273,12 @@ class Journal(SqliteFile):
             group,
         )
 
-    def unfinished(self) -> list[Entry]:
+    def unfinished(self) -> list[t.Entry]:
         """Return the attempts that no outcome of their visit-detector follows.
 
         Returns
         -------
-        entries : `list` [`Entry`]
+        entries : `list` [`~ppdaemon.node.visits.turn.Entry`]
             The oldest first; the last attempt of each visit-detector.
         """
         return self._entries(
