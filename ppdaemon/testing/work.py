@@ -177,7 +177,7 @@ class ScriptedWork:
             datasets=1,
         )
         self._reach(Stage.SPOOLED)
-        self.last_message = done.model_copy(update={"serial": self.order.visit_number})
+        self.last_message = done.model_copy(update={"visit_number": self.order.visit_number})
         self._step("spooled")
         return done
 
