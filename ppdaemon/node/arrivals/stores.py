@@ -45,7 +45,7 @@ def escaped(uri: str) -> str:
 @dataclass(eq=False)
 class StoreArrivals:
     """Takes notices of objects, and has their raws delivered; a store that does not serve is asked
-    again for `patience_s`.
+    again for `retry_s`.
     """
 
     roots: RawRoots
