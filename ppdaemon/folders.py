@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a node keeps what: the names of its folders and files."""
 
+import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
 
-__all__ = ("REFUSAL", "NodeFolders")
+__all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 
 REFUSAL = "refused.txt"
 """Says in a spool why it cannot be exported; it stays there when an operator
@@ -186,3 +187,17 @@ class NodeFolders:
         if len(parts) != 4 or not (parts[2].isdigit() and parts[3].isdigit()):
             return None
         return parts[0], unquote(parts[1]), int(parts[2]), int(parts[3])
+
+
+def remove_spool(spool: Path) -> None:
+    """Delete a spool in such a way that half of one is never taken for one.
+
+    Of one that is gone, what is left is deleted: whoever deleted it may have
+    been killed meanwhile.
+    """
+    present, doomed = spool.exists(), spool.with_name(f"{spool.name}.done")
+    if present:
+        shutil.rmtree(doomed, ignore_errors=True)
+        spool.rename(doomed)
+    # What is gone counts as exported: no error may have it tried for ever.
+    shutil.rmtree(doomed, ignore_errors=not present)

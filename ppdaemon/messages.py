@@ -287,7 +287,7 @@ ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
 class Fact(Model):
-    """What a worker tells; `serial` says of which visit."""
+    """What a worker tells; `visit_number` says of which visit."""
 
     visit_number: int = 0
     """The `Prepare` that it belongs to; 0 before the first one."""
