@@ -17,11 +17,10 @@ from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import space_watched
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.engines import make_engines
+from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.export.outputs import Outputs
 from ppdaemon.middleware.export.spool import SpoolKey, write_spool
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_hash,
@@ -29,20 +28,20 @@ from ppdaemon.middleware.pipelines.provenance import (
     output_chain,
     output_run,
 )
+from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
-from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
-from ppdaemon.middleware.raws.visits import groups_snaps
-from ppdaemon.middleware.run.alertdatabase import has_nothing
-from ppdaemon.middleware.run.engine import DataQuery, Job
+from ppdaemon.middleware.raws.visits import groups_snaps, insert_records
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner
+from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner, has_nothing
+from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import Seat
 
@@ -100,7 +99,7 @@ class ButlerWork:
         cache = SharedCache(seat.cache, seat.config.preload.cache_max)
         self._preload = Preload(config, self._central, cache, self._library)
         init_outputs = InitOutputs(seat.runs)
-        self._runs = PipelineRunner(make_engines(seat, self._repo), init_outputs)
+        self._runs = PipelineRunner(_engines(seat, self._repo), init_outputs)
         self._outputs = Outputs(seat.config.export.types, init_outputs.is_exported)
         self._visit: _Visit | None = None
         self._begun = False
@@ -393,3 +392,25 @@ class ButlerWork:
         records = [*visit.records, *visit.raws.records]
         folder = write_spool(self._seat.spool, key, outputs.fill, records, chains, failed)
         return str(folder), len(outputs.refs)
+
+
+def _engines(seat: Seat, repo: LocalRepo) -> tuple[Engine, ...]:
+    """Make the configured engine, and after ``direct`` the one that stands in for it."""
+    config, hard = seat.config.engine, seat.config.workers.memory.hard
+    match config.kind:
+        case "direct":
+            direct = DirectEngine(
+                seat.config.export.types,
+                seat.repo / "direct",
+                memory_bytes=hard // 4 if config.memory_max is None else config.memory_max,
+                read_ahead_bytes=hard // 8 if config.read_ahead_max is None else config.read_ahead_max,
+                urgent=config.no_return,
+                processes=config.processes,
+            )
+            return direct, SeparableEngine()
+        case "separable":
+            return (SeparableEngine(),)
+        case "pipetask":
+            return (PipetaskEngine(repo.root, seat.repo / "pipetask", seat.config.log),)
+        case unexpected:
+            raise AssertionError(unexpected)

@@ -16,8 +16,7 @@ from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_of,

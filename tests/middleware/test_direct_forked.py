@@ -23,10 +23,9 @@ from toycam import MakeRig
 from ppdaemon.demo.geometry import detector_wcs
 from ppdaemon.demo.tasks.planes import make_image, sky_projection
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.datasets import MemoryDataset
-from ppdaemon.middleware.direct.files import DatasetFile
+from ppdaemon.middleware.direct.files import DatasetFile, MemoryDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
-from ppdaemon.middleware.direct.handover import write_outputs
+from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -27,12 +27,12 @@ from lsst.pipe.base import PipelineTask
 from pandas import DataFrame
 
 from ppdaemon.middleware.direct import memory
-from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.copies import copied, size_bytes
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 from ppdaemon.testing.waiting import wait_until
 
 UNIVERSE = DimensionUniverse()

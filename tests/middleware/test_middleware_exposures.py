@@ -24,8 +24,7 @@ from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
 from ppdaemon.middleware.direct.exposures import MOST_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
-from ppdaemon.middleware.raws.agreement import contradictions, separation_deg
-from ppdaemon.middleware.raws.header import check_expected, translate
+from ppdaemon.middleware.raws.header import check_expected, contradictions, separation_deg, translate
 from ppdaemon.middleware.raws.records import exposure_records
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.middleware.raws.visits import groups_snaps, joined_visit, visit_records

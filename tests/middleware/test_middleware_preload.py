@@ -20,7 +20,7 @@ from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library
 from ppdaemon.middleware.preload import cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan

@@ -25,9 +25,9 @@ from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipelines.graph import load_pipeline
 from ppdaemon.middleware.pipelines.provenance import deployment_hash, deployment_of
 from ppdaemon.middleware.run import initoutputs
-from ppdaemon.middleware.run.alertdatabase import has_nothing
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
+from ppdaemon.middleware.run.runner import has_nothing
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -24,11 +24,9 @@ from lsst.daf.butler import (
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
-from ppdaemon.middleware.direct.handover import write_outputs
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
 from ppdaemon.middleware.direct.lookups import LookupMiss, LookUps
 from ppdaemon.middleware.direct.memory import MemoryButler
@@ -38,6 +36,7 @@ from ppdaemon.middleware.direct.run import Runner
 from ppdaemon.middleware.direct.shape import Part, Shape, shape_of
 from ppdaemon.middleware.direct.tasks import ReadyTasks
 from ppdaemon.middleware.direct.warmup import warm_up
+from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Job, RunResult, Unsupported

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of single datasets, read and written as a datastore does it, but without its database."""
+"""Datasets that tasks have put, in memory or in files.
 
+Files are read and written as a datastore does it, but without its database.
+"""
+
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +32,7 @@ from lsst.daf.butler.datastores.file_datastore.get import (
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DatasetFile", "DatasetWriter", "read_dataset")
+__all__ = ("DatasetFile", "DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
 
@@ -47,6 +51,45 @@ class DatasetFile:
     def size_bytes(self) -> int:
         """Its length (`int`)."""
         return self.path.stat().st_size
+
+
+@dataclass(slots=True)
+class MemoryDataset:
+    """A dataset that a task has put."""
+
+    ref: DatasetRef
+    """As the repo defines it."""
+    content: Any = None
+    file: DatasetFile | None = None
+    """Where it is written."""
+    in_memory: bool = True
+    shared: bool = False
+    """Whether anybody else may have the object, or a part of it."""
+    provenance: DatasetProvenance | None = None
+    size_bytes: int = 0
+    wanted: bool = False
+    """Whether it is to be written for export."""
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether it is still to be written (`bool`)."""
+        return self.wanted and self.file is None
+
+    def drop(self) -> None:
+        """Forget the object."""
+        self.content, self.in_memory = None, False
+
+
+@dataclass(frozen=True, slots=True)
+class TransferredDataset:
+    """A dataset on its way from one process to another."""
+
+    id: uuid.UUID
+    content: Any = None
+    file: tuple[Path, str] | None = None
+    """Where it is instead, and the class that reads it."""
+    provenance: DatasetProvenance | None = None
+    size_bytes: int = 0
 
 
 def read_dataset(file: DatasetFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:

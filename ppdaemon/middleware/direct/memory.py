@@ -32,11 +32,16 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
-from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.copies import copied, exclusive, measured
-from ppdaemon.middleware.direct.datasets import MemoryDataset, TransferredDataset
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import (
+    DatasetFile,
+    DatasetWriter,
+    MemoryDataset,
+    TransferredDataset,
+    read_dataset,
+)
 from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 
 __all__ = ("MemoryButler", "Source")
 
@@ -73,7 +78,7 @@ class MemoryButler(LimitedButler):
         Where that goes.
     limit_bytes : `int`
         Memory for what tasks have put.
-    background : `~ppdaemon.middleware.direct.background.BackgroundWriter`
+    background : `~ppdaemon.middleware.direct.writing.BackgroundWriter`
         Is offered what is to be written.
     """
 

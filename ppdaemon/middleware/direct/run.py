@@ -16,12 +16,12 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.background import BackgroundWriter
-from ppdaemon.middleware.direct.datasets import TransferredDataset
+from ppdaemon.middleware.direct.files import TransferredDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure, describe_caveats
 from ppdaemon.states import Outcome
 

@@ -17,13 +17,13 @@ from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnect
 from lsst.pipe.base.connectionTypes import Output
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
-from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.run import Runner
 from ppdaemon.middleware.direct.shape import shape_of
 from ppdaemon.middleware.direct.tasks import ReadyTasks
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 
 __all__ = ("warm_up",)
 

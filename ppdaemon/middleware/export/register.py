@@ -32,7 +32,7 @@ from lsst.resources import ResourcePath
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.export.spool import Manifest
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.visits import insert_records
 
 __all__ = ("Registrar",)
 

@@ -24,8 +24,7 @@ from ppdaemon.middleware.butler.central import CentralReader, existing_collectio
 from ppdaemon.middleware.butler.datafiles import DataFile, KnownFiles
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need, UnusablePipeline
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline, Need, UnusablePipeline
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan, judge, made_by
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
@@ -49,7 +48,7 @@ class Preload:
         The central repo.
     cache : `~ppdaemon.middleware.preload.cache.SharedCache`
         Files shared between workers.
-    library : `~ppdaemon.middleware.pipelines.library.Library`
+    library : `~ppdaemon.middleware.pipelines.graph.Library`
         Pipelines.
     """
 

@@ -22,7 +22,7 @@ from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.search import Found, Search
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.visits import insert_records
 from ppdaemon.states import Outcome
 
 __all__ = ("Absent", "cache_names", "input_collections", "register", "take_files")

@@ -3,12 +3,11 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from astropy.io import fits
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
 from lsst.pipe.base import Instrument
 from lsst.resources import ResourcePath
@@ -18,22 +17,13 @@ from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.raws.agreement import contradictions
-from ppdaemon.middleware.raws.fitsfile import BadFits, read_primary_header
-from ppdaemon.middleware.raws.header import (
-    ExposureHeader,
-    check_expected,
-    read_sidecar,
-    same_exposure,
-    translate,
-)
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, understand
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.middleware.raws.remote import StoreError
-from ppdaemon.middleware.raws.visits import visit_records
+from ppdaemon.middleware.raws.visits import insert_records, visit_records
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
@@ -271,30 +261,8 @@ class VisitRaws:
         raise AssertionError("the last try returns or raises")
 
     def _understand(self, copy: Path, raw: Raw) -> ExposureHeader:
-        try:
-            header = read_primary_header(copy)
-        except BadFits as error:
-            raise VisitFailed(Outcome.BAD_RAW, f"{raw.path} cannot be used: {error}") from error
-        try:
-            understood = self._from_sidecar(header, raw) or self._checked(header, raw)
-        except VisitFailed as error:
-            raise VisitFailed(error.outcome, f"{raw.path} cannot be used: {error}") from error
+        understood = understand(copy, raw, self.announced.instrument, self._files)
         if reasons := contradictions(understood, self.announced.visit, self._limits):
             text = f"exposure {raw.exposure} is set aside: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
         return understood
-
-    def _from_sidecar(self, header: fits.Header, raw: Raw) -> ExposureHeader | None:
-        """Take the sidecar's word if it is good and of the same exposure."""
-        sidecar = read_sidecar(raw.sidecar, self._files)
-        if sidecar is None:
-            return None
-        same_exposure(sidecar, header)
-        try:
-            return self._checked(sidecar, raw)
-        except VisitFailed as error:
-            _LOG.warning("sidecar %s is not used: %s", raw.sidecar, error)
-            return None
-
-    def _checked(self, header: Mapping[str, Any], raw: Raw) -> ExposureHeader:
-        return check_expected(translate(header, self.announced.instrument, raw.path), raw)

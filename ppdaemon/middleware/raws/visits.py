@@ -5,7 +5,7 @@ A visit's record is a function of its exposures' records, as it is in
 ``lsst.obs.base.DefineVisitsTask``. Each worker makes it of the exposures that
 came to its own detector. Where a detector lacks a snap, its visit has the same
 id nevertheless, and the central repo's record is that of all exposures that
-came to any detector: see `ppdaemon.middleware.raws.insertion`.
+came to any detector: see `insert_records`.
 """
 
 import logging
@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import reduce
 from typing import Any
 
-from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
+from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
@@ -25,7 +25,7 @@ from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import camera_region, detector_region
 from ppdaemon.pointing import Pointing
 
-__all__ = ("VisitSystem", "groups_snaps", "joined_visit", "visit_records")
+__all__ = ("VisitSystem", "groups_snaps", "insert_records", "joined_visit", "visit_records")
 
 _LOG = logging.getLogger(__name__)
 
@@ -177,6 +177,49 @@ def joined_visit(
         timespan=Timespan(min(span.begin for span in spans), max(span.end for span in spans)),
         region=region,
     )
+
+
+def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
+    """Insert records that may be there already, in one transaction.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The repo.
+    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+        Any records; the order does not matter.
+
+    Notes
+    -----
+    What is there stays as it is, with one exception. Of a visit of several
+    snaps two detectors may have different ones, since a raw can be lost; each
+    of their workers makes a visit of what it has. Its definitions add up here,
+    and then the visit's record is made anew of all its exposures. The result
+    does not depend on who came first.
+    """
+    by_element: dict[str, list[DimensionRecord]] = {}
+    for record in records:
+        by_element.setdefault(record.definition.name, []).append(record)
+    with butler.transaction():
+        for element in butler.dimensions.sorted(by_element):
+            butler.registry.insertDimensionData(element, *by_element[element.name], skip_existing=True)
+        grouped = {
+            record.visit
+            for record in by_element.get("visit_system_membership", ())
+            if record.visit_system == VisitSystem.BY_SEQ_START_END
+        }
+        for visit in by_element.get("visit", ()):
+            if visit.id in grouped:
+                _join(butler, visit)
+
+
+def _join(butler: Butler, visit: DimensionRecord) -> None:
+    """Make a visit's record that of all exposures that belong to it now."""
+    place = {"instrument": visit.instrument, "visit": visit.id}
+    exposures = butler.query_dimension_records("exposure", data_id=place, explain=False)
+    (stored,) = butler.query_dimension_records("visit", data_id=place)
+    whole = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
+    butler.registry.syncDimensionData("visit", whole, update=True)
 
 
 def _first_of_sequence(exposure: DimensionRecord) -> int:
