@@ -66,7 +66,7 @@ def step(
     task: Any = SimpleNamespace(
         label="task", direct=direct, deferred=frozenset({deferred} - {""}), log="a_log", plain=plain
     )
-    return Step(uuid.uuid4(), task, quantum, frozenset())
+    return Step(task, quantum, frozenset())
 
 
 class Desk:
@@ -82,8 +82,6 @@ class Desk:
             steps,
             lambda ref, parameters: self.source[ref],
             exported.__contains__,
-            self.writer,
-            folder,
             limit,
             self.background,
         )

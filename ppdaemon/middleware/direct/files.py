@@ -30,27 +30,12 @@ from lsst.daf.butler.datastores.file_datastore.get import (
     get_dataset_as_python_object_from_get_info,
 )
 
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DatasetFile", "DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
+__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetFile:
-    """A file that holds one dataset."""
-
-    path: Path
-    formatter: str
-    """Full name of the class that reads it."""
-    ref: DatasetRef
-    """As the repo defines it, without component."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Its length (`int`)."""
-        return self.path.stat().st_size
 
 
 @dataclass(slots=True)
@@ -60,7 +45,7 @@ class MemoryDataset:
     ref: DatasetRef
     """As the repo defines it."""
     content: Any = None
-    file: DatasetFile | None = None
+    file: LocatedFile | None = None
     """Where it is written."""
     in_memory: bool = True
     shared: bool = False
@@ -92,13 +77,13 @@ class TransferredDataset:
     size_bytes: int = 0
 
 
-def read_dataset(file: DatasetFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
+def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
     """Read a dataset, or a component of it.
 
     Parameters
     ----------
-    file : `DatasetFile`
-        The file.
+    file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
+        The file, of one dataset as the repo defines it, without component.
     ref : `lsst.daf.butler.DatasetRef`
         What is asked for: a component, or another storage class.
     parameters : `~collections.abc.Mapping`, optional
@@ -116,17 +101,18 @@ def read_dataset(file: DatasetFile, ref: DatasetRef, parameters: Mapping[str, An
     ValueError
         Raised if the formatter cannot read it.
     """
+    (own,) = file.refs
     info = StoredFileInfo(
         formatter=file.formatter,
         path=str(file.path),
-        storageClass=file.ref.datasetType.storageClass,
+        storageClass=own.datasetType.storageClass,
         component=None,
         checksum=None,
         file_size=-1,
     )
     information = generate_datastore_get_information(
         [(Location(None, file.path.as_uri()), info)],
-        registry_ref=file.ref,
+        registry_ref=own,
         read_ref=ref,
         parameters=parameters,
     )
@@ -160,7 +146,7 @@ class DatasetWriter:
 
     def write(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
-    ) -> DatasetFile:
+    ) -> LocatedFile:
         """Write a dataset.
 
         Parameters
@@ -177,7 +163,7 @@ class DatasetWriter:
 
         Returns
         -------
-        file : `DatasetFile`
+        file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
             The file.
 
         Raises
@@ -195,7 +181,7 @@ class DatasetWriter:
         _modern(formatter, ref).write(
             content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
         )
-        return DatasetFile(Path(location.uri.ospath), formatter.name(), ref)
+        return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
 
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Tell whether a formatter takes a dataset as it is.

@@ -16,7 +16,6 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import (
@@ -32,10 +31,9 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.copies import copied, exclusive, measured
 from ppdaemon.middleware.direct.files import (
-    DatasetFile,
-    DatasetWriter,
     MemoryDataset,
     TransferredDataset,
     read_dataset,
@@ -72,14 +70,10 @@ class MemoryButler(LimitedButler):
         Reads overall inputs.
     is_wanted : `~collections.abc.Callable`
         Returns by a dataset type's name whether it is to be written.
-    writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
-        Writes what is too big.
-    folder : `pathlib.Path`
-        Where that goes.
     limit_bytes : `int`
         Memory for what tasks have put.
     background : `~ppdaemon.middleware.direct.writing.BackgroundWriter`
-        Is offered what is to be written.
+        Writes what is too big, and is offered what is to be written.
     """
 
     def __init__(
@@ -89,8 +83,6 @@ class MemoryButler(LimitedButler):
         steps: Iterable[Step],
         source: Source,
         is_wanted: Callable[[str], bool],
-        writer: DatasetWriter,
-        folder: Path,
         limit_bytes: int,
         background: BackgroundWriter,
     ):
@@ -100,8 +92,6 @@ class MemoryButler(LimitedButler):
         self._definitions = definitions
         self._source = source
         self._is_wanted = is_wanted
-        self._writer = writer
-        self._folder = folder
         self._limit_bytes = limit_bytes
         self._background = background
         self._datasets: dict[uuid.UUID, MemoryDataset] = {}
@@ -176,7 +166,7 @@ class MemoryButler(LimitedButler):
             dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
             dataset.content = each.content
             if each.file is not None:
-                dataset.file = DatasetFile(*each.file, dataset.ref)
+                dataset.file = LocatedFile(*each.file, (dataset.ref,))
                 dataset.drop()
             elif self.used_bytes + dataset.size_bytes > self._limit_bytes:
                 self._move_out(dataset)
@@ -277,7 +267,7 @@ class MemoryButler(LimitedButler):
         try:
             dataset.content = _accepted(content, dataset.ref)
         except TypeError:
-            if not self._writer.accepts(content, dataset.ref):
+            if not self._background.writer.accepts(content, dataset.ref):
                 raise
             if needed:
                 self._move_out(dataset)  # only the formatter knows how it becomes what it should be
@@ -347,9 +337,7 @@ class MemoryButler(LimitedButler):
 
     def _move_out(self, dataset: MemoryDataset) -> None:
         """Write a dataset to the RAM disk and forget the object."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if dataset.file is None:
-            dataset.file = self._writer.write(dataset.content, dataset.ref, self._folder, dataset.provenance)
+        self._background.write(dataset)
         dataset.drop()
 
 

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, MemoryDataset
+from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 
 __all__ = ("BackgroundWriter", "write_outputs")
@@ -36,7 +37,7 @@ class BackgroundWriter:
     """Writes datasets into files in a folder on the RAM disk."""
 
     def __init__(self, writer: DatasetWriter, folder: Path):
-        self._writer = writer
+        self.writer = writer
         self._folder = folder
         self._waiting: deque[MemoryDataset] = deque()
         self._news = threading.Condition()
@@ -51,6 +52,12 @@ class BackgroundWriter:
             self._waiting.append(dataset)
             self._start()
             self._news.notify()
+
+    def write(self, dataset: MemoryDataset) -> None:
+        """Write a dataset now, unless it is written, and set its file."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if dataset.file is None:
+            dataset.file = self.writer.write(dataset.content, dataset.ref, self._folder, dataset.provenance)
 
     def allow(self) -> None:
         """Begin: no task is left for which each millisecond counts."""
@@ -79,7 +86,7 @@ class BackgroundWriter:
             if dataset.file is not None:  # written meanwhile: only then the content is forgotten
                 continue
             try:
-                dataset.file = self._writer.write(content, dataset.ref, self._folder, dataset.provenance)
+                dataset.file = self.writer.write(content, dataset.ref, self._folder, dataset.provenance)
             except Exception as error:  # formatters are foreign code; whoever spools will get it again
                 _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
             del content  # or it would be kept for as long as this thread waits
@@ -93,7 +100,7 @@ class BackgroundWriter:
 
 def write_outputs(
     outputs: Sequence[MemoryDataset], folder: Path, link: Path, writer: DatasetWriter, processes: int
-) -> list[DatasetFile]:
+) -> list[LocatedFile]:
     """Write datasets into a folder, each into a file named after its id; return the files in the same order.
 
     Some may be written already. `link` is the place for a symbolic link. All
@@ -129,7 +136,7 @@ def write_outputs(
             for child in children:
                 child.end()
     return [
-        DatasetFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], dataset.ref)
+        LocatedFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], (dataset.ref,))
         for dataset in outputs
     ]
 
@@ -156,12 +163,12 @@ def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter
     return {dataset.ref.id: (file.path.name, file.formatter) for dataset, file in files}
 
 
-def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> DatasetFile:
+def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> LocatedFile:
     if dataset.file is None:
         return writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
     target = folder / dataset.file.path.name
     shutil.copyfile(dataset.file.path, target)
-    return DatasetFile(target, dataset.file.formatter, dataset.ref)
+    return LocatedFile(target, dataset.file.formatter, (dataset.ref,))
 
 
 def _remove_unfinished(outputs: Iterable[MemoryDataset], folder: Path) -> None:

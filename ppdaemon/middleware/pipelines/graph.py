@@ -4,7 +4,7 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = (
     "Library",
     "LoadedPipeline",
     "Need",
+    "PerPipeline",
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
@@ -185,11 +186,23 @@ def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
             yield task, edge
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    needs: tuple[Need, ...]
-    unknown: tuple[str, ...]
-    """Types that no repo has defined so far: the pipeline's own word counts."""
+class PerPipeline[T]:
+    """What was found out of pipelines; found out again if the repo has got a type that it did not know.
+
+    Of types that no repo has defined so far the pipeline's own word counts.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[T, list[str]]] = {}
+
+    def of(self, pipeline: LoadedPipeline, butler: Butler, find: Callable[[], tuple[T, Iterable[str]]]) -> T:
+        """Return what `find` has found, which also tells the dataset types that it depends on."""
+        kept = self._kept.get(pipeline.path)
+        if kept is None or any(known_dataset_type(butler, name) is not None for name in kept[1]):
+            found, types = find()
+            unknown = [name for name in types if known_dataset_type(butler, name) is None]
+            kept = self._kept[pipeline.path] = found, unknown
+        return kept[0]
 
 
 class Library:
@@ -204,7 +217,7 @@ class Library:
     def __init__(self, overrides: Mapping[str, Any]):
         self._overrides = overrides
         self._loaded: dict[str, LoadedPipeline] = {}
-        self._needs: dict[str, _Kept] = {}
+        self._needs = PerPipeline[tuple[Need, ...]]()
 
     def load(self, paths: Iterable[str]) -> tuple[list[LoadedPipeline], list[str]]:
         """Return the pipelines of some files.
@@ -233,13 +246,10 @@ class Library:
         return pipelines, reasons
 
     def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
-        """Return what a pipeline reads; see `needs_of`.
+        """Return what a pipeline reads; see `needs_of`."""
 
-        Asked again only if the repo has got a type that it did not know.
-        """
-        kept = self._needs.get(pipeline.path)
-        if kept is None or any(known_dataset_type(butler, name) is not None for name in kept.unknown):
+        def find() -> tuple[tuple[Need, ...], Iterable[str]]:
             needs = needs_of(pipeline, butler)
-            unknown = tuple(need.name for need in needs if known_dataset_type(butler, need.name) is None)
-            kept = self._needs[pipeline.path] = _Kept(needs, unknown)
-        return kept.needs
+            return needs, (need.name for need in needs)
+
+        return self._needs.of(pipeline, butler, find)

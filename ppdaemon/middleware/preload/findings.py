@@ -4,8 +4,7 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import CollectionType, DatasetId  # type: ignore[attr-defined]
+from lsst.daf.butler import CollectionType, DatasetId
 
 from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need

@@ -9,13 +9,7 @@ import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import (  # type: ignore[attr-defined]
-    Butler,
-    CollectionType,
-    DatasetId,
-    DatasetType,
-)
+from lsst.daf.butler import Butler, CollectionType, DatasetId, DatasetType
 
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
+from lsst.daf.butler import Butler, DatasetRef, DimensionRecord
 from lsst.pipe.base import Instrument
-from lsst.resources import ResourcePath
 
 from ppdaemon.camera import Camera
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, understand
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
@@ -110,9 +110,7 @@ class BuiltinIngester:
         run = instrument.makeDefaultRawIngestRunName()
         ref = DatasetRef(butler.get_dataset_type("raw"), data_id, run=run)
         formatter = instrument.getRawFormatter(data_id)
-        butler.ingest(
-            FileDataset(path=ResourcePath(copy.as_uri()), refs=[ref], formatter=formatter), transfer="move"
-        )
+        butler.ingest(file_dataset(copy, [ref], formatter), transfer="move")
         return records
 
     def define_visits(
