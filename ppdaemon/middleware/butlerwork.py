@@ -24,7 +24,6 @@ from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_hash,
-    deployment_of,
     output_chain,
     output_run,
 )
@@ -293,8 +292,7 @@ class ButlerWork:
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Return the name of an output run."""
         instrument = visit.order.visit.instrument
-        deployment = deployment_of(self._seat.config, instrument, self._repo.versions, pipelines)
-        return output_run(instrument, day, name, deployment)
+        return output_run(self._seat.config, instrument, self._repo.versions, pipelines, day, name)
 
     def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
         instrument = visit.order.visit.instrument

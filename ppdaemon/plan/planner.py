@@ -19,7 +19,6 @@ from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
-    deployment_of,
     hash_versions,
     output_chain,
     output_run,
@@ -225,8 +224,8 @@ class Planner:
             yield _pipeline("main", path, list(then), preload_plan, run)
 
     def _run(self, name: str, pipelines: Sequence[LoadedPipeline], footprint: Footprint) -> str:
-        deployment = deployment_of(self._order.config, self._visit.instrument, self._versions, pipelines)
-        return output_run(self._visit.instrument, footprint.day_obs, name, deployment)
+        instrument, day = self._visit.instrument, footprint.day_obs
+        return output_run(self._order.config, instrument, self._versions, pipelines, day, name)
 
 
 def _pipeline(

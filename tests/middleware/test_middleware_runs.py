@@ -23,7 +23,7 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipelines.graph import load_pipeline
-from ppdaemon.middleware.pipelines.provenance import deployment_hash, deployment_of
+from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
 from ppdaemon.middleware.run import initoutputs
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
@@ -206,7 +206,10 @@ def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeR
     ):
         assert digest(other) != usual
     fixed = changed(rig.config, "butler", deployment="w42")
-    assert deployment_of(fixed, NAME, VERSIONS, [pipeline]) == "w42"
+    run = output_run(fixed, NAME, VERSIONS, [pipeline], 20261122, "Full")
+    assert run == f"{NAME}/prompt/output-2026-11-22/Full/w42"
+    run = output_run(rig.config, NAME, VERSIONS, [pipeline], 20261122, "Full")
+    assert run == f"{NAME}/prompt/output-2026-11-22/Full/{usual}"
 
 
 def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -> None:

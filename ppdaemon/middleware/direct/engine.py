@@ -17,7 +17,7 @@ from typing import Any
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, DimensionRecord
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
@@ -33,7 +33,15 @@ from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
 from ppdaemon.middleware.pipelines.graph import PerPipeline, UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
-from ppdaemon.middleware.run.engine import DataQuery, Job, RunResult, Unsupported
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Engine,
+    Job,
+    PipelineRun,
+    RunResult,
+    Unsupported,
+    building,
+)
 
 __all__ = ("DirectEngine", "DirectRun")
 
@@ -53,7 +61,7 @@ class _Known:
 
 
 @dataclass(frozen=True, slots=True)
-class DirectRun:
+class DirectRun(PipelineRun):
     """A visit's quanta, to be run once."""
 
     runner: Runner
@@ -80,7 +88,7 @@ class DirectRun:
         return write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
 
 
-class DirectEngine:
+class DirectEngine(Engine):
     """Runs pipelines in memory.
 
     Parameters
@@ -160,14 +168,8 @@ class DirectEngine:
         """
         assert raws is not None  # what runs before the image is left to the reference
         known, butler = self._look_up(job, raws), job.butler
-        try:
+        with building(job):
             steps, files = _steps(job, arrived(raws), known)
-        except Unsupported:
-            raise
-        except Exception as error:  # building runs the tasks' own code: anything may come out
-            if is_out_of_space(error) or isinstance(error, MemoryError):
-                raise
-            raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         assert self._writer is not None  # made with the shape

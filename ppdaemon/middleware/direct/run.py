@@ -22,7 +22,7 @@ from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.direct.writing import BackgroundWriter
-from ppdaemon.middleware.run.engine import RunResult, TaskFailure, describe_caveats
+from ppdaemon.middleware.run.engine import RunResult, TaskFailure
 from ppdaemon.states import Outcome
 
 __all__ = ("Runner",)
@@ -110,7 +110,7 @@ class Runner:
         finally:
             for child in self._children:
                 child.end()
-        return RunResult(self._failure, describe_caveats(self._ended))
+        return RunResult.of(self._failure, self._ended)
 
     def _run(self, before_task: Callable[[str], None]) -> None:
         graph = networkx.DiGraph()

@@ -22,7 +22,6 @@ from ppdaemon.middleware.run.engine import (
     Engine,
     Job,
     PipelineRun,
-    RepoRun,
     RunResult,
     TaskFailure,
     Unsupported,
@@ -194,7 +193,7 @@ class PipelineRunner:
         return text
 
 
-class _NotRun(RepoRun):
+class _NotRun(PipelineRun):
     """Stands for a run of which a task could not be constructed."""
 
     def __init__(self, failure: TaskFailure):
