@@ -20,7 +20,7 @@ from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline, Need, UnusablePipeline
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan, judge, made_by
+from ppdaemon.middleware.preload.findings import PreloadPlan, made_by
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
 from ppdaemon.middleware.preload.transfer import Absent, cache_names, input_collections, register, take_files
 from ppdaemon.middleware.raws.regions import Footprint
@@ -98,15 +98,13 @@ class Preload:
                     found = tuple(each.without(lost) for each in found)
                 kinds = _kinds(central, found)
                 measured = _sizes(central, found) if sizes else {}
-        usable = judge(preprocessing, main, needs, found, search)
-        return PreloadPlan(
+        return PreloadPlan.of(
+            preprocessing,
+            main,
+            reasons,
             search=search,
-            preprocessing=usable.preprocessing,
-            main=usable.main,
             found=found,
             needs=needs,
-            missing=usable.missing,
-            reasons=(*reasons, *usable.reasons),
             files=files,
             kinds=kinds,
             sizes=measured,
