@@ -32,11 +32,11 @@ from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload
-from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
+from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
-from ppdaemon.middleware.raws.visits import groups_snaps, insert_records
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, groups_snaps, insert_records
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner, has_nothing

@@ -2,8 +2,10 @@
 """What a visit would get, found as a worker finds it; nothing is copied and nothing is run."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Literal
 
@@ -294,27 +296,20 @@ def _bound(instant: astropy.time.Time | None) -> str | None:
     return None if instant is None else _tai(instant)
 
 
-class _Words(logging.Handler):
-    """Keeps what is logged: warnings of all, and this package's remarks."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING or record.name.startswith("ppdaemon."):
-            self.texts.append(record.getMessage())
-
-
 @contextmanager
 def _words_kept() -> Iterator[list[str]]:
-    """Collect what a worker would write into its log."""
-    root, ours, words = logging.getLogger(), logging.getLogger("ppdaemon"), _Words()
-    level = ours.level
-    root.addHandler(words)
+    """Collect what a worker would write into its log: warnings of all, and this package's remarks."""
+    root, ours, kept = logging.getLogger(), logging.getLogger("ppdaemon"), BufferingHandler(sys.maxsize)
+    level, words = ours.level, list[str]()
+    root.addHandler(kept)
     ours.setLevel(logging.INFO)
     try:
-        yield words.texts
+        yield words
     finally:
         ours.setLevel(level)
-        root.removeHandler(words)
+        root.removeHandler(kept)
+        words += [
+            record.getMessage()
+            for record in kept.buffer
+            if record.levelno >= (logging.INFO if record.name.startswith("ppdaemon.") else logging.WARNING)
+        ]

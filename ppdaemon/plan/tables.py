@@ -88,10 +88,14 @@ def _one(plan: models.DetectorPlan, chain: str) -> Iterator[RenderableType]:
     yield from _section("Footprint (ICRS degrees)", _footprint(plan.footprint))
     for name, choice in (("Preprocessing", plan.preprocessing), ("Main", plan.main)):
         yield from _section(f"{name} rules", _rules(choice))
-    yield from _section("Pipelines", _pipelines(plan, chain))
-    yield from _section("Missing", _missing(plan))
-    yield from _section("Queries", _queries(plan))
-    yield from _section("Datasets to preload", _datasets(plan))
+    if plan.pipelines:
+        yield from _section("Pipelines", _pipelines(plan, chain))
+    if plan.missing:
+        yield from _section("Missing", _missing(plan))
+    if plan.queries:
+        yield from _section("Queries", _queries(plan))
+    if plan.datasets:
+        yield from _section("Datasets to preload", _datasets(plan))
 
 
 def _verdict(plan: models.DetectorPlan) -> Text:
@@ -137,8 +141,6 @@ def _why(rule: models.RuleTried) -> Text:
 
 
 def _pipelines(plan: models.DetectorPlan, chain: str) -> list[RenderableType]:
-    if not plan.pipelines:
-        return []
     table = new_table("part", "pipeline", "state", "output run, or why not~")
     for each in plan.pipelines:
         state = Text(each.state, style=_STATE_STYLES[each.state])
@@ -148,8 +150,6 @@ def _pipelines(plan: models.DetectorPlan, chain: str) -> list[RenderableType]:
 
 
 def _missing(plan: models.DetectorPlan) -> list[RenderableType]:
-    if not plan.missing:
-        return []
     table = new_table("type", "pipeline", "is", "why~")
     for each in plan.missing:
         kind = Text("required", style="red") if each.required else Text("optional", style="yellow")
@@ -158,8 +158,6 @@ def _missing(plan: models.DetectorPlan) -> list[RenderableType]:
 
 
 def _queries(plan: models.DetectorPlan) -> list[RenderableType]:
-    if not plan.queries:
-        return []
     table = new_table("type", "found>", "size>", "query>", "read by~")
     for each in plan.queries:
         style = "" if each.preloaded else "dim"
@@ -183,8 +181,6 @@ def _queries(plan: models.DetectorPlan) -> list[RenderableType]:
 
 
 def _datasets(plan: models.DetectorPlan) -> list[RenderableType]:
-    if not plan.datasets:
-        return []
     table = new_table("type", "data ID~", "size>", "run~")
     for each in plan.datasets:
         table.add_row(

@@ -11,8 +11,9 @@ from lsst.utils.introspection import get_full_type_name
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.shape import Shape
-from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
+from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.records import group_record, make_record
+from ppdaemon.middleware.raws.visits import AnnouncedVisit
 
 __all__ = ("MOST_EXPECTED", "Exposures", "arrived", "expected", "lasting_records", "raw_files")
 

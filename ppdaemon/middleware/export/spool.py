@@ -75,11 +75,6 @@ class Manifest(Model):
     """Why these are partial outputs; the supervisor reads it where the worker
     could not tell any more."""
 
-    @property
-    def datasets(self) -> int:
-        """How many datasets there are (`int`)."""
-        return sum(len(file.refs) for file in self.files)
-
 
 def write_spool(
     spool: Path,

@@ -24,7 +24,6 @@ from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.pointing import Pointing
 from ppdaemon.raws.fitsblocks import structure
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
@@ -117,15 +116,6 @@ class ExposureHeader:
         if angle is None or self.info.boresight_rotation_coord != "sky":
             return None
         return float(angle.deg) if math.isfinite(angle.deg) else None
-
-    @property
-    def pointing(self) -> Pointing | None:
-        """Where the camera looked, `None` where the header does not say so
-        (`~ppdaemon.pointing.Pointing`).
-        """
-        if self.boresight is None or self.sky_angle is None:
-            return None
-        return Pointing(*self.boresight, self.sky_angle)
 
     @property
     def shutter_close_tai(self) -> float:

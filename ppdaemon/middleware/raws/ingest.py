@@ -4,14 +4,11 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lsst.daf.butler import Butler, DatasetRef, DimensionRecord
-from lsst.pipe.base import Instrument
+from lsst.daf.butler import DatasetRef, DimensionRecord
 
-from ppdaemon.camera import Camera
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
@@ -21,52 +18,17 @@ from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, unde
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records
-from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.middleware.raws.remote import StoreError
-from ppdaemon.middleware.raws.visits import insert_records, visit_records
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.states import Outcome
-from ppdaemon.visit import NextVisit
 
-__all__ = ("AnnouncedVisit", "Ingester", "VisitRaws")
+__all__ = ("Ingester", "VisitRaws")
 
 _LOG = logging.getLogger(__name__)
 
 RETRIES_S = (0.1, 0.4)
 """Pauses before a file that cannot be read is tried again: a rename or a
 network filesystem's cache may lag, a dead mount is not waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnnouncedVisit:
-    """One detector of an announced visit, and the repo that its worker has for it."""
-
-    butler: Butler
-    instrument: Instrument
-    visit: NextVisit
-    detector: int
-    footprint: Footprint
-    camera: Camera | None
-    """The focal-plane table, if there is one."""
-    grouped: bool
-    """Whether a group's exposures are one visit."""
-
-    def visit_records(self, exposures: Sequence[DimensionRecord]) -> list[DimensionRecord]:
-        """Make the records of the visits of some exposures of the sky."""
-        return visit_records(
-            self.butler.dimensions,
-            exposures,
-            self.detector,
-            grouped=self.grouped,
-            camera=self.camera,
-            announced=self.footprint.pointing,
-        )
-
-    def visits_seen(self, headers: Sequence[ExposureHeader]) -> list[DimensionRecord]:
-        """Make the records of the visits of exposures, of those of the sky."""
-        universe = self.butler.dimensions
-        return self.visit_records(
-            [exposure_records(universe, header)[-1] for header in headers if header.sees_sky]
-        )
 
 
 class Ingester(Protocol):
@@ -127,7 +89,7 @@ class VisitRaws:
 
     Parameters
     ----------
-    announced : `AnnouncedVisit`
+    announced : `~ppdaemon.middleware.raws.visits.AnnouncedVisit`
         What was announced.
     obs_base : `bool`
         Whether ``lsst.obs.base`` ingests them. It may refuse a raw, so each
@@ -149,13 +111,7 @@ class VisitRaws:
         incoming: Path,
     ):
         self.announced = announced
-        self._ingester: Ingester = (
-            ObsBaseIngester(
-                announced.butler, announced.instrument, announced.detector, grouped=announced.grouped
-            )
-            if obs_base
-            else BuiltinIngester(announced)
-        )
+        self._ingester: Ingester = (ObsBaseIngester if obs_base else BuiltinIngester)(announced)
         self._limits = limits
         self._files = files
         self._incoming = incoming
