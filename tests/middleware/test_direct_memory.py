@@ -20,6 +20,8 @@ from lsst.daf.butler import (
     DatasetType,
     DimensionUniverse,
     Quantum,
+    StorageClass,
+    StorageClassDelegate,
     StorageClassFactory,
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
@@ -466,3 +468,61 @@ def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
 def test_the_size_of_what_is_held_is_about_known() -> None:
     assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
     assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400
+
+
+class Stubborn:
+    """Can be copied only by its storage class's own delegate."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("not me")
+
+
+class Lenient(StorageClassDelegate):
+    def copy(self, inMemoryDataset: Any) -> Any:  # noqa: N803
+        return "a copy"
+
+
+def test_a_storage_class_may_copy_what_python_cannot() -> None:
+    by_itself = StorageClass("Stubborn", pytype=Stubborn)
+    with pytest.raises(NotImplementedError, match=r"Stubborn.* cannot be copied: not me"):
+        copied(Stubborn(), by_itself)
+    assert (
+        copied(Stubborn(), StorageClass("Lenient", pytype=Stubborn, delegate=f"{__name__}.Lenient"))
+        == "a copy"
+    )
+
+
+def test_tables_are_copied_with_what_is_in_their_cells() -> None:
+    table = DataFrame({"a": [[1], [2]]})
+    copied(table, StorageClassFactory().getStorageClass("DataFrame"))["a"][0].append(3)
+    assert table["a"][0] == [1]
+
+
+def test_a_dataset_in_one_file_or_in_memory_goes_to_another_process_and_is_taken_over(tmp_path: Path) -> None:
+    """As a forked child gives back what it has made, each way."""
+    one, two = ref_of("one"), ref_of("two")
+    maker, reader = step({}, [one, two]), step({one: 1, two: 1}, [])
+    for in_files in (False, True):
+        child = Desk(tmp_path / f"child-{in_files}", [maker, reader])
+        begin(child, maker)
+        child.memory.put({"text": "one"}, one)
+        child.memory.put({"text": "two"}, two)
+        made = child.memory.made_by(maker, in_files=in_files)
+        assert [each.file is None for each in made] == [not in_files] * 2
+        parent = Desk(tmp_path / "parent", [maker, reader])
+        parent.memory.end(maker)
+        parent.memory.adopt(maker, made)
+        begin(parent, reader)
+        assert (parent.memory.get(one), parent.memory.get(two)) == ({"text": "one"}, {"text": "two"})
+
+
+def test_what_another_process_has_made_is_written_if_it_is_too_much(tmp_path: Path) -> None:
+    one = ref_of("one")
+    maker, reader = step({}, [one]), step({one: 1}, [])
+    child = Desk(tmp_path / "child", [maker, reader])
+    begin(child, maker)
+    child.memory.put({"pixels": "x" * 1000}, one)
+    parent = Desk(tmp_path / "parent", [maker, reader], limit=100)
+    parent.memory.adopt(maker, child.memory.made_by(maker))
+    assert parent.memory.used_bytes == 0
+    assert read(parent, reader, one) == {"pixels": "x" * 1000}

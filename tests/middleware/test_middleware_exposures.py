@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import toycam
 from centrals import Central
-from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse
+from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Input, Output
 from lsst.sphgeom import ConvexPolygon
@@ -26,7 +26,7 @@ from ppdaemon.middleware.direct.exposures import MOST_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.raws.header import check_expected, contradictions, separation_deg, translate
-from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.records import exposure_records, make_record
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, groups_snaps, joined_visit
 from ppdaemon.middleware.run.engine import Job, Unsupported
@@ -457,6 +457,21 @@ def test_what_snaps_differ_in_is_left_blank() -> None:
     visit = joined_visit(DimensionUniverse(), FIRST, snaps, None)
     assert (visit.target_name, visit.science_program, visit.observation_reason) == (None, None, "various")
     assert (visit.physical_filter, visit.azimuth, visit.zenith_angle) == ("r_03", None, None)
+
+
+@pytest.mark.parametrize(
+    ("azimuths", "mean"), [((350.0, 10.0), 0.0), ((90.0, 90.0), 90.0), ((90.0, None), None)]
+)
+def test_the_directions_of_snaps_are_averaged_across_north(
+    azimuths: tuple[float | None, ...], mean: float | None
+) -> None:
+    usual = {"timespan": Timespan.from_day_obs(DAY), "obs_id": "a", "day_obs": DAY, "instrument": NAME}
+    snaps = [
+        make_record(DimensionUniverse(), "exposure", id=number, azimuth=azimuth, **usual)
+        for number, azimuth in enumerate(azimuths)
+    ]
+    visit = joined_visit(DimensionUniverse(), 0, snaps, None)
+    assert visit.azimuth == pytest.approx(mean, abs=1e-9)
 
 
 def visits_of(exposures: list[Any], **announced: Any) -> list[DimensionRecord]:
