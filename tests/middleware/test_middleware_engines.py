@@ -20,7 +20,7 @@ from ppdaemon.messages import Process
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipetask import child
 from ppdaemon.middleware.pipetask import engine as pipetask
-from ppdaemon.middleware.pipetask.words import PACKET, WORDS, Broken, Built, Failed, Word
+from ppdaemon.middleware.pipetask.arguments import PACKET, WORDS, Broken, Built, Failed, Word
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)

@@ -19,7 +19,17 @@ from lsst.pipe.base import TaskMetadata
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.pipetask.words import GO, PACKET, WORDS, Broken, Built, Ended, Failed, Setting, Word
+from ppdaemon.middleware.pipetask.arguments import (
+    GO,
+    PACKET,
+    WORDS,
+    Broken,
+    Built,
+    Ended,
+    Failed,
+    Setting,
+    Word,
+)
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
     DataQuery,
