@@ -19,12 +19,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
-from ppdaemon.middleware.pipelines.provenance import (
-    NO_PIPELINE_RUN,
-    hash_versions,
-    output_chain,
-    output_run,
-)
+from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_chain, output_run
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload

@@ -33,11 +33,7 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.copies import copied, exclusive, measured
-from ppdaemon.middleware.direct.files import (
-    MemoryDataset,
-    TransferredDataset,
-    read_dataset,
-)
+from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, read_dataset
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 

@@ -19,15 +19,7 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import Model, explain
 
-__all__ = (
-    "MANIFEST",
-    "Manifest",
-    "SpoolKey",
-    "SpooledFile",
-    "check_files",
-    "read_manifest",
-    "write_spool",
-)
+__all__ = ("MANIFEST", "Manifest", "SpoolKey", "SpooledFile", "check_files", "read_manifest", "write_spool")
 
 _LOG = logging.getLogger(__name__)
 

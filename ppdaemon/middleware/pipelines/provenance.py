@@ -12,13 +12,7 @@ from lsst.utils.packages import getEnvironmentPackages
 from ppdaemon.config import NodeConfig
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
 
-__all__ = (
-    "NO_PIPELINE_RUN",
-    "deployment_hash",
-    "hash_versions",
-    "output_chain",
-    "output_run",
-)
+__all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_chain", "output_run")
 
 NO_PIPELINE_RUN = "NoPipeline"
 """Stands for the pipeline in the name of the run of what preload made."""

@@ -31,14 +31,7 @@ from ppdaemon.middleware.pipetask.arguments import (
     Word,
 )
 from ppdaemon.middleware.raws.ingest import VisitRaws
-from ppdaemon.middleware.run.engine import (
-    DataQuery,
-    Engine,
-    Job,
-    PipelineRun,
-    RunResult,
-    TaskFailure,
-)
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult, TaskFailure
 from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome
 

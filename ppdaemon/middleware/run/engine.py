@@ -17,16 +17,7 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
 
-__all__ = (
-    "DataQuery",
-    "Engine",
-    "Job",
-    "PipelineRun",
-    "RunResult",
-    "TaskFailure",
-    "Unsupported",
-    "building",
-)
+__all__ = ("DataQuery", "Engine", "Job", "PipelineRun", "RunResult", "TaskFailure", "Unsupported", "building")
 
 
 @dataclass(frozen=True, slots=True)
