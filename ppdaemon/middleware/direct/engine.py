@@ -66,8 +66,6 @@ class DirectRun(PipelineRun):
 
     runner: Runner
     memory: MemoryButler
-    writer: DatasetWriter
-    background: BackgroundWriter
     link: Path
     """Place for a symbolic link."""
     processes: int
@@ -84,8 +82,9 @@ class DirectRun(PipelineRun):
 
     def write(self, folder: Path) -> list[LocatedFile]:
         """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
-        self.background.finish()
-        return write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
+        background = self.memory.background
+        background.finish()
+        return write_outputs(self.memory.outputs, folder, self.link, background.writer, self.processes)
 
 
 class DirectEngine(Engine):
@@ -173,7 +172,6 @@ class DirectEngine(Engine):
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         assert self._writer is not None  # made with the shape
-        background = BackgroundWriter(self._writer, self._folder)
         memory = MemoryButler(
             butler.dimensions,
             known.shape.types,
@@ -181,19 +179,17 @@ class DirectEngine(Engine):
             self._source(files, butler),
             lambda name: self._exported.fullmatch(name) is not None,
             self._memory_bytes,
-            background,
+            BackgroundWriter(self._writer, self._folder),
         )
         urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, query.context, background, urgent, self._processes)
-        self._run = DirectRun(
-            runner, memory, self._writer, background, self._folder / "target", self._processes
-        )
+        runner = Runner(steps, memory, self._tasks, query.context, urgent, self._processes)
+        self._run = DirectRun(runner, memory, self._folder / "target", self._processes)
         return self._run
 
     def forget(self) -> None:
         """Go on with another visit; what does not depend on the visit is kept."""
         if self._run is not None:
-            self._run.background.finish()  # it may not have been asked for its files
+            self._run.memory.background.finish()  # it may not have been asked for its files
             self._run = None
         if self._folder.exists():  # the RAM disk is memory, too
             shutil.rmtree(self._folder)

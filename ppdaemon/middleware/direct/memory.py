@@ -89,7 +89,7 @@ class MemoryButler(LimitedButler):
         self._source = source
         self._is_wanted = is_wanted
         self._limit_bytes = limit_bytes
-        self._background = background
+        self.background = background
         self._datasets: dict[uuid.UUID, MemoryDataset] = {}
         self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
         """By dataset: quanta that read it and have not ended."""
@@ -125,7 +125,7 @@ class MemoryButler(LimitedButler):
         self._running = self._left = None
         for dataset in self._own_all(step):
             if dataset.unwritten and dataset.size_bytes >= _BIG_BYTES:
-                self._background.offer(dataset)  # now that nobody can change it any more
+                self.background.offer(dataset)  # now that nobody can change it any more
         for ref in _refs(step.quantum.inputs):
             self._readers[ref.id].discard(step.id)
         for dataset in list(self._datasets.values()):
@@ -263,7 +263,7 @@ class MemoryButler(LimitedButler):
         try:
             dataset.content = _accepted(content, dataset.ref)
         except TypeError:
-            if not self._background.writer.accepts(content, dataset.ref):
+            if not self.background.writer.accepts(content, dataset.ref):
                 raise
             if needed:
                 self._move_out(dataset)  # only the formatter knows how it becomes what it should be
@@ -333,7 +333,7 @@ class MemoryButler(LimitedButler):
 
     def _move_out(self, dataset: MemoryDataset) -> None:
         """Write a dataset to the RAM disk and forget the object."""
-        self._background.write(dataset)
+        self.background.write(dataset)
         dataset.drop()
 
 

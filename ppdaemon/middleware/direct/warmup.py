@@ -66,7 +66,7 @@ def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) ->
     background = BackgroundWriter(writer, folder)
     memory = MemoryButler(universe, shape.types, steps, _nothing, bool, _ROOM_BYTES, background)
     with _quietly():
-        Runner(steps, memory, ReadyTasks(), {}, background, ())(lambda label: None)
+        Runner(steps, memory, ReadyTasks(), {}, ())(lambda label: None)
     background.finish()
     folder.mkdir(parents=True, exist_ok=True)
     for dataset in memory.outputs:

@@ -43,19 +43,16 @@ class SeparableEngine(Engine):
             raws.register()
         execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
         with building(job), ButlerMDC.set_mdc(dict(query.context)):
-            graph = _build(job, query, execution)
+            builder = AllDimensionsQuantumGraphBuilder(
+                job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
+            )
+            # Named, since the default asks the password database, which does not
+            # know a service's dynamic user.
+            built = builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False)
+            graph = built.assemble()
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         return _Run(graph, query, execution)
-
-
-def _build(job: Job, query: DataQuery, execution: Butler) -> PredictedQuantumGraph:
-    builder = AllDimensionsQuantumGraphBuilder(
-        job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
-    )
-    # Named, since the default asks the password database, which does not
-    # know a service's dynamic user.
-    return builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False).assemble()
 
 
 class _Run(PipelineRun):
