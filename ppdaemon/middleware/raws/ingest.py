@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from lsst.daf.butler import DatasetRef, DimensionRecord
 
@@ -22,7 +21,7 @@ from ppdaemon.middleware.raws.remote import StoreError
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.states import Outcome
 
-__all__ = ("Ingester", "VisitRaws")
+__all__ = ("BuiltinIngester", "VisitRaws")
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,38 +30,21 @@ RETRIES_S = (0.1, 0.4)
 network filesystem's cache may lag, a dead mount is not waited for."""
 
 
-class Ingester(Protocol):
-    """Makes datasets and records in a worker's repo, for one visit-detector.
+class BuiltinIngester:
+    """Makes datasets and records in a worker's repo by itself, for one visit-detector.
 
     What it returns, the central repo may lack.
     """
-
-    def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Move a raw into the repo; return the records of exposure, group and day.
-
-        A raw that it does not take raises `~ppdaemon.errors.VisitFailed` with
-        ``BAD_RAW``.
-        """
-
-    def define_visits(
-        self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
-    ) -> list[DimensionRecord]:
-        """Make visits of all exposures that are processed together; return the
-        records of the visits and of this detector in them, none for exposures
-        not of the sky.
-
-        ``inputs`` are collections that may have the camera's geometry.
-        """
-
-
-class BuiltinIngester:
-    """Does all that by itself."""
 
     def __init__(self, announced: AnnouncedVisit):
         self._announced = announced
 
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Move a raw into the repo; see `Ingester`."""
+        """Move a raw into the repo; return the records of exposure, group and day.
+
+        A raw that an ingester does not take raises `~ppdaemon.errors.VisitFailed`
+        with ``BAD_RAW``.
+        """
         butler, instrument = self._announced.butler, self._announced.instrument
         records = exposure_records(butler.dimensions, header)
         insert_records(butler, records)
@@ -78,7 +60,12 @@ class BuiltinIngester:
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
-        """Make visits of exposures; see `Ingester`."""
+        """Make visits of all exposures that are processed together; return the
+        records of the visits and of this detector in them, none for exposures
+        not of the sky.
+
+        ``inputs`` are collections that may have the camera's geometry.
+        """
         records = self._announced.visits_seen(headers)
         insert_records(self._announced.butler, records)
         return records
@@ -111,7 +98,7 @@ class VisitRaws:
         incoming: Path,
     ):
         self.announced = announced
-        self._ingester: Ingester = (ObsBaseIngester if obs_base else BuiltinIngester)(announced)
+        self._ingester = ObsBaseIngester(announced) if obs_base else BuiltinIngester(announced)
         self._limits = limits
         self._files = files
         self._incoming = incoming

@@ -76,7 +76,7 @@ class ObsBaseIngester:
         self._define = base.DefineVisitsTask(config=define, butler=butler)
 
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Put a raw into the repo; see `ppdaemon.middleware.raws.ingest.Ingester`."""
+        """Put a raw into the repo; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
         try:
             self._ingest.run([str(copy)], run=self._instrument.makeDefaultRawIngestRunName())
         except Exception as error:  # it runs the instrument's code: anything may come out
@@ -93,7 +93,7 @@ class ObsBaseIngester:
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
-        """Make visits of exposures; see `ppdaemon.middleware.raws.ingest.Ingester`."""
+        """Make visits of exposures; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
         exposures = [{"instrument": header.instrument, "exposure": header.exposure} for header in headers]
         self._define.run(exposures, collections=list(inputs))
         definitions = [
