@@ -79,6 +79,7 @@ def _projection(middle: Degrees) -> Callable[[Degrees], _Flat]:
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = "RA---ARC", "DEC--ARC"
     wcs.wcs.crval = middle
+    wcs.wcs.lonpole = 180.0  # north is up at the celestial poles, too
 
     def project(point: Degrees) -> _Flat:
         ((east, north),) = wcs.wcs_world2pix([point], 1)
