@@ -460,7 +460,7 @@ def test_what_snaps_differ_in_is_left_blank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("azimuths", "mean"), [((350.0, 10.0), 0.0), ((90.0, 90.0), 90.0), ((90.0, None), None)]
+    ("azimuths", "mean"), [((350.0, 20.0), 5.0), ((90.0, 90.0), 90.0), ((90.0, None), None)]
 )
 def test_the_directions_of_snaps_are_averaged_across_north(
     azimuths: tuple[float | None, ...], mean: float | None
