@@ -38,5 +38,5 @@ def test_the_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
     assert figures["bytes_copied_cold"] >= 8 * 20_000, "four calibrations and the patches under a detector"
     assert (figures["cold_samples"], figures["warm_samples"], figures["moved_samples"]) == (1, 2, 3)
     assert figures["parallel_2_p95_ms"] > 0
-    assert figures["parallel_2_bytes_copied"] < figures["parallel_2_bytes_asked"], "neighbours share patches"
+    assert figures["parallel_2_bytes_copied"] < figures["parallel_2_bytes_asked"], "neighbors share patches"
     assert [list(folder.iterdir()) for folder in folders] == [[], []]
