@@ -246,13 +246,13 @@ def test_the_report_shows_failures_and_leftovers():
         row("g", 0),
         row("g", 1, 1, Outcome.CRASHED, reason="signal 11"),
         row("g", 1, 2),
-        row("g", 2, 1, Outcome.FAILED, reason="task isr: ValueError: odd"),
+        row("g", 2, 1, Outcome.FAILED, reason="task isr: ValueError: empty"),
     ]
     the_report = report(left=("4711 [worker]",), selected=(selected(0, "ApPipe", group="g"),))
     text = printed(lambda console: show_report(the_report, rows, console))
     assert "2 of 3" in text
     assert "1 failed" in text
-    assert "task isr: ValueError: odd" in text
+    assert "task isr: ValueError: empty" in text
     assert "left over: 4711 [worker]" in text
 
 
