@@ -117,7 +117,7 @@ class ArrivalsConfig(Model):
             raise ValueError("neither roots nor remote: there is nowhere to look for raws")
         return self
 
-    def patience_s(self, visit: NextVisit) -> float:
+    def image_deadline_s(self, visit: NextVisit) -> float:
         """Return how long the images of a visit are waited for.
 
         Parameters
@@ -178,11 +178,11 @@ class WorkersConfig(Model):
     """The pool."""
 
     min: Annotated[int, pydantic.Field(ge=1)] = 2
-    """Seats that are always filled."""
+    """Slots that are always filled."""
     spare: Annotated[int, pydantic.Field(ge=0)] = 1
     """Idle workers kept ready while the pool may still grow."""
     max: Annotated[int, pydantic.Field(ge=1, le=5000)] = 16
-    """Seats at the most."""
+    """Slots at the most."""
     retire_idle_s: Seconds = 600.0
     """Surplus workers idle for so long are retired."""
     recycle_visits: Annotated[int, pydantic.Field(ge=1)] = 200

@@ -71,16 +71,16 @@ class NodeFolders:
 
     @property
     def slots(self) -> Path:
-        """One folder per seat (`pathlib.Path`)."""
+        """One folder per slot (`pathlib.Path`)."""
         return self.ramdisk / "slots"
 
     def repo(self, slot: int) -> Path:
-        """Return a seat's own folder.
+        """Return a slot's own folder.
 
         Parameters
         ----------
         slot : `int`
-            The seat's number.
+            The slot's number.
 
         Returns
         -------

@@ -17,7 +17,7 @@ from ppdaemon.wire import Model
 
 __all__ = (
     "Accepted",
-    "AckedVisit",
+    "VisitAccepted",
     "CancelVisit",
     "DetectorOutcome",
     "Done",
@@ -37,7 +37,7 @@ __all__ = (
     "Hello",
     "Ingest",
     "Ingested",
-    "NakedVisit",
+    "VisitRefused",
     "NODE_LIMIT",
     "ORDERS",
     "ObjectRead",
@@ -64,13 +64,13 @@ __all__ = (
     "Results",
     "Role",
     "SUBMIT_LIMIT",
-    "Sorry",
+    "HelloRefused",
     "SpoolRefused",
     "StageReached",
     "VisitStatus",
     "Welcome",
     "ZYGOTE_ORDERS",
-    "ZYGOTE_WORDS",
+    "ZYGOTE_FACTS",
     "ZygoteReady",
 )
 
@@ -146,7 +146,7 @@ class Hello(_Envelope):
     """A node is there, or there again."""
 
     type: Literal["hello"] = "hello"
-    life: Name
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Nonce of this life of the node."""
     instruments: dict[Name, tuple[int, ...]]
     """Detectors the node may serve, by instrument."""
@@ -154,7 +154,7 @@ class Hello(_Envelope):
     """Visit-detectors it can hold at once."""
 
 
-class AckedVisit(_Envelope):
+class VisitAccepted(_Envelope):
     """The node's journal has these detectors of a visit."""
 
     type: Literal["ack"] = "ack"
@@ -164,7 +164,7 @@ class AckedVisit(_Envelope):
     attempt: int = 1
 
 
-class NakedVisit(_Envelope):
+class VisitRefused(_Envelope):
     """The node does not take these detectors of a visit."""
 
     type: Literal["nak"] = "nak"
@@ -205,11 +205,11 @@ class Welcome(_Envelope):
     """The relay knows the node; what is unacknowledged will follow."""
 
     type: Literal["welcome"] = "welcome"
-    life: Name
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Nonce of this life of the relay."""
 
 
-class Sorry(_Envelope):
+class HelloRefused(_Envelope):
     """The relay does not serve the node on this connection."""
 
     type: Literal["sorry"] = "sorry"
@@ -249,12 +249,16 @@ class ResultsSeen(_Envelope):
     """Keys: instrument, group, detector, attempt."""
 
 
-FromNode = pydantic.TypeAdapter[Hello | AckedVisit | NakedVisit | Results | Heartbeat](
-    Annotated[Hello | AckedVisit | NakedVisit | Results | Heartbeat, pydantic.Field(discriminator="type")]
-)
-FromRelay = pydantic.TypeAdapter[Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat](
+FromNode = pydantic.TypeAdapter[Hello | VisitAccepted | VisitRefused | Results | Heartbeat](
     Annotated[
-        Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat,
+        Hello | VisitAccepted | VisitRefused | Results | Heartbeat, pydantic.Field(discriminator="type")
+    ]
+)
+FromRelay = pydantic.TypeAdapter[
+    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat
+](
+    Annotated[
+        Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat,
         pydantic.Field(discriminator="type"),
     ]
 )
@@ -297,7 +301,7 @@ class Prepare(Model):
     """Do everything for this visit-detector that needs no pixels."""
 
     type: Literal["prepare"] = "prepare"
-    serial: int = 0
+    visit_number: int = 0
     """Counts the visits of a worker from 1; every fact of this visit bears it."""
     visit: NextVisit
     detector: int
@@ -350,7 +354,7 @@ ORDERS = pydantic.TypeAdapter[Prepare | Ingest | Process | GiveUp | ExportSpool 
 class Fact(Model):
     """What a worker tells; `serial` says of which visit."""
 
-    serial: int = 0
+    visit_number: int = 0
     """The `Prepare` that it belongs to; 0 before the first one."""
 
 
@@ -468,9 +472,9 @@ class ForkWorker(Model):
     type: Literal["fork"] = "fork"
     role: Role
     slot: int
-    """The seat; below 0 for processes without one."""
+    """The slot; below 0 for processes without one."""
     epoch: int
-    """Counts the lives in this seat."""
+    """Counts the lives in this slot."""
     repo: str
     """The process's own folder on the RAM disk."""
     log: str
@@ -522,7 +526,7 @@ class Reaped(Model):
     cpu_s: float
 
 
-ZYGOTE_WORDS = pydantic.TypeAdapter[ZygoteReady | Forked | ForkFailed | Reaped](
+ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteReady | Forked | ForkFailed | Reaped](
     Annotated[ZygoteReady | Forked | ForkFailed | Reaped, pydantic.Field(discriminator="type")]
 )
 

@@ -25,11 +25,11 @@ from ppdaemon.messages import (
     StageReached,
 )
 
-__all__ = ("Exporter", "Seat", "Work", "WorkModule")
+__all__ = ("Exporter", "WorkerContext", "Work", "WorkModule")
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class WorkerContext:
     """Where a forked process sits, and how it is heard."""
 
     config: NodeConfig
@@ -87,11 +87,11 @@ class WorkModule(Protocol):
     def set_up_libraries(self) -> None:
         """Prepare imported libraries in the zygote; opens nothing."""
 
-    def build_template(self, seat: Seat) -> None:
-        """Make ``seat.template``, once per configuration."""
+    def build_template(self, context: WorkerContext) -> None:
+        """Make ``context.template``, once per configuration."""
 
-    def open_work(self, seat: Seat) -> Work:
+    def open_work(self, context: WorkerContext) -> Work:
         """Copy the template, open it, be ready for visits."""
 
-    def open_exporter(self, seat: Seat) -> Exporter:
+    def open_exporter(self, context: WorkerContext) -> Exporter:
         """Be ready for exports; the central repo may be down."""

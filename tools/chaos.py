@@ -76,7 +76,7 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
         "faults": dict(sorted(report.faults.items())),
         "killed_while": dict(sorted(report.killed_while.items())),
         "lives": report.lives,
-        "restarted_seats": report.restarted_seats,
+        "restarted_slots": report.restarted_slots,
         "slowest_answer_s": round(report.slowest_answer_s, 3),
         "supervisor": {
             name: dataclasses.asdict(used) for name, used in (("begin", report.begin), ("end", report.end))
@@ -119,7 +119,7 @@ def show(told: dict[str, Any], console: Console) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seconds", default=40.0, show_default=True, type=click.FloatRange(8), help="How long.")
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same faults.")
-@click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Seats at the most.")
+@click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Slots at the most.")
 @click.option("--demo", is_flag=True, help="The demo camera's pipelines instead of scripted workers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--keep", is_flag=True, help="Keep journal, logs and raws, and say where.")

@@ -35,7 +35,7 @@ from ppdaemon.ctl.tables import (
 from ppdaemon.ctl.timeline import lay_out
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.reports import AskDrain, AskKill, AskReload, AskRestart, AskResume
+from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRequest, ResumeRequest
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
 from ppdaemon.wire import Model
@@ -181,7 +181,7 @@ def requeue(
 @_as_json
 @_daemon
 def visit(daemon: Daemon, group: str, as_json: bool) -> None:
-    """Show all about one visit: stages, seats, reasons."""
+    """Show all about one visit: stages, slots, reasons."""
     rows = daemon.visit(group)
     _show(rows, lambda: visit_view(rows), as_json)
 
@@ -190,7 +190,7 @@ def visit(daemon: Daemon, group: str, as_json: bool) -> None:
 @_as_json
 @_daemon
 def workers(daemon: Daemon, as_json: bool) -> None:
-    """List the seats and who sits in them."""
+    """List the slots and who sits in them."""
     rows = daemon.workers()
     _show(rows, lambda: workers_table(rows), as_json)
 
@@ -218,7 +218,7 @@ def _tell(
 @_daemon
 def drain(daemon: Daemon, as_json: bool) -> None:
     """Take no more visits; end those that run."""
-    _tell(daemon, AskDrain(), "draining", as_json)
+    _tell(daemon, DrainRequest(), "draining", as_json)
 
 
 @_ppctl.command()
@@ -226,7 +226,7 @@ def drain(daemon: Daemon, as_json: bool) -> None:
 @_daemon
 def resume(daemon: Daemon, as_json: bool) -> None:
     """Take visits again."""
-    _tell(daemon, AskResume(), "taking visits", as_json)
+    _tell(daemon, ResumeRequest(), "taking visits", as_json)
 
 
 @_ppctl.command()
@@ -238,7 +238,7 @@ def reload(daemon: Daemon, as_json: bool) -> None:
     Waits until new workers can start. Running visits end as they began.
     """
     daemon.status()  # a hung daemon is told from a long reload
-    _tell(daemon, AskReload(), "reloaded", as_json, timeout_s=RELOAD_S)
+    _tell(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)
 
 
 @_ppctl.command()
@@ -246,8 +246,8 @@ def reload(daemon: Daemon, as_json: bool) -> None:
 @_as_json
 @_daemon
 def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Replace a seat's worker; a quarantined seat starts anew."""
-    _tell(daemon, AskRestart(slot=slot), f"seat {slot} restarts", as_json)
+    """Replace a slot's worker; a quarantined slot starts anew."""
+    _tell(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
 
 
 @_ppctl.command()
@@ -255,8 +255,8 @@ def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
 @_as_json
 @_daemon
 def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Kill a seat's worker now."""
-    _tell(daemon, AskKill(slot=slot), f"seat {slot} is killed", as_json)
+    """Kill a slot's worker now."""
+    _tell(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
 
 
 @_ppctl.command()

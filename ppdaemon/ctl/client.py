@@ -16,19 +16,19 @@ import pydantic
 from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.reports import (
     REPLIES,
-    AskLate,
-    AskRequeue,
-    AskStatus,
-    AskVisit,
-    AskVisits,
-    AskWorkers,
     Failed,
+    LateRequest,
     LateRow,
+    RequeueRequest,
     RequeueRow,
     StatusReport,
+    StatusRequest,
+    VisitRequest,
     VisitRow,
+    VisitsRequest,
     Watch,
     WorkerRow,
+    WorkersRequest,
 )
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
@@ -56,7 +56,7 @@ class Denied(PPDaemonError):
 
 
 class NotFound(PPDaemonError):
-    """The daemon knows no such seat or visit: look at the name."""
+    """The daemon knows no such slot or visit: look at the name."""
 
     exit_code = ExitCode.DATA
 
@@ -158,7 +158,7 @@ class Daemon:
         ppdaemon.errors.ConfigError
             Raised if the daemon's configuration file cannot be used.
         NotFound
-            Raised if it knows no such seat or visit.
+            Raised if it knows no such slot or visit.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
@@ -203,11 +203,11 @@ class Daemon:
 
     def status(self) -> StatusReport:
         """Return how the daemon is; raises as `ask` does."""
-        return self._ask_for(AskStatus(), _STATUS)
+        return self._ask_for(StatusRequest(), _STATUS)
 
     def workers(self) -> tuple[WorkerRow, ...]:
-        """Return all seats; raises as `ask` does."""
-        return self._ask_for(AskWorkers(), _WORKERS)
+        """Return all slots; raises as `ask` does."""
+        return self._ask_for(WorkersRequest(), _WORKERS)
 
     def visits(self, limit: int, *, failed: bool = False) -> tuple[VisitRow, ...]:
         """Return the newest visit-detectors; raises as `ask` does.
@@ -219,7 +219,7 @@ class Daemon:
         failed : `bool`
             Only those with a bad outcome.
         """
-        return self._ask_for(AskVisits(limit=limit, failed=failed), _VISITS)
+        return self._ask_for(VisitsRequest(limit=limit, failed=failed), _VISITS)
 
     def visit(self, group: str) -> tuple[VisitRow, ...]:
         """Return the visit-detectors of one group; raises as `ask` does.
@@ -229,7 +229,7 @@ class Daemon:
         group : `str`
             Name of the group.
         """
-        rows = self._ask_for(AskVisit(group=group), _VISITS)
+        rows = self._ask_for(VisitRequest(group=group), _VISITS)
         if not rows:
             raise NotFound(f"the daemon's journal has no visit {group!r}")
         return rows
@@ -242,7 +242,7 @@ class Daemon:
         limit : `int`
             How many at the most.
         """
-        return self._ask_for(AskLate(limit=limit), _LATE)
+        return self._ask_for(LateRequest(limit=limit), _LATE)
 
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
@@ -258,7 +258,7 @@ class Daemon:
         force : `bool`
             Whether something may be done twice.
         """
-        request = AskRequeue(group=group, detectors=detectors, force=force)
+        request = RequeueRequest(group=group, detectors=detectors, force=force)
         return self._ask_for(request, _REQUEUED, timeout_s=REQUEUE_S)
 
     def watch(self, tick_s: float) -> Iterator[StatusReport | None]:

@@ -67,9 +67,9 @@ FIELD_IDS = 10_000_000
 
 # The level that the pipelines' reference catalog connection (htm7) has.
 _HTM_LEVEL = 7
-# Ten workers may write at once; each holds the lock for well below a second.
+# For a worker that waits while others write.
 _APDB_LOCK_TIMEOUT_S = 120
-# As good as Gaia for bright stars, so that the fit is limited by the image.
+# Small, so that the image limits the fit.
 _REFCAT_POSITION_ERROR_ARCSEC = 0.005
 _REFCAT_MAGNITUDE_ERROR = 0.005
 # EX_CANTCREAT of sysexits.h.
@@ -320,7 +320,7 @@ def make_apdb(folder: Path, final_folder: Path | None = None) -> Path:
         config = ApdbSql.init_database(db_url=f"sqlite:///{folder / name}", ss_schema_file="")
         gc.collect()
     config.db_url = config.db_url.replace(str(folder / name), str((final_folder or folder) / name))
-    # The whole object is assigned: changes inside the default object are not saved.
+    # A new object is assigned: changes inside the default object are not saved.
     config.connection_config = ApdbSqlConnectionConfig(
         connection_pool=False, connection_timeout=_APDB_LOCK_TIMEOUT_S
     )

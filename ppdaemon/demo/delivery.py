@@ -25,7 +25,7 @@ from ppdaemon.errors import ConfigError, Unavailable
 
 __all__ = ("Delivery", "NoticeKind", "NoticeSender", "WriteMode", "notice")
 
-# Pieces of a slow file: a scanner at the usual period sees several sizes.
+# A slow file has this many sizes while it grows.
 _PIECES = 20
 # One FITS block: the header looks complete, the data are missing.
 _BLOCK = 2880

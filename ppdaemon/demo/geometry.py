@@ -42,7 +42,7 @@ RAW_SHAPE = (DETECTOR_SIZE, DETECTOR_SIZE + 2 * OVERSCAN_WIDTH)
 FILTER_BANDS = {"g_01": "g", "r_03": "r", "i_06": "i"}
 """Physical filter to band."""
 
-# Gaps of 40 pixels between the detectors, about those of LSSTCam.
+# Gaps of 40 pixels between the detectors.
 _PITCH_PIXELS = DETECTOR_SIZE + 40
 _HALF = DETECTOR_SIZE // 2
 

@@ -40,10 +40,10 @@ from ppdaemon.reports import VisitRow
 __all__ = ("demonstrate",)
 
 END_S = 300.0
-"""Time limit for all outputs after the last raw; the usual time is well below a minute."""
+"""Time limit for all outputs after the last raw."""
 SUBSCRIBER_S = 10.0
 """Time limit for the daemon to subscribe to the camera's notices."""
-# Often enough for a live table; each query costs the daemon a few milliseconds.
+# Often enough for a live table.
 POLL_S = 0.25
 
 

@@ -43,7 +43,7 @@ __all__ = (
     "write_raw",
 )
 
-# Small, but a valid image: writing a whole camera of 205 detectors takes seconds.
+# A valid image, small so that a camera of 205 detectors is written quickly.
 _BLANK_SHAPE = (64, 64)
 _GUIDER = "_SG"
 

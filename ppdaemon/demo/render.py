@@ -63,7 +63,7 @@ _PIXEL_VARIANCE = 1.0 / 12.0
 
 # Sizes grow by about 1.4: stamps of one size are drawn as one array, little of which is empty.
 _STAMP_HALF_SIZES = np.array([4, 6, 8, 11, 15, 20, 28, 40, 56, 80])
-# 4 MB as float32: larger batches are not faster.
+# Limits the memory of a batch to a few arrays of 4 MB (float32).
 _STAMP_BATCH_PIXELS = 1_000_000
 
 

@@ -27,9 +27,9 @@ from ppdaemon.states import SlotState
 
 __all__ = ("DemoPaths", "Service", "ServiceFailed", "node_config", "relay_config", "running")
 
-# Importing the LSST packages takes up to half a minute on a busy machine.
+# Importing the LSST packages takes long on a busy machine.
 START_S = 90.0
-# Longer than the daemon's own time limits for stopping, so that a kill shows a fault.
+# Long, so that only a daemon that hangs is killed.
 STOP_S = 90.0
 TASKS = ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metrics", "checkcalib")
 ALL_DETECTORS = f"0-{DETECTOR_COUNT - 1}"

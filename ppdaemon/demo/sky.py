@@ -55,7 +55,7 @@ _STARS_PER_ARCMIN2, _STAR_BRIGHT, _STAR_FAINT, _STAR_SLOPE = 30.0, 15.8, 25.5, 0
 _GALAXIES_PER_ARCMIN2, _GALAXY_BRIGHT, _GALAXY_FAINT, _GALAXY_SLOPE = 45.0, 18.0, 25.5, 0.35
 _TRANSIENT_COUNT, _TRANSIENT_PEAK_R = 250, (18.8, 22.3)
 _SEASON_DAYS = 90.0
-# Stars brighter than this saturate; transients keep this distance from them.
+# No transients within this distance of stars brighter than this: there the images are masked.
 _BRIGHT_STAR_MARGIN_ARCSEC, _BRIGHT_STAR_R = 8.0, 17.8
 _FIRST_GALAXY_ID, _FIRST_TRANSIENT_ID = 1_000_000, 2_000_000
 

@@ -18,9 +18,9 @@ from ppdaemon.messages import (
     Accepted,
     CancelVisit,
     Heartbeat,
+    HelloRefused,
     ReserveVisit,
     ResultsSeen,
-    Sorry,
     Welcome,
 )
 from ppdaemon.relay.orders import Beat, ConfirmResults, Greet, Reserve, Send, TurnAway, Withdraw
@@ -175,10 +175,10 @@ class NodeLink:
         For the time in the messages.
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, name: str, life: str, clock: Clock):
+    def __init__(self, socket: zmq.asyncio.Socket, name: str, incarnation: str, clock: Clock):
         self._socket = socket
         self._name = name
-        self._life = life
+        self._incarnation = incarnation
         self._clock = clock
         self._sequence = 0
 
@@ -199,7 +199,9 @@ class NodeLink:
         error = _send(self._socket, [order.peer, encode(self._message(order))])
         return error is None or error.errno != errno.EHOSTUNREACH
 
-    def _message(self, order: Send) -> Heartbeat | Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen:
+    def _message(
+        self, order: Send
+    ) -> Heartbeat | Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen:
         self._sequence += 1
         common: dict[str, Any] = {
             "origin": self._name,
@@ -210,9 +212,9 @@ class NodeLink:
             case Beat():
                 return Heartbeat(**common)
             case Greet():
-                return Welcome(**common, life=self._life)
+                return Welcome(**common, incarnation=self._incarnation)
             case TurnAway(_, code, reason):
-                return Sorry(**common, code=code, reason=reason)
+                return HelloRefused(**common, code=code, reason=reason)
             case Reserve(_, visit, detectors, attempt, received_tai):
                 return ReserveVisit(
                     **common, visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai

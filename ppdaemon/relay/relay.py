@@ -2,9 +2,9 @@
 """The event pump of ``pprelay``: takes events, asks for decisions, acts.
 
 Sockets and clock only put events into one bounded queue; the pump takes them
-out one by one. What is to be done is decided by `ppdaemon.relay.board`; here it
+out one by one. What is to be done is decided by `ppdaemon.relay.dispatcher`; here it
 is carried out: first written, then, when that is on disk, sent. Clients are
-served by `ppdaemon.relay.desk`.
+served by `ppdaemon.relay.submitserver`.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import NODE_LIMIT, FromNode
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
-from ppdaemon.relay.board import Board
 from ppdaemon.relay.config import RelayConfig
-from ppdaemon.relay.desk import Desk
+from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnendedVisit
 from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
 from ppdaemon.relay.orders import Beat, CloseVisit, Send, SetOutcome, Turn
+from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.relay.throttle import Throttle
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
@@ -103,23 +103,23 @@ class Relay:
         *,
         clock: Clock,
         notifier: Notifier,
-        life: str,
+        incarnation: str,
     ):
         self._config = config
         self._sockets = sockets
         self._clock = clock
         self._notifier = notifier
         now = clock.mono()
-        self._board = Board(
+        self._dispatcher = Dispatcher(
             resend_s=config.resend_s,
             silence_s=config.silence_s,
             settle_s=SETTLE_BEATS * config.heartbeat_s,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
         self._writer = BatchWriter(ledger, "ledger", self._complain)
-        self._desk = Desk(
+        self._submit_server = SubmitServer(
             config=config,
-            board=self._board,
+            dispatcher=self._dispatcher,
             writer=self._writer,
             throttle=self._throttle,
             clock=clock,
@@ -127,7 +127,7 @@ class Relay:
             carry_out=self._carry_out,
             open_visit=self._open,
         )
-        self._link = link.NodeLink(sockets.nodes, config.name, life, clock)
+        self._link = link.NodeLink(sockets.nodes, config.name, incarnation, clock)
         self._events: asyncio.Queue[_Event] = asyncio.Queue(EVENTS)
         self._turn_of_tick_done = True
         self._beat_at = now
@@ -138,7 +138,7 @@ class Relay:
     def ask_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
         self._stop_asked = True
-        self._desk.closed = True
+        self._submit_server.closed = True
 
     async def run(self) -> None:
         """Serve until a stop is asked for."""
@@ -179,7 +179,7 @@ class Relay:
             event = await self._events.get()
             match event:
                 case _Submitted(frames):
-                    self._guarded(partial(self._desk.serve, frames))
+                    self._guarded(partial(self._submit_server.serve, frames))
                 case _NodeSpoke(frames):
                     self._guarded(partial(self._node_spoke, frames))
                 case _Ticked():
@@ -201,12 +201,12 @@ class Relay:
     def _ticked(self) -> None:
         now = self._clock.mono()
         if self._turn_of_tick_done:  # else the ledger is behind, and so must resending be
-            turn = self._board.tick(now)
+            turn = self._dispatcher.tick(now)
             self._turn_of_tick_done = not turn.writes and not turn.sends
             self._carry_out(turn, self._tick_done)
         if now - self._beat_at >= self._config.heartbeat_s:
             self._beat_at = now
-            self._send([Beat(peer) for peer in self._board.roster.peers])
+            self._send([Beat(peer) for peer in self._dispatcher.registry.peers])
             self._notifier.tell(WATCHDOG=1, STATUS=self._status())
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
@@ -217,8 +217,8 @@ class Relay:
 
     def _status(self) -> str:
         return (
-            f"{len(self._board.roster)} nodes, {len(self._board)} visits"
-            f" with {self._board.reservations} detectors under way"
+            f"{len(self._dispatcher.registry)} nodes, {len(self._dispatcher)} visits"
+            f" with {self._dispatcher.reservations} detectors under way"
         )
 
     # --- carrying out -------------------------------------------------------------
@@ -245,7 +245,7 @@ class Relay:
     def _send(self, orders: Sequence[Send]) -> None:
         for order in orders:
             if not self._link.send(order):
-                self._board.lose(order.peer, self._clock.mono())
+                self._dispatcher.lose(order.peer, self._clock.mono())
 
     def _prune(self) -> None:
         before_tai = self._clock.tai() - self._config.keep_days * 86_400.0
@@ -271,7 +271,7 @@ class Relay:
                     extra={"kind": error.kind, "reason": str(error), "total": total},
                 )
             return
-        self._carry_out(self._board.hear(frames[0], message, self._clock.mono()))
+        self._carry_out(self._dispatcher.receive(frames[0], message, self._clock.mono()))
 
     # --- visits ---------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class Relay:
                 continue
             reservations = []
             for found in row.rows:
-                state = ReservationState.SENT if found.node else ReservationState.HELD
+                state = ReservationState.SENT if found.node else ReservationState.UNASSIGNED
                 if found.acked:
                     state = ReservationState.ACKED
                 reservations.append(
@@ -320,4 +320,4 @@ class Relay:
             now_tai=self._clock.tai(),
             cancelled=cancelled,
         )
-        self._carry_out(self._board.add(open_visit, now))
+        self._carry_out(self._dispatcher.add(open_visit, now))

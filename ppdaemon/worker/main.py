@@ -39,9 +39,9 @@ from ppdaemon.messages import (
     SpoolRefused,
 )
 from ppdaemon.states import ExitCode, Outcome
-from ppdaemon.work import Exporter, Seat, Work, WorkModule
+from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
-from ppdaemon.worker.posture import Posture
+from ppdaemon.worker.snapshot import ProcessSnapshot
 
 __all__ = ("run_role",)
 
@@ -74,7 +74,7 @@ def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: Wo
     channel = Channel(end, ORDERS)
     folders = NodeFolders.of(config)
     visits = Visits(channel, folders)
-    seat = Seat(
+    context = WorkerContext(
         config=config,
         slot=order.slot,
         epoch=order.epoch,
@@ -87,27 +87,27 @@ def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: Wo
         report=visits.report,
     )
     if order.role == "template":
-        return _build_template(channel, seat, work)
+        return _build_template(channel, context, work)
     if order.role == "exporter":
-        exporter = work.open_exporter(seat)
-        channel.say(Ready(pid=os.getpid()))
+        exporter = work.open_exporter(context)
+        channel.send(Ready(pid=os.getpid()))
         return _serve_exports(channel, exporter)
-    return visits.serve(work.open_work(seat))
+    return visits.serve(work.open_work(context))
 
 
-def _build_template(channel: Channel[Order], seat: Seat, work: WorkModule) -> ExitCode:
-    work.build_template(seat)
-    channel.say(Ready(pid=os.getpid()))
+def _build_template(channel: Channel[Order], context: WorkerContext, work: WorkModule) -> ExitCode:
+    work.build_template(context)
+    channel.send(Ready(pid=os.getpid()))
     return ExitCode.OK
 
 
 def _serve_exports(channel: Channel[Order], exporter: Exporter) -> ExitCode:
     known = ""
     while True:
-        match channel.hear():
+        match channel.receive():
             case ExportSpool(spools=spools):
                 try:
-                    channel.say(exporter.export([Path(spool) for spool in spools]))
+                    channel.send(exporter.export([Path(spool) for spool in spools]))
                     known = ""
                 except Exception as error:  # whatever a database does: the spool stays
                     reason = _first_line(error)
@@ -116,7 +116,7 @@ def _serve_exports(channel: Channel[Order], exporter: Exporter) -> ExitCode:
                         "export of %d visits failed: %s", len(spools), reason, exc_info=reason != known
                     )
                     known = reason
-                    channel.say(SpoolRefused(spools=spools, reason=reason))
+                    channel.send(SpoolRefused(spools=spools, reason=reason))
             case Quit() | None:
                 return ExitCode.OK
             case unexpected:
@@ -152,7 +152,7 @@ class Visits:
     def __init__(self, channel: Channel[Order], folders: NodeFolders):
         self._channel = channel
         self._folders = folders
-        self._serial = 0
+        self._visit_number = 0
         self._order: Prepare | None = None
 
     def report(self, fact: Fact) -> None:
@@ -169,7 +169,7 @@ class Visits:
                 write_durably(mark, fact.what)
         if isinstance(fact, Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
-        self._channel.say(fact.model_copy(update={"serial": self._serial}))
+        self._channel.send(fact.model_copy(update={"serial": self._visit_number}))
 
     def _mark(self, order: Prepare) -> Path:
         visit = order.visit
@@ -188,19 +188,19 @@ class Visits:
         status : `~ppdaemon.states.ExitCode`
             Always 0: failures end visits.
         """
-        self._posture = Posture.now()
-        self._channel.say(Ready(pid=os.getpid()))
+        self._posture = ProcessSnapshot.now()
+        self._channel.send(Ready(pid=os.getpid()))
         while True:
-            match self._channel.hear():
+            match self._channel.receive():
                 case Prepare() as order:
-                    self._serial, self._order = order.serial, order
+                    self._visit_number, self._order = order.visit_number, order
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
                 case Ingest(raw=raw):
                     try:
                         self.report(work.ingest(raw))
                     except Exception as error:
-                        self._say_refused(raw.exposure, error)
+                        self._send_refused(raw.exposure, error)
                 case Process() as order:
                     self._attempt(partial(work.process, order), work)
                 case GiveUp(reason=reason):
@@ -223,7 +223,7 @@ class Visits:
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, Done):
-            fact = fact.model_copy(update={"tainted": self._posture.differs_from(Posture.now())})
+            fact = fact.model_copy(update={"tainted": self._posture.differs_from(ProcessSnapshot.now())})
         self.report(fact)
         if isinstance(fact, Done):
             self._forget(work)
@@ -233,7 +233,7 @@ class Visits:
         give_memory_back()
         structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
 
-    def _say_refused(self, exposure: int, error: Exception) -> None:
+    def _send_refused(self, exposure: int, error: Exception) -> None:
         failed = isinstance(error, VisitFailed)
         _LOG.log(logging.WARNING if failed else logging.ERROR, "raw refused: %s", error, exc_info=not failed)
         reason = str(error) if failed else _first_line(error)

@@ -28,7 +28,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.birth import Child, be_born
+from ppdaemon.worker.childsetup import Child, set_up_child
 
 __all__ = ("main",)
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--log", required=True, help="file that takes what is printed")
     options = parser.parse_args()
     channel = socket.socket(fileno=options.channel)
-    be_born(
+    set_up_child(
         Child(
             title="ppdaemon reader",
             log=options.log,

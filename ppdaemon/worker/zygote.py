@@ -34,7 +34,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.life import import_work, live
+from ppdaemon.worker.childmain import import_work, live
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 

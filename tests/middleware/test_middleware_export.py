@@ -336,7 +336,7 @@ def test_a_disk_that_is_full_keeps_no_half_of_a_spool(rigs: MakeRig, monkeypatch
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
     assert caught.value.retriable
-    assert list(rig.seat.spool.iterdir()) == []
+    assert list(rig.context.spool.iterdir()) == []
 
 
 @ON_SQLITE
@@ -367,7 +367,7 @@ def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(FIRST,)))
     assert (done.spool, done.datasets) == (None, 0)
-    assert not rig.seat.spool.exists()
+    assert not rig.context.spool.exists()
 
 
 KILLED = """

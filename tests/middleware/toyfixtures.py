@@ -26,12 +26,12 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) ->
     """Give a template that all tests copy."""
     root = tmp_path_factory.mktemp("template")
     rig = Rig(root, root / "ram", toy_central)
-    work.build_template(rig.seat)
+    work.build_template(rig.context)
     # As the zygote does: a full collection, which each reset of a worker asks
     # for, then does not go through all that was ever imported.
     gc.collect()
     gc.freeze()
-    return rig.seat.template
+    return rig.context.template
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def rigs(tmp_path: Path, toy_central: Path, toy_template: Path) -> Iterator[Make
     def make(central: Path = toy_central, **changes: Any) -> tuple[Rig, ButlerWork]:
         root = tmp_path / str(len(opened))
         rig = Rig(root, root / "ram", central, **changes)
-        shutil.copytree(toy_template, rig.seat.template)
+        shutil.copytree(toy_template, rig.context.template)
         assert rig.config.butler is not None
-        opened.append(ButlerWork(rig.seat, rig.config.butler, load_toy_camera))
+        opened.append(ButlerWork(rig.context, rig.config.butler, load_toy_camera))
         return rig, opened[-1]
 
     yield make

@@ -24,7 +24,7 @@ from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
-from ppdaemon.reports import AskLate
+from ppdaemon.reports import LateRequest
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
 
@@ -73,7 +73,7 @@ def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_pat
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 node.inbox.post(RawArrived(a_raw()))
-                answer = await asyncio.wait_for(answers.answer(AskLate()), 20.0)
+                answer = await asyncio.wait_for(answers.answer(LateRequest()), 20.0)
                 assert answer.data == []
 
     asyncio.run(run())

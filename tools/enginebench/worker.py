@@ -24,7 +24,7 @@ from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 from ppdaemon.worker.main import give_memory_back
 
 __all__ = ("DETECTOR", "Setup", "run_worker")
@@ -97,10 +97,10 @@ def _stderr_to(path: Path) -> Iterator[None]:
         os.close(stderr)
 
 
-def _context(setup: Setup, reports: _StageTimes) -> Seat:
+def _context(setup: Setup, reports: _StageTimes) -> WorkerContext:
     folder = setup.ramdisk
     (folder / "slot").mkdir()
-    return Seat(
+    return WorkerContext(
         config=NodeConfig.model_validate(setup.config),
         slot=0,
         epoch=1,
@@ -115,7 +115,13 @@ def _context(setup: Setup, reports: _StageTimes) -> Seat:
 
 
 def _visit(
-    worker: ButlerWork, context: Seat, setup: Setup, plan: VisitPlan, reports: _StageTimes, *, first: bool
+    worker: ButlerWork,
+    context: WorkerContext,
+    setup: Setup,
+    plan: VisitPlan,
+    reports: _StageTimes,
+    *,
+    first: bool,
 ) -> dict[str, float]:
     """Do one visit; return its measurements."""
     _reset_peak()
@@ -143,7 +149,13 @@ def _visit(
 
 
 def _process(
-    worker: ButlerWork, context: Seat, order: Process, reports: _StageTimes, start_s: float, *, first: bool
+    worker: ButlerWork,
+    context: WorkerContext,
+    order: Process,
+    reports: _StageTimes,
+    start_s: float,
+    *,
+    first: bool,
 ) -> dict[str, float]:
     done = worker.process(order)
     if done.outcome != Outcome.SUCCEEDED or done.engine != context.config.engine.kind or done.spool is None:

@@ -11,7 +11,7 @@ from benching.folders import BenchFolders
 
 from poolbench.results import private_mb
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.messages import NakedVisit
+from ppdaemon.messages import VisitRefused
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
@@ -35,7 +35,7 @@ class BenchRelay(PlayedRelay):
     def on_message(self, message: Any) -> None:
         """Raise `BenchFailed` if the node refuses a visit."""
         super().on_message(message)
-        if isinstance(message, NakedVisit):
+        if isinstance(message, VisitRefused):
             raise BenchFailed(message.reason)
 
 

@@ -110,7 +110,7 @@ def _add_patch(
     if not covered.any():
         return False
     at = np.stack([rows[covered], columns[covered]])
-    # The spline's filter runs over the whole input: cut out the part that is needed.
+    # The spline's filter runs over its complete input: only the needed part is cut out.
     low, high = at.min(axis=1).astype(int) - reach, at.max(axis=1).astype(int) + reach + 2
     cut = slice(low[0], high[0]), slice(low[1], high[1])
     at -= low[:, None]

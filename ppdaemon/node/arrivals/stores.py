@@ -54,7 +54,7 @@ class StoreArrivals:
         completion: RawCompletion,
         counts: ErrorCounts,
         mono: Callable[[], float],
-        patience_s: float,
+        retry_s: float,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         expect: Callable[[ExpectedSensors], None],
     ):
@@ -63,7 +63,7 @@ class StoreArrivals:
         self._completion = completion
         self._counts = counts
         self._mono = mono
-        self._patience_s = patience_s
+        self._retry_s = retry_s
         self._spawn = spawn
         self._expect = expect
         self._hosts = frozenset("/".join(root.path.split("/", 3)[:3]) for root in roots.roots)
@@ -147,7 +147,7 @@ class StoreArrivals:
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
         """Ask again while the store does not serve."""
-        until, backoff = self._mono() + self._patience_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        until, backoff = self._mono() + self._retry_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return await self._exposures.facts(sighting.name, sighting.file)

@@ -17,19 +17,19 @@ from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.turn import AcceptanceChanged
 from ppdaemon.reports import (
-    AskDrain,
-    AskKill,
-    AskLate,
-    AskReload,
-    AskRequeue,
-    AskRestart,
-    AskResume,
-    AskStatus,
-    AskVisit,
-    AskVisits,
-    AskWorkers,
+    DrainRequest,
     Failed,
+    KillRequest,
+    LateRequest,
     Ok,
+    ReloadRequest,
+    RequeueRequest,
+    RestartRequest,
+    ResumeRequest,
+    StatusRequest,
+    VisitRequest,
+    VisitsRequest,
+    WorkersRequest,
 )
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.wire import Model
@@ -57,30 +57,32 @@ class Answers:
             Raised if it cannot be done now.
         """
         match request:
-            case AskStatus():
+            case StatusRequest():
                 return Ok(data=self.status.report().model_dump(mode="json"))
-            case AskWorkers():
+            case WorkersRequest():
                 return _rows(self.status.workers())
-            case AskVisits(limit=limit, failed=failed):
+            case VisitsRequest(limit=limit, failed=failed):
                 return _rows(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
-            case AskVisit(group=group):
+            case VisitRequest(group=group):
                 await self._flush()
                 rows = await self.journal.call(lambda file: file.visit(group))
                 return _rows(rows) if rows else _unknown(f"no visit of group {group!r} in the journal")
-            case AskLate(limit=limit):
+            case LateRequest(limit=limit):
                 await self._flush()
                 return _rows(await self.journal.call(lambda file: file.late.rows(limit)))
-            case AskRequeue():
+            case RequeueRequest():
                 return await self._requeue(request)
-            case AskDrain() | AskResume():
-                self.take(isinstance(request, AskResume))
+            case DrainRequest() | ResumeRequest():
+                self.take(isinstance(request, ResumeRequest))
                 return Ok()
-            case AskReload():
+            case ReloadRequest():
                 return await self.reloader.reload()
-            case AskRestart(slot=number) | AskKill(slot=number):
+            case RestartRequest(slot=number) | KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return _unknown(f"there is no slot {number}")
-                self.pool.handle(number, RestartAsked() if isinstance(request, AskRestart) else KillAsked())
+                self.pool.handle(
+                    number, RestartAsked() if isinstance(request, RestartRequest) else KillAsked()
+                )
                 return Ok()
             case unexpected:
                 raise AssertionError(unexpected)
@@ -104,7 +106,7 @@ class Answers:
         self.relay.set_taking(taking)
         self.status.state = "running" if taking else "draining"
 
-    async def _requeue(self, request: AskRequeue) -> Ok | Failed:
+    async def _requeue(self, request: RequeueRequest) -> Ok | Failed:
         if self.status.state != "running":
             raise Refused("the node takes no visits now")
         rows = await self.facts.requeue(request.group, request.detectors, force=request.force)

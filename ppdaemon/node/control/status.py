@@ -76,7 +76,7 @@ class Status:
         problems = self._problems()
         state: State = "degraded" if problems and self.state == "running" else self.state
         problems = (*self._fixed_problems, *problems)
-        slots = self.pool.seats()
+        slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)
         return StatusReport(
             node=self.config.node.name,
@@ -136,7 +136,7 @@ class Status:
                     detector=key.detector if key else None,
                     attempt=key.attempt if key else None,
                     memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
-                    visits=slot.serial,
+                    visits=slot.visit_number,
                     deadline_s=None if deadline is None else deadline - now,
                     note=slot.note,
                 )

@@ -18,7 +18,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import ZYGOTE_WORDS, Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
+from ppdaemon.messages import ZYGOTE_FACTS, Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
 from ppdaemon.node.processes.child import Child, Lifeline, adopt, launch, wipe
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
 from ppdaemon.node.processes.supervised import SupervisedProcess
@@ -80,7 +80,7 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
             longest_pause_s=60.0,
             steady_s=STEADY_S,
         )
-        super().__init__("zygote", folders.logs / "zygote.log", ZYGOTE_WORDS, lifecycle)
+        super().__init__("zygote", folders.logs / "zygote.log", ZYGOTE_FACTS, lifecycle)
         self.number = number
         self.config = config
         self.template_ms: float | None = None

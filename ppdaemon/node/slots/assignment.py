@@ -49,7 +49,7 @@ class Assignment:
     remarks: tuple[str, ...] = ()
     """Why, in the same order."""
     avoid: int | None = None
-    """The seat of the attempt before."""
+    """The slot of the attempt before."""
     no_return: str = ""
     """What the worker announced before the first irrevocable write."""
 
@@ -145,7 +145,7 @@ class Assignment:
         Parameters
         ----------
         avoid : `int` or `None`
-            The seat of this attempt.
+            The slot of this attempt.
 
         Returns
         -------

@@ -223,10 +223,10 @@ class Weighed(Protocol):
     """Whose workers are measured: the pool."""
 
     def pids(self) -> dict[int, int]:
-        """Return the living workers' process ids by seat."""
+        """Return the living workers' process ids by slot."""
 
     def handle(self, number: int, event: object) -> None:
-        """Give a seat an event."""
+        """Give a slot an event."""
 
 
 class Meters:
@@ -258,7 +258,7 @@ class Meters:
         self._folders = folders
         self._statvfs = statvfs
         self._turn = 0
-        self._repos: dict[tuple[int, int], int] = {}  # by seat and process
+        self._repos: dict[tuple[int, int], int] = {}  # by slot and process
         self._ramdisk_then = 0
 
     def reconfigure(self, config: WorkersConfig) -> None:
@@ -277,7 +277,7 @@ class Meters:
         Parameters
         ----------
         pool : `Weighed`
-            Gets a `~ppdaemon.node.slots.events.MemorySampled` for each seat.
+            Gets a `~ppdaemon.node.slots.events.MemorySampled` for each slot.
         count : `collections.Counter`
             Counts logs that were cut, as ``log_cut``.
         """
@@ -304,25 +304,25 @@ class Meters:
         Parameters
         ----------
         pids : `~collections.abc.Mapping` [`int`, `int`]
-            Process id by seat.
+            Process id by slot.
 
         Returns
         -------
         samples : `dict` [`int`, `~ppdaemon.node.slots.events.MemorySampled`]
-            By seat.
+            By slot.
         """
         self.troubles = (*self._look_at_disks(), *self._cut_logs())
         if self._turn % REPO_EVERY == 0 or self._fills():
             self._repos.clear()
             self._ramdisk_then = self.ramdisk_bytes
         self._turn += 1
-        self._repos = {seat: self._repo_bytes(seat) for seat in pids.items()}
+        self._repos = {slot: self._repo_bytes(slot) for slot in pids.items()}
         return {slot: self._read_one(pid, self._repos[slot, pid]) for slot, pid in pids.items()}
 
-    def _repo_bytes(self, seat: tuple[int, int]) -> int:
-        """Return what is known, never of the seat's worker before."""
-        known = self._repos.get(seat)
-        return folder_bytes(self._folders.repo(seat[0])) if known is None else known
+    def _repo_bytes(self, slot: tuple[int, int]) -> int:
+        """Return what is known, never of the slot's worker before."""
+        known = self._repos.get(slot)
+        return folder_bytes(self._folders.repo(slot[0])) if known is None else known
 
     def _fills(self) -> bool:
         """Whether some repo may be over its quota since they were measured.

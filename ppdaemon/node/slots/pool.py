@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The seats and what happens in them: performs what the slots decide.
+"""The slots and what happens in them: performs what the slots decide.
 
 Covers channels, pidfds, signals, deadlines and RAM-disk repos of all workers,
 without a thread or a task per worker. Decisions are `ppdaemon.node.slots.slot`'s;
-what concerns a visit and not a seat is handed to the supervisor.
+what concerns a visit and not a slot is handed to the supervisor.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from ppdaemon.node.slots.events import (
     DeadlinePassed,
     Finish,
     Fork,
-    LookForRaws,
-    NoteFigures,
+    NoteMeasurements,
     NoteRaw,
     NoteStage,
+    ProtocolViolation,
     RecycleAsked,
-    SeatChanged,
+    RescanRaws,
     Send,
     SetDeadline,
     Signal,
+    SlotChanged,
     WipeRepo,
-    WordsRefused,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -53,11 +53,11 @@ _LOG = logging.getLogger(__name__)
 REAPED_WAIT_S = 0.2
 """How long a pidfd's news waits for the zygote's, which has the status."""
 
-VisitAction = Finish | NoteStage | NoteFigures | NoteRaw | LookForRaws
+VisitAction = Finish | NoteStage | NoteMeasurements | NoteRaw | RescanRaws
 
 
 class Pool:
-    """All seats of a node.
+    """All slots of a node.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Pool:
         self._clock = clock
         self._ask_fork = ask_fork
         self._post = post
-        self._watchers: list[Callable[[Slot, SeatChanged], None]] = []
+        self._watchers: list[Callable[[Slot, SlotChanged], None]] = []
         self._count = count
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
@@ -100,12 +100,12 @@ class Pool:
 
     # --- from the supervisor ---------------------------------------------
 
-    def watch(self, changed: Callable[[Slot, SeatChanged], None]) -> None:
+    def watch(self, changed: Callable[[Slot, SlotChanged], None]) -> None:
         """Call a function with each change of a slot's state from now on."""
         self._watchers.append(changed)
 
-    def open_seat(self) -> Slot:
-        """Open a seat and fill it.
+    def open_slot(self) -> Slot:
+        """Open a slot and fill it.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class Pool:
         Returns
         -------
         pids : `dict` [`int`, `int`]
-            Process id by seat.
+            Process id by slot.
         """
         return {number: child.pid for number, child in self._children.items()}
 
@@ -161,7 +161,7 @@ class Pool:
         Parameters
         ----------
         number : `int`
-            The seat.
+            The slot.
         event : `object`
             What happened.
         """
@@ -175,12 +175,12 @@ class Pool:
         self._perform(slot, actions)
 
     def deadline_of(self, number: int) -> float | None:
-        """Return when a seat's present state ends by itself.
+        """Return when a slot's present state ends by itself.
 
         Parameters
         ----------
         number : `int`
-            The seat.
+            The slot.
 
         Returns
         -------
@@ -189,12 +189,12 @@ class Pool:
         """
         return self._deadlines.of(number)
 
-    def seats(self) -> Counter[SlotState]:
-        """Count the seats in each state.
+    def state_counts(self) -> Counter[SlotState]:
+        """Count the slots in each state.
 
         Returns
         -------
-        seats : `collections.Counter`
+        slots : `collections.Counter`
             By state.
         """
         return Counter(slot.state for slot in self.slots.values())
@@ -286,7 +286,7 @@ class Pool:
             event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
             self._count[f"bad_words.{error.kind}"] += 1
-            event = WordsRefused(str(error))
+            event = ProtocolViolation(str(error))
         self.handle(child.slot, event)
 
     def _ended(self, child: Child) -> None:
@@ -334,9 +334,9 @@ class Pool:
                     # Now, because the event waits its turn: a worker may be
                     # at the next stage before this one is handled.
                     self._post(NoteStage(key, stage, self._clock.tai()))
-                case Finish() | NoteStage() | NoteFigures() | NoteRaw() | LookForRaws():
+                case Finish() | NoteStage() | NoteMeasurements() | NoteRaw() | RescanRaws():
                     self._post(action)
-                case SeatChanged():
+                case SlotChanged():
                     for changed in self._watchers:
                         changed(slot, action)
                 case unexpected:

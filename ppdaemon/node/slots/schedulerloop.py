@@ -7,9 +7,9 @@ from collections.abc import Callable
 from ppdaemon.clock import Clock
 from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots.assignment import Assignment, Key
-from ppdaemon.node.slots.events import RetireAsked, SeatChanged, SlotAssigned
+from ppdaemon.node.slots.events import RetireAsked, SlotAssigned, SlotChanged
 from ppdaemon.node.slots.pool import Pool
-from ppdaemon.node.slots.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slots.scheduler import Assign, OpenSlot, RetireSlot, Scheduler
 from ppdaemon.node.slots.slot import Slot
 from ppdaemon.states import SlotState
 
@@ -66,7 +66,7 @@ class SchedulerLoop:
     def leave_idle(self, slot: int) -> None:
         """Count a slot as idle whose visit ended before it was given to it."""
         if self._pool.slots[slot].state == SlotState.IDLE:
-            self._scheduler.seat_idle(slot, self._clock.mono())
+            self._scheduler.slot_idle(slot, self._clock.mono())
             self._wake()
 
     def tick(self) -> None:
@@ -82,9 +82,9 @@ class SchedulerLoop:
             match decision:
                 case Assign(assignment=assignment, slot=number):
                     self._post(SlotAssigned(assignment, number, self._pool.slots[number].pid))
-                case OpenSeat():
-                    self._scheduler.seat_opened(self._pool.open_seat().number)
-                case RetireSeat(slot=number):
+                case OpenSlot():
+                    self._scheduler.slot_opened(self._pool.open_slot().number)
+                case RetireSlot(slot=number):
                     self._pool.handle(number, RetireAsked())
         for decided in self._watchers:
             decided()
@@ -102,14 +102,14 @@ class SchedulerLoop:
             return None
         return max(0, memory.budget - self._pool.used_bytes()) // max(memory.soft, 1)
 
-    def _slot_changed(self, slot: Slot, change: SeatChanged) -> None:
+    def _slot_changed(self, slot: Slot, change: SlotChanged) -> None:
         match change.after:
             case SlotState.IDLE:
-                self._scheduler.seat_idle(slot.number, self._clock.mono())
+                self._scheduler.slot_idle(slot.number, self._clock.mono())
             case SlotState.STARTING | SlotState.BACKOFF:
-                self._scheduler.seat_rising(slot.number)
+                self._scheduler.slot_starting(slot.number)
             case SlotState.STOPPED | SlotState.UNKILLABLE:
-                self._scheduler.seat_closed(slot.number)
+                self._scheduler.slot_closed(slot.number)
             case _:
-                self._scheduler.seat_busy(slot.number)
+                self._scheduler.slot_busy(slot.number)
         self._wake()

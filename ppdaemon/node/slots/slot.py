@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker's seat as pure code: events in, actions out, one state, one table.
+"""A worker's slot as pure code: events in, actions out, one state, one table.
 
-Covers every decision about one seat: what its worker is told, how long it may
+Covers every decision about one slot: what its worker is told, how long it may
 take, when it is stopped, what outcome its visit gets. Does not cover who gets
 which visit (`ppdaemon.node.slots.scheduler`), nor any I/O (`ppdaemon.node.slots.pool`).
 """
@@ -40,23 +40,23 @@ from ppdaemon.node.slots.events import (
     Finish,
     Fork,
     KillAsked,
-    LookEnded,
-    LookForRaws,
     MemorySampled,
-    NoteFigures,
+    NoteMeasurements,
     NoteRaw,
     NoteStage,
+    ProtocolViolation,
     RawArrived,
     RecycleAsked,
+    RescanDone,
+    RescanRaws,
     RestartAsked,
     RetireAsked,
-    SeatChanged,
     Send,
     SetDeadline,
     Signal,
+    SlotChanged,
     VisitAssigned,
     WipeRepo,
-    WordsRefused,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -73,7 +73,7 @@ JITTER = 0.1
 """Recycling comes up to a tenth sooner or later."""
 MOST_RAWS = 32
 """Exposures of one visit at the most; further ones are not taken."""
-LOOK_S = 2.0
+RESCAN_S = 2.0
 """How long the last look at the expected names may take."""
 
 
@@ -98,7 +98,7 @@ class Slot:
     Parameters
     ----------
     number : `int`
-        The seat's number.
+        The slot's number.
     config : `~ppdaemon.config.WorkersConfig`
         Times and limits.
     jitter : `~collections.abc.Callable`
@@ -114,7 +114,7 @@ class Slot:
         self.assignment: Assignment | None = None
         self.served = False
         """Whether the present worker was ever ready."""
-        self.serial = 0
+        self.visit_number = 0
         """Visits that the present worker was given."""
         self.used_bytes = 0
         self.repo_bytes = 0
@@ -133,7 +133,7 @@ class Slot:
         """A visit's serial, and the CPU time when it was first weighed."""
 
     def open(self, now: float) -> Actions:
-        """Fill the seat for the first time.
+        """Fill the slot for the first time.
 
         Parameters
         ----------
@@ -188,18 +188,20 @@ class Slot:
         Raises
         ------
         InvalidTransition
-            Raised if the table has no entry; the seat is as before.
+            Raised if the table has no entry; the slot is as before.
         """
         self.story.append((now, self.state, event))
         if isinstance(event, Fact):
-            if event.serial < self.serial:
+            if event.visit_number < self.visit_number:
                 return []  # late words about an earlier visit
-            if event.serial > self.serial:
-                return self._refuse(WordsRefused(f"{type(event).__name__} of visit {event.serial}"), now)
+            if event.visit_number > self.visit_number:
+                return self._refuse(
+                    ProtocolViolation(f"{type(event).__name__} of visit {event.visit_number}"), now
+                )
         rule = TABLE.get((self.state, type(event))) or ANY_STATE.get(type(event))
         if rule is None:
             if isinstance(event, Fact):
-                return self._refuse(WordsRefused(f"{type(event).__name__} while {self.state}"), now)
+                return self._refuse(ProtocolViolation(f"{type(event).__name__} while {self.state}"), now)
             raise InvalidTransition(self.tell())
         return rule(self, event, now)
 
@@ -238,10 +240,10 @@ class Slot:
 
     def _prepare(self, event: VisitAssigned, now: float) -> Actions:
         assignment = event.assignment
-        self.serial += 1
+        self.visit_number += 1
         self.assignment = assignment
         order = Prepare(
-            serial=self.serial,
+            visit_number=self.visit_number,
             visit=assignment.visit,
             detector=assignment.key.detector,
             attempt=assignment.key.attempt,
@@ -289,14 +291,14 @@ class Slot:
     def _ingested(self, event: Ingested, now: float) -> Actions:
         held = self._held
         if not held.has(event.exposure) or event.exposure in held.ingested:
-            return self._refuse(WordsRefused(f"ingested exposure {event.exposure}, not asked for"), now)
+            return self._refuse(ProtocolViolation(f"ingested exposure {event.exposure}, not asked for"), now)
         self.assignment = held = replace(held, ingested=tuple(sorted((*held.ingested, event.exposure))))
         return [NoteRaw(held.key, held.ingested, event.shutter_close_tai), *self._wait_on(now)]
 
     def _raw_refused(self, event: RawRefused, now: float) -> Actions:
         held = self._held
         if not held.has(event.exposure) or event.exposure in (*held.ingested, *held.refused):
-            return self._refuse(WordsRefused(f"refused exposure {event.exposure}, not asked for"), now)
+            return self._refuse(ProtocolViolation(f"refused exposure {event.exposure}, not asked for"), now)
         self.assignment = held = replace(
             held, refused=(*held.refused, event.exposure), remarks=(*held.remarks, event.reason)
         )
@@ -310,8 +312,8 @@ class Slot:
 
     def _deadline_of_wait(self, now: float) -> SetDeadline:
         held, at = self._held, self._held.wait_until
-        if self.state == S.LOOKING:  # what is being ingested still counts
-            at = self.since + (LOOK_S if held.settled else self._config.times.ingest_s)
+        if self.state == S.RESCANNING:  # what is being ingested still counts
+            at = self.since + (RESCAN_S if held.settled else self._config.times.ingest_s)
         return SetDeadline(max(at, now))
 
     def _process(self, now: float) -> Actions:
@@ -324,9 +326,9 @@ class Slot:
 
     def _look(self, event: DeadlinePassed, now: float) -> Actions:
         """Time is over; an event of a raw may have been lost."""
-        return [LookForRaws(self._held.key), *self._go(S.LOOKING, now, now + LOOK_S)]
+        return [RescanRaws(self._held.key), *self._go(S.RESCANNING, now, now + RESCAN_S)]
 
-    def _looked(self, event: LookEnded, now: float) -> Actions:
+    def _looked(self, event: RescanDone, now: float) -> Actions:
         return self._end_wait(now) if self._held.settled else [self._deadline_of_wait(now)]
 
     def _no_more_raws(self, event: DeadlinePassed, now: float) -> Actions:
@@ -424,11 +426,11 @@ class Slot:
 
     def _note_weight(self, event: MemorySampled, now: float) -> Actions:
         self.used_bytes, self.repo_bytes = event.used_bytes, event.repo_bytes
-        if self._cpu_from[0] != self.serial:
-            self._cpu_from = (self.serial, event.cpu_s)
+        if self._cpu_from[0] != self.visit_number:
+            self._cpu_from = (self.visit_number, event.cpu_s)
         return []
 
-    def _refuse(self, event: WordsRefused, now: float) -> Actions:
+    def _refuse(self, event: ProtocolViolation, now: float) -> Actions:
         """Words that make no sense: this worker cannot be trusted."""
         if self.state in BUSY_STATES | {S.STARTING, S.IDLE}:
             text = f"the worker said nonsense: {event.reason}"
@@ -515,7 +517,7 @@ class Slot:
     def _go(self, state: SlotState, now: float, deadline: float | None) -> Actions:
         before, self.state, self.since = self.state, state, now
         deadline_action = ClearDeadline() if deadline is None else SetDeadline(deadline)
-        return [deadline_action, SeatChanged(before, state)]
+        return [deadline_action, SlotChanged(before, state)]
 
     @property
     def _held(self) -> Assignment:
@@ -526,7 +528,7 @@ class Slot:
         self.epoch += 1
         self.pid = None
         self.served = False
-        self.serial = 0
+        self.visit_number = 0
         self.used_bytes = self.repo_bytes = 0
         self._cpu_from = (0, 0.0)
         self.after_death = S.BACKOFF
@@ -566,8 +568,8 @@ class Slot:
         """After a visit: idle again, or replaced if it is time."""
         if self.used_bytes > self._config.memory.soft:
             return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
-        if self.serial >= self._last_visit:
-            return self._quit(f"recycled after {self.serial} visits", now)
+        if self.visit_number >= self._last_visit:
+            return self._quit(f"recycled after {self.visit_number} visits", now)
         if now >= self._last_moment:
             return self._quit_of_age(now)
         if self.after_death == S.STOPPED:
@@ -622,7 +624,7 @@ def manner(status: int | None) -> str:
 
 def _figures(key: Key, detail: Mapping[str, Any]) -> Actions:
     """Keep what a worker tells of a step; most have nothing to tell."""
-    return [NoteFigures(key, detail)] if detail else []
+    return [NoteMeasurements(key, detail)] if detail else []
 
 
 Rule = Callable[..., Actions]
@@ -650,8 +652,8 @@ TABLE: dict[tuple[SlotState, type], Rule] = {
     (S.PREPARING, CancelReceived): Slot._cancel_preparing,
     (S.PREPARING, DeadlinePassed): Slot._prepare_overdue,
     (S.WAITING, DeadlinePassed): Slot._look,
-    (S.LOOKING, LookEnded): Slot._looked,
-    (S.LOOKING, DeadlinePassed): Slot._no_more_raws,
+    (S.RESCANNING, RescanDone): Slot._looked,
+    (S.RESCANNING, DeadlinePassed): Slot._no_more_raws,
     (S.PROCESSING, StageReached): Slot._stage,
     (S.PROCESSING, Done): Slot._done,
     (S.PROCESSING, DeadlinePassed): Slot._run_overdue,
@@ -687,7 +689,7 @@ TABLE |= {(state, RecycleAsked): Slot._recycle_later for state in BUSY_STATES}
 
 _WAITING = {
     (state, event): rule
-    for state in (S.WAITING, S.LOOKING)
+    for state in (S.WAITING, S.RESCANNING)
     for event, rule in (
         (RawArrived, Slot._ingest),
         (Ingested, Slot._ingested),
@@ -713,11 +715,11 @@ ANY_STATE: dict[type, Rule] = {
     # memory of a worker that is going already changes nothing.
     RawArrived: Slot._ignore,
     ExposureListed: Slot._ignore,
-    LookEnded: Slot._ignore,
+    RescanDone: Slot._ignore,
     CancelReceived: Slot._ignore,
     DeadlinePassed: Slot._ignore,
     MemorySampled: Slot._note_weight,
-    WordsRefused: Slot._refuse,
+    ProtocolViolation: Slot._refuse,
     PointOfNoReturn: Slot._no_return,
     RetireAsked: Slot._retire_later,
     KillAsked: Slot._kill_asked,

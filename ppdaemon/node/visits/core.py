@@ -31,12 +31,12 @@ from ppdaemon.node.slots.events import (
     CancelReceived,
     ExposureListed,
     Finish,
-    LookEnded,
-    LookForRaws,
-    NoteFigures,
+    NoteMeasurements,
     NoteRaw,
     NoteStage,
     RawArrived,
+    RescanDone,
+    RescanRaws,
     SlotAssigned,
     VisitAssigned,
 )
@@ -58,16 +58,16 @@ from ppdaemon.node.visits.turn import (
     Export,
     FlushAsked,
     LeaveIdle,
+    Leftovers,
+    LeftoversRead,
     NoteExported,
     NoteRaws,
     NoteReported,
     NotRecorded,
     Now,
-    ReadRemains,
+    ReadLeftovers,
     Recorded,
     Refuse,
-    Remains,
-    RemainsRead,
     RemoveMark,
     Report,
     ReportAgain,
@@ -200,7 +200,7 @@ class Visits:
             key=entry.key,
             visit=entry.visit,
             pipelines=chosen.pipelines,
-            no_image_at=announced + self._config.arrivals.patience_s(entry.visit),
+            no_image_at=announced + self._config.arrivals.image_deadline_s(entry.visit),
             pointless_at=announced + self._config.node.expiry_s,
             quiet_s=self._config.arrivals.quiet_s,
         )
@@ -345,7 +345,7 @@ class Visits:
         else:
             waiting.append(key)
 
-    def _rescan_wanted(self, event: LookForRaws, turn: Turn) -> None:
+    def _rescan_wanted(self, event: RescanRaws, turn: Turn) -> None:
         if self.open.of(event.key) is not None:
             self._want_rescan(event.key, turn)
 
@@ -363,7 +363,7 @@ class Visits:
     def _rescan_ended(self, event: RescanEnded, turn: Turn) -> None:
         for key in event.keys:
             if (visit := self.open.of(key)) is not None:
-                self._to_slot(visit, LookEnded(), turn)
+                self._to_slot(visit, RescanDone(), turn)
         visit_key = event.keys[0][:2]
         if self._rescans[visit_key]:  # others wanted one meanwhile
             turn.actions.append(BeginRescan(visit_key))
@@ -407,7 +407,7 @@ class Visits:
             assert event.tai is not None, event
             self._reached(visit, event.stage, event.tai)
 
-    def _note_figures(self, event: NoteFigures, turn: Turn) -> None:
+    def _note_figures(self, event: NoteMeasurements, turn: Turn) -> None:
         if visit := self.open.of(event.key):
             visit.entry.figures |= event.figures
             self.open.touch(visit.entry)
@@ -435,17 +435,17 @@ class Visits:
             # It may have renamed its spool, or set its mark, and then failed
             # or died before it could send a word of it.
             visit.phase, visit.finish = Phase.LEFT, event
-            turn.actions.append(ReadRemains(visit.key))
+            turn.actions.append(ReadLeftovers(visit.key))
         else:
-            self._judge(visit, event, Remains(), turn)
+            self._judge(visit, event, Leftovers(), turn)
 
-    def _remains_read(self, event: RemainsRead, turn: Turn) -> None:
+    def _leftovers_read(self, event: LeftoversRead, turn: Turn) -> None:
         visit = self.open.of(event.key)
         assert visit is not None, event.key
         assert visit.finish is not None, event.key
         self._judge(visit, visit.finish, event.remains, turn)
 
-    def _judge(self, visit: VisitDetector, finish: Finish, remains: Remains, turn: Turn) -> None:
+    def _judge(self, visit: VisitDetector, finish: Finish, remains: Leftovers, turn: Turn) -> None:
         """Give an attempt its outcome by its worker's word, or by what it left."""
         entry, assignment = visit.entry, finish.assignment
         entry.pipeline, entry.engine, entry.datasets = finish.pipeline, finish.engine, finish.datasets
@@ -685,14 +685,14 @@ _RULES: dict[type, Callable[[Visits, Any, Turn], None]] = {
     Exported: Visits._exported,
     Finish: Visits._finish,
     FlushAsked: Visits._write,
-    LookForRaws: Visits._rescan_wanted,
-    NoteFigures: Visits._note_figures,
+    RescanRaws: Visits._rescan_wanted,
+    NoteMeasurements: Visits._note_figures,
     NoteRaw: Visits._note_raw,
     NoteStage: Visits._note_stage,
     NotRecorded: Visits._not_recorded,
     RawArrived: Visits._raw_arrived,
     Recorded: Visits._recorded,
-    RemainsRead: Visits._remains_read,
+    LeftoversRead: Visits._leftovers_read,
     RequeueAsked: Visits._requeue,
     RescanDue: Visits._rescan_due,
     RescanEnded: Visits._rescan_ended,

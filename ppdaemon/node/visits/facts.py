@@ -21,7 +21,7 @@ from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.pump import Inbox, VisitPump
-from ppdaemon.node.visits.remains import discard, read_remains, spools_left
+from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import objection
 from ppdaemon.node.visits.turn import AttemptRecovered, RequeueAsked
 from ppdaemon.reports import RequeueRow
@@ -54,7 +54,7 @@ class VisitFacts:
         find the spools that are left.
         """
         entries = await self.journal.call(lambda journal: journal.unfinished())
-        remains = await asyncio.to_thread(lambda: [read_remains(self.folders, e.key) for e in entries])
+        remains = await asyncio.to_thread(lambda: [read_leftovers(self.folders, e.key) for e in entries])
         for entry, left in zip(entries, remains, strict=True):
             self.inbox.post(AttemptRecovered(entry, left, await self._choose(entry)))
         await self.pump.settle()

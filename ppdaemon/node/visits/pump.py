@@ -26,8 +26,8 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.recovery import discard, read_leftovers
 from ppdaemon.node.visits.relayclient import RESULTS_AT_ONCE, RelayClient
-from ppdaemon.node.visits.remains import discard, read_remains
 from ppdaemon.node.visits.turn import (
     Accept,
     Acknowledge,
@@ -41,14 +41,14 @@ from ppdaemon.node.visits.turn import (
     Export,
     FlushAsked,
     LeaveIdle,
+    Leftovers,
+    LeftoversRead,
     NoteRaws,
     NotRecorded,
     Now,
-    ReadRemains,
+    ReadLeftovers,
     Recorded,
     Refuse,
-    Remains,
-    RemainsRead,
     RemoveMark,
     Report,
     ReportAgain,
@@ -303,8 +303,8 @@ class VisitPump:
                 self.beside(asyncio.to_thread(discard, folders))
             case RemoveMark(key=key):
                 self.beside(asyncio.to_thread(self._folders.mark(*key).unlink, missing_ok=True))
-            case ReadRemains():
-                self.beside(self._read_remains(action))
+            case ReadLeftovers():
+                self.beside(self._read_leftovers(action))
             case BeginRescan(visit=visit):
                 self._loop.call_soon(self._inbox.post, RescanDue(visit))
             case Rescan():
@@ -347,14 +347,14 @@ class VisitPump:
 
     # --- beside the loop ---------------------------------------------------
 
-    async def _read_remains(self, action: ReadRemains) -> None:
+    async def _read_leftovers(self, action: ReadLeftovers) -> None:
         try:
-            remains = await asyncio.to_thread(read_remains, self._folders, action.key)
+            remains = await asyncio.to_thread(read_leftovers, self._folders, action.key)
         except OSError as error:
             # The state disk cannot be read: it may have crossed, so that
             # nothing is tried again.
-            remains = Remains(no_return=f"unknown: {error}")
-        self._inbox.post(RemainsRead(action.key, remains))
+            remains = Leftovers(no_return=f"unknown: {error}")
+        self._inbox.post(LeftoversRead(action.key, remains))
 
     async def _rescan(self, action: Rescan) -> None:
         detectors = {key.detector for key in action.keys}

@@ -20,17 +20,17 @@ from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import (
     RELAY_LIMIT,
-    AckedVisit,
     CancelVisit,
     FromRelay,
     Heartbeat,
     Hello,
-    NakedVisit,
+    HelloRefused,
     ReserveVisit,
     ResultEntry,
     Results,
     ResultsSeen,
-    Sorry,
+    VisitAccepted,
+    VisitRefused,
     Welcome,
 )
 from ppdaemon.wire import decode, encode
@@ -158,7 +158,7 @@ class RelayClient:
             Which of them.
         """
         self._send(
-            AckedVisit,
+            VisitAccepted,
             instrument=visit.visit.instrument,
             group=visit.visit.group,
             detectors=tuple(detectors),
@@ -180,7 +180,7 @@ class RelayClient:
             Whether another try is pointless.
         """
         self._send(
-            NakedVisit,
+            VisitRefused,
             instrument=visit.visit.instrument,
             group=visit.visit.group,
             detectors=tuple(detectors),
@@ -253,15 +253,15 @@ class RelayClient:
         match message:
             case Heartbeat():
                 return
-            case Welcome(origin=origin, life=life):
+            case Welcome(origin=origin, incarnation=incarnation):
                 if self._relay is None:
-                    _LOG.info("welcomed by relay %s, life %s", origin, life)
+                    _LOG.info("welcomed by relay %s, life %s", origin, incarnation)
                 self._relay, self._problem = origin, ""
                 self._on_message(message)
-            case Sorry(code="stranger"):
+            case HelloRefused(code="stranger"):
                 self._relay = None
                 self._hello()
-            case Sorry(reason=reason):
+            case HelloRefused(reason=reason):
                 if self._problem != reason:
                     _LOG.error("refused by relay %s: %s", message.origin, reason)
                 self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
@@ -271,7 +271,7 @@ class RelayClient:
     def _hello(self) -> None:
         self._send(
             Hello,
-            life=self._incarnation,
+            incarnation=self._incarnation,
             instruments=self._instruments,
             capacity=self._capacity if self._taking else 0,
         )

@@ -38,11 +38,11 @@ __all__ = (
     "NoteRaws",
     "NoteReported",
     "Now",
-    "ReadRemains",
+    "ReadLeftovers",
     "Recorded",
     "Refuse",
-    "Remains",
-    "RemainsRead",
+    "Leftovers",
+    "LeftoversRead",
     "RemoveMark",
     "Report",
     "ReportAgain",
@@ -90,7 +90,7 @@ class AssignmentRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class Leftovers:
     """What an attempt left on the state disk."""
 
     no_return: str = ""
@@ -102,11 +102,11 @@ class Remains:
 
 
 @dataclass(frozen=True, slots=True)
-class RemainsRead:
+class LeftoversRead:
     """The disk was read after a worker's death."""
 
     key: Key
-    remains: Remains
+    remains: Leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class AttemptRecovered:
     """The previous run left this attempt without an outcome."""
 
     entry: Entry
-    remains: Remains
+    remains: Leftovers
     chosen: Chosen
 
 
@@ -348,8 +348,8 @@ class RemoveMark:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadRemains:
-    """Read what an attempt left on disk; `RemainsRead` follows."""
+class ReadLeftovers:
+    """Read what an attempt left on disk; `LeftoversRead` follows."""
 
     key: Key
 
@@ -392,7 +392,7 @@ type Action = (
     | Export
     | Discard
     | RemoveMark
-    | ReadRemains
+    | ReadLeftovers
     | BeginRescan
     | Rescan
     | Answer

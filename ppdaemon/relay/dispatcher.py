@@ -19,7 +19,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ppdaemon.messages import AckedVisit, Heartbeat, Hello, NakedVisit, ResultEntry, Results
+from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
 from ppdaemon.relay.orders import (
     AmendOutcome,
@@ -36,14 +37,13 @@ from ppdaemon.relay.orders import (
     TurnAway,
     Withdraw,
 )
-from ppdaemon.relay.roster import Roster
 from ppdaemon.states import Outcome
 
-__all__ = ("Board", "NodeMessage")
+__all__ = ("Dispatcher", "NodeMessage")
 
 _LOG = logging.getLogger(__name__)
 
-HELD, SENT, ACKED = ReservationState.HELD, ReservationState.SENT, ReservationState.ACKED
+UNASSIGNED, SENT, ACKED = ReservationState.UNASSIGNED, ReservationState.SENT, ReservationState.ACKED
 
 REFUSAL_S = 5.0
 """How long a node that did not take a detector is not asked again."""
@@ -62,10 +62,10 @@ PAUSE_S = 1.0
 """A longer gap between ticks (every 0.1 s) means that the process was stopped:
 then the nodes were not silent, nobody listened."""
 
-type NodeMessage = Hello | AckedVisit | NakedVisit | Results | Heartbeat
+type NodeMessage = Hello | VisitAccepted | VisitRefused | Results | Heartbeat
 
 
-class Board:
+class Dispatcher:
     """All open visits, and the nodes they can go to.
 
     Parameters
@@ -87,7 +87,7 @@ class Board:
         self._visits: dict[VisitKey, OpenVisit] = {}
         self._reservations = 0
         self._allowance: dict[str, int] = {}
-        self.roster = Roster(silence_s)
+        self.registry = NodeRegistry(silence_s)
 
     # --- what is there ------------------------------------------------------
 
@@ -146,8 +146,8 @@ class Board:
         for visit in list(self._visits.values()):
             if self.has_room(detectors):
                 break
-            if len(visit.holding(HELD)) == len(visit.reservations):
-                for reservation in visit.holding(HELD):
+            if len(visit.holding(UNASSIGNED)) == len(visit.reservations):
+                for reservation in visit.holding(UNASSIGNED):
                     self._end(visit, reservation, Outcome.EXPIRED, "made room for newer visits", turn)
                 self._close_if_ended(visit, turn)
         return turn
@@ -164,7 +164,7 @@ class Board:
 
     # --- nodes speak --------------------------------------------------------
 
-    def hear(self, peer: bytes, message: NodeMessage, now: float) -> Turn:
+    def receive(self, peer: bytes, message: NodeMessage, now: float) -> Turn:
         """Take a message of a node.
 
         Parameters
@@ -183,15 +183,15 @@ class Board:
         """
         if isinstance(message, Hello):
             return self._greet(peer, message, now)
-        node = self.roster.hear(peer, now)
+        node = self.registry.receive(peer, now)
         if node is None:
             return Turn.of(TurnAway(peer, "stranger", "this relay does not know the connection: say hello"))
         turn = Turn()
         match message:
-            case AckedVisit():
-                self._acked(node, peer, message, now, turn)
-            case NakedVisit():
-                self._naked(node, message, now, turn)
+            case VisitAccepted():
+                self._accepted_visit(node, peer, message, now, turn)
+            case VisitRefused():
+                self._refused_visit(node, message, now, turn)
             case Results():
                 for entry in message.entries:
                     self._result(node, entry, now, turn)
@@ -203,7 +203,7 @@ class Board:
 
     def lose(self, peer: bytes, now: float) -> None:
         """Note that a connection is gone; the next tick does what follows."""
-        node = self.roster.lose(peer)
+        node = self.registry.lose(peer)
         if node is not None:
             _LOG.warning("node lost its connection", extra={"node": node})
             self._wake_all(now)
@@ -217,9 +217,9 @@ class Board:
         elif now - self._ticked_at > PAUSE_S:
             pause_s = now - self._ticked_at
             _LOG.warning("this process did not run for a while", extra={"pause_s": round(pause_s, 3)})
-            self.roster.excuse(pause_s)
+            self.registry.excuse(pause_s)
         self._ticked_at = now
-        silent = self.roster.drop_silent(now)
+        silent = self.registry.drop_silent(now)
         for node in silent:
             _LOG.warning("node is silent", extra={"node": node})
         if silent:
@@ -231,14 +231,14 @@ class Board:
         return turn
 
     def _greet(self, peer: bytes, hello: Hello, now: float) -> Turn:
-        holder = self.roster.holder_of(hello, peer)
+        holder = self.registry.holder_of(hello, peer)
         if holder is not None:
             reason = f"another node named {hello.origin} is connected: names must differ"
             # Sending proves at once whether the holder is still connected: a restarted
             # node need not wait until its former life counts as silent.
             return Turn.of(Beat(holder), TurnAway(peer, "taken", reason))
         _LOG.info("node is there", extra={"node": hello.origin, "capacity": hello.capacity})
-        self.roster.admit(hello, peer, now)
+        self.registry.admit(hello, peer, now)
         turn = Turn.of(Greet(peer))
         for visit in self._visits.values():
             moved = []
@@ -252,7 +252,7 @@ class Board:
         self._wake_all(now)
         return turn
 
-    def _acked(self, node: str, peer: bytes, ack: AckedVisit, now: float, turn: Turn) -> None:
+    def _accepted_visit(self, node: str, peer: bytes, ack: VisitAccepted, now: float, turn: Turn) -> None:
         visit = self._visits.get((ack.instrument, ack.group))
         acked, astray = [], []
         for detector in ack.detectors:
@@ -269,7 +269,7 @@ class Board:
             turn.writes.append(SetAcked(visit.number, tuple(acked)))
             self._plan(visit, now)
 
-    def _naked(self, node: str, nak: NakedVisit, now: float, turn: Turn) -> None:
+    def _refused_visit(self, node: str, nak: VisitRefused, now: float, turn: Turn) -> None:
         visit = self._visits.get((nak.instrument, nak.group))
         if visit is None:
             return
@@ -284,7 +284,7 @@ class Board:
             if nak.final:
                 self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, turn, node)
             else:
-                reservation.state = HELD
+                reservation.state = UNASSIGNED
                 reservation.refused_until[node] = now + REFUSAL_S
         _LOG.info(
             "node refused a visit",
@@ -309,8 +309,8 @@ class Board:
                 extra={"node": node, "group": entry.group, "detector": entry.detector},
             )
             return
-        if reservation.node != node and reservation.node in self.roster:
-            peer = self.roster.peer_of(reservation.node)
+        if reservation.node != node and reservation.node in self.registry:
+            peer = self.registry.peer_of(reservation.node)
             turn.sends.append(Withdraw(peer, *visit.key, (entry.detector,)))
         self._end(visit, reservation, entry.outcome, entry.reason, turn, node)
         self._close_if_ended(visit, turn)
@@ -339,15 +339,15 @@ class Board:
     def _expire(self, visit: OpenVisit, now: float, turn: Turn) -> None:
         outcome = Outcome.CANCELLED if visit.cancelled else Outcome.EXPIRED
         withdrawn: dict[str, list[int]] = defaultdict(list)
-        for reservation in visit.holding(HELD, SENT):
+        for reservation in visit.holding(UNASSIGNED, SENT):
             reason = f"no node served detector {reservation.detector} in time"
             if reservation.state is SENT:
                 reason = f"{reservation.node} did not acknowledge it in time"
                 withdrawn[reservation.node].append(reservation.detector)
             self._end(visit, reservation, outcome, reason, turn)
         for node, detectors in withdrawn.items():
-            if node in self.roster:
-                turn.sends.append(Withdraw(self.roster.peer_of(node), *visit.key, tuple(detectors)))
+            if node in self.registry:
+                turn.sends.append(Withdraw(self.registry.peer_of(node), *visit.key, tuple(detectors)))
         if now >= visit.abandon_at:
             for reservation in visit.holding(ACKED):
                 reason = f"{reservation.node} acknowledged it and never told its outcome"
@@ -355,8 +355,10 @@ class Board:
 
     def _call_off(self, visit: OpenVisit, now: float, turn: Turn) -> None:
         """End what no node that is there can have; the others will answer."""
-        for reservation in visit.holding(HELD, SENT):
-            if reservation.state is HELD or (now >= self._settled_at and reservation.node not in self.roster):
+        for reservation in visit.holding(UNASSIGNED, SENT):
+            if reservation.state is UNASSIGNED or (
+                now >= self._settled_at and reservation.node not in self.registry
+            ):
                 reason = "cancelled before a node acknowledged it"
                 self._end(visit, reservation, Outcome.CANCELLED, reason, turn)
 
@@ -367,11 +369,11 @@ class Board:
         if now < self._settled_at:
             return
         routed: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for reservation in visit.holding(HELD, SENT):
-            if reservation.state is SENT and reservation.node in self.roster:
+        for reservation in visit.holding(UNASSIGNED, SENT):
+            if reservation.state is SENT and reservation.node in self.registry:
                 continue
             barred = [node for node, until in reservation.refused_until.items() if now < until]
-            node = self.roster.routes.choose(visit.visit.instrument, reservation.detector, barred)
+            node = self.registry.routes.choose(visit.visit.instrument, reservation.detector, barred)
             if node is None:
                 continue
             if reservation.node not in ("", node):
@@ -388,20 +390,20 @@ class Board:
         """Send, and send again, what is unacknowledged: one message a node."""
         parcels: dict[tuple[str, int], list[int]] = defaultdict(list)
         for reservation in visit.holding(SENT):
-            if reservation.node in self.roster and now >= reservation.sent_at + self._resend_s:
+            if reservation.node in self.registry and now >= reservation.sent_at + self._resend_s:
                 reservation.sent_at = now
                 parcels[reservation.node, reservation.attempt].append(reservation.detector)
         for (node, attempt), detectors in parcels.items():
             allowance = self._allowance.get(node, MESSAGES_PER_TICK)
             if allowance:  # else it is sent as if this one had been lost
                 self._allowance[node] = allowance - 1
-                peer = self.roster.peer_of(node)
+                peer = self.registry.peer_of(node)
                 turn.sends.append(Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai))
 
     def _send_cancel(self, visit: OpenVisit, turn: Turn) -> None:
         for node in sorted({reservation.node for reservation in visit.holding(SENT, ACKED)}):
-            if node in self.roster:
-                turn.sends.append(Withdraw(self.roster.peer_of(node), *visit.key))
+            if node in self.registry:
+                turn.sends.append(Withdraw(self.registry.peer_of(node), *visit.key))
 
     def _plan(self, visit: OpenVisit, now: float) -> None:
         """Set when the visit has to be looked at again, if nothing happens."""
@@ -411,8 +413,8 @@ class Board:
         dues = [visit.expires_at if now < visit.expires_at else visit.abandon_at]
         if now < self._settled_at:
             dues.append(self._settled_at)
-        for reservation in visit.holding(HELD, SENT):
-            if reservation.state is SENT and reservation.node in self.roster:
+        for reservation in visit.holding(UNASSIGNED, SENT):
+            if reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
             dues.extend(until for until in reservation.refused_until.values() if now < until)
         visit.due = min(dues)

@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Accepted, VisitStatus
-from ppdaemon.relay.board import Board
 from ppdaemon.relay.config import RelayConfig
+from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import FoundVisit, Ledger
 from ppdaemon.relay.openvisit import Reservation
 from ppdaemon.relay.orders import Turn
@@ -24,7 +24,7 @@ from ppdaemon.relay.throttle import Throttle
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.visit import NextVisit, VisitCanceled
 
-__all__ = ("CarryOut", "Desk", "OpenVisitCall")
+__all__ = ("CarryOut", "SubmitServer", "OpenVisitCall")
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ class OpenVisitCall(Protocol):
         """Open it."""
 
 
-class Desk:
+class SubmitServer:
     """Where clients are answered.
 
     Parameters
     ----------
     config : `~ppdaemon.relay.config.RelayConfig`
         Instruments and expiry.
-    board : `~ppdaemon.relay.board.Board`
+    board : `~ppdaemon.relay.dispatcher.Dispatcher`
         The open visits.
     writer : `~ppdaemon.sqlitefile.BatchWriter`
         The way to the ledger.
@@ -74,7 +74,7 @@ class Desk:
         self,
         *,
         config: RelayConfig,
-        board: Board,
+        dispatcher: Dispatcher,
         writer: BatchWriter[Ledger],
         throttle: Throttle,
         clock: Clock,
@@ -83,7 +83,7 @@ class Desk:
         open_visit: OpenVisitCall,
     ):
         self._config = config
-        self._board = board
+        self._dispatcher = dispatcher
         self._writer = writer
         self._throttle = throttle
         self._clock = clock
@@ -143,10 +143,10 @@ class Desk:
             reply(verdict)
             return
         detectors = self._config.instruments[visit.instrument].detectors
-        if not self._board.has_room(len(detectors)):
-            self._carry_out(self._board.make_room(len(detectors)))
-        if not self._board.has_room(len(detectors)):
-            reason = f"{self._board.reservations} visit-detectors are under way, too many for more"
+        if not self._dispatcher.has_room(len(detectors)):
+            self._carry_out(self._dispatcher.make_room(len(detectors)))
+        if not self._dispatcher.has_room(len(detectors)):
+            reason = f"{self._dispatcher.reservations} visit-detectors are under way, too many for more"
             self._refuse(reply, "full", reason, visit.group)
             return
         content = content_of(visit)
@@ -192,7 +192,7 @@ class Desk:
             self._refuse(reply, "cancel", reason, group)
             return
         keys = [(visit.instrument, group) for visit in meant]
-        under_way = sum(len(self._board.open_detectors(key)) for key in keys)
+        under_way = sum(len(self._dispatcher.open_detectors(key)) for key in keys)
         answer = Accepted(status="accepted", group=group, detectors=under_way)
         if not under_way:
             answer = Accepted(status="ignored", group=group, reason="all its detectors have ended")
@@ -201,7 +201,7 @@ class Desk:
         _LOG.info("visit cancelled", extra={"group": group, "status": answer.status, "detectors": under_way})
         together = Turn()
         for key in keys:
-            turn = self._board.cancel(key, self._clock.mono())
+            turn = self._dispatcher.cancel(key, self._clock.mono())
             together.writes += turn.writes
             together.sends += turn.sends
         self._carry_out(together, partial(reply, answer))

@@ -9,7 +9,7 @@ from pathlib import Path
 from node import running
 
 from ppdaemon.folders import REFUSAL, NodeFolders
-from ppdaemon.reports import AskReload, AskWorkers
+from ppdaemon.reports import ReloadRequest, WorkersRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.processes import descendants, title
 from ppdaemon.wire import encode
@@ -49,7 +49,7 @@ def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_bac
         (node.state / "central-refuses").unlink()
         (spool,) = folders.refused.iterdir()
         spool.rename(folders.spool / spool.name)
-        node.daemon.ask(AskReload(), timeout_s=30)
+        node.daemon.ask(ReloadRequest(), timeout_s=30)
         assert node.wait(node.exported) == ["DemoCam~g1~0~1"]
         node.wait(lambda: node.status().state == "running")
 
@@ -61,6 +61,6 @@ def test_clients_that_do_not_read_cost_no_descriptor(tmp_path, socket_dir):
         for _ in range(5):
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(node.control))
-                client.sendall((encode(AskWorkers()) + b"\n") * 500)
+                client.sendall((encode(WorkersRequest()) + b"\n") * 500)
         node.wait(lambda: len(list(descriptors.iterdir())) <= before)
         assert node.status().node == "n1"
