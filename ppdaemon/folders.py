@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a node keeps what: the names of its folders and files."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
 
-__all__ = ("REFUSAL", "NodeFolders")
+__all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 
 REFUSAL = "refused.txt"
 """Says in a spool why it cannot be exported; it stays there when an operator
@@ -214,3 +215,17 @@ class NodeFolders:
     def lock(self) -> Path:
         """Locked by the running daemon (`pathlib.Path`)."""
         return self.state / "lock"
+
+
+def remove_spool(spool: Path) -> None:
+    """Delete a spool in such a way that half of one is never taken for one.
+
+    Of one that is gone, what is left is deleted: whoever deleted it may have
+    been killed meanwhile.
+    """
+    present, doomed = spool.exists(), spool.with_name(f"{spool.name}.done")
+    if present:
+        shutil.rmtree(doomed, ignore_errors=True)
+        spool.rename(doomed)
+    # What is gone counts as exported: no error may have it tried for ever.
+    shutil.rmtree(doomed, ignore_errors=not present)

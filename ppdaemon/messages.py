@@ -352,7 +352,7 @@ ORDERS = pydantic.TypeAdapter[Prepare | Ingest | Process | GiveUp | ExportSpool 
 
 
 class Fact(Model):
-    """What a worker tells; `serial` says of which visit."""
+    """What a worker tells; `visit_number` says of which visit."""
 
     visit_number: int = 0
     """The `Prepare` that it belongs to; 0 before the first one."""

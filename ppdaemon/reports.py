@@ -227,7 +227,7 @@ class StatusReport(Model):
     workers_max: int
     queued: int
     open_visits: int
-    """Visit-detectors without an outcome."""
+    """Visit-detectors without an outcome that is in the journal."""
     outcomes: dict[Outcome, int]
     """Since the daemon started."""
     late_raws: int = 0

@@ -138,6 +138,7 @@ class Node:
             lock,
             self.pool,
             self.visits,
+            self.pump,
             self.journal,
             self.scheduler,
             self.exporter,

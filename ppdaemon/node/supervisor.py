@@ -184,7 +184,8 @@ class Supervisor:
         await self._until(settling.done, SETTLE_S)
         settling.cancel()
         exporter = node.exporter
-        await self._until(lambda: not exporter.waiting or bool(exporter.problem), EXPORT_AT_STOP_S)
+        exporter.hurry()
+        await self._until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
         await self._until_reported(node)
 
     async def _until_reported(self, node: Node) -> None:

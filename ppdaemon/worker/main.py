@@ -169,7 +169,7 @@ class Visits:
                 write_durably(mark, fact.what)
         if isinstance(fact, Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
-        self._channel.send(fact.model_copy(update={"serial": self._visit_number}))
+        self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
 
     def _mark(self, order: Prepare) -> Path:
         visit = order.visit

@@ -359,6 +359,7 @@ def test_a_spool_of_which_half_is_deleted_is_no_spool(
     assert NodeFolders.read_spooled(spools[0].name)
     assert not NodeFolders.read_spooled(left.name), "the node does not take it for a spool"
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
+    assert not left.exists()
 
 
 def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:

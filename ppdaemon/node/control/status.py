@@ -22,6 +22,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
@@ -42,6 +43,7 @@ class Status:
     lock: NodeLock
     pool: Pool
     visits: Visits
+    pump: VisitPump
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
     exporter: ExporterProcess
@@ -85,7 +87,7 @@ class Status:
             state=state,
             text=(
                 f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
-                f" {len(self.visits.open)} visit-detectors open"
+                f" {self.pump.open} visit-detectors open"
             ),
             started_tai=self.started_tai,
             tai=self.clock.tai(),
@@ -93,7 +95,7 @@ class Status:
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             queued=self.scheduler.queued,
-            open_visits=len(self.visits.open),
+            open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
             late_raws=self.count["late_raws"],
             refused_raws=self.arrivals.refused,

@@ -69,6 +69,13 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         return self._failure
 
     @property
+    def pausing(self) -> bool:
+        """Whether what is left is tried again only after a pause."""
+        due = self.lifecycle.deadline
+        is_idle = self.lifecycle.state in (State.PAUSING, State.RESTING)
+        return is_idle and due is not None and due > self._loop.time()
+
+    @property
     def text(self) -> str:
         """The exporter in a word or two."""
         if self.problem:
@@ -81,6 +88,11 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         """Export this spool, a directory with a manifest, as soon as possible."""
         self._spools[spool] = None
         self._serve()
+
+    def hurry(self) -> None:
+        """Start the next process now if it pauses before that: the daemon stops."""
+        if self._spools and self.lifecycle.state is State.PAUSING:
+            self.start()
 
     def withdraw(self, spool: str) -> bool:
         """Return whether a spool will not be exported: it is forgotten, unless its export is under way."""

@@ -130,7 +130,7 @@ class Slot:
         self._last_visit = config.recycle_visits
         self._last_moment = 0.0
         self._cpu_from = (0, 0.0)
-        """A visit's serial, and the CPU time when it was first weighed."""
+        """A visit's number, and the CPU time when it was first weighed."""
 
     def open(self, now: float) -> Actions:
         """Fill the slot for the first time.

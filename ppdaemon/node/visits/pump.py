@@ -142,6 +142,12 @@ class VisitPump:
         self._answers: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
         self._results: list[ResultEntry] = []
         self._gathering: asyncio.TimerHandle | None = None
+        self._ending = 0
+
+    @property
+    def open(self) -> int:
+        """Visit-detectors without an outcome that is in the journal."""
+        return len(self._visits.open) + self._ending
 
     async def run(self) -> None:
         """Handle events until cancelled."""
@@ -228,8 +234,11 @@ class VisitPump:
 
     def _commit(self, turn: Turn) -> None:
         may_fail = next((write for write in turn.writes if isinstance(write, Accept | Requeue)), None)
+        ending = sum(len(action.entries) for action in turn.actions if isinstance(action, Report))
+        self._ending += ending
 
         def done(results: Sequence[object] | Exception) -> None:
+            self._ending -= ending
             if isinstance(results, Exception):
                 self._refused(turn, may_fail, results)
                 return
@@ -239,6 +248,7 @@ class VisitPump:
                     self._inbox.post(Recorded(write, result))
 
         def failed(error: Exception) -> None:
+            self._ending -= ending
             self._refused(turn, may_fail, error)
 
         # What is promised to nobody yet may fail with the file; all else is
