@@ -20,10 +20,10 @@ from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.node.visits.turn import Accept, Entry, Reserved
 from ppdaemon.reports import LateRequest
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
@@ -149,7 +149,7 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
             entry = Entry(assignment.key, assignment.visit, received_tai=2e9)
-            await node.writer.call(lambda journal: journal.accept([entry]))
+            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), (entry,))))
             node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")

@@ -124,7 +124,6 @@ class Status:
         now = self.clock.mono()
         rows = []
         for slot in self.pool.slots.values():
-            key = slot.assignment.key if slot.assignment else None
             deadline = self.pool.deadline_of(slot.number)
             rows.append(
                 WorkerRow(
@@ -133,10 +132,7 @@ class Status:
                     epoch=slot.epoch,
                     pid=slot.pid,
                     since_s=max(0.0, now - slot.since),
-                    instrument=key.instrument if key else None,
-                    group=key.group if key else None,
-                    detector=key.detector if key else None,
-                    attempt=key.attempt if key else None,
+                    **(slot.assignment.key._asdict() if slot.assignment else {}),
                     memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
                     visits=slot.visit_number,
                     deadline_s=None if deadline is None else deadline - now,
