@@ -166,6 +166,7 @@ def command(
     files are deleted.
     """
     os.environ.update(ENVIRONMENT)
+    # Imported once in the fork server: each process would need seconds for it.
     _CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
     groups = measure_all(
         only or NAMES,

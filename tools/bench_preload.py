@@ -197,6 +197,7 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None
     from preloadbench.worker import Host
 
     os.environ.update(_FORK_ENVIRONMENT)
+    # Imported once in the fork server: each process would need seconds for it.
     _CONTEXT.set_forkserver_preload(["preloadbench.worker"])
     workload = Workload(*(amounts[name] for name in ("workers", "visits", "crowd", "rounds")))
     size = Size(

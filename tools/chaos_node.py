@@ -27,6 +27,7 @@ __all__ = ("ChaosNode",)
 
 MARK = "PPDAEMON_CHAOS"
 DAEMON = Path(__file__).with_name("chaos_daemon.py")
+# Includes the export of all spools.
 STOP_S = 30.0
 PER_WORKER = 2
 """Descriptors of a supervisor per worker: channel and pidfd."""

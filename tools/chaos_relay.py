@@ -17,6 +17,7 @@ from ppdaemon.visit import NextVisit
 
 __all__ = ("ChaosRelay",)
 
+# Shorter than in reality, so that a short run has many of them.
 HEARTBEAT_S = 0.2
 RESEND_S = 0.5
 INVALID_MESSAGES = (

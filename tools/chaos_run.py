@@ -31,6 +31,7 @@ __all__ = ("ChaosFailed", "ChaosRun", "Report")
 
 # Faults come every 0.8 s: the loop must not delay them.
 STEP_S = 0.015
+# Quarantined slots must be restarted soon, or the run has too few workers.
 CHECK_S = 0.5
 READY_S = 90.0
 ORPHANS_S = 5.0
@@ -273,6 +274,7 @@ class ChaosRun:
         orphans.pop(self.node.pid, None)
         self._orphans = orphans
         self._at(self._now_s + ORPHANS_S, self._check_orphans)
+        # At once, so that both incarnations' processes exist side by side for some time.
         self.node.launch()
         return True
 

@@ -18,6 +18,7 @@ __all__ = ("RunFolders", "Scene", "ScriptedScene")
 
 CAMERA = "DemoCam"
 IMAGE_TIMEOUT_S = 4.0
+# Short limits, so that each of them is reached in a short run.
 TIMES = {"boot_s": 10, "prepare_s": 2, "ingest_s": 2, "run_s": 3, "export_s": 2, "grace_s": 0.3, "stop_s": 3}
 
 

@@ -109,7 +109,7 @@ def make_central_repo(
         make_apdb(partial_root, root)
         write_alert_map(partial_root / ALERT_MAP, skies[0])
         partial_root.rename(root)
-    except BaseException:
+    except BaseException:  # also after Ctrl-C: an incomplete repo must not remain
         shutil.rmtree(partial_root, ignore_errors=True)
         raise
     progress(f"central repo ready: {root}")
@@ -283,6 +283,7 @@ def _ingest(butler: Butler, files: Iterable[MasterFile]) -> None:
         datasets.append(FileDataset(path=file.path, refs=[ref], formatter=GenericFormatter))
         if file.epoch is not None:
             certified.setdefault(file.epoch, []).append(ref)
+    # Certified after the ingest: only datasets in the registry can be certified.
     butler.ingest(*datasets, transfer="move")
     for number, refs in certified.items():
         epoch = EPOCHS[number]

@@ -111,6 +111,7 @@ class NoticeSender:
 
     def close(self) -> None:
         """Send the queued notices and close the socket."""
+        # Only term waits for the queued notices, at most for the linger time.
         self._socket.close()
         self._context.term()
 
@@ -169,6 +170,7 @@ class Delivery:
         in_order = sorted(itertools.chain(*files_to_write), key=lambda scheduled: scheduled.after_s)
         waited_s = 0.0
         for after_s, together in itertools.groupby(in_order, key=lambda scheduled: scheduled.after_s):
+            # Delays are relative to the first file, so only the rest is waited for.
             if after_s > waited_s:
                 self._sleep(after_s - waited_s)
                 waited_s = after_s
@@ -192,6 +194,7 @@ class Delivery:
     def _writer(self, scheduled: ScheduledFile) -> Iterator[int]:
         target = self.root / scheduled.path
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A rewrite does not use the mode: the file exists already.
         match scheduled.rewrite, self._mode:
             case (Rewrite.REPLACE, _) | (None, WriteMode.RENAME):
                 publish(target, scheduled.content)

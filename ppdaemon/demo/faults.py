@@ -127,6 +127,7 @@ def with_cards(image: bytes, cards: Mapping[str, Any]) -> bytes:
 
     Raises `ValueError` if the header lacks one of the keywords.
     """
+    # Cards are replaced in place, so that the offsets of the other HDUs stay valid.
     changed, missing = bytearray(image), set(cards)
     for start in range(0, len(image), _CARD):
         keyword = image[start : start + 8].decode("ascii", "replace").strip()

@@ -46,6 +46,7 @@ class NightScreen:
         self._visits = visits
         self._detectors = detectors
         self._events: deque[str] = deque(maxlen=EVENT_LINES)
+        # A log file gets plain lines: no control sequences of a live table.
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._reported: dict[str, int] = {}
 

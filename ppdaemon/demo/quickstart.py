@@ -65,6 +65,7 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     shm = Path("/dev/shm")
+    # Not below the output: sockets are here, and their paths must be short.
     ramdisk = Path(tempfile.mkdtemp(prefix="ppdemo-", dir=shm if shm.is_dir() else None))
     paths = DemoPaths(scratch.absolute(), ramdisk)
     try:
@@ -77,6 +78,7 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
 
 def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) -> Report:
     started = time.monotonic()
+    # Other demonstrations may run at the same time: their processes are not leftovers of this one.
     mark = uuid.uuid4().hex
     with console.status("making the central repo"):
         make_central_repo(
@@ -88,6 +90,7 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
     with running(paths, workers, mark) as (relay, node):
         visits = plan_night(Clock().tai() + 1.0)
         rows = _take_visits(visits, paths, console, relay, node)
+    # Counted when both programs have stopped.
     leftovers = (leftover_processes(mark), leftover_repos(paths))
     with console.status("comparing alerts with the injected truth"):
         report = make_report(rows, visits, paths, leftovers, time.monotonic() - started)
@@ -154,6 +157,7 @@ def _take_visits(
         RelayClient(paths.submit) as client,
         NoticeSender(paths.notices, NoticeKind.PLAIN, bind=True) as sender,
     ):
+        # The daemon subscribes some time after its start; earlier notices would be lost.
         sender.wait_for_subscriber(SUBSCRIBER_S)
         telescope = Telescope(
             SimulatedCamera(),

@@ -135,6 +135,7 @@ def write_raw(root: Path | str, plan: ExposurePlan, detector: int, pixels: np.nd
     """Write one DemoCam detector below the raw root, the sidecar first; return the FITS path."""
     image, sidecar = encode_raw(plan, detector, pixels)
     path = Path(root) / raw_path(plan, detector_names(plan.instrument)[detector][0])
+    # In the order of a real camera: a program that finds the image can rely on the sidecar.
     publish(path.with_suffix(".json"), sidecar)
     publish(path, image)
     return path
@@ -154,6 +155,7 @@ def publish(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(content)
+    # The rename is atomic: no reader sees an incomplete file.
     os.replace(partial, path)
 
 

@@ -113,6 +113,7 @@ def score_detector(
     alert_xy = np.column_stack(wcs.all_world2pix(ra_dec[:, 0], ra_dec[:, 1], 0)) if len(alerts) else ra_dec
     radius_px = radius_arcsec / PIXEL_SCALE_ARCSEC
     expected = np.flatnonzero(inside & (truth["kind"] == TRANSIENT))
+    # All sources count as real, but only bright enough transients as injected.
     snr = _signal_to_noise(image, true_xy[expected], truth["difference_njy"].value[expected])
     expected = expected[snr > snr_min]
     found = _within(true_xy[expected], alert_xy, radius_px)

@@ -186,6 +186,7 @@ def _start(name: str, module: str, config: dict[str, Any], paths: DemoPaths, mar
     path = paths.scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     log = paths.scratch / f"{name}.log"
+    # A file, not a pipe: no program reads the log while the service runs.
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, "run", "--config", str(path)],
@@ -211,6 +212,7 @@ def running(
     """
     for folder in (paths.raws, paths.alerts, paths.ramdisk):
         folder.mkdir(parents=True, exist_ok=True)
+    # The relay starts first and stops last: the node can send its last results.
     relay = _start("pprelay", "ppdaemon.relay.app", relay_config(paths, detectors), paths, mark)
     try:
         config = node_config(paths, workers)

@@ -234,6 +234,7 @@ class Telescope:
         time, `~ppdaemon.errors.Refused` if it rejects or ignores an event, and
         `~ppdaemon.errors.BadMessage` if its answer is invalid.
         """
+        # Monotonic: a change of the computer's time must not shift the visits.
         begin = self._clock.mono()
         delivered = 0
         for planned in events:
@@ -268,6 +269,7 @@ class Telescope:
         if self._relay is None:
             return "not sent: no relay is configured"
         answer = self._relay.ask(event)
+        # A duplicate was accepted before.
         if answer.status not in ("accepted", "duplicate"):
             raise Refused(f"the relay did not accept the event: {summary(answer)}")
         return f"{answer.status} by the relay, {answer.detectors} detectors"

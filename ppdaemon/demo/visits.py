@@ -132,6 +132,7 @@ def plan_visits(
     if group is not None and count > 1:
         raise ValueError(f"one group cannot name {count} visits: omit it, or plan one visit")
     exposure_s = 0.0 if image_type is ImageType.BIAS else cadence.exposure_s
+    # Visits may overlap, exposures of one camera may not.
     busy_s = snaps * (exposure_s + cadence.readout_s)
     if count > 1 and busy_s > cadence.every_s:
         raise ValueError(f"a visit every {cadence.every_s:g} s is too often: {snaps} snaps take {busy_s:g} s")

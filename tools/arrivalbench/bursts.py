@@ -59,6 +59,7 @@ def measure_storm(
         pid = node.daemon.status().pid
         node.wait(lambda: _watches(pid) >= exposures, pause_s=POLL_S)
         progress(f"storm: {workload.storm} files while the daemon is stopped")
+        # A stopped daemon reads no events, so that the kernel's queue overflows.
         os.kill(pid, signal.SIGSTOP)
         try:
             writer.send(WriteBurst(workload.storm))
@@ -66,6 +67,7 @@ def measure_storm(
             while writer.receive() is None and time.monotonic() < until:
                 node.relay.listen(POLL_S)
         finally:
+            # Also after an error: a stopped daemon does not react to SIGTERM.
             os.kill(pid, signal.SIGCONT)
         continued_at, used_s = time.monotonic(), node.usage().cpu_s
         seen_at = _wait_for_count(node, workload.storm, _seen)

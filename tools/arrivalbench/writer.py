@@ -93,6 +93,7 @@ class Writer:
     """Starts the writing process, sends it orders and receives its answers."""
 
     def __init__(self, root: Path, detectors: Sequence[int], notices: str | None = None):
+        # Not forked: this process has the threads and sockets of the relay.
         context = multiprocessing.get_context("spawn")
         self._pipe, child_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(child_end, root, tuple(detectors), notices))
@@ -208,6 +209,7 @@ class _Camera:
             beside_image = Path(sidecar_path(str(path)))
             publish(self._root / beside_image, sidecar)
             if order.renamed:
+                # Before the rename: afterwards the worker may have its order already.
                 complete[detector] = time.monotonic()
                 os.rename(self._staged / path.name, self._root / path)
             else:

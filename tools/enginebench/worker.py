@@ -74,6 +74,7 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         context = _context(setup, reports)
         work.set_up_libraries()
         work.build_template(context)
+        # As in the zygote: collections in a worker need not visit the imported objects.
         gc.collect()
         gc.freeze()
         make = TasksOnly if setup.tasks_only else ButlerWork

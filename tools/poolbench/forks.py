@@ -82,6 +82,7 @@ class _ZygoteClient:
         self.generation.ask(order)
         forked, descriptors = await self.receive(Forked)
         forked_ms = (time.monotonic() - ordered_at) * 1e3
+        # The pidfd; the end of the worker is reported by the zygote.
         os.close(descriptors[1])
         with socket.socket(fileno=descriptors[0]) as channel:
             channel.setblocking(False)
