@@ -2,8 +2,8 @@
 """Central repos on SQLite and on PostgreSQL with so few datasets that a test can name each.
 
 Around detector 1 of ToyCam: two patches under it, one that only the padding
-of its footprint reaches, one beyond; the refcat's shards for a wide area; a
-model for all the world; an optional input that nobody has made.
+of its footprint reaches, one beyond; the refcat's shards of a wide area; one
+model; an optional input of which there is no dataset.
 """
 
 import shutil
@@ -37,7 +37,7 @@ from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.butlerwork import ButlerWork
 
 PADDED = 0.004
-"""Degrees beyond the detector's edge, which half of the usual padding reaches."""
+"""Degrees beyond the detector's edge, half of the usual padding."""
 PATCHES = {
     0: (RA - 0.3, RA - 0.1),
     1: (RA - 0.1, RA + PADDED),
@@ -46,24 +46,24 @@ PATCHES = {
 }
 """Where patches begin and end in right ascension; detector 1 ends at `RA`."""
 OLD_UNIVERSES = {"SQLite": 6, "PostgreSQL": 7}
-"""Former versions of the Butler's dimensions that have groups, each on one database; the newest is 8."""
+"""Older versions of the Butler's dimensions that have groups, each on one database; the newest is 8."""
 
 
 CHAIN = f"{NAME}/prompt/output-2026-11-22"
-"""Finds the outputs of the usual visits."""
+"""Chain of the usual visits' outputs."""
 FIRST = DAY * 100000 + 1
 """The usual exposure."""
 
 
 ON_SQLITE = pytest.mark.parametrize("server", ["SQLite"], indirect=True)
-"""Marks tests that have nothing to do with the database."""
+"""Marks tests that do not depend on the database."""
 ON_POSTGRES = pytest.mark.parametrize("server", ["PostgreSQL"], indirect=True)
 """Marks tests of what only PostgreSQL can do."""
 
 
 @dataclass(frozen=True)
 class Central:
-    """A central repo and the database that it is in."""
+    """A central repo and its database."""
 
     root: Path
     server: PostgresServer | None = None
@@ -116,8 +116,8 @@ def _add_patches(butler: Butler) -> None:
     )
     butler.collections.register(f"{NAME}/templates")
     for patch, (left, right) in PATCHES.items():
-        place = {"cell_x": patch, "cell_y": 0, "region": box(left, low, right, high)}
-        insert("patch", {"skymap": "toy", "tract": 0, "id": patch, **place})
+        cell = {"cell_x": patch, "cell_y": 0, "region": box(left, low, right, high)}
+        insert("patch", {"skymap": "toy", "tract": 0, "id": patch, **cell})
         for band in FILTERS.values():
             ids = {"skymap": "toy", "tract": 0, "patch": patch, "band": band}
             butler.put({"patch": patch, "band": band}, "toy_template", ids, run=f"{NAME}/templates")
@@ -158,10 +158,10 @@ class ClassifyConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
     model = PrerequisiteInput(name="toy_model", doc="one for all", storageClass=_DICT, dimensions=())
     optional = PrerequisiteInput(
-        name="toy_optional", doc="nobody has it", storageClass=_DICT, dimensions=(), minimum=0
+        name="toy_optional", doc="there is none", storageClass=_DICT, dimensions=(), minimum=0
     )
-    unheard = PrerequisiteInput(
-        name="toy_unheard", doc="not even registered", storageClass=_DICT, dimensions=(), minimum=0
+    unregistered = PrerequisiteInput(
+        name="toy_unregistered", doc="not even registered", storageClass=_DICT, dimensions=(), minimum=0
     )
     output = Output(name="toy_classes", doc="classified", storageClass=_DICT, dimensions=EXPOSURE)
 
@@ -179,7 +179,7 @@ class ClassifyTask(PipelineTask):
 
 
 def write_everything(folder: Path) -> str:
-    """Write a pipeline that reads all there is; return its path."""
+    """Write a pipeline that reads every dataset type; return its path."""
     tasks = {"isr": "Isr", "calibrate": "Calibrate", "subtract": "Subtract", "associate": "Associate"}
     lines = ["description: everything", f"instrument: {ToyCam.__module__}.ToyCam", "tasks:"]
     lines += [f"  {label}: {ToyCam.__module__}.{task}Task" for label, task in tasks.items()]
@@ -193,14 +193,14 @@ def write_everything(folder: Path) -> str:
 
 
 def outputs(central: Central, name: str) -> list[tuple[int, Any]]:
-    """Return detector and UUID of each output of a type that the day's chain finds."""
+    """Return detector and UUID of each output of a type in the day's chain."""
     with Butler.from_config(str(central.root)) as butler:
         refs = butler.query_datasets(name, collections=CHAIN, find_first=False, explain=False)
         return sorted((int(ref.dataId.get("detector", -1)), ref.id) for ref in refs)
 
 
 def run_visit(rig: Rig, worker: ButlerWork, detector: int, **order: Any) -> Done:
-    """Process the usual exposure with two tasks; return what became of it."""
+    """Process the usual exposure with two tasks; return the result."""
     worker.prepare(rig.order(detector, main="Frame", **order))
     worker.ingest(rig.raw(detector))
     return worker.process(Process(exposures=(FIRST,)))

@@ -3,8 +3,8 @@
 
 They are forked from a process that has imported everything and opened
 nothing. Each opens its own repo, waits for all others, prepares a visit, and
-keeps what it has open until the last one is done, as workers that wait for
-their images do. Called with the central repo, a scratch folder, the number of
+keeps its connections and files open until the last one has finished, as
+workers that wait for their images do. Called with the central repo, a scratch folder, the number of
 workers and spools to export meanwhile, it prints JSON::
 
     PYTHONPATH=.:tests:tests/middleware python tests/middleware/crowd.py REPO FOLDER 205
@@ -42,7 +42,7 @@ class Gate:
         os.close(self._out)
 
     def open(self) -> None:
-        """Let all through; called in the parent."""
+        """Open the gate; called in the parent."""
         os.close(self._in)
         os.close(self._out)
 
@@ -55,7 +55,7 @@ class Crowd:
         self._pids: list[int] = []
 
     def fork(self, do: Callable[[Callable[[dict[str, Any]], None]], None]) -> None:
-        """Start a process that does something; what it raises is reported too."""
+        """Start a process that calls a function; exceptions are reported too."""
         pid = os.fork()
         if pid:
             self._pids.append(pid)
@@ -69,10 +69,10 @@ class Crowd:
         finally:
             os._exit(status)
 
-    def _report(self, words: dict[str, Any]) -> None:
-        os.write(self._in, json.dumps(words).encode() + b"\n")  # below PIPE_BUF: never mixed
+    def _report(self, message: dict[str, Any]) -> None:
+        os.write(self._in, json.dumps(message).encode() + b"\n")  # shorter than PIPE_BUF: written atomically
 
-    def hear(self, count: int) -> list[dict[str, Any]]:
+    def receive(self, count: int) -> list[dict[str, Any]]:
         """Return the next reports."""
         text = b""
         while text.count(b"\n") < count:
@@ -86,12 +86,12 @@ class Crowd:
 
 
 def prepare_at_once(central: Path, folder: Path, workers: int, spools: list[Path]) -> dict[str, Any]:
-    """Let workers prepare, and an exporter export; return what they report."""
+    """Run workers that prepare, and an exporter; return a summary of their reports."""
     work.set_up_libraries()
     rig = Rig(folder / "template", folder / "template" / "ram", central)
     template = Crowd()
     template.fork(lambda report: _build(rig, report))
-    if problems := [words for words in template.hear(1) if "error" in words]:
+    if problems := [report for report in template.receive(1) if "error" in report]:
         return {"errors": problems}
     template.end()
     crowd, start, finish = Crowd(), Gate(), Gate()
@@ -99,22 +99,24 @@ def prepare_at_once(central: Path, folder: Path, workers: int, spools: list[Path
         crowd.fork(lambda report, n=number: _prepare(central, folder, rig, n, (start, finish), report))
     if spools:
         crowd.fork(lambda report: _export(central, folder, spools, start, report))
-    opened = crowd.hear(workers)
-    began = time.monotonic()
+    opened = crowd.receive(workers)
+    started = time.monotonic()
     start.open()
-    done = crowd.hear(workers + bool(spools)) if not any("error" in words for words in opened) else opened
-    wall_s = time.monotonic() - began
+    done = (
+        crowd.receive(workers + bool(spools)) if not any("error" in report for report in opened) else opened
+    )
+    wall_s = time.monotonic() - started
     finish.open()
     crowd.end()
-    prepared = sorted(words["seconds"] for words in done if "seconds" in words)
+    prepared = sorted(report["seconds"] for report in done if "seconds" in report)
     return {
         "wall_s": round(wall_s, 2),
         "prepared": len(prepared),
         "median_s": prepared[len(prepared) // 2] if prepared else None,
         "slowest_s": prepared[-1] if prepared else None,
-        "datasets": sorted({words["datasets"] for words in done if "datasets" in words}),
-        "exports": [words["exports"] for words in done if "exports" in words],
-        "errors": [words["error"] for words in done if "error" in words],
+        "datasets": sorted({report["datasets"] for report in done if "datasets" in report}),
+        "exports": [report["exports"] for report in done if "exports" in report],
+        "errors": [report["error"] for report in done if "error" in report],
     }
 
 
@@ -137,9 +139,9 @@ def _prepare(
     worker = ButlerWork(rig.context, rig.config.butler, toycam.load_toy_camera)
     report({"opened": number})
     gates[0].wait()
-    began = time.monotonic()
+    started = time.monotonic()
     prepared = worker.prepare(rig.order(number % DETECTORS, groupId=f"group-{number}", main="Short,Frame"))
-    seconds = round(time.monotonic() - began, 3)
+    seconds = round(time.monotonic() - started, 3)
     report({"seconds": seconds, "datasets": prepared.detail["datasets"]})
     gates[1].wait()
     worker.close()
@@ -152,10 +154,10 @@ def _export(
     start.wait()
     seconds = []
     for spool in spools:
-        began = time.monotonic()
+        started = time.monotonic()
         exported = exporter.export([spool])
         assert exported.spools == (str(spool),), exported
-        seconds.append(round(time.monotonic() - began, 3))
+        seconds.append(round(time.monotonic() - started, 3))
     report({"exports": seconds})
 
 

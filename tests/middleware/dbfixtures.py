@@ -17,14 +17,14 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """Give the session's server."""
+    """Yield the session's server."""
     with running_server() as server:
         yield server
 
 
 @pytest.fixture(scope="session", params=("SQLite", "PostgreSQL"))
 def server(request: pytest.FixtureRequest) -> PostgresServer | None:
-    """Give the session's server, or `None` for SQLite."""
+    """Return the session's server, or `None` for SQLite."""
     if request.param == "SQLite":
         return None
     found: PostgresServer = request.getfixturevalue("postgres")
@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest) -> PostgresServer | None:
 
 @pytest.fixture(scope="session")
 def few(tmp_path_factory: pytest.TempPathFactory, server: PostgresServer | None) -> Central:
-    """Give a central repo; it is only read, whoever writes takes a copy."""
+    """Return a central repo to read; a test that writes must copy it."""
     if server is None:
         return Central(made_once(tmp_path_factory, "few-central", lambda root: make_few(root, None)))
     return make_few(tmp_path_factory.mktemp("few") / "central", server)
@@ -41,13 +41,13 @@ def few(tmp_path_factory: pytest.TempPathFactory, server: PostgresServer | None)
 
 @pytest.fixture
 def central(tmp_path: Path, few: Central) -> Central:
-    """Give a central repo of the test's own."""
+    """Return a central repo for one test."""
     return few.copy(tmp_path / "central")
 
 
 @pytest.fixture(scope="session")
 def few_template(tmp_path_factory: pytest.TempPathFactory, few: Central) -> Path:
-    """Give a template of that repo's dimensions and dataset types."""
+    """Return a template of that repo's dimensions and dataset types."""
     root = tmp_path_factory.mktemp("template")
     rig = Rig(root, root / "ram", few.root)
     work.build_template(rig.context)
@@ -56,7 +56,7 @@ def few_template(tmp_path_factory: pytest.TempPathFactory, few: Central) -> Path
 
 @pytest.fixture(scope="session")
 def spooled(tmp_path_factory: pytest.TempPathFactory, toy_central: Path, toy_template: Path) -> Path:
-    """Give a folder of spools: of one host two attempts at detector 1, of another detector 2."""
+    """Return a folder of spools: two attempts of detector 1 on one host, detector 2 on another."""
 
     def make(root: Path) -> None:
         _spool_visits(root, toy_central, toy_template)
@@ -80,6 +80,6 @@ def _spool_visits(root: Path, toy_central: Path, toy_template: Path) -> None:
 
 @pytest.fixture
 def spools(tmp_path: Path, spooled: Path) -> list[Path]:
-    """Give copies of the spools: detector 1, its second attempt, detector 2."""
+    """Return copies of the spools: detector 1, its second attempt, detector 2."""
     shutil.copytree(spooled, tmp_path / "spool")
     return sorted((tmp_path / "spool").iterdir())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Another host's exporter, as a process that can be stopped in the middle of its transaction.
 
-Called with the central repo, a folder for what is refused, ``hold`` or
-``pass``, and spools. It says ``open`` and exports when a line comes. Holding, it
-does everything but commit, says ``holding``, and goes on with the next line. In
-the end it says what it has exported, as JSON.
+Arguments: the central repo, a quarantine folder, ``hold`` or ``pass``, and
+spools. It prints ``open`` and exports when it reads a line. With ``hold``, it
+does everything except the commit, prints ``holding``, and continues with the
+next line. At the end it prints what it has exported, as JSON.
 """
 
 import sys
@@ -17,7 +17,7 @@ from ppdaemon.middleware.export.exporter import CentralExporter
 
 
 def hold_back() -> None:
-    """Let the next transactions wait before their commit."""
+    """Make the next transactions wait before their commit."""
     ingest = register._ingest
 
     def hold(butler: Any, records: Any, files: Any, transfer: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The cache of a host: what is fetched, what is shared, what is dropped, what a killed worker leaves."""
+"""The cache of a host: fetching, sharing, eviction, and leftovers of killed workers."""
 
 import errno
 import os
@@ -28,15 +28,15 @@ from ppdaemon.middleware.preload.cache import SharedCache, CacheStats
 folder, sources, scratch, budget = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 
 def work(number):
-    mine = scratch / str(number)
-    mine.mkdir()
-    cache, tally = SharedCache(folder, budget), CacheStats()
+    target = scratch / str(number)
+    target.mkdir()
+    cache, stats = SharedCache(folder, budget), CacheStats()
     for round in range(5):
         for source in sorted(sources.iterdir()):
-            cache.take(source.name, ResourcePath(source.as_uri()), mine / source.name, tally)
-            assert (mine / source.name).read_text() == source.read_text(), source
-            (mine / source.name).unlink()
-    os.write(1, f"{tally.hits} {tally.misses} {tally.evicted}\\n".encode())
+            cache.take(source.name, ResourcePath(source.as_uri()), target / source.name, stats)
+            assert (target / source.name).read_text() == source.read_text(), source
+            (target / source.name).unlink()
+    os.write(1, f"{stats.hits} {stats.misses} {stats.evicted}\\n".encode())
 
 out, into = os.pipe()
 for number in range(6):
@@ -66,12 +66,12 @@ def half(source, partial, size_bytes):
 
 cache._copy = half
 folder, source = Path(sys.argv[1]), Path(sys.argv[2])
-SharedCache(folder, 1000).take("slow", ResourcePath(source.as_uri()), folder.parent / "mine", CacheStats())
+SharedCache(folder, 1000).take("slow", ResourcePath(source.as_uri()), folder.parent / "target", CacheStats())
 """
 
 
 class Host:
-    """A cache, files to be fetched into it, and a place to take them to."""
+    """A cache, files to be fetched into it, and a folder to link them to."""
 
     def __init__(self, root: Path, budget: int):
         self.folder, self._root = root / "cache", root
@@ -86,7 +86,7 @@ class Host:
         return path
 
     def take(self, name: str, size: int = 100, **more: Any) -> Path:
-        """Take a file of a length to a new place."""
+        """Take a file of a size to a new path."""
         self._count += 1
         target = self._root / f"taken-{self._count}"
         uri = ResourcePath(self.source(name, size).as_uri())
@@ -94,15 +94,15 @@ class Host:
         return target
 
     def use(self, name: str, size: int = 100) -> None:
-        """Take a file, and be done with it."""
+        """Take a file and delete the link."""
         self.take(name, size).unlink()
 
-    def held(self) -> set[str]:
+    def names(self) -> set[str]:
         """Return the names in the cache."""
         return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
 
-    def left_over(self) -> list[Path]:
-        """Return what is neither a whole file nor a lock."""
+    def partial_files(self) -> list[Path]:
+        """Return the files that are being copied."""
         return list(self.folder.glob(".lane-??/*"))
 
 
@@ -113,7 +113,7 @@ def host(tmp_path: Path) -> Host:
 
 @pytest.fixture
 def ages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each use be a second after the one before, whatever the clock's grain."""
+    """Set the time of each use a second after the previous one, whatever the clock's resolution."""
     real, now = os.utime, iter(range(10**9, 10**10))
 
     def later(path: Any) -> None:
@@ -122,8 +122,8 @@ def ages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "utime", later)
 
 
-def run(script: str, *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, words)]
+def run(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=os.environ | ENVIRONMENT, text=True, **pipes)
 
@@ -147,8 +147,8 @@ def test_a_failed_fetch_leaves_nothing_and_costs_no_budget(host: Host) -> None:
     for _ in range(20):
         with pytest.raises(FileNotFoundError):
             host.cache.take("none", ResourcePath("/nowhere/none"), host.folder / "target", host.stats)
-    assert host.held() == set()
-    assert host.left_over() == []
+    assert host.names() == set()
+    assert host.partial_files() == []
     for k in range(10):
         host.use(f"{k}")
     assert host.stats.evicted == 0
@@ -160,47 +160,47 @@ def test_the_least_recently_used_make_room(host: Host) -> None:
         host.use(f"{k}")
     host.use("0")
     host.use("more")
-    assert host.held() == {"0", "3", "4", "5", "6", "7", "8", "9", "more"}
+    assert host.names() == {"0", "3", "4", "5", "6", "7", "8", "9", "more"}
     assert (host.stats.evicted, host.stats.evicted_bytes) == (2, 200)
 
 
 @pytest.mark.usefixtures("ages")
-def test_a_note_of_use_keeps_a_file_longer(host: Host) -> None:
+def test_a_touched_file_is_evicted_later(host: Host) -> None:
     for k in range(10):
         host.use(f"{k}")
     host.cache.touch("0")
     host.cache.touch("never there")
     host.use("more")
-    assert "0" in host.held()
+    assert "0" in host.names()
 
 
-def test_what_somebody_uses_is_kept_and_counted(host: Host) -> None:
+def test_files_in_use_are_not_evicted_and_count(host: Host) -> None:
     used = [host.take(f"used-{k}", 300) for k in range(3)]
     for k in range(5):
         host.use(f"{k}")
-    assert host.held() >= {"used-0", "used-1", "used-2"}
-    assert len(host.held()) <= 3 + 2
+    assert host.names() >= {"used-0", "used-1", "used-2"}
+    assert len(host.names()) <= 3 + 2
     used[0].unlink()
     host.use("more")
-    assert "used-0" not in host.held()
+    assert "used-0" not in host.names()
 
 
-def test_a_name_that_is_dropped_takes_no_content_away(host: Host) -> None:
-    mine = host.take("mine")
-    content = mine.read_bytes()
-    (host.folder / "mine").unlink()
-    assert mine.read_bytes() == content
+def test_a_link_has_the_content_after_eviction(host: Host) -> None:
+    target = host.take("target")
+    content = target.read_bytes()
+    (host.folder / "target").unlink()
+    assert target.read_bytes() == content
 
 
-def test_a_file_beyond_the_budget_is_brought_and_goes_first(host: Host) -> None:
+def test_a_file_larger_than_the_budget_is_fetched_and_evicted_first(host: Host) -> None:
     for k in range(5):
         host.use(f"{k}")
     big = host.take("big", 5 * BUDGET)
     assert big.stat().st_size == 5 * BUDGET
-    assert host.held() == {"0", "1", "2", "3", "4", "big"}
+    assert host.names() == {"0", "1", "2", "3", "4", "big"}
     big.unlink()
     host.use("more")
-    assert host.held() == {"0", "1", "2", "3", "4", "more"}
+    assert host.names() == {"0", "1", "2", "3", "4", "more"}
 
 
 def test_the_folder_is_not_scanned_for_each_file(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +213,15 @@ def test_the_folder_is_not_scanned_for_each_file(host: Host, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", scandir)
-        held = [host.take(f"held-{k}", 20) for k in range(50)]  # all of the budget, in use
+        used = [host.take(f"used-{k}", 20) for k in range(50)]  # all of the budget, in use
         assert scans.count(host.folder) == 1  # to find out how much there is
         for k in range(100):
             host.use(f"{k}", 5)
-    assert scans.count(host.folder) <= 12  # each has 50 bytes to come, ten files
-    del held
+    assert scans.count(host.folder) <= 12  # one scan for each 50 bytes, ten files
+    del used
 
 
-def test_files_that_nobody_uses_make_room_on_a_full_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_files_are_evicted_on_a_full_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.use("unused")
     used, real, full = host.take("used"), module._copy, [True]
 
@@ -232,30 +232,30 @@ def test_files_that_nobody_uses_make_room_on_a_full_disk(host: Host, monkeypatch
 
     monkeypatch.setattr(module, "_copy", copy)
     host.take("more")
-    assert host.held() == {"used", "more"}
+    assert host.names() == {"used", "more"}
     assert used.exists()
 
 
-def test_a_full_disk_without_anything_to_drop_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_without_unused_files_is_an_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "_copy", copy)
     with pytest.raises(OSError, match="No space left"):
         host.take("one")
-    assert host.held() == set()
+    assert host.names() == set()
 
 
-def test_a_file_that_is_not_copied_whole_is_not_used(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_copy_is_not_used(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = type(ResourcePath("/tmp/x"))
     monkeypatch.setattr(uri, "size", lambda self: 101)
     with pytest.raises(OSError, match="copied 100 bytes of 101"):
         host.take("one")
-    assert host.held() == set()
-    assert host.left_over() == []
+    assert host.names() == set()
+    assert host.partial_files() == []
 
 
-def test_a_file_of_another_length_is_fetched_again(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_another_size_is_fetched_again(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.use("one")
     (host.folder / "one").unlink()
     (host.folder / "one").write_text("damaged")
@@ -264,19 +264,19 @@ def test_a_file_of_another_length_is_fetched_again(host: Host, caplog: pytest.Lo
     assert host.stats.misses == 2
 
 
-def test_what_a_killed_worker_was_copying_is_neither_used_nor_left(host: Host) -> None:
+def test_a_killed_workers_copy_is_neither_used_nor_left(host: Host) -> None:
     source = host.source("slow", 100)
     worker = run(KILLED, host.folder, source)
     assert worker.stdout is not None
     assert worker.stdout.readline() == "copying\n"
-    (part,) = host.left_over()
+    (part,) = host.partial_files()
     assert part.read_text() == "half"
-    assert host.cache.drop_unused() == 0  # it is alive: nothing of it is touched
+    assert host.cache.drop_unused() == 0  # its worker is alive
     assert part.exists()
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
     assert host.take("slow").read_bytes() == source.read_bytes()
-    assert host.left_over() == []
+    assert host.partial_files() == []
 
 
 def test_a_sweep_deletes_what_killed_workers_left(host: Host) -> None:
@@ -286,30 +286,31 @@ def test_a_sweep_deletes_what_killed_workers_left(host: Host) -> None:
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
     assert host.cache.drop_unused() == len("half")
-    assert host.left_over() == []
+    assert host.partial_files() == []
 
 
 @pytest.mark.parametrize("budget", [10**6, 1500])
-def test_many_workers_at_once_get_what_they_ask_for(tmp_path: Path, budget: int) -> None:
+def test_many_concurrent_workers_get_the_files_they_request(tmp_path: Path, budget: int) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
     for k in range(20):
         (sources / f"{k:02d}").write_text(f"{k:02d}" * 50)
     workers = run(WORKERS, tmp_path / "cache", sources, tmp_path, budget)
-    told, error = workers.communicate()
+    printed, error = workers.communicate()
     assert (workers.returncode, error) == (0, "")
     hits, misses, evicted = (
-        sum(numbers) for numbers in zip(*(map(int, line.split()) for line in told.splitlines()), strict=True)
+        sum(numbers)
+        for numbers in zip(*(map(int, line.split()) for line in printed.splitlines()), strict=True)
     )
     assert hits + misses == 6 * 5 * 20
     if budget == 10**6:
         assert (misses, evicted) == (20, 0)
     host = Host(tmp_path, budget)
-    held = sum((host.folder / name).stat().st_size for name in host.held())
-    assert held <= budget
-    assert host.left_over() == []
-    # The account is right: what fits does not make a sweep, what does not makes one.
-    host.use("fits", budget - held)
+    size = sum((host.folder / name).stat().st_size for name in host.names())
+    assert size <= budget
+    assert host.partial_files() == []
+    # The recorded size is right: a file that fits causes no sweep, one that does not fit causes one.
+    host.use("fits", budget - size)
     assert host.stats.evicted == 0
     host.use("does not", 1)
     assert host.stats.evicted > 0

@@ -22,7 +22,7 @@ CORES_FOR_ALL = 8
 
 
 def crowd(central: Central, folder: Path, workers: int, *spools: Path) -> dict[str, Any]:
-    """Run `crowd.py`; return what it says."""
+    """Run `crowd.py`; return its result."""
     here = Path(__file__).parent
     path = os.pathsep.join(map(str, (here.parents[1], here.parent, here)))
     folder.mkdir()
@@ -35,8 +35,8 @@ def crowd(central: Central, folder: Path, workers: int, *spools: Path) -> dict[s
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 @pytest.mark.slow
@@ -44,19 +44,19 @@ def crowd(central: Central, folder: Path, workers: int, *spools: Path) -> dict[s
 def test_the_exporter_and_20_preloading_workers_do_not_lock_each_other_out(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
-    said = crowd(central, tmp_path / "crowd", 20, *spools)
-    assert said["errors"] == []
-    assert said["prepared"] == 20
-    assert len(said["exports"][0]) == len(spools)
+    result = crowd(central, tmp_path / "crowd", 20, *spools)
+    assert result["errors"] == []
+    assert result["prepared"] == 20
+    assert len(result["exports"][0]) == len(spools)
     assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
 
 
 def test_workers_that_wait_for_images_hold_no_connection(tmp_path: Path) -> None:
     """A host has more workers than a server has connections: here 15 and 10."""
     with running_server(max_connections=10) as server:
-        said = crowd(make_few(tmp_path / "central", server), tmp_path / "crowd", 15)
-        assert said["errors"] == []
-        assert said["prepared"] == 15
+        result = crowd(make_few(tmp_path / "central", server), tmp_path / "crowd", 15)
+        assert result["errors"] == []
+        assert result["prepared"] == 15
 
 
 @pytest.mark.skipif(
@@ -65,6 +65,6 @@ def test_workers_that_wait_for_images_hold_no_connection(tmp_path: Path) -> None
 def test_all_detectors_of_lsstcam_preload_at_once(
     central: Central, server: PostgresServer | None, tmp_path: Path
 ) -> None:
-    said = crowd(central, tmp_path / "crowd", DETECTORS_OF_LSSTCAM)
-    assert said["errors"] == []
-    assert said["prepared"] == DETECTORS_OF_LSSTCAM
+    result = crowd(central, tmp_path / "crowd", DETECTORS_OF_LSSTCAM)
+    assert result["errors"] == []
+    assert result["prepared"] == DETECTORS_OF_LSSTCAM

@@ -50,15 +50,15 @@ PADDING_DEG = 30 / 3600
 MODELS_TOO = {"inputs": ["{instrument}/templates", "refcats", "pretrained_models"]}
 
 
-def look(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **order: object) -> PreloadPlan:
-    """Let a worker look what it would fetch for everything that detector 1 can need."""
+def find_all(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **order: object) -> PreloadPlan:
+    """Return the preload plan of detector 1 for a pipeline that reads every dataset type."""
     rig = Rig(folder, folder / "ram", central.root, butler=MODELS_TOO)
     rig.paths["Everything"] = write_everything(folder)
     assert rig.config.butler is not None
-    asked = rig.order(1, main="Everything", **order)
+    prepare = rig.order(1, main="Everything", **order)
     footprint = footprint_of(
-        asked.visit,
-        asked.detector,
+        prepare.visit,
+        prepare.detector,
         load_toy_camera(NAME),
         padding_arcsec=padding_arcsec,
         image_deadline_s=100.0,
@@ -66,7 +66,7 @@ def look(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **orde
     )
     with closing(CentralReader(str(central.root))) as reader:
         preload = Preload(rig.config.butler, reader, SharedCache(rig.context.cache, 10**9), Library({}))
-        return preload.find(asked, footprint, Timings(Clock()))
+        return preload.find(prepare, footprint, Timings(Clock()))
 
 
 def selected(plan: PreloadPlan) -> dict[str, set[tuple[object, ...]]]:
@@ -88,8 +88,8 @@ def epochs(plan: PreloadPlan) -> dict[str, set[str]]:
     }
 
 
-def test_what_is_selected_is_what_the_visit_needs_and_nothing_else(few: Central, tmp_path: Path) -> None:
-    plan = look(few, tmp_path)
+def test_exactly_the_datasets_that_the_visit_needs_are_selected(few: Central, tmp_path: Path) -> None:
+    plan = find_all(few, tmp_path)
     side, pad = DETECTOR_SIDE_DEG, PADDING_DEG
     footprint = box(RA - side - pad, DEC - side - pad, RA + pad, DEC + pad)
     shards = shards_in(footprint)
@@ -109,13 +109,13 @@ def test_what_is_selected_is_what_the_visit_needs_and_nothing_else(few: Central,
 
 @ON_SQLITE
 def test_without_padding_the_patch_at_the_edge_is_not_selected(few: Central, tmp_path: Path) -> None:
-    plan = look(few, tmp_path, padding_arcsec=0.0)
+    plan = find_all(few, tmp_path, padding_arcsec=0.0)
     assert selected(plan)["toy_template"] == {("r", 0, "toy", 0), ("r", 1, "toy", 0)}
 
 
 @ON_SQLITE
 def test_any_filter_selects_the_templates_of_all_bands(few: Central, tmp_path: Path) -> None:
-    found = selected(look(few, tmp_path, filters=""))
+    found = selected(find_all(few, tmp_path, filters=""))
     assert {ids[0] for ids in found["toy_template"]} == {"g", "r"}
     assert found["flat"] == {(1, NAME, "g_01"), (1, NAME, "r_03")}
 
@@ -132,23 +132,23 @@ def test_any_filter_selects_the_templates_of_all_bands(few: Central, tmp_path: P
 def test_calibrations_are_selected_by_their_validity(
     few: Central, tmp_path: Path, start: Time, expected: set[str]
 ) -> None:
-    """A visit that is announced for the moment of the change may begin a little earlier."""
-    found = epochs(look(few, tmp_path, startTime=start.unix_tai))
+    """An exposure announced for the time of the change may begin slightly earlier."""
+    found = epochs(find_all(few, tmp_path, startTime=start.unix_tai))
     assert found == {"bias": expected, "flat": expected}
 
 
 @pytest.fixture
-def rig(few: Central, few_template: Path, tmp_path: Path) -> Iterator[MakeRig]:
-    """Give a function that opens a worker on the central repo."""
+def make_rig(few: Central, few_template: Path, tmp_path: Path) -> Iterator[MakeRig]:
+    """Yield a function that opens a worker on the central repo."""
     opened: list[ButlerWork] = []
 
     def make(**changes: Any) -> tuple[Rig, ButlerWork]:
-        made = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", few.root, butler=MODELS_TOO, **changes)
-        shutil.copytree(few_template, made.context.template)
-        made.paths["Everything"] = write_everything(tmp_path)
-        assert made.config.butler is not None
-        opened.append(ButlerWork(made.context, made.config.butler, load_toy_camera))
-        return made, opened[0]
+        new = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", few.root, butler=MODELS_TOO, **changes)
+        shutil.copytree(few_template, new.context.template)
+        new.paths["Everything"] = write_everything(tmp_path)
+        assert new.config.butler is not None
+        opened.append(ButlerWork(new.context, new.config.butler, load_toy_camera))
+        return new, opened[0]
 
     yield make
     for each in opened:
@@ -162,14 +162,14 @@ def rig(few: Central, few_template: Path, tmp_path: Path) -> Iterator[MakeRig]:
     ids=["ends just before the change", "begins at the change"],
 )
 def test_an_exposure_at_the_change_is_processed_with_the_calibrations_of_its_time(
-    rig: MakeRig, begin: Time, expected: str
+    make_rig: MakeRig, begin: Time, expected: str
 ) -> None:
-    made, worker = rig()
-    worker.prepare(made.order(main="Short", before="", startTime=EPOCH.unix_tai))
+    rig, worker = make_rig()
+    worker.prepare(rig.order(main="Short", before="", startTime=EPOCH.unix_tai))
     day = (begin - 12 * u.hour).strftime("%Y%m%d")
     header = {"DATE_BEG": begin.isot, "DATE_END": (begin + 30 * u.s).isot, "DAYOBS": day}
     exposure = int(day) * 100000 + 1
-    worker.ingest(made.raw(**header).model_copy(update={"exposure": exposure}))
+    worker.ingest(rig.raw(**header).model_copy(update={"exposure": exposure}))
     done = worker.process(Process(exposures=(exposure,)))
     assert done.outcome == Outcome.SUCCEEDED, done.reason
     assert done.spool is not None
@@ -178,12 +178,12 @@ def test_an_exposure_at_the_change_is_processed_with_the_calibrations_of_its_tim
     assert f"epoch: {expected}" in Path(done.spool, name).read_text()
 
 
-def test_all_that_was_selected_is_read_and_what_is_optional_is_not_missed(
-    rig: MakeRig,
+def test_all_selected_datasets_are_read_and_optional_ones_may_be_missing(
+    make_rig: MakeRig,
 ) -> None:
-    made, worker = rig()
-    worker.prepare(made.order(main="Everything"))
-    worker.ingest(made.raw())
+    rig, worker = make_rig()
+    worker.prepare(rig.order(main="Everything"))
+    worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(FIRST,)))
     assert done.outcome == Outcome.SUCCEEDED, done.reason
     assert done.spool is not None
@@ -197,15 +197,15 @@ def test_all_that_was_selected_is_read_and_what_is_optional_is_not_missed(
 
 
 @ON_SQLITE
-def test_what_a_failed_pipeline_has_made_is_exported_and_what_had_no_image_is_not(
-    rig: MakeRig, central: Central, tmp_path: Path
+def test_outputs_of_a_failed_pipeline_are_exported_and_those_without_an_image_are_not(
+    make_rig: MakeRig, central: Central, tmp_path: Path
 ) -> None:
-    made, worker = rig(pipelines={"overrides": {"associate:fail": "no database"}})
-    worker.prepare(made.order(2, main="Everything", groupId="lost"))
-    worker.reset()  # as when no image came
-    assert not made.context.spool.exists()
-    worker.prepare(made.order(1, main="Everything"))
-    worker.ingest(made.raw(1))
+    rig, worker = make_rig(pipelines={"overrides": {"associate:fail": "no database"}})
+    worker.prepare(rig.order(2, main="Everything", groupId="lost"))
+    worker.reset()  # as without an image
+    assert not rig.context.spool.exists()
+    worker.prepare(rig.order(1, main="Everything"))
+    worker.ingest(rig.raw(1))
     done = worker.process(Process(exposures=(FIRST,)))
     assert (done.outcome, bool(done.spool)) == (Outcome.FAILED, True)
     with closing(CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")) as exporter:
@@ -215,7 +215,7 @@ def test_what_a_failed_pipeline_has_made_is_exported_and_what_had_no_image_is_no
     with Butler.from_config(str(central.root)) as butler:
         assert not [each for each in butler.registry.queryDatasetTypes("toy_association")]
         (group,) = butler.query_dimension_records("group", instrument=NAME)
-        assert group.name == made.order().visit.group
+        assert group.name == rig.order().visit.group
 
 
 # --- older dimensions --------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_central_repo_of_older_dimensions_is_read_and_written(
         assert butler.get("toy_image", visit=FIRST, detector=1, instrument=NAME, collections=CHAIN)
 
 
-# --- central repos that cannot be used ---------------------------------------
+# --- unusable central repos ---------------------------------------
 
 
 def test_dimensions_without_groups_are_refused_at_start(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_dimensions_without_groups_are_refused_at_start(tmp_path: Path) -> None:
 
 
 def make_newer(central: Central) -> None:
-    """Pretend that a later Butler has made the repo's tables."""
+    """Change the repo as if a later Butler had created its tables."""
     managers = "name LIKE 'version:%DimensionRecordStorageManager'"
     statement = f"UPDATE butler_attributes SET value = '99.0.0' WHERE {managers}"
     if central.server is not None:
@@ -297,7 +297,7 @@ def test_a_missing_database_driver_is_named(tmp_path: Path) -> None:
 def test_a_central_repo_that_became_read_only_keeps_the_spools(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
-    """As a standby server is, or a database whose administrator works on it."""
+    """A standby server, or a database under maintenance."""
     assert central.server is not None
     alter = f'ALTER DATABASE "{central.database}" SET default_transaction_read_only ='
     central.server.run("postgres", f"{alter} on")
@@ -311,7 +311,7 @@ def test_a_central_repo_that_became_read_only_keeps_the_spools(
 
 
 @ON_POSTGRES
-def test_connections_that_the_server_has_cut_cost_nothing(
+def test_closed_connections_cause_no_failure(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
     assert central.server is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From spools into the central repo: everything once, whatever happens."""
+"""Exports of spools to the central repo: everything once, whatever happens."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ pytest_plugins = ("toyfixtures", "dbfixtures")
 
 @pytest.fixture
 def exporter(central: Central, tmp_path: Path) -> Iterator[CentralExporter]:
-    """Give the exporter into that repo."""
+    """Yield the exporter into that repo."""
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
     yield exporter
     exporter.close()
@@ -53,10 +53,10 @@ def test_outputs_of_many_visits_are_found_through_the_chain_of_the_day(
         assert butler.query_dimension_records("visit")[0].region is not None
         runs = butler.collections.get_info(CHAIN).children
     assert [run.split("/")[3] for run in runs] == ["Frame", "NoPipeline"]
-    assert len(outputs(central, "isr_config")) == 1, "made by each visit, and alike"
+    assert len(outputs(central, "isr_config")) == 1, "each visit makes the same one"
 
 
-def test_a_repeated_export_does_no_harm(
+def test_a_repeated_export_changes_nothing(
     exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
     shutil.copytree(spools[0], tmp_path / "again" / spools[0].name)
@@ -95,7 +95,7 @@ def test_two_attempts_and_another_detector_go_in_one_export(
     assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
 
 
-def test_new_runs_come_in_front_of_the_chain_and_old_ones_stay(
+def test_new_runs_are_prepended_to_the_chain_and_old_ones_stay(
     exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     with Butler.from_config(str(central.root), writeable=True) as butler:
@@ -111,7 +111,7 @@ def test_new_runs_come_in_front_of_the_chain_and_old_ones_stay(
         assert butler.collections.get_info(CHAIN).children == runs
 
 
-def test_while_the_central_repo_is_away_the_spool_stays(
+def test_while_the_central_repo_is_unavailable_the_spool_stays(
     exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     away = central.root.rename(central.root.with_name("away"))
@@ -134,7 +134,7 @@ def test_a_transaction_that_breaks_leaves_nothing_half_done(
         link(source, target, **kwargs)
 
     monkeypatch.setattr(os, "link", break_off)
-    with pytest.raises(Unavailable, match=r"takes nothing: OSError: .*Input/output error"):
+    with pytest.raises(Unavailable, match=r"cannot be written to: OSError: .*Input/output error"):
         exporter.export(spools)
     monkeypatch.undo()
     assert all(spool.exists() for spool in spools)
@@ -161,7 +161,7 @@ def test_without_links_files_are_copied_before_the_database_is_locked(
     monkeypatch.setattr(register, "_ingest", watch)
     incoming = central.root / "incoming-node1"
     incoming.mkdir()
-    (incoming / "of-a-former-life").touch()
+    (incoming / "of-a-previous-run").touch()
     names = [spool.name for spool in spools]
     assert exporter.export(spools[:1]).datasets == 8
     assert exporter.export(spools[2:]).spools == (str(spools[2]),)
@@ -178,13 +178,13 @@ def test_without_links_files_are_copied_before_the_database_is_locked(
     [
         ("no manifest", "no manifest"),
         ("not JSON", "damaged manifest"),
-        ("a file is missing", "which is not there"),
+        ("a file is missing", "is missing"),
         ("a file is cut short", "has 1 bytes, not "),
         ("an unknown detector", "Error"),
         ("no folder", "no manifest: Not a directory"),
     ],
 )
-def test_a_bad_spool_is_set_apart_with_the_reason_and_keeps_no_other(
+def test_a_bad_spool_is_quarantined_with_the_reason_and_blocks_no_other(
     exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path, damage: str, reason: str
 ) -> None:
     bad, _, good = spools
@@ -223,7 +223,7 @@ def break_spool(spool: Path, damage: str) -> None:
 
 
 @ON_SQLITE
-def test_a_spool_that_was_mended_and_moved_back_is_exported(
+def test_a_repaired_spool_that_was_moved_back_is_exported(
     exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
     bad = spools[0]
@@ -238,14 +238,14 @@ def test_a_spool_that_was_mended_and_moved_back_is_exported(
 
 
 @ON_SQLITE
-def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
+def test_an_unreadable_spool_is_not_mistaken_for_an_unavailable_repo(
     exporter: CentralExporter,
     central: Central,
     spools: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The disk below one file of a spool is damaged: opening goes, reading does not."""
+    """The disk is damaged below one file of a spool: it can be opened, but not read."""
     bad, _, good = spools
     damaged = next(path for path in bad.iterdir() if path.name != MANIFEST)
     copy_file = shutil.copyfile
@@ -258,8 +258,8 @@ def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
             raise OSError(errno.EIO, "Input/output error")
         copy_file(source, target)
 
-    def read(path: Path, manifest: Any, *, through: bool = False) -> None:
-        if path == bad and through:
+    def read(path: Path, manifest: Any, *, read_all: bool = False) -> None:
+        if path == bad and read_all:
             raise BadMessage(f"{damaged} cannot be read: Input/output error")
 
     monkeypatch.setattr(os, "link", link)
@@ -270,20 +270,20 @@ def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
 
 
 @ON_SQLITE
-def test_what_only_one_spool_suffers_from_is_held_against_it(
+def test_an_error_of_only_one_spool_is_attributed_to_it(
     exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of no known kind, such as a datastore's in the cloud, may be the central repo's."""
+    """An error of unknown type, such as one of a cloud datastore, may be caused by the central repo."""
     bad, _, good = spools
     register_all = register.Registrar.register
 
     def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> int:
         if bad in batch:
-            raise RuntimeError("of no known kind")
+            raise RuntimeError("of an unknown kind")
         return register_all(self, butler, batch)
 
     monkeypatch.setattr(register.Registrar, "register", fail)
-    with pytest.raises(Unavailable, match="takes nothing: RuntimeError: of no known kind"):
+    with pytest.raises(Unavailable, match=r"cannot be written to: RuntimeError: of an unknown kind"):
         exporter.export([bad])
     assert bad.exists()
     exported = exporter.export([bad, good])
@@ -311,7 +311,7 @@ def test_many_spools_with_a_bad_one_take_few_transactions(
     assert len(exported.spools) == 31
 
 
-def test_spool_folders_tell_all_visits_apart() -> None:
+def test_spool_folders_of_different_visits_have_different_names() -> None:
     keys = [("A", "g", 1, 1), ("A", "g", 1, 2), ("A", "g~1", 1, 1), ("A", "g#1", 1, 1), ("A", "g/../x", 1, 1)]
     names = {
         SpoolKey(instrument=name, group=group, detector=detector, attempt=attempt).folder
@@ -322,10 +322,10 @@ def test_spool_folders_tell_all_visits_apart() -> None:
     assert all(name.count("~") == 3 for name in names)
     key = ("A", "2025-11-22T03:25:16.951#1/..", 1, 2)
     folder = SpoolKey(instrument=key[0], group=key[1], detector=key[2], attempt=key[3]).folder
-    assert folder == NodeFolders(Path(), Path()).spooled(*key).name, "where the node looks for it"
+    assert folder == NodeFolders(Path(), Path()).spooled(*key).name, "the folder in which the node expects it"
 
 
-def test_a_disk_that_is_full_keeps_no_half_of_a_spool(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_spool(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
@@ -340,7 +340,7 @@ def test_a_disk_that_is_full_keeps_no_half_of_a_spool(rigs: MakeRig, monkeypatch
 
 
 @ON_SQLITE
-def test_a_spool_of_which_half_is_deleted_is_no_spool(
+def test_a_half_deleted_spool_is_no_spool(
     exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove = shutil.rmtree
@@ -357,7 +357,7 @@ def test_a_spool_of_which_half_is_deleted_is_no_spool(
     monkeypatch.undo()
     (left,) = set((spools[0].parent).iterdir()) - set(spools)
     assert NodeFolders.read_spooled(spools[0].name)
-    assert not NodeFolders.read_spooled(left.name), "the node does not take it for a spool"
+    assert not NodeFolders.read_spooled(left.name), "the node does not list it as a spool"
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
     assert not left.exists()
 

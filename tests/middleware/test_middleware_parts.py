@@ -72,7 +72,7 @@ def announce(**sal: object) -> NextVisit:
 
 
 @pytest.mark.parametrize(
-    ("sal", "placed"),
+    ("sal", "has_position"),
     [
         ({}, True),
         ({"position": [RA - 360.0, 2.0]}, True),
@@ -81,12 +81,12 @@ def announce(**sal: object) -> NextVisit:
         ({"rotationSystem": 3}, False),
     ],
 )
-def test_only_places_on_the_sky_have_a_footprint(sal: dict[str, object], placed: bool) -> None:
+def test_only_visits_with_a_sky_position_have_a_footprint(sal: dict[str, object], has_position: bool) -> None:
     camera = load_toy_camera(NAME)
     footprint = footprint_of(
         announce(**sal), 1, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=0.0
     )
-    assert (footprint.region is not None) == placed
+    assert (footprint.region is not None) == has_position
     assert footprint.day_obs == DAY
 
 
@@ -98,7 +98,7 @@ def test_an_instrument_without_a_table_has_no_footprint(caplog: pytest.LogCaptur
     assert footprint.region is None
 
 
-def test_times_that_are_not_told_are_guessed_in_order() -> None:
+def test_times_that_are_not_announced_are_estimated() -> None:
     limits = {"padding_arcsec": 0.0, "image_deadline_s": 100.0, "now_tai": 1.9e9}
     for sal, begin in (({}, BEGIN_TAI.unix_tai), ({"startTime": 0.0, "private_sndStamp": 2e9}, 2e9)):
         footprint = footprint_of(announce(**sal), 1, None, **limits)
@@ -108,7 +108,7 @@ def test_times_that_are_not_told_are_guessed_in_order() -> None:
     assert (footprint.exposure.end - footprint.exposure.begin).sec == pytest.approx(60.0)
 
 
-def test_a_full_disk_is_seen_behind_other_exceptions() -> None:
+def test_a_full_disk_is_recognized_as_the_cause_of_other_exceptions() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     wrapped = RuntimeError("put failed")
     wrapped.__cause__ = full
@@ -117,7 +117,7 @@ def test_a_full_disk_is_seen_behind_other_exceptions() -> None:
     assert not is_out_of_space(OSError(errno.EIO, "Input/output error"))
 
 
-def test_exceptions_are_told_in_one_line() -> None:
+def test_exceptions_are_described_in_one_line() -> None:
     assert describe(ValueError("first\nsecond")) == "ValueError: first"
     assert describe(KeyError()) == "KeyError"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Preloads: what is looked for, what is brought, what is kept, what is missing, and who is to blame."""
+"""Preloads: what is searched, copied, cached and missing, and which repo an error is attributed to."""
 
 import shutil
 import sqlite3
@@ -32,7 +32,7 @@ pytest_plugins = ("toyfixtures",)
 
 
 class PreloadSetup:
-    """A worker's preload, to be looked at step by step."""
+    """A worker's preload, run step by step."""
 
     def __init__(self, rig: Rig):
         assert rig.config.butler is not None
@@ -45,13 +45,13 @@ class PreloadSetup:
 
     def order(self, *tasks: str, **order: Any) -> Prepare:
         """Order a visit, with pipelines of `preloadtasks` if tasks are named."""
-        made = self.rig.order(**({"before": ""} if tasks else {}) | order)
+        usual = self.rig.order(**({"before": ""} if tasks else {}) | order)
         if not tasks:
-            return made
+            return usual
         paths = tuple(preloadtasks.write_pipeline(self.rig.raws, task) for task in tasks)
-        return made.model_copy(update={"pipelines": made.pipelines.model_copy(update={"main": paths})})
+        return usual.model_copy(update={"pipelines": usual.pipelines.model_copy(update={"main": paths})})
 
-    def look(self, order: Prepare, **more: Any) -> PreloadPlan:
+    def find(self, order: Prepare, **more: Any) -> PreloadPlan:
         footprint = footprint_of(
             order.visit,
             order.detector,
@@ -62,18 +62,18 @@ class PreloadSetup:
         )
         return self.preload.find(order, footprint, self.timings, **more)
 
-    def bring(self, order: Prepare, plan: PreloadPlan | None = None) -> set[str]:
-        """Renew the repo and preload; return names and file contents of all that it holds then."""
+    def fetch(self, order: Prepare, plan: PreloadPlan | None = None) -> set[str]:
+        """Renew the repo and preload; return types and file contents of all its datasets."""
         self.timings = Timings(Clock())
         self.repo.renew()
-        self.preload.fetch(plan or self.look(order), self.repo, self.timings)
+        self.preload.fetch(plan or self.find(order), self.repo, self.timings)
         butler = self.repo.butler
         refs = butler.query_all_datasets("*", find_first=False)
         return {f"{ref.datasetType.name}: {Path(butler.getURI(ref).ospath).read_text()}" for ref in refs}
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Give the figures of the last preload."""
+    def stats(self) -> dict[str, Any]:
+        """Durations and counts of the last preload."""
         return self.timings.values
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ type MakeContext = Callable[..., PreloadSetup]
 
 @pytest.fixture
 def contexts(rigs: MakeRig) -> Iterator[MakeContext]:
-    """Give a function that makes a context; all are closed in the end."""
+    """Yield a function that makes a context; all are closed at the end."""
     opened: list[PreloadSetup] = []
 
     def make(**changes: Any) -> PreloadSetup:
@@ -107,7 +107,7 @@ def context(contexts: MakeContext) -> PreloadSetup:
 
 @pytest.fixture
 def own_central(tmp_path: Path, toy_central: Path) -> Path:
-    """Give a central repo that the test may write to."""
+    """Return a central repo that the test may write to."""
     return shutil.copytree(toy_central, tmp_path / "own")
 
 
@@ -121,12 +121,12 @@ def certify_bias(central: Path, epoch: str, span: Timespan, detector: int = 1) -
         butler.collections.prepend_chain(f"{NAME}/calib", collection)
 
 
-# --- looking -----------------------------------------------------------------
+# --- finding -----------------------------------------------------------------
 
 
-def test_a_look_tells_what_there_is_and_changes_nothing(context: PreloadSetup) -> None:
+def test_finding_returns_what_is_there_and_changes_nothing(context: PreloadSetup) -> None:
     order = context.order()
-    plan = context.look(order)
+    plan = context.find(order)
     assert plan.counts == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
     assert [each.name for each in plan.preprocessing] == ["Known"]
     assert [each.name for each in plan.main] == ["Full"]
@@ -137,15 +137,15 @@ def test_a_look_tells_what_there_is_and_changes_nothing(context: PreloadSetup) -
     assert list(context.repo.butler.query_all_datasets("*", find_first=False)) == []
 
 
-def test_a_look_tells_sizes_if_asked(context: PreloadSetup) -> None:
-    plan = context.look(context.order(), sizes=True)
+def test_finding_returns_sizes_if_requested(context: PreloadSetup) -> None:
+    plan = context.find(context.order(), sizes=True)
     (shards,) = [each.refs for each in plan.found if each.dataset_type.name == "toy_refcat"]
     assert set(plan.sizes) == {ref.id for each in plan.found for ref in each.refs}
     assert [plan.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
 
 
-def test_what_is_missing_is_told_with_what_was_sought(context: PreloadSetup) -> None:
-    far = context.look(context.order(position=[200.0, 50.0], filters="g_01"))
+def test_a_missing_type_is_reported_with_its_search(context: PreloadSetup) -> None:
+    far = context.find(context.order(position=[200.0, 50.0], filters="g_01"))
     path = context.rig.paths["Full"]
     assert [(each.name, each.required) for each in far.missing[path]] == [
         ("toy_refcat", True),
@@ -156,24 +156,24 @@ def test_what_is_missing_is_told_with_what_was_sought(context: PreloadSetup) -> 
     assert reason.startswith("Full lacks toy_refcat (around RA 199.8")
     assert "toy_template (skymap toy, band g, around RA 199.8" in reason
     assert f"in {NAME}/templates, refcats/toy, {NAME}/calib/certified" in reason
-    early = context.look(context.order(main="Short", before="", detector=9))
+    early = context.find(context.order(main="Short", before="", detector=9))
     (reason,) = early.reasons
     assert "bias (detector 9, valid in [" in reason
     assert "flat (detector 9, filter r_03, valid in [" in reason
     assert f"in {NAME}/calib/certified)" in reason
 
 
-def test_without_a_place_on_the_sky_that_is_what_is_missing(context: PreloadSetup) -> None:
-    plan = context.look(context.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
+def test_without_a_sky_position_the_reason_is_that_it_is_missing(context: PreloadSetup) -> None:
+    plan = context.find(context.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
     assert [each.name for each in plan.main] == ["Short"]
     assert plan.preprocessing == ()
     text = "; ".join(plan.reasons)
-    assert "Known lacks regionTimeInfo (no place on the sky)" in text
-    assert "toy_template (no place on the sky)" in text
+    assert "Known lacks regionTimeInfo (the sky position is not known)" in text
+    assert "toy_template (the sky position is not known)" in text
 
 
 def test_a_type_that_the_central_repo_does_not_know_is_missing(context: PreloadSetup) -> None:
-    plan = context.look(context.order(main="NeedsModel,Short"))
+    plan = context.find(context.order(main="NeedsModel,Short"))
     assert [each.name for each in plan.main] == ["Short"]
     assert any(reason.startswith("NeedsModel lacks toy_model (in ") for reason in plan.reasons)
 
@@ -181,7 +181,7 @@ def test_a_type_that_the_central_repo_does_not_know_is_missing(context: PreloadS
 def test_a_type_that_is_new_in_the_central_repo_is_found(contexts: MakeContext, own_central: Path) -> None:
     context = contexts(central=own_central)
     order = context.order(main="NeedsModel")
-    assert context.look(order).main == ()
+    assert context.find(order).main == ()
     with Butler.from_config(str(own_central), writeable=True) as butler:
         butler.registry.registerDatasetType(
             DatasetType("toy_model", (), "StructuredDataDict", universe=butler.dimensions)
@@ -189,45 +189,45 @@ def test_a_type_that_is_new_in_the_central_repo_is_found(contexts: MakeContext, 
         butler.collections.register("refcats/models")
         butler.collections.prepend_chain("refcats", "refcats/models")
         butler.put({"a": 1}, "toy_model", run="refcats/models")
-    plan = context.look(order)
+    plan = context.find(order)
     assert plan.counts == {"toy_model": 1}
     assert [each.name for each in plan.main] == ["NeedsModel"]
 
 
-def test_what_preprocessing_cannot_make_is_missing(context: PreloadSetup) -> None:
+def test_what_preprocessing_cannot_produce_is_missing(context: PreloadSetup) -> None:
     order = context.order(main="Full,Short")
     early = preloadtasks.write_pipeline(context.rig.raws, "Early")
     pipelines = order.pipelines.model_copy(update={"preprocessing": (early,)})
-    plan = context.look(order.model_copy(update={"pipelines": pipelines}))
+    plan = context.find(order.model_copy(update={"pipelines": pipelines}))
     assert plan.preprocessing == ()
     assert [each.name for each in plan.main] == ["Short"]
     assert plan.reasons[0].startswith("Early lacks toy_model (")
-    assert plan.reasons[1].startswith("Full lacks toy_known (no preprocessing makes it)")
+    assert plan.reasons[1].startswith("Full lacks toy_known (no preprocessing pipeline produces it)")
 
 
 def test_a_missing_optional_input_is_a_warning(
     context: PreloadSetup, caplog: pytest.LogCaptureFixture
 ) -> None:
     order = context.order("Optional")
-    plan = context.look(order)
+    plan = context.find(order)
     assert [each.name for each in plan.main] == ["Optional"]
     assert [(each.name, each.required) for each in plan.missing[plan.main[0].path]] == [
         ("toy_defects", False)
     ]
-    assert context.bring(order) == {"bias: epoch: new\n"}, "found by its validity, not by a function"
-    assert "going without toy_defects (detector 1, valid in" in caplog.text
+    assert context.fetch(order) == {"bias: epoch: new\n"}, "found by its validity, not by a function"
+    assert "processing continues without: toy_defects (detector 1, valid in" in caplog.text
 
 
 def test_nothing_is_copied_if_no_pipeline_can_run(context: PreloadSetup) -> None:
     with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
-        context.bring(context.order(main="NeedsModel"))
+        context.fetch(context.order(main="NeedsModel"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
     assert not context.rig.context.cache.exists()
 
 
 def test_only_what_usable_pipelines_read_is_copied(context: PreloadSetup) -> None:
-    held = context.bring(context.order(main="Full,Short", position=[200.0, 50.0]))
-    assert held == {"bias: epoch: new\n", "flat: epoch: new\nfilter: r_03\n"}
+    contents = context.fetch(context.order(main="Full,Short", position=[200.0, 50.0]))
+    assert contents == {"bias: epoch: new\n", "flat: epoch: new\nfilter: r_03\n"}
 
 
 def test_parts_of_datasets_and_other_classes_are_found(contexts: MakeContext, own_central: Path) -> None:
@@ -241,7 +241,7 @@ def test_parts_of_datasets_and_other_classes_are_found(contexts: MakeContext, ow
             )
             butler.put(Table({"a": [1]}), name, instrument=NAME, run="refcats/tables")
     context = contexts(central=own_central)
-    plan = context.look(order := context.order("Table"))
+    plan = context.find(order := context.order("Table"))
     assert plan.counts == {"toy_frame": 1, "toy_table": 1}
     assert [each.name for each in plan.main] == ["Table"]
     context.preload.fetch(plan, context.repo, context.timings)
@@ -249,28 +249,28 @@ def test_parts_of_datasets_and_other_classes_are_found(contexts: MakeContext, ow
     assert context.repo.butler.get("toy_table.columns", instrument=NAME, collections="refcats/tables") == [
         "a"
     ]
-    kept = context.repo.butler.get_dataset_type("toy_frame")
-    assert kept.storageClass_name == "ArrowAstropy", "as the central repo has it"
+    copied = context.repo.butler.get_dataset_type("toy_frame")
+    assert copied.storageClass_name == "ArrowAstropy", "as the central repo has it"
 
 
-# --- bringing ----------------------------------------------------------------
+# --- copying -----------------------------------------------------------------
 
 
 def test_the_second_preload_of_the_same_copies_nothing(
     context: PreloadSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = context.bring(context.order())
-    assert (context.told["misses"], context.told["hits"], context.told["datasets"]) == (8, 0, 8)
-    assert context.told["fetched_bytes"] == context.told["bytes"] > 0
-    size = context.told["bytes"]
+    first = context.fetch(context.order())
+    assert (context.stats["misses"], context.stats["hits"], context.stats["datasets"]) == (8, 0, 8)
+    assert context.stats["fetched_bytes"] == context.stats["bytes"] > 0
+    size = context.stats["bytes"]
 
     def refuse(*args: Any) -> None:
         raise AssertionError("a file is copied")
 
     monkeypatch.setattr(cache, "_copy", refuse)
-    assert context.bring(context.order(groupId="another")) == first
-    assert (context.told["misses"], context.told["hits"], context.told["datasets"]) == (0, 8, 8)
-    assert (context.told["fetched_bytes"], context.told["bytes"]) == (0, size)
+    assert context.fetch(context.order(groupId="another")) == first
+    assert (context.stats["misses"], context.stats["hits"], context.stats["datasets"]) == (0, 8, 8)
+    assert (context.stats["fetched_bytes"], context.stats["bytes"]) == (0, size)
 
 
 def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path: Path) -> None:
@@ -280,45 +280,45 @@ def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path:
         config = each.rig.config.butler
         assert config is not None
         each.preload = Preload(config, each.central, shared, Library({}))
-    assert one.bring(one.order()) == other.bring(other.order())
-    assert (one.told["misses"], other.told["misses"]) == (8, 0)
-    neighbour = other.bring(other.order(detector=0))
-    assert len(neighbour) == 2 + 2 + 4
-    assert other.told["hits"] > 0, "patches that lie under both detectors"
+    assert one.fetch(one.order()) == other.fetch(other.order())
+    assert (one.stats["misses"], other.stats["misses"]) == (8, 0)
+    neighbor = other.fetch(other.order(detector=0))
+    assert len(neighbor) == 2 + 2 + 4
+    assert other.stats["hits"] > 0, "patches that lie under both detectors"
 
 
 @pytest.mark.parametrize("change", [{"detector": 2}, {"filters": "g_01"}, {"main": "Short", "before": ""}])
-def test_nothing_of_a_former_visit_is_in_the_next(
+def test_nothing_of_a_previous_visit_is_in_the_next(
     context: PreloadSetup, contexts: MakeContext, change: dict[str, Any]
 ) -> None:
-    usual = [context.bring(context.order()) for _ in range(3)]
+    usual = [context.fetch(context.order()) for _ in range(3)]
     assert usual == [usual[0]] * 3
-    assert "register_ms" not in context.told, "the third of one field finds all in place"
+    assert "register_ms" not in context.stats, "the third of one field finds all in place"
     fresh = contexts()
-    assert context.bring(context.order(**change)) == fresh.bring(fresh.order(**change))
+    assert context.fetch(context.order(**change)) == fresh.fetch(fresh.order(**change))
 
 
 def test_a_calibration_certified_since_is_taken(contexts: MakeContext, own_central: Path) -> None:
     context = contexts(central=own_central)
-    assert "bias: epoch: new\n" in context.bring(context.order(main="Short", before=""))
+    assert "bias: epoch: new\n" in context.fetch(context.order(main="Short", before=""))
     certify_bias(own_central, "newest", Timespan(EPOCH, None))
-    held = context.bring(context.order(main="Short", before=""))
-    assert {"bias: epoch: newest\n", "bias: epoch: new\n"} <= held
-    assert context.look(context.order()).search.calibs[0] == f"{NAME}/calib/newest-certified"
+    contents = context.fetch(context.order(main="Short", before=""))
+    assert {"bias: epoch: newest\n", "bias: epoch: new\n"} <= contents
+    assert context.find(context.order()).search.calibs[0] == f"{NAME}/calib/newest-certified"
 
 
 def test_a_calibration_decertified_since_is_not_taken(contexts: MakeContext, own_central: Path) -> None:
     context = contexts(central=own_central)
     certify_bias(own_central, "wrong", Timespan(EPOCH, None))
-    assert "bias: epoch: wrong\n" in context.bring(context.order(main="Short", before=""))
+    assert "bias: epoch: wrong\n" in context.fetch(context.order(main="Short", before=""))
     with Butler.from_config(str(own_central), writeable=True) as butler:
         butler.registry.decertify(f"{NAME}/calib/wrong-certified", "bias", Timespan(None, None))
-    assert "bias: epoch: wrong\n" not in context.bring(context.order(main="Short", before=""))
+    assert "bias: epoch: wrong\n" not in context.fetch(context.order(main="Short", before=""))
 
 
 def test_validity_is_copied_with_the_calibrations(context: PreloadSetup) -> None:
     order = context.order(main="Short", before="", startTime=EPOCH.unix_tai)
-    assert len(context.bring(order)) == 4, "both epochs of both types may be needed"
+    assert len(context.fetch(order)) == 4, "both epochs of both types may be needed"
     for epoch, span in (("old", Timespan(None, EPOCH)), ("new", Timespan(EPOCH, None))):
         found = context.repo.butler.find_dataset(
             "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib/certified", timespan=span
@@ -349,14 +349,14 @@ def test_datasets_in_archives_are_copied_too(
     order = context.order(main="Short", before="")
     for _ in range(2):
         context.repo.renew()
-        context.preload.fetch(context.look(order), context.repo, context.timings)
+        context.preload.fetch(context.find(order), context.repo, context.timings)
         found = context.repo.butler.get(
             "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib", timespan=Timespan(EPOCH, None)
         )
         assert found == {"epoch": "new"}
 
 
-# --- who is to blame ---------------------------------------------------------
+# --- errors ------------------------------------------------------------------
 
 
 def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(
@@ -364,50 +364,50 @@ def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(
 ) -> None:
     context = contexts(central=own_central)
     order = context.order(main="Short", before="")
-    plan = context.look(order)
+    plan = context.find(order)
     away = own_central.with_name("away")
     (own_central / NAME).rename(away)
     with pytest.raises(VisitFailed, match=r"bias.* cannot be copied: FileNotFoundError") as caught:
-        context.bring(order, plan)
+        context.fetch(order, plan)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
     away.rename(own_central / NAME)
-    assert len(context.bring(order)) == 2
+    assert len(context.fetch(order)) == 2
 
 
-def test_a_dataset_without_a_file_is_passed_over(
+def test_a_dataset_without_a_file_is_not_preloaded(
     contexts: MakeContext, own_central: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Butler.from_config(str(own_central), writeable=True) as butler:
         (bias,) = butler.query_datasets("bias", f"{NAME}/calib/new", detector=1, instrument=NAME)
         butler.pruneDatasets([bias], disassociate=False, unstore=True)
     context = contexts(central=own_central)
-    plan = context.look(context.order(main="Short", before=""))
+    plan = context.find(context.order(main="Short", before=""))
     assert plan.counts == {"bias": 0, "flat": 1}
     assert plan.reasons[0].startswith("Short lacks bias (")
-    assert "passed over" in caplog.text
-    shallow = context.look(context.order("Optional"))
+    assert "has no file, it is not preloaded" in caplog.text
+    shallow = context.find(context.order("Optional"))
     assert shallow.main == ()
 
 
 def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: PreloadSetup) -> None:
-    plan = context.look(context.order())
+    plan = context.find(context.order())
     (registry,) = context.rig.context.repo.rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):
         context.preload.fetch(plan, context.repo, context.timings)
     context.repo.drop_kept()
-    assert len(context.bring(context.order())) == 8
+    assert len(context.fetch(context.order())) == 8
 
 
-def test_kept_calibrations_that_are_damaged_are_brought_again(
+def test_damaged_cached_calibrations_are_fetched_again(
     rigs: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order())
-    (kept,) = (rig.context.repo / "kept").rglob("*.sqlite3")
-    kept.write_bytes(b"\0" * kept.stat().st_size)
+    (registry,) = (rig.context.repo / "kept").rglob("*.sqlite3")
+    registry.write_bytes(b"\0" * registry.stat().st_size)
     worker.reset()
-    assert "what was kept is of no use: DatabaseError" in caplog.text
+    assert "discarding cached inputs, they will be fetched again" in caplog.text
     assert worker.prepare(rig.order()).pipeline == "Full"
 
 
@@ -424,25 +424,23 @@ def test_a_visit_that_fails_by_its_database_leaves_nothing_to_the_next(rigs: Mak
     assert worker.prepare(rig.order()).pipeline == "Full"
 
 
-def test_a_full_ram_disk_is_called_so(context: PreloadSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_ram_disk_is_reported_as_such(context: PreloadSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_copy", copy)
     with pytest.raises(VisitFailed, match=r"no room for .* in the shared cache") as caught:
-        context.bring(context.order())
+        context.fetch(context.order())
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
 
 
-def test_a_writer_in_the_middle_of_its_transaction_holds_nobody_up(
-    contexts: MakeContext, own_central: Path
-) -> None:
+def test_an_open_write_transaction_blocks_no_reader(contexts: MakeContext, own_central: Path) -> None:
     context = contexts(central=own_central)
     writer = sqlite3.connect(own_central / "gen3.sqlite3", isolation_level=None)
     try:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("CREATE TABLE half_done (x INTEGER)")
-        assert len(context.bring(context.order())) == 8
+        assert len(context.fetch(context.order())) == 8
         writer.execute("COMMIT")
     finally:
         writer.close()
@@ -451,14 +449,14 @@ def test_a_writer_in_the_middle_of_its_transaction_holds_nobody_up(
 def test_a_reader_leaves_no_trace_in_the_central_repo(contexts: MakeContext, own_central: Path) -> None:
     context = contexts(central=own_central)
     before = {path: path.stat().st_mtime_ns for path in own_central.rglob("*")}
-    context.bring(context.order())
+    context.fetch(context.order())
     assert {path: path.stat().st_mtime_ns for path in own_central.rglob("*")} == before
 
 
 # --- metrics -----------------------------------------------------------------
 
 
-def test_how_a_preload_went_is_a_dataset(rigs: MakeRig) -> None:
+def test_the_metrics_of_a_preload_are_a_dataset(rigs: MakeRig) -> None:
     rig, worker = rigs()
     detail = worker.prepare(rig.order()).detail
     assert {"connect_ms", "query_ms", "cache_ms", "register_ms", "preprocess_ms"} <= set(detail)

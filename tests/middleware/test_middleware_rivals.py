@@ -32,7 +32,7 @@ PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).paren
 def rival(
     central: Central, refused: Path, manner: str, spools: list[Path]
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run another exporter; it has its Butler open, and begins when it may go on."""
+    """Run another exporter; its Butler is open, and it waits for `proceed`."""
     script = Path(__file__).with_name("rival.py")
     with subprocess.Popen(
         [sys.executable, script, central.root, refused, manner, *spools],
@@ -42,33 +42,33 @@ def rival(
         env=os.environ | {"PYTHONPATH": PATH},
     ) as process:
         try:
-            assert hear(process) == "open"
+            assert read_line(process) == "open"
             yield process
         finally:
             process.kill()
 
 
-def hear(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-def go_on(process: subprocess.Popen[str]) -> None:
+def proceed(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
 def begin_both(central: Central, first: subprocess.Popen[str], second: subprocess.Popen[str]) -> None:
-    """Let the first do everything but commit, and the second run into it."""
-    go_on(first)
-    assert hear(first) == "holding"
-    go_on(second)
+    """Let the first do everything except the commit, and the second wait for its locks."""
+    proceed(first)
+    assert read_line(first) == "holding"
+    proceed(second)
     wait_until(lambda: waiting_for_locks(central), TIMEOUT_S)
 
 
 def waiting_for_locks(central: Central) -> bool:
-    """Tell whether somebody waits for another's transaction; SQLite cannot be asked."""
+    """Return whether a transaction waits for another; `True` for SQLite, which cannot be queried."""
     if central.server is None:
         return True
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = "
@@ -76,7 +76,7 @@ def waiting_for_locks(central: Central) -> bool:
 
 
 def assert_complete(central: Central, detectors: list[int]) -> None:
-    """Check that everything is there once, and that its files are."""
+    """Check that each dataset is there once, with its file."""
     assert [detector for detector, _ in outputs(central, "toy_image")] == detectors
     with Butler.from_config(str(central.root)) as butler:
         assert [run.split("/")[3] for run in butler.collections.get_info(CHAIN).children] == [
@@ -99,15 +99,15 @@ def test_hosts_that_export_the_same_visit_and_runs_at_once_both_succeed(
         rival(central, tmp_path / "second", "pass", spools[2:]) as second,
     ):
         begin_both(central, first, second)
-        go_on(first)
-        exported = [Exported.model_validate_json(hear(process)) for process in (first, second)]
+        proceed(first)
+        exported = [Exported.model_validate_json(read_line(process)) for process in (first, second)]
     assert [len(each.spools) for each in exported] == [1, 1]
-    assert exported[0].datasets > exported[1].datasets > 0, "what both runs share is the first one's"
+    assert exported[0].datasets > exported[1].datasets > 0, "the first one registers what both runs share"
     assert_complete(central, [1, 2])
 
 
 @ON_POSTGRES
-def test_what_a_killed_host_had_not_committed_is_the_other_ones(
+def test_uncommitted_outputs_of_a_killed_host_do_not_block_another_host(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
     with (
@@ -116,7 +116,7 @@ def test_what_a_killed_host_had_not_committed_is_the_other_ones(
     ):
         begin_both(central, first, second)
         first.kill()
-        assert Exported.model_validate_json(hear(second)).spools == (str(spools[2]),)
+        assert Exported.model_validate_json(read_line(second)).spools == (str(spools[2]),)
     assert_complete(central, [2])
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
@@ -133,11 +133,11 @@ def test_the_same_visit_detector_from_two_hosts_at_once_is_registered_once(
         rival(central, tmp_path / "second", "pass", spools[1:2]) as second,
     ):
         begin_both(central, first, second)
-        go_on(first)
-        exported = [Exported.model_validate_json(hear(process)) for process in (first, second)]
+        proceed(first)
+        exported = [Exported.model_validate_json(read_line(process)) for process in (first, second)]
     assert exported[0].datasets > 0
     assert exported[1].datasets == 0
-    assert exported[1].spools, "its spool is done with all the same"
+    assert exported[1].spools, "its spool counts as exported"
     assert_complete(central, [1])
 
 
@@ -145,7 +145,7 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
     central: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One extends the chain after the other has read it and before that one extends it."""
-    for spool, host in ((spools[0], "host1"), (spools[2], "host2")):  # each has a deployment of its own
+    for spool, host in ((spools[0], "host1"), (spools[2], "host2")):  # they differ in their deployment
         text = (spool / MANIFEST).read_text()
         for pipeline in ("Frame", "NoPipeline"):
             text = text.replace(f"{CHAIN}/{pipeline}/", f"{CHAIN}/{pipeline}/{host}-")
@@ -157,14 +157,14 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
     read = kind.get_info
     exported: list[Exported] = []
 
-    def read_too_early(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    def read_before_the_other(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         found = read(self, name, *args, **kwargs)
         if name == CHAIN and not exported:
             monkeypatch.undo()
             exported.append(second.export(spools[2:]))
         return found
 
-    monkeypatch.setattr(kind, "get_info", read_too_early)
+    monkeypatch.setattr(kind, "get_info", read_before_the_other)
     exported.append(first.export(spools[:1]))
     first.close()
     second.close()
@@ -180,21 +180,22 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
 
 
 @ON_POSTGRES
-def test_a_deadlock_with_another_program_is_followed_by_another_try(
+def test_a_deadlock_with_another_program_is_retried(
     central: Central, spools: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert central.server is not None
     caplog.set_level("INFO")
-    # It looks once, so long after it has begun to wait: by then there has to be one.
+    # PostgreSQL checks for a deadlock once, this long after a transaction has
+    # begun to wait: the deadlock must exist by then.
     alter = f"ALTER DATABASE \"{central.database}\" SET deadlock_timeout = '5s'"
     central.server.run("postgres", alter)
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
-    exporter.export(spools[2:])  # makes tables, which is done outside of the transaction
+    exporter.export(spools[2:])  # creates tables, which is done outside of the transaction
     exported: list[Exported] = []
     thread = threading.Thread(target=lambda: exported.append(exporter.export(spools[:1])))
     engine = sqlalchemy.create_engine(central.server.url(central.database), poolclass=sqlalchemy.NullPool)
     with engine.begin() as program:
-        # The exporter looks for a deadlock; this one never does.
+        # Only the exporter's connection checks for a deadlock, so that the exporter is the one that fails.
         program.execute(sqlalchemy.text("SET deadlock_timeout = '1h'"))
         program.execute(sqlalchemy.text("LOCK TABLE dataset IN EXCLUSIVE MODE"))
         thread.start()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Butler's ground: repos, files of datasets, errors and their meaning."""
+"""Butler repos, files of datasets, classification of errors."""

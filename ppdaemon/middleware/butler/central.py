@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reading the central repo: opened on first use, kept, reopened after a failure.
+"""Reads the central repo: opened on first use, reused, reopened after a failure.
 
-Nothing is ever written there: a SQLite file is opened read-only, so that
-neither a journal nor a lock of one reader is in another's way.
+Never writes: a SQLite file is opened read-only, so that a reader creates
+neither a journal nor a lock that could block others.
 """
 
 import logging
@@ -29,21 +29,16 @@ __all__ = ("CentralReader", "close", "existing_collections", "known_dataset_type
 
 _LOG = logging.getLogger(__name__)
 
-PAUSE_S = (0.2, 1.0)
-"""Between two tries to connect; at random, or all workers would come again together."""
+RECONNECT_S = (0.2, 1.0)
+"""Seconds between two attempts to connect; random, because workers that failed
+together would otherwise reconnect together."""
 
 
 class CentralReader:
-    """Reads the central repo on behalf of one worker.
+    """Reads the central repo for one worker.
 
-    Parameters
-    ----------
-    uri : `str`
-        Root, configuration file or alias of the central repo.
-    patience_s : `float`, optional
-        How long to try to connect. A server that restarts, or has as many
-        connections as it takes, is asked again: the 205 detectors of a visit
-        come all at once, and PostgreSQL's default are 100 connections.
+    Connecting is retried for `retry_s` seconds: the 205 detectors of a visit
+    connect at once, and PostgreSQL accepts 100 connections by default.
     """
 
     def __init__(self, uri: str, retry_s: float = 0.0):
@@ -54,60 +49,35 @@ class CentralReader:
 
     @contextmanager
     def reading(self, timings: Timings) -> Iterator[Butler]:
-        """Give the Butler; what fails within ends the visit, not the worker.
+        """Yield the Butler, read-only; collections are cached until the block ends.
 
-        Parameters
-        ----------
-        timings : `~ppdaemon.middleware.butler.timings.Timings`
-            Takes how long connecting took.
-
-        Yields
-        ------
-        butler : `lsst.daf.butler.Butler`
-            Read-only; opened now if it is not yet. It looks up each
-            collection once, and anew with the next reading.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``PRELOAD_FAILED``, to be tried again, if the central
-            repo cannot be read. A full disk is not its fault.
+        Database errors within the block raise
+        `~ppdaemon.errors.VisitFailed` (``PRELOAD_FAILED``, retriable), so that
+        they end the visit and not the worker. A full disk is raised unchanged.
         """
         try:
-            with self._blamed():
-                butler = self._connected(timings)
+            with self._failing_visit():
+                butler = self._connect_with_retries(timings)
                 with butler.registry.caching_context():
                     yield butler
         finally:
             self._disconnect()
 
     @contextmanager
-    def lending(self, timings: Timings) -> Iterator[Butler]:
-        """Give the Butler to work that also writes elsewhere.
+    def copying(self, timings: Timings) -> Iterator[Butler]:
+        """Yield the Butler to code that copies from it into another repo.
 
-        Parameters
-        ----------
-        timings : `~ppdaemon.middleware.butler.timings.Timings`
-            Takes how long connecting took.
-
-        Yields
-        ------
-        butler : `lsst.daf.butler.Butler`
-            As of `reading`.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``PRELOAD_FAILED``, to be tried again, if something
-            fails and the central repo cannot be read then. If it can, the
-            failure is another's, and raised as it is.
+        Raises `~ppdaemon.errors.VisitFailed` (``PRELOAD_FAILED``, retriable)
+        if that fails and the central repo cannot be read afterwards. If it can
+        be read, the other repo is at fault, and its error is raised unchanged.
         """
         try:
-            with self._blamed():
-                butler = self._connected(timings)
+            with self._failing_visit():
+                butler = self._connect_with_retries(timings)
             try:
                 yield butler
             except (*DATABASE_ERRORS, ButlerUserError):
+                # A test query: is the central repo at fault?
                 with self.reading(timings) as butler:
                     known_dataset_type(butler, "raw")
                 raise
@@ -115,8 +85,8 @@ class CentralReader:
             self._disconnect()
 
     @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """Hold failures against the central repo."""
+    def _failing_visit(self) -> Iterator[None]:
+        """Turn database errors into a failed, retriable visit."""
         try:
             yield
         except (*DATABASE_ERRORS, ButlerUserError) as error:
@@ -129,8 +99,8 @@ class CentralReader:
                 retriable=True,
             ) from error
 
-    def _connected(self, timings: Timings) -> Butler:
-        """Connect, if it must be again and again."""
+    def _connect_with_retries(self, timings: Timings) -> Butler:
+        """Connect; repeat until it succeeds or the time is over."""
         give_up = timings.clock.mono() + self._retry_s
         with timings.timed("connect"):
             while True:
@@ -140,51 +110,50 @@ class CentralReader:
                     self.close()
                     if timings.clock.mono() >= give_up:
                         raise
-                    _LOG.info("connecting to the central repo again: %s", describe(error))
-                    time.sleep(random.uniform(*PAUSE_S))
+                    _LOG.info("cannot connect to the central repo, retrying: %s", describe(error))
+                    time.sleep(random.uniform(*RECONNECT_S))
 
     def _connect(self) -> Butler:
         if self._butler is None:
-            with _engines_noted(self._engines):
+            with _record_engines(self._engines):
                 self._butler = Butler.from_config(self._uri, writeable=False)
         else:
-            # Collections and dataset types may be new since.
+            # Collections and dataset types may have been added since the last reading.
             self._butler.registry.refresh()
         return self._butler
 
     def _disconnect(self) -> None:
-        """Leave no idle connection at a server: 1700 workers are more than it takes.
-
-        They look for a second and then work for minutes. Connecting anew
-        takes a few milliseconds, opening the Butler anew 50.
-        """
+        """Close connections to a database server; the Butler stays open."""
+        # A worker reads for a second and then computes for minutes, and a server
+        # does not accept idle connections of 1700 workers. Connecting again
+        # takes a few milliseconds, opening the Butler again 50.
         for engine in self._engines:
             if engine.dialect.name != "sqlite":
                 engine.dispose()
 
     def close(self) -> None:
-        """Disconnect; the next reading connects anew."""
+        """Disconnect; the next reading connects again."""
         butler, self._butler = self._butler, None
         self._engines.clear()
         close(butler)
 
 
 @contextmanager
-def _engines_noted(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
-    """Note the engines with which a Butler connects; it has no public way to tell."""
+def _record_engines(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
+    """Collect the engines with which a Butler connects; it has no public attribute for them."""
 
-    def note(connection: sqlalchemy.Connection) -> None:
+    def record(connection: sqlalchemy.Connection) -> None:
         engines.add(connection.engine)
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "engine_connect", note)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "engine_connect", record)
     try:
         yield
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", note)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", record)
 
 
 def close(butler: Butler | None) -> None:
-    """Disconnect from the central repo, if anybody is connected, as far as it still answers."""
+    """Disconnect from the central repo, if connected; errors of the database are ignored."""
     if butler is not None:
         try:
             butler.close()
@@ -193,24 +162,11 @@ def close(butler: Butler | None) -> None:
 
 
 def existing_collections(butler: Butler, names: Iterable[str]) -> tuple[str, ...]:
-    """Return those collections that exist, without chains.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The central repo.
-    names : `~collections.abc.Iterable` [`str`]
-        Collections in the order of search.
-
-    Returns
-    -------
-    existing : `tuple` [`str`]
-        Chains are replaced by what they hold, and names are not repeated.
-    """
+    """Return the named collections that exist, chains replaced by their members, each once, in order."""
     names = list(names)
     with suppress(MissingCollectionError):
-        # All at once; if one is missing, those that are not are in the
-        # Butler's cache after that, while it is read.
+        # One query for all. If one is missing, the others are in the Butler's
+        # cache afterwards, so that the loop below is fast.
         return tuple(butler.collections.query(names, flatten_chains=True)) if names else ()
     found: dict[str, None] = {}
     for name in names:
@@ -222,20 +178,7 @@ def existing_collections(butler: Butler, names: Iterable[str]) -> tuple[str, ...
 
 
 def known_dataset_type(butler: Butler, name: str) -> DatasetType | None:
-    """Return the definition of a dataset type, if the repo has one.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        Any repo.
-    name : `str`
-        Name of the dataset type.
-
-    Returns
-    -------
-    dataset_type : `lsst.daf.butler.DatasetType` or `None`
-        Its definition.
-    """
+    """Return the definition of a dataset type, or `None` if the repo has none."""
     try:
         return butler.get_dataset_type(name)
     except MissingDatasetTypeError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of datasets: where they are, how they are read, how long they are."""
+"""Files of datasets: location, formatter and size."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from ppdaemon.middleware.butler.failures import describe, is_link_refusal
 
 __all__ = (
     "DataFile",
-    "KnownFiles",
+    "LocationCache",
     "LocatedFile",
     "copied",
     "file_dataset",
@@ -30,64 +30,51 @@ __all__ = (
 
 _LOG = logging.getLogger(__name__)
 _LIMIT = 20_000
-"""Files remembered; each takes about 1 kB."""
+"""Cached locations; each takes about 1 kB."""
 
 
-class _Enough(Exception):
-    """All was seen that was wanted."""
+class _Stop(Exception):
+    """Leaves an export before it is written."""
 
 
 def describe_files(butler: Butler, refs: Iterable[DatasetRef]) -> list[FileDataset]:
-    """Return path and formatter of stored datasets.
+    """Return paths (absolute, or relative to the datastore's root) and formatters of stored datasets.
 
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The repo that has them.
-    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-        Datasets that are one file each, or share one.
-
-    Returns
-    -------
-    files : `list` [`lsst.daf.butler.FileDataset`]
-        Paths are relative to the datastore's root, or absolute.
-
-    Notes
-    -----
-    `Butler.export` is the public way to the formatter that a dataset was
-    written with, which the repo's configuration does not tell. It is left
-    before its end: composing its text, which nobody reads, asks for each
-    collection that each dataset is in and takes ten times as long.
+    Each dataset must be in one file, which may hold several.
     """
     files: list[FileDataset] = []
 
-    def keep(file: FileDataset) -> FileDataset:
+    def collect(file: FileDataset) -> FileDataset:
         files.append(file)
         return file
 
-    with suppress(_Enough), butler.export(filename=os.devnull, format="yaml") as export:
-        export.saveDatasets(refs, elements=(), rewrite=keep)
-        raise _Enough
+    # `Butler.export` is the public way to the formatter that a dataset was
+    # written with; the repo's configuration does not have it. It is left before
+    # its end: composing the YAML text, which is not needed, queries the
+    # collections of each dataset and takes ten times as long.
+    with suppress(_Stop), butler.export(filename=os.devnull, format="yaml") as export:
+        export.saveDatasets(refs, elements=(), rewrite=collect)
+        raise _Stop
     return files
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedFile:
-    """A file of the worker, and the datasets that it holds."""
+    """A local file of the worker and the datasets in it."""
 
     path: Path
     formatter: str
-    """Class that reads it."""
+    """Name of the class that reads it."""
     refs: tuple[DatasetRef, ...]
 
 
 def located(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:
-    """Return the files of datasets of the worker's repo, which keeps each in one file."""
+    """Return the files of datasets of the worker's repo, where each dataset is one file."""
     uris = {ref.id: uri.primaryURI for ref, uri in butler.get_many_uris(refs).items()}
     files = []
     for file in describe_files(butler, refs):
         uri = uris[file.refs[0].id]
-        assert uri is not None  # it is one file
+        assert uri is not None  # not a dataset of several files
         files.append(LocatedFile(Path(uri.ospath), str(file.formatter), tuple(file.refs)))
     return files
 
@@ -103,7 +90,8 @@ def copied(files: Iterable[LocatedFile], folder: Path) -> list[LocatedFile]:
 
 
 def file_dataset(path: Path, refs: list[DatasetRef], formatter: Any) -> FileDataset:
-    """Return a local file as `lsst.daf.butler.Butler.ingest` takes it, whatever characters its name has."""
+    """Return a local file in the form for `lsst.daf.butler.Butler.ingest`."""
+    # As a URI: a name with "#" or "%" would be misread as a plain path.
     return FileDataset(path=ResourcePath(path.as_uri()), refs=refs, formatter=formatter)
 
 
@@ -118,13 +106,16 @@ def link_or_copy(path: Path, target: Path) -> None:
 
 
 def ingest_shared(butler: Butler, files: Sequence[FileDataset]) -> None:
-    """Ingest files that nobody changes by hard link, or by copy where links cannot be made."""
+    """Ingest read-only files by hard link, or by copy where links cannot be made."""
     try:
         butler.ingest(*files, transfer="hardlink")
     except OSError as error:
         if not is_link_refusal(error):
             raise
-        _LOG.warning("files are copied, not shared: %s", describe(error))
+        _LOG.warning(
+            "files cannot be hard-linked into the repo, they are copied and take more space: %s",
+            describe(error),
+        )
         butler.ingest(*files, transfer="copy")
 
 
@@ -134,16 +125,16 @@ class DataFile:
 
     uri: ResourcePath
     formatter: Any
-    """Class, or its name, that reads it."""
+    """Class that reads it, or the class's name."""
     size_bytes: int | None
-    """Where it is told without a request over a network."""
+    """`None` if only a network request could get it."""
 
 
-class KnownFiles:
-    """Remembers where datasets are: what was asked once is not asked again.
+class LocationCache:
+    """Caches the locations of datasets, so that each is queried once.
 
-    A dataset never changes. What can change is that it is deleted; who finds
-    that a file is not there should `forget` it.
+    A dataset never changes, but it can be deleted: a caller that does not find
+    a file must `discard` its location.
     """
 
     def __init__(self) -> None:
@@ -152,58 +143,40 @@ class KnownFiles:
     def locate(
         self, central: Butler, refs: Iterable[DatasetRef]
     ) -> tuple[dict[DatasetId, DataFile], frozenset[DatasetId]]:
-        """Return the files of datasets.
+        """Return the files of datasets by id, and the ids that the datastore does not have.
 
-        Parameters
-        ----------
-        central : `lsst.daf.butler.Butler`
-            The central repo.
-        refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-            Datasets there.
-
-        Returns
-        -------
-        files : `dict`
-            By dataset id. Datasets that are not one file are not among them:
-            those in several, or within an archive.
-        lost : `frozenset`
-            Ids of datasets that the datastore knows nothing of.
+        Datasets of several files, and those within an archive, are in neither.
         """
         refs = list(refs)
         unknown = [ref for ref in refs if ref.id not in self._files]
         if unknown:
-            self._files |= _ask(central, unknown)
-        located = {}
+            self._files |= _query(central, unknown)
+        files = {}
         for ref in refs:
             if ref.id in self._files:
                 self._files.move_to_end(ref.id)
                 if (file := self._files[ref.id]) is not None:
-                    located[ref.id] = file
-        lost = frozenset(ref.id for ref in refs if ref.id not in self._files)
+                    files[ref.id] = file
+        not_stored = frozenset(ref.id for ref in refs if ref.id not in self._files)
         while len(self._files) > max(_LIMIT, len(refs)):
             self._files.popitem(last=False)
-        return located, lost
+        return files, not_stored
 
-    def forget(self, refs: Iterable[DatasetRef]) -> None:
-        """Ask again next time.
-
-        Parameters
-        ----------
-        refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-            Datasets whose files were not where they were said to be.
-        """
+    def discard(self, refs: Iterable[DatasetRef]) -> None:
+        """Drop the locations of datasets; the next `locate` queries them again."""
         for ref in refs:
             self._files.pop(ref.id, None)
 
 
-def _ask(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFile | None]:
-    located = _uris(central, refs)
+def _query(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFile | None]:
+    found_uris = _uris(central, refs)
     uris = {
         ref.id: found.primaryURI
-        for ref, found in located.items()
+        for ref, found in found_uris.items()
+        # A fragment names a member of an archive.
         if found.primaryURI is not None and not found.primaryURI.fragment
     }
-    files: dict[DatasetId, DataFile | None] = {ref.id: None for ref in located}
+    files: dict[DatasetId, DataFile | None] = {ref.id: None for ref in found_uris}
     for described in describe_files(central, [ref for ref in refs if ref.id in uris]):
         for ref in described.refs:
             uri = uris[ref.id]
@@ -212,20 +185,21 @@ def _ask(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFile
 
 
 def _uris(central: Butler, refs: list[DatasetRef]) -> dict[DatasetRef, DatasetRefURIs]:
-    """Return where datasets are, at once if all are somewhere."""
+    """Return the URIs of datasets, in one query if the datastore has all of them."""
     try:
         return central.get_many_uris(refs)
     except FileNotFoundError as error:
         if len(refs) == 1:
-            _LOG.warning("passed over: %s", error)
+            _LOG.warning("a dataset of the central repo has no file, it is not preloaded: %s", error)
             return {}
+    # The error does not name all that are missing: halves find them.
     half = len(refs) // 2
     return _uris(central, refs[:half]) | _uris(central, refs[half:])
 
 
 def _size_if_cheap(uri: ResourcePath) -> int | None:
-    """Return the length of a local file, `None` of others and of one that is missing."""
+    """Return the size of a local file, `None` for others and for a missing one."""
     if uri.isLocal:
-        with suppress(OSError):  # whoever copies it will tell
+        with suppress(OSError):  # copying it will report the error
             return uri.size()
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What exceptions of libraries mean here."""
+"""Classifies exceptions of libraries."""
 
 import errno
 from collections.abc import Iterator
@@ -22,45 +22,25 @@ __all__ = (
 )
 
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, OSError)
-"""All that databases and filesystems raise."""
+"""The errors of databases and filesystems."""
 
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
-"""PostgreSQL's codes of serialization failure, deadlock, and lock not available."""
+"""PostgreSQL's codes of serialization failure, deadlock and lock not available
+(appendix A of its manual)."""
 
 
 def describe(error: BaseException) -> str:
-    """Return the first line of an exception, with its type.
-
-    Parameters
-    ----------
-    error : `BaseException`
-        What was raised.
-
-    Returns
-    -------
-    text : `str`
-        For instance ``OperationalError: database is locked``.
-    """
+    """Return type and first line of an exception, such as ``OperationalError: database is locked``."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def is_out_of_space(error: BaseException | None) -> bool:
-    """Tell whether an exception, or one behind it, says that a disk is full.
-
-    Parameters
-    ----------
-    error : `BaseException` or `None`
-        What was raised.
-
-    Returns
-    -------
-    full : `bool`
-        True for ``ENOSPC``, ``EDQUOT`` and SQLite's own words for them.
-    """
+    """Return whether an exception, or one that caused it, means a full disk or quota."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
+        # SQLite's text for SQLITE_FULL; it has no errno.
         if isinstance(error, sqlalchemy.exc.OperationalError) and "disk is full" in str(error):
             return True
         error = error.__cause__ or error.__context__
@@ -68,37 +48,14 @@ def is_out_of_space(error: BaseException | None) -> bool:
 
 
 def is_contention(error: sqlalchemy.exc.DBAPIError) -> bool:
-    """Tell whether transactions were in each other's way, so that the next
-    try may succeed at once.
-
-    Parameters
-    ----------
-    error : `sqlalchemy.exc.DBAPIError`
-        What a database raised.
-
-    Returns
-    -------
-    contention : `bool`
-        True for PostgreSQL's deadlocks and serialization failures. SQLite
-        has waited long enough by itself.
-    """
+    """Return whether concurrent transactions collided in PostgreSQL: a retry may succeed at once."""
+    # SQLite has no such code; it has waited for its lock already.
     code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     return code in _CONTENTION
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Return what an exception makes of a visit.
-
-    Parameters
-    ----------
-    error : `BaseException`
-        What a task has raised.
-
-    Returns
-    -------
-    outcome : `~ppdaemon.states.Outcome`
-        A task that ends its process has crashed.
-    """
+    """Return the outcome of a visit whose task raised an exception; one that exits has crashed."""
     if is_out_of_space(error):
         return Outcome.RAMDISK_FULL
     if isinstance(error, MemoryError):
@@ -109,55 +66,24 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def unmasked(error: BaseException) -> BaseException:
-    """Return what a task's constructor has raised, if it was that.
-
-    Parameters
-    ----------
-    error : `BaseException`
-        What came out of lsst's executor.
-
-    Returns
-    -------
-    error : `BaseException`
-        Usually the same.
-
-    Notes
-    -----
-    `~lsst.pipe.base.single_quantum_executor.SingleQuantumExecutor` asks a
-    task for its metadata even if there is none, because its constructor has
-    raised: the exception that counts is then behind an `UnboundLocalError`.
-    """
+    """Return the exception of a task's constructor if another one masks it, else the same exception."""
+    # SingleQuantumExecutor reads the task's metadata even if its constructor
+    # raised and there is no task: the UnboundLocalError masks the real error.
     if isinstance(error, UnboundLocalError) and error.__context__ is not None:
         return error.__context__
     return error
 
 
 def is_link_refusal(error: OSError) -> bool:
-    """Tell whether hard links cannot be made between two places.
-
-    Parameters
-    ----------
-    error : `OSError`
-        What `os.link` raised.
-
-    Returns
-    -------
-    refused : `bool`
-        True for another filesystem, one without links, or one with too many
-        of them to a file.
+    """Return whether `os.link` failed because links cannot be made: to another
+    filesystem, on one without links, or too many to one file.
     """
     return error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 @contextmanager
 def space_watched() -> Iterator[None]:
-    """End the visit with ``RAMDISK_FULL`` where a disk is full.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised instead of whatever the full disk caused.
-    """
+    """Raise `~ppdaemon.errors.VisitFailed` (``RAMDISK_FULL``, retriable) for any error of a full disk."""
     try:
         yield
     except Exception as error:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker's own repo: a copy of the template, thrown away after each visit.
+"""The worker's local repo: a copy of the template, deleted after each visit.
 
-What the next visit will most likely need again, such as the calibrations of
-the same detector, can be kept in layers: then a copy of the repo with them
-takes the template's place.
+Datasets that the next visit will probably need again, such as the
+calibrations of the same detector, can be saved in layers. Each layer is a copy
+of the repo; the next repo is then a copy of the last layer, not of the
+template.
 """
 
 import logging
@@ -34,25 +35,13 @@ def make_template(
     versions: str,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make the repo that all workers copy.
+    """Make the repo that all workers copy, replacing an older one; it appears complete.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The template; appears complete, and replaces an older one.
-    universe : `lsst.daf.butler.DimensionUniverse`
-        The central repo's dimensions, which may be of an older version.
-    instruments : `~collections.abc.Sequence` [`lsst.pipe.base.Instrument`]
-        Instruments to register.
-    dataset_types : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetType`]
-        What pipelines will need, as far as it is known; registering a type
-        takes ~10 ms that no visit has to wait for then.
-    versions : `str`
-        Digest of package versions, kept beside the repo.
-    settings : `~collections.abc.Mapping`, optional
-        Butler configuration of the repo beside the usual.
+    The universe is the central repo's, which may be an older version.
+    Registering a dataset type takes about 10 ms: the types that pipelines will
+    need are registered here, so that no visit waits for it.
     """
-    # Without a dot: Butler.makeRepo takes a folder with one for a file.
+    # No dot in the name: Butler.makeRepo takes a path with a dot for a file.
     partial = folder.with_name(f"{folder.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -72,55 +61,53 @@ def make_template(
 
 
 class LocalRepo:
-    """A copy of the template and the Butler that is open on it.
+    """A copy of the template, and the Butler open on it.
 
-    Parameters
-    ----------
-    template : `pathlib.Path`
-        The folder that `make_template` made.
-    folder : `pathlib.Path`
-        The worker's own folder, on the same filesystem.
+    `folder` is the worker's, on the filesystem of the template.
     """
 
     def __init__(self, template: Path, folder: Path):
         self._template = template
         self.root = folder / _REPO
-        """Where the repo is (`pathlib.Path`)."""
+        """Root of the repo (`pathlib.Path`)."""
         self.incoming = folder / "incoming"
-        """Where raws are put before they are ingested (`pathlib.Path`)."""
-        self._layers = folder / "kept"
+        """Folder of files that are about to be ingested (`pathlib.Path`)."""
+        self._layer_folder = folder / "kept"
         self._butler: Butler | None = None
         self.versions = (template / _VERSIONS).read_text()
         """Digest of package versions (`str`)."""
-        self.kept: tuple[Hashable, ...] = ()
-        """Stand for what was kept beside the template's content, layer upon
-        layer (`tuple` [`Hashable`])."""
+        self.layers: tuple[Hashable, ...] = ()
+        """Keys of the saved layers, the last on top (`tuple` [`Hashable`])."""
         self.renew()
 
     @property
     def butler(self) -> Butler:
-        """The Butler of this visit (`lsst.daf.butler.Butler`)."""
+        """The open Butler (`lsst.daf.butler.Butler`)."""
         if self._butler is None:
             raise RuntimeError("the local repo is closed")
         return self._butler
 
     def renew(self) -> None:
-        """Throw the repo away, open a copy of what was kept, or else of the template."""
-        if self.kept:
+        """Delete the repo; open a copy of the top layer, or of the template if there is none."""
+        if self.layers:
             try:
-                self._begin_with(self._layer(len(self.kept)))
+                self._open_copy(self._layer(len(self.layers)))
                 return
             except DATABASE_ERRORS as error:
                 if is_out_of_space(error):
                     raise
-                _LOG.warning("what was kept is of no use: %s", describe(error))
+                _LOG.warning(
+                    "discarding cached inputs, they will be fetched again: the copy of the repo with them"
+                    " cannot be opened: %s",
+                    describe(error),
+                )
                 self.drop_kept()
-        self._begin_with(self._template / _REPO)
+        self._open_copy(self._template / _REPO)
 
     def _layer(self, number: int) -> Path:
-        return self._layers / str(number)
+        return self._layer_folder / str(number)
 
-    def _begin_with(self, source: Path) -> None:
+    def _open_copy(self, source: Path) -> None:
         self.close()
         for folder in (self.root, self.incoming):
             if folder.exists():
@@ -129,33 +116,22 @@ class LocalRepo:
         self.incoming.mkdir()
         self._butler = Butler.from_config(str(self.root), writeable=True)
 
-    def keep(self, what: Hashable) -> None:
-        """Let later copies begin with all that is in the repo now.
-
-        Parameters
-        ----------
-        what : `~collections.abc.Hashable`
-            Stands for what came since the layer before; the last of `kept`.
-        """
-        layer = self._layer(len(self.kept) + 1)
+    def add_layer(self, key: Hashable) -> None:
+        """Save the repo as it is now; `key` identifies what was added since the layer below."""
+        layer = self._layer(len(self.layers) + 1)
         try:
             _copy_repo(self.root, layer)
         except BaseException:
+            # Half a layer would be opened by the next visit.
             shutil.rmtree(layer, ignore_errors=True)
             raise
-        self.kept = (*self.kept, what)
+        self.layers = (*self.layers, key)
 
     def drop_kept(self, beyond: int = 0) -> None:
-        """Let later copies begin with less.
-
-        Parameters
-        ----------
-        beyond : `int`, optional
-            How many layers stay; with none, copies begin with the template.
-        """
-        for number in range(len(self.kept), beyond, -1):
+        """Delete all layers but the lowest `beyond`."""
+        for number in range(len(self.layers), beyond, -1):
             shutil.rmtree(self._layer(number))
-        self.kept = self.kept[:beyond]
+        self.layers = self.layers[:beyond]
 
     def close(self) -> None:
         """Close the Butler and its database."""
@@ -165,12 +141,13 @@ class LocalRepo:
 
 
 def _copy_repo(source: Path, target: Path) -> None:
-    """Copy a repo on which nobody writes at the moment."""
+    """Copy a repo; nothing may write to it meanwhile."""
     shutil.copytree(source, target, copy_function=_copy_or_link)
 
 
 def _copy_or_link(source: str, target: str) -> None:
-    """Copy a file, or link it if it is read-only: those come from the shared cache."""
+    """Copy a file, or link it if it is read-only."""
+    # Read-only files are those of the shared cache; a copy would take its space again.
     if os.stat(source).st_mode & 0o222:
         shutil.copyfile(source, target)
     else:

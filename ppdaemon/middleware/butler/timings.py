@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the parts of a visit's work took."""
+"""Durations of the phases of a visit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,14 @@ __all__ = ("Timings",)
 
 @dataclass(slots=True)
 class Timings:
-    """Numbers by name, for the journal and the metrics dataset."""
+    """Durations and counts by name, for the journal and the metrics dataset."""
 
     clock: Clock
     values: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Note the milliseconds of a phase.
-
-        Parameters
-        ----------
-        phase : `str`
-            Becomes ``<phase>_ms``; times of one name add up.
-        """
+        """Add the milliseconds of a block to ``<phase>_ms``."""
         start = self.clock.mono()
         try:
             yield

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From the worker's repo to the central one: spool, registration."""
+"""Exports outputs from the worker's repo to the central one: spool, registration."""

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bringing spools into the central repo: what is registered, what waits, what is set apart.
+"""Exports spools to the central repo, and decides what happens to those that fail.
 
-Covers the judgement of failures. A central repo that is away concerns all
-spools alike, and all wait. A spool that cannot be registered though the
-central repo works is *set apart*, in another folder, where an operator finds
-it with the reason; it keeps no other waiting. Registering itself is
-`ppdaemon.middleware.export.register`'s.
+If the central repo is not available, all spools wait. A spool that cannot be
+registered although the central repo works is *quarantined*: moved to another
+folder, together with the reason, where an operator finds it; it does not block
+the others. Registering is done by `ppdaemon.middleware.export.register`.
 """
 
 import logging
@@ -35,46 +34,37 @@ __all__ = ("CentralExporter",)
 _LOG = logging.getLogger(__name__)
 
 _DATA_ERRORS = (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.DataError)
-"""Of what databases raise, that which is about the data."""
+"""Database errors caused by the data."""
 
-_AWAY_ERRORS = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError)
-"""What databases raise, also when they are away or may not be written."""
+_DATABASE_ERRORS = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError)
+"""All database errors; those that are not data errors mean that the database is
+not available or not writable."""
 
-_CONTENT_ERRORS = (*_DATA_ERRORS, ButlerUserError, ConflictingDefinitionError)
-"""What is held against a spool by itself. Any other error is held against it
-only if the central repo has taken another spool."""
+_SPOOL_ERRORS = (*_DATA_ERRORS, ButlerUserError, ConflictingDefinitionError)
+"""Errors caused by the spool itself. Any other error is attributed to the spool
+only if the central repo accepted another spool in the same export."""
 
 type Batch = Mapping[Path, Manifest]
 
 
 @dataclass(slots=True)
-class _Sorted:
-    """What became of the spools of one export."""
+class _Results:
+    """Results of the spools of one export."""
 
     done: list[Path] = field(default_factory=list)
     datasets: int = 0
     refused: list[Path] = field(default_factory=list)
     suspects: dict[Path, Exception] = field(default_factory=dict)
-    """Not registered, and not yet known whose fault it is."""
+    """Not registered; not yet decided whether the spool or the repo is the cause."""
 
 
 class CentralExporter:
-    """Writes to the central repo on behalf of a host.
+    """Writes the spools of a host to the central repo.
 
-    Parameters
-    ----------
-    uri : `str`
-        Root, configuration file or alias of the central repo.
-    clock : `~ppdaemon.clock.Clock`
-        Tells when.
-    node : `str`
-        Name of this host's node; no other exporter into this repo has it.
-    refused : `pathlib.Path`
-        Where spools are set apart; on the filesystem of the spools.
-    runs : `pathlib.Path`, optional
-        What the workers of this host share of each run
-        (`~ppdaemon.middleware.run.initoutputs.InitOutputs`): it is noted there
-        when it is in the central repo.
+    `node` must differ between the hosts that export to one repo. `refused` is
+    the quarantine folder, on the filesystem of the spools. In `runs`, shared by
+    the host's workers (`~ppdaemon.middleware.run.initoutputs.InitOutputs`),
+    exported init-outputs are recorded.
     """
 
     def __init__(self, uri: str, clock: Clock, node: str, refused: Path, runs: Path | None = None):
@@ -86,41 +76,30 @@ class CentralExporter:
         self._butler: Butler | None = None
 
     def export(self, spools: Sequence[Path]) -> Exported:
-        """Register spooled outputs and delete the spools.
+        """Register spooled outputs and delete the spools; report which were exported and which quarantined.
 
-        Parameters
-        ----------
-        spools : `~collections.abc.Sequence` [`pathlib.Path`]
-            Spool folders; those that are gone count as exported, unless
-            they were set apart.
-
-        Returns
-        -------
-        exported : `~ppdaemon.messages.Exported`
-            The spools that are in the central repo now, and those that
-            were set apart.
-
-        Raises
-        ------
-        ppdaemon.errors.Unavailable
-            Raised if the central repo takes nothing. The spools stay,
-            but for those that are bad without doubt.
+        Spool folders that do not exist count as exported, unless they are in
+        quarantine. Raises `~ppdaemon.errors.Unavailable` if the central repo
+        accepts nothing: the spools then stay, except those that are certainly
+        invalid.
         """
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
-        result = _Sorted(refused=[path for path in gone if (self._refused / path.name).exists()])
+        result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
         if batch := self._read(present, result):
             try:
                 self._export_some(self._open(), batch, result)
-                self._judge(result)
+                self._resolve_suspects(result)
             except Unavailable:
                 self.close()
                 raise
         for path in result.done:
+            # Before the spool is deleted: after a crash in between, it is exported
+            # again, and recorded then.
             if self._runs is not None:
                 note_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
             remove_spool(path)
-        for path in gone:
+        for path in gone:  # a half-deleted folder may be left of it
             remove_spool(path)
         finished = {*result.done, *gone}.difference(result.refused)
         return Exported(
@@ -131,7 +110,7 @@ class CentralExporter:
         )
 
     def close(self) -> None:
-        """Disconnect; the next export connects anew."""
+        """Disconnect; the next export connects again."""
         butler, self._butler = self._butler, None
         close(butler)
 
@@ -139,27 +118,29 @@ class CentralExporter:
         if self._butler is None:
             try:
                 self._butler = Butler.from_config(self._uri, writeable=True)
-            except Exception as error:  # away, of a newer kind, without its driver: nothing can be exported
+            except (
+                Exception
+            ) as error:  # down, of a newer version, without its driver: nothing can be exported
                 raise Unavailable(
                     f"the central repo {self._uri} cannot be opened for writing: {describe(error)}"
                 ) from error
         return self._butler
 
-    def _read(self, spools: Sequence[Path], result: _Sorted) -> Batch:
-        """Read manifests; set apart what has none that can be used."""
+    def _read(self, spools: Sequence[Path], result: _Results) -> Batch:
+        """Read the manifests; quarantine spools without a valid one."""
         batch: dict[Path, Manifest] = {}
         for spool in spools:
             try:
                 manifest = read_manifest(spool)
                 check_files(spool, manifest)
             except BadMessage as error:
-                self._set_apart(spool, error, result)
+                self._quarantine(spool, error, result)
             else:
                 batch[spool] = manifest
         return batch
 
-    def _export_some(self, butler: Butler, batch: Batch, result: _Sorted) -> None:
-        """Register all at once; where that does not go, find out which spools are to blame."""
+    def _export_some(self, butler: Butler, batch: Batch, result: _Results) -> None:
+        """Register all spools in one transaction; if it fails, find the spools that cause it."""
         try:
             result.datasets += self._registrar.register(butler, batch)
             result.done += batch
@@ -168,62 +149,76 @@ class CentralExporter:
             failure = error
         if isinstance(failure, OSError):
             parts = [self._readable(batch, failure, result)]
-        elif isinstance(failure, _AWAY_ERRORS) and not isinstance(failure, _DATA_ERRORS):
-            raise self._takes_nothing(failure) from failure
+        elif isinstance(failure, _DATABASE_ERRORS) and not isinstance(failure, _DATA_ERRORS):
+            raise self._unavailable(failure) from failure
         elif len(batch) == 1:
             result.suspects.update(dict.fromkeys(batch, failure))
             return
         else:
-            _LOG.warning("registering %d spools in halves: %s", len(batch), describe(failure))
+            _LOG.warning(
+                "%d spools cannot be registered together, trying in halves to find the bad one: %s",
+                len(batch),
+                describe(failure),
+            )
             parts = _halves(batch)
         for part in parts:
             if part:
                 self._export_some(butler, part, result)
 
-    def _readable(self, batch: Batch, failure: OSError, result: _Sorted) -> Batch:
-        """Set apart the spools that cannot be read, whose failure it is then."""
+    def _readable(self, batch: Batch, failure: OSError, result: _Results) -> Batch:
+        """Quarantine the spools whose files cannot be read; return the others."""
         bad: dict[Path, BadMessage] = {}
         if not is_out_of_space(failure):
             for spool, manifest in batch.items():
                 try:
-                    check_files(spool, manifest, through=True)
+                    check_files(spool, manifest, read_all=True)
                 except BadMessage as error:
                     bad[spool] = error
-        if not bad:
-            raise self._takes_nothing(failure) from failure
+        if not bad:  # then the central repo's filesystem failed
+            raise self._unavailable(failure) from failure
         for spool, fault in bad.items():
-            self._set_apart(spool, fault, result)
+            self._quarantine(spool, fault, result)
         return {spool: manifest for spool, manifest in batch.items() if spool not in bad}
 
-    def _judge(self, result: _Sorted) -> None:
-        """Set apart what is bad; a central repo that has taken nothing may be to blame itself."""
-        doubtful = {}
+    def _resolve_suspects(self, result: _Results) -> None:
+        """Quarantine the suspects, unless the central repo, having accepted nothing, may be the cause."""
+        undecided = {}
         for spool, error in result.suspects.items():
-            if result.done or isinstance(error, _CONTENT_ERRORS):
-                self._set_apart(spool, error, result)
+            if result.done or isinstance(error, _SPOOL_ERRORS):
+                self._quarantine(spool, error, result)
             else:
-                doubtful[spool] = error
-        if doubtful:
-            first = next(iter(doubtful.values()))
-            raise self._takes_nothing(first) from first
+                undecided[spool] = error
+        if undecided:
+            first = next(iter(undecided.values()))
+            raise self._unavailable(first) from first
 
-    def _set_apart(self, spool: Path, error: Exception, result: _Sorted) -> None:
-        """Move a spool out of the way, for good, with the reason in it."""
+    def _quarantine(self, spool: Path, error: Exception, result: _Results) -> None:
+        """Move a spool to quarantine, with the reason in it."""
         reason = describe(error)
-        _LOG.error("%s cannot be exported, it is set apart in %s: %s", spool.name, self._refused, reason)
+        _LOG.error(
+            "spool %s cannot be exported, it is quarantined in %s (%s there says how to export it again): %s",
+            spool.name,
+            self._refused,
+            REFUSAL,
+            reason,
+        )
         self._refused.mkdir(exist_ok=True)
         try:
             (spool / REFUSAL).write_text(_note(spool, self._uri, reason))
-        except OSError as problem:  # what is damaged may refuse a note too
-            _LOG.warning("no %s in %s: %s", REFUSAL, spool.name, describe(problem))
-        shutil.rmtree(self._refused / spool.name, ignore_errors=True)  # the same spool, copied back before
+        except OSError as problem:  # a damaged folder may not be writable either
+            _LOG.warning(
+                "the reason cannot be written to %s in spool %s: %s", REFUSAL, spool.name, describe(problem)
+            )
+        # The operator may have copied the spool back, instead of moving it.
+        shutil.rmtree(self._refused / spool.name, ignore_errors=True)
         spool.rename(self._refused / spool.name)
+        # The new entry first: a power failure must not lose both.
         sync(self._refused)
         sync(spool.parent)
         result.refused.append(spool)
 
-    def _takes_nothing(self, error: Exception) -> Unavailable:
-        return Unavailable(f"the central repo {self._uri} takes nothing: {describe(error)}")
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(f"the central repo {self._uri} cannot be written to: {describe(error)}")
 
 
 def _halves(batch: Batch) -> list[Batch]:
@@ -234,6 +229,6 @@ def _halves(batch: Batch) -> list[Batch]:
 def _note(spool: Path, uri: str, reason: str) -> str:
     return (
         f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
-        f"Mend the cause, move this folder back to {spool.parent}\n"
-        "and call 'ppctl reload'; or delete it.\n"
+        f"To export them, remove the cause, move this folder back to {spool.parent}\n"
+        "and run 'ppctl reload'. Otherwise delete this folder.\n"
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What of a visit is exported: datasets of the worker's repo, and those that a run holds itself.
+"""Selects a visit's datasets for export: those in the worker's repo, and those in a run's memory.
 
-What is in the repo before the image, init-outputs and what was made of the
-announcement, can be looked up then.
+Datasets that are in the repo before the image, such as init-outputs and those
+of the preload, can be located before the image.
 """
 
 import re
@@ -16,38 +16,31 @@ from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
 from ppdaemon.middleware.export.spool import SpooledFile
 from ppdaemon.middleware.run.engine import PipelineRun
 
-__all__ = ("Chosen", "Outputs")
+__all__ = ("Outputs", "SelectedOutputs")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """What is exported of a visit."""
+class SelectedOutputs:
+    """The datasets of a visit that are exported."""
 
     located: tuple[LocatedFile, ...]
-    """In the worker's repo."""
+    """Files in the worker's repo."""
     run: PipelineRun
-    """Holds the rest."""
+    """Has the other datasets in memory."""
 
     @property
     def refs(self) -> list[DatasetRef]:
-        """The datasets (`list` [`lsst.daf.butler.DatasetRef`])."""
+        """All datasets (`list` [`lsst.daf.butler.DatasetRef`])."""
         return [*(ref for file in self.located for ref in file.refs), *self.run.outputs]
 
     def fill(self, folder: Path) -> list[SpooledFile]:
-        """Write them; see `ppdaemon.middleware.export.spool.write_spool`."""
+        """Write the datasets' files to a folder, for `ppdaemon.middleware.export.spool.write_spool`."""
         return [_spooled(file) for file in (*copied(self.located, folder), *self.run.write(folder))]
 
 
 class Outputs:
-    """Chooses what is exported.
-
-    Parameters
-    ----------
-    types : `~collections.abc.Collection` [`str`]
-        Regular expressions, of which a dataset type's whole name must match
-        one.
-    is_exported : `~collections.abc.Callable`
-        Tells whether the central repo has a dataset already.
+    """Selects the datasets whose types match one of `types` (regular expressions, whole
+    name) and that the central repo does not have.
     """
 
     def __init__(self, types: Collection[str], is_exported: Callable[[DatasetRef], bool]):
@@ -56,39 +49,25 @@ class Outputs:
         self._located: dict[tuple[str, ...], list[LocatedFile]] = {}
 
     def forget(self) -> None:
-        """Go on with a repo that has nothing yet."""
+        """Drop all located files, because the worker's repo is new."""
         self._located.clear()
 
     def locate(self, butler: Butler, runs: Sequence[str]) -> None:
-        """Look up what is in the worker's repo, for a run that holds its outputs itself."""
+        """Locate the datasets of the worker's repo in advance, for a run that has its outputs in memory."""
         self._located[tuple(runs)] = located(butler, self._select(butler, runs))
 
-    def of(self, butler: Butler, runs: Sequence[str], run: PipelineRun) -> Chosen:
-        """Choose what is exported of a visit.
-
-        Parameters
-        ----------
-        butler : `lsst.daf.butler.Butler`
-            The worker's repo.
-        runs : `~collections.abc.Sequence` [`str`]
-            Output runs.
-        run : `~ppdaemon.middleware.run.engine.PipelineRun`
-            What was run.
-
-        Returns
-        -------
-        chosen : `Chosen`
-            Without what the central repo has.
-        """
+    def of(self, butler: Butler, runs: Sequence[str], run: PipelineRun) -> SelectedOutputs:
+        """Return the datasets to export; `runs` are the output runs."""
+        # A run without outputs in memory has written to the repo since `locate`.
         files = self._located.get(tuple(runs)) if run.outputs else None
         if files is None:
             refs = self._select(butler, runs)
             files = located(butler, [ref for ref in refs if not self._is_exported(ref)])
         new = (file for file in files if not all(self._is_exported(ref) for ref in file.refs))
-        return Chosen(tuple(new), run)
+        return SelectedOutputs(tuple(new), run)
 
     def _select(self, butler: Butler, runs: Sequence[str]) -> list[DatasetRef]:
-        """Return the datasets of the repo, in the order of runs and names."""
+        """Return the datasets of the matching types, in the order of runs and type names."""
         refs = []
         for run in runs:
             names = butler.collections.get_info(run, include_summary=True).dataset_types or ()

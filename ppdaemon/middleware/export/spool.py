@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Outputs on their way from a worker to the central repo: a folder with a manifest.
+"""Spool folders: a worker's outputs with a manifest, until they are in the central repo.
 
-Covers writing and reading such a folder. Registering is
-`ppdaemon.middleware.export.exporter`'s.
+Covers writing and reading them. Exporting is done by
+`ppdaemon.middleware.export.exporter`.
 """
 
 import logging
@@ -24,11 +24,12 @@ __all__ = ("MANIFEST", "Manifest", "SpoolKey", "SpooledFile", "check_files", "re
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
+"""Bytes read at a time when files are checked."""
 
 
 class SpoolKey(Model):
-    """Whose outputs they are."""
+    """Identifies the attempt that produced the outputs."""
 
     instrument: str
     group: str
@@ -37,35 +38,36 @@ class SpoolKey(Model):
 
     @property
     def folder(self) -> str:
-        """Name of the spool folder (`str`); tells the four parts apart."""
+        """Name of the spool folder (`str`)."""
+        # "~" separates the four parts, so that no two keys have the same name.
         group = urllib.parse.quote(self.group, safe="").replace("~", "%7E")
         return f"{self.instrument}~{group}~{self.detector}~{self.attempt}"
 
 
 class SpooledFile(Model):
-    """One file and the datasets that it holds."""
+    """One file and the datasets in it."""
 
     name: str
     """Name in the spool folder."""
     size_bytes: int
     formatter: str
-    """Class that reads it."""
+    """Name of the class that reads it."""
     refs: tuple[SerializedDatasetRef, ...]
 
 
 class Manifest(Model):
-    """What is in a spool folder."""
+    """Content of a spool folder."""
 
     version: int = 1
     key: SpoolKey
     chains: dict[str, tuple[str, ...]]
-    """Output runs by the chain that finds them, the first searched first."""
+    """Output runs by the chain that contains them, in order of search."""
     records: tuple[SerializedDimensionRecord, ...]
     """Dimension records that the central repo may lack."""
     files: tuple[SpooledFile, ...]
     failed: str = ""
-    """Why these are partial outputs; the supervisor reads it where the worker
-    could not tell any more."""
+    """Why the outputs are partial; the supervisor reads it if the worker died
+    before it sent the reason."""
 
 
 def write_spool(
@@ -76,36 +78,14 @@ def write_spool(
     chains: dict[str, tuple[str, ...]],
     failed: str = "",
 ) -> Path:
-    """Write datasets and their description to the disk, for good.
+    """Write datasets and their manifest to the disk; return the spool folder, which appears complete.
 
-    Parameters
-    ----------
-    spool : `pathlib.Path`
-        Folder of spools.
-    key : `SpoolKey`
-        Whose outputs.
-    fill : `~collections.abc.Callable`
-        Writes files into the folder that it is given, and returns what they
-        are.
-    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-        Dimension records that go with it.
-    chains : `dict` [`str`, `tuple` [`str`, ...]]
-        Output runs by chain.
-    failed : `str`, optional
-        Why the outputs are partial.
-
-    Returns
-    -------
-    folder : `pathlib.Path`
-        The spool folder: appears at once, with everything on the disk.
-
-    Raises
-    ------
-    OSError
-        Raised if it cannot be written; then nothing of it stays.
+    `fill` writes the files into the folder that it gets, and returns them.
+    `records` are the dimension records of the datasets. Raises `OSError` if
+    the folder cannot be written; then nothing of it is left.
     """
     folder = spool / key.folder
-    partial = spool / f"{key.folder}.part"  # a name that nobody takes for a spool's
+    partial = spool / f"{key.folder}.part"  # not a valid name of a spool
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -118,34 +98,19 @@ def write_spool(
             failed=failed,
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+        # On the disk before the rename: a spool folder is complete, even after a power failure.
         for path in (*partial.iterdir(), partial):
             sync(path)
         partial.rename(folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # most likely the disk is full
+        shutil.rmtree(partial, ignore_errors=True)  # the disk is probably full: free the space
         raise
     sync(spool)
     return folder
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read what is in a spool folder.
-
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The spool folder.
-
-    Returns
-    -------
-    manifest : `Manifest`
-        Its description.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if there is no manifest, or none that can be understood.
-    """
+    """Read the manifest; raise `~ppdaemon.errors.BadMessage` if it is missing or invalid."""
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as error:
@@ -154,37 +119,25 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
 
 
-def check_files(folder: Path, manifest: Manifest, *, through: bool = False) -> None:
-    """Find out whether all files of a spool are there and whole.
+def check_files(folder: Path, manifest: Manifest, *, read_all: bool = False) -> None:
+    """Raise `~ppdaemon.errors.BadMessage` if a file of a spool is missing or of another size.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The spool folder.
-    manifest : `Manifest`
-        Its description.
-    through : `bool`, optional
-        Whether each is also read to its end, if all are there.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if a file is missing, of another size, or cannot be read.
+    With `read_all`, each file is also read to its end.
     """
     for file in manifest.files:
         path = folder / file.name
         try:
             size = path.stat().st_size if path.is_file() else None
         except OSError as error:
-            raise BadMessage(f"{path} cannot be looked at: {error.strerror}") from error
+            raise BadMessage(f"{path} cannot be checked: {error.strerror}") from error
         if size is None:
-            raise BadMessage(f"{folder}: the manifest names {file.name}, which is not there")
+            raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
         if size != file.size_bytes:
             raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
-    for path in (folder / file.name for file in manifest.files if through):
+    for path in (folder / file.name for file in manifest.files if read_all):
         try:
             with path.open("rb") as stream:
-                while stream.read(_PIECE):
+                while stream.read(_CHUNK):
                     pass
         except OSError as error:
             raise BadMessage(f"{path} cannot be read: {error.strerror}") from error

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is copied from the central repo before the image."""
+"""Copies inputs from the central repo before the image."""

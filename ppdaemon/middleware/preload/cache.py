@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Files that all workers of a host share: fetched once, then hard-linked.
 
-A file is taken by linking it, which no dropping can undo: whoever has a link
-has the content. Names of files are dropped, least recently used first, when
-the folder holds more than its budget. The folder is scanned only then.
+A worker takes a file by linking it, so that it has the content even after the
+cache has evicted the file. Files are evicted, least recently used first, when
+the folder exceeds its budget. The folder is scanned only then.
 """
 
 import errno
@@ -25,31 +25,34 @@ __all__ = ("SharedCache", "CacheStats")
 
 _LOG = logging.getLogger(__name__)
 _LANES = 64
-"""Few enough folders and locks to keep, enough that workers seldom meet."""
-_LEDGER = ".ledger"
-_LEDGER_FORMAT = re.compile(rb"(\d{20}) (\d{20})\n")
+"""Folders and locks for copying, chosen by the name's checksum: enough that
+workers rarely wait for each other, few enough to leave in place."""
+_USAGE_FILE = ".ledger"
+_USAGE_FORMAT = re.compile(rb"(\d{20}) (\d{20})\n")
 _FILL = 0.9
-"""A sweep leaves so much of the budget: the next one is a while off."""
-_PATIENCE = 0.05
-"""Where files in use fill the budget, the next sweep is so much of it later."""
+"""Fraction of the budget that a sweep leaves used, so that the next sweep is
+not needed at once."""
+_SWEEP_STEP = 0.05
+"""Where files in use exceed the budget, the next sweep comes after this
+fraction of the budget was added: each file would cause a scan otherwise."""
 
 
 @dataclass(slots=True)
 class CacheStats:
-    """What was taken from the cache."""
+    """Counts of files taken from the cache."""
 
     hits: int = 0
     misses: int = 0
     bytes: int = 0
-    """Of all."""
+    """Size of all files taken."""
     fetched_bytes: int = 0
-    """Of these, what was not in the cache before."""
+    """Size of those that had to be copied."""
     evicted: int = 0
-    """Files that were dropped to make room."""
+    """Files deleted from the cache to make room."""
     evicted_bytes: int = 0
 
     def hit(self, size_bytes: int) -> None:
-        """Count a file that was there."""
+        """Count a file that was in the cache."""
         self.hits += 1
         self.bytes += size_bytes
 
@@ -61,41 +64,38 @@ class CacheStats:
 
 
 @dataclass(slots=True)
-class _Ledger:
-    """What the folder holds; wrong by what killed workers had begun, until the next sweep counts."""
+class _Usage:
+    """Size of the folder's content, as recorded in a file.
+
+    A killed worker leaves the size of its unfinished copy in it; the next
+    sweep corrects that.
+    """
 
     bytes: int
     sweep_above: int
+    """Size above which the next sweep is made."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """Where one worker at a time copies to."""
+    """A folder into which one worker at a time copies, with its lock."""
 
     folder: Path
     lock: int
-    """Descriptor of the locked file, which says how much comes."""
+    """Descriptor of the locked file, whose content is the size of the copy."""
 
-    def expect(self, size_bytes: int) -> None:
+    def write_size(self, size_bytes: int) -> None:
+        """Publish the size of the copy for sweeps; 0 if there is none."""
         os.pwrite(self.lock, b"%020d" % size_bytes, 0)
 
 
 class SharedCache:
     """Immutable files by name, in one folder of the RAM disk.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The folder; made if it is not there.
-    budget_bytes : `int`
-        How much it may hold. Files that workers use count, and are kept
-        even above it.
-
-    Notes
-    -----
-    Any number of processes may use one folder. All locks end with their
-    holders, and what a killed one was copying is deleted by the next that
-    comes along the same lane, or by a sweep.
+    Any number of processes may use one folder. Locks end with the process that
+    has them, and the partial copy of a killed worker is deleted by the next
+    worker in the same lane or by a sweep. Files that workers use count against
+    the budget, and are not evicted even above it.
     """
 
     def __init__(self, folder: Path, budget_bytes: int):
@@ -105,68 +105,40 @@ class SharedCache:
     def take(
         self, name: str, source: ResourcePath, target: Path, stats: CacheStats, size_bytes: int | None = None
     ) -> None:
-        """Link a shared file to where it is needed; copy it first if it is not there.
+        """Link a file to `target`, which must be on the cache's filesystem; fetch it first if needed.
 
-        Parameters
-        ----------
-        name : `str`
-            Stands for the content, for ever.
-        source : `lsst.resources.ResourcePath`
-            Where it is copied from if it is not there yet.
-        target : `pathlib.Path`
-            Where it is needed, in a folder that exists, on the cache's
-            filesystem; read-only, not to be changed.
-        stats : `CacheStats`
-            Counts it.
-        size_bytes : `int`, optional
-            The length of the file, if it is known: one of another length is
-            not used.
-
-        Raises
-        ------
-        OSError
-            Raised if the file cannot be read or written, or was not copied
-            whole.
+        A name must always mean the same content. A cached file of another size
+        than `size_bytes` is fetched again. Raises `OSError` if the file cannot
+        be read or written, or the copy is incomplete.
         """
         path = self._folder / name
         if not self._link(path, target, size_bytes):
             with self._lane(name) as lane:
+                # Again: another worker may have fetched it while this one waited.
                 if not self._link(path, target, size_bytes):
                     self._fetch(source, path, target, lane, stats)
                     return
         stats.hit(target.stat().st_size)
 
     def touch(self, name: str) -> None:
-        """Note that a file is used by one who has a link to it.
-
-        Parameters
-        ----------
-        name : `str`
-            Of the file; it need not be there any more.
-        """
+        """Mark a file as used now; nothing happens if it was evicted."""
         with suppress(FileNotFoundError):
             os.utime(self._folder / name)
 
     def drop_unused(self) -> int:
-        """Drop all files that nobody has a link to.
-
-        Returns
-        -------
-        dropped : `int`
-            How many bytes that gave back.
-        """
-        with self._ledger() as ledger:
-            return self._sweep(ledger, 0, CacheStats())
+        """Delete all files to which there is no other link; return the freed bytes."""
+        with self._usage() as usage:
+            return self._sweep(usage, 0, CacheStats())
 
     def _link(self, path: Path, target: Path, size_bytes: int | None) -> bool:
-        """Take a file that is there."""
+        """Link a cached file; return whether there was a good one."""
         try:
             link_or_copy(path, target)
         except FileNotFoundError:
             return False
         found = target.stat().st_size
         if size_bytes is not None and found != size_bytes:
-            _LOG.warning("%s has %d bytes, not %d: fetched again", path, found, size_bytes)
+            _LOG.warning("cached file %s has %d bytes, not %d: fetched again", path, found, size_bytes)
             target.unlink()
             path.unlink(missing_ok=True)
             return False
@@ -183,23 +155,20 @@ class SharedCache:
                 if error.errno != errno.ENOSPC or not self.drop_unused():
                     raise
                 _copy(source, partial, size_bytes)
-            # Linked before it has its name: nobody can drop it in between.
+            # Linked before it is renamed: no sweep can evict it in between.
             link_or_copy(partial, target)
-            with self._ledger():  # for a sweep it is either coming or there
+            with self._usage():  # so that a sweep counts it once: as a copy or as a file
                 partial.replace(path)
-                lane.expect(0)
+                lane.write_size(0)
         stats.miss(size_bytes)
 
     @contextmanager
     def _lane(self, name: str) -> Iterator[_Lane]:
-        """Give a folder to copy into, to one worker at a time.
-
-        What is in it belongs to a worker that was killed.
-        """
+        """Yield a locked, empty folder to copy into."""
         lane = self._folder / f".lane-{zlib.crc32(name.encode()) % _LANES:02d}"
         lane.mkdir(parents=True, exist_ok=True)
         with _locked(_lock_of(lane)) as lock:
-            _empty(lane)
+            _empty(lane)  # a killed worker's copy
             try:
                 yield _Lane(lane, lock)
             finally:
@@ -207,60 +176,61 @@ class SharedCache:
 
     @contextmanager
     def _room(self, size_bytes: int, lane: _Lane, stats: CacheStats) -> Iterator[None]:
-        """Count a file that comes; make room if that is too much."""
-        with self._ledger() as ledger:
-            # Nothing that could be dropped makes room for a file beyond the budget.
-            if size_bytes <= self._budget and ledger.bytes + size_bytes > ledger.sweep_above:
-                self._sweep(ledger, max(0, int(self._budget * _FILL) - size_bytes), stats)
-            ledger.bytes += size_bytes
-            lane.expect(size_bytes)
+        """Reserve space for a copy; evict files if needed. The space is released if the block fails."""
+        with self._usage() as usage:
+            # For a file larger than the budget no eviction makes room.
+            if size_bytes <= self._budget and usage.bytes + size_bytes > usage.sweep_above:
+                self._sweep(usage, max(0, int(self._budget * _FILL) - size_bytes), stats)
+            usage.bytes += size_bytes
+            lane.write_size(size_bytes)
         try:
             yield
         except BaseException:
-            with self._ledger() as ledger:
-                ledger.bytes = max(0, ledger.bytes - size_bytes)
-                lane.expect(0)
+            with self._usage() as usage:
+                usage.bytes = max(0, usage.bytes - size_bytes)
+                lane.write_size(0)
             raise
 
-    def _sweep(self, ledger: _Ledger, keep_bytes: int, stats: CacheStats) -> int:
-        """Drop files until only so much is left, or only what is used; return how much that gave back."""
-        held = given_back = 0
+    def _sweep(self, usage: _Usage, keep_bytes: int, stats: CacheStats) -> int:
+        """Evict unused files until at most `keep_bytes` are left; return the freed bytes."""
+        total = freed = 0
         unused = []
         for entry in os.scandir(self._folder):
             if entry.is_dir():
-                coming, left_over = _look_into(Path(entry.path))
-                held += coming
-                given_back += left_over
+                copying, deleted = _clean(Path(entry.path))
+                total += copying
+                freed += deleted
             elif not entry.name.startswith("."):
-                with suppress(FileNotFoundError):  # somebody found it damaged
+                with suppress(FileNotFoundError):  # another worker deleted it as damaged
                     status = entry.stat(follow_symlinks=False)
-                    held += status.st_size
+                    total += status.st_size
                     if status.st_nlink == 1:
+                        # Files larger than the budget go first, then the least recently used.
                         fits = status.st_size <= self._budget
                         unused.append((fits, status.st_mtime_ns, status.st_size, entry.path))
         for _, _, size_bytes, path in sorted(unused):
-            if held <= keep_bytes:
+            if total <= keep_bytes:
                 break
             with suppress(FileNotFoundError):
                 os.unlink(path)
-                held -= size_bytes
-                given_back += size_bytes
+                total -= size_bytes
+                freed += size_bytes
                 stats.evicted += 1
                 stats.evicted_bytes += size_bytes
-        ledger.bytes = held
-        ledger.sweep_above = max(self._budget, held + int(self._budget * _PATIENCE))
-        _LOG.info("shared files: %d bytes given back, %d kept", given_back, held)
-        return given_back
+        usage.bytes = total
+        usage.sweep_above = max(self._budget, total + int(self._budget * _SWEEP_STEP))
+        _LOG.info("shared files: %d bytes freed, %d left", freed, total)
+        return freed
 
     @contextmanager
-    def _ledger(self) -> Iterator[_Ledger]:
-        """Give the account of the folder, to one worker at a time."""
+    def _usage(self) -> Iterator[_Usage]:
+        """Yield the usage record under its lock; write it back if the block succeeds."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self._folder / _LEDGER) as descriptor:
-            read = _LEDGER_FORMAT.fullmatch(os.pread(descriptor, 100, 0))
-            ledger = _Ledger(int(read[1]), int(read[2])) if read else _Ledger(self._count(), self._budget)
-            yield ledger
-            os.pwrite(descriptor, b"%020d %020d\n" % (ledger.bytes, ledger.sweep_above), 0)
+        with _locked(self._folder / _USAGE_FILE) as descriptor:
+            read = _USAGE_FORMAT.fullmatch(os.pread(descriptor, 100, 0))
+            usage = _Usage(int(read[1]), int(read[2])) if read else _Usage(self._count(), self._budget)
+            yield usage
+            os.pwrite(descriptor, b"%020d %020d\n" % (usage.bytes, usage.sweep_above), 0)
 
     def _count(self) -> int:
         return sum(
@@ -272,7 +242,8 @@ class SharedCache:
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
-    """Hold a lock that ends with its holder; without waiting raise `BlockingIOError` if another has it."""
+    """Lock a file; without `wait` raise `BlockingIOError` if another process has the lock."""
+    # flock: the kernel releases it when the process dies.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,7 +257,7 @@ def _lock_of(lane: Path) -> Path:
 
 
 def _empty(lane: Path) -> int:
-    """Delete what a killed worker was copying; return how much it was."""
+    """Delete the files in a lane; return their bytes."""
     size_bytes = 0
     for entry in os.scandir(lane):
         size_bytes += entry.stat().st_size
@@ -294,8 +265,8 @@ def _empty(lane: Path) -> int:
     return size_bytes
 
 
-def _look_into(lane: Path) -> tuple[int, int]:
-    """Return how many bytes come along a lane, or else how many were left in it, now deleted."""
+def _clean(lane: Path) -> tuple[int, int]:
+    """Return the bytes that a worker is copying into a lane, and the bytes deleted if there is none."""
     try:
         with _locked(_lock_of(lane), wait=False):
             return 0, _empty(lane)
@@ -308,6 +279,6 @@ def _copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:
     found = partial.stat().st_size
     if found != size_bytes:
         raise OSError(errno.EIO, f"copied {found} bytes of {size_bytes}", str(source))
-    os.utime(partial)  # whatever its source's time is: used now
-    # A task that writes into it would change what other workers read.
+    os.utime(partial)  # the copy has its source's time; eviction needs the time of use
+    # Read-only: a task that wrote to it would change the input of other workers.
     partial.chmod(0o444)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the central repo has for a visit-detector, and what is missing; pure."""
+"""Decides which pipelines can run with the datasets found for a visit-detector; pure."""
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
@@ -9,23 +9,24 @@ from lsst.daf.butler import CollectionType, DatasetId
 
 from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need
-from ppdaemon.middleware.preload.search import Found, Search, comes_with_exposure
+from ppdaemon.middleware.preload.search import NO_POSITION, Found, Search, requires_exposure
 
-__all__ = ("FOOTPRINT_TYPE", "PreloadPlan", "Missing", "made_by", "missing_of")
+__all__ = ("FOOTPRINT_TYPE", "Missing", "PreloadPlan", "missing_inputs", "output_types")
 
 FOOTPRINT_TYPE = "regionTimeInfo"
-"""Dataset type of padded footprint and time (storage class `RegionTimeInfo`)."""
+"""Dataset type of the padded footprint and the time of the exposure (storage
+class `RegionTimeInfo`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A dataset type of which nothing was found."""
+    """A dataset type of which no dataset was found."""
 
     name: str
     required: bool
-    """Whether the pipeline cannot run without."""
+    """Whether the pipeline cannot run without it."""
     sought: str
-    """What was looked for, where: data ID, filter, region, collections."""
+    """The search: data ID, filter, region, collections."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.sought})"
@@ -33,31 +34,30 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class PreloadPlan:
-    """What a preload would bring; nothing was copied."""
+    """The pipelines that can run, and the datasets to copy for them."""
 
     search: Search
-    """What was looked for."""
     preprocessing: tuple[LoadedPipeline, ...]
-    """Those that can be constructed and lack nothing, in order of preference."""
+    """Pipelines that can run, in order of preference."""
     main: tuple[LoadedPipeline, ...]
-    """Those that can be constructed and lack nothing, in order of preference."""
+    """Pipelines that can run, in order of preference."""
     found: tuple[Found, ...]
-    """What the central repo has, one for each dataset type that was looked
-    for; also of types that only pipelines without all they need would read."""
+    """Datasets in the central repo, one entry for each dataset type searched;
+    includes types that only pipelines that cannot run would read."""
     needs: Mapping[str, tuple[Need, ...]]
-    """What each constructible pipeline reads, by its path."""
+    """Inputs of each constructible pipeline, by its path."""
     missing: Mapping[str, tuple[Missing, ...]]
-    """What each constructible pipeline does not get, by its path; optional
-    inputs too."""
+    """Inputs of each constructible pipeline that were not found, by its path;
+    includes optional ones."""
     reasons: tuple[str, ...]
-    """Why pipelines are not usable, in words."""
+    """Why the other pipelines cannot run."""
     files: Mapping[DatasetId, DataFile]
-    """Where they are; datasets that are not one file have none."""
-    kinds: Mapping[str, CollectionType]
-    """What the collections of calibrations are."""
+    """Files of the datasets; those that are not one file have none."""
+    collection_types: Mapping[str, CollectionType]
+    """Types of the calibrations' collections."""
     sizes: Mapping[DatasetId, int] = field(default_factory=dict)
-    """Bytes of the datasets' files, if they were asked for; a file that holds
-    several datasets counts for each of them."""
+    """Bytes of the datasets' files, if requested; a file that holds several
+    datasets counts for each of them."""
 
     @classmethod
     def of(
@@ -69,54 +69,42 @@ class PreloadPlan:
         search: Search,
         found: tuple[Found, ...],
         needs: Mapping[str, tuple[Need, ...]],
-        **places: Any,
+        **locations: Any,
     ) -> "PreloadPlan":
-        """Sort out the pipelines that lack what they need.
+        """Select the pipelines whose required inputs were found or will be produced by preprocessing.
 
-        Parameters
-        ----------
-        preprocessing, main : `~collections.abc.Iterable`
-            Pipelines that can be constructed; those that do not fit the repo
-            have no needs.
-        reasons : `~collections.abc.Iterable` [`str`]
-            Why others cannot.
-        search, found, needs, **places
-            As the attributes.
-
-        Returns
-        -------
-        plan : `PreloadPlan`
-            With the pipelines that can run, if preprocessing makes what it
-            can.
+        `reasons` says why other pipelines cannot be constructed; pipelines
+        without `needs` do not fit the repo.
         """
-        counts = counted(found)
+        counts = count_datasets(found)
         missing: dict[str, tuple[Missing, ...]] = {}
-        words = list(reasons)
+        all_reasons = list(reasons)
 
-        def complete(pipelines: Iterable[LoadedPipeline], made: Set[str]) -> tuple[LoadedPipeline, ...]:
-            chosen = []
+        def usable(pipelines: Iterable[LoadedPipeline], produced: Set[str]) -> tuple[LoadedPipeline, ...]:
+            selected = []
             for pipeline in pipelines:
                 if pipeline.path in needs:
-                    missing[pipeline.path] = missing_of(needs[pipeline.path], counts, made, search)
+                    missing[pipeline.path] = missing_inputs(needs[pipeline.path], counts, produced, search)
                     if lacking := lacks(pipeline, missing[pipeline.path]):
-                        words.append(lacking)
+                        all_reasons.append(lacking)
                     else:
-                        chosen.append(pipeline)
-            return tuple(chosen)
+                        selected.append(pipeline)
+            return tuple(selected)
 
         footprint = {FOOTPRINT_TYPE} if search.region is not None else set()
-        first = complete(preprocessing, footprint)
-        then = complete(main, footprint | made_by(first))
-        return cls(search, first, then, found, needs, missing, tuple(words), **places)
+        # Preprocessing first: what it will produce is no missing input of the main pipelines.
+        first = usable(preprocessing, footprint)
+        then = usable(main, footprint | output_types(first))
+        return cls(search, first, then, found, needs, missing, tuple(all_reasons), **locations)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Datasets found, by type (`dict` [`str`, `int`])."""
-        return counted(self.found)
+        """Number of datasets found, by type (`dict` [`str`, `int`])."""
+        return count_datasets(self.found)
 
     @property
     def wanted(self) -> tuple[Found, ...]:
-        """What is to be brought: all that pipelines that can run read
+        """Datasets to copy: those that the pipelines that can run read
         (`tuple` [`~ppdaemon.middleware.preload.search.Found`]).
         """
         if not self.main:
@@ -124,74 +112,49 @@ class PreloadPlan:
         read = {need.name for each in (*self.preprocessing, *self.main) for need in self.needs[each.path]}
         return tuple(each for each in self.found if each.dataset_type.name in read)
 
-    def lacks(self, pipeline: LoadedPipeline, made: Set[str]) -> str:
-        """Say what a pipeline cannot do without and does not get.
-
-        Parameters
-        ----------
-        pipeline : `~ppdaemon.middleware.pipelines.graph.LoadedPipeline`
-            One of them.
-        made : `~collections.abc.Set` [`str`]
-            Types that preprocessing has made.
-
-        Returns
-        -------
-        words : `str`
-            Empty if it has all.
+    def lacks(self, pipeline: LoadedPipeline, produced: Set[str]) -> str:
+        """Describe the required inputs that are missing, given the types that preprocessing has
+        produced; empty if there are none.
         """
-        return lacks(pipeline, missing_of(self.needs[pipeline.path], self.counts, made, self.search))
+        return lacks(pipeline, missing_inputs(self.needs[pipeline.path], self.counts, produced, self.search))
 
 
-def missing_of(
-    needs: Iterable[Need], found: Mapping[str, int], made: Set[str], search: Search
+def missing_inputs(
+    needs: Iterable[Need], found: Mapping[str, int], produced: Set[str], search: Search
 ) -> tuple[Missing, ...]:
-    """Return what a pipeline reads and will not find.
+    """Return the inputs of a pipeline that it will not find, sorted by name.
 
-    Parameters
-    ----------
-    needs : `~collections.abc.Iterable` [`~ppdaemon.middleware.pipelines.graph.Need`]
-        What it reads.
-    found : `~collections.abc.Mapping` [`str`, `int`]
-        Datasets in the central repo, by type.
-    made : `~collections.abc.Set` [`str`]
-        Types that preprocessing makes.
-    search : `~ppdaemon.middleware.preload.search.Search`
-        What was looked for.
-
-    Returns
-    -------
-    missing : `tuple` [`Missing`]
-        Sorted by name; what comes with the exposure is not among them.
+    Inputs that exist only after the exposure, such as raws, are not missing.
     """
     return tuple(
         Missing(need.name, need.required, _sought(need, search))
         for need in sorted(needs, key=lambda need: need.name)
-        if not (found.get(need.name) or need.name in made or comes_with_exposure(need.dataset_type))
+        if not (found.get(need.name) or need.name in produced or requires_exposure(need.dataset_type))
     )
 
 
 def _sought(need: Need, search: Search) -> str:
-    """Say what was looked for, or why it was not."""
+    """Describe the search for an input, or why there was none."""
     if need.name == FOOTPRINT_TYPE:
-        return "no place on the sky"
+        return NO_POSITION
     if "group" in need.dataset_type.dimensions.names:
-        return "no preprocessing makes it"
-    return search.words(need.dataset_type)
+        return "no preprocessing pipeline produces it"
+    return search.describe(need.dataset_type)
 
 
-def counted(found: Iterable[Found]) -> dict[str, int]:
-    """Return how many datasets there are, by type."""
+def count_datasets(found: Iterable[Found]) -> dict[str, int]:
+    """Return the number of datasets by type."""
     return {each.dataset_type.name: len(each.refs) for each in found}
 
 
 def lacks(pipeline: LoadedPipeline, missing: Iterable[Missing]) -> str:
-    """Say what a pipeline cannot do without; empty if it has all."""
+    """Describe the required inputs that are missing; empty if there are none."""
     required = [str(each) for each in missing if each.required]
     return f"{pipeline.name} lacks {', '.join(required)}" if required else ""
 
 
-def made_by(pipelines: Iterable[LoadedPipeline]) -> set[str]:
-    """Return names of all that pipelines write."""
+def output_types(pipelines: Iterable[LoadedPipeline]) -> set[str]:
+    """Return the names of all dataset types that pipelines write."""
     return {
         edge.parent_dataset_type_name
         for pipeline in pipelines

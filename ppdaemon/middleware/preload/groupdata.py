@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Datasets that each visit-detector gets before any image: its footprint, and how its preload went."""
+"""Datasets written for each visit-detector before any image: its footprint and the preload metrics."""
 
 from typing import Any
 
@@ -14,63 +14,26 @@ from ppdaemon.middleware.raws.regions import Footprint
 __all__ = ("METRICS_TYPE", "put_footprint", "put_metrics", "types_of_groups")
 
 METRICS_TYPE = "preload_metrics"
-"""Dataset type of what a preload took and brought."""
+"""Dataset type of a preload's durations and counts."""
 
 _STORAGE = {FOOTPRINT_TYPE: "RegionTimeInfo", METRICS_TYPE: "StructuredDataDict"}
 
 
 def types_of_groups(universe: DimensionUniverse) -> list[DatasetType]:
-    """Return the types that are written here.
-
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-
-    Returns
-    -------
-    dataset_types : `list` [`lsst.daf.butler.DatasetType`]
-        All of instrument, group and detector.
-    """
+    """Return the dataset types written by this module."""
     dimensions = universe.conform(("instrument", "group", "detector"))
     return [DatasetType(name, dimensions, storage) for name, storage in _STORAGE.items()]
 
 
 def put_footprint(local: Butler, order: Prepare, footprint: Footprint, run: str) -> None:
-    """Write where and when the detector will look, for preprocessing tasks.
-
-    Parameters
-    ----------
-    local : `lsst.daf.butler.Butler`
-        The worker's repo, with the group's record and `types_of_groups`.
-    order : `~ppdaemon.messages.Prepare`
-        The visit-detector.
-    footprint : `~ppdaemon.middleware.raws.regions.Footprint`
-        Where and when; nothing is written where the place is not known.
-    run : `str`
-        Run that takes it.
-    """
+    """Write region and time of the exposure for preprocessing tasks, if the position is known."""
     if footprint.region is not None:
         info = RegionTimeInfo(region=footprint.region, timespan=footprint.exposure)
         local.put(info, FOOTPRINT_TYPE, _data_id(order), run=run)
 
 
 def put_metrics(local: Butler, order: Prepare, plan: PreloadPlan, timings: Timings, run: str) -> None:
-    """Write what the preload took and brought.
-
-    Parameters
-    ----------
-    local : `lsst.daf.butler.Butler`
-        The worker's repo, with the group's record and `types_of_groups`.
-    order : `~ppdaemon.messages.Prepare`
-        The visit-detector.
-    plan : `~ppdaemon.middleware.preload.findings.PreloadPlan`
-        What was found.
-    timings : `~ppdaemon.middleware.butler.timings.Timings`
-        Milliseconds of the phases, and counts.
-    run : `str`
-        Run that takes it.
-    """
+    """Write the durations and counts of a preload."""
     metrics = {
         **timings.values,
         "found": {each.dataset_type.name: len(each.refs) for each in plan.found},

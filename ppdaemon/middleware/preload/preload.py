@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a visit-detector needs from the central repo before its image.
+"""Copies the inputs of a visit-detector from the central repo before its image.
 
-`Preload.find` reads the central repo and changes nothing, `Preload.fetch`
-copies what was found.
+`Preload.find` reads the central repo and changes nothing; `Preload.fetch`
+copies the datasets found.
 """
 
 import logging
@@ -15,14 +15,20 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader, existing_collections, known_dataset_type
-from ppdaemon.middleware.butler.datafiles import DataFile, KnownFiles
+from ppdaemon.middleware.butler.datafiles import DataFile, LocationCache
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline, Need, UnusablePipeline
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan, made_by
+from ppdaemon.middleware.preload.findings import PreloadPlan, output_types
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
-from ppdaemon.middleware.preload.transfer import Absent, cache_names, input_collections, register, take_files
+from ppdaemon.middleware.preload.transfer import (
+    MissingFile,
+    cache_names,
+    input_collections,
+    register,
+    take_files,
+)
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 
@@ -32,55 +38,25 @@ _LOG = logging.getLogger(__name__)
 
 
 class Preload:
-    """Finds and copies inputs of visits.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.ButlerConfig`
-        Collections to search.
-    central : `~ppdaemon.middleware.butler.central.CentralReader`
-        The central repo.
-    cache : `~ppdaemon.middleware.preload.cache.SharedCache`
-        Files shared between workers.
-    library : `~ppdaemon.middleware.pipelines.graph.Library`
-        Pipelines.
-    """
+    """Finds and copies the inputs of visits."""
 
     def __init__(self, config: ButlerConfig, central: CentralReader, cache: SharedCache, library: Library):
         self._config = config
         self._central = central
         self._cache = cache
         self._library = library
-        self._files = KnownFiles()
-        self._last: list[Hashable] = []
+        self._locations = LocationCache()
+        self._previous_keys: list[Hashable] = []
 
     def find(
         self, order: Prepare, footprint: Footprint, timings: Timings, *, sizes: bool = False
     ) -> PreloadPlan:
-        """Find what the selected pipelines will read; change nothing.
+        """Find the inputs of the selected pipelines in the central repo; change nothing.
 
-        Parameters
-        ----------
-        order : `~ppdaemon.messages.Prepare`
-            The visit-detector and its pipelines.
-        footprint : `~ppdaemon.middleware.raws.regions.Footprint`
-            Where and when, as announced.
-        timings : `~ppdaemon.middleware.butler.timings.Timings`
-            Takes how long it took.
-        sizes : `bool`, optional
-            Also ask for the sizes of files, one by one.
-
-        Returns
-        -------
-        plan : `~ppdaemon.middleware.preload.findings.PreloadPlan`
-            What is there and what is missing. It is no error if no pipeline
-            can run.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``PRELOAD_FAILED``, to be tried again, if the central
-            repo cannot be read.
+        It is not an error if no pipeline can run. `sizes` also requests the
+        sizes of the files, one by one. Raises
+        `~ppdaemon.errors.VisitFailed` (``PRELOAD_FAILED``, retriable) if the
+        central repo cannot be read.
         """
         with timings.timed("pipelines"):
             preprocessing, reasons = self._library.load(order.pipelines.preprocessing)
@@ -90,13 +66,14 @@ class Preload:
             with timings.timed("query"):
                 needs = self._needs([*preprocessing, *main], central, reasons)
                 search = self._search(order, central, footprint)
-                wanted = _wanted(central, needs.values(), preprocessing)
-                found = tuple(find_inputs(central, wanted, search, timings.clock))
+                types = _searched_types(central, needs.values(), preprocessing)
+                found = tuple(find_inputs(central, types, search, timings.clock))
             with timings.timed("locate"):
-                files, lost = self._files.locate(central, (ref for each in found for ref in each.refs))
-                if lost:
-                    found = tuple(each.without(lost) for each in found)
-                kinds = _kinds(central, found)
+                refs = (ref for each in found for ref in each.refs)
+                files, not_stored = self._locations.locate(central, refs)
+                if not_stored:
+                    found = tuple(each.without(not_stored) for each in found)
+                collection_types = _collection_types(central, found)
                 measured = _sizes(central, found) if sizes else {}
         return PreloadPlan.of(
             preprocessing,
@@ -106,36 +83,20 @@ class Preload:
             found=found,
             needs=needs,
             files=files,
-            kinds=kinds,
+            collection_types=collection_types,
             sizes=measured,
         )
 
     def fetch(self, plan: PreloadPlan, repo: LocalRepo, timings: Timings) -> tuple[str, ...]:
-        """Copy what was found, as far as pipelines that can run read it.
+        """Copy the datasets that the pipelines that can run read; return the collections that have them.
 
-        Parameters
-        ----------
-        plan : `~ppdaemon.middleware.preload.findings.PreloadPlan`
-            What was found.
-        repo : `~ppdaemon.middleware.butler.repo.LocalRepo`
-            The worker's repo, as renewed. What has no place on the sky is
-            kept there for later visits, and what has one too if the last
-            visit had the same; those that need exactly that again find it in
-            place.
-        timings : `~ppdaemon.middleware.butler.timings.Timings`
-            Takes what was copied and how long it took.
-
-        Returns
-        -------
-        inputs : `tuple` [`str`]
-            Collections of the worker's repo that hold it now, in order.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``NO_PIPELINE``, before anything is copied, if no main
-            pipeline can run; with ``PRELOAD_FAILED``, to be tried again, if
-            the central repo cannot be read; with ``RAMDISK_FULL``.
+        The repo must have been renewed. Datasets without a sky position are
+        saved there for later visits, and those with one if two visits in
+        succession have the same; a visit that needs exactly these finds them
+        in place. Raises `~ppdaemon.errors.VisitFailed`: ``NO_PIPELINE``,
+        before anything is copied, if no main pipeline can run;
+        ``PRELOAD_FAILED``, retriable, if the central repo cannot be read;
+        ``RAMDISK_FULL``.
         """
         if not plan.main:
             raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can run: " + "; ".join(plan.reasons))
@@ -154,34 +115,34 @@ class Preload:
         timings: Timings,
         stats: CacheStats,
     ) -> None:
-        """Bring what the repo has not kept; keep what will be needed again."""
+        """Copy the layers that the repo does not have; save those that will be needed again."""
         keys = [_key(layer) for layer in layers]
-        there = 0
-        while there < min(len(repo.kept), len(keys)) and repo.kept[there] == keys[there]:
-            there += 1
-        if there < len(repo.kept):
+        present = 0
+        while present < min(len(repo.layers), len(keys)) and repo.layers[present] == keys[present]:
+            present += 1
+        if present < len(repo.layers):
             with timings.timed("renew"):
-                repo.drop_kept(beyond=there)
+                repo.drop_kept(beyond=present)
                 repo.renew()
         with timings.timed("cache"):
-            self._touch((each for layer in layers[:there] for each in layer), plan.files, stats)
-        for number in range(there, len(layers)):
-            self._bring(layers[number], plan, repo, timings, stats)
-            # The first layer is a detector's calibrations. Of the second, a
-            # place on the sky, only what comes twice may come again: falling
-            # back from a layer takes 50 ms, bringing one 25.
-            if number == 0 or keys == self._last:
+            self._touch((each for layer in layers[:present] for each in layer), plan.files, stats)
+        for number in range(present, len(layers)):
+            self._copy(layers[number], plan, repo, timings, stats)
+            # The first layer is a detector's calibrations. The second, a region
+            # of the sky, is saved only if two visits in succession need it:
+            # dropping a layer takes 50 ms, copying its datasets again 25.
+            if number == 0 or keys == self._previous_keys:
                 with timings.timed("keep"):
-                    repo.keep(keys[number])
-        self._last = keys
+                    repo.add_layer(keys[number])
+        self._previous_keys = keys
 
     def _touch(self, found: Iterable[Found], files: Mapping[DatasetId, DataFile], stats: CacheStats) -> None:
-        """Note that kept files are used."""
+        """Mark the files of saved layers as used, so that the cache does not evict them first."""
         for name, file in cache_names((ref for each in found for ref in each.refs), files).items():
             self._cache.touch(name)
             stats.hit(file.size_bytes or 0)
 
-    def _bring(
+    def _copy(
         self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats
     ) -> None:
         """Copy datasets and register them."""
@@ -189,18 +150,18 @@ class Preload:
         with timings.timed("cache"):
             try:
                 files = take_files(refs, plan.files, self._cache, repo.incoming, stats)
-            except Absent as error:
-                self._files.forget(error.refs)
+            except MissingFile as error:
+                self._locations.discard(error.refs)
                 raise
         rest = [ref for ref in refs if ref.id not in plan.files]
 
-        def bring_rest() -> None:
+        def copy_rest() -> None:
             if rest:
-                with self._central.lending(timings) as central:
+                with self._central.copying(timings) as central:
                     repo.butler.transfer_from(central, rest, transfer="copy")
 
         with timings.timed("register"):
-            register(repo.butler, found, files, plan.kinds, bring_rest)
+            register(repo.butler, found, files, plan.collection_types, copy_rest)
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], central: Butler, reasons: list[str]
@@ -234,43 +195,47 @@ class Preload:
         )
 
 
-def _wanted(
+def _searched_types(
     central: Butler, needs: Iterable[Sequence[Need]], preprocessing: Iterable[LoadedPipeline]
 ) -> list[DatasetType]:
     """Return the types to search for, as the central repo defines them."""
-    names = {need.name for each in needs for need in each} - made_by(preprocessing)
+    names = {need.name for each in needs for need in each} - output_types(preprocessing)
     return [found for name in sorted(names) if (found := known_dataset_type(central, name)) is not None]
 
 
 def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -> dict[str, str]:
-    """Return the bands of the announced filters, of all if none is known."""
+    """Return the bands of the announced filters, by filter; of all filters if none is known."""
     records = central.query_dimension_records("physical_filter", instrument=instrument, explain=False)
-    every = {record.name: record.band for record in records}
-    chosen = {name: every[name] for name in announced if name in every}
-    if unknown := [name for name in announced if name not in every]:
-        _LOG.warning("%s has no filter %s", instrument, ", ".join(unknown))
-    if not chosen:
-        _LOG.info("the filter is not known before the image: preloading for all %d", len(every))
-    return chosen or every
+    bands = {record.name: record.band for record in records}
+    known = {name: bands[name] for name in announced if name in bands}
+    if unknown := [name for name in announced if name not in bands]:
+        _LOG.warning(
+            "the announced filter %s is not one of %s in the central repo, it is ignored",
+            ", ".join(unknown),
+            instrument,
+        )
+    if not known:
+        _LOG.info("the filter is not known before the image: preloading for all %d", len(bands))
+    return known or bands
 
 
-def _kinds(central: Butler, found: Iterable[Found]) -> dict[str, CollectionType]:
-    """Return what the collections of associations are."""
+def _collection_types(central: Butler, found: Iterable[Found]) -> dict[str, CollectionType]:
+    """Return the types of the associations' collections."""
     names = sorted({association.collection for each in found for association in each.associations})
     return {info.name: info.type for info in central.collections.query_info(names)} if names else {}
 
 
 def _layers(found: Iterable[Found]) -> tuple[list[Found], list[Found]]:
-    """Return what has no place on the sky, and what has one."""
-    lasting: list[Found] = []
-    passing: list[Found] = []
+    """Return the datasets without a sky position, and those with one."""
+    fixed: list[Found] = []
+    spatial: list[Found] = []
     for each in found:
-        (passing if each.dataset_type.dimensions.spatial else lasting).append(each)
-    return lasting, passing
+        (spatial if each.dataset_type.dimensions.spatial else fixed).append(each)
+    return fixed, spatial
 
 
 def _key(found: Iterable[Found]) -> Hashable:
-    """Return what tells whether datasets and their validities are the same."""
+    """Return a key that is equal if datasets and their validities are the same."""
     return frozenset(
         (each.dataset_type, frozenset(ref.id for ref in each.refs), frozenset(each.associations))
         for each in found
@@ -278,7 +243,7 @@ def _key(found: Iterable[Found]) -> Hashable:
 
 
 def _warn_of_missing(plan: PreloadPlan) -> None:
-    """Tell what optional inputs are missing."""
+    """Log the optional inputs that are missing."""
     optional = {
         str(each)
         for pipeline in (*plan.preprocessing, *plan.main)
@@ -286,11 +251,14 @@ def _warn_of_missing(plan: PreloadPlan) -> None:
         if not each.required
     }
     if optional:
-        _LOG.warning("going without %s", "; ".join(sorted(optional)))
+        _LOG.warning(
+            "optional inputs are not in the central repo, processing continues without: %s",
+            "; ".join(sorted(optional)),
+        )
 
 
 def _sizes(central: Butler, found: Iterable[Found]) -> dict[DatasetId, int]:
-    """Return the bytes of each dataset's files."""
+    """Return the size of each dataset's files in bytes."""
     refs = [ref for each in found for ref in each.refs]
     sizes = {}
     for ref, uris in central.get_many_uris(refs).items():

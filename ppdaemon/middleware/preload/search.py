@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finding in the central repo what pipelines will need: one query per dataset type.
+"""Finds the inputs of pipelines in the central repo, with one query per dataset type.
 
-Decides what can exist before the exposure does. Copying is
-`ppdaemon.middleware.preload.transfer`'s.
+Decides which datasets can exist before the exposure. Copying is done by
+`ppdaemon.middleware.preload.transfer`.
 """
 
 import logging
@@ -15,54 +15,46 @@ from lsst.sphgeom import LonLat, Region
 
 from ppdaemon.clock import Clock
 
-__all__ = ("Found", "Search", "comes_with_exposure", "find_inputs", "unknown_before_exposure")
+__all__ = ("NO_POSITION", "Found", "Search", "find_inputs", "requires_exposure", "unknown_before_exposure")
 
 _LOG = logging.getLogger(__name__)
 
 _OF_THE_EXPOSURE = frozenset({"exposure", "visit", "day_obs"})
 """Datasets with these dimensions do not exist before the exposure, and those
-of other exposures are of no use."""
+of other exposures are not needed."""
 _OF_THE_GROUP = frozenset({"group"})
-"""Datasets with this one are made here, by preprocessing."""
+"""Datasets with this dimension are not in the central repo: preprocessing
+produces them."""
+NO_POSITION = "the sky position is not known"
+"""Why a spatial dataset type was not searched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is known of an exposure before it is taken."""
+    """Constraints on the inputs of an exposure, as known before it is taken."""
 
     instrument: str
     detector: int
     physical_filters: tuple[str, ...]
-    """Filters it may be taken with; empty means any."""
+    """Possible filters; empty means any."""
     bands: tuple[str, ...]
     """Bands of these filters."""
     skymap: str | None
-    """Sky map of templates; any if it is not configured."""
+    """Sky map of templates; any if `None`."""
     timespan: Timespan
-    """When it may be taken."""
+    """Time within which the exposure may be taken."""
     region: Region | None
-    """Padded footprint, if the place on the sky is known."""
+    """Padded footprint; `None` if the sky position is not known."""
     calibs: tuple[str, ...]
     """Existing collections searched for calibrations, without chains."""
     inputs: tuple[str, ...]
-    """Existing collections searched for everything else, without chains."""
+    """Existing collections searched for all other datasets, without chains."""
 
-    def words(self, dataset_type: DatasetType) -> str:
-        """Say what is looked for.
-
-        Parameters
-        ----------
-        dataset_type : `lsst.daf.butler.DatasetType`
-            Of what.
-
-        Returns
-        -------
-        words : `str`
-            For instance ``detector 1, filter r_03, in DemoCam/calib``.
-        """
+    def describe(self, dataset_type: DatasetType) -> str:
+        """Describe the search for a type, such as ``detector 1, filter r_03, in DemoCam/calib``."""
         dimensions = dataset_type.dimensions
         if dimensions.spatial and self.region is None:
-            return "no place on the sky"
+            return NO_POSITION
         known = {"detector": self.detector, "skymap": self.skymap}
         terms = [
             f"{name} {value}"
@@ -79,40 +71,28 @@ class Search:
             terms.append(f"around RA {ra:.4f} Dec {dec:.4f}")
         if dataset_type.isCalibration():
             terms.append(f"valid in {self.timespan}")
-        searched = self.calibs if dataset_type.isCalibration() else self.everywhere
+        searched = self.calibs if dataset_type.isCalibration() else self.all_collections
         terms.append(f"in {', '.join(searched)}" if searched else "no collection to search")
         return ", ".join(terms)
 
     @property
-    def everywhere(self) -> tuple[str, ...]:
-        """Collections searched for what is no calibration (`tuple`)."""
+    def all_collections(self) -> tuple[str, ...]:
+        """Collections searched for datasets that are not calibrations (`tuple`)."""
         return (*self.inputs, *(name for name in self.calibs if name not in self.inputs))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Datasets of one type."""
+    """Datasets of one type in the central repo."""
 
     dataset_type: DatasetType
     refs: tuple[DatasetRef, ...]
     associations: tuple[DatasetAssociation, ...] = ()
-    """Of calibrations: where and from when to when each is valid."""
+    """Collection and validity of each calibration."""
     query_ms: float = 0.0
-    """What finding them took."""
 
     def without(self, ids: Set[DatasetId]) -> "Found":
-        """Return the others.
-
-        Parameters
-        ----------
-        ids : `~collections.abc.Set`
-            Ids of datasets that are of no use.
-
-        Returns
-        -------
-        found : `Found`
-            Without them.
-        """
+        """Return these datasets without those of the given ids."""
         return replace(
             self,
             refs=tuple(ref for ref in self.refs if ref.id not in ids),
@@ -120,78 +100,42 @@ class Found:
         )
 
 
-def comes_with_exposure(dataset_type: DatasetType) -> bool:
-    """Tell whether datasets of a type exist only once the exposure does.
-
-    Parameters
-    ----------
-    dataset_type : `lsst.daf.butler.DatasetType`
-        A pipeline's input, such as ``raw``.
-
-    Returns
-    -------
-    comes : `bool`
-        Whether their absence before the exposure means nothing.
-    """
+def requires_exposure(dataset_type: DatasetType) -> bool:
+    """Return whether datasets of a type, such as ``raw``, exist only after the exposure."""
     return not _OF_THE_EXPOSURE.isdisjoint(dataset_type.dimensions.names)
 
 
 def unknown_before_exposure(dataset_type: DatasetType) -> bool:
-    """Tell whether datasets of a type belong to single exposures.
-
-    Parameters
-    ----------
-    dataset_type : `lsst.daf.butler.DatasetType`
-        A pipeline's input, such as ``raw``.
-
-    Returns
-    -------
-    unknown : `bool`
-        Whether looking for them is pointless.
-    """
+    """Return whether datasets of a type belong to one exposure or group, so that no search can find them."""
     return not (_OF_THE_EXPOSURE | _OF_THE_GROUP).isdisjoint(dataset_type.dimensions.names)
 
 
 def find_inputs(
     butler: Butler, dataset_types: Iterable[DatasetType], search: Search, clock: Clock
 ) -> list[Found]:
-    """Find the datasets that an exposure's processing may read.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The central repo.
-    dataset_types : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetType`]
-        Types that are registered there.
-    search : `Search`
-        What is known of the exposure.
-    clock : `~ppdaemon.clock.Clock`
-        For how long each query takes.
-
-    Returns
-    -------
-    found : `list` [`Found`]
-        One for each type that may exist before the exposure.
-    """
-    found, placeless = [], []
+    """Find the datasets that an exposure's processing may read, of each type that may exist before it."""
+    found, not_searched = [], []
     for dataset_type in dataset_types:
         if unknown_before_exposure(dataset_type):
             continue
         if dataset_type.dimensions.spatial and search.region is None:
-            placeless.append(dataset_type.name)
+            not_searched.append(dataset_type.name)
             found.append(Found(dataset_type, ()))
             continue
         start = clock.mono()
         find = _find_calibrations if dataset_type.isCalibration() else _find_plain
         each = find(butler, dataset_type, search)
         found.append(replace(each, query_ms=(clock.mono() - start) * 1e3))
-    if placeless:
-        _LOG.warning("no place on the sky: no %s is preloaded", ", ".join(sorted(placeless)))
+    if not_searched:
+        _LOG.warning(
+            "the visit was announced without a sky position: not preloading %s",
+            ", ".join(sorted(not_searched)),
+        )
     return found
 
 
 def _constrained(query: Any, dataset_type: DatasetType, search: Search) -> Any:
-    """Return a query or its results, constrained by the type's own dimensions."""
+    """Return a query or its results, constrained by those dimensions that the type has."""
     dimensions = dataset_type.dimensions
     known = {"instrument": search.instrument, "detector": search.detector, "skymap": search.skymap}
     data_id = {key: value for key, value in known.items() if value is not None and key in dimensions.names}
@@ -207,18 +151,18 @@ def _constrained(query: Any, dataset_type: DatasetType, search: Search) -> Any:
 
 
 def _find_plain(butler: Butler, dataset_type: DatasetType, search: Search) -> Found:
-    if not search.everywhere:
+    if not search.all_collections:
         return Found(dataset_type, ())
     with butler.query() as query:
-        results = query.datasets(dataset_type, search.everywhere, find_first=True)
+        results = query.datasets(dataset_type, search.all_collections, find_first=True)
         results = _constrained(results, dataset_type, search)
         return Found(dataset_type, tuple(results.with_dimension_records()))
 
 
 def _find_calibrations(butler: Butler, dataset_type: DatasetType, search: Search) -> Found:
-    """Find all that are valid at some time of the search, with their validity.
+    """Find all calibrations that are valid at some time of the search, with their validity.
 
-    Which one counts is decided by the exposure's own time, later.
+    The worker's repo selects one of them later, by the time of the exposure.
     """
     name = dataset_type.name
     if not search.calibs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Putting datasets of the central repo into a worker's: files by link, records in one transaction."""
+"""Puts datasets of the central repo into a worker's: files by link, records in one transaction."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,19 +24,11 @@ from ppdaemon.middleware.preload.search import Found, Search
 from ppdaemon.middleware.raws.visits import insert_records
 from ppdaemon.states import Outcome
 
-__all__ = ("Absent", "cache_names", "input_collections", "register", "take_files")
+__all__ = ("MissingFile", "cache_names", "input_collections", "register", "take_files")
 
 
-class Absent(VisitFailed):
-    """A file is not where the central repo says it is.
-
-    Parameters
-    ----------
-    reason : `str`
-        Which file, and what the system says.
-    refs : `tuple` [`lsst.daf.butler.DatasetRef`]
-        Its datasets.
-    """
+class MissingFile(VisitFailed):
+    """A file is not at its location in the central repo; `refs` are its datasets."""
 
     def __init__(self, reason: str, refs: tuple[DatasetRef, ...]):
         super().__init__(Outcome.PRELOAD_FAILED, reason, retriable=True)
@@ -44,22 +36,8 @@ class Absent(VisitFailed):
 
 
 def cache_names(refs: Iterable[DatasetRef], files: Mapping[DatasetId, DataFile]) -> dict[str, DataFile]:
-    """Return the names of datasets' files in the shared cache.
-
-    Parameters
-    ----------
-    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-        Datasets.
-    files : `~collections.abc.Mapping`
-        Their files, by dataset id; datasets without one are passed over.
-
-    Returns
-    -------
-    names : `dict`
-        The files, by name: made of the id of a dataset, which never comes to
-        mean something else.
-    """
-    return {_name(file, holders): file for file, holders in _sharing(refs, files)}
+    """Return the datasets' files by their names in the shared cache; datasets without a file are skipped."""
+    return {_name(file, members): file for file, members in _by_file(refs, files)}
 
 
 def take_files(
@@ -69,45 +47,26 @@ def take_files(
     folder: Path,
     stats: CacheStats,
 ) -> list[FileDataset]:
-    """Take the files of datasets from the shared cache, which fetches what it has not.
+    """Link the datasets' files from the shared cache, fetching missing ones; one entry for each file.
 
-    Parameters
-    ----------
-    refs : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetRef`]
-        Datasets.
-    files : `~collections.abc.Mapping`
-        Their files, by dataset id; datasets without one are passed over.
-    cache : `~ppdaemon.middleware.preload.cache.SharedCache`
-        The cache.
-    folder : `pathlib.Path`
-        Takes the links; on the cache's filesystem.
-    stats : `~ppdaemon.middleware.preload.cache.CacheStats`
-        Counts.
-
-    Returns
-    -------
-    taken : `list` [`lsst.daf.butler.FileDataset`]
-        One for each file, however many datasets it holds.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised with ``RAMDISK_FULL`` or ``PRELOAD_FAILED``.
+    Datasets without a file are skipped. The folder must be on the cache's
+    filesystem. Raises `~ppdaemon.errors.VisitFailed` (``RAMDISK_FULL`` or
+    ``PRELOAD_FAILED``).
     """
     taken = []
-    for file, holders in _sharing(refs, files):
-        name = _name(file, holders)
+    for file, members in _by_file(refs, files):
+        name = _name(file, members)
         try:
             cache.take(name, file.uri, folder / name, stats, file.size_bytes)
         except FileNotFoundError as error:
-            raise Absent(f"{file.uri} cannot be copied: {describe(error)}", tuple(holders)) from error
+            raise MissingFile(f"{file.uri} cannot be copied: {describe(error)}", tuple(members)) from error
         except OSError as error:
             if is_out_of_space(error):
-                reason = f"no room for {file.uri} in the shared cache"
+                reason = f"no room for {file.uri} in the shared cache on the RAM disk"
                 raise VisitFailed(Outcome.RAMDISK_FULL, reason, retriable=True) from error
             reason = f"{file.uri} cannot be copied: {describe(error)}"
             raise VisitFailed(Outcome.PRELOAD_FAILED, reason, retriable=True) from error
-        taken.append(file_dataset(folder / name, holders, file.formatter))
+        taken.append(file_dataset(folder / name, members, file.formatter))
     return taken
 
 
@@ -115,54 +74,43 @@ def register(
     local: Butler,
     found: Sequence[Found],
     files: Sequence[FileDataset],
-    kinds: Mapping[str, CollectionType],
-    bring_rest: Callable[[], None],
+    collection_types: Mapping[str, CollectionType],
+    copy_rest: Callable[[], None],
 ) -> None:
     """Put datasets into a worker's repo, in the collections that they have in the central one.
 
-    Parameters
-    ----------
-    local : `lsst.daf.butler.Butler`
-        The worker's repo.
-    found : `~collections.abc.Sequence` [`~ppdaemon.middleware.preload.search.Found`]
-        Datasets, with dimension records; the types are registered even if
-        nothing was found.
-    files : `~collections.abc.Sequence` [`lsst.daf.butler.FileDataset`]
-        Their files, which are moved into the repo.
-    kinds : `~collections.abc.Mapping`
-        What the collections of `found`'s associations are in the central
-        repo.
-    bring_rest : `~collections.abc.Callable`
-        Copies the datasets that are not one file each, once their dimension
-        records are there.
+    The dataset types are registered even if no dataset was found. The files
+    are moved. `copy_rest` copies the datasets that are not one file; it needs
+    their dimension records.
     """
     for each in found:
         local.registry.registerDatasetType(each.dataset_type)
     with local.transaction():
         insert_records(local, _records(each.refs for each in found))
         local.ingest(*files, transfer="move")
-        bring_rest()
+        copy_rest()
         for (collection, span), refs in _certified(found).items():
-            local.collections.register(collection, kinds[collection])
-            if kinds[collection] is CollectionType.CALIBRATION:
+            local.collections.register(collection, collection_types[collection])
+            if collection_types[collection] is CollectionType.CALIBRATION:
                 local.registry.certify(collection, refs, span)
             else:
                 local.registry.associate(collection, refs)
 
 
-def _sharing(
+def _by_file(
     refs: Iterable[DatasetRef], files: Mapping[DatasetId, DataFile]
 ) -> list[tuple[DataFile, list[DatasetRef]]]:
-    """Return each file with the datasets that are wanted of it."""
-    sharing: dict[ResourcePath, list[DatasetRef]] = defaultdict(list)
+    """Return each file with those of the datasets that are in it."""
+    by_uri: dict[ResourcePath, list[DatasetRef]] = defaultdict(list)
     for ref in refs:
         if ref.id in files:
-            sharing[files[ref.id].uri].append(ref)
-    return [(files[holders[0].id], holders) for holders in sharing.values()]
+            by_uri[files[ref.id].uri].append(ref)
+    return [(files[members[0].id], members) for members in by_uri.values()]
 
 
-def _name(file: DataFile, holders: Iterable[DatasetRef]) -> str:
-    return min(str(ref.id) for ref in holders) + str(file.uri.getExtension())
+def _name(file: DataFile, refs: Iterable[DatasetRef]) -> str:
+    # The id of a dataset: the same name never means other content.
+    return min(str(ref.id) for ref in refs) + str(file.uri.getExtension())
 
 
 def _records(groups: Iterable[Iterable[DatasetRef]]) -> list[DimensionRecord]:
@@ -178,7 +126,7 @@ def _records(groups: Iterable[Iterable[DatasetRef]]) -> list[DimensionRecord]:
 
 
 def _certified(found: Iterable[Found]) -> dict[tuple[str, Timespan], list[DatasetRef]]:
-    """Return the datasets of each collection that is not their run, by validity."""
+    """Return the datasets by collection and validity, without those of their own runs."""
     certified: dict[tuple[str, Timespan], list[DatasetRef]] = defaultdict(list)
     for each in found:
         for association in each.associations:
@@ -188,25 +136,12 @@ def _certified(found: Iterable[Found]) -> dict[tuple[str, Timespan], list[Datase
 
 
 def input_collections(found: Iterable[Found], search: Search) -> tuple[str, ...]:
-    """Return the collections in which the copies are found again, in order.
-
-    Parameters
-    ----------
-    found : `~collections.abc.Iterable` [`~ppdaemon.middleware.preload.search.Found`]
-        What was copied.
-    search : `~ppdaemon.middleware.preload.search.Search`
-        How it was found.
-
-    Returns
-    -------
-    collections : `tuple` [`str`]
-        Collections of the central repo that the worker's has too.
-    """
+    """Return the collections of the worker's repo that have the copies, in order of search."""
     used: set[str] = set()
     for each in found:
         used.update(association.collection for association in each.associations)
         if not each.associations:
             used.update(ref.run for ref in each.refs)
     ordered = [name for name in dict.fromkeys((*search.calibs, *search.inputs)) if name in used]
-    # A dataset found through a tag lies in a run that was not searched.
+    # A dataset found through a tagged collection is in a run that was not searched.
     return (*ordered, *sorted(used - set(ordered)))
