@@ -8,7 +8,15 @@ import signal
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ("adopt_orphans", "bearers", "children", "die_with_parent", "end_orphans", "family", "signal_name")
+__all__ = (
+    "adopt_orphans",
+    "bearers",
+    "children",
+    "die_with_parent",
+    "end_orphans",
+    "process_tree",
+    "signal_name",
+)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -77,17 +85,17 @@ def bearers(variable: str, value: str) -> set[int]:
     pids : `set` [`int`]
         Of processes whose environment may be read; children inherit it.
     """
-    wanted = os.fsencode(f"{variable}={value}")
+    entry_bytes = os.fsencode(f"{variable}={value}")
     found: set[int] = set()
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):  # gone, or somebody else's
-                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                if entry_bytes in Path(entry.path, "environ").read_bytes().split(b"\0"):
                     found.add(int(entry.name))
     return found
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """Return a process and all that descend from it.
 
     Parameters
@@ -106,7 +114,7 @@ def family(pid: int) -> list[int]:
     return members
 
 
-def end_orphans(known: Collection[int]) -> None:
+def end_orphans(keep: Collection[int]) -> None:
     """Kill the children that nobody knows: orphans of what was known. They
     have to be waited for yet.
 
@@ -115,6 +123,6 @@ def end_orphans(known: Collection[int]) -> None:
     known : `~collections.abc.Collection` [`int`]
         Children that are to live.
     """
-    for orphan in children() - set(known):
+    for orphan in children() - set(keep):
         with contextlib.suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)

@@ -10,22 +10,18 @@ from ppdaemon.states import SlotState
 __all__ = ("slot_table",)
 
 
-def _words(name: str) -> str:
-    """Write a rule's name as words: ``_kill_late_starter``."""
+def _rule_text(name: str) -> str:
+    """Return the name of a rule as words: ``_kill_slow_start``."""
     return name.strip("_").replace("_", " ")
 
 
-def _event(kind: type) -> str:
+def _event_text(kind: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def slot_table() -> str:
-    """Write the table in reStructuredText.
-
-    Returns
-    -------
-    text : `str`
-        A ``list-table``: state, and for each event what the slot does.
+    """Return the table in reStructuredText: a ``list-table`` with the rules of each state, as
+    ``event: rule``.
     """
     lines = [
         ".. list-table::",
@@ -36,17 +32,19 @@ def slot_table() -> str:
         "     - event: what follows",
     ]
     for state in SlotState:
-        rules = [(event, rule) for (when, event), rule in TABLE.items() if when == state]
-        told = [
-            f"{_event(event)}: *{_words(rule.__name__)}*" for event, rule in rules if rule is not Slot._ignore
+        rules = [(event, rule) for (of, event), rule in TABLE.items() if of == state]
+        texts = [
+            f"{_event_text(event)}: *{_rule_text(rule.__name__)}*"
+            for event, rule in rules
+            if rule is not Slot._ignore
         ]
-        lines += [f"   * - {state}", f"     - {'; '.join(told)}"]
-    anywhere = [
-        f"{_event(event)}: *{_words(rule.__name__)}*"
+        lines += [f"   * - {state}", f"     - {'; '.join(texts)}"]
+    any_state = [
+        f"{_event_text(event)}: *{_rule_text(rule.__name__)}*"
         for event, rule in ANY_STATE.items()
         if rule is not Slot._ignore
     ]
-    lines += ["   * - in any other case", f"     - {'; '.join(anywhere)}"]
+    lines += ["   * - in any other case", f"     - {'; '.join(any_state)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ __all__ = ("NodeProcess", "node_config", "running_node")
 
 PROGRAM = ("-m", "ppdaemon.node.app", "run", "--config")
 TIMES = {"boot_s": 10, "prepare_s": 10, "run_s": 10, "export_s": 10, "grace_s": 0.5, "stop_s": 0.3}
-RISING = frozenset({SlotState.STARTING, SlotState.BACKOFF})
+STARTING_STATES = frozenset({SlotState.STARTING, SlotState.BACKOFF})
 LOG_TAIL = 6000
 
 
@@ -177,7 +177,11 @@ class NodeProcess:
     def _is_ready(self) -> bool:
         status = self.status()
         connected = self.relay is None or status.relay.startswith("connected")
-        return connected and status.slots.get(SlotState.IDLE, 0) > 0 and not RISING & status.slots.keys()
+        return (
+            connected
+            and status.slots.get(SlotState.IDLE, 0) > 0
+            and not STARTING_STATES & status.slots.keys()
+        )
 
     def stop(self, limit_s: float = TIMEOUT_S) -> int:
         """Stop it as an operator does, and be its relay meanwhile.

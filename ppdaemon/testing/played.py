@@ -322,7 +322,7 @@ class PlayedNode(_LinkEnd):
     ):
         super().__init__(name)
         self.received: list[Any] = []
-        self._life = incarnation
+        self._incarnation = incarnation
         self._offered = {instrument: tuple(detectors)}
         self._capacity = len(self._offered[instrument])
         self._socket = sockets.connect(zmq.DEALER, address)
@@ -338,7 +338,7 @@ class PlayedNode(_LinkEnd):
 
     def hello(self) -> None:
         """Introduce itself."""
-        self.send(Hello, incarnation=self._life, instruments=self._offered, capacity=self._capacity)
+        self.send(Hello, incarnation=self._incarnation, instruments=self._offered, capacity=self._capacity)
 
     def listen(self) -> None:
         """Receive what there is, send heartbeats; hello to a relay that asks."""
@@ -356,12 +356,12 @@ class PlayedNode(_LinkEnd):
         There can be more: what is not acknowledged is sent again.
         """
 
-        def enough() -> list[Any]:
+        def received_enough() -> list[Any]:
             self.listen()
             found = [message for message in self.received if message.type == kind]
             return found if len(found) >= count else []
 
-        return wait_until(enough, TIMEOUT_S, lambda: f"{count} {kind} in {self.received}")
+        return wait_until(received_enough, TIMEOUT_S, lambda: f"{count} {kind} in {self.received}")
 
     def ack(self, order: ReserveVisit) -> None:
         """Acknowledge an order."""

@@ -136,7 +136,7 @@ class ScriptedWork:
     def prepare(self, order: Prepare) -> Prepared | Done:
         """Read what is to go wrong."""
         self.order = order
-        self._note("prepared", f"{order.visit.group} {order.detector}")
+        self._append_line("prepared", f"{order.visit.group} {order.detector}")
         words = order.visit.survey.split()
         self._settings = dict(word.partition(":")[::2] for word in words)
         self._faults = [WorkerFault.read(word) for word in words if word.partition(":")[0] in STEPS]
@@ -148,7 +148,7 @@ class ScriptedWork:
     def ingest(self, raw: Raw) -> Ingested:
         """Note whose raw it is, and how many bytes it has."""
         size = os.stat(raw.path).st_size if os.path.exists(raw.path) else -1
-        self._note("ingested", f"{raw.group} {raw.detector} {raw.exposure} {size}")
+        self._append_line("ingested", f"{raw.group} {raw.detector} {raw.exposure} {size}")
         self._step("ingest")
         return Ingested(exposure=raw.exposure, shutter_close_tai=raw.seen_tai - 2)
 
@@ -156,7 +156,7 @@ class ScriptedWork:
         """Write once what is permanent, then spool."""
         if "idle" in self._settings:
             return Done(outcome=Outcome.SUCCEEDED)
-        self._reach(Stage.FIRST_TASK)
+        self._report_stage(Stage.FIRST_TASK)
         early = "early" in self._settings
         if early:
             self._write_permanently()
@@ -167,7 +167,7 @@ class ScriptedWork:
         if not early:
             self._write_permanently()
         self._step("written")
-        self._reach(Stage.PROCESSED)
+        self._report_stage(Stage.PROCESSED)
         self._step("export")
         done = Done(
             outcome=Outcome.SUCCEEDED,
@@ -176,7 +176,7 @@ class ScriptedWork:
             spool=str(self._spool()),
             datasets=1,
         )
-        self._reach(Stage.SPOOLED)
+        self._report_stage(Stage.SPOOLED)
         self.last_message = done.model_copy(update={"visit_number": self.order.visit_number})
         self._step("spooled")
         return done
@@ -190,13 +190,13 @@ class ScriptedWork:
     def _copy(self) -> None:
         (self.context.repo / "registry").write_text((self.context.template / "registry").read_text())
 
-    def _note(self, file: str, text: str) -> None:
+    def _append_line(self, file: str, text: str) -> None:
         """Append a line with the time: one write, as other processes append, too."""
         now = time.monotonic()
         with (self.state / file).open("a") as stream:
             stream.write(f"{text} {now!r}\n")
 
-    def _reach(self, stage: Stage) -> None:
+    def _report_stage(self, stage: Stage) -> None:
         self.context.report(StageReached(stage=stage, tai=self.context.clock.tai()))
 
     def _step(self, step: str) -> None:
@@ -207,7 +207,7 @@ class ScriptedWork:
         for fault in self._faults:
             if fault.concerns(step, detector, attempt):
                 group = self.order.visit.group
-                self._note("faults.log", f"{fault.name} {step} {group} {detector} {attempt}")
+                self._append_line("faults.log", f"{fault.name} {step} {group} {detector} {attempt}")
                 FAULTS[fault.name](self)
 
     def _write_permanently(self) -> None:

@@ -15,10 +15,10 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import ForkWorker
 from ppdaemon.states import ExitCode
 from ppdaemon.work import WorkModule
-from ppdaemon.worker.childsetup import Child, set_up_child
+from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 from ppdaemon.worker.main import run_role
 
-__all__ = ("import_work", "live")
+__all__ = ("import_work", "run_child")
 
 
 def import_work(config: NodeConfig) -> WorkModule:
@@ -45,7 +45,7 @@ def import_work(config: NodeConfig) -> WorkModule:
     return work
 
 
-def live(
+def run_child(
     order: ForkWorker,
     channel: socket.socket,
     lifeline: int,
@@ -70,7 +70,7 @@ def live(
     status = ExitCode.SOFTWARE
     try:
         set_up_child(
-            Child(
+            ChildSettings(
                 title=f"ppdaemon {order.role} {order.slot if order.role == 'worker' else ''}".strip(),
                 log=order.log,
                 lifeline=lifeline,

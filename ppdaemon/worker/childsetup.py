@@ -20,13 +20,13 @@ import setproctitle
 
 from ppdaemon.processes import adopt_orphans
 
-__all__ = ("Child", "arm_lifeline", "set_up_child")
+__all__ = ("ChildSettings", "arm_lifeline", "set_up_child")
 
 F_SETSIG = 10  # linux/fcntl.h; the fcntl module names it only in newer Pythons
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class ChildSettings:
     """What the child was given."""
 
     title: str
@@ -73,12 +73,12 @@ def arm_lifeline(read_end: int) -> int:
     return armed
 
 
-def _new_session(child: Child) -> None:
+def _new_session(child: ChildSettings) -> None:
     """Grandchildren are found and killed by the process group."""
     os.setsid()
 
 
-def _reset_signals(child: Child) -> None:
+def _reset_signals(child: ChildSettings) -> None:
     """The zygote's handlers and wake-up descriptor are not the child's."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -86,7 +86,7 @@ def _reset_signals(child: Child) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _redirect_output(child: Child) -> None:
+def _redirect_output(child: ChildSettings) -> None:
     """Prints and C-level complaints go to a file: nobody blocks on a pipe."""
     null = os.open(os.devnull, os.O_RDONLY)
     log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
@@ -97,7 +97,7 @@ def _redirect_output(child: Child) -> None:
     os.close(log)
 
 
-def _close_the_rest(child: Child) -> None:
+def _close_other_descriptors(child: ChildSettings) -> None:
     """Nothing of the zygote's, above all no other worker's channel."""
     keep = {0, 1, 2, *child.keep}
     for name in os.listdir("/proc/self/fd"):
@@ -106,65 +106,65 @@ def _close_the_rest(child: Child) -> None:
                 os.close(int(name))
 
 
-def _be_killed_with_the_supervisor(child: Child) -> None:
+def _arm_lifeline(child: ChildSettings) -> None:
     """See `arm_lifeline`."""
     arm_lifeline(child.lifeline)
 
 
-def _keep_grandchildren(child: Child) -> None:
+def _adopt_grandchildren(child: ChildSettings) -> None:
     """A grandchild that detaches itself stays below its worker."""
     adopt_orphans()
 
 
-def _be_nice(child: Child) -> None:
+def _set_nice(child: ChildSettings) -> None:
     """The supervisor is never starved by its workers."""
     os.nice(child.nice)
 
 
-def _reseed(child: Child) -> None:
+def _reseed(child: ChildSettings) -> None:
     """All children inherit the same random state."""
     random.seed(child.seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(child.seed % 2**32)
 
 
-def _name(child: Child) -> None:
+def _set_title(child: ChildSettings) -> None:
     """Operators see the context in ``ps``."""
     setproctitle.setproctitle(child.title)
 
 
-def _show_crashes(child: Child) -> None:
+def _enable_faulthandler(child: ChildSettings) -> None:
     """A segmentation fault leaves a traceback in the worker's log."""
     faulthandler.enable()
 
 
-def _collect_garbage_again(child: Child) -> None:
+def _enable_gc(child: ChildSettings) -> None:
     """The zygote froze and stopped the collector to keep pages shared."""
     gc.enable()
 
 
-STEPS: tuple[Callable[[Child], None], ...] = (
+STEPS: tuple[Callable[[ChildSettings], None], ...] = (
     _new_session,
     _reset_signals,
     _redirect_output,
-    _be_killed_with_the_supervisor,
-    _keep_grandchildren,
-    _be_nice,
+    _arm_lifeline,
+    _adopt_grandchildren,
+    _set_nice,
     _reseed,
-    _name,
-    _show_crashes,
-    _collect_garbage_again,
+    _set_title,
+    _enable_faulthandler,
+    _enable_gc,
 )
 
 
-def set_up_child(child: Child) -> None:
+def set_up_child(child: ChildSettings) -> None:
     """Become an independent worker process.
 
     Parameters
     ----------
-    child : `Child`
+    child : `ChildSettings`
         What this child was given.
     """
-    _close_the_rest(child)
+    _close_other_descriptors(child)
     for step in STEPS:
         step(child)

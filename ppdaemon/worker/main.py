@@ -57,7 +57,7 @@ def run_role(
     end.setblocking(True)
     channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
-    visits = Visits(channel, folders)
+    visit_loop = VisitLoop(channel, folders)
     context = WorkerContext(
         config=config,
         slot=order.slot,
@@ -68,7 +68,7 @@ def run_role(
         runs=folders.runs,
         spool=folders.spool,
         clock=Clock(),
-        report=visits.report,
+        report=visit_loop.report,
     )
     if order.role == "template":
         return _build_template(channel, context, work)
@@ -76,7 +76,7 @@ def run_role(
         exporter = work.open_exporter(context)
         channel.send(messages.Ready(pid=os.getpid()))
         return _serve_exports(channel, exporter)
-    return visits.serve(work.open_work(context))
+    return visit_loop.serve(work.open_work(context))
 
 
 def _build_template(
@@ -88,20 +88,20 @@ def _build_template(
 
 
 def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -> ExitCode:
-    known = ""
+    last_reason = ""
     while True:
         match channel.receive():
             case messages.ExportSpool(spools=spools):
                 try:
                     channel.send(exporter.export([Path(spool) for spool in spools]))
-                    known = ""
+                    last_reason = ""
                 except Exception as error:  # whatever a database does: the spool stays
                     reason = _first_line(error)
                     # The traceback once: it is tried again for as long as it takes.
                     _LOG.error(
-                        "export of %d visits failed: %s", len(spools), reason, exc_info=reason != known
+                        "export of %d visits failed: %s", len(spools), reason, exc_info=reason != last_reason
                     )
-                    known = reason
+                    last_reason = reason
                     channel.send(messages.SpoolRefused(spools=spools, reason=reason))
             case messages.Quit() | None:
                 return ExitCode.OK
@@ -124,7 +124,7 @@ def _outcome_of(error: Exception) -> Outcome:
     return Outcome.FAILED
 
 
-class Visits:
+class VisitLoop:
     """Takes orders for one visit after the other.
 
     Parameters
@@ -174,7 +174,7 @@ class Visits:
         status : `~ppdaemon.states.ExitCode`
             Always 0: failures end visits.
         """
-        self._posture = ProcessSnapshot.now()
+        self._snapshot = ProcessSnapshot.now()
         self._channel.send(messages.Ready(pid=os.getpid()))
         while True:
             match self._channel.receive():
@@ -209,7 +209,7 @@ class Visits:
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, messages.Done):
-            fact = fact.model_copy(update={"tainted": self._posture.differs_from(ProcessSnapshot.now())})
+            fact = fact.model_copy(update={"tainted": self._snapshot.changes_to(ProcessSnapshot.now())})
         self.report(fact)
         if isinstance(fact, messages.Done):
             self._forget(work)

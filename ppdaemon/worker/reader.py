@@ -20,7 +20,7 @@ from ppdaemon import messages
 from ppdaemon.errors import BadMessage
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childsetup import Child, set_up_child
+from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 
 __all__ = ("main",)
 
@@ -30,7 +30,7 @@ AT_ONCE = 8
 type _Readers = Mapping[Literal["json", "header"], Callable[[str], dict[str, Any]]]
 
 
-def _answer(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead | messages.ObjectUnread:
+def _read(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead | messages.ObjectUnread:
     """Read one object."""
 
     def unread(why: Literal["missing", "bad", "unavailable"], error: Exception) -> messages.ObjectUnread:
@@ -54,29 +54,29 @@ def _serve(channel: socket.socket) -> None:
     from ppdaemon.middleware.raws.remote import read_header, read_json
 
     readers: _Readers = {"json": read_json, "header": read_header}
-    telling = threading.Lock()
+    send_lock = threading.Lock()
 
-    def tell(fact: messages.ReaderFact) -> None:
+    def send(fact: messages.ReaderFact) -> None:
         data = encode(fact)
         if len(data) > messages.PACKET_LIMIT and isinstance(fact, messages.ObjectRead):
             data = encode(
                 messages.ObjectUnread(number=fact.number, why="bad", reason="more than a packet takes")
             )
-        with telling:
+        with send_lock:
             channel.send(data)
 
-    def answer(order: messages.ReadObject) -> None:
+    def read_and_send(order: messages.ReadObject) -> None:
         try:
-            tell(_answer(order, readers))
+            send(_read(order, readers))
         except BaseException:
             # What went wrong is in the log; a new process is better than silence.
             traceback.print_exc()
             os._exit(ExitCode.SOFTWARE)
 
-    tell(messages.ReaderReady(pid=os.getpid()))
+    send(messages.ReaderReady(pid=os.getpid()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while packet := channel.recv(messages.PACKET_LIMIT):
-            pool.submit(answer, decode(packet, messages.READER_ORDERS, limit=messages.PACKET_LIMIT))
+            pool.submit(read_and_send, decode(packet, messages.READER_ORDERS, limit=messages.PACKET_LIMIT))
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     channel = socket.socket(fileno=options.channel)
     set_up_child(
-        Child(
+        ChildSettings(
             title="ppdaemon reader",
             log=options.log,
             lifeline=options.lifeline,

@@ -46,7 +46,7 @@ class ProcessSnapshot:
             children=frozenset(children()),
         )
 
-    def differs_from(self, other: "ProcessSnapshot") -> str:
+    def changes_to(self, other: "ProcessSnapshot") -> str:
         """Say in what two postures differ.
 
         Parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import PACKET_LIMIT, ZYGOTE_ORDERS
 from ppdaemon.wire import decode
-from ppdaemon.worker.childmain import import_work, live
+from ppdaemon.worker.childmain import import_work, run_child
 
 __all__ = ("main",)
 
@@ -29,7 +29,7 @@ def main() -> None:
     config = NodeConfig.model_validate_json(options.config.read_bytes())
     order = decode(options.order.encode(), ZYGOTE_ORDERS, limit=PACKET_LIMIT)
     channel = socket.socket(fileno=options.channel)
-    live(order, channel, options.lifeline, config, partial(import_work, config))
+    run_child(order, channel, options.lifeline, config, partial(import_work, config))
 
 
 if __name__ == "__main__":

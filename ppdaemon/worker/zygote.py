@@ -26,7 +26,7 @@ from ppdaemon import messages
 from ppdaemon.config import NodeConfig
 from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childmain import import_work, live
+from ppdaemon.worker.childmain import import_work, run_child
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 
@@ -89,26 +89,26 @@ class Zygote:
 
     def _start(self, order: messages.ForkWorker) -> None:
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            supervisor_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             self._refuse(order, error)
             return
-        with ours, theirs:
+        with supervisor_end, child_end:
             try:
-                pid = self._start_child(order, theirs)
+                pid = self._start_child(order, child_end)
             except (OSError, RuntimeError) as error:
                 self._refuse(order, error)
                 return
             self._children.add(pid)
             pidfd = os.pidfd_open(pid)
             try:
-                words = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
-                socket.send_fds(self._control, [encode(words)], [ours.fileno(), pidfd])
+                message = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
+                socket.send_fds(self._control, [encode(message)], [supervisor_end.fileno(), pidfd])
             finally:
                 os.close(pidfd)
 
     def _refuse(self, order: messages.ForkWorker, error: Exception) -> None:
-        self._tell(
+        self._send(
             messages.ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error))
         )
 
@@ -124,7 +124,7 @@ class Zygote:
             if pid not in self._children:
                 continue  # an orphan that was swept; its own children were so now
             self._children.discard(pid)
-            self._tell(
+            self._send(
                 messages.Reaped(
                     pid=pid,
                     status=os.waitstatus_to_exitcode(status),
@@ -133,8 +133,8 @@ class Zygote:
                 )
             )
 
-    def _tell(self, words: messages.ForkFailed | messages.Reaped | messages.ZygoteReady) -> None:
-        self._control.send(encode(words))
+    def _send(self, message: messages.ForkFailed | messages.Reaped | messages.ZygoteReady) -> None:
+        self._control.send(encode(message))
 
 
 def _forking(config: NodeConfig, lifeline: int) -> StartChild:
@@ -150,7 +150,7 @@ def _forking(config: NodeConfig, lifeline: int) -> StartChild:
         assert_single_threaded()
         pid = os.fork()
         if pid == 0:
-            live(order, channel, lifeline, config, lambda: work)
+            run_child(order, channel, lifeline, config, lambda: work)
         return pid
 
     return fork

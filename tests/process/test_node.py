@@ -187,7 +187,7 @@ def test_nonsense_on_the_channel_costs_only_that_worker(node, group):
     node.relay.reserve(group, survey="process:nonsense@1")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
-    assert node.visit(group)[0].reason.startswith("the worker said nonsense")
+    assert node.visit(group)[0].reason.startswith("invalid message from the worker")
 
 
 def test_an_exception_ends_the_visit_and_not_the_worker(node, group):

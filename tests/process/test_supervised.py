@@ -27,7 +27,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.processes.child import Lifeline, launch
 from ppdaemon.node.processes.exporter import ExporterProcess
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.testing.processes import alive
 from ppdaemon.testing.waiting import wait_until
@@ -86,8 +86,8 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
             self.story.append("answered")
             self._answered("order")
 
-    def _lost(self, manner, owed):
-        self.story.append(f"{manner}, owes {owed}")
+    def _give_up(self, manner, unanswered):
+        self.story.append(f"{manner}, owes {unanswered}")
 
 
 def keep(tmp_path, body, fault, **limits):
@@ -162,7 +162,7 @@ def test_a_closed_process_is_dead_and_none_follows(tmp_path):
         kept.close()
         kept.start()
         await asyncio.to_thread(os.waitpid, kept.pids[0], 0)
-        assert (kept.pid, kept.lifecycle.state, len(kept.pids)) == (None, State.CLOSED, 1)
+        assert (kept.pid, kept.lifecycle.state, len(kept.pids)) == (None, ProcessState.CLOSED, 1)
         assert kept.story == ["serves"]
 
     keep(tmp_path, body, "wait")
@@ -359,6 +359,6 @@ def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
         played.serves = True
         await until(lambda: len(played.orders) == 3)
         played.serve()
-        await until(lambda: played.kept.lifecycle.state is State.SERVING)
+        await until(lambda: played.kept.lifecycle.state is ProcessState.SERVING)
 
     play(tmp_path, body)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
 
 BOOT_S, ANSWER_S = 60.0, 30.0
 ENDED = "was killed by SIGKILL"
@@ -44,7 +44,7 @@ def test_a_process_that_does_not_boot_in_time_is_killed():
 
 def test_a_process_that_serves_and_owes_nothing_has_no_deadline():
     lifecycle = serving()
-    assert (lifecycle.state, lifecycle.deadline, lifecycle.due(1e9)) == (State.SERVING, None, None)
+    assert (lifecycle.state, lifecycle.deadline, lifecycle.due(1e9)) == (ProcessState.SERVING, None, None)
 
 
 def test_the_oldest_order_without_an_answer_decides():
@@ -64,11 +64,11 @@ def test_a_process_that_was_killed_is_killed_once_and_its_reason_stays():
     lifecycle = serving()
     lifecycle.ordered("a", 0.0)
     lifecycle.killed("has not answered for 30 s")
-    assert (lifecycle.state, lifecycle.due(1e9)) == (State.KILLED, None)
-    assert list(lifecycle.owed) == ["a"]  # it may have been done yet
+    assert (lifecycle.state, lifecycle.due(1e9)) == (ProcessState.KILLED, None)
+    assert list(lifecycle.unanswered) == ["a"]  # it may have been done yet
     assert lifecycle.problem(30.0) == "has not answered for 30 s; it is killed"
     lifecycle.ended(ENDED, 31.0)
-    assert lifecycle.owed == {}
+    assert lifecycle.unanswered == {}
     assert lifecycle.problem(31.0) == "has not answered for 30 s; the next one starts in 1 s"
 
 
@@ -111,9 +111,9 @@ def test_after_a_success_the_next_death_is_the_first():
 def test_a_process_that_could_not_carry_out_an_order_rests_and_then_serves():
     lifecycle = serving()
     lifecycle.failed(0.0)
-    assert (lifecycle.state, lifecycle.deadline) == (State.RESTING, 1.0)
+    assert (lifecycle.state, lifecycle.deadline) == (ProcessState.RETRYING, 1.0)
     assert lifecycle.due(1.0) == Serve()
-    assert lifecycle.state == State.SERVING
+    assert lifecycle.state == ProcessState.SERVING
     lifecycle.failed(1.0)
     assert lifecycle.deadline == 3.0
 
@@ -140,7 +140,7 @@ def test_a_process_that_boots_while_it_is_replaced_gets_no_orders():
     lifecycle.started(0.0)
     lifecycle.replace(1.0)
     lifecycle.ready()
-    assert lifecycle.state == State.REPLACING
+    assert lifecycle.state == ProcessState.REPLACING
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -152,13 +152,13 @@ def test_nothing_follows_a_retired_process(killed):
         assert lifecycle.due(30.0) == Kill("has not answered for 30 s")
         lifecycle.killed("has not answered for 30 s")
     lifecycle.ended(ENDED, 31.0)
-    assert (lifecycle.state, lifecycle.deadline) == (State.CLOSED, None)
+    assert (lifecycle.state, lifecycle.deadline) == (ProcessState.CLOSED, None)
 
 
 EVENTS = {
     "ready": lambda lifecycle, now: lifecycle.ready(),
     "ordered": lambda lifecycle, now: lifecycle.ordered(now, now),
-    "answered": lambda lifecycle, now: lifecycle.answered(next(iter(lifecycle.owed), None), now),
+    "answered": lambda lifecycle, now: lifecycle.answered(next(iter(lifecycle.unanswered), None), now),
     "succeeded": lambda lifecycle, now: lifecycle.succeeded(),
     "failed": lambda lifecycle, now: lifecycle.failed(now),
     "replace": lambda lifecycle, now: lifecycle.replace(now),
@@ -179,13 +179,13 @@ def test_whatever_happens_a_wanted_process_is_waited_for_with_a_deadline(events)
         now += pause_s
         match lifecycle.due(now):
             case Start():
-                assert lifecycle.state == State.PAUSING
+                assert lifecycle.state == ProcessState.PAUSING
                 lifecycle.started(now)
             case Kill(reason=reason):
                 lifecycle.killed(reason)
         if over:
-            assert (lifecycle.state, lifecycle.deadline) == (State.CLOSED, None)
-        idle = lifecycle.state in (State.SERVING, State.RETIRED) and not lifecycle.owed
-        if lifecycle.state not in (State.KILLED, State.CLOSED) and not idle:
+            assert (lifecycle.state, lifecycle.deadline) == (ProcessState.CLOSED, None)
+        idle = lifecycle.state in (ProcessState.SERVING, ProcessState.RETIRED) and not lifecycle.unanswered
+        if lifecycle.state not in (ProcessState.KILLED, ProcessState.CLOSED) and not idle:
             assert lifecycle.deadline is not None
             assert lifecycle.deadline < math.inf

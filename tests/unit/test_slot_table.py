@@ -18,5 +18,5 @@ def test_the_readme_shows_the_table_as_it_is():
         assert shown == tool.slot_table(), "run tools/slottable.py and copy its output into the README"
 
 
-def test_every_state_has_a_way_on():
+def test_every_state_has_a_transition():
     assert {state for state, _ in TABLE} == set(SlotState)

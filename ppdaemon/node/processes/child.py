@@ -20,7 +20,7 @@ from pathlib import Path
 from ppdaemon.messages import Forked
 from ppdaemon.processes import children, end_orphans
 
-__all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
+__all__ = ("ENVIRONMENT", "ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
 
 PAUSE_S = 0.01
 
@@ -53,7 +53,7 @@ class Lifeline:
 
 
 @dataclass(slots=True)
-class Child:
+class ChildProcess:
     """A process, with its channel and pidfd, which are owned here."""
 
     pid: int
@@ -61,7 +61,7 @@ class Child:
     pidfd: int
     slot: int = -1
     """Of a worker; below 0 for a process without one."""
-    own: bool = False
+    is_direct_child: bool = False
     """Whether it is a child of this process, which has to reap it."""
 
     def send(self, message: bytes) -> bool:
@@ -91,7 +91,7 @@ class Child:
         """Return the dead process's status, or minus its signal; `None` if another process is its
         parent, or the sweep of orphans was first.
         """
-        if self.own:
+        if self.is_direct_child:
             with contextlib.suppress(ChildProcessError):
                 # At once: the pidfd says that there is something to be reaped.
                 return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -99,23 +99,23 @@ class Child:
 
     def close(self) -> None:
         """Close the descriptors, and kill what a forked process has left."""
-        if not self.own:
+        if not self.is_direct_child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.channel.close()
         os.close(self.pidfd)
 
 
-def adopt(message: Forked, descriptors: list[int]) -> Child:
+def adopt(message: Forked, descriptors: list[int]) -> ChildProcess:
     """Own the channel and the pidfd that came with a `~ppdaemon.messages.Forked`."""
     channel = socket.socket(fileno=descriptors[0])
     channel.setblocking(False)
-    return Child(message.pid, channel, descriptors[1], message.slot)
+    return ChildProcess(message.pid, channel, descriptors[1], message.slot)
 
 
 def launch(
     module: str, arguments: list[str], lifeline: Lifeline, environment: Mapping[str, str], log: Path
-) -> Child:
+) -> ChildProcess:
     """Start a module in a fresh interpreter, as a child of this process.
 
     Raises
@@ -123,18 +123,18 @@ def launch(
     OSError
         Raised if the process cannot be started.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", module, "--channel", str(theirs.fileno())]
+    parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", module, "--channel", str(child_end.fileno())]
     command += ["--lifeline", str(lifeline.read_end), *arguments]
     try:
         # What goes wrong before the process opens its log by itself is there, too.
-        with theirs, log.open("ab") as output:
+        with child_end, log.open("ab") as output:
             popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=(theirs.fileno(), lifeline.read_end),
+                pass_fds=(child_end.fileno(), lifeline.read_end),
                 env={**environment, **ENVIRONMENT},
             )
         try:
@@ -144,11 +144,11 @@ def launch(
             popen.wait()
             raise
     except OSError:
-        ours.close()
+        parent_end.close()
         raise
     popen.returncode = 0  # it is reaped by its pid, and `popen` need not warn that it was not
-    ours.setblocking(False)
-    return Child(popen.pid, ours, pidfd, own=True)
+    parent_end.setblocking(False)
+    return ChildProcess(popen.pid, parent_end, pidfd, is_direct_child=True)
 
 
 def wipe(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ppdaemon import messages
 from ppdaemon.config import ExportConfig
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
 from ppdaemon.wire import encode
 
@@ -72,7 +72,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
     def pausing(self) -> bool:
         """Whether what is left is tried again only after a pause."""
         due = self.lifecycle.deadline
-        is_idle = self.lifecycle.state in (State.PAUSING, State.RESTING)
+        is_idle = self.lifecycle.state in (ProcessState.PAUSING, ProcessState.RETRYING)
         return is_idle and due is not None and due > self._loop.time()
 
     @property
@@ -80,9 +80,9 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """The exporter in a word or two."""
         if self.problem:
             return f"failing: {self.problem}"
-        if self.lifecycle.state in (State.PAUSING, State.STARTING):
+        if self.lifecycle.state in (ProcessState.PAUSING, ProcessState.STARTING):
             return "starting"
-        return f"exporting {len(self._under_way)}" if self._under_way else "idle"
+        return f"exporting {len(self._exporting)}" if self._exporting else "idle"
 
     def add(self, spool: str) -> None:
         """Export this spool, a directory with a manifest, as soon as possible."""
@@ -91,12 +91,12 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def hurry(self) -> None:
         """Start the next process now if it pauses before that: the daemon stops."""
-        if self._spools and self.lifecycle.state is State.PAUSING:
+        if self._spools and self.lifecycle.state is ProcessState.PAUSING:
             self.start()
 
     def withdraw(self, spool: str) -> bool:
         """Return whether a spool will not be exported: it is forgotten, unless its export is under way."""
-        if spool in self._under_way:
+        if spool in self._exporting:
             return False
         self._spools.pop(spool, None)
         return True
@@ -112,20 +112,20 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
             self._set_timer()
 
     @property
-    def _under_way(self) -> tuple[str, ...]:
-        return tuple(spool for spools in self.lifecycle.owed for spool in spools)
+    def _exporting(self) -> tuple[str, ...]:
+        return tuple(spool for spools in self.lifecycle.unanswered for spool in spools)
 
     def _serve(self) -> None:
-        if self.lifecycle.owed:
+        if self.lifecycle.unanswered:
             return
-        if self.lifecycle.state is State.REPLACING and self._child is not None:
+        if self.lifecycle.state is ProcessState.REPLACING and self._child is not None:
             self._child.send(encode(messages.Quit()))
         elif self._spools:
             spools = tuple(self._spools)[:BATCH]
             self._order(spools, messages.ExportSpool(spools=spools))
 
     def _received(self, message: messages.ExporterFact, descriptors: list[int]) -> None:
-        self._answered(self._under_way)
+        self._answered(self._exporting)
         match message:
             case messages.Ready():
                 self._ready()
@@ -143,5 +143,5 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._serve()
         self._set_timer()
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
         self._failure = f"the process {manner}"

@@ -22,8 +22,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.processes.child import Child, Lifeline, adopt, launch, wipe
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.child import ChildProcess, Lifeline, adopt, launch, wipe
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess, SupervisedProcess
 
 __all__ = ("Generation", "OnMessage", "TemplateFailed", "TemplateProcess", "ZygoteFailed")
@@ -86,9 +86,9 @@ class TemplateProcess(ForkedProcess[messages.Ready]):
     def _serve(self) -> None:
         """It gets no orders."""
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
         if not self._problem_of_end.done():
-            made = self.lifecycle.state is State.CLOSED  # after it was retired
+            made = self.lifecycle.state is ProcessState.CLOSED  # after it was retired
             self._problem_of_end.set_result("" if made else f"its process {manner}; see {self._log}")
         self.close()
 
@@ -135,7 +135,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self.number = number
         self.config = config
         self.template_ms: float | None = None
-        self.living: set[int] = set()
+        self.running_pids: set[int] = set()
         """Processes that were forked and are not known to be dead."""
         self._folders = folders
         self._lifeline = lifeline
@@ -155,9 +155,9 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         return super().problem or (f"forking fails: {self._not_forked}" if self._not_forked else "")
 
     @property
-    def over(self) -> bool:
+    def closed(self) -> bool:
         """Whether it has ended for good."""
-        return self.lifecycle.state is State.CLOSED
+        return self.lifecycle.state is ProcessState.CLOSED
 
     async def make(self) -> None:
         """Have a zygote and a template.
@@ -192,7 +192,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     def retire(self) -> None:
         """Start nothing more; end after the last process."""
-        if self.lifecycle.state is State.SERVING:
+        if self.lifecycle.state is ProcessState.SERVING:
             super().retire()
             self._end_if_idle()
         else:
@@ -210,7 +210,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self.close()
         self._wiping = self._loop.run_in_executor(None, self._wipe)
 
-    async def wiped(self) -> None:
+    async def wait_wiped(self) -> None:
         """Wait until the files are deleted, if they are."""
         if self._wiping is not None:
             await self._wiping
@@ -225,13 +225,17 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             _LOG.warning("files of generation %d are left until the end: %s", self.number, error)
 
     def _end_if_idle(self) -> None:
-        if self.lifecycle.state is State.RETIRED and not self.living and not self.lifecycle.owed:
+        if (
+            self.lifecycle.state is ProcessState.RETIRED
+            and not self.running_pids
+            and not self.lifecycle.unanswered
+        ):
             _LOG.info("generation %d has no process left", self.number)
             self.discard()
 
     # --- the zygote -------------------------------------------------------
 
-    def _launch(self) -> Child:
+    def _launch(self) -> ChildProcess:
         arguments = ["--config", str(self._folders.settings(self.number))]
         return launch("ppdaemon.worker.zygote", arguments, self._lifeline, self._environment, self._log)
 
@@ -246,20 +250,20 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
                 self._ready()
                 return
             case messages.Reaped(pid=pid):
-                self.living.discard(pid)
+                self.running_pids.discard(pid)
             case messages.Forked() if len(descriptors) != 2:
-                message, descriptors = _disown(message, descriptors), []
+                message, descriptors = _refuse_forked(message, descriptors), []
             case messages.Forked(pid=pid):
-                self.living.add(pid)
+                self.running_pids.add(pid)
                 self._not_forked = ""
         if not isinstance(message, messages.Reaped):
             self._answered((message.role, message.slot, message.epoch))
         if isinstance(message, messages.ForkFailed):
             self._not_forked = message.reason
-        self._pass_on(message, descriptors)
+        self._forward(message, descriptors)
         self._end_if_idle()
 
-    def _pass_on(self, message: messages.ForkFact, descriptors: list[int]) -> None:
+    def _forward(self, message: messages.ForkFact, descriptors: list[int]) -> None:
         """Give the template's process what is its, and the supervisor the rest."""
         match message:
             case messages.Forked(role="template") if self._template is not None:
@@ -274,19 +278,19 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             case _:
                 self._on_message(message, descriptors)
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
         self._count["zygote_gone"] += 1
-        self.living.clear()
+        self.running_pids.clear()
         if not self._booted.done():
             text = f"the zygote cannot start: it {manner}\n{self._last_lines()}"
             self._booted.set_exception(ZygoteFailed(text.strip()))
             self.close()
-        for role, slot, epoch in owed:
+        for role, slot, epoch in unanswered:
             reason = f"the zygote {manner}"
-            self._pass_on(messages.ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
+            self._forward(messages.ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
 
 
-def _disown(message: messages.Forked, descriptors: list[int]) -> messages.ForkFailed:
+def _refuse_forked(message: messages.Forked, descriptors: list[int]) -> messages.ForkFailed:
     """Refuse a process whose descriptors did not all come: this process has
     no room for them, and the kernel has dropped the others.
     """

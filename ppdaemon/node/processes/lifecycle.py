@@ -9,10 +9,10 @@ from typing import Any
 
 from ppdaemon.backoff import Backoff
 
-__all__ = ("Due", "Kill", "Lifecycle", "Serve", "Start", "State")
+__all__ = ("DueAction", "Kill", "Lifecycle", "ProcessState", "Serve", "Start")
 
 
-class State(Enum):
+class ProcessState(Enum):
     """Of one child process."""
 
     PAUSING = auto()
@@ -21,7 +21,7 @@ class State(Enum):
     """It was asked for, or boots."""
     SERVING = auto()
     """It takes orders."""
-    RESTING = auto()
+    RETRYING = auto()
     """It could not carry out an order; the next one is sent after the pause."""
     REPLACING = auto()
     """It gets no more orders and is to end; another one follows at once."""
@@ -51,7 +51,7 @@ class Kill:
     """Such as ``was not ready in 60 s``."""
 
 
-type Due = Start | Serve | Kill
+type DueAction = Start | Serve | Kill
 
 
 class Lifecycle:
@@ -75,8 +75,8 @@ class Lifecycle:
         longest_pause_s: float,
         steady_s: float = math.inf,
     ):
-        self.state = State.PAUSING
-        self.owed: dict[Any, float] = {}
+        self.state = ProcessState.PAUSING
+        self.unanswered: dict[Any, float] = {}
         """Until when each order has to be answered, the oldest first."""
         self.manner = ""
         """How the last process ended, such as ``was killed by SIGKILL``."""
@@ -94,50 +94,50 @@ class Lifecycle:
     def deadline(self) -> float | None:
         """When `due` is to be asked."""
         match self.state:
-            case State.PAUSING | State.RESTING:
+            case ProcessState.PAUSING | ProcessState.RETRYING:
                 return self._backoff.due
-            case State.STARTING:
+            case ProcessState.STARTING:
                 return self._boot_until
-            case State.SERVING | State.RETIRED:
-                return next(iter(self.owed.values()), None)
-            case State.REPLACING:
-                return next(iter(self.owed.values()), self._boot_until)
+            case ProcessState.SERVING | ProcessState.RETIRED:
+                return next(iter(self.unanswered.values()), None)
+            case ProcessState.REPLACING:
+                return next(iter(self.unanswered.values()), self._boot_until)
         return None
 
-    def due(self, now: float) -> Due | None:
+    def due(self, now: float) -> DueAction | None:
         """Return what a deadline that has passed asks for."""
         if self.deadline is None or now < self.deadline:
             return None
         match self.state:
-            case State.PAUSING:
+            case ProcessState.PAUSING:
                 return Start()
-            case State.RESTING:
-                self.state = State.SERVING
+            case ProcessState.RETRYING:
+                self.state = ProcessState.SERVING
                 return Serve()
-            case State.STARTING:
+            case ProcessState.STARTING:
                 return Kill(f"was not ready in {self._boot_s:g} s")
-        if self.owed:
+        if self.unanswered:
             return Kill(f"has not answered for {self._answer_s:g} s")
         return Kill(f"has not ended in {self._boot_s:g} s")
 
     def started(self, now: float) -> None:
         """A process was asked for; one that was asked for before does not count."""
-        self.state = State.STARTING
+        self.state = ProcessState.STARTING
         self._boot_until = now + self._boot_s
 
     def ready(self) -> None:
         """The process takes orders."""
-        if self.state is State.STARTING:
-            self.state = State.SERVING
+        if self.state is ProcessState.STARTING:
+            self.state = ProcessState.SERVING
 
     def ordered(self, order: Hashable, now: float) -> None:
         """An order was sent."""
-        self.owed[order] = now + self._answer_s
+        self.unanswered[order] = now + self._answer_s
 
     def answered(self, order: Hashable, now: float) -> None:
         """An order was answered, or nobody waits for the answer any more."""
-        self.owed.pop(order, None)
-        if self.state is State.REPLACING:
+        self.unanswered.pop(order, None)
+        if self.state is ProcessState.REPLACING:
             self._boot_until = now + self._boot_s
 
     def succeeded(self) -> None:
@@ -147,56 +147,56 @@ class Lifecycle:
     def failed(self, now: float) -> None:
         """An order could not be carried out: the next one is sent after a pause."""
         self._backoff.failed(now)
-        if self.state is State.SERVING:
-            self.state = State.RESTING
+        if self.state is ProcessState.SERVING:
+            self.state = ProcessState.RETRYING
 
     def replace(self, now: float) -> None:
         """Another process is wanted."""
-        if self.state in (State.STARTING, State.SERVING, State.RESTING):
-            self.state = State.REPLACING
+        if self.state in (ProcessState.STARTING, ProcessState.SERVING, ProcessState.RETRYING):
+            self.state = ProcessState.REPLACING
             self._boot_until = now + self._boot_s
 
     def retire(self) -> None:
         """No process is wanted after this one, unless it is killed already."""
-        if self.state in (State.STARTING, State.SERVING):
-            self.state = State.RETIRED
+        if self.state in (ProcessState.STARTING, ProcessState.SERVING):
+            self.state = ProcessState.RETIRED
 
     def killed(self, reason: str) -> None:
         """The process is killed; what it is owed is owed until it has ended."""
         self.manner = reason
-        self.state = State.CLOSED if self.state is State.RETIRED else State.KILLED
+        self.state = ProcessState.CLOSED if self.state is ProcessState.RETIRED else ProcessState.KILLED
 
     def ended(self, manner: str, now: float) -> None:
         """The process has ended, or could not be started."""
-        self.owed.clear()
+        self.unanswered.clear()
         match self.state:
-            case State.CLOSED:
+            case ProcessState.CLOSED:
                 return
-            case State.RETIRED:
-                self.state, self.manner = State.CLOSED, manner
-            case State.REPLACING:
-                self.state = State.PAUSING
+            case ProcessState.RETIRED:
+                self.state, self.manner = ProcessState.CLOSED, manner
+            case ProcessState.REPLACING:
+                self.state = ProcessState.PAUSING
                 self._backoff.succeeded()
             case before:
-                self.manner = self.manner if before is State.KILLED else manner
-                self.state = State.PAUSING
+                self.manner = self.manner if before is ProcessState.KILLED else manner
+                self.state = ProcessState.PAUSING
                 self._backoff.failed(now)
 
     def close(self) -> None:
         """No process is wanted any more."""
-        self.state = State.CLOSED
+        self.state = ProcessState.CLOSED
 
     def problem(self, now: float) -> str:
         """Return why there is no process, or why it may soon be gone; or blank."""
         deaths = self._backoff.failures
         text = f"{self.manner}, {deaths} deaths in a row" if deaths > 1 else self.manner
         match self.state:
-            case State.KILLED:
+            case ProcessState.KILLED:
                 return f"{self.manner}; it is killed"
-            case State.PAUSING if deaths:
+            case ProcessState.PAUSING if deaths:
                 return f"{text}; the next one starts in {self._backoff.remaining_s(now):.0f} s"
-            case State.STARTING if deaths:
+            case ProcessState.STARTING if deaths:
                 return f"{text}; the next one boots"
-            case State.SERVING if deaths > 1 and now - self._backoff.due < self._steady_s:
+            case ProcessState.SERVING if deaths > 1 and now - self._backoff.due < self._steady_s:
                 return text
         return ""

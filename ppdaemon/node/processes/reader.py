@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import READER_FACTS, ObjectRead, ObjectUnread, ReaderFact, ReaderReady, ReadObject
-from ppdaemon.node.processes.child import Child, Lifeline, launch
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
 
 __all__ = ("ReaderProcess",)
@@ -71,7 +71,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
     @property
     def live(self) -> bool:
         """Whether it answers."""
-        return self.lifecycle.state is State.SERVING
+        return self.lifecycle.state is ProcessState.SERVING
 
     @property
     def note(self) -> str:
@@ -120,7 +120,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
                 del self._answers[number]
                 self._answered(number)
 
-    def _launch(self) -> Child:
+    def _launch(self) -> ChildProcess:
         arguments = ["--log", str(self._log)]
         return launch("ppdaemon.worker.reader", arguments, self._lifeline, self._environment, self._log)
 
@@ -147,7 +147,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
             case ObjectUnread(reason=reason):
                 answer.set_exception(TimeoutError(reason))
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
         self._serving.clear()
         for answer in self._answers.values():
             if not answer.done():

@@ -71,7 +71,7 @@ class Generations:
         self._clock = clock
         self._switch = switch
         self._count = count
-        self._make = partial(
+        self._create = partial(
             Generation,
             folders=NodeFolders.of(config),
             lifeline=lifeline,
@@ -80,40 +80,40 @@ class Generations:
             on_message=on_message,
             count=count,
         )
-        self._made = 0
-        self._all: list[Generation] = []
+        self._last_number = 0
+        self._generations: list[Generation] = []
         self._reloading = False
-        self._present = self._new(config)
+        self._current = self._new(config)
 
     @property
     def number(self) -> int:
         """The present generation's."""
-        return self._present.number
+        return self._current.number
 
     @property
     def template_ms(self) -> float | None:
         """How long the present template took to make."""
-        return self._present.template_ms
+        return self._current.template_ms
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What an operator should look at."""
-        return tuple(filter(None, (self._present.problem, self.refusal)))
+        return tuple(filter(None, (self._current.problem, self.refusal)))
 
     async def start(self) -> None:
         """Have the first generation; raises as its `~Generation.make` does."""
-        await self._present.make()
+        await self._current.make()
 
     def processes(self) -> tuple[set[int], set[int]]:
         """Return the zygotes of all generations, and what they have forked that
         is not known to be dead.
         """
-        zygotes = {generation.pid for generation in self._all if generation.pid is not None}
-        return zygotes, {pid for generation in self._all for pid in generation.living}
+        zygotes = {generation.pid for generation in self._generations if generation.pid is not None}
+        return zygotes, {pid for generation in self._generations for pid in generation.running_pids}
 
     def ask(self, order: ForkWorker) -> bool:
         """Ask for a process of the present generation; `False` if there can be none now."""
-        return self._present.ask(order)
+        return self._current.ask(order)
 
     async def reload(self) -> None:
         """Read the file again and go over to what it says.
@@ -147,32 +147,32 @@ class Generations:
 
     async def _reload(self) -> None:
         config = await asyncio.to_thread(self._read_config)
-        if keys := needs_restart(self._present.config, config):
+        if keys := needs_restart(self._current.config, config):
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
-        coming = self._new(config)
+        new = self._new(config)
         try:
-            await coming.make()
+            await new.make()
         except BaseException as error:
-            coming.discard()
+            new.discard()
             if isinstance(error, OSError):
                 raise Refused(f"the new generation cannot be made: {error}") from error
             raise
-        before, self._present = self._present, coming
+        before, self._current = self._current, new
         self.reloaded_tai = self._clock.tai()
         self._count["reloaded"] += 1
         self._switch(config)
         before.retire()
-        _LOG.info("reloaded: generation %d follows %d", coming.number, before.number)
+        _LOG.info("reloaded: generation %d follows %d", new.number, before.number)
 
     async def close(self) -> None:
         """End all zygotes."""
-        for generation in self._all:
+        for generation in self._generations:
             generation.close()
-            await generation.wiped()
+            await generation.wait_wiped()
 
     def _new(self, config: NodeConfig) -> Generation:
-        self._all = [generation for generation in self._all if not generation.over]
-        self._made += 1
-        generation = self._make(self._made, config)
-        self._all.append(generation)
+        self._generations = [generation for generation in self._generations if not generation.closed]
+        self._last_number += 1
+        generation = self._create(self._last_number, config)
+        self._generations.append(generation)
         return generation

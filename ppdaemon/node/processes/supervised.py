@@ -21,8 +21,8 @@ import pydantic
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
-from ppdaemon.node.processes.child import Child, adopt
-from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+from ppdaemon.node.processes.child import ChildProcess, adopt
+from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
 from ppdaemon.processes import signal_name
 from ppdaemon.wire import decode, encode
 
@@ -58,7 +58,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self._log = log
         self._log_size = 0
         self._messages = messages
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -75,7 +75,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
 
     def start(self) -> None:
         """Start the process, unless there is one or none is wanted any more."""
-        if self._child is not None or self.lifecycle.state is State.CLOSED:
+        if self._child is not None or self.lifecycle.state is ProcessState.CLOSED:
             return
         self.lifecycle.started(self._loop.time())
         self._log_size = self._log.stat().st_size if self._log.exists() else 0
@@ -85,7 +85,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
             self._end(f"cannot be started: {error}")
         else:
             if child is not None:
-                self._hold(child)
+                self._watch(child)
         self._set_timer()
 
     def retire(self) -> None:
@@ -106,8 +106,8 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
     # --- for subclasses ---------------------------------------------------
 
     @abstractmethod
-    def _launch(self) -> Child | None:
-        """Start a process, or ask for one that is given to `_hold` later; may raise `OSError`."""
+    def _launch(self) -> ChildProcess | None:
+        """Start a process, or ask for one that is given to `_watch` later; may raise `OSError`."""
 
     @abstractmethod
     def _received(self, message: Message, descriptors: list[int]) -> None:
@@ -118,12 +118,12 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         """Send what can be sent: the process takes orders now."""
 
     @abstractmethod
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
         """Give up these orders. Called once for each process that ends against
         our will, could not be started, or is killed because it is late.
         """
 
-    def _hold(self, child: Child) -> None:
+    def _watch(self, child: ChildProcess) -> None:
         self._child = child
         self._loop.add_reader(child.channel, self._receive)
         self._loop.add_reader(child.pidfd, self._on_end)
@@ -135,7 +135,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
 
     def _order(self, key: Hashable, message: pydantic.BaseModel) -> bool:
         """Send an order that `_answered` has to be called for; return whether it was sent."""
-        if self.lifecycle.state is not State.SERVING or self._child is None:
+        if self.lifecycle.state is not ProcessState.SERVING or self._child is None:
             return False
         if not self._child.send(encode(message)):
             _LOG.warning("the %s takes no order", self._name)
@@ -188,26 +188,26 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         while self._child is not None and self._receive():
             pass
         if self._child is not None:  # else a message has closed it
-            self._end(_manner(self._child.reap()))
+            self._end(_describe_end(self._child.reap()))
             self._set_timer()
 
     def _end(self, manner: str) -> None:
-        before, owed = self.lifecycle.state, list(self.lifecycle.owed)
+        before, unanswered = self.lifecycle.state, list(self.lifecycle.unanswered)
         self._release()
         self.lifecycle.ended(manner, self._loop.time())
-        if before not in (State.CLOSED, State.REPLACING, State.KILLED):
-            level = logging.INFO if before is State.RETIRED else logging.ERROR
+        if before not in (ProcessState.CLOSED, ProcessState.REPLACING, ProcessState.KILLED):
+            level = logging.INFO if before is ProcessState.RETIRED else logging.ERROR
             _LOG.log(level, "the %s %s; see %s", self._name, manner, self._log)
-            self._lost(manner, owed)
+            self._give_up(manner, unanswered)
 
     def _kill(self, reason: str) -> None:
-        if self.lifecycle.state in (State.KILLED, State.CLOSED):
+        if self.lifecycle.state in (ProcessState.KILLED, ProcessState.CLOSED):
             return
         _LOG.error("the %s %s: it is killed", self._name, reason)
         self.lifecycle.killed(reason)
         if self._child is not None:
             self._child.signal(signal.SIGKILL)
-        self._lost(reason, list(self.lifecycle.owed))
+        self._give_up(reason, list(self.lifecycle.unanswered))
         if self._child is None:  # one that was asked for and never came
             self.lifecycle.ended(reason, self._loop.time())
         self._set_timer()
@@ -280,20 +280,24 @@ class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
     def forked(self, message: Forked, descriptors: list[int]) -> None:
         """Take over the process, or kill it if it comes too late."""
         child = adopt(message, descriptors)
-        if message.epoch == self._epoch and self._child is None and self.lifecycle.state is State.STARTING:
-            self._hold(child)
+        if (
+            message.epoch == self._epoch
+            and self._child is None
+            and self.lifecycle.state is ProcessState.STARTING
+        ):
+            self._watch(child)
         else:
             child.signal(signal.SIGKILL)
             child.close()
 
     def not_forked(self, reason: str) -> None:
         """Try again later: the process could not be started."""
-        if self._child is None and self.lifecycle.state is State.STARTING:
+        if self._child is None and self.lifecycle.state is ProcessState.STARTING:
             self._end(f"was not forked: {reason}")
             self._set_timer()
 
 
-def _manner(status: int | None) -> str:
+def _describe_end(status: int | None) -> str:
     """Return how a process ended."""
     if status is None:
         return "ended"
