@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a freshly forked child closes, resets and sets, as a list.
 
-Each step has its reason. They run in order, before anything else does.
+Each step has its reason. They run in order, before any other code.
 """
 
 import contextlib
@@ -27,59 +27,50 @@ F_SETSIG = 10  # linux/fcntl.h; the fcntl module names it only in newer Pythons
 
 @dataclass(frozen=True, slots=True)
 class ChildSettings:
-    """What the child was given."""
+    """The settings of one child."""
 
     title: str
     """Name in process lists."""
     log: str
-    """File that takes standard output and error."""
+    """File for standard output and error."""
     lifeline: int
-    """Read end of a pipe that the supervisor alone holds open."""
+    """Read end of a pipe that only the supervisor holds open."""
     keep: Collection[int]
-    """Descriptors that stay open beside 0, 1, 2."""
+    """Descriptors that stay open, in addition to 0, 1, 2."""
     nice: int
     seed: int
 
 
 def arm_lifeline(read_end: int) -> int:
-    """Have the kernel kill this process when the supervisor is gone.
+    """Ask the kernel to kill this process when the supervisor ends; return a descriptor that has
+    to stay open.
 
-    A worker outlives its zygote, so the parent's death must not kill it; and
-    it may sit in C code for minutes, so reading an end of file is too slow.
-    The pipe is opened anew because the owner of a descriptor's signals is
-    shared by all who inherited it.
-
-    Parameters
-    ----------
-    read_end : `int`
-        Descriptor of a pipe whose write end only the supervisor has.
-
-    Returns
-    -------
-    armed : `int`
-        A descriptor that has to stay open.
+    `read_end` is of a pipe whose write end only the supervisor has. A worker outlives its
+    zygote, so a signal at the parent's death is of no use; and it may run C code for minutes,
+    so reading an end of file is too slow. The pipe is opened again because all processes that
+    inherit a descriptor share the receiver of its signals.
     """
     armed = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    # The process group, so that its children go too.
+    # The process group, so that its children are killed too.
     fcntl.fcntl(armed, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(armed, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(armed, fcntl.F_SETFL, fcntl.fcntl(armed, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
     # The inherited descriptor: one that was opened after the last writer had
-    # gone would never see a hang-up.
+    # closed the pipe never reports a hang-up.
     poll.register(read_end, select.POLLHUP)
-    if poll.poll(0):  # it died before the arming
+    if poll.poll(0):  # the supervisor ended before the arming
         os._exit(0)
     return armed
 
 
 def _new_session(child: ChildSettings) -> None:
-    """Grandchildren are found and killed by the process group."""
+    """Start a process group, by which grandchildren are found and killed."""
     os.setsid()
 
 
 def _reset_signals(child: ChildSettings) -> None:
-    """The zygote's handlers and wake-up descriptor are not the child's."""
+    """Remove the zygote's handlers and wake-up descriptor."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -87,7 +78,7 @@ def _reset_signals(child: ChildSettings) -> None:
 
 
 def _redirect_output(child: ChildSettings) -> None:
-    """Prints and C-level complaints go to a file: nobody blocks on a pipe."""
+    """Write prints and messages of C libraries to a file: a pipe could block."""
     null = os.open(os.devnull, os.O_RDONLY)
     log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     os.dup2(null, 0)
@@ -98,7 +89,7 @@ def _redirect_output(child: ChildSettings) -> None:
 
 
 def _close_other_descriptors(child: ChildSettings) -> None:
-    """Nothing of the zygote's, above all no other worker's channel."""
+    """Close the zygote's descriptors, above all the channels of other workers."""
     keep = {0, 1, 2, *child.keep}
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
@@ -112,34 +103,34 @@ def _arm_lifeline(child: ChildSettings) -> None:
 
 
 def _adopt_grandchildren(child: ChildSettings) -> None:
-    """A grandchild that detaches itself stays below its worker."""
+    """Keep detached grandchildren below this process."""
     adopt_orphans()
 
 
 def _set_nice(child: ChildSettings) -> None:
-    """The supervisor is never starved by its workers."""
+    """Lower the priority: the supervisor must always get CPU time."""
     os.nice(child.nice)
 
 
 def _reseed(child: ChildSettings) -> None:
-    """All children inherit the same random state."""
+    """Seed the random generators: all children inherit the same state."""
     random.seed(child.seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(child.seed % 2**32)
 
 
 def _set_title(child: ChildSettings) -> None:
-    """Operators see the context in ``ps``."""
+    """Set the title that ``ps`` shows."""
     setproctitle.setproctitle(child.title)
 
 
 def _enable_faulthandler(child: ChildSettings) -> None:
-    """A segmentation fault leaves a traceback in the worker's log."""
+    """Write a traceback into the log at a segmentation fault."""
     faulthandler.enable()
 
 
 def _enable_gc(child: ChildSettings) -> None:
-    """The zygote froze and stopped the collector to keep pages shared."""
+    """Enable the garbage collector, which the zygote froze and disabled to keep its pages shared."""
     gc.enable()
 
 
@@ -158,13 +149,7 @@ STEPS: tuple[Callable[[ChildSettings], None], ...] = (
 
 
 def set_up_child(child: ChildSettings) -> None:
-    """Become an independent worker process.
-
-    Parameters
-    ----------
-    child : `ChildSettings`
-        What this child was given.
-    """
+    """Make this process independent of its parent."""
     _close_other_descriptors(child)
     for step in STEPS:
         step(child)

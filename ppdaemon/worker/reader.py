@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads for the supervisor what objects in stores say of their exposures.
+"""Reads objects in stores, such as raw headers and sidecars, for the supervisor.
 
-A process of its own, because the supervisor imports no ``lsst.*`` and its
-threads are not to wait for networks. Started only where stores are configured.
+A separate process, because the supervisor imports no ``lsst.*`` and its threads must not wait
+for networks. Started only where stores are configured.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 __all__ = ("main",)
 
 AT_ONCE = 8
-"""Objects read at once; the supervisor asks for no more."""
+"""Objects read at the same time; the supervisor asks for no more."""
 
 type _Readers = Mapping[Literal["json", "header"], Callable[[str], dict[str, Any]]]
 
@@ -50,17 +50,19 @@ def _read(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead 
 
 
 def _serve(channel: socket.socket) -> None:
-    """Answer until the supervisor closes its end."""
+    """Answer orders until the supervisor closes its end."""
     from ppdaemon.middleware.raws.remote import read_header, read_json
 
     readers: _Readers = {"json": read_json, "header": read_header}
-    send_lock = threading.Lock()
+    send_lock = threading.Lock()  # one channel, several threads
 
     def send(fact: messages.ReaderFact) -> None:
         data = encode(fact)
         if len(data) > messages.PACKET_LIMIT and isinstance(fact, messages.ObjectRead):
             data = encode(
-                messages.ObjectUnread(number=fact.number, why="bad", reason="more than a packet takes")
+                messages.ObjectUnread(
+                    number=fact.number, why="bad", reason="the content is larger than a packet"
+                )
             )
         with send_lock:
             channel.send(data)
@@ -69,7 +71,7 @@ def _serve(channel: socket.socket) -> None:
         try:
             send(_read(order, readers))
         except BaseException:
-            # What went wrong is in the log; a new process is better than silence.
+            # Without an answer the supervisor would wait: end, and be replaced.
             traceback.print_exc()
             os._exit(ExitCode.SOFTWARE)
 
@@ -80,11 +82,11 @@ def _serve(channel: socket.socket) -> None:
 
 
 def main() -> None:
-    """Be the reader."""
+    """Run the reader."""
     parser = argparse.ArgumentParser(prog="ppdaemon-reader", description=__doc__)
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
-    parser.add_argument("--log", required=True, help="file that takes what is printed")
+    parser.add_argument("--log", required=True, help="file for the output")
     options = parser.parse_args()
     channel = socket.socket(fileno=options.channel)
     set_up_child(

@@ -338,7 +338,7 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
         node.wait(lambda: "export: ConnectionError: the central repo is down" in node.status().problems)
         assert node.status().spooled == 1
         log = node.state / "logs" / "exporter.log"
-        node.wait(lambda: log.read_text().count("export of 1 visits failed: ConnectionError") > 1)
+        node.wait(lambda: log.read_text().count("export of 1 visits failed; it is tried again: ConnectionError") > 1)
         assert log.read_text().count("Traceback") == 1
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is left in the channel of a child process."""
+"""Messages that are left in the channel of a child process."""
 
 import socket
 from contextlib import closing
@@ -7,7 +7,7 @@ from contextlib import closing
 from ppdaemon.node.processes.child import ChildProcess
 
 
-def test_messages_of_a_process_that_died_with_orders_unread_are_found():
+def test_messages_of_a_process_that_ended_with_unread_orders_are_found():
     parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with closing(parent_end), closing(child_end):
         parent_end.setblocking(False)

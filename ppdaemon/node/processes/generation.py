@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One configuration's zygote, template and files: what its processes come from.
+"""The zygote, template and files of one configuration.
 
-Covers how they are made, how a zygote that dies or hangs is replaced, and how
-a generation whose time is over waits for its last process. Which generation
-is the present one is `ppdaemon.node.processes.reload`'s matter.
+Covers how they are created, how a zygote that dies or hangs is replaced, and how a retired
+generation waits for the end of its last process. Which generation is the current one is
+decided in `ppdaemon.node.processes.reload`.
 """
 
 import asyncio
@@ -31,28 +31,29 @@ __all__ = ("Generation", "OnMessage", "TemplateFailed", "TemplateProcess", "Zygo
 _LOG = logging.getLogger(__name__)
 
 BOOT_S = 120.0
-"""How long imports may take."""
+"""Time limit of the imports."""
 TEMPLATE_SLOT = -2
 TEMPLATE_S = 120.0
-"""How long a template may take."""
+"""Time limit of the template."""
 STEADY_S = 60.0
-"""The death of a zygote that has served longer is not one in a row."""
+"""A zygote that dies after more than this time does not count as one more death in a row."""
 
 type OnMessage = Callable[[messages.ForkFact, list[int]], None]
-"""Called in the event loop with each message, and with the channel and pidfd
-of a `~ppdaemon.messages.Forked`; the callee owns them."""
+"""Called in the event loop with each message, and with the channel and pidfd of a
+`~ppdaemon.messages.Forked`, which the callee has to close.
+"""
 
 
 class TemplateFailed(PPDaemonError):
-    """There is no template repo: no worker could start."""
+    """The template repo cannot be created: no worker could start."""
 
 
 class ZygoteFailed(PPDaemonError):
-    """The zygote cannot import what the workers need."""
+    """The zygote cannot import the modules of the workers."""
 
 
 class TemplateProcess(ForkedProcess[messages.Ready]):
-    """One process that makes the template and ends."""
+    """One process that creates the template and ends."""
 
     def __init__(self, repo: Path, log: Path, ask_fork: Callable[[messages.ForkWorker], bool]):
         lifecycle = Lifecycle(boot_s=TEMPLATE_S, answer_s=TEMPLATE_S, first_pause_s=0.0, longest_pause_s=0.0)
@@ -62,51 +63,38 @@ class TemplateProcess(ForkedProcess[messages.Ready]):
         self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
 
     async def run(self) -> None:
-        """Have the template made.
-
-        Raises
-        ------
-        TemplateFailed
-            Raised with the end of its log if it was not made in time.
+        """Create the template. Raise `TemplateFailed` with the end of its log if that fails or
+        takes too long.
         """
         self.start()
         try:
             problem = await asyncio.wait_for(self._problem_of_end, TEMPLATE_S)
         except TimeoutError:
-            problem = f"not made within {TEMPLATE_S:g} s"
+            problem = f"not created within {TEMPLATE_S:g} s"
         finally:
             self.close()
         if problem:
-            raise TemplateFailed(f"the template repo was not made: {problem}\n{self._last_lines()}")
+            raise TemplateFailed(f"the template repo was not created: {problem}\n{self._last_lines()}")
 
     def _received(self, message: messages.Ready, descriptors: list[int]) -> None:
-        """Its only message: the template is made. Workers copy it after its end, when it is closed, too."""
+        """Retire the process: its only message reports that the template is created. Workers copy
+        it after the end of the process, when all its files are closed.
+        """
         self.retire()
 
     def _serve(self) -> None:
-        """It gets no orders."""
+        """Send nothing: it takes no orders."""
 
-    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         if not self._problem_of_end.done():
-            made = self.lifecycle.state is ProcessState.CLOSED  # after it was retired
-            self._problem_of_end.set_result("" if made else f"its process {manner}; see {self._log}")
+            made = self.lifecycle.state is ProcessState.CLOSED  # it ended after it was retired
+            self._problem_of_end.set_result("" if made else f"its process {cause}; see {self._log}")
         self.close()
 
 
 class Generation(SupervisedProcess[messages.ZygoteFact]):
-    """Keeps the zygote of one configuration; its children outlive it, and the
-    next one serves the next orders.
-
-    Parameters
-    ----------
-    number : `int`
-        Names its template and settings.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Of the processes, beside what the configuration adds.
-    on_message : `OnMessage`
-        What becomes of workers and exporters.
-    count : `collections.Counter`
-        Counts dead zygotes.
+    """Supervises the zygote of one configuration. The zygote's children outlive it, and its
+    successor takes the next orders.
     """
 
     descriptors = 2
@@ -124,8 +112,8 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
     ):
         lifecycle = Lifecycle(
             boot_s=BOOT_S,
-            # So long that the slot does not give up before, and a zygote can
-            # start all workers of a host.
+            # Less than the time limit of a slot, which must not give up first, but
+            # enough to start all workers of a host.
             answer_s=config.workers.times.boot_s / 2,
             first_pause_s=1.0,
             longest_pause_s=60.0,
@@ -136,7 +124,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self.config = config
         self.template_ms: float | None = None
         self.running_pids: set[int] = set()
-        """Processes that were forked and are not known to be dead."""
+        """Forked processes that are not known to have ended."""
         self._folders = folders
         self._lifeline = lifeline
         self._environment = {**environment, **config.workers.environment}
@@ -151,23 +139,17 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     @property
     def problem(self) -> str:
-        """Why there may be no new processes, or blank."""
+        """Why no new process can start, or blank."""
         return super().problem or (f"forking fails: {self._not_forked}" if self._not_forked else "")
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended for good."""
+        """Whether the generation has ended for good."""
         return self.lifecycle.state is ProcessState.CLOSED
 
     async def make(self) -> None:
-        """Have a zygote and a template.
-
-        Raises
-        ------
-        ZygoteFailed
-            Raised with the end of its log if it cannot import everything.
-        TemplateFailed
-            Raised with the end of its log if there is no template.
+        """Start the zygote and create the template. Raise `ZygoteFailed` or `TemplateFailed` with
+        the end of the log.
         """
         self._folders.settings(self.number).write_text(self.config.model_dump_json())
         self.start()
@@ -179,50 +161,50 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self.template_ms = (self._clock.mono() - started) * 1e3
 
     def ask(self, order: messages.ForkWorker) -> bool:
-        """Ask for a process of this generation.
-
-        Returns
-        -------
-        asked : `bool`
-            `False` if there is no zygote now. Else `on_message` gets a
-            `~ppdaemon.messages.Forked` or a `~ppdaemon.messages.ForkFailed`.
+        """Ask for a process of this generation; return `False` if there is no zygote now.
+        Otherwise `on_message` is called with a `~ppdaemon.messages.Forked` or a
+        `~ppdaemon.messages.ForkFailed`.
         """
         order = order.model_copy(update={"generation": self.number})
         return self._order((order.role, order.slot, order.epoch), order)
 
     def retire(self) -> None:
-        """Start nothing more; end after the last process."""
+        """Start no more processes; end after the last one."""
         if self.lifecycle.state is ProcessState.SERVING:
             super().retire()
             self._end_if_idle()
         else:
-            self.close()  # whoever is there has no zygote already
+            self.close()  # the zygote has ended already
 
     def close(self) -> None:
-        """Kill the zygote; its children live on."""
+        """Kill the zygote; its children continue."""
         super().close()
         if self._template is not None:
             self._template.close()
             self._template = None
 
     def discard(self) -> None:
-        """Close and delete the files: there is no process that needs them."""
+        """Close, and delete the files, which no process needs any more."""
         self.close()
         self._wiping = self._loop.run_in_executor(None, self._wipe)
 
     async def wait_wiped(self) -> None:
-        """Wait until the files are deleted, if they are."""
+        """Wait until the files are deleted, if that has begun."""
         if self._wiping is not None:
             await self._wiping
 
     def _wipe(self) -> None:
-        """Blocks for a moment."""
+        """Delete the files. Blocks: runs in a thread."""
         try:
             for folder in (self._folders.template(self.number), self._build_folder):
                 wipe(folder)
             self._folders.settings(self.number).unlink(missing_ok=True)
         except OSError as error:
-            _LOG.warning("files of generation %d are left until the end: %s", self.number, error)
+            _LOG.warning(
+                "files of generation %d cannot be deleted and stay until the daemon stops: %s",
+                self.number,
+                error,
+            )
 
     def _end_if_idle(self) -> None:
         if (
@@ -230,7 +212,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             and not self.running_pids
             and not self.lifecycle.unanswered
         ):
-            _LOG.info("generation %d has no process left", self.number)
+            _LOG.info("generation %d has ended: its last process has ended", self.number)
             self.discard()
 
     # --- the zygote -------------------------------------------------------
@@ -264,7 +246,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self._end_if_idle()
 
     def _forward(self, message: messages.ForkFact, descriptors: list[int]) -> None:
-        """Give the template's process what is its, and the supervisor the rest."""
+        """Pass messages about the template's process to it, and all others to the supervisor."""
         match message:
             case messages.Forked(role="template") if self._template is not None:
                 self._template.forked(message, descriptors)
@@ -278,27 +260,27 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             case _:
                 self._on_message(message, descriptors)
 
-    def _give_up(self, manner: str, unanswered: list[Any]) -> None:
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._count["zygote_gone"] += 1
         self.running_pids.clear()
         if not self._booted.done():
-            text = f"the zygote cannot start: it {manner}\n{self._last_lines()}"
+            text = f"the zygote cannot start: it {cause}\n{self._last_lines()}"
             self._booted.set_exception(ZygoteFailed(text.strip()))
             self.close()
         for role, slot, epoch in unanswered:
-            reason = f"the zygote {manner}"
+            reason = f"the zygote {cause}"
             self._forward(messages.ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
 
 
 def _refuse_forked(message: messages.Forked, descriptors: list[int]) -> messages.ForkFailed:
-    """Refuse a process whose descriptors did not all come: this process has
-    no room for them, and the kernel has dropped the others.
+    """Kill a process whose descriptors did not all arrive: this process has no free descriptors,
+    and the kernel has dropped the others.
     """
     for descriptor in descriptors:
         os.close(descriptor)
     try:
-        # By number, since there is no pidfd: it was forked a moment ago, and
-        # a number is not used again before all others were.
+        # By pid, since there is no pidfd: it was forked a moment ago, and the
+        # kernel reuses a pid only after all others.
         os.kill(message.pid, signal.SIGKILL)
     except ProcessLookupError:
         _LOG.debug("process %d has ended already", message.pid)

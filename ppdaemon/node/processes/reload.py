@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From one configuration to the next while the daemon runs.
+"""Replaces the configuration while the daemon runs.
 
-A new generation is made beside the present one, and takes over when it can
-serve. Whatever goes wrong before leaves everything as it was.
+A new generation is created beside the current one, and takes over when it can serve. An error
+before that leaves everything as it was.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 FIXED_PARTS = ("node", "relay", "arrivals")
 RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
-"""What may change in the parts that are fixed otherwise."""
+"""Keys that may change although the rest of their part may not."""
 
 
 def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
@@ -39,17 +39,8 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
 
 
 class Generations:
-    """The present generation, those before it that still have processes, and
-    one that is to come.
-
-    Parameters
-    ----------
-    read_config : `~collections.abc.Callable`
-        Reads and checks the configuration file.
-    on_message : `~ppdaemon.node.processes.generation.OnMessage`
-        What becomes of workers and exporters.
-    switch : `~collections.abc.Callable`
-        Called with the new configuration when its generation can serve.
+    """The current generation, earlier ones that still have processes, and one that is being
+    created. `switch` is called with the new configuration when its generation can serve.
     """
 
     def __init__(
@@ -64,9 +55,9 @@ class Generations:
         count: Counter[str],
     ):
         self.reloaded_tai: float | None = None
-        """When the present generation took over, if it is not the first."""
+        """When the current generation took over, if it is not the first."""
         self.refusal = ""
-        """Why the last reload that nobody waited for was refused, or blank."""
+        """Why the last reload by a signal was refused, or blank."""
         self._read_config = read_config
         self._clock = clock
         self._switch = switch
@@ -87,46 +78,39 @@ class Generations:
 
     @property
     def number(self) -> int:
-        """The present generation's."""
+        """The number of the current generation."""
         return self._current.number
 
     @property
     def template_ms(self) -> float | None:
-        """How long the present template took to make."""
+        """The time that the current template took to create."""
         return self._current.template_ms
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What an operator should look at."""
+        """Problems for operators."""
         return tuple(filter(None, (self._current.problem, self.refusal)))
 
     async def start(self) -> None:
-        """Have the first generation; raises as its `~Generation.make` does."""
+        """Create the first generation; raises the errors of `Generation.make`."""
         await self._current.make()
 
     def processes(self) -> tuple[set[int], set[int]]:
-        """Return the zygotes of all generations, and what they have forked that
-        is not known to be dead.
+        """Return the zygotes of all generations, and the processes forked by them that are not
+        known to have ended.
         """
         zygotes = {generation.pid for generation in self._generations if generation.pid is not None}
         return zygotes, {pid for generation in self._generations for pid in generation.running_pids}
 
     def ask(self, order: ForkWorker) -> bool:
-        """Ask for a process of the present generation; `False` if there can be none now."""
+        """Ask for a process of the current generation; return `False` if that is impossible now."""
         return self._current.ask(order)
 
     async def reload(self) -> None:
-        """Read the file again and go over to what it says.
-
-        Raises
-        ------
-        ppdaemon.errors.ConfigError
-            Raised with all errors of the file.
-        ppdaemon.errors.Refused
-            Raised if a key cannot change at run time, or another reload runs.
-        ppdaemon.errors.PPDaemonError
-            Raised if there is no zygote or no template of the new kind. In
-            each case everything is as before.
+        """Read the configuration file again and apply it. Raise `~ppdaemon.errors.ConfigError`
+        with all errors of the file, `~ppdaemon.errors.Refused` if a key cannot change at run
+        time or another reload runs, and `~ppdaemon.errors.PPDaemonError` if the new zygote or
+        template cannot be created; the old configuration stays in each case.
         """
         if self._reloading:
             raise Refused("a reload is under way")
@@ -138,7 +122,7 @@ class Generations:
         self.refusal = ""
 
     async def reload_unattended(self) -> None:
-        """Reload; keep the reason of a refusal for `problems`."""
+        """Reload; record the reason of a refusal for `problems`."""
         try:
             await self.reload()
         except PPDaemonError as error:
@@ -155,17 +139,18 @@ class Generations:
         except BaseException as error:
             new.discard()
             if isinstance(error, OSError):
-                raise Refused(f"the new generation cannot be made: {error}") from error
+                raise Refused(f"the new generation cannot be created: {error}") from error
             raise
+        # Switched before the old one is retired: there is always one that takes orders.
         before, self._current = self._current, new
         self.reloaded_tai = self._clock.tai()
         self._count["reloaded"] += 1
         self._switch(config)
         before.retire()
-        _LOG.info("reloaded: generation %d follows %d", new.number, before.number)
+        _LOG.info("reloaded: generation %d replaces %d", new.number, before.number)
 
     async def close(self) -> None:
-        """End all zygotes."""
+        """Kill all zygotes."""
         for generation in self._generations:
             generation.close()
             await generation.wait_wiped()
