@@ -135,7 +135,7 @@ def _enable_gc(child: ChildSettings) -> None:
 
 
 STEPS: tuple[Callable[[ChildSettings], None], ...] = (
-    _new_session,
+    _new_session,  # before `_arm_lifeline`, which uses the process group
     _reset_signals,
     _redirect_output,
     _arm_lifeline,
@@ -150,6 +150,7 @@ STEPS: tuple[Callable[[ChildSettings], None], ...] = (
 
 def set_up_child(child: ChildSettings) -> None:
     """Make this process independent of its parent."""
+    # First: `arm_lifeline` opens a descriptor that must stay open.
     _close_other_descriptors(child)
     for step in STEPS:
         step(child)

@@ -123,6 +123,7 @@ class VisitLoop:
         """Send a fact of the present visit to the supervisor at once."""
         if isinstance(fact, messages.PointOfNoReturn) and self._order is not None:
             mark = self._mark(self._order)
+            # On disk before it is sent: after a crash of both processes the mark decides.
             if not mark.exists():
                 write_durably(mark, fact.what)
         if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
@@ -153,7 +154,7 @@ class VisitLoop:
                 case messages.Process() as order:
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
-                    _LOG.info("visit given up: %s", reason)
+                    _LOG.info("the visit is given up: %s", reason)
                     self._forget(work)
                 case messages.Quit() | None:
                     return ExitCode.OK
@@ -173,6 +174,7 @@ class VisitLoop:
             fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, messages.Done):
             fact = fact.model_copy(update={"tainted": self._snapshot.changes_to(ProcessSnapshot.now())})
+        # Sent before the cleanup, which may take long.
         self.report(fact)
         if isinstance(fact, messages.Done):
             self._forget(work)

@@ -41,7 +41,7 @@ def assert_single_threaded() -> None:
     tasks = os.listdir("/proc/self/task")
     if len(tasks) > 1:
         names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks]
-        raise RuntimeError(f"the zygote has {len(tasks)} threads and may not fork: {', '.join(names)}")
+        raise RuntimeError(f"the zygote cannot fork, a module has started threads: {', '.join(names)}")
 
 
 class Zygote:
@@ -96,7 +96,7 @@ class Zygote:
                 message = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
                 socket.send_fds(self._control, [encode(message)], [supervisor_end.fileno(), pidfd])
             finally:
-                os.close(pidfd)
+                os.close(pidfd)  # sent descriptors are copies
 
     def _refuse(self, order: messages.ForkWorker, error: Exception) -> None:
         self._send(
@@ -111,6 +111,7 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            # Its descendants are children of this process now.
             end_orphans(self._children)
             if pid not in self._children:
                 continue  # an orphan that was killed; its own children were killed just now
@@ -135,7 +136,7 @@ def _forking(config: NodeConfig, lifeline: int) -> StartChild:
     assert_single_threaded()
     gc.collect()
     gc.disable()
-    gc.freeze()
+    gc.freeze()  # a later collection would write into pages that the children share
 
     def fork(order: messages.ForkWorker, channel: socket.socket) -> int:
         assert_single_threaded()

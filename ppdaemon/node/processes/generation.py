@@ -151,6 +151,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         """Start the zygote and create the template. Raise `ZygoteFailed` or `TemplateFailed` with
         the end of the log.
         """
+        # Before the start: the zygote reads this file.
         self._folders.settings(self.number).write_text(self.config.model_dump_json())
         self.start()
         await self._booted
@@ -262,6 +263,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._count["zygote_gone"] += 1
+        # Unknown from now on: no zygote reports their end. The supervisor reaps them.
         self.running_pids.clear()
         if not self._booted.done():
             text = f"the zygote cannot start: it {cause}\n{self._last_lines()}"

@@ -50,6 +50,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
         """Objects that exist and could not be read."""
         self._lifeline = lifeline
         self._environment = {**STORE_ENVIRONMENT, **environment}
+        # The time limit of an answer starts when its order is sent: other callers wait here.
         self._room = asyncio.Semaphore(AT_ONCE)
         self._serving = asyncio.Event()
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -80,7 +81,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
             number = self._number
             # It may have died just after it became ready.
             if not self._order(number, ReadObject(number=number, what=what, uri=uri)):
-                raise TimeoutError("the reader takes no order")
+                raise TimeoutError("the reader does not accept orders now")
             answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
             self._answers[number] = answer
             try:

@@ -112,8 +112,9 @@ class Generations:
         time or another reload runs, and `~ppdaemon.errors.PPDaemonError` if the new zygote or
         template cannot be created; the old configuration stays in each case.
         """
+        # The reload awaits a thread and a process; a second one would interleave.
         if self._reloading:
-            raise Refused("a reload is under way")
+            raise Refused("another reload is under way; try again when it has ended")
         self._reloading = True
         try:
             await self._reload()

@@ -181,7 +181,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
             self._set_timer()
 
     def _end(self, cause: str) -> None:
-        before, unanswered = self.lifecycle.state, list(self.lifecycle.unanswered)
+        before, unanswered = self.lifecycle.state, list(self.lifecycle.unanswered)  # `ended` clears them
         self._release()
         self.lifecycle.ended(cause, self._loop.time())
         if before not in (ProcessState.CLOSED, ProcessState.REPLACING, ProcessState.KILLED):
@@ -214,6 +214,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         if self._timer is not None:
             self._timer.cancel()
         at = self.lifecycle.deadline
+        # A timer that is late does no harm: `due` compares the time again.
         self._timer = None if at is None else self._loop.call_at(at, self._due)
 
     def _due(self) -> None:

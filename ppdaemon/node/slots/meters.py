@@ -115,7 +115,7 @@ def cut_log(log: Path, max_bytes: int) -> bool:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(-min(size, LOG_END_BYTES, max_bytes // 2), os.SEEK_END)
             end = stream.read()
-            stream.truncate(0)
+            stream.truncate(0)  # writers append, so they continue at the new end
     except FileNotFoundError:
         return False
     with log.open("ab", buffering=0) as stream:
@@ -171,6 +171,7 @@ class Meters:
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
                     )
                     continue
+                # A worker may have been replaced while the thread measured.
                 now = pool.pids()
                 for number, sample in samples.items():
                     if now.get(number) == pids[number]:
@@ -180,6 +181,7 @@ class Meters:
 
     def read(self, pids: Mapping[int, int]) -> dict[int, MemorySampled]:
         """Measure the processes, given by slot. Blocks for some milliseconds."""
+        # First: `_is_filling` compares the RAM disk with its last measurement.
         self.troubles = (*self._check_disks(), *self._cut_logs())
         if self._samples % REPO_EVERY == 0 or self._is_filling():
             self._repos.clear()

@@ -103,7 +103,7 @@ class Pool:
             actions = slot.handle(event, self.clock.mono())
         except InvalidTransition:
             self.count["invalid_transition"] += 1
-            _LOG.exception("slot %d cannot handle %r", number, event)
+            _LOG.exception("slot %d cannot handle %r in its state; the event is ignored", number, event)
             return
         self._perform(slot, actions)
 
@@ -132,7 +132,8 @@ class Pool:
 
     def forked(self, message: Forked, descriptors: list[int]) -> None:
         """Take over a freshly forked worker; `descriptors` are its channel and pidfd."""
-        child = adopt(message, descriptors)  # first of all: the descriptors must be closed in any case
+        # Before the checks: the descriptors have to be closed in any case.
+        child = adopt(message, descriptors)
         slot = self.slots.get(message.slot)
         if slot is None or slot.epoch != message.epoch or slot.state != SlotState.STARTING:
             _LOG.warning(
@@ -142,6 +143,7 @@ class Pool:
             child.close()
             return
         self._children[message.slot] = child
+        # Before its first order: what a process has allocated is not moved with it.
         self.cgroups.add_worker(child.slot, child.pid)
         self._loop.add_reader(child.channel, self._read, child)
         self._loop.add_reader(child.pidfd, self._on_exit, child)
@@ -169,7 +171,7 @@ class Pool:
 
     def _read(self, child: ChildProcess) -> None:
         """Handle the messages of a worker, 64 at most: the other workers share the event loop."""
-        for _ in range(64):
+        for _ in range(64):  # a bound: a worker that sends without end must not stop the others
             try:
                 packet = child.channel.recv(PACKET_LIMIT + 1)
             except BlockingIOError:
@@ -192,7 +194,7 @@ class Pool:
 
     def _on_exit(self, child: ChildProcess) -> None:
         """Wait for the exit status if it is unknown: the pidfd is readable, the process is dead."""
-        self._loop.remove_reader(child.pidfd)
+        self._loop.remove_reader(child.pidfd)  # it stays readable
         if child.pid in self._statuses:
             self._report_death(child)
         else:
@@ -201,9 +203,11 @@ class Pool:
 
     def _report_death(self, child: ChildProcess) -> None:
         """Handle the last messages of a dead worker, then report its death to the slot."""
+        # Called a second time by the timer if the status arrives before it.
         self._unreaped.discard(child.pid)
         if self._children.get(child.slot) is not child:
             return
+        # A result in the channel counts: the worker sent it before its death.
         while child.has_message():
             self._read(child)
         status = self._statuses.pop(child.pid, None)
@@ -263,6 +267,7 @@ class Pool:
         if wiping is not None:
             wiping.add_done_callback(lambda _: self._fork(slot, epoch))
             return
+        # The slot may have changed while the repo was deleted.
         if slot.epoch != epoch or slot.state != SlotState.STARTING:
             return
         repo = self._folders.repo(slot.number)
@@ -273,6 +278,7 @@ class Pool:
                 self._wipe_in_thread(slot)
                 raise OSError(f"{repo} of the previous worker cannot be deleted")
         except OSError as error:
+            # Later: this runs within `_perform`, and the slot must not change under it.
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
         order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
@@ -284,6 +290,7 @@ class Pool:
         if child := self._children.pop(slot.number, None):
             self._unwatch(child)
             child.close()
+        # Before the deletion: a remaining descendant could write into the repo.
         self.cgroups.kill(slot.number)
         self._wipe_in_thread(slot)
 

@@ -25,7 +25,7 @@ __all__ = ("InvalidTransition", "Slot", "TABLE")
 S = SlotState
 Actions = list[events.Action]
 STORY_EVENTS = 40
-"""Events that are kept for the log of an impossible one."""
+"""Events that are logged when an impossible one occurs."""
 JITTER = 0.1
 """Workers are recycled up to a tenth earlier or later than configured."""
 MAX_RAWS = 32
@@ -335,6 +335,7 @@ class Slot:
 
     def _mark_unkillable(self, event: events.DeadlinePassed, now: float) -> Actions:
         self.note = f"process {self.pid} does not end after KILL; its slot is not used until it does"
+        # No second attempt: this process may still write.
         return [*self._finish_stopped(retriable=False), *self._enter(S.UNKILLABLE, now, None)]
 
     def _check_limits(self, event: events.MemorySampled, now: float) -> Actions:
@@ -355,6 +356,7 @@ class Slot:
 
     def _record_usage(self, event: events.MemorySampled, now: float) -> Actions:
         self.used_bytes, self.repo_bytes = event.used_bytes, event.repo_bytes
+        # The first sample of a visit: CPU time before it is not counted for the visit.
         if self._cpu_start[0] != self.visit_number:
             self._cpu_start = (self.visit_number, event.cpu_s)
         return []
@@ -378,6 +380,7 @@ class Slot:
             self.note += ": the kernel killed it because of its memory"
         finish: Actions = []
         if self.assignment is not None:
+            # Not where memory was exceeded: the second attempt would exceed it, too.
             retriable = outcome == Outcome.CRASHED
             finish = self._finish(outcome, self.note, retriable=retriable, may_have_left=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
@@ -387,6 +390,7 @@ class Slot:
             return [*finish, events.WipeRepo(), *self._enter(S.QUARANTINED, now, None)]
         if self.after_exit == S.STOPPED:
             return [*finish, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
+        # Wiped before the pause: the next fork waits for the deletion.
         return [*finish, events.WipeRepo(), *self._back_off(now)]
 
     def _handle_stop(self, event: events.WorkerDied, now: float) -> Actions:
@@ -473,6 +477,7 @@ class Slot:
         self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_left: bool = False
     ) -> Actions:
         assignment, self.assignment = self._current, None
+        # Past the point of no return a second attempt would write twice.
         retriable = retriable and not assignment.no_return
         reason = assignment.with_remarks(reason)
         return [events.Finish(assignment, outcome, reason, retriable, may_have_left=may_have_left)]
