@@ -21,7 +21,6 @@ version = release = ppdaemon.__version__
 extensions = [
     "fromcode",
     "numpydoc",
-    "sphinx.ext.autodoc",
 ]
 exclude_patterns = ["_ext"]
 default_role = "py:obj"

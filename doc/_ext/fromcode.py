@@ -48,11 +48,13 @@ class FromCode(SphinxDirective):
 
 
 class SlotTable(FromCode):
-    """``slot-table:: idle preparing ...``: what these states do with each event."""
+    """``slot-table:: idle exporting``: what the states between these two do with each event."""
 
     def text(self) -> str:
         """Return the table."""
-        states = [SlotState(name) for name in self.arguments[0].split()]
+        every = list(SlotState)
+        first, last = (every.index(SlotState(name)) for name in self.arguments[0].split())
+        states = every[first : last + 1]
         shown = self.env.temp_data.setdefault("slot states shown", set())
         shown.update(states)
         return codetext.slot_table(states)
@@ -155,6 +157,7 @@ def _skip_type(app: Sphinx, what: str, name: str, obj: object, skip: bool, optio
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Make the directives known."""
+    app.setup_extension("sphinx.ext.autodoc")
     for name, directive in (
         ("slot-table", SlotTable),
         ("slot-rules", SlotRules),
