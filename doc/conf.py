@@ -32,6 +32,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"ppdaemon(\.\w+)*\._\w+"),  # private aliases of types in signatures
     (r"py:.*", r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint)"),  # type statements
 ]
+suppress_warnings = ["ref.python"]  # the builtin ``type`` and the many fields of this name
 
 html_theme = "furo"
 html_title = f"ppdaemon {release}"

@@ -333,5 +333,3 @@ def _public(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
         kind = kinds.get(type(node))
         if kind is not None and not node.name.startswith("_"):
             yield kind, node.name, (ast.get_docstring(node) or "").partition("\n\n")[0]
-
-

@@ -6,11 +6,16 @@ and ``program-help``.
 """
 
 import importlib
+import importlib.metadata
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
+from unittest import mock
 
 import codetext
 import pydantic
@@ -20,7 +25,6 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from ppdaemon.states import SlotState
-from ppdaemon.wire import Model
 
 ROOT = Path(__file__).parents[2]
 HELP_S = 120
@@ -88,7 +92,9 @@ class JsonFields(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table, and the schema behind a summary that opens it."""
         model = _object(self.arguments[0])
-        schema = nodes.literal_block(codetext.json_schema(model), codetext.json_schema(model), language="json")
+        schema = nodes.literal_block(
+            codetext.json_schema(model), codetext.json_schema(model), language="json"
+        )
         return [
             *self.parse_text_to_nodes(codetext.json_fields(model)),
             nodes.raw("", f"<details><summary>JSON schema of {model.__name__}</summary>", format="html"),
@@ -107,6 +113,19 @@ class ModuleMap(FromCode):
         return codetext.module_map(self.arguments[0], self.options.get("skip", "").split())
 
 
+def _help_of(main: Callable[[], None], words: list[str]) -> str:
+    """Return what an installed program prints; in this process, which has imported all of it."""
+    printed = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ, COLUMNS="80"),
+        redirect_stdout(printed),
+        suppress(SystemExit),
+    ):
+        main()
+    return printed.getvalue()
+
+
 class ProgramHelp(SphinxDirective):
     """``program-help:: ppctl status``: what the program prints with ``--help``."""
 
@@ -116,30 +135,30 @@ class ProgramHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Run the program."""
         program, *arguments = self.arguments[0].split()
-        if program.startswith("tools/"):
-            command = [sys.executable, str(ROOT / program)]
-        elif program == "python":
-            command = [sys.executable]
+        entry_points = importlib.metadata.entry_points(group="console_scripts", name=program)
+        if entry_points:
+            text = _help_of(entry_points[program].load(), [program, *arguments, "--help"])
         else:
-            command = [str(Path(sys.executable).with_name(program))]
-        environment = {**os.environ, "COLUMNS": "80", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(
-            [*command, *arguments, "--help"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=HELP_S,
-            check=True,
-        )
-        return [nodes.literal_block(done.stdout, done.stdout, language="text")]
+            command = [sys.executable, *([] if program == "python" else [str(ROOT / program)]), *arguments]
+            environment = {**os.environ, "COLUMNS": "80", "PYTHONWARNINGS": "ignore"}
+            text = subprocess.run(
+                [*command, "--help"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=HELP_S,
+                check=True,
+            ).stdout
+        return [nodes.literal_block(text, text, language="text")]
 
 
-def _plain_annotations(model: type[Model]) -> None:
+def _plain_annotations(base: type[pydantic.BaseModel]) -> None:
     """Have autodoc show the types of fields without their validators."""
-    hints = get_type_hints(model)
-    model.__annotations__ = {name: hints[name] for name in model.__annotations__}
-    for derived in model.__subclasses__():
-        _plain_annotations(derived)
+    for model in base.__subclasses__():
+        if model.__module__.startswith("ppdaemon."):
+            hints = get_type_hints(model)
+            model.__annotations__ = {name: hints[name] for name in model.__annotations__}
+        _plain_annotations(model)
 
 
 def _prepare_autodoc(app: Sphinx) -> None:
@@ -147,7 +166,7 @@ def _prepare_autodoc(app: Sphinx) -> None:
     importlib.import_module("ppdaemon.middleware.run.engine")
     for name in ("ctl.client", "node.supervisor", "relay.config", "testing.work"):
         importlib.import_module(f"ppdaemon.{name}")
-    _plain_annotations(Model)
+    _plain_annotations(pydantic.BaseModel)
 
 
 def _skip_type(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:

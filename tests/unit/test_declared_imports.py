@@ -74,3 +74,8 @@ def test_every_import_is_declared():
 def test_nothing_is_declared_that_is_not_imported():
     unused = declared("CORE", "DEMO") - imported(PACKAGE.rglob("*.py"))
     assert unused == NOT_IMPORTED.keys()
+
+
+def test_every_import_of_the_documentation_is_declared():
+    own = {"codetext"}
+    assert imported((ROOT / "doc").rglob("*.py")) - own <= declared("CORE", "DOC")

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What README.rst and the pages of ``doc/`` say is what the code does."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from doctools import DOC, codetext
+
+from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.ctl import cli
+from ppdaemon.raws.roots import RemoteRoot, RootConfig
+from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
+from ppdaemon.selection import Rule
+from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+
+ROOT = DOC.parent
+README = ROOT / "README.rst"
+RENAMED = {"looking": "rescanning"}
+"""States whose new names the documents already use."""
+OLD_WORDS = re.compile(r"\b(seats?|former li[fv]es?|last look|desk|verdict|naked)\b", re.IGNORECASE)
+
+
+def section(name: str, path: Path = README) -> str:
+    """Return the text between two markers."""
+    found = re.search(
+        rf"^\.\. {name}-begin$(.*)^\.\. {name}-end$", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert found, name
+    return found[1]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def test_every_command_is_listed_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    commands = capsys.readouterr().out.partition("Commands:")[2]
+    existing = set(re.findall(r"^  (\w+) ", commands, re.MULTILINE))
+    assert set(re.findall(r"^``(\w+)[^`]*``  ", section("ppctl-commands"), re.MULTILINE)) == existing
+    shown = re.findall(r"^``ppctl (\w+)``$", (DOC / "reference" / "programs.rst").read_text(), re.MULTILINE)
+    assert set(shown) == existing
+
+
+def test_the_arguments_are_those_of_the_commands() -> None:
+    group = cli._ppctl
+    assert isinstance(group, click.Group)
+    for name, arguments in re.findall(r"^``(\w+) ([A-Z.]+)``", section("ppctl-commands"), re.MULTILINE):
+        (argument,) = [p for p in group.commands[name].params if isinstance(p, click.Argument)]
+        assert argument.make_metavar(click.Context(group.commands[name])) == arguments
+
+
+def test_every_exit_code_is_listed_and_no_other() -> None:
+    text = section("exit-codes", DOC / "operators" / "exit-codes.rst")
+    assert [int(number) for number in re.findall(r"^(\d+) ", text, re.MULTILINE)] == sorted(ExitCode)
+
+
+def test_every_outcome_is_listed_and_no_other() -> None:
+    text = section("outcomes", DOC / "operators" / "outcomes.rst")
+    assert re.findall(r"^   \* - ``(\w+)``$", text, re.MULTILINE) == list(Outcome)
+
+
+def test_every_state_is_listed_and_no_other() -> None:
+    text = section("states", DOC / "operators" / "states.rst")
+    states = [RENAMED.get(state, state) for state in SlotState]
+    assert re.findall(r"^([a-z]+)  ", text, re.MULTILINE) == states
+
+
+def test_every_stage_is_listed_and_no_other() -> None:
+    text = section("stages", DOC / "operators" / "visits.rst")
+    assert re.findall(r"^([a-z_]+)  ", text, re.MULTILINE) == list(Stage)
+
+
+def test_the_configuration_by_hand_is_the_file_and_can_be_used() -> None:
+    shown = textwrap.dedent(section("by-hand").partition("::\n")[2]).strip()
+    path = ROOT / "etc" / "by-hand" / "ppdaemon.yaml"
+    assert path.read_text().strip() == shown
+    assert load_node(path, {"PWD": str(ROOT)}, writing=False).node.name == "hand"
+
+
+def test_relay_and_node_by_hand_fit_together(tmp_path: Path) -> None:
+    relay = load_relay(ROOT / "etc" / "by-hand" / "pprelay.yaml", {"PWD": str(tmp_path)})
+    node = load_node(ROOT / "etc" / "by-hand" / "ppdaemon.yaml", {"PWD": str(ROOT)}, writing=False)
+    assert node.relay.address == relay.nodes
+    assert {name: part.detectors for name, part in relay.instruments.items()} == node.node.instruments
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        (NodeConfig, ""),
+        (RelayConfig, "pprelay:"),
+        (RelayInstrument, "pprelay:instruments.NAME."),
+        (RootConfig, "arrivals.roots[]."),
+        (RemoteRoot, "arrivals.remote[]."),
+        (Rule, "rule."),
+    ],
+)
+def test_every_key_has_its_documentation(model, prefix) -> None:
+    text = codetext().config_keys(model, prefix)
+    assert text.count(".. confval:: ") == text.count("   :type: ") > 1
+
+
+def test_the_documentation_has_the_keys_of_the_example() -> None:
+    example = yaml.safe_load((ROOT / "etc" / "ppdaemon.yaml").read_text())
+    shown = re.findall(r"^\.\. confval:: (.+)$", codetext().config_keys(NodeConfig), re.MULTILINE)
+    assert {f"{part}.{key}" for part, keys in example.items() for key in keys} == {
+        ".".join(key.split(".")[:2]) for key in shown
+    }
+
+
+@pytest.mark.parametrize("path", [README, *sorted(DOC.rglob("*.rst"))], ids=lambda path: path.name)
+def test_documents_use_the_words_of_the_programs(path: Path) -> None:
+    text = re.sub(r":(?:mod|class|func):`[^`]*`", "", path.read_text())  # names in the code have their own
+    assert not OLD_WORDS.findall(text)
