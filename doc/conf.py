@@ -45,7 +45,7 @@ autodoc_default_options = {
     "members": True,
     "undoc-members": True,
     "member-order": "bysource",
-    "exclude-members": "model_config, model_post_init",
+    "exclude-members": "__init__, model_config, model_post_init",
 }
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"  # those of models show their validators

@@ -251,6 +251,7 @@ def json_fields(model: type[pydantic.BaseModel]) -> str:
         _plain(inspect.getdoc(model) or ""),
         "",
         ".. list-table::",
+        "   :class: sentences",
         "   :header-rows: 1",
         "   :widths: 22 22 56",
         "",
@@ -327,9 +328,19 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _public(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """Yield kind, name and summary of the classes and functions that a module offers."""
+    """Yield kind, name with arguments and summary of the classes and functions that a module offers."""
     kinds = {ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}
     for node in tree.body:
         kind = kinds.get(type(node))
         if kind is not None and not node.name.startswith("_"):
-            yield kind, node.name, (ast.get_docstring(node) or "").partition("\n\n")[0]
+            arguments = "" if kind == "class" else f"({', '.join(_argument_names(node.args))})"
+            yield kind, node.name + arguments, (ast.get_docstring(node) or "").partition("\n\n")[0]
+
+
+def _argument_names(arguments: ast.arguments) -> list[str]:
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args)]
+    if arguments.kwonlyargs:
+        names += [f"*{arguments.vararg.arg}" if arguments.vararg else "*"]
+    elif arguments.vararg:
+        names.append(f"*{arguments.vararg.arg}")
+    return names + [each.arg for each in arguments.kwonlyargs]
