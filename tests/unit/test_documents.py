@@ -21,6 +21,8 @@ ROOT = DOC.parent
 README = ROOT / "README.rst"
 RENAMED = {"looking": "rescanning"}
 """States whose new names the documents already use."""
+ENOUGH = 15
+"""Characters of a message that are not a name that is filled in."""
 OLD_WORDS = re.compile(r"\b(seats?|former li[fv]es?|last look|desk|verdict|naked)\b", re.IGNORECASE)
 
 
@@ -112,6 +114,19 @@ def test_the_documentation_has_the_keys_of_the_example() -> None:
     assert {f"{part}.{key}" for part, keys in example.items() for key in keys} == {
         ".".join(key.split(".")[:2]) for key in shown
     }
+
+
+def test_the_messages_that_operators_look_up_are_those_of_the_programs() -> None:
+    text = (DOC / "operators" / "operations.rst").read_text().partition("If you see this message")[2]
+    terms = re.findall(r"^``.+``.*$", text.partition("Answers of the relay")[0], re.MULTILINE)
+    quoted = [message for term in terms for message in re.findall(r"``(.+?)``", term)]
+    parts = [
+        part.strip(" :,;()") for message in quoted for part in re.split(r"\.\.\.|\bN\b|[A-Z]{3,}", message)
+    ]
+    code = "".join(path.read_text() for path in (ROOT / "ppdaemon").rglob("*.py"))
+    assert len(quoted) > 30
+    unknown = [part for part in parts if len(part) >= ENOUGH and part not in code]
+    assert not unknown, "\n".join(unknown)
 
 
 @pytest.mark.parametrize("path", [README, *sorted(DOC.rglob("*.rst"))], ids=lambda path: path.name)
