@@ -116,6 +116,15 @@ def test_the_documentation_has_the_keys_of_the_example() -> None:
     }
 
 
+def test_every_package_is_in_the_reference() -> None:
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ppdaemon").rglob("__init__.py")
+    }
+    pages = [(DOC / "reference" / name).read_text() for name in ("modules.rst", "api.rst")]
+    shown = re.findall(r"^\.\. (?:module-map|automodule):: (\S+)$", "\n".join(pages), re.MULTILINE)
+    assert found - set(shown) == set()
+
+
 def test_the_messages_that_operators_look_up_are_those_of_the_programs() -> None:
     text = (DOC / "operators" / "operations.rst").read_text().partition("If you see this message")[2]
     terms = re.findall(r"^``.+``.*$", text.partition("Answers of the relay")[0], re.MULTILINE)
