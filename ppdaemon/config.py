@@ -22,25 +22,6 @@ from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model, read_yaml
 
-__all__ = (
-    "ArrivalsConfig",
-    "ButlerConfig",
-    "EngineConfig",
-    "ExportConfig",
-    "ExposuresConfig",
-    "LogConfig",
-    "MemoryConfig",
-    "NodeConfig",
-    "NodePart",
-    "PipelinesConfig",
-    "PreloadConfig",
-    "RelayLink",
-    "TimesConfig",
-    "WorkersConfig",
-    "load_node",
-    "remarks",
-)
-
 
 class NodePart(Model):
     """The host and its folders."""
@@ -117,7 +98,7 @@ class ArrivalsConfig(Model):
             raise ValueError("neither roots nor remote: there is nowhere to look for raws")
         return self
 
-    def patience_s(self, visit: NextVisit) -> float:
+    def image_deadline_s(self, visit: NextVisit) -> float:
         """Return how long the images of a visit are waited for.
 
         Parameters
@@ -183,11 +164,11 @@ class WorkersConfig(Model):
     """The pool."""
 
     min: Annotated[int, pydantic.Field(ge=1)] = 2
-    """Seats that are always filled."""
+    """Slots that are always filled."""
     spare: Annotated[int, pydantic.Field(ge=0)] = 1
     """Idle workers kept ready while the pool may still grow."""
     max: Annotated[int, pydantic.Field(ge=1, le=5000)] = 16
-    """Seats at the most."""
+    """Slots at the most."""
     retire_idle_s: Seconds = 600.0
     """Surplus workers idle for so long are retired."""
     recycle_visits: Annotated[int, pydantic.Field(ge=1)] = 200

@@ -15,64 +15,7 @@ from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import Group, Name, NextVisit
 from ppdaemon.wire import Model
 
-__all__ = (
-    "Accepted",
-    "AckedVisit",
-    "CancelVisit",
-    "DetectorOutcome",
-    "Done",
-    "EXPORTER_FACTS",
-    "ExportSpool",
-    "Exported",
-    "FACTS",
-    "FACT_KEYS",
-    "Fact",
-    "ForkFailed",
-    "ForkWorker",
-    "Forked",
-    "FromNode",
-    "FromRelay",
-    "GiveUp",
-    "Heartbeat",
-    "Hello",
-    "Ingest",
-    "Ingested",
-    "NakedVisit",
-    "NODE_LIMIT",
-    "ORDERS",
-    "ObjectRead",
-    "ObjectUnread",
-    "PACKET_LIMIT",
-    "Pipelines",
-    "PointOfNoReturn",
-    "Prepare",
-    "Prepared",
-    "Process",
-    "Quit",
-    "READER_FACTS",
-    "READER_ORDERS",
-    "RELAY_LIMIT",
-    "Raw",
-    "RawRefused",
-    "ReadObject",
-    "ReaderReady",
-    "Ready",
-    "Reaped",
-    "ResultsSeen",
-    "ReserveVisit",
-    "ResultEntry",
-    "Results",
-    "Role",
-    "SUBMIT_LIMIT",
-    "Sorry",
-    "SpoolRefused",
-    "StageReached",
-    "VisitStatus",
-    "Welcome",
-    "ZYGOTE_ORDERS",
-    "ZYGOTE_WORDS",
-    "ZygoteReady",
-)
+_BY_TYPE = pydantic.Field(discriminator="type")
 
 SUBMIT_LIMIT = 65_536
 """Largest next_visit accepted, bytes."""
@@ -146,7 +89,7 @@ class Hello(_Envelope):
     """A node is there, or there again."""
 
     type: Literal["hello"] = "hello"
-    life: Name
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Nonce of this life of the node."""
     instruments: dict[Name, tuple[int, ...]]
     """Detectors the node may serve, by instrument."""
@@ -154,7 +97,7 @@ class Hello(_Envelope):
     """Visit-detectors it can hold at once."""
 
 
-class AckedVisit(_Envelope):
+class VisitAccepted(_Envelope):
     """The node's journal has these detectors of a visit."""
 
     type: Literal["ack"] = "ack"
@@ -164,7 +107,7 @@ class AckedVisit(_Envelope):
     attempt: int = 1
 
 
-class NakedVisit(_Envelope):
+class VisitRefused(_Envelope):
     """The node does not take these detectors of a visit."""
 
     type: Literal["nak"] = "nak"
@@ -205,11 +148,11 @@ class Welcome(_Envelope):
     """The relay knows the node; what is unacknowledged will follow."""
 
     type: Literal["welcome"] = "welcome"
-    life: Name
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Nonce of this life of the relay."""
 
 
-class Sorry(_Envelope):
+class HelloRefused(_Envelope):
     """The relay does not serve the node on this connection."""
 
     type: Literal["sorry"] = "sorry"
@@ -249,15 +192,12 @@ class ResultsSeen(_Envelope):
     """Keys: instrument, group, detector, attempt."""
 
 
-FromNode = pydantic.TypeAdapter[Hello | AckedVisit | NakedVisit | Results | Heartbeat](
-    Annotated[Hello | AckedVisit | NakedVisit | Results | Heartbeat, pydantic.Field(discriminator="type")]
-)
-FromRelay = pydantic.TypeAdapter[Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat](
-    Annotated[
-        Welcome | Sorry | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+type NodeMessage = Annotated[Hello | VisitAccepted | VisitRefused | Results | Heartbeat, _BY_TYPE]
+type RelayMessage = Annotated[
+    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
+]
+FromNode = pydantic.TypeAdapter[NodeMessage](NodeMessage)
+FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)
 
 
 # --- supervisor and worker -------------------------------------------------
@@ -297,7 +237,7 @@ class Prepare(Model):
     """Do everything for this visit-detector that needs no pixels."""
 
     type: Literal["prepare"] = "prepare"
-    serial: int = 0
+    visit_number: int = 0
     """Counts the visits of a worker from 1; every fact of this visit bears it."""
     visit: NextVisit
     detector: int
@@ -342,15 +282,14 @@ class Quit(Model):
     type: Literal["quit"] = "quit"
 
 
-ORDERS = pydantic.TypeAdapter[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit](
-    Annotated[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, pydantic.Field(discriminator="type")]
-)
+type WorkerOrder = Annotated[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, _BY_TYPE]
+ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
 class Fact(Model):
-    """What a worker tells; `serial` says of which visit."""
+    """What a worker tells; `visit_number` says of which visit."""
 
-    serial: int = 0
+    visit_number: int = 0
     """The `Prepare` that it belongs to; 0 before the first one."""
 
 
@@ -425,14 +364,10 @@ class Done(Fact):
     """What the visit has changed in the process, which must end for it."""
 
 
-FACTS = pydantic.TypeAdapter[
-    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done
-](
-    Annotated[
-        Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+type WorkerFact = Annotated[
+    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done, _BY_TYPE
+]
+FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)
 
 
 class Exported(Model):
@@ -454,9 +389,8 @@ class SpoolRefused(Model):
     reason: str
 
 
-EXPORTER_FACTS = pydantic.TypeAdapter[Ready | Exported | SpoolRefused](
-    Annotated[Ready | Exported | SpoolRefused, pydantic.Field(discriminator="type")]
-)
+type ExporterFact = Annotated[Ready | Exported | SpoolRefused, _BY_TYPE]
+EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
 
 
 # --- supervisor and zygote -------------------------------------------------
@@ -468,9 +402,9 @@ class ForkWorker(Model):
     type: Literal["fork"] = "fork"
     role: Role
     slot: int
-    """The seat; below 0 for processes without one."""
+    """The slot; below 0 for processes without one."""
     epoch: int
-    """Counts the lives in this seat."""
+    """Counts the lives in this slot."""
     repo: str
     """The process's own folder on the RAM disk."""
     log: str
@@ -522,9 +456,10 @@ class Reaped(Model):
     cpu_s: float
 
 
-ZYGOTE_WORDS = pydantic.TypeAdapter[ZygoteReady | Forked | ForkFailed | Reaped](
-    Annotated[ZygoteReady | Forked | ForkFailed | Reaped, pydantic.Field(discriminator="type")]
-)
+type ForkFact = Annotated[Forked | ForkFailed | Reaped, _BY_TYPE]
+"""What became of a fork."""
+type ZygoteFact = Annotated[ZygoteReady | Forked | ForkFailed | Reaped, _BY_TYPE]
+ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 
 
 # --- supervisor and reader -------------------------------------------------
@@ -574,6 +509,5 @@ class ObjectUnread(Model):
     reason: str
 
 
-READER_FACTS = pydantic.TypeAdapter[ReaderReady | ObjectRead | ObjectUnread](
-    Annotated[ReaderReady | ObjectRead | ObjectUnread, pydantic.Field(discriminator="type")]
-)
+type ReaderFact = Annotated[ReaderReady | ObjectRead | ObjectUnread, _BY_TYPE]
+READER_FACTS = pydantic.TypeAdapter[ReaderFact](ReaderFact)

@@ -14,50 +14,23 @@ from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
 
-__all__ = (
-    "CONTROL_LIMIT",
-    "REPLIES",
-    "REQUESTS",
-    "ArrivalSource",
-    "AskDrain",
-    "AskKill",
-    "AskLate",
-    "AskReload",
-    "AskRequeue",
-    "AskRestart",
-    "AskResume",
-    "AskStatus",
-    "AskVisit",
-    "AskVisits",
-    "AskWorkers",
-    "Failed",
-    "LateRow",
-    "Ok",
-    "RequeueRow",
-    "RefusedRaw",
-    "StatusReport",
-    "VisitRow",
-    "Watch",
-    "WorkerRow",
-)
-
 CONTROL_LIMIT = 65_536
 """Largest request, bytes; replies may be larger."""
 
 
-class AskStatus(Model):
+class StatusRequest(Model):
     """How is the daemon? Answered with a `StatusReport`."""
 
     type: Literal["status"] = "status"
 
 
-class AskWorkers(Model):
+class WorkersRequest(Model):
     """Answered with a list of `WorkerRow`."""
 
     type: Literal["workers"] = "workers"
 
 
-class AskVisits(Model):
+class VisitsRequest(Model):
     """Answered with a list of `VisitRow`, the newest first."""
 
     type: Literal["visits"] = "visits"
@@ -66,21 +39,21 @@ class AskVisits(Model):
     """Only those whose outcome is a bad one."""
 
 
-class AskVisit(Model):
+class VisitRequest(Model):
     """Answered with the list of `VisitRow` of one group."""
 
     type: Literal["visit"] = "visit"
     group: Name
 
 
-class AskLate(Model):
+class LateRequest(Model):
     """Answered with a list of `LateRow`, the newest first."""
 
     type: Literal["late"] = "late"
     limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
 
 
-class AskRequeue(Model):
+class RequeueRequest(Model):
     """Try detectors of a visit again that had their outcome; answered with a
     list of `RequeueRow`.
     """
@@ -93,19 +66,19 @@ class AskRequeue(Model):
     """Also what may have done something permanent, or is another node's."""
 
 
-class AskDrain(Model):
+class DrainRequest(Model):
     """Take no more visits; end those that run."""
 
     type: Literal["drain"] = "drain"
 
 
-class AskResume(Model):
+class ResumeRequest(Model):
     """Take visits again."""
 
     type: Literal["resume"] = "resume"
 
 
-class AskReload(Model):
+class ReloadRequest(Model):
     """Read the configuration again; answered when it is in force, or when it
     is clear that it will not be.
     """
@@ -113,15 +86,15 @@ class AskReload(Model):
     type: Literal["reload"] = "reload"
 
 
-class AskRestart(Model):
-    """Replace a seat's worker, in any state; a quarantined seat starts anew."""
+class RestartRequest(Model):
+    """Replace a slot's worker, in any state; a quarantined slot starts anew."""
 
     type: Literal["restart"] = "restart"
     slot: int
 
 
-class AskKill(Model):
-    """Kill a seat's worker now."""
+class KillRequest(Model):
+    """Kill a slot's worker now."""
 
     type: Literal["kill"] = "kill"
     slot: int
@@ -133,36 +106,22 @@ class Watch(Model):
     type: Literal["watch"] = "watch"
 
 
-REQUESTS = pydantic.TypeAdapter[
-    AskStatus
-    | AskWorkers
-    | AskVisits
-    | AskVisit
-    | AskLate
-    | AskRequeue
-    | AskDrain
-    | AskResume
-    | AskReload
-    | AskRestart
-    | AskKill
-    | Watch
-](
-    Annotated[
-        AskStatus
-        | AskWorkers
-        | AskVisits
-        | AskVisit
-        | AskLate
-        | AskRequeue
-        | AskDrain
-        | AskResume
-        | AskReload
-        | AskRestart
-        | AskKill
-        | Watch,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+type Request = Annotated[
+    StatusRequest
+    | WorkersRequest
+    | VisitsRequest
+    | VisitRequest
+    | LateRequest
+    | RequeueRequest
+    | DrainRequest
+    | ResumeRequest
+    | ReloadRequest
+    | RestartRequest
+    | KillRequest
+    | Watch,
+    pydantic.Field(discriminator="type"),
+]
+REQUESTS = pydantic.TypeAdapter[Request](Request)
 
 
 class Ok(Model):
@@ -180,7 +139,8 @@ class Failed(Model):
     text: str
 
 
-REPLIES = pydantic.TypeAdapter[Ok | Failed](Annotated[Ok | Failed, pydantic.Field(discriminator="type")])
+type Reply = Annotated[Ok | Failed, pydantic.Field(discriminator="type")]
+REPLIES = pydantic.TypeAdapter[Reply](Reply)
 
 
 class ArrivalSource(Model):
@@ -229,13 +189,13 @@ class StatusReport(Model):
     relay: str
     """State of the connection to the relay, such as ``connected relay``."""
     slots: dict[SlotState, int]
-    """How many seats are in each state."""
+    """How many slots are in each state."""
     workers_max: int
     """``workers.max`` of the configuration."""
     queued: int
     """Visit-detectors that wait for a worker."""
     open_visits: int
-    """Visit-detectors without an outcome."""
+    """Visit-detectors without an outcome that is in the journal."""
     outcomes: dict[Outcome, int]
     """Since the daemon started."""
     late_raws: int = 0
@@ -272,7 +232,7 @@ class StatusReport(Model):
 
 
 class WorkerRow(Model):
-    """One seat."""
+    """One slot."""
 
     slot: int
     state: SlotState

@@ -3,25 +3,15 @@
 
 from enum import IntEnum, StrEnum
 
-__all__ = (
-    "BAD_OUTCOMES",
-    "BUSY_STATES",
-    "ExitCode",
-    "NEUTRAL_OUTCOMES",
-    "Outcome",
-    "SlotState",
-    "Stage",
-)
-
 
 class SlotState(StrEnum):
-    """The states of a worker's seat."""
+    """The states of a worker's slot."""
 
     STARTING = "starting"
     IDLE = "idle"
     PREPARING = "preparing"
     WAITING = "waiting"
-    LOOKING = "looking"
+    RESCANNING = "rescanning"
     PROCESSING = "processing"
     EXPORTING = "exporting"
     STOPPING = "stopping"
@@ -36,12 +26,12 @@ BUSY_STATES = frozenset(
     {
         SlotState.PREPARING,
         SlotState.WAITING,
-        SlotState.LOOKING,
+        SlotState.RESCANNING,
         SlotState.PROCESSING,
         SlotState.EXPORTING,
     }
 )
-"""States in which a seat holds a visit-detector."""
+"""States in which a slot holds a visit-detector."""
 
 
 class Stage(StrEnum):

@@ -11,25 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.messages import (
-    Done,
-    Exported,
-    Ingested,
-    PointOfNoReturn,
-    Prepare,
-    Prepared,
-    Process,
-    Raw,
-    StageReached,
-)
 
-__all__ = ("Exporter", "Seat", "Work", "WorkModule")
+__all__ = ("Exporter", "WorkerContext", "Work", "WorkModule")
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class WorkerContext:
     """Where a forked process sits, and how it is heard."""
 
     config: NodeConfig
@@ -46,7 +36,7 @@ class Seat:
     spool: Path
     """Folder of finished outputs that wait for export."""
     clock: Clock
-    report: Callable[[StageReached | PointOfNoReturn], None]
+    report: Callable[[messages.StageReached | messages.PointOfNoReturn], None]
     """Tells the supervisor at once."""
 
 
@@ -57,13 +47,13 @@ class Work(Protocol):
     visit and not the worker; any other exception ends the visit as failed.
     """
 
-    def prepare(self, order: Prepare) -> Prepared:
+    def prepare(self, order: messages.Prepare) -> messages.Prepared:
         """Do all that needs no pixels."""
 
-    def ingest(self, raw: Raw) -> Ingested:
+    def ingest(self, raw: messages.Raw) -> messages.Ingested:
         """Take a complete raw; a bad one raises with ``BAD_RAW``."""
 
-    def process(self, order: Process) -> Done:
+    def process(self, order: messages.Process) -> messages.Done:
         """Run the pipeline, spool what is to be exported."""
 
     def reset(self) -> None:
@@ -73,7 +63,7 @@ class Work(Protocol):
 class Exporter(Protocol):
     """Registers spooled outputs in the central repo."""
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path]) -> messages.Exported:
         """Export in one central transaction and delete the spools.
 
         Already registered ones are not registered again, and those that
@@ -87,11 +77,11 @@ class WorkModule(Protocol):
     def set_up_libraries(self) -> None:
         """Prepare imported libraries in the zygote; opens nothing."""
 
-    def build_template(self, seat: Seat) -> None:
-        """Make ``seat.template``, once per configuration."""
+    def build_template(self, context: WorkerContext) -> None:
+        """Make ``context.template``, once per configuration."""
 
-    def open_work(self, seat: Seat) -> Work:
+    def open_work(self, context: WorkerContext) -> Work:
         """Copy the template, open it, be ready for visits."""
 
-    def open_exporter(self, seat: Seat) -> Exporter:
+    def open_exporter(self, context: WorkerContext) -> Exporter:
         """Be ready for exports; the central repo may be down."""

@@ -68,7 +68,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "pid": 4711,
         "state": "running",
-        "text": "2 of 4 seats idle",
+        "text": "2 of 4 slots idle",
         "started_tai": ACCEPTED_TAI,
         "tai": ACCEPTED_TAI + 7980,
         "relay": "connected relay",
@@ -81,7 +81,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "exporter": "idle",
         "arrivals": [{"name": "inotify /data/raw", "live": True, "files": 36}],
         "counters": {"bad_message.json": 3},
-        "problems": ["seat 3 is quarantined: ImportError: no module named 'sky'"],
+        "problems": ["slot 3 is quarantined: ImportError: no module named 'sky'"],
         "supervisor_mb": 51.6,
         "ramdisk_mb": 310.0,
         "template_ms": 412.0,
@@ -90,7 +90,7 @@ def status(**changes: Any) -> dict[str, Any]:
 
 
 def worker(slot: int, **changes: Any) -> dict[str, Any]:
-    """Return a seat as JSON values."""
+    """Return a slot as JSON values."""
     return {"slot": slot, "state": "idle", "epoch": 1, "pid": 5000 + slot, "since_s": 12.5} | changes
 
 

@@ -17,7 +17,7 @@ __all__ = ("MARK", "Possessions", "kill_left_over", "left_over", "possessions")
 MARK = "PPDAEMON_TEST"
 """Environment variable by which a test's orphaned descendants are known."""
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 """What is ending when a test ends may take so long."""
 
 FILES_TOLERATED = 2
@@ -128,7 +128,7 @@ def left_over(before: Possessions, mark: str) -> list[str]:
     offenders : `list` [`str`]
         One line each; empty if the test cleaned up.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     if _differences(before, mark):
         gc.collect()
     while (offenders := _differences(before, mark)) and time.monotonic() < deadline:

@@ -67,9 +67,9 @@ def make_ready(section: "Section", ground: "Ground", channel: Connection) -> Non
     channel.recv()
 
 
-def seat(setup: Any, channel: Connection) -> None:
+def context(setup: Any, channel: Connection) -> None:
     """Be a worker; in a process of its own."""
-    from enginebench.seat import sit
+    from enginebench.context import sit
 
     sit(setup, channel)
 
@@ -85,11 +85,11 @@ def measure(
         setups = maker.ask(plans)
     samples: dict[str, list[Sample]] = {name: [] for name in setups}
     with ExitStack() as stack:
-        seats = {name: stack.enter_context(Beside(seat, setup)) for name, setup in setups.items()}
+        contexts = {name: stack.enter_context(Beside(context, setup)) for name, setup in setups.items()}
         for number, each in enumerate(plans):
-            turn = number % len(seats)  # none always comes after the same other one
-            for name in [*seats][turn:] + [*seats][:turn]:
-                samples[name].append(seats[name].ask(each))
+            turn = number % len(contexts)  # none always comes after the same other one
+            for name in [*contexts][turn:] + [*contexts][:turn]:
+                samples[name].append(contexts[name].ask(each))
             progress(f"{section.name}: visit {number} of {visits}")
     return {
         name: dict(of_visits(taken, section.task_count, idle=section.is_idle))

@@ -20,8 +20,8 @@ from preloadbench.figures import GOALS, MOVES, Visits, of_crowds, of_single
 from ppdaemon.errors import Unavailable
 
 if TYPE_CHECKING:  # the processes of workers import it, this one stays light
+    from preloadbench.context import Host
     from preloadbench.repo import Size
-    from preloadbench.seat import Host
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _ALONE = {
@@ -84,19 +84,19 @@ def gather(started: Sequence[Started]) -> list[Any]:
 
 def prepare(host: "Host", size: "Size", end: Connection) -> None:
     """Make the central repo and the template; in a process of its own."""
+    from preloadbench.context import build_template
     from preloadbench.repo import make_central
-    from preloadbench.seat import build_template
 
     make_central(host.central, size, progress)
     build_template(host)
     end.send(True)
 
 
-def seat(
+def context(
     host: "Host", cache: str, detector: int, fields: Sequence[float], barrier: Any, end: Connection
 ) -> None:
     """Be a worker; in a process of its own."""
-    from preloadbench.seat import sit
+    from preloadbench.context import sit
 
     sit(host, cache, detector, fields, barrier.wait, end)
 
@@ -104,7 +104,7 @@ def seat(
 def run_workers(host: "Host", cache: str, detectors: Sequence[int], fields: Sequence[float]) -> list[Visits]:
     """Let workers preload at once, visit by visit; the cache is empty before and deleted after."""
     barrier = _CONTEXT.Barrier(len(detectors))
-    told = gather([Started.of(seat, host, cache, detector, fields, barrier) for detector in detectors])
+    told = gather([Started.of(context, host, cache, detector, fields, barrier) for detector in detectors])
     for folder in host.ramdisk.glob(f"{cache}*"):
         shutil.rmtree(folder)
     return told
@@ -180,12 +180,12 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None
     the median over its rounds. What is copied comes out of the page cache:
     from a real store, cold takes longer. Everything made is deleted.
     """
+    from preloadbench.context import Host
     from preloadbench.repo import Size
-    from preloadbench.seat import Host
     from preloadbench.survey import write_pipelines
 
     os.environ.update(_ALONE)
-    _CONTEXT.set_forkserver_preload(["preloadbench.seat"])
+    _CONTEXT.set_forkserver_preload(["preloadbench.context"])
     effort = Effort(*(amounts[name] for name in ("workers", "visits", "crowd", "rounds")))
     size = Size(
         epochs=amounts["epochs"],

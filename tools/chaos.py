@@ -76,7 +76,7 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
         "faults": dict(sorted(report.faults.items())),
         "killed_while": dict(sorted(report.killed_while.items())),
         "lives": report.lives,
-        "restarted_seats": report.restarted_seats,
+        "restarted_slots": report.restarted_slots,
         "slowest_answer_s": round(report.slowest_answer_s, 3),
         "supervisor": {
             name: dataclasses.asdict(used) for name, used in (("begin", report.begin), ("end", report.end))
@@ -108,18 +108,28 @@ def show(told: dict[str, Any], console: Console) -> None:
     for state, count in told["killed_while"].items():
         table.add_row(f"killed while {state}", str(count))
     console.print(table)
+    stories = {each["visit"][0]: each["story"] for each in told["violations"] if each["visit"]}
+    for group, story in stories.items():
+        print(f"story of {group}:", *story, sep="\n    ", file=console.file)
+    print(*verdict(told), sep="\n", file=console.file)
+
+
+def verdict(told: dict[str, Any]) -> list[str]:
+    """Return a line for each violation, and what they amount to: the last
+    lines of the output, which are read first.
+    """
+    lines = []
     for violation in told["violations"]:
-        visit = violation["visit"]
-        where = f" {visit[0]} detector {visit[1]}:" if visit else ""
-        console.print(f"{violation['kind']}:{where} {violation['what']}", markup=False, highlight=False)
-        for line in violation["story"]:
-            console.print(f"    {line}", markup=False, highlight=False)
+        where = "{} detector {}: ".format(*violation["visit"]) if violation["visit"] else ""
+        lines.append(f"{violation['kind']}: {where}{violation['what']}")
+    first = f"; the first: {lines[0].splitlines()[0]}" if lines else ""
+    return [*lines, f"seed {told['seed']}: {', '.join(f'{told[kind]} {kind}' for kind in KINDS)}{first}"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seconds", default=40.0, show_default=True, type=click.FloatRange(8), help="How long.")
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same faults.")
-@click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Seats at the most.")
+@click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Slots at the most.")
 @click.option("--demo", is_flag=True, help="The demo camera's pipelines instead of scripted workers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--keep", is_flag=True, help="Keep journal, logs and raws, and say where.")
@@ -141,6 +151,7 @@ def main(seconds: float, seed: int, workers: int, demo: bool, as_json: bool, kee
             shutil.rmtree(scratch, ignore_errors=True)
     if as_json:
         click.echo(json.dumps(told, indent=1))
+        click.echo("\n".join(verdict(told)), err=True)
     else:
         show(told, Console())
     sys.exit(ExitCode.FAILED if any(told[kind] for kind in KINDS) else ExitCode.OK)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.messages import AckedVisit, NakedVisit, Results
+from ppdaemon.messages import Results, VisitAccepted, VisitRefused
 from ppdaemon.testing.played import PlayedRelay, VisitDetector
 from ppdaemon.visit import NextVisit
 
@@ -118,9 +118,9 @@ class ChaosRelay(PlayedRelay):
         """Keep what was promised, refused and told."""
         super().on_message(message)
         match message:
-            case AckedVisit(group=group, detectors=detectors):
+            case VisitAccepted(group=group, detectors=detectors):
                 self._reservations[group].wanted -= set(detectors)
-            case NakedVisit(group=group, final=True):
+            case VisitRefused(group=group, final=True):
                 self._reservations[group].wanted -= set(message.detectors)
                 self.refused |= {(group, detector): message.reason for detector in message.detectors}
             case Results(entries=entries):

@@ -2,7 +2,7 @@
 """Acts out the plan of a chaos run against a real daemon, and logs what it does.
 
 One loop does all: what is due on the agenda, the relay's end of the link, an
-operator who restarts quarantined seats, and a look at what is used. What came
+operator who restarts quarantined slots, and a look at what is used. What came
 of it is `chaos_check`'s to judge.
 """
 
@@ -15,14 +15,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from chaos_check import Evidence, Told, Violation, judge, read_rows
+from chaos_check import Evidence, Told, Violation, is_quiet, judge, read_rows
 from chaos_node import ChaosNode
 from chaos_plan import Fault, Plan, ProcessFault, Visit
 from chaos_relay import ChaosRelay
 from chaos_scene import Scene
 
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.reports import AskRestart, WorkerRow
+from ppdaemon.reports import RestartRequest, WorkerRow
 from ppdaemon.states import BUSY_STATES, SlotState
 from ppdaemon.testing.played import VisitDetector
 from ppdaemon.testing.processes import ResourceUsage
@@ -30,7 +30,7 @@ from ppdaemon.testing.processes import ResourceUsage
 __all__ = ("ChaosFailed", "ChaosRun", "Report")
 
 TURN_S = 0.015
-LOOK_S = 0.5
+RESCAN_S = 0.5
 READY_S = 90.0
 FAMILY_S = 5.0
 """So long after the supervisor's death its workers may still be dying."""
@@ -61,7 +61,7 @@ class Report:
     killed_while: Counter[str]
     """In which states workers were killed."""
     lives: int
-    restarted_seats: int
+    restarted_slots: int
     slowest_answer_s: float
     begin: ResourceUsage
     end: ResourceUsage
@@ -109,7 +109,7 @@ class ChaosRun:
     _supervisor_kills: list[float] = field(default_factory=list)
     _family: dict[int, str] = field(default_factory=dict)
     """What lived when the supervisor was killed."""
-    _restarted_seats: int = 0
+    _restarted_slots: int = 0
     _own_ends: int = 0
     _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)
@@ -155,7 +155,7 @@ class ChaosRun:
         self.relay.listen(TURN_S)
         while self._agenda and self._agenda[0][0] <= self._now_s:
             heapq.heappop(self._agenda)[2]()
-        if time.monotonic() - self._last_look >= LOOK_S:
+        if time.monotonic() - self._last_look >= RESCAN_S:
             self._last_look = time.monotonic()
             self._look()
 
@@ -335,8 +335,8 @@ class ChaosRun:
         rows = self.node.workers_if_served()
         for row in rows:
             if row.state == SlotState.QUARANTINED:
-                self._restarted_seats += 1
-                self.node.request(AskRestart(slot=row.slot))
+                self._restarted_slots += 1
+                self.node.request(RestartRequest(slot=row.slot))
         if int(self._now_s) > self._last_line:
             self._last_line = int(self._now_s)
             busy = sum(1 for row in rows if row.state in BUSY_STATES)
@@ -366,21 +366,22 @@ class ChaosRun:
     def _drain(self) -> None:
         """Wait until everything has ended and is exported, or cannot be."""
         until = time.monotonic() + self.scene.drain_s
-        settled = None
+        settled = status = None
         while time.monotonic() < until:
             self._turn()
             status = self.node.status_if_served()
-            quiet = status is not None and not (status.open_visits or status.spooled)
-            if not quiet or self.relay.owed:
+            if not is_quiet(status) or self.relay.owed:
                 settled = None
             elif settled is None:
                 settled = time.monotonic()
             elif time.monotonic() - settled > SETTLE_S:
                 return
-        self._violations += [
-            Violation("lost", f"no outcome {self.scene.drain_s:g} s after the last fault", key)
-            for key in self.relay.owed
-        ]
+        late = f"{self.scene.drain_s:g} s after the last fault"
+        state = (
+            f"{status.text}; {status.spooled} spooled, exporter {status.exporter}" if status else "no answer"
+        )
+        self._violations.append(Violation("wrong", f"not quiet {late}: {state}"))
+        self._violations += [Violation("lost", f"no outcome {late}", key) for key in self.relay.owed]
 
     def _check_growth(self, end: ResourceUsage) -> None:
         begin = self._used
@@ -439,7 +440,7 @@ class ChaosRun:
             faults=self.faults + self.scene.done_worker_faults(),
             killed_while=self.killed_while,
             lives=self.node.incarnations,
-            restarted_seats=self._restarted_seats,
+            restarted_slots=self._restarted_slots,
             slowest_answer_s=self.node.slowest_answer_s,
             begin=self._used,
             end=end,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a person sees in the terminal: status, seats, visits, timelines.
+"""What a person sees in the terminal: status, slots, visits, timelines.
 
 Builds rich renderables of the reports and prints nothing.
 """
@@ -39,22 +39,16 @@ _STATE_STYLES = {
 _TROUBLED_SLOTS = frozenset(
     {SlotState.KILLING, SlotState.UNKILLABLE, SlotState.BACKOFF, SlotState.QUARANTINED}
 )
-_SPAN_STYLES = dict(
-    zip(
-        SPAN_NAMES,
-        (
-            "dim",
-            "blue",
-            "dim",
-            "black on yellow",
-            "black on red",
-            "black on green",
-            "black on magenta",
-            "magenta",
-        ),
-        strict=True,
-    )
-)
+_SPAN_STYLES = {
+    "queue": "dim",
+    "prepare": "blue",
+    "wait": "dim",
+    "ingest": "black on yellow",
+    "build": "black on red",
+    "tasks": "black on green",
+    "spool": "black on magenta",
+    "export": "magenta",
+}
 _LETTERS = {name: "." if name in ("queue", "wait") else name[0] for name in SPAN_NAMES}
 """A bar is readable without colours: prepare ``p``, wait ``.``, ingest ``i``..."""
 
@@ -106,8 +100,8 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
         f"{report.pid}, version {plain(report.version)}, up {duration(report.tai - report.started_tai)}",
     )
     yield "relay", plain(report.relay)
-    seats = sum(report.slots.values())
-    yield "workers", f"{seats} of {report.workers_max} seats: {_counted(sorted(report.slots.items()))}"
+    slots = sum(report.slots.values())
+    yield "workers", f"{slots} of {report.workers_max} slots: {_counted(sorted(report.slots.items()))}"
     yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
     yield "outcomes", _counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
@@ -141,12 +135,12 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
 
 
 def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
-    """Show the seats.
+    """Show the slots.
 
     Parameters
     ----------
     rows : `~collections.abc.Sequence` [`~ppdaemon.reports.WorkerRow`]
-        One per seat.
+        One per slot.
 
     Returns
     -------
@@ -154,7 +148,7 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
         To print.
     """
     if not rows:
-        return Text("no seats", style="dim")
+        return Text("no slots", style="dim")
     table = new_table("slot>", "state", "for>", "left>", "pid>", "MB>", "visits>", "group", "det>")
     for row in rows:
         style = "red" if row.state in _TROUBLED_SLOTS else "yellow" if row.state in BUSY_STATES else "green"
@@ -169,7 +163,7 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
             plain(row.group),
             plain(row.detector),
         )
-    return Group(table, *(Text(f"seat {row.slot}: {plain(row.note)}") for row in rows if row.note))
+    return Group(table, *(Text(f"slot {row.slot}: {plain(row.note)}") for row in rows if row.note))
 
 
 def visits_table(rows: Sequence[VisitRow]) -> RenderableType:

@@ -25,14 +25,14 @@ _DULL = frozenset({SlotState.IDLE, SlotState.STOPPED})
 
 
 def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
-    """Make one screenful: status, seats that do something, newest visits.
+    """Make one screenful: status, slots that do something, newest visits.
 
     Parameters
     ----------
     report : `~ppdaemon.reports.StatusReport`
         The newest status.
     daemon : `~ppdaemon.ctl.client.Daemon`
-        Asked for seats and visits.
+        Asked for slots and visits.
     height : `int`
         Lines of the terminal.
 
@@ -42,17 +42,17 @@ def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
         To print.
     """
     room = max(6, height - 16 - len(report.problems) - len(report.arrivals))
-    seats = sorted(
+    slots = sorted(
         daemon.workers(), key=lambda row: (row.state in _DULL, row.state not in BUSY_STATES, row.slot)
     )
-    shown = seats[: max(3, room // 2)]
-    hidden = len(seats) - len(shown)
+    shown = slots[: max(3, room // 2)]
+    hidden = len(slots) - len(shown)
     visits = daemon.visits(max(3, room - len(shown)))
     return Group(
         status_view(report),
         Rule(style="dim"),
         workers_table(shown),
-        Text(f"and {hidden} more seats" if hidden else "", style="dim"),
+        Text(f"and {hidden} more slots" if hidden else "", style="dim"),
         Rule(style="dim"),
         visits_table(visits),
     )

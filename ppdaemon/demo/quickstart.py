@@ -60,7 +60,7 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     console : `rich.console.Console`
         Where progress is shown.
     workers : `int`
-        Seats at the most.
+        Slots at the most.
     keep : `bool`
         Whether repo, raws and alerts stay, below ``output``.
 

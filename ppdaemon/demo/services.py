@@ -122,7 +122,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
     places : `Places`
         The folders.
     workers : `int`
-        Seats at the most.
+        Slots at the most.
 
     Returns
     -------
@@ -254,7 +254,7 @@ def running(
     places : `Places`
         The folders; the central repo exists.
     workers : `int`
-        Seats at the most.
+        Slots at the most.
     mark : `str`
         By which the processes are known.
     detectors : `str`, optional

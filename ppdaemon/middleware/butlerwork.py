@@ -44,7 +44,7 @@ from ppdaemon.middleware.run.engine import DataQuery, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner
 from ppdaemon.states import Outcome, Stage
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 
 __all__ = ("ButlerWork",)
 
@@ -78,30 +78,30 @@ class _Visit:
 
 
 class ButlerWork:
-    """Works on visits in one seat, one after the other.
+    """Works on visits in one context, one after the other.
 
     Parameters
     ----------
-    seat : `~ppdaemon.work.Seat`
+    context : `~ppdaemon.work.WorkerContext`
         Configuration and places.
     config : `~ppdaemon.config.ButlerConfig`
-        The seat's Butler configuration.
+        The context's Butler configuration.
     cameras : `~collections.abc.Callable`, optional
         Returns focal-plane tables.
     """
 
-    def __init__(self, seat: Seat, config: ButlerConfig, cameras: CameraLoader = load_camera):
-        self._seat = seat
+    def __init__(self, context: WorkerContext, config: ButlerConfig, cameras: CameraLoader = load_camera):
+        self._context = context
         self._config = config
         self._cameras = cameras
-        self._repo = LocalRepo(seat.template, seat.repo)
-        self._library = Library(seat.config.pipelines.overrides)
-        self._central = CentralReader(config.central, seat.config.workers.times.prepare_s / 2)
-        cache = SharedCache(seat.cache, seat.config.preload.cache_max)
+        self._repo = LocalRepo(context.template, context.repo)
+        self._library = Library(context.config.pipelines.overrides)
+        self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
+        cache = SharedCache(context.cache, context.config.preload.cache_max)
         self._preload = Preload(config, self._central, cache, self._library)
-        init_outputs = InitOutputs(seat.runs)
-        self._runs = PipelineRunner(make_engines(seat, self._repo), init_outputs)
-        self._outputs = Outputs(seat.config.export.types, init_outputs.is_exported)
+        init_outputs = InitOutputs(context.runs)
+        self._runs = PipelineRunner(make_engines(context, self._repo), init_outputs)
+        self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
         self._visit: _Visit | None = None
         self._begun = False
 
@@ -182,7 +182,7 @@ class ButlerWork:
         missing = [exposure for exposure in order.exposures if exposure not in visit.raws.headers]
         if missing:
             raise VisitFailed(Outcome.FAILED, f"exposures {missing} were not ingested", retriable=True)
-        timings = Timings(self._seat.clock)
+        timings = Timings(self._context.clock)
         passed = visit.reporter.passed
         try:
             with space_watched():
@@ -229,7 +229,7 @@ class ButlerWork:
         self._central.close()
 
     def _reached(self, stage: Stage) -> None:
-        self._seat.report(StageReached(stage=stage, tai=self._seat.clock.tai()))
+        self._context.report(StageReached(stage=stage, tai=self._context.clock.tai()))
 
     def _prepared(self) -> _Visit:
         if self._visit is None:
@@ -237,7 +237,7 @@ class ButlerWork:
         return self._visit
 
     def _prepare(self, order: Prepare) -> Prepared:
-        timings = Timings(self._seat.clock)
+        timings = Timings(self._context.clock)
         footprint = self._footprint(order)
         plan = self._preload.find(order, footprint, timings)
         inputs = self._preload.fetch(plan, self._repo, timings)
@@ -262,18 +262,18 @@ class ButlerWork:
         return Prepared(pipeline=visit.pipelines[0].name, detail=timings.values)
 
     def _footprint(self, order: Prepare) -> Footprint:
-        config = self._seat.config
+        config = self._context.config
         return footprint_of(
             order.visit,
             order.detector,
             find_camera(self._cameras, order.visit.instrument),
             padding_arcsec=config.preload.padding_arcsec,
-            patience_s=config.arrivals.patience_s(order.visit),
-            now_tai=self._seat.clock.tai(),
+            image_deadline_s=config.arrivals.image_deadline_s(order.visit),
+            now_tai=self._context.clock.tai(),
         )
 
     def _open_visit(self, order: Prepare, footprint: Footprint) -> _Visit:
-        name, butler, config = order.visit.instrument, self._repo.butler, self._seat.config
+        name, butler, config = order.visit.instrument, self._repo.butler, self._context.config
         record = group_record(butler.dimensions, name, order.visit.group)
         insert_records(butler, [record])
         instrument = Instrument.from_string(self._config.instrument_class[name])
@@ -289,17 +289,17 @@ class ButlerWork:
         obs_base = self._config.ingest_of(name) == "obs_base"
         files = RawFiles(config.arrivals)
         raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming)
-        return _Visit(order, [record], NoReturnReporter(self._seat), raws)
+        return _Visit(order, [record], NoReturnReporter(self._context), raws)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Return the name of an output run."""
         instrument = visit.order.visit.instrument
-        deployment = deployment_of(self._seat.config, instrument, self._repo.versions, pipelines)
+        deployment = deployment_of(self._context.config, instrument, self._repo.versions, pipelines)
         return output_run(instrument, day, name, deployment)
 
     def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
         instrument = visit.order.visit.instrument
-        digest = deployment_hash(self._seat.config, instrument, self._repo.versions, [pipeline])
+        digest = deployment_hash(self._context.config, instrument, self._repo.versions, [pipeline])
         return Job(pipeline, inputs, run, digest, self._repo.butler)
 
     def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline]) -> str:
@@ -364,7 +364,7 @@ class ButlerWork:
         """Ask whether a failure behind the point of no return has left nothing."""
         visits = [record.id for record in visit.raws.records if record.definition.name == "visit"]
         return has_nothing(
-            self._seat.config.engine,
+            self._context.config.engine,
             visit.order.visit.instrument,
             visit.order.detector,
             visits,
@@ -391,5 +391,5 @@ class ButlerWork:
         chain = output_chain(order.visit.instrument, visit.raws.headers[exposures[0]].day_obs)
         chains = {chain: tuple(name for name in runs if name in used)}
         records = [*visit.records, *visit.raws.records]
-        folder = write_spool(self._seat.spool, key, outputs.fill, records, chains, failed)
+        folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed)
         return str(folder), len(outputs.refs)

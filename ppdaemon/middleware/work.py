@@ -33,7 +33,7 @@ from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.pointing import keep_astropy_offline
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 
 __all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "set_up_libraries")
 
@@ -73,12 +73,12 @@ def set_up_libraries() -> None:
         assert element.RecordClass is not None
 
 
-def build_template(seat: Seat) -> None:
+def build_template(context: WorkerContext) -> None:
     """Make the repo that workers copy.
 
     Parameters
     ----------
-    seat : `~ppdaemon.work.Seat`
+    context : `~ppdaemon.work.WorkerContext`
         Tells configuration and place.
 
     Raises
@@ -90,13 +90,14 @@ def build_template(seat: Seat) -> None:
         installed, the configuration has no such part, or ``lsst.obs.base``
         is wanted and missing.
     """
-    config = _butler_config(seat.config)
-    require_obs_base(config, seat.config.node.instruments)
+    config = _butler_config(context.config)
+    require_obs_base(config, context.config.node.instruments)
     instruments = [
-        Instrument.from_string(config.instrument_class[name]) for name in sorted(seat.config.node.instruments)
+        Instrument.from_string(config.instrument_class[name])
+        for name in sorted(context.config.node.instruments)
     ]
-    pipelines = _configured_pipelines(seat.config)
-    _warn_of_strangers(seat.config.engine, pipelines)
+    pipelines = _configured_pipelines(context.config)
+    _warn_of_strangers(context.config.engine, pipelines)
     try:
         with _open_central(config.central) as central:
             universe = central.dimensions
@@ -106,15 +107,15 @@ def build_template(seat: Seat) -> None:
             dataset_types = _known_before(pipelines, central, instruments)
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
-    make_template(seat.template, universe, instruments, dataset_types, hash_versions(), config.local)
+    make_template(context.template, universe, instruments, dataset_types, hash_versions(), config.local)
 
 
-def open_work(seat: Seat) -> ButlerWork:
+def open_work(context: WorkerContext) -> ButlerWork:
     """Copy the template and be ready for visits.
 
     Parameters
     ----------
-    seat : `~ppdaemon.work.Seat`
+    context : `~ppdaemon.work.WorkerContext`
         Tells configuration and places.
 
     Returns
@@ -122,15 +123,15 @@ def open_work(seat: Seat) -> ButlerWork:
     work : `~ppdaemon.middleware.butlerwork.ButlerWork`
         The worker's work.
     """
-    return ButlerWork(seat, _butler_config(seat.config))
+    return ButlerWork(context, _butler_config(context.config))
 
 
-def open_exporter(seat: Seat) -> CentralExporter:
+def open_exporter(context: WorkerContext) -> CentralExporter:
     """Be ready for exports; the central repo is opened by the first one.
 
     Parameters
     ----------
-    seat : `~ppdaemon.work.Seat`
+    context : `~ppdaemon.work.WorkerContext`
         Tells the configuration.
 
     Returns
@@ -138,8 +139,8 @@ def open_exporter(seat: Seat) -> CentralExporter:
     exporter : `~ppdaemon.middleware.export.exporter.CentralExporter`
         Registers spools.
     """
-    config, refused = _butler_config(seat.config), NodeFolders.of(seat.config).refused
-    return CentralExporter(config.central, seat.clock, seat.config.node.name, refused, seat.runs)
+    config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
+    return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
 
 
 def _open_central(uri: str) -> Butler:

@@ -192,7 +192,7 @@ class Planner:
             detector,
             self._camera,
             padding_arcsec=config.preload.padding_arcsec,
-            patience_s=config.arrivals.patience_s(self._visit),
+            image_deadline_s=config.arrivals.image_deadline_s(self._visit),
             now_tai=self._order.now_tai,
         )
 

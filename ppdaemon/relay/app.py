@@ -71,7 +71,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
             Sockets(submit, nodes),
             clock=clock,
             notifier=notifier,
-            life=secrets.token_hex(8),
+            incarnation=secrets.token_hex(8),
         )
         await relay.run()
     _LOG.info("stopped")

@@ -21,7 +21,7 @@ not tell it any more; every time limit of a node is far below this."""
 class ReservationState(StrEnum):
     """Where a visit-detector is. Ended ones are in the ledger only."""
 
-    HELD = "held"
+    UNASSIGNED = "held"
     """No node was told, or the one that was told refused."""
     SENT = "sent"
     """A node was told and may have it."""
@@ -34,7 +34,7 @@ class Reservation:
     """One detector of a visit."""
 
     detector: int
-    state: ReservationState = ReservationState.HELD
+    state: ReservationState = ReservationState.UNASSIGNED
     node: str = ""
     """Who was told last; empty if nobody was."""
     attempt: int = 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the relay's decisions ask to be done: send this, write that.
 
-Decisions are made in `ppdaemon.relay.board` and carried out by
+Decisions are made in `ppdaemon.relay.dispatcher` and carried out by
 `ppdaemon.relay.relay`, which commits the writes of a `Turn` before it sends
 anything of it: no node and no client knows what the ledger could forget.
 """
@@ -11,25 +11,6 @@ from dataclasses import dataclass, field
 
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
-
-__all__ = (
-    "AmendOutcome",
-    "Beat",
-    "CloseVisit",
-    "ConfirmResults",
-    "Greet",
-    "Reserve",
-    "ResultKey",
-    "Send",
-    "SetAcked",
-    "SetCancelled",
-    "SetOutcome",
-    "SetRoute",
-    "TurnAway",
-    "Turn",
-    "Withdraw",
-    "Write",
-)
 
 type ResultKey = tuple[str, str, int, int]
 """Instrument, group, detector, attempt."""

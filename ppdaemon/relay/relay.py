@@ -2,9 +2,9 @@
 """The event pump of ``pprelay``: takes events, asks for decisions, acts.
 
 Sockets and clock only put events into one bounded queue; the pump takes them
-out one by one. What is to be done is decided by `ppdaemon.relay.board`; here it
+out one by one. What is to be done is decided by `ppdaemon.relay.dispatcher`; here it
 is carried out: first written, then, when that is on disk, sent. Clients are
-served by `ppdaemon.relay.desk`.
+served by `ppdaemon.relay.submitserver`.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import NODE_LIMIT, FromNode
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
-from ppdaemon.relay.board import Board
 from ppdaemon.relay.config import RelayConfig
-from ppdaemon.relay.desk import Desk
+from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnendedVisit
-from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
+from ppdaemon.relay.openvisit import Reservation, opened
 from ppdaemon.relay.orders import Beat, CloseVisit, Send, SetOutcome, Turn
-from ppdaemon.relay.throttle import Throttle
+from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
+from ppdaemon.throttle import Throttle
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
 
@@ -48,24 +48,6 @@ PRUNE_S = 3600.0
 """Interval of the look for ledger entries older than ``keep_days``."""
 STOP_S = 0.5
 """How long a stop waits for the ledger."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Submitted:
-    frames: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _NodeSpoke:
-    frames: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ticked:
-    pass
-
-
-type _Event = _Submitted | _NodeSpoke | _Ticked
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +85,23 @@ class Relay:
         *,
         clock: Clock,
         notifier: Notifier,
-        life: str,
+        incarnation: str,
     ):
         self._config = config
         self._sockets = sockets
         self._clock = clock
         self._notifier = notifier
         now = clock.mono()
-        self._board = Board(
+        self._dispatcher = Dispatcher(
             resend_s=config.resend_s,
             silence_s=config.silence_s,
             settle_s=SETTLE_BEATS * config.heartbeat_s,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
         self._writer = BatchWriter(ledger, "ledger", self._complain)
-        self._desk = Desk(
+        self._submit_server = SubmitServer(
             config=config,
-            board=self._board,
+            dispatcher=self._dispatcher,
             writer=self._writer,
             throttle=self._throttle,
             clock=clock,
@@ -127,8 +109,8 @@ class Relay:
             carry_out=self._carry_out,
             open_visit=self._open,
         )
-        self._link = link.NodeLink(sockets.nodes, config.name, life, clock)
-        self._events: asyncio.Queue[_Event] = asyncio.Queue(EVENTS)
+        self._link = link.NodeLink(sockets.nodes, config.name, incarnation, clock)
+        self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._turn_of_tick_done = True
         self._beat_at = now
         self._prune_at = now
@@ -138,14 +120,14 @@ class Relay:
     def ask_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
         self._stop_asked = True
-        self._desk.closed = True
+        self._submit_server.closed = True
 
     async def run(self) -> None:
         """Serve until a stop is asked for."""
         self._notifier.tell(READY=1, STATUS=self._status())
         sources = [
-            self._read(self._sockets.submit, _Submitted),
-            self._read(self._sockets.nodes, _NodeSpoke),
+            self._read(self._sockets.submit, self._submit_server.serve),
+            self._read(self._sockets.nodes, self._node_spoke),
             self._tick(),
         ]
         try:
@@ -161,29 +143,26 @@ class Relay:
 
     # --- sources of events ----------------------------------------------------
 
-    async def _read(self, socket: zmq.asyncio.Socket, event: type[_Submitted] | type[_NodeSpoke]) -> None:
+    async def _read(self, socket: zmq.asyncio.Socket, handle: Callable[[list[bytes]], None]) -> None:
         while True:
             await self._writer.room()
-            await self._events.put(event(await socket.recv_multipart()))
+            await self._events.put(partial(handle, await socket.recv_multipart()))
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self._events.put(_Ticked())
+            await self._events.put(self._ticked)
 
     # --- the pump ---------------------------------------------------------------
 
     async def _pump(self) -> None:
         stop_by: float | None = None
         while True:
-            event = await self._events.get()
-            match event:
-                case _Submitted(frames):
-                    self._guarded(partial(self._desk.serve, frames))
-                case _NodeSpoke(frames):
-                    self._guarded(partial(self._node_spoke, frames))
-                case _Ticked():
-                    self._guarded(self._ticked)
+            handle = await self._events.get()
+            try:
+                handle()
+            except Exception:  # an error in the program costs no more than this event
+                _LOG.exception("an event could not be handled")
             if self._stop_asked and stop_by is None:
                 _LOG.info("stopping")
                 self._notifier.tell(STOPPING=1, STATUS="stopping")
@@ -191,22 +170,15 @@ class Relay:
             if stop_by is not None and (not self._writer.backlog or self._clock.mono() >= stop_by):
                 return
 
-    def _guarded(self, handle: Callable[[], None]) -> None:
-        """Handle one event; an error in the program costs no more than it."""
-        try:
-            handle()
-        except Exception:
-            _LOG.exception("an event could not be handled")
-
     def _ticked(self) -> None:
         now = self._clock.mono()
         if self._turn_of_tick_done:  # else the ledger is behind, and so must resending be
-            turn = self._board.tick(now)
+            turn = self._dispatcher.tick(now)
             self._turn_of_tick_done = not turn.writes and not turn.sends
             self._carry_out(turn, self._tick_done)
         if now - self._beat_at >= self._config.heartbeat_s:
             self._beat_at = now
-            self._send([Beat(peer) for peer in self._board.roster.peers])
+            self._send([Beat(peer) for peer in self._dispatcher.registry.peers])
             self._notifier.tell(WATCHDOG=1, STATUS=self._status())
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
@@ -217,8 +189,8 @@ class Relay:
 
     def _status(self) -> str:
         return (
-            f"{len(self._board.roster)} nodes, {len(self._board)} visits"
-            f" with {self._board.reservations} detectors under way"
+            f"{len(self._dispatcher.registry)} nodes, {len(self._dispatcher)} visits"
+            f" with {self._dispatcher.reservations} detectors under way"
         )
 
     # --- carrying out -------------------------------------------------------------
@@ -245,7 +217,7 @@ class Relay:
     def _send(self, orders: Sequence[Send]) -> None:
         for order in orders:
             if not self._link.send(order):
-                self._board.lose(order.peer, self._clock.mono())
+                self._dispatcher.lose(order.peer, self._clock.mono())
 
     def _prune(self) -> None:
         before_tai = self._clock.tai() - self._config.keep_days * 86_400.0
@@ -265,13 +237,13 @@ class Relay:
             message = decode(frames[1], FromNode, limit=NODE_LIMIT)
         except BadMessage as error:
             if self._throttle.passes(f"node {error.kind}"):
-                total = self._throttle.counts[f"node {error.kind}"]
+                total = self._throttle.by_kind[f"node {error.kind}"]
                 _LOG.warning(
                     "dropped a message of a node",
                     extra={"kind": error.kind, "reason": str(error), "total": total},
                 )
             return
-        self._carry_out(self._board.hear(frames[0], message, self._clock.mono()))
+        self._carry_out(self._dispatcher.receive(frames[0], message, self._clock.mono()))
 
     # --- visits ---------------------------------------------------------------------
 
@@ -284,19 +256,11 @@ class Relay:
                 _LOG.exception("a visit in the ledger cannot be read any more", extra={"number": row.number})
                 outcomes = [
                     SetOutcome(row.number, found.detector, Outcome.FAILED, f"unreadable: {error}", None)
-                    for found in row.rows
+                    for found in row.reservations
                 ]
                 self._carry_out(Turn([*outcomes, CloseVisit(row.number)]))
                 continue
-            reservations = []
-            for found in row.rows:
-                state = ReservationState.SENT if found.node else ReservationState.HELD
-                if found.acked:
-                    state = ReservationState.ACKED
-                reservations.append(
-                    Reservation(found.detector, state, found.node, found.attempt, former=found.former)
-                )
-            self._open(row.number, visit, reservations, row.received_tai, cancelled=row.cancelled)
+            self._open(row.number, visit, row.reservations, row.received_tai, cancelled=row.cancelled)
         if visits:
             _LOG.info("going on with unended visits", extra={"visits": len(visits)})
 
@@ -320,4 +284,4 @@ class Relay:
             now_tai=self._clock.tai(),
             cancelled=cancelled,
         )
-        self._carry_out(self._board.add(open_visit, now))
+        self._carry_out(self._dispatcher.add(open_visit, now))

@@ -22,7 +22,7 @@ from ppdaemon.states import SlotState
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import ResourceUsage, title, usage_of
 from ppdaemon.testing.raws import RawWriter
-from ppdaemon.testing.waiting import PATIENCE_S
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 __all__ = ("NodeProcess", "node_config", "running_node")
 
@@ -127,7 +127,7 @@ class NodeProcess:
         self.raws = RawWriter(Path(config["arrivals"]["roots"][0]))
         self.path = folder / "node.yaml"
         self.log = folder / "daemon.log"
-        self.daemon = Daemon(self.control, timeout_s=PATIENCE_S / 2)
+        self.daemon = Daemon(self.control, timeout_s=TIMEOUT_S / 2)
         self._command = (*launcher, sys.executable, *program, str(self.path))
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -179,7 +179,7 @@ class NodeProcess:
         connected = self.relay is None or status.relay.startswith("connected")
         return connected and status.slots.get(SlotState.IDLE, 0) > 0 and not RISING & status.slots.keys()
 
-    def stop(self, limit_s: float = PATIENCE_S) -> int:
+    def stop(self, limit_s: float = TIMEOUT_S) -> int:
         """Stop it as an operator does, and be its relay meanwhile.
 
         Parameters
@@ -220,7 +220,7 @@ class NodeProcess:
 
     # --- waiting and asking ----------------------------------------------
 
-    def wait[T](self, condition: Callable[[], T], deadline_s: float = PATIENCE_S, pause_s: float = 0.01) -> T:
+    def wait[T](self, condition: Callable[[], T], deadline_s: float = TIMEOUT_S, pause_s: float = 0.01) -> T:
         """Wait for something while the daemon runs, and be its relay meanwhile.
 
         Parameters

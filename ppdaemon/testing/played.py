@@ -12,22 +12,22 @@ import zmq
 from ppdaemon.clock import Clock
 from ppdaemon.messages import (
     NODE_LIMIT,
-    AckedVisit,
     CancelVisit,
     FromNode,
     FromRelay,
     Heartbeat,
     Hello,
-    NakedVisit,
+    HelloRefused,
     ReserveVisit,
     ResultEntry,
     Results,
     ResultsSeen,
-    Sorry,
+    VisitAccepted,
+    VisitRefused,
     Welcome,
 )
 from ppdaemon.states import Outcome
-from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode, encode
 
@@ -53,10 +53,10 @@ class Sockets:
         self._context.destroy(linger=0)
 
     def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Return a connected socket; a receiver waits ``PATIENCE_S`` at the most."""
+        """Return a connected socket; a receiver waits ``TIMEOUT_S`` at the most."""
         made = self._context.socket(kind)
         self._made.append(made)  # one that is collected before it is closed is a warning
-        made.rcvtimeo = round(PATIENCE_S * 1000)
+        made.rcvtimeo = round(TIMEOUT_S * 1000)
         made.set(zmq.RECONNECT_IVL, 20)
         made.connect(address)
         return made
@@ -104,7 +104,7 @@ class PlayedRelay(_LinkEnd):
         The node's introductions.
     acked : `set` [`tuple` [`str`, `int`]]
         Visit-detectors that the node has accepted.
-    naks : `list` [`~ppdaemon.messages.NakedVisit`]
+    naks : `list` [`~ppdaemon.messages.VisitRefused`]
         Its refusals.
     results : `dict`
         By visit-detector, all outcomes that were sent, repetitions included.
@@ -116,7 +116,7 @@ class PlayedRelay(_LinkEnd):
         super().__init__("played")
         self.hellos: list[Hello] = []
         self.acked: set[VisitDetector] = set()
-        self.naks: list[NakedVisit] = []
+        self.naks: list[VisitRefused] = []
         self.results: dict[VisitDetector, list[ResultEntry]] = {}
         self.open: set[VisitDetector] = set()
         self._heartbeat_s = heartbeat_s
@@ -227,10 +227,10 @@ class PlayedRelay(_LinkEnd):
         match message:
             case Hello():
                 self.hellos.append(message)
-                self.send(Welcome, life="played")
-            case AckedVisit(group=group, detectors=detectors):
+                self.send(Welcome, incarnation="played")
+            case VisitAccepted(group=group, detectors=detectors):
                 self.acked |= {(group, detector) for detector in detectors}
-            case NakedVisit():
+            case VisitRefused():
                 self.naks.append(message)
             case Results(entries=entries):
                 for entry in entries:
@@ -243,7 +243,7 @@ class PlayedRelay(_LinkEnd):
     def wait[T](
         self,
         condition: Callable[[], T],
-        deadline_s: float = PATIENCE_S,
+        deadline_s: float = TIMEOUT_S,
         story: str | Callable[[], object] = "",
     ) -> T:
         """Listen until a condition is true; see `~ppdaemon.testing.waiting.wait_until`."""
@@ -254,7 +254,7 @@ class PlayedRelay(_LinkEnd):
 
         return wait_until(listening, deadline_s, story or self.story)
 
-    def outcome(self, group: str, detector: int = 0, deadline_s: float = PATIENCE_S) -> ResultEntry:
+    def outcome(self, group: str, detector: int = 0, deadline_s: float = TIMEOUT_S) -> ResultEntry:
         """Wait for the outcome of a visit-detector; a second one is a fault.
 
         Parameters
@@ -316,13 +316,13 @@ class PlayedNode(_LinkEnd):
         address: str,
         name: str,
         *,
-        life: str = "life1",
+        incarnation: str = "life1",
         detectors: Iterable[int] = range(9),
         instrument: str = "DemoCam",
     ):
         super().__init__(name)
         self.received: list[Any] = []
-        self._life = life
+        self._life = incarnation
         self._offered = {instrument: tuple(detectors)}
         self._capacity = len(self._offered[instrument])
         self._socket = sockets.connect(zmq.DEALER, address)
@@ -338,7 +338,7 @@ class PlayedNode(_LinkEnd):
 
     def hello(self) -> None:
         """Introduce itself."""
-        self.send(Hello, life=self._life, instruments=self._offered, capacity=self._capacity)
+        self.send(Hello, incarnation=self._life, instruments=self._offered, capacity=self._capacity)
 
     def listen(self) -> None:
         """Receive what there is, send heartbeats; hello to a relay that asks."""
@@ -347,7 +347,7 @@ class PlayedNode(_LinkEnd):
         while self._socket.poll(0):
             message = decode(self._socket.recv(), FromRelay, limit=NODE_LIMIT)
             self.received.append(message)
-            if isinstance(message, Sorry) and message.code == "stranger":
+            if isinstance(message, HelloRefused) and message.code == "stranger":
                 self.hello()
 
     def wait_for(self, kind: str, count: int = 1) -> list[Any]:
@@ -361,16 +361,16 @@ class PlayedNode(_LinkEnd):
             found = [message for message in self.received if message.type == kind]
             return found if len(found) >= count else []
 
-        return wait_until(enough, PATIENCE_S, lambda: f"{count} {kind} in {self.received}")
+        return wait_until(enough, TIMEOUT_S, lambda: f"{count} {kind} in {self.received}")
 
     def ack(self, order: ReserveVisit) -> None:
         """Acknowledge an order."""
-        self.send(AckedVisit, **_names(order), detectors=order.detectors, attempt=order.attempt)
+        self.send(VisitAccepted, **_names(order), detectors=order.detectors, attempt=order.attempt)
 
     def nak(self, order: ReserveVisit, reason: str, *, final: bool) -> None:
         """Refuse an order."""
         fields = {"detectors": order.detectors, "attempt": order.attempt, "reason": reason, "final": final}
-        self.send(NakedVisit, **_names(order), **fields)
+        self.send(VisitRefused, **_names(order), **fields)
 
     def finish(self, order: ReserveVisit, outcome: Outcome = Outcome.SUCCEEDED) -> None:
         """Report an outcome for each detector of an order."""

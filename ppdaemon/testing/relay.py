@@ -15,7 +15,7 @@ import zmq
 
 from ppdaemon.clock import Clock
 from ppdaemon.testing.played import Sockets
-from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 __all__ = ("SILENCE_S", "RelayProcess", "SubmitClient")
 
@@ -77,7 +77,7 @@ class RelayProcess:
             self._process = subprocess.Popen(
                 self.command("run"), stderr=log, env={**os.environ, **environment}
             )
-        wait_until(lambda: len(self.events("listening")) == before + 2, PATIENCE_S, self.log.read_text)
+        wait_until(lambda: len(self.events("listening")) == before + 2, TIMEOUT_S, self.log.read_text)
         return self
 
     def events(self, text: str = "") -> list[str]:
@@ -96,12 +96,12 @@ class RelayProcess:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end; return the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(TIMEOUT_S)
 
     def kill(self) -> None:
         """End it as a power cut does."""
         self.process.kill()
-        self.process.wait(PATIENCE_S)
+        self.process.wait(TIMEOUT_S)
 
 
 class SubmitClient:

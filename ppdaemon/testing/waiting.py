@@ -4,9 +4,9 @@
 import time
 from collections.abc import Callable
 
-__all__ = ("PATIENCE_S", "wait_until")
+__all__ = ("TIMEOUT_S", "wait_until")
 
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 """For what takes a moment on a machine that is not busy."""
 PAUSE_S = 0.01
 

@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Self
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import (
     Done,
     Exported,
@@ -59,7 +59,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import encode
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 
 __all__ = (
     "FAULTS",
@@ -117,7 +117,7 @@ def set_up_libraries() -> None:
     """Nothing is imported that would need it."""
 
 
-def build_template(context: Seat) -> None:
+def build_template(context: WorkerContext) -> None:
     """Make a repo of one file."""
     if (context.config.node.state_dir / "template-fails").exists():
         raise RuntimeError("the template was told to fail")
@@ -128,7 +128,7 @@ def build_template(context: Seat) -> None:
 class ScriptedWork:
     """Goes through all stages of a visit, with the faults of its survey."""
 
-    def __init__(self, context: Seat):
+    def __init__(self, context: WorkerContext):
         self.context = context
         self.state = context.config.node.state_dir
         self._copy()
@@ -177,7 +177,7 @@ class ScriptedWork:
             datasets=1,
         )
         self._reach(Stage.SPOOLED)
-        self.last_message = done.model_copy(update={"serial": self.order.serial})
+        self.last_message = done.model_copy(update={"visit_number": self.order.visit_number})
         self._step("spooled")
         return done
 
@@ -235,12 +235,12 @@ class ScriptedWork:
 class ScriptedExporter:
     """Registers each spool once, however often it is asked."""
 
-    def __init__(self, context: Seat):
+    def __init__(self, context: WorkerContext):
         self._context = context
         self._state = context.config.node.state_dir
 
     def export(self, spools: Sequence[Path]) -> Exported:
-        """Register, then delete."""
+        """Register, then delete; as with a real one, what is gone counts as exported."""
         if (self._state / "central-down").exists():
             raise ConnectionError("the central repo is down")
         if (self._state / "central-refuses").exists():
@@ -248,12 +248,11 @@ class ScriptedExporter:
         central = self._state / "exported"
         central.mkdir(exist_ok=True)
         for spool in spools:
-            manifest = (spool / "manifest.json").read_text()
-            if not (central / spool.name).exists():
-                (central / spool.name).write_text(manifest)
+            if spool.exists() and not (central / spool.name).exists():
+                (central / spool.name).write_text((spool / "manifest.json").read_text())
         time.sleep(EXPORT_PAUSE_S)
         for spool in spools:
-            shutil.rmtree(spool)
+            remove_spool(spool)
         names = tuple(map(str, spools))
         return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
 
@@ -267,14 +266,14 @@ class ScriptedExporter:
         return Exported(spools=(), refused=names, tai=self._context.clock.tai(), datasets=0)
 
 
-def open_work(context: Seat) -> ScriptedWork:
+def open_work(context: WorkerContext) -> ScriptedWork:
     """Be ready for visits."""
     if (context.config.node.state_dir / "boot-fails").exists():
         raise RuntimeError("the worker was told to fail")
     return ScriptedWork(context)
 
 
-def open_exporter(context: Seat) -> ScriptedExporter:
+def open_exporter(context: WorkerContext) -> ScriptedExporter:
     """Be ready for exports."""
     return ScriptedExporter(context)
 
@@ -343,7 +342,7 @@ def _send_nonsense(work: ScriptedWork) -> None:
 
 def _send_for_another(work: ScriptedWork) -> None:
     """Send a result of a visit that was never given."""
-    os.write(_channel(), encode(Done(outcome=Outcome.SUCCEEDED, serial=work.order.serial + 7)))
+    os.write(_channel(), encode(Done(outcome=Outcome.SUCCEEDED, visit_number=work.order.visit_number + 7)))
 
 
 def _send_twice(work: ScriptedWork) -> None:

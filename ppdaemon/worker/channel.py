@@ -27,7 +27,7 @@ class Channel[Order]:
         self._end = end
         self._orders = orders
 
-    def say(self, fact: pydantic.BaseModel) -> None:
+    def send(self, fact: pydantic.BaseModel) -> None:
         """Tell the supervisor; a gone supervisor raises `OSError`.
 
         Parameters
@@ -37,7 +37,7 @@ class Channel[Order]:
         """
         self._end.send(encode(fact))
 
-    def hear(self) -> Order | None:
+    def receive(self) -> Order | None:
         """Wait for the next order.
 
         Returns

@@ -13,7 +13,7 @@ from pathlib import Path
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import PACKET_LIMIT, ZYGOTE_ORDERS
 from ppdaemon.wire import decode
-from ppdaemon.worker.life import import_work, live
+from ppdaemon.worker.childmain import import_work, live
 
 __all__ = ("main",)
 

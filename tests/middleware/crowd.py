@@ -119,7 +119,7 @@ def prepare_at_once(central: Path, folder: Path, workers: int, spools: list[Path
 
 
 def _build(rig: Rig, report: Callable[[dict[str, Any]], None]) -> None:
-    work.build_template(rig.seat)
+    work.build_template(rig.context)
     report({"built": True})
 
 
@@ -132,9 +132,9 @@ def _prepare(
     report: Callable[[dict[str, Any]], None],
 ) -> None:
     rig = Rig(folder / str(number), folder / "ram" / str(number), central)
-    shutil.copytree(template.seat.template, rig.seat.template)
+    shutil.copytree(template.context.template, rig.context.template)
     assert rig.config.butler is not None
-    worker = ButlerWork(rig.seat, rig.config.butler, toycam.load_toy_camera)
+    worker = ButlerWork(rig.context, rig.config.butler, toycam.load_toy_camera)
     report({"opened": number})
     gates[0].wait()
     began = time.monotonic()

@@ -50,8 +50,8 @@ def few_template(tmp_path_factory: pytest.TempPathFactory, few: Central) -> Path
     """Give a template of that repo's dimensions and dataset types."""
     root = tmp_path_factory.mktemp("template")
     rig = Rig(root, root / "ram", few.root)
-    work.build_template(rig.seat)
-    return rig.seat.template
+    work.build_template(rig.context)
+    return rig.context.template
 
 
 @pytest.fixture(scope="session")
@@ -68,14 +68,14 @@ def _spool_visits(root: Path, toy_central: Path, toy_template: Path) -> None:
     for host, detector, attempts in (("a", 1, (1, 2)), ("b", 2, (1,))):
         types = {"types": ["toy_.*", ".*_config", "regionTimeInfo"]}
         rig = Rig(root / host, root / host / "ram", toy_central, export=types)
-        shutil.copytree(toy_template, rig.seat.template)
+        shutil.copytree(toy_template, rig.context.template)
         assert rig.config.butler is not None
-        worker = ButlerWork(rig.seat, rig.config.butler, load_toy_camera)
+        worker = ButlerWork(rig.context, rig.config.butler, load_toy_camera)
         for attempt in attempts:
             run_visit(rig, worker, detector, attempt=attempt)
             worker.reset()
         worker.close()
-        shutil.copytree(rig.seat.spool, root / "spool", dirs_exist_ok=True)
+        shutil.copytree(rig.context.spool, root / "spool", dirs_exist_ok=True)
 
 
 @pytest.fixture

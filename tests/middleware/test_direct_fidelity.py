@@ -118,7 +118,7 @@ def test_who_stands_in_for_a_pipeline_that_is_not_run_directly_has_its_reason_to
 def test_no_file_of_a_visit_stays_on_the_ram_disk(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig, worker = rigs(engine={"kind": "direct", "no_return": []}, export={"types": [".*"]})
     write_many(rig)
-    folder = rig.seat.repo / "direct"
+    folder = rig.context.repo / "direct"
     worker.prepare(rig.order(main="Many", before=""))
     worker.ingest(rig.raw())
     monkeypatch.setattr(memory, "_BIG_BYTES", 0)  # all that is exported is written beside the tasks

@@ -69,7 +69,7 @@ def step(
     return Step(uuid.uuid4(), task, quantum, frozenset())
 
 
-class Desk:
+class SubmitServer:
     """A memory with its parts."""
 
     def __init__(self, folder: Path, steps: list[Step], exported: tuple[str, ...] = (), limit: int = 10**9):
@@ -89,13 +89,13 @@ class Desk:
         )
 
 
-def begin(desk: Desk, step: Step) -> None:
+def begin(desk: SubmitServer, step: Step) -> None:
     desk.memory.begin(step)
     if step.task.plain:  # type: ignore[attr-defined]
         desk.memory.expect_single_reads()
 
 
-def make(desk: Desk, step: Step, **made: Any) -> None:
+def make(desk: SubmitServer, step: Step, **made: Any) -> None:
     """Run a quantum that puts things."""
     begin(desk, step)
     for name, content in made.items():
@@ -104,7 +104,7 @@ def make(desk: Desk, step: Step, **made: Any) -> None:
     desk.memory.end(step)
 
 
-def read(desk: Desk, step: Step, ref: DatasetRef) -> Any:
+def read(desk: SubmitServer, step: Step, ref: DatasetRef) -> Any:
     """Run a quantum that reads one thing."""
     begin(desk, step)
     content = desk.memory.get(ref)
@@ -124,7 +124,7 @@ def place(content: Any) -> int:
 def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second, third]), {"pixels": pixels()}
+    desk, content = SubmitServer(tmp_path, [first, second, third]), {"pixels": pixels()}
     made_at = place(content)
     begin(desk, first)
     desk.memory.put(content, one)
@@ -151,7 +151,7 @@ def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path
 def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Path, keep: Any) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second]), {"pixels": pixels()}
+    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": pixels()}
     made_at, kept = place(content), keep(content)
     begin(desk, first)
     desk.memory.put(content, one)
@@ -164,7 +164,7 @@ def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Pat
 def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
     one, whole = ref_of("one"), pixels()
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = Desk(tmp_path, [first, second])
+    desk = SubmitServer(tmp_path, [first, second])
     make(desk, first, one={"pixels": whole[9:]})
     whole += 1.0
     assert read(desk, second, one)["pixels"].sum() == 0.0
@@ -173,7 +173,7 @@ def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
 def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second]), {"pixels": pixels()}
+    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": pixels()}
     kept = weakref.ref(content["pixels"])
     begin(desk, first)
     desk.memory.put(content, one)
@@ -186,7 +186,7 @@ def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
 def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tmp_path: Path) -> None:
     refs = [DatasetRef(TYPES["one"], EMPTY, run=f"run{k}") for k in range(3)]
     first, second = step({}, refs), step(dict.fromkeys(refs, 1), [], plain=False)
-    desk, content = Desk(tmp_path, [first, second]), {"pixels": pixels()}
+    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": pixels()}
     begin(desk, first)
     for k, ref in enumerate(refs):
         content["pixels"][:] = k
@@ -199,7 +199,7 @@ def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tm
 def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = Desk(tmp_path, [first, second])
+    desk = SubmitServer(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     begin(desk, second)
     assert desk.memory.get(one) == {"pixels": [1]}
@@ -210,7 +210,7 @@ def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None
 def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = Desk(tmp_path, [first, second])
+    desk = SubmitServer(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     desk.memory.begin(second)
     desk.memory.get(one)["pixels"].append(2)
@@ -221,7 +221,7 @@ def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None
 def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
+    desk, content = SubmitServer(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
     make(desk, first, one=content)
     read(desk, second, one)["pixels"].append(2)
     (dataset,) = desk.memory.outputs
@@ -232,7 +232,7 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
     one, two = ref_of("one"), ref_of("two")
     first = step({}, [one, two])
     second, third = step({one: 1}, []), step({two: 1}, [])
-    desk, shared = Desk(tmp_path, [first, second, third]), [1]
+    desk, shared = SubmitServer(tmp_path, [first, second, third]), [1]
     make(desk, first, one={"pixels": shared}, two={"pixels": shared})
     read(desk, second, one)["pixels"].append(2)
     assert read(desk, third, two) == {"pixels": [1]}
@@ -241,7 +241,7 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
 def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [], plain=False)
-    desk = Desk(tmp_path, [first, second])
+    desk = SubmitServer(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     desk.memory.begin(second)
     desk.memory.get(one)["pixels"].append(2)
@@ -253,7 +253,7 @@ def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
 def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one], plain=False), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
+    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": [1]}
     desk.memory.begin(first)
     desk.memory.put(content, one)
     content["pixels"].append(2)
@@ -270,7 +270,7 @@ def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it
     monkeypatch.setattr(memory, "copied", refuse)
     one = ref_of("one")
     first, second = step({}, [one], plain=False), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
+    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": [1]}
     desk.memory.begin(first)
     desk.memory.put(content, one)
     content["pixels"].append(2)
@@ -280,14 +280,14 @@ def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it
 
 def test_what_nobody_needs_is_not_written(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
-    make(Desk(tmp_path, [first], limit=1), first, one={"text": "long"})
+    make(SubmitServer(tmp_path, [first], limit=1), first, one={"text": "long"})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = Desk(tmp_path, [first, second, third]), {"pixels": [1]}
+    desk, content = SubmitServer(tmp_path, [first, second, third]), {"pixels": [1]}
     make(desk, first, one=content)
     desk.memory.end(second)
     assert read(desk, third, one) == content
@@ -297,7 +297,7 @@ def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Pa
 def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 0}, [], deferred="one")
-    desk, content = Desk(tmp_path, [first, second]), {"pixels": [1]}
+    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": [1]}
     make(desk, first, one=content)
     begin(desk, second)
     handle = desk.memory.getDeferred(one)
@@ -311,7 +311,7 @@ def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None
 def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
     one, two, outside = ref_of("one"), ref_of("two"), ref_of("three")
     first = step({}, [one, two])
-    desk = Desk(tmp_path, [first, step({one: 1, two: 1}, [])])
+    desk = SubmitServer(tmp_path, [first, step({one: 1, two: 1}, [])])
     make(desk, first, one={})
     assert desk.memory.stored_many([one, two, outside]) == {one: True, two: False, outside: True}
 
@@ -319,7 +319,7 @@ def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
 def test_a_dataset_is_put_once(tmp_path: Path) -> None:
     one = ref_of("one")
     first = step({}, [one])
-    desk = Desk(tmp_path, [first])
+    desk = SubmitServer(tmp_path, [first])
     make(desk, first, one={})
     with pytest.raises(ConflictingDefinitionError):
         make(desk, first, one={})
@@ -328,13 +328,13 @@ def test_a_dataset_is_put_once(tmp_path: Path) -> None:
 def test_what_is_of_another_type_is_refused_when_it_is_put(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
     with pytest.raises(TypeError):
-        make(Desk(tmp_path, [first]), first, one=7)
+        make(SubmitServer(tmp_path, [first]), first, one=7)
 
 
 def test_what_does_not_fit_into_memory_goes_through_a_file(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = Desk(tmp_path, [first, second], limit=1)
+    desk = SubmitServer(tmp_path, [first, second], limit=1)
     make(desk, first, one={"text": "long"})
     assert [path.name for path in tmp_path.iterdir()] == [f"{one.id}.yaml"]
     assert desk.memory.used_bytes == 0
@@ -391,7 +391,7 @@ def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
     monkeypatch.setattr(memory, "copied", refuse)
     one, content = ref_of("one"), {"text": "x" * 2_000_000}
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = Desk(tmp_path, [first, second], exported=("one",))
+    desk = SubmitServer(tmp_path, [first, second], exported=("one",))
     make(desk, first, one=content)
     assert read(desk, second, one) == content
     desk.background.allow()

@@ -61,11 +61,11 @@ def look(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **orde
         asked.detector,
         load_toy_camera(NAME),
         padding_arcsec=padding_arcsec,
-        patience_s=100.0,
+        image_deadline_s=100.0,
         now_tai=0.0,
     )
     with closing(CentralReader(str(central.root))) as reader:
-        preload = Preload(rig.config.butler, reader, SharedCache(rig.seat.cache, 10**9), Library({}))
+        preload = Preload(rig.config.butler, reader, SharedCache(rig.context.cache, 10**9), Library({}))
         return preload.find(asked, footprint, Timings(Clock()))
 
 
@@ -144,10 +144,10 @@ def rig(few: Central, few_template: Path, tmp_path: Path) -> Iterator[MakeRig]:
 
     def make(**changes: Any) -> tuple[Rig, ButlerWork]:
         made = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", few.root, butler=MODELS_TOO, **changes)
-        shutil.copytree(few_template, made.seat.template)
+        shutil.copytree(few_template, made.context.template)
         made.paths["Everything"] = write_everything(tmp_path)
         assert made.config.butler is not None
-        opened.append(ButlerWork(made.seat, made.config.butler, load_toy_camera))
+        opened.append(ButlerWork(made.context, made.config.butler, load_toy_camera))
         return made, opened[0]
 
     yield make
@@ -203,7 +203,7 @@ def test_what_a_failed_pipeline_has_made_is_exported_and_what_had_no_image_is_no
     made, worker = rig(pipelines={"overrides": {"associate:fail": "no database"}})
     worker.prepare(made.order(2, main="Everything", groupId="lost"))
     worker.reset()  # as when no image came
-    assert not made.seat.spool.exists()
+    assert not made.context.spool.exists()
     worker.prepare(made.order(1, main="Everything"))
     worker.ingest(made.raw(1))
     done = worker.process(Process(exposures=(FIRST,)))
@@ -227,13 +227,13 @@ def test_a_central_repo_of_older_dimensions_is_read_and_written(
 ) -> None:
     central = make_few(tmp_path / "central", server, universe)
     rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", central.root)
-    work.build_template(rig.seat)
+    work.build_template(rig.context)
     assert rig.config.butler is not None
-    with closing(ButlerWork(rig.seat, rig.config.butler, load_toy_camera)) as worker:
+    with closing(ButlerWork(rig.context, rig.config.butler, load_toy_camera)) as worker:
         done = run_visit(rig, worker, 1)
     assert done.outcome == Outcome.SUCCEEDED, done.reason
     assert done.spool is not None
-    with closing(work.open_exporter(rig.seat)) as exporter:
+    with closing(work.open_exporter(rig.context)) as exporter:
         exported = exporter.export([Path(done.spool)])
     assert (exported.spools, exported.refused) == ((done.spool,), ())
     assert len(outputs(central, "toy_image")) == 1
@@ -256,7 +256,7 @@ def test_dimensions_without_groups_are_refused_at_start(tmp_path: Path) -> None:
     )
     rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", tmp_path / "central")
     with pytest.raises(ConfigError, match=r"butler\.central: .*dimensions of version 5, 6 is needed"):
-        work.build_template(rig.seat)
+        work.build_template(rig.context)
 
 
 def make_newer(central: Central) -> None:
@@ -279,7 +279,7 @@ def test_a_newer_central_repo_is_named_as_such(central: Central, spools: list[Pa
     assert all(spool.exists() for spool in spools)
     rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", central.root)
     with pytest.raises(ConfigError, match=r"butler\.central: .*99\.0\.0"):
-        work.build_template(rig.seat)
+        work.build_template(rig.context)
 
 
 def test_a_missing_database_driver_is_named(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_missing_database_driver_is_named(tmp_path: Path) -> None:
     )
     rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", central.root)
     with pytest.raises(ConfigError, match=r"butler\.central: .*No module named 'pg8000'"):
-        work.build_template(rig.seat)
+        work.build_template(rig.context)
 
 
 @ON_POSTGRES

@@ -17,7 +17,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipetask import engine as pipetask
-from ppdaemon.middleware.pipetask.words import Broken, Built, Word
+from ppdaemon.middleware.pipetask.arguments import Broken, Built, Word
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)

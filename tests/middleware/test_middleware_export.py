@@ -336,7 +336,7 @@ def test_a_disk_that_is_full_keeps_no_half_of_a_spool(rigs: MakeRig, monkeypatch
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
     assert caught.value.retriable
-    assert list(rig.seat.spool.iterdir()) == []
+    assert list(rig.context.spool.iterdir()) == []
 
 
 @ON_SQLITE
@@ -359,6 +359,7 @@ def test_a_spool_of_which_half_is_deleted_is_no_spool(
     assert NodeFolders.read_spooled(spools[0].name)
     assert not NodeFolders.read_spooled(left.name), "the node does not take it for a spool"
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
+    assert not left.exists()
 
 
 def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:
@@ -367,7 +368,7 @@ def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(FIRST,)))
     assert (done.spool, done.datasets) == (None, 0)
-    assert not rig.seat.spool.exists()
+    assert not rig.context.spool.exists()
 
 
 KILLED = """

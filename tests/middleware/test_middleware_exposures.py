@@ -100,7 +100,7 @@ def records_in(repo: Path, element: str) -> list[Any]:
 
 
 def local_repo(rig: Rig) -> Path:
-    return rig.seat.repo / "repo"
+    return rig.context.repo / "repo"
 
 
 def combined(done: Done) -> list[tuple[int, str]]:
@@ -270,7 +270,7 @@ def test_azimuth_and_altitude_give_a_footprint_where_the_site_is_known() -> None
     site = Site(longitude_deg=-70.749, latitude_deg=-30.244, height_m=2663.0)
     sal = {"coordinateSystem": 3, "position": [150.0, 80.0], "rotationSystem": 3, "startTime": 1.8e9}
     visit = toycam.read_next_visit({"groupId": GROUP, "instrument": NAME} | sal)
-    limits = {"padding_arcsec": 30.0, "patience_s": 100.0, "now_tai": 1.8e9}
+    limits = {"padding_arcsec": 30.0, "image_deadline_s": 100.0, "now_tai": 1.8e9}
     footprint = footprint_of(visit, 1, camera.model_copy(update={"site": site}), **limits)
     assert footprint.pointing is not None
     assert footprint.region == padded_region(camera, footprint.pointing)
@@ -286,7 +286,7 @@ def padded_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
         "cameraAngle": pointing.sky_angle_deg,
     }
     visit = toycam.read_next_visit({"groupId": GROUP, "instrument": NAME} | sal)
-    region = footprint_of(visit, 1, camera, padding_arcsec=30.0, patience_s=1.0, now_tai=1.8e9).region
+    region = footprint_of(visit, 1, camera, padding_arcsec=30.0, image_deadline_s=1.0, now_tai=1.8e9).region
     assert region is not None
     return region
 
@@ -351,7 +351,7 @@ def test_an_exposure_that_contradicts_is_set_aside_and_the_others_run(
     ((visit, text),) = combined(worker.process(Process(exposures=(FIRST,), partial=True)))
     assert (visit, "- 2" in text) == (FIRST, False)
     assert [each.id for each in records_in(local_repo(rig), "exposure")] == [FIRST]
-    assert not list((rig.seat.repo / "incoming").iterdir())
+    assert not list((rig.context.repo / "incoming").iterdir())
 
 
 def test_limits_are_configurable(rigs: MakeRig) -> None:

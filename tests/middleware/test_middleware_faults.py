@@ -23,7 +23,7 @@ def registry_of(repo: Path) -> Path:
 def test_a_corrupt_local_registry_costs_one_visit_and_is_rebuilt(rigs: MakeRig) -> None:
     """Fault 44: the local registry is corrupt."""
     rig, worker = rigs()
-    registry = registry_of(rig.seat.repo)
+    registry = registry_of(rig.context.repo)
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises((VisitFailed, DatabaseError), match=r"malformed|not a database|disk image"):
         worker.prepare(rig.order())
@@ -34,7 +34,7 @@ def test_a_corrupt_local_registry_costs_one_visit_and_is_rebuilt(rigs: MakeRig) 
 def test_a_locked_local_registry_is_replaced_with_its_repo(rigs: MakeRig) -> None:
     """Fault 44: a lock on the old repo does not reach the fresh copy."""
     rig, worker = rigs()
-    lock = sqlite3.connect(registry_of(rig.seat.repo), isolation_level=None)
+    lock = sqlite3.connect(registry_of(rig.context.repo), isolation_level=None)
     try:
         lock.execute("BEGIN EXCLUSIVE")
         worker.reset()

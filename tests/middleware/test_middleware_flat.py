@@ -59,7 +59,7 @@ class Stock:
 def take_stock(rig: Rig) -> Stock:
     ramdisk = rig.config.node.ramdisk
     files = frozenset((str(path), path.stat().st_size) for path in ramdisk.rglob("*") if path.is_file())
-    own = frozenset(each for each in files if each[0].startswith(f"{rig.seat.repo}/"))
+    own = frozenset(each for each in files if each[0].startswith(f"{rig.context.repo}/"))
     opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     return Stock(
         repo=own,
@@ -124,7 +124,7 @@ class Night:
         """End a visit, as a worker does, and export its outputs."""
         self._worker.reset()
         self._rig.said.clear()
-        for folder in (self._rig.seat.spool, self._rig.raws):
+        for folder in (self._rig.context.spool, self._rig.raws):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 

@@ -28,7 +28,7 @@ def test_a_raw_brings_the_records_of_its_exposure(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"kind": "separable"})
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
-    with Butler.from_config(str(rig.seat.repo / "repo")) as butler:
+    with Butler.from_config(str(rig.context.repo / "repo")) as butler:
         (exposure,) = butler.query_dimension_records("exposure")
         (day,) = butler.query_dimension_records("day_obs")
     assert (exposure.id, exposure.group, exposure.physical_filter) == (EXPOSURE, GROUP, "r_03")
@@ -45,7 +45,7 @@ def test_a_raw_is_read_from_the_ram_disk_once_it_is_taken(rigs: MakeRig) -> None
     Path(raw.path).unlink()
     assert worker.ingest(raw).exposure == EXPOSURE, "a repeat does not look again"
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
-    assert not [path for path in (rig.seat.repo / "incoming").iterdir() if path.is_file()]
+    assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
 
 
 def test_a_missing_or_broken_sidecar_does_not_matter(rigs: MakeRig) -> None:

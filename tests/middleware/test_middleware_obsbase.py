@@ -158,7 +158,7 @@ def test_its_tasks_ingest_and_define_visits(
     raw = rig.raw()
     worker.ingest(raw)
     assert Path(raw.path).exists(), "its copy was moved"
-    assert not list((rig.seat.repo / "incoming").iterdir())
+    assert not list((rig.context.repo / "incoming").iterdir())
     done = worker.process(Process(exposures=(FIRST,)))
     assert done.outcome == Outcome.SUCCEEDED
     assert done.spool is not None
@@ -210,7 +210,7 @@ def test_without_the_package_the_start_fails(rigs: MakeRig, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "lsst.obs.base", None)
     rig, _ = rigs(butler={"ingest": {NAME: "obs_base"}})
     with pytest.raises(ConfigError, match=r"butler\.ingest: obs_base is configured for ToyCam"):
-        work.build_template(rig.seat)
+        work.build_template(rig.context)
 
 
 def test_who_does_not_want_it_does_not_import_it(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,9 @@ def announce(**sal: object) -> NextVisit:
 )
 def test_only_places_on_the_sky_have_a_footprint(sal: dict[str, object], placed: bool) -> None:
     camera = load_toy_camera(NAME)
-    footprint = footprint_of(announce(**sal), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
+    footprint = footprint_of(
+        announce(**sal), 1, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=0.0
+    )
     assert (footprint.region is not None) == placed
     assert footprint.day_obs == DAY
 
@@ -92,12 +94,12 @@ def test_an_instrument_without_a_table_has_no_footprint(caplog: pytest.LogCaptur
     camera = find_camera(load_toy_camera, "NoCam")
     assert camera is None
     assert "no focal-plane table for 'NoCam'" in caplog.text
-    footprint = footprint_of(announce(), 1, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=0.0)
+    footprint = footprint_of(announce(), 1, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=0.0)
     assert footprint.region is None
 
 
 def test_times_that_are_not_told_are_guessed_in_order() -> None:
-    limits = {"padding_arcsec": 0.0, "patience_s": 100.0, "now_tai": 1.9e9}
+    limits = {"padding_arcsec": 0.0, "image_deadline_s": 100.0, "now_tai": 1.9e9}
     for sal, begin in (({}, BEGIN_TAI.unix_tai), ({"startTime": 0.0, "private_sndStamp": 2e9}, 2e9)):
         footprint = footprint_of(announce(**sal), 1, None, **limits)
         assert footprint.exposure.begin.unix_tai == pytest.approx(begin, abs=1e-3)

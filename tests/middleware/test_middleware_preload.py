@@ -31,7 +31,7 @@ from ppdaemon.states import Outcome
 pytest_plugins = ("toyfixtures",)
 
 
-class Seat:
+class WorkerContext:
     """A worker's preload, to be looked at step by step."""
 
     def __init__(self, rig: Rig):
@@ -39,9 +39,9 @@ class Seat:
         self.rig = rig
         self.timings = Timings(Clock())
         self.central = CentralReader(rig.config.butler.central)
-        shared = SharedCache(rig.seat.cache, rig.config.preload.cache_max)
+        shared = SharedCache(rig.context.cache, rig.config.preload.cache_max)
         self.preload = Preload(rig.config.butler, self.central, shared, Library({}))
-        self.repo = LocalRepo(rig.seat.template, rig.seat.repo)
+        self.repo = LocalRepo(rig.context.template, rig.context.repo)
 
     def order(self, *tasks: str, **order: Any) -> Prepare:
         """Order a visit, with pipelines of `preloadtasks` if tasks are named."""
@@ -57,7 +57,7 @@ class Seat:
             order.detector,
             load_toy_camera(NAME),
             padding_arcsec=30.0,
-            patience_s=100.0,
+            image_deadline_s=100.0,
             now_tai=0.0,
         )
         return self.preload.find(order, footprint, self.timings, **more)
@@ -81,18 +81,18 @@ class Seat:
         self.central.close()
 
 
-type MakeSeat = Callable[..., Seat]
+type MakeContext = Callable[..., WorkerContext]
 
 
 @pytest.fixture
-def seats(rigs: MakeRig) -> Iterator[MakeSeat]:
-    """Give a function that makes a seat; all are closed in the end."""
-    opened: list[Seat] = []
+def contexts(rigs: MakeRig) -> Iterator[MakeContext]:
+    """Give a function that makes a context; all are closed in the end."""
+    opened: list[WorkerContext] = []
 
-    def make(**changes: Any) -> Seat:
+    def make(**changes: Any) -> WorkerContext:
         rig, worker = rigs(**changes)
         worker.close()
-        opened.append(Seat(rig))
+        opened.append(WorkerContext(rig))
         return opened[-1]
 
     yield make
@@ -101,8 +101,8 @@ def seats(rigs: MakeRig) -> Iterator[MakeSeat]:
 
 
 @pytest.fixture
-def seat(seats: MakeSeat) -> Seat:
-    return seats()
+def context(contexts: MakeContext) -> WorkerContext:
+    return contexts()
 
 
 @pytest.fixture
@@ -124,29 +124,29 @@ def certify_bias(central: Path, epoch: str, span: Timespan, detector: int = 1) -
 # --- looking -----------------------------------------------------------------
 
 
-def test_a_look_tells_what_there_is_and_changes_nothing(seat: Seat) -> None:
-    order = seat.order()
-    plan = seat.look(order)
+def test_a_look_tells_what_there_is_and_changes_nothing(context: WorkerContext) -> None:
+    order = context.order()
+    plan = context.look(order)
     assert plan.counts == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
     assert [each.name for each in plan.preprocessing] == ["Known"]
     assert [each.name for each in plan.main] == ["Full"]
     assert all(each.query_ms > 0 for each in plan.found)
     assert plan.reasons == ()
     assert plan.sizes == {}
-    assert not seat.rig.seat.cache.exists()
-    assert list(seat.repo.butler.query_all_datasets("*", find_first=False)) == []
+    assert not context.rig.context.cache.exists()
+    assert list(context.repo.butler.query_all_datasets("*", find_first=False)) == []
 
 
-def test_a_look_tells_sizes_if_asked(seat: Seat) -> None:
-    plan = seat.look(seat.order(), sizes=True)
+def test_a_look_tells_sizes_if_asked(context: WorkerContext) -> None:
+    plan = context.look(context.order(), sizes=True)
     (shards,) = [each.refs for each in plan.found if each.dataset_type.name == "toy_refcat"]
     assert set(plan.sizes) == {ref.id for each in plan.found for ref in each.refs}
     assert [plan.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
 
 
-def test_what_is_missing_is_told_with_what_was_sought(seat: Seat) -> None:
-    far = seat.look(seat.order(position=[200.0, 50.0], filters="g_01"))
-    path = seat.rig.paths["Full"]
+def test_what_is_missing_is_told_with_what_was_sought(context: WorkerContext) -> None:
+    far = context.look(context.order(position=[200.0, 50.0], filters="g_01"))
+    path = context.rig.paths["Full"]
     assert [(each.name, each.required) for each in far.missing[path]] == [
         ("toy_refcat", True),
         ("toy_template", True),
@@ -156,15 +156,15 @@ def test_what_is_missing_is_told_with_what_was_sought(seat: Seat) -> None:
     assert reason.startswith("Full lacks toy_refcat (around RA 199.8")
     assert "toy_template (skymap toy, band g, around RA 199.8" in reason
     assert f"in {NAME}/templates, refcats/toy, {NAME}/calib/certified" in reason
-    early = seat.look(seat.order(main="Short", before="", detector=9))
+    early = context.look(context.order(main="Short", before="", detector=9))
     (reason,) = early.reasons
     assert "bias (detector 9, valid in [" in reason
     assert "flat (detector 9, filter r_03, valid in [" in reason
     assert f"in {NAME}/calib/certified)" in reason
 
 
-def test_without_a_place_on_the_sky_that_is_what_is_missing(seat: Seat) -> None:
-    plan = seat.look(seat.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
+def test_without_a_place_on_the_sky_that_is_what_is_missing(context: WorkerContext) -> None:
+    plan = context.look(context.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
     assert [each.name for each in plan.main] == ["Short"]
     assert plan.preprocessing == ()
     text = "; ".join(plan.reasons)
@@ -172,16 +172,16 @@ def test_without_a_place_on_the_sky_that_is_what_is_missing(seat: Seat) -> None:
     assert "toy_template (no place on the sky)" in text
 
 
-def test_a_type_that_the_central_repo_does_not_know_is_missing(seat: Seat) -> None:
-    plan = seat.look(seat.order(main="NeedsModel,Short"))
+def test_a_type_that_the_central_repo_does_not_know_is_missing(context: WorkerContext) -> None:
+    plan = context.look(context.order(main="NeedsModel,Short"))
     assert [each.name for each in plan.main] == ["Short"]
     assert any(reason.startswith("NeedsModel lacks toy_model (in ") for reason in plan.reasons)
 
 
-def test_a_type_that_is_new_in_the_central_repo_is_found(seats: MakeSeat, own_central: Path) -> None:
-    seat = seats(central=own_central)
-    order = seat.order(main="NeedsModel")
-    assert seat.look(order).main == ()
+def test_a_type_that_is_new_in_the_central_repo_is_found(contexts: MakeContext, own_central: Path) -> None:
+    context = contexts(central=own_central)
+    order = context.order(main="NeedsModel")
+    assert context.look(order).main == ()
     with Butler.from_config(str(own_central), writeable=True) as butler:
         butler.registry.registerDatasetType(
             DatasetType("toy_model", (), "StructuredDataDict", universe=butler.dimensions)
@@ -189,46 +189,48 @@ def test_a_type_that_is_new_in_the_central_repo_is_found(seats: MakeSeat, own_ce
         butler.collections.register("refcats/models")
         butler.collections.prepend_chain("refcats", "refcats/models")
         butler.put({"a": 1}, "toy_model", run="refcats/models")
-    plan = seat.look(order)
+    plan = context.look(order)
     assert plan.counts == {"toy_model": 1}
     assert [each.name for each in plan.main] == ["NeedsModel"]
 
 
-def test_what_preprocessing_cannot_make_is_missing(seat: Seat) -> None:
-    order = seat.order(main="Full,Short")
-    early = preloadtasks.write_pipeline(seat.rig.raws, "Early")
+def test_what_preprocessing_cannot_make_is_missing(context: WorkerContext) -> None:
+    order = context.order(main="Full,Short")
+    early = preloadtasks.write_pipeline(context.rig.raws, "Early")
     pipelines = order.pipelines.model_copy(update={"preprocessing": (early,)})
-    plan = seat.look(order.model_copy(update={"pipelines": pipelines}))
+    plan = context.look(order.model_copy(update={"pipelines": pipelines}))
     assert plan.preprocessing == ()
     assert [each.name for each in plan.main] == ["Short"]
     assert plan.reasons[0].startswith("Early lacks toy_model (")
     assert plan.reasons[1].startswith("Full lacks toy_known (no preprocessing makes it)")
 
 
-def test_a_missing_optional_input_is_a_warning(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
-    order = seat.order("Optional")
-    plan = seat.look(order)
+def test_a_missing_optional_input_is_a_warning(
+    context: WorkerContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = context.order("Optional")
+    plan = context.look(order)
     assert [each.name for each in plan.main] == ["Optional"]
     assert [(each.name, each.required) for each in plan.missing[plan.main[0].path]] == [
         ("toy_defects", False)
     ]
-    assert seat.bring(order) == {"bias: epoch: new\n"}, "found by its validity, not by a function"
+    assert context.bring(order) == {"bias: epoch: new\n"}, "found by its validity, not by a function"
     assert "going without toy_defects (detector 1, valid in" in caplog.text
 
 
-def test_nothing_is_copied_if_no_pipeline_can_run(seat: Seat) -> None:
+def test_nothing_is_copied_if_no_pipeline_can_run(context: WorkerContext) -> None:
     with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
-        seat.bring(seat.order(main="NeedsModel"))
+        context.bring(context.order(main="NeedsModel"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
-    assert not seat.rig.seat.cache.exists()
+    assert not context.rig.context.cache.exists()
 
 
-def test_only_what_usable_pipelines_read_is_copied(seat: Seat) -> None:
-    held = seat.bring(seat.order(main="Full,Short", position=[200.0, 50.0]))
+def test_only_what_usable_pipelines_read_is_copied(context: WorkerContext) -> None:
+    held = context.bring(context.order(main="Full,Short", position=[200.0, 50.0]))
     assert held == {"bias: epoch: new\n", "flat: epoch: new\nfilter: r_03\n"}
 
 
-def test_parts_of_datasets_and_other_classes_are_found(seats: MakeSeat, own_central: Path) -> None:
+def test_parts_of_datasets_and_other_classes_are_found(contexts: MakeContext, own_central: Path) -> None:
     with Butler.from_config(str(own_central), writeable=True) as butler:
         butler.collections.register("refcats/tables")
         butler.collections.prepend_chain("refcats", "refcats/tables")
@@ -238,37 +240,41 @@ def test_parts_of_datasets_and_other_classes_are_found(seats: MakeSeat, own_cent
                 DatasetType(name, ("instrument",), "ArrowAstropy", universe=universe)
             )
             butler.put(Table({"a": [1]}), name, instrument=NAME, run="refcats/tables")
-    seat = seats(central=own_central)
-    plan = seat.look(order := seat.order("Table"))
+    context = contexts(central=own_central)
+    plan = context.look(order := context.order("Table"))
     assert plan.counts == {"toy_frame": 1, "toy_table": 1}
     assert [each.name for each in plan.main] == ["Table"]
-    seat.preload.fetch(plan, seat.repo, seat.timings)
+    context.preload.fetch(plan, context.repo, context.timings)
     assert order.detector == 1
-    assert seat.repo.butler.get("toy_table.columns", instrument=NAME, collections="refcats/tables") == ["a"]
-    kept = seat.repo.butler.get_dataset_type("toy_frame")
+    assert context.repo.butler.get("toy_table.columns", instrument=NAME, collections="refcats/tables") == [
+        "a"
+    ]
+    kept = context.repo.butler.get_dataset_type("toy_frame")
     assert kept.storageClass_name == "ArrowAstropy", "as the central repo has it"
 
 
 # --- bringing ----------------------------------------------------------------
 
 
-def test_the_second_preload_of_the_same_copies_nothing(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = seat.bring(seat.order())
-    assert (seat.told["misses"], seat.told["hits"], seat.told["datasets"]) == (8, 0, 8)
-    assert seat.told["fetched_bytes"] == seat.told["bytes"] > 0
-    size = seat.told["bytes"]
+def test_the_second_preload_of_the_same_copies_nothing(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = context.bring(context.order())
+    assert (context.told["misses"], context.told["hits"], context.told["datasets"]) == (8, 0, 8)
+    assert context.told["fetched_bytes"] == context.told["bytes"] > 0
+    size = context.told["bytes"]
 
     def refuse(*args: Any) -> None:
         raise AssertionError("a file is copied")
 
     monkeypatch.setattr(cache, "_copy", refuse)
-    assert seat.bring(seat.order(groupId="another")) == first
-    assert (seat.told["misses"], seat.told["hits"], seat.told["datasets"]) == (0, 8, 8)
-    assert (seat.told["fetched_bytes"], seat.told["bytes"]) == (0, size)
+    assert context.bring(context.order(groupId="another")) == first
+    assert (context.told["misses"], context.told["hits"], context.told["datasets"]) == (0, 8, 8)
+    assert (context.told["fetched_bytes"], context.told["bytes"]) == (0, size)
 
 
-def test_workers_of_a_host_fetch_each_file_once(seats: MakeSeat, tmp_path: Path) -> None:
-    one, other = seats(), seats()
+def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path: Path) -> None:
+    one, other = contexts(), contexts()
     shared = SharedCache(tmp_path / "shared", 10**6)
     for each in (one, other):
         config = each.rig.config.butler
@@ -283,45 +289,47 @@ def test_workers_of_a_host_fetch_each_file_once(seats: MakeSeat, tmp_path: Path)
 
 @pytest.mark.parametrize("change", [{"detector": 2}, {"filters": "g_01"}, {"main": "Short", "before": ""}])
 def test_nothing_of_a_former_visit_is_in_the_next(
-    seat: Seat, seats: MakeSeat, change: dict[str, Any]
+    context: WorkerContext, contexts: MakeContext, change: dict[str, Any]
 ) -> None:
-    usual = [seat.bring(seat.order()) for _ in range(3)]
+    usual = [context.bring(context.order()) for _ in range(3)]
     assert usual == [usual[0]] * 3
-    assert "register_ms" not in seat.told, "the third of one field finds all in place"
-    fresh = seats()
-    assert seat.bring(seat.order(**change)) == fresh.bring(fresh.order(**change))
+    assert "register_ms" not in context.told, "the third of one field finds all in place"
+    fresh = contexts()
+    assert context.bring(context.order(**change)) == fresh.bring(fresh.order(**change))
 
 
-def test_a_calibration_certified_since_is_taken(seats: MakeSeat, own_central: Path) -> None:
-    seat = seats(central=own_central)
-    assert "bias: epoch: new\n" in seat.bring(seat.order(main="Short", before=""))
+def test_a_calibration_certified_since_is_taken(contexts: MakeContext, own_central: Path) -> None:
+    context = contexts(central=own_central)
+    assert "bias: epoch: new\n" in context.bring(context.order(main="Short", before=""))
     certify_bias(own_central, "newest", Timespan(EPOCH, None))
-    held = seat.bring(seat.order(main="Short", before=""))
+    held = context.bring(context.order(main="Short", before=""))
     assert {"bias: epoch: newest\n", "bias: epoch: new\n"} <= held
-    assert seat.look(seat.order()).search.calibs[0] == f"{NAME}/calib/newest-certified"
+    assert context.look(context.order()).search.calibs[0] == f"{NAME}/calib/newest-certified"
 
 
-def test_a_calibration_decertified_since_is_not_taken(seats: MakeSeat, own_central: Path) -> None:
-    seat = seats(central=own_central)
+def test_a_calibration_decertified_since_is_not_taken(contexts: MakeContext, own_central: Path) -> None:
+    context = contexts(central=own_central)
     certify_bias(own_central, "wrong", Timespan(EPOCH, None))
-    assert "bias: epoch: wrong\n" in seat.bring(seat.order(main="Short", before=""))
+    assert "bias: epoch: wrong\n" in context.bring(context.order(main="Short", before=""))
     with Butler.from_config(str(own_central), writeable=True) as butler:
         butler.registry.decertify(f"{NAME}/calib/wrong-certified", "bias", Timespan(None, None))
-    assert "bias: epoch: wrong\n" not in seat.bring(seat.order(main="Short", before=""))
+    assert "bias: epoch: wrong\n" not in context.bring(context.order(main="Short", before=""))
 
 
-def test_validity_is_copied_with_the_calibrations(seat: Seat) -> None:
-    order = seat.order(main="Short", before="", startTime=EPOCH.unix_tai)
-    assert len(seat.bring(order)) == 4, "both epochs of both types may be needed"
+def test_validity_is_copied_with_the_calibrations(context: WorkerContext) -> None:
+    order = context.order(main="Short", before="", startTime=EPOCH.unix_tai)
+    assert len(context.bring(order)) == 4, "both epochs of both types may be needed"
     for epoch, span in (("old", Timespan(None, EPOCH)), ("new", Timespan(EPOCH, None))):
-        found = seat.repo.butler.find_dataset(
+        found = context.repo.butler.find_dataset(
             "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib/certified", timespan=span
         )
         assert found is not None
         assert found.run == f"{NAME}/calib/{epoch}"
 
 
-def test_datasets_in_archives_are_copied_too(seats: MakeSeat, toy_central: Path, tmp_path: Path) -> None:
+def test_datasets_in_archives_are_copied_too(
+    contexts: MakeContext, toy_central: Path, tmp_path: Path
+) -> None:
     central = tmp_path / "zipped"
     with (
         Butler.from_config(str(toy_central)) as source,
@@ -337,12 +345,12 @@ def test_datasets_in_archives_are_copied_too(seats: MakeSeat, toy_central: Path,
         butler.ingest_zip(archive, transfer="copy", transfer_dimensions=True)
         butler.collections.register(f"{NAME}/calib", CollectionType.CALIBRATION)
         butler.registry.certify(f"{NAME}/calib", refs, Timespan(EPOCH, None))
-    seat = seats(central=central)
-    order = seat.order(main="Short", before="")
+    context = contexts(central=central)
+    order = context.order(main="Short", before="")
     for _ in range(2):
-        seat.repo.renew()
-        seat.preload.fetch(seat.look(order), seat.repo, seat.timings)
-        found = seat.repo.butler.get(
+        context.repo.renew()
+        context.preload.fetch(context.look(order), context.repo, context.timings)
+        found = context.repo.butler.get(
             "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib", timespan=Timespan(EPOCH, None)
         )
         assert found == {"epoch": "new"}
@@ -351,42 +359,44 @@ def test_datasets_in_archives_are_copied_too(seats: MakeSeat, toy_central: Path,
 # --- who is to blame ---------------------------------------------------------
 
 
-def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(seats: MakeSeat, own_central: Path) -> None:
-    seat = seats(central=own_central)
-    order = seat.order(main="Short", before="")
-    plan = seat.look(order)
+def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(
+    contexts: MakeContext, own_central: Path
+) -> None:
+    context = contexts(central=own_central)
+    order = context.order(main="Short", before="")
+    plan = context.look(order)
     away = own_central.with_name("away")
     (own_central / NAME).rename(away)
     with pytest.raises(VisitFailed, match=r"bias.* cannot be copied: FileNotFoundError") as caught:
-        seat.bring(order, plan)
+        context.bring(order, plan)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
     away.rename(own_central / NAME)
-    assert len(seat.bring(order)) == 2
+    assert len(context.bring(order)) == 2
 
 
 def test_a_dataset_without_a_file_is_passed_over(
-    seats: MakeSeat, own_central: Path, caplog: pytest.LogCaptureFixture
+    contexts: MakeContext, own_central: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Butler.from_config(str(own_central), writeable=True) as butler:
         (bias,) = butler.query_datasets("bias", f"{NAME}/calib/new", detector=1, instrument=NAME)
         butler.pruneDatasets([bias], disassociate=False, unstore=True)
-    seat = seats(central=own_central)
-    plan = seat.look(seat.order(main="Short", before=""))
+    context = contexts(central=own_central)
+    plan = context.look(context.order(main="Short", before=""))
     assert plan.counts == {"bias": 0, "flat": 1}
     assert plan.reasons[0].startswith("Short lacks bias (")
     assert "passed over" in caplog.text
-    shallow = seat.look(seat.order("Optional"))
+    shallow = context.look(context.order("Optional"))
     assert shallow.main == ()
 
 
-def test_a_fault_of_the_workers_database_is_not_the_central_repos(seat: Seat) -> None:
-    plan = seat.look(seat.order())
-    (registry,) = seat.rig.seat.repo.rglob("*.sqlite3")
+def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: WorkerContext) -> None:
+    plan = context.look(context.order())
+    (registry,) = context.rig.context.repo.rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):
-        seat.preload.fetch(plan, seat.repo, seat.timings)
-    seat.repo.drop_kept()
-    assert len(seat.bring(seat.order())) == 8
+        context.preload.fetch(plan, context.repo, context.timings)
+    context.repo.drop_kept()
+    assert len(context.bring(context.order())) == 8
 
 
 def test_kept_calibrations_that_are_damaged_are_brought_again(
@@ -394,7 +404,7 @@ def test_kept_calibrations_that_are_damaged_are_brought_again(
 ) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order())
-    (kept,) = (rig.seat.repo / "kept").rglob("*.sqlite3")
+    (kept,) = (rig.context.repo / "kept").rglob("*.sqlite3")
     kept.write_bytes(b"\0" * kept.stat().st_size)
     worker.reset()
     assert "what was kept is of no use: DatabaseError" in caplog.text
@@ -405,43 +415,43 @@ def test_a_visit_that_fails_by_its_database_leaves_nothing_to_the_next(rigs: Mak
     rig, worker = rigs()
     worker.prepare(rig.order())
     worker.reset()
-    (registry,) = (rig.seat.repo / "repo").rglob("*.sqlite3")
+    (registry,) = (rig.context.repo / "repo").rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError):
         worker.prepare(rig.order())
-    assert list((rig.seat.repo / "kept").iterdir()) == []
+    assert list((rig.context.repo / "kept").iterdir()) == []
     worker.reset()
     assert worker.prepare(rig.order()).pipeline == "Full"
 
 
-def test_a_full_ram_disk_is_called_so(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_ram_disk_is_called_so(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_copy", copy)
     with pytest.raises(VisitFailed, match=r"no room for .* in the shared cache") as caught:
-        seat.bring(seat.order())
+        context.bring(context.order())
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
 
 
 def test_a_writer_in_the_middle_of_its_transaction_holds_nobody_up(
-    seats: MakeSeat, own_central: Path
+    contexts: MakeContext, own_central: Path
 ) -> None:
-    seat = seats(central=own_central)
+    context = contexts(central=own_central)
     writer = sqlite3.connect(own_central / "gen3.sqlite3", isolation_level=None)
     try:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("CREATE TABLE half_done (x INTEGER)")
-        assert len(seat.bring(seat.order())) == 8
+        assert len(context.bring(context.order())) == 8
         writer.execute("COMMIT")
     finally:
         writer.close()
 
 
-def test_a_reader_leaves_no_trace_in_the_central_repo(seats: MakeSeat, own_central: Path) -> None:
-    seat = seats(central=own_central)
+def test_a_reader_leaves_no_trace_in_the_central_repo(contexts: MakeContext, own_central: Path) -> None:
+    context = contexts(central=own_central)
     before = {path: path.stat().st_mtime_ns for path in own_central.rglob("*")}
-    seat.bring(seat.order())
+    context.bring(context.order())
     assert {path: path.stat().st_mtime_ns for path in own_central.rglob("*")} == before
 
 

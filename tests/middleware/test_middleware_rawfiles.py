@@ -129,7 +129,7 @@ def test_a_visit_whose_raw_is_in_a_store_is_processed(rigs: MakeRig, store: Stor
     assert worker.ingest(raw).exposure == EXPOSURE
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
     assert store.reads(".fits") == 1
-    assert not [path for path in (rig.seat.repo / "incoming").iterdir() if path.is_file()]
+    assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
 
 
 def test_fault_21_an_object_that_is_gone_is_unreadable_after_some_tries(

@@ -24,7 +24,7 @@ from ppdaemon.testing.waiting import wait_until
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
 
 
@@ -64,7 +64,7 @@ def begin_both(central: Central, first: subprocess.Popen[str], second: subproces
     go_on(first)
     assert hear(first) == "holding"
     go_on(second)
-    wait_until(lambda: waiting_for_locks(central), PATIENCE_S)
+    wait_until(lambda: waiting_for_locks(central), TIMEOUT_S)
 
 
 def waiting_for_locks(central: Central) -> bool:
@@ -198,9 +198,9 @@ def test_a_deadlock_with_another_program_is_followed_by_another_try(
         program.execute(sqlalchemy.text("SET deadlock_timeout = '1h'"))
         program.execute(sqlalchemy.text("LOCK TABLE dataset IN EXCLUSIVE MODE"))
         thread.start()
-        wait_until(lambda: waiting_for_locks(central), PATIENCE_S)
+        wait_until(lambda: waiting_for_locks(central), TIMEOUT_S)
         program.execute(sqlalchemy.text("LOCK TABLE visit_detector_region IN EXCLUSIVE MODE"))
-    thread.join(PATIENCE_S)
+    thread.join(TIMEOUT_S)
     exporter.close()
     assert "another exporter was in the way" in caplog.text
     assert "DeadlockDetected" in caplog.text

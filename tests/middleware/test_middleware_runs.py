@@ -82,7 +82,7 @@ def test_what_the_central_repo_has_is_not_spooled_again(
     shutil.copytree(toy_central, tmp_path / "central")
     done = run_visit(rig, worker)
     exporter = CentralExporter(
-        str(tmp_path / "central"), Clock(), "node1", tmp_path / "refused", rig.seat.runs
+        str(tmp_path / "central"), Clock(), "node1", tmp_path / "refused", rig.context.runs
     )
     exporter.export([Path(done.spool or "")])
     exporter.close()
@@ -111,13 +111,13 @@ def local(rigs: MakeRig) -> tuple[Rig, Butler]:
     rig, worker = rigs()
     write_deeds(rig)
     worker.close()
-    return rig, Butler.from_config(str(rig.seat.repo / "repo"), writeable=True)
+    return rig, Butler.from_config(str(rig.context.repo / "repo"), writeable=True)
 
 
 def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butler]) -> None:
     rig, butler = local
     with butler:
-        outputs = InitOutputs(rig.seat.runs)
+        outputs = InitOutputs(rig.context.runs)
         outputs.provide(job_of(rig, butler, "Deed"))
         assert {"deed_config", "toy_deed_schema", "packages"} <= names_in(butler, "run")
         outputs.provide(job_of(rig, butler, "Short"))
@@ -128,7 +128,7 @@ def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork])
     rig, worker = everything
     for links in (1, 2):  # the first one makes them, the second one takes them
         worker.prepare(rig.order(main="Short", before=""))
-        (kept,) = rig.seat.runs.glob("*/*/*.py")
+        (kept,) = rig.context.runs.glob("*/*/*.py")
         assert kept.stat().st_nlink == links
         worker.reset()
 
@@ -136,11 +136,11 @@ def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork])
 def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
     rig, butler = local
     with butler:
-        outputs = InitOutputs(rig.seat.runs)
+        outputs = InitOutputs(rig.context.runs)
         outputs.provide(job_of(rig, butler, "Short", "old"))
-        os.utime(rig.seat.runs / "old", (0, 0))
+        os.utime(rig.context.runs / "old", (0, 0))
         outputs.provide(job_of(rig, butler, "Short", "new"))
-    assert [path.name for path in rig.seat.runs.iterdir()] == ["new"]
+    assert [path.name for path in rig.context.runs.iterdir()] == ["new"]
 
 
 def test_those_that_come_while_one_works_wait_for_it_and_then_go_on_together(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_tasks_that_cannot_be_repeated_go_by_label_or_class(rigs: MakeRig, name:
 
 def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
     rig, _ = rigs(engine={"no_return": ["asociate", "associate"]})
-    work.build_template(rig.seat)
+    work.build_template(rig.context)
     assert "no configured pipeline has a task asociate" in caplog.text
     assert "a task associate" not in caplog.text
 
@@ -294,6 +294,6 @@ def test_a_failure_that_wrote_nothing_may_be_repeated(rigs: MakeRig, apdb: Path)
     done = run_visit(rig, worker)
     assert (done.outcome, done.retriable, done.nothing_permanent) == (Outcome.FAILED, True, True)
     write_source(apdb, EXPOSURE, 1)
-    shutil.rmtree(rig.seat.spool)
+    shutil.rmtree(rig.context.spool)
     done = run_visit(rig, worker)
     assert (done.outcome, done.retriable, done.nothing_permanent) == (Outcome.FAILED, False, False)

@@ -231,7 +231,7 @@ def test_workers_share_files_by_hard_link(rigs: MakeRig) -> None:
     rig, worker = rigs()
     first = worker.prepare(rig.order()).detail
     assert first["fetched_bytes"] == first["bytes"] > 0
-    cached = [path for path in rig.seat.cache.iterdir() if not path.name.startswith(".")]
+    cached = [path for path in rig.context.cache.iterdir() if not path.name.startswith(".")]
     assert len(cached) == 8
     assert {path.stat().st_nlink for path in cached} == {2, 3}, "calibrations are kept for the next visit"
     worker.reset()
@@ -270,7 +270,7 @@ def test_a_central_repo_that_is_away_fails_the_preload_until_it_is_back(
         worker.prepare(rig.order())
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
     with pytest.raises(Unavailable, match="cannot be read"):
-        work.build_template(rig.seat)
+        work.build_template(rig.context)
     shutil.copytree(toy_central, central)
     assert worker.prepare(rig.order(main="Short")).pipeline == "Short"
 
@@ -287,7 +287,7 @@ def test_overrides_reach_the_tasks_and_change_the_deployment(rigs: MakeRig) -> N
     assert all(run.startswith(f"{NAME}/prompt/output-2026-11-22/Short/") for run in runs)
 
 
-def test_visits_overlapping_in_two_seats_do_not_disturb_each_other(rigs: MakeRig) -> None:
+def test_visits_overlapping_in_two_contexts_do_not_disturb_each_other(rigs: MakeRig) -> None:
     (one, first), (two, second) = rigs(), rigs()
     first.prepare(one.order(0, main="Short", before=""))
     second.prepare(two.order(3, main="Short", before=""))

@@ -44,7 +44,7 @@ from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Raw, StageReached
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.visit import read_next_visit
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 
 NAME = "ToyCam"
 DETECTORS = 4
@@ -536,7 +536,7 @@ type MakeRig = Callable[..., tuple["Rig", ButlerWork]]
 
 
 class Rig:
-    """A node's folders and configuration around one seat, to be worked on by hand."""
+    """A node's folders and configuration around one context, to be worked on by hand."""
 
     def __init__(self, root: Path, ramdisk: Path, central: Path, **changes: Any):
         self.central = central
@@ -547,7 +547,7 @@ class Rig:
         self.paths = write_pipelines(pipelines)
         self.said: list[StageReached | PointOfNoReturn] = []
         self.config = self._configure(root, ramdisk, changes)
-        self.seat = Seat(
+        self.context = WorkerContext(
             config=self.config,
             slot=0,
             epoch=1,

@@ -4,15 +4,25 @@
 import gc
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lsst.utils import packages
 from once import made_once
 from toycam import MakeRig, Rig, load_toy_camera, make_central
 
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_packages() -> Iterator[None]:
+    """Read once what is installed: it takes 0.2 s, and each output run lists it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "packages_distributions", cache(packages.packages_distributions))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +36,12 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) ->
     """Give a template that all tests copy."""
     root = tmp_path_factory.mktemp("template")
     rig = Rig(root, root / "ram", toy_central)
-    work.build_template(rig.seat)
+    work.build_template(rig.context)
     # As the zygote does: a full collection, which each reset of a worker asks
     # for, then does not go through all that was ever imported.
     gc.collect()
     gc.freeze()
-    return rig.seat.template
+    return rig.context.template
 
 
 @pytest.fixture
@@ -42,9 +52,9 @@ def rigs(tmp_path: Path, toy_central: Path, toy_template: Path) -> Iterator[Make
     def make(central: Path = toy_central, **changes: Any) -> tuple[Rig, ButlerWork]:
         root = tmp_path / str(len(opened))
         rig = Rig(root, root / "ram", central, **changes)
-        shutil.copytree(toy_template, rig.seat.template)
+        shutil.copytree(toy_template, rig.context.template)
         assert rig.config.butler is not None
-        opened.append(ButlerWork(rig.seat, rig.config.butler, load_toy_camera))
+        opened.append(ButlerWork(rig.context, rig.config.butler, load_toy_camera))
         return rig, opened[-1]
 
     yield make

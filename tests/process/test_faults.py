@@ -25,7 +25,7 @@ CAN_MOUNT = (
 FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
-def seat_of(node, group, state):
+def slot_of(node, group, state):
     """Wait until a visit's worker is in a state; return its row."""
     return node.wait(
         lambda: next((row for row in node.workers() if (row.group, row.state) == (group, state)), None)
@@ -79,7 +79,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_rest_goes_on(tmp_path, s
         with running(tmp_path, socket_dir, times=times) as node:
             node.relay.reserve("g1", survey="process:hang")
             node.land("g1")
-            row = seat_of(node, "g1", SlotState.PROCESSING)
+            row = slot_of(node, "g1", SlotState.PROCESSING)
             (group / "tasks").write_text(str(row.pid))
             (group / "freezer.state").write_text("FROZEN")
             try:
@@ -224,11 +224,11 @@ def test_a_clock_that_is_set_by_an_hour_moves_no_deadline_and_refuses_no_visit(t
     with running(tmp_path, socket_dir, program=program, image_timeout_s=120) as node:
         node.relay.reserve("g0")
         for k in range(1, 5):
-            waiting = seat_of(node, f"g{k - 1}", SlotState.WAITING)
+            waiting = slot_of(node, f"g{k - 1}", SlotState.WAITING)
             node.process.send_signal(signal.SIGUSR1)
             node.relay.reserve(f"g{k}")
-            seat_of(node, f"g{k}", SlotState.WAITING)
-            row = seat_of(node, f"g{k - 1}", SlotState.WAITING)
+            slot_of(node, f"g{k}", SlotState.WAITING)
+            row = slot_of(node, f"g{k - 1}", SlotState.WAITING)
             assert row.since_s >= waiting.since_s
             assert 0 < row.deadline_s <= waiting.deadline_s
         for k in range(5):

@@ -12,7 +12,7 @@ from node import TESTS, running
 
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.processes import alive, descendants
-from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 SAMPLE_S = 0.1
 
@@ -179,7 +179,7 @@ def group():
     yield folder
     (folder / "cgroup.kill").write_text("1")
     events = folder / "cgroup.events"
-    wait_until(lambda: "populated 0" in events.read_text(), PATIENCE_S, "the group's processes")
+    wait_until(lambda: "populated 0" in events.read_text(), TIMEOUT_S, "the group's processes")
     left = sorted(path.name for path in folder.iterdir() if path.is_dir())
     for name in left:
         (folder / name).rmdir()
@@ -225,11 +225,11 @@ def test_what_a_worker_has_detached_dies_with_it_in_its_group(tmp_path, socket_d
         assert os.getsid(grandchild) not in (grandchild, holder.pid)
         (zygote,) = node.zygotes()
         os.kill(zygote, signal.SIGKILL)
-        wait_until(lambda: not alive(zygote), PATIENCE_S)
+        wait_until(lambda: not alive(zygote), TIMEOUT_S)
         assert alive(grandchild)
         note.unlink()  # the second attempt writes its own
         node.land("g1")
-        wait_until(lambda: not alive(grandchild), PATIENCE_S, "the grandchild outlives its worker")
+        wait_until(lambda: not alive(grandchild), TIMEOUT_S, "the grandchild outlives its worker")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
 
 

@@ -7,11 +7,11 @@ import signal
 import pytest
 from node import make_node, running
 
-from ppdaemon.reports import AskDrain, AskRestart, AskResume
+from ppdaemon.reports import DrainRequest, RestartRequest, ResumeRequest
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import alive, descendants
-from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 
 def test_a_visit_runs_from_announcement_to_export(node, group):
@@ -58,7 +58,7 @@ def test_several_visits_of_one_detector_are_in_flight(node, group):
     assert {node.relay.outcome(each).outcome for each in groups} == {Outcome.SUCCEEDED}
 
 
-def test_a_cancelled_visit_frees_its_seat(tmp_path, socket_dir):
+def test_a_cancelled_visit_frees_its_slot(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         node.relay.reserve("g1")
         node.relay.reserve("g2")
@@ -81,7 +81,7 @@ def test_the_same_reservation_again_runs_once_and_repeats_the_result(node, group
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_visit_that_its_rule_ignores_takes_no_seat(node, group):
+def test_a_visit_that_its_rule_ignores_takes_no_slot(node, group):
     node.relay.reserve(group, survey="ignore")
     entry = node.relay.outcome(group)
     assert (entry.outcome, entry.reason) == (
@@ -228,7 +228,7 @@ def test_grandchildren_go_with_their_worker(node, group, fault):
     assert alive(grandchild)
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
-    wait_until(lambda: not alive(grandchild), PATIENCE_S)
+    wait_until(lambda: not alive(grandchild), TIMEOUT_S)
 
 
 @pytest.mark.parametrize("fault", ["chdir", "umask", "handler", "thread", "fork"])
@@ -256,7 +256,7 @@ def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_runs_on(tmp_pat
         assert status.state == "degraded"
         assert any("slot 0 is quarantined" in problem for problem in status.problems)
         (node.state / "boot-fails").unlink()
-        node.daemon.ask(AskRestart(slot=0))
+        node.daemon.ask(RestartRequest(slot=0))
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
 
 
@@ -267,7 +267,7 @@ def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
         (zygote,) = node.zygotes()
         os.kill(zygote, signal.SIGKILL)
-        wait_until(lambda: not alive(zygote), PATIENCE_S)
+        wait_until(lambda: not alive(zygote), TIMEOUT_S)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.relay.reserve("g2", range(2))
@@ -284,10 +284,10 @@ def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, s
         grandchild = int(node.wait(lambda: note.exists() and note.read_text()))
         (zygote,) = node.zygotes()
         os.kill(zygote, signal.SIGKILL)
-        wait_until(lambda: not alive(zygote), PATIENCE_S)
+        wait_until(lambda: not alive(zygote), TIMEOUT_S)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        wait_until(lambda: not alive(grandchild), PATIENCE_S)
+        wait_until(lambda: not alive(grandchild), TIMEOUT_S)
 
 
 def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
@@ -352,21 +352,21 @@ def test_a_stop_interrupts_what_cannot_end_and_tells_the_relay(tmp_path, socket_
         node.process.send_signal(signal.SIGTERM)
         assert node.relay.outcome("g1").outcome == Outcome.INTERRUPTED
         # A second SIGTERM would end it in the midst of its last steps.
-        assert node.process.wait(PATIENCE_S) == 0
+        assert node.process.wait(TIMEOUT_S) == 0
 
 
 def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1")
         node.relay.wait(lambda: node.relay.acked)
-        node.daemon.ask(AskDrain())
+        node.daemon.ask(DrainRequest())
         node.relay.reserve("g2")
         node.relay.wait(lambda: node.relay.naks)
         assert not node.relay.naks[0].final
         assert node.status().state == "draining"
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.daemon.ask(AskResume())
+        node.daemon.ask(ResumeRequest())
         node.relay.reserve("g2")
         node.relay.wait(lambda: ("g2", 0) in node.relay.acked)
 
@@ -388,7 +388,7 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
     with running(tmp_path, socket_dir) as node:
         second = make_node(tmp_path, socket_dir, None)
         second.launch()
-        assert second.process.wait(PATIENCE_S) == ExitCode.CANNOT_CREATE
+        assert second.process.wait(TIMEOUT_S) == ExitCode.CANNOT_CREATE
         text = (tmp_path / "daemon.log").read_text()
         assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
 
@@ -396,7 +396,7 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"])
     node.launch()
-    assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
+    assert node.process.wait(TIMEOUT_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
 
 
@@ -405,5 +405,5 @@ def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_pa
     node.state.mkdir()
     (node.state / "template-fails").touch()
     node.launch()
-    assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
+    assert node.process.wait(TIMEOUT_S) == ExitCode.SOFTWARE
     assert "the template was told to fail" in (tmp_path / "daemon.log").read_text()

@@ -11,7 +11,7 @@ from ppdaemon.testing.played import Sockets
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import wait_until
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def observatory(folder, sockets, **workers):
 def all_ended(client, group, outcome="succeeded", detectors=3):
     wait_until(
         lambda: list(client.outcomes(group).values()).count(outcome) == detectors,
-        PATIENCE_S,
+        TIMEOUT_S,
         lambda: client.outcomes(group),
     )
 

@@ -16,7 +16,7 @@ import zmq
 from ppdaemon.states import Outcome
 from ppdaemon.testing.played import PlayedNode, Sockets
 from ppdaemon.testing.relay import SILENCE_S, RelayProcess, SubmitClient
-from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def relay(socket_dir):
     yield made.start()
     if made.process.poll() is None:
         made.process.kill()
-    made.process.wait(PATIENCE_S)
+    made.process.wait(TIMEOUT_S)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(cl
     def groups():
         return [message.visit.group for message in node.wait_for("visit")]
 
-    wait_until(lambda: groups().count("h") >= 4, PATIENCE_S, groups)
+    wait_until(lambda: groups().count("h") >= 4, TIMEOUT_S, groups)
     told = groups()
     # A last copy may have crossed the acknowledgement.
     after = [place for place, group in enumerate(told) if group == "h"][1]
@@ -147,7 +147,7 @@ def test_junk_of_a_node_is_dropped_and_the_link_goes_on(relay, client, node):
         node.send_raw(*frames)
     client.announce("g")
     node.ack(node.wait_for("visit")[0])
-    wait_until(lambda: relay.events("dropped a message of a node"), PATIENCE_S, relay.events)
+    wait_until(lambda: relay.events("dropped a message of a node"), TIMEOUT_S, relay.events)
 
 
 def test_a_cancelled_visit_that_no_node_has_ends_at_once(client):
@@ -179,7 +179,7 @@ def test_a_cancellation_is_repeated_until_the_node_told_the_outcomes(client, nod
 def test_a_final_refusal_is_the_outcome(client, node):
     client.announce("g")
     node.nak(node.wait_for("visit")[0], "expired: announced too long ago", final=True)
-    wait_until(lambda: client.outcomes("g") == all_of("expired"), PATIENCE_S)
+    wait_until(lambda: client.outcomes("g") == all_of("expired"), TIMEOUT_S)
 
 
 def test_a_killed_relay_loses_nothing_that_it_accepted(relay, client, wires):
@@ -195,7 +195,7 @@ def test_a_killed_relay_loses_nothing_that_it_accepted(relay, client, wires):
     started = time.monotonic()
     node.wait_for("welcome", 2)
     assert time.monotonic() - started < 5.0
-    wait_until(lambda: node.wait_for("visit")[-1].visit.group == "held", PATIENCE_S)
+    wait_until(lambda: node.wait_for("visit")[-1].visit.group == "held", TIMEOUT_S)
     node.finish(order)
     node.wait_for("results_seen")
     assert SubmitClient(wires, relay.submit).outcomes("g") == all_of("succeeded")
@@ -206,7 +206,7 @@ def test_visits_wait_for_a_node_that_starts_last(relay, client, wires):
         assert client.announce(f"g{k}")["status"] == "accepted"
     node = PlayedNode(wires, relay.nodes, "late")
     wanted = {f"g{k}" for k in range(20)}
-    wait_until(lambda: {message.visit.group for message in node.wait_for("visit")} == wanted, PATIENCE_S)
+    wait_until(lambda: {message.visit.group for message in node.wait_for("visit")} == wanted, TIMEOUT_S)
 
 
 def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, node, wires, relay):
@@ -219,7 +219,7 @@ def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, 
     assert order.attempt == 2
     other.ack(order)
     other.finish(order)
-    wait_until(lambda: client.outcomes("g") == all_of("succeeded"), PATIENCE_S)
+    wait_until(lambda: client.outcomes("g") == all_of("succeeded"), TIMEOUT_S)
 
 
 def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, client, node):
@@ -241,7 +241,7 @@ def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, 
 
 
 def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node, wires):
-    second = PlayedNode(wires, relay.nodes, "n1", life="other")
+    second = PlayedNode(wires, relay.nodes, "n1", incarnation="other")
     sorry = second.wait_for("sorry")[0]
     assert sorry.code == "taken"
     assert "another node named n1" in sorry.reason
@@ -252,7 +252,7 @@ def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node,
         second.listen()
         return [message for message in second.received if message.type == "welcome"]
 
-    wait_until(welcomed, PATIENCE_S)
+    wait_until(welcomed, TIMEOUT_S)
 
 
 def test_the_service_manager_is_told_of_ready_status_watchdog_and_stop(socket_dir):

@@ -11,14 +11,14 @@ from node import running
 
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import ConfigError, Refused, Unavailable
-from ppdaemon.reports import AskReload
+from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.processes import alive, descendants
-from ppdaemon.testing.waiting import PATIENCE_S
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 
 def reload(node):
-    return node.daemon.ask(AskReload(), timeout_s=PATIENCE_S)
+    return node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
 
 
 def templates(node):

@@ -7,7 +7,7 @@ from skymapfiles import write_map
 
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import ConfigError
-from ppdaemon.reports import AskReload
+from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome
 
 NORTH = np.array([1] * 4 + [16] * 4 + [0] * 4, dtype=np.uint8)
@@ -59,7 +59,7 @@ def test_a_position_that_cannot_be_converted_is_told_in_the_journal(tmp_path, so
 
 
 def reload(daemon: Daemon) -> None:
-    daemon.ask(AskReload(), timeout_s=30)
+    daemon.ask(ReloadRequest(), timeout_s=30)
 
 
 def refused(daemon: Daemon) -> str:

@@ -7,11 +7,11 @@ import signal
 import pytest
 from node import make_node, running
 
-from ppdaemon.reports import AskReload
+from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import alive, descendants, title
-from ppdaemon.testing.waiting import PATIENCE_S, wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 SPAWN = {"start": "spawn", "min": 1, "spare": 0, "max": 2, "times": {"boot_s": 40}}
 
@@ -74,7 +74,7 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
         node.rewrite(workers={"start": "spawn"})
-        node.daemon.ask(AskReload(), timeout_s=PATIENCE_S)
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(
@@ -88,5 +88,5 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"], **SPAWN)
     node.launch()
-    assert node.process.wait(PATIENCE_S) == ExitCode.SOFTWARE
+    assert node.process.wait(TIMEOUT_S) == ExitCode.SOFTWARE
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()

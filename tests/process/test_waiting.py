@@ -9,7 +9,7 @@ from test_relay_and_node import observatory
 
 from ppdaemon.ctl.client import NotFound
 from ppdaemon.errors import Refused
-from ppdaemon.reports import AskDrain, AskResume
+from ppdaemon.reports import DrainRequest, ResumeRequest
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.waiting import wait_until
@@ -253,12 +253,12 @@ def test_what_cannot_be_requeued_is_told_with_the_reason(node, group):
     assert (under_way.text, unknown.text) == ("it is under way", "not in the journal")
     with pytest.raises(NotFound, match="with one of these detectors"):
         node.daemon.requeue(group, (7,), force=False)
-    node.daemon.ask(AskDrain())
+    node.daemon.ask(DrainRequest())
     try:
         with pytest.raises(Refused, match="takes no visits now"):
             node.daemon.requeue(group, None, force=False)
     finally:
-        node.daemon.ask(AskResume())
+        node.daemon.ask(ResumeRequest())
 
 
 def test_behind_a_point_of_no_return_only_force_tries_again(node, group):

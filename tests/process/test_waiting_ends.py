@@ -12,7 +12,7 @@ def changes():
     return {"image_timeout_s": 1.0}
 
 
-def test_without_a_raw_all_detectors_end_after_a_look_and_seats_are_free(node, group):
+def test_without_a_raw_all_detectors_end_after_a_look_and_slots_are_free(node, group):
     """Fault 10: next_visit without any raw."""
     before = node.status().counters.get("arrivals.last_looks", 0)
     node.land(f"{group}-other")
@@ -30,7 +30,7 @@ def test_a_raw_that_is_being_ingested_at_the_deadline_is_processed_once(node, gr
     node.land(group)
     node.relay.reserve(group, survey="ingest:gate")
     node.wait(lambda: node.at_gate(group))
-    node.wait(lambda: any(row.state == SlotState.LOOKING for row in node.workers()))
+    node.wait(lambda: any(row.state == SlotState.RESCANNING for row in node.workers()))
     node.open_gate(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     assert node.marks(group) == {f"{group}~0": 1}

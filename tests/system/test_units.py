@@ -125,5 +125,5 @@ def test_sysctl_raises_the_limits_of_inotify() -> None:
 
 def test_the_daemon_has_time_to_stop() -> None:
     times = yaml.safe_load((ROOT / "etc" / "ppdaemon.yaml").read_text())["workers"]["times"]
-    patience_s = int(unit("ppdaemon.service")["TimeoutStopSec"])
-    assert patience_s > times["stop_s"] + times["grace_s"] + times["kill_s"]
+    image_deadline_s = int(unit("ppdaemon.service")["TimeoutStopSec"])
+    assert image_deadline_s > times["stop_s"] + times["grace_s"] + times["kill_s"]

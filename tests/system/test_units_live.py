@@ -123,7 +123,7 @@ def node_config(folder: Path) -> Path:
     return path
 
 
-def idle_seats(folder: Path) -> int | None:
+def idle_slots(folder: Path) -> int | None:
     """Return how many workers are idle; `None` while nobody answers."""
     try:
         return Daemon(folder / "control").status().slots.get("idle")
@@ -140,13 +140,13 @@ def test_the_daemon_is_ready_watched_restarted_and_stopped(systemd: Instance, so
     assert systemd.show("run-ppramdisk.mount", "ActiveState") == "active"
     assert systemd.run("ls", "/run/ppramdisk").stdout.split() == ["ppdaemon-n1"]
     assert systemd.show("ppdaemon", "StatusText")
-    wait_until(lambda: idle_seats(socket_dir), 40, "a worker is idle")
+    wait_until(lambda: idle_slots(socket_dir), 40, "a worker is idle")
 
     for name in ("KILL", "STOP"):
         before = systemd.restarts("ppdaemon")
         systemd.signal("ppdaemon", name)
         systemd.wait_for_restart("ppdaemon", before)
-        wait_until(lambda: idle_seats(socket_dir), 40, "a worker is idle again")
+        wait_until(lambda: idle_slots(socket_dir), 40, "a worker is idle again")
 
     systemd.systemctl("stop", "ppdaemon")
     systemd.wait("ppdaemon", ActiveState="inactive", Result="success")

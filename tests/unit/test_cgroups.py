@@ -118,7 +118,7 @@ def test_leaves_of_a_former_life_are_killed_at_the_start(host):
     assert (host.leaf / "cgroup.kill").read_text() == "1"
 
 
-def test_a_seat_without_a_leaf_is_no_error(host):
+def test_a_slot_without_a_leaf_is_no_error(host):
     cgroups = host.claim()
     for deed in (cgroups.kill, cgroups.wait_empty, cgroups.remove):
         deed(77)

@@ -100,7 +100,7 @@ def test_status_shows_the_daemon_in_one_screen(good: ControlServer, ppctl: Ppctl
         "1 quarantined",
         "34 succeeded",
         "36 raws",
-        "! seat 3 is quarantined",
+        "! slot 3 is quarantined",
     ):
         assert words in out
     assert len(out.splitlines()) < 24
@@ -130,8 +130,8 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         (("drain",), ("draining",)),
         (("resume",), ("taking visits",)),
         (("reload",), ("generation 2 serves",)),
-        (("restart", "3"), ("seat 3 restarts",)),
-        (("kill", "3"), ("seat 3 is killed",)),
+        (("restart", "3"), ("slot 3 restarts",)),
+        (("kill", "3"), ("slot 3 is killed",)),
     ],
 )
 def test_every_command_tells_a_person(
@@ -277,7 +277,7 @@ def test_a_full_backlog_is_a_hung_daemon(impatient: Ppctl, socket_dir: Path) -> 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (failing("not_found", "no seat 99"), 65),
+        (failing("not_found", "no slot 99"), 65),
         (failing("refused", "stopping"), 75),
         (failing("internal", "x"), 70),
     ],

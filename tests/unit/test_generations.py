@@ -9,7 +9,7 @@ from ppdaemon.config import NodeConfig, WorkersConfig
 from ppdaemon.messages import Done, Quit, Ready
 from ppdaemon.node.processes.reload import needs_restart
 from ppdaemon.node.slots.events import RecycleAsked, RetireAsked, WorkerDied, WorkerForked, WorkerNotForked
-from ppdaemon.node.slots.scheduler import Assign, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slots.scheduler import Assign, OpenSlot, RetireSlot, Scheduler
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState
 
 S = SlotState
@@ -83,7 +83,7 @@ def test_a_busy_worker_is_recycled_after_its_visit(state):
     assert slot(RecycleAsked(), 2.0) == []
     assert slot.slot.state == state
     if state in (S.PREPARING, S.PROCESSING, S.EXPORTING):
-        actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED), 3.0)
+        actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED), 3.0)
         assert finished(actions) == [(Outcome.SUCCEEDED, False)]
         assert orders(actions) == [Quit()]
         assert slot.slot.state == S.STOPPING
@@ -95,7 +95,7 @@ def test_a_worker_that_boots_is_recycled_when_it_is_ready():
     assert orders(slot(Ready(pid=100), 3.0)) == [Quit()]
 
 
-def test_a_quarantined_seat_has_another_chance_with_a_new_configuration():
+def test_a_quarantined_slot_has_another_chance_with_a_new_configuration():
     slot = Driver()
     slot(WorkerForked(1))
     slot(WorkerDied(78))
@@ -122,32 +122,32 @@ def test_forks_that_fail_never_quarantine_and_pause_two_seconds_at_most():
     assert max(pauses) == 2.0
 
 
-def test_a_retired_seat_without_a_fork_is_stopped():
+def test_a_retired_slot_without_a_fork_is_stopped():
     slot = Driver()
     slot(RetireAsked())
     slot(WorkerNotForked("EAGAIN"), 4.0)
     assert slot.slot.state == S.STOPPED
 
 
-def test_fewer_seats_are_wanted_than_there_are():
+def test_fewer_slots_are_wanted_than_there_are():
     scheduler = Scheduler(WorkersConfig(min=1, spare=0, max=4))
     for slot in range(4):
-        scheduler.seat_opened(slot)
-        scheduler.seat_idle(slot, 0.0)
-    scheduler.reconfigure(WorkersConfig(min=1, spare=0, max=2))
+        scheduler.slot_opened(slot)
+        scheduler.slot_idle(slot, 0.0)
+    scheduler.config = WorkersConfig(min=1, spare=0, max=2)
     assignment = a_waiting_one()
     scheduler.add(assignment)
     decisions = scheduler.decide(1.0)
-    assert decisions == [RetireSeat(0), RetireSeat(1), Assign(assignment, 2)]
+    assert decisions == [RetireSlot(0), RetireSlot(1), Assign(assignment, 2)]
     assert scheduler.decide(1.0) == []
 
 
-def test_seats_on_their_way_out_are_not_counted_twice():
+def test_slots_on_their_way_out_are_not_counted_twice():
     scheduler = Scheduler(WorkersConfig(min=2, spare=0, max=4, retire_idle_s=1))
     for slot in range(4):
-        scheduler.seat_opened(slot)
-        scheduler.seat_idle(slot, 0.0)
-    assert scheduler.decide(5.0) == [RetireSeat(0), RetireSeat(1)]
+        scheduler.slot_opened(slot)
+        scheduler.slot_idle(slot, 0.0)
+    assert scheduler.decide(5.0) == [RetireSlot(0), RetireSlot(1)]
     assert scheduler.decide(5.0) == []
-    scheduler.reconfigure(CONFIG.model_copy(update={"min": 3, "spare": 0}))
-    assert scheduler.decide(5.0) == [OpenSeat()]
+    scheduler.config = CONFIG.model_copy(update={"min": 3, "spare": 0})
+    assert scheduler.decide(5.0) == [OpenSlot()]

@@ -11,8 +11,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppdaemon.messages import AckedVisit, Heartbeat, Hello, NakedVisit, ResultEntry, Results
-from ppdaemon.relay.board import Board
+from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
 from ppdaemon.relay.orders import (
     CloseVisit,
@@ -40,7 +40,7 @@ class SimulatedNode:
 
     def __init__(self, name):
         self.name = name
-        self.life = 0
+        self.incarnation = 0
         self.words = deque()
         self.journal = {}
         self.confirmed = set()
@@ -48,24 +48,24 @@ class SimulatedNode:
 
     def hello(self):
         offer = {"DemoCam": OFFERS[self.name]}
-        self._say(Hello, life=str(self.life), instruments=offer, capacity=9)
+        self._say(Hello, incarnation=str(self.incarnation), instruments=offer, capacity=9)
 
     def _say(self, kind, **fields):
         self.words.append(kind(origin=self.name, **fields, **ENVELOPE))
 
-    def hear(self, order):
+    def receive(self, order):
         match order:
             case Reserve(_, visit, detectors, attempt, _) if detectors[0] == 3 and not self.journal:
                 names = {"instrument": visit.instrument, "group": visit.group}
                 self._say(
-                    NakedVisit, **names, detectors=detectors, attempt=attempt, reason="full", final=False
+                    VisitRefused, **names, detectors=detectors, attempt=attempt, reason="full", final=False
                 )
                 self.journal[None] = None  # refuses only once
             case Reserve(_, visit, detectors, attempt, _):
                 for detector in detectors:
                     self.journal.setdefault((visit.instrument, visit.group, detector, attempt), None)
                 names = {"instrument": visit.instrument, "group": visit.group}
-                self._say(AckedVisit, **names, detectors=detectors, attempt=attempt)
+                self._say(VisitAccepted, **names, detectors=detectors, attempt=attempt)
             case Withdraw(_, instrument, group, detectors):
                 for key, outcome in self.journal.items():
                     meant = key and key[:2] == (instrument, group) and key[2] in (detectors or DETECTORS)
@@ -95,7 +95,7 @@ class SimulatedNode:
             self._say(Results, entries=tuple(entries))
 
     def restart(self):
-        self.life += 1
+        self.incarnation += 1
         self.words.clear()
         self.hello()
 
@@ -116,7 +116,7 @@ class World:
             node.hello()
 
     def boot(self):
-        self.board = Board(resend_s=0.5, silence_s=2.0, settle_s=1.0)
+        self.dispatcher = Dispatcher(resend_s=0.5, silence_s=2.0, settle_s=1.0)
         for number, (visit, cancelled, received) in self.visits.items():
             rows = [replace(self.rows[number, d]) for d in DETECTORS if (number, d) not in self.outcomes]
             if rows:
@@ -124,7 +124,7 @@ class World:
 
     def open(self, number, visit, rows, received, cancelled=False):
         times = {"received_tai": received, "expiry_s": EXPIRY_S, "now": self.now, "now_tai": self.now}
-        self.perform(self.board.add(opened(number, visit, rows, cancelled=cancelled, **times), self.now))
+        self.perform(self.dispatcher.add(opened(number, visit, rows, cancelled=cancelled, **times), self.now))
 
     def perform(self, turn):
         for write in turn.writes:
@@ -165,16 +165,16 @@ class World:
 
     def cancel(self):
         if self.visits:
-            self.perform(self.board.cancel(("DemoCam", f"g{len(self.visits)}"), self.now))
+            self.perform(self.dispatcher.cancel(("DemoCam", f"g{len(self.visits)}"), self.now))
 
     def deliver(self, name):
         """Carry everything between the relay and a node."""
         node, wire = self.nodes[name], self.wires[name]
         while node.words or wire:
             while wire:
-                node.hear(wire.popleft())
+                node.receive(wire.popleft())
             while node.words:
-                self.perform(self.board.hear(name.encode(), node.words.popleft(), self.now))
+                self.perform(self.dispatcher.receive(name.encode(), node.words.popleft(), self.now))
 
     def lose(self, name):
         """Lose everything under way to and from a node."""
@@ -183,13 +183,13 @@ class World:
 
     def hang_up(self, name):
         self.lose(name)
-        self.board.lose(name.encode(), self.now)
+        self.dispatcher.lose(name.encode(), self.now)
 
     def tick(self):
         self.now += STEP_S
         for node in self.nodes.values():
             node.beat()
-        self.perform(self.board.tick(self.now))
+        self.perform(self.dispatcher.tick(self.now))
 
     def act(self, what, name):
         match what:
@@ -236,7 +236,7 @@ def test_whatever_happened_each_detector_has_exactly_one_outcome_in_the_end(step
             node.work()
         if len(world.closed) == len(world.visits):
             break
-    assert len(world.board) == 0
+    assert len(world.dispatcher) == 0
     assert set(world.outcomes) == {(number, d) for number in world.visits for d in DETECTORS}
     assert sorted(world.closed) == sorted(world.visits)
 
@@ -272,4 +272,4 @@ def test_the_simulated_nodes_say_what_the_relay_understands():
         for name in world.nodes:
             world.deliver(name)
         world.tick()
-    assert all(name in world.board.roster for name in OFFERS)
+    assert all(name in world.dispatcher.registry for name in OFFERS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who gets which visit-detector, and how many seats there are."""
+"""Who gets which visit-detector, and how many slots there are."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ppdaemon.config import WorkersConfig
 from ppdaemon.messages import Pipelines
 from ppdaemon.node.slots.assignment import Assignment, Key
-from ppdaemon.node.slots.scheduler import Assign, Drop, OpenSeat, RetireSeat, Scheduler
+from ppdaemon.node.slots.scheduler import Assign, Drop, OpenSlot, RetireSlot, Scheduler
 from ppdaemon.visit import read_next_visit
 
 
@@ -23,8 +23,8 @@ def a_scheduler(**numbers):
 
 def with_idle(scheduler, *slots, now=0.0):
     for slot in slots:
-        scheduler.seat_opened(slot)
-        scheduler.seat_idle(slot, now)
+        scheduler.slot_opened(slot)
+        scheduler.slot_idle(slot, now)
     return scheduler
 
 
@@ -32,12 +32,12 @@ def assigned(decisions):
     return {d.assignment.key.group: d.slot for d in decisions if isinstance(d, Assign)}
 
 
-def test_the_pool_begins_with_its_least_number_of_seats():
-    assert a_scheduler(min=3).decide(0.0) == [OpenSeat()] * 3
+def test_the_pool_begins_with_its_least_number_of_slots():
+    assert a_scheduler(min=3).decide(0.0) == [OpenSlot()] * 3
 
 
 def test_spare_workers_are_kept_ready_beyond_the_least_number():
-    assert a_scheduler(min=1, spare=2).decide(0.0) == [OpenSeat()] * 2
+    assert a_scheduler(min=1, spare=2).decide(0.0) == [OpenSlot()] * 2
 
 
 def test_a_worker_that_served_the_detector_last_is_taken_first():
@@ -46,7 +46,7 @@ def test_a_worker_that_served_the_detector_last_is_taken_first():
         scheduler.add(an_assignment(group, detector))
         assert assigned(scheduler.decide(0.0)) == {group: slot}
     for slot in (0, 1, 2):
-        scheduler.seat_idle(slot, 1.0)
+        scheduler.slot_idle(slot, 1.0)
     scheduler.add(an_assignment("d", 6))
     assert assigned(scheduler.decide(1.0)) == {"d": 1}
 
@@ -55,27 +55,27 @@ def test_a_newcomer_takes_a_worker_that_nobody_will_miss():
     scheduler = with_idle(a_scheduler(), 0)
     scheduler.add(an_assignment("a", 5))
     scheduler.decide(0.0)
-    scheduler.seat_idle(0, 1.0)
+    scheduler.slot_idle(0, 1.0)
     with_idle(scheduler, 1)
     scheduler.add(an_assignment("b", 6))
     assert assigned(scheduler.decide(1.0)) == {"b": 1}
 
 
-def test_without_an_idle_worker_seats_are_opened_up_to_the_greatest_number():
+def test_without_an_idle_worker_slots_are_opened_up_to_the_greatest_number():
     scheduler = a_scheduler(max=2)
     for k in range(5):
         scheduler.add(an_assignment(f"g{k}"))
-    assert scheduler.decide(0.0) == [OpenSeat()] * 2
+    assert scheduler.decide(0.0) == [OpenSlot()] * 2
     assert scheduler.queued == 5
 
 
-def test_seats_on_their_way_are_not_opened_twice():
+def test_slots_on_their_way_are_not_opened_twice():
     scheduler = a_scheduler()
     scheduler.add(an_assignment())
-    assert scheduler.decide(0.0) == [OpenSeat()]
-    scheduler.seat_opened(0)
+    assert scheduler.decide(0.0) == [OpenSlot()]
+    scheduler.slot_opened(0)
     assert scheduler.decide(0.0) == []
-    scheduler.seat_idle(0, 0.1)
+    scheduler.slot_idle(0, 0.1)
     assert assigned(scheduler.decide(0.1)) == {"g": 0}
 
 
@@ -100,7 +100,7 @@ def test_a_full_queue_drops_the_oldest_never_the_newest():
 def test_surplus_workers_are_retired_after_a_while_but_not_the_spare():
     scheduler = with_idle(a_scheduler(min=1, spare=1, retire_idle_s=60), 0, 1, 2)
     assert scheduler.decide(59.0) == []
-    assert scheduler.decide(60.0) == [RetireSeat(0), RetireSeat(1)]
+    assert scheduler.decide(60.0) == [RetireSlot(0), RetireSlot(1)]
     assert scheduler.decide(60.0) == []
 
 
@@ -108,11 +108,11 @@ def test_a_second_attempt_goes_to_another_worker_if_there_is_one():
     scheduler = with_idle(a_scheduler(), 0)
     scheduler.add(an_assignment("a", 5))
     scheduler.decide(0.0)
-    scheduler.seat_idle(0, 1.0)
+    scheduler.slot_idle(0, 1.0)
     with_idle(scheduler, 1)
     scheduler.add(an_assignment("a", 5).again(avoid=0))
     assert assigned(scheduler.decide(1.0)) == {"a": 1}
-    scheduler.seat_closed(1)
+    scheduler.slot_closed(1)
     scheduler.add(an_assignment("b", 5).again(avoid=0))
     assert assigned(scheduler.decide(1.0)) == {"b": 0}
 
@@ -121,27 +121,27 @@ def test_the_hosts_memory_bounds_the_pool_but_not_below_its_least_number():
     scheduler = a_scheduler(min=1, max=9)
     for k in range(6):
         scheduler.add(an_assignment(f"g{k}"))
-    assert scheduler.decide(0.0, room=0) == [OpenSeat()]
-    assert scheduler.decide(0.0, room=3) == [OpenSeat()] * 3
-    scheduler.seat_opened(0)
-    assert scheduler.decide(0.0, room=3) == [OpenSeat()] * 2
+    assert scheduler.decide(0.0, room=0) == [OpenSlot()]
+    assert scheduler.decide(0.0, room=3) == [OpenSlot()] * 3
+    scheduler.slot_opened(0)
+    assert scheduler.decide(0.0, room=3) == [OpenSlot()] * 2
 
 
-def test_an_unkillable_seat_makes_room_for_another():
+def test_an_unkillable_slot_makes_room_for_another():
     scheduler = with_idle(a_scheduler(max=1), 0)
-    scheduler.seat_closed(0)
-    assert scheduler.decide(0.0) == [OpenSeat()]
+    scheduler.slot_closed(0)
+    assert scheduler.decide(0.0) == [OpenSlot()]
 
 
-def test_a_quarantined_seat_keeps_its_place():
+def test_a_quarantined_slot_keeps_its_place():
     scheduler = with_idle(a_scheduler(max=1), 0)
-    scheduler.seat_busy(0)
+    scheduler.slot_busy(0)
     scheduler.add(an_assignment())
     assert scheduler.decide(0.0) == []
 
 
 @given(st.data())
-def test_whatever_happens_each_visit_goes_to_one_idle_seat_and_seats_stay_in_bounds(data):
+def test_whatever_happens_each_visit_goes_to_one_idle_slot_and_slots_stay_in_bounds(data):
     config = WorkersConfig(min=1, spare=1, max=5, queue=8, retire_idle_s=3)
     scheduler = Scheduler(config)
     idle, busy, rising, placed, dropped, added = set(), set(), set(), set(), set(), 0
@@ -155,13 +155,13 @@ def test_whatever_happens_each_visit_goes_to_one_idle_seat_and_seats_stay_in_bou
         elif step == "rise" and rising:
             slot = rising.pop()
             idle.add(slot)
-            scheduler.seat_idle(slot, now)
+            scheduler.slot_idle(slot, now)
         elif step == "free" and busy:
             slot = busy.pop()
             idle.add(slot)
-            scheduler.seat_idle(slot, now)
+            scheduler.slot_idle(slot, now)
         elif step == "close" and busy:
-            scheduler.seat_closed(busy.pop())
+            scheduler.slot_closed(busy.pop())
         dropped |= {drop.assignment.key for drop in scheduler.drop_pointless(now)}
         for decision in scheduler.decide(now):
             match decision:
@@ -171,13 +171,13 @@ def test_whatever_happens_each_visit_goes_to_one_idle_seat_and_seats_stay_in_bou
                     idle.discard(slot)
                     busy.add(slot)
                     placed.add(assignment.key)
-                case OpenSeat():
+                case OpenSlot():
                     slot = len(placed) * 1000 + int(now) * 10 + len(rising)
                     rising.add(slot)
-                    scheduler.seat_opened(slot)
-                case RetireSeat(slot=slot):
+                    scheduler.slot_opened(slot)
+                case RetireSlot(slot=slot):
                     assert slot in idle
                     idle.discard(slot)
-                    scheduler.seat_closed(slot)
+                    scheduler.slot_closed(slot)
         assert config.min <= len(idle) + len(busy) + len(rising) <= config.max
         assert len(placed) + len(dropped) + scheduler.queued == added

@@ -31,20 +31,20 @@ from ppdaemon.node.slots.events import (
     Finish,
     Fork,
     KillAsked,
-    LookEnded,
-    LookForRaws,
     MemorySampled,
-    NoteFigures,
+    NoteMeasurements,
+    ProtocolViolation,
     RawArrived,
+    RescanDone,
+    RescanRaws,
     RestartAsked,
     RetireAsked,
-    SeatChanged,
     Send,
     SetDeadline,
     Signal,
+    SlotChanged,
     VisitAssigned,
     WipeRepo,
-    WordsRefused,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -97,11 +97,14 @@ class Driver:
             S.STARTING: [],
             S.IDLE: [Ready(pid=100)],
             S.PREPARING: [Ready(pid=100), VisitAssigned(an_assignment(nimages))],
-            S.WAITING: [Ready(pid=100), VisitAssigned(an_assignment(nimages)), Prepared(serial=1)],
+            S.WAITING: [Ready(pid=100), VisitAssigned(an_assignment(nimages)), Prepared(visit_number=1)],
         }
-        steps[S.LOOKING] = [*steps[S.WAITING], DeadlinePassed()]
-        steps[S.PROCESSING] = [*steps[S.WAITING], RawArrived(a_raw()), Ingested(serial=1, exposure=1)]
-        steps[S.EXPORTING] = [*steps[S.PROCESSING], StageReached(serial=1, stage=Stage.PROCESSED, tai=1.0)]
+        steps[S.RESCANNING] = [*steps[S.WAITING], DeadlinePassed()]
+        steps[S.PROCESSING] = [*steps[S.WAITING], RawArrived(a_raw()), Ingested(visit_number=1, exposure=1)]
+        steps[S.EXPORTING] = [
+            *steps[S.PROCESSING],
+            StageReached(visit_number=1, stage=Stage.PROCESSED, tai=1.0),
+        ]
         steps[S.STOPPING] = [*steps[S.PROCESSING], DeadlinePassed()]
         steps[S.KILLING] = [*steps[S.STOPPING], DeadlinePassed()]
         for event in steps[state]:
@@ -131,14 +134,14 @@ def without_notes(actions):
     ]
 
 
-def test_a_seat_opens_by_forking_with_a_boot_deadline():
+def test_a_slot_opens_by_forking_with_a_boot_deadline():
     slot = Slot(4, CONFIG, jitter=lambda: 0.0)
-    assert slot.open(10.0) == [Fork(1), SetDeadline(30.0), SeatChanged(S.BACKOFF, S.STARTING)]
+    assert slot.open(10.0) == [Fork(1), SetDeadline(30.0), SlotChanged(S.BACKOFF, S.STARTING)]
 
 
 def test_a_ready_worker_is_idle_until_its_age(slot):
     born_to = 0.9 * CONFIG.recycle_age_s
-    assert slot(Ready(pid=1)) == [SetDeadline(born_to), SeatChanged(S.STARTING, S.IDLE)]
+    assert slot(Ready(pid=1)) == [SetDeadline(born_to), SlotChanged(S.STARTING, S.IDLE)]
     assert orders(slot(DeadlinePassed(), born_to)) == [Quit()]
     assert slot.slot.note == "recycled at its age"
 
@@ -150,13 +153,13 @@ def test_recycling_comes_up_to_a_tenth_sooner_or_later():
         slot.handle(Ready(pid=1), 0.0)
         while slot.state == S.IDLE:
             slot.handle(VisitAssigned(an_assignment()), 0.0)
-            slot.handle(Done(serial=slot.serial, outcome=Outcome.NO_PIPELINE), 0.0)
-        assert slot.serial == visits
+            slot.handle(Done(visit_number=slot.visit_number, outcome=Outcome.NO_PIPELINE), 0.0)
+        assert slot.visit_number == visits
 
 
 def test_a_worker_that_a_visit_has_changed_is_recycled(slot):
     slot.to(S.EXPORTING)
-    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED, tainted="umask, threads"))
+    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, tainted="umask, threads"))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
     assert orders(actions) == [Quit()]
     assert slot.slot.note == "recycled: its visit changed umask, threads"
@@ -166,39 +169,43 @@ def test_a_raw_of_a_late_second_attempt_has_its_full_time(slot):
     slot.to(S.IDLE)
     slot(VisitAssigned(an_assignment(no_image_at=500.0)), 800.0)
     slot(RawArrived(a_raw()), 800.0)
-    slot(Prepared(serial=1), 801.0)
+    slot(Prepared(visit_number=1), 801.0)
     slot(DeadlinePassed(), 801.0)
-    assert slot(LookEnded(), 801.1) == [SetDeadline(831.0)]
-    assert orders(slot(Ingested(serial=1, exposure=1), 802.0)) == [Process(exposures=(1,))]
+    assert slot(RescanDone(), 801.1) == [SetDeadline(831.0)]
+    assert orders(slot(Ingested(visit_number=1, exposure=1), 802.0)) == [Process(exposures=(1,))]
 
 
 def test_a_visit_goes_from_prepare_to_process_to_done(slot):
     slot.to(S.IDLE)
     (prepare,) = orders(slot(VisitAssigned(an_assignment())))
     assert isinstance(prepare, Prepare)
-    assert (prepare.serial, prepare.detector) == (1, 3)
-    slot(Prepared(serial=1))
+    assert (prepare.visit_number, prepare.detector) == (1, 3)
+    slot(Prepared(visit_number=1))
     assert orders(slot(RawArrived(a_raw()))) == [Ingest(raw=a_raw())]
-    assert orders(slot(Ingested(serial=1, exposure=1))) == [Process(exposures=(1,))]
-    slot(StageReached(serial=1, stage=Stage.PROCESSED, tai=5.0))
+    assert orders(slot(Ingested(visit_number=1, exposure=1))) == [Process(exposures=(1,))]
+    slot(StageReached(visit_number=1, stage=Stage.PROCESSED, tai=5.0))
     assert slot.slot.state == S.EXPORTING
-    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED, spool="/s", datasets=4))
+    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, spool="/s", datasets=4))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
     assert slot.slot.state == S.IDLE
 
 
 def test_what_a_preload_took_is_kept(slot):
     slot.to(S.PREPARING)
-    noted = [each for each in slot(Prepared(serial=1, detail={"hits": 8})) if isinstance(each, NoteFigures)]
-    assert noted == [NoteFigures(an_assignment().key, {"hits": 8})]
+    noted = [
+        each
+        for each in slot(Prepared(visit_number=1, detail={"hits": 8}))
+        if isinstance(each, NoteMeasurements)
+    ]
+    assert noted == [NoteMeasurements(an_assignment().key, {"hits": 8})]
 
 
 def test_why_a_visit_is_not_run_by_the_configured_engine_is_kept(slot):
     slot.to(S.PROCESSING)
     why = {"not_direct": "task: adjust_all_quanta"}
-    actions = slot(StageReached(serial=1, stage=Stage.FIRST_TASK, tai=2.0, detail=why))
-    assert [each for each in actions if isinstance(each, NoteFigures)] == [
-        NoteFigures(an_assignment().key, why)
+    actions = slot(StageReached(visit_number=1, stage=Stage.FIRST_TASK, tai=2.0, detail=why))
+    assert [each for each in actions if isinstance(each, NoteMeasurements)] == [
+        NoteMeasurements(an_assignment().key, why)
     ]
 
 
@@ -206,39 +213,39 @@ def test_a_raw_that_came_during_preload_is_ingested_once_prepared(slot):
     slot.to(S.PREPARING)
     assert orders(slot(RawArrived(a_raw()))) == []
     assert orders(slot(RawArrived(a_raw()))) == []
-    assert orders(slot(Prepared(serial=1))) == [Ingest(raw=a_raw())]
+    assert orders(slot(Prepared(visit_number=1))) == [Ingest(raw=a_raw())]
 
 
 def test_two_snaps_are_awaited_before_the_pipeline_runs(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
-    assert orders(slot(Ingested(serial=1, exposure=1))) == []
+    assert orders(slot(Ingested(visit_number=1, exposure=1))) == []
     slot(RawArrived(a_raw(2)))
-    assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(1, 2))]
+    assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(1, 2))]
 
 
 def test_an_unknown_number_of_snaps_is_learned_from_the_header(slot):
     slot.to(S.WAITING, nimages=0)
     slot(RawArrived(a_raw(1, snaps=2)))
-    assert orders(slot(Ingested(serial=1, exposure=1))) == []
+    assert orders(slot(Ingested(visit_number=1, exposure=1))) == []
     slot(RawArrived(a_raw(2, snaps=2)))
-    assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(1, 2))]
+    assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(1, 2))]
 
 
 def test_at_the_deadline_the_expected_names_are_looked_at_once_more(slot):
     slot.to(S.WAITING)
     looking = slot(DeadlinePassed(), 500.0)
     assert looking == [
-        LookForRaws(slot.slot.assignment.key),
+        RescanRaws(slot.slot.assignment.key),
         SetDeadline(502.0),
-        SeatChanged(S.WAITING, S.LOOKING),
+        SlotChanged(S.WAITING, S.RESCANNING),
     ]
 
 
-@pytest.mark.parametrize("end", [LookEnded(), DeadlinePassed()])
-def test_no_raw_until_the_deadline_is_no_image_and_frees_the_seat(slot, end):
+@pytest.mark.parametrize("end", [RescanDone(), DeadlinePassed()])
+def test_no_raw_until_the_deadline_is_no_image_and_frees_the_slot(slot, end):
     """Fault 10: also where the look does not come back."""
-    slot.to(S.LOOKING)
+    slot.to(S.RESCANNING)
     actions = slot(end, 502.0)
     assert finished(actions) == [(Outcome.NO_IMAGE, False)]
     assert orders(actions) == [GiveUp(reason="no_image")]
@@ -249,16 +256,16 @@ def test_a_raw_that_the_last_look_finds_is_processed(slot):
     slot.to(S.WAITING)
     slot(DeadlinePassed(), 500.0)
     assert orders(slot(RawArrived(a_raw(1)), 500.3)) == [Ingest(raw=a_raw(1))]
-    assert slot(LookEnded(), 500.4) == [SetDeadline(530.0)]
-    assert orders(slot(Ingested(serial=1, exposure=1), 503.0)) == [Process(exposures=(1,))]
+    assert slot(RescanDone(), 500.4) == [SetDeadline(530.0)]
+    assert orders(slot(Ingested(visit_number=1, exposure=1), 503.0)) == [Process(exposures=(1,))]
 
 
-@pytest.mark.parametrize("end", [LookEnded(), DeadlinePassed()])
+@pytest.mark.parametrize("end", [RescanDone(), DeadlinePassed()])
 def test_one_snap_of_two_at_the_deadline_runs_partially(slot, end):
     """Fault 13: one snap of two."""
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
-    slot(Ingested(serial=1, exposure=1))
+    slot(Ingested(visit_number=1, exposure=1))
     slot(DeadlinePassed(), 500.0)
     assert orders(slot(end, 502.0)) == [Process(exposures=(1,), partial=True)]
 
@@ -266,11 +273,11 @@ def test_one_snap_of_two_at_the_deadline_runs_partially(slot, end):
 def test_the_last_snap_that_is_found_waits_no_longer_than_a_look(slot):
     slot.to(S.WAITING, nimages=3)
     slot(RawArrived(a_raw(1)))
-    slot(Ingested(serial=1, exposure=1))
+    slot(Ingested(visit_number=1, exposure=1))
     slot(DeadlinePassed(), 500.0)
     slot(RawArrived(a_raw(2)), 500.1)
-    slot(LookEnded(), 500.2)
-    assert without_notes(slot(Ingested(serial=1, exposure=2), 505.0)) == [SetDeadline(505.0)]
+    slot(RescanDone(), 500.2)
+    assert without_notes(slot(Ingested(visit_number=1, exposure=2), 505.0)) == [SetDeadline(505.0)]
     assert orders(slot(DeadlinePassed(), 505.0)) == [Process(exposures=(1, 2), partial=True)]
 
 
@@ -280,18 +287,18 @@ def test_a_raw_being_ingested_at_the_deadline_still_counts(slot):
     slot(RawArrived(a_raw(1)), 499.9)
     slot(DeadlinePassed(), 500.0)
     assert slot(DeadlinePassed(), 502.0) == [SetDeadline(530.0)]
-    assert orders(slot(Ingested(serial=1, exposure=1), 503.0)) == [Process(exposures=(1,))]
+    assert orders(slot(Ingested(visit_number=1, exposure=1), 503.0)) == [Process(exposures=(1,))]
 
 
-@pytest.mark.parametrize("state", [S.WAITING, S.LOOKING])
-def test_a_cancelled_visit_frees_its_seat_at_once(slot, state):
+@pytest.mark.parametrize("state", [S.WAITING, S.RESCANNING])
+def test_a_cancelled_visit_frees_its_slot_at_once(slot, state):
     """Fault 10: cancelled."""
     slot.to(state)
     actions = slot(CancelReceived())
     assert finished(actions) == [(Outcome.CANCELLED, False)]
     assert orders(actions) == [GiveUp(reason="cancelled")]
     assert slot.slot.state == S.IDLE
-    assert slot(LookEnded()) == []
+    assert slot(RescanDone()) == []
 
 
 def deadline(actions):
@@ -302,18 +309,18 @@ def test_a_visit_of_an_unknown_number_ends_when_it_is_quiet(slot):
     """Fault 13: nimages 0."""
     slot.to(S.WAITING, nimages=0)
     assert deadline(slot(RawArrived(a_raw(1)), 50.0)) == [60.0]
-    assert deadline(slot(Ingested(serial=1, exposure=1), 51.0)) == [60.0]
+    assert deadline(slot(Ingested(visit_number=1, exposure=1), 51.0)) == [60.0]
     assert deadline(slot(RawArrived(a_raw(2)), 58.0)) == [68.0]
-    assert deadline(slot(Ingested(serial=1, exposure=2), 59.0)) == [68.0]
+    assert deadline(slot(Ingested(visit_number=1, exposure=2), 59.0)) == [68.0]
     slot(DeadlinePassed(), 68.0)
-    assert orders(slot(LookEnded(), 68.1)) == [Process(exposures=(1, 2))]
+    assert orders(slot(RescanDone(), 68.1)) == [Process(exposures=(1, 2))]
 
 
 def test_a_raw_from_long_before_the_worker_was_ready_is_not_waited_after(slot):
     slot.to(S.IDLE)
     slot(VisitAssigned(an_assignment(0)), 0.0)
     slot(RawArrived(a_raw(1)), 5.0)
-    assert deadline(slot(Prepared(serial=1), 40.0)) == [40.0]
+    assert deadline(slot(Prepared(visit_number=1), 40.0)) == [40.0]
 
 
 def test_headers_that_promise_more_than_came_are_believed_until_the_deadline(slot):
@@ -324,23 +331,23 @@ def test_headers_that_promise_more_than_came_are_believed_until_the_deadline(slo
 def test_more_than_was_announced_is_waited_for_while_it_is_not_quiet(slot):
     slot.to(S.WAITING, nimages=1)
     slot(RawArrived(a_raw(1, snaps=2)), 50.0)
-    assert deadline(slot(Ingested(serial=1, exposure=1), 51.0)) == [60.0]
+    assert deadline(slot(Ingested(visit_number=1, exposure=1), 51.0)) == [60.0]
     slot(RawArrived(a_raw(2, snaps=2)), 55.0)
-    assert orders(slot(Ingested(serial=1, exposure=2), 56.0)) == [Process(exposures=(1, 2))]
-    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED), 70.0)
+    assert orders(slot(Ingested(visit_number=1, exposure=2), 56.0)) == [Process(exposures=(1, 2))]
+    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED), 70.0)
     assert reasons(actions) == ["announced were 1 images, their headers say 2"]
 
 
 def test_headers_that_promise_less_than_was_announced_end_nothing(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1, snaps=1)), 50.0)
-    assert deadline(slot(Ingested(serial=1, exposure=1), 51.0)) == [500.0]
+    assert deadline(slot(Ingested(visit_number=1, exposure=1), 51.0)) == [500.0]
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_list_of_detectors_ends_a_visit_of_an_unknown_number(slot, before):
     slot.to(S.WAITING, nimages=0)
-    events = [RawArrived(a_raw(1)), Ingested(serial=1, exposure=1)]
+    events = [RawArrived(a_raw(1)), Ingested(visit_number=1, exposure=1)]
     events.insert(0 if before else 2, ExposureListed(1, included=True))
     actions = [action for event in events for action in slot(event, 50.0)]
     assert orders(actions)[-1] == Process(exposures=(1,))
@@ -355,7 +362,7 @@ def test_a_raw_on_a_list_is_waited_for_until_the_deadline(slot):
 def test_a_list_without_the_detector_ends_a_visit_of_an_unknown_number(slot):
     slot.to(S.PREPARING, nimages=0)
     slot(ExposureListed(1, included=False))
-    actions = slot(Prepared(serial=1))
+    actions = slot(Prepared(visit_number=1))
     assert finished(actions) == [(Outcome.NO_IMAGE, False)]
     assert reasons(actions) == ["the exposures were taken without this detector"]
 
@@ -363,7 +370,7 @@ def test_a_list_without_the_detector_ends_a_visit_of_an_unknown_number(slot):
 def test_a_snap_without_the_detector_counts_where_headers_tell_the_number(slot):
     slot.to(S.WAITING, nimages=0)
     slot(RawArrived(a_raw(1, snaps=2)))
-    slot(Ingested(serial=1, exposure=1))
+    slot(Ingested(visit_number=1, exposure=1))
     actions = slot(ExposureListed(2, included=False))
     assert orders(actions) == [Process(exposures=(1,), partial=True)]
 
@@ -389,10 +396,10 @@ def test_an_ingest_that_hangs_is_stopped(slot):
     assert finished(slot(WorkerDied(-15), 531.0)) == [(Outcome.RUN_TIMEOUT, True)]
 
 
-def test_the_only_raw_is_bad_and_the_seat_is_free(slot):
+def test_the_only_raw_is_bad_and_the_slot_is_free(slot):
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)))
-    actions = slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
+    actions = slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
     assert finished(actions) == [(Outcome.BAD_RAW, False)]
     assert slot.slot.state == S.IDLE
 
@@ -404,10 +411,10 @@ def reasons(actions):
 def test_what_was_left_out_is_told_whatever_the_outcome(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
-    slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is set aside"))
+    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is set aside"))
     slot(RawArrived(a_raw(2)))
-    slot(Ingested(serial=1, exposure=2))
-    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    slot(Ingested(visit_number=1, exposure=2))
+    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
     assert reasons(actions) == ["exposure 1 is set aside"]
 
@@ -416,7 +423,7 @@ def test_when_no_raw_is_left_the_reason_of_each_is_told(slot):
     slot.to(S.WAITING, nimages=2)
     for exposure, reason in ((1, "cut"), (2, "exposure 2 is set aside")):
         slot(RawArrived(a_raw(exposure)))
-        actions = slot(RawRefused(serial=1, exposure=exposure, outcome=Outcome.BAD_RAW, reason=reason))
+        actions = slot(RawRefused(visit_number=1, exposure=exposure, outcome=Outcome.BAD_RAW, reason=reason))
     assert finished(actions) == [(Outcome.BAD_RAW, False)]
     assert reasons(actions) == ["cut; exposure 2 is set aside"]
 
@@ -424,9 +431,9 @@ def test_when_no_raw_is_left_the_reason_of_each_is_told(slot):
 def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
-    slot(RawRefused(serial=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
+    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
     slot(RawArrived(a_raw(2)))
-    assert orders(slot(Ingested(serial=1, exposure=2))) == [Process(exposures=(2,), partial=True)]
+    assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(2,), partial=True)]
 
 
 def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):
@@ -449,7 +456,7 @@ def test_late_words_about_an_earlier_visit_are_dropped(slot):
     slot(RawArrived(a_raw(1)))
     slot(CancelReceived())
     slot(VisitAssigned(an_assignment()))
-    assert slot(Ingested(serial=1, exposure=1)) == []
+    assert slot(Ingested(visit_number=1, exposure=1)) == []
     assert slot.slot.state == S.PREPARING
 
 
@@ -469,7 +476,7 @@ def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, ou
     actions = slot(DeadlinePassed(), 25.0)
     assert finished(actions) == [(outcome, False)]
     assert slot.slot.state == S.UNKILLABLE
-    assert slot(Done(serial=1, outcome=Outcome.SUCCEEDED)) == []
+    assert slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED)) == []
     assert WipeRepo() in slot(WorkerDied(-9), 900.0)
 
 
@@ -483,17 +490,17 @@ def test_a_worker_over_the_hard_limit_is_terminated_then_killed(slot):
 def test_a_worker_over_the_soft_limit_is_recycled_after_its_visit(slot):
     slot.to(S.EXPORTING)
     slot(MemorySampled(SOFT + 1))
-    actions = slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
     assert orders(actions) == [Quit()]
     assert slot.slot.state == S.STOPPING
 
 
 def test_a_worker_is_recycled_after_its_number_of_visits(slot):
     slot.to(S.IDLE)
-    for serial in (1, 2, 3):
+    for visit_number in (1, 2, 3):
         assert slot.slot.state == S.IDLE
         slot(VisitAssigned(an_assignment()))
-        slot(Done(serial=serial, outcome=Outcome.NO_PIPELINE))
+        slot(Done(visit_number=visit_number, outcome=Outcome.NO_PIPELINE))
     assert slot.slot.state == S.STOPPING
     assert SetDeadline(9.0) in slot(WorkerDied(0), 9.0)  # at once, and no failure
 
@@ -510,26 +517,26 @@ def test_a_crash_may_be_retried_before_the_point_of_no_return(slot, state):
 
 def test_a_crash_after_the_point_of_no_return_is_final(slot):
     slot.to(S.PROCESSING)
-    slot(PointOfNoReturn(serial=1, what="apdb"))
+    slot(PointOfNoReturn(visit_number=1, what="apdb"))
     assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
 
 
 def test_the_point_of_no_return_counts_even_when_said_after_term(slot):
     slot.to(S.STOPPING)
-    slot(PointOfNoReturn(serial=1, what="apdb"))
+    slot(PointOfNoReturn(visit_number=1, what="apdb"))
     assert finished(slot(WorkerDied(-9))) == [(Outcome.RUN_TIMEOUT, False)]
 
 
 def test_a_point_of_no_return_is_heard_in_every_state(slot):
     slot.to(S.EXPORTING)
-    assert slot(PointOfNoReturn(serial=1, what="apdb")) == []
+    assert slot(PointOfNoReturn(visit_number=1, what="apdb")) == []
     assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
 
 
 def test_a_failure_that_has_left_nothing_permanent_may_be_retried(slot):
     slot.to(S.PROCESSING)
-    slot(PointOfNoReturn(serial=1, what="apdb"))
-    done = Done(serial=1, outcome=Outcome.FAILED, retriable=True, nothing_permanent=True)
+    slot(PointOfNoReturn(visit_number=1, what="apdb"))
+    done = Done(visit_number=1, outcome=Outcome.FAILED, retriable=True, nothing_permanent=True)
     (finish,) = [action for action in slot(done) if isinstance(action, Finish)]
     assert (finish.retriable, finish.assignment.no_return) == (True, "")
 
@@ -546,7 +553,9 @@ def test_a_failure_that_has_left_nothing_permanent_may_be_retried(slot):
 def test_a_worker_that_fails_without_a_spool_may_have_left_one(slot, outcome, spool, may_have_left):
     slot.to(S.PROCESSING)
     (finish,) = [
-        action for action in slot(Done(serial=1, outcome=outcome, spool=spool)) if isinstance(action, Finish)
+        action
+        for action in slot(Done(visit_number=1, outcome=outcome, spool=spool))
+        if isinstance(action, Finish)
     ]
     assert finish.may_have_left == may_have_left
 
@@ -556,7 +565,7 @@ def test_only_a_worker_that_ended_may_have_left_something(slot, event):
     slot.to(S.WAITING)
     if event is None:
         slot(DeadlinePassed())
-        event = LookEnded()
+        event = RescanDone()
     (finish,) = [action for action in slot(event) if isinstance(action, Finish)]
     assert finish.may_have_left == isinstance(event, WorkerDied)
 
@@ -565,11 +574,11 @@ def test_words_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)))
     slot(CancelReceived())
-    assert slot(Ingested(serial=1, exposure=1)) == []
+    assert slot(Ingested(visit_number=1, exposure=1)) == []
     assert slot.slot.state == S.IDLE
 
 
-def test_a_seat_whose_fork_never_came_is_not_unkillable(slot):
+def test_a_slot_whose_fork_never_came_is_not_unkillable(slot):
     for event in (DeadlinePassed(), KillAsked()):
         driver = Driver()
         assert not any(isinstance(action, Signal) for action in driver(event, 20.0))
@@ -589,12 +598,12 @@ def test_a_worker_that_hangs_at_every_boot_is_quarantined(slot):
 
 def test_a_result_that_crosses_term_is_believed(slot):
     slot.to(S.STOPPING)
-    slot(Done(serial=1, outcome=Outcome.SUCCEEDED, spool="/s"))
+    slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, spool="/s"))
     (finish,) = (a for a in slot(WorkerDied(-15)) if isinstance(a, Finish))
     assert (finish.outcome, finish.spool) == (Outcome.SUCCEEDED, "/s")
 
 
-def test_five_failures_quarantine_the_seat_until_an_operator_comes(slot):
+def test_five_failures_quarantine_the_slot_until_an_operator_comes(slot):
     pauses = []
     for k in range(5):
         slot(WorkerForked(100 + k), k)
@@ -622,10 +631,10 @@ def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
 @pytest.mark.parametrize(
     "words",
     [
-        WordsRefused("not JSON"),
-        Ingested(serial=1, exposure=99),
-        Prepared(serial=1),
-        Done(serial=7, outcome=Outcome.SUCCEEDED),
+        ProtocolViolation("not JSON"),
+        Ingested(visit_number=1, exposure=99),
+        Prepared(visit_number=1),
+        Done(visit_number=7, outcome=Outcome.SUCCEEDED),
     ],
 )
 def test_nonsense_costs_the_worker_its_life_and_not_the_visit(slot, words):
@@ -638,13 +647,13 @@ def test_nonsense_costs_the_worker_its_life_and_not_the_visit(slot, words):
 def test_a_second_result_is_refused(slot):
     """Fault 36: a result twice."""
     slot.to(S.EXPORTING)
-    slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
-    actions = slot(Done(serial=1, outcome=Outcome.FAILED))
+    slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
+    actions = slot(Done(visit_number=1, outcome=Outcome.FAILED))
     assert finished(actions) == []
     assert slot.slot.state == S.STOPPING
 
 
-def test_a_retired_idle_seat_stops_for_good(slot):
+def test_a_retired_idle_slot_stops_for_good(slot):
     slot.to(S.IDLE)
     assert orders(slot(RetireAsked())) == [Quit()]
     actions = slot(WorkerDied(0))
@@ -652,20 +661,20 @@ def test_a_retired_idle_seat_stops_for_good(slot):
     assert not any(isinstance(action, SetDeadline) for action in actions)
 
 
-def test_a_retired_busy_seat_ends_its_visit_first(slot):
+def test_a_retired_busy_slot_ends_its_visit_first(slot):
     slot.to(S.PROCESSING)
     assert slot(RetireAsked()) == []
-    slot(Done(serial=1, outcome=Outcome.SUCCEEDED))
+    slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
     assert slot.slot.state == S.STOPPING
 
 
-def test_a_killed_seat_interrupts_its_visit(slot):
+def test_a_killed_slot_interrupts_its_visit(slot):
     slot.to(S.PROCESSING)
     assert Signal(signal.SIGKILL) in slot(KillAsked())
     assert finished(slot(WorkerDied(-9))) == [(Outcome.INTERRUPTED, True)]
 
 
-def test_an_impossible_event_leaves_the_seat_as_it_was_and_tells_the_story(slot):
+def test_an_impossible_event_leaves_the_slot_as_it_was_and_tells_the_story(slot):
     slot.to(S.PROCESSING)
     with pytest.raises(InvalidTransition, match="slot 4 epoch 1"):
         slot(VisitAssigned(an_assignment()))

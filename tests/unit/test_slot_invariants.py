@@ -23,17 +23,17 @@ from ppdaemon.node.slots.events import (
     Finish,
     Fork,
     KillAsked,
-    LookEnded,
     MemorySampled,
+    ProtocolViolation,
     RawArrived,
     RecycleAsked,
+    RescanDone,
     RestartAsked,
     RetireAsked,
     Send,
     Signal,
     VisitAssigned,
     WipeRepo,
-    WordsRefused,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -45,20 +45,20 @@ S = SlotState
 LIVING = {S.STARTING, S.IDLE, *BUSY_STATES, S.STOPPING, S.KILLING, S.UNKILLABLE}
 
 
-def events(serial):
+def events(visit_number):
     facts = st.sampled_from(
         [
             Ready(pid=1),
-            Prepared(serial=serial),
-            Ingested(serial=serial, exposure=1),
-            Ingested(serial=serial, exposure=2),
-            Ingested(serial=serial, exposure=3),
-            RawRefused(serial=serial, exposure=1, outcome=Outcome.BAD_RAW, reason="r"),
-            StageReached(serial=serial, stage=Stage.PROCESSED, tai=1.0),
-            StageReached(serial=serial, stage=Stage.FIRST_TASK, tai=1.0),
-            PointOfNoReturn(serial=serial, what="w"),
-            Done(serial=serial, outcome=Outcome.SUCCEEDED, spool="/s"),
-            Done(serial=serial, outcome=Outcome.FAILED, retriable=True),
+            Prepared(visit_number=visit_number),
+            Ingested(visit_number=visit_number, exposure=1),
+            Ingested(visit_number=visit_number, exposure=2),
+            Ingested(visit_number=visit_number, exposure=3),
+            RawRefused(visit_number=visit_number, exposure=1, outcome=Outcome.BAD_RAW, reason="r"),
+            StageReached(visit_number=visit_number, stage=Stage.PROCESSED, tai=1.0),
+            StageReached(visit_number=visit_number, stage=Stage.FIRST_TASK, tai=1.0),
+            PointOfNoReturn(visit_number=visit_number, what="w"),
+            Done(visit_number=visit_number, outcome=Outcome.SUCCEEDED, spool="/s"),
+            Done(visit_number=visit_number, outcome=Outcome.FAILED, retriable=True),
         ]
     )
     others = st.sampled_from(
@@ -68,13 +68,13 @@ def events(serial):
             RawArrived(a_raw(3, snaps=2)),
             ExposureListed(1, included=True),
             ExposureListed(2, included=False),
-            LookEnded(),
+            RescanDone(),
             CancelReceived(),
             DeadlinePassed(),
             MemorySampled(10),
             MemorySampled(1500),
             MemorySampled(10**9),
-            WordsRefused("?"),
+            ProtocolViolation("?"),
             WorkerDied(-signal.SIGKILL),
             WorkerDied(0),
             WorkerNotForked("no"),
@@ -89,7 +89,7 @@ def events(serial):
 
 @settings(max_examples=400)
 @given(st.data())
-def test_every_assigned_visit_gets_exactly_one_outcome_and_no_seat_is_stuck(data):
+def test_every_assigned_visit_gets_exactly_one_outcome_and_no_slot_is_stuck(data):
     slot = Slot(0, CONFIG, jitter=lambda: 0.5)
     actions = slot.open(0.0)
     assigned, outcomes, now, process = 0, [], 0.0, False
@@ -102,7 +102,7 @@ def test_every_assigned_visit_gets_exactly_one_outcome_and_no_seat_is_stuck(data
             event = VisitAssigned(an_assignment(data.draw(st.integers(0, 2))))
             assigned += 1
         else:
-            event = data.draw(events(slot.serial))
+            event = data.draw(events(slot.visit_number))
             if isinstance(event, WorkerDied):
                 if not process:
                     continue

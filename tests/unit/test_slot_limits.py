@@ -58,11 +58,11 @@ def test_cpu_time_counts_from_the_assignment(slot):
 
 def test_each_visit_has_its_own_cpu_time(slot):
     slot.to(S.IDLE)
-    for serial in (1, 2, 3):
+    for visit_number in (1, 2, 3):
         slot(VisitAssigned(an_assignment()))
-        assert slot(MemorySampled(1, cpu_s=100.0 * serial)) == []
-        assert slot(MemorySampled(1, cpu_s=100.0 * serial + 50)) == []
-        slot(Done(serial=serial, outcome=Outcome.NO_PIPELINE))
+        assert slot(MemorySampled(1, cpu_s=100.0 * visit_number)) == []
+        assert slot(MemorySampled(1, cpu_s=100.0 * visit_number + 50)) == []
+        slot(Done(visit_number=visit_number, outcome=Outcome.NO_PIPELINE))
     assert slot.slot.state == S.IDLE
 
 
@@ -75,7 +75,7 @@ def test_an_idle_workers_cpu_time_is_nobodys(slot):
 def test_too_much_cpu_time_after_the_point_of_no_return_is_not_tried_again(slot):
     slot.to(S.PROCESSING)
     slot(MemorySampled(1, cpu_s=0.0))
-    slot(PointOfNoReturn(serial=1, what="apdb"))
+    slot(PointOfNoReturn(visit_number=1, what="apdb"))
     slot(MemorySampled(1, cpu_s=61.0), 10.0)
     assert finished(slot(WorkerDied(-15), 11.0)) == [(Outcome.RUN_TIMEOUT, False)]
 

@@ -15,15 +15,15 @@ from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import (
     CancelReceived,
     ExposureListed,
-    LookEnded,
-    LookForRaws,
-    NoteFigures,
+    NoteMeasurements,
     NoteStage,
     RawArrived,
+    RescanDone,
+    RescanRaws,
 )
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import core
-from ppdaemon.node.visits.remains import discard, read_remains, spools_left
+from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import WITHDRAWN
 from ppdaemon.node.visits.turn import (
     Acknowledge,
@@ -33,9 +33,9 @@ from ppdaemon.node.visits.turn import (
     Export,
     FlushAsked,
     LeaveIdle,
+    Leftovers,
+    LeftoversRead,
     Refuse,
-    Remains,
-    RemainsRead,
     RemoveMark,
     Report,
     ReportAgain,
@@ -223,7 +223,7 @@ def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
     world.cancel(detectors=detectors)
     if not read_first:
         world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
-    world.handle(RemainsRead(KEY, Remains()))
+    world.handle(LeftoversRead(KEY, Leftovers()))
     world.commit_all()
     assert world.outcomes() == outcomes
 
@@ -232,7 +232,7 @@ def test_nothing_is_told_of_a_cancellation_between_two_attempts_before_both_are_
     """A supervisor that dies in between would queue it again in its next run."""
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
-    world.handle(RemainsRead(KEY, Remains()))
+    world.handle(LeftoversRead(KEY, Leftovers()))
     world.cancel()
     assert reported(world) == []
     world.commit()  # the first attempt's end and the second attempt
@@ -292,7 +292,7 @@ def test_a_raw_that_comes_while_the_outcome_is_being_written_is_late(world):
     world.finish()
     world.handle(RawArrived(a_raw()))
     world.commit_all()
-    assert [(row.exposure, row.outcome) for row in world.journal.late.rows(9)] == [(7, Outcome.SUCCEEDED)]
+    assert [(row.exposure, row.outcome) for row in world.journal.late(9)] == [(7, Outcome.SUCCEEDED)]
     assert (world.count["late_raws"], world.count["raw_without_visit"]) == (1, 0)
 
 
@@ -304,7 +304,7 @@ def test_a_raw_that_comes_while_the_pipeline_runs_is_late(world):
     world.slots[0] = taken  # a slot that processes takes no further raw
     world.finish()
     world.commit_all()
-    assert [row.exposure for row in world.journal.late.rows(9)] == [8]
+    assert [row.exposure for row in world.journal.late(9)] == [8]
 
 
 def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
@@ -314,7 +314,7 @@ def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
     world.commit_all()
     world.assign()
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
-    assert world.journal.late.rows(9) == []
+    assert world.journal.late(9) == []
 
 
 def test_a_raw_that_comes_while_its_reservation_fails_is_unmatched(world):
@@ -335,7 +335,7 @@ def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_p
         world.handle(RawArrived(a_raw(exposure=exposure)))
     world.commit_all()
     # The first lookup is under way when the others begin to wait.
-    assert [row.exposure for row in world.journal.late.rows(9)] == [6, 5, 4, 1]
+    assert [row.exposure for row in world.journal.late(9)] == [6, 5, 4, 1]
     world.journal.close()
 
 
@@ -357,32 +357,32 @@ def test_one_rescan_serves_all_detectors_whose_time_is_over_at_once(world):
         world.assign(slot)
     keys = [KEY._replace(detector=detector) for detector in range(9)]
     for key in keys:
-        world.handle(LookForRaws(key))
+        world.handle(RescanRaws(key))
     (rescan,) = world.begin_rescans()
     assert rescan.keys == tuple(keys)
     world.handle(RescanEnded(rescan.keys))
-    assert [action.slot for action in world.of(ToSlot) if action.event == LookEnded()] == list(range(9))
+    assert [action.slot for action in world.of(ToSlot) if action.event == RescanDone()] == list(range(9))
 
 
 def test_what_wants_a_rescan_during_one_gets_the_next_one(world):
     accepted(world, detectors=(0, 1))
     for slot in (0, 1):
         world.assign(slot)
-    world.handle(LookForRaws(KEY))
+    world.handle(RescanRaws(KEY))
     (first,) = world.begin_rescans()
-    world.handle(LookForRaws(KEY._replace(detector=1)))
+    world.handle(RescanRaws(KEY._replace(detector=1)))
     assert world.begin_rescans() == [first]
     world.handle(RescanEnded(first.keys))
     (_, second) = world.begin_rescans()
     assert second.keys == (KEY._replace(detector=1),)
     world.handle(RescanEnded(second.keys))
-    world.handle(LookForRaws(KEY))
+    world.handle(RescanRaws(KEY))
     assert len(world.begin_rescans()) == 3
 
 
 def test_no_rescan_begins_for_what_has_ended_meanwhile(world):
     assigned(world)
-    world.handle(LookForRaws(KEY))
+    world.handle(RescanRaws(KEY))
     world.finish(outcome=Outcome.NO_IMAGE)
     assert world.begin_rescans() == []
 
@@ -403,7 +403,7 @@ def test_an_outcome_is_told_and_exported_after_it_is_written(world):
 def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
-    world.handle(RemainsRead(KEY, Remains()))
+    world.handle(LeftoversRead(KEY, Leftovers()))
     world.commit_all()
     assert list(world.queue) == [KEY._replace(attempt=2)]
     assert world.queue[KEY._replace(attempt=2)].avoid == 0
@@ -413,16 +413,16 @@ def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
 @pytest.mark.parametrize(
     ("remains", "outcome", "exported"),
     [
-        (Remains(no_return="alerts"), Outcome.CRASHED, []),
-        (Remains(no_return="alerts", spool="/spool/x"), Outcome.SUCCEEDED, [Export("/spool/x")]),
-        (Remains("alerts", "/spool/x", "a task failed"), Outcome.FAILED, [Export("/spool/x")]),
+        (Leftovers(no_return="alerts"), Outcome.CRASHED, []),
+        (Leftovers(no_return="alerts", spool="/spool/x"), Outcome.SUCCEEDED, [Export("/spool/x")]),
+        (Leftovers("alerts", "/spool/x", "a task failed"), Outcome.FAILED, [Export("/spool/x")]),
     ],
 )
 def test_what_a_dead_worker_left_decides(world, remains, outcome, exported):
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, may_have_left=True)
     assert not world.turns  # nothing is decided before the disk is read
-    world.handle(RemainsRead(KEY, remains))
+    world.handle(LeftoversRead(KEY, remains))
     world.commit_all()
     assert world.outcomes() == [outcome]
     assert world.of(Export) == exported
@@ -469,7 +469,7 @@ def test_stages_and_figures_are_written_with_the_next_batch(world):
     assigned(world)
     world.handle(NoteStage(KEY, Stage.PREPARED, 5.0))
     world.handle(NoteStage(KEY, Stage.PREPARED, 6.0))  # the first time counts
-    world.handle(NoteFigures(KEY, {"query_ms": 4.5}))
+    world.handle(NoteMeasurements(KEY, {"query_ms": 4.5}))
     assert world.rows()[0].figures == {}
     world.handle(FlushAsked(3))
     assert world.of(Answer) == []
@@ -517,9 +517,9 @@ def test_what_a_previous_run_left_is_tried_again_and_its_raws_are_sought(world):
 @pytest.mark.parametrize(
     ("remains", "outcome", "reason"),
     [
-        (Remains(spool="/spool/x"), Outcome.SUCCEEDED, ""),
-        (Remains(spool="/spool/x", why_partial="a task failed"), Outcome.FAILED, "a task failed"),
-        (Remains(no_return="alerts"), Outcome.INTERRUPTED, "the daemon ended before the visit did"),
+        (Leftovers(spool="/spool/x"), Outcome.SUCCEEDED, ""),
+        (Leftovers(spool="/spool/x", why_partial="a task failed"), Outcome.FAILED, "a task failed"),
+        (Leftovers(no_return="alerts"), Outcome.INTERRUPTED, "the daemon ended before the visit did"),
     ],
 )
 def test_what_a_previous_run_left_on_disk_decides(world, remains, outcome, reason):
@@ -644,17 +644,17 @@ def folders(config):
 
 
 def test_remains_are_what_mark_and_manifest_say(folders):
-    assert read_remains(folders, KEY) == Remains()
+    assert read_leftovers(folders, KEY) == Leftovers()
     folders.mark(*KEY).write_text("alerts")
     spool = folders.spooled(*KEY)
     spool.mkdir()
     (spool / "manifest.json").write_text(json.dumps({"failed": "a task failed"}))
-    assert read_remains(folders, KEY) == Remains("alerts", str(spool), "a task failed")
+    assert read_leftovers(folders, KEY) == Leftovers("alerts", str(spool), "a task failed")
     (spool / "manifest.json").write_text("{}")
     folders.mark(*KEY).write_text("")
-    assert read_remains(folders, KEY) == Remains("something permanent", str(spool), "")
+    assert read_leftovers(folders, KEY) == Leftovers("something permanent", str(spool), "")
     (spool / "manifest.json").unlink()
-    assert "cannot be read" in read_remains(folders, KEY).why_partial
+    assert "cannot be read" in read_leftovers(folders, KEY).why_partial
 
 
 def test_remains_that_are_no_text_decide_all_the_same(world, folders):
@@ -663,11 +663,11 @@ def test_remains_that_are_no_text_decide_all_the_same(world, folders):
     mark.write_bytes(b"alerts \xe2\x82")
     spool.mkdir()
     (spool / "manifest.json").write_text(json.dumps({"failed": "cannot read a\udce4.fits"}))
-    remains = read_remains(folders, KEY)
+    remains = read_leftovers(folders, KEY)
     assert remains.no_return.startswith("alerts ")
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, may_have_left=True)
-    world.handle(RemainsRead(KEY, remains))
+    world.handle(LeftoversRead(KEY, remains))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED]
     assert reported(world) == [(0, 1, Outcome.FAILED)]
@@ -679,7 +679,7 @@ def test_spools_are_discarded_by_a_name_that_is_none_first(folders, monkeypatch)
     spool.mkdir()
     (spool / "manifest.json").write_text("{}")
     seen = []
-    monkeypatch.setattr("ppdaemon.node.visits.remains.wipe", lambda folder: seen.append(folder.name))
+    monkeypatch.setattr("ppdaemon.node.visits.recovery.wipe", lambda folder: seen.append(folder.name))
     discard([spool])
     assert seen == [f"{spool.name}.part"]
     assert spools_left(folders) == []

@@ -20,16 +20,16 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Pipelines
 from ppdaemon.node.slots.assignment import Key
-from ppdaemon.node.slots.events import LookForRaws, NoteRaw, NoteStage, RawArrived
+from ppdaemon.node.slots.events import NoteRaw, NoteStage, RawArrived, RescanRaws
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits.turn import (
     Acknowledge,
     Answer,
     AssignmentRefused,
     Export,
+    Leftovers,
+    LeftoversRead,
     NoteRaws,
-    Remains,
-    RemainsRead,
     Report,
     RequeueAsked,
     Rescan,
@@ -201,7 +201,7 @@ class VisitsMachine(RuleBasedStateMachine):
         key = self.world.finish(
             slot, Outcome.CRASHED, reason="killed", retriable=retriable, may_have_left=True
         )
-        self.remains[key] = Remains(
+        self.remains[key] = Leftovers(
             "alerts" if mark else "",
             self.spool(key) if spool else None,
             "a task failed" if spool and partial else "",
@@ -211,7 +211,7 @@ class VisitsMachine(RuleBasedStateMachine):
     @rule()
     def remains_are_read(self):
         key = self.world.reading.pop(0)
-        self.world.handle(RemainsRead(key, self.remains[key]))
+        self.world.handle(LeftoversRead(key, self.remains[key]))
 
     def spool(self, key):
         return str(NodeFolders.of(self.world.config).spooled(*key))
@@ -222,7 +222,7 @@ class VisitsMachine(RuleBasedStateMachine):
     @rule()
     def rescan_wanted(self):
         for assignment in list(self.world.slots.values()):
-            self.world.handle(LookForRaws(assignment.key))
+            self.world.handle(RescanRaws(assignment.key))
 
     @rule()
     def rescans_run(self):
@@ -280,10 +280,10 @@ class VisitsMachine(RuleBasedStateMachine):
         """The supervisor dies, with its workers; the next run begins."""
         promised = self.not_final()
         for assignment in self.world.slots.values():
-            self.remains.setdefault(assignment.key, Remains())
+            self.remains.setdefault(assignment.key, Leftovers())
         self.world.crash()
         self.stopped = False
-        found = self.world.recover(lambda key: self.remains.get(key, Remains()))
+        found = self.world.recover(lambda key: self.remains.get(key, Leftovers()))
         assert {key[1:3] for key in found} == promised
         for raw in self.raws.values():  # a scan finds them again
             self.world.handle(RawArrived(raw))
@@ -360,7 +360,7 @@ class VisitsMachine(RuleBasedStateMachine):
         """Each raw of an accepted visit-detector is used or late, unless it was
         unmatched long before the acceptance; none is lost.
         """
-        late = {(row.group, row.detector, row.exposure) for row in self.world.journal.late.rows(1000)}
+        late = {(row.group, row.detector, row.exposure) for row in self.world.journal.late(1000)}
         used = set()
         ignored = set()
         for group, detector, outcome, exposures, seen in self.world.journal._db.execute(

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import FACTS, FromNode, FromRelay, Hello, ReserveVisit, ResultEntry, Results, Sorry
+from ppdaemon.messages import (
+    FACTS,
+    FromNode,
+    FromRelay,
+    Hello,
+    HelloRefused,
+    ReserveVisit,
+    ResultEntry,
+    Results,
+)
 from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import MAX_DEPTH, Model, decode, encode, explain, parse_json
@@ -129,7 +138,7 @@ def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
 
 
 def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
-    sorry = json.loads(encode(Sorry(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    sorry = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     with pytest.raises(BadMessage, match="schema"):
         decode(json.dumps(sorry | {"schema": 2}).encode(), FromRelay, limit=1000)
     with pytest.raises(BadMessage, match="farewell"):
@@ -138,7 +147,7 @@ def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
 
 def test_a_message_with_half_of_a_surrogate_pair_is_refused():
     """No database takes it: it would end a node that writes it into its journal."""
-    sorry = json.loads(encode(Sorry(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    sorry = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     with pytest.raises(BadMessage, match="half of a surrogate pair"):
         decode(json.dumps(sorry | {"reason": "\udce4"}).encode(), FromRelay, limit=1000)
     whole = json.dumps(sorry | {"reason": "\U0001f52d"}).encode()
@@ -146,7 +155,7 @@ def test_a_message_with_half_of_a_surrogate_pair_is_refused():
 
 
 def test_numbers_that_no_database_takes_are_refused():
-    done = {"type": "done", "serial": 1, "outcome": "succeeded", "datasets": 1 << 63}
+    done = {"type": "done", "visit_number": 1, "outcome": "succeeded", "datasets": 1 << 63}
     with pytest.raises(BadMessage, match="datasets"):
         decode(json.dumps(done).encode(), FACTS, limit=1000)
     seen = {"type": "results_seen", "origin": "r", "sent_tai": 1.0, "sequence": 1}
@@ -155,5 +164,5 @@ def test_numbers_that_no_database_takes_are_refused():
 
 
 def test_a_newer_peer_may_add_fields():
-    sorry = json.loads(encode(Sorry(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    sorry = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     assert decode(json.dumps(sorry | {"mood": "good"}).encode(), FromRelay, limit=1000).code == "taken"

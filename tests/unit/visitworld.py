@@ -20,12 +20,12 @@ from ppdaemon.node.visits.turn import (
     Dequeue,
     Enqueue,
     FlushAsked,
+    Leftovers,
     NoteRaws,
     NotRecorded,
     Now,
-    ReadRemains,
+    ReadLeftovers,
     Recorded,
-    Remains,
     Requeue,
     Rescan,
     RescanDue,
@@ -71,7 +71,7 @@ class World:
         self.journal.close()
         self.start()
 
-    def recover(self, remains=lambda key: Remains(), chosen=CHOSEN):
+    def recover(self, remains=lambda key: Leftovers(), chosen=CHOSEN):
         """Answer for the previous run."""
         entries = self.journal.unfinished()
         for entry in entries:
@@ -121,7 +121,7 @@ class World:
                 self.queue[assignment.key] = assignment
             case Dequeue(key=key):
                 self.queue.pop(key, None)
-            case ReadRemains(key=key):
+            case ReadLeftovers(key=key):
                 self.reading.append(key)
             case BeginRescan(visit=visit):
                 self.rescans.append(visit)

@@ -18,7 +18,7 @@ from arrivalbench.writer import CAMERA, MakeFolders, Pile, Race, WriteOld, Write
 __all__ = ("measure_old_tree", "measure_races", "measure_storm")
 
 DETECTORS = 205
-LOOK_S = 0.02
+RESCAN_S = 0.02
 STILL_S = 10.0
 """What is not found while nothing else was for so long is missed."""
 LIMIT_S = 600.0
@@ -75,14 +75,14 @@ def measure_storm(places: Places, effort: Effort, progress: Callable[[str], None
     with _daemon(places, places.scratch / "raw") as node, Writer(node.raw_root, range(DETECTORS)) as writer:
         _write(node, writer, MakeFolders(exposures))
         pid = node.daemon.status().pid
-        node.wait(lambda: _watches(pid) >= exposures, pause_s=LOOK_S)
+        node.wait(lambda: _watches(pid) >= exposures, pause_s=RESCAN_S)
         progress(f"storm: {effort.storm} files while the daemon is stopped")
         os.kill(pid, signal.SIGSTOP)
         try:
             writer.order(Pile(effort.storm))
             until = time.monotonic() + LIMIT_S
             while writer.answer() is None and time.monotonic() < until:
-                node.relay.listen(LOOK_S)
+                node.relay.listen(RESCAN_S)
         finally:
             os.kill(pid, signal.SIGCONT)
         went_on, used_s = time.monotonic(), node.usage().cpu_s
@@ -126,13 +126,13 @@ def measure_old_tree(places: Places, effort: Effort, progress: Callable[[str], N
             progress(f"{name}: writing {count} files")
             writer.order(WriteOld(count))
             while writer.answer() is None:
-                time.sleep(LOOK_S)
+                time.sleep(RESCAN_S)
         progress(f"{name}: starting")
         began = time.monotonic()
         scratch = places.scratch / name
         scratch.mkdir()
         with _daemon(Places(scratch, places.ramdisk), root) as node:
-            node.wait(lambda node=node: _all_live(node), pause_s=LOOK_S)  # type: ignore[misc]
+            node.wait(lambda node=node: _all_live(node), pause_s=RESCAN_S)  # type: ignore[misc]
             figures[f"{name}_start_s"] = time.monotonic() - began
             figures[f"{name}_mb"] = node.usage().rss_bytes / 1e6
     return {"old_tree_files": effort.old} | figures
@@ -145,13 +145,13 @@ def _daemon(places: Places, root: Path) -> Iterator[Node]:
     workers = {"max": 1, "work": WORK}
     config = node_config(places, {CAMERA: f"0-{DETECTORS - 1}"}, workers, arrivals=arrivals)
     with running(config, places) as node:
-        node.wait(lambda: _all_live(node), pause_s=LOOK_S)
+        node.wait(lambda: _all_live(node), pause_s=RESCAN_S)
         yield node
 
 
 def _write(node: Node, writer: Writer, order: object) -> None:
     writer.order(order)
-    node.wait(lambda: writer.answer() is not None, LIMIT_S, LOOK_S)
+    node.wait(lambda: writer.answer() is not None, LIMIT_S, RESCAN_S)
 
 
 def _settle(node: Node, wanted: int, count: Callable[[Node], int]) -> float:
@@ -165,7 +165,7 @@ def _settle(node: Node, wanted: int, count: Callable[[Node], int]) -> float:
             last, grown = now, time.monotonic()
         return now >= wanted or time.monotonic() - grown > STILL_S
 
-    node.wait(settled, LIMIT_S, LOOK_S)
+    node.wait(settled, LIMIT_S, RESCAN_S)
     return grown
 
 

@@ -20,7 +20,7 @@ SOURCES = ("inotify", "zmq", "poll")
 NEVER_S = 86_400.0
 LATE_S = 15.0
 """A raw that no worker has so long after it landed counts as missed."""
-LOOK_S = 0.05
+RESCAN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _source(source: str, effort: Effort, notices: str | None) -> dict[str, Any]:
 def _reserve(node: Node, group: str, detectors: int) -> None:
     node.relay.reserve(group, range(detectors), instrument=CAMERA, survey="idle")
     waiting = {SlotState.WAITING: detectors}
-    node.wait(lambda: node.daemon.status().slots == waiting, pause_s=LOOK_S)
+    node.wait(lambda: node.daemon.status().slots == waiting, pause_s=RESCAN_S)
 
 
 def _land(node: Node, writer: Writer, order: Expose, tally: Tally) -> None:
@@ -118,12 +118,12 @@ def _land(node: Node, writer: Writer, order: Expose, tally: Tally) -> None:
         return answer is not None
 
     writer.order(order)
-    node.wait(written, pause_s=LOOK_S)
+    node.wait(written, pause_s=RESCAN_S)
     (landed,) = answers
     until = time.monotonic() + LATE_S
     node.wait(
         lambda: len(_notes(node, landed.exposure)) >= len(landed.complete) or time.monotonic() > until,
-        pause_s=LOOK_S,
+        pause_s=RESCAN_S,
     )
     tally.add(landed.complete, _notes(node, landed.exposure))
 

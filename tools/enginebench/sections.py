@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginebench.camera import make_central, write_pipeline
-from enginebench.seat import DETECTOR, Setup
+from enginebench.context import DETECTOR, Setup
 from ppdaemon.demo.central import make_apdb, make_central_repo
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.raws import detector_names, encode_blank, publish, raw_path
@@ -131,7 +131,7 @@ def prepare(
 
     Returns
     -------
-    setups : `dict` [`str`, `~enginebench.seat.Setup`]
+    setups : `dict` [`str`, `~enginebench.context.Setup`]
         By name of the worker. Each has a central repo and an alert database
         of its own, so that none does what another has done.
     """

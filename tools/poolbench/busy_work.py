@@ -6,7 +6,7 @@ from typing import NoReturn
 from ppdaemon.messages import Done, Ingested, Prepare, Process, Raw
 from ppdaemon.middleware.work import build_template, open_exporter, set_up_libraries
 from ppdaemon.middleware.work import open_work as open_real_work
-from ppdaemon.work import Seat, Work
+from ppdaemon.work import Work, WorkerContext
 
 __all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
 
@@ -35,6 +35,6 @@ class BusyWork:
         self._real.reset()
 
 
-def open_work(context: Seat) -> BusyWork:
+def open_work(context: WorkerContext) -> BusyWork:
     """Copy the template and open it."""
     return BusyWork(open_real_work(context))

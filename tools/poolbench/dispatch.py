@@ -44,7 +44,7 @@ MOST_VISITS = 150
 
 
 def measure_dispatch(places: Places) -> dict[str, Scalar]:
-    """Take one seat through visits, in this process.
+    """Take one slot through visits, in this process.
 
     Parameters
     ----------
@@ -66,11 +66,11 @@ _BUTLER = {"central": "none", "instrument_class": {CAMERA: "none.None"}}
 async def _measure(config: NodeConfig) -> float:
     clock = Clock()
     pool = Pool(config, clock, lambda _: True, lambda _: None, Counter())
-    pool.open_seat()
+    pool.open_slot()
     with _worker(pool) as channel:
         passed_s, events = 0.0, 0
-        for serial in range(1, MOST_VISITS + 1):
-            visit = _visit(serial, clock)
+        for visit_number in range(1, MOST_VISITS + 1):
+            visit = _visit(visit_number, clock)
             began = time.perf_counter()
             for event in visit:
                 pool.handle(SEAT, event)
@@ -95,9 +95,9 @@ def _worker(pool: Pool) -> Iterator[socket.socket]:
             process.kill()
 
 
-def _visit(serial: int, clock: Clock) -> list[object]:
-    """Return what happens to a seat in one visit."""
-    key = Key(CAMERA, f"g{serial}", 4)
+def _visit(visit_number: int, clock: Clock) -> list[object]:
+    """Return what happens to a slot in one visit."""
+    key = Key(CAMERA, f"g{visit_number}", 4)
     fields = {"groupId": key.group, "instrument": CAMERA, "nimages": 1}
     now, tai = clock.mono(), clock.tai()
     assignment = Assignment(key, read_next_visit(fields), Pipelines(main=("any.yaml",)), now + 100, now + 100)
@@ -110,12 +110,12 @@ def _visit(serial: int, clock: Clock) -> list[object]:
         seen_tai=tai,
     )
     facts: list[Fact] = [
-        Ingested(serial=serial, exposure=EXPOSURE),
-        StageReached(serial=serial, stage=Stage.FIRST_TASK, tai=tai),
-        StageReached(serial=serial, stage=Stage.PROCESSED, tai=tai),
-        Done(serial=serial, outcome=Outcome.SUCCEEDED),
+        Ingested(visit_number=visit_number, exposure=EXPOSURE),
+        StageReached(visit_number=visit_number, stage=Stage.FIRST_TASK, tai=tai),
+        StageReached(visit_number=visit_number, stage=Stage.PROCESSED, tai=tai),
+        Done(visit_number=visit_number, outcome=Outcome.SUCCEEDED),
     ]
-    return [VisitAssigned(assignment), Prepared(serial=serial), RawArrived(raw), *facts]
+    return [VisitAssigned(assignment), Prepared(visit_number=visit_number), RawArrived(raw), *facts]
 
 
 def _drain(channel: socket.socket) -> None:

@@ -11,7 +11,7 @@ from benching.places import Places
 
 from poolbench.figures import private_mb
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.messages import NakedVisit
+from ppdaemon.messages import VisitRefused
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
@@ -35,7 +35,7 @@ class BenchRelay(PlayedRelay):
     def on_message(self, message: Any) -> None:
         """Fail where the node does not take a visit."""
         super().on_message(message)
-        if isinstance(message, NakedVisit):
+        if isinstance(message, VisitRefused):
             raise BenchFailed(message.reason)
 
 

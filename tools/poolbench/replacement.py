@@ -19,13 +19,13 @@ __all__ = ("DETECTORS", "measure_replacement")
 
 DETECTORS = 9
 """Most workers that can be kept busy: one visit of the camera."""
-LOOK_S = 0.005
+RESCAN_S = 0.005
 
 
 def measure_replacement(
     places: Places, kills: int, busy: int, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
-    """Kill idle workers that have a Butler open, each seat's once.
+    """Kill idle workers that have a Butler open, each slot's once.
 
     Parameters
     ----------
@@ -75,5 +75,5 @@ def _replace(node: Node, victim: WorkerRow) -> float:
     assert victim.pid is not None, victim
     killed = time.monotonic()
     os.kill(victim.pid, signal.SIGKILL)
-    node.wait(replaced, pause_s=LOOK_S)
+    node.wait(replaced, pause_s=RESCAN_S)
     return (time.monotonic() - killed) * 1e3

@@ -46,9 +46,9 @@ class CentralReader:
         come all at once, and PostgreSQL's default are 100 connections.
     """
 
-    def __init__(self, uri: str, patience_s: float = 0.0):
+    def __init__(self, uri: str, retry_s: float = 0.0):
         self._uri = uri
-        self._patience_s = patience_s
+        self._retry_s = retry_s
         self._butler: Butler | None = None
         self._engines: set[sqlalchemy.Engine] = set()
 
@@ -131,7 +131,7 @@ class CentralReader:
 
     def _connected(self, timings: Timings) -> Butler:
         """Connect, if it must be again and again."""
-        give_up = timings.clock.mono() + self._patience_s
+        give_up = timings.clock.mono() + self._retry_s
         with timings.timed("connect"):
             while True:
                 try:

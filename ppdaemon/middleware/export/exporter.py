@@ -22,7 +22,7 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from ppdaemon.clock import Clock
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.folders import REFUSAL
+from ppdaemon.folders import REFUSAL, remove_spool
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
 from ppdaemon.middleware.export.register import Registrar
@@ -118,7 +118,9 @@ class CentralExporter:
         for path in result.done:
             if self._runs is not None:
                 note_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
-            _remove(path)
+            remove_spool(path)
+        for path in gone:
+            remove_spool(path)
         finished = {*result.done, *gone}.difference(result.refused)
         return Exported(
             spools=tuple(str(path) for path in spools if path in finished),
@@ -238,11 +240,3 @@ def _note(spool: Path, uri: str, reason: str) -> str:
         f"Mend the cause, move this folder back to {spool.parent}\n"
         "and call 'ppctl reload'; or delete it.\n"
     )
-
-
-def _remove(spool: Path) -> None:
-    """Delete a spool in such a way that half of one is never taken for one."""
-    doomed = spool.with_name(f"{spool.name}.done")
-    shutil.rmtree(doomed, ignore_errors=True)
-    spool.rename(doomed)
-    shutil.rmtree(doomed)

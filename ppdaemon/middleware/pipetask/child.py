@@ -18,7 +18,16 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 
 from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
-from ppdaemon.middleware.pipetask.words import CHANNEL, Broken, Built, Ended, Failed, Setting, is_opened, say
+from ppdaemon.middleware.pipetask.arguments import (
+    CHANNEL,
+    Broken,
+    Built,
+    Ended,
+    Failed,
+    Setting,
+    is_opened,
+    say,
+)
 from ppdaemon.middleware.run.engine import TaskFailure
 from ppdaemon.pointing import keep_astropy_offline
 
@@ -84,7 +93,7 @@ def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> i
     ----------
     channel : `socket.socket`
         To the worker; its descriptor is `CHANNEL`.
-    setting : `~ppdaemon.middleware.pipetask.words.Setting`
+    setting : `~ppdaemon.middleware.pipetask.arguments.Setting`
         For logs.
     arguments : `~collections.abc.Sequence` [`str`]
         Of ``pipetask``.

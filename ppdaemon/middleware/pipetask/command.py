@@ -3,7 +3,7 @@
 
 ``python -m ppdaemon.middleware.pipetask.command WORKER SETTING ARGUMENT...``
 has the worker's socket as its standard input. ``WORKER`` is a process id,
-``SETTING`` the JSON of `ppdaemon.middleware.pipetask.words.Setting`.
+``SETTING`` the JSON of `ppdaemon.middleware.pipetask.arguments.Setting`.
 """
 
 import os
@@ -23,15 +23,15 @@ def main() -> None:
     channel = _take_channel()
 
     # Takes more than a second, in which the worker may be killed.
+    from ppdaemon.middleware.pipetask.arguments import Setting
     from ppdaemon.middleware.pipetask.child import run
-    from ppdaemon.middleware.pipetask.words import Setting
 
     sys.exit(run(channel, Setting.model_validate_json(sys.argv[2]), sys.argv[3:]))
 
 
 def _take_channel() -> socket.socket:
     """Move the socket out of the way of whoever reads standard input, children included."""
-    from ppdaemon.middleware.pipetask.words import CHANNEL
+    from ppdaemon.middleware.pipetask.arguments import CHANNEL
 
     os.dup2(0, CHANNEL, inheritable=False)
     null = os.open(os.devnull, os.O_RDONLY)

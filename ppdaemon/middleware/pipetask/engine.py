@@ -19,7 +19,16 @@ from lsst.pipe.base import TaskMetadata
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.pipetask.words import Broken, Built, Ended, Failed, Setting, Word, hear, open_gate
+from ppdaemon.middleware.pipetask.arguments import (
+    Broken,
+    Built,
+    Ended,
+    Failed,
+    Setting,
+    Word,
+    hear,
+    open_gate,
+)
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
     DataQuery,

@@ -60,7 +60,7 @@ def footprint_of(
     camera: Camera | None,
     *,
     padding_arcsec: float,
-    patience_s: float,
+    image_deadline_s: float,
     now_tai: float,
 ) -> Footprint:
     """Return where and when a detector will look.
@@ -92,7 +92,7 @@ def footprint_of(
     return Footprint(
         _padded_region(pointing, detector, camera, padding_arcsec),
         _timespan(begin, begin + exposure_s),
-        _timespan(begin - EARLY_S, begin + patience_s),
+        _timespan(begin - EARLY_S, begin + image_deadline_s),
         day_obs(begin),
         pointing,
     )

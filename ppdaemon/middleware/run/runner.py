@@ -27,7 +27,7 @@ from ppdaemon.middleware.run.engine import (
 )
 from ppdaemon.middleware.run.initoutputs import ConstructionFailed, InitOutputs
 from ppdaemon.states import Outcome, Stage
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 
 __all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner")
 
@@ -39,12 +39,12 @@ class NoReturnReporter:
 
     Parameters
     ----------
-    seat : `~ppdaemon.work.Seat`
+    context : `~ppdaemon.work.WorkerContext`
         Tells what can not be taken back, and is told.
     """
 
-    def __init__(self, seat: Seat):
-        self._seat = seat
+    def __init__(self, context: WorkerContext):
+        self._context = context
         self.passed: set[str] = set()
         """Labels of tasks that may have done something permanent."""
 
@@ -66,17 +66,17 @@ class NoReturnReporter:
         before_task : `~collections.abc.Callable`
             For `~ppdaemon.middleware.run.engine.PipelineRun`.
         """
-        permanent = labels_named(pipeline.graph, self._seat.config.engine.no_return)
+        permanent = labels_named(pipeline.graph, self._context.config.engine.no_return)
         waiting = [] if first is None else [dict(first)]
 
         def before_task(label: str) -> None:
             if waiting:
-                self._seat.report(
-                    StageReached(stage=Stage.FIRST_TASK, tai=self._seat.clock.tai(), detail=waiting.pop())
+                self._context.report(
+                    StageReached(stage=Stage.FIRST_TASK, tai=self._context.clock.tai(), detail=waiting.pop())
                 )
             if label in permanent and label not in self.passed:
                 self.passed.add(label)
-                self._seat.report(PointOfNoReturn(what=label))
+                self._context.report(PointOfNoReturn(what=label))
 
         return before_task
 

@@ -2,7 +2,7 @@
 """A visit-detector on its way through the node: facts, no decisions."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppdaemon.messages import Pipelines, Raw
@@ -49,7 +49,7 @@ class Assignment:
     remarks: tuple[str, ...] = ()
     """Why, in the same order."""
     avoid: int | None = None
-    """The seat of the attempt before."""
+    """The slot of the attempt before."""
     no_return: str = ""
     """What the worker announced before the first irrevocable write."""
 
@@ -145,25 +145,16 @@ class Assignment:
         Parameters
         ----------
         avoid : `int` or `None`
-            The seat of this attempt.
+            The slot of this attempt.
 
         Returns
         -------
         assignment : `Assignment`
             Nothing seen, nothing ingested, nothing announced.
         """
-        return replace(
-            self,
-            key=self.key._replace(attempt=self.key.attempt + 1),
-            raws=(),
-            came_at=-math.inf,
-            lists=(),
-            ingested=(),
-            refused=(),
-            remarks=(),
-            avoid=avoid,
-            no_return="",
-        )
+        key = self.key._replace(attempt=self.key.attempt + 1)
+        times = self.no_image_at, self.pointless_at, self.quiet_s
+        return Assignment(key, self.visit, self.pipelines, *times, avoid=avoid)
 
     @property
     def _by_headers(self) -> int:

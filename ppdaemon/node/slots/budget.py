@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How often and how soon a seat's worker may be forked again. Pure."""
+"""How often and how soon a slot's worker may be forked again. Pure."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,12 +17,12 @@ LONGEST_PUT_OFF_S = 2.0
 
 
 class RestartBudget:
-    """Counts a seat's failures: growing pauses, then quarantine.
+    """Counts a slot's failures: growing pauses, then quarantine.
 
     Parameters
     ----------
     jitter : `~collections.abc.Callable`
-        Returns a number in [0, 1); seats that fail together should not
+        Returns a number in [0, 1); slots that fail together should not
         come back together.
     """
 

@@ -107,7 +107,7 @@ class Cgroups:
     _refused: dict[str, str] = field(default_factory=dict)
     """Why something is not enforced: ``memory``, ``pids``, ``kill``."""
     _killed_before: dict[int, int] = field(default_factory=dict)
-    """How many kills a seat's leaf had counted when its worker came."""
+    """How many kills a slot's leaf had counted when its worker came."""
 
     @classmethod
     def claim(cls, config: WorkersConfig, proc: Path = PROC) -> "Cgroups":
@@ -177,7 +177,7 @@ class Cgroups:
         Parameters
         ----------
         slot : `int`
-            The seat.
+            The slot.
         pid : `int`
             The worker, before it has done anything.
         """
@@ -216,7 +216,7 @@ class Cgroups:
         Parameters
         ----------
         slot : `int`
-            Its seat, before the next worker comes.
+            Its slot, before the next worker comes.
 
         Returns
         -------
@@ -231,31 +231,31 @@ class Cgroups:
         Parameters
         ----------
         slot : `int`
-            Its seat.
+            Its slot.
         """
         if self.base is not None:
             self._kill(self._leaf(slot))
 
     def wait_empty(self, slot: int) -> None:
-        """Wait until a seat's leaf has no process, for a second at the most.
+        """Wait until a slot's leaf has no process, for a second at the most.
 
         Blocks: to be called beside the event loop.
 
         Parameters
         ----------
         slot : `int`
-            The seat.
+            The slot.
         """
         if self.base is not None:
             _wait_empty(self._leaf(slot), time.monotonic() + EMPTY_WAIT_S)
 
     def remove(self, slot: int) -> None:
-        """Remove a seat's leaf, if nothing is left in it.
+        """Remove a slot's leaf, if nothing is left in it.
 
         Parameters
         ----------
         slot : `int`
-            The seat.
+            The slot.
         """
         if self.base is not None:
             _remove(self._leaf(slot))

@@ -22,7 +22,7 @@ class Deadlines:
         Parameters
         ----------
         slot : `int`
-            The seat's number.
+            The slot's number.
         at : `float`
             Monotonic seconds.
         """
@@ -39,7 +39,7 @@ class Deadlines:
         Parameters
         ----------
         slot : `int`
-            The seat's number.
+            The slot's number.
         """
         self._at.pop(slot, None)
 
@@ -49,7 +49,7 @@ class Deadlines:
         Parameters
         ----------
         slot : `int`
-            The seat's number.
+            The slot's number.
 
         Returns
         -------

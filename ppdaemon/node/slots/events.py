@@ -12,45 +12,12 @@ from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.states import Outcome, SlotState, Stage
 
-__all__ = (
-    "Action",
-    "CancelReceived",
-    "ClearDeadline",
-    "DeadlinePassed",
-    "ExposureListed",
-    "Finish",
-    "Fork",
-    "KillAsked",
-    "LookEnded",
-    "LookForRaws",
-    "MemorySampled",
-    "NoteRaw",
-    "NoteFigures",
-    "NoteStage",
-    "RawArrived",
-    "RecycleAsked",
-    "RestartAsked",
-    "RetireAsked",
-    "SeatChanged",
-    "Send",
-    "SetDeadline",
-    "Signal",
-    "SlotAssigned",
-    "VisitAssigned",
-    "WipeRepo",
-    "WordsRefused",
-    "WorkerDied",
-    "WorkerForked",
-    "WorkerNotForked",
-)
-
-
 # --- events ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerForked:
-    """The zygote forked a process for this seat."""
+    """The zygote forked a process for this slot."""
 
     pid: int
 
@@ -64,7 +31,7 @@ class WorkerNotForked:
 
 @dataclass(frozen=True, slots=True)
 class VisitAssigned:
-    """The scheduler gave this seat a visit-detector."""
+    """The scheduler gave this slot a visit-detector."""
 
     assignment: Assignment
 
@@ -80,30 +47,30 @@ class SlotAssigned:
 
 @dataclass(frozen=True, slots=True)
 class RawArrived:
-    """A raw of the seat's visit-detector is complete."""
+    """A raw of the slot's visit-detector is complete."""
 
     raw: Raw
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureListed:
-    """An exposure of the seat's visit was taken, and a list of its detectors
+    """An exposure of the slot's visit was taken, and a list of its detectors
     came.
     """
 
     exposure: int
     included: bool
-    """Whether the seat's detector is on the list."""
+    """Whether the slot's detector is on the list."""
 
 
 @dataclass(frozen=True, slots=True)
-class LookEnded:
+class RescanDone:
     """The last look at the expected names is over; what it found was told."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelReceived:
-    """The seat's visit will not be taken, or not by this node."""
+    """The slot's visit will not be taken, or not by this node."""
 
     reason: str = "cancelled by the telescope"
 
@@ -126,7 +93,7 @@ class MemorySampled:
 
 
 @dataclass(frozen=True, slots=True)
-class WordsRefused:
+class ProtocolViolation:
     """The worker said something that nobody could understand."""
 
     reason: str
@@ -144,7 +111,7 @@ class WorkerDied:
 
 @dataclass(frozen=True, slots=True)
 class RetireAsked:
-    """This seat is not needed any more."""
+    """This slot is not needed any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +173,7 @@ class WipeRepo:
 
 
 @dataclass(frozen=True, slots=True)
-class LookForRaws:
+class RescanRaws:
     """Look at the expected names of a visit-detector, whatever was seen."""
 
     key: Key
@@ -223,7 +190,7 @@ class NoteStage:
 
 
 @dataclass(frozen=True, slots=True)
-class NoteFigures:
+class NoteMeasurements:
     """Write into the journal what a step took, and what it brought."""
 
     key: Key
@@ -258,7 +225,7 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class SeatChanged:
+class SlotChanged:
     """The state changed: the scheduler and the watchers want to know."""
 
     before: SlotState
@@ -272,10 +239,10 @@ Action = (
     | SetDeadline
     | ClearDeadline
     | WipeRepo
-    | LookForRaws
+    | RescanRaws
     | NoteStage
-    | NoteFigures
+    | NoteMeasurements
     | NoteRaw
     | Finish
-    | SeatChanged
+    | SlotChanged
 )

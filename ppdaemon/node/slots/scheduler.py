@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which seat gets which visit-detector, and how many seats there are. Pure.
+"""Which slot gets which visit-detector, and how many slots there are. Pure.
 
 An idle worker that served the detector last is taken first, then any idle
-one, then a new seat while there may be more; else the visit-detector queues
+one, then a new slot while there may be more; else the visit-detector queues
 until it is pointless. Some idle workers are kept ready, surplus ones retired.
 """
 
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots.assignment import Assignment, Key
 
-__all__ = ("Assign", "Decision", "Drop", "OpenSeat", "RetireSeat", "Scheduler")
+__all__ = ("Assign", "Decision", "Drop", "OpenSlot", "RetireSlot", "Scheduler")
 
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Give this visit-detector to this idle seat."""
+    """Give this visit-detector to this idle slot."""
 
     assignment: Assignment
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
-class OpenSeat:
-    """One more seat is wanted."""
+class OpenSlot:
+    """One more slot is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class RetireSeat:
-    """This idle seat is not needed."""
+class RetireSlot:
+    """This idle slot is not needed."""
 
     slot: int
 
@@ -43,36 +43,26 @@ class Drop:
     reason: str
 
 
-Decision = Assign | OpenSeat | RetireSeat
+Decision = Assign | OpenSlot | RetireSlot
 
 
 class Scheduler:
-    """Matches waiting visit-detectors and idle seats.
+    """Matches waiting visit-detectors and idle slots.
 
     Parameters
     ----------
     config : `~ppdaemon.config.WorkersConfig`
-        Numbers of seats.
+        Numbers of slots.
     """
 
     def __init__(self, config: WorkersConfig):
-        self._config = config
+        self.config = config
         self._waiting: OrderedDict[Key, Assignment] = OrderedDict()
         self._idle: OrderedDict[int, float] = OrderedDict()  # slot: idle since
-        self._seats: set[int] = set()
-        self._rising: set[int] = set()  # seats on their way to idle
+        self._slots: set[int] = set()
+        self._rising: set[int] = set()  # slots on their way to idle
         self._last: dict[int, tuple[str, int]] = {}  # slot: (instrument, detector)
         self._home: dict[tuple[str, int], int] = {}  # (instrument, detector): slot
-
-    def reconfigure(self, config: WorkersConfig) -> None:
-        """Go by other numbers from now on.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.WorkersConfig`
-            Numbers of seats; surplus ones are retired when they are idle.
-        """
-        self._config = config
 
     @property
     def queued(self) -> int:
@@ -93,9 +83,9 @@ class Scheduler:
             What had to go because the queue is full: the oldest.
         """
         self._waiting[assignment.key] = assignment
-        if len(self._waiting) > max(self._config.queue, 1):
+        if len(self._waiting) > max(self.config.queue, 1):
             _, oldest = self._waiting.popitem(last=False)
-            return Drop(oldest, f"more than {self._config.queue} visit-detectors wait for a worker")
+            return Drop(oldest, f"more than {self.config.queue} visit-detectors wait for a worker")
         return None
 
     def remove(self, key: Key) -> Assignment | None:
@@ -113,30 +103,30 @@ class Scheduler:
         """
         return self._waiting.pop(key, None)
 
-    def seat_opened(self, slot: int) -> None:
-        """Count a seat that is being filled."""
-        self._seats.add(slot)
+    def slot_opened(self, slot: int) -> None:
+        """Count a slot that is being filled."""
+        self._slots.add(slot)
         self._rising.add(slot)
 
-    def seat_idle(self, slot: int, now: float) -> None:
-        """Note that a seat's worker waits for a visit."""
+    def slot_idle(self, slot: int, now: float) -> None:
+        """Note that a slot's worker waits for a visit."""
         self._rising.discard(slot)
         self._idle[slot] = now
 
-    def seat_busy(self, slot: int) -> None:
-        """Note that a seat's worker is not to be had."""
+    def slot_busy(self, slot: int) -> None:
+        """Note that a slot's worker is not to be had."""
         self._rising.discard(slot)
         self._idle.pop(slot, None)
 
-    def seat_rising(self, slot: int) -> None:
-        """Note that a seat will be idle soon, by itself."""
-        self._seats.add(slot)
+    def slot_starting(self, slot: int) -> None:
+        """Note that a slot will be idle soon, by itself."""
+        self._slots.add(slot)
         self._idle.pop(slot, None)
         self._rising.add(slot)
 
-    def seat_closed(self, slot: int) -> None:
-        """Forget a seat that is not filled any more."""
-        for members in (self._seats, self._rising):
+    def slot_closed(self, slot: int) -> None:
+        """Forget a slot that is not filled any more."""
+        for members in (self._slots, self._rising):
             members.discard(slot)
         self._idle.pop(slot, None)
         home = self._last.pop(slot, None)
@@ -151,10 +141,10 @@ class Scheduler:
         now : `float`
             Monotonic seconds.
         growing : `bool`, optional
-            Whether seats may be opened or retired (not while stopping).
+            Whether slots may be opened or retired (not while stopping).
         room : `int`, optional
             For how many more workers the host has memory; any number if not
-            given. The least number of seats is filled all the same.
+            given. The least number of slots is filled all the same.
 
         Returns
         -------
@@ -202,7 +192,7 @@ class Scheduler:
         return decisions
 
     def _pick(self, place: tuple[str, int], avoid: int | None) -> int:
-        """Return the idle seat that served a detector last, or one that
+        """Return the idle slot that served a detector last, or one that
         nobody else will miss; a second attempt goes elsewhere if it can.
         """
         home = self._home.get(place)
@@ -220,29 +210,29 @@ class Scheduler:
 
     def _resize(self, now: float, room: int | None) -> list[Decision]:
         coming = len(self._idle) + len(self._rising)
-        wanted = len(self._waiting) + self._config.spare - coming
+        wanted = len(self._waiting) + self.config.spare - coming
         if room is not None:
             wanted = min(wanted, room - len(self._rising))
-        wanted = max(wanted, self._config.min - len(self._seats))
-        wanted = min(wanted, self._config.max - len(self._seats))
+        wanted = max(wanted, self.config.min - len(self._slots))
+        wanted = min(wanted, self.config.max - len(self._slots))
         if wanted > 0:
-            return [OpenSeat()] * wanted
+            return [OpenSlot()] * wanted
         return self._retire(now) if not self._waiting else []
 
     def _shrink(self) -> list[Decision]:
-        """Retire idle seats above the most there may be: it was lowered."""
-        surplus = max(len(self._seats) - self._config.max, 0)
-        return [self._retire_seat(slot) for slot in list(self._idle)[:surplus]]
+        """Retire idle slots above the most there may be: it was lowered."""
+        surplus = max(len(self._slots) - self.config.max, 0)
+        return [self._retire_slot(slot) for slot in list(self._idle)[:surplus]]
 
     def _retire(self, now: float) -> list[Decision]:
-        most = min(len(self._idle) - self._config.spare, len(self._seats) - self._config.min)
+        most = min(len(self._idle) - self.config.spare, len(self._slots) - self.config.min)
         return [
-            self._retire_seat(slot)
+            self._retire_slot(slot)
             for slot, since in list(self._idle.items())[: max(most, 0)]
-            if now - since >= self._config.retire_idle_s
+            if now - since >= self.config.retire_idle_s
         ]
 
-    def _retire_seat(self, slot: int) -> Decision:
+    def _retire_slot(self, slot: int) -> Decision:
         del self._idle[slot]
-        self._seats.discard(slot)
-        return RetireSeat(slot)
+        self._slots.discard(slot)
+        return RetireSlot(slot)

@@ -18,12 +18,11 @@ from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.chooser import PipelineChooser
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.pump import Inbox, VisitPump
-from ppdaemon.node.visits.remains import discard, read_remains, spools_left
+from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import objection
-from ppdaemon.node.visits.turn import AttemptRecovered, RequeueAsked
+from ppdaemon.node.visits.turn import AttemptRecovered, Entry, RequeueAsked
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import Chosen
 from ppdaemon.sqlitefile import BatchWriter
@@ -54,7 +53,7 @@ class VisitFacts:
         find the spools that are left.
         """
         entries = await self.journal.call(lambda journal: journal.unfinished())
-        remains = await asyncio.to_thread(lambda: [read_remains(self.folders, e.key) for e in entries])
+        remains = await asyncio.to_thread(lambda: [read_leftovers(self.folders, e.key) for e in entries])
         for entry, left in zip(entries, remains, strict=True):
             self.inbox.post(AttemptRecovered(entry, left, await self._choose(entry)))
         await self.pump.settle()

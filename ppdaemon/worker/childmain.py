@@ -15,7 +15,7 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import ForkWorker
 from ppdaemon.states import ExitCode
 from ppdaemon.work import WorkModule
-from ppdaemon.worker.birth import Child, be_born
+from ppdaemon.worker.childsetup import Child, set_up_child
 from ppdaemon.worker.main import run_role
 
 __all__ = ("import_work", "live")
@@ -69,7 +69,7 @@ def live(
     """
     status = ExitCode.SOFTWARE
     try:
-        be_born(
+        set_up_child(
             Child(
                 title=f"ppdaemon {order.role} {order.slot if order.role == 'worker' else ''}".strip(),
                 log=order.log,

@@ -20,7 +20,7 @@ import setproctitle
 
 from ppdaemon.processes import adopt_orphans
 
-__all__ = ("Child", "arm_lifeline", "be_born")
+__all__ = ("Child", "arm_lifeline", "set_up_child")
 
 F_SETSIG = 10  # linux/fcntl.h; the fcntl module names it only in newer Pythons
 
@@ -129,7 +129,7 @@ def _reseed(child: Child) -> None:
 
 
 def _name(child: Child) -> None:
-    """Operators see the seat in ``ps``."""
+    """Operators see the context in ``ps``."""
     setproctitle.setproctitle(child.title)
 
 
@@ -157,7 +157,7 @@ STEPS: tuple[Callable[[Child], None], ...] = (
 )
 
 
-def be_born(child: Child) -> None:
+def set_up_child(child: Child) -> None:
     """Become an independent worker process.
 
     Parameters

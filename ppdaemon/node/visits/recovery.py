@@ -8,19 +8,19 @@ from pathlib import Path
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.processes.child import wipe
 from ppdaemon.node.slots.assignment import Key
-from ppdaemon.node.visits.turn import Remains
+from ppdaemon.node.visits.turn import Leftovers
 
-__all__ = ("discard", "read_remains", "spools_left")
+__all__ = ("discard", "read_leftovers", "spools_left")
 
 
-def read_remains(folders: NodeFolders, key: Key) -> Remains:
+def read_leftovers(folders: NodeFolders, key: Key) -> Leftovers:
     """Read the mark and the spool of an attempt."""
     mark, spool = folders.mark(*key), folders.spooled(*key)
     # A power failure may have cut it anywhere.
     no_return = (mark.read_text(errors="replace") or "something permanent") if mark.exists() else ""
     if not spool.is_dir():
-        return Remains(no_return)
-    return Remains(no_return, str(spool), _why_partial(spool))
+        return Leftovers(no_return)
+    return Leftovers(no_return, str(spool), _why_partial(spool))
 
 
 def _why_partial(spool: Path) -> str:

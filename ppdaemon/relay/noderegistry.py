@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ppdaemon.messages import Hello
 from ppdaemon.relay.routing import Offer, RouteTable
 
-__all__ = ("Node", "Roster")
+__all__ = ("Node", "NodeRegistry")
 
 
 @dataclass(slots=True)
@@ -19,14 +19,14 @@ class Node:
 
     peer: bytes
     """Identity of its connection."""
-    life: str
+    incarnation: str
     """Nonce that tells its lives apart."""
     offer: Offer
     heard_at: float
     """Monotonic seconds of its last message."""
 
 
-class Roster:
+class NodeRegistry:
     """The nodes that are there now.
 
     Parameters
@@ -73,7 +73,7 @@ class Roster:
             a new connection or a new life on the same connection.
         """
         present = self._nodes.get(hello.origin)
-        if present is None or present.life == hello.life or present.peer == peer:
+        if present is None or present.incarnation == hello.incarnation or present.peer == peer:
             return None
         return present.peer
 
@@ -96,11 +96,11 @@ class Roster:
             {instrument: frozenset(ids) for instrument, ids in hello.instruments.items()},
             hello.capacity,
         )
-        self._nodes[hello.origin] = Node(peer, hello.life, offer, now)
+        self._nodes[hello.origin] = Node(peer, hello.incarnation, offer, now)
         self._names[peer] = hello.origin
         self._renew_routes()
 
-    def hear(self, peer: bytes, now: float) -> str | None:
+    def receive(self, peer: bytes, now: float) -> str | None:
         """Note that a connection is alive.
 
         Parameters

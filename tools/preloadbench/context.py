@@ -111,7 +111,7 @@ def sit(
         timings = Timings(Clock())
         start = time.perf_counter()
         footprint = footprint_of(
-            order.visit, detector, camera, padding_arcsec=30.0, patience_s=100.0, now_tai=_BEGIN_TAI
+            order.visit, detector, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=_BEGIN_TAI
         )
         preload.fetch(preload.find(order, footprint, timings), repo, timings)
         told.append(timings.values | {"preload_ms": (time.perf_counter() - start) * 1e3})

@@ -24,7 +24,7 @@ from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
-from ppdaemon.work import Seat
+from ppdaemon.work import WorkerContext
 from ppdaemon.worker.main import give_memory_back
 
 __all__ = ("DETECTOR", "Setup", "sit")
@@ -76,16 +76,16 @@ def sit(setup: Setup, channel: Connection) -> None:
     with _said_into(setup.ramdisk / "log"):
         log.set_up("INFO", "json")
         reports = _Reports()
-        seat = _seat(setup, reports)
+        context = _context(setup, reports)
         work.set_up_libraries()
-        work.build_template(seat)
+        work.build_template(context)
         gc.collect()
         gc.freeze()
         make = ByHand if setup.by_hand else ButlerWork
-        assert seat.config.butler is not None
-        worker = make(seat, seat.config.butler)
+        assert context.config.butler is not None
+        worker = make(context, context.config.butler)
         for number, plan in enumerate(iter(channel.recv, None)):
-            channel.send(_visit(worker, seat, setup, plan, reports, first=number == 0))
+            channel.send(_visit(worker, context, setup, plan, reports, first=number == 0))
         worker.close()
 
 
@@ -102,10 +102,10 @@ def _said_into(path: Path) -> Iterator[None]:
         os.close(stderr)
 
 
-def _seat(setup: Setup, reports: _Reports) -> Seat:
+def _context(setup: Setup, reports: _Reports) -> WorkerContext:
     folder = setup.ramdisk
     (folder / "slot").mkdir()
-    return Seat(
+    return WorkerContext(
         config=NodeConfig.model_validate(setup.config),
         slot=0,
         epoch=1,
@@ -120,7 +120,13 @@ def _seat(setup: Setup, reports: _Reports) -> Seat:
 
 
 def _visit(
-    worker: ButlerWork, seat: Seat, setup: Setup, plan: VisitPlan, reports: _Reports, *, first: bool
+    worker: ButlerWork,
+    context: WorkerContext,
+    setup: Setup,
+    plan: VisitPlan,
+    reports: _Reports,
+    *,
+    first: bool,
 ) -> dict[str, float]:
     """Do one visit; return what it took."""
     _reset_peak()
@@ -130,7 +136,7 @@ def _visit(
         "prepare_ms": (time.perf_counter() - start_s) * 1e3,
         "warm_ms": float(prepared.detail["warm_ms"]),
     }
-    raws = list(_raws(seat.config.arrivals.roots[0].path, plan))
+    raws = list(_raws(context.config.arrivals.roots[0].path, plan))
     exposures = Process(exposures=tuple(raw.exposure for raw in raws))
     reports.at_s.clear()
     start_s = time.perf_counter()
@@ -139,22 +145,28 @@ def _visit(
     if isinstance(worker, ByHand):
         figures |= worker.run_tasks(exposures)
     else:
-        figures |= _processed(worker, seat, exposures, reports, start_s, first=first)
-    figures |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(seat.repo)}
+        figures |= _processed(worker, context, exposures, reports, start_s, first=first)
+    figures |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(context.repo)}
     worker.reset()
     give_memory_back()
-    shutil.rmtree(seat.spool, ignore_errors=True)
+    shutil.rmtree(context.spool, ignore_errors=True)
     return figures
 
 
 def _processed(
-    worker: ButlerWork, seat: Seat, order: Process, reports: _Reports, start_s: float, *, first: bool
+    worker: ButlerWork,
+    context: WorkerContext,
+    order: Process,
+    reports: _Reports,
+    start_s: float,
+    *,
+    first: bool,
 ) -> dict[str, float]:
     done = worker.process(order)
-    if done.outcome != Outcome.SUCCEEDED or done.engine != seat.config.engine.kind or done.spool is None:
-        raise RuntimeError(f"{seat.config.engine.kind}: {done.model_dump()}")
+    if done.outcome != Outcome.SUCCEEDED or done.engine != context.config.engine.kind or done.spool is None:
+        raise RuntimeError(f"{context.config.engine.kind}: {done.model_dump()}")
     if first:  # what each run has only once is exported now, as in a node's first visit
-        work.open_exporter(seat).export([Path(done.spool)])
+        work.open_exporter(context).export([Path(done.spool)])
     at_ms = {stage: (at_s - start_s) * 1e3 for stage, at_s in reports.at_s.items()}
     return {
         "raw_to_first_task_ms": at_ms[Stage.FIRST_TASK],

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 
 from ppdaemon.processes import children
 
-__all__ = ("Posture",)
+__all__ = ("ProcessSnapshot",)
 
 
 @dataclass(frozen=True, slots=True)
-class Posture:
+class ProcessSnapshot:
     """The parts of a process's state that visits share."""
 
     directory: str
@@ -24,12 +24,12 @@ class Posture:
     children: frozenset[int]
 
     @classmethod
-    def now(cls) -> "Posture":
+    def now(cls) -> "ProcessSnapshot":
         """Look at this process.
 
         Returns
         -------
-        posture : `Posture`
+        posture : `ProcessSnapshot`
             As it is.
         """
         umask = os.umask(0)
@@ -46,12 +46,12 @@ class Posture:
             children=frozenset(children()),
         )
 
-    def differs_from(self, other: "Posture") -> str:
+    def differs_from(self, other: "ProcessSnapshot") -> str:
         """Say in what two postures differ.
 
         Parameters
         ----------
-        other : `Posture`
+        other : `ProcessSnapshot`
             A later one.
 
         Returns

@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the relay decides: exact turns for each event, with a clock made of numbers."""
+
+import pytest
+
+from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.relay import dispatcher as dispatcher_module
+from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
+from ppdaemon.relay.orders import (
+    AmendOutcome,
+    Beat,
+    CloseVisit,
+    ConfirmResults,
+    Greet,
+    Reserve,
+    SetAcked,
+    SetCancelled,
+    SetOutcome,
+    SetRoute,
+    Turn,
+    TurnAway,
+    Withdraw,
+)
+from ppdaemon.states import Outcome
+from ppdaemon.visit import read_next_visit
+
+VISIT = read_next_visit({"groupId": "g", "instrument": "DemoCam"})
+KEY = ("DemoCam", "g")
+ENVELOPE = {"sent_tai": 0.0, "sequence": 1}
+NAMES = {"instrument": "DemoCam", "group": "g"}
+UNASSIGNED, SENT, ACKED = ReservationState.UNASSIGNED, ReservationState.SENT, ReservationState.ACKED
+
+RESEND_S = 0.5
+SILENCE_S = 4.0
+EXPIRY_S = 3600.0
+
+
+def hello(name, detectors=(0, 1), incarnation="life1", capacity=9):
+    return Hello(
+        origin=name,
+        incarnation=incarnation,
+        instruments={"DemoCam": detectors},
+        capacity=capacity,
+        **ENVELOPE,
+    )
+
+
+def ack(name, *detectors, attempt=1):
+    return VisitAccepted(origin=name, detectors=detectors, attempt=attempt, **NAMES, **ENVELOPE)
+
+
+def nak(name, *detectors, reason="full", final=False, attempt=1):
+    return VisitRefused(
+        origin=name, detectors=detectors, attempt=attempt, reason=reason, final=final, **NAMES, **ENVELOPE
+    )
+
+
+def results(name, *detectors, outcome=Outcome.SUCCEEDED, attempt=1):
+    entries = tuple(ResultEntry(detector=d, attempt=attempt, outcome=outcome, **NAMES) for d in detectors)
+    return Results(origin=name, entries=entries, **ENVELOPE)
+
+
+def confirm(peer, *detectors, attempt=1):
+    return ConfirmResults(peer, tuple((*KEY, d, attempt) for d in detectors))
+
+
+def reserve(peer, *detectors, attempt=1):
+    return Reserve(peer, VISIT, detectors, attempt, 0.0)
+
+
+def ended(detector, outcome, reason="", node=None):
+    return SetOutcome(1, detector, outcome, reason, node)
+
+
+@pytest.fixture
+def dispatcher():
+    return Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=0.0)
+
+
+def open_visit(*detectors, now=0.0, **fields):
+    reservations = [Reservation(detector) for detector in detectors or (0, 1)]
+    times = {"received_tai": 0.0, "now_tai": now, "expiry_s": EXPIRY_S}
+    return opened(1, VISIT, reservations, now=now, **times, **fields)
+
+
+def join(dispatcher, name, detectors=(0, 1), now=0.0, **fields):
+    """Let a node say hello on the connection of its name; return what follows."""
+    turn = dispatcher.receive(name.encode(), hello(name, detectors, **fields), now)
+    after = dispatcher.tick(now)
+    return Turn(turn.writes + after.writes, turn.sends + after.sends)
+
+
+def alive(dispatcher, now, *names):
+    for name in names:
+        assert dispatcher.receive(name.encode(), Heartbeat(origin=name, **ENVELOPE), now) == Turn()
+
+
+# --- routing ---------------------------------------------------------------
+
+
+def test_a_visit_goes_to_the_node_at_once_in_one_message(dispatcher):
+    join(dispatcher, "a")
+    turn = dispatcher.add(open_visit(), 0.0)
+    assert turn == Turn.of(reserve(b"a", 0, 1), writes=[SetRoute(1, "a", 1, (0, 1))])
+
+
+def test_each_node_gets_one_message_with_its_own_detectors(dispatcher):
+    join(dispatcher, "a", (0, 2))
+    join(dispatcher, "b", (1, 3))
+    turn = dispatcher.add(open_visit(0, 1, 2, 3), 0.0)
+    assert turn == Turn.of(
+        reserve(b"a", 0, 2),
+        reserve(b"b", 1, 3),
+        writes=[SetRoute(1, "a", 1, (0, 2)), SetRoute(1, "b", 1, (1, 3))],
+    )
+
+
+def test_a_visit_is_held_until_a_node_says_hello(dispatcher):
+    assert dispatcher.add(open_visit(), 0.0) == Turn()
+    assert dispatcher.tick(100.0) == Turn()
+    turn = join(dispatcher, "a", now=200.0)
+    assert turn == Turn.of(Greet(b"a"), reserve(b"a", 0, 1), writes=[SetRoute(1, "a", 1, (0, 1))])
+
+
+def test_after_the_start_nothing_is_routed_until_nodes_had_time_to_come_back():
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0)
+    dispatcher.tick(0.0)
+    join(dispatcher, "a", now=0.1)
+    assert dispatcher.add(open_visit(), 0.2) == Turn()
+    join(dispatcher, "b", now=0.3)
+    assert dispatcher.tick(1.9) == Turn()
+    assert dispatcher.tick(2.1).sends
+
+
+def test_detectors_that_no_node_serves_expire_and_the_others_do_not_wait(dispatcher):
+    join(dispatcher, "a", (0,))
+    dispatcher.add(open_visit(), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    turn = dispatcher.tick(EXPIRY_S)
+    assert turn.writes == [ended(1, Outcome.EXPIRED, "no node served detector 1 in time")]
+    assert dispatcher.open_detectors(KEY) == {0: ACKED}
+
+
+# --- resending and acknowledging -------------------------------------------
+
+
+def test_what_is_unacknowledged_is_sent_again_after_the_interval(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(), 0.0)
+    assert dispatcher.tick(0.4) == Turn()
+    assert dispatcher.tick(0.5) == Turn.of(reserve(b"a", 0, 1))
+    assert dispatcher.receive(b"a", ack("a", 0), 0.6) == Turn.of(writes=[SetAcked(1, (0,))])
+    assert dispatcher.tick(1.0) == Turn.of(reserve(b"a", 1))
+    assert dispatcher.receive(b"a", ack("a", 1), 1.1) == Turn.of(writes=[SetAcked(1, (1,))])
+    assert dispatcher.tick(2.0) == Turn()
+
+
+def test_an_acknowledgement_that_comes_twice_changes_nothing(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(), 0.0)
+    dispatcher.receive(b"a", ack("a", 0, 1), 0.1)
+    assert dispatcher.receive(b"a", ack("a", 0, 1), 0.2) == Turn()
+
+
+def test_thousands_of_held_visits_reach_a_node_little_by_little(dispatcher, monkeypatch):
+    monkeypatch.setattr(dispatcher_module, "MESSAGES_PER_TICK", 2)
+    for number in range(5):
+        visit = read_next_visit({"groupId": f"g{number}", "instrument": "DemoCam"})
+        dispatcher.add(
+            opened(number, visit, [Reservation(0)], received_tai=0.0, expiry_s=60.0, now=0.0, now_tai=0.0),
+            0.0,
+        )
+    sent = [len([s for s in join(dispatcher, "a").sends if isinstance(s, Reserve)])]
+    acked = 0
+    for k in range(1, 30):
+        turn = dispatcher.tick(k * 0.1)
+        sent.append(len(turn.sends))
+        for send in turn.sends:
+            name = send.visit.group
+            message = VisitAccepted(origin="a", instrument="DemoCam", group=name, detectors=(0,), **ENVELOPE)
+            acked += len(dispatcher.receive(b"a", message, k * 0.1).writes)
+    assert max(sent) == 2
+    assert acked == 5
+
+
+# --- results ----------------------------------------------------------------
+
+
+def test_results_are_confirmed_and_the_last_one_closes_the_visit(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(), 0.0)
+    dispatcher.receive(b"a", ack("a", 0, 1), 0.1)
+    first = dispatcher.receive(b"a", results("a", 0), 1.0)
+    assert first == Turn.of(confirm(b"a", 0), writes=[ended(0, Outcome.SUCCEEDED, node="a")])
+    last = dispatcher.receive(b"a", results("a", 1, outcome=Outcome.FAILED), 2.0)
+    assert last.writes == [ended(1, Outcome.FAILED, node="a"), CloseVisit(1)]
+    assert (len(dispatcher), dispatcher.reservations) == (0, 0)
+
+
+def test_a_repeated_result_is_confirmed_again_and_nothing_else(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(), 0.0)
+    dispatcher.receive(b"a", results("a", 0, 1), 1.0)
+    assert dispatcher.receive(b"a", results("a", 0, 1), 2.0) == Turn.of(confirm(b"a", 0, 1))
+
+
+def test_a_detector_that_its_node_tries_again_is_sent_to_nobody_and_its_outcome_noted(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", results("a", 0, outcome=Outcome.NO_IMAGE), 1.0)
+    turn = dispatcher.receive(b"a", results("a", 0, attempt=2), 2.0)
+    again = AmendOutcome("DemoCam", "g", 0, "a", 2, Outcome.SUCCEEDED, "")
+    assert turn == Turn.of(confirm(b"a", 0, attempt=2), writes=[again])
+    assert (len(dispatcher), dispatcher.reservations) == (0, 0)
+    assert dispatcher.tick(3.0) == Turn()
+
+
+def test_a_result_without_an_acknowledgement_counts(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    assert (
+        ended(0, Outcome.NO_IMAGE, node="a")
+        in dispatcher.receive(b"a", results("a", 0, outcome=Outcome.NO_IMAGE), 1.0).writes
+    )
+
+
+def test_a_result_of_a_visit_that_nobody_knows_is_confirmed(dispatcher):
+    join(dispatcher, "a")
+    assert dispatcher.receive(b"a", results("a", 0), 1.0) == Turn.of(confirm(b"a", 0))
+
+
+def test_what_was_acknowledged_and_never_answered_is_given_up_after_a_day(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    assert dispatcher.tick(EXPIRY_S + 1.0) == Turn()
+    turn = dispatcher.tick(86_400.0)
+    reason = "a acknowledged it and never told its outcome"
+    assert turn.writes == [ended(0, Outcome.INTERRUPTED, reason), CloseVisit(1)]
+
+
+# --- refusals ---------------------------------------------------------------
+
+
+def test_a_refused_detector_goes_elsewhere_as_the_next_attempt(dispatcher):
+    join(dispatcher, "a")
+    join(dispatcher, "b")
+    [first] = {send.peer for send in dispatcher.add(open_visit(0), 0.0).sends}
+    other = {b"a": b"b", b"b": b"a"}[first]
+    turn = dispatcher.receive(first, nak(first.decode(), 0), 0.1)
+    assert turn == Turn.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+
+
+def test_a_node_that_refuses_one_copy_of_a_message_and_takes_the_next_has_it(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", nak("a", 0), 0.1)
+    assert dispatcher.receive(b"a", ack("a", 0), 0.2) == Turn.of(writes=[SetAcked(1, (0,))])
+    assert dispatcher.tick(6.0) == Turn()
+
+
+def test_a_refused_detector_that_nobody_else_serves_is_offered_again_later(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    assert dispatcher.receive(b"a", nak("a", 0), 0.1) == Turn()
+    alive(dispatcher, 3.0, "a")
+    assert dispatcher.tick(5.0) == Turn()
+    assert dispatcher.tick(5.2).sends == [reserve(b"a", 0)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [
+        ("too old", Outcome.EXPIRED),
+        ("no_pipeline: no rule matches", Outcome.NO_PIPELINE),
+        ("ignored", Outcome.IGNORED),
+        ("", Outcome.EXPIRED),
+    ],
+)
+def test_a_final_refusal_is_the_outcome(dispatcher, reason, outcome):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    turn = dispatcher.receive(b"a", nak("a", 0, reason=reason, final=True), 0.1)
+    assert turn.writes == [ended(0, outcome, reason, "a"), CloseVisit(1)]
+
+
+def test_a_refusal_of_what_was_acknowledged_or_unknown_is_not_heeded(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    assert dispatcher.receive(b"a", nak("a", 0, 7, final=True), 0.2) == Turn()
+    assert dispatcher.open_detectors(KEY) == {0: ACKED}
+
+
+# --- nodes come and go --------------------------------------------------------
+
+
+def two_nodes_and_a_visit(dispatcher):
+    """Return the connection that got detector 0, and the other one."""
+    join(dispatcher, "a")
+    join(dispatcher, "b")
+    [first] = {send.peer for send in dispatcher.add(open_visit(0), 0.0).sends}
+    return first, {b"a": b"b", b"b": b"a"}[first]
+
+
+def fall_silent(dispatcher, silent, other):
+    """Let one of two nodes fall silent; return the turn that notices."""
+    alive(dispatcher, 4.0, other.decode())
+    for k in range(41):
+        assert all(send.peer == silent for send in dispatcher.tick(k / 10).sends)
+    return dispatcher.tick(4.2)
+
+
+def test_what_a_silent_node_did_not_acknowledge_goes_to_another_as_the_next_attempt(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    turn = fall_silent(dispatcher, silent, other)
+    assert turn == Turn.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+
+
+def test_a_node_that_comes_back_is_told_what_it_has_no_more(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    fall_silent(dispatcher, silent, other)
+    turn = dispatcher.receive(silent, hello(silent.decode()), 6.0)
+    assert turn.sends == [Greet(silent), Withdraw(silent, *KEY, (0,))]
+
+
+def test_a_late_acknowledgement_of_the_former_node_is_answered_with_a_withdrawal(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    fall_silent(dispatcher, silent, other)
+    dispatcher.receive(silent, hello(silent.decode()), 6.0)
+    assert dispatcher.receive(silent, ack(silent.decode(), 0), 6.1) == Turn.of(Withdraw(silent, *KEY, (0,)))
+
+
+def test_a_success_of_the_former_node_counts_and_the_present_one_is_called_off(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    fall_silent(dispatcher, silent, other)
+    dispatcher.receive(silent, hello(silent.decode()), 6.0)
+    turn = dispatcher.receive(silent, results(silent.decode(), 0), 6.1)
+    assert turn.writes == [ended(0, Outcome.SUCCEEDED, node=silent.decode()), CloseVisit(1)]
+    assert turn.sends == [Withdraw(other, *KEY, (0,)), confirm(silent, 0)]
+
+
+def test_any_other_result_of_the_former_node_is_confirmed_and_not_counted(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    fall_silent(dispatcher, silent, other)
+    dispatcher.receive(silent, hello(silent.decode()), 6.0)
+    turn = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.CANCELLED), 6.1)
+    assert turn == Turn.of(confirm(silent, 0))
+    assert dispatcher.open_detectors(KEY) == {0: SENT}
+
+
+def test_what_a_silent_node_acknowledged_stays_with_it(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    dispatcher.receive(silent, ack(silent.decode(), 0), 0.1)
+    alive(dispatcher, 4.0, other.decode())
+    for k in range(45):
+        assert dispatcher.tick(k / 10) == Turn()
+    assert dispatcher.open_detectors(KEY) == {0: ACKED}
+    dispatcher.receive(silent, hello(silent.decode(), incarnation="life2"), 10.0)
+    turn = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.INTERRUPTED), 10.1)
+    assert ended(0, Outcome.INTERRUPTED, node=silent.decode()) in turn.writes
+
+
+def test_what_only_a_silent_node_serves_waits_for_it_in_the_same_attempt(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    for k in range(60):
+        dispatcher.tick(k / 10)
+    turn = join(dispatcher, "a", now=6.0)
+    assert turn == Turn.of(Greet(b"a"), reserve(b"a", 0))
+
+
+def test_a_lost_connection_is_like_silence_but_at_once(dispatcher):
+    first, other = two_nodes_and_a_visit(dispatcher)
+    dispatcher.lose(first, 0.2)
+    assert dispatcher.tick(0.3).sends == [reserve(other, 0, attempt=2)]
+
+
+def test_a_stranger_is_told_to_say_hello(dispatcher):
+    for message in (ack("a", 0), results("a", 0), Heartbeat(origin="a", **ENVELOPE)):
+        [order] = dispatcher.receive(b"x", message, 0.0).sends
+        assert isinstance(order, TurnAway)
+        assert (order.peer, order.code) == (b"x", "stranger")
+
+
+def test_a_second_node_of_a_name_is_turned_away_while_the_first_lives(dispatcher):
+    join(dispatcher, "a")
+    turn = dispatcher.receive(b"second", hello("a", incarnation="other"), 1.0)
+    assert [type(order) for order in turn.sends] == [Beat, TurnAway]
+    assert turn.sends[0].peer == b"a"
+    assert (turn.sends[1].peer, turn.sends[1].code) == (b"second", "taken")
+    assert "another node named a" in turn.sends[1].reason
+
+
+def test_a_second_node_of_a_name_is_admitted_when_the_first_is_gone(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.lose(b"a", 1.0)
+    assert dispatcher.receive(b"second", hello("a", incarnation="other"), 1.1).sends == [Greet(b"second")]
+    [order] = dispatcher.receive(b"a", Heartbeat(origin="a", **ENVELOPE), 1.2).sends
+    assert order.code == "stranger"
+
+
+def test_the_same_life_of_a_node_may_change_its_connection(dispatcher):
+    join(dispatcher, "a")
+    assert dispatcher.receive(b"new", hello("a"), 1.0).sends == [Greet(b"new")]
+    assert dispatcher.add(open_visit(0), 1.1).sends == [reserve(b"new", 0)]
+
+
+def test_a_new_life_on_the_same_connection_is_the_node_restarted(dispatcher):
+    join(dispatcher, "a")
+    assert dispatcher.receive(b"a", hello("a", incarnation="life2"), 1.0).sends == [Greet(b"a")]
+
+
+def test_a_connection_that_says_hello_under_another_name_gives_up_the_first(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.receive(b"a", hello("z"), 1.0)
+    assert "a" not in dispatcher.registry
+    assert dispatcher.registry.peers == (b"a",)
+
+
+def test_nodes_are_not_silent_if_it_was_the_relay_that_did_not_listen(dispatcher):
+    join(dispatcher, "a")
+    for k in range(10):
+        dispatcher.tick(k / 10)
+    dispatcher.tick(31.0)
+    assert "a" in dispatcher.registry
+    for k in range(311, 360):
+        dispatcher.tick(k / 10)
+    assert "a" not in dispatcher.registry
+
+
+# --- cancellation -------------------------------------------------------------
+
+
+def test_cancelling_ends_at_once_what_no_node_has(dispatcher):
+    dispatcher.add(open_visit(), 0.0)
+    reason = "cancelled before a node acknowledged it"
+    assert dispatcher.cancel(KEY, 1.0).writes == [
+        SetCancelled(1),
+        ended(0, Outcome.CANCELLED, reason),
+        ended(1, Outcome.CANCELLED, reason),
+        CloseVisit(1),
+    ]
+
+
+def test_a_cancellation_is_sent_again_until_the_outcome_comes(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    assert dispatcher.cancel(KEY, 1.0) == Turn.of(Withdraw(b"a", *KEY), writes=[SetCancelled(1)])
+    assert dispatcher.tick(1.4) == Turn()
+    assert dispatcher.tick(1.5) == Turn.of(Withdraw(b"a", *KEY))
+    turn = dispatcher.receive(b"a", results("a", 0, outcome=Outcome.CANCELLED), 1.6)
+    assert turn.writes == [ended(0, Outcome.CANCELLED, node="a"), CloseVisit(1)]
+    assert dispatcher.tick(2.5) == Turn()
+
+
+def test_a_node_that_may_have_the_visit_gets_it_again_with_its_cancellation(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    assert dispatcher.cancel(KEY, 0.1).sends == [Withdraw(b"a", *KEY)]
+    assert dispatcher.tick(0.6).sends == [reserve(b"a", 0), Withdraw(b"a", *KEY)]
+
+
+def test_a_cancelled_visit_does_not_move_to_another_node(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    dispatcher.cancel(KEY, 0.1)
+    turn = fall_silent(dispatcher, silent, other)
+    reason = "cancelled before a node acknowledged it"
+    assert turn == Turn.of(writes=[ended(0, Outcome.CANCELLED, reason), CloseVisit(1)])
+
+
+def test_a_cancellation_reaches_a_node_that_comes_back(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    dispatcher.lose(b"a", 0.2)
+    assert dispatcher.cancel(KEY, 0.3).sends == []
+    assert join(dispatcher, "a", now=0.4).sends == [Greet(b"a"), Withdraw(b"a", *KEY)]
+
+
+def test_cancelling_twice_or_what_is_not_open_does_nothing(dispatcher):
+    dispatcher.add(open_visit(), 0.0)
+    dispatcher.cancel(KEY, 1.0)
+    assert dispatcher.cancel(KEY, 2.0) == Turn()
+
+
+# --- expiry, restart, room ------------------------------------------------------
+
+
+def test_what_a_live_node_never_acknowledged_expires_and_is_withdrawn(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    alive(dispatcher, EXPIRY_S, "a")
+    turn = dispatcher.tick(EXPIRY_S)
+    assert turn.writes == [ended(0, Outcome.EXPIRED, "a did not acknowledge it in time"), CloseVisit(1)]
+    assert turn.sends == [Withdraw(b"a", *KEY, (0,))]
+
+
+def test_expiry_counts_from_publication_if_that_is_known():
+    visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "private_sndStamp": 60.0})
+    times = {"expiry_s": 3600.0, "now": 5.0, "now_tai": 110.0}
+    assert opened(1, visit, [], received_tai=100.0, **times).expires_at == 5.0 + 3600.0 - 50.0
+    assert opened(1, visit, [], received_tai=50.0, **times).expires_at == 5.0 + 3600.0 - 60.0
+
+
+def test_a_restored_visit_goes_on_where_it_was():
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0)
+    dispatcher.tick(0.0)
+    visit = open_visit(0)
+    visit.reservations = {
+        0: Reservation(0, ACKED, "a"),
+        1: Reservation(1, SENT, "a", former=frozenset({"b"}), attempt=2),
+        2: Reservation(2),
+    }
+    assert dispatcher.add(visit, 0.0) == Turn()
+    assert join(dispatcher, "b", now=0.1).sends == [Greet(b"b"), Withdraw(b"b", *KEY, (1,))]
+    assert join(dispatcher, "a", now=0.2).sends == [Greet(b"a"), reserve(b"a", 1, attempt=2)]
+    dispatcher.receive(b"a", ack("a", 1, attempt=2), 0.3)
+    assert dispatcher.tick(2.1).sends == []
+    assert join(dispatcher, "c", (2,), now=2.2).sends[1:] == [reserve(b"c", 2)]
+
+
+def test_the_oldest_visits_that_no_node_has_make_room_for_new_ones(dispatcher, monkeypatch):
+    monkeypatch.setattr(dispatcher_module, "MAX_RESERVATIONS", 3)
+    dispatcher.add(open_visit(0, 1), 0.0)
+    assert dispatcher.has_room(1)
+    assert dispatcher.make_room(1) == Turn()
+    assert not dispatcher.has_room(2)
+    assert dispatcher.make_room(2).writes == [
+        ended(0, Outcome.EXPIRED, "made room for newer visits"),
+        ended(1, Outcome.EXPIRED, "made room for newer visits"),
+        CloseVisit(1),
+    ]
+    assert dispatcher.has_room(2)
+
+
+def test_visits_that_nodes_have_make_no_room(dispatcher, monkeypatch):
+    monkeypatch.setattr(dispatcher_module, "MAX_RESERVATIONS", 3)
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0, 1), 0.0)
+    assert dispatcher.make_room(2) == Turn()
+    assert not dispatcher.has_room(2)
