@@ -258,13 +258,13 @@ def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
             raise OSError(errno.EIO, "Input/output error")
         copy_file(source, target)
 
-    def read(path: Path, manifest: Any) -> None:
-        if path == bad:
+    def read(path: Path, manifest: Any, *, through: bool = False) -> None:
+        if path == bad and through:
             raise BadMessage(f"{damaged} cannot be read: Input/output error")
 
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(register.shutil, "copyfile", copy)
-    monkeypatch.setattr("ppdaemon.middleware.export.exporter.read_through", read)
+    monkeypatch.setattr("ppdaemon.middleware.export.exporter.check_files", read)
     exported = exporter.export([bad, good])
     assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
 

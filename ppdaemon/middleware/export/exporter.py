@@ -24,9 +24,10 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import REFUSAL, remove_spool
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
+from ppdaemon.middleware.butler.central import close
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.export.register import Registrar
-from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest, read_through
+from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest
 from ppdaemon.middleware.run.initoutputs import note_exported
 
 __all__ = ("CentralExporter",)
@@ -132,11 +133,7 @@ class CentralExporter:
     def close(self) -> None:
         """Disconnect; the next export connects anew."""
         butler, self._butler = self._butler, None
-        if butler is not None:
-            try:
-                butler.close()
-            except DATABASE_ERRORS as error:
-                _LOG.debug("closing the central repo: %s", describe(error))
+        close(butler)
 
     def _open(self) -> Butler:
         if self._butler is None:
@@ -189,7 +186,7 @@ class CentralExporter:
         if not is_out_of_space(failure):
             for spool, manifest in batch.items():
                 try:
-                    read_through(spool, manifest)
+                    check_files(spool, manifest, through=True)
                 except BadMessage as error:
                     bad[spool] = error
         if not bad:

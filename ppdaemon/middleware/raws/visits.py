@@ -5,27 +5,30 @@ A visit's record is a function of its exposures' records, as it is in
 ``lsst.obs.base.DefineVisitsTask``. Each worker makes it of the exposures that
 came to its own detector. Where a detector lacks a snap, its visit has the same
 id nevertheless, and the central repo's record is that of all exposures that
-came to any detector: see `ppdaemon.middleware.raws.insertion`.
+came to any detector: see `insert_records`.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import reduce
 from typing import Any
 
-from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
+from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
 from ppdaemon.camera import Camera
 from ppdaemon.configtypes import VisitGrouping
-from ppdaemon.middleware.raws.records import make_record
-from ppdaemon.middleware.raws.regions import camera_region, detector_region
+from ppdaemon.middleware.raws.header import ExposureHeader
+from ppdaemon.middleware.raws.records import exposure_records, make_record
+from ppdaemon.middleware.raws.regions import Footprint, camera_region, detector_region
 from ppdaemon.pointing import Pointing
+from ppdaemon.visit import NextVisit
 
-__all__ = ("VisitSystem", "groups_snaps", "joined_visit", "visit_records")
+__all__ = ("AnnouncedVisit", "VisitSystem", "groups_snaps", "insert_records", "joined_visit")
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,63 +68,82 @@ def groups_snaps(chosen: VisitGrouping | None, instrument: Instrument) -> bool:
     return getattr(system, "value", system) not in (None, VisitSystem.ONE_TO_ONE.value)
 
 
-def visit_records(
-    universe: DimensionUniverse,
-    exposures: Sequence[DimensionRecord],
-    detector: int,
-    *,
-    grouped: bool,
-    camera: Camera | None,
-    announced: Pointing | None,
-) -> list[DimensionRecord]:
-    """Make the records of the visits of some exposures.
+@dataclass(frozen=True, slots=True)
+class AnnouncedVisit:
+    """One detector of an announced visit, and the repo that its worker has for it."""
 
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    exposures : `~collections.abc.Sequence` [`lsst.daf.butler.DimensionRecord`]
-        Exposures of the sky, of one instrument and one group.
-    detector : `int`
-        Id of the detector that has them.
-    grouped : `bool`
-        Whether they are one visit, or each is one.
-    camera : `~ppdaemon.camera.Camera` or `None`
-        The focal-plane table, if there is one.
-    announced : `~ppdaemon.pointing.Pointing` or `None`
-        Where the visit was to look, for headers that do not say.
+    butler: Butler
+    instrument: Instrument
+    visit: NextVisit
+    detector: int
+    footprint: Footprint
+    camera: Camera | None
+    """The focal-plane table, if there is one."""
+    grouped: bool
+    """Whether a group's exposures are one visit."""
 
-    Returns
-    -------
-    records : `list` [`lsst.daf.butler.DimensionRecord`]
-        In the order of insertion; empty without exposures.
-    """
-    ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
-    if not grouped:
-        sets = [([exposure], int(exposure.id)) for exposure in ordered]
-    else:
-        sets = [(ordered, min(map(_first_of_sequence, ordered)))] if ordered else []
-    system = VisitSystem.BY_SEQ_START_END if grouped else VisitSystem.ONE_TO_ONE
-    records: list[DimensionRecord] = []
-    for members, visit in sets:
-        keys = {"instrument": members[0].instrument, "visit": visit}
-        region, own_region = _regions(members, detector, camera, announced)
-        records += [
-            make_record(
-                universe, "visit_system", instrument=members[0].instrument, id=system.value, name=system.title
-            ),
-            joined_visit(universe, visit, members, region),
-            make_record(universe, "visit_system_membership", visit_system=system.value, **keys),
-            *(
-                make_record(universe, "visit_definition", exposure=exposure.id, **keys)
-                for exposure in members
-            ),
-        ]
+    def visit_records(self, exposures: Iterable[DimensionRecord]) -> list[DimensionRecord]:
+        """Make the records of the visits of some exposures.
+
+        Parameters
+        ----------
+        exposures : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+            Exposures of the sky, of one instrument and one group.
+
+        Returns
+        -------
+        records : `list` [`lsst.daf.butler.DimensionRecord`]
+            In the order of insertion; empty without exposures.
+        """
+        ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
+        if not self.grouped:
+            sets = [([exposure], int(exposure.id)) for exposure in ordered]
+        else:
+            sets = [(ordered, min(map(_first_of_sequence, ordered)))] if ordered else []
+        return [record for members, visit in sets for record in self._records(members, visit)]
+
+    def visits_seen(self, headers: Iterable[ExposureHeader]) -> list[DimensionRecord]:
+        """Make the records of the visits of exposures, of those of the sky."""
+        universe = self.butler.dimensions
+        return self.visit_records(
+            exposure_records(universe, header)[-1] for header in headers if header.sees_sky
+        )
+
+    def _records(self, members: Sequence[DimensionRecord], visit: int) -> Iterator[DimensionRecord]:
+        """Make the records of one visit."""
+        universe, instrument = self.butler.dimensions, members[0].instrument
+        system = VisitSystem.BY_SEQ_START_END if self.grouped else VisitSystem.ONE_TO_ONE
+        keys = {"instrument": instrument, "visit": visit}
+        region, own_region = self._regions(members[0])
+        yield make_record(universe, "visit_system", instrument=instrument, id=system.value, name=system.title)
+        yield joined_visit(universe, visit, members, region)
+        yield make_record(universe, "visit_system_membership", visit_system=system.value, **keys)
+        for exposure in members:
+            yield make_record(universe, "visit_definition", exposure=exposure.id, **keys)
         if own_region is not None:
-            records.append(
-                make_record(universe, "visit_detector_region", detector=detector, region=own_region, **keys)
-            )
-    return records
+            own = {"detector": self.detector, "region": own_region}
+            yield make_record(universe, "visit_detector_region", **own, **keys)
+
+    def _regions(self, first: DimensionRecord) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
+        """Return the regions of camera and detector: where the first exposure looked.
+
+        The visit's own region covers the whole camera, so that it is the same
+        for each detector.
+        """
+        place = (first.tracking_ra, first.tracking_dec, first.sky_angle)
+        announced = self.footprint.pointing
+        pointing = announced if None in place else Pointing(*place)
+        if None in place and announced is not None:
+            _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
+        if self.camera is None or pointing is None:
+            _LOG.warning("exposure %s: the visit has no region", first.id)
+            return None, None
+        whole = camera_region(self.camera, pointing)
+        try:
+            return whole, detector_region(self.camera, self.detector, pointing)
+        except LookupError as error:
+            _LOG.warning("exposure %s: the visit's detector has no region: %s", first.id, error)
+            return whole, None
 
 
 def joined_visit(
@@ -179,6 +201,49 @@ def joined_visit(
     )
 
 
+def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
+    """Insert records that may be there already, in one transaction.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The repo.
+    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+        Any records; the order does not matter.
+
+    Notes
+    -----
+    What is there stays as it is, with one exception. Of a visit of several
+    snaps two detectors may have different ones, since a raw can be lost; each
+    of their workers makes a visit of what it has. Its definitions add up here,
+    and then the visit's record is made anew of all its exposures. The result
+    does not depend on who came first.
+    """
+    by_element: dict[str, list[DimensionRecord]] = {}
+    for record in records:
+        by_element.setdefault(record.definition.name, []).append(record)
+    with butler.transaction():
+        for element in butler.dimensions.sorted(by_element):
+            butler.registry.insertDimensionData(element, *by_element[element.name], skip_existing=True)
+        grouped = {
+            record.visit
+            for record in by_element.get("visit_system_membership", ())
+            if record.visit_system == VisitSystem.BY_SEQ_START_END
+        }
+        for visit in by_element.get("visit", ()):
+            if visit.id in grouped:
+                _join(butler, visit)
+
+
+def _join(butler: Butler, visit: DimensionRecord) -> None:
+    """Make a visit's record that of all exposures that belong to it now."""
+    place = {"instrument": visit.instrument, "visit": visit.id}
+    exposures = butler.query_dimension_records("exposure", data_id=place, explain=False)
+    (stored,) = butler.query_dimension_records("visit", data_id=place)
+    whole = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
+    butler.registry.syncDimensionData("visit", whole, update=True)
+
+
 def _first_of_sequence(exposure: DimensionRecord) -> int:
     """Return the id of the exposure that begins a sequence, which need not have come.
 
@@ -187,29 +252,6 @@ def _first_of_sequence(exposure: DimensionRecord) -> int:
     start, number = exposure.seq_start, exposure.seq_num
     known = start is not None and number is not None and 0 < start <= number
     return int(exposure.id) - (number - start if known else 0)
-
-
-def _regions(
-    members: Sequence[DimensionRecord], detector: int, camera: Camera | None, announced: Pointing | None
-) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
-    """Return the regions of camera and detector: where the first exposure looked.
-
-    The visit's own region covers the whole camera, so that it is the same for
-    each detector.
-    """
-    first = members[0]
-    place = (first.tracking_ra, first.tracking_dec, first.sky_angle)
-    pointing = announced if None in place else Pointing(*place)
-    if None in place and announced is not None:
-        _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
-    if camera is None or pointing is None:
-        _LOG.warning("exposure %s: the visit has no region", first.id)
-        return None, None
-    try:
-        return camera_region(camera, pointing), detector_region(camera, detector, pointing)
-    except LookupError as error:
-        _LOG.warning("exposure %s: the visit's detector has no region: %s", first.id, error)
-        return camera_region(camera, pointing), None
 
 
 def _reduced(rule: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
