@@ -28,7 +28,7 @@ highlight_language = "text"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!ppdaemon\b)[a-z_0-9]+(\.\w+)*"),  # of others: only intersphinx resolves them
-    (r"py:.*", r"None|True|False|T"),
+    (r"py:.*", r"None|True|False|T|NoneType|FieldInfo"),
     (r"py:.*", r"ppdaemon(\.\w+)*\._\w+"),  # private aliases of types in signatures
     (r"py:.*", r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint)"),  # type statements
 ]
