@@ -61,7 +61,7 @@ def _center(plan: Plan) -> Degrees:
 
 
 def _projection(center: Degrees) -> Callable[[Degrees], _Flat]:
-    """Return the zenithal equidistant projection, which maps the whole sky and keeps distances from the center."""
+    """Return the zenithal equidistant projection: distances from the center are true."""
     from astropy.wcs import WCS
 
     wcs = WCS(naxis=2)
