@@ -53,7 +53,7 @@ class Sockets:
         self._context.destroy(linger=0)
 
     def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Return a connected socket; receiving waits `TIMEOUT_S` at most."""
+        """Return a connected socket; receiving waits ``TIMEOUT_S`` at most."""
         made = self._context.socket(kind)
         self._made.append(made)  # a socket that is collected before it is closed causes a warning
         made.rcvtimeo = round(TIMEOUT_S * 1000)
