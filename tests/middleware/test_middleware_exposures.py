@@ -28,7 +28,7 @@ from ppdaemon.middleware.raws.agreement import contradictions, separation_deg
 from ppdaemon.middleware.raws.header import check_expected, translate
 from ppdaemon.middleware.raws.records import exposure_records
 from ppdaemon.middleware.raws.regions import footprint_of
-from ppdaemon.middleware.raws.visits import groups_snaps, joined_visit, visit_records
+from ppdaemon.middleware.raws.visits import joined_visit, visit_records
 from ppdaemon.middleware.run.engine import Job, Unsupported
 from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
@@ -132,7 +132,7 @@ def test_each_exposure_is_a_visit_unless_something_else_is_said(rigs: MakeRig) -
     assert (visit.name, visit.exposure_time, visit.seq_num) == (f"TY_O_{DAY}_000001", 30.0, 1)
     assert visit.region.contains(region.region)
     width = visit.region.getBoundingBox().getWidth().asDegrees()
-    assert width == pytest.approx(0.4, abs=0.001), "the visit's region is the whole camera's"
+    assert width == pytest.approx(0.41, abs=0.001), "the whole camera's, and 50 pixels on each side"
 
 
 def test_the_snaps_of_a_group_are_one_visit_where_that_is_configured(rigs: MakeRig) -> None:
@@ -168,11 +168,9 @@ def test_a_partial_set_runs_with_what_came_and_has_the_visits_id(rigs: MakeRig, 
     assert [each.name for each in records_in(repo, "visit")] == [name]
 
 
-def test_an_instrument_may_say_itself_that_it_groups_snaps() -> None:
-    assert not groups_snaps(None, toycam.ToyCam())
-    assert groups_snaps(None, GroupingCam())
-    assert not groups_snaps("one-to-one", GroupingCam())
-    assert groups_snaps("by-group", toycam.ToyCam())
+def test_each_exposure_is_a_visit_whatever_the_instruments_class_says(rigs: MakeRig) -> None:
+    rig, worker = rigs(butler={"instrument_class": {NAME: f"{__name__}.GroupingCam"}})
+    assert [visit for visit, _ in combined(take_snaps(rig, worker, (1, 2)))] == [FIRST, SECOND]
 
 
 @pytest.mark.parametrize("grouping", ["one-to-one", "by-group"])
@@ -187,7 +185,9 @@ def test_a_supplement_belongs_to_its_visit(rigs: MakeRig, grouping: str) -> None
     assert visits == ([FIRST] if grouping == "by-group" else [FIRST, SECOND])
     records = read_manifest(Path(done.spool or "")).records
     exposures = [dict(each.record) for each in records if each.definition == "exposure"]
-    assert [(each["id"], each["group"]) for each in exposures] == [(FIRST, GROUP), (SECOND, GROUP)]
+    assert [(each["id"], each["group"]) for each in exposures] == [(FIRST, GROUP), (SECOND, f"{GROUP}#1")]
+    groups = [dict(each.record)["name"] for each in records if each.definition == "group"]
+    assert set(groups) == {GROUP, f"{GROUP}#1"}
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])

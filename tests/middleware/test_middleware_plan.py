@@ -119,7 +119,7 @@ def test_the_footprint_is_told_plain_and_padded_in_the_same_order(planned: MakeP
     footprint = only(plan).footprint
     assert plan.boresight == (RA, DEC)
     assert footprint is not None
-    assert footprint.padding_arcsec == 30.0
+    assert footprint.padding_arcsec == 50.1
     assert footprint.center == pytest.approx((RA - 0.1, DEC - 0.1), abs=1e-3)
     for plain, wide in zip(footprint.corners, footprint.padded, strict=True):
         for axis in (0, 1):

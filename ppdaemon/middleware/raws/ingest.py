@@ -30,7 +30,7 @@ from ppdaemon.middleware.raws.header import (
 from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.records import exposure_records, with_own_groups
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.middleware.raws.remote import StoreError
 from ppdaemon.middleware.raws.visits import visit_records
@@ -72,10 +72,10 @@ class AnnouncedVisit:
         )
 
     def visits_seen(self, headers: Sequence[ExposureHeader]) -> list[DimensionRecord]:
-        """Make the records of the visits of exposures, of those of the sky."""
+        """Make the records of the visits of exposures, of those that have one."""
         universe = self.butler.dimensions
         return self.visit_records(
-            [exposure_records(universe, header)[-1] for header in headers if header.sees_sky]
+            [exposure_records(universe, header)[-1] for header in headers if header.has_visit]
         )
 
 
@@ -177,11 +177,19 @@ class VisitRaws:
         self.headers: dict[int, ExposureHeader] = {}
         """Of what came, by exposure."""
         self.records: list[DimensionRecord] = []
-        """Made for it; the central repo may lack them."""
+        """Made for it, as they are in the worker's repo; the central repo may lack
+        them and takes them as `shared_records`."""
         self.files: dict[int, Path] = {}
         """What is not in the repo, by exposure."""
         self.exposures: tuple[int, ...] = ()
         """Those of which visits were defined."""
+
+    @property
+    def shared_records(self) -> list[DimensionRecord]:
+        """The records for the central repo (`list`); see
+        `~ppdaemon.middleware.raws.records.with_own_groups`.
+        """
+        return with_own_groups(self.records, self.headers)
 
     def take(self, raw: Raw) -> ExposureHeader:
         """Copy a raw and check it.

@@ -8,24 +8,23 @@ id nevertheless, and the central repo's record is that of all exposures that
 came to any detector: see `ppdaemon.middleware.raws.insertion`.
 """
 
+import cmath
 import logging
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from functools import reduce
 from typing import Any
 
 from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
-from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
 from ppdaemon.camera import Camera
-from ppdaemon.configtypes import VisitGrouping
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import camera_region, detector_region
 from ppdaemon.pointing import Pointing
 
-__all__ = ("VisitSystem", "groups_snaps", "joined_visit", "visit_records")
+__all__ = ("VisitSystem", "joined_visit", "visit_records")
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,27 +41,6 @@ class VisitSystem(IntEnum):
     def title(self) -> str:
         """Name in the registry (`str`)."""
         return self.name.lower().replace("_", "-")
-
-
-def groups_snaps(chosen: VisitGrouping | None, instrument: Instrument) -> bool:
-    """Tell whether all snaps of a group are one visit.
-
-    Parameters
-    ----------
-    chosen : `str` or `None`
-        What is configured for the instrument.
-    instrument : `lsst.pipe.base.Instrument`
-        May say so itself, in ``visitSystem``, where nothing is configured.
-
-    Returns
-    -------
-    grouped : `bool`
-        `False` if each exposure is a visit.
-    """
-    if chosen is not None:
-        return chosen == "by-group"
-    system = getattr(instrument, "visitSystem", None)
-    return getattr(system, "value", system) not in (None, VisitSystem.ONE_TO_ONE.value)
 
 
 def visit_records(
@@ -101,17 +79,27 @@ def visit_records(
         sets = [([exposure], int(exposure.id)) for exposure in ordered]
     else:
         sets = [(ordered, min(map(_first_of_sequence, ordered)))] if ordered else []
-    system = VisitSystem.BY_SEQ_START_END if grouped else VisitSystem.ONE_TO_ONE
     records: list[DimensionRecord] = []
     for members, visit in sets:
         keys = {"instrument": members[0].instrument, "visit": visit}
         region, own_region = _regions(members, detector, camera, announced)
+        systems = _systems(members, grouped)
         records += [
-            make_record(
-                universe, "visit_system", instrument=members[0].instrument, id=system.value, name=system.title
+            *(
+                make_record(
+                    universe,
+                    "visit_system",
+                    instrument=members[0].instrument,
+                    id=system.value,
+                    name=system.title,
+                )
+                for system in systems
             ),
             joined_visit(universe, visit, members, region),
-            make_record(universe, "visit_system_membership", visit_system=system.value, **keys),
+            *(
+                make_record(universe, "visit_system_membership", visit_system=system.value, **keys)
+                for system in systems
+            ),
             *(
                 make_record(universe, "visit_definition", exposure=exposure.id, **keys)
                 for exposure in members
@@ -149,14 +137,15 @@ def joined_visit(
         Named after the first exposure, with ``_rest`` where the visit began
         with an earlier one. Times are added up, angles averaged; what
         exposures differ in is left blank, but for a reason, which is
-        "various" then. These rules are those of ``DefineVisitsTask``.
+        "various" then. These rules are those of ``DefineVisitsTask``, which
+        compares what it makes with what is there, to the last bit.
     """
     ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
 
     def each(name: str) -> list[Any]:
         return [getattr(exposure, name) for exposure in ordered]
 
-    spans = each("timespan")
+    spans, reason = each("timespan"), _common(each("observation_reason"))
     first = ordered[0]
     return make_record(
         universe,
@@ -168,15 +157,23 @@ def joined_visit(
         day_obs=min(each("day_obs")),
         seq_num=_reduced(min, each("seq_num")),
         physical_filter=_common(each("physical_filter")),
-        exposure_time=_reduced(lambda one, other: one + other, each("exposure_time")),
+        exposure_time=_reduced(operator.add, each("exposure_time")),
         target_name=_common(each("target_name")),
         science_program=_common(each("science_program")),
-        observation_reason=_common(each("observation_reason")) or "various",
+        observation_reason="various" if reason is None else reason,
         azimuth=_mean_angle(each("azimuth")),
         zenith_angle=_mean(each("zenith_angle")),
         timespan=Timespan(min(span.begin for span in spans), max(span.end for span in spans)),
         region=region,
     )
+
+
+def _systems(members: Sequence[DimensionRecord], grouped: bool) -> tuple[VisitSystem, ...]:
+    """Return the systems that a visit belongs to: of a sequence of one exposure it belongs to both."""
+    if not grouped:
+        return (VisitSystem.ONE_TO_ONE,)
+    single = len(members) == 1 and members[0].seq_start == members[0].seq_end
+    return tuple(VisitSystem) if single else (VisitSystem.BY_SEQ_START_END,)
 
 
 def _first_of_sequence(exposure: DimensionRecord) -> int:
@@ -192,13 +189,16 @@ def _first_of_sequence(exposure: DimensionRecord) -> int:
 def _regions(
     members: Sequence[DimensionRecord], detector: int, camera: Camera | None, announced: Pointing | None
 ) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
-    """Return the regions of camera and detector: where the first exposure looked.
+    """Return the regions of camera and detector: where the first exposure looked that says so.
 
     The visit's own region covers the whole camera, so that it is the same for
     each detector.
     """
-    first = members[0]
-    place = (first.tracking_ra, first.tracking_dec, first.sky_angle)
+    places = [(each.tracking_ra, each.tracking_dec, each.sky_angle) for each in members]
+    first, place = next(
+        (found for found in zip(members, places, strict=True) if None not in found[1]),
+        (members[0], places[0]),
+    )
     pointing = announced if None in place else Pointing(*place)
     if None in place and announced is not None:
         _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
@@ -214,23 +214,28 @@ def _regions(
 
 def _reduced(rule: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
     """Reduce values to one, to `None` if one of them is."""
-    return None if None in values else reduce(rule, values)
+    if None in values:
+        return None
+    result = None
+    for value in values:
+        # Where a rule gives None in between, it begins anew with the next.
+        result = value if result is None else rule(result, value)
+    return result
 
 
 def _common(values: Sequence[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else None
+    return _reduced(lambda one, other: one if one == other else None, values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    total: float | None = _reduced(operator.add, values)
+    return None if total is None else total / len(values)
 
 
 def _mean_angle(values: Sequence[float | None]) -> float | None:
-    """Return the mean direction of angles, degrees."""
-    if len(set(values)) == 1:
-        return values[0]
-    angles = [math.radians(value) for value in values if value is not None]
-    if len(angles) != len(values):
-        return None
-    return math.degrees(math.atan2(sum(map(math.sin, angles)), sum(map(math.cos, angles)))) % 360.0
+    """Return the mean direction of angles, degrees, from -180 to 180; of one it is that one."""
+    angles = [value for value in values if value is not None]
+    if len(values) == 1 or len(angles) < len(values):
+        return values[0] if len(values) == 1 else None
+    total = sum(cmath.rect(1.0, math.radians(angle)) for angle in angles)
+    return math.degrees(cmath.phase(total / len(angles)))
