@@ -200,6 +200,28 @@ def test_a_supplement_finds_what_was_made_before_the_image(rigs: MakeRig, kind: 
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])
+@pytest.mark.parametrize("pipeline", ["Frame", "Full"])
+def test_a_supplement_stays_in_its_own_group_in_the_central_repo(
+    rigs: MakeRig, tmp_path: Path, central: Central, kind: str, pipeline: str
+) -> None:
+    rig, worker = rigs(engine={"kind": kind}, export={"types": ["toy_.*"]})
+    worker.prepare(rig.order(main=pipeline, before="Known"))
+    worker.ingest(rig.raw(GROUPID=f"{GROUP}#1"))
+    done = worker.process(Process(exposures=(FIRST,)))
+    assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
+    assert len(exporter.export([Path(done.spool or "")]).spools) == 1
+    exporter.close()
+    (exposure,) = records_in(central.root, "exposure")
+    assert exposure.group == f"{GROUP}#1"
+    assert {each.name for each in records_in(central.root, "group")} == {GROUP, f"{GROUP}#1"}
+    with Butler.from_config(str(central.root)) as butler:
+        chain = f"{NAME}/prompt/output-2026-11-22"
+        known = butler.query_datasets("toy_known", collections=chain, find_first=True)
+    assert [ref.dataId["group"] for ref in known] == [GROUP]
+
+
+@pytest.mark.parametrize("kind", ["direct", "separable"])
 def test_snaps_of_one_name_in_different_folders_stay_apart(rigs: MakeRig, kind: str) -> None:
     rig, worker = rigs(engine={"kind": kind})
     add_combine(rig)
@@ -328,6 +350,29 @@ def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
                 collections=f"{NAME}/prompt/output-2026-11-22",
             )
             assert found["snaps"] == list(snaps)
+
+
+@pytest.mark.parametrize("order", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_header_with_a_place_is_preferred_to_another_detectors_without(
+    rigs: MakeRig, tmp_path: Path, central: Central, order: tuple[int, int], together: bool
+) -> None:
+    spools = []
+    for detector in order:
+        rig, worker = rigs()
+        worker.prepare(rig.order(detector, main="Short", before=""))
+        place = {} if detector == 1 else {"RA": None, "DEC": None, "ROTPA": None}
+        worker.ingest(rig.raw(detector, **place))
+        done = worker.process(Process(exposures=(FIRST,)))
+        assert done.spool is not None
+        spools.append(Path(done.spool))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
+    for batch in [spools] if together else [[spool] for spool in spools]:
+        assert len(exporter.export(batch).spools) == len(batch)
+    exporter.close()
+    (exposure,) = records_in(central.root, "exposure")
+    assert (exposure.tracking_ra, exposure.tracking_dec, exposure.sky_angle) == (RA, DEC, 0.0)
+    assert len(records_in(central.root, "visit")) == 1
 
 
 # --- what is not what was announced -------------------------------------------

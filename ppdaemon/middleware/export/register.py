@@ -32,7 +32,7 @@ from lsst.resources import ResourcePath
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.export.spool import Manifest
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.insertion import fuller, insert_records
 
 __all__ = ("Registrar",)
 
@@ -178,7 +178,7 @@ def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
-    """Return the records of all manifests, each once and in an order that all hosts have.
+    """Return the records of all manifests, each once, the fullest, and in an order that all hosts have.
 
     Two transactions that insert the same rows in different orders would wait
     for each other.
@@ -187,7 +187,8 @@ def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRec
     for manifest in manifests:
         for simple in manifest.records:
             record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
-            found.setdefault((record.definition.name, record.dataId.required_values), record)
+            key = record.definition.name, record.dataId.required_values
+            found[key] = fuller(found.get(key, record), record)
     return [found[key] for key in sorted(found)]
 
 

@@ -7,7 +7,7 @@ from lsst.daf.butler import Butler, DimensionRecord
 
 from ppdaemon.middleware.raws.visits import VisitSystem, joined_visit
 
-__all__ = ("insert_records",)
+__all__ = ("fuller", "insert_records")
 
 
 def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
@@ -22,11 +22,16 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
 
     Notes
     -----
-    What is there stays as it is, with one exception. Of a visit of several
-    snaps two detectors may have different ones, since a raw can be lost; each
-    of their workers makes a visit of what it has. Its definitions add up here,
-    and then the visit's record is made anew of all its exposures. The result
-    does not depend on who came first.
+    What is there stays as it is, with two exceptions. The result does not
+    depend on who came first.
+
+    One detector's header may lack what another's has, such as the pointing: the
+    fuller record of an exposure or visit takes the other's place.
+
+    Of a visit of several snaps two detectors may have different ones, since a
+    raw can be lost; each of their workers makes a visit of what it has. Its
+    definitions add up here, and then the visit's record is made anew of all its
+    exposures.
     """
     by_element: dict[str, list[DimensionRecord]] = {}
     for record in records:
@@ -34,6 +39,11 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
     with butler.transaction():
         for element in butler.dimensions.sorted(by_element):
             butler.registry.insertDimensionData(element, *by_element[element.name], skip_existing=True)
+        for element in ("exposure", "visit"):
+            for record in by_element.get(element, ()):
+                (stored,) = butler.query_dimension_records(element, data_id=record.dataId)
+                if fuller(stored, record) is record:
+                    butler.registry.syncDimensionData(element, record, update=True)
         grouped = {
             record.visit
             for record in by_element.get("visit_system_membership", ())
@@ -42,6 +52,12 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         for visit in by_element.get("visit", ()):
             if visit.id in grouped:
                 _join(butler, visit)
+
+
+def fuller(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
+    """Return the record that tells more; the first, if both tell the same."""
+    told = [sum(value is not None for value in record.toDict().values()) for record in (one, other)]
+    return other if told[1] > told[0] else one
 
 
 def _join(butler: Butler, visit: DimensionRecord) -> None:
