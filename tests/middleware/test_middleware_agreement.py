@@ -476,7 +476,7 @@ def theirs_into(root: Path, grouping: str = "one-to-one", *, update: bool = Fals
             butler.registry.syncDimensionData("visit", record, update=update)
 
 
-def assert_all_theirs(root: Path) -> None:
+def assert_all_theirs(root: Path, grouping: str = "one-to-one") -> None:
     found = dump(root)
     assert found["exposure"] == JUDGED["exposures"]["exposure"]
     assert found["day_obs"] == JUDGED["exposures"]["day_obs"]
@@ -484,9 +484,12 @@ def assert_all_theirs(root: Path) -> None:
     more = [each["name"] for each in found["group"] if each not in groups]
     assert set(more) == {"2026-11-22T02:05:16.951"}, "the visit whose supplements came"
     visits = {(each["instrument"], each["id"]): each for each in found["visit"]}
-    for record in JUDGED["visits"]["one-to-one"]["visit"]:
+    for record in JUDGED["visits"][grouping]["visit"]:
         stored = visits[record["instrument"], record["id"]]
         assert without(stored, "region") == without(record, "region")
+    for element in ("visit_definition", "visit_system_membership", "visit_system"):
+        missing = [each for each in JUDGED["visits"][grouping][element] if each not in found[element]]
+        assert not missing, element
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
@@ -533,18 +536,20 @@ def test_their_tasks_still_give_the_same_values(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_obs_base
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("grouping", ["one-to-one", "one-to-one-and-by-counter"])
 @pytest.mark.parametrize("how", [None, {"incremental": True}, {"skip_conflicting": True}])
 def test_both_orders_end_well_and_equal_with_their_tasks(
-    repo: Path, headers: dict[str, ExposureHeader], how: dict[str, bool] | None
+    repo: Path, headers: dict[str, ExposureHeader], how: dict[str, bool] | None, grouping: str
 ) -> None:
+    grouped = grouping != "one-to-one"
     sidecars = {name: {"__CONTENT__": "translated"} | info for name, info in JUDGED["infos"].items()}
-    order = {"sidecars": sidecars, "grouping": "one-to-one", "how": how or {}}
+    order = {"sidecars": sidecars, "grouping": grouping, "how": how or {}}
     if how is not None:
-        ours_into(repo, headers.values())
+        ours_into(repo, headers.values(), grouped=grouped)
     judge("ingest", str(repo), sent=json.dumps(order))
     if how is None:
-        ours_into(repo, headers.values())
-    assert_all_theirs(repo)
+        ours_into(repo, headers.values(), grouped=grouped)
+    assert_all_theirs(repo, grouping)
     with Butler.from_config(str(repo)) as butler:
         raws = butler.query_datasets("raw", collections="*", find_first=False, limit=None)
     assert len(raws) == len(HEADERS)
