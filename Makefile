@@ -19,7 +19,7 @@ help:
 demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m ppdaemon.demo $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 __all__ = ("Backoff",)
 
@@ -12,6 +13,7 @@ MOST_DOUBLINGS = 64
 """No pause grows further: its power must not overflow."""
 
 
+@dataclass(eq=False)
 class Backoff:
     """Counts failures in a row and returns the pause after each.
 
@@ -31,20 +33,13 @@ class Backoff:
         new row.
     """
 
-    def __init__(
-        self,
-        first_s: float,
-        longest_s: float,
-        *,
-        factor: float = 2.0,
-        jitter: Callable[[], float] | None = None,
-        steady_s: float = math.inf,
-    ):
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self._factor = factor
-        self._jitter = jitter
-        self._steady_s = steady_s
+    first_s: float
+    longest_s: float
+    factor: float = 2.0
+    jitter: Callable[[], float] | None = None
+    steady_s: float = math.inf
+
+    def __post_init__(self) -> None:
         self.failures = 0
         """Failures in a row (`int`)."""
         self.due = -math.inf
@@ -52,14 +47,14 @@ class Backoff:
 
     def pause_s(self, failures: int) -> float:
         """Return the pause after so many failures in a row, at least one."""
-        pause_s = self._first_s * self._factor ** min(failures - 1, MOST_DOUBLINGS)
-        if self._jitter is not None:
-            pause_s *= 1.0 + JITTER * self._jitter()
-        return min(pause_s, self._longest_s)
+        pause_s = self.first_s * self.factor ** min(failures - 1, MOST_DOUBLINGS)
+        if self.jitter is not None:
+            pause_s *= 1.0 + JITTER * self.jitter()
+        return min(pause_s, self.longest_s)
 
     def failed(self, now: float) -> float:
         """Count a failure at a monotonic time; return the seconds to wait."""
-        self.failures = 1 if now - self.due > self._steady_s else self.failures + 1
+        self.failures = 1 if now - self.due > self.steady_s else self.failures + 1
         pause_s = self.pause_s(self.failures)
         self.due = now + pause_s
         return pause_s

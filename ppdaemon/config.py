@@ -22,25 +22,6 @@ from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model, read_yaml
 
-__all__ = (
-    "ArrivalsConfig",
-    "ButlerConfig",
-    "EngineConfig",
-    "ExportConfig",
-    "ExposuresConfig",
-    "LogConfig",
-    "MemoryConfig",
-    "NodeConfig",
-    "NodePart",
-    "PipelinesConfig",
-    "PreloadConfig",
-    "RelayLink",
-    "TimesConfig",
-    "WorkersConfig",
-    "load_node",
-    "remarks",
-)
-
 
 class NodePart(Model):
     """The host and its folders."""

@@ -9,16 +9,6 @@ from collections.abc import Sequence
 
 from ppdaemon.states import ExitCode, Outcome
 
-__all__ = (
-    "BadMessage",
-    "ConfigError",
-    "PPDaemonError",
-    "Refused",
-    "StateUnusable",
-    "Unavailable",
-    "VisitFailed",
-)
-
 
 class PPDaemonError(Exception):
     """Base of all errors that are told to a person without a traceback."""

@@ -1,27 +1,55 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a node keeps what: the names of its folders and files."""
 
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
 
-__all__ = ("REFUSAL", "NodeFolders")
+__all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 
 REFUSAL = "refused.txt"
 """Says in a spool why it cannot be exported; it stays there when an operator
 moves the spool back."""
 
 
-@dataclass(frozen=True, slots=True)
 class NodeFolders:
-    """The folders of one node; nothing is made here."""
+    """The folders of one node; nothing is made here.
 
-    ramdisk: Path
-    """Everything of this node on the RAM disk."""
-    state: Path
-    """What outlives a restart."""
+    Parameters
+    ----------
+    ramdisk, state : `pathlib.Path`
+        Of this node on the RAM disk, and what outlives a restart.
+    """
+
+    def __init__(self, ramdisk: Path, state: Path):
+        self.ramdisk = ramdisk
+        """Everything of this node on the RAM disk (`pathlib.Path`)."""
+        self.cache = ramdisk / "cache"
+        """Files shared between workers by hard link (`pathlib.Path`)."""
+        self.runs = ramdisk / "runs"
+        """What each output run has once, for all workers (`pathlib.Path`)."""
+        self.canaries = ramdisk / "canaries"
+        """Files whose changes the kernel must tell of (`pathlib.Path`)."""
+        self.slots = ramdisk / "slots"
+        """One folder per slot (`pathlib.Path`)."""
+        self.marker = ramdisk / "ppdaemon.json"
+        """Says that the RAM-disk folder is a daemon's, and whose."""
+        self.state = state
+        """What outlives a restart (`pathlib.Path`)."""
+        self.journal = state / "journal.sqlite"
+        """The journal's SQLite file (`pathlib.Path`)."""
+        self.spool = state / "spool"
+        """Outputs that wait for export (`pathlib.Path`)."""
+        self.refused = state / "refused"
+        """Outputs that cannot be exported, with the reasons (`pathlib.Path`)."""
+        self.no_return = state / "no_return"
+        """Marks of workers that went past the point of no return."""
+        self.logs = state / "logs"
+        """Standard output and error of workers (`pathlib.Path`)."""
+        self.lock = state / "lock"
+        """Locked by the running daemon (`pathlib.Path`)."""
 
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
@@ -54,26 +82,6 @@ class NodeFolders:
         """
         return self.ramdisk / f"template-{generation}"
 
-    @property
-    def cache(self) -> Path:
-        """Files shared between workers by hard link (`pathlib.Path`)."""
-        return self.ramdisk / "cache"
-
-    @property
-    def runs(self) -> Path:
-        """What each output run has once, for all workers (`pathlib.Path`)."""
-        return self.ramdisk / "runs"
-
-    @property
-    def canaries(self) -> Path:
-        """Files whose changes the kernel must tell of (`pathlib.Path`)."""
-        return self.ramdisk / "canaries"
-
-    @property
-    def slots(self) -> Path:
-        """One folder per slot (`pathlib.Path`)."""
-        return self.ramdisk / "slots"
-
     def repo(self, slot: int) -> Path:
         """Return a slot's own folder.
 
@@ -89,11 +97,6 @@ class NodeFolders:
         """
         return self.slots / f"{slot:04d}"
 
-    @property
-    def marker(self) -> Path:
-        """Says that the RAM-disk folder is a daemon's, and whose."""
-        return self.ramdisk / "ppdaemon.json"
-
     def settings(self, generation: int) -> Path:
         """Return the configuration of a generation as its processes read it.
 
@@ -108,21 +111,6 @@ class NodeFolders:
             On the RAM disk.
         """
         return self.ramdisk / f"config-{generation}.json"
-
-    @property
-    def journal(self) -> Path:
-        """The journal's SQLite file (`pathlib.Path`)."""
-        return self.state / "journal.sqlite"
-
-    @property
-    def spool(self) -> Path:
-        """Outputs that wait for export (`pathlib.Path`)."""
-        return self.state / "spool"
-
-    @property
-    def refused(self) -> Path:
-        """Outputs that cannot be exported, with the reasons (`pathlib.Path`)."""
-        return self.state / "refused"
 
     def count_refused(self) -> int:
         """Return how many spools cannot be exported.
@@ -162,11 +150,6 @@ class NodeFolders:
         quoted = quote(group, safe="").replace("~", "%7E")
         return self.spool / f"{instrument}~{quoted}~{detector}~{attempt}"
 
-    @property
-    def no_return(self) -> Path:
-        """Marks of workers that went past the point of no return."""
-        return self.state / "no_return"
-
     def mark(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
         """Return the mark that an attempt may have done something permanent.
 
@@ -205,12 +188,16 @@ class NodeFolders:
             return None
         return parts[0], unquote(parts[1]), int(parts[2]), int(parts[3])
 
-    @property
-    def logs(self) -> Path:
-        """Standard output and error of workers (`pathlib.Path`)."""
-        return self.state / "logs"
 
-    @property
-    def lock(self) -> Path:
-        """Locked by the running daemon (`pathlib.Path`)."""
-        return self.state / "lock"
+def remove_spool(spool: Path) -> None:
+    """Delete a spool in such a way that half of one is never taken for one.
+
+    Of one that is gone, what is left is deleted: whoever deleted it may have
+    been killed meanwhile.
+    """
+    present, doomed = spool.exists(), spool.with_name(f"{spool.name}.done")
+    if present:
+        shutil.rmtree(doomed, ignore_errors=True)
+        spool.rename(doomed)
+    # What is gone counts as exported: no error may have it tried for ever.
+    shutil.rmtree(doomed, ignore_errors=not present)

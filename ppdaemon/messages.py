@@ -15,64 +15,7 @@ from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import Group, Name, NextVisit
 from ppdaemon.wire import Model
 
-__all__ = (
-    "Accepted",
-    "VisitAccepted",
-    "CancelVisit",
-    "DetectorOutcome",
-    "Done",
-    "EXPORTER_FACTS",
-    "ExportSpool",
-    "Exported",
-    "FACTS",
-    "FACT_KEYS",
-    "Fact",
-    "ForkFailed",
-    "ForkWorker",
-    "Forked",
-    "FromNode",
-    "FromRelay",
-    "GiveUp",
-    "Heartbeat",
-    "Hello",
-    "Ingest",
-    "Ingested",
-    "VisitRefused",
-    "NODE_LIMIT",
-    "ORDERS",
-    "ObjectRead",
-    "ObjectUnread",
-    "PACKET_LIMIT",
-    "Pipelines",
-    "PointOfNoReturn",
-    "Prepare",
-    "Prepared",
-    "Process",
-    "Quit",
-    "READER_FACTS",
-    "READER_ORDERS",
-    "RELAY_LIMIT",
-    "Raw",
-    "RawRefused",
-    "ReadObject",
-    "ReaderReady",
-    "Ready",
-    "Reaped",
-    "ResultsSeen",
-    "ReserveVisit",
-    "ResultEntry",
-    "Results",
-    "Role",
-    "SUBMIT_LIMIT",
-    "HelloRefused",
-    "SpoolRefused",
-    "StageReached",
-    "VisitStatus",
-    "Welcome",
-    "ZYGOTE_ORDERS",
-    "ZYGOTE_FACTS",
-    "ZygoteReady",
-)
+_BY_TYPE = pydantic.Field(discriminator="type")
 
 SUBMIT_LIMIT = 65_536
 """Largest next_visit accepted, bytes."""
@@ -249,19 +192,12 @@ class ResultsSeen(_Envelope):
     """Keys: instrument, group, detector, attempt."""
 
 
-FromNode = pydantic.TypeAdapter[Hello | VisitAccepted | VisitRefused | Results | Heartbeat](
-    Annotated[
-        Hello | VisitAccepted | VisitRefused | Results | Heartbeat, pydantic.Field(discriminator="type")
-    ]
-)
-FromRelay = pydantic.TypeAdapter[
-    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat
-](
-    Annotated[
-        Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+type NodeMessage = Annotated[Hello | VisitAccepted | VisitRefused | Results | Heartbeat, _BY_TYPE]
+type RelayMessage = Annotated[
+    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
+]
+FromNode = pydantic.TypeAdapter[NodeMessage](NodeMessage)
+FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)
 
 
 # --- supervisor and worker -------------------------------------------------
@@ -346,13 +282,12 @@ class Quit(Model):
     type: Literal["quit"] = "quit"
 
 
-ORDERS = pydantic.TypeAdapter[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit](
-    Annotated[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, pydantic.Field(discriminator="type")]
-)
+type WorkerOrder = Annotated[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, _BY_TYPE]
+ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
 class Fact(Model):
-    """What a worker tells; `serial` says of which visit."""
+    """What a worker tells; `visit_number` says of which visit."""
 
     visit_number: int = 0
     """The `Prepare` that it belongs to; 0 before the first one."""
@@ -429,14 +364,10 @@ class Done(Fact):
     """What the visit has changed in the process, which must end for it."""
 
 
-FACTS = pydantic.TypeAdapter[
-    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done
-](
-    Annotated[
-        Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+type WorkerFact = Annotated[
+    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done, _BY_TYPE
+]
+FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)
 
 
 class Exported(Model):
@@ -458,9 +389,8 @@ class SpoolRefused(Model):
     reason: str
 
 
-EXPORTER_FACTS = pydantic.TypeAdapter[Ready | Exported | SpoolRefused](
-    Annotated[Ready | Exported | SpoolRefused, pydantic.Field(discriminator="type")]
-)
+type ExporterFact = Annotated[Ready | Exported | SpoolRefused, _BY_TYPE]
+EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
 
 
 # --- supervisor and zygote -------------------------------------------------
@@ -526,9 +456,10 @@ class Reaped(Model):
     cpu_s: float
 
 
-ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteReady | Forked | ForkFailed | Reaped](
-    Annotated[ZygoteReady | Forked | ForkFailed | Reaped, pydantic.Field(discriminator="type")]
-)
+type ForkFact = Annotated[Forked | ForkFailed | Reaped, _BY_TYPE]
+"""What became of a fork."""
+type ZygoteFact = Annotated[ZygoteReady | Forked | ForkFailed | Reaped, _BY_TYPE]
+ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 
 
 # --- supervisor and reader -------------------------------------------------
@@ -578,6 +509,5 @@ class ObjectUnread(Model):
     reason: str
 
 
-READER_FACTS = pydantic.TypeAdapter[ReaderReady | ObjectRead | ObjectUnread](
-    Annotated[ReaderReady | ObjectRead | ObjectUnread, pydantic.Field(discriminator="type")]
-)
+type ReaderFact = Annotated[ReaderReady | ObjectRead | ObjectUnread, _BY_TYPE]
+READER_FACTS = pydantic.TypeAdapter[ReaderFact](ReaderFact)

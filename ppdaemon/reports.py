@@ -14,33 +14,6 @@ from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
 
-__all__ = (
-    "CONTROL_LIMIT",
-    "REPLIES",
-    "REQUESTS",
-    "ArrivalSource",
-    "DrainRequest",
-    "KillRequest",
-    "LateRequest",
-    "ReloadRequest",
-    "RequeueRequest",
-    "RestartRequest",
-    "ResumeRequest",
-    "StatusRequest",
-    "VisitRequest",
-    "VisitsRequest",
-    "WorkersRequest",
-    "Failed",
-    "LateRow",
-    "Ok",
-    "RequeueRow",
-    "RefusedRaw",
-    "StatusReport",
-    "VisitRow",
-    "Watch",
-    "WorkerRow",
-)
-
 CONTROL_LIMIT = 65_536
 """Largest request, bytes; replies may be larger."""
 
@@ -133,7 +106,7 @@ class Watch(Model):
     type: Literal["watch"] = "watch"
 
 
-REQUESTS = pydantic.TypeAdapter[
+type Request = Annotated[
     StatusRequest
     | WorkersRequest
     | VisitsRequest
@@ -145,24 +118,10 @@ REQUESTS = pydantic.TypeAdapter[
     | ReloadRequest
     | RestartRequest
     | KillRequest
-    | Watch
-](
-    Annotated[
-        StatusRequest
-        | WorkersRequest
-        | VisitsRequest
-        | VisitRequest
-        | LateRequest
-        | RequeueRequest
-        | DrainRequest
-        | ResumeRequest
-        | ReloadRequest
-        | RestartRequest
-        | KillRequest
-        | Watch,
-        pydantic.Field(discriminator="type"),
-    ]
-)
+    | Watch,
+    pydantic.Field(discriminator="type"),
+]
+REQUESTS = pydantic.TypeAdapter[Request](Request)
 
 
 class Ok(Model):
@@ -180,7 +139,8 @@ class Failed(Model):
     text: str
 
 
-REPLIES = pydantic.TypeAdapter[Ok | Failed](Annotated[Ok | Failed, pydantic.Field(discriminator="type")])
+type Reply = Annotated[Ok | Failed, pydantic.Field(discriminator="type")]
+REPLIES = pydantic.TypeAdapter[Reply](Reply)
 
 
 class ArrivalSource(Model):
@@ -227,7 +187,7 @@ class StatusReport(Model):
     workers_max: int
     queued: int
     open_visits: int
-    """Visit-detectors without an outcome."""
+    """Visit-detectors without an outcome that is in the journal."""
     outcomes: dict[Outcome, int]
     """Since the daemon started."""
     late_raws: int = 0

@@ -393,6 +393,7 @@ class Chosen:
     """Why there is no main pipeline; blank if there is one."""
 
 
+@dataclass(eq=False)
 class Selector:
     """Both lists of rules, held against whole visits.
 
@@ -404,16 +405,12 @@ class Selector:
         Returns the focal-plane table of an instrument or raises `ConfigError`.
     """
 
-    def __init__(
-        self,
-        preprocessing: Sequence[Rule],
-        main: Sequence[Rule],
-        cameras: Callable[[str], Camera] = load_camera,
-    ):
-        self._preprocessing = preprocessing
-        self._main = main
-        self._cameras = cameras
-        self._on_sky = any(rule.on_sky for rule in (*preprocessing, *main))
+    preprocessing: Sequence[Rule]
+    main: Sequence[Rule]
+    cameras: Callable[[str], Camera] = load_camera
+
+    def __post_init__(self) -> None:
+        self._on_sky = any(rule.on_sky for rule in (*self.preprocessing, *self.main))
 
     def takes_long(self, visit: NextVisit) -> bool:
         """Tell whether `choose` should not be called in an event loop.
@@ -445,13 +442,13 @@ class Selector:
         chosen : `dict` [`int`, `Chosen`]
             By detector.
         """
-        aim = Aim(visit, self._cameras)
+        aim = Aim(visit, self.cameras)
         return {detector: self._choose(aim, detector) for detector in detectors}
 
     def _choose(self, aim: Aim, detector: int) -> Chosen:
-        main = select(self._main, aim, detector)
+        main = select(self.main, aim, detector)
         if main:
-            before = select(self._preprocessing, aim, detector)
+            before = select(self.preprocessing, aim, detector)
             return Chosen(Pipelines(preprocessing=before or (), main=main))
         verdict = "no rule matches" if main is None else "its rule says to ignore it"
         return Chosen(Pipelines(), f"{verdict} ({self._described(aim, detector)})")

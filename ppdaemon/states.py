@@ -3,16 +3,6 @@
 
 from enum import IntEnum, StrEnum
 
-__all__ = (
-    "BAD_OUTCOMES",
-    "BUSY_STATES",
-    "ExitCode",
-    "NEUTRAL_OUTCOMES",
-    "Outcome",
-    "SlotState",
-    "Stage",
-)
-
 
 class SlotState(StrEnum):
     """The states of a worker's slot."""

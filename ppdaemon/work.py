@@ -11,19 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.messages import (
-    Done,
-    Exported,
-    Ingested,
-    PointOfNoReturn,
-    Prepare,
-    Prepared,
-    Process,
-    Raw,
-    StageReached,
-)
 
 __all__ = ("Exporter", "WorkerContext", "Work", "WorkModule")
 
@@ -46,7 +36,7 @@ class WorkerContext:
     spool: Path
     """Folder of finished outputs that wait for export."""
     clock: Clock
-    report: Callable[[StageReached | PointOfNoReturn], None]
+    report: Callable[[messages.StageReached | messages.PointOfNoReturn], None]
     """Tells the supervisor at once."""
 
 
@@ -57,13 +47,13 @@ class Work(Protocol):
     visit and not the worker; any other exception ends the visit as failed.
     """
 
-    def prepare(self, order: Prepare) -> Prepared:
+    def prepare(self, order: messages.Prepare) -> messages.Prepared:
         """Do all that needs no pixels."""
 
-    def ingest(self, raw: Raw) -> Ingested:
+    def ingest(self, raw: messages.Raw) -> messages.Ingested:
         """Take a complete raw; a bad one raises with ``BAD_RAW``."""
 
-    def process(self, order: Process) -> Done:
+    def process(self, order: messages.Process) -> messages.Done:
         """Run the pipeline, spool what is to be exported."""
 
     def reset(self) -> None:
@@ -73,7 +63,7 @@ class Work(Protocol):
 class Exporter(Protocol):
     """Registers spooled outputs in the central repo."""
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path]) -> messages.Exported:
         """Export in one central transaction and delete the spools.
 
         Already registered ones are not registered again, and those that

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures of all tests: a fake clock, short paths, no long waits, and the leak check."""
 
+import gc
+import os
 import shutil
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from leaks import MARK, kill_left_over, left_over, possessions
 from longwaits import refuse_long_waits
 from nolsst import NoLsst
 from once import made_once
+from ramdisk import TEMPORARY
 
 DEMO_CENTRAL_S = 400
 CHECKED_FOLDERS = frozenset({"process", "system"})
@@ -27,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse LSST code if that was asked for; in all processes of the run."""
+    """Keep files in memory, and refuse LSST code if that was asked for; in all processes of the run."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
     if config.getoption("--without-lsst"):
         assert "lsst" not in sys.modules
         sys.meta_path.insert(0, NoLsst())
@@ -38,6 +42,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "demo_central" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of later collections of garbage, which tests ask for by the hundred."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Give back the memory that the files of a good run take; those of another are looked at."""
+    if exitstatus == pytest.ExitCode.OK and "PYTEST_XDIST_WORKER" not in os.environ:
+        base: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        if base.is_relative_to(TEMPORARY):
+            shutil.rmtree(base, ignore_errors=True)
 
 
 # How long an example takes says how busy the machine is, not what is wrong.
@@ -87,10 +106,8 @@ def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple
 
 @pytest.fixture
 def socket_dir() -> Iterator[Path]:
-    """Give an empty folder whose path is short: a unix socket's has at most
-    107 characters, which pytest's ``tmp_path`` can exceed.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="pp-", dir="/tmp"))
+    """Give an empty folder whose path is short."""
+    folder = Path(tempfile.mkdtemp(prefix="pp-", dir=TEMPORARY))
     yield folder
     shutil.rmtree(folder)
 

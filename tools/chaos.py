@@ -108,12 +108,22 @@ def show(told: dict[str, Any], console: Console) -> None:
     for state, count in told["killed_while"].items():
         table.add_row(f"killed while {state}", str(count))
     console.print(table)
+    stories = {each["visit"][0]: each["story"] for each in told["violations"] if each["visit"]}
+    for group, story in stories.items():
+        print(f"story of {group}:", *story, sep="\n    ", file=console.file)
+    print(*verdict(told), sep="\n", file=console.file)
+
+
+def verdict(told: dict[str, Any]) -> list[str]:
+    """Return a line for each violation, and what they amount to: the last
+    lines of the output, which are read first.
+    """
+    lines = []
     for violation in told["violations"]:
-        visit = violation["visit"]
-        where = f" {visit[0]} detector {visit[1]}:" if visit else ""
-        console.print(f"{violation['kind']}:{where} {violation['what']}", markup=False, highlight=False)
-        for line in violation["story"]:
-            console.print(f"    {line}", markup=False, highlight=False)
+        where = "{} detector {}: ".format(*violation["visit"]) if violation["visit"] else ""
+        lines.append(f"{violation['kind']}: {where}{violation['what']}")
+    first = f"; the first: {lines[0].splitlines()[0]}" if lines else ""
+    return [*lines, f"seed {told['seed']}: {', '.join(f'{told[kind]} {kind}' for kind in KINDS)}{first}"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -141,6 +151,7 @@ def main(seconds: float, seed: int, workers: int, demo: bool, as_json: bool, kee
             shutil.rmtree(scratch, ignore_errors=True)
     if as_json:
         click.echo(json.dumps(told, indent=1))
+        click.echo("\n".join(verdict(told)), err=True)
     else:
         show(told, Console())
     sys.exit(ExitCode.FAILED if any(told[kind] for kind in KINDS) else ExitCode.OK)

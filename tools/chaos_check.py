@@ -13,10 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppdaemon.folders import NodeFolders
+from ppdaemon.reports import StatusReport
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.testing.played import VisitDetector
 
-__all__ = ("Evidence", "Row", "Told", "Violation", "judge", "read_exports", "read_rows", "read_writes")
+__all__ = (
+    "Evidence",
+    "Row",
+    "Told",
+    "Violation",
+    "is_quiet",
+    "judge",
+    "read_exports",
+    "read_rows",
+    "read_writes",
+)
 
 LATE = frozenset({Outcome.PREPARE_TIMEOUT, Outcome.RUN_TIMEOUT, Outcome.EXPORT_TIMEOUT})
 """What may happen to anybody on a computer that is too busy."""
@@ -82,6 +93,16 @@ class Evidence:
     """Whose raws landed well before the wait for them ended."""
     refused: Mapping[VisitDetector, str] = field(default_factory=dict)
     """What the node did not take, and never will: there is no reason to."""
+
+
+def is_quiet(status: StatusReport | None) -> bool:
+    """Return whether nothing is under way in a daemon that may be stopped now.
+
+    One that starts does not know yet what the one before has left.
+    """
+    if status is None or status.state not in ("running", "degraded"):
+        return False
+    return not (status.open_visits or status.spooled)
 
 
 def read_rows(journal: Path) -> list[Row]:

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from chaos_check import Evidence, Told, Violation, judge, read_rows
+from chaos_check import Evidence, Told, Violation, is_quiet, judge, read_rows
 from chaos_node import ChaosNode
 from chaos_plan import Fault, Plan, ProcessFault, Visit
 from chaos_relay import ChaosRelay
@@ -366,21 +366,22 @@ class ChaosRun:
     def _drain(self) -> None:
         """Wait until everything has ended and is exported, or cannot be."""
         until = time.monotonic() + self.scene.drain_s
-        settled = None
+        settled = status = None
         while time.monotonic() < until:
             self._turn()
             status = self.node.status_if_served()
-            quiet = status is not None and not (status.open_visits or status.spooled)
-            if not quiet or self.relay.owed:
+            if not is_quiet(status) or self.relay.owed:
                 settled = None
             elif settled is None:
                 settled = time.monotonic()
             elif time.monotonic() - settled > SETTLE_S:
                 return
-        self._violations += [
-            Violation("lost", f"no outcome {self.scene.drain_s:g} s after the last fault", key)
-            for key in self.relay.owed
-        ]
+        late = f"{self.scene.drain_s:g} s after the last fault"
+        state = (
+            f"{status.text}; {status.spooled} spooled, exporter {status.exporter}" if status else "no answer"
+        )
+        self._violations.append(Violation("wrong", f"not quiet {late}: {state}"))
+        self._violations += [Violation("lost", f"no outcome {late}", key) for key in self.relay.owed]
 
     def _check_growth(self, end: ResourceUsage) -> None:
         begin = self._used

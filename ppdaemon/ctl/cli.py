@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,13 @@ from rich.console import Group, RenderableType
 from ppdaemon import __version__
 from ppdaemon.config import NodeConfig
 from ppdaemon.configtypes import detector_set
+from ppdaemon.ctl import tables
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.plots import timeline_png
-from ppdaemon.ctl.tables import (
-    failures_table,
-    late_table,
-    refused_table,
-    requeue_table,
-    status_view,
-    timeline_view,
-    visit_view,
-    visits_table,
-    workers_table,
-)
 from ppdaemon.ctl.timeline import lay_out
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRequest, ResumeRequest
+from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRequest, ResumeRequest, VisitRow
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
 from ppdaemon.wire import Model
@@ -51,12 +42,17 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _daemon = click.make_pass_decorator(Daemon)
 
 
-def _show(data: Sequence[Model] | Model, view: Callable[[], RenderableType], as_json: bool) -> None:
+def _answers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the daemon, and the option to print JSON."""
+    return _as_json(_daemon(command))
+
+
+def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableType], as_json: bool) -> None:
     """Print models as JSON, or a view of them."""
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
-        terminal_console().print(view())
+        terminal_console().print(view(data))
 
 
 def _socket_of(config: Path) -> Path:
@@ -84,8 +80,7 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
 
 
 @_ppctl.command()
-@_as_json
-@_daemon
+@_answers
 def status(daemon: Daemon, as_json: bool) -> None:
     """Show the daemon in one screen.
 
@@ -98,7 +93,7 @@ def status(daemon: Daemon, as_json: bool) -> None:
         not_running = isinstance(error, NotRunning)
         code = ExitCode.LSB_NOT_RUNNING if not_running else ExitCode.LSB_UNKNOWN
         raise click.exceptions.Exit(code) from None
-    _show(report, lambda: status_view(report), as_json)
+    _show(report, tables.status_view, as_json)
 
 
 _limit = click.option(
@@ -108,39 +103,37 @@ _limit = click.option(
 
 @_ppctl.command()
 @_limit
-@_as_json
-@_daemon
+@_answers
 def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
     """List visit-detectors, the newest first."""
-    rows = daemon.visits(limit)
-    _show(rows, lambda: visits_table(rows), as_json)
+    _show(daemon.visits(limit), tables.visits_table, as_json)
 
 
 @_ppctl.command()
 @_limit
-@_as_json
-@_daemon
+@_answers
 def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
     """List visit-detectors that daytime catch-up has to look at.
 
     Below them the last raws that were found and that no visit got; with
     --json these are in the status.
     """
-    rows = daemon.visits(limit, failed=True)
-    _show(rows, lambda: Group(failures_table(rows), refused_table(daemon.status().refused_raws)), as_json)
+    _show(daemon.visits(limit, failed=True), partial(_failed_view, daemon), as_json)
+
+
+def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
+    return Group(tables.failures_table(rows), tables.refused_table(daemon.status().refused_raws))
 
 
 @_ppctl.command()
 @_limit
-@_as_json
-@_daemon
+@_answers
 def late(daemon: Daemon, limit: int, as_json: bool) -> None:
     """List raws that came after the outcome of their visit-detector.
 
     Those that another attempt has used are not listed any more.
     """
-    rows = daemon.late(limit)
-    _show(rows, lambda: late_table(rows), as_json)
+    _show(daemon.late(limit), tables.late_table, as_json)
 
 
 def _read_detectors(context: click.Context, _: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -156,8 +149,7 @@ def _read_detectors(context: click.Context, _: click.Parameter, value: str | Non
 @click.option(
     "--force", is_flag=True, help="Even if alerts or sources may then be there twice, or two nodes do it."
 )
-@_as_json
-@_daemon
+@_answers
 def requeue(
     daemon: Daemon, group: str, detectors: tuple[int, ...] | None, force: bool, as_json: bool
 ) -> None:
@@ -170,7 +162,7 @@ def requeue(
     """
     daemon.status()  # a hung daemon is told from one that looks for raws
     rows = daemon.requeue(group, detectors, force=force)
-    _show(rows, lambda: requeue_table(rows), as_json)
+    _show(rows, tables.requeue_table, as_json)
     refused = [row for row in rows if row.attempt is None]
     if refused and (detectors is not None or len(refused) == len(rows)):
         raise click.exceptions.Exit(ExitCode.FAILED)
@@ -178,21 +170,17 @@ def requeue(
 
 @_ppctl.command()
 @click.argument("group")
-@_as_json
-@_daemon
+@_answers
 def visit(daemon: Daemon, group: str, as_json: bool) -> None:
     """Show all about one visit: stages, slots, reasons."""
-    rows = daemon.visit(group)
-    _show(rows, lambda: visit_view(rows), as_json)
+    _show(daemon.visit(group), tables.visit_view, as_json)
 
 
 @_ppctl.command()
-@_as_json
-@_daemon
+@_answers
 def workers(daemon: Daemon, as_json: bool) -> None:
     """List the slots and who sits in them."""
-    rows = daemon.workers()
-    _show(rows, lambda: workers_table(rows), as_json)
+    _show(daemon.workers(), tables.workers_table, as_json)
 
 
 @_ppctl.command()
@@ -214,24 +202,21 @@ def _tell(
 
 
 @_ppctl.command()
-@_as_json
-@_daemon
+@_answers
 def drain(daemon: Daemon, as_json: bool) -> None:
     """Take no more visits; end those that run."""
     _tell(daemon, DrainRequest(), "draining", as_json)
 
 
 @_ppctl.command()
-@_as_json
-@_daemon
+@_answers
 def resume(daemon: Daemon, as_json: bool) -> None:
     """Take visits again."""
     _tell(daemon, ResumeRequest(), "taking visits", as_json)
 
 
 @_ppctl.command()
-@_as_json
-@_daemon
+@_answers
 def reload(daemon: Daemon, as_json: bool) -> None:
     """Read the configuration again; one that cannot be used changes nothing.
 
@@ -243,8 +228,7 @@ def reload(daemon: Daemon, as_json: bool) -> None:
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
-@_as_json
-@_daemon
+@_answers
 def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
     """Replace a slot's worker; a quarantined slot starts anew."""
     _tell(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
@@ -252,8 +236,7 @@ def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
-@_as_json
-@_daemon
+@_answers
 def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
     """Kill a slot's worker now."""
     _tell(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
@@ -262,8 +245,7 @@ def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
 @_ppctl.command()
 @click.argument("groups", metavar="GROUP...", nargs=-1, required=True)
 @click.option("--png", type=click.Path(path_type=Path), help="Draw a picture into this file.")
-@_as_json
-@_daemon
+@_answers
 def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json: bool) -> None:
     """Show when each detector of a visit went through which stage."""
     rows = [row for group in dict.fromkeys(groups) for row in daemon.visit(group)]
@@ -271,11 +253,11 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
         timeline_png(rows, png)
         click.echo(f"wrote {png}", err=as_json)
     if as_json:
-        _show(rows, lambda: "", as_json=True)
+        _show(rows, tables.visits_table, as_json=True)
     elif not png:
         console = terminal_console()
         for each in lay_out(rows):
-            console.print(timeline_view(each, min(console.width, 160)))
+            console.print(tables.timeline_view(each, min(console.width, 160)))
 
 
 @_ppctl.command(

@@ -13,23 +13,8 @@ from typing import Any
 
 import pydantic
 
+from ppdaemon import reports
 from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
-from ppdaemon.reports import (
-    REPLIES,
-    Failed,
-    LateRequest,
-    LateRow,
-    RequeueRequest,
-    RequeueRow,
-    StatusReport,
-    StatusRequest,
-    VisitRequest,
-    VisitRow,
-    VisitsRequest,
-    Watch,
-    WorkerRow,
-    WorkersRequest,
-)
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
 
@@ -167,18 +152,13 @@ class Daemon:
                 line.connect(deadline)
                 line.send(encode(request), deadline)
                 return _data(line.receive(deadline))
-            except TimeoutError:
-                text = f"{self._path}: no answer within {timeout_s:g} s; is the daemon hung?"
-                raise Unavailable(text) from None
             except (OSError, EOFError, BadMessage) as error:
-                raise self._explained(error) from None
+                raise self._explained(error, timeout_s) from None
 
-    def _explained(self, error: OSError | EOFError | BadMessage) -> PPDaemonError:
+    def _explained(self, error: Exception, timeout_s: float) -> PPDaemonError:
         match error:
             case TimeoutError():
-                return Unavailable(
-                    f"{self._path}: no answer within {self._timeout_s:g} s; is the daemon hung?"
-                )
+                return Unavailable(f"{self._path}: no answer within {timeout_s:g} s; is the daemon hung?")
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
                 return NotRunning(f"{self._path}: no daemon listens here ({error.strerror})")
             case PermissionError():
@@ -199,17 +179,17 @@ class Daemon:
         try:
             return _validated(data, adapter)
         except BadMessage as error:
-            raise self._explained(error) from None
+            raise self._explained(error, self._timeout_s) from None
 
-    def status(self) -> StatusReport:
+    def status(self) -> reports.StatusReport:
         """Return how the daemon is; raises as `ask` does."""
-        return self._ask_for(StatusRequest(), _STATUS)
+        return self._ask_for(reports.StatusRequest(), _STATUS)
 
-    def workers(self) -> tuple[WorkerRow, ...]:
+    def workers(self) -> tuple[reports.WorkerRow, ...]:
         """Return all slots; raises as `ask` does."""
-        return self._ask_for(WorkersRequest(), _WORKERS)
+        return self._ask_for(reports.WorkersRequest(), _WORKERS)
 
-    def visits(self, limit: int, *, failed: bool = False) -> tuple[VisitRow, ...]:
+    def visits(self, limit: int, *, failed: bool = False) -> tuple[reports.VisitRow, ...]:
         """Return the newest visit-detectors; raises as `ask` does.
 
         Parameters
@@ -219,9 +199,9 @@ class Daemon:
         failed : `bool`
             Only those with a bad outcome.
         """
-        return self._ask_for(VisitsRequest(limit=limit, failed=failed), _VISITS)
+        return self._ask_for(reports.VisitsRequest(limit=limit, failed=failed), _VISITS)
 
-    def visit(self, group: str) -> tuple[VisitRow, ...]:
+    def visit(self, group: str) -> tuple[reports.VisitRow, ...]:
         """Return the visit-detectors of one group; raises as `ask` does.
 
         Parameters
@@ -229,12 +209,12 @@ class Daemon:
         group : `str`
             Name of the group.
         """
-        rows = self._ask_for(VisitRequest(group=group), _VISITS)
+        rows = self._ask_for(reports.VisitRequest(group=group), _VISITS)
         if not rows:
             raise NotFound(f"the daemon's journal has no visit {group!r}")
         return rows
 
-    def late(self, limit: int) -> tuple[LateRow, ...]:
+    def late(self, limit: int) -> tuple[reports.LateRow, ...]:
         """Return the newest raws that came too late; raises as `ask` does.
 
         Parameters
@@ -242,11 +222,11 @@ class Daemon:
         limit : `int`
             How many at the most.
         """
-        return self._ask_for(LateRequest(limit=limit), _LATE)
+        return self._ask_for(reports.LateRequest(limit=limit), _LATE)
 
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
-    ) -> tuple[RequeueRow, ...]:
+    ) -> tuple[reports.RequeueRow, ...]:
         """Try detectors of a visit again; raises as `ask` does.
 
         Parameters
@@ -258,10 +238,10 @@ class Daemon:
         force : `bool`
             Whether something may be done twice.
         """
-        request = RequeueRequest(group=group, detectors=detectors, force=force)
+        request = reports.RequeueRequest(group=group, detectors=detectors, force=force)
         return self._ask_for(request, _REQUEUED, timeout_s=REQUEUE_S)
 
-    def watch(self, tick_s: float) -> Iterator[StatusReport | None]:
+    def watch(self, tick_s: float) -> Iterator[reports.StatusReport | None]:
         """Follow the daemon until it goes away.
 
         Parameters
@@ -279,7 +259,7 @@ class Daemon:
         with _Line(self._path) as line:
             try:
                 line.connect(deadline)
-                line.send(encode(Watch()), deadline)
+                line.send(encode(reports.Watch()), deadline)
                 yield _validated(_data(line.receive(deadline)), _STATUS)
                 while True:
                     try:
@@ -289,14 +269,14 @@ class Daemon:
                     else:
                         yield _validated(_data(data), _STATUS)
             except (OSError, EOFError, BadMessage) as error:
-                raise self._explained(error) from None
+                raise self._explained(error, self._timeout_s) from None
 
 
-_STATUS = pydantic.TypeAdapter(StatusReport)
-_WORKERS = pydantic.TypeAdapter(tuple[WorkerRow, ...])
-_VISITS = pydantic.TypeAdapter(tuple[VisitRow, ...])
-_LATE = pydantic.TypeAdapter(tuple[LateRow, ...])
-_REQUEUED = pydantic.TypeAdapter(tuple[RequeueRow, ...])
+_STATUS = pydantic.TypeAdapter(reports.StatusReport)
+_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...])
+_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...])
+_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...])
+_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...])
 
 
 def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:
@@ -308,8 +288,8 @@ def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:
 
 def _data(line: bytes) -> Any:
     """Return what an ``ok`` carries; raise what a ``failed`` means."""
-    reply = decode(line, REPLIES, limit=REPLY_LIMIT)
-    if not isinstance(reply, Failed):
+    reply = decode(line, reports.REPLIES, limit=REPLY_LIMIT)
+    if not isinstance(reply, reports.Failed):
         return reply.data
     match reply.code:
         case "not_found":

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import pydantic
@@ -68,21 +67,15 @@ def make_event(given: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
         SAL field names and values.
     """
     said = {name: value for name, value in given.items() if value is not None}
-    names = {
-        "instrument": "instrument",
-        "group": "groupId",
-        "filter": "filters",
-        "nimages": "nimages",
-        "survey": "survey",
-        "duration": "duration",
-    }
+    names = {"group": "groupId", "filter": "filters"}
+    plain = ("instrument", "nimages", "survey", "duration")
     fields: dict[str, Any] = {
         "groupId": tai_iso(now_tai),
         "nimages": 1,
         "private_sndStamp": now_tai,
         "startTime": now_tai + LEAD_S,
     }
-    fields |= {names[name]: value for name, value in said.items() if name in names}
+    fields |= {names.get(name, name): value for name, value in said.items() if name in (*names, *plain)}
     if "ra" in said or "dec" in said:
         fields["coordinateSystem"] = int(CoordinateSystem.ICRS)
         fields["position"] = [said.get("ra", 0.0), said.get("dec", 0.0)]
@@ -130,9 +123,7 @@ class RelayClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._context.destroy()
 
     def ask(self, fields: Mapping[str, Any]) -> Accepted:

@@ -39,22 +39,16 @@ _STATE_STYLES = {
 _TROUBLED_SLOTS = frozenset(
     {SlotState.KILLING, SlotState.UNKILLABLE, SlotState.BACKOFF, SlotState.QUARANTINED}
 )
-_SPAN_STYLES = dict(
-    zip(
-        SPAN_NAMES,
-        (
-            "dim",
-            "blue",
-            "dim",
-            "black on yellow",
-            "black on red",
-            "black on green",
-            "black on magenta",
-            "magenta",
-        ),
-        strict=True,
-    )
-)
+_SPAN_STYLES = {
+    "queue": "dim",
+    "prepare": "blue",
+    "wait": "dim",
+    "ingest": "black on yellow",
+    "build": "black on red",
+    "tasks": "black on green",
+    "spool": "black on magenta",
+    "export": "magenta",
+}
 _LETTERS = {name: "." if name in ("queue", "wait") else name[0] for name in SPAN_NAMES}
 """A bar is readable without colours: prepare ``p``, wait ``.``, ingest ``i``..."""
 

@@ -17,31 +17,30 @@ from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import space_watched
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.engines import make_engines
+from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.export.outputs import Outputs
 from ppdaemon.middleware.export.spool import SpoolKey, write_spool
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_hash,
-    deployment_of,
     output_chain,
     output_run,
 )
+from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload
-from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
-from ppdaemon.middleware.run.alertdatabase import has_nothing
-from ppdaemon.middleware.run.engine import DataQuery, Job
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner
+from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner, has_nothing
+from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
@@ -99,7 +98,7 @@ class ButlerWork:
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         self._preload = Preload(config, self._central, cache, self._library)
         init_outputs = InitOutputs(context.runs)
-        self._runs = PipelineRunner(make_engines(context, self._repo), init_outputs)
+        self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
         self._visit: _Visit | None = None
         self._begun = False
@@ -293,8 +292,7 @@ class ButlerWork:
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Return the name of an output run."""
         instrument = visit.order.visit.instrument
-        deployment = deployment_of(self._context.config, instrument, self._repo.versions, pipelines)
-        return output_run(instrument, day, name, deployment)
+        return output_run(self._context.config, instrument, self._repo.versions, pipelines, day, name)
 
     def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
         instrument = visit.order.visit.instrument
@@ -392,3 +390,25 @@ class ButlerWork:
         records = [*visit.records, *visit.raws.shared_records]
         folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed)
         return str(folder), len(outputs.refs)
+
+
+def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:
+    """Make the configured engine, and after ``direct`` the one that stands in for it."""
+    config, hard = context.config.engine, context.config.workers.memory.hard
+    match config.kind:
+        case "direct":
+            direct = DirectEngine(
+                context.config.export.types,
+                context.repo / "direct",
+                memory_bytes=hard // 4 if config.memory_max is None else config.memory_max,
+                read_ahead_bytes=hard // 8 if config.read_ahead_max is None else config.read_ahead_max,
+                urgent=config.no_return,
+                processes=config.processes,
+            )
+            return direct, SeparableEngine()
+        case "separable":
+            return (SeparableEngine(),)
+        case "pipetask":
+            return (PipetaskEngine(repo.root, context.repo / "pipetask", context.config.log),)
+        case unexpected:
+            raise AssertionError(unexpected)

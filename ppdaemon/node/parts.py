@@ -14,7 +14,7 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Forked, ForkFailed, Reaped
+from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.answers import Answers
 from ppdaemon.node.control.reloader import Reloader
@@ -22,9 +22,8 @@ from ppdaemon.node.control.server import ControlServer
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER, NodeLock
-from ppdaemon.node.processes.child import Lifeline
+from ppdaemon.node.processes.child import Lifeline, end_children
 from ppdaemon.node.processes.exporter import ExporterProcess
-from ppdaemon.node.processes.orphans import end_children
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
@@ -138,6 +137,7 @@ class Node:
             lock,
             self.pool,
             self.visits,
+            self.pump,
             self.journal,
             self.scheduler,
             self.exporter,
@@ -162,8 +162,7 @@ class Node:
             folders,
             watchdog_s,
         )
-        self._reconfigurable = (self.visits, self.chooser, self.pool)
-        self._limited = (self.scheduler, meters)
+        self._meters = meters
         self.services: tuple[Service, ...] = (
             self.chooser.run,
             self.relay.run,
@@ -193,7 +192,7 @@ class Node:
             _LOG.error("%s; no visits are taken", reason)
         self._count["journal_error"] += 1
 
-    def _forked(self, fact: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+    def _forked(self, fact: ForkFact, descriptors: list[int]) -> None:
         """Hand on what became of a fork."""
         match fact:
             case Forked(role="worker"):
@@ -210,11 +209,11 @@ class Node:
     def _switch(self, config: NodeConfig) -> None:
         """Go over to a configuration whose processes are ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
-        for part in self._reconfigurable:
-            part.reconfigure(config)
-        for limited in self._limited:
-            limited.reconfigure(config.workers)
-        self.status.config = config
+        self.visits.config = self.status.config = config
+        self.chooser.reconfigure(config)
+        self.pool.reconfigure(config)
+        self.scheduler.reconfigure(config.workers)
+        self._meters.config = config.workers
         self.exporter.replace(config.export)
         self.relay.set_capacity(config.workers.max)
         self.facts.find_moved_back()

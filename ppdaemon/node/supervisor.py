@@ -6,6 +6,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon.clock import Clock
@@ -32,6 +33,7 @@ CONFIRM_S = 1.0
 """How long a stop waits for the relay's confirmation."""
 
 
+@dataclass(eq=False)
 class Supervisor:
     """A node.
 
@@ -51,21 +53,14 @@ class Supervisor:
         How often the service manager wants a sign of life.
     """
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        read_config: Callable[[], NodeConfig],
-        environment: Mapping[str, str],
-        clock: Clock,
-        notifier: Notifier,
-        watchdog_s: float | None,
-    ):
-        self._config = config
-        self._read_config = read_config
-        self._environment = environment
-        self._clock = clock
-        self._notifier = notifier
-        self._watchdog_s = watchdog_s
+    config: NodeConfig
+    read_config: Callable[[], NodeConfig]
+    environment: Mapping[str, str]
+    clock: Clock
+    notifier: Notifier
+    watchdog_s: float | None
+
+    def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -92,17 +87,17 @@ class Supervisor:
             Raised if the node cannot start; says what to do.
         """
         adopt_orphans()
-        folders, incarnation = NodeFolders.of(self._config), secrets.token_hex(8)
+        folders, incarnation = NodeFolders.of(self.config), secrets.token_hex(8)
         lock = lock_node(folders, incarnation)
         try:
             node = Node(
-                self._config,
-                self._read_config,
-                self._environment,
+                self.config,
+                self.read_config,
+                self.environment,
                 incarnation,
-                self._clock,
-                self._notifier,
-                self._watchdog_s,
+                self.clock,
+                self.notifier,
+                self.watchdog_s,
                 lock,
                 await asyncio.to_thread(Journal, folders.journal),
                 self._stop,
@@ -133,7 +128,7 @@ class Supervisor:
             raise PPDaemonError(f"a part of the daemon failed: {self._failure}") from self._failure
 
     async def _start(self, node: Node) -> None:
-        started = self._clock.mono()
+        started = self.clock.mono()
         await self._unless_stopped(node.generations.start())
         if not self._stop.is_set():
             # Before the exporter starts: a spool that is gone is no success any more.
@@ -148,8 +143,8 @@ class Supervisor:
             self._run(service)
         node.scheduler.decide()
         await self._first_workers(node)
-        _LOG.info("ready %.1f s after the start", self._clock.mono() - started)
-        self._notifier.tell(READY=1, STATUS=node.status.report().text)
+        _LOG.info("ready %.1f s after the start", self.clock.mono() - started)
+        self.notifier.tell(READY=1, STATUS=node.status.report().text)
 
     async def _first_workers(self, node: Node) -> None:
         """Wait until some worker is ready, or it is clear that none will be."""
@@ -158,11 +153,11 @@ class Supervisor:
         def is_clear() -> bool:
             return self._stop.is_set() or any(s.state not in rising for s in node.pool.slots.values())
 
-        await self._until(is_clear, self._config.workers.times.boot_s)
+        await self._until(is_clear, self.config.workers.times.boot_s)
 
     async def _drain(self, node: Node) -> None:
         """End what can end in time, interrupt the rest."""
-        self._notifier.tell(STOPPING=1)
+        self.notifier.tell(STOPPING=1)
         node.status.state = "stopping"
         node.scheduler.growing = False
         node.relay.set_taking(False)
@@ -184,7 +179,8 @@ class Supervisor:
         await self._until(settling.done, SETTLE_S)
         settling.cancel()
         exporter = node.exporter
-        await self._until(lambda: not exporter.waiting or bool(exporter.problem), EXPORT_AT_STOP_S)
+        exporter.hurry()
+        await self._until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
         await self._until_reported(node)
 
     async def _until_reported(self, node: Node) -> None:
@@ -199,9 +195,9 @@ class Supervisor:
 
     async def _until(self, condition: Callable[[], bool], limit_s: float, *, hurry: bool = True) -> bool:
         """Wait for a condition; a second stop ends the waiting."""
-        until = self._clock.mono() + limit_s
+        until = self.clock.mono() + limit_s
         while not condition():
-            if self._clock.mono() >= until or (hurry and self._kill.is_set()):
+            if self.clock.mono() >= until or (hurry and self._kill.is_set()):
                 return False
             await asyncio.sleep(0.02)
         return True

@@ -2,8 +2,10 @@
 """What a visit would get, found as a worker finds it; nothing is copied and nothing is run."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +18,8 @@ from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline
-from ppdaemon.middleware.pipelines.library import Library
-from ppdaemon.middleware.pipelines.provenance import (
-    NO_PIPELINE_RUN,
-    deployment_of,
-    hash_versions,
-    output_chain,
-    output_run,
-)
+from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
+from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_chain, output_run
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
@@ -37,18 +32,7 @@ from ppdaemon.middleware.raws.regions import (
     footprint_of,
     preload_corners,
 )
-from ppdaemon.plan.models import (
-    DatasetPlan,
-    DetectorPlan,
-    FootprintPlan,
-    MissingPlan,
-    PipelinePlan,
-    Plan,
-    PlanOrder,
-    QueryPlan,
-    Validity,
-    choice_of,
-)
+from ppdaemon.plan import models
 from ppdaemon.pointing import expected_begin
 from ppdaemon.selection import Aim, Selector, pipeline_name
 
@@ -74,7 +58,7 @@ class Planner:
 
     def __init__(
         self,
-        order: PlanOrder,
+        order: models.PlanOrder,
         config: ButlerConfig,
         scratch: Path,
         clock: Clock,
@@ -107,7 +91,7 @@ class Planner:
         """Disconnect from the central repo."""
         self._central.close()
 
-    def plan(self, progress: Callable[[int], None]) -> Plan:
+    def plan(self, progress: Callable[[int], None]) -> models.Plan:
         """Plan all detectors of the order.
 
         Parameters
@@ -131,7 +115,7 @@ class Planner:
             progress(number)
         footprint = self._footprint(self._order.detectors[0])
         sizes = {each.id: each.size_bytes for plan in plans for each in plan.datasets}
-        return Plan(
+        return models.Plan(
             node=self._order.config.node.name,
             config=str(self._order.config_path),
             central=self._config.central,
@@ -150,18 +134,18 @@ class Planner:
             notes=tuple(self._notes),
         )
 
-    def _detector(self, detector: int) -> DetectorPlan:
+    def _detector(self, detector: int) -> models.DetectorPlan:
         with _words_kept() as words:
             footprint = self._footprint(detector)
             chosen = self._selector.choose(self._visit, [detector])[detector]
-            plan = DetectorPlan(
+            plan = models.DetectorPlan(
                 detector=detector,
                 name=self._name(detector),
                 outcome="ignored",
                 reason=chosen.reason,
                 footprint=self._footprint_plan(detector, footprint),
-                preprocessing=choice_of(self._rules.preprocessing, self._aim, detector),
-                main=choice_of(self._rules.main, self._aim, detector),
+                preprocessing=models.choice_of(self._rules.preprocessing, self._aim, detector),
+                main=models.choice_of(self._rules.main, self._aim, detector),
             )
             if not chosen.pipelines.main:
                 return plan
@@ -207,12 +191,12 @@ class Planner:
         known = self._camera.detectors.get(detector) if self._camera is not None else None
         return known.name if known is not None else None
 
-    def _footprint_plan(self, detector: int, footprint: Footprint) -> FootprintPlan | None:
+    def _footprint_plan(self, detector: int, footprint: Footprint) -> models.FootprintPlan | None:
         if footprint.region is None or footprint.pointing is None or self._camera is None:
             return None
         padding_arcsec = self._order.config.preload.padding_arcsec
         aim = footprint.pointing.ra_deg, footprint.pointing.dec_deg, footprint.pointing.sky_angle_deg
-        return FootprintPlan(
+        return models.FootprintPlan(
             center=self._camera.center(detector, *aim),
             corners=self._camera.footprint(detector, *aim),
             padded=preload_corners(self._camera, detector, footprint.pointing, padding_arcsec),
@@ -221,7 +205,7 @@ class Planner:
 
     def _pipelines(
         self, chosen: Pipelines, preload_plan: PreloadPlan, footprint: Footprint
-    ) -> Iterator[PipelinePlan]:
+    ) -> Iterator[models.PipelinePlan]:
         """Give each selected pipeline its part."""
         first = {each.path: each for each in preload_plan.preprocessing}
         then = {each.path: each for each in preload_plan.main}
@@ -233,8 +217,8 @@ class Planner:
             yield _pipeline("main", path, list(then), preload_plan, run)
 
     def _run(self, name: str, pipelines: Sequence[LoadedPipeline], footprint: Footprint) -> str:
-        deployment = deployment_of(self._order.config, self._visit.instrument, self._versions, pipelines)
-        return output_run(self._visit.instrument, footprint.day_obs, name, deployment)
+        instrument, day = self._visit.instrument, footprint.day_obs
+        return output_run(self._order.config, instrument, self._versions, pipelines, day, name)
 
 
 def _pipeline(
@@ -243,22 +227,22 @@ def _pipeline(
     usable: Sequence[str],
     preload_plan: PreloadPlan,
     run: str | None,
-) -> PipelinePlan:
+) -> models.PipelinePlan:
     name = pipeline_name(path)
     if path in usable:
         state: Literal["first", "fallback"] = "first" if path == usable[0] else "fallback"
-        return PipelinePlan(part=part, name=name, path=path, state=state, run=run)
+        return models.PipelinePlan(part=part, name=name, path=path, state=state, run=run)
     lacking = [each.name for each in preload_plan.missing.get(path, ()) if each.required]
     if lacking:
         why = f"lacks {', '.join(lacking)}"
     else:
         why = next((reason for reason in preload_plan.reasons if reason.startswith(path)), "")
-    return PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
+    return models.PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
 
 
-def _query(found: Found, preload_plan: PreloadPlan) -> QueryPlan:
+def _query(found: Found, preload_plan: PreloadPlan) -> models.QueryPlan:
     dataset_type = found.dataset_type
-    return QueryPlan(
+    return models.QueryPlan(
         dataset_type=dataset_type.name,
         dimensions=tuple(dataset_type.dimensions.required),
         calibration=dataset_type.isCalibration(),
@@ -274,16 +258,16 @@ def _query(found: Found, preload_plan: PreloadPlan) -> QueryPlan:
     )
 
 
-def _datasets(found: Found, preload_plan: PreloadPlan) -> Iterator[DatasetPlan]:
+def _datasets(found: Found, preload_plan: PreloadPlan) -> Iterator[models.DatasetPlan]:
     for ref in found.refs:
-        yield DatasetPlan(
+        yield models.DatasetPlan(
             dataset_type=ref.datasetType.name,
             id=str(ref.id),
             data_id=dict(ref.dataId.required),
             run=ref.run,
             size_bytes=preload_plan.sizes.get(ref.id, 0),
             validity=tuple(
-                Validity(
+                models.Validity(
                     collection=each.collection,
                     begin=_bound(each.timespan.begin),
                     end=_bound(each.timespan.end),
@@ -295,10 +279,10 @@ def _datasets(found: Found, preload_plan: PreloadPlan) -> Iterator[DatasetPlan]:
         )
 
 
-def _missing(chosen: Pipelines, preload_plan: PreloadPlan) -> Iterator[MissingPlan]:
+def _missing(chosen: Pipelines, preload_plan: PreloadPlan) -> Iterator[models.MissingPlan]:
     for path in (*chosen.preprocessing, *chosen.main):
         for each in preload_plan.missing.get(path, ()):
-            yield MissingPlan(
+            yield models.MissingPlan(
                 dataset_type=each.name,
                 pipeline=pipeline_name(path),
                 required=each.required,
@@ -314,27 +298,20 @@ def _bound(instant: astropy.time.Time | None) -> str | None:
     return None if instant is None else _tai(instant)
 
 
-class _Words(logging.Handler):
-    """Keeps what is logged: warnings of all, and this package's remarks."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING or record.name.startswith("ppdaemon."):
-            self.texts.append(record.getMessage())
-
-
 @contextmanager
 def _words_kept() -> Iterator[list[str]]:
-    """Collect what a worker would write into its log."""
-    root, ours, words = logging.getLogger(), logging.getLogger("ppdaemon"), _Words()
-    level = ours.level
-    root.addHandler(words)
+    """Collect what a worker would write into its log: warnings of all, and this package's remarks."""
+    root, ours, kept = logging.getLogger(), logging.getLogger("ppdaemon"), BufferingHandler(sys.maxsize)
+    level, words = ours.level, list[str]()
+    root.addHandler(kept)
     ours.setLevel(logging.INFO)
     try:
-        yield words.texts
+        yield words
     finally:
         ours.setLevel(level)
-        root.removeHandler(words)
+        root.removeHandler(kept)
+        words += [
+            record.getMessage()
+            for record in kept.buffer
+            if record.levelno >= (logging.INFO if record.name.startswith("ppdaemon.") else logging.WARNING)
+        ]

@@ -2,10 +2,8 @@
 """A plan as a picture of the sky: footprints, and what would be preloaded around them."""
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +73,17 @@ def _middle(plan: Plan) -> Degrees:
 
 
 def _projection(middle: Degrees) -> Callable[[Degrees], _Flat]:
-    """Return the azimuthal equidistant projection (Snyder 1987, chapter 25):
-    true distances from the middle, defined for the whole sky.
-    """
-    ra0, dec0 = map(math.radians, middle)
+    """Return the zenithal equidistant projection: true distances from the middle, for the whole sky."""
+    from astropy.wcs import WCS
+
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = "RA---ARC", "DEC--ARC"
+    wcs.wcs.crval = middle
+    wcs.wcs.lonpole = 180.0  # north is up at the celestial poles, too
 
     def project(point: Degrees) -> _Flat:
-        ra, dec = math.radians(point[0]) - ra0, math.radians(point[1])
-        east = math.cos(dec) * math.sin(ra)
-        north = math.cos(dec0) * math.sin(dec) - math.sin(dec0) * math.cos(dec) * math.cos(ra)
-        towards = math.sin(dec0) * math.sin(dec) + math.cos(dec0) * math.cos(dec) * math.cos(ra)
-        sine = math.hypot(east, north)
-        stretch = math.degrees(math.atan2(sine, towards)) / sine if sine else 0.0
-        return stretch * east, stretch * north
+        ((east, north),) = wcs.wcs_world2pix([point], 1)
+        return float(east), float(north)
 
     return project
 
@@ -138,30 +134,14 @@ class _Frame:
         axes.set_aspect("equal")
 
     def clip(self, corners: Sequence[_Flat]) -> list[_Flat]:
-        """Return what is visible of a convex polygon (Sutherland and Hodgman
-        1974), empty if nothing is.
-        """
-        left = list(corners)
-        for axis, sign in itertools.product((0, 1), (-1.0, 1.0)):
-            left = _cut(left, partial(self._inside, axis, sign))
-        return left
+        """Return what is visible of a convex polygon, closed; empty if nothing is."""
+        from matplotlib.path import Path as Outline
+        from matplotlib.transforms import Bbox
 
-    def _inside(self, axis: int, sign: float, point: _Flat) -> float:
-        """Return how far a point lies on this side of one edge."""
-        return self.half - sign * (point[axis] - (self.x, self.y)[axis])
-
-
-def _cut(corners: Sequence[_Flat], inside: Callable[[_Flat], float]) -> list[_Flat]:
-    """Cut off the part of a polygon where a linear function is negative."""
-    kept: list[_Flat] = []
-    for before, here in zip([*corners[-1:], *corners[:-1]], corners, strict=True):
-        depth_before, depth = inside(before), inside(here)
-        if (depth_before < 0.0) != (depth < 0.0):
-            part = depth_before / (depth_before - depth)
-            kept.append((before[0] + part * (here[0] - before[0]), before[1] + part * (here[1] - before[1])))
-        if depth >= 0.0:
-            kept.append(here)
-    return kept
+        low, high = (self.x - self.half, self.y - self.half), (self.x + self.half, self.y + self.half)
+        outline = Outline([*corners, corners[0]], closed=True)
+        vertices: Any = outline.clip_to_bbox(Bbox([low, high])).vertices
+        return [(float(x), float(y)) for x, y in vertices[:-1]]
 
 
 class _Picture:

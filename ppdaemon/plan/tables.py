@@ -7,17 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ppdaemon.plan.models import (
-    Choice,
-    DatasetPlan,
-    Degrees,
-    DetectorPlan,
-    FootprintPlan,
-    Plan,
-    RuleTried,
-    Validity,
-    ranges,
-)
+from ppdaemon.plan import models
 from ppdaemon.selection import pipeline_name
 from ppdaemon.terminal import duration, new_table, plain, size
 
@@ -27,7 +17,7 @@ _OUTCOME_STYLES = {"would_run": "green", "ignored": "yellow", "no_pipeline": "bo
 _STATE_STYLES = {"first": "green", "fallback": "cyan", "dropped": "red"}
 
 
-def plan_view(plan: Plan) -> RenderableType:
+def plan_view(plan: models.Plan) -> RenderableType:
     """Show a plan.
 
     Parameters
@@ -64,7 +54,7 @@ def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
     return grid
 
 
-def _head(plan: Plan) -> RenderableType:
+def _head(plan: models.Plan) -> RenderableType:
     visit = plan.visit
     survey = f"  survey {visit.survey}" if visit.survey else ""
     title = Text(plain(f"{visit.instrument} {visit.group}{survey}"), style="bold")
@@ -92,19 +82,23 @@ def _head(plan: Plan) -> RenderableType:
 # --- one detector ----------------------------------------------------------
 
 
-def _one(plan: DetectorPlan, chain: str) -> Iterator[RenderableType]:
+def _one(plan: models.DetectorPlan, chain: str) -> Iterator[RenderableType]:
     yield _verdict(plan)
     yield Text()
     yield from _section("Footprint (ICRS degrees)", _footprint(plan.footprint))
     for name, choice in (("Preprocessing", plan.preprocessing), ("Main", plan.main)):
         yield from _section(f"{name} rules", _rules(choice))
-    yield from _section("Pipelines", _pipelines(plan, chain))
-    yield from _section("Missing", _missing(plan))
-    yield from _section("Queries", _queries(plan))
-    yield from _section("Datasets to preload", _datasets(plan))
+    if plan.pipelines:
+        yield from _section("Pipelines", _pipelines(plan, chain))
+    if plan.missing:
+        yield from _section("Missing", _missing(plan))
+    if plan.queries:
+        yield from _section("Queries", _queries(plan))
+    if plan.datasets:
+        yield from _section("Datasets to preload", _datasets(plan))
 
 
-def _verdict(plan: DetectorPlan) -> Text:
+def _verdict(plan: models.DetectorPlan) -> Text:
     text = Text.assemble((f"Detector {plan.detector}", "bold"), f" {plain(plan.name)}: ")
     if plan.outcome == "would_run":
         first = next(each.name for each in plan.pipelines if each.part == "main" and each.state == "first")
@@ -114,7 +108,7 @@ def _verdict(plan: DetectorPlan) -> Text:
     return text.append(f"ignored: {plain(plan.reason)}", style=_OUTCOME_STYLES["ignored"])
 
 
-def _footprint(found: FootprintPlan | None) -> list[RenderableType]:
+def _footprint(found: models.FootprintPlan | None) -> list[RenderableType]:
     if found is None:
         return [Text("none: nothing that has a place on the sky is preloaded", style="yellow")]
     table = new_table("", "RA>", "Dec>", f'padded {found.padding_arcsec:g}" RA>', "Dec>")
@@ -124,11 +118,11 @@ def _footprint(found: FootprintPlan | None) -> list[RenderableType]:
     return [table]
 
 
-def _degrees(point: Degrees) -> tuple[str, str]:
+def _degrees(point: models.Degrees) -> tuple[str, str]:
     return f"{point[0]:.6f}", f"{point[1]:+.6f}"
 
 
-def _rules(choice: Choice) -> list[RenderableType]:
+def _rules(choice: models.Choice) -> list[RenderableType]:
     if not choice.tried:
         return [Text("none", style="dim")]
     table = new_table("rule>", "asks for~", "why~")
@@ -139,16 +133,14 @@ def _rules(choice: Choice) -> list[RenderableType]:
     return [table]
 
 
-def _why(rule: RuleTried) -> Text:
+def _why(rule: models.RuleTried) -> Text:
     if rule.unmet:
         return Text(f"no: {plain('; '.join(rule.unmet))}", style="dim")
     names = ", ".join(pipeline_name(path) for path in rule.pipelines)
     return Text(f"matches: {plain(names) or 'ignore the visit'}", style="green")
 
 
-def _pipelines(plan: DetectorPlan, chain: str) -> list[RenderableType]:
-    if not plan.pipelines:
-        return []
+def _pipelines(plan: models.DetectorPlan, chain: str) -> list[RenderableType]:
     table = new_table("part", "pipeline", "state", "output run, or why not~")
     for each in plan.pipelines:
         state = Text(each.state, style=_STATE_STYLES[each.state])
@@ -157,9 +149,7 @@ def _pipelines(plan: DetectorPlan, chain: str) -> list[RenderableType]:
     return [table]
 
 
-def _missing(plan: DetectorPlan) -> list[RenderableType]:
-    if not plan.missing:
-        return []
+def _missing(plan: models.DetectorPlan) -> list[RenderableType]:
     table = new_table("type", "pipeline", "is", "why~")
     for each in plan.missing:
         kind = Text("required", style="red") if each.required else Text("optional", style="yellow")
@@ -167,9 +157,7 @@ def _missing(plan: DetectorPlan) -> list[RenderableType]:
     return [table]
 
 
-def _queries(plan: DetectorPlan) -> list[RenderableType]:
-    if not plan.queries:
-        return []
+def _queries(plan: models.DetectorPlan) -> list[RenderableType]:
     table = new_table("type", "found>", "size>", "query>", "read by~")
     for each in plan.queries:
         style = "" if each.preloaded else "dim"
@@ -192,9 +180,7 @@ def _queries(plan: DetectorPlan) -> list[RenderableType]:
     return [table, Text(f"this look took: {phases}", style="dim")]
 
 
-def _datasets(plan: DetectorPlan) -> list[RenderableType]:
-    if not plan.datasets:
-        return []
+def _datasets(plan: models.DetectorPlan) -> list[RenderableType]:
     table = new_table("type", "data ID~", "size>", "run~")
     for each in plan.datasets:
         table.add_row(
@@ -203,17 +189,17 @@ def _datasets(plan: DetectorPlan) -> list[RenderableType]:
     return [table]
 
 
-def _data_id(dataset: DatasetPlan) -> str:
+def _data_id(dataset: models.DatasetPlan) -> str:
     """Write a data ID without what is the same for all datasets."""
     shown = {k: value for k, value in dataset.data_id.items() if k not in ("instrument", "skymap")}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
-def _where(dataset: DatasetPlan) -> str:
+def _where(dataset: models.DatasetPlan) -> str:
     return "; ".join((dataset.run, *(f"valid {_span(each)}" for each in dataset.validity)))
 
 
-def _span(validity: Validity) -> str:
+def _span(validity: models.Validity) -> str:
     begin, end = (_short(each) if each else "..." for each in (validity.begin, validity.end))
     return f"{begin} to {end}"
 
@@ -226,7 +212,7 @@ def _short(instant: str) -> str:
 # --- several detectors -----------------------------------------------------
 
 
-def _several(plan: Plan) -> Iterator[RenderableType]:
+def _several(plan: models.Plan) -> Iterator[RenderableType]:
     table = new_table("det>", "name", "outcome", "pipeline", "datasets>", "size>", "queries>", "why~")
     for each in plan.detectors:
         table.add_row(*_row(each))
@@ -243,7 +229,7 @@ def _several(plan: Plan) -> Iterator[RenderableType]:
     yield Text()
 
 
-def _row(plan: DetectorPlan) -> Iterator[str | Text]:
+def _row(plan: models.DetectorPlan) -> Iterator[str | Text]:
     first = next((p.name for p in plan.pipelines if p.part == "main" and p.state == "first"), "")
     required = {each.dataset_type for each in plan.missing if each.required}
     yield str(plan.detector)
@@ -256,7 +242,7 @@ def _row(plan: DetectorPlan) -> Iterator[str | Text]:
     yield plain(plan.reason if plan.outcome == "ignored" else ", ".join(sorted(required)))
 
 
-def _chosen(plan: Plan) -> Table:
+def _chosen(plan: models.Plan) -> Table:
     """Show which rule took which detectors."""
     chosen: dict[tuple[str, int, str], list[int]] = {}
     for each in plan.detectors:
@@ -266,11 +252,11 @@ def _chosen(plan: Plan) -> Table:
             chosen.setdefault((part, number, names), []).append(each.detector)
     table = new_table("part", "rule>", "detectors~", "pipelines~")
     for (part, number, names), detectors in sorted(chosen.items()):
-        table.add_row(part, str(number or "none"), ranges(detectors), plain(names) or "nothing")
+        table.add_row(part, str(number or "none"), models.ranges(detectors), plain(names) or "nothing")
     return table
 
 
-def _types(plan: Plan) -> Table:
+def _types(plan: models.Plan) -> Table:
     """Add up what all detectors would preload, by type."""
     distinct: dict[str, dict[str, int]] = {}
     for each in plan.detectors:

@@ -17,18 +17,9 @@ import pydantic
 
 from ppdaemon.camera import camera_names
 from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.raws import path as rawnames
 from ppdaemon.raws.detectornames import DetectorNames
 from ppdaemon.raws.format import OBSID, PathFormat, Values
-from ppdaemon.raws.path import (
-    EXPECTED_SENSORS,
-    Expected,
-    Kind,
-    RawName,
-    checked_parts,
-    folder_names,
-    is_day_folder,
-    read_ending,
-)
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import Model
 
@@ -148,7 +139,7 @@ class Layout:
         self._names = {name: DetectorNames.of(name) for name in instruments}
         self._check()
 
-    def parse(self, relative_path: str) -> RawName | None:
+    def parse(self, relative_path: str) -> rawnames.RawName | None:
         """Read a path below a raw root.
 
         Parameters
@@ -167,12 +158,12 @@ class Layout:
             Raised if the path is not one to be opened in any case; its kind is
             ``absolute``, ``escape``, ``control`` or ``size``.
         """
-        *folders, file = checked_parts(relative_path)
+        *folders, file = rawnames.checked_parts(relative_path)
         if len(folders) != self.depth or len(file) > MAX_NAME:
             return None
-        if file.endswith(EXPECTED_SENSORS):
-            kind, parts = Kind.EXPECTED, folders
-        elif (ending := read_ending(file)) is not None:
+        if file.endswith(rawnames.EXPECTED_SENSORS):
+            kind, parts = rawnames.Kind.EXPECTED, folders
+        elif (ending := rawnames.read_ending(file)) is not None:
             kind, parts = ending[0], [*folders, ending[1]]
         else:
             return None
@@ -180,13 +171,15 @@ class Layout:
             values = each.read(parts)
             if values is None:
                 continue
-            if kind is Kind.EXPECTED and values.get("obsid") != file.removesuffix(EXPECTED_SENSORS):
+            if kind is rawnames.Kind.EXPECTED and values.get("obsid") != file.removesuffix(
+                rawnames.EXPECTED_SENSORS
+            ):
                 continue
             if (name := self._name(kind, values)) is not None:
                 return name
         return None
 
-    def path_of(self, name: RawName) -> str:
+    def path_of(self, name: rawnames.RawName) -> str:
         """Return where an image is written, with the ending ``.fits``.
 
         Raise `KeyError` if the name lacks something that stands in the path.
@@ -196,10 +189,10 @@ class Layout:
             values |= self._detectors(name.instrument, name.detector, name.detector_name)[0]
         if name.group is not None:
             values |= _groups(name.group)[0]
-        guider = "_guider" if name.kind is Kind.GUIDER else ""
+        guider = "_guider" if name.kind is rawnames.Kind.GUIDER else ""
         return f"{self._formats[0].write(values)}{guider}.fits"
 
-    def folders(self, expected: Expected) -> tuple[SearchFolder, ...]:
+    def folders(self, expected: rawnames.Expected) -> tuple[SearchFolder, ...]:
         """Return where to look for raws that are waited for.
 
         As far down as names are known before the exposure is taken: for the
@@ -220,14 +213,14 @@ class Layout:
                 found[SearchFolder(each.write(values, count), self.depth - count)] = None
         return tuple(found)
 
-    def admits(self, folder: str, expected: Expected) -> bool:
+    def admits(self, folder: str, expected: rawnames.Expected) -> bool:
         """Return whether raws that are waited for can be in or below a folder.
 
         The folder is relative to the root. `False` also for what no folder of
         this layout is called.
         """
         try:
-            parts = checked_parts(folder)
+            parts = rawnames.checked_parts(folder)
             return len(parts) <= self.depth and any(
                 values is not None and self._agrees(values, expected)
                 for values in (each.read(parts) for each in self._formats)
@@ -245,18 +238,18 @@ class Layout:
 
     # --- from text to meaning ---
 
-    def _name(self, kind: Kind, values: Values) -> RawName | None:
+    def _name(self, kind: rawnames.Kind, values: Values) -> rawnames.RawName | None:
         instrument = self._instrument(values)
         time = _exposure_and_day(values)
         if instrument is None or time is None:
             return None
         detector = detector_name = None
-        if kind is not Kind.EXPECTED:
+        if kind is not rawnames.Kind.EXPECTED:
             detector, detector_name = self._detector(instrument, values), _detector_name(values)
             if detector is None:
                 return None
         said: Values = {field: values.get(field) for field in ("obsid", "group", "snap", "filter", "label")}
-        return RawName(kind, instrument, *time, detector, detector_name=detector_name, **said)
+        return rawnames.RawName(kind, instrument, *time, detector, detector_name=detector_name, **said)
 
     def _instrument(self, values: Values) -> str | None:
         instrument: str = values.get("instrument", next(iter(self._names), ""))
@@ -271,7 +264,7 @@ class Layout:
         by_name = self.detector_of(instrument, name)
         return by_name if number in (None, by_name) else None
 
-    def _agrees(self, values: Values, expected: Expected) -> bool:
+    def _agrees(self, values: Values, expected: rawnames.Expected) -> bool:
         obsid = _OBSID.fullmatch(values.get("obsid", ""))
         day = values.get("day_obs", obsid and int(obsid[2]))
         group = values.get("group")
@@ -287,7 +280,7 @@ class Layout:
 
     # --- from meaning to text ---
 
-    def _foreseen(self, expected: Expected) -> Iterator[list[Values]]:
+    def _foreseen(self, expected: rawnames.Expected) -> Iterator[list[Values]]:
         """Return what fields can be, as far as it is known before an exposure."""
         yield _instruments(expected.instrument)
         yield [{"day_obs": day} for day in sorted(expected.days)]
@@ -344,7 +337,7 @@ def _exposure_and_day(values: Values) -> tuple[int, int] | None:
     day, exposure = values.get("day_obs"), values.get("exposure")
     obsid = _OBSID.fullmatch(values.get("obsid", ""))
     if obsid is not None:
-        if not is_day_folder(obsid[2]) or day not in (None, int(obsid[2])):
+        if not rawnames.is_day_folder(obsid[2]) or day not in (None, int(obsid[2])):
             return None
         day = int(obsid[2])
         if exposure is None:
@@ -388,7 +381,7 @@ def _detector_name(values: Values) -> str | None:
 
 
 def _instruments(instrument: str) -> list[Values]:
-    return [{"instrument": name} for name in folder_names(instrument)]
+    return [{"instrument": name} for name in rawnames.folder_names(instrument)]
 
 
 def _groups(group: str) -> list[Values]:

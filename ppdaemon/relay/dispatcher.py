@@ -19,27 +19,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.messages import Heartbeat, Hello, NodeMessage, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.relay import orders
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
-from ppdaemon.relay.orders import (
-    AmendOutcome,
-    Beat,
-    CloseVisit,
-    ConfirmResults,
-    Greet,
-    Reserve,
-    SetAcked,
-    SetCancelled,
-    SetOutcome,
-    SetRoute,
-    Turn,
-    TurnAway,
-    Withdraw,
-)
 from ppdaemon.states import Outcome
 
-__all__ = ("Dispatcher", "NodeMessage")
+__all__ = ("Dispatcher",)
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,8 +48,6 @@ PAUSE_S = 1.0
 """A longer gap between ticks (every 0.1 s) means that the process was stopped:
 then the nodes were not silent, nobody listened."""
 
-type NodeMessage = Hello | VisitAccepted | VisitRefused | Results | Heartbeat
-
 
 class Dispatcher:
     """All open visits, and the nodes they can go to.
@@ -85,7 +69,8 @@ class Dispatcher:
         self._settled_at = math.inf
         self._ticked_at: float | None = None
         self._visits: dict[VisitKey, OpenVisit] = {}
-        self._reservations = 0
+        self.reservations = 0
+        """Number of detectors under way, of all visits (`int`)."""
         self._allowance: dict[str, int] = {}
         self.registry = NodeRegistry(silence_s)
 
@@ -93,11 +78,6 @@ class Dispatcher:
 
     def __len__(self) -> int:
         return len(self._visits)
-
-    @property
-    def reservations(self) -> int:
-        """Number of detectors under way, of all visits (`int`)."""
-        return self._reservations
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return what has not ended of a visit.
@@ -117,19 +97,19 @@ class Dispatcher:
 
     # --- visits come and are cancelled --------------------------------------
 
-    def add(self, visit: OpenVisit, now: float) -> Turn:
+    def add(self, visit: OpenVisit, now: float) -> orders.Turn:
         """Take a visit that the ledger has."""
-        turn = Turn()
+        turn = orders.Turn()
         self._visits[visit.key] = visit
-        self._reservations += len(visit.reservations)
+        self.reservations += len(visit.reservations)
         self._serve(visit, now, turn)
         return turn
 
     def has_room(self, detectors: int) -> bool:
         """Tell whether so many reservations more can be kept track of."""
-        return self._reservations + detectors <= MAX_RESERVATIONS
+        return self.reservations + detectors <= MAX_RESERVATIONS
 
-    def make_room(self, detectors: int) -> Turn:
+    def make_room(self, detectors: int) -> orders.Turn:
         """Give up the oldest visits of which no node has anything, if need be.
 
         Parameters
@@ -142,7 +122,7 @@ class Dispatcher:
         turn : `Turn`
             What was given up; see `has_room` for whether it suffices.
         """
-        turn = Turn()
+        turn = orders.Turn()
         for visit in list(self._visits.values()):
             if self.has_room(detectors):
                 break
@@ -152,26 +132,26 @@ class Dispatcher:
                 self._close_if_ended(visit, turn)
         return turn
 
-    def cancel(self, key: VisitKey, now: float) -> Turn:
+    def cancel(self, key: VisitKey, now: float) -> orders.Turn:
         """Call a visit off; one that is not open needs nothing."""
-        turn = Turn()
+        turn = orders.Turn()
         visit = self._visits.get(key)
         if visit is not None and not visit.cancelled:
             visit.cancelled = True
-            turn.writes.append(SetCancelled(visit.number))
+            turn.writes.append(orders.SetCancelled(visit.number))
             self._serve(visit, now, turn)
         return turn
 
     # --- nodes speak --------------------------------------------------------
 
-    def receive(self, peer: bytes, message: NodeMessage, now: float) -> Turn:
+    def receive(self, peer: bytes, message: NodeMessage, now: float) -> orders.Turn:
         """Take a message of a node.
 
         Parameters
         ----------
         peer : `bytes`
             The connection it came on.
-        message : `NodeMessage`
+        message : `~ppdaemon.messages.NodeMessage`
             What it says.
         now : `float`
             Monotonic seconds.
@@ -185,8 +165,10 @@ class Dispatcher:
             return self._greet(peer, message, now)
         node = self.registry.receive(peer, now)
         if node is None:
-            return Turn.of(TurnAway(peer, "stranger", "this relay does not know the connection: say hello"))
-        turn = Turn()
+            return orders.Turn.of(
+                orders.TurnAway(peer, "stranger", "this relay does not know the connection: say hello")
+            )
+        turn = orders.Turn()
         match message:
             case VisitAccepted():
                 self._accepted_visit(node, peer, message, now, turn)
@@ -196,7 +178,7 @@ class Dispatcher:
                 for entry in message.entries:
                     self._result(node, entry, now, turn)
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in message.entries)
-                turn.sends.append(ConfirmResults(peer, keys))
+                turn.sends.append(orders.ConfirmResults(peer, keys))
             case Heartbeat():
                 pass
         return turn
@@ -208,9 +190,9 @@ class Dispatcher:
             _LOG.warning("node lost its connection", extra={"node": node})
             self._wake_all(now)
 
-    def tick(self, now: float) -> Turn:
+    def tick(self, now: float) -> orders.Turn:
         """Do what is due at this time."""
-        turn = Turn()
+        turn = orders.Turn()
         if self._ticked_at is None:
             self._settled_at = now + self._settle_s
             self._wake_all(now)
@@ -230,16 +212,16 @@ class Dispatcher:
             self._serve(visit, now, turn)
         return turn
 
-    def _greet(self, peer: bytes, hello: Hello, now: float) -> Turn:
+    def _greet(self, peer: bytes, hello: Hello, now: float) -> orders.Turn:
         holder = self.registry.holder_of(hello, peer)
         if holder is not None:
             reason = f"another node named {hello.origin} is connected: names must differ"
             # Sending proves at once whether the holder is still connected: a restarted
             # node need not wait until its former life counts as silent.
-            return Turn.of(Beat(holder), TurnAway(peer, "taken", reason))
+            return orders.Turn.of(orders.Beat(holder), orders.TurnAway(peer, "taken", reason))
         _LOG.info("node is there", extra={"node": hello.origin, "capacity": hello.capacity})
         self.registry.admit(hello, peer, now)
-        turn = Turn.of(Greet(peer))
+        turn = orders.Turn.of(orders.Greet(peer))
         for visit in self._visits.values():
             moved = []
             for reservation in visit.reservations.values():
@@ -248,11 +230,13 @@ class Dispatcher:
                 elif hello.origin in reservation.former:
                     moved.append(reservation.detector)
             if moved:
-                turn.sends.append(Withdraw(peer, *visit.key, tuple(moved)))
+                turn.sends.append(orders.Withdraw(peer, *visit.key, tuple(moved)))
         self._wake_all(now)
         return turn
 
-    def _accepted_visit(self, node: str, peer: bytes, ack: VisitAccepted, now: float, turn: Turn) -> None:
+    def _accepted_visit(
+        self, node: str, peer: bytes, ack: VisitAccepted, now: float, turn: orders.Turn
+    ) -> None:
         visit = self._visits.get((ack.instrument, ack.group))
         acked, astray = [], []
         for detector in ack.detectors:
@@ -264,12 +248,12 @@ class Dispatcher:
                 reservation.state = ACKED
                 acked.append(detector)
         if astray:  # ended without it, or another node has it by now
-            turn.sends.append(Withdraw(peer, ack.instrument, ack.group, tuple(astray)))
+            turn.sends.append(orders.Withdraw(peer, ack.instrument, ack.group, tuple(astray)))
         if visit is not None and acked:
-            turn.writes.append(SetAcked(visit.number, tuple(acked)))
+            turn.writes.append(orders.SetAcked(visit.number, tuple(acked)))
             self._plan(visit, now)
 
-    def _refused_visit(self, node: str, nak: VisitRefused, now: float, turn: Turn) -> None:
+    def _refused_visit(self, node: str, nak: VisitRefused, now: float, turn: orders.Turn) -> None:
         visit = self._visits.get((nak.instrument, nak.group))
         if visit is None:
             return
@@ -292,7 +276,7 @@ class Dispatcher:
         )
         self._serve(visit, now, turn)
 
-    def _result(self, node: str, entry: ResultEntry, now: float, turn: Turn) -> None:
+    def _result(self, node: str, entry: ResultEntry, now: float, turn: orders.Turn) -> None:
         """Take an outcome; that of a former node counts only if it succeeded."""
         visit = self._visits.get((entry.instrument, entry.group))
         reservation = None if visit is None else visit.reservations.get(entry.detector)
@@ -300,7 +284,9 @@ class Dispatcher:
             # Repeated, which the ledger tells by its attempt; a first one always is.
             if entry.attempt > 1:
                 place = (entry.instrument, entry.group, entry.detector)
-                turn.writes.append(AmendOutcome(*place, node, entry.attempt, entry.outcome, entry.reason))
+                turn.writes.append(
+                    orders.AmendOutcome(*place, node, entry.attempt, entry.outcome, entry.reason)
+                )
             return
         holds = reservation.node == node and entry.attempt >= reservation.attempt
         if not holds and entry.outcome is not Outcome.SUCCEEDED:
@@ -311,7 +297,7 @@ class Dispatcher:
             return
         if reservation.node != node and reservation.node in self.registry:
             peer = self.registry.peer_of(reservation.node)
-            turn.sends.append(Withdraw(peer, *visit.key, (entry.detector,)))
+            turn.sends.append(orders.Withdraw(peer, *visit.key, (entry.detector,)))
         self._end(visit, reservation, entry.outcome, entry.reason, turn, node)
         self._close_if_ended(visit, turn)
 
@@ -322,7 +308,7 @@ class Dispatcher:
         for visit in self._visits.values():
             visit.due = now
 
-    def _serve(self, visit: OpenVisit, now: float, turn: Turn) -> None:
+    def _serve(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
         """Do all that a visit needs now; doing it twice does no harm."""
         if now >= visit.expires_at:
             self._expire(visit, now, turn)
@@ -336,7 +322,7 @@ class Dispatcher:
         self._close_if_ended(visit, turn)
         self._plan(visit, now)
 
-    def _expire(self, visit: OpenVisit, now: float, turn: Turn) -> None:
+    def _expire(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
         outcome = Outcome.CANCELLED if visit.cancelled else Outcome.EXPIRED
         withdrawn: dict[str, list[int]] = defaultdict(list)
         for reservation in visit.holding(UNASSIGNED, SENT):
@@ -347,13 +333,13 @@ class Dispatcher:
             self._end(visit, reservation, outcome, reason, turn)
         for node, detectors in withdrawn.items():
             if node in self.registry:
-                turn.sends.append(Withdraw(self.registry.peer_of(node), *visit.key, tuple(detectors)))
+                turn.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key, tuple(detectors)))
         if now >= visit.abandon_at:
             for reservation in visit.holding(ACKED):
                 reason = f"{reservation.node} acknowledged it and never told its outcome"
                 self._end(visit, reservation, Outcome.INTERRUPTED, reason, turn)
 
-    def _call_off(self, visit: OpenVisit, now: float, turn: Turn) -> None:
+    def _call_off(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
         """End what no node that is there can have; the others will answer."""
         for reservation in visit.holding(UNASSIGNED, SENT):
             if reservation.state is UNASSIGNED or (
@@ -362,7 +348,7 @@ class Dispatcher:
                 reason = "cancelled before a node acknowledged it"
                 self._end(visit, reservation, Outcome.CANCELLED, reason, turn)
 
-    def _route(self, visit: OpenVisit, now: float, turn: Turn) -> None:
+    def _route(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
         """Give detectors to nodes: those without one, and those whose node is
         gone without having acknowledged.
         """
@@ -384,9 +370,9 @@ class Dispatcher:
             reservation.sent_at = -math.inf
             routed[node, reservation.attempt].append(reservation.detector)
         for (node, attempt), detectors in routed.items():
-            turn.writes.append(SetRoute(visit.number, node, attempt, tuple(detectors)))
+            turn.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors)))
 
-    def _send(self, visit: OpenVisit, now: float, turn: Turn) -> None:
+    def _send(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
         """Send, and send again, what is unacknowledged: one message a node."""
         parcels: dict[tuple[str, int], list[int]] = defaultdict(list)
         for reservation in visit.holding(SENT):
@@ -398,12 +384,14 @@ class Dispatcher:
             if allowance:  # else it is sent as if this one had been lost
                 self._allowance[node] = allowance - 1
                 peer = self.registry.peer_of(node)
-                turn.sends.append(Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai))
+                turn.sends.append(
+                    orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai)
+                )
 
-    def _send_cancel(self, visit: OpenVisit, turn: Turn) -> None:
+    def _send_cancel(self, visit: OpenVisit, turn: orders.Turn) -> None:
         for node in sorted({reservation.node for reservation in visit.holding(SENT, ACKED)}):
             if node in self.registry:
-                turn.sends.append(Withdraw(self.registry.peer_of(node), *visit.key))
+                turn.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key))
 
     def _plan(self, visit: OpenVisit, now: float) -> None:
         """Set when the visit has to be looked at again, if nothing happens."""
@@ -425,16 +413,16 @@ class Dispatcher:
         reservation: Reservation,
         outcome: Outcome,
         reason: str,
-        turn: Turn,
+        turn: orders.Turn,
         node: str | None = None,
     ) -> None:
         del visit.reservations[reservation.detector]
-        self._reservations -= 1
-        turn.writes.append(SetOutcome(visit.number, reservation.detector, outcome, reason, node))
+        self.reservations -= 1
+        turn.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))
 
-    def _close_if_ended(self, visit: OpenVisit, turn: Turn) -> None:
+    def _close_if_ended(self, visit: OpenVisit, turn: orders.Turn) -> None:
         if not visit.reservations and self._visits.pop(visit.key, None) is not None:
-            turn.writes.append(CloseVisit(visit.number))
+            turn.writes.append(orders.CloseVisit(visit.number))
 
 
 def _outcome_of(reason: str) -> Outcome:

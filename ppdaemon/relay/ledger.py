@@ -14,21 +14,14 @@ from typing import Any
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import DetectorOutcome
-from ppdaemon.relay.orders import (
-    AmendOutcome,
-    CloseVisit,
-    SetAcked,
-    SetCancelled,
-    SetOutcome,
-    SetRoute,
-    Write,
-)
+from ppdaemon.relay import orders
+from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.sqlitefile import SqliteFile, Step
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("FoundVisit", "Ledger", "OpenRow", "UnendedVisit", "lock_state")
+__all__ = ("FoundVisit", "Ledger", "UnendedVisit", "lock_state")
 
 PRUNE_AT_ONCE = 200
 """Visits deleted in one transaction: 40,000 rows of LSSTCam, some 50 ms."""
@@ -68,19 +61,6 @@ FORMER_SEPARATOR = "\n"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRow:
-    """A detector that has not ended."""
-
-    detector: int
-    node: str
-    """Empty if it was sent to nobody."""
-    attempt: int
-    former: frozenset[str]
-    """Nodes that may have an earlier attempt."""
-    acked: bool
-
-
-@dataclass(frozen=True, slots=True)
 class UnendedVisit:
     """A visit that a former life of the relay left open."""
 
@@ -89,7 +69,8 @@ class UnendedVisit:
     """The announcement, under its SAL names."""
     received_tai: float
     cancelled: bool
-    rows: tuple[OpenRow, ...]
+    reservations: tuple[Reservation, ...]
+    """Of the detectors that have not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,53 +182,63 @@ class Ledger(SqliteFile):
             " WHERE ended_tai IS NULL ORDER BY number"
         ).fetchall()
         return [
-            UnendedVisit(number, json.loads(content), received_tai, bool(cancelled), self._open_rows(number))
+            UnendedVisit(number, json.loads(content), received_tai, bool(cancelled), self._reserved(number))
             for number, content, received_tai, cancelled in rows
         ]
 
-    def _open_rows(self, number: int) -> tuple[OpenRow, ...]:
+    def _reserved(self, number: int) -> tuple[Reservation, ...]:
         rows = self._db.execute(
             "SELECT detector, coalesce(node, ''), attempt, former, acked_tai IS NOT NULL FROM detectors"
             " WHERE visit = ? AND outcome IS NULL",
             (number,),
         )
         return tuple(
-            OpenRow(detector, node, attempt, frozenset(former.split(FORMER_SEPARATOR)) - {""}, bool(acked))
+            Reservation(
+                detector,
+                ReservationState.ACKED
+                if acked
+                else ReservationState.SENT
+                if node
+                else ReservationState.UNASSIGNED,
+                node,
+                attempt,
+                former=frozenset(former.split(FORMER_SEPARATOR)) - {""},
+            )
             for detector, node, attempt, former, acked in rows
         )
 
-    def write(self, write: Write) -> None:
+    def write(self, write: orders.Write) -> None:
         """Carry out one write of a turn."""
         match write:
-            case SetRoute(number, node, attempt, detectors):
+            case orders.SetRoute(number, node, attempt, detectors):
                 self._db.executemany(
                     "UPDATE detectors SET node = ?1, attempt = ?2, acked_tai = NULL,"
                     " former = CASE WHEN attempt < ?2 THEN former || ?3 || node ELSE former END"
                     " WHERE visit = ?4 AND detector = ?5",
                     [(node, attempt, FORMER_SEPARATOR, number, detector) for detector in detectors],
                 )
-            case SetAcked(number, detectors):
+            case orders.SetAcked(number, detectors):
                 now_tai = self._clock.tai()
                 self._db.executemany(
                     "UPDATE detectors SET acked_tai = ? WHERE visit = ? AND detector = ?",
                     [(now_tai, number, detector) for detector in detectors],
                 )
-            case SetOutcome(number, detector, outcome, reason, node):
+            case orders.SetOutcome(number, detector, outcome, reason, node):
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
                     " WHERE visit = ? AND detector = ? AND outcome IS NULL",
                     (outcome, _text(reason), node, number, detector),
                 )
-            case AmendOutcome(instrument, group, detector, node, attempt, outcome, reason):
+            case orders.AmendOutcome(instrument, group, detector, node, attempt, outcome, reason):
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3 WHERE outcome IS NOT NULL"
                     " AND visit = (SELECT number FROM visits WHERE group_id = ?4 AND instrument = ?5)"
                     " AND detector = ?6 AND node = ?7 AND attempt < ?3",
                     (outcome, _text(reason), attempt, group, instrument, detector, node),
                 )
-            case SetCancelled(number):
+            case orders.SetCancelled(number):
                 self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
-            case CloseVisit(number):
+            case orders.CloseVisit(number):
                 self._db.execute(
                     "UPDATE visits SET ended_tai = ? WHERE number = ?", (self._clock.tai(), number)
                 )

@@ -5,6 +5,7 @@ import errno
 import logging
 from asyncio import Future
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import zmq
@@ -160,6 +161,7 @@ def answer(socket: zmq.asyncio.Socket, envelope: Sequence[bytes], accepted: Acce
         _LOG.debug("client does not take its answer", extra={"group": accepted.group, "reason": str(error)})
 
 
+@dataclass(eq=False)
 class NodeLink:
     """Speaks to nodes.
 
@@ -175,11 +177,12 @@ class NodeLink:
         For the time in the messages.
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, name: str, incarnation: str, clock: Clock):
-        self._socket = socket
-        self._name = name
-        self._incarnation = incarnation
-        self._clock = clock
+    socket: zmq.asyncio.Socket
+    name: str
+    incarnation: str
+    clock: Clock
+
+    def __post_init__(self) -> None:
         self._sequence = 0
 
     def send(self, order: Send) -> bool:
@@ -196,7 +199,7 @@ class NodeLink:
             `False` if the connection is gone. A connection that takes nothing
             more at present is reachable; what it missed is sent again.
         """
-        error = _send(self._socket, [order.peer, encode(self._message(order))])
+        error = _send(self.socket, [order.peer, encode(self._message(order))])
         return error is None or error.errno != errno.EHOSTUNREACH
 
     def _message(
@@ -204,15 +207,15 @@ class NodeLink:
     ) -> Heartbeat | Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen:
         self._sequence += 1
         common: dict[str, Any] = {
-            "origin": self._name,
-            "sent_tai": self._clock.tai(),
+            "origin": self.name,
+            "sent_tai": self.clock.tai(),
             "sequence": self._sequence,
         }
         match order:
             case Beat():
                 return Heartbeat(**common)
             case Greet():
-                return Welcome(**common, incarnation=self._incarnation)
+                return Welcome(**common, incarnation=self.incarnation)
             case TurnAway(_, code, reason):
                 return HelloRefused(**common, code=code, reason=reason)
             case Reserve(_, visit, detectors, attempt, received_tai):

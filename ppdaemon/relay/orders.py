@@ -12,25 +12,6 @@ from dataclasses import dataclass, field
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = (
-    "AmendOutcome",
-    "Beat",
-    "CloseVisit",
-    "ConfirmResults",
-    "Greet",
-    "Reserve",
-    "ResultKey",
-    "Send",
-    "SetAcked",
-    "SetCancelled",
-    "SetOutcome",
-    "SetRoute",
-    "TurnAway",
-    "Turn",
-    "Withdraw",
-    "Write",
-)
-
 type ResultKey = tuple[str, str, int, int]
 """Instrument, group, detector, attempt."""
 

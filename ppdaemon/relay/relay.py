@@ -23,12 +23,12 @@ from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnendedVisit
-from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
+from ppdaemon.relay.openvisit import Reservation, opened
 from ppdaemon.relay.orders import Beat, CloseVisit, Send, SetOutcome, Turn
 from ppdaemon.relay.submitserver import SubmitServer
-from ppdaemon.relay.throttle import Throttle
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
+from ppdaemon.throttle import Throttle
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
 
@@ -48,24 +48,6 @@ PRUNE_S = 3600.0
 """Interval of the look for ledger entries older than ``keep_days``."""
 STOP_S = 0.5
 """How long a stop waits for the ledger."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Submitted:
-    frames: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _NodeSpoke:
-    frames: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ticked:
-    pass
-
-
-type _Event = _Submitted | _NodeSpoke | _Ticked
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +110,7 @@ class Relay:
             open_visit=self._open,
         )
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, clock)
-        self._events: asyncio.Queue[_Event] = asyncio.Queue(EVENTS)
+        self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._turn_of_tick_done = True
         self._beat_at = now
         self._prune_at = now
@@ -144,8 +126,8 @@ class Relay:
         """Serve until a stop is asked for."""
         self._notifier.tell(READY=1, STATUS=self._status())
         sources = [
-            self._read(self._sockets.submit, _Submitted),
-            self._read(self._sockets.nodes, _NodeSpoke),
+            self._read(self._sockets.submit, self._submit_server.serve),
+            self._read(self._sockets.nodes, self._node_spoke),
             self._tick(),
         ]
         try:
@@ -161,42 +143,32 @@ class Relay:
 
     # --- sources of events ----------------------------------------------------
 
-    async def _read(self, socket: zmq.asyncio.Socket, event: type[_Submitted] | type[_NodeSpoke]) -> None:
+    async def _read(self, socket: zmq.asyncio.Socket, handle: Callable[[list[bytes]], None]) -> None:
         while True:
             await self._writer.room()
-            await self._events.put(event(await socket.recv_multipart()))
+            await self._events.put(partial(handle, await socket.recv_multipart()))
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self._events.put(_Ticked())
+            await self._events.put(self._ticked)
 
     # --- the pump ---------------------------------------------------------------
 
     async def _pump(self) -> None:
         stop_by: float | None = None
         while True:
-            event = await self._events.get()
-            match event:
-                case _Submitted(frames):
-                    self._guarded(partial(self._submit_server.serve, frames))
-                case _NodeSpoke(frames):
-                    self._guarded(partial(self._node_spoke, frames))
-                case _Ticked():
-                    self._guarded(self._ticked)
+            handle = await self._events.get()
+            try:
+                handle()
+            except Exception:  # an error in the program costs no more than this event
+                _LOG.exception("an event could not be handled")
             if self._stop_asked and stop_by is None:
                 _LOG.info("stopping")
                 self._notifier.tell(STOPPING=1, STATUS="stopping")
                 stop_by = self._clock.mono() + STOP_S
             if stop_by is not None and (not self._writer.backlog or self._clock.mono() >= stop_by):
                 return
-
-    def _guarded(self, handle: Callable[[], None]) -> None:
-        """Handle one event; an error in the program costs no more than it."""
-        try:
-            handle()
-        except Exception:
-            _LOG.exception("an event could not be handled")
 
     def _ticked(self) -> None:
         now = self._clock.mono()
@@ -265,7 +237,7 @@ class Relay:
             message = decode(frames[1], FromNode, limit=NODE_LIMIT)
         except BadMessage as error:
             if self._throttle.passes(f"node {error.kind}"):
-                total = self._throttle.counts[f"node {error.kind}"]
+                total = self._throttle.by_kind[f"node {error.kind}"]
                 _LOG.warning(
                     "dropped a message of a node",
                     extra={"kind": error.kind, "reason": str(error), "total": total},
@@ -284,19 +256,11 @@ class Relay:
                 _LOG.exception("a visit in the ledger cannot be read any more", extra={"number": row.number})
                 outcomes = [
                     SetOutcome(row.number, found.detector, Outcome.FAILED, f"unreadable: {error}", None)
-                    for found in row.rows
+                    for found in row.reservations
                 ]
                 self._carry_out(Turn([*outcomes, CloseVisit(row.number)]))
                 continue
-            reservations = []
-            for found in row.rows:
-                state = ReservationState.SENT if found.node else ReservationState.UNASSIGNED
-                if found.acked:
-                    state = ReservationState.ACKED
-                reservations.append(
-                    Reservation(found.detector, state, found.node, found.attempt, former=found.former)
-                )
-            self._open(row.number, visit, reservations, row.received_tai, cancelled=row.cancelled)
+            self._open(row.number, visit, row.reservations, row.received_tai, cancelled=row.cancelled)
         if visits:
             _LOG.info("going on with unended visits", extra={"visits": len(visits)})
 

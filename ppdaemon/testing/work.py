@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Self
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import (
     Done,
     Exported,
@@ -177,7 +177,7 @@ class ScriptedWork:
             datasets=1,
         )
         self._reach(Stage.SPOOLED)
-        self.last_message = done.model_copy(update={"serial": self.order.visit_number})
+        self.last_message = done.model_copy(update={"visit_number": self.order.visit_number})
         self._step("spooled")
         return done
 
@@ -240,7 +240,7 @@ class ScriptedExporter:
         self._state = context.config.node.state_dir
 
     def export(self, spools: Sequence[Path]) -> Exported:
-        """Register, then delete."""
+        """Register, then delete; as with a real one, what is gone counts as exported."""
         if (self._state / "central-down").exists():
             raise ConnectionError("the central repo is down")
         if (self._state / "central-refuses").exists():
@@ -248,12 +248,11 @@ class ScriptedExporter:
         central = self._state / "exported"
         central.mkdir(exist_ok=True)
         for spool in spools:
-            manifest = (spool / "manifest.json").read_text()
-            if not (central / spool.name).exists():
-                (central / spool.name).write_text(manifest)
+            if spool.exists() and not (central / spool.name).exists():
+                (central / spool.name).write_text((spool / "manifest.json").read_text())
         time.sleep(EXPORT_PAUSE_S)
         for spool in spools:
-            shutil.rmtree(spool)
+            remove_spool(spool)
         names = tuple(map(str, spools))
         return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
 

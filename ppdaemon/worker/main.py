@@ -16,28 +16,12 @@ from pathlib import Path
 
 import structlog
 
-from ppdaemon import log
+from ppdaemon import log, messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import write_durably
 from ppdaemon.errors import VisitFailed
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import (
-    ORDERS,
-    Done,
-    ExportSpool,
-    Fact,
-    ForkWorker,
-    GiveUp,
-    Ingest,
-    PointOfNoReturn,
-    Prepare,
-    Process,
-    Quit,
-    RawRefused,
-    Ready,
-    SpoolRefused,
-)
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
@@ -47,10 +31,10 @@ __all__ = ("run_role",)
 
 _LOG = logging.getLogger(__name__)
 
-type Order = Prepare | Ingest | Process | GiveUp | ExportSpool | Quit
 
-
-def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: WorkModule) -> ExitCode:
+def run_role(
+    order: messages.ForkWorker, end: socket.socket, config: NodeConfig, work: WorkModule
+) -> ExitCode:
     """Be what the supervisor asked for, until it is enough.
 
     Parameters
@@ -71,7 +55,7 @@ def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: Wo
     """
     log.set_up(config.log.level, config.log.format, role=order.role, slot=order.slot, epoch=order.epoch)
     end.setblocking(True)
-    channel = Channel(end, ORDERS)
+    channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
     visits = Visits(channel, folders)
     context = WorkerContext(
@@ -90,22 +74,24 @@ def run_role(order: ForkWorker, end: socket.socket, config: NodeConfig, work: Wo
         return _build_template(channel, context, work)
     if order.role == "exporter":
         exporter = work.open_exporter(context)
-        channel.send(Ready(pid=os.getpid()))
+        channel.send(messages.Ready(pid=os.getpid()))
         return _serve_exports(channel, exporter)
     return visits.serve(work.open_work(context))
 
 
-def _build_template(channel: Channel[Order], context: WorkerContext, work: WorkModule) -> ExitCode:
+def _build_template(
+    channel: Channel[messages.WorkerOrder], context: WorkerContext, work: WorkModule
+) -> ExitCode:
     work.build_template(context)
-    channel.send(Ready(pid=os.getpid()))
+    channel.send(messages.Ready(pid=os.getpid()))
     return ExitCode.OK
 
 
-def _serve_exports(channel: Channel[Order], exporter: Exporter) -> ExitCode:
+def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -> ExitCode:
     known = ""
     while True:
         match channel.receive():
-            case ExportSpool(spools=spools):
+            case messages.ExportSpool(spools=spools):
                 try:
                     channel.send(exporter.export([Path(spool) for spool in spools]))
                     known = ""
@@ -116,8 +102,8 @@ def _serve_exports(channel: Channel[Order], exporter: Exporter) -> ExitCode:
                         "export of %d visits failed: %s", len(spools), reason, exc_info=reason != known
                     )
                     known = reason
-                    channel.send(SpoolRefused(spools=spools, reason=reason))
-            case Quit() | None:
+                    channel.send(messages.SpoolRefused(spools=spools, reason=reason))
+            case messages.Quit() | None:
                 return ExitCode.OK
             case unexpected:
                 raise AssertionError(unexpected)
@@ -149,13 +135,13 @@ class Visits:
         The node's folders.
     """
 
-    def __init__(self, channel: Channel[Order], folders: NodeFolders):
+    def __init__(self, channel: Channel[messages.WorkerOrder], folders: NodeFolders):
         self._channel = channel
         self._folders = folders
         self._visit_number = 0
-        self._order: Prepare | None = None
+        self._order: messages.Prepare | None = None
 
-    def report(self, fact: Fact) -> None:
+    def report(self, fact: messages.Fact) -> None:
         """Tell the supervisor a fact of the present visit, at once.
 
         Parameters
@@ -163,15 +149,15 @@ class Visits:
         fact : `~ppdaemon.messages.Fact`
             What happened.
         """
-        if isinstance(fact, PointOfNoReturn) and self._order is not None:
+        if isinstance(fact, messages.PointOfNoReturn) and self._order is not None:
             mark = self._mark(self._order)
             if not mark.exists():
                 write_durably(mark, fact.what)
-        if isinstance(fact, Done) and fact.nothing_permanent and self._order is not None:
+        if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
-        self._channel.send(fact.model_copy(update={"serial": self._visit_number}))
+        self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
 
-    def _mark(self, order: Prepare) -> Path:
+    def _mark(self, order: messages.Prepare) -> Path:
         visit = order.visit
         return self._folders.mark(visit.instrument, visit.group, order.detector, order.attempt)
 
@@ -189,29 +175,29 @@ class Visits:
             Always 0: failures end visits.
         """
         self._posture = ProcessSnapshot.now()
-        self._channel.send(Ready(pid=os.getpid()))
+        self._channel.send(messages.Ready(pid=os.getpid()))
         while True:
             match self._channel.receive():
-                case Prepare() as order:
+                case messages.Prepare() as order:
                     self._visit_number, self._order = order.visit_number, order
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
-                case Ingest(raw=raw):
+                case messages.Ingest(raw=raw):
                     try:
                         self.report(work.ingest(raw))
                     except Exception as error:
                         self._send_refused(raw.exposure, error)
-                case Process() as order:
+                case messages.Process() as order:
                     self._attempt(partial(work.process, order), work)
-                case GiveUp(reason=reason):
+                case messages.GiveUp(reason=reason):
                     _LOG.info("visit given up: %s", reason)
                     self._forget(work)
-                case Quit() | None:
+                case messages.Quit() | None:
                     return ExitCode.OK
                 case unexpected:
                     raise AssertionError(unexpected)
 
-    def _attempt(self, step: Callable[[], Fact], work: Work) -> None:
+    def _attempt(self, step: Callable[[], messages.Fact], work: Work) -> None:
         """Do one step of a visit; an exception ends the visit, not the worker."""
         try:
             fact = step()
@@ -221,11 +207,11 @@ class Visits:
             _LOG.log(level, "visit ends: %s", error, exc_info=not failed)
             reason = str(error) if failed else _first_line(error)
             retriable = isinstance(error, VisitFailed) and error.retriable
-            fact = Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
-        if isinstance(fact, Done):
+            fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
+        if isinstance(fact, messages.Done):
             fact = fact.model_copy(update={"tainted": self._posture.differs_from(ProcessSnapshot.now())})
         self.report(fact)
-        if isinstance(fact, Done):
+        if isinstance(fact, messages.Done):
             self._forget(work)
 
     def _forget(self, work: Work) -> None:
@@ -237,7 +223,7 @@ class Visits:
         failed = isinstance(error, VisitFailed)
         _LOG.log(logging.WARNING if failed else logging.ERROR, "raw refused: %s", error, exc_info=not failed)
         reason = str(error) if failed else _first_line(error)
-        self.report(RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
+        self.report(messages.RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
 
 
 def give_memory_back() -> None:
@@ -249,7 +235,7 @@ def give_memory_back() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def _bind(order: Prepare) -> None:
+def _bind(order: messages.Prepare) -> None:
     structlog.contextvars.bind_contextvars(
         instrument=order.visit.instrument, group=order.visit.group, detector=order.detector
     )

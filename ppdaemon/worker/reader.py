@@ -16,16 +16,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+from ppdaemon import messages
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import (
-    FACT_KEYS,
-    PACKET_LIMIT,
-    READER_ORDERS,
-    ObjectRead,
-    ObjectUnread,
-    ReaderReady,
-    ReadObject,
-)
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode
 from ppdaemon.worker.childsetup import Child, set_up_child
@@ -38,11 +30,11 @@ AT_ONCE = 8
 type _Readers = Mapping[Literal["json", "header"], Callable[[str], dict[str, Any]]]
 
 
-def _answer(order: ReadObject, readers: _Readers) -> ObjectRead | ObjectUnread:
+def _answer(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead | messages.ObjectUnread:
     """Read one object."""
 
-    def unread(why: Literal["missing", "bad", "unavailable"], error: Exception) -> ObjectUnread:
-        return ObjectUnread(number=order.number, why=why, reason=str(error)[:1000])
+    def unread(why: Literal["missing", "bad", "unavailable"], error: Exception) -> messages.ObjectUnread:
+        return messages.ObjectUnread(number=order.number, why=why, reason=str(error)[:1000])
 
     try:
         content = readers[order.what](order.uri)
@@ -52,7 +44,9 @@ def _answer(order: ReadObject, readers: _Readers) -> ObjectRead | ObjectUnread:
         return unread("bad", error)
     except OSError as error:
         return unread("unavailable", error)
-    return ObjectRead(number=order.number, content={key: content[key] for key in FACT_KEYS if key in content})
+    return messages.ObjectRead(
+        number=order.number, content={key: content[key] for key in messages.FACT_KEYS if key in content}
+    )
 
 
 def _serve(channel: socket.socket) -> None:
@@ -62,14 +56,16 @@ def _serve(channel: socket.socket) -> None:
     readers: _Readers = {"json": read_json, "header": read_header}
     telling = threading.Lock()
 
-    def tell(fact: ReaderReady | ObjectRead | ObjectUnread) -> None:
+    def tell(fact: messages.ReaderFact) -> None:
         data = encode(fact)
-        if len(data) > PACKET_LIMIT and isinstance(fact, ObjectRead):
-            data = encode(ObjectUnread(number=fact.number, why="bad", reason="more than a packet takes"))
+        if len(data) > messages.PACKET_LIMIT and isinstance(fact, messages.ObjectRead):
+            data = encode(
+                messages.ObjectUnread(number=fact.number, why="bad", reason="more than a packet takes")
+            )
         with telling:
             channel.send(data)
 
-    def answer(order: ReadObject) -> None:
+    def answer(order: messages.ReadObject) -> None:
         try:
             tell(_answer(order, readers))
         except BaseException:
@@ -77,10 +73,10 @@ def _serve(channel: socket.socket) -> None:
             traceback.print_exc()
             os._exit(ExitCode.SOFTWARE)
 
-    tell(ReaderReady(pid=os.getpid()))
+    tell(messages.ReaderReady(pid=os.getpid()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        while packet := channel.recv(PACKET_LIMIT):
-            pool.submit(answer, decode(packet, READER_ORDERS, limit=PACKET_LIMIT))
+        while packet := channel.recv(messages.PACKET_LIMIT):
+            pool.submit(answer, decode(packet, messages.READER_ORDERS, limit=messages.PACKET_LIMIT))
 
 
 def main() -> None:

@@ -22,23 +22,15 @@ from pathlib import Path
 
 import setproctitle
 
+from ppdaemon import messages
 from ppdaemon.config import NodeConfig
-from ppdaemon.messages import (
-    PACKET_LIMIT,
-    ZYGOTE_ORDERS,
-    Forked,
-    ForkFailed,
-    ForkWorker,
-    Reaped,
-    ZygoteReady,
-)
 from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
 from ppdaemon.worker.childmain import import_work, live
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 
-type StartChild = Callable[[ForkWorker, socket.socket], int]
+type StartChild = Callable[[messages.ForkWorker, socket.socket], int]
 """Starts the process that was asked for with its end of the channel; returns its pid."""
 
 
@@ -90,12 +82,12 @@ class Zygote:
 
     def _serve(self) -> bool:
         """Take one order; tell whether the supervisor is still there."""
-        packet = self._control.recv(PACKET_LIMIT)
+        packet = self._control.recv(messages.PACKET_LIMIT)
         if packet:
-            self._start(decode(packet, ZYGOTE_ORDERS, limit=PACKET_LIMIT))
+            self._start(decode(packet, messages.ZYGOTE_ORDERS, limit=messages.PACKET_LIMIT))
         return bool(packet)
 
-    def _start(self, order: ForkWorker) -> None:
+    def _start(self, order: messages.ForkWorker) -> None:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -110,13 +102,15 @@ class Zygote:
             self._children.add(pid)
             pidfd = os.pidfd_open(pid)
             try:
-                words = Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
+                words = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
                 socket.send_fds(self._control, [encode(words)], [ours.fileno(), pidfd])
             finally:
                 os.close(pidfd)
 
-    def _refuse(self, order: ForkWorker, error: Exception) -> None:
-        self._tell(ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error)))
+    def _refuse(self, order: messages.ForkWorker, error: Exception) -> None:
+        self._tell(
+            messages.ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error))
+        )
 
     def _reap(self) -> None:
         while True:
@@ -131,7 +125,7 @@ class Zygote:
                 continue  # an orphan that was swept; its own children were so now
             self._children.discard(pid)
             self._tell(
-                Reaped(
+                messages.Reaped(
                     pid=pid,
                     status=os.waitstatus_to_exitcode(status),
                     max_rss_bytes=usage.ru_maxrss * 1024,
@@ -139,7 +133,7 @@ class Zygote:
                 )
             )
 
-    def _tell(self, words: ForkFailed | Reaped | ZygoteReady) -> None:
+    def _tell(self, words: messages.ForkFailed | messages.Reaped | messages.ZygoteReady) -> None:
         self._control.send(encode(words))
 
 
@@ -152,7 +146,7 @@ def _forking(config: NodeConfig, lifeline: int) -> StartChild:
     gc.disable()
     gc.freeze()
 
-    def fork(order: ForkWorker, channel: socket.socket) -> int:
+    def fork(order: messages.ForkWorker, channel: socket.socket) -> int:
         assert_single_threaded()
         pid = os.fork()
         if pid == 0:
@@ -163,7 +157,7 @@ def _forking(config: NodeConfig, lifeline: int) -> StartChild:
 
 
 def _spawning(settings: Path, lifeline: int) -> StartChild:
-    def spawn(order: ForkWorker, channel: socket.socket) -> int:
+    def spawn(order: messages.ForkWorker, channel: socket.socket) -> int:
         os.set_inheritable(channel.fileno(), True)
         command = [sys.executable, "-m", "ppdaemon.worker.spawn", "--config", str(settings)]
         command += ["--channel", str(channel.fileno()), "--lifeline", str(lifeline)]
@@ -196,7 +190,9 @@ def main() -> None:
         start_child = _spawning(options.config, options.lifeline)
     control = socket.socket(fileno=options.channel)
     os.set_inheritable(options.channel, False)
-    ready = ZygoteReady(pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules))
+    ready = messages.ZygoteReady(
+        pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules)
+    )
     control.send(encode(ready))
     Zygote(control, start_child).run()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from ramdisk import TEMPORARY
 
 from ppdaemon.testing.waiting import wait_until
 
@@ -159,7 +160,7 @@ def running_server(max_connections: int = 100) -> Iterator[PostgresServer]:
         pytest.skip(
             "no PostgreSQL server on this machine: no initdb and postgres in PATH or /usr/lib/postgresql"
         )
-    folder = Path(tempfile.mkdtemp(prefix="pp-pg-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="pp-pg-", dir=TEMPORARY))
     try:
         server = PostgresServer(programs, folder, max_connections)
         try:

@@ -23,10 +23,10 @@ from toycam import MakeRig
 from ppdaemon.demo.geometry import detector_wcs
 from ppdaemon.demo.tasks.planes import make_image, sky_projection
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.datasets import MemoryDataset
-from ppdaemon.middleware.direct.files import DatasetFile
+from ppdaemon.middleware.butler.datafiles import LocatedFile
+from ppdaemon.middleware.direct.files import MemoryDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
-from ppdaemon.middleware.direct.handover import write_outputs
+from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -110,12 +110,12 @@ class Slate:
     def __init__(self, refuse: str = "", spared: int = 0):
         self._refuse, self._spared = refuse, spared
 
-    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> DatasetFile:
+    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> LocatedFile:
         if content == self._refuse and os.getpid() != self._spared:
             raise OSError(28, "No space left on device")
         path = folder / f"{ref.id}.txt"
         path.write_text(f"{content} {os.getpid()}")
-        return DatasetFile(path, "text", ref)
+        return LocatedFile(path, "text", (ref,))
 
 
 def some(sizes_bytes: dict[str, int]) -> Any:
@@ -126,7 +126,7 @@ def some(sizes_bytes: dict[str, int]) -> Any:
     ]
 
 
-def written_by(files: list[DatasetFile]) -> dict[str, int]:
+def written_by(files: list[LocatedFile]) -> dict[str, int]:
     """Return who wrote what."""
     return {name: int(pid) for name, pid in (file.path.read_text().split() for file in files)}
 
@@ -135,7 +135,7 @@ def test_large_outputs_are_written_at_once_and_small_ones_here(tmp_path: Path) -
     outputs = some({"big": 9_000_000, "log": 2000, "bigger": 9_500_000, "huge": 90_000_000})
     (tmp_path / "spool").mkdir()
     files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", Slate(), 3)  # type: ignore[arg-type]
-    assert [file.ref for file in files] == [dataset.ref for dataset in outputs]
+    assert [file.refs[0] for file in files] == [dataset.ref for dataset in outputs]
     wrote = written_by(files)
     assert wrote["log"] == os.getpid()
     assert len({wrote["log"], wrote["huge"], wrote["bigger"]}) == 3
@@ -164,7 +164,7 @@ def test_what_another_process_cannot_write_is_written_here(
 class Torn(Slate):
     """Is killed where it writes its second file, anywhere but in one process."""
 
-    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> DatasetFile:
+    def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> LocatedFile:
         if content == self._refuse and os.getpid() != self._spared:
             (folder / f"random{ref.id}.tmp.txt").write_text("the first half")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -20,6 +20,8 @@ from lsst.daf.butler import (
     DatasetType,
     DimensionUniverse,
     Quantum,
+    StorageClass,
+    StorageClassDelegate,
     StorageClassFactory,
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
@@ -27,12 +29,12 @@ from lsst.pipe.base import PipelineTask
 from pandas import DataFrame
 
 from ppdaemon.middleware.direct import memory
-from ppdaemon.middleware.direct.background import BackgroundWriter
 from ppdaemon.middleware.direct.copies import copied, size_bytes
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 from ppdaemon.testing.waiting import wait_until
 
 UNIVERSE = DimensionUniverse()
@@ -66,10 +68,10 @@ def step(
     task: Any = SimpleNamespace(
         label="task", direct=direct, deferred=frozenset({deferred} - {""}), log="a_log", plain=plain
     )
-    return Step(uuid.uuid4(), task, quantum, frozenset())
+    return Step(task, quantum, frozenset())
 
 
-class SubmitServer:
+class MemorySetup:
     """A memory with its parts."""
 
     def __init__(self, folder: Path, steps: list[Step], exported: tuple[str, ...] = (), limit: int = 10**9):
@@ -82,20 +84,18 @@ class SubmitServer:
             steps,
             lambda ref, parameters: self.source[ref],
             exported.__contains__,
-            self.writer,
-            folder,
             limit,
             self.background,
         )
 
 
-def begin(desk: SubmitServer, step: Step) -> None:
+def begin(desk: MemorySetup, step: Step) -> None:
     desk.memory.begin(step)
     if step.task.plain:  # type: ignore[attr-defined]
         desk.memory.expect_single_reads()
 
 
-def make(desk: SubmitServer, step: Step, **made: Any) -> None:
+def make(desk: MemorySetup, step: Step, **made: Any) -> None:
     """Run a quantum that puts things."""
     begin(desk, step)
     for name, content in made.items():
@@ -104,7 +104,7 @@ def make(desk: SubmitServer, step: Step, **made: Any) -> None:
     desk.memory.end(step)
 
 
-def read(desk: SubmitServer, step: Step, ref: DatasetRef) -> Any:
+def read(desk: MemorySetup, step: Step, ref: DatasetRef) -> Any:
     """Run a quantum that reads one thing."""
     begin(desk, step)
     content = desk.memory.get(ref)
@@ -124,7 +124,7 @@ def place(content: Any) -> int:
 def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second, third]), {"pixels": pixels()}
+    desk, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": pixels()}
     made_at = place(content)
     begin(desk, first)
     desk.memory.put(content, one)
@@ -151,7 +151,7 @@ def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path
 def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Path, keep: Any) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": pixels()}
+    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
     made_at, kept = place(content), keep(content)
     begin(desk, first)
     desk.memory.put(content, one)
@@ -164,7 +164,7 @@ def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Pat
 def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
     one, whole = ref_of("one"), pixels()
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = SubmitServer(tmp_path, [first, second])
+    desk = MemorySetup(tmp_path, [first, second])
     make(desk, first, one={"pixels": whole[9:]})
     whole += 1.0
     assert read(desk, second, one)["pixels"].sum() == 0.0
@@ -173,7 +173,7 @@ def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
 def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": pixels()}
+    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
     kept = weakref.ref(content["pixels"])
     begin(desk, first)
     desk.memory.put(content, one)
@@ -186,7 +186,7 @@ def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
 def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tmp_path: Path) -> None:
     refs = [DatasetRef(TYPES["one"], EMPTY, run=f"run{k}") for k in range(3)]
     first, second = step({}, refs), step(dict.fromkeys(refs, 1), [], plain=False)
-    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": pixels()}
+    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
     begin(desk, first)
     for k, ref in enumerate(refs):
         content["pixels"][:] = k
@@ -199,7 +199,7 @@ def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tm
 def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = SubmitServer(tmp_path, [first, second])
+    desk = MemorySetup(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     begin(desk, second)
     assert desk.memory.get(one) == {"pixels": [1]}
@@ -210,7 +210,7 @@ def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None
 def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = SubmitServer(tmp_path, [first, second])
+    desk = MemorySetup(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     desk.memory.begin(second)
     desk.memory.get(one)["pixels"].append(2)
@@ -221,7 +221,7 @@ def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None
 def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
+    desk, content = MemorySetup(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
     make(desk, first, one=content)
     read(desk, second, one)["pixels"].append(2)
     (dataset,) = desk.memory.outputs
@@ -232,7 +232,7 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
     one, two = ref_of("one"), ref_of("two")
     first = step({}, [one, two])
     second, third = step({one: 1}, []), step({two: 1}, [])
-    desk, shared = SubmitServer(tmp_path, [first, second, third]), [1]
+    desk, shared = MemorySetup(tmp_path, [first, second, third]), [1]
     make(desk, first, one={"pixels": shared}, two={"pixels": shared})
     read(desk, second, one)["pixels"].append(2)
     assert read(desk, third, two) == {"pixels": [1]}
@@ -241,7 +241,7 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
 def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [], plain=False)
-    desk = SubmitServer(tmp_path, [first, second])
+    desk = MemorySetup(tmp_path, [first, second])
     make(desk, first, one={"pixels": [1]})
     desk.memory.begin(second)
     desk.memory.get(one)["pixels"].append(2)
@@ -253,7 +253,7 @@ def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
 def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one], plain=False), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": [1]}
+    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
     desk.memory.begin(first)
     desk.memory.put(content, one)
     content["pixels"].append(2)
@@ -270,7 +270,7 @@ def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it
     monkeypatch.setattr(memory, "copied", refuse)
     one = ref_of("one")
     first, second = step({}, [one], plain=False), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": [1]}
+    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
     desk.memory.begin(first)
     desk.memory.put(content, one)
     content["pixels"].append(2)
@@ -280,14 +280,14 @@ def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it
 
 def test_what_nobody_needs_is_not_written(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
-    make(SubmitServer(tmp_path, [first], limit=1), first, one={"text": "long"})
+    make(MemorySetup(tmp_path, [first], limit=1), first, one={"text": "long"})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = SubmitServer(tmp_path, [first, second, third]), {"pixels": [1]}
+    desk, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": [1]}
     make(desk, first, one=content)
     desk.memory.end(second)
     assert read(desk, third, one) == content
@@ -297,7 +297,7 @@ def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Pa
 def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 0}, [], deferred="one")
-    desk, content = SubmitServer(tmp_path, [first, second]), {"pixels": [1]}
+    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
     make(desk, first, one=content)
     begin(desk, second)
     handle = desk.memory.getDeferred(one)
@@ -311,7 +311,7 @@ def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None
 def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
     one, two, outside = ref_of("one"), ref_of("two"), ref_of("three")
     first = step({}, [one, two])
-    desk = SubmitServer(tmp_path, [first, step({one: 1, two: 1}, [])])
+    desk = MemorySetup(tmp_path, [first, step({one: 1, two: 1}, [])])
     make(desk, first, one={})
     assert desk.memory.stored_many([one, two, outside]) == {one: True, two: False, outside: True}
 
@@ -319,7 +319,7 @@ def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
 def test_a_dataset_is_put_once(tmp_path: Path) -> None:
     one = ref_of("one")
     first = step({}, [one])
-    desk = SubmitServer(tmp_path, [first])
+    desk = MemorySetup(tmp_path, [first])
     make(desk, first, one={})
     with pytest.raises(ConflictingDefinitionError):
         make(desk, first, one={})
@@ -328,13 +328,13 @@ def test_a_dataset_is_put_once(tmp_path: Path) -> None:
 def test_what_is_of_another_type_is_refused_when_it_is_put(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
     with pytest.raises(TypeError):
-        make(SubmitServer(tmp_path, [first]), first, one=7)
+        make(MemorySetup(tmp_path, [first]), first, one=7)
 
 
 def test_what_does_not_fit_into_memory_goes_through_a_file(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = SubmitServer(tmp_path, [first, second], limit=1)
+    desk = MemorySetup(tmp_path, [first, second], limit=1)
     make(desk, first, one={"text": "long"})
     assert [path.name for path in tmp_path.iterdir()] == [f"{one.id}.yaml"]
     assert desk.memory.used_bytes == 0
@@ -391,7 +391,7 @@ def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
     monkeypatch.setattr(memory, "copied", refuse)
     one, content = ref_of("one"), {"text": "x" * 2_000_000}
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = SubmitServer(tmp_path, [first, second], exported=("one",))
+    desk = MemorySetup(tmp_path, [first, second], exported=("one",))
     make(desk, first, one=content)
     assert read(desk, second, one) == content
     desk.background.allow()
@@ -468,3 +468,61 @@ def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
 def test_the_size_of_what_is_held_is_about_known() -> None:
     assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
     assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400
+
+
+class Stubborn:
+    """Can be copied only by its storage class's own delegate."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("not me")
+
+
+class Lenient(StorageClassDelegate):
+    def copy(self, inMemoryDataset: Any) -> Any:  # noqa: N803
+        return "a copy"
+
+
+def test_a_storage_class_may_copy_what_python_cannot() -> None:
+    by_itself = StorageClass("Stubborn", pytype=Stubborn)
+    with pytest.raises(NotImplementedError, match=r"Stubborn.* cannot be copied: not me"):
+        copied(Stubborn(), by_itself)
+    assert (
+        copied(Stubborn(), StorageClass("Lenient", pytype=Stubborn, delegate=f"{__name__}.Lenient"))
+        == "a copy"
+    )
+
+
+def test_tables_are_copied_with_what_is_in_their_cells() -> None:
+    table = DataFrame({"a": [[1], [2]]})
+    copied(table, StorageClassFactory().getStorageClass("DataFrame"))["a"][0].append(3)
+    assert table["a"][0] == [1]
+
+
+def test_a_dataset_in_one_file_or_in_memory_goes_to_another_process_and_is_taken_over(tmp_path: Path) -> None:
+    """As a forked child gives back what it has made, each way."""
+    one, two = ref_of("one"), ref_of("two")
+    maker, reader = step({}, [one, two]), step({one: 1, two: 1}, [])
+    for in_files in (False, True):
+        child = MemorySetup(tmp_path / f"child-{in_files}", [maker, reader])
+        begin(child, maker)
+        child.memory.put({"text": "one"}, one)
+        child.memory.put({"text": "two"}, two)
+        made = child.memory.made_by(maker, in_files=in_files)
+        assert [each.file is None for each in made] == [not in_files] * 2
+        parent = MemorySetup(tmp_path / "parent", [maker, reader])
+        parent.memory.end(maker)
+        parent.memory.adopt(maker, made)
+        begin(parent, reader)
+        assert (parent.memory.get(one), parent.memory.get(two)) == ({"text": "one"}, {"text": "two"})
+
+
+def test_what_another_process_has_made_is_written_if_it_is_too_much(tmp_path: Path) -> None:
+    one = ref_of("one")
+    maker, reader = step({}, [one]), step({one: 1}, [])
+    child = MemorySetup(tmp_path / "child", [maker, reader])
+    begin(child, maker)
+    child.memory.put({"pixels": "x" * 1000}, one)
+    parent = MemorySetup(tmp_path / "parent", [maker, reader], limit=100)
+    parent.memory.adopt(maker, child.memory.made_by(maker))
+    assert parent.memory.used_bytes == 0
+    assert read(parent, reader, one) == {"pixels": "x" * 1000}

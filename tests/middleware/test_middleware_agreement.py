@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,10 +30,9 @@ from obsbasejudge import OBS_BASE, OBS_LSST, dump
 from ppdaemon.camera import camera_names, load_camera
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.raws.header import ExposureHeader, check_expected, translate
-from ppdaemon.middleware.raws.insertion import insert_records
 from ppdaemon.middleware.raws.records import exposure_records, group_record, with_own_groups
 from ppdaemon.middleware.raws.regions import detector_region, preload_corners
-from ppdaemon.middleware.raws.visits import visit_records
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.pointing import Pointing
 from ppdaemon.visit import parent_group
 
@@ -296,9 +296,16 @@ def visits_of(headers: Iterable[ExposureHeader], *, grouped: bool) -> list[Dimen
         first = members[0]
         camera = load_camera(first.instrument) if first.instrument in camera_names() else None
         exposures = [shared(header)[-1] for header in members]
-        made += visit_records(
-            UNIVERSE, exposures, first.detector, grouped=grouped, camera=camera, announced=None
+        announced = AnnouncedVisit(
+            SimpleNamespace(dimensions=UNIVERSE),
+            instrument=None,
+            visit=None,
+            detector=first.detector,
+            footprint=SimpleNamespace(pointing=None),
+            camera=camera,
+            grouped=grouped,
         )
+        made += announced.visit_records(exposures)
     return made
 
 
@@ -399,8 +406,10 @@ def test_the_regions_of_visits_are_theirs(science: list[ExposureHeader]) -> None
     exposures = {(header.instrument, header.exposure): header for header in science}
     assert len({each.detector for each in detectors if each.instrument == "LSSTCam"}) == 3
     for each in detectors:
-        pointing = exposures[each.instrument, each.visit].pointing
-        assert pointing is not None
+        header = exposures[each.instrument, each.visit]
+        assert header.boresight is not None
+        assert header.sky_angle is not None
+        pointing = Pointing(*header.boresight, header.sky_angle)
         ours_region = detector_region(load_camera(each.instrument), each.detector, pointing)
         assert_same_region(ours_region, each.region)
         assert len(ours_region.getVertices()) == 4

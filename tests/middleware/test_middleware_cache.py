@@ -16,23 +16,41 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.middleware.preload import cache as module
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
+from ppdaemon.node.processes.child import ENVIRONMENT
 
 BUDGET = 1000
-WORKER = """
-import os, sys
+WORKERS = """
+import os, sys, traceback
 from pathlib import Path
 from lsst.resources import ResourcePath
 from ppdaemon.middleware.preload.cache import SharedCache, CacheStats
 
-folder, sources, mine, budget = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-mine.mkdir()
-cache, tally = SharedCache(folder, budget), CacheStats()
-for round in range(int(sys.argv[5])):
-    for source in sorted(sources.iterdir()):
-        cache.take(source.name, ResourcePath(source.as_uri()), mine / source.name, tally)
-        assert (mine / source.name).read_text() == source.read_text(), source
-        (mine / source.name).unlink()
-print(tally.hits, tally.misses, tally.evicted)
+folder, sources, scratch, budget = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+
+def work(number):
+    mine = scratch / str(number)
+    mine.mkdir()
+    cache, tally = SharedCache(folder, budget), CacheStats()
+    for round in range(5):
+        for source in sorted(sources.iterdir()):
+            cache.take(source.name, ResourcePath(source.as_uri()), mine / source.name, tally)
+            assert (mine / source.name).read_text() == source.read_text(), source
+            (mine / source.name).unlink()
+    os.write(1, f"{tally.hits} {tally.misses} {tally.evicted}\\n".encode())
+
+out, into = os.pipe()
+for number in range(6):
+    if not os.fork():
+        os.close(into)
+        os.read(out, 1)  # ends when all have been started
+        try:
+            work(number)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+os.close(into)
+sys.exit(any([os.wait()[1] for number in range(6)]))
 """
 KILLED = """
 import signal, sys
@@ -106,7 +124,8 @@ def ages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(script: str, *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, text=True, **pipes)
 
 
 def test_a_file_is_fetched_once_and_linked_after_that(host: Host) -> None:
@@ -192,11 +211,12 @@ def test_the_folder_is_not_scanned_for_each_file(host: Host, monkeypatch: pytest
         scans.append(Path(path))
         return real(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)
-    held = [host.take(f"held-{k}", 20) for k in range(50)]  # all of the budget, in use
-    assert scans.count(host.folder) == 1  # to find out how much there is
-    for k in range(100):
-        host.use(f"{k}", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        held = [host.take(f"held-{k}", 20) for k in range(50)]  # all of the budget, in use
+        assert scans.count(host.folder) == 1  # to find out how much there is
+        for k in range(100):
+            host.use(f"{k}", 5)
     assert scans.count(host.folder) <= 12  # each has 50 bytes to come, ten files
     del held
 
@@ -275,12 +295,11 @@ def test_many_workers_at_once_get_what_they_ask_for(tmp_path: Path, budget: int)
     sources.mkdir()
     for k in range(20):
         (sources / f"{k:02d}").write_text(f"{k:02d}" * 50)
-    words = [[tmp_path / "cache", sources, tmp_path / f"worker-{k}", budget, 5] for k in range(6)]
-    workers = [run(WORKER, *each) for each in words]
-    told = [worker.communicate() for worker in workers]
-    assert [error for _, error in told] == [""] * 6
+    workers = run(WORKERS, tmp_path / "cache", sources, tmp_path, budget)
+    told, error = workers.communicate()
+    assert (workers.returncode, error) == (0, "")
     hits, misses, evicted = (
-        sum(numbers) for numbers in zip(*(map(int, out.split()) for out, _ in told), strict=True)
+        sum(numbers) for numbers in zip(*(map(int, line.split()) for line in told.splitlines()), strict=True)
     )
     assert hits + misses == 6 * 5 * 20
     if budget == 10**6:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The engines make the same of the same visit, whatever its tasks do."""
 
+import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +18,9 @@ from toydeeds import DeedTask, write_deeds
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.pipetask import child
 from ppdaemon.middleware.pipetask import engine as pipetask
-from ppdaemon.middleware.pipetask.arguments import Broken, Built, Word
+from ppdaemon.middleware.pipetask.arguments import PACKET, WORDS, Broken, Built, Failed, Word
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
@@ -229,3 +232,31 @@ def test_a_command_dies_with_its_worker() -> None:
         [sys.executable, "-c", REAPER], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=100
     )
     assert shown.stdout.strip() == "-9"
+
+
+def test_the_worker_is_told_of_the_first_failure_of_pipetask_and_of_no_other() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.settimeout(10.0)
+        log, witness = logging.Logger("pipetask"), child._Witness(theirs)
+        log.addHandler(witness)
+        log.error("without an exception")
+        failed = RuntimeError("no stars\nat all")
+        failed.mdc = {"LABEL": "deed:{instrument: 'Toy'}"}  # type: ignore[attr-defined]
+        log.error("a task has failed", exc_info=failed)
+        witness.note(SystemExit(1))
+        told = WORDS.validate_json(ours.recv(PACKET))
+        assert told == Failed(label="deed", text="RuntimeError: no stars", outcome=Outcome.FAILED)
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(PACKET)
+
+
+def test_what_fails_outside_of_tasks_is_told_in_few_words() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.settimeout(10.0)
+        child._Witness(theirs).note(MemoryError("x" * 100_000))
+        told = WORDS.validate_json(ours.recv(PACKET))
+    assert isinstance(told, Broken)
+    assert (told.outcome, len(told.text)) == (Outcome.OUT_OF_MEMORY, 4000)

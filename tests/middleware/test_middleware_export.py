@@ -258,13 +258,13 @@ def test_a_spool_that_cannot_be_read_is_not_taken_for_a_repo_that_is_away(
             raise OSError(errno.EIO, "Input/output error")
         copy_file(source, target)
 
-    def read(path: Path, manifest: Any) -> None:
-        if path == bad:
+    def read(path: Path, manifest: Any, *, through: bool = False) -> None:
+        if path == bad and through:
             raise BadMessage(f"{damaged} cannot be read: Input/output error")
 
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(register.shutil, "copyfile", copy)
-    monkeypatch.setattr("ppdaemon.middleware.export.exporter.read_through", read)
+    monkeypatch.setattr("ppdaemon.middleware.export.exporter.check_files", read)
     exported = exporter.export([bad, good])
     assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
 
@@ -359,6 +359,7 @@ def test_a_spool_of_which_half_is_deleted_is_no_spool(
     assert NodeFolders.read_spooled(spools[0].name)
     assert not NodeFolders.read_spooled(left.name), "the node does not take it for a spool"
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
+    assert not left.exists()
 
 
 def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:

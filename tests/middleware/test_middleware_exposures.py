@@ -3,12 +3,13 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import toycam
 from centrals import Central
-from lsst.daf.butler import Butler, DimensionUniverse
+from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Input, Output
 from lsst.sphgeom import ConvexPolygon
@@ -24,11 +25,10 @@ from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
 from ppdaemon.middleware.direct.exposures import MOST_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
-from ppdaemon.middleware.raws.agreement import contradictions, separation_deg
-from ppdaemon.middleware.raws.header import check_expected, translate
-from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.header import check_expected, contradictions, separation_deg, translate
+from ppdaemon.middleware.raws.records import exposure_records, make_record
 from ppdaemon.middleware.raws.regions import footprint_of
-from ppdaemon.middleware.raws.visits import joined_visit, visit_records
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, joined_visit
 from ppdaemon.middleware.run.engine import Job, Unsupported
 from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
@@ -505,6 +505,29 @@ def test_what_snaps_differ_in_is_left_blank() -> None:
 
 
 @pytest.mark.parametrize(
+    ("azimuths", "mean"), [((350.0, 20.0), 5.0), ((90.0, 90.0), 90.0), ((90.0, None), None)]
+)
+def test_the_directions_of_snaps_are_averaged_across_north(
+    azimuths: tuple[float | None, ...], mean: float | None
+) -> None:
+    usual = {"timespan": Timespan.from_day_obs(DAY), "obs_id": "a", "day_obs": DAY, "instrument": NAME}
+    snaps = [
+        make_record(DimensionUniverse(), "exposure", id=number, azimuth=azimuth, **usual)
+        for number, azimuth in enumerate(azimuths)
+    ]
+    visit = joined_visit(DimensionUniverse(), 0, snaps, None)
+    assert visit.azimuth == pytest.approx(mean, abs=1e-9)
+
+
+def visits_of(exposures: list[Any], **announced: Any) -> list[DimensionRecord]:
+    """Return the records of the visits of exposures that were announced without a place on the sky."""
+    usual = {"detector": 1, "camera": None, "grouped": False}
+    places: Any = (SimpleNamespace(dimensions=DimensionUniverse()), None, None)
+    footprint = SimpleNamespace(pointing=None)
+    return AnnouncedVisit(*places, footprint=footprint, **usual | announced).visit_records(exposures)
+
+
+@pytest.mark.parametrize(
     ("counters", "visit"),
     [
         ({"CURINDEX": 2}, FIRST),
@@ -514,7 +537,7 @@ def test_what_snaps_differ_in_is_left_blank() -> None:
 )
 def test_the_first_snap_of_a_sequence_names_the_visit(counters: dict[str, Any], visit: int) -> None:
     _, snap = exposures_of({}, counters)
-    made = visit_records(DimensionUniverse(), [snap], 1, grouped=True, camera=None, announced=None)
+    made = visits_of([snap], grouped=True)
     (record,) = [each for each in made if each.definition.name == "visit"]
     assert record.id == visit, "a sequence that began before the day's first exposure is nonsense"
 
@@ -522,8 +545,6 @@ def test_the_first_snap_of_a_sequence_names_the_visit(counters: dict[str, Any], 
 def test_a_detector_that_the_table_lacks_has_no_region(caplog: pytest.LogCaptureFixture) -> None:
     camera = toycam.load_toy_camera(NAME)
     with caplog.at_level(logging.WARNING):
-        made = visit_records(
-            DimensionUniverse(), exposures_of({}), 99, grouped=False, camera=camera, announced=None
-        )
+        made = visits_of(exposures_of({}), detector=99, camera=camera)
     assert "visit_detector_region" not in {each.definition.name for each in made}
     assert "has no region" in caplog.text

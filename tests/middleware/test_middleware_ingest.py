@@ -16,7 +16,7 @@ from toycam import DAY, GROUP, MakeRig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
 from ppdaemon.middleware.raws import ingest, rawfiles
-from ppdaemon.middleware.raws.fitsfile import BadFits, read_primary_header
+from ppdaemon.middleware.raws.header import BadFits, read_primary_header
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)

@@ -12,7 +12,7 @@ from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.pipelines.provenance import output_run
+from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
 from ppdaemon.middleware.run.engine import DataQuery
 from ppdaemon.visit import NextVisit, read_next_visit
@@ -123,7 +123,7 @@ def test_exceptions_are_told_in_one_line() -> None:
 
 
 def test_names_of_runs_and_selections() -> None:
-    assert output_run("A", 20261122, "Full", "0a1b2c3d") == "A/prompt/output-2026-11-22/Full/0a1b2c3d"
+    assert output_chain("A", 20261122) == "A/prompt/output-2026-11-22"
     selection = DataQuery.of_exposures("A", "g", 3, (1, 2))
     assert selection.where == "instrument = 'A' AND detector = 3 AND exposure IN (1, 2)"
     assert selection.context == {"INSTRUMENT": "A", "GROUP": "g", "DETECTOR": "3", "EXPOSURE": "1, 2"}

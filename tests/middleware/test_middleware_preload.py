@@ -20,7 +20,7 @@ from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library
 from ppdaemon.middleware.preload import cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
@@ -31,7 +31,7 @@ from ppdaemon.states import Outcome
 pytest_plugins = ("toyfixtures",)
 
 
-class WorkerContext:
+class PreloadSetup:
     """A worker's preload, to be looked at step by step."""
 
     def __init__(self, rig: Rig):
@@ -81,18 +81,18 @@ class WorkerContext:
         self.central.close()
 
 
-type MakeContext = Callable[..., WorkerContext]
+type MakeContext = Callable[..., PreloadSetup]
 
 
 @pytest.fixture
 def contexts(rigs: MakeRig) -> Iterator[MakeContext]:
     """Give a function that makes a context; all are closed in the end."""
-    opened: list[WorkerContext] = []
+    opened: list[PreloadSetup] = []
 
-    def make(**changes: Any) -> WorkerContext:
+    def make(**changes: Any) -> PreloadSetup:
         rig, worker = rigs(**changes)
         worker.close()
-        opened.append(WorkerContext(rig))
+        opened.append(PreloadSetup(rig))
         return opened[-1]
 
     yield make
@@ -101,7 +101,7 @@ def contexts(rigs: MakeRig) -> Iterator[MakeContext]:
 
 
 @pytest.fixture
-def context(contexts: MakeContext) -> WorkerContext:
+def context(contexts: MakeContext) -> PreloadSetup:
     return contexts()
 
 
@@ -124,7 +124,7 @@ def certify_bias(central: Path, epoch: str, span: Timespan, detector: int = 1) -
 # --- looking -----------------------------------------------------------------
 
 
-def test_a_look_tells_what_there_is_and_changes_nothing(context: WorkerContext) -> None:
+def test_a_look_tells_what_there_is_and_changes_nothing(context: PreloadSetup) -> None:
     order = context.order()
     plan = context.look(order)
     assert plan.counts == {"bias": 1, "flat": 1, "toy_refcat": 2, "toy_template": 4}
@@ -137,14 +137,14 @@ def test_a_look_tells_what_there_is_and_changes_nothing(context: WorkerContext) 
     assert list(context.repo.butler.query_all_datasets("*", find_first=False)) == []
 
 
-def test_a_look_tells_sizes_if_asked(context: WorkerContext) -> None:
+def test_a_look_tells_sizes_if_asked(context: PreloadSetup) -> None:
     plan = context.look(context.order(), sizes=True)
     (shards,) = [each.refs for each in plan.found if each.dataset_type.name == "toy_refcat"]
     assert set(plan.sizes) == {ref.id for each in plan.found for ref in each.refs}
     assert [plan.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
 
 
-def test_what_is_missing_is_told_with_what_was_sought(context: WorkerContext) -> None:
+def test_what_is_missing_is_told_with_what_was_sought(context: PreloadSetup) -> None:
     far = context.look(context.order(position=[200.0, 50.0], filters="g_01"))
     path = context.rig.paths["Full"]
     assert [(each.name, each.required) for each in far.missing[path]] == [
@@ -163,7 +163,7 @@ def test_what_is_missing_is_told_with_what_was_sought(context: WorkerContext) ->
     assert f"in {NAME}/calib/certified)" in reason
 
 
-def test_without_a_place_on_the_sky_that_is_what_is_missing(context: WorkerContext) -> None:
+def test_without_a_place_on_the_sky_that_is_what_is_missing(context: PreloadSetup) -> None:
     plan = context.look(context.order(main="Full,Short", coordinateSystem=1, rotationSystem=1))
     assert [each.name for each in plan.main] == ["Short"]
     assert plan.preprocessing == ()
@@ -172,7 +172,7 @@ def test_without_a_place_on_the_sky_that_is_what_is_missing(context: WorkerConte
     assert "toy_template (no place on the sky)" in text
 
 
-def test_a_type_that_the_central_repo_does_not_know_is_missing(context: WorkerContext) -> None:
+def test_a_type_that_the_central_repo_does_not_know_is_missing(context: PreloadSetup) -> None:
     plan = context.look(context.order(main="NeedsModel,Short"))
     assert [each.name for each in plan.main] == ["Short"]
     assert any(reason.startswith("NeedsModel lacks toy_model (in ") for reason in plan.reasons)
@@ -194,7 +194,7 @@ def test_a_type_that_is_new_in_the_central_repo_is_found(contexts: MakeContext, 
     assert [each.name for each in plan.main] == ["NeedsModel"]
 
 
-def test_what_preprocessing_cannot_make_is_missing(context: WorkerContext) -> None:
+def test_what_preprocessing_cannot_make_is_missing(context: PreloadSetup) -> None:
     order = context.order(main="Full,Short")
     early = preloadtasks.write_pipeline(context.rig.raws, "Early")
     pipelines = order.pipelines.model_copy(update={"preprocessing": (early,)})
@@ -206,7 +206,7 @@ def test_what_preprocessing_cannot_make_is_missing(context: WorkerContext) -> No
 
 
 def test_a_missing_optional_input_is_a_warning(
-    context: WorkerContext, caplog: pytest.LogCaptureFixture
+    context: PreloadSetup, caplog: pytest.LogCaptureFixture
 ) -> None:
     order = context.order("Optional")
     plan = context.look(order)
@@ -218,14 +218,14 @@ def test_a_missing_optional_input_is_a_warning(
     assert "going without toy_defects (detector 1, valid in" in caplog.text
 
 
-def test_nothing_is_copied_if_no_pipeline_can_run(context: WorkerContext) -> None:
+def test_nothing_is_copied_if_no_pipeline_can_run(context: PreloadSetup) -> None:
     with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
         context.bring(context.order(main="NeedsModel"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
     assert not context.rig.context.cache.exists()
 
 
-def test_only_what_usable_pipelines_read_is_copied(context: WorkerContext) -> None:
+def test_only_what_usable_pipelines_read_is_copied(context: PreloadSetup) -> None:
     held = context.bring(context.order(main="Full,Short", position=[200.0, 50.0]))
     assert held == {"bias: epoch: new\n", "flat: epoch: new\nfilter: r_03\n"}
 
@@ -257,7 +257,7 @@ def test_parts_of_datasets_and_other_classes_are_found(contexts: MakeContext, ow
 
 
 def test_the_second_preload_of_the_same_copies_nothing(
-    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+    context: PreloadSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = context.bring(context.order())
     assert (context.told["misses"], context.told["hits"], context.told["datasets"]) == (8, 0, 8)
@@ -289,7 +289,7 @@ def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path:
 
 @pytest.mark.parametrize("change", [{"detector": 2}, {"filters": "g_01"}, {"main": "Short", "before": ""}])
 def test_nothing_of_a_former_visit_is_in_the_next(
-    context: WorkerContext, contexts: MakeContext, change: dict[str, Any]
+    context: PreloadSetup, contexts: MakeContext, change: dict[str, Any]
 ) -> None:
     usual = [context.bring(context.order()) for _ in range(3)]
     assert usual == [usual[0]] * 3
@@ -316,7 +316,7 @@ def test_a_calibration_decertified_since_is_not_taken(contexts: MakeContext, own
     assert "bias: epoch: wrong\n" not in context.bring(context.order(main="Short", before=""))
 
 
-def test_validity_is_copied_with_the_calibrations(context: WorkerContext) -> None:
+def test_validity_is_copied_with_the_calibrations(context: PreloadSetup) -> None:
     order = context.order(main="Short", before="", startTime=EPOCH.unix_tai)
     assert len(context.bring(order)) == 4, "both epochs of both types may be needed"
     for epoch, span in (("old", Timespan(None, EPOCH)), ("new", Timespan(EPOCH, None))):
@@ -389,7 +389,7 @@ def test_a_dataset_without_a_file_is_passed_over(
     assert shallow.main == ()
 
 
-def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: WorkerContext) -> None:
+def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: PreloadSetup) -> None:
     plan = context.look(context.order())
     (registry,) = context.rig.context.repo.rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
@@ -424,7 +424,7 @@ def test_a_visit_that_fails_by_its_database_leaves_nothing_to_the_next(rigs: Mak
     assert worker.prepare(rig.order()).pipeline == "Full"
 
 
-def test_a_full_ram_disk_is_called_so(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_ram_disk_is_called_so(context: PreloadSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 

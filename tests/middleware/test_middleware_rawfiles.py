@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a worker gets raws from: files that may have been swapped, and object stores."""
 
+import errno
 import gc
 import os
 import shutil
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import requests
+from lsst.resources import ResourcePath
 from storeserver import Store, serving
-from toycam import DAY, MakeRig
+from toycam import DAY, MakeRig, make_header, write_raw
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, VisitFailed
@@ -172,3 +174,54 @@ def test_a_store_that_does_not_answer_is_not_asked_over_and_over(
         worker.ingest(raw)
     assert caught.value.outcome == Outcome.RAW_UNREADABLE
     assert len(tries) == 1
+
+
+# --- what a reader asks stores for -------------------------------------------
+
+
+def test_a_sidecar_in_a_store_is_one_object(tmp_path: Path) -> None:
+    path = tmp_path / "a #1.json"
+    path.write_text('{"EXPTIME": 30.0}')
+    assert remote.read_json(path.as_uri()) == {"EXPTIME": 30.0}
+    path.write_text("[1, 2]")
+    with pytest.raises(BadMessage, match="no JSON object"):
+        remote.read_json(path.as_uri())
+    path.write_text(f'{{"a": "{"x" * remote.JSON_LIMIT}"}}')
+    with pytest.raises(BadMessage, match="bytes are more than the"):
+        remote.read_json(path.as_uri())
+
+
+def test_a_header_in_a_store_is_read_as_far_as_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "HEADER_CHUNK", 1000)
+    path = write_raw(tmp_path, make_header(1))
+    assert remote.read_header(path.as_uri())["OBJECT"] == "field"
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(BadMessage):
+        remote.read_header(path.as_uri())
+    path.write_bytes(b"SIMPLE  =                    T".ljust(80) * 10_000)
+    monkeypatch.setattr(remote, "HEADER_LIMIT", 2000)
+    with pytest.raises(BadMessage):
+        remote.read_header(path.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (OSError("500 Server Error"), remote.StoreError),
+        (RuntimeError("of the store's own library"), remote.StoreError),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError),
+        (FileNotFoundError("404"), FileNotFoundError),
+    ],
+)
+def test_what_a_store_raises_is_told_from_what_this_host_does(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception]
+) -> None:
+    def fail(self: ResourcePath, size: int = -1) -> bytes:
+        raise raised
+
+    monkeypatch.setattr(type(ResourcePath("file:///a.json")), "read", fail)
+    with pytest.raises(expected) as told:
+        remote.read_json("file:///a.json")
+    assert isinstance(told.value, remote.StoreError) == (expected is remote.StoreError)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Around the tasks: what a run has once and is called, what is told before a task, what can be undone."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from lsst.daf.butler import Butler
@@ -17,17 +20,18 @@ from toydeeds import write_deeds
 from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
 from ppdaemon.demo.central import make_apdb
+from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Done, PointOfNoReturn, Process
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipelines.graph import load_pipeline
-from ppdaemon.middleware.pipelines.provenance import deployment_hash, deployment_of
+from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
 from ppdaemon.middleware.run import initoutputs
-from ppdaemon.middleware.run.alertdatabase import has_nothing
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
+from ppdaemon.middleware.run.runner import has_nothing
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -206,7 +210,10 @@ def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeR
     ):
         assert digest(other) != usual
     fixed = changed(rig.config, "butler", deployment="w42")
-    assert deployment_of(fixed, NAME, VERSIONS, [pipeline]) == "w42"
+    run = output_run(fixed, NAME, VERSIONS, [pipeline], 20261122, "Full")
+    assert run == f"{NAME}/prompt/output-2026-11-22/Full/w42"
+    run = output_run(rig.config, NAME, VERSIONS, [pipeline], 20261122, "Full")
+    assert run == f"{NAME}/prompt/output-2026-11-22/Full/{usual}"
 
 
 def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -> None:
@@ -237,6 +244,49 @@ def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCa
     work.build_template(rig.context)
     assert "no configured pipeline has a task asociate" in caplog.text
     assert "a task associate" not in caplog.text
+
+
+# --- the template --------------------------------------------------------------
+
+
+def test_without_its_part_of_the_configuration_there_is_no_work(rigs: MakeRig) -> None:
+    rig, _ = rigs()
+    seat = dataclasses.replace(rig.context, config=rig.config.model_copy(update={"butler": None}))
+    for begin in (work.build_template, work.open_work, work.open_exporter):
+        with pytest.raises(ConfigError, match="butler: missing key"):
+            begin(seat)
+
+
+def test_a_template_is_made_in_spite_of_pipelines_that_are_no_good(
+    rigs: MakeRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A visit that selects one of them is told."""
+    rig, _ = rigs()
+    Path(rig.paths["Short"]).write_text("description: no tasks\ntasks:\n  isr: toycam.NoSuchTask\n")
+    Path(rig.paths["Frame"]).write_text(
+        "description: of other dimensions than the repo's\ntasks:\n  isr:\n    class: toycam.IsrTask\n"
+        "    config:\n      connections.output: toy_template\n"
+    )
+    shutil.rmtree(rig.context.template)
+    work.build_template(rig.context)
+    assert f"{rig.paths['Short']} cannot be constructed" in caplog.text
+    assert f"{rig.paths['Frame']} does not fit the repo" in caplog.text
+    assert (rig.context.template / "versions").exists()
+
+
+@pytest.mark.parametrize(
+    "definition", [None, ("raw", ("instrument", "exposure", "detector"), "StructuredDataDict")]
+)
+def test_raws_are_defined_by_the_central_repo_or_else_by_the_instrument(
+    tmp_path: Path, definition: Any
+) -> None:
+    with Butler.from_config(Butler.makeRepo(str(tmp_path / "central"))) as central:
+        instrument: Any = SimpleNamespace(getName=lambda: NAME, raw_definition=definition)
+        if definition is None:
+            with pytest.raises(ConfigError, match=f"no dataset type 'raw', and {NAME} does not define it"):
+                work._raw_type(instrument, central)
+        else:
+            assert work._raw_type(instrument, central).dimensions == central.dimensions.conform(definition[1])
 
 
 def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:

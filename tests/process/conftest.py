@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from node import running
+from ramdisk import TEMPORARY
 
 from ppdaemon.testing.node import NodeProcess
 
@@ -32,7 +33,7 @@ def shared_node(
 ) -> Iterator[NodeProcess]:
     """Give the module's daemon; a test takes `node`."""
     with (
-        tempfile.TemporaryDirectory(prefix="pp-", dir="/tmp") as sockets,
+        tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
         running(tmp_path_factory.mktemp("node"), Path(sockets), **changes) as node,
     ):
         yield node

@@ -4,13 +4,16 @@
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 from node import running
 
 from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.node.supervisor import EXPORT_AT_STOP_S
 from ppdaemon.reports import ReloadRequest, WorkersRequest
 from ppdaemon.states import Outcome
+from ppdaemon.testing.node import running_node
 from ppdaemon.testing.processes import descendants, title
 from ppdaemon.wire import encode
 
@@ -32,6 +35,33 @@ def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(tmp_path, s
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)
         assert node.exported() == ["DemoCam~g1~0~1"]
+
+
+def test_a_stop_exports_what_a_killed_exporter_has_left(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "central repo is down" in node.status().exporter)
+        os.kill(exporter_of(node), signal.SIGKILL)
+        node.wait(lambda: "the process ended" in node.status().exporter)
+        (node.state / "central-down").unlink()
+        assert node.stop() == 0
+        assert node.exported() == ["DemoCam~g1~0~1"]
+
+
+def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "central repo is down" in node.status().exporter)
+        begin = time.monotonic()
+        assert node.stop() == 0
+        assert time.monotonic() - begin < EXPORT_AT_STOP_S
+        assert [path.name for path in NodeFolders(tmp_path, node.state).spool.iterdir()] == ["DemoCam~g1~0~1"]
 
 
 def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_back(tmp_path, socket_dir):

@@ -46,6 +46,12 @@ MAY_LIMIT = (
 needs_mount = pytest.mark.skipif(not MAY_MOUNT, reason="needs the right to mount")
 
 
+@pytest.fixture(scope="module")
+def changes() -> dict[str, object]:
+    """Have the slow look behind everything off in the daemon that tests share, too."""
+    return {"arrivals": {"watch": "inotify", "scan_s": NEVER_S}}
+
+
 @contextmanager
 def daemon(folder: Path, sockets: Path, arrivals: dict | None = None, **workers) -> Iterator[NodeProcess]:
     """Run a node whose slow look behind everything is off."""
@@ -96,11 +102,12 @@ def record(key: str, name: str = "ObjectCreated:Put", bucket: str = "raws") -> d
     return {"eventName": name, "s3": {"bucket": {"name": bucket}, "object": {"key": quote_plus(key)}}}
 
 
-def ingested(node: NodeProcess) -> Counter[tuple[str, int]]:
-    """Count the orders to ingest, by group and exposure number."""
+def ingested(node: NodeProcess, group: str = "") -> Counter[tuple[str, int]]:
+    """Count the orders to ingest, of all groups or of one, by group and exposure number."""
     path = node.state / "ingested"
     lines = path.read_text().splitlines() if path.exists() else []
-    return Counter((words[0], int(words[2]) - node.raws.exposure(0)) for words in map(str.split, lines))
+    found = [(words[0], int(words[2]) - node.raws.exposure(0)) for words in map(str.split, lines)]
+    return Counter(each for each in found if group in ("", each[0]))
 
 
 def sizes(node: NodeProcess) -> set[int]:
@@ -132,7 +139,7 @@ def turns(node: NodeProcess, state: str, words: str = "") -> None:
         raise AssertionError(f"{seen[-1].problems} {seen[-1].arrivals}") from error
 
 
-def succeeds(node: NodeProcess, group: str, number: int) -> None:
+def succeeds(node: NodeProcess, group: str, number: int | None = None) -> None:
     """Let a whole visit run, to show that all is well."""
     reserve(node, group)
     node.land(group, number=number)
@@ -214,9 +221,13 @@ def renamed(path: Path, content: bytes) -> None:
 
 
 def linked(path: Path, content: bytes) -> None:
+    """Link a file that was written a while ago; one that appears as it is written could still be written."""
     path.unlink(missing_ok=True)
-    path.with_name("part").write_bytes(content)
-    path.hardlink_to(path.with_name("part"))
+    part = path.with_name("part")
+    part.write_bytes(content)
+    begin = part.stat().st_mtime - 5.0
+    os.utime(part, (begin, begin))
+    path.hardlink_to(part)
 
 
 def overwritten(path: Path, content: bytes) -> None:
@@ -224,19 +235,19 @@ def overwritten(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", small_fits()[:3000], b"not FITS at all\n"])
-def test_a_broken_raw_is_its_worker_s_to_refuse_and_stays_as_it_is(tmp_path, socket_dir, content):
+def test_a_broken_raw_is_its_worker_s_to_refuse_and_stays_as_it_is(node, group, content):
     """Fault 18: empty, truncated, not FITS."""
-    with daemon(tmp_path, socket_dir, {"watch": "inotify"}) as node:
-        reserve(node, "g1", survey="ingest:refuse")
-        target = place_of(node, "g1")
-        # From here on the folder is watched: what is renamed there is known to be.
-        node.wait(lambda: count(node, "delivered") == 1)
-        renamed(target, content)
-        entry = node.relay.outcome("g1")
-        assert entry.outcome == Outcome.BAD_RAW
-        assert target.read_bytes() == content
-        assert count(node, "delivered_broken") == 1
-        succeeds(node, "g2", number=2)
+    before = node.status().counters
+    reserve(node, group, survey="ingest:refuse")
+    target = place_of(node, group)
+    # From here on the folder is watched: what is renamed there is known to be.
+    node.wait(lambda: count(node, "delivered") == before.get("arrivals.delivered", 0) + 1)
+    renamed(target, content)
+    entry = node.relay.outcome(group)
+    assert entry.outcome == Outcome.BAD_RAW
+    assert target.read_bytes() == content
+    assert count(node, "delivered_broken") == before.get("arrivals.delivered_broken", 0) + 1
+    succeeds(node, f"{group}-next")
 
 
 @pytest.mark.parametrize("openings", [1, 2])
@@ -264,20 +275,21 @@ def test_a_slow_file_is_not_read_before_it_is_complete(tmp_path, socket_dir, ope
 
 @pytest.mark.parametrize("again", [renamed, linked, overwritten])
 @pytest.mark.parametrize("first", [renamed, linked, overwritten])
-def test_a_file_that_comes_twice_is_ingested_once(tmp_path, socket_dir, first, again):
+def test_a_file_that_comes_twice_is_ingested_once(node, group, first, again):
     """Fault 20: rename into place, hard link, overwritten, replaced."""
-    with daemon(tmp_path, socket_dir, {"watch": "inotify"}) as node:
-        reserve(node, "g1", nimages=2)
-        target = place_of(node, "g1", snaps=2)
-        first(target, small_fits())
-        node.wait(lambda: ingested(node) == {("g1", 1): 1})
-        again(target, small_fits())
-        node.land("g1", number=2, snap=2, snaps=2)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        again(target, small_fits())
-        succeeds(node, "g2", number=3)
-        assert ingested(node) == {("g1", 1): 1, ("g1", 2): 1, ("g2", 3): 1}
-        assert node.status().late_raws == 0
+    late = node.status().late_raws
+    reserve(node, group, nimages=2)
+    target = place_of(node, group, snaps=2)
+    first(target, small_fits())
+    node.wait(lambda: ingested(node, group))
+    again(target, small_fits())
+    node.land(group, snap=2, snaps=2)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    again(target, small_fits())
+    succeeds(node, f"{group}-next")
+    assert ingested(node, group) == {(group, node.raws.number(group, snap)): 1 for snap in (1, 2)}
+    assert len(ingested(node, f"{group}-next")) == 1
+    assert node.status().late_raws == late
 
 
 def test_a_raw_that_is_taken_away_and_brought_back_is_ingested(tmp_path, socket_dir):

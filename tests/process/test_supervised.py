@@ -313,6 +313,28 @@ def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(
     play(tmp_path, body, retry_s=1000.0)
 
 
+def test_an_exporter_that_pauses_is_started_at_once_if_somebody_waits_for_its_spools(tmp_path):
+    async def body(played):
+        assert not played.kept.pausing, "it boots"
+        played.serve()
+        played.kept.add("a")
+        await played.told()
+        assert not played.kept.pausing, "it exports"
+        played.die()
+        await until(lambda: played.kept.pausing)
+        played.kept.hurry()
+        assert not played.kept.pausing
+        played.serve()
+        assert await played.told() == order_of("a")
+        played.say(SpoolRefused(spools=("a",), reason="the database is down"))
+        await until(lambda: played.kept.pausing)
+        played.kept.hurry()
+        assert played.kept.pausing, "the database is not asked before its time"
+        assert len(played.orders) == 2
+
+    play(tmp_path, body, retry_s=1000.0)
+
+
 def test_an_exporter_of_the_configuration_before_comes_too_late(tmp_path):
     async def body(played):
         played.kept.replace(played.config)

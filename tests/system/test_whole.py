@@ -157,7 +157,7 @@ def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
 
 
 def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
-    with running(places, 3, "test", detectors=str(DETECTOR), image_timeout_s=3.0):
+    with running(places, 3, "test", detectors=str(DETECTOR), image_timeout_s=8.0):
         telescope = Observatory(places)
         good = telescope.plan().next_visit(Clock().tai())
         for junk, word in (

@@ -14,7 +14,7 @@ import pytest
 from ppdaemon.camera import load_camera
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals import exposures as module
+from ppdaemon.node.arrivals import files as module
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposures import Exposures, FileReading
 from ppdaemon.node.arrivals.files import ExposureFacts

@@ -2,10 +2,14 @@
 """tools/chaos.py: its plans, and that its judge finds what it is to find."""
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
+import controlserver
 import pytest
+from rich.console import Console
 
+from ppdaemon.reports import StatusReport
 from ppdaemon.states import Outcome
 from ppdaemon.testing.work import FAULTS, STEPS
 
@@ -133,3 +137,46 @@ def test_every_plan_has_many_kinds_of_fault_from_within_and_from_without(plan, s
 def test_chaos_knows_all_its_worker_faults(plan):
     assert set(plan.WORKER_FAULTS) < FAULTS.keys()
     assert set(plan.STEPS) < set(STEPS)
+
+
+@pytest.fixture
+def a_status():
+    return StatusReport.model_validate(controlserver.status(open_visits=0, spooled=0))
+
+
+@pytest.mark.parametrize("state", ["running", "degraded"])
+def test_a_daemon_without_open_visits_and_spools_is_quiet(check, a_status, state):
+    assert check.is_quiet(a_status.model_copy(update={"state": state}))
+
+
+@pytest.mark.parametrize("change", [{"state": "starting"}, {"open_visits": 1}, {"spooled": 1}])
+def test_a_daemon_that_has_something_to_do_or_does_not_know_yet_is_not_quiet(check, a_status, change):
+    assert not check.is_quiet(a_status.model_copy(update=change))
+    assert not check.is_quiet(None)
+
+
+def test_the_last_lines_are_all_violations_and_the_very_last_is_the_first_of_them():
+    import chaos
+
+    violations = [
+        {"kind": "lost", "what": "attempt 1 was not exported", "visit": ("g1", 4), "story": ["told", "[x]"]},
+        {"kind": "lost", "what": "attempt 1 was not exported", "visit": ("g1", 6), "story": ["told", "[x]"]},
+        {"kind": "wrong", "what": "the daemon ended:\nits log", "visit": None, "story": []},
+    ]
+    told = {"seed": 7, "seconds": 8.0, "accepted": 9, "attempts": 9, "outcomes": {}, "faults": {}}
+    told |= {"lost": 2, "doubled": 0, "leaked": 0, "wrong": 1, "killed_while": {}, "violations": violations}
+    printed = StringIO()
+    chaos.show(told, Console(file=printed))
+    assert printed.getvalue().splitlines()[-8:] == [
+        "story of g1:",
+        "    told",
+        "    [x]",
+        "lost: g1 detector 4: attempt 1 was not exported",
+        "lost: g1 detector 6: attempt 1 was not exported",
+        "wrong: the daemon ended:",
+        "its log",
+        "seed 7: 2 lost, 0 doubled, 0 leaked, 1 wrong; the first: "
+        "lost: g1 detector 4: attempt 1 was not exported",
+    ]
+    told["violations"] = [violations[-1]]
+    assert chaos.verdict(told)[-1].endswith("; the first: wrong: the daemon ended:")

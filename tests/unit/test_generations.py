@@ -134,7 +134,7 @@ def test_fewer_slots_are_wanted_than_there_are():
     for slot in range(4):
         scheduler.slot_opened(slot)
         scheduler.slot_idle(slot, 0.0)
-    scheduler.reconfigure(WorkersConfig(min=1, spare=0, max=2))
+    scheduler.config = WorkersConfig(min=1, spare=0, max=2)
     assignment = a_waiting_one()
     scheduler.add(assignment)
     decisions = scheduler.decide(1.0)
@@ -149,5 +149,5 @@ def test_slots_on_their_way_out_are_not_counted_twice():
         scheduler.slot_idle(slot, 0.0)
     assert scheduler.decide(5.0) == [RetireSlot(0), RetireSlot(1)]
     assert scheduler.decide(5.0) == []
-    scheduler.reconfigure(CONFIG.model_copy(update={"min": 3, "spare": 0}))
+    scheduler.config = CONFIG.model_copy(update={"min": 3, "spare": 0})
     assert scheduler.decide(5.0) == [OpenSlot()]

@@ -15,9 +15,21 @@ import pytest
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
-from ppdaemon.node.visits import latetable
-from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits import journal as module
 from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.turn import (
+    Accept,
+    Entry,
+    NoteExported,
+    NoteRaws,
+    NoteReported,
+    Requeue,
+    Reserved,
+    Retry,
+    Unreport,
+    Update,
+)
+from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
@@ -46,26 +58,57 @@ def ended(entry, outcome=Outcome.SUCCEEDED, *, final=True):
     return entry
 
 
+def accept(journal, entries):
+    return journal.write(Accept(Reserved(None, {}), tuple(entries)))
+
+
+def update(journal, entries):
+    journal.write(Update(tuple(entries)))
+
+
+def retry(journal, before, entry):
+    journal.write(Retry(before, entry))
+
+
+def requeue(journal, before, entries):
+    journal.write(Requeue(1, tuple(before), tuple(entries), (), ()))
+
+
 def test_a_visit_detector_is_accepted_once(journal):
-    assert journal.accept([an_entry(), an_entry(detector=1)]) == [True, True]
-    assert journal.accept([an_entry(), an_entry(detector=2)]) == [False, True]
+    assert accept(journal, [an_entry(), an_entry(detector=1)]) == [True, True]
+    assert accept(journal, [an_entry(), an_entry(detector=2)]) == [False, True]
 
 
 def test_a_later_attempt_is_new_only_after_a_cancellation(journal):
-    journal.accept([an_entry("a"), an_entry("b")])
-    journal.update([ended(an_entry("a"), Outcome.CANCELLED), ended(an_entry("b"))])
-    assert journal.accept([an_entry("a", attempt=2), an_entry("b", attempt=2)]) == [True, False]
+    accept(journal, [an_entry("a"), an_entry("b")])
+    update(journal, [ended(an_entry("a"), Outcome.CANCELLED), ended(an_entry("b"))])
+    assert accept(journal, [an_entry("a", attempt=2), an_entry("b", attempt=2)]) == [True, False]
 
 
 def test_what_was_written_is_shown(journal):
-    journal.accept([an_entry()])
+    accept(journal, [an_entry()])
     entry = ended(an_entry())
     entry.stages[Stage.PREPARED] = 7.0
     entry.figures["query_ms"] = 40.5
     entry.pipeline, entry.slot, entry.pid, entry.exposures = "Ap", 3, 4, (11, 12)
-    journal.update([entry])
+    update(journal, [entry])
     (row,) = journal.visit("g")
-    assert row == entry.row()
+    assert row == VisitRow(
+        instrument="DemoCam",
+        group="g",
+        detector=0,
+        attempt=1,
+        survey="S",
+        outcome=Outcome.SUCCEEDED,
+        reason="why",
+        pipeline="Ap",
+        slot=3,
+        pid=4,
+        exposures=(11, 12),
+        stages={Stage.ACCEPTED: 6.0, Stage.PREPARED: 7.0},
+        figures={"query_ms": 40.5},
+        ended_tai=9.0,
+    )
     assert journal.visits(10) == [row]
     assert journal.visit("other") == []
 
@@ -77,57 +120,57 @@ def test_only_final_bad_outcomes_are_failures(journal):
         "bad": (Outcome.CRASHED, True),
         "retried": (Outcome.CRASHED, False),
     }
-    journal.accept([an_entry(group) for group in cases])
-    journal.update(
-        [ended(an_entry(group), outcome, final=final) for group, (outcome, final) in cases.items()]
+    accept(journal, [an_entry(group) for group in cases])
+    update(
+        journal, [ended(an_entry(group), outcome, final=final) for group, (outcome, final) in cases.items()]
     )
     assert [row.group for row in journal.visits(10, bad_only=True)] == ["bad"]
     assert [row.group for row in journal.visits(2)] == ["retried", "bad"]
 
 
 def test_results_are_told_until_the_relay_has_them(journal):
-    journal.accept([an_entry()])
+    accept(journal, [an_entry()])
     assert journal.unreported(10) == []
-    journal.update([ended(an_entry())])
+    update(journal, [ended(an_entry())])
     told = ResultEntry(instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why")
     assert journal.unreported(10) == [told]
-    journal.reported([("DemoCam", "g", 0, 1)])
+    journal.write(NoteReported([("DemoCam", "g", 0, 1)]))
     assert journal.unreported(10) == []
 
 
 def test_a_result_bears_the_attempt_that_the_relay_asked_for(journal):
-    journal.accept([an_entry()])
-    journal.update([ended(an_entry())])
-    journal.reported([("DemoCam", "g", 0, 1)])
-    journal.unreport([Key("DemoCam", "g", 0, 3)])
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry())])
+    journal.write(NoteReported([("DemoCam", "g", 0, 1)]))
+    journal.write(Unreport([Key("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10)[0].attempt == 3
-    journal.reported([("DemoCam", "g", 0, 3)])
+    journal.write(NoteReported([("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10) == []
 
 
 def test_only_the_last_attempt_is_told_again(journal):
-    journal.accept([an_entry()])
-    journal.update([ended(an_entry(), Outcome.CANCELLED)])
-    journal.accept([an_entry(attempt=3)])
-    journal.update([ended(an_entry(attempt=3))])
-    journal.reported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)])
-    journal.unreport([Key("DemoCam", "g", 0, 3)])
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry(), Outcome.CANCELLED)])
+    accept(journal, [an_entry(attempt=3)])
+    update(journal, [ended(an_entry(attempt=3))])
+    journal.write(NoteReported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)]))
+    journal.write(Unreport([Key("DemoCam", "g", 0, 3)]))
     assert [(entry.attempt, entry.outcome) for entry in journal.unreported(10)] == [(3, Outcome.SUCCEEDED)]
 
 
 def test_a_later_attempt_that_is_asked_for_while_it_runs_is_kept_in_mind(journal):
-    journal.accept([an_entry()])
-    assert journal.accept([an_entry(attempt=4)]) == [False]
+    accept(journal, [an_entry()])
+    assert accept(journal, [an_entry(attempt=4)]) == [False]
     assert journal.unfinished()[0].asked == 4
 
 
 def test_a_former_life_has_to_be_answered_for(path):
     journal = Journal(path)
-    journal.accept([an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])
-    journal.update([ended(an_entry("done"))])
+    accept(journal, [an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])
+    update(journal, [ended(an_entry("done"))])
     crashed = [ended(an_entry(group), Outcome.CRASHED, final=False) for group in ("between", "second")]
-    journal.update(crashed[:1])
-    journal.retry(crashed[1], an_entry("second", attempt=2))
+    update(journal, crashed[:1])
+    retry(journal, crashed[1], an_entry("second", attempt=2))
     assert journal.visit("second")[0].outcome == Outcome.CRASHED
     journal.close()
     journal = Journal(path)
@@ -137,16 +180,16 @@ def test_a_former_life_has_to_be_answered_for(path):
 
 
 def test_unknown_fields_of_the_announcement_survive(journal):
-    journal.accept([an_entry()])
+    accept(journal, [an_entry()])
     (entry,) = journal.unfinished()
     assert entry.visit.to_sal()["unknown"] == 7
     assert entry.stages == {Stage.ACCEPTED: 6.0}
 
 
 def test_the_time_of_export_is_added_to_the_stages(journal):
-    journal.accept([an_entry()])
-    journal.update([ended(an_entry())])
-    journal.exported([Key("DemoCam", "g", 0)], 12.5)
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry())])
+    journal.write(NoteExported([Key("DemoCam", "g", 0)], 12.5))
     assert journal.visit("g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
 
 
@@ -154,7 +197,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path):
     path.write_bytes(b"this is no database" * 1000)
     journal = Journal(path)
     assert journal.moved_aside.read_bytes().startswith(b"this is no database")
-    assert journal.accept([an_entry()]) == [True]
+    assert accept(journal, [an_entry()]) == [True]
     journal.close()
 
 
@@ -175,66 +218,68 @@ def a_raw(group="g", detector=0, exposure=1):
 
 
 def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
-    journal.accept([an_entry(group) for group in ("g", "used", "refused", "open", "unwanted")])
+    accept(journal, [an_entry(group) for group in ("g", "used", "refused", "open", "unwanted")])
     gone = [ended(an_entry(group)) for group in ("g", "used", "refused")]
     gone[1].exposures, gone[2].seen = (1,), (1,)
-    journal.update([*gone, ended(an_entry("unwanted"), Outcome.IGNORED)])
+    update(journal, [*gone, ended(an_entry("unwanted"), Outcome.IGNORED)])
     raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unwanted", "unknown", "g#2")]
-    assert journal.late.note(raws) == (1, 1)
-    assert journal.late.note(raws[:1]) == (0, 0)
-    (row,) = journal.late.rows(10)
+    assert journal.write(NoteRaws(raws)) == (1, 1)
+    assert journal.write(NoteRaws(raws[:1])) == (0, 0)
+    (row,) = journal.late(10)
     assert (row.group, row.detector, row.exposure, row.path) == ("g", 0, 1, "/raw/1_0.fits")
     assert (row.attempt, row.outcome) == (1, Outcome.SUCCEEDED)
 
 
 def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
-    journal.accept([an_entry()])
-    journal.update([ended(an_entry(), Outcome.NO_IMAGE)])
-    journal.late.note([a_raw(exposure=7), a_raw(exposure=8)])
-    journal.requeue([an_entry()], [an_entry(attempt=2)])
-    assert [(row.exposure, row.attempt, row.outcome) for row in journal.late.rows(10)] == [
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry(), Outcome.NO_IMAGE)])
+    journal.write(NoteRaws([a_raw(exposure=7), a_raw(exposure=8)]))
+    requeue(journal, [an_entry()], [an_entry(attempt=2)])
+    assert [(row.exposure, row.attempt, row.outcome) for row in journal.late(10)] == [
         (8, 2, None),
         (7, 2, None),
     ]
     used = ended(an_entry(attempt=2))
     used.exposures = (7,)
-    journal.update([used])
-    assert [row.exposure for row in journal.late.rows(10)] == [8]
-    assert journal.late.rows(1) == journal.late.rows(10)
+    update(journal, [used])
+    assert [row.exposure for row in journal.late(10)] == [8]
+    assert journal.late(1) == journal.late(10)
 
 
 def test_not_more_than_so_many_late_raws_are_kept(journal, monkeypatch):
-    monkeypatch.setattr(latetable, "MOST", 5)
-    journal.accept([an_entry()])
-    journal.update([ended(an_entry())])
+    monkeypatch.setattr(module, "MOST_LATE", 5)
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry())])
     for exposure in range(20):
-        journal.late.note([a_raw(exposure=exposure)])
-    assert [row.exposure for row in journal.late.rows(10)] == [19, 18, 17, 16, 15]
+        journal.write(NoteRaws([a_raw(exposure=exposure)]))
+    assert [row.exposure for row in journal.late(10)] == [19, 18, 17, 16, 15]
 
 
 def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
-    journal.accept([an_entry(), an_entry(detector=1)])
+    accept(journal, [an_entry(), an_entry(detector=1)])
     first = ended(an_entry(), Outcome.CRASHED)
     first.no_return = "alerts"
-    journal.update([first, ended(an_entry(detector=1))])
+    update(journal, [first, ended(an_entry(detector=1))])
     assert [entry.key.detector for entry in journal.last_attempts("g")] == [0, 1]
-    journal.requeue([an_entry()], [an_entry(attempt=2)])
+    requeue(journal, [an_entry()], [an_entry(attempt=2)])
     again, other = journal.last_attempts("g")
     assert (again.key.attempt, again.outcome, again.final, again.no_return) == (2, None, False, "alerts")
     assert (other.key.attempt, other.outcome, other.final) == (1, Outcome.SUCCEEDED, True)
     assert [entry.detector for entry in journal.unreported(10)] == [1]
     assert [entry.key for entry in journal.unfinished()] == [again.key]
     assert journal.visits(10, bad_only=True) == []
-    assert journal.accept([an_entry(), an_entry(attempt=2), an_entry(attempt=9)]) == [False] * 3
+    assert accept(journal, [an_entry(), an_entry(attempt=2), an_entry(attempt=9)]) == [False] * 3
 
 
 def test_the_same_attempt_is_not_requeued_twice(journal):
-    journal.accept([an_entry(), an_entry(detector=1)])
-    journal.update([ended(an_entry()), ended(an_entry(detector=1))])
-    journal.requeue([an_entry()], [an_entry(attempt=2)])
+    accept(journal, [an_entry(), an_entry(detector=1)])
+    update(journal, [ended(an_entry()), ended(an_entry(detector=1))])
+    requeue(journal, [an_entry()], [an_entry(attempt=2)])
     with pytest.raises(sqlite3.IntegrityError):
-        journal.requeue(
-            [an_entry(detector=1), an_entry()], [an_entry(detector=1, attempt=2), an_entry(attempt=2)]
+        requeue(
+            journal,
+            [an_entry(detector=1), an_entry()],
+            [an_entry(detector=1, attempt=2), an_entry(attempt=2)],
         )
     assert [entry.key.attempt for entry in journal.last_attempts("g")] == [2, 1]
 
@@ -270,11 +315,11 @@ def test_a_file_of_an_older_version_is_read_and_gets_what_it_lacks(path, version
         assert [entry.key for entry in journal.unfinished()] == [an_entry().key]
         entry = ended(an_entry())
         entry.seen, entry.figures = (3,), {"query_ms": 1.0}
-        journal.update([entry])
-        assert journal.late.note([a_raw(), a_raw(exposure=3)]) == (1, 0)
+        update(journal, [entry])
+        assert journal.write(NoteRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
         assert journal.visit("g")[0].figures == {"query_ms": 1.0}
     with closing(Journal(path)) as journal:
-        assert len(journal.late.rows(10)) == 1
+        assert len(journal.late(10)) == 1
         assert journal.moved_aside is None
 
 
@@ -288,12 +333,12 @@ def test_a_file_of_a_newer_version_is_left_alone(path):
 
 
 def test_an_update_of_a_row_that_is_not_there_is_an_error_and_writes_nothing(journal):
-    journal.accept([an_entry()])
+    accept(journal, [an_entry()])
     with pytest.raises(RowMissing, match="attempt 2"):
-        journal.update([ended(an_entry()), ended(an_entry(attempt=2))])
+        update(journal, [ended(an_entry()), ended(an_entry(attempt=2))])
     assert journal.visit("g")[0].outcome is None
     with pytest.raises(RowMissing, match="detector 5"):
-        journal.retry(ended(an_entry(detector=5)), an_entry(detector=5, attempt=2))
+        retry(journal, ended(an_entry(detector=5)), an_entry(detector=5, attempt=2))
     assert len(journal.visits(10)) == 1
 
 
@@ -301,11 +346,11 @@ def test_what_was_acknowledged_survives_a_kill(path):
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from test_journal import an_entry
+        from test_journal import accept, an_entry
         from ppdaemon.node.visits.journal import Journal
         journal = Journal(Path(sys.argv[1]))
         for k in range(100_000):
-            journal.accept([an_entry(f"g{k}")])
+            accept(journal, [an_entry(f"g{k}")])
             print(k, flush=True)
     """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -15,8 +15,8 @@ from ppdaemon.node.slots.deadlines import Deadlines
 from ppdaemon.node.slots.events import NoteStage
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
+from ppdaemon.node.visits.turn import Entry
 from ppdaemon.raws.path import Expected
 from ppdaemon.states import Stage
 

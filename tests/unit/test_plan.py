@@ -16,7 +16,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node import app
 from ppdaemon.pictures import CannotDraw
 from ppdaemon.plan.models import Choice, DetectorPlan, Plan, RuleTried, exit_code, ranges, wanted_detectors
-from ppdaemon.plan.sky import _cut, _projection, sky_png
+from ppdaemon.plan.sky import _Frame, _projection, sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.states import ExitCode
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("middle", [(0.0, 0.0), (359.95, -30.0), (10.0, 90.0), (150.1, -89.99)])
 def test_the_projection_keeps_distances_from_the_middle(middle: tuple[float, float]) -> None:
     project = _projection(middle)
-    assert project(middle) == pytest.approx((0.0, 0.0))
+    assert project(middle) == pytest.approx((0.0, 0.0), abs=1e-12)
     dec = middle[1] - 0.5 if middle[1] > 0 else middle[1] + 0.5
     assert project((middle[0], dec)) == pytest.approx((0.0, dec - middle[1]), abs=1e-12)
     assert project((middle[0] + 360.0, dec)) == pytest.approx((0.0, dec - middle[1]), abs=1e-9)
@@ -278,6 +278,6 @@ def test_the_projection_keeps_distances_from_the_middle(middle: tuple[float, flo
 
 def test_a_polygon_is_cut_where_it_leaves_the_frame() -> None:
     square = [(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]
-    assert sorted(_cut(square, lambda p: 1.0 - p[0])) == [(0.0, 0.0), (0.0, 2.0), (1.0, 0.0), (1.0, 2.0)]
-    assert _cut(square, lambda p: p[0] - 3.0) == []
-    assert _cut(square, lambda p: 3.0 - p[0]) == square
+    assert sorted(_Frame(-1.0, 1.0, 2.0).clip(square)) == [(0.0, 0.0), (0.0, 2.0), (1.0, 0.0), (1.0, 2.0)]
+    assert _Frame(9.0, 9.0, 1.0).clip(square) == []
+    assert _Frame(1.0, 1.0, 3.0).clip(square) == square

@@ -20,10 +20,10 @@ from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.node.visits.turn import Accept, Entry, Reserved
 from ppdaemon.reports import LateRequest
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
@@ -139,5 +139,40 @@ def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
         task = asyncio.create_task(chooser.run())
         assert await turns_until(lambda: len(posted) == 10_000) >= 100
         task.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, monkeypatch):
+    assignment = an_assignment()
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            entry = Entry(assignment.key, assignment.visit, received_tai=2e9)
+            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), (entry,))))
+            node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
+            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                node.inbox.post(Finish(assignment, Outcome.FAILED))
+                with pytest.raises(Refused):
+                    await asyncio.wait_for(node.pump.flush(), 20.0)
+                assert (len(node.visits.open), node.pump.open) == (0, 1)
+            await asyncio.wait_for(node.pump.settle(), 20.0)
+            assert node.pump.open == 0
+            assert await node.writer.call(lambda journal: journal.unfinished()) == []
+
+    asyncio.run(run())
+
+
+def test_a_visit_whose_outcome_the_journal_contradicts_is_not_open_for_ever(config, tmp_path, monkeypatch):
+    assignment = an_assignment()
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            unknown = Entry(assignment.key, assignment.visit, received_tai=2e9)
+            node.visits.open.add(VisitDetector(unknown, assignment, Phase.ASSIGNED))
+            node.inbox.post(Finish(assignment, Outcome.FAILED))
+            await asyncio.wait_for(node.pump.settle(), 20.0)
+            assert (node.count["journal_contradicted"], node.pump.open) == (1, 0)
 
     asyncio.run(run())

@@ -8,7 +8,8 @@ from contextlib import closing
 import pytest
 
 from ppdaemon.errors import Refused, StateUnusable
-from ppdaemon.relay.ledger import Ledger, OpenRow, lock_state
+from ppdaemon.relay.ledger import Ledger, lock_state
+from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.relay.orders import AmendOutcome, CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute
 from ppdaemon.relay.requests import content_of
 from ppdaemon.states import ExitCode, Outcome
@@ -68,9 +69,9 @@ def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
         [unended] = ledger.unended()
         assert (unended.number, unended.fields, unended.received_tai) == (number, FIELDS, 5.0)
         assert unended.cancelled
-        assert unended.rows == (
-            OpenRow(0, "n1", 1, frozenset(), True),
-            OpenRow(1, "n2", 2, frozenset({"n1"}), False),
+        assert unended.reservations == (
+            Reservation(0, ReservationState.ACKED, "n1"),
+            Reservation(1, ReservationState.SENT, "n2", 2, former=frozenset({"n1"})),
         )
 
 
@@ -88,7 +89,7 @@ def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
     assert amended(1, "n1", 2, Outcome.FAILED) is None
     assert amended(0, "n1", 2, Outcome.SUCCEEDED) is Outcome.SUCCEEDED
     assert amended(0, "n1", 2, Outcome.FAILED) is Outcome.SUCCEEDED
-    assert [len(unended.rows) for unended in ledger.unended()] == [1]
+    assert [len(unended.reservations) for unended in ledger.unended()] == [1]
 
 
 def test_the_first_outcome_of_a_detector_stays(ledger):

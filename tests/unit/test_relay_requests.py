@@ -9,7 +9,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import VisitStatus
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.requests import content_of, differences, judge, oddities, read_request, unwrap
-from ppdaemon.relay.throttle import Throttle
+from ppdaemon.throttle import Throttle
 from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
 
 NOW_TAI = 1_763_781_916.0
@@ -137,4 +137,4 @@ def test_a_flood_is_counted_and_logged_once_per_interval(clock):
     assert not throttle.passes("json")
     clock.advance(0.2)
     assert throttle.passes("json")
-    assert throttle.counts == {"json": 102, "size": 1}
+    assert throttle.by_kind == {"json": 102, "size": 1}

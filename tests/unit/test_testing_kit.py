@@ -7,14 +7,17 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ppdaemon import testing
+from ppdaemon.clock import Clock
+from ppdaemon.folders import NodeFolders
 from ppdaemon.raws.fitsblocks import read_primary, structure
 from ppdaemon.testing.raws import RawWriter, fits_header, small_fits
 from ppdaemon.testing.waiting import wait_until
-from ppdaemon.testing.work import FAULTS, STEPS, WorkerFault
+from ppdaemon.testing.work import FAULTS, STEPS, WorkerFault, open_exporter
 
 FOLDER = Path(testing.__file__).parent
 
@@ -38,6 +41,19 @@ def test_a_worker_fault_concerns_its_step_detector_and_attempt_only():
 
 def test_all_faults_and_steps_have_names_that_a_survey_can_have():
     assert all(name.isidentifier() for name in (*FAULTS, *STEPS))
+
+
+def test_the_scripted_exporter_goes_on_where_a_killed_one_has_registered_and_deleted(tmp_path, config):
+    exporter = open_exporter(SimpleNamespace(config=config, clock=Clock()))
+    folders = NodeFolders.of(config)
+    spools = [folders.spooled("DemoCam", "g1", detector, 1) for detector in range(3)]
+    _, half, whole = spools
+    (half.with_name(f"{half.name}.done") / "dataset").mkdir(parents=True)
+    whole.mkdir()
+    (whole / "manifest.json").write_text("{}")
+    assert exporter.export(spools).spools == tuple(map(str, spools))
+    assert list(folders.spool.iterdir()) == []
+    assert [path.name for path in (folders.state / "exported").iterdir()] == [whole.name]
 
 
 def test_a_small_raw_is_a_whole_fits_file_with_its_cards(tmp_path):

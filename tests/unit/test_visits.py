@@ -292,7 +292,7 @@ def test_a_raw_that_comes_while_the_outcome_is_being_written_is_late(world):
     world.finish()
     world.handle(RawArrived(a_raw()))
     world.commit_all()
-    assert [(row.exposure, row.outcome) for row in world.journal.late.rows(9)] == [(7, Outcome.SUCCEEDED)]
+    assert [(row.exposure, row.outcome) for row in world.journal.late(9)] == [(7, Outcome.SUCCEEDED)]
     assert (world.count["late_raws"], world.count["raw_without_visit"]) == (1, 0)
 
 
@@ -304,7 +304,7 @@ def test_a_raw_that_comes_while_the_pipeline_runs_is_late(world):
     world.slots[0] = taken  # a slot that processes takes no further raw
     world.finish()
     world.commit_all()
-    assert [row.exposure for row in world.journal.late.rows(9)] == [8]
+    assert [row.exposure for row in world.journal.late(9)] == [8]
 
 
 def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
@@ -314,7 +314,7 @@ def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
     world.commit_all()
     world.assign()
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
-    assert world.journal.late.rows(9) == []
+    assert world.journal.late(9) == []
 
 
 def test_a_raw_that_comes_while_its_reservation_fails_is_unmatched(world):
@@ -335,7 +335,7 @@ def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_p
         world.handle(RawArrived(a_raw(exposure=exposure)))
     world.commit_all()
     # The first lookup is under way when the others begin to wait.
-    assert [row.exposure for row in world.journal.late.rows(9)] == [6, 5, 4, 1]
+    assert [row.exposure for row in world.journal.late(9)] == [6, 5, 4, 1]
     world.journal.close()
 
 

@@ -360,7 +360,7 @@ class VisitsMachine(RuleBasedStateMachine):
         """Each raw of an accepted visit-detector is used or late, unless it was
         unmatched long before the acceptance; none is lost.
         """
-        late = {(row.group, row.detector, row.exposure) for row in self.world.journal.late.rows(1000)}
+        late = {(row.group, row.detector, row.exposure) for row in self.world.journal.late(1000)}
         used = set()
         ignored = set()
         for group, detector, outcome, exposures, seen in self.world.journal._db.execute(

@@ -155,7 +155,7 @@ def test_a_message_with_half_of_a_surrogate_pair_is_refused():
 
 
 def test_numbers_that_no_database_takes_are_refused():
-    done = {"type": "done", "serial": 1, "outcome": "succeeded", "datasets": 1 << 63}
+    done = {"type": "done", "visit_number": 1, "outcome": "succeeded", "datasets": 1 << 63}
     with pytest.raises(BadMessage, match="datasets"):
         decode(json.dumps(done).encode(), FACTS, limit=1000)
     seen = {"type": "results_seen", "origin": "r", "sent_tai": 1.0, "sequence": 1}

@@ -18,8 +18,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import dataset_types_of, load_pipeline
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library, dataset_types_of, load_pipeline
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.raws.regions import footprint_of

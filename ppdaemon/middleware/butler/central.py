@@ -25,7 +25,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_ou
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.states import Outcome
 
-__all__ = ("CentralReader", "existing_collections", "known_dataset_type")
+__all__ = ("CentralReader", "close", "existing_collections", "known_dataset_type")
 
 _LOG = logging.getLogger(__name__)
 
@@ -166,11 +166,7 @@ class CentralReader:
         """Disconnect; the next reading connects anew."""
         butler, self._butler = self._butler, None
         self._engines.clear()
-        if butler is not None:
-            try:
-                butler.close()
-            except DATABASE_ERRORS as error:
-                _LOG.debug("closing the central repo: %s", describe(error))
+        close(butler)
 
 
 @contextmanager
@@ -185,6 +181,15 @@ def _engines_noted(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
         yield
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", note)
+
+
+def close(butler: Butler | None) -> None:
+    """Disconnect from the central repo, if anybody is connected, as far as it still answers."""
+    if butler is not None:
+        try:
+            butler.close()
+        except DATABASE_ERRORS as error:
+            _LOG.debug("closing the central repo: %s", describe(error))
 
 
 def existing_collections(butler: Butler, names: Iterable[str]) -> tuple[str, ...]:

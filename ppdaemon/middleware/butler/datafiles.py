@@ -17,7 +17,16 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.middleware.butler.failures import describe, is_link_refusal
 
-__all__ = ("DataFile", "KnownFiles", "LocatedFile", "describe_files", "ingest_shared", "link_or_copy")
+__all__ = (
+    "DataFile",
+    "KnownFiles",
+    "LocatedFile",
+    "copied",
+    "file_dataset",
+    "ingest_shared",
+    "link_or_copy",
+    "located",
+)
 
 _LOG = logging.getLogger(__name__)
 _LIMIT = 20_000
@@ -70,6 +79,32 @@ class LocatedFile:
     formatter: str
     """Class that reads it."""
     refs: tuple[DatasetRef, ...]
+
+
+def located(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:
+    """Return the files of datasets of the worker's repo, which keeps each in one file."""
+    uris = {ref.id: uri.primaryURI for ref, uri in butler.get_many_uris(refs).items()}
+    files = []
+    for file in describe_files(butler, refs):
+        uri = uris[file.refs[0].id]
+        assert uri is not None  # it is one file
+        files.append(LocatedFile(Path(uri.ospath), str(file.formatter), tuple(file.refs)))
+    return files
+
+
+def copied(files: Iterable[LocatedFile], folder: Path) -> list[LocatedFile]:
+    """Copy files into a folder, named after the first dataset's id."""
+    copies = []
+    for file in files:
+        copy = folder / f"{file.refs[0].id}{ResourcePath(file.path).getExtension()}"
+        shutil.copyfile(file.path, copy)
+        copies.append(LocatedFile(copy, file.formatter, file.refs))
+    return copies
+
+
+def file_dataset(path: Path, refs: list[DatasetRef], formatter: Any) -> FileDataset:
+    """Return a local file as `lsst.daf.butler.Butler.ingest` takes it, whatever characters its name has."""
+    return FileDataset(path=ResourcePath(path.as_uri()), refs=refs, formatter=formatter)
 
 
 def link_or_copy(path: Path, target: Path) -> None:

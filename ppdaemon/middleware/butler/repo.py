@@ -11,8 +11,7 @@ import os
 import shutil
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from lsst.daf.butler import Butler, Config, DatasetType, DimensionUniverse
 from lsst.pipe.base import Instrument
@@ -85,9 +84,11 @@ class LocalRepo:
 
     def __init__(self, template: Path, folder: Path):
         self._template = template
-        self._root = folder / _REPO
+        self.root = folder / _REPO
+        """Where the repo is (`pathlib.Path`)."""
+        self.incoming = folder / "incoming"
+        """Where raws are put before they are ingested (`pathlib.Path`)."""
         self._layers = folder / "kept"
-        self._incoming = folder / "incoming"
         self._butler: Butler | None = None
         self.versions = (template / _VERSIONS).read_text()
         """Digest of package versions (`str`)."""
@@ -102,16 +103,6 @@ class LocalRepo:
         if self._butler is None:
             raise RuntimeError("the local repo is closed")
         return self._butler
-
-    @property
-    def root(self) -> Path:
-        """Where the repo is (`pathlib.Path`)."""
-        return self._root
-
-    @property
-    def incoming(self) -> Path:
-        """Where raws are put before they are ingested (`pathlib.Path`)."""
-        return self._incoming
 
     def renew(self) -> None:
         """Throw the repo away, open a copy of what was kept, or else of the template."""
@@ -131,12 +122,12 @@ class LocalRepo:
 
     def _begin_with(self, source: Path) -> None:
         self.close()
-        for folder in (self._root, self._incoming):
+        for folder in (self.root, self.incoming):
             if folder.exists():
                 shutil.rmtree(folder)
-        _copy_repo(source, self._root)
-        self._incoming.mkdir()
-        self._butler = Butler.from_config(str(self._root), writeable=True)
+        _copy_repo(source, self.root)
+        self.incoming.mkdir()
+        self._butler = Butler.from_config(str(self.root), writeable=True)
 
     def keep(self, what: Hashable) -> None:
         """Let later copies begin with all that is in the repo now.
@@ -148,7 +139,7 @@ class LocalRepo:
         """
         layer = self._layer(len(self.kept) + 1)
         try:
-            _copy_repo(self._root, layer)
+            _copy_repo(self.root, layer)
         except BaseException:
             shutil.rmtree(layer, ignore_errors=True)
             raise
@@ -171,14 +162,6 @@ class LocalRepo:
         if self._butler is not None:
             self._butler.close()
             self._butler = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _copy_repo(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 
 `shape` knows a pipeline, `dataids` and `inputs` what is there, `quanta`
 decides what is to be done. `memory` hands objects on, `prefetch` reads ahead,
-`files` reads and writes, `background` writes beside the tasks, `tasks` are
-constructed beforehand, `run` runs them, some of them `forked`. `engine` puts
-these together.
+`files` are read and written, `writing` writes beside the tasks and after them,
+`tasks` are constructed beforehand, `run` runs them, some of them `forked`.
+`engine` puts these together.
 """

@@ -124,8 +124,9 @@ class DataIds:
         """Join the patches, or tracts, that a detector overlaps."""
         element = next((name for name in ("patch", "tract") if name in dimensions.names), "skymap")
         place = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
+        region = None if place is None else place.region
         for record in self._records[element].values():
-            if element == "skymap" or _overlap(place, record, self._universe):
+            if element == "skymap" or overlap(region, record.region, self._universe):
                 yield {**row, **record.dataId.required}
 
     def _record(self, name: str, row: Row) -> DimensionRecord:
@@ -137,20 +138,13 @@ class DataIds:
         return record
 
 
-def _overlap(one: DimensionRecord | None, other: DimensionRecord, universe: DimensionUniverse) -> bool:
-    """Tell whether two records' regions overlap; those without region overlap nothing."""
-    if one is None or one.region is None or other.region is None:
-        return False
-    return overlap(one.region, other.region, universe)
-
-
-def overlap(one: Region, other: Region, universe: DimensionUniverse) -> bool:
+def overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
     """Tell whether two regions overlap, as the registry judges it.
 
     Parameters
     ----------
-    one, other : `lsst.sphgeom.Region`
-        The regions.
+    one, other : `lsst.sphgeom.Region` or `None`
+        The regions; where one is missing, nothing overlaps it.
     universe : `lsst.daf.butler.DimensionUniverse`
         Has the pixelization by which the database joins regions.
 
@@ -159,6 +153,8 @@ def overlap(one: Region, other: Region, universe: DimensionUniverse) -> bool:
     overlap : `bool`
         Where geometry cannot tell, whether both touch one common pixel.
     """
+    if one is None or other is None:
+        return False
     verdict = one.overlaps(other)
     if verdict is None:
         pixels = universe.commonSkyPix.pixelization

@@ -14,21 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import (
-    Butler,
-    ButlerConfig,
-    DatasetRef,
-    DimensionRecord,
-)
+from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, DimensionRecord
 
-from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
-from ppdaemon.middleware.direct.handover import write_outputs
+from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
 from ppdaemon.middleware.direct.lookups import LookupMiss, LookUps
 from ppdaemon.middleware.direct.memory import MemoryButler
@@ -38,25 +30,24 @@ from ppdaemon.middleware.direct.run import Runner
 from ppdaemon.middleware.direct.shape import Part, Shape, shape_of
 from ppdaemon.middleware.direct.tasks import ReadyTasks
 from ppdaemon.middleware.direct.warmup import warm_up
-from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_named, resolved
+from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
+from ppdaemon.middleware.pipelines.graph import PerPipeline, UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
-from ppdaemon.middleware.run.engine import DataQuery, Job, RunResult, Unsupported
+from ppdaemon.middleware.run.engine import (
+    DataQuery,
+    Engine,
+    Job,
+    PipelineRun,
+    RunResult,
+    Unsupported,
+    building,
+)
 
 __all__ = ("DirectEngine", "DirectRun")
 
 _LOG = logging.getLogger(__name__)
 
 _RAW = "raw"
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """Whether this engine handles a pipeline."""
-
-    shape: Shape | Unsupported
-    unknown: tuple[str, ...] = ()
-    """Inputs whose type no repo has defined so far: the pipeline's own word
-    counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +61,11 @@ class _Known:
 
 
 @dataclass(frozen=True, slots=True)
-class DirectRun:
+class DirectRun(PipelineRun):
     """A visit's quanta, to be run once."""
 
     runner: Runner
     memory: MemoryButler
-    writer: DatasetWriter
-    background: BackgroundWriter
     link: Path
     """Place for a symbolic link."""
     processes: int
@@ -93,12 +82,12 @@ class DirectRun:
 
     def write(self, folder: Path) -> list[LocatedFile]:
         """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
-        self.background.finish()
-        files = write_outputs(self.memory.outputs, folder, self.link, self.writer, self.processes)
-        return [LocatedFile(file.path, file.formatter, (file.ref,)) for file in files]
+        background = self.memory.background
+        background.finish()
+        return write_outputs(self.memory.outputs, folder, self.link, background.writer, self.processes)
 
 
-class DirectEngine:
+class DirectEngine(Engine):
     """Runs pipelines in memory.
 
     Parameters
@@ -138,7 +127,7 @@ class DirectEngine:
         self._memory_bytes = memory_bytes
         self._prefetcher = Prefetcher(read_ahead_bytes)
         self._tasks = ReadyTasks()
-        self._shapes: dict[str, _Judged] = {}
+        self._shapes = PerPipeline[Shape | Unsupported]()
         self._known: dict[tuple[str, str, tuple[str, ...]], _Known] = {}
         self._writer: DatasetWriter | None = None
         self._run: DirectRun | None = None
@@ -178,40 +167,29 @@ class DirectEngine:
         """
         assert raws is not None  # what runs before the image is left to the reference
         known, butler = self._look_up(job, raws), job.butler
-        try:
+        with building(job):
             steps, files = _steps(job, arrived(raws), known)
-        except Unsupported:
-            raise
-        except Exception as error:  # building runs the tasks' own code: anything may come out
-            if is_out_of_space(error) or isinstance(error, MemoryError):
-                raise
-            raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         assert self._writer is not None  # made with the shape
-        background = BackgroundWriter(self._writer, self._folder)
         memory = MemoryButler(
             butler.dimensions,
-            {name: node.dataset_type for name, node in known.shape.graph.dataset_types.items()},
+            known.shape.types,
             steps,
             self._source(files, butler),
             lambda name: self._exported.fullmatch(name) is not None,
-            self._writer,
-            self._folder,
             self._memory_bytes,
-            background,
+            BackgroundWriter(self._writer, self._folder),
         )
         urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, query.context, background, urgent, self._processes)
-        self._run = DirectRun(
-            runner, memory, self._writer, background, self._folder / "target", self._processes
-        )
+        runner = Runner(steps, memory, self._tasks, query.context, urgent, self._processes)
+        self._run = DirectRun(runner, memory, self._folder / "target", self._processes)
         return self._run
 
     def forget(self) -> None:
         """Go on with another visit; what does not depend on the visit is kept."""
         if self._run is not None:
-            self._run.background.finish()  # it may not have been asked for its files
+            self._run.memory.background.finish()  # it may not have been asked for its files
             self._run = None
         if self._folder.exists():  # the RAM disk is memory, too
             shutil.rmtree(self._folder)
@@ -220,32 +198,26 @@ class DirectEngine:
         self._prefetcher.forget()
 
     def _check(self, job: Job) -> Shape:
-        """Return the shape of a pipeline that this engine handles.
+        """Return the shape of a pipeline that this engine handles."""
 
-        It is found out once for each pipeline, and again only if the repo has
-        got a type that it did not know.
-        """
-        found = self._shapes.get(job.pipeline.path)
-        if found is None or _knows_any(job.butler, found.unknown):
-            found = self._shapes[job.pipeline.path] = self._judged(job, job.butler)
-        if isinstance(found.shape, Unsupported):
-            raise found.shape
-        return found.shape
+        def judge() -> tuple[Shape | Unsupported, Iterable[str]]:
+            try:
+                shape = self._shape(job)
+            except Unsupported as reason:
+                return reason, ()
+            return shape, shape.external
 
-    def _judged(self, job: Job, butler: Butler) -> _Judged:
-        shape = self._shape(job, butler)
-        external = () if isinstance(shape, Unsupported) else shape.external
-        return _Judged(shape, tuple(name for name in external if known_dataset_type(butler, name) is None))
+        found = self._shapes.of(job.pipeline, job.butler, judge)
+        if isinstance(found, Unsupported):
+            raise found
+        return found
 
-    def _shape(self, job: Job, butler: Butler) -> Shape | Unsupported:
-        try:
-            if self._writer is None:
-                roots = [root for root in butler.get_datastore_roots().values() if root is not None]
-                self._writer = DatasetWriter(ButlerConfig(str(roots[0])), butler.dimensions)
-                warm_up(butler.dimensions, self._writer, self._folder / "warmup")
-            return shape_of(resolved(job.pipeline, butler))
-        except Unsupported as reason:
-            return reason
+    def _shape(self, job: Job) -> Shape:
+        if self._writer is None:
+            roots = [root for root in job.butler.get_datastore_roots().values() if root is not None]
+            self._writer = DatasetWriter(ButlerConfig(str(roots[0])), job.butler.dimensions)
+            warm_up(job.butler.dimensions, self._writer, self._folder / "warmup")
+        return shape_of(resolved(job.pipeline, job.butler))
 
     def _look_up(self, job: Job, raws: VisitRaws) -> _Known:
         """Ask the repo for all that a job may read, once per visit."""
@@ -260,15 +232,14 @@ class DirectEngine:
                 for task in shape.tasks
                 for edge in task.node.init.iter_all_inputs()
             }
-            types = [node.dataset_type for name, node in shape.graph.dataset_types.items() if name in init]
-            types += [each for name, each in shape.external.items() if name not in init]
+            types = [shape.types[name] for name in init.union(shape.external)]
             entries = look_up(butler, types, (job.run, *job.inputs))
             look_ups = LookUps(butler, (job.run, *job.inputs), entries)
             self._known[key] = _Known(shape, entries, lasting_records(butler, shape), look_ups)
         return self._known[key]
 
     def _source(
-        self, raws: Mapping[object, DatasetFile], butler: Butler
+        self, raws: Mapping[object, LocatedFile], butler: Butler
     ) -> Callable[[DatasetRef, Mapping[str, Any] | None], Any]:
         """Return what reads overall inputs: what waits in memory, raws, and the rest."""
 
@@ -284,16 +255,13 @@ class DirectEngine:
         return get
 
 
-def _knows_any(butler: Butler, names: Iterable[str]) -> bool:
-    return any(known_dataset_type(butler, name) is not None for name in names)
-
-
-def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], dict[object, DatasetFile]]:
+def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], dict[object, LocatedFile]]:
     """Build quanta; return them, and the files of the raws by dataset id."""
     data_ids = DataIds(job.butler.dimensions, (*known.records, *exposures.records))
     raw_type = known.shape.external.get(_RAW)
     raws = [] if raw_type is None else list(raw_files(raw_type, exposures, data_ids))
-    inputs = Inputs(known.entries, {(_RAW, file.ref.dataId.required_values): file.ref for file in raws})
+    refs = [file.refs[0] for file in raws]
+    inputs = Inputs(known.entries, {(_RAW, ref.dataId.required_values): ref for ref in refs})
 
     def rows(part: Part) -> Iterable[Row]:
         return exposures.rows(data_ids, part.dimensions)
@@ -303,4 +271,4 @@ def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], d
     except LookupMiss:
         with known.look_ups.asking(exposures.records):
             steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
-    return steps, {file.ref.id: file for file in raws}
+    return steps, {file.refs[0].id: file for file in raws}

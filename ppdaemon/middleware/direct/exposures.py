@@ -8,11 +8,12 @@ from pathlib import Path
 from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, DimensionRecord
 from lsst.utils.introspection import get_full_type_name
 
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.files import DatasetFile
 from ppdaemon.middleware.direct.shape import Shape
-from ppdaemon.middleware.raws.ingest import AnnouncedVisit, VisitRaws
+from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.records import group_record, make_record
+from ppdaemon.middleware.raws.visits import AnnouncedVisit
 
 __all__ = ("MOST_EXPECTED", "Exposures", "arrived", "expected", "lasting_records", "raw_files")
 
@@ -101,7 +102,7 @@ def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str
     return next((name for name in (*names, *known) if name in known), "")
 
 
-def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) -> Iterator[DatasetFile]:
+def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) -> Iterator[LocatedFile]:
     """Return the raws as datasets.
 
     Parameters
@@ -115,7 +116,7 @@ def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) ->
 
     Yields
     ------
-    file : `~ppdaemon.middleware.direct.files.DatasetFile`
+    file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
         Without a path that exists, if the exposure is only expected.
     """
     universe = raw_type.dimensions.universe
@@ -125,7 +126,7 @@ def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) ->
         ref = DatasetRef(raw_type, data_id, run=exposures.run)
         formatter = exposures.announced.instrument.getRawFormatter(data_id)
         path = exposures.files.get(row["exposure"], Path("/"))
-        yield DatasetFile(path, get_full_type_name(formatter), ref)
+        yield LocatedFile(path, get_full_type_name(formatter), (ref,))
 
 
 def lasting_records(butler: Butler, shape: Shape) -> tuple[DimensionRecord, ...]:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of single datasets, read and written as a datastore does it, but without its database."""
+"""Datasets that tasks have put, in memory or in files.
 
+Files are read and written as a datastore does it, but without its database.
+"""
+
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,36 +30,60 @@ from lsst.daf.butler.datastores.file_datastore.get import (
     get_dataset_as_python_object_from_get_info,
 )
 
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DatasetFile", "DatasetWriter", "read_dataset")
+__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetFile:
-    """A file that holds one dataset."""
+@dataclass(slots=True)
+class MemoryDataset:
+    """A dataset that a task has put."""
 
-    path: Path
-    formatter: str
-    """Full name of the class that reads it."""
     ref: DatasetRef
-    """As the repo defines it, without component."""
+    """As the repo defines it."""
+    content: Any = None
+    file: LocatedFile | None = None
+    """Where it is written."""
+    in_memory: bool = True
+    shared: bool = False
+    """Whether anybody else may have the object, or a part of it."""
+    provenance: DatasetProvenance | None = None
+    size_bytes: int = 0
+    wanted: bool = False
+    """Whether it is to be written for export."""
 
     @property
-    def size_bytes(self) -> int:
-        """Its length (`int`)."""
-        return self.path.stat().st_size
+    def unwritten(self) -> bool:
+        """Whether it is still to be written (`bool`)."""
+        return self.wanted and self.file is None
+
+    def drop(self) -> None:
+        """Forget the object."""
+        self.content, self.in_memory = None, False
 
 
-def read_dataset(file: DatasetFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
+@dataclass(frozen=True, slots=True)
+class TransferredDataset:
+    """A dataset on its way from one process to another."""
+
+    id: uuid.UUID
+    content: Any = None
+    file: tuple[Path, str] | None = None
+    """Where it is instead, and the class that reads it."""
+    provenance: DatasetProvenance | None = None
+    size_bytes: int = 0
+
+
+def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
     """Read a dataset, or a component of it.
 
     Parameters
     ----------
-    file : `DatasetFile`
-        The file.
+    file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
+        The file, of one dataset as the repo defines it, without component.
     ref : `lsst.daf.butler.DatasetRef`
         What is asked for: a component, or another storage class.
     parameters : `~collections.abc.Mapping`, optional
@@ -73,17 +101,18 @@ def read_dataset(file: DatasetFile, ref: DatasetRef, parameters: Mapping[str, An
     ValueError
         Raised if the formatter cannot read it.
     """
+    (own,) = file.refs
     info = StoredFileInfo(
         formatter=file.formatter,
         path=str(file.path),
-        storageClass=file.ref.datasetType.storageClass,
+        storageClass=own.datasetType.storageClass,
         component=None,
         checksum=None,
         file_size=-1,
     )
     information = generate_datastore_get_information(
         [(Location(None, file.path.as_uri()), info)],
-        registry_ref=file.ref,
+        registry_ref=own,
         read_ref=ref,
         parameters=parameters,
     )
@@ -117,7 +146,7 @@ class DatasetWriter:
 
     def write(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
-    ) -> DatasetFile:
+    ) -> LocatedFile:
         """Write a dataset.
 
         Parameters
@@ -134,7 +163,7 @@ class DatasetWriter:
 
         Returns
         -------
-        file : `DatasetFile`
+        file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
             The file.
 
         Raises
@@ -152,7 +181,7 @@ class DatasetWriter:
         _modern(formatter, ref).write(
             content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
         )
-        return DatasetFile(Path(location.uri.ospath), formatter.name(), ref)
+        return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
 
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Tell whether a formatter takes a dataset as it is.

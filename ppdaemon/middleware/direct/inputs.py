@@ -147,9 +147,7 @@ class _Join:
 
     def _overlaps(self, other: DataCoordinate, name: str) -> bool:
         record = other.records[name]
-        if self.region is None or record is None or record.region is None:
-            return False
-        return overlap(self.region, record.region, other.universe)
+        return record is not None and overlap(self.region, record.region, other.universe)
 
 
 def _envelope(skypix: SkyPixDimension, region: Region | None) -> RangeSet:

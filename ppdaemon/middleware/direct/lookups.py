@@ -17,7 +17,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.direct.dataids import overlap
 from ppdaemon.middleware.direct.inputs import Entry
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.visits import insert_records
 
 __all__ = ("LookUps", "LookupMiss")
 

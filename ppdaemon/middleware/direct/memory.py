@@ -16,7 +16,6 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import (
@@ -32,11 +31,11 @@ from lsst.daf.butler import (
 from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
-from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.copies import copied, exclusive, measured
-from ppdaemon.middleware.direct.datasets import MemoryDataset, TransferredDataset
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, read_dataset
 from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 
 __all__ = ("MemoryButler", "Source")
 
@@ -67,14 +66,10 @@ class MemoryButler(LimitedButler):
         Reads overall inputs.
     is_wanted : `~collections.abc.Callable`
         Returns by a dataset type's name whether it is to be written.
-    writer : `~ppdaemon.middleware.direct.files.DatasetWriter`
-        Writes what is too big.
-    folder : `pathlib.Path`
-        Where that goes.
     limit_bytes : `int`
         Memory for what tasks have put.
-    background : `~ppdaemon.middleware.direct.background.BackgroundWriter`
-        Is offered what is to be written.
+    background : `~ppdaemon.middleware.direct.writing.BackgroundWriter`
+        Writes what is too big, and is offered what is to be written.
     """
 
     def __init__(
@@ -84,8 +79,6 @@ class MemoryButler(LimitedButler):
         steps: Iterable[Step],
         source: Source,
         is_wanted: Callable[[str], bool],
-        writer: DatasetWriter,
-        folder: Path,
         limit_bytes: int,
         background: BackgroundWriter,
     ):
@@ -95,10 +88,8 @@ class MemoryButler(LimitedButler):
         self._definitions = definitions
         self._source = source
         self._is_wanted = is_wanted
-        self._writer = writer
-        self._folder = folder
         self._limit_bytes = limit_bytes
-        self._background = background
+        self.background = background
         self._datasets: dict[uuid.UUID, MemoryDataset] = {}
         self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
         """By dataset: quanta that read it and have not ended."""
@@ -134,7 +125,7 @@ class MemoryButler(LimitedButler):
         self._running = self._left = None
         for dataset in self._own_all(step):
             if dataset.unwritten and dataset.size_bytes >= _BIG_BYTES:
-                self._background.offer(dataset)  # now that nobody can change it any more
+                self.background.offer(dataset)  # now that nobody can change it any more
         for ref in _refs(step.quantum.inputs):
             self._readers[ref.id].discard(step.id)
         for dataset in list(self._datasets.values()):
@@ -171,7 +162,7 @@ class MemoryButler(LimitedButler):
             dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
             dataset.content = each.content
             if each.file is not None:
-                dataset.file = DatasetFile(*each.file, dataset.ref)
+                dataset.file = LocatedFile(*each.file, (dataset.ref,))
                 dataset.drop()
             elif self.used_bytes + dataset.size_bytes > self._limit_bytes:
                 self._move_out(dataset)
@@ -272,7 +263,7 @@ class MemoryButler(LimitedButler):
         try:
             dataset.content = _accepted(content, dataset.ref)
         except TypeError:
-            if not self._writer.accepts(content, dataset.ref):
+            if not self.background.writer.accepts(content, dataset.ref):
                 raise
             if needed:
                 self._move_out(dataset)  # only the formatter knows how it becomes what it should be
@@ -342,9 +333,7 @@ class MemoryButler(LimitedButler):
 
     def _move_out(self, dataset: MemoryDataset) -> None:
         """Write a dataset to the RAM disk and forget the object."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if dataset.file is None:
-            dataset.file = self._writer.write(dataset.content, dataset.ref, self._folder, dataset.provenance)
+        self.background.write(dataset)
         dataset.drop()
 
 

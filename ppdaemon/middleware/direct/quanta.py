@@ -8,12 +8,12 @@ have made is not there for those that follow.
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, NamedKeyDict, Quantum
 from lsst.pipe.base import AdjustQuantumHelper, NoWorkFound
-from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskNode
+from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.direct.dataids import DataIds, Row
@@ -35,27 +35,11 @@ type _Refs = NamedKeyDict[DatasetType, Sequence[DatasetRef]]
 class Step:
     """A quantum, and what runs it."""
 
-    id: uuid.UUID
     task: TaskShape
     quantum: Quantum
     after: frozenset[uuid.UUID]
     """Quanta whose outputs it reads."""
-
-    @classmethod
-    def of(cls, task: TaskShape, quantum: Quantum, after: frozenset[uuid.UUID]) -> "Step":
-        """Make a step with an id of its own.
-
-        Parameters
-        ----------
-        task, quantum, after
-            As the attributes.
-
-        Returns
-        -------
-        step : `Step`
-            The step.
-        """
-        return cls(uuid.uuid4(), task, quantum, after)
+    id: uuid.UUID = field(default_factory=uuid.uuid4)
 
     @property
     def node(self) -> TaskNode:
@@ -120,27 +104,24 @@ def _complete(row: Row, part: Part, shape: Shape, data_ids: DataIds, inputs: Inp
     )
 
 
+@dataclass(slots=True)
 class _PartBuilder:
     """Builds the quanta of one part of a pipeline."""
 
-    def __init__(
-        self, part: Part, shape: Shape, data_ids: DataIds, inputs: Inputs, run: str, look_up: LookUp
-    ):
-        self._part = part
-        self._graph: PipelineGraph = shape.graph
-        self._data_ids = data_ids
-        self._inputs = inputs
-        self._run = run
-        self._look_up = look_up
-        self._present: dict[_Key, DatasetRef] = {}
-        """Datasets that are there, or will be."""
-        self._maker: dict[uuid.UUID, uuid.UUID] = {}
-        """The quantum that makes a dataset."""
+    part: Part
+    shape: Shape
+    data_ids: DataIds
+    inputs: Inputs
+    run: str
+    look_up: LookUp
+    present: dict[_Key, DatasetRef] = field(default_factory=dict)
+    """Datasets that are there, or will be."""
+    maker: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
+    """The quantum that makes a dataset."""
 
     def steps(self, rows: Sequence[Row]) -> Iterator[Step]:
-        for task in self._part.tasks:
-            wanted = self._wanted(task, rows)
-            for data_id, edges in wanted.items():
+        for task in self.part.tasks:
+            for data_id, edges in self._wanted(task, rows).items():
                 step = self._step(task, data_id, edges)
                 if step is not None:
                     self._note(step)
@@ -151,14 +132,14 @@ class _PartBuilder:
     ) -> dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]]:
         """Return the data IDs of a task, and those of its inputs and outputs by dataset type."""
         names = [*(edge.parent_dataset_type_name for edge in task.inputs), *task.outputs]
-        types = {name: self._graph.dataset_types[name].dimensions for name in names}
+        types = {name: self.shape.types[name].dimensions for name in names}
         wanted: dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]] = {}
         for row in rows:
             edges = wanted.setdefault(
-                self._data_ids.of(task.node.dimensions, row), {name: {} for name in types}
+                self.data_ids.of(task.node.dimensions, row), {name: {} for name in types}
             )
             for name, dimensions in types.items():
-                edges[name][self._data_ids.of(dimensions, row)] = None
+                edges[name][self.data_ids.of(dimensions, row)] = None
         return wanted
 
     def _step(
@@ -185,8 +166,8 @@ class _PartBuilder:
             outputs=helper.outputs,
         )
         read = {ref.id for refs in helper.inputs.values() for ref in refs}
-        after = frozenset(self._maker[each] for each in read if each in self._maker)
-        return Step.of(task, quantum, after)
+        after = frozenset(self.maker[each] for each in read if each in self.maker)
+        return Step(task, quantum, after)
 
     def _adapted_inputs(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
@@ -196,31 +177,26 @@ class _PartBuilder:
             name = edge.parent_dataset_type_name
             found[name].update(ref for each in edges[name] if (ref := self._input(name, each)) is not None)
         for finder in task.finders:
-            find = self._inputs.prerequisites if finder.lookup_function is None else self._look_up
+            find = self.inputs.prerequisites if finder.lookup_function is None else self.look_up
             found[finder.dataset_type_node.name].update(find(finder, data_id))
         adapted: _Refs = NamedKeyDict()
         for edge in task.node.iter_all_inputs():
-            dataset_type = edge.adapt_dataset_type(
-                self._graph.dataset_types[edge.parent_dataset_type_name].dataset_type
-            )
-            adapted[dataset_type] = [
-                edge.adapt_dataset_ref(ref) for ref in sorted(found[edge.parent_dataset_type_name])
-            ]
+            name = edge.parent_dataset_type_name
+            dataset_type = edge.adapt_dataset_type(self.shape.types[name])
+            adapted[dataset_type] = [edge.adapt_dataset_ref(ref) for ref in sorted(found[name])]
         return adapted
 
     def _input(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
-        if self._graph.producer_of(name) is None:
-            return self._inputs.regular(name, data_id)
-        return self._present.get((name, data_id.required_values))
+        if self.shape.graph.producer_of(name) is None:
+            return self.inputs.regular(name, data_id)
+        return self.present.get((name, data_id.required_values))
 
     def _adapted_outputs(self, task: TaskShape, edges: dict[str, dict[DataCoordinate, None]]) -> _Refs:
         adapted: _Refs = NamedKeyDict()
         for edge in task.node.iter_all_outputs():
-            definition = self._graph.dataset_types[edge.parent_dataset_type_name].dataset_type
-            refs = sorted(
-                DatasetRef(definition, data_id, run=self._run)
-                for data_id in edges[edge.parent_dataset_type_name]
-            )
+            name = edge.parent_dataset_type_name
+            definition = self.shape.types[name]
+            refs = sorted(DatasetRef(definition, data_id, run=self.run) for data_id in edges[name])
             adapted[edge.adapt_dataset_type(definition)] = [edge.adapt_dataset_ref(ref) for ref in refs]
         return adapted
 
@@ -228,7 +204,7 @@ class _PartBuilder:
         adapted = {}
         for edge in task.node.init.iter_all_inputs():
             empty = DataCoordinate.make_empty(task.node.dimensions.universe)
-            ref = self._inputs.regular(edge.parent_dataset_type_name, empty)
+            ref = self.inputs.regular(edge.parent_dataset_type_name, empty)
             if ref is None:
                 raise Unsupported(f"init-input {edge.parent_dataset_type_name} of {task.label} is missing")
             found = edge.adapt_dataset_ref(ref)
@@ -238,10 +214,8 @@ class _PartBuilder:
     def _note(self, step: Step) -> None:
         """Note what a step will make; later steps may read it."""
         for edge in step.node.iter_all_outputs():
+            name = edge.parent_dataset_type_name
             for ref in step.quantum.outputs[edge.dataset_type_name]:
-                self._present[edge.parent_dataset_type_name, ref.dataId.required_values] = (
-                    ref.overrideStorageClass(
-                        self._graph.dataset_types[edge.parent_dataset_type_name].dataset_type.storageClass
-                    )
-                )
-                self._maker[ref.id] = step.id
+                own = ref.overrideStorageClass(self.shape.types[name].storageClass)
+                self.present[name, ref.dataId.required_values] = own
+                self.maker[ref.id] = step.id

@@ -16,13 +16,12 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.background import BackgroundWriter
-from ppdaemon.middleware.direct.datasets import TransferredDataset
+from ppdaemon.middleware.direct.files import TransferredDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import Step
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
-from ppdaemon.middleware.run.engine import RunResult, TaskFailure, describe_caveats
+from ppdaemon.middleware.run.engine import RunResult, TaskFailure
 from ppdaemon.states import Outcome
 
 __all__ = ("Runner",)
@@ -77,12 +76,10 @@ class Runner:
         memory: MemoryButler,
         tasks: TaskFactory,
         context: Mapping[str, str],
-        background: BackgroundWriter,
         urgent: Collection[str],
         processes: int = 1,
     ):
         self._steps = {step.id: step for step in steps}
-        self._background = background
         self._own = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
         self._context = dict(context)
@@ -105,12 +102,12 @@ class Runner:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)
         except BaseException:
-            self._background.finish()
+            self._memory.background.finish()
             raise
         finally:
             for child in self._children:
                 child.end()
-        return RunResult(self._failure, describe_caveats(self._ended))
+        return RunResult.of(self._failure, self._ended)
 
     def _run(self, before_task: Callable[[str], None]) -> None:
         graph = networkx.DiGraph()
@@ -227,4 +224,4 @@ class Runner:
         nothing will be forked: a fork wants no other thread.
         """
         if self._left and not self._own & self._left and self._processes == 1:
-            self._background.allow()
+            self._memory.background.allow()

@@ -85,6 +85,8 @@ class Shape:
     parts: tuple[Part, ...]
     external: dict[str, DatasetType]
     """What it reads and does not make, by name; init-inputs too."""
+    types: dict[str, DatasetType]
+    """All that it reads and makes, by name."""
 
     @property
     def tasks(self) -> Iterator[TaskShape]:
@@ -114,7 +116,8 @@ def shape_of(graph: PipelineGraph) -> Shape:
     tasks = {label: _task_shape(node, graph) for label, node in graph.tasks.items()}
     parts = tuple(_part(subgraph, tasks) for subgraph in graph.split_independent())
     external = {name: node.dataset_type for name, node in graph.iter_overall_inputs() if node is not None}
-    return Shape(graph, parts, external)
+    types = {name: node.dataset_type for name, node in graph.dataset_types.items()}
+    return Shape(graph, parts, external, types)
 
 
 def _part(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Part:

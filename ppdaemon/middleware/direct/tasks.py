@@ -7,10 +7,12 @@ what it may remember.
 
 import copy
 import logging
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 
 from lsst.daf.butler import DatasetRef, LimitedButler
 from lsst.daf.butler.logging import ButlerLogRecordHandler
@@ -105,24 +107,12 @@ def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
     return id(node), frozenset(ref.id for ref in refs)
 
 
-class _Listener(logging.Handler):
-    """Keeps records as they are."""
-
-    def __init__(self, said: list[logging.LogRecord]):
-        super().__init__()
-        self._said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(record)
-
-
 @contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    said: list[logging.LogRecord] = []
-    listener = _Listener(said)
+    listener = BufferingHandler(sys.maxsize)
     logging.getLogger().addHandler(listener)
     try:
-        yield said
+        yield listener.buffer
     finally:
         logging.getLogger().removeHandler(listener)
 

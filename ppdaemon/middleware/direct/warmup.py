@@ -12,18 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, DimensionUniverse, Quantum
+from lsst.daf.butler import DimensionUniverse
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Output
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
-from ppdaemon.middleware.direct.background import BackgroundWriter
+from ppdaemon.middleware.direct.dataids import DataIds
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.inputs import Inputs
 from ppdaemon.middleware.direct.memory import MemoryButler
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import build_steps
 from ppdaemon.middleware.direct.run import Runner
 from ppdaemon.middleware.direct.shape import shape_of
 from ppdaemon.middleware.direct.tasks import ReadyTasks
+from ppdaemon.middleware.direct.writing import BackgroundWriter
 
 __all__ = ("warm_up",)
 
@@ -58,12 +60,13 @@ def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) ->
     graph = PipelineGraph(universe=universe)
     graph.add_task("warmup", WarmupTask, WarmupConfig())  # type: ignore[no-untyped-call]
     graph.resolve(dimensions=universe, dataset_types={})
-    step = _step(graph, universe)
-    types = {name: node.dataset_type for name, node in graph.dataset_types.items()}
+    shape, row = shape_of(graph), {"instrument": "warmup"}
+    data_ids = DataIds(universe, [universe["instrument"].RecordClass(name="warmup")])
+    steps = build_steps(shape, data_ids, lambda part: [row], Inputs({}), "warmup", _nothing)
     background = BackgroundWriter(writer, folder)
-    memory = MemoryButler(universe, types, [step], _nothing, bool, writer, folder, _ROOM_BYTES, background)
+    memory = MemoryButler(universe, shape.types, steps, _nothing, bool, _ROOM_BYTES, background)
     with _quietly():
-        Runner([step], memory, ReadyTasks(), {}, background, ())(lambda label: None)
+        Runner(steps, memory, ReadyTasks(), {}, ())(lambda label: None)
     background.finish()
     folder.mkdir(parents=True, exist_ok=True)
     for dataset in memory.outputs:
@@ -72,29 +75,8 @@ def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) ->
     shutil.rmtree(folder)
 
 
-def _step(graph: PipelineGraph, universe: DimensionUniverse) -> Step:
-    (task,) = shape_of(graph).tasks
-    data_id = DataCoordinate.standardize(instrument="warmup", universe=universe)
-    record = universe["instrument"].RecordClass(name="warmup")
-    data_id = data_id.expanded({"instrument": record})
-    outputs: dict[DatasetType, list[DatasetRef]] = {
-        graph.dataset_types[name].dataset_type: [
-            DatasetRef(graph.dataset_types[name].dataset_type, data_id, run="warmup")
-        ]
-        for name in task.outputs
-    }
-    quantum = Quantum(
-        taskName=task.node.task_class_name,
-        taskClass=task.node.task_class,
-        dataId=data_id,
-        inputs={},
-        outputs=outputs,
-    )
-    return Step.of(task, quantum, frozenset())
-
-
-def _nothing(ref: DatasetRef, parameters: Any) -> Any:
-    raise FileNotFoundError(str(ref))
+def _nothing(*asked: Any) -> Any:
+    raise FileNotFoundError(str(asked))
 
 
 @contextmanager

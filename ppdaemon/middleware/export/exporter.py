@@ -22,11 +22,12 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from ppdaemon.clock import Clock
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.folders import REFUSAL
+from ppdaemon.folders import REFUSAL, remove_spool
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
+from ppdaemon.middleware.butler.central import close
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.export.register import Registrar
-from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest, read_through
+from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest
 from ppdaemon.middleware.run.initoutputs import note_exported
 
 __all__ = ("CentralExporter",)
@@ -118,7 +119,9 @@ class CentralExporter:
         for path in result.done:
             if self._runs is not None:
                 note_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
-            _remove(path)
+            remove_spool(path)
+        for path in gone:
+            remove_spool(path)
         finished = {*result.done, *gone}.difference(result.refused)
         return Exported(
             spools=tuple(str(path) for path in spools if path in finished),
@@ -130,11 +133,7 @@ class CentralExporter:
     def close(self) -> None:
         """Disconnect; the next export connects anew."""
         butler, self._butler = self._butler, None
-        if butler is not None:
-            try:
-                butler.close()
-            except DATABASE_ERRORS as error:
-                _LOG.debug("closing the central repo: %s", describe(error))
+        close(butler)
 
     def _open(self) -> Butler:
         if self._butler is None:
@@ -187,7 +186,7 @@ class CentralExporter:
         if not is_out_of_space(failure):
             for spool, manifest in batch.items():
                 try:
-                    read_through(spool, manifest)
+                    check_files(spool, manifest, through=True)
                 except BadMessage as error:
                     bad[spool] = error
         if not bad:
@@ -238,11 +237,3 @@ def _note(spool: Path, uri: str, reason: str) -> str:
         f"Mend the cause, move this folder back to {spool.parent}\n"
         "and call 'ppctl reload'; or delete it.\n"
     )
-
-
-def _remove(spool: Path) -> None:
-    """Delete a spool in such a way that half of one is never taken for one."""
-    doomed = spool.with_name(f"{spool.name}.done")
-    shutil.rmtree(doomed, ignore_errors=True)
-    spool.rename(doomed)
-    shutil.rmtree(doomed)

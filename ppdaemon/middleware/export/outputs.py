@@ -6,15 +6,13 @@ announcement, can be looked up then.
 """
 
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef
-from lsst.resources import ResourcePath
 
-from ppdaemon.middleware.butler.datafiles import LocatedFile, describe_files
+from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
 from ppdaemon.middleware.export.spool import SpooledFile
 from ppdaemon.middleware.run.engine import PipelineRun
 
@@ -37,7 +35,7 @@ class Chosen:
 
     def fill(self, folder: Path) -> list[SpooledFile]:
         """Write them; see `ppdaemon.middleware.export.spool.write_spool`."""
-        return [_spooled(file) for file in (*_copied(self.located, folder), *self.run.write(folder))]
+        return [_spooled(file) for file in (*copied(self.located, folder), *self.run.write(folder))]
 
 
 class Outputs:
@@ -63,7 +61,7 @@ class Outputs:
 
     def locate(self, butler: Butler, runs: Sequence[str]) -> None:
         """Look up what is in the worker's repo, for a run that holds its outputs itself."""
-        self._located[tuple(runs)] = _locate(butler, self._select(butler, runs))
+        self._located[tuple(runs)] = located(butler, self._select(butler, runs))
 
     def of(self, butler: Butler, runs: Sequence[str], run: PipelineRun) -> Chosen:
         """Choose what is exported of a visit.
@@ -82,11 +80,11 @@ class Outputs:
         chosen : `Chosen`
             Without what the central repo has.
         """
-        located = self._located.get(tuple(runs)) if run.outputs else None
-        if located is None:
+        files = self._located.get(tuple(runs)) if run.outputs else None
+        if files is None:
             refs = self._select(butler, runs)
-            located = _locate(butler, [ref for ref in refs if not self._is_exported(ref)])
-        new = (file for file in located if not all(self._is_exported(ref) for ref in file.refs))
+            files = located(butler, [ref for ref in refs if not self._is_exported(ref)])
+        new = (file for file in files if not all(self._is_exported(ref) for ref in file.refs))
         return Chosen(tuple(new), run)
 
     def _select(self, butler: Butler, runs: Sequence[str]) -> list[DatasetRef]:
@@ -100,25 +98,6 @@ class Outputs:
                         name, collections=run, find_first=False, explain=False, limit=None
                     )
         return refs
-
-
-def _locate(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:
-    uris = {ref.id: uri.primaryURI for ref, uri in butler.get_many_uris(refs).items()}
-    located = []
-    for file in describe_files(butler, refs):
-        uri = uris[file.refs[0].id]
-        assert uri is not None  # the worker's repo keeps each dataset in one file
-        located.append(LocatedFile(Path(uri.ospath), str(file.formatter), tuple(file.refs)))
-    return located
-
-
-def _copied(files: Iterable[LocatedFile], folder: Path) -> list[LocatedFile]:
-    copies = []
-    for file in files:
-        copy = folder / f"{file.refs[0].id}{ResourcePath(file.path).getExtension()}"
-        shutil.copyfile(file.path, copy)
-        copies.append(LocatedFile(copy, file.formatter, file.refs))
-    return copies
 
 
 def _spooled(file: LocatedFile) -> SpooledFile:

@@ -17,22 +17,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import sqlalchemy.exc
-
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import (  # type: ignore[attr-defined]
-    Butler,
-    CollectionType,
-    DatasetRef,
-    DimensionRecord,
-    FileDataset,
-)
+from lsst.daf.butler import Butler, CollectionType, DatasetRef, DimensionRecord, FileDataset
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.resources import ResourcePath
 
 from ppdaemon.durable import sync
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.export.spool import Manifest
-from ppdaemon.middleware.raws.insertion import fuller, insert_records
+from ppdaemon.middleware.raws.visits import fuller, insert_records
 
 __all__ = ("Registrar",)
 
@@ -156,7 +149,7 @@ def _copied(file: FileDataset, folder: Path) -> FileDataset:
     copy = folder / source.basename()
     shutil.copyfile(source.ospath, copy)
     sync(copy)
-    return FileDataset(path=ResourcePath(copy.as_uri()), refs=file.refs, formatter=file.formatter)
+    return file_dataset(copy, file.refs, file.formatter)
 
 
 def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
@@ -168,10 +161,10 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
 
 def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]:
     return [
-        FileDataset(
-            path=ResourcePath((spool / file.name).as_uri()),
-            refs=[DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs],
-            formatter=file.formatter,
+        file_dataset(
+            spool / file.name,
+            [DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs],
+            file.formatter,
         )
         for file in manifest.files
     ]

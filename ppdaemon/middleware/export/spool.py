@@ -19,16 +19,7 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import Model, explain
 
-__all__ = (
-    "MANIFEST",
-    "Manifest",
-    "SpoolKey",
-    "SpooledFile",
-    "check_files",
-    "read_manifest",
-    "read_through",
-    "write_spool",
-)
+__all__ = ("MANIFEST", "Manifest", "SpoolKey", "SpooledFile", "check_files", "read_manifest", "write_spool")
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,11 +66,6 @@ class Manifest(Model):
     failed: str = ""
     """Why these are partial outputs; the supervisor reads it where the worker
     could not tell any more."""
-
-    @property
-    def datasets(self) -> int:
-        """How many datasets there are (`int`)."""
-        return sum(len(file.refs) for file in self.files)
 
 
 def write_spool(
@@ -168,7 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Manifest, *, through: bool = False) -> None:
     """Find out whether all files of a spool are there and whole.
 
     Parameters
@@ -177,11 +163,13 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         The spool folder.
     manifest : `Manifest`
         Its description.
+    through : `bool`, optional
+        Whether each is also read to its end, if all are there.
 
     Raises
     ------
     ppdaemon.errors.BadMessage
-        Raised if a file is missing or of another size.
+        Raised if a file is missing, of another size, or cannot be read.
     """
     for file in manifest.files:
         path = folder / file.name
@@ -193,28 +181,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BadMessage(f"{folder}: the manifest names {file.name}, which is not there")
         if size != file.size_bytes:
             raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
-
-
-def read_through(folder: Path, manifest: Manifest) -> None:
-    """Find out whether all files of a spool can be read.
-
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The spool folder.
-    manifest : `Manifest`
-        Its description.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if a file cannot be read to its end.
-    """
-    check_files(folder, manifest)
-    for file in manifest.files:
+    for path in (folder / file.name for file in manifest.files if through):
         try:
-            with (folder / file.name).open("rb") as stream:
+            with path.open("rb") as stream:
                 while stream.read(_PIECE):
                     pass
         except OSError as error:
-            raise BadMessage(f"{folder / file.name} cannot be read: {error.strerror}") from error
+            raise BadMessage(f"{path} cannot be read: {error.strerror}") from error

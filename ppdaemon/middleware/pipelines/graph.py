@@ -4,7 +4,7 @@
 import hashlib
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.selection import pipeline_name
 
 __all__ = (
+    "Library",
     "LoadedPipeline",
     "Need",
+    "PerPipeline",
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
@@ -182,3 +184,72 @@ def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
     for task in graph.tasks.values():
         for edge in (*task.iter_all_inputs(), *task.init.iter_all_inputs()):
             yield task, edge
+
+
+class PerPipeline[T]:
+    """What was found out of pipelines; found out again if the repo has got a type that it did not know.
+
+    Of types that no repo has defined so far the pipeline's own word counts.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[T, list[str]]] = {}
+
+    def of(self, pipeline: LoadedPipeline, butler: Butler, find: Callable[[], tuple[T, Iterable[str]]]) -> T:
+        """Return what `find` has found, which also tells the dataset types that it depends on."""
+        kept = self._kept.get(pipeline.path)
+        if kept is None or any(known_dataset_type(butler, name) is not None for name in kept[1]):
+            found, types = find()
+            unknown = [name for name in types if known_dataset_type(butler, name) is None]
+            kept = self._kept[pipeline.path] = found, unknown
+        return kept[0]
+
+
+class Library:
+    """Pipelines that were parsed, and what they read; kept for a worker's life.
+
+    Parameters
+    ----------
+    overrides : `~collections.abc.Mapping` [`str`, `object`]
+        Task configuration by ``label:field``.
+    """
+
+    def __init__(self, overrides: Mapping[str, Any]):
+        self._overrides = overrides
+        self._loaded: dict[str, LoadedPipeline] = {}
+        self._needs = PerPipeline[tuple[Need, ...]]()
+
+    def load(self, paths: Iterable[str]) -> tuple[list[LoadedPipeline], list[str]]:
+        """Return the pipelines of some files.
+
+        Parameters
+        ----------
+        paths : `~collections.abc.Iterable` [`str`]
+            Pipeline files.
+
+        Returns
+        -------
+        pipelines : `list` [`LoadedPipeline`]
+            Those that can be constructed.
+        reasons : `list` [`str`]
+            Why the others cannot.
+        """
+        pipelines, reasons = [], []
+        for path in paths:
+            try:
+                if path not in self._loaded:
+                    self._loaded[path] = load_pipeline(path, self._overrides)
+                pipelines.append(self._loaded[path])
+            except UnusablePipeline as error:
+                _LOG.error("%s", error)
+                reasons.append(str(error))
+        return pipelines, reasons
+
+    def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+        """Return what a pipeline reads; see `needs_of`."""
+
+        def find() -> tuple[tuple[Need, ...], Iterable[str]]:
+            needs = needs_of(pipeline, butler)
+            return needs, (need.name for need in needs)
+
+        return self._needs.of(pipeline, butler, find)

@@ -12,14 +12,7 @@ from lsst.utils.packages import getEnvironmentPackages
 from ppdaemon.config import NodeConfig
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
 
-__all__ = (
-    "NO_PIPELINE_RUN",
-    "deployment_hash",
-    "deployment_of",
-    "hash_versions",
-    "output_chain",
-    "output_run",
-)
+__all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_chain", "output_run")
 
 NO_PIPELINE_RUN = "NoPipeline"
 """Stands for the pipeline in the name of the run of what preload made."""
@@ -93,25 +86,6 @@ def _settings(config: NodeConfig, instrument: str) -> dict[str, object]:
     }
 
 
-def deployment_of(
-    config: NodeConfig, instrument: str, versions: str, pipelines: Iterable[LoadedPipeline]
-) -> str:
-    """Return the last part of the names of output runs.
-
-    Parameters
-    ----------
-    config, instrument, versions, pipelines
-        As for `deployment_hash`.
-
-    Returns
-    -------
-    deployment : `str`
-        As configured, or else the hash.
-    """
-    assert config.butler is not None  # no pipeline was loaded without
-    return config.butler.deployment or deployment_hash(config, instrument, versions, pipelines)
-
-
 def output_chain(instrument: str, day_obs: int) -> str:
     """Return the name of the chain that finds all outputs of a day.
 
@@ -131,23 +105,31 @@ def output_chain(instrument: str, day_obs: int) -> str:
     return f"{instrument}/prompt/output-{digits[:4]}-{digits[4:6]}-{digits[6:]}"
 
 
-def output_run(instrument: str, day_obs: int, pipeline: str, deployment: str) -> str:
+def output_run(
+    config: NodeConfig,
+    instrument: str,
+    versions: str,
+    pipelines: Iterable[LoadedPipeline],
+    day_obs: int,
+    name: str,
+) -> str:
     """Return the name of an output run.
 
     Parameters
     ----------
-    instrument : `str`
-        Short name.
+    config, instrument, versions, pipelines
+        As for `deployment_hash`, which is the last part of the name unless
+        another is configured.
     day_obs : `int`
         ``YYYYMMDD`` of the exposure.
-    pipeline : `str`
+    name : `str`
         Name of the pipeline, or `NO_PIPELINE_RUN`.
-    deployment : `str`
-        From `deployment_of`, or configured.
 
     Returns
     -------
     run : `str`
         For instance ``LSSTCam/prompt/output-2026-11-22/ApPipe/0a1b2c3d``.
     """
-    return f"{output_chain(instrument, day_obs)}/{pipeline}/{deployment}"
+    assert config.butler is not None  # no pipeline was loaded without
+    deployment = config.butler.deployment or deployment_hash(config, instrument, versions, pipelines)
+    return f"{output_chain(instrument, day_obs)}/{name}/{deployment}"

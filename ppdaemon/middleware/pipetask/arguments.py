@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a ``pipetask`` command and the worker that waits for it say to each other."""
 
-import socket
 from typing import Annotated, Literal
 
 import pydantic
@@ -9,28 +8,18 @@ import pydantic
 from ppdaemon.states import Outcome
 from ppdaemon.wire import Model
 
-__all__ = (
-    "CHANNEL",
-    "Broken",
-    "Built",
-    "Ended",
-    "Failed",
-    "Setting",
-    "Word",
-    "hear",
-    "is_opened",
-    "open_gate",
-    "say",
-)
+__all__ = ("CHANNEL", "GO", "PACKET", "WORDS", "Broken", "Built", "Ended", "Failed", "Setting", "Word")
 
 CHANNEL = 3
 """The command's descriptor of its end of the socket: the first that is free
 in a new process."""
 
-_GO = b"go"
-_PACKET = 65_536
-_LONGEST = 4_000
-"""Longer texts are cut."""
+GO = b"go"
+"""The worker wants the tasks to run."""
+PACKET = 65_536
+
+type _Text = Annotated[str, pydantic.BeforeValidator(lambda text: text[:4_000])]
+"""What is too long for a packet is cut."""
 
 
 class Setting(Model):
@@ -59,7 +48,7 @@ class Failed(Model):
 
     type: Literal["failed"] = "failed"
     label: str
-    text: str
+    text: _Text
     outcome: Outcome
 
 
@@ -67,7 +56,7 @@ class Broken(Model):
     """The command has failed, outside of tasks."""
 
     type: Literal["broken"] = "broken"
-    text: str
+    text: _Text
     outcome: Outcome
 
 
@@ -79,65 +68,6 @@ class Ended(Model):
 
 type Word = Built | Failed | Broken | Ended
 
-_WORDS = pydantic.TypeAdapter[Word](
+WORDS = pydantic.TypeAdapter[Word](
     Annotated[Built | Failed | Broken | Ended, pydantic.Field(discriminator="type")]
 )
-
-
-def say(channel: socket.socket, word: Word) -> None:
-    """Tell the worker something.
-
-    Parameters
-    ----------
-    channel : `socket.socket`
-        The command's end.
-    word : `Built`, `Failed`, `Broken` or `Ended`
-        What happened.
-    """
-    if isinstance(word, Failed | Broken):
-        word = word.model_copy(update={"text": word.text[:_LONGEST]})
-    channel.send(word.model_dump_json().encode())
-
-
-def hear(channel: socket.socket) -> Word | None:
-    """Wait for what a command says next.
-
-    Parameters
-    ----------
-    channel : `socket.socket`
-        The worker's end.
-
-    Returns
-    -------
-    word : `Built`, `Failed`, `Broken`, `Ended` or `None`
-        `None` if it has ended.
-    """
-    packet = channel.recv(_PACKET)
-    return _WORDS.validate_json(packet) if packet else None
-
-
-def open_gate(channel: socket.socket) -> None:
-    """Let a command run its tasks.
-
-    Parameters
-    ----------
-    channel : `socket.socket`
-        The worker's end.
-    """
-    channel.send(_GO)
-
-
-def is_opened(channel: socket.socket) -> bool:
-    """Wait until the worker has decided.
-
-    Parameters
-    ----------
-    channel : `socket.socket`
-        The command's end.
-
-    Returns
-    -------
-    opened : `bool`
-        False if the worker does not want the tasks to run.
-    """
-    return channel.recv(_PACKET) == _GO

@@ -18,18 +18,10 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 
 from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
-from ppdaemon.middleware.pipetask.arguments import (
-    CHANNEL,
-    Broken,
-    Built,
-    Ended,
-    Failed,
-    Setting,
-    is_opened,
-    say,
-)
+from ppdaemon.middleware.pipetask.arguments import CHANNEL, GO, PACKET, Broken, Built, Ended, Failed, Setting
 from ppdaemon.middleware.run.engine import TaskFailure
 from ppdaemon.pointing import keep_astropy_offline
+from ppdaemon.wire import encode
 
 __all__ = ("Gate", "run")
 
@@ -55,8 +47,9 @@ class Gate(ExecutionGraphFixup):
             Raised if the worker does not want them to run.
         """
         with socket.socket(fileno=socket.dup(CHANNEL)) as channel:
-            say(channel, Built(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta)))
-            if not is_opened(channel):
+            built = Built(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta))
+            channel.send(encode(built))
+            if channel.recv(PACKET) != GO:
                 raise RuntimeError("the worker does not want these tasks to run")
 
 
@@ -81,9 +74,9 @@ class _Witness(logging.Handler):
         label = str(getattr(error, "mdc", {}).get("LABEL", "")).partition(":")[0]
         if label:
             failure = TaskFailure.of(label, error)
-            say(self._channel, Failed(label=label, text=failure.text, outcome=failure.outcome))
+            self._channel.send(encode(Failed(label=label, text=failure.text, outcome=failure.outcome)))
         else:
-            say(self._channel, Broken(text=describe(error), outcome=outcome_of(error)))
+            self._channel.send(encode(Broken(text=describe(error), outcome=outcome_of(error))))
 
 
 def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> int:
@@ -120,5 +113,5 @@ def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> i
         witness.note(error)
         return 1
     if not status:
-        say(channel, Ended())
+        channel.send(encode(Ended()))
     return status or 0

@@ -20,33 +20,25 @@ from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask.arguments import (
+    GO,
+    PACKET,
+    WORDS,
     Broken,
     Built,
     Ended,
     Failed,
     Setting,
     Word,
-    hear,
-    open_gate,
 )
 from ppdaemon.middleware.raws.ingest import VisitRaws
-from ppdaemon.middleware.run.engine import (
-    DataQuery,
-    Job,
-    PipelineRun,
-    RepoEngine,
-    RepoRun,
-    RunResult,
-    TaskFailure,
-    describe_caveats,
-)
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult, TaskFailure
 from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
 
 
-class PipetaskEngine(RepoEngine):
+class PipetaskEngine(Engine):
     """Has ``pipetask run`` do everything, on the worker's repo.
 
     Parameters
@@ -152,11 +144,12 @@ class _Command:
 
     def hear(self) -> Word | None:
         """Return what it says next; `None` if it has ended."""
-        return hear(self._channel)
+        packet = self._channel.recv(PACKET)
+        return WORDS.validate_json(packet) if packet else None
 
     def go_on(self) -> None:
         """Let it run its tasks."""
-        open_gate(self._channel)
+        self._channel.send(GO)
 
     def end(self) -> str:
         """Wait for its end; say what the end was like."""
@@ -170,7 +163,7 @@ class _Command:
         return VisitFailed(Outcome.CRASHED, f"pipetask ended with {self.end()} in mid-run", retriable=True)
 
 
-class _Run(RepoRun):
+class _Run(PipelineRun):
     """A command that waits with its graph."""
 
     def __init__(self, job: Job, command: _Command, labels: tuple[str, ...]):
@@ -186,7 +179,7 @@ class _Run(RepoRun):
         failure = self._wait()
         # Collections and dataset types were made behind this Butler's back.
         self._job.butler.registry.refresh()
-        return RunResult(failure, describe_caveats(self._ended()))
+        return RunResult.of(failure, self._ended())
 
     def _wait(self) -> TaskFailure | None:
         match self._command.hear():

@@ -271,11 +271,11 @@ class SharedCache:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold a lock that ends with its holder."""
+def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold a lock that ends with its holder; without waiting raise `BlockingIOError` if another has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -296,14 +296,11 @@ def _empty(lane: Path) -> int:
 
 def _look_into(lane: Path) -> tuple[int, int]:
     """Return how many bytes come along a lane, or else how many were left in it, now deleted."""
-    descriptor = os.open(_lock_of(lane), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return 0, _empty(lane)
+        with _locked(_lock_of(lane), wait=False):
+            return 0, _empty(lane)
     except BlockingIOError:
-        return int(os.pread(descriptor, 20, 0) or b"0"), 0
-    finally:
-        os.close(descriptor)
+        return int(_lock_of(lane).read_bytes() or b"0"), 0
 
 
 def _copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:

@@ -3,15 +3,15 @@
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from typing import Any
 
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import CollectionType, DatasetId  # type: ignore[attr-defined]
+from lsst.daf.butler import CollectionType, DatasetId
 
 from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need
 from ppdaemon.middleware.preload.search import Found, Search, comes_with_exposure
 
-__all__ = ("FOOTPRINT_TYPE", "PreloadPlan", "Missing", "Usable", "judge", "made_by", "missing_of")
+__all__ = ("FOOTPRINT_TYPE", "PreloadPlan", "Missing", "made_by", "missing_of")
 
 FOOTPRINT_TYPE = "regionTimeInfo"
 """Dataset type of padded footprint and time (storage class `RegionTimeInfo`)."""
@@ -58,6 +58,56 @@ class PreloadPlan:
     sizes: Mapping[DatasetId, int] = field(default_factory=dict)
     """Bytes of the datasets' files, if they were asked for; a file that holds
     several datasets counts for each of them."""
+
+    @classmethod
+    def of(
+        cls,
+        preprocessing: Iterable[LoadedPipeline],
+        main: Iterable[LoadedPipeline],
+        reasons: Iterable[str],
+        *,
+        search: Search,
+        found: tuple[Found, ...],
+        needs: Mapping[str, tuple[Need, ...]],
+        **places: Any,
+    ) -> "PreloadPlan":
+        """Sort out the pipelines that lack what they need.
+
+        Parameters
+        ----------
+        preprocessing, main : `~collections.abc.Iterable`
+            Pipelines that can be constructed; those that do not fit the repo
+            have no needs.
+        reasons : `~collections.abc.Iterable` [`str`]
+            Why others cannot.
+        search, found, needs, **places
+            As the attributes.
+
+        Returns
+        -------
+        plan : `PreloadPlan`
+            With the pipelines that can run, if preprocessing makes what it
+            can.
+        """
+        counts = counted(found)
+        missing: dict[str, tuple[Missing, ...]] = {}
+        words = list(reasons)
+
+        def complete(pipelines: Iterable[LoadedPipeline], made: Set[str]) -> tuple[LoadedPipeline, ...]:
+            chosen = []
+            for pipeline in pipelines:
+                if pipeline.path in needs:
+                    missing[pipeline.path] = missing_of(needs[pipeline.path], counts, made, search)
+                    if lacking := lacks(pipeline, missing[pipeline.path]):
+                        words.append(lacking)
+                    else:
+                        chosen.append(pipeline)
+            return tuple(chosen)
+
+        footprint = {FOOTPRINT_TYPE} if search.region is not None else set()
+        first = complete(preprocessing, footprint)
+        then = complete(main, footprint | made_by(first))
+        return cls(search, first, then, found, needs, missing, tuple(words), **places)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -138,59 +188,6 @@ def lacks(pipeline: LoadedPipeline, missing: Iterable[Missing]) -> str:
     """Say what a pipeline cannot do without; empty if it has all."""
     required = [str(each) for each in missing if each.required]
     return f"{pipeline.name} lacks {', '.join(required)}" if required else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Usable:
-    """Which pipelines can run."""
-
-    preprocessing: tuple[LoadedPipeline, ...]
-    main: tuple[LoadedPipeline, ...]
-    missing: Mapping[str, tuple[Missing, ...]]
-    reasons: tuple[str, ...]
-
-
-def judge(
-    preprocessing: Iterable[LoadedPipeline],
-    main: Iterable[LoadedPipeline],
-    needs: Mapping[str, tuple[Need, ...]],
-    found: Iterable[Found],
-    search: Search,
-) -> Usable:
-    """Sort out the pipelines that lack what they need.
-
-    Parameters
-    ----------
-    preprocessing, main : `~collections.abc.Iterable`
-        Pipelines that can be constructed; those that do not fit the repo
-        have no needs.
-    needs, found, search
-        As in `PreloadPlan`.
-
-    Returns
-    -------
-    usable : `Usable`
-        With the pipelines that can run, if preprocessing makes what it can.
-    """
-    counts = counted(found)
-    missing: dict[str, tuple[Missing, ...]] = {}
-    reasons = []
-
-    def complete(pipelines: Iterable[LoadedPipeline], made: Set[str]) -> tuple[LoadedPipeline, ...]:
-        chosen = []
-        for pipeline in pipelines:
-            if pipeline.path in needs:
-                missing[pipeline.path] = missing_of(needs[pipeline.path], counts, made, search)
-                if words := lacks(pipeline, missing[pipeline.path]):
-                    reasons.append(words)
-                else:
-                    chosen.append(pipeline)
-        return tuple(chosen)
-
-    footprint = {FOOTPRINT_TYPE} if search.region is not None else set()
-    first = complete(preprocessing, footprint)
-    then = complete(main, footprint | made_by(first))
-    return Usable(first, then, missing, tuple(reasons))
 
 
 def made_by(pipelines: Iterable[LoadedPipeline]) -> set[str]:

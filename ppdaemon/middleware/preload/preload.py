@@ -9,13 +9,7 @@ import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import (  # type: ignore[attr-defined]
-    Butler,
-    CollectionType,
-    DatasetId,
-    DatasetType,
-)
+from lsst.daf.butler import Butler, CollectionType, DatasetId, DatasetType
 
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
@@ -24,10 +18,9 @@ from ppdaemon.middleware.butler.central import CentralReader, existing_collectio
 from ppdaemon.middleware.butler.datafiles import DataFile, KnownFiles
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need, UnusablePipeline
-from ppdaemon.middleware.pipelines.library import Library
+from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline, Need, UnusablePipeline
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan, judge, made_by
+from ppdaemon.middleware.preload.findings import PreloadPlan, made_by
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
 from ppdaemon.middleware.preload.transfer import Absent, cache_names, input_collections, register, take_files
 from ppdaemon.middleware.raws.regions import Footprint
@@ -49,7 +42,7 @@ class Preload:
         The central repo.
     cache : `~ppdaemon.middleware.preload.cache.SharedCache`
         Files shared between workers.
-    library : `~ppdaemon.middleware.pipelines.library.Library`
+    library : `~ppdaemon.middleware.pipelines.graph.Library`
         Pipelines.
     """
 
@@ -105,15 +98,13 @@ class Preload:
                     found = tuple(each.without(lost) for each in found)
                 kinds = _kinds(central, found)
                 measured = _sizes(central, found) if sizes else {}
-        usable = judge(preprocessing, main, needs, found, search)
-        return PreloadPlan(
+        return PreloadPlan.of(
+            preprocessing,
+            main,
+            reasons,
             search=search,
-            preprocessing=usable.preprocessing,
-            main=usable.main,
             found=found,
             needs=needs,
-            missing=usable.missing,
-            reasons=(*reasons, *usable.reasons),
             files=files,
             kinds=kinds,
             sizes=measured,

@@ -63,16 +63,16 @@ class Search:
         dimensions = dataset_type.dimensions
         if dimensions.spatial and self.region is None:
             return "no place on the sky"
-        terms = []
-        for name, value in (("detector", self.detector), ("skymap", self.skymap)):
-            if name in dimensions.names and value is not None:
-                terms.append(f"{name} {value}")
-        for name, word, allowed in (
-            ("physical_filter", "filter", self.physical_filters),
-            ("band", "band", self.bands),
-        ):
-            if name in dimensions.names and not (name == "band" and "physical_filter" in dimensions.names):
-                terms.append(f"{word} {' or '.join(allowed) or 'any'}")
+        known = {"detector": self.detector, "skymap": self.skymap}
+        terms = [
+            f"{name} {value}"
+            for name, value in known.items()
+            if name in dimensions.names and value is not None
+        ]
+        if "physical_filter" in dimensions.names:
+            terms.append(f"filter {' or '.join(self.physical_filters) or 'any'}")
+        elif "band" in dimensions.names:
+            terms.append(f"band {' or '.join(self.bands) or 'any'}")
         if dimensions.spatial and self.region is not None:
             center = LonLat(self.region.getBoundingCircle().getCenter())
             ra, dec = center.getLon().asDegrees(), center.getLat().asDegrees()
@@ -190,36 +190,20 @@ def find_inputs(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Condition:
-    """What a query's ``where`` takes."""
-
-    data_id: dict[str, Any]
-    expression: str
-    bind: dict[str, Any]
-
-    def apply(self, query: Any) -> Any:
-        """Return a query or its results, constrained."""
-        if self.data_id:
-            query = query.where(**self.data_id)
-        return query.where(self.expression, bind=self.bind) if self.expression else query
-
-
-def _condition(dataset_type: DatasetType, search: Search) -> _Condition:
-    """Return the condition on the type's own dimensions."""
+def _constrained(query: Any, dataset_type: DatasetType, search: Search) -> Any:
+    """Return a query or its results, constrained by the type's own dimensions."""
     dimensions = dataset_type.dimensions
     known = {"instrument": search.instrument, "detector": search.detector, "skymap": search.skymap}
     data_id = {key: value for key, value in known.items() if value is not None and key in dimensions.names}
-    terms: list[str] = []
-    bind: dict[str, Any] = {}
+    if data_id:
+        query = query.where(**data_id)
     for dimension, allowed in (("physical_filter", search.physical_filters), ("band", search.bands)):
         if allowed and dimension in dimensions.names:
-            terms.append(f"{dimension} IN (allowed_{dimension})")
-            bind[f"allowed_{dimension}"] = list(allowed)
+            query = query.where(f"{dimension} IN (allowed)", bind={"allowed": list(allowed)})
     for family in dimensions.spatial:
-        terms.append(f"{family.choose(dimensions).name}.region OVERLAPS footprint")
-        bind["footprint"] = search.region
-    return _Condition(data_id, " AND ".join(terms), bind)
+        overlap = f"{family.choose(dimensions).name}.region OVERLAPS footprint"
+        query = query.where(overlap, bind={"footprint": search.region})
+    return query
 
 
 def _find_plain(butler: Butler, dataset_type: DatasetType, search: Search) -> Found:
@@ -227,7 +211,7 @@ def _find_plain(butler: Butler, dataset_type: DatasetType, search: Search) -> Fo
         return Found(dataset_type, ())
     with butler.query() as query:
         results = query.datasets(dataset_type, search.everywhere, find_first=True)
-        results = _condition(dataset_type, search).apply(results)
+        results = _constrained(results, dataset_type, search)
         return Found(dataset_type, tuple(results.with_dimension_records()))
 
 
@@ -242,7 +226,7 @@ def _find_calibrations(butler: Butler, dataset_type: DatasetType, search: Search
     with butler.query() as query:
         query = query.join_dataset_search(dataset_type, search.calibs)
         valid = query.expression_factory[name].timespan.overlaps(search.timespan)
-        query = _condition(dataset_type, search).apply(query.where(valid))
+        query = _constrained(query.where(valid), dataset_type, search)
         result = query.general(
             dataset_type.dimensions,
             dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},

@@ -5,8 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-# CollectionType is public, though its package does not list it.
-from lsst.daf.butler import (  # type: ignore[attr-defined]
+from lsst.daf.butler import (
     Butler,
     CollectionType,
     DatasetId,
@@ -18,11 +17,11 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
 from lsst.resources import ResourcePath
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.butler.datafiles import DataFile
+from ppdaemon.middleware.butler.datafiles import DataFile, file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.search import Found, Search
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.visits import insert_records
 from ppdaemon.states import Outcome
 
 __all__ = ("Absent", "cache_names", "input_collections", "register", "take_files")
@@ -108,9 +107,7 @@ def take_files(
                 raise VisitFailed(Outcome.RAMDISK_FULL, reason, retriable=True) from error
             reason = f"{file.uri} cannot be copied: {describe(error)}"
             raise VisitFailed(Outcome.PRELOAD_FAILED, reason, retriable=True) from error
-        taken.append(
-            FileDataset(path=ResourcePath((folder / name).as_uri()), refs=holders, formatter=file.formatter)
-        )
+        taken.append(file_dataset(folder / name, holders, file.formatter))
     return taken
 
 

@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a raw's header says, from its sidecar or its FITS file, checked against what was expected."""
+"""What a raw's header says, from its sidecar or its FITS file, checked against what was expected.
+
+Whether a FITS file is whole is decided by `ppdaemon.raws.fitsblocks`.
+"""
 
 import logging
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import astropy.time
 from astro_metadata_translator import ObservationInfo
+from astropy.coordinates import angular_separation
 from astropy.io import fits
 from lsst.pipe.base import Instrument
 
 from ppdaemon.camera import SkyPoint
+from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.pointing import Pointing
+from ppdaemon.raws.fitsblocks import structure
 from ppdaemon.states import Outcome
-from ppdaemon.visit import parent_group
+from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import parse_json
 
-__all__ = ("ExposureHeader", "check_expected", "read_sidecar", "same_exposure", "translate")
+__all__ = ("BadFits", "ExposureHeader", "contradictions", "understand")
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,8 +105,9 @@ class ExposureHeader:
         if it may see the sky and tells its place. A science image that does not
         tell it has one too, at the announced place.
         """
+        placed = self.boresight is not None and self.sky_angle is not None
         science = self.info.observation_type == "science"
-        return self.info.can_see_sky is not False and (self.pointing is not None or science)
+        return self.info.can_see_sky is not False and (placed or science)
 
     @property
     def boresight(self) -> SkyPoint | None:
@@ -122,18 +129,94 @@ class ExposureHeader:
         return float(angle.deg) if math.isfinite(angle.deg) else None
 
     @property
-    def pointing(self) -> Pointing | None:
-        """Where the camera looked, `None` where the header does not say so
-        (`~ppdaemon.pointing.Pointing`).
-        """
-        if self.boresight is None or self.sky_angle is None:
-            return None
-        return Pointing(*self.boresight, self.sky_angle)
-
-    @property
     def shutter_close_tai(self) -> float:
         """End of the exposure, TAI seconds since 1970 (`float`)."""
         return float(self.end.unix_tai)
+
+
+def understand(copy: Path, raw: Raw, instrument: Instrument, files: RawFiles) -> ExposureHeader:
+    """Return what a raw says of itself; its sidecar's word is taken if that is good and of the same exposure.
+
+    Parameters
+    ----------
+    copy : `pathlib.Path`
+        The FITS file.
+    raw : `~ppdaemon.messages.Raw`
+        Where it came from, and what was expected.
+    instrument : `lsst.pipe.base.Instrument`
+        As for `translate`.
+    files : `~ppdaemon.middleware.raws.rawfiles.RawFiles`
+        Opens the sidecar.
+
+    Returns
+    -------
+    header : `ExposureHeader`
+        Checked.
+
+    Raises
+    ------
+    ppdaemon.errors.VisitFailed
+        Raised with ``BAD_RAW``.
+    """
+    try:
+        header = read_primary_header(copy)
+        return _from_sidecar(header, raw, instrument, files) or _checked(header, raw, instrument)
+    except (BadFits, VisitFailed) as error:
+        raise VisitFailed(Outcome.BAD_RAW, f"{raw.path} cannot be used: {error}") from error
+
+
+def _from_sidecar(
+    header: fits.Header, raw: Raw, instrument: Instrument, files: RawFiles
+) -> ExposureHeader | None:
+    sidecar = read_sidecar(raw.sidecar, files)
+    if sidecar is None:
+        return None
+    same_exposure(sidecar, header)
+    try:
+        return _checked(sidecar, raw, instrument)
+    except VisitFailed as error:
+        _LOG.warning("sidecar %s is not used: %s", raw.sidecar, error)
+        return None
+
+
+def _checked(header: Mapping[str, Any], raw: Raw, instrument: Instrument) -> ExposureHeader:
+    return check_expected(translate(header, instrument, raw.path), raw)
+
+
+class BadFits(ValueError):
+    """The file is not a complete FITS file; the text says why."""
+
+
+def read_primary_header(path: Path) -> fits.Header:
+    """Check a file's structure and return its first header.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        A FITS file, possibly compressed as a whole by gzip.
+
+    Returns
+    -------
+    header : `astropy.io.fits.Header`
+        The primary header.
+
+    Raises
+    ------
+    BadFits
+        Raised if the file is empty, truncated or not FITS.
+    OSError
+        Raised if it cannot be read.
+    """
+    with path.open("rb") as stream:
+        found = structure(stream)
+    if not found.whole:
+        raise BadFits(f"it is no whole FITS file: {found.problem}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a card that breaks the standard does not make a raw useless
+        try:
+            return fits.getheader(path)
+        except (ValueError, TypeError, fits.VerifyError) as error:
+            raise BadFits(f"its primary header cannot be read: {error}") from error
 
 
 def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:
@@ -282,3 +365,60 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
         info=info,
         **needed,
     )
+
+
+def contradictions(header: ExposureHeader, visit: NextVisit, limits: ExposuresConfig) -> list[str]:
+    """Return what an image's header and its announcement disagree in.
+
+    Parameters
+    ----------
+    header : `~ppdaemon.middleware.raws.header.ExposureHeader`
+        What the header says.
+    visit : `~ppdaemon.visit.NextVisit`
+        What was announced.
+    limits : `~ppdaemon.config.ExposuresConfig`
+        How far they may differ.
+
+    Returns
+    -------
+    reasons : `list` [`str`]
+        Empty where nothing contradicts, as where nothing is known, and for
+        images that are not of the sky.
+
+    Notes
+    -----
+    Only positions in ICRS and rotations on the sky are compared. What was
+    announced in azimuth and altitude is somewhere else on the sky when the
+    exposure begins a few minutes late, and no contradiction.
+    """
+    if not header.sees_sky:
+        return []
+    reasons = []
+    if visit.boresight is not None and header.boresight is not None:
+        apart = separation_deg(visit.boresight, header.boresight)
+        if apart > limits.pointing_deg:
+            reasons.append(f"the boresight is {apart:.3g} deg from the announced")
+    if visit.sky_angle is not None and header.sky_angle is not None:
+        turned = abs((header.sky_angle - visit.sky_angle + 180.0) % 360.0 - 180.0)
+        if turned > limits.rotation_deg:
+            reasons.append(f"the sky angle is {turned:.3g} deg from the announced")
+    names = visit.filter_names
+    if limits.filter == "exact" and names and header.physical_filter not in names:
+        reasons.append(f"the filter is {header.physical_filter} instead of {' or '.join(names)}")
+    return reasons
+
+
+def separation_deg(one: SkyPoint, other: SkyPoint) -> float:
+    """Return the distance of two points on the sky.
+
+    Parameters
+    ----------
+    one, other : `tuple` [`float`, `float`]
+        Right ascension and declination, degrees.
+
+    Returns
+    -------
+    apart : `float`
+        Degrees along the great circle.
+    """
+    return math.degrees(angular_separation(*map(math.radians, (*one, *other))))

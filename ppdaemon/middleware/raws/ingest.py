@@ -3,41 +3,25 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-from astropy.io import fits
-from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
-from lsst.pipe.base import Instrument
-from lsst.resources import ResourcePath
+from lsst.daf.butler import DatasetRef, DimensionRecord
 
-from ppdaemon.camera import Camera
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.raws.agreement import contradictions
-from ppdaemon.middleware.raws.fitsfile import BadFits, read_primary_header
-from ppdaemon.middleware.raws.header import (
-    ExposureHeader,
-    check_expected,
-    read_sidecar,
-    same_exposure,
-    translate,
-)
-from ppdaemon.middleware.raws.insertion import insert_records
+from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, understand
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records, with_own_groups
-from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.middleware.raws.remote import StoreError
-from ppdaemon.middleware.raws.visits import visit_records
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.states import Outcome
-from ppdaemon.visit import NextVisit
 
-__all__ = ("AnnouncedVisit", "Ingester", "VisitRaws")
+__all__ = ("BuiltinIngester", "VisitRaws")
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,51 +30,32 @@ RETRIES_S = (0.1, 0.4)
 network filesystem's cache may lag, a dead mount is not waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnnouncedVisit:
-    """One detector of an announced visit, and the repo that its worker has for it."""
-
-    butler: Butler
-    instrument: Instrument
-    visit: NextVisit
-    detector: int
-    footprint: Footprint
-    camera: Camera | None
-    """The focal-plane table, if there is one."""
-    grouped: bool
-    """Whether a group's exposures are one visit."""
-
-    def visit_records(self, exposures: Sequence[DimensionRecord]) -> list[DimensionRecord]:
-        """Make the records of the visits of some exposures of the sky."""
-        return visit_records(
-            self.butler.dimensions,
-            exposures,
-            self.detector,
-            grouped=self.grouped,
-            camera=self.camera,
-            announced=self.footprint.pointing,
-        )
-
-    def visits_seen(self, headers: Sequence[ExposureHeader]) -> list[DimensionRecord]:
-        """Make the records of the visits of exposures, of those that have one."""
-        universe = self.butler.dimensions
-        return self.visit_records(
-            [exposure_records(universe, header)[-1] for header in headers if header.has_visit]
-        )
-
-
-class Ingester(Protocol):
-    """Makes datasets and records in a worker's repo, for one visit-detector.
+class BuiltinIngester:
+    """Makes datasets and records in a worker's repo by itself, for one visit-detector.
 
     What it returns, the central repo may lack.
     """
 
+    def __init__(self, announced: AnnouncedVisit):
+        self._announced = announced
+
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
         """Move a raw into the repo; return the records of exposure, group and day.
 
-        A raw that it does not take raises `~ppdaemon.errors.VisitFailed` with
-        ``BAD_RAW``.
+        A raw that an ingester does not take raises `~ppdaemon.errors.VisitFailed`
+        with ``BAD_RAW``.
         """
+        butler, instrument = self._announced.butler, self._announced.instrument
+        records = exposure_records(butler.dimensions, header)
+        insert_records(butler, records)
+        data_id = butler.registry.expandDataId(
+            instrument=header.instrument, exposure=header.exposure, detector=header.detector
+        )
+        run = instrument.makeDefaultRawIngestRunName()
+        ref = DatasetRef(butler.get_dataset_type("raw"), data_id, run=run)
+        formatter = instrument.getRawFormatter(data_id)
+        butler.ingest(file_dataset(copy, [ref], formatter), transfer="move")
+        return records
 
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
@@ -101,34 +66,6 @@ class Ingester(Protocol):
 
         ``inputs`` are collections that may have the camera's geometry.
         """
-
-
-class BuiltinIngester:
-    """Does all that by itself."""
-
-    def __init__(self, announced: AnnouncedVisit):
-        self._announced = announced
-
-    def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Move a raw into the repo; see `Ingester`."""
-        butler, instrument = self._announced.butler, self._announced.instrument
-        records = exposure_records(butler.dimensions, header)
-        insert_records(butler, records)
-        data_id = butler.registry.expandDataId(
-            instrument=header.instrument, exposure=header.exposure, detector=header.detector
-        )
-        run = instrument.makeDefaultRawIngestRunName()
-        ref = DatasetRef(butler.get_dataset_type("raw"), data_id, run=run)
-        formatter = instrument.getRawFormatter(data_id)
-        butler.ingest(
-            FileDataset(path=ResourcePath(copy.as_uri()), refs=[ref], formatter=formatter), transfer="move"
-        )
-        return records
-
-    def define_visits(
-        self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
-    ) -> list[DimensionRecord]:
-        """Make visits of exposures; see `Ingester`."""
         records = self._announced.visits_seen(headers)
         insert_records(self._announced.butler, records)
         return records
@@ -139,7 +76,7 @@ class VisitRaws:
 
     Parameters
     ----------
-    announced : `AnnouncedVisit`
+    announced : `~ppdaemon.middleware.raws.visits.AnnouncedVisit`
         What was announced.
     obs_base : `bool`
         Whether ``lsst.obs.base`` ingests them. It may refuse a raw, so each
@@ -161,13 +98,7 @@ class VisitRaws:
         incoming: Path,
     ):
         self.announced = announced
-        self._ingester: Ingester = (
-            ObsBaseIngester(
-                announced.butler, announced.instrument, announced.detector, grouped=announced.grouped
-            )
-            if obs_base
-            else BuiltinIngester(announced)
-        )
+        self._ingester = ObsBaseIngester(announced) if obs_base else BuiltinIngester(announced)
         self._limits = limits
         self._files = files
         self._incoming = incoming
@@ -279,30 +210,8 @@ class VisitRaws:
         raise AssertionError("the last try returns or raises")
 
     def _understand(self, copy: Path, raw: Raw) -> ExposureHeader:
-        try:
-            header = read_primary_header(copy)
-        except BadFits as error:
-            raise VisitFailed(Outcome.BAD_RAW, f"{raw.path} cannot be used: {error}") from error
-        try:
-            understood = self._from_sidecar(header, raw) or self._checked(header, raw)
-        except VisitFailed as error:
-            raise VisitFailed(error.outcome, f"{raw.path} cannot be used: {error}") from error
+        understood = understand(copy, raw, self.announced.instrument, self._files)
         if reasons := contradictions(understood, self.announced.visit, self._limits):
             text = f"exposure {raw.exposure} is set aside: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
         return understood
-
-    def _from_sidecar(self, header: fits.Header, raw: Raw) -> ExposureHeader | None:
-        """Take the sidecar's word if it is good and of the same exposure."""
-        sidecar = read_sidecar(raw.sidecar, self._files)
-        if sidecar is None:
-            return None
-        same_exposure(sidecar, header)
-        try:
-            return self._checked(sidecar, raw)
-        except VisitFailed as error:
-            _LOG.warning("sidecar %s is not used: %s", raw.sidecar, error)
-            return None
-
-    def _checked(self, header: Mapping[str, Any], raw: Raw) -> ExposureHeader:
-        return check_expected(translate(header, self.announced.instrument, raw.path), raw)

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Butler, DimensionRecord
-from lsst.pipe.base import Instrument
+from lsst.daf.butler import DimensionRecord
 
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import ConfigError, VisitFailed
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.raws.header import ExposureHeader
+from ppdaemon.middleware.raws.visits import AnnouncedVisit
 from ppdaemon.states import Outcome
 
 __all__ = ("ObsBaseIngester", "require_obs_base")
@@ -53,23 +53,15 @@ def require_obs_base(config: ButlerConfig, instruments: Iterable[str]) -> None:
 class ObsBaseIngester:
     """Has ``lsst.obs.base`` make records and datasets.
 
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    instrument : `lsst.pipe.base.Instrument`
-        The instrument; its configuration overrides for both tasks apply.
-    detector : `int`
-        Id of the detector.
-    grouped : `bool`
-        Whether a group's exposures are one visit. Its id is then what the
-        instrument makes of the group's name.
+    The instrument's configuration overrides for both tasks apply. The id of a
+    visit of all exposures of a group is what the instrument makes of the
+    group's name.
     """
 
-    def __init__(self, butler: Butler, instrument: Instrument, detector: int, *, grouped: bool):
-        self._butler = butler
-        self._instrument = instrument
-        self._detector = detector
+    def __init__(self, announced: AnnouncedVisit):
+        self._butler = butler = announced.butler
+        self._instrument = instrument = announced.instrument
+        self._detector = announced.detector
         base: Any = importlib.import_module(_OBS_BASE)
         ingest = base.RawIngestConfig()
         instrument.applyConfigOverrides(base.RawIngestTask._DefaultName, ingest)
@@ -80,11 +72,11 @@ class ObsBaseIngester:
         instrument.applyConfigOverrides(base.DefineVisitsTask._DefaultName, define)
         # The default makes two visits of an exposure of several snaps, and
         # every task of a pipeline would be run for both.
-        define.groupExposures = "by-group-metadata" if grouped else "one-to-one"
+        define.groupExposures = "by-group-metadata" if announced.grouped else "one-to-one"
         self._define = base.DefineVisitsTask(config=define, butler=butler)
 
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
-        """Put a raw into the repo; see `ppdaemon.middleware.raws.ingest.Ingester`."""
+        """Put a raw into the repo; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
         try:
             self._ingest.run([str(copy)], run=self._instrument.makeDefaultRawIngestRunName())
         except Exception as error:  # it runs the instrument's code: anything may come out
@@ -101,7 +93,7 @@ class ObsBaseIngester:
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
-        """Make visits of exposures; see `ppdaemon.middleware.raws.ingest.Ingester`."""
+        """Make visits of exposures; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
         exposures = [{"instrument": header.instrument, "exposure": header.exposure} for header in headers]
         self._define.run(exposures, collections=list(inputs))
         definitions = [

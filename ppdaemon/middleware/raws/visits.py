@@ -5,26 +5,30 @@ A visit's record is a function of its exposures' records, as it is in
 ``lsst.obs.base.DefineVisitsTask``. Each worker makes it of the exposures that
 came to its own detector. Where a detector lacks a snap, its visit has the same
 id nevertheless, and the central repo's record is that of all exposures that
-came to any detector: see `ppdaemon.middleware.raws.insertion`.
+came to any detector: see `insert_records`.
 """
 
 import cmath
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
+from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
+from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
 from ppdaemon.camera import Camera
-from ppdaemon.middleware.raws.records import make_record
-from ppdaemon.middleware.raws.regions import camera_region, detector_region
+from ppdaemon.middleware.raws.header import ExposureHeader
+from ppdaemon.middleware.raws.records import exposure_records, make_record
+from ppdaemon.middleware.raws.regions import Footprint, camera_region, detector_region
 from ppdaemon.pointing import Pointing
+from ppdaemon.visit import NextVisit
 
-__all__ = ("VisitSystem", "joined_visit", "visit_records")
+__all__ = ("AnnouncedVisit", "VisitSystem", "fuller", "insert_records", "joined_visit")
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,73 +47,83 @@ class VisitSystem(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
-def visit_records(
-    universe: DimensionUniverse,
-    exposures: Sequence[DimensionRecord],
-    detector: int,
-    *,
-    grouped: bool,
-    camera: Camera | None,
-    announced: Pointing | None,
-) -> list[DimensionRecord]:
-    """Make the records of the visits of some exposures.
+@dataclass(frozen=True, slots=True)
+class AnnouncedVisit:
+    """One detector of an announced visit, and the repo that its worker has for it."""
 
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    exposures : `~collections.abc.Sequence` [`lsst.daf.butler.DimensionRecord`]
-        Exposures of the sky, of one instrument and one group.
-    detector : `int`
-        Id of the detector that has them.
-    grouped : `bool`
-        Whether they are one visit, or each is one.
-    camera : `~ppdaemon.camera.Camera` or `None`
-        The focal-plane table, if there is one.
-    announced : `~ppdaemon.pointing.Pointing` or `None`
-        Where the visit was to look, for headers that do not say.
+    butler: Butler
+    instrument: Instrument
+    visit: NextVisit
+    detector: int
+    footprint: Footprint
+    camera: Camera | None
+    """The focal-plane table, if there is one."""
+    grouped: bool
+    """Whether a group's exposures are one visit."""
 
-    Returns
-    -------
-    records : `list` [`lsst.daf.butler.DimensionRecord`]
-        In the order of insertion; empty without exposures.
-    """
-    ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
-    if not grouped:
-        sets = [([exposure], int(exposure.id)) for exposure in ordered]
-    else:
-        sets = [(ordered, min(map(_first_of_sequence, ordered)))] if ordered else []
-    records: list[DimensionRecord] = []
-    for members, visit in sets:
-        keys = {"instrument": members[0].instrument, "visit": visit}
-        region, own_region = _regions(members, detector, camera, announced)
-        systems = _systems(members, grouped)
-        records += [
-            *(
-                make_record(
-                    universe,
-                    "visit_system",
-                    instrument=members[0].instrument,
-                    id=system.value,
-                    name=system.title,
-                )
-                for system in systems
-            ),
-            joined_visit(universe, visit, members, region),
-            *(
-                make_record(universe, "visit_system_membership", visit_system=system.value, **keys)
-                for system in systems
-            ),
-            *(
-                make_record(universe, "visit_definition", exposure=exposure.id, **keys)
-                for exposure in members
-            ),
-        ]
+    def visit_records(self, exposures: Iterable[DimensionRecord]) -> list[DimensionRecord]:
+        """Make the records of the visits of some exposures.
+
+        Parameters
+        ----------
+        exposures : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+            Exposures of the sky, of one instrument and one group.
+
+        Returns
+        -------
+        records : `list` [`lsst.daf.butler.DimensionRecord`]
+            In the order of insertion; empty without exposures.
+        """
+        ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
+        if not self.grouped:
+            sets = [([exposure], int(exposure.id)) for exposure in ordered]
+        else:
+            sets = [(ordered, min(map(_first_of_sequence, ordered)))] if ordered else []
+        return [record for members, visit in sets for record in self._records(members, visit)]
+
+    def visits_seen(self, headers: Iterable[ExposureHeader]) -> list[DimensionRecord]:
+        """Make the records of the visits of exposures, of those that have one."""
+        universe = self.butler.dimensions
+        return self.visit_records(
+            exposure_records(universe, header)[-1] for header in headers if header.has_visit
+        )
+
+    def _records(self, members: Sequence[DimensionRecord], visit: int) -> Iterator[DimensionRecord]:
+        """Make the records of one visit."""
+        universe, instrument = self.butler.dimensions, members[0].instrument
+        keys = {"instrument": instrument, "visit": visit}
+        region, own_region = self._regions(next(filter(_tells_place, members), members[0]))
+        yield joined_visit(universe, visit, members, region)
+        for system in _systems(members, self.grouped):
+            named = {"id": system.value, "name": system.title}
+            yield make_record(universe, "visit_system", instrument=instrument, **named)
+            yield make_record(universe, "visit_system_membership", visit_system=system.value, **keys)
+        for exposure in members:
+            yield make_record(universe, "visit_definition", exposure=exposure.id, **keys)
         if own_region is not None:
-            records.append(
-                make_record(universe, "visit_detector_region", detector=detector, region=own_region, **keys)
-            )
-    return records
+            own = {"detector": self.detector, "region": own_region}
+            yield make_record(universe, "visit_detector_region", **own, **keys)
+
+    def _regions(self, first: DimensionRecord) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
+        """Return the regions of camera and detector: where the first exposure looked that tells it.
+
+        The visit's own region covers the whole camera, so that it is the same
+        for each detector.
+        """
+        place = (first.tracking_ra, first.tracking_dec, first.sky_angle)
+        announced = self.footprint.pointing
+        pointing = announced if None in place else Pointing(*place)
+        if None in place and announced is not None:
+            _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
+        if self.camera is None or pointing is None:
+            _LOG.warning("exposure %s: the visit has no region", first.id)
+            return None, None
+        whole = camera_region(self.camera, pointing)
+        try:
+            return whole, detector_region(self.camera, self.detector, pointing)
+        except LookupError as error:
+            _LOG.warning("exposure %s: the visit's detector has no region: %s", first.id, error)
+            return whole, None
 
 
 def joined_visit(
@@ -168,6 +182,69 @@ def joined_visit(
     )
 
 
+def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
+    """Insert records that may be there already, in one transaction.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The repo.
+    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+        Any records; the order does not matter.
+
+    Notes
+    -----
+    What is there stays as it is, with two exceptions. The result does not
+    depend on who came first.
+
+    One detector's header may lack what another's has, such as the pointing: the
+    fuller record of an exposure or visit takes the other's place.
+
+    Of a visit of several snaps two detectors may have different ones, since a
+    raw can be lost; each of their workers makes a visit of what it has. Its
+    definitions add up here, and then the visit's record is made anew of all its
+    exposures.
+    """
+    by_element: dict[str, list[DimensionRecord]] = {}
+    for record in records:
+        by_element.setdefault(record.definition.name, []).append(record)
+    with butler.transaction():
+        for element in butler.dimensions.sorted(by_element):
+            butler.registry.insertDimensionData(element, *by_element[element.name], skip_existing=True)
+        for name in ("exposure", "visit"):
+            for record in by_element.get(name, ()):
+                (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
+                if fuller(stored, record) is record:
+                    butler.registry.syncDimensionData(name, record, update=True)
+        grouped = {
+            record.visit
+            for record in by_element.get("visit_system_membership", ())
+            if record.visit_system == VisitSystem.BY_SEQ_START_END
+        }
+        for visit in by_element.get("visit", ()):
+            if visit.id in grouped:
+                _join(butler, visit)
+
+
+def fuller(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
+    """Return the record that tells more; the first, if both tell the same."""
+    told = [sum(value is not None for value in record.toDict().values()) for record in (one, other)]
+    return other if told[1] > told[0] else one
+
+
+def _join(butler: Butler, visit: DimensionRecord) -> None:
+    """Make a visit's record that of all exposures that belong to it now."""
+    place = {"instrument": visit.instrument, "visit": visit.id}
+    exposures = butler.query_dimension_records("exposure", data_id=place, explain=False)
+    (stored,) = butler.query_dimension_records("visit", data_id=place)
+    whole = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
+    butler.registry.syncDimensionData("visit", whole, update=True)
+
+
+def _tells_place(exposure: DimensionRecord) -> bool:
+    return None not in (exposure.tracking_ra, exposure.tracking_dec, exposure.sky_angle)
+
+
 def _systems(members: Sequence[DimensionRecord], grouped: bool) -> tuple[VisitSystem, ...]:
     """Return the systems that a visit belongs to: of a sequence of one exposure it belongs to both."""
     if not grouped:
@@ -184,32 +261,6 @@ def _first_of_sequence(exposure: DimensionRecord) -> int:
     start, number = exposure.seq_start, exposure.seq_num
     known = start is not None and number is not None and 0 < start <= number
     return int(exposure.id) - (number - start if known else 0)
-
-
-def _regions(
-    members: Sequence[DimensionRecord], detector: int, camera: Camera | None, announced: Pointing | None
-) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
-    """Return the regions of camera and detector: where the first exposure looked that says so.
-
-    The visit's own region covers the whole camera, so that it is the same for
-    each detector.
-    """
-    places = [(each.tracking_ra, each.tracking_dec, each.sky_angle) for each in members]
-    first, place = next(
-        (found for found in zip(members, places, strict=True) if None not in found[1]),
-        (members[0], places[0]),
-    )
-    pointing = announced if None in place else Pointing(*place)
-    if None in place and announced is not None:
-        _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
-    if camera is None or pointing is None:
-        _LOG.warning("exposure %s: the visit has no region", first.id)
-        return None, None
-    try:
-        return camera_region(camera, pointing), detector_region(camera, detector, pointing)
-    except LookupError as error:
-        _LOG.warning("exposure %s: the visit's detector has no region: %s", first.id, error)
-        return camera_region(camera, pointing), None
 
 
 def _reduced(rule: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:

@@ -1,32 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What an engine is: it builds a graph for the data of a visit and runs it, one task after the other."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.butler.failures import describe, outcome_of, unmasked
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space, outcome_of, unmasked
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
 
-__all__ = (
-    "DataQuery",
-    "Engine",
-    "Job",
-    "PipelineRun",
-    "RepoEngine",
-    "RepoRun",
-    "RunResult",
-    "TaskFailure",
-    "Unsupported",
-    "describe_caveats",
-)
+__all__ = ("DataQuery", "Engine", "Job", "PipelineRun", "RunResult", "TaskFailure", "Unsupported", "building")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +117,33 @@ class RunResult:
     caveats: str = ""
     """What successful tasks did not make, in words."""
 
+    @classmethod
+    def of(cls, failure: TaskFailure | None, ended: Iterable[tuple[str, TaskMetadata]]) -> "RunResult":
+        """Say what became of a graph.
+
+        Parameters
+        ----------
+        failure : `TaskFailure` or `None`
+            The first failure.
+        ended : `~collections.abc.Iterable` [`tuple`]
+            Label and metadata of each quantum that was successful, in order.
+
+        Returns
+        -------
+        result : `RunResult`
+            Without caveats if each had work and did all of it.
+        """
+        partial: dict[str, None] = {}
+        idle: dict[str, None] = {}
+        for label, metadata in ended:
+            flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
+            if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
+                partial[label] = None
+            elif QuantumSuccessCaveats.NO_WORK in flags:
+                idle[label] = None
+        parts = ((partial, "partial outputs of"), (idle, "no work for"))
+        return cls(failure, "; ".join(f"{words} {', '.join(labels)}" for labels, words in parts if labels))
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -147,9 +165,23 @@ class Unsupported(Exception):
     """This engine does not handle it; the next one does."""
 
 
-class PipelineRun(Protocol):
+@contextmanager
+def building(job: Job) -> Iterator[None]:
+    """Hold against a pipeline what building its graph raises; see `Engine.build`."""
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:  # building runs the tasks' own code: anything may come out
+        if is_out_of_space(error) or isinstance(error, MemoryError):
+            raise
+        raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
+
+
+class PipelineRun(ABC):
     """A graph that was built, with quanta."""
 
+    @abstractmethod
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all tasks.
 
@@ -177,13 +209,15 @@ class PipelineRun(Protocol):
         """Datasets to be exported that it holds itself. If there are any, it
         has written none into the worker's repo.
         """
+        return ()
 
     def write(self, folder: Path) -> list[LocatedFile]:
         """Write these outputs, one file each, named after the dataset's id."""
+        return []
 
 
-class Engine(Protocol):
-    """Runs pipelines in a worker's repo."""
+class Engine(ABC):
+    """Runs pipelines in a worker's repo; this one has raws put there, and keeps nothing itself."""
 
     name: str
     """As in the configuration."""
@@ -212,7 +246,10 @@ class Engine(Protocol):
         ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised if no engine can.
         """
+        raws.register()
+        return {}
 
+    @abstractmethod
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
         """Build the graph of a job.
 
@@ -238,52 +275,5 @@ class Engine(Protocol):
             Raised, saying why, if there is no graph or an empty one.
         """
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027  # an engine may have nothing to forget
         """Go on with a repo that has nothing yet."""
-
-
-class RepoEngine:
-    """What engines have in common that read and write the worker's repo."""
-
-    def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
-        """Have raws put into the repo; see `Engine`."""
-        raws.register()
-        return {}
-
-    def forget(self) -> None:
-        """Do nothing: all that it had is in the repo."""
-
-
-class RepoRun:
-    """A run whose outputs are in the worker's repo."""
-
-    outputs: Sequence[DatasetRef] = ()
-
-    def write(self, folder: Path) -> list[LocatedFile]:
-        """Write nothing; see `PipelineRun`."""
-        return []
-
-
-def describe_caveats(ended: Iterable[tuple[str, TaskMetadata]]) -> str:
-    """Say what successful quanta did not make.
-
-    Parameters
-    ----------
-    ended : `~collections.abc.Iterable` [`tuple`]
-        Label and metadata of each quantum, in order.
-
-    Returns
-    -------
-    text : `str`
-        Empty if each had work and did all of it.
-    """
-    partial: dict[str, None] = {}
-    idle: dict[str, None] = {}
-    for label, metadata in ended:
-        flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
-        if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
-            partial[label] = None
-        elif QuantumSuccessCaveats.NO_WORK in flags:
-            idle[label] = None
-    parts = ((partial, "partial outputs of"), (idle, "no work for"))
-    return "; ".join(f"{words} {', '.join(labels)}" for labels, words in parts if labels)

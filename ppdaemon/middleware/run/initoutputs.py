@@ -26,10 +26,9 @@ from lsst.daf.butler import (
     SerializedDatasetRef,
 )
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from lsst.resources import ResourcePath
 from lsst.utils.packages import Packages
 
-from ppdaemon.middleware.butler.datafiles import describe_files, ingest_shared
+from ppdaemon.middleware.butler.datafiles import copied, file_dataset, ingest_shared, located
 from ppdaemon.middleware.pipelines.graph import resolved
 from ppdaemon.middleware.run.engine import Job, TaskFailure
 from ppdaemon.wire import Model
@@ -274,25 +273,18 @@ def _publish(refs: list[DatasetRef], butler: Butler, shared: Path) -> None:
     partial = shared.with_name(f"{shared.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    uris = {ref.id: found.primaryURI for ref, found in butler.get_many_uris(refs).items()}
-    listed = []
-    for file in describe_files(butler, refs):
-        ref = file.refs[0]
-        uri = uris[ref.id]
-        assert uri is not None  # the worker's repo keeps each dataset in one file
-        name = f"{ref.id}{uri.getExtension()}"
-        shutil.copyfile(uri.ospath, partial / name)
-        listed.append(_Kept(name=name, formatter=str(file.formatter), ref=ref.to_simple()))
-    (partial / _LISTING).write_bytes(_LISTED.dump_json(tuple(listed), exclude_none=True))
+    listed = tuple(
+        _Kept(name=file.path.name, formatter=file.formatter, ref=file.refs[0].to_simple())
+        for file in copied(located(butler, refs), partial)
+    )
+    (partial / _LISTING).write_bytes(_LISTED.dump_json(listed, exclude_none=True))
     partial.rename(shared)
 
 
 def _read(shared: Path, universe: DimensionUniverse) -> list[FileDataset]:
     return [
-        FileDataset(
-            path=ResourcePath((shared / kept.name).as_uri()),
-            refs=[DatasetRef.from_simple(kept.ref, universe=universe)],
-            formatter=kept.formatter,
+        file_dataset(
+            shared / kept.name, [DatasetRef.from_simple(kept.ref, universe=universe)], kept.formatter
         )
         for kept in _LISTED.validate_json((shared / _LISTING).read_bytes())
     ]

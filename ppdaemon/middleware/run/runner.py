@@ -8,11 +8,13 @@ turn an alert pipeline into a lesser one that succeeds.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ppdaemon.config import EngineConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import PointOfNoReturn, StageReached
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline, labels_named
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
@@ -20,7 +22,6 @@ from ppdaemon.middleware.run.engine import (
     Engine,
     Job,
     PipelineRun,
-    RepoRun,
     RunResult,
     TaskFailure,
     Unsupported,
@@ -29,7 +30,7 @@ from ppdaemon.middleware.run.initoutputs import ConstructionFailed, InitOutputs
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
-__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner")
+__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner", "has_nothing")
 
 _LOG = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ class PipelineRunner:
         return text
 
 
-class _NotRun(RepoRun):
+class _NotRun(PipelineRun):
     """Stands for a run of which a task could not be constructed."""
 
     def __init__(self, failure: TaskFailure):
@@ -200,3 +201,48 @@ class _NotRun(RepoRun):
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         return RunResult(self._failure)
+
+
+def has_nothing(
+    config: EngineConfig,
+    instrument: str,
+    detector: int,
+    visits: Iterable[int],
+    pipeline: LoadedPipeline,
+    passed: Collection[str],
+) -> bool:
+    """Find out whether nothing permanent is left of a visit-detector, so that it can be tried again.
+
+    Parameters
+    ----------
+    config : `~ppdaemon.config.EngineConfig`
+        Tells the database, and which tasks write nowhere else.
+    instrument : `str`
+        Short name.
+    detector : `int`
+        Id of the detector.
+    visits : `~collections.abc.Iterable` [`int`]
+        Ids of its visits.
+    pipeline : `~ppdaemon.middleware.pipelines.graph.LoadedPipeline`
+        What was run.
+    passed : `~collections.abc.Collection` [`str`]
+        Labels of tasks whose point of no return was passed.
+
+    Returns
+    -------
+    nothing : `bool`
+        True only if the database has answered so, and no task has started
+        that writes something permanent elsewhere, such as alerts.
+    """
+    url = config.apdb.get(instrument)
+    asked = list(visits)
+    if url is None or not asked or not set(passed) <= labels_named(pipeline.graph, config.apdb_tasks):
+        return False
+    from lsst.dax.apdb import Apdb  # only where a database is configured
+
+    try:
+        apdb = Apdb.from_uri(url)
+        return not any(apdb.containsVisitDetector(visit=visit, detector=detector) for visit in asked)
+    except Exception as error:  # each kind of database has errors of its own
+        _LOG.warning("%s does not tell what it has of the visit: %s", url, describe(error))
+        return False

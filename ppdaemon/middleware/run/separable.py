@@ -14,18 +14,16 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, Quantu
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
-from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
     DataQuery,
+    Engine,
     Job,
     PipelineRun,
-    RepoEngine,
-    RepoRun,
     RunResult,
     TaskFailure,
-    describe_caveats,
+    building,
 )
 
 __all__ = ("SeparableEngine",)
@@ -34,7 +32,7 @@ _NEVER_S = 2_592_000.0
 """Deadlines are the supervisor's; in one process the executor has none."""
 
 
-class SeparableEngine(RepoEngine):
+class SeparableEngine(Engine):
     """Builds by query and runs through the registry, as ``pipetask`` does."""
 
     name = "separable"
@@ -44,28 +42,20 @@ class SeparableEngine(RepoEngine):
         if raws is not None:
             raws.register()
         execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
-        try:
-            with ButlerMDC.set_mdc(dict(query.context)):
-                graph = _build(job, query, execution)
-        except Exception as error:  # building runs the tasks' own code: anything may come out
-            if is_out_of_space(error) or isinstance(error, MemoryError):
-                raise
-            raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
+        with building(job), ButlerMDC.set_mdc(dict(query.context)):
+            builder = AllDimensionsQuantumGraphBuilder(
+                job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
+            )
+            # Named, since the default asks the password database, which does not
+            # know a service's dynamic user.
+            built = builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False)
+            graph = built.assemble()
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
         return _Run(graph, query, execution)
 
 
-def _build(job: Job, query: DataQuery, execution: Butler) -> PredictedQuantumGraph:
-    builder = AllDimensionsQuantumGraphBuilder(
-        job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
-    )
-    # Named, since the default asks the password database, which does not
-    # know a service's dynamic user.
-    return builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False).assemble()
-
-
-class _Run(RepoRun):
+class _Run(PipelineRun):
     """A built graph and the Butler it is run with."""
 
     def __init__(self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler):
@@ -89,7 +79,7 @@ class _Run(RepoRun):
             # or the SystemExit of a task; the failure is known.
             if observed.failure is None:
                 raise
-        return RunResult(observed.failure, describe_caveats(observed.ended))
+        return RunResult.of(observed.failure, observed.ended)
 
 
 class _ObservedExecutor(QuantumExecutor):

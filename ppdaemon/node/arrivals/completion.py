@@ -13,6 +13,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
@@ -57,6 +58,7 @@ type _ExposureKey = tuple[str, int, str]
 """Instrument, exposure, raw root."""
 
 
+@dataclass(eq=False)
 class RawCompletion:
     """Waits for raws to be complete, and delivers each once.
 
@@ -66,34 +68,25 @@ class RawCompletion:
     host's clock.
     """
 
-    def __init__(
-        self,
-        threads: Mapping[str, FileThreads],
-        exposures: Exposures,
-        clock: Clock,
-        counts: ErrorCounts,
-        remember_s: float,
-        deliver: Callable[[Raw], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
-        overfull: Callable[[], None],
-        same_clock: Callable[[str], bool],
-    ):
-        self._threads = threads
-        self._exposures = exposures
-        self._clock = clock
-        self._counts = counts
-        self._deliver = deliver
-        self._spawn = spawn
-        self._overfull = overfull
-        self._same_clock = same_clock
+    threads: Mapping[str, FileThreads]
+    exposures: Exposures
+    clock: Clock
+    counts: ErrorCounts
+    remember_s: float
+    deliver: Callable[[Raw], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    overfull: Callable[[], None]
+    same_clock: Callable[[str], bool]
+
+    def __post_init__(self) -> None:
         self.latencies = Latencies()
         """How soon each source reports raws."""
         self.refused: deque[RefusedRaw] = deque(maxlen=MOST_REFUSED)
         """What was not delivered, the last at the end."""
         self._pending: dict[_Key, PendingRaw] = {}
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
-        self._delivered: Recent[_Key] = Recent(2.0 * remember_s, MOST_DELIVERED)
-        self._queues = {root: _Queue() for root in threads}
+        self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MOST_DELIVERED)
+        self._queues = {root: _Queue() for root in self.threads}
         self._ungrouped: dict[_ExposureKey, deque[PendingRaw]] = {}
         """Complete raws of exposures of which nothing is known; the first is being asked."""
         self._room = asyncio.Event()
@@ -104,7 +97,7 @@ class RawCompletion:
         """Begin to look at files."""
         for root in self._queues:
             for number in range(READERS):
-                self._spawn(self._look_forever(root, gives_way=number > 0))
+                self.spawn(self._look_forever(root, gives_way=number > 0))
 
     def stop(self) -> None:
         """Forget what is not complete."""
@@ -117,7 +110,7 @@ class RawCompletion:
 
     def delivered(self, name: RawName) -> bool:
         """Return whether a raw was delivered lately."""
-        return self._delivered.knows(_key(name), self._clock.mono())
+        return self._delivered.knows(_key(name), self.clock.mono())
 
     def take(self, sighting: Sighting) -> PendingRaw | None:
         """Wait until an image is complete, if it is not waited for, and deliver it then; return
@@ -131,11 +124,11 @@ class RawCompletion:
                 self._look_again(pending)
             return pending
         if len(self._pending) >= MOST_PENDING:
-            self._counts.complain("dropped", f"{len(self._pending)} raws are incomplete, one more put off")
-            self._overfull()
+            self.counts.complain("dropped", f"{len(self._pending)} raws are incomplete, one more put off")
+            self.overfull()
             return None
         self.latencies.sighted(sighting.source)
-        pending = self._pending[key] = PendingRaw.of(sighting, self._clock.mono(), self._unix())
+        pending = self._pending[key] = PendingRaw.of(sighting, self.clock.mono(), self._unix())
         self._queue(pending)
         return pending
 
@@ -151,24 +144,24 @@ class RawCompletion:
         """
         if self.delivered(name):
             return
-        raw = _raw(name, uri, facts, False, self._clock.tai())
-        self._delivered.add(_key(name), self._clock.mono())
+        raw = _raw(name, uri, facts, False, self.clock.tai())
+        self._delivered.add(_key(name), self.clock.mono())
         self.latencies.sighted(source)
-        self._counts.count("delivered")
-        self._deliver(raw)
+        self.counts.count("delivered")
+        self.deliver(raw)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count and list a raw that is not delivered."""
-        self._counts.complain(kind, reason)
-        self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self._clock.tai()))
+        self.counts.complain(kind, reason)
+        self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self.clock.tai()))
 
     def _unix(self) -> float:
-        return self._clock.tai() - TAI_MINUS_UTC_S
+        return self.clock.tai() - TAI_MINUS_UTC_S
 
     # --- looks ---
 
     async def _look_forever(self, root: str, *, gives_way: bool) -> None:
-        queue, threads = self._queues[root], self._threads[root]
+        queue, threads = self._queues[root], self.threads[root]
         while True:
             if gives_way and queue.is_flooded:
                 await asyncio.sleep(CALM_S)
@@ -183,7 +176,7 @@ class RawCompletion:
                     pending.not_answered()
                     self._pause(pending, HANGING_PAUSE_S)
                 continue
-            same_clock = self._same_clock(root)
+            same_clock = self.same_clock(root)
             for pending, state in zip(batch, states, strict=True):
                 if isinstance(state, BadMessage):
                     self._conclude(pending, _refusal(state))
@@ -193,7 +186,7 @@ class RawCompletion:
     def _judge(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
         changed_unix = max(state.modified_ns, state.changed_ns) / 1e9
         age_s = max(0.0, self._unix() - changed_unix) if same_clock and changed_unix else 0.0
-        match pending.judge(state, self._clock.mono(), age_s):
+        match pending.judge(state, self.clock.mono(), age_s):
             case Recheck(pause_s) if pause_s > 0.0:
                 self._pause(pending, pause_s)
             case Recheck():
@@ -228,7 +221,7 @@ class RawCompletion:
 
     def _find_group(self, pending: PendingRaw, complete: Deliver) -> None:
         """Deliver a complete raw when the group of its exposure is known; ask one raw at a time."""
-        facts = self._exposures.known(pending.name)
+        facts = self.exposures.known(pending.name)
         if facts is not None:
             self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
             return
@@ -236,31 +229,31 @@ class RawCompletion:
         waiting = self._ungrouped.setdefault(key, deque())
         waiting.append(pending)
         if len(waiting) == 1:
-            self._spawn(self._ask_one_by_one(key))
+            self.spawn(self._ask_one_by_one(key))
         elif complete.has_sidecar and not _complete(waiting[0]).has_sidecar:
             # Else all would wait as long as the one that is asked waits for its sidecar.
-            self._spawn(self._exposures.learn_from(pending.name, sidecar_of(complete.file)))
+            self.spawn(self.exposures.learn_from(pending.name, sidecar_of(complete.file)))
 
     async def _ask_one_by_one(self, key: _ExposureKey) -> None:
         """Find the group of an exposure, and deliver its raws; a raw without a group is refused."""
-        waiting, threads = self._ungrouped[key], self._threads[key[2]]
+        waiting, threads = self._ungrouped[key], self.threads[key[2]]
         asked: PendingRaw | None = None
         try:
             while waiting:
                 asked = waiting[0]
                 file, since_mono = _complete(asked).file, asked.complete_mono
-                facts = self._exposures.known(asked.name) or await self._answered(
-                    self._exposures.facts, asked.name, file, since_mono
+                facts = self.exposures.known(asked.name) or await self._answered(
+                    self.exposures.facts, asked.name, file, since_mono
                 )
                 # A group that only the path of this raw names is not that of the others.
-                alike = self._exposures.known(asked.name) is not None
+                alike = self.exposures.known(asked.name) is not None
                 batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
                 # Sidecars may have come while the group was looked for.
                 sidecars = [sidecar_of(_complete(each).file) for each in batch]
                 found = await self._answered(threads.run, are_regular, sidecars)
                 for pending, has_sidecar in zip(batch, found, strict=True):
                     waiting.popleft()
-                    known = self._exposures.known(pending.name) or facts
+                    known = self.exposures.known(pending.name) or facts
                     self._conclude_with(pending, known, has_sidecar=has_sidecar)
         finally:
             del self._ungrouped[key]
@@ -285,7 +278,7 @@ class RawCompletion:
         try:
             if facts is None:
                 raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
-            raw = _raw(pending.name, path, facts, has_sidecar, self._clock.tai())
+            raw = _raw(pending.name, path, facts, has_sidecar, self.clock.tai())
         except BadMessage as error:
             self._conclude(pending, _refusal(error))
         else:
@@ -293,7 +286,7 @@ class RawCompletion:
 
     def _conclude(self, pending: PendingRaw, end: Raw | Abandon) -> None:
         """Deliver a raw, or abandon it, and forget that it was pending."""
-        delivered, now = isinstance(end, Raw), self._clock.mono()
+        delivered, now = isinstance(end, Raw), self.clock.mono()
         if not pending.conclude(delivered=delivered, mono=now):
             self._queue(pending)
             return
@@ -302,10 +295,10 @@ class RawCompletion:
             self.refuse(pending.files[0].path, end.kind, end.reason)
             return
         self._delivered.add(_key(pending.name), now)
-        self._counts.count("delivered" if _complete(pending).whole else "delivered_broken")
+        self.counts.count("delivered" if _complete(pending).whole else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.lag_s)
-        self._deliver(end)
+        self.deliver(end)
 
 
 class _Queue:

@@ -6,38 +6,26 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 
 from ppdaemon.reports import ArrivalSource
+from ppdaemon.throttle import Throttle
 
 __all__ = ("ErrorCounts", "Latencies")
 
 _LOG = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
-KINDS = 200
-"""Kinds are fixed words of this program; a bound all the same."""
 LATELY = 1000
 """Raws of a source that its latency is computed from: five exposures of 205 detectors."""
 
 
-class ErrorCounts:
+class ErrorCounts(Throttle):
     """Counts events by kind; logs a warning of each kind at most once in `LOG_EVERY_S`."""
 
     def __init__(self, mono: Callable[[], float]):
-        self._mono = mono
-        self._logged: dict[str, float] = {}
-        self.by_kind: Counter[str] = Counter()
-        """Events since the start, by kind."""
-
-    def count(self, kind: str, number: int = 1) -> None:
-        """Count events."""
-        self.by_kind[kind if len(self.by_kind) < KINDS else "other"] += number
+        super().__init__(LOG_EVERY_S, mono)
 
     def complain(self, kind: str, text: str) -> None:
         """Count an event and log it, unless its kind was logged lately."""
-        self.count(kind)
-        now = self._mono()
-        logged = self._logged.get(kind)
-        if logged is None or now - logged >= LOG_EVERY_S:
-            self._logged[kind] = now
+        if self.passes(kind):
             _LOG.warning("%s", text, extra={"kind": kind, "count": self.by_kind[kind]})
 
 

@@ -16,15 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.files import (
-    ExposureFacts,
-    expected_sensors,
-    facts_of_image,
-    facts_of_sidecar,
-    sidecar_of,
-    sidecars_beside,
-)
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
@@ -33,7 +26,7 @@ from ppdaemon.raws.path import RawName
 __all__ = ("Exposures", "FileReading", "Reading")
 
 type _Key = tuple[str, int]
-type _Read = Callable[[RawPath], Awaitable[ExposureFacts]]
+type _Read = Callable[[RawPath], Awaitable[files.ExposureFacts]]
 
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
@@ -50,10 +43,10 @@ class Reading(Protocol):
     cannot be read, and `~ppdaemon.errors.BadMessage` if it cannot be used.
     """
 
-    async def sidecar(self, path: RawPath) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> files.ExposureFacts:
         """Read a sidecar."""
 
-    async def header(self, path: RawPath) -> ExposureFacts:
+    async def header(self, path: RawPath) -> files.ExposureFacts:
         """Read the primary header of an image."""
 
     async def listed(self, path: RawPath) -> frozenset[str]:
@@ -69,21 +62,21 @@ class FileReading:
     def __init__(self, threads: Mapping[str, FileThreads]):
         self._threads = threads
 
-    async def sidecar(self, path: RawPath) -> ExposureFacts:
+    async def sidecar(self, path: RawPath) -> files.ExposureFacts:
         """Read a sidecar; see `Reading`."""
-        return await self._threads[path.root].run(facts_of_sidecar, path)
+        return await self._threads[path.root].run(files.facts_of_sidecar, path)
 
-    async def header(self, path: RawPath) -> ExposureFacts:
+    async def header(self, path: RawPath) -> files.ExposureFacts:
         """Read a primary header; see `Reading`."""
-        return await self._threads[path.root].run(facts_of_image, path)
+        return await self._threads[path.root].run(files.facts_of_image, path)
 
     async def listed(self, path: RawPath) -> frozenset[str]:
         """Read a list; see `Reading`."""
-        return await self._threads[path.root].run(expected_sensors, path)
+        return await self._threads[path.root].run(files.expected_sensors, path)
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
         """List the folder of an image; see `Reading`."""
-        return await self._threads[image.root].run(sidecars_beside, image)
+        return await self._threads[image.root].run(files.sidecars_beside, image)
 
 
 class _Unknown:
@@ -96,7 +89,7 @@ class _Unknown:
 
 @dataclass(slots=True)
 class _Exposure:
-    facts: ExposureFacts | None = None
+    facts: files.ExposureFacts | None = None
     listed: bool = False
     unknown: _Unknown | None = field(default_factory=_Unknown)
     """Not kept once it is known: it takes more than all the rest."""
@@ -112,31 +105,26 @@ class _Exposure:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.unknown.known.wait(), limit_s)
 
-    def learn(self, facts: ExposureFacts) -> None:
+    def learn(self, facts: files.ExposureFacts) -> None:
         self.facts = facts
         if self.unknown is not None:
             self.unknown.known.set()
             self.unknown = None
 
 
+@dataclass(eq=False)
 class Exposures:
     """Reads and remembers the facts of exposures; `sidecar_wait_s` is how long a late
     sidecar is waited for.
     """
 
-    def __init__(
-        self,
-        reading: Reading,
-        sidecar_wait_s: float,
-        mono: Callable[[], float],
-        counts: ErrorCounts,
-        roots: RawRoots,
-    ):
-        self._roots = roots
-        self._reading = reading
-        self._sidecar_wait_s = sidecar_wait_s
-        self._mono = mono
-        self._counts = counts
+    reading: Reading
+    sidecar_wait_s: float
+    mono: Callable[[], float]
+    counts: ErrorCounts
+    roots: RawRoots
+
+    def __post_init__(self) -> None:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
@@ -152,10 +140,10 @@ class Exposures:
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
-                await self._read(exposure, name, self._reading.sidecar, sidecar)
+                await self._read(exposure, name, self.reading.sidecar, sidecar)
             except (OSError, BadMessage):
                 # It may be half written: the image, or the next sidecar, follows.
-                self._counts.count("sidecar_unread")
+                self.counts.count("sidecar_unread")
 
     async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
         """Return which detectors of an exposure will come, when its group is known, which the list
@@ -163,9 +151,9 @@ class Exposures:
         """
         exposure = self._exposure(name)
         try:
-            names = await self._reading.listed(path)
+            names = await self.reading.listed(path)
         except (OSError, BadMessage) as error:
-            self._counts.complain("bad_list", f"{path.path}: {error}")
+            self.counts.complain("bad_list", f"{path.path}: {error}")
             return None
         # Told more than once, it is read more than once: the first may have
         # met half of it.
@@ -175,37 +163,37 @@ class Exposures:
         await exposure.until_known(LIST_WAIT_S)
         if exposure.facts is None:
             return None
-        detectors = self._roots.detectors_named(name.instrument, path, names)
+        detectors = self.roots.detectors_named(name.instrument, path, names)
         return ExpectedSensors(name.instrument, exposure.facts.group, name.exposure, detectors)
 
     async def facts(
         self, name: RawName, image: RawPath, since_mono: float | None = None
-    ) -> ExposureFacts | None:
+    ) -> files.ExposureFacts | None:
         """Return the exposure's facts; `None` if neither path nor sidecar nor header name a group.
 
         A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
         the filesystem hangs.
         """
         exposure = self._exposure(name)
-        sidecar = sidecar_of(image)
-        deadline = (self._mono() if since_mono is None else since_mono) + self._sidecar_wait_s
-        late = not await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+        sidecar = files.sidecar_of(image)
+        deadline = (self.mono() if since_mono is None else since_mono) + self.sidecar_wait_s
+        late = not await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
-            await exposure.until_known(deadline - self._mono())
-            await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
-        await self._try(exposure, name, self._reading.header, image, "bad_header")
+            await exposure.until_known(deadline - self.mono())
+            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+        await self._try(exposure, name, self.reading.header, image, "bad_header")
         if name.group is None:
             if exposure.facts is None:
                 await self._ask_neighbors(exposure, name, image)
-            if exposure.facts is None and (wait_s := deadline - self._mono()) > 0.0:
+            if exposure.facts is None and (wait_s := deadline - self.mono()) > 0.0:
                 # Its sidecar is there, but perhaps half of it.
                 await exposure.until_known(wait_s)
-                await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+                await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
-        said = exposure.facts or ExposureFacts(name.group, name.snap)
+        said = exposure.facts or files.ExposureFacts(name.group, name.snap)
         return replace(said, group=name.group)
 
-    def known(self, name: RawName) -> ExposureFacts | None:
+    def known(self, name: RawName) -> files.ExposureFacts | None:
         """Return what `facts` returns, if no file has to be read for it; else `None`."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
@@ -217,12 +205,12 @@ class Exposures:
         which then reports that it is bad.
         """
         try:
-            sidecars = await self._reading.neighbors(image)
+            sidecars = await self.reading.neighbors(image)
         except OSError as error:
-            self._counts.complain("bad_sidecar", f"{image.path}: {error}")
+            self.counts.complain("bad_sidecar", f"{image.path}: {error}")
             return
         for sidecar in sidecars:
-            await self._try(exposure, name, self._reading.sidecar, sidecar, "bad_sidecar")
+            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
 
     async def _try(
         self,
@@ -243,7 +231,7 @@ class Exposures:
             except TimeoutError:
                 raise  # the filesystem hangs: the file may be good
             except (OSError, BadMessage) as error:
-                self._counts.complain(kind, f"{path.path}: {error}")
+                self.counts.complain(kind, f"{path.path}: {error}")
         return True
 
     async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:

@@ -96,23 +96,20 @@ class _Exposure:
         self.raws[raw.detector] = _Landed(now, raw.seen_tai, folder, file, sidecar)
 
     def raw(self, detector: int) -> Raw:
-        landed, key = self.raws[detector], self.key
+        landed = self.raws[detector]
         sidecar = landed.sidecar
         if sidecar is not None and "/" not in sidecar:
             sidecar = f"{landed.folder}/{sidecar}"
         return Raw(
             path=f"{landed.folder}/{landed.file}",
             sidecar=sidecar,
-            instrument=key.instrument,
-            group=key.group,
             detector=detector,
-            exposure=key.exposure,
-            snap=key.snap,
-            snaps=key.snaps,
             seen_tai=landed.seen_tai,
+            **self.key._asdict(),
         )
 
 
+@dataclass(eq=False)
 class ArrivalIndex:
     """Delivered raws by visit and detector, for visits announced after them.
 
@@ -122,10 +119,11 @@ class ArrivalIndex:
     forgotten first.
     """
 
-    def __init__(self, remember_s: float, mono: Callable[[], float], most: int = 100_000):
-        self._remember_s = remember_s
-        self._mono = mono
-        self._most = most
+    remember_s: float
+    mono: Callable[[], float]
+    most: int = 100_000
+
+    def __post_init__(self) -> None:
         self._count = 0
         self._exposures: OrderedDict[_ExposureKey, _Exposure] = OrderedDict()
         self._visits: dict[_VisitKey, dict[_ExposureKey, _Exposure]] = {}
@@ -136,7 +134,7 @@ class ArrivalIndex:
 
     def add(self, raw: Raw) -> bool:
         """Remember a raw; return `False` if this exposure of the detector is already here."""
-        now = self._mono()
+        now = self.mono()
         self._expire(now)
         key = _ExposureKey(raw.instrument, raw.exposure, raw.group, raw.snap, raw.snaps)
         exposure = self._exposures.get(key)
@@ -153,7 +151,7 @@ class ArrivalIndex:
 
     def of(self, instrument: str, group: str, detector: int) -> list[Raw]:
         """Return what landed of a visit-detector, in the order of arrival."""
-        self._expire(self._mono())
+        self._expire(self.mono())
         exposures = self._visits.get(_visit_key(instrument, group), {}).values()
         found = [exposure for exposure in exposures if detector in exposure.raws]
         found.sort(key=lambda exposure: exposure.raws[detector].added)
@@ -161,12 +159,12 @@ class ArrivalIndex:
 
     def add_list(self, listed: ExpectedSensors) -> None:
         """Remember of which detectors an exposure is."""
-        now = self._mono()
+        now = self.mono()
         visit = _visit_key(listed.instrument, listed.group)
         lists = [*self.lists_of(*visit), listed][-MOST_LISTS:]
         self._lists[visit] = (now, lists)
         self._lists.move_to_end(visit)
-        while len(self._lists) > MOST_LISTED or now - next(iter(self._lists.values()))[0] > self._remember_s:
+        while len(self._lists) > MOST_LISTED or now - next(iter(self._lists.values()))[0] > self.remember_s:
             self._lists.popitem(last=False)
 
     def lists_of(self, instrument: str, group: str) -> list[ExpectedSensors]:
@@ -177,10 +175,10 @@ class ArrivalIndex:
     def _expire(self, now: float) -> None:
         while self._exposures:
             exposure = next(iter(self._exposures.values()))
-            if now - exposure.added > self._remember_s:
+            if now - exposure.added > self.remember_s:
                 self._count -= len(exposure.raws)
                 self._forget(exposure)
-            elif self._count > self._most:
+            elif self._count > self.most:
                 del exposure.raws[next(iter(exposure.raws))]
                 self._count -= 1
                 if not exposure.raws:

@@ -12,6 +12,7 @@ stamps change, the structure is not read.
 """
 
 import enum
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -82,13 +83,10 @@ class FileState:
 
     def same_file(self, other: "FileState") -> bool:
         """Return whether nothing was written, replaced or renamed in between."""
-        return (self.file, self.inode, self.size, self.modified_ns, self.changed_ns) == (
-            other.file,
-            other.inode,
-            other.size,
-            other.modified_ns,
-            other.changed_ns,
-        )
+        return _stamps(self) == _stamps(other)
+
+
+_stamps = operator.attrgetter("file", "inode", "size", "modified_ns", "changed_ns")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ exposure is read, by the reader process, and serves all its detectors.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -42,31 +42,23 @@ def escaped(uri: str) -> str:
     return f"{scheme}://{host}/{quote(key, safe='/')}"
 
 
+@dataclass(eq=False)
 class StoreArrivals:
     """Takes notices of objects, and has their raws delivered; a store that does not serve is asked
-    again for `patience_s`.
+    again for `retry_s`.
     """
 
-    def __init__(
-        self,
-        roots: RawRoots,
-        exposures: Exposures,
-        completion: RawCompletion,
-        counts: ErrorCounts,
-        mono: Callable[[], float],
-        retry_s: float,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
-        expect: Callable[[ExpectedSensors], None],
-    ):
-        self._roots = roots
-        self._exposures = exposures
-        self._completion = completion
-        self._counts = counts
-        self._mono = mono
-        self._retry_s = retry_s
-        self._spawn = spawn
-        self._expect = expect
-        self._hosts = frozenset("/".join(root.path.split("/", 3)[:3]) for root in roots.roots)
+    roots: RawRoots
+    exposures: Exposures
+    completion: RawCompletion
+    counts: ErrorCounts
+    mono: Callable[[], float]
+    retry_s: float
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    expect: Callable[[ExpectedSensors], None]
+
+    def __post_init__(self) -> None:
+        self._hosts = frozenset("/".join(root.path.split("/", 3)[:3]) for root in self.roots.roots)
         self._images: dict[_Key, dict[int, Sighting]] = {}
         self._sidecars: set[_Key] = set()
 
@@ -76,7 +68,7 @@ class StoreArrivals:
 
     def noticed(self, source: str, object_: StoredObject) -> None:
         """Take a notice; raises BadMessage if it is below no root, or not to be asked for."""
-        located = self._roots.locate(object_.uri)
+        located = self.roots.locate(object_.uri)
         if located is None:
             return
         sighting = Sighting(source, *located, confirmed=True)
@@ -86,7 +78,7 @@ class StoreArrivals:
             case Kind.SIDECAR:
                 self._learn(sighting)
             case Kind.EXPECTED:
-                self._spawn(self._list(sighting))
+                self.spawn(self._list(sighting))
             case unexpected:
                 raise AssertionError(unexpected)
 
@@ -94,38 +86,38 @@ class StoreArrivals:
         """Deliver a raw, once its group is known."""
         name = sighting.name
         assert name.detector is not None
-        if self._completion.delivered(name):
+        if self.completion.delivered(name):
             return
-        if (facts := self._exposures.known(name)) is not None:
+        if (facts := self.exposures.known(name)) is not None:
             self._deliver(sighting, facts)
         elif (key := _key(name)) in self._images:
             self._images[key].setdefault(name.detector, sighting)
         elif len(self._images) >= MOST_EXPOSURES:
-            self._counts.complain("dropped", f"{sighting.file.path}: {MOST_EXPOSURES} exposures are unread")
+            self.counts.complain("dropped", f"{sighting.file.path}: {MOST_EXPOSURES} exposures are unread")
         else:
             self._images[key] = {name.detector: sighting}
-            self._spawn(self._resolve(key))
+            self.spawn(self._resolve(key))
 
     def _learn(self, sighting: Sighting) -> None:
         """Read a sidecar, unless one of the exposure was or is being read."""
         key = _key(sighting.name)
         if (
-            self._exposures.unknown(sighting.name)
+            self.exposures.unknown(sighting.name)
             and key not in self._sidecars
             and len(self._sidecars) < MOST_EXPOSURES
         ):
             self._sidecars.add(key)
-            self._spawn(self._read_sidecar(key, sighting))
+            self.spawn(self._read_sidecar(key, sighting))
 
     async def _read_sidecar(self, key: _Key, sighting: Sighting) -> None:
         try:
-            await self._exposures.learn_from(sighting.name, sighting.file)
+            await self.exposures.learn_from(sighting.name, sighting.file)
         finally:
             self._sidecars.discard(key)
 
     async def _list(self, sighting: Sighting) -> None:
-        if (listed := await self._exposures.expected(sighting.name, sighting.file)) is not None:
-            self._expect(listed)
+        if (listed := await self.exposures.expected(sighting.name, sighting.file)) is not None:
+            self.expect(listed)
 
     async def _resolve(self, key: _Key) -> None:
         """Find out the visit of an exposure, and deliver its raws."""
@@ -137,7 +129,7 @@ class StoreArrivals:
                 if facts is None:  # one without a group must not be in the way of the others
                     path = images.pop(first).file.path
                     text = f"{path}: no group in sidecar or header, not delivered"
-                    self._completion.refuse(path, "no_group", text)
+                    self.completion.refuse(path, "no_group", text)
                     continue
                 for sighting in images.values():
                     self._deliver(sighting, facts)
@@ -147,24 +139,24 @@ class StoreArrivals:
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
         """Ask again while the store does not serve."""
-        until, backoff = self._mono() + self._retry_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        until, backoff = self.mono() + self.retry_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
-                return await self._exposures.facts(sighting.name, sighting.file)
+                return await self.exposures.facts(sighting.name, sighting.file)
             except TimeoutError as error:
-                self._counts.complain("store_unavailable", f"{sighting.file.path}: {error}")
-                if self._mono() >= until:
+                self.counts.complain("store_unavailable", f"{sighting.file.path}: {error}")
+                if self.mono() >= until:
                     return None
-            await asyncio.sleep(backoff.failed(self._mono()))
+            await asyncio.sleep(backoff.failed(self.mono()))
 
     def _deliver(self, sighting: Sighting, facts: ExposureFacts) -> None:
         name = sighting.name
         if name.group is not None:
             facts = replace(facts, group=name.group)
         try:
-            self._completion.take_stored(name, sighting.source, escaped(sighting.file.path), facts)
+            self.completion.take_stored(name, sighting.source, escaped(sighting.file.path), facts)
         except BadMessage as error:
-            self._completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
+            self.completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
 
 
 class StoreReading(Reading):

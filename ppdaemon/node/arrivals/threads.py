@@ -28,6 +28,7 @@ MOST_GIVEN_UP = 30
 """Threads that hang and are replaced; when so many hang, calls wait."""
 
 
+@dataclass(eq=False)
 class Mailbox:
     """Has the loop call what other threads put in, in order.
 
@@ -35,23 +36,19 @@ class Mailbox:
     their place.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        most: int = sys.maxsize,
-        overflowed: Callable[[], object] = lambda: None,
-    ):
-        self._loop = loop
-        self._most = most
-        self._overflowed = overflowed
+    loop: asyncio.AbstractEventLoop
+    most: int = sys.maxsize
+    overflowed: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
 
     def put(self, call: Callable[[], object]) -> None:
         """Have something called in the loop; from any thread."""
-        if len(self._calls) > self._most:
+        if len(self._calls) > self.most:
             return
-        self._calls.append(call if len(self._calls) < self._most else self._overflowed)
+        self._calls.append(call if len(self._calls) < self.most else self.overflowed)
         # The loop is woken once for many calls: waking it costs a write.
         if not self._woken:
             self._woken = True
@@ -59,7 +56,7 @@ class Mailbox:
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._empty)
+            self.loop.call_soon_threadsafe(self._empty)
 
     def _empty(self) -> None:
         # Cleared first: what is appended from here on wakes the loop again.

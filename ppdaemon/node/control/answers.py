@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pydantic
 
+from ppdaemon import reports
 from ppdaemon.errors import Refused
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
@@ -16,21 +17,6 @@ from ppdaemon.node.visits.facts import VisitFacts
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.turn import AcceptanceChanged
-from ppdaemon.reports import (
-    DrainRequest,
-    Failed,
-    KillRequest,
-    LateRequest,
-    Ok,
-    ReloadRequest,
-    RequeueRequest,
-    RestartRequest,
-    ResumeRequest,
-    StatusRequest,
-    VisitRequest,
-    VisitsRequest,
-    WorkersRequest,
-)
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.wire import Model
 
@@ -48,7 +34,7 @@ class Answers:
     relay: RelayClient
     reloader: Reloader
 
-    async def answer(self, request: pydantic.BaseModel) -> Ok | Failed:
+    async def answer(self, request: pydantic.BaseModel) -> reports.Ok | reports.Failed:
         """Answer one request.
 
         Raises
@@ -57,33 +43,33 @@ class Answers:
             Raised if it cannot be done now.
         """
         match request:
-            case StatusRequest():
-                return Ok(data=self.status.report().model_dump(mode="json"))
-            case WorkersRequest():
+            case reports.StatusRequest():
+                return reports.Ok(data=self.status.report().model_dump(mode="json"))
+            case reports.WorkersRequest():
                 return _rows(self.status.workers())
-            case VisitsRequest(limit=limit, failed=failed):
+            case reports.VisitsRequest(limit=limit, failed=failed):
                 return _rows(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
-            case VisitRequest(group=group):
+            case reports.VisitRequest(group=group):
                 await self._flush()
                 rows = await self.journal.call(lambda file: file.visit(group))
                 return _rows(rows) if rows else _unknown(f"no visit of group {group!r} in the journal")
-            case LateRequest(limit=limit):
+            case reports.LateRequest(limit=limit):
                 await self._flush()
-                return _rows(await self.journal.call(lambda file: file.late.rows(limit)))
-            case RequeueRequest():
+                return _rows(await self.journal.call(lambda file: file.late(limit)))
+            case reports.RequeueRequest():
                 return await self._requeue(request)
-            case DrainRequest() | ResumeRequest():
-                self.take(isinstance(request, ResumeRequest))
-                return Ok()
-            case ReloadRequest():
+            case reports.DrainRequest() | reports.ResumeRequest():
+                self.take(isinstance(request, reports.ResumeRequest))
+                return reports.Ok()
+            case reports.ReloadRequest():
                 return await self.reloader.reload()
-            case RestartRequest(slot=number) | KillRequest(slot=number):
+            case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return _unknown(f"there is no slot {number}")
                 self.pool.handle(
-                    number, RestartAsked() if isinstance(request, RestartRequest) else KillAsked()
+                    number, RestartAsked() if isinstance(request, reports.RestartRequest) else KillAsked()
                 )
-                return Ok()
+                return reports.Ok()
             case unexpected:
                 raise AssertionError(unexpected)
 
@@ -106,7 +92,7 @@ class Answers:
         self.relay.set_taking(taking)
         self.status.state = "running" if taking else "draining"
 
-    async def _requeue(self, request: RequeueRequest) -> Ok | Failed:
+    async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.Failed:
         if self.status.state != "running":
             raise Refused("the node takes no visits now")
         rows = await self.facts.requeue(request.group, request.detectors, force=request.force)
@@ -114,9 +100,9 @@ class Answers:
         return _rows(rows) if rows else _unknown(f"no visit of group {request.group!r}{which} in the journal")
 
 
-def _rows(rows: Sequence[Model]) -> Ok:
-    return Ok(data=[row.model_dump(mode="json") for row in rows])
+def _rows(rows: Sequence[Model]) -> reports.Ok:
+    return reports.Ok(data=[row.model_dump(mode="json") for row in rows])
 
 
-def _unknown(text: str) -> Failed:
-    return Failed(code="not_found", text=text)
+def _unknown(text: str) -> reports.Failed:
+    return reports.Failed(code="not_found", text=text)

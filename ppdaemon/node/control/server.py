@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
@@ -31,6 +32,7 @@ SILENCE_S = 300.0
 type Answer = Callable[[pydantic.BaseModel], Awaitable[Ok | Failed]]
 
 
+@dataclass(eq=False)
 class ControlServer:
     """Serves the control socket.
 
@@ -44,10 +46,11 @@ class ControlServer:
         Returns the `~ppdaemon.reports.StatusReport` of now.
     """
 
-    def __init__(self, path: Path, answer: Answer, status: Callable[[], StatusReport]):
-        self._path = path
-        self._answer = answer
-        self._status = status
+    path: Path
+    answer: Answer
+    status: Callable[[], StatusReport]
+
+    def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -60,12 +63,12 @@ class ControlServer:
         OSError
             Raised if the socket cannot be made.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()  # the previous run's; the state directory's lock says that it is dead
+            self.path.unlink()  # the previous run's; the state directory's lock says that it is dead
         before = os.umask(0o117)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=CONTROL_LIMIT)
+            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=CONTROL_LIMIT)
         finally:
             os.umask(before)
 
@@ -76,7 +79,7 @@ class ControlServer:
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def changed(self) -> None:
         """Let the watchers know that something is different."""
@@ -121,7 +124,7 @@ class ControlServer:
 
     async def _try(self, request: pydantic.BaseModel) -> Ok | Failed:
         try:
-            return await self._answer(request)
+            return await self.answer(request)
         except PPDaemonError as error:
             return Failed(code="refused", text=str(error))
         except Exception as error:  # one client's question must not end the daemon
@@ -131,7 +134,7 @@ class ControlServer:
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
         """Tell the state at once, and after changes, at most 5 times a second."""
         while True:
-            await self._reply(writer, Ok(data=self._status().model_dump(mode="json")))
+            await self._reply(writer, Ok(data=self.status().model_dump(mode="json")))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 1.0)
             self._changed.clear()

@@ -22,6 +22,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
@@ -42,6 +43,7 @@ class Status:
     lock: NodeLock
     pool: Pool
     visits: Visits
+    pump: VisitPump
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
     exporter: ExporterProcess
@@ -85,7 +87,7 @@ class Status:
             state=state,
             text=(
                 f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
-                f" {len(self.visits.open)} visit-detectors open"
+                f" {self.pump.open} visit-detectors open"
             ),
             started_tai=self.started_tai,
             tai=self.clock.tai(),
@@ -93,7 +95,7 @@ class Status:
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             queued=self.scheduler.queued,
-            open_visits=len(self.visits.open),
+            open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
             late_raws=self.count["late_raws"],
             refused_raws=self.arrivals.refused,
@@ -122,7 +124,6 @@ class Status:
         now = self.clock.mono()
         rows = []
         for slot in self.pool.slots.values():
-            key = slot.assignment.key if slot.assignment else None
             deadline = self.pool.deadline_of(slot.number)
             rows.append(
                 WorkerRow(
@@ -131,10 +132,7 @@ class Status:
                     epoch=slot.epoch,
                     pid=slot.pid,
                     since_s=max(0.0, now - slot.since),
-                    instrument=key.instrument if key else None,
-                    group=key.group if key else None,
-                    detector=key.detector if key else None,
-                    attempt=key.attempt if key else None,
+                    **(slot.assignment.key._asdict() if slot.assignment else {}),
                     memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
                     visits=slot.visit_number,
                     deadline_s=None if deadline is None else deadline - now,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.status import Status
+from ppdaemon.node.processes.child import reap
 from ppdaemon.node.processes.exporter import ExporterProcess
-from ppdaemon.node.processes.orphans import reap
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.pool import Pool

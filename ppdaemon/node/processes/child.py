@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A child process as the supervisor holds it: started or taken over, signaled, reaped."""
+"""A child process as the supervisor holds it: started or taken over, signaled, reaped.
 
+What a worker has detached from itself comes to its zygote when the worker
+ends, and to the supervisor when that zygote ends.
+"""
+
+import asyncio
 import contextlib
 import os
 import shutil
@@ -8,13 +13,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ppdaemon.messages import Forked
+from ppdaemon.processes import children, end_orphans
 
-__all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "launch", "wipe")
+__all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
+
+PAUSE_S = 0.01
 
 ENVIRONMENT = {
     # One thread is left after the imports only with these, and only a process
@@ -153,3 +161,19 @@ def wipe(folder: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
+
+
+def reap(pids: Collection[int]) -> None:
+    """Reap those children, which nobody else waits for, that have ended."""
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+async def end_children(mono: Callable[[], float], limit_s: float) -> None:
+    """Kill all children, and theirs as they come, until none is left or the time is over."""
+    until = mono() + limit_s
+    while (left := children()) and mono() < until:
+        end_orphans(())
+        reap(left)
+        await asyncio.sleep(PAUSE_S)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ppdaemon import messages
 from ppdaemon.config import ExportConfig
-from ppdaemon.messages import EXPORTER_FACTS, Exported, ExportSpool, ForkWorker, Quit, Ready, SpoolRefused
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
 from ppdaemon.node.processes.supervised import ForkedProcess
 from ppdaemon.wire import encode
@@ -30,7 +30,7 @@ BATCH = 100
 """Spools in one order; one central transaction takes them all."""
 
 
-class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
+class ExporterProcess(ForkedProcess[messages.ExporterFact]):
     """Keeps one exporter busy with what is in the spool.
 
     Parameters
@@ -48,12 +48,12 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         config: ExportConfig,
         repo: Path,
         log: Path,
-        ask_fork: Callable[[ForkWorker], bool],
-        done: Callable[[Exported], None],
+        ask_fork: Callable[[messages.ForkWorker], bool],
+        done: Callable[[messages.Exported], None],
     ):
         pauses = {"first_pause_s": config.retry_s, "longest_pause_s": LONGEST_PAUSE * config.retry_s}
         lifecycle = Lifecycle(boot_s=BOOT_S, answer_s=EXPORT_S, **pauses)
-        super().__init__("exporter", SLOT, repo, log, EXPORTER_FACTS, lifecycle, ask_fork)
+        super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, ask_fork)
         self._failure = ""
         self._done = done
         self._spools: dict[str, None] = {}  # in order
@@ -69,6 +69,13 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         return self._failure
 
     @property
+    def pausing(self) -> bool:
+        """Whether what is left is tried again only after a pause."""
+        due = self.lifecycle.deadline
+        is_idle = self.lifecycle.state in (State.PAUSING, State.RESTING)
+        return is_idle and due is not None and due > self._loop.time()
+
+    @property
     def text(self) -> str:
         """The exporter in a word or two."""
         if self.problem:
@@ -81,6 +88,11 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         """Export this spool, a directory with a manifest, as soon as possible."""
         self._spools[spool] = None
         self._serve()
+
+    def hurry(self) -> None:
+        """Start the next process now if it pauses before that: the daemon stops."""
+        if self._spools and self.lifecycle.state is State.PAUSING:
+            self.start()
 
     def withdraw(self, spool: str) -> bool:
         """Return whether a spool will not be exported: it is forgotten, unless its export is under way."""
@@ -107,24 +119,24 @@ class ExporterProcess(ForkedProcess[Ready | Exported | SpoolRefused]):
         if self.lifecycle.owed:
             return
         if self.lifecycle.state is State.REPLACING and self._child is not None:
-            self._child.send(encode(Quit()))
+            self._child.send(encode(messages.Quit()))
         elif self._spools:
             spools = tuple(self._spools)[:BATCH]
-            self._order(spools, ExportSpool(spools=spools))
+            self._order(spools, messages.ExportSpool(spools=spools))
 
-    def _received(self, message: Ready | Exported | SpoolRefused, descriptors: list[int]) -> None:
+    def _received(self, message: messages.ExporterFact, descriptors: list[int]) -> None:
         self._answered(self._under_way)
         match message:
-            case Ready():
+            case messages.Ready():
                 self._ready()
                 return
-            case Exported():
+            case messages.Exported():
                 for spool in (*message.spools, *message.refused):
                     self._spools.pop(spool, None)
                 self._failure = ""
                 self.lifecycle.succeeded()
                 self._done(message)
-            case SpoolRefused(reason=reason):
+            case messages.SpoolRefused(reason=reason):
                 _LOG.error("export failed, the spool stays: %s", reason)
                 self._failure = reason
                 self.lifecycle.failed(self._loop.time())

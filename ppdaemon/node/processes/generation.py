@@ -12,37 +12,88 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pydantic
+
+from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import ZYGOTE_FACTS, Forked, ForkFailed, ForkWorker, Reaped, ZygoteReady
 from ppdaemon.node.processes.child import Child, Lifeline, adopt, launch, wipe
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
-from ppdaemon.node.processes.supervised import SupervisedProcess
-from ppdaemon.node.processes.template import TemplateProcess
+from ppdaemon.node.processes.supervised import ForkedProcess, SupervisedProcess
 
-__all__ = ("Generation", "OnMessage", "ZygoteFailed")
+__all__ = ("Generation", "OnMessage", "TemplateFailed", "TemplateProcess", "ZygoteFailed")
 
 _LOG = logging.getLogger(__name__)
 
 BOOT_S = 120.0
 """How long imports may take."""
+TEMPLATE_SLOT = -2
+TEMPLATE_S = 120.0
+"""How long a template may take."""
 STEADY_S = 60.0
 """The death of a zygote that has served longer is not one in a row."""
 
-type OnMessage = Callable[[Forked | ForkFailed | Reaped, list[int]], None]
+type OnMessage = Callable[[messages.ForkFact, list[int]], None]
 """Called in the event loop with each message, and with the channel and pidfd
 of a `~ppdaemon.messages.Forked`; the callee owns them."""
+
+
+class TemplateFailed(PPDaemonError):
+    """There is no template repo: no worker could start."""
 
 
 class ZygoteFailed(PPDaemonError):
     """The zygote cannot import what the workers need."""
 
 
-class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
+class TemplateProcess(ForkedProcess[messages.Ready]):
+    """One process that makes the template and ends."""
+
+    def __init__(self, repo: Path, log: Path, ask_fork: Callable[[messages.ForkWorker], bool]):
+        lifecycle = Lifecycle(boot_s=TEMPLATE_S, answer_s=TEMPLATE_S, first_pause_s=0.0, longest_pause_s=0.0)
+        super().__init__(
+            "template", TEMPLATE_SLOT, repo, log, pydantic.TypeAdapter(messages.Ready), lifecycle, ask_fork
+        )
+        self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
+
+    async def run(self) -> None:
+        """Have the template made.
+
+        Raises
+        ------
+        TemplateFailed
+            Raised with the end of its log if it was not made in time.
+        """
+        self.start()
+        try:
+            problem = await asyncio.wait_for(self._problem_of_end, TEMPLATE_S)
+        except TimeoutError:
+            problem = f"not made within {TEMPLATE_S:g} s"
+        finally:
+            self.close()
+        if problem:
+            raise TemplateFailed(f"the template repo was not made: {problem}\n{self._last_lines()}")
+
+    def _received(self, message: messages.Ready, descriptors: list[int]) -> None:
+        """Its only message: the template is made. Workers copy it after its end, when it is closed, too."""
+        self.retire()
+
+    def _serve(self) -> None:
+        """It gets no orders."""
+
+    def _lost(self, manner: str, owed: list[Any]) -> None:
+        if not self._problem_of_end.done():
+            made = self.lifecycle.state is State.CLOSED  # after it was retired
+            self._problem_of_end.set_result("" if made else f"its process {manner}; see {self._log}")
+        self.close()
+
+
+class Generation(SupervisedProcess[messages.ZygoteFact]):
     """Keeps the zygote of one configuration; its children outlive it, and the
     next one serves the next orders.
 
@@ -80,7 +131,7 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
             longest_pause_s=60.0,
             steady_s=STEADY_S,
         )
-        super().__init__("zygote", folders.logs / "zygote.log", ZYGOTE_FACTS, lifecycle)
+        super().__init__("zygote", folders.logs / "zygote.log", messages.ZYGOTE_FACTS, lifecycle)
         self.number = number
         self.config = config
         self.template_ms: float | None = None
@@ -115,7 +166,7 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
         ------
         ZygoteFailed
             Raised with the end of its log if it cannot import everything.
-        ppdaemon.node.processes.template.TemplateFailed
+        TemplateFailed
             Raised with the end of its log if there is no template.
         """
         self._folders.settings(self.number).write_text(self.config.model_dump_json())
@@ -127,7 +178,7 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
         self._template = None
         self.template_ms = (self._clock.mono() - started) * 1e3
 
-    def ask(self, order: ForkWorker) -> bool:
+    def ask(self, order: messages.ForkWorker) -> bool:
         """Ask for a process of this generation.
 
         Returns
@@ -188,36 +239,36 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
         if not self._booted.done():
             self._booted.set_result(None)
 
-    def _received(self, message: ZygoteReady | Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+    def _received(self, message: messages.ZygoteFact, descriptors: list[int]) -> None:
         match message:
-            case ZygoteReady(pid=pid, modules=modules, import_s=import_s):
+            case messages.ZygoteReady(pid=pid, modules=modules, import_s=import_s):
                 _LOG.info("zygote %d has imported %d modules in %.1f s", pid, modules, import_s)
                 self._ready()
                 return
-            case Reaped(pid=pid):
+            case messages.Reaped(pid=pid):
                 self.living.discard(pid)
-            case Forked() if len(descriptors) != 2:
+            case messages.Forked() if len(descriptors) != 2:
                 message, descriptors = _disown(message, descriptors), []
-            case Forked(pid=pid):
+            case messages.Forked(pid=pid):
                 self.living.add(pid)
                 self._not_forked = ""
-        if not isinstance(message, Reaped):
+        if not isinstance(message, messages.Reaped):
             self._answered((message.role, message.slot, message.epoch))
-        if isinstance(message, ForkFailed):
+        if isinstance(message, messages.ForkFailed):
             self._not_forked = message.reason
         self._pass_on(message, descriptors)
         self._end_if_idle()
 
-    def _pass_on(self, message: Forked | ForkFailed | Reaped, descriptors: list[int]) -> None:
+    def _pass_on(self, message: messages.ForkFact, descriptors: list[int]) -> None:
         """Give the template's process what is its, and the supervisor the rest."""
         match message:
-            case Forked(role="template") if self._template is not None:
+            case messages.Forked(role="template") if self._template is not None:
                 self._template.forked(message, descriptors)
-            case Forked(role="template"):
+            case messages.Forked(role="template"):
                 orphan = adopt(message, descriptors)
                 orphan.signal(signal.SIGKILL)
                 orphan.close()
-            case ForkFailed(role="template", reason=reason):
+            case messages.ForkFailed(role="template", reason=reason):
                 if self._template is not None:
                     self._template.not_forked(reason)
             case _:
@@ -232,10 +283,10 @@ class Generation(SupervisedProcess[ZygoteReady | Forked | ForkFailed | Reaped]):
             self.close()
         for role, slot, epoch in owed:
             reason = f"the zygote {manner}"
-            self._pass_on(ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
+            self._pass_on(messages.ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
 
 
-def _disown(message: Forked, descriptors: list[int]) -> ForkFailed:
+def _disown(message: messages.Forked, descriptors: list[int]) -> messages.ForkFailed:
     """Refuse a process whose descriptors did not all come: this process has
     no room for them, and the kernel has dropped the others.
     """
@@ -248,4 +299,4 @@ def _disown(message: Forked, descriptors: list[int]) -> ForkFailed:
     except ProcessLookupError:
         _LOG.debug("process %d has ended already", message.pid)
     reason = "too many open files in the supervisor"
-    return ForkFailed(role=message.role, slot=message.slot, epoch=message.epoch, reason=reason)
+    return messages.ForkFailed(role=message.role, slot=message.slot, epoch=message.epoch, reason=reason)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import READER_FACTS, ObjectRead, ObjectUnread, ReaderReady, ReadObject
+from ppdaemon.messages import READER_FACTS, ObjectRead, ObjectUnread, ReaderFact, ReaderReady, ReadObject
 from ppdaemon.node.processes.child import Child, Lifeline, launch
 from ppdaemon.node.processes.lifecycle import Lifecycle, State
 from ppdaemon.node.processes.supervised import SupervisedProcess
@@ -37,7 +37,7 @@ STORE_ENVIRONMENT = {
 """Unless the daemon's environment, or ``workers.environment``, has others."""
 
 
-class ReaderProcess(SupervisedProcess[ReaderReady | ObjectRead | ObjectUnread]):
+class ReaderProcess(SupervisedProcess[ReaderFact]):
     """Keeps one reader, and has objects read by it.
 
     Parameters
@@ -127,7 +127,7 @@ class ReaderProcess(SupervisedProcess[ReaderReady | ObjectRead | ObjectUnread]):
     def _serve(self) -> None:
         self._serving.set()
 
-    def _received(self, message: ReaderReady | ObjectRead | ObjectUnread, descriptors: list[int]) -> None:
+    def _received(self, message: ReaderFact, descriptors: list[int]) -> None:
         if isinstance(message, ReaderReady):
             self._ready()
             return

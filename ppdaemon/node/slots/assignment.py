@@ -2,7 +2,7 @@
 """A visit-detector on its way through the node: facts, no decisions."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppdaemon.messages import Pipelines, Raw
@@ -152,18 +152,9 @@ class Assignment:
         assignment : `Assignment`
             Nothing seen, nothing ingested, nothing announced.
         """
-        return replace(
-            self,
-            key=self.key._replace(attempt=self.key.attempt + 1),
-            raws=(),
-            came_at=-math.inf,
-            lists=(),
-            ingested=(),
-            refused=(),
-            remarks=(),
-            avoid=avoid,
-            no_return="",
-        )
+        key = self.key._replace(attempt=self.key.attempt + 1)
+        times = self.no_image_at, self.pointless_at, self.quiet_s
+        return Assignment(key, self.visit, self.pipelines, *times, avoid=avoid)
 
     @property
     def _by_headers(self) -> int:

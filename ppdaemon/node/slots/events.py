@@ -12,39 +12,6 @@ from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.states import Outcome, SlotState, Stage
 
-__all__ = (
-    "Action",
-    "CancelReceived",
-    "ClearDeadline",
-    "DeadlinePassed",
-    "ExposureListed",
-    "Finish",
-    "Fork",
-    "KillAsked",
-    "RescanDone",
-    "RescanRaws",
-    "MemorySampled",
-    "NoteRaw",
-    "NoteMeasurements",
-    "NoteStage",
-    "RawArrived",
-    "RecycleAsked",
-    "RestartAsked",
-    "RetireAsked",
-    "SlotChanged",
-    "Send",
-    "SetDeadline",
-    "Signal",
-    "SlotAssigned",
-    "VisitAssigned",
-    "WipeRepo",
-    "ProtocolViolation",
-    "WorkerDied",
-    "WorkerForked",
-    "WorkerNotForked",
-)
-
-
 # --- events ------------------------------------------------------------------
 
 

@@ -9,16 +9,18 @@ decided by `ppdaemon.node.slots.slot`.
 """
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.events import MemorySampled
+from ppdaemon.node.slots.pool import Pool
 from ppdaemon.processes import family
 
 __all__ = (
@@ -58,15 +60,7 @@ def anonymous_bytes(pid: int) -> int:
     size : `int`
         Bytes; 0 for a process that is gone.
     """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(
-        int(line.split()[1]) * 1024
-        for line in status.splitlines()
-        if line.startswith(("RssAnon:", "VmSwap:"))
-    )
+    return _sum_of(pid, "status", ("RssAnon:", "VmSwap:"))
 
 
 def private_bytes(pid: int) -> int:
@@ -82,7 +76,7 @@ def private_bytes(pid: int) -> int:
     size : `int`
         Bytes; 0 for a process that is gone.
     """
-    return _of_rollup(pid, ("Private_Clean:", "Private_Dirty:", "Swap:"))
+    return _sum_of(pid, "smaps_rollup", ("Private_Clean:", "Private_Dirty:", "Swap:"))
 
 
 def proportional_bytes(pid: int) -> int:
@@ -98,15 +92,19 @@ def proportional_bytes(pid: int) -> int:
     size : `int`
         Bytes; 0 for a process that is gone.
     """
-    return _of_rollup(pid, ("Pss_Anon:", "Pss_Shmem:", "SwapPss:"))
+    return _sum_of(pid, "smaps_rollup", ("Pss_Anon:", "Pss_Shmem:", "SwapPss:"))
 
 
-def _of_rollup(pid: int, fields: tuple[str, ...]) -> int:
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith(fields))
+def _sum_of(pid: int, file: str, fields: tuple[str, ...]) -> int:
+    lines = _read(pid, file).splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(fields))
+
+
+def _read(pid: int, file: str) -> str:
+    """Return what the kernel tells of a process; blank if it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/{file}").read_text()
+    return ""
 
 
 def folder_bytes(folder: Path) -> int:
@@ -155,13 +153,8 @@ def cpu_seconds(pid: int) -> float:
     used : `float`
         Seconds in user and system mode; 0 for a process that is gone.
     """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
     # proc(5): fields 14 to 17; the name in field 2 may contain anything.
-    utime, stime, cutime, cstime = text.rpartition(")")[2].split()[11:15]
-    return (int(utime) + int(stime) + int(cutime) + int(cstime)) / _TICKS_PER_S
+    return sum(map(int, _read(pid, "stat").rpartition(")")[2].split()[11:15])) / _TICKS_PER_S
 
 
 def cut_log(log: Path, most: int) -> bool:
@@ -219,16 +212,7 @@ def shortage(folder: Path, facts: os.statvfs_result) -> str:
     return f"{folder} has only {' and '.join(short)}" if short else ""
 
 
-class Weighed(Protocol):
-    """Whose workers are measured: the pool."""
-
-    def pids(self) -> dict[int, int]:
-        """Return the living workers' process ids by slot."""
-
-    def handle(self, number: int, event: object) -> None:
-        """Give a slot an event."""
-
-
+@dataclass(eq=False)
 class Meters:
     """Reads what all workers use.
 
@@ -242,41 +226,27 @@ class Meters:
         Measures a disk.
     """
 
-    def __init__(
-        self,
-        config: WorkersConfig,
-        folders: NodeFolders,
-        statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
-    ):
+    config: WorkersConfig
+    folders: NodeFolders
+    statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
+
+    def __post_init__(self) -> None:
         self.troubles: tuple[str, ...] = ()
         """Such as disks that are nearly full, one line each."""
         self.ramdisk_bytes = 0
         """What is used of the whole RAM disk."""
         self.logs_cut = 0
         """How often a log was cut."""
-        self._config = config
-        self._folders = folders
-        self._statvfs = statvfs
         self._turn = 0
         self._repos: dict[tuple[int, int], int] = {}  # by slot and process
         self._ramdisk_then = 0
 
-    def reconfigure(self, config: WorkersConfig) -> None:
-        """Go by other limits from now on.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.WorkersConfig`
-            Limits.
-        """
-        self._config = config
-
-    async def run(self, pool: Weighed, count: Counter[str]) -> None:
+    async def run(self, pool: Pool, count: Counter[str]) -> None:
         """Weigh all workers again and again, for ever.
 
         Parameters
         ----------
-        pool : `Weighed`
+        pool : `~ppdaemon.node.slots.pool.Pool`
             Gets a `~ppdaemon.node.slots.events.MemorySampled` for each slot.
         count : `collections.Counter`
             Counts logs that were cut, as ``log_cut``.
@@ -284,7 +254,7 @@ class Meters:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "meters") as thread:
             while True:
-                await asyncio.sleep(self._config.memory.sample_s)
+                await asyncio.sleep(self.config.memory.sample_s)
                 pids = pool.pids()
                 try:
                     samples = await loop.run_in_executor(thread, self.read, pids)
@@ -322,32 +292,32 @@ class Meters:
     def _repo_bytes(self, slot: tuple[int, int]) -> int:
         """Return what is known, never of the slot's worker before."""
         known = self._repos.get(slot)
-        return folder_bytes(self._folders.repo(slot[0])) if known is None else known
+        return folder_bytes(self.folders.repo(slot[0])) if known is None else known
 
     def _fills(self) -> bool:
         """Whether some repo may be over its quota since they were measured.
 
         A tmpfs takes more than a gigabyte per second: five samples are long.
         """
-        return self.ramdisk_bytes - self._ramdisk_then > self._config.memory.ramdisk // 4
+        return self.ramdisk_bytes - self._ramdisk_then > self.config.memory.ramdisk // 4
 
     def _read_one(self, pid: int, repo_bytes: int) -> MemorySampled:
         members = family(pid)  # tasks may run in a process of their own
         used = sum(map(anonymous_bytes, members))
-        if used > self._config.memory.soft // 2:
+        if used > self.config.memory.soft // 2:
             # Pages that a worker shares with its own forks would be nobody's.
             used = sum(map(private_bytes if len(members) == 1 else proportional_bytes, members))
         return MemorySampled(used + repo_bytes, repo_bytes, sum(map(cpu_seconds, members)))
 
     def _look_at_disks(self) -> list[str]:
         found = []
-        for folder in (self._folders.ramdisk, self._folders.state):
+        for folder in (self.folders.ramdisk, self.folders.state):
             try:
-                facts = self._statvfs(folder)
+                facts = self.statvfs(folder)
             except OSError as error:
                 found.append(f"{folder}: {error.strerror}")
                 continue
-            if folder == self._folders.ramdisk:
+            if folder == self.folders.ramdisk:
                 self.ramdisk_bytes = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
             if text := shortage(folder, facts):
                 found.append(text)
@@ -356,9 +326,9 @@ class Meters:
     def _cut_logs(self) -> list[str]:
         """Keep all logs short: those of the exporter and the zygote too."""
         found = []
-        for log in self._folders.logs.glob("*.log"):
+        for log in self.folders.logs.glob("*.log"):
             try:
-                self.logs_cut += cut_log(log, self._config.log_max)
+                self.logs_cut += cut_log(log, self.config.log_max)
             except OSError as error:
                 found.append(f"{log} has grown too long and cannot be cut: {error.strerror}")
         return found

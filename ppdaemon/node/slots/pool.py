@@ -12,6 +12,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -19,29 +20,9 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
 from ppdaemon.node.processes.child import Child, adopt, wipe
+from ppdaemon.node.slots import events
 from ppdaemon.node.slots.cgroups import Cgroups
 from ppdaemon.node.slots.deadlines import Deadlines
-from ppdaemon.node.slots.events import (
-    Action,
-    ClearDeadline,
-    DeadlinePassed,
-    Finish,
-    Fork,
-    NoteMeasurements,
-    NoteRaw,
-    NoteStage,
-    ProtocolViolation,
-    RecycleAsked,
-    RescanRaws,
-    Send,
-    SetDeadline,
-    Signal,
-    SlotChanged,
-    WipeRepo,
-    WorkerDied,
-    WorkerForked,
-    WorkerNotForked,
-)
 from ppdaemon.node.slots.slot import InvalidTransition, Slot
 from ppdaemon.states import SlotState
 from ppdaemon.wire import decode, encode
@@ -53,9 +34,10 @@ _LOG = logging.getLogger(__name__)
 REAPED_WAIT_S = 0.2
 """How long a pidfd's news waits for the zygote's, which has the status."""
 
-VisitAction = Finish | NoteStage | NoteMeasurements | NoteRaw | RescanRaws
+VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | events.NoteRaw | events.RescanRaws
 
 
+@dataclass(eq=False)
 class Pool:
     """All slots of a node.
 
@@ -73,23 +55,17 @@ class Pool:
         Counts what operators want to know.
     """
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        clock: Clock,
-        ask_fork: Callable[[ForkWorker], bool],
-        post: Callable[[VisitAction], None],
-        count: Counter[str],
-    ):
+    config: NodeConfig
+    clock: Clock
+    ask_fork: Callable[[ForkWorker], bool]
+    post: Callable[[VisitAction], None]
+    count: Counter[str]
+
+    def __post_init__(self) -> None:
         self.slots: dict[int, Slot] = {}
-        self.cgroups = Cgroups.claim(config.workers)
-        self._config = config
-        self._folders = NodeFolders.of(config)
-        self._clock = clock
-        self._ask_fork = ask_fork
-        self._post = post
-        self._watchers: list[Callable[[Slot, SlotChanged], None]] = []
-        self._count = count
+        self.cgroups = Cgroups.claim(self.config.workers)
+        self._folders = NodeFolders.of(self.config)
+        self._watchers: list[Callable[[Slot, events.SlotChanged], None]] = []
         self._children: dict[int, Child] = {}
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the zygote has not said how
@@ -100,7 +76,7 @@ class Pool:
 
     # --- from the supervisor ---------------------------------------------
 
-    def watch(self, changed: Callable[[Slot, SlotChanged], None]) -> None:
+    def watch(self, changed: Callable[[Slot, events.SlotChanged], None]) -> None:
         """Call a function with each change of a slot's state from now on."""
         self._watchers.append(changed)
 
@@ -115,9 +91,9 @@ class Pool:
         stopped = (slot for slot in self.slots.values() if slot.state == SlotState.STOPPED)
         slot = next(stopped, None)
         if slot is None:
-            slot = Slot(len(self.slots), self._config.workers, random.random)
+            slot = Slot(len(self.slots), self.config.workers, random.random)
             self.slots[slot.number] = slot
-        self._perform(slot, slot.open(self._clock.mono()))
+        self._perform(slot, slot.open(self.clock.mono()))
         return slot
 
     def reconfigure(self, config: NodeConfig) -> None:
@@ -129,11 +105,11 @@ class Pool:
         config : `~ppdaemon.config.NodeConfig`
             The new configuration.
         """
-        self._config = config
+        self.config = config
         self.cgroups.config = config.workers
         for slot in self.slots.values():
-            slot.reconfigure(config.workers)
-            self.handle(slot.number, RecycleAsked())
+            slot.config = config.workers  # the present state's deadline stays
+            self.handle(slot.number, events.RecycleAsked())
 
     def pids(self) -> dict[int, int]:
         """Return the living workers.
@@ -167,9 +143,9 @@ class Pool:
         """
         slot = self.slots[number]
         try:
-            actions = slot.handle(event, self._clock.mono())
+            actions = slot.handle(event, self.clock.mono())
         except InvalidTransition:
-            self._count["invalid_transition"] += 1
+            self.count["invalid_transition"] += 1
             _LOG.exception("slot %d cannot handle %r", number, event)
             return
         self._perform(slot, actions)
@@ -233,7 +209,7 @@ class Pool:
         self.cgroups.enter(child.slot, child.pid)
         self._loop.add_reader(child.channel, self._read, child)
         self._loop.add_reader(child.pidfd, self._ended, child)
-        self.handle(words.slot, WorkerForked(words.pid))
+        self.handle(words.slot, events.WorkerForked(words.pid))
 
     def not_forked(self, words: ForkFailed) -> None:
         """Tell a slot that its fork failed.
@@ -243,10 +219,10 @@ class Pool:
         words : `~ppdaemon.messages.ForkFailed`
             What the zygote said.
         """
-        self._count["fork_failed"] += 1
+        self.count["fork_failed"] += 1
         slot = self.slots[words.slot]
         if slot.epoch == words.epoch and slot.state == SlotState.STARTING:
-            self.handle(words.slot, WorkerNotForked(words.reason))
+            self.handle(words.slot, events.WorkerNotForked(words.reason))
 
     def reaped(self, words: Reaped) -> None:
         """Keep a dead process's status until its pidfd is read; most often
@@ -285,8 +261,8 @@ class Pool:
         try:
             event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
-            self._count[f"bad_words.{error.kind}"] += 1
-            event = ProtocolViolation(str(error))
+            self.count[f"bad_words.{error.kind}"] += 1
+            event = events.ProtocolViolation(str(error))
         self.handle(child.slot, event)
 
     def _ended(self, child: Child) -> None:
@@ -306,7 +282,7 @@ class Pool:
         while child.has_message():
             self._read(child)
         status = self._statuses.pop(child.pid, None)
-        self.handle(child.slot, WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
+        self.handle(child.slot, events.WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
 
     def _unwatch(self, child: Child) -> None:
         self._loop.remove_reader(child.channel)
@@ -314,29 +290,35 @@ class Pool:
 
     # --- what slots ask for ----------------------------------------------
 
-    def _perform(self, slot: Slot, actions: list[Action]) -> None:
+    def _perform(self, slot: Slot, actions: list[events.Action]) -> None:
         for action in actions:
             match action:
-                case SetDeadline(at=at):
+                case events.SetDeadline(at=at):
                     self._deadlines.set(slot.number, at)
-                case ClearDeadline():
+                case events.ClearDeadline():
                     self._deadlines.clear(slot.number)
-                case Send(order=order):
+                case events.Send(order=order):
                     self._send(slot, encode(order))
-                case Signal(number=number):
+                case events.Signal(number=number):
                     if child := self._children.get(slot.number):
                         child.signal(number)
-                case Fork(epoch=epoch):
+                case events.Fork(epoch=epoch):
                     self._fork(slot, epoch)
-                case WipeRepo():
+                case events.WipeRepo():
                     self._wipe(slot)
-                case NoteStage(key=key, stage=stage, tai=None):
+                case events.NoteStage(key=key, stage=stage, tai=None):
                     # Now, because the event waits its turn: a worker may be
                     # at the next stage before this one is handled.
-                    self._post(NoteStage(key, stage, self._clock.tai()))
-                case Finish() | NoteStage() | NoteMeasurements() | NoteRaw() | RescanRaws():
-                    self._post(action)
-                case SlotChanged():
+                    self.post(events.NoteStage(key, stage, self.clock.tai()))
+                case (
+                    events.Finish()
+                    | events.NoteStage()
+                    | events.NoteMeasurements()
+                    | events.NoteRaw()
+                    | events.RescanRaws()
+                ):
+                    self.post(action)
+                case events.SlotChanged():
                     for changed in self._watchers:
                         changed(slot, action)
                 case unexpected:
@@ -348,7 +330,7 @@ class Pool:
         if child is not None and not child.send(packet):
             # It is gone, and its pidfd will say so; or it does not read, and
             # its deadline will.
-            self._count["order_unheard"] += 1
+            self.count["order_unheard"] += 1
 
     def _fork(self, slot: Slot, epoch: int) -> None:
         """Ask the zygote, after the repo of the worker before is gone."""
@@ -366,11 +348,11 @@ class Pool:
                 self._clear_beside(slot)
                 raise OSError(f"{repo} of the worker before cannot be deleted")
         except OSError as error:
-            self._loop.call_soon(self.handle, slot.number, WorkerNotForked(str(error)))
+            self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
         order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
-        if not self._ask_fork(order):
-            self._loop.call_soon(self.handle, slot.number, WorkerNotForked("no zygote"))
+        if not self.ask_fork(order):
+            self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked("no zygote"))
 
     def _wipe(self, slot: Slot) -> None:
         """Close what the dead worker held, and delete its repo beside the loop."""
@@ -394,7 +376,7 @@ class Pool:
     def _wiped(self, slot: Slot, done: "asyncio.Future[None]") -> None:
         del self._wiping[slot.number]
         if not done.cancelled() and (error := done.exception()):
-            self._count["wipe_failed"] += 1
+            self.count["wipe_failed"] += 1
             _LOG.error("repo of slot %d cannot be wiped: %s", slot.number, error)
 
     def _set_timer(self) -> None:
@@ -409,6 +391,6 @@ class Pool:
 
     def _tick(self) -> None:
         self._timer = None
-        for number in self._deadlines.due(self._clock.mono()):
-            self.handle(number, DeadlinePassed())
+        for number in self._deadlines.due(self.clock.mono()):
+            self.handle(number, events.DeadlinePassed())
         self._set_timer()

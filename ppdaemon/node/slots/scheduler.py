@@ -56,23 +56,13 @@ class Scheduler:
     """
 
     def __init__(self, config: WorkersConfig):
-        self._config = config
+        self.config = config
         self._waiting: OrderedDict[Key, Assignment] = OrderedDict()
         self._idle: OrderedDict[int, float] = OrderedDict()  # slot: idle since
         self._slots: set[int] = set()
         self._rising: set[int] = set()  # slots on their way to idle
         self._last: dict[int, tuple[str, int]] = {}  # slot: (instrument, detector)
         self._home: dict[tuple[str, int], int] = {}  # (instrument, detector): slot
-
-    def reconfigure(self, config: WorkersConfig) -> None:
-        """Go by other numbers from now on.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.WorkersConfig`
-            Numbers of slots; surplus ones are retired when they are idle.
-        """
-        self._config = config
 
     @property
     def queued(self) -> int:
@@ -93,9 +83,9 @@ class Scheduler:
             What had to go because the queue is full: the oldest.
         """
         self._waiting[assignment.key] = assignment
-        if len(self._waiting) > max(self._config.queue, 1):
+        if len(self._waiting) > max(self.config.queue, 1):
             _, oldest = self._waiting.popitem(last=False)
-            return Drop(oldest, f"more than {self._config.queue} visit-detectors wait for a worker")
+            return Drop(oldest, f"more than {self.config.queue} visit-detectors wait for a worker")
         return None
 
     def remove(self, key: Key) -> Assignment | None:
@@ -220,26 +210,26 @@ class Scheduler:
 
     def _resize(self, now: float, room: int | None) -> list[Decision]:
         coming = len(self._idle) + len(self._rising)
-        wanted = len(self._waiting) + self._config.spare - coming
+        wanted = len(self._waiting) + self.config.spare - coming
         if room is not None:
             wanted = min(wanted, room - len(self._rising))
-        wanted = max(wanted, self._config.min - len(self._slots))
-        wanted = min(wanted, self._config.max - len(self._slots))
+        wanted = max(wanted, self.config.min - len(self._slots))
+        wanted = min(wanted, self.config.max - len(self._slots))
         if wanted > 0:
             return [OpenSlot()] * wanted
         return self._retire(now) if not self._waiting else []
 
     def _shrink(self) -> list[Decision]:
         """Retire idle slots above the most there may be: it was lowered."""
-        surplus = max(len(self._slots) - self._config.max, 0)
+        surplus = max(len(self._slots) - self.config.max, 0)
         return [self._retire_slot(slot) for slot in list(self._idle)[:surplus]]
 
     def _retire(self, now: float) -> list[Decision]:
-        most = min(len(self._idle) - self._config.spare, len(self._slots) - self._config.min)
+        most = min(len(self._idle) - self.config.spare, len(self._slots) - self.config.min)
         return [
             self._retire_slot(slot)
             for slot, since in list(self._idle.items())[: max(most, 0)]
-            if now - since >= self._config.retire_idle_s
+            if now - since >= self.config.retire_idle_s
         ]
 
     def _retire_slot(self, slot: int) -> Decision:

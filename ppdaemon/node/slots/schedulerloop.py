@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import WorkersConfig
@@ -16,27 +17,23 @@ from ppdaemon.states import SlotState
 __all__ = ("SchedulerLoop",)
 
 
+@dataclass(eq=False)
 class SchedulerLoop:
     """Matches queued visit-detectors and slots, soon after either changes."""
 
-    def __init__(
-        self,
-        config: WorkersConfig,
-        clock: Clock,
-        pool: Pool,
-        post: Callable[[object], None],
-    ):
+    config: WorkersConfig
+    clock: Clock
+    pool: Pool
+    post: Callable[[object], None]
+
+    def __post_init__(self) -> None:
         self.growing = True
         """Whether slots may be opened or retired; not while stopping."""
-        self._config = config
-        self._clock = clock
-        self._pool = pool
-        self._post = post
         self._watchers: list[Callable[[], None]] = []
-        self._scheduler = Scheduler(config)
+        self._scheduler = Scheduler(self.config)
         self._waking = False
         self._loop = asyncio.get_running_loop()
-        pool.watch(self._slot_changed)
+        self.pool.watch(self._slot_changed)
 
     def watch(self, decided: Callable[[], None]) -> None:
         """Call a function after each decision from now on."""
@@ -49,14 +46,14 @@ class SchedulerLoop:
 
     def reconfigure(self, config: WorkersConfig) -> None:
         """Use other numbers of slots from now on."""
-        self._config = config
-        self._scheduler.reconfigure(config)
+        self.config = config
+        self._scheduler.config = config
         self._wake()
 
     def add(self, assignment: Assignment) -> None:
         """Queue a visit-detector that the journal has."""
         if drop := self._scheduler.add(assignment):
-            self._post(drop)
+            self.post(drop)
         self._wake()
 
     def remove(self, key: Key) -> None:
@@ -65,27 +62,27 @@ class SchedulerLoop:
 
     def leave_idle(self, slot: int) -> None:
         """Count a slot as idle whose visit ended before it was given to it."""
-        if self._pool.slots[slot].state == SlotState.IDLE:
-            self._scheduler.slot_idle(slot, self._clock.mono())
+        if self.pool.slots[slot].state == SlotState.IDLE:
+            self._scheduler.slot_idle(slot, self.clock.mono())
             self._wake()
 
     def tick(self) -> None:
         """Drop what is not worth starting any more; open and retire slots."""
-        for drop in self._scheduler.drop_pointless(self._clock.mono()):
-            self._post(drop)
+        for drop in self._scheduler.drop_pointless(self.clock.mono()):
+            self.post(drop)
         self.decide()
 
     def decide(self) -> None:
         """Carry out what the scheduler decides now."""
         self._waking = False
-        for decision in self._scheduler.decide(self._clock.mono(), growing=self.growing, room=self._room()):
+        for decision in self._scheduler.decide(self.clock.mono(), growing=self.growing, room=self._room()):
             match decision:
                 case Assign(assignment=assignment, slot=number):
-                    self._post(SlotAssigned(assignment, number, self._pool.slots[number].pid))
+                    self.post(SlotAssigned(assignment, number, self.pool.slots[number].pid))
                 case OpenSlot():
-                    self._scheduler.slot_opened(self._pool.open_slot().number)
+                    self._scheduler.slot_opened(self.pool.open_slot().number)
                 case RetireSlot(slot=number):
-                    self._pool.handle(number, RetireAsked())
+                    self.pool.handle(number, RetireAsked())
         for decided in self._watchers:
             decided()
 
@@ -97,15 +94,15 @@ class SchedulerLoop:
 
     def _room(self) -> int | None:
         """Return for how many more workers the host's budget has memory."""
-        memory = self._config.memory
+        memory = self.config.memory
         if memory.budget is None:
             return None
-        return max(0, memory.budget - self._pool.used_bytes()) // max(memory.soft, 1)
+        return max(0, memory.budget - self.pool.used_bytes()) // max(memory.soft, 1)
 
     def _slot_changed(self, slot: Slot, change: SlotChanged) -> None:
         match change.after:
             case SlotState.IDLE:
-                self._scheduler.slot_idle(slot.number, self._clock.mono())
+                self._scheduler.slot_idle(slot.number, self.clock.mono())
             case SlotState.STARTING | SlotState.BACKOFF:
                 self._scheduler.slot_starting(slot.number)
             case SlotState.STOPPED | SlotState.UNKILLABLE:

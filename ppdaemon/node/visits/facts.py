@@ -18,12 +18,11 @@ from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.chooser import PipelineChooser
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import objection
-from ppdaemon.node.visits.turn import AttemptRecovered, RequeueAsked
+from ppdaemon.node.visits.turn import AttemptRecovered, Entry, RequeueAsked
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import Chosen
 from ppdaemon.sqlitefile import BatchWriter

@@ -8,36 +8,26 @@ survives the machine. `Journal` blocks and belongs to one thread, that of a
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
-from ppdaemon.messages import ResultEntry
+from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
-from ppdaemon.node.visits import latetable
-from ppdaemon.node.visits.entry import Entry
-from ppdaemon.node.visits.latetable import LateTable
-from ppdaemon.node.visits.turn import (
-    Accept,
-    NoteExported,
-    NoteRaws,
-    NoteReported,
-    Requeue,
-    Retry,
-    Unreport,
-    Update,
-    Write,
-)
-from ppdaemon.reports import VisitRow
+from ppdaemon.node.visits import turn as t
+from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
-from ppdaemon.visit import NextVisit
+from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import encode
 
 __all__ = ("Journal", "RowMissing")
 
 BUSY_S = 5.0
 """For another program that reads or mends the file."""
+MOST_LATE = 10_000
+"""Late raws that are kept, the newest: fifty exposures of 205 detectors."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
@@ -55,6 +45,11 @@ CREATE INDEX IF NOT EXISTS unfinished ON attempt (final) WHERE final = 0;
 CREATE INDEX IF NOT EXISTS unreported ON attempt (reported) WHERE final = 1 AND reported = 0;
 CREATE INDEX IF NOT EXISTS by_group ON attempt (grp);
 CREATE INDEX IF NOT EXISTS bad ON attempt (outcome) WHERE outcome IS NOT NULL;
+CREATE TABLE IF NOT EXISTS late (
+    instrument TEXT NOT NULL, exposure INTEGER NOT NULL, detector INTEGER NOT NULL, grp TEXT NOT NULL,
+    path TEXT NOT NULL, seen_tai REAL NOT NULL,
+    PRIMARY KEY (instrument, exposure, detector)
+);
 """
 
 
@@ -65,17 +60,33 @@ def _complete(db: sqlite3.Connection) -> None:
     for column, empty in (("seen", "[]"), ("figures", "{}")):
         if column not in known:
             db.execute(f"ALTER TABLE attempt ADD COLUMN {column} TEXT NOT NULL DEFAULT '{empty}'")
-    db.execute(latetable.SCHEMA)
 
 
 _STEPS = (_complete, _complete)
 """Files of version 1 may lack as much as a new one: columns and tables were
 added without counting."""
 
-_COLUMNS = (
-    "instrument, grp, detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid, exposures,"
-    " partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai"
+_WRITTEN = [
+    field.name for field in fields(t.Entry) if field.name not in ("key", "visit", "received_tai", "asked")
+]
+"""Columns that change while an attempt is open."""
+
+_SHOWN = (
+    'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
+    " exposures, partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai"
 )
+"""Columns of a `~ppdaemon.reports.VisitRow`."""
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "exposures": lambda text: tuple(json.loads(text)),
+    "figures": json.loads,
+    "final": bool,
+    "outcome": lambda text: None if text is None else Outcome(text),
+    "partial": bool,
+    "stages": lambda text: {Stage(name): tai for name, tai in json.loads(text).items()},
+    "visit": NextVisit.model_validate_json,
+}
+"""How columns are read that are not kept as they are."""
 
 _IS_PLACE = "instrument = ? AND grp = ? AND detector = ?"
 _IS_KEY = f"{_IS_PLACE} AND attempt = ?"
@@ -97,10 +108,10 @@ class Journal(SqliteFile):
 
     def __init__(self, path: Path):
         super().__init__(path, "ppdaemon", _STEPS, busy_s=BUSY_S)
-        self.late = LateTable(self._db, self.transaction)
-        """Raws that came too late (`~ppdaemon.node.visits.latetable.LateTable`)."""
 
-    def write(self, write: Write) -> object:
+    # --- writing -----------------------------------------------------------
+
+    def write(self, write: t.Write) -> object:
         """Do what a decision asks for.
 
         Parameters
@@ -118,101 +129,129 @@ class Journal(SqliteFile):
         RowMissing, sqlite3.IntegrityError
             Raised if the journal contradicts it; then nothing is written.
         """
-        match write:
-            case Update(entries=entries):
-                self.update(entries)
-            case Accept(entries=entries):
-                return self.accept(entries)
-            case Retry(before=before, entry=entry):
-                self.retry(before, entry)
-            case NoteRaws(raws=raws):
-                return self.late.note(raws)
-            case NoteReported(keys=reported):
-                self.reported(reported)
-            case NoteExported(keys=keys, tai=tai):
-                self.exported(keys, tai)
-            case Unreport(keys=keys):
-                self.unreport(keys)
-            case Requeue(before=ended, entries=entries):
-                self.requeue(ended, entries)
-            case _:
-                assert_never(write)
+        with self.transaction():
+            match write:
+                case t.Update(entries=entries):
+                    self._update(*entries)
+                case t.Accept(entries=entries):
+                    return [self._accept(entry) for entry in entries]
+                case t.Retry(before=ended, entry=entry):
+                    self._update(ended)
+                    self._insert(entry)
+                case t.Requeue(before=before, entries=entries):
+                    for last, entry in zip(before, entries, strict=True):
+                        self._requeue(last, entry)
+                case t.NoteRaws(raws=raws):
+                    return self._note_late(raws)
+                case t.NoteReported(keys=reported):
+                    self._db.executemany(
+                        "UPDATE attempt SET reported = 1"
+                        f" WHERE final = 1 AND {_IS_PLACE} AND max(attempt, asked) = ?",
+                        reported,
+                    )
+                case t.NoteExported(keys=keys, tai=tai):
+                    self._db.executemany(
+                        f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
+                        [(tai, *key) for key in keys],
+                    )
+                case t.Unreport(keys=keys):
+                    self._db.executemany(
+                        f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}"
+                        f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_PLACE})",
+                        [(key.attempt, *key[:3], *key[:3]) for key in keys],
+                    )
+                case _:
+                    assert_never(write)
         return None
 
-    def accept(self, entries: Sequence[Entry]) -> list[bool]:
-        """Promise visit-detectors.
-
-        Parameters
-        ----------
-        entries : `~collections.abc.Sequence` [`Entry`]
-            What the relay asks for.
-
-        Returns
-        -------
-        new : `list` [`bool`]
-            `False` where the journal already has the visit-detector, unless
-            it was cancelled before the relay asked for a later attempt.
+    def _accept(self, entry: t.Entry) -> bool:
+        """Promise a visit-detector; return `False` if the journal already has
+        it, unless it was cancelled before the relay asked for a later attempt.
         """
-        new = []
-        with self.transaction():
-            for entry in entries:
-                *place, attempt = entry.key
-                known = self._db.execute(
-                    f"SELECT 1 FROM attempt WHERE {_IS_PLACE} AND (attempt >= ? OR outcome IS NOT ?)",
-                    (*place, attempt, Outcome.CANCELLED),
-                ).fetchone()
-                new.append(known is None)
-                if known is None:
-                    self._insert(entry)
-                else:
-                    self._db.execute(
-                        f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_PLACE}",
-                        (attempt, *place),
-                    )
-        return new
-
-    def retry(self, before: Entry, entry: Entry) -> None:
-        """Promise one more attempt at a visit-detector.
-
-        Parameters
-        ----------
-        before : `Entry`
-            The attempt that has ended; written in the same transaction.
-        entry : `Entry`
-            The next one.
-        """
-        with self.transaction():
-            self._write([before])
+        *place, attempt = entry.key
+        known = self._db.execute(
+            f"SELECT 1 FROM attempt WHERE {_IS_PLACE} AND (attempt >= ? OR outcome IS NOT ?)",
+            (*place, attempt, Outcome.CANCELLED),
+        ).fetchone()
+        if known is None:
             self._insert(entry)
+        else:
+            self._db.execute(
+                f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_PLACE}", (attempt, *place)
+            )
+        return known is None
 
-    def requeue(self, before: Sequence[Entry], entries: Sequence[Entry]) -> None:
-        """Insert one more attempt at visit-detectors that had their outcome,
-        which is theirs no more.
-
-        Parameters
-        ----------
-        before : `~collections.abc.Sequence` [`Entry`]
-            The last attempts, as they were read.
-        entries : `~collections.abc.Sequence` [`Entry`]
-            The next attempts, in the same order.
-
-        Raises
-        ------
-        sqlite3.IntegrityError
-            Raised if another attempt has been accepted meanwhile; then
-            nothing is inserted.
+    def _requeue(self, before: t.Entry, entry: t.Entry) -> None:
+        """Insert one more attempt at a visit-detector that had its outcome,
+        which is its no more.
         """
-        with self.transaction():
-            for old, entry in zip(before, entries, strict=True):
-                (last,) = self._db.execute(
-                    f"SELECT max(attempt) FROM attempt WHERE {_IS_PLACE}", old.key[:3]
-                ).fetchone()
-                if last != old.key.attempt:
-                    raise sqlite3.IntegrityError(f"the relay has asked for {old.key} again meanwhile")
-                self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
-                self._insert(entry)
+        (last,) = self._db.execute(
+            f"SELECT max(attempt) FROM attempt WHERE {_IS_PLACE}", before.key[:3]
+        ).fetchone()
+        if last != before.key.attempt:
+            raise sqlite3.IntegrityError(f"the relay has asked for {before.key} again meanwhile")
+        self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
+        self._insert(entry)
 
-    def last_attempts(self, group: str) -> list[Entry]:
+    def _insert(self, entry: t.Entry) -> None:
+        visit, stages = encode(entry.visit).decode(), json.dumps(entry.stages)
+        self._db.execute(
+            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
+            " asked) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*entry.key, visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
+        )
+
+    def _update(self, *entries: t.Entry) -> None:
+        for entry in entries:
+            values = (getattr(entry, name) for name in _WRITTEN)
+            changed = self._db.execute(
+                f"UPDATE attempt SET {' = ?, '.join(_WRITTEN)} = ? WHERE {_IS_KEY}",
+                (*(json.dumps(v) if isinstance(v, dict | tuple) else v for v in values), *entry.key),
+            ).rowcount
+            if not changed:
+                raise RowMissing(f"the journal has no row of {entry.key}")
+
+    def _note_late(self, raws: Sequence[Raw]) -> tuple[int, int]:
+        """Keep those raws whose visit-detector had its outcome without them,
+        unless nobody wants them; return how many, and how many are of visits
+        that were never announced. The others were known.
+        """
+        late = unmatched = 0
+        for raw in raws:
+            group = parent_group(raw.group)
+            last = self._db.execute(
+                f"SELECT final AND outcome != ?, exposures, seen FROM attempt WHERE {_IS_PLACE}"
+                " ORDER BY attempt DESC LIMIT 1",
+                (Outcome.IGNORED, raw.instrument, group, raw.detector),
+            ).fetchone()
+            if last is None:
+                unmatched += 1
+            elif last[0] and raw.exposure not in (*json.loads(last[1]), *json.loads(last[2])):
+                late += self._db.execute(
+                    "INSERT OR IGNORE INTO late VALUES (?, ?, ?, ?, ?, ?)",
+                    (raw.instrument, raw.exposure, raw.detector, group, raw.path, raw.seen_tai),
+                ).rowcount
+        self._db.execute("DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MOST_LATE,))
+        return late, unmatched
+
+    # --- reading -----------------------------------------------------------
+
+    def _rows(self, query: str, *values: object) -> Iterator[dict[str, Any]]:
+        """Yield the values of each row by the names of their columns."""
+        cursor = self._db.execute(query, values)
+        names = [column for column, *_ in cursor.description]
+        for row in cursor:
+            yield {
+                name: _READ[name](value) if name in _READ else value
+                for name, value in zip(names, row, strict=True)
+            }
+
+    def _entries(self, query: str, *values: object) -> list[t.Entry]:
+        """Return the attempts that a query yields, whose first four columns are their keys."""
+        rows = (list(row.items()) for row in self._rows(query, *values))
+        return [t.Entry(Key(*(value for _, value in row[:4])), **dict(row[4:])) for row in rows]
+
+    def last_attempts(self, group: str) -> list[t.Entry]:
         """Return the last attempt at each detector of a visit.
 
         Parameters
@@ -222,111 +261,33 @@ class Journal(SqliteFile):
 
         Returns
         -------
-        entries : `list` [`Entry`]
+        entries : `list` [`~ppdaemon.node.visits.turn.Entry`]
             By instrument and detector. ``no_return`` is what any of the
             attempts announced.
         """
-        rows = self._db.execute(
+        return self._entries(
             "SELECT instrument, grp, detector, max(attempt), visit, received_tai, stages, outcome, reason,"
             " final, partial, (SELECT max(no_return) FROM attempt AS any WHERE any.grp = this.grp"
-            " AND any.instrument = this.instrument AND any.detector = this.detector), asked"
+            " AND any.instrument = this.instrument AND any.detector = this.detector) AS no_return, asked"
             " FROM attempt AS this WHERE grp = ? GROUP BY instrument, detector ORDER BY instrument, detector",
-            (group,),
-        )
-        return [
-            Entry(
-                key=Key(*row[:4]),
-                visit=NextVisit.model_validate_json(row[4]),
-                received_tai=row[5],
-                stages=_read_stages(row[6]),
-                outcome=None if row[7] is None else Outcome(row[7]),
-                reason=row[8],
-                final=bool(row[9]),
-                partial=bool(row[10]),
-                no_return=row[11],
-                asked=row[12],
-            )
-            for row in rows
-        ]
-
-    def _insert(self, entry: Entry) -> None:
-        visit = entry.visit
-        self._db.execute(
-            "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
-            " asked) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *entry.key,
-                encode(visit).decode(),
-                entry.received_tai,
-                visit.survey,
-                _stages(entry),
-                entry.asked,
-            ),
+            group,
         )
 
-    def update(self, entries: Sequence[Entry]) -> None:
-        """Write what has changed in these rows.
+    def unfinished(self) -> list[t.Entry]:
+        """Return the attempts that no outcome of their visit-detector follows.
 
-        Parameters
-        ----------
-        entries : `~collections.abc.Sequence` [`Entry`]
-            Rows that `accept`, `retry` or `requeue` has inserted.
-
-        Raises
-        ------
-        RowMissing
-            Raised if the journal has no row of one of them; then nothing is
-            written.
+        Returns
+        -------
+        entries : `list` [`~ppdaemon.node.visits.turn.Entry`]
+            The oldest first; the last attempt of each visit-detector.
         """
-        with self.transaction():
-            self._write(entries)
-
-    def _write(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            changed = self._db.execute(
-                "UPDATE attempt SET stages = ?, figures = ?, outcome = ?, reason = ?, retriable = ?,"
-                " final = ?, pipeline = ?, engine = ?, slot = ?, pid = ?, exposures = ?, partial = ?,"
-                " datasets = ?, shutter_close_tai = ?, ended_tai = ?, no_return = ?, seen = ?"
-                f" WHERE {_IS_KEY}",
-                (
-                    _stages(entry),
-                    json.dumps(entry.figures),
-                    entry.outcome,
-                    entry.reason,
-                    entry.retriable,
-                    entry.final,
-                    entry.pipeline,
-                    entry.engine,
-                    entry.slot,
-                    entry.pid,
-                    json.dumps(entry.exposures),
-                    entry.partial,
-                    entry.datasets,
-                    entry.shutter_close_tai,
-                    entry.ended_tai,
-                    entry.no_return,
-                    json.dumps(entry.seen),
-                    *entry.key,
-                ),
-            ).rowcount
-            if not changed:
-                raise RowMissing(f"the journal has no row of {entry.key}")
-
-    def exported(self, keys: Sequence[Key], tai: float) -> None:
-        """Note that these rows' outputs are in the central repo.
-
-        Parameters
-        ----------
-        keys : `~collections.abc.Sequence` [`~ppdaemon.node.slots.assignment.Key`]
-            Which rows.
-        tai : `float`
-            When, TAI seconds since 1970.
-        """
-        with self.transaction():
-            self._db.executemany(
-                f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
-                [(tai, *key) for key in keys],
-            )
+        return self._entries(
+            "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
+            " shutter_close_tai, no_return, slot, pid, asked FROM attempt AS this"
+            " WHERE final = 0 AND NOT EXISTS (SELECT 1 FROM attempt AS next"
+            " WHERE next.instrument = this.instrument AND next.grp = this.grp"
+            " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
+        )
 
     def followed(self, keys: Sequence[Key]) -> set[Key]:
         """Return those attempts that another attempt at their visit-detector
@@ -345,37 +306,6 @@ class Journal(SqliteFile):
         query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_PLACE} AND attempt > ?)"
         return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
 
-    def unfinished(self) -> list[Entry]:
-        """Return the attempts that no outcome of their visit-detector follows.
-
-        Returns
-        -------
-        entries : `list` [`Entry`]
-            The oldest first; the last attempt of each visit-detector.
-        """
-        rows = self._db.execute(
-            "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
-            " shutter_close_tai, no_return, slot, pid, asked FROM attempt AS this"
-            " WHERE final = 0 AND NOT EXISTS (SELECT 1 FROM attempt AS next"
-            " WHERE next.instrument = this.instrument AND next.grp = this.grp"
-            " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
-        )
-        return [
-            Entry(
-                key=Key(*row[:4]),
-                visit=NextVisit.model_validate_json(row[4]),
-                received_tai=row[5],
-                stages=_read_stages(row[6]),
-                exposures=tuple(json.loads(row[7])),
-                shutter_close_tai=row[8],
-                no_return=row[9],
-                slot=row[10],
-                pid=row[11],
-                asked=row[12],
-            )
-            for row in rows
-        ]
-
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that no relay has confirmed.
 
@@ -389,53 +319,35 @@ class Journal(SqliteFile):
         entries : `list` [`~ppdaemon.messages.ResultEntry`]
             The oldest first.
         """
-        rows = self._db.execute(
-            "SELECT instrument, grp, detector, max(attempt, asked), outcome, reason FROM attempt"
-            " WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
-            (limit,),
+        rows = self._rows(
+            'SELECT instrument, grp AS "group", detector, max(attempt, asked) AS attempt, outcome, reason'
+            " FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
+            limit,
         )
-        return [
-            ResultEntry(
-                instrument=row[0],
-                group=row[1],
-                detector=row[2],
-                attempt=row[3],
-                outcome=row[4],
-                reason=row[5],
-            )
-            for row in rows
-        ]
+        return [ResultEntry(**row) for row in rows]
 
-    def reported(self, keys: Sequence[tuple[str, str, int, int]]) -> None:
-        """Note that the relay has these outcomes.
+    def late(self, limit: int) -> list[LateRow]:
+        """Return the raws that came too late and that no attempt has used.
 
         Parameters
         ----------
-        keys : `~collections.abc.Sequence` [`tuple`]
-            Instrument, group, detector and attempt of each, as they were told.
-        """
-        with self.transaction():
-            self._db.executemany(
-                "UPDATE attempt SET reported = 1"
-                f" WHERE final = 1 AND {_IS_PLACE} AND max(attempt, asked) = ?",
-                keys,
-            )
+        limit : `int`
+            How many at the most.
 
-    def unreport(self, keys: Sequence[Key]) -> None:
-        """Have these visit-detectors' outcomes told once more.
-
-        Parameters
-        ----------
-        keys : `~collections.abc.Sequence` [`~ppdaemon.node.slots.assignment.Key`]
-            Which, and the attempt that the relay asked for: it may count
-            other attempts than the node does.
+        Returns
+        -------
+        rows : `list` [`~ppdaemon.reports.LateRow`]
+            The newest first.
         """
-        with self.transaction():
-            self._db.executemany(
-                f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}"
-                f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_PLACE})",
-                [(key.attempt, *key[:3], *key[:3]) for key in keys],
-            )
+        rows = self._rows(
+            'SELECT late.instrument, late.grp AS "group", late.detector, late.exposure, late.path,'
+            " late.seen_tai, max(attempt.attempt) AS attempt, attempt.outcome FROM late JOIN attempt"
+            " USING (instrument, grp, detector) GROUP BY late.rowid"
+            " HAVING NOT EXISTS (SELECT 1 FROM json_each(attempt.exposures) WHERE value = late.exposure)"
+            " ORDER BY late.rowid DESC LIMIT ?",
+            limit,
+        )
+        return [LateRow(**row) for row in rows]
 
     def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:
         """Return the newest rows.
@@ -456,10 +368,8 @@ class Journal(SqliteFile):
         if bad_only:
             values = sorted(BAD_OUTCOMES)
             where = f"WHERE final = 1 AND outcome IN ({', '.join('?' * len(values))})"
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM attempt {where} ORDER BY rowid DESC LIMIT ?", (*values, limit)
-        )
-        return [_visit_row(row) for row in rows]
+        rows = self._rows(f"SELECT {_SHOWN} FROM attempt {where} ORDER BY rowid DESC LIMIT ?", *values, limit)
+        return [VisitRow(**row) for row in rows]
 
     def visit(self, group: str) -> list[VisitRow]:
         """Return all rows of one group.
@@ -474,25 +384,7 @@ class Journal(SqliteFile):
         rows : `list` [`~ppdaemon.reports.VisitRow`]
             By detector and attempt; empty if the group is not known.
         """
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt", (group,)
+        rows = self._rows(
+            f"SELECT {_SHOWN} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt", group
         )
-        return [_visit_row(row) for row in rows]
-
-
-def _stages(entry: Entry) -> str:
-    return json.dumps(entry.stages)
-
-
-def _read_stages(text: str) -> dict[Stage, float]:
-    return {Stage(name): tai for name, tai in json.loads(text).items()}
-
-
-def _visit_row(row: tuple[object, ...]) -> VisitRow:
-    names = (name.strip() for name in _COLUMNS.split(","))
-    values = dict(zip(names, row, strict=True))
-    values["group"] = values.pop("grp")
-    values["exposures"] = json.loads(str(values["exposures"]))
-    values["stages"] = json.loads(str(values["stages"]))
-    values["figures"] = json.loads(str(values["figures"]))
-    return VisitRow.model_validate(values)
+        return [VisitRow(**row) for row in rows]

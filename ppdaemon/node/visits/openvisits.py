@@ -9,8 +9,7 @@ from enum import Enum, auto
 from ppdaemon.messages import Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
-from ppdaemon.node.visits.entry import Entry
-from ppdaemon.node.visits.turn import VisitKey
+from ppdaemon.node.visits.turn import Entry, VisitKey
 from ppdaemon.raws.path import Expected
 from ppdaemon.states import Stage
 

@@ -12,6 +12,7 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, assert_never
 
@@ -24,43 +25,11 @@ from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
+from ppdaemon.node.visits import turn as t
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.recovery import discard, read_leftovers
 from ppdaemon.node.visits.relayclient import RESULTS_AT_ONCE, RelayClient
-from ppdaemon.node.visits.turn import (
-    Accept,
-    Acknowledge,
-    Action,
-    Answer,
-    AssignmentRefused,
-    BeginRescan,
-    Dequeue,
-    Discard,
-    Enqueue,
-    Export,
-    FlushAsked,
-    LeaveIdle,
-    Leftovers,
-    LeftoversRead,
-    NoteRaws,
-    NotRecorded,
-    Now,
-    ReadLeftovers,
-    Recorded,
-    Refuse,
-    RemoveMark,
-    Report,
-    ReportAgain,
-    Requeue,
-    Rescan,
-    RescanDue,
-    RescanEnded,
-    ToSlot,
-    Turn,
-    Write,
-    WriteDue,
-)
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -99,7 +68,7 @@ class Inbox:
         return events
 
 
-def _write(writes: Sequence[Write], journal: Journal) -> Sequence[object] | Exception:
+def _write(writes: Sequence[t.Write], journal: Journal) -> Sequence[object] | Exception:
     """Write a turn, or return why the journal contradicts it."""
     try:
         with journal.transaction():
@@ -108,45 +77,40 @@ def _write(writes: Sequence[Write], journal: Journal) -> Sequence[object] | Exce
         return error
 
 
+@dataclass(eq=False)
 class VisitPump:
     """Takes events from the inbox to their consequences."""
 
-    def __init__(
-        self,
-        inbox: Inbox,
-        visits: Visits,
-        journal: BatchWriter[Journal],
-        relay: RelayClient,
-        pool: Pool,
-        scheduler: SchedulerLoop,
-        exporter: ExporterProcess,
-        arrivals: Arrivals,
-        folders: NodeFolders,
-        clock: Clock,
-        count: Counter[str],
-    ):
-        self._inbox = inbox
-        self._visits = visits
-        self._journal = journal
-        self._relay = relay
-        self._pool = pool
-        self._scheduler = scheduler
-        self._exporter = exporter
-        self._arrivals = arrivals
-        self._folders = folders
-        self._clock = clock
-        self._count = count
+    inbox: Inbox
+    visits: Visits
+    journal: BatchWriter[Journal]
+    relay: RelayClient
+    pool: Pool
+    scheduler: SchedulerLoop
+    exporter: ExporterProcess
+    arrivals: Arrivals
+    folders: NodeFolders
+    clock: Clock
+    count: Counter[str]
+
+    def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._answers: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
         self._results: list[ResultEntry] = []
         self._gathering: asyncio.TimerHandle | None = None
+        self._ending = 0
+
+    @property
+    def open(self) -> int:
+        """Visit-detectors without an outcome that is in the journal."""
+        return len(self.visits.open) + self._ending
 
     async def run(self) -> None:
         """Handle events until cancelled."""
         while True:
-            for event in await self._inbox.take():
+            for event in await self.inbox.take():
                 self._handle(event)
             await asyncio.sleep(0)
 
@@ -158,7 +122,7 @@ class VisitPump:
         ppdaemon.errors.Refused
             Raised if the journal cannot be written at present.
         """
-        await self.ask(FlushAsked)
+        await self.ask(t.FlushAsked)
 
     async def settle(self) -> None:
         """Wait until nothing is under way any more."""
@@ -170,15 +134,15 @@ class VisitPump:
                 continue
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            elif not self._inbox and not self._journal.backlog:
+            elif not self.inbox and not self.journal.backlog:
                 return
 
     async def report_again(self) -> None:
         """Send the relay all outcomes that it has not confirmed."""
-        if not self._relay.connected:
+        if not self.relay.connected:
             return
         try:
-            self._relay.results(await self._journal.call(lambda file: file.unreported(RESULTS_AT_ONCE)))
+            self.relay.results(await self.journal.call(lambda file: file.unreported(RESULTS_AT_ONCE)))
         except sqlite3.Error as error:
             _LOG.warning("outcomes cannot be read from the journal: %s", error)
 
@@ -194,7 +158,7 @@ class VisitPump:
         number = next(self._numbers)
         answer: asyncio.Future[tuple[RequeueRow, ...]] = self._loop.create_future()
         self._answers[number] = answer
-        self._inbox.post(make_event(number))
+        self.inbox.post(make_event(number))
         try:
             return await answer
         finally:
@@ -203,14 +167,14 @@ class VisitPump:
     # --- events ------------------------------------------------------------
 
     def _handle(self, event: object) -> None:
-        now = Now(self._clock.mono(), self._clock.tai())
+        now = t.Now(self.clock.mono(), self.clock.tai())
         try:
-            turn = self._visits.handle(event, now)
+            turn = self.visits.handle(event, now)
         except Exception:  # costs this event, not the daemon
-            self._count["background_error"] += 1
+            self.count["background_error"] += 1
             _LOG.exception("event %r was not handled", event)
             return
-        if isinstance(event, FlushAsked):
+        if isinstance(event, t.FlushAsked):
             self._flush(event, turn)
         elif turn.writes:
             self._commit(turn)
@@ -222,109 +186,113 @@ class VisitPump:
 
     def _write_due(self) -> None:
         self._gathering = None
-        self._inbox.post(WriteDue())
+        self.inbox.post(t.WriteDue())
 
     # --- commits -----------------------------------------------------------
 
-    def _commit(self, turn: Turn) -> None:
-        may_fail = next((write for write in turn.writes if isinstance(write, Accept | Requeue)), None)
+    def _commit(self, turn: t.Turn) -> None:
+        may_fail = next((write for write in turn.writes if isinstance(write, t.Accept | t.Requeue)), None)
+        ending = sum(len(action.entries) for action in turn.actions if isinstance(action, t.Report))
+        self._ending += ending
 
         def done(results: Sequence[object] | Exception) -> None:
+            self._ending -= ending
             if isinstance(results, Exception):
                 self._refused(turn, may_fail, results)
                 return
             self._perform(turn)
             for write, result in zip(turn.writes, results, strict=True):
-                if isinstance(write, Accept | Requeue | NoteRaws):
-                    self._inbox.post(Recorded(write, result))
+                if isinstance(write, t.Accept | t.Requeue | t.NoteRaws):
+                    self.inbox.post(t.Recorded(write, result))
 
         def failed(error: Exception) -> None:
+            self._ending -= ending
             self._refused(turn, may_fail, error)
 
         # What is promised to nobody yet may fail with the file; all else is
         # tried again until it is written.
-        self._journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
+        self.journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
 
-    def _flush(self, event: FlushAsked, turn: Turn) -> None:
+    def _flush(self, event: t.FlushAsked, turn: t.Turn) -> None:
         """Commit what has changed; who asked for it does not wait for a
         journal that cannot be written at present.
         """
         if turn.writes:
-            self._commit(Turn(turn.writes))
+            self._commit(t.Turn(turn.writes))
 
         def failed(error: Exception) -> None:
-            self._answer(Answer(event.request, refused=str(error)))
+            self._answer(t.Answer(event.request, refused=str(error)))
 
-        self._journal.put(Commit(None, lambda _: self._perform(turn), failed))
+        self.journal.put(Commit(None, lambda _: self._perform(turn), failed))
 
-    def _refused(self, turn: Turn, may_fail: Accept | Requeue | None, error: Exception) -> None:
+    def _refused(self, turn: t.Turn, may_fail: t.Accept | t.Requeue | None, error: Exception) -> None:
         """Drop a turn of which nothing was written."""
         if may_fail is not None:
-            self._inbox.post(NotRecorded(may_fail, str(error)))
+            self.inbox.post(t.NotRecorded(may_fail, str(error)))
             return
         # The next start answers for its visit-detectors by the journal.
-        self._count["journal_contradicted"] += 1
+        self.count["journal_contradicted"] += 1
         _LOG.error("the journal contradicts this turn, which is dropped: %r", turn, exc_info=error)
-        raws: list[Write] = [write for write in turn.writes if isinstance(write, NoteRaws)]
+        raws: list[t.Write] = [write for write in turn.writes if isinstance(write, t.NoteRaws)]
         if len(raws) < len(turn.writes) and raws:  # others wait for its result
-            self._commit(Turn(raws))
+            self._commit(t.Turn(raws))
 
     # --- actions -----------------------------------------------------------
 
-    def _perform(self, turn: Turn) -> None:
+    def _perform(self, turn: t.Turn) -> None:
         for action in turn.actions:
             try:
                 self._do(action)
             except Exception:  # costs this action, not the daemon
-                self._count["background_error"] += 1
+                self.count["background_error"] += 1
                 _LOG.exception("action %r failed", action)
 
-    def _do(self, action: Action) -> None:
+    def _do(self, action: t.Action) -> None:
         match action:
-            case ToSlot():
+            case t.ToSlot():
                 self._to_slot(action)
-            case Acknowledge(order=order, detectors=detectors):
-                self._relay.ack(order, detectors)
-            case Refuse(order=order, detectors=detectors, reason=reason, final=final):
-                self._relay.nak(order, detectors, reason, final=final)
-            case Report(entries=entries):
+            case t.Acknowledge(order=order, detectors=detectors):
+                self.relay.ack(order, detectors)
+            case t.Refuse(order=order, detectors=detectors, reason=reason, final=final):
+                self.relay.nak(order, detectors, reason, final=final)
+            case t.Report(entries=entries):
                 self._report(entries)
-            case ReportAgain():
+            case t.ReportAgain():
                 self.beside(self.report_again())
-            case Enqueue(assignment=assignment):
-                self._scheduler.add(assignment)
-            case Dequeue(key=key):
-                self._scheduler.remove(key)
-            case LeaveIdle(slot=slot):
-                self._scheduler.leave_idle(slot)
-            case Export(spool=spool):
-                self._exporter.add(spool)
-            case Discard(folders=folders):
+            case t.Enqueue(assignment=assignment):
+                self.scheduler.add(assignment)
+            case t.Dequeue(key=key):
+                self.scheduler.remove(key)
+            case t.LeaveIdle(slot=slot):
+                self.scheduler.leave_idle(slot)
+            case t.Export(spool=spool):
+                self.exporter.add(spool)
+            case t.Discard(folders=folders):
                 self.beside(asyncio.to_thread(discard, folders))
-            case RemoveMark(key=key):
-                self.beside(asyncio.to_thread(self._folders.mark(*key).unlink, missing_ok=True))
-            case ReadLeftovers():
+            case t.RemoveMark(key=key):
+                self.beside(asyncio.to_thread(self.folders.mark(*key).unlink, missing_ok=True))
+            case t.ReadLeftovers():
                 self.beside(self._read_leftovers(action))
-            case BeginRescan(visit=visit):
-                self._loop.call_soon(self._inbox.post, RescanDue(visit))
-            case Rescan():
+            case t.BeginRescan(visit=visit):
+                self._loop.call_soon(self.inbox.post, t.RescanDue(visit))
+            case t.Rescan():
                 self.beside(self._rescan(action))
-            case Answer():
+            case t.Answer():
                 self._answer(action)
             case _:
                 assert_never(action)
 
-    def _to_slot(self, action: ToSlot) -> None:
+    def _to_slot(self, action: t.ToSlot) -> None:
         if isinstance(action.event, VisitAssigned):
             # The scheduler matched an idle slot; its worker may have died since.
-            if self._pool.slots[action.slot].state == SlotState.IDLE:
-                self._pool.handle(action.slot, action.event)
+            if self.pool.slots[action.slot].state == SlotState.IDLE:
+                self.pool.handle(action.slot, action.event)
             else:
-                self._inbox.post(AssignmentRefused(action.key))
+                self.inbox.post(t.AssignmentRefused(action.key))
             return
-        assignment = self._pool.slots[action.slot].assignment
+        assignment = self.pool.slots[action.slot].assignment
         if assignment is not None and assignment.key == action.key:  # else it has ended meanwhile
-            self._pool.handle(action.slot, action.event)
+            self.pool.handle(action.slot, action.event)
 
     def _report(self, entries: Sequence[ResultEntry]) -> None:
         """Send outcomes with others of the same commit in one message."""
@@ -333,10 +301,10 @@ class VisitPump:
         self._results += entries
 
     def _send_results(self) -> None:
-        self._relay.results(self._results)
+        self.relay.results(self._results)
         self._results = []
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: t.Answer) -> None:
         waiting = self._answers.get(answer.request)
         if waiting is None or waiting.done():  # who asked is gone
             return
@@ -347,21 +315,21 @@ class VisitPump:
 
     # --- beside the loop ---------------------------------------------------
 
-    async def _read_leftovers(self, action: ReadLeftovers) -> None:
+    async def _read_leftovers(self, action: t.ReadLeftovers) -> None:
         try:
-            remains = await asyncio.to_thread(read_leftovers, self._folders, action.key)
+            remains = await asyncio.to_thread(read_leftovers, self.folders, action.key)
         except OSError as error:
             # The state disk cannot be read: it may have crossed, so that
             # nothing is tried again.
-            remains = Leftovers(no_return=f"unknown: {error}")
-        self._inbox.post(LeftoversRead(action.key, remains))
+            remains = t.Leftovers(no_return=f"unknown: {error}")
+        self.inbox.post(t.LeftoversRead(action.key, remains))
 
-    async def _rescan(self, action: Rescan) -> None:
+    async def _rescan(self, action: t.Rescan) -> None:
         detectors = {key.detector for key in action.keys}
         try:
-            await self._arrivals.rescan(action.visit, detectors, action.since_tai)
+            await self.arrivals.rescan(action.visit, detectors, action.since_tai)
         finally:  # else no further rescan would begin for this visit
-            self._inbox.post(RescanEnded(action.keys))
+            self.inbox.post(t.RescanEnded(action.keys))
 
     def beside(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something to its end beside the loop, and log its failure."""
@@ -372,5 +340,5 @@ class VisitPump:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._count["background_error"] += 1
+            self.count["background_error"] += 1
             _LOG.error("background work failed", exc_info=error)

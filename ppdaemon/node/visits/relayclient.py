@@ -10,29 +10,16 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import zmq
 import zmq.asyncio
 
+from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import (
-    RELAY_LIMIT,
-    CancelVisit,
-    FromRelay,
-    Heartbeat,
-    Hello,
-    HelloRefused,
-    ReserveVisit,
-    ResultEntry,
-    Results,
-    ResultsSeen,
-    VisitAccepted,
-    VisitRefused,
-    Welcome,
-)
 from ppdaemon.wire import decode, encode
 
 __all__ = ("RESULTS_AT_ONCE", "RelayClient")
@@ -44,9 +31,12 @@ RESULTS_AT_ONCE = 500
 HIGH_WATER = 1000
 """Messages that may wait on either side of the socket."""
 
-type OnMessage = Callable[[ReserveVisit | CancelVisit | ResultsSeen | Welcome], None]
+type OnMessage = Callable[
+    [messages.ReserveVisit | messages.CancelVisit | messages.ResultsSeen | messages.Welcome], None
+]
 
 
+@dataclass(eq=False)
 class RelayClient:
     """Holds the link to one relay.
 
@@ -70,27 +60,18 @@ class RelayClient:
         Counts bad messages by kind.
     """
 
-    def __init__(
-        self,
-        link: RelayLink,
-        name: str,
-        incarnation: str,
-        instruments: Mapping[str, Sequence[int]],
-        capacity: int,
-        clock: Clock,
-        context: zmq.asyncio.Context,
-        on_message: OnMessage,
-        count: Counter[str],
-    ):
-        self._link = link
-        self._name = name
-        self._incarnation = incarnation
-        self._instruments = {key: tuple(value) for key, value in instruments.items()}
-        self._capacity = capacity
-        self._clock = clock
-        self._context = context
-        self._on_message = on_message
-        self._count = count
+    link: RelayLink
+    name: str
+    incarnation: str
+    instruments: Mapping[str, Sequence[int]]
+    capacity: int
+    clock: Clock
+    context: zmq.asyncio.Context
+    on_message: OnMessage
+    count: Counter[str]
+
+    def __post_init__(self) -> None:
+        self._instruments = {key: tuple(value) for key, value in self.instruments.items()}
         self._socket: zmq.asyncio.Socket | None = None
         self._sequence = 0
         self._relay: str | None = None
@@ -101,13 +82,13 @@ class RelayClient:
     @property
     def text(self) -> str:
         """The link in a few words (`str`)."""
-        if self._link.address is None:
+        if self.link.address is None:
             return "none configured"
         if self._problem:
             return self._problem
         if self._relay is None:
-            return f"connecting to {self._link.address}"
-        return f"connected to {self._relay} at {self._link.address}"
+            return f"connecting to {self.link.address}"
+        return f"connected to {self._relay} at {self.link.address}"
 
     @property
     def connected(self) -> bool:
@@ -116,11 +97,11 @@ class RelayClient:
 
     async def run(self) -> None:
         """Keep the link until cancelled."""
-        if self._link.address is None:
+        if self.link.address is None:
             return
         try:
             while True:
-                self._connect(self._link.address)
+                self._connect(self.link.address)
                 await self._converse()
         finally:
             self._disconnect()
@@ -144,10 +125,10 @@ class RelayClient:
         capacity : `int`
             Visit-detectors that the node can hold at once.
         """
-        self._capacity = capacity
+        self.capacity = capacity
         self._hello()
 
-    def ack(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
+    def ack(self, visit: messages.ReserveVisit, detectors: Sequence[int]) -> None:
         """Report that the journal has these detectors.
 
         Parameters
@@ -157,15 +138,11 @@ class RelayClient:
         detectors : `~collections.abc.Sequence` [`int`]
             Which of them.
         """
-        self._send(
-            VisitAccepted,
-            instrument=visit.visit.instrument,
-            group=visit.visit.group,
-            detectors=tuple(detectors),
-            attempt=visit.attempt,
-        )
+        self._send(messages.VisitAccepted, **_about(visit, detectors))
 
-    def nak(self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool) -> None:
+    def nak(
+        self, visit: messages.ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool
+    ) -> None:
         """Report that these detectors are not taken.
 
         Parameters
@@ -179,17 +156,9 @@ class RelayClient:
         final : `bool`
             Whether another try is pointless.
         """
-        self._send(
-            VisitRefused,
-            instrument=visit.visit.instrument,
-            group=visit.visit.group,
-            detectors=tuple(detectors),
-            attempt=visit.attempt,
-            reason=reason,
-            final=final,
-        )
+        self._send(messages.VisitRefused, **_about(visit, detectors), reason=reason, final=final)
 
-    def results(self, entries: Sequence[ResultEntry]) -> None:
+    def results(self, entries: Sequence[messages.ResultEntry]) -> None:
         """Send outcomes.
 
         Parameters
@@ -199,16 +168,16 @@ class RelayClient:
         """
         if self.connected:
             for first in range(0, len(entries), RESULTS_AT_ONCE):
-                self._send(Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
+                self._send(messages.Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
 
     def _connect(self, address: str) -> None:
         self._disconnect()
-        link = self._context.socket(zmq.DEALER)
+        link = self.context.socket(zmq.DEALER)
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.SNDHWM, HIGH_WATER),
             (zmq.RCVHWM, HIGH_WATER),
-            (zmq.MAXMSGSIZE, RELAY_LIMIT),
+            (zmq.MAXMSGSIZE, messages.RELAY_LIMIT),
             (zmq.HANDSHAKE_IVL, 3000),
             (zmq.IMMEDIATE, 1),  # nothing queues up for a relay that is not there
             (zmq.RECONNECT_IVL, 100),
@@ -217,7 +186,7 @@ class RelayClient:
             link.setsockopt(option, value)
         link.connect(address)
         self._socket = link
-        self._last_received = self._clock.mono()
+        self._last_received = self.clock.mono()
 
     def _disconnect(self) -> None:
         self._relay = None
@@ -228,52 +197,52 @@ class RelayClient:
     async def _converse(self) -> None:
         """Receive and send heartbeats until nothing comes from the relay any more."""
         assert self._socket is not None
-        while self._clock.mono() - self._last_received < self._link.silence_s:
+        while self.clock.mono() - self._last_received < self.link.silence_s:
             if self.connected:
-                self._send(Heartbeat)
+                self._send(messages.Heartbeat)
             else:
                 self._hello()
-            until = self._clock.mono() + self._link.heartbeat_s
-            while (rest := until - self._clock.mono()) > 0:
+            until = self.clock.mono() + self.link.heartbeat_s
+            while (rest := until - self.clock.mono()) > 0:
                 if await self._socket.poll(rest * 1000):
                     self._receive(await self._socket.recv_multipart())
         if self._relay is not None:
-            _LOG.warning("relay %s is silent for %g s: connecting anew", self._relay, self._link.silence_s)
+            _LOG.warning("relay %s is silent for %g s: connecting anew", self._relay, self.link.silence_s)
 
     def _receive(self, frames: list[bytes]) -> None:
         try:
             if len(frames) != 1:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
-            message = decode(frames[0], FromRelay, limit=RELAY_LIMIT)
+            message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
-            self._count[f"bad_message.{error.kind}"] += 1
+            self.count[f"bad_message.{error.kind}"] += 1
             _LOG.warning("invalid message from the relay: %s", error)
             return
-        self._last_received = self._clock.mono()
+        self._last_received = self.clock.mono()
         match message:
-            case Heartbeat():
+            case messages.Heartbeat():
                 return
-            case Welcome(origin=origin, incarnation=incarnation):
+            case messages.Welcome(origin=origin, incarnation=incarnation):
                 if self._relay is None:
                     _LOG.info("welcomed by relay %s, life %s", origin, incarnation)
                 self._relay, self._problem = origin, ""
-                self._on_message(message)
-            case HelloRefused(code="stranger"):
+                self.on_message(message)
+            case messages.HelloRefused(code="stranger"):
                 self._relay = None
                 self._hello()
-            case HelloRefused(reason=reason):
+            case messages.HelloRefused(reason=reason):
                 if self._problem != reason:
                     _LOG.error("refused by relay %s: %s", message.origin, reason)
                 self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
             case _:
-                self._on_message(message)
+                self.on_message(message)
 
     def _hello(self) -> None:
         self._send(
-            Hello,
-            incarnation=self._incarnation,
+            messages.Hello,
+            incarnation=self.incarnation,
             instruments=self._instruments,
-            capacity=self._capacity if self._taking else 0,
+            capacity=self.capacity if self._taking else 0,
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:
@@ -281,7 +250,13 @@ class RelayClient:
         if self._socket is None:
             return
         self._sequence += 1
-        message = kind(origin=self._name, sent_tai=self._clock.tai(), sequence=self._sequence, **fields)
+        message = kind(origin=self.name, sent_tai=self.clock.tai(), sequence=self._sequence, **fields)
         # Done at once, because it may not wait; zmq.Again means that the relay
         # is away, and what matters is repeated.
         cast("asyncio.Future[object]", self._socket.send(encode(message), zmq.DONTWAIT)).exception()
+
+
+def _about(order: messages.ReserveVisit, detectors: Sequence[int]) -> dict[str, Any]:
+    visit = order.visit
+    names = {"instrument": visit.instrument, "group": visit.group}
+    return {**names, "detectors": tuple(detectors), "attempt": order.attempt}

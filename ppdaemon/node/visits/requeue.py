@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What may be tried again although it has its outcome. Pure."""
 
-from ppdaemon.node.visits.entry import Entry
+from ppdaemon.node.visits.turn import Entry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
 
@@ -16,7 +16,7 @@ def objection(entry: Entry, *, force: bool) -> str:
 
     Parameters
     ----------
-    entry : `~ppdaemon.node.visits.entry.Entry`
+    entry : `~ppdaemon.node.visits.turn.Entry`
         Its last attempt; ``no_return`` of all attempts.
     force : `bool`
         Whether an operator takes the risk of doing things twice.

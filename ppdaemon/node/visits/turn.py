@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What happens to visits (facts), and what the node does about it (orders).
+"""An attempt at a visit-detector, what happens to visits (facts), and what the
+node does about it (orders).
 
 Decisions are made in `ppdaemon.node.visits.core`. Of each `Turn` the writes
 are committed to the journal first, the actions performed afterwards: no relay,
@@ -9,62 +10,48 @@ worker or exporter learns what the journal could forget.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ppdaemon.messages import Raw, ReserveVisit, ResultEntry
 from ppdaemon.node.slots.assignment import Assignment, Key
-from ppdaemon.node.visits.entry import Entry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import Chosen
+from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
-
-__all__ = (
-    "Accept",
-    "AcceptanceChanged",
-    "Acknowledge",
-    "Action",
-    "Answer",
-    "AssignmentRefused",
-    "AttemptRecovered",
-    "BeginRescan",
-    "Dequeue",
-    "Discard",
-    "Enqueue",
-    "Export",
-    "FlushAsked",
-    "LeaveIdle",
-    "NotRecorded",
-    "NoteExported",
-    "NoteRaws",
-    "NoteReported",
-    "Now",
-    "ReadLeftovers",
-    "Recorded",
-    "Refuse",
-    "Leftovers",
-    "LeftoversRead",
-    "RemoveMark",
-    "Report",
-    "ReportAgain",
-    "Requeue",
-    "RequeueAsked",
-    "Rescan",
-    "RescanDue",
-    "RescanEnded",
-    "Reserved",
-    "Retry",
-    "StopBegun",
-    "ToSlot",
-    "Turn",
-    "Unreport",
-    "Update",
-    "VisitKey",
-    "Write",
-    "WriteDue",
-)
 
 type VisitKey = tuple[str, str]
 """Instrument and group."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One open row as the supervisor holds it; written when it changes."""
+
+    key: Key
+    visit: NextVisit
+    received_tai: float
+    stages: dict[Stage, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What its steps took and brought, as its worker says."""
+    outcome: Outcome | None = None
+    reason: str = ""
+    retriable: bool = False
+    final: bool = False
+    """Whether this attempt's outcome is the visit-detector's."""
+    pipeline: str = ""
+    engine: str = ""
+    slot: int | None = None
+    pid: int | None = None
+    exposures: tuple[int, ...] = ()
+    partial: bool = False
+    datasets: int = 0
+    shutter_close_tai: float | None = None
+    ended_tai: float | None = None
+    no_return: str = ""
+    seen: tuple[int, ...] = ()
+    """Exposures whose raws had come when it ended, used or not."""
+    asked: int = 1
+    """The attempt that the relay has asked for last; it counts its own."""
 
 
 # --- facts -------------------------------------------------------------------

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writing what a visit exports when its tasks are done: by as many processes as may run its tasks."""
+"""Writing what a visit exports: beside its tasks, and when they are done.
+
+Beside them writes a thread that begins when no alert can be late by it; in
+the end as many processes as may run tasks.
+"""
 
 import logging
 import shutil
+import threading
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ppdaemon.middleware.direct.datasets import MemoryDataset
-from ppdaemon.middleware.direct.files import DatasetFile, DatasetWriter
+from ppdaemon.middleware.butler.datafiles import LocatedFile
+from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 
-__all__ = ("write_outputs",)
+__all__ = ("BackgroundWriter", "write_outputs")
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,9 +33,74 @@ type _Names = Mapping[uuid.UUID, tuple[str, str]]
 """Name of the file and class that reads it, by dataset."""
 
 
+class BackgroundWriter:
+    """Writes datasets into files in a folder on the RAM disk."""
+
+    def __init__(self, writer: DatasetWriter, folder: Path):
+        self.writer = writer
+        self._folder = folder
+        self._waiting: deque[MemoryDataset] = deque()
+        self._news = threading.Condition()
+        """Guards all below, which both threads change."""
+        self._allowed = False
+        self._over = False
+        self._thread: threading.Thread | None = None
+
+    def offer(self, dataset: MemoryDataset) -> None:
+        """Write a dataset some time, and set its file; nobody may change its content from now on."""
+        with self._news:
+            self._waiting.append(dataset)
+            self._start()
+            self._news.notify()
+
+    def write(self, dataset: MemoryDataset) -> None:
+        """Write a dataset now, unless it is written, and set its file."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if dataset.file is None:
+            dataset.file = self.writer.write(dataset.content, dataset.ref, self._folder, dataset.provenance)
+
+    def allow(self) -> None:
+        """Begin: no task is left for which each millisecond counts."""
+        with self._news:
+            self._allowed = True
+            self._start()
+
+    def finish(self) -> None:
+        """End; what is being written is finished, what waits is left to who needs it."""
+        with self._news:
+            self._over = True
+            self._news.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _start(self) -> None:
+        if self._allowed and self._waiting and self._thread is None and not self._over:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._thread = threading.Thread(target=self._work, name="background-writer", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while (dataset := self._next()) is not None:
+            content = dataset.content
+            if dataset.file is not None:  # written meanwhile: only then the content is forgotten
+                continue
+            try:
+                dataset.file = self.writer.write(content, dataset.ref, self._folder, dataset.provenance)
+            except Exception as error:  # formatters are foreign code; whoever spools will get it again
+                _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
+            del content  # or it would be kept for as long as this thread waits
+
+    def _next(self) -> MemoryDataset | None:
+        with self._news:
+            while not self._waiting and not self._over:
+                self._news.wait()
+            return None if self._over else self._waiting.popleft()
+
+
 def write_outputs(
     outputs: Sequence[MemoryDataset], folder: Path, link: Path, writer: DatasetWriter, processes: int
-) -> list[DatasetFile]:
+) -> list[LocatedFile]:
     """Write datasets into a folder, each into a file named after its id; return the files in the same order.
 
     Some may be written already. `link` is the place for a symbolic link. All
@@ -64,7 +136,7 @@ def write_outputs(
             for child in children:
                 child.end()
     return [
-        DatasetFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], dataset.ref)
+        LocatedFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], (dataset.ref,))
         for dataset in outputs
     ]
 
@@ -91,12 +163,12 @@ def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter
     return {dataset.ref.id: (file.path.name, file.formatter) for dataset, file in files}
 
 
-def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> DatasetFile:
+def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> LocatedFile:
     if dataset.file is None:
         return writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
     target = folder / dataset.file.path.name
     shutil.copyfile(dataset.file.path, target)
-    return DatasetFile(target, dataset.file.formatter, dataset.ref)
+    return LocatedFile(target, dataset.file.formatter, (dataset.ref,))
 
 
 def _remove_unfinished(outputs: Iterable[MemoryDataset], folder: Path) -> None:

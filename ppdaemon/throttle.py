@@ -22,8 +22,12 @@ class Throttle:
         self._interval_s = interval_s
         self._mono = mono
         self._passed_at: dict[str, float] = {}
-        self.counts: Counter[str] = Counter()
+        self.by_kind: Counter[str] = Counter()
         """How many there were of each kind, ever."""
+
+    def count(self, kind: str) -> None:
+        """Count one."""
+        self.by_kind[kind] += 1
 
     def passes(self, kind: str) -> bool:
         """Count one and tell whether it may be logged.
@@ -38,7 +42,7 @@ class Throttle:
         passes : `bool`
             `True` for the first one of its kind in an interval.
         """
-        self.counts[kind] += 1
+        self.count(kind)
         now = self._mono()
         if now - self._passed_at.get(kind, now - self._interval_s) < self._interval_s:
             return False

@@ -1,5 +1,6 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""The slot's table as a page: ``python -m ppdaemon.node.slots.slottable``."""
+"""The slot's table as the README shows it: ``tools/slottable.py``."""
 
 import re
 

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the ``direct`` engine leaves to another, told by the pipeline alone; and rows of records in memory."""
+
+import types
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+from lsst.daf.butler import DatasetType, DimensionRecord, DimensionUniverse
+from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections
+from lsst.pipe.base.connectionTypes import BaseInput, Input, Output, PrerequisiteInput
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.sphgeom import Angle, Ellipse, LonLat, Region, UnitVector3d
+from toycam import DAY, EXPOSURE, NAME, VISIT, box
+
+from ppdaemon.middleware.direct.dataids import DataIds, overlap
+from ppdaemon.middleware.direct.shape import Shape, shape_of
+from ppdaemon.middleware.raws.records import make_record
+from ppdaemon.middleware.run.engine import Unsupported
+
+UNIVERSE = DimensionUniverse()
+SKY = ("skymap", "tract", "patch")
+
+
+class Plain(PipelineTaskConnections, dimensions=EXPOSURE):
+    """What each of these tasks has."""
+
+    output = Output(name="output", doc="", storageClass="StructuredDataDict", dimensions=EXPOSURE)
+
+
+class Together(Plain, dimensions=EXPOSURE):
+    def adjust_all_quanta(self, adjuster: Any) -> None:
+        """Decide over all quanta at once."""
+
+
+class Bound(Plain, dimensions=VISIT):
+    raw = Input(name="raw", doc="", storageClass="StructuredDataDict", dimensions=EXPOSURE)
+
+    def getSpatialBoundsConnections(self) -> Collection[str]:  # noqa: N802
+        return ("raw",)
+
+
+def reading(*inputs: BaseInput, dimensions: tuple[str, ...] = EXPOSURE) -> type[PipelineTaskConnections]:
+    """Return the connections of a task that reads something."""
+    names = {f"input{number}": each for number, each in enumerate(inputs)}
+    output = Output(name="output", doc="", storageClass="StructuredDataDict", dimensions=dimensions)
+    body = {"output": output} | names
+    bases, options = (PipelineTaskConnections,), {"dimensions": dimensions}
+    return types.new_class("Reading", bases, options, lambda namespace: namespace.update(body))
+
+
+def an_input(name: str, dimensions: tuple[str, ...], kind: type[BaseInput] = Input, **more: Any) -> BaseInput:
+    usual = {"doc": "", "storageClass": "StructuredDataDict"}
+    return kind(name=name, dimensions=dimensions, **usual | more)
+
+
+def judged(connections: type[PipelineTaskConnections]) -> Shape:
+    """Judge a pipeline of one task."""
+
+    class Config(PipelineTaskConfig, pipelineConnections=connections):
+        pass
+
+    class Task(PipelineTask):
+        ConfigClass = Config
+        _DefaultName = "task"
+
+    graph = PipelineGraph(universe=UNIVERSE)
+    graph.add_task("task", Task, Config())  # type: ignore[no-untyped-call]
+    registered = DatasetType("one", EXPOSURE, "DataFrame", universe=UNIVERSE)
+    graph.resolve(dimensions=UNIVERSE, dataset_types={"one": registered})
+    return shape_of(graph)
+
+
+@pytest.mark.parametrize(
+    ("connections", "reason"),
+    [
+        (reading(dimensions=(*VISIT, *SKY)), "task: a task with dimension patch, skymap, tract"),
+        (reading(dimensions=()), "task: a task without dimensions"),
+        (Together, "task: adjust_all_quanta"),
+        (Bound, "task: bounds given by other connections"),
+        (
+            reading(an_input("bias", ("instrument", "detector"), isCalibration=True)),
+            "task.input0: a calibration that is a regular input",
+        ),
+        (
+            reading(an_input("raw", EXPOSURE, PrerequisiteInput)),
+            "task.input0: a raw that is a prerequisite",
+        ),
+        (
+            reading(an_input("shards", ("htm7",), PrerequisiteInput, multiple=True)),
+            "task.input0: a prerequisite of the sky for a task that is not",
+        ),
+        (
+            reading(an_input("shards", ("htm9",), PrerequisiteInput, multiple=True), dimensions=VISIT),
+            "task.input0: dimension htm9",
+        ),
+        (
+            reading(
+                *(an_input("one", EXPOSURE, storageClass=kind) for kind in ("DataFrame", "ArrowAstropy"))
+            ),
+            "task: one read as two storage classes",
+        ),
+        (reading(an_input("part", (*EXPOSURE, "subfilter"))), "datasets with dimension subfilter"),
+        (reading(an_input("patches", SKY)), "datasets of the sky that no visit is joined with"),
+    ],
+)
+def test_a_pipeline_that_is_left_to_another_engine_is_told_why(
+    connections: type[PipelineTaskConnections], reason: str
+) -> None:
+    with pytest.raises(Unsupported) as told:
+        judged(connections)
+    assert str(told.value) == reason
+
+
+def test_a_pipeline_that_fits_tells_what_it_reads_and_makes() -> None:
+    shape = judged(reading(an_input("raw", EXPOSURE)))
+    (task,) = shape.tasks
+    assert (set(shape.external), task.direct, task.deferred) == ({"raw"}, ("raw",), frozenset())
+    assert {"raw", "output"} <= set(shape.types)
+
+
+# --- rows ------------------------------------------------------------------
+
+
+def records(**visit: Any) -> list[DimensionRecord]:
+    """Return the records of an exposure and its visit, which may differ."""
+    keys, physical = {"instrument": NAME}, {"physical_filter": "r_03", "day_obs": DAY}
+    return [
+        make_record(UNIVERSE, "physical_filter", **keys, name="r_03", band="r"),
+        make_record(UNIVERSE, "exposure", **keys, **physical, id=1, group="g"),
+        make_record(UNIVERSE, "visit", **keys, **physical | visit, id=7),
+        make_record(UNIVERSE, "visit_definition", **keys, exposure=1, visit=7),
+        make_record(UNIVERSE, "visit_definition", **keys, exposure=2, visit=8),
+        make_record(UNIVERSE, "visit_system_membership", **keys, visit=7, visit_system=0),
+        make_record(UNIVERSE, "visit_system_membership", **keys, visit=8, visit_system=0),
+    ]
+
+
+def test_an_exposure_is_joined_with_its_own_visits() -> None:
+    data_ids = DataIds(UNIVERSE, records())
+    (row,) = data_ids.rows(UNIVERSE.conform(VISIT), NAME, 3, [1])
+    assert (row["visit"], row["band"], row["detector"]) == (7, "r", 3)
+    (row,) = data_ids.rows(UNIVERSE.conform((*VISIT, "visit_system")), NAME, 3, [1])
+    assert (row["visit"], row["visit_system"]) == (7, 0)
+
+
+def test_a_visit_of_another_day_is_not_joined() -> None:
+    data_ids = DataIds(UNIVERSE, records(day_obs=DAY + 1))
+    assert list(data_ids.rows(UNIVERSE.conform(VISIT), NAME, 3, [1])) == []
+
+
+def test_a_record_that_is_missing_is_told() -> None:
+    with pytest.raises(Unsupported, match=rf"no record of exposure \('{NAME}', 9\)"):
+        list(DataIds(UNIVERSE, records()).rows(UNIVERSE.conform(EXPOSURE), NAME, 3, [9]))
+
+
+def ellipse(ra_deg: float) -> Region:
+    center = UnitVector3d(LonLat.fromDegrees(ra_deg, 0.0))
+    return Ellipse(center, Angle.fromDegrees(0.2), Angle.fromDegrees(0.1), Angle(0.0))
+
+
+def test_regions_overlap_as_the_registry_has_it() -> None:
+    field = box(10.0, -1.0, 11.0, 1.0)
+    assert overlap(field, box(10.5, 0.0, 12.0, 1.0), UNIVERSE)
+    assert not overlap(field, box(20.0, 0.0, 21.0, 1.0), UNIVERSE)
+    assert not overlap(field, None, UNIVERSE)
+    assert ellipse(10.0).overlaps(ellipse(10.1)) is None, "then pixels decide"
+    assert overlap(ellipse(10.0), ellipse(10.1), UNIVERSE)
+    assert not overlap(ellipse(10.0), ellipse(80.0), UNIVERSE)
