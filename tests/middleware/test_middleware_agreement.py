@@ -561,4 +561,8 @@ def test_both_orders_end_well_and_equal_with_their_tasks(
     assert_all_theirs(repo, grouping)
     with Butler.from_config(str(repo)) as butler:
         raws = butler.query_datasets("raw", collections="*", find_first=False, limit=None)
+        place = {"instrument": "LSSTCam", "visit": headers["MC plain"].exposure}
+        regions = butler.query_dimension_records("visit_detector_region", data_id=place, limit=None)
     assert len(raws) == len(HEADERS)
+    # Where they skip a visit that is there, it has the regions of detectors that were processed.
+    assert len(regions) == (1 if how == {"skip_conflicting": True} else 205)
