@@ -132,7 +132,7 @@ def test_each_exposure_is_a_visit_unless_something_else_is_said(rigs: MakeRig) -
     assert (visit.name, visit.exposure_time, visit.seq_num) == (f"TY_O_{DAY}_000001", 30.0, 1)
     assert visit.region.contains(region.region)
     width = visit.region.getBoundingBox().getWidth().asDegrees()
-    assert width == pytest.approx(0.41, abs=0.001), "the whole camera's, and 50 pixels on each side"
+    assert width == pytest.approx(0.401, abs=0.0005), "the whole camera's, and 5 pixels on each side"
 
 
 def test_the_snaps_of_a_group_are_one_visit_where_that_is_configured(rigs: MakeRig) -> None:
