@@ -281,6 +281,13 @@ def test_an_exposures_record_is_what_its_keywords_mean(name: str, headers: dict[
     assert made.keys() == wanted.keys()
 
 
+@pytest.mark.parametrize("name", ["MC ends before it begins", "DECam ends before it begins"])
+def test_an_end_before_the_beginning_is_told(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    header = header_of(name)
+    assert header.end == header.begin
+    assert f"exposure {header.exposure} ends before it begins" in caplog.text
+
+
 # --- visits -------------------------------------------------------------------
 
 
