@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""The slot's table as the README shows it: ``tools/slottable.py``."""
+"""Print the table of slot states for the README: ``tools/slottable.py``."""
 
 import re
 
@@ -10,23 +10,17 @@ from ppdaemon.states import SlotState
 __all__ = ("slot_table",)
 
 
-def _words(name: str) -> str:
-    """Write a rule's name as words: ``_kill_late_starter``."""
+def _rule_text(name: str) -> str:
+    """Return a rule's name as text, such as ``kill late starter``."""
     return name.strip("_").replace("_", " ")
 
 
-def _event(kind: type) -> str:
+def _event_text(kind: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def slot_table() -> str:
-    """Write the table in reStructuredText.
-
-    Returns
-    -------
-    text : `str`
-        A ``list-table``: state, and for each event what the slot does.
-    """
+    """Return the table in reStructuredText: for each state the rule of each event."""
     lines = [
         ".. list-table::",
         "   :header-rows: 1",
@@ -37,16 +31,18 @@ def slot_table() -> str:
     ]
     for state in SlotState:
         rules = [(event, rule) for (when, event), rule in TABLE.items() if when == state]
-        told = [
-            f"{_event(event)}: *{_words(rule.__name__)}*" for event, rule in rules if rule is not Slot._ignore
+        rules_by_event = [
+            f"{_event_text(event)}: *{_rule_text(rule.__name__)}*"
+            for event, rule in rules
+            if rule is not Slot._ignore
         ]
-        lines += [f"   * - {state}", f"     - {'; '.join(told)}"]
-    anywhere = [
-        f"{_event(event)}: *{_words(rule.__name__)}*"
+        lines += [f"   * - {state}", f"     - {'; '.join(rules_by_event)}"]
+    in_any_state = [
+        f"{_event_text(event)}: *{_rule_text(rule.__name__)}*"
         for event, rule in ANY_STATE.items()
         if rule is not Slot._ignore
     ]
-    lines += ["   * - in any other case", f"     - {'; '.join(anywhere)}"]
+    lines += ["   * - in any other case", f"     - {'; '.join(in_any_state)}"]
     return "\n".join(lines) + "\n"
 
 
