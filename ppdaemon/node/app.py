@@ -162,7 +162,7 @@ def _become_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
 def main() -> None:
     """Run the program and end with its exit code."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="ppdaemon", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.UsageError as error:

@@ -90,5 +90,8 @@ def _reserve(node: Node, rounds: int, progress: Callable[[str], None]) -> dict[s
 
 def _order_times(node: Node, group: str) -> list[float]:
     """Return the times of the orders to prepare for a visit, monotonic seconds."""
-    rows = (line.split() for line in (node.state / "prepared").read_text().splitlines())
+    notes = node.state / "prepared"
+    if not notes.exists():  # no worker has its first order yet
+        return []
+    rows = (line.split() for line in notes.read_text().splitlines())
     return [float(row[2]) for row in rows if row[0] == group]

@@ -30,12 +30,15 @@ class BenchFailed(PPDaemonError):
 
 
 class BenchRelay(PlayedRelay):
-    """A relay that fails the bench if the node refuses a visit."""
+    """A relay that fails the bench if the node refuses a visit while it runs."""
+
+    stopping = False
+    """A node that stops refuses all; raised then, it would hide why the bench stops."""
 
     def on_message(self, message: Any) -> None:
         """Raise `BenchFailed` if the node refuses a visit."""
         super().on_message(message)
-        if isinstance(message, VisitRefused):
+        if isinstance(message, VisitRefused) and not self.stopping:
             raise BenchFailed(message.reason)
 
 
@@ -103,6 +106,7 @@ def running(config: dict[str, Any], folders: BenchFolders) -> Iterator[Node]:
                 node.wait_until_idle()
                 yield node
             finally:
+                relay.stopping = True
                 status = node.stop(STOP_S)
         except AssertionError as error:
             raise BenchFailed(str(error)) from None
