@@ -311,9 +311,7 @@ def test_a_central_repo_that_became_read_only_keeps_the_spools(
 
 
 @ON_POSTGRES
-def test_closed_connections_cause_no_failure(
-    central: Central, spools: list[Path], tmp_path: Path
-) -> None:
+def test_closed_connections_cause_no_failure(central: Central, spools: list[Path], tmp_path: Path) -> None:
     assert central.server is not None
     with closing(CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")) as exporter:
         exporter.export(spools[:1])

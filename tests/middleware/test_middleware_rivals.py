@@ -203,7 +203,7 @@ def test_a_deadlock_with_another_program_is_retried(
         program.execute(sqlalchemy.text("LOCK TABLE visit_detector_region IN EXCLUSIVE MODE"))
     thread.join(TIMEOUT_S)
     exporter.close()
-    assert "another exporter was in the way" in caplog.text
+    assert "collided with another one, trying again" in caplog.text
     assert "DeadlockDetected" in caplog.text
     assert exported[0].datasets > 0
     assert_complete(central, [1, 2])

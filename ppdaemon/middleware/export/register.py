@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Registering outputs in the central repo: many visits in one transaction, each dataset once.
+"""Registers outputs in the central repo: many visits in one transaction, each dataset once.
 
-Other hosts do the same at the same moment, often with records of the same
-visit and into the same runs. Whoever commits first wins; the others find out
-and leave out what is there.
+Exporters of other hosts do the same concurrently, often with records of the
+same visit and into the same runs. The first commit wins; the other exporters
+detect it and skip the datasets that are there.
 
-Files get into the central repo by hard link where spool and repo are on one
-filesystem. Elsewhere they are first copied beside the repo's own files and
-then renamed, so that no database is locked while data are copied.
+Files are hard-linked into the central repo where it is on the spool's
+filesystem. Elsewhere they are first copied to a folder beside the repo's files
+and then renamed, so that no database is locked while data are copied.
 """
 
 import logging
@@ -25,45 +25,29 @@ from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.export.spool import Manifest
-from ppdaemon.middleware.raws.visits import fuller, insert_records
+from ppdaemon.middleware.raws.visits import insert_records, more_complete
 
 __all__ = ("Registrar",)
 
 _LOG = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-"""How often a transaction is begun that others disturb. Each of them wins
-once, so that several in a row mean several hosts at the same moment."""
+"""Attempts at a transaction that collides with others. Each collision means that
+one other exporter has committed: five in a row are five hosts at once."""
 
 
 class Registrar:
-    """Registers outputs of visits.
-
-    Parameters
-    ----------
-    node : `str`
-        Name of this host's node; no other exporter into the repo has it.
-    """
+    """Registers outputs of visits; `node` must differ between the hosts that export to one repo."""
 
     def __init__(self, node: str):
         self._node = node
         self._links = True
 
     def register(self, butler: Butler, batch: Mapping[Path, Manifest]) -> int:
-        """Register what some spools hold: all of it, or nothing.
+        """Register the content of spools, all or nothing; return the number of new datasets.
 
-        Parameters
-        ----------
-        butler : `lsst.daf.butler.Butler`
-            The central repo.
-        batch : `~collections.abc.Mapping` [`pathlib.Path`, `Manifest`]
-            What is in each spool.
-
-        Returns
-        -------
-        datasets : `int`
-            How many are new in the central repo. What it had before, from
-            an earlier try, another attempt or another host, stays as it is.
+        Datasets that the central repo already has, from an earlier export,
+        another attempt or another host, are not changed.
         """
         files = [file for spool, manifest in batch.items() for file in _files(butler, spool, manifest)]
         for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
@@ -78,26 +62,26 @@ class Registrar:
     def _commit_new(
         self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]
     ) -> list[FileDataset]:
-        """Commit in spite of other exporters; return the files that were new."""
+        """Commit, retrying after collisions with other exporters; return the files that were new."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._commit(butler, records, files)
                 break
             except ConflictingDefinitionError as error:
-                left = _without_taken(butler, files)
-                if len(left) == len(files) or attempt == ATTEMPTS:
+                new = _without_existing(butler, files)
+                if len(new) == len(files) or attempt == ATTEMPTS:
                     raise
                 _LOG.warning(
-                    "%d of %d datasets are in the central repo already, by another attempt or host: %s",
-                    len(files) - len(left),
+                    "%d of %d files are skipped, another attempt or host has exported their datasets: %s",
+                    len(files) - len(new),
                     len(files),
                     describe(error),
                 )
-                files = left
+                files = new
             except sqlalchemy.exc.OperationalError as error:
                 if not is_contention(error) or attempt == ATTEMPTS:
                     raise
-                _LOG.info("another exporter was in the way, trying again: %s", describe(error))
+                _LOG.info("the transaction collided with another one, trying again: %s", describe(error))
         return files
 
     def _commit(self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]) -> None:
@@ -108,13 +92,13 @@ class Registrar:
             except OSError as error:
                 if not is_link_refusal(error):
                     raise
-                _LOG.info("files are copied to the central repo: %s", describe(error))
+                _LOG.info("files cannot be hard-linked into the central repo, copying: %s", describe(error))
                 self._links = False
         root = _local_root(butler)
         if root is None:
             _ingest(butler, records, files, "copy")
             return
-        # Only this exporter uses the folder: what is in it was left by its previous run.
+        # Only this exporter uses the folder: files in it are leftovers of its previous run.
         incoming = root / f"incoming-{quote(self._node, safe='')}"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()
@@ -136,7 +120,7 @@ def _ingest(
 
 
 def _local_root(butler: Butler) -> Path | None:
-    """Return the one folder below which a repo keeps its files, if that is so."""
+    """Return the root of a repo's datastore; `None` if there are several or it is not local."""
     roots = list(butler.get_datastore_roots().values())
     if len(roots) != 1 or roots[0] is None or not roots[0].isLocal:
         return None
@@ -144,7 +128,7 @@ def _local_root(butler: Butler) -> Path | None:
 
 
 def _copied(file: FileDataset, folder: Path) -> FileDataset:
-    """Copy a file to a folder, for good: its spool will be deleted."""
+    """Copy a file to a folder and sync it: its spool will be deleted."""
     source = ResourcePath(file.path)
     copy = folder / source.basename()
     shutil.copyfile(source.ospath, copy)
@@ -153,7 +137,7 @@ def _copied(file: FileDataset, folder: Path) -> FileDataset:
 
 
 def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
-    """Make the names of new files durable too."""
+    """Sync the folders of new files, so that their names are on the disk too."""
     uris = [found.primaryURI for found in butler.get_many_uris(refs).values()]
     for folder in {Path(uri.ospath).parent for uri in uris if uri is not None}:
         sync(folder)
@@ -171,62 +155,58 @@ def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
-    """Return the records of all manifests, each once, the fullest, and in an order that all hosts have.
-
-    Two transactions that insert the same rows in different orders would wait
-    for each other.
-    """
+    """Return the records of all manifests, sorted, of each the most complete one."""
+    # Sorted: two transactions that insert the same rows in different orders
+    # would deadlock.
     found: dict[tuple[str, tuple[object, ...]], DimensionRecord] = {}
     for manifest in manifests:
         for simple in manifest.records:
             record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
             key = record.definition.name, record.dataId.required_values
-            found[key] = fuller(found.get(key, record), record)
+            found[key] = more_complete(found.get(key, record), record)
     return [found[key] for key in sorted(found)]
 
 
 def _without_known(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
-    """Leave out what was exported before: a repeat after a lost answer."""
+    """Remove files whose datasets were exported before: the reply to that export was lost."""
     known = {ref.id for ref in butler.get_many_datasets([ref.id for file in files for ref in file.refs])}
     return [file for file in files if not any(ref.id in known for ref in file.refs)]
 
 
 def _first_of_each(files: Iterable[FileDataset]) -> list[FileDataset]:
-    """Keep the first where several are of one type, run and data ID: the first attempt wins."""
-    kept: dict[object, FileDataset] = {}
+    """Return the first file of each type, run and data ID: the first attempt wins."""
+    first: dict[object, FileDataset] = {}
     for file in files:
         ref = file.refs[0]
-        kept.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
-    return list(kept.values())
+        first.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
+    return list(first.values())
 
 
 def _without_shared(butler: Butler, files: Iterable[FileDataset]) -> list[FileDataset]:
-    """Leave out configurations and the like that are there.
-
-    Each host makes them for each run, and alike: the run's name depends on
-    all that they depend on.
-    """
-    return [file for file in files if file.refs[0].dataId.dimensions or not _is_taken(butler, file.refs[0])]
+    """Remove init-outputs (datasets without dimensions) that the central repo has."""
+    # Each host writes them for each run, with the same content: the run's name
+    # depends on everything that they depend on.
+    return [file for file in files if file.refs[0].dataId.dimensions or not _exists(butler, file.refs[0])]
 
 
-def _without_taken(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
-    """Keep those whose run has no dataset of the same data ID."""
-    return [file for file in files if not any(_is_taken(butler, ref) for ref in file.refs)]
+def _without_existing(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
+    """Remove files whose run already has a dataset of the same type and data ID."""
+    return [file for file in files if not any(_exists(butler, ref) for ref in file.refs)]
 
 
-def _is_taken(butler: Butler, ref: DatasetRef) -> bool:
+def _exists(butler: Butler, ref: DatasetRef) -> bool:
     return butler.find_dataset(ref.datasetType, ref.dataId, collections=ref.run) is not None
 
 
 def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:
-    """Put new runs in front of the day's chain; leave old ones where they are."""
+    """Prepend new runs to the chain of the day; do not move the others."""
     runs_of: dict[str, dict[str, None]] = {}
     for manifest in manifests:
         for chain, runs in manifest.chains.items():
             runs_of.setdefault(chain, {}).update(dict.fromkeys(runs))
-    for chain, wanted in runs_of.items():
+    for chain, needed in runs_of.items():
         butler.collections.register(chain, CollectionType.CHAINED)
         present = butler.collections.get_info(chain).children
-        new = [run for run in wanted if run not in present]
+        new = [run for run in needed if run not in present]
         if new:
             butler.collections.prepend_chain(chain, new)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a raw file to the worker's repo: headers, dimension records, ingest."""
+"""Raw files: headers, dimension records, ingest into the worker's repo."""

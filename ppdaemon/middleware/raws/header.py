@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a raw's header says, from its sidecar or its FITS file, checked against what was expected.
+"""Reads a raw's header from its sidecar or its FITS file, and checks it.
 
-Whether a FITS file is whole is decided by `ppdaemon.raws.fitsblocks`.
+Whether a FITS file is complete is decided by `ppdaemon.raws.fitsblocks`.
 """
 
 import logging
@@ -29,7 +29,7 @@ from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import parse_json
 
-__all__ = ("BadFits", "ExposureHeader", "contradictions", "understand")
+__all__ = ("BadFits", "ExposureHeader", "contradictions", "read_checked_header")
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ SIDECAR_LIMIT = 1_048_576
 """Largest sidecar that is read, bytes; real ones have 3 to 4 kB."""
 
 _IDENTITY = ("INSTRUME", "OBSID", "GROUPID", "DAYOBS", "SEQNUM", "DETECTOR", "RAFTBAY", "CCDSLOT")
-"""Keywords that FITS file and sidecar must agree on where both have them."""
+"""Keywords that must be equal in FITS file and sidecar where both have them."""
 
 
 _PROPERTIES = frozenset(
@@ -69,59 +69,59 @@ _PROPERTIES = frozenset(
         "tracking_radec",
     }
 )
-"""What is translated: the rest of a header cannot fail an ingest."""
+"""Properties that are translated; an error in any other one cannot fail an ingest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureHeader:
-    """What is known of every exposure that is ingested."""
+    """The checked header of an exposure, with the properties that every exposure must have."""
 
     instrument: str
     detector: int
     exposure: int
     group: str
-    """The visit's: that of a supplement is its parent, under which all that was
-    made before the image is found."""
+    """Group of the visit; for a supplement its parent group, because the
+    datasets made before the image belong to that."""
     obs_id: str
     physical_filter: str
     day_obs: int
     begin: astropy.time.Time
     end: astropy.time.Time
-    """Not before it begins, whatever the header says."""
+    """Not before `begin`, even if it is in the header."""
     info: ObservationInfo
-    """For what may be missing."""
+    """Has the properties that may be missing."""
 
     @property
     def sees_sky(self) -> bool:
-        """Whether it is an image of the sky (`bool`): what the header says, or
-        else whether it is a science image.
+        """Whether it is an image of the sky (`bool`), from the header; without
+        an entry there, whether it is a science image.
         """
         seen = self.info.can_see_sky
         return self.info.observation_type == "science" if seen is None else bool(seen)
 
     @property
     def has_visit(self) -> bool:
-        """Whether a visit is defined of it (`bool`): as ``lsst.obs.base`` does,
-        if it may see the sky and tells its place. A science image that does not
-        tell it has one too, at the announced place.
+        """Whether a visit is defined for it (`bool`): as in ``lsst.obs.base``, if
+        it may see the sky and its header has the pointing. A science image
+        without it has a visit too, at the announced pointing.
         """
-        placed = self.boresight is not None and self.sky_angle is not None
+        has_pointing = self.boresight is not None and self.sky_angle is not None
         science = self.info.observation_type == "science"
-        return self.info.can_see_sky is not False and (placed or science)
+        return self.info.can_see_sky is not False and (has_pointing or science)
 
     @property
     def boresight(self) -> SkyPoint | None:
         """Right ascension and declination in degrees, ICRS, or `None`."""
         if self.info.tracking_radec is None:
             return None
-        place = self.info.tracking_radec.icrs
-        ra, dec = float(place.ra.deg), float(place.dec.deg)
+        icrs = self.info.tracking_radec.icrs
+        ra, dec = float(icrs.ra.deg), float(icrs.dec.deg)
         return (ra, dec) if math.isfinite(ra) and math.isfinite(dec) else None
 
     @property
     def sky_angle(self) -> float | None:
         """Position angle of focal-plane +Y in degrees, north through east, or
-        `None` where it is missing or not given on the sky.
+        `None` where it is missing or not an angle on the sky.
         """
         angle = self.info.boresight_rotation_angle
         if angle is None or self.info.boresight_rotation_coord != "sky":
@@ -134,35 +134,16 @@ class ExposureHeader:
         return float(self.end.unix_tai)
 
 
-def understand(copy: Path, raw: Raw, instrument: Instrument, files: RawFiles) -> ExposureHeader:
-    """Return what a raw says of itself; its sidecar's word is taken if that is good and of the same exposure.
+def read_checked_header(copy: Path, raw: Raw, instrument: Instrument, files: RawFiles) -> ExposureHeader:
+    """Return a raw's checked header, from its sidecar if that is valid, else from the FITS file `copy`.
 
-    Parameters
-    ----------
-    copy : `pathlib.Path`
-        The FITS file.
-    raw : `~ppdaemon.messages.Raw`
-        Where it came from, and what was expected.
-    instrument : `lsst.pipe.base.Instrument`
-        As for `translate`.
-    files : `~ppdaemon.middleware.raws.rawfiles.RawFiles`
-        Opens the sidecar.
-
-    Returns
-    -------
-    header : `ExposureHeader`
-        Checked.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised with ``BAD_RAW``.
+    Raises `~ppdaemon.errors.VisitFailed` (``BAD_RAW``).
     """
     try:
         header = read_primary_header(copy)
         return _from_sidecar(header, raw, instrument, files) or _checked(header, raw, instrument)
     except (BadFits, VisitFailed) as error:
-        raise VisitFailed(Outcome.BAD_RAW, f"{raw.path} cannot be used: {error}") from error
+        raise VisitFailed(Outcome.BAD_RAW, f"raw {raw.path} is rejected: {error}") from error
 
 
 def _from_sidecar(
@@ -175,7 +156,7 @@ def _from_sidecar(
     try:
         return _checked(sidecar, raw, instrument)
     except VisitFailed as error:
-        _LOG.warning("sidecar %s is not used: %s", raw.sidecar, error)
+        _LOG.warning("sidecar %s is ignored, using the FITS header: %s", raw.sidecar, error)
         return None
 
 
@@ -184,35 +165,20 @@ def _checked(header: Mapping[str, Any], raw: Raw, instrument: Instrument) -> Exp
 
 
 class BadFits(ValueError):
-    """The file is not a complete FITS file; the text says why."""
+    """The file is not a complete FITS file, for the reason in the message."""
 
 
 def read_primary_header(path: Path) -> fits.Header:
-    """Check a file's structure and return its first header.
+    """Check a file's structure and return its primary header; the file may be compressed by gzip.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        A FITS file, possibly compressed as a whole by gzip.
-
-    Returns
-    -------
-    header : `astropy.io.fits.Header`
-        The primary header.
-
-    Raises
-    ------
-    BadFits
-        Raised if the file is empty, truncated or not FITS.
-    OSError
-        Raised if it cannot be read.
+    Raises `BadFits` if it is empty, truncated or not FITS.
     """
     with path.open("rb") as stream:
         found = structure(stream)
     if not found.whole:
-        raise BadFits(f"it is no whole FITS file: {found.problem}")
+        raise BadFits(f"it is not a complete FITS file: {found.problem}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a card that breaks the standard does not make a raw useless
+        warnings.simplefilter("ignore")  # a raw with a nonstandard card can be processed
         try:
             return fits.getheader(path)
         except (ValueError, TypeError, fits.VerifyError) as error:
@@ -220,78 +186,32 @@ def read_primary_header(path: Path) -> fits.Header:
 
 
 def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:
-    """Read a sidecar, if it can be read.
-
-    Parameters
-    ----------
-    path : `str` or `None`
-        The JSON file.
-    files : `~ppdaemon.middleware.raws.rawfiles.RawFiles`
-        Opens it.
-
-    Returns
-    -------
-    header : `dict` or `None`
-        `None`, with the reason in the log, where it is missing or broken.
-    """
+    """Read a JSON sidecar; log a warning and return `None` if it is missing or invalid."""
     if path is None:
         return None
     try:
         header = parse_json(files.read(path, SIDECAR_LIMIT), limit=SIDECAR_LIMIT)
     except (OSError, BadMessage) as error:
-        _LOG.warning("sidecar %s is not used: %s", path, describe(error))
+        _LOG.warning("sidecar %s is ignored, using the FITS header: %s", path, describe(error))
         return None
     if not isinstance(header, dict):
-        _LOG.warning("sidecar %s is not used: not a JSON object", path)
+        _LOG.warning("sidecar %s is ignored, using the FITS header: not a JSON object", path)
         return None
     return header
 
 
 def same_exposure(sidecar: Mapping[str, Any], header: fits.Header) -> None:
-    """Make sure that sidecar and FITS file belong together.
-
-    Parameters
-    ----------
-    sidecar : `~collections.abc.Mapping`
-        The header in JSON.
-    header : `astropy.io.fits.Header`
-        The primary header of the FITS file.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised with ``BAD_RAW``, naming the keyword that contradicts.
-    """
+    """Raise `~ppdaemon.errors.VisitFailed` (``BAD_RAW``) if sidecar and FITS file contradict each other."""
     for key in _IDENTITY:
-        there, here = sidecar.get(key), header.get(key)
-        if there is not None and here is not None and str(there).strip() != str(here).strip():
+        other, own = sidecar.get(key), header.get(key)
+        if other is not None and own is not None and str(other).strip() != str(own).strip():
             raise VisitFailed(
-                Outcome.BAD_RAW, f"{key} is {here!r} in the FITS file and {there!r} in its sidecar"
+                Outcome.BAD_RAW, f"{key} is {own!r} in the FITS file and {other!r} in its sidecar"
             )
 
 
 def translate(header: Mapping[str, Any], instrument: Instrument, path: str) -> ObservationInfo:
-    """Make an ObservationInfo of a header.
-
-    Parameters
-    ----------
-    header : `~collections.abc.Mapping`
-        From the sidecar or the FITS file.
-    instrument : `lsst.pipe.base.Instrument`
-        Tells the translator, where it knows one.
-    path : `str`
-        Name for messages.
-
-    Returns
-    -------
-    info : `astro_metadata_translator.ObservationInfo`
-        What the header says.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised with ``BAD_RAW`` where it cannot be understood.
-    """
+    """Translate a header; raise `~ppdaemon.errors.VisitFailed` (``BAD_RAW``) if that fails."""
     translator = getattr(instrument, "translatorClass", None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -304,9 +224,9 @@ def translate(header: Mapping[str, Any], instrument: Instrument, path: str) -> O
                 quiet=True,
                 subset=set(_PROPERTIES),
             )
-        except Exception as error:  # a translator is the instrument's code: anything may come out
+        except Exception as error:  # the translator is code of the instrument: any exception
             raise VisitFailed(
-                Outcome.BAD_RAW, f"the header cannot be understood: {describe(error)}"
+                Outcome.BAD_RAW, f"the header cannot be translated: {describe(error)}"
             ) from error
     for warning in caught:
         _LOG.debug("header of %s: %s", path, warning.message)
@@ -314,24 +234,8 @@ def translate(header: Mapping[str, Any], instrument: Instrument, path: str) -> O
 
 
 def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
-    """Make sure that a raw is what its name and place say.
-
-    Parameters
-    ----------
-    info : `astro_metadata_translator.ObservationInfo`
-        What its header says.
-    raw : `~ppdaemon.messages.Raw`
-        What was expected.
-
-    Returns
-    -------
-    header : `ExposureHeader`
-        The same, complete.
-
-    Raises
-    ------
-    ppdaemon.errors.VisitFailed
-        Raised with ``BAD_RAW``, naming all that contradicts or is missing.
+    """Return the header; raise `~ppdaemon.errors.VisitFailed` (``BAD_RAW``) if it contradicts the raw's
+    file name and path, or lacks a property.
     """
     group = None if info.exposure_group is None else parent_group(info.exposure_group)
     pairs = (
@@ -340,9 +244,9 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
         ("exposure", info.exposure_id, raw.exposure),
         ("group", group, parent_group(raw.group)),
     )
-    wrong = [f"{what} {found!r} instead of {wanted!r}" for what, found, wanted in pairs if found != wanted]
+    wrong = [f"{what} {found!r} instead of {name!r}" for what, found, name in pairs if found != name]
     if wrong:
-        raise VisitFailed(Outcome.BAD_RAW, f"the header says {', '.join(wrong)}")
+        raise VisitFailed(Outcome.BAD_RAW, f"the header contradicts the file name: {', '.join(wrong)}")
     needed: dict[str, Any] = {
         "obs_id": info.observation_id,
         "physical_filter": info.physical_filter,
@@ -352,10 +256,10 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
     }
     missing = [name for name, value in needed.items() if value is None]
     if missing:
-        raise VisitFailed(Outcome.BAD_RAW, f"the header tells no {', '.join(missing)}")
+        raise VisitFailed(Outcome.BAD_RAW, f"the header has no {', '.join(missing)}")
     if needed["end"] < needed["begin"]:
         # An empty timespan would find no calibrations.
-        _LOG.warning("exposure %s ends before it begins, taken to end when it begins", raw.exposure)
+        _LOG.warning("exposure %s ends before it begins, its begin is used as its end, too", raw.exposure)
         needed["end"] = needed["begin"]
     return ExposureHeader(
         instrument=raw.instrument,
@@ -368,40 +272,24 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
 
 
 def contradictions(header: ExposureHeader, visit: NextVisit, limits: ExposuresConfig) -> list[str]:
-    """Return what an image's header and its announcement disagree in.
+    """Return the differences between an image's header and its announcement that exceed the limits.
 
-    Parameters
-    ----------
-    header : `~ppdaemon.middleware.raws.header.ExposureHeader`
-        What the header says.
-    visit : `~ppdaemon.visit.NextVisit`
-        What was announced.
-    limits : `~ppdaemon.config.ExposuresConfig`
-        How far they may differ.
-
-    Returns
-    -------
-    reasons : `list` [`str`]
-        Empty where nothing contradicts, as where nothing is known, and for
-        images that are not of the sky.
-
-    Notes
-    -----
-    Only positions in ICRS and rotations on the sky are compared. What was
-    announced in azimuth and altitude is somewhere else on the sky when the
-    exposure begins a few minutes late, and no contradiction.
+    Unknown values are not compared, nor are images that are not of the sky.
     """
+    # Only ICRS positions and rotations on the sky are compared: an announced
+    # azimuth and altitude is another point of the sky if the exposure begins a
+    # few minutes late, which is no contradiction.
     if not header.sees_sky:
         return []
     reasons = []
     if visit.boresight is not None and header.boresight is not None:
-        apart = separation_deg(visit.boresight, header.boresight)
-        if apart > limits.pointing_deg:
-            reasons.append(f"the boresight is {apart:.3g} deg from the announced")
+        distance_deg = separation_deg(visit.boresight, header.boresight)
+        if distance_deg > limits.pointing_deg:
+            reasons.append(f"the boresight is {distance_deg:.3g} deg from the announced")
     if visit.sky_angle is not None and header.sky_angle is not None:
-        turned = abs((header.sky_angle - visit.sky_angle + 180.0) % 360.0 - 180.0)
-        if turned > limits.rotation_deg:
-            reasons.append(f"the sky angle is {turned:.3g} deg from the announced")
+        rotation_deg = abs((header.sky_angle - visit.sky_angle + 180.0) % 360.0 - 180.0)
+        if rotation_deg > limits.rotation_deg:
+            reasons.append(f"the sky angle is {rotation_deg:.3g} deg from the announced")
     names = visit.filter_names
     if limits.filter == "exact" and names and header.physical_filter not in names:
         reasons.append(f"the filter is {header.physical_filter} instead of {' or '.join(names)}")
@@ -409,16 +297,5 @@ def contradictions(header: ExposureHeader, visit: NextVisit, limits: ExposuresCo
 
 
 def separation_deg(one: SkyPoint, other: SkyPoint) -> float:
-    """Return the distance of two points on the sky.
-
-    Parameters
-    ----------
-    one, other : `tuple` [`float`, `float`]
-        Right ascension and declination, degrees.
-
-    Returns
-    -------
-    apart : `float`
-        Degrees along the great circle.
-    """
+    """Return the great-circle distance of two points (RA, Dec in degrees) in degrees."""
     return math.degrees(angular_separation(*map(math.radians, (*one, *other))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A raw file is taken and becomes a dataset with dimension records, or is refused with a reason."""
+"""Ingests raws: a raw becomes a dataset with dimension records, or is rejected with a reason."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, understand
+from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, read_checked_header
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records, with_own_groups
@@ -26,14 +26,15 @@ __all__ = ("BuiltinIngester", "VisitRaws")
 _LOG = logging.getLogger(__name__)
 
 RETRIES_S = (0.1, 0.4)
-"""Pauses before a file that cannot be read is tried again: a rename or a
-network filesystem's cache may lag, a dead mount is not waited for."""
+"""Pauses before an unreadable file is read again: a rename or the cache of a
+network filesystem may lag. Short, because waiting does not repair a dead
+mount."""
 
 
 class BuiltinIngester:
-    """Makes datasets and records in a worker's repo by itself, for one visit-detector.
+    """Makes datasets and records in a worker's repo without obs_base, for one visit-detector.
 
-    What it returns, the central repo may lack.
+    It returns the records that the central repo may lack.
     """
 
     def __init__(self, announced: AnnouncedVisit):
@@ -42,8 +43,8 @@ class BuiltinIngester:
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
         """Move a raw into the repo; return the records of exposure, group and day.
 
-        A raw that an ingester does not take raises `~ppdaemon.errors.VisitFailed`
-        with ``BAD_RAW``.
+        An ingester that rejects the raw raises `~ppdaemon.errors.VisitFailed`
+        (``BAD_RAW``).
         """
         butler, instrument = self._announced.butler, self._announced.instrument
         records = exposure_records(butler.dimensions, header)
@@ -60,7 +61,7 @@ class BuiltinIngester:
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
-        """Make visits of all exposures that are processed together; return the
+        """Define the visits of all exposures that are processed together; return the
         records of the visits and of this detector in them, none for exposures
         not of the sky.
 
@@ -72,21 +73,11 @@ class BuiltinIngester:
 
 
 class VisitRaws:
-    """Takes the raws of one visit-detector, and keeps them out of the repo until an engine wants them there.
+    """Copies and checks the raws of one visit-detector; `register` puts them into the repo.
 
-    Parameters
-    ----------
-    announced : `~ppdaemon.middleware.raws.visits.AnnouncedVisit`
-        What was announced.
-    obs_base : `bool`
-        Whether ``lsst.obs.base`` ingests them. It may refuse a raw, so each
-        goes into the repo at once.
-    limits : `~ppdaemon.config.ExposuresConfig`
-        How far the raws may be from the announcement.
-    files : `~ppdaemon.middleware.raws.rawfiles.RawFiles`
-        Where raws come from.
-    incoming : `pathlib.Path`
-        Folder on the repo's filesystem.
+    With `obs_base`, each raw is ingested at once, because ``lsst.obs.base`` may
+    reject it. `limits` are those between raws and announcement. `incoming` is a
+    folder on the repo's filesystem.
     """
 
     def __init__(
@@ -104,16 +95,16 @@ class VisitRaws:
         self._incoming = incoming
         self._inputs: tuple[str, ...] = ()
         self.registered = obs_base
-        """Whether the raws are in the repo, and those that come go there."""
+        """Whether raws are in the repo, and later ones are put there at once."""
         self.headers: dict[int, ExposureHeader] = {}
-        """Of what came, by exposure."""
+        """Headers of the raws, by exposure."""
         self.records: list[DimensionRecord] = []
-        """Made for it, as they are in the worker's repo; the central repo may lack
-        them and takes them as `shared_records`."""
+        """Records of exposures and visits, in the form of the worker's repo; for
+        the central repo see `shared_records`."""
         self.files: dict[int, Path] = {}
-        """What is not in the repo, by exposure."""
+        """Files that are not in the repo, by exposure."""
         self.exposures: tuple[int, ...] = ()
-        """Those of which visits were defined."""
+        """Exposures of which visits were defined."""
 
     @property
     def shared_records(self) -> list[DimensionRecord]:
@@ -123,48 +114,30 @@ class VisitRaws:
         return with_own_groups(self.records, self.headers)
 
     def take(self, raw: Raw) -> ExposureHeader:
-        """Copy a raw and check it.
+        """Copy a raw and check it; return its header. A second raw of an exposure is ignored.
 
-        Parameters
-        ----------
-        raw : `~ppdaemon.messages.Raw`
-            The file, and what it should be; a second time it is not looked
-            at again.
-
-        Returns
-        -------
-        header : `~ppdaemon.middleware.raws.header.ExposureHeader`
-            What its header says.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``BAD_RAW`` or ``RAW_UNREADABLE``; the file is not
-            touched. An image that contradicts its announcement is a bad raw
-            of this visit too.
-
-        Notes
-        -----
-        The file is first copied to the RAM disk and only the copy is looked
-        at: the shared filesystem is read once, and it does not matter if the
-        file disappears or changes later.
+        Raises `~ppdaemon.errors.VisitFailed`: ``RAW_UNREADABLE``, or
+        ``BAD_RAW``, also for an image that contradicts its announcement. The
+        raw file is never changed.
         """
+        # Only the copy on the RAM disk is checked: the shared filesystem is read
+        # once, and the file may change or disappear later.
         if raw.exposure in self.headers:
             return self.headers[raw.exposure]
         copy = self._fetch(raw.path)
         try:
-            header = self._understand(copy, raw)
+            header = self._read_header(copy, raw)
             if self.registered:
                 self.records += self._ingester.ingest(copy, header)
             else:
-                self._keep(copy, header)
+                self._store(copy, header)
         finally:
             copy.unlink(missing_ok=True)
         self.headers[raw.exposure] = header
         return header
 
     def define_visits(self, exposures: Sequence[int], inputs: Sequence[str]) -> None:
-        """Make visits of the exposures that are processed, all of which came.
+        """Define the visits of the exposures that are processed, all of which were taken.
 
         ``inputs`` are collections that may have the camera's geometry.
         """
@@ -176,7 +149,7 @@ class VisitRaws:
             self.records += self.announced.visits_seen(headers)
 
     def register(self) -> None:
-        """Put into the repo what came, and from now on each raw when it comes."""
+        """Put the raws into the repo, and from now on each raw when it is taken."""
         if self.registered:
             return
         self.registered = True
@@ -186,8 +159,8 @@ class VisitRaws:
             headers = [self.headers[exposure] for exposure in self.exposures]
             self._ingester.define_visits(headers, self._inputs)
 
-    def _keep(self, copy: Path, header: ExposureHeader) -> None:
-        # A folder each: snaps may lie under one name in different folders.
+    def _store(self, copy: Path, header: ExposureHeader) -> None:
+        # A folder for each exposure: snaps may have the same name in different folders.
         folder = self._incoming / "kept" / str(header.exposure)
         folder.mkdir(parents=True, exist_ok=True)
         self.files[header.exposure] = copy.rename(folder / copy.name)
@@ -200,18 +173,18 @@ class VisitRaws:
             except (OSError, BadMessage) as error:
                 if is_out_of_space(error):
                     raise
-                # A store that does not serve was asked several times already.
+                # Requests to a store have been retried already.
                 if pause_s is None or isinstance(error, StoreError):
                     raise VisitFailed(
                         Outcome.RAW_UNREADABLE, f"{path} cannot be read: {describe(error)}", retriable=True
                     ) from error
-                _LOG.info("%s cannot be read yet: %s", path, describe(error))
+                _LOG.info("%s cannot be read, trying again: %s", path, describe(error))
                 time.sleep(pause_s)
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
-    def _understand(self, copy: Path, raw: Raw) -> ExposureHeader:
-        understood = understand(copy, raw, self.announced.instrument, self._files)
-        if reasons := contradictions(understood, self.announced.visit, self._limits):
+    def _read_header(self, copy: Path, raw: Raw) -> ExposureHeader:
+        header = read_checked_header(copy, raw, self.announced.instrument, self._files)
+        if reasons := contradictions(header, self.announced.visit, self._limits):
             text = f"exposure {raw.exposure} is set aside: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
-        return understood
+        return header

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Ingest and visit definition by the tasks of ``lsst.obs.base``, where that is installed and configured.
 
-It is imported when it is needed and not before. Headers are read and checked
-by `ppdaemon.middleware.raws.ingest` in any case: what is refused there never gets
-here.
+The package is imported only when it is needed. Headers are read and checked by
+`ppdaemon.middleware.raws.ingest` in any case; a raw that is rejected there is
+not passed on.
 """
 
 import importlib
@@ -26,36 +26,22 @@ _OBS_BASE = "lsst.obs.base"
 
 
 def require_obs_base(config: ButlerConfig, instruments: Iterable[str]) -> None:
-    """Make sure that ``lsst.obs.base`` is there if it is configured.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.ButlerConfig`
-        Says who ingests.
-    instruments : `~collections.abc.Iterable` [`str`]
-        Names of those served here.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised if it cannot be imported.
-    """
-    wanting = [name for name in instruments if config.ingest_of(name) == "obs_base"]
-    if not wanting:
+    """Raise `~ppdaemon.errors.ConfigError` if ``lsst.obs.base`` is configured and cannot be imported."""
+    needed_by = [name for name in instruments if config.ingest_of(name) == "obs_base"]
+    if not needed_by:
         return
     try:
         importlib.import_module(_OBS_BASE)
     except ImportError as error:
-        text = f"obs_base is configured for {', '.join(wanting)}, but {_OBS_BASE} cannot be imported"
+        text = f"obs_base is configured for {', '.join(needed_by)}, but {_OBS_BASE} cannot be imported"
         raise ConfigError([f"butler.ingest: {text}: {describe(error)}"]) from error
 
 
 class ObsBaseIngester:
-    """Has ``lsst.obs.base`` make records and datasets.
+    """Makes records and datasets with ``lsst.obs.base``.
 
-    The instrument's configuration overrides for both tasks apply. The id of a
-    visit of all exposures of a group is what the instrument makes of the
-    group's name.
+    The instrument's configuration overrides for both tasks apply. The
+    instrument derives the id of a visit of a group from the group's name.
     """
 
     def __init__(self, announced: AnnouncedVisit):
@@ -79,7 +65,7 @@ class ObsBaseIngester:
         """Put a raw into the repo; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
         try:
             self._ingest.run([str(copy)], run=self._instrument.makeDefaultRawIngestRunName())
-        except Exception as error:  # it runs the instrument's code: anything may come out
+        except Exception as error:  # it runs code of the instrument: any exception
             if is_out_of_space(error) or isinstance(error, MemoryError):
                 raise
             raise VisitFailed(Outcome.BAD_RAW, f"obs_base cannot ingest it: {describe(error)}") from error
@@ -93,7 +79,7 @@ class ObsBaseIngester:
     def define_visits(
         self, headers: Sequence[ExposureHeader], inputs: Sequence[str]
     ) -> list[DimensionRecord]:
-        """Make visits of exposures; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
+        """Define visits; see `ppdaemon.middleware.raws.ingest.BuiltinIngester`."""
         exposures = [{"instrument": header.instrument, "exposure": header.exposure} for header in headers]
         self._define.run(exposures, collections=list(inputs))
         definitions = [
@@ -109,7 +95,7 @@ class ObsBaseIngester:
         return records
 
     def _in_group(self, header: ExposureHeader) -> DimensionRecord:
-        """Return an exposure's record; a supplement becomes one of the visit's group."""
+        """Return an exposure's record; move a supplement to the visit's group."""
         (exposure,) = self._records("exposure", exposure=header.exposure)
         if exposure.group == header.group:
             return exposure
@@ -118,6 +104,6 @@ class ObsBaseIngester:
         return moved
 
     def _records(self, element: str, **data_id: Any) -> list[DimensionRecord]:
-        """Return records of this instrument that are in the repo."""
-        place = {"instrument": self._instrument.getName()} | data_id
-        return self._butler.query_dimension_records(element, data_id=place, explain=False)
+        """Return records of this instrument from the repo."""
+        full_id = {"instrument": self._instrument.getName()} | data_id
+        return self._butler.query_dimension_records(element, data_id=full_id, explain=False)

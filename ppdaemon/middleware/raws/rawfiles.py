@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a worker gets a raw from: a file below a raw root, or an object in a store.
+"""Reads raws of a worker: files below a raw root, or objects in a store.
 
-What the supervisor has checked is checked again when it is opened here: a
-symbolic link may have been put into its place since.
+Paths that the supervisor has checked are checked again when they are opened:
+a file may have been replaced by a symbolic link in the meantime.
 """
 
 import os
@@ -18,40 +18,19 @@ __all__ = ("RawFiles",)
 
 
 class RawFiles:
-    """Opens what lies below configured roots, and nothing else.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.ArrivalsConfig`
-        The roots.
-    """
+    """Opens files and objects below the configured roots, and no others."""
 
     def __init__(self, config: ArrivalsConfig):
-        # The innermost first: a link out of it into an outer one is one out of its root.
+        # The innermost root first: a link from it into an outer root leaves its root.
         self._roots = sorted((str(root.path) for root in config.roots), key=len, reverse=True)
         self._stores = tuple(f"{root.uri}/" for root in config.remote)
 
     def fetch(self, path: str, folder: Path) -> Path:
-        """Copy a raw.
+        """Copy a raw, an absolute path or the URI of an object, into a folder; return the copy.
 
-        Parameters
-        ----------
-        path : `str`
-            Absolute, or the URI of an object.
-        folder : `pathlib.Path`
-            Where the copy goes.
-
-        Returns
-        -------
-        copy : `pathlib.Path`
-            Called as the raw is.
-
-        Raises
-        ------
-        OSError
-            Raised if it cannot be read, or not be written; there is no copy.
-        ppdaemon.errors.BadMessage
-            Raised if it is below no root, or a link leads out of its root.
+        Raises `OSError` if it cannot be read or written, and
+        `~ppdaemon.errors.BadMessage` if it is below no root or a link leads out
+        of its root; there is no copy then.
         """
         copy = folder / path.rpartition("/")[2]
         try:
@@ -67,27 +46,7 @@ class RawFiles:
         return copy
 
     def read(self, path: str, limit: int) -> bytes:
-        """Read a small file.
-
-        Parameters
-        ----------
-        path : `str`
-            Absolute.
-        limit : `int`
-            One byte more than this is read at the most.
-
-        Returns
-        -------
-        content : `bytes`
-            Of the file.
-
-        Raises
-        ------
-        OSError
-            Raised if it cannot be read.
-        ppdaemon.errors.BadMessage
-            Raised as by `fetch`.
-        """
+        """Return the content of a file, at most `limit` + 1 bytes; raises as `fetch`."""
         with open_raw(path, self._root_of(path)) as file:
             return file.read(limit + 1)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Dimension records of one exposure: what its header says, in the registry's terms.
+"""Makes the dimension records of an exposure from its header.
 
-Visits are `ppdaemon.middleware.raws.visits`'.
+Records of visits are made by `ppdaemon.middleware.raws.visits`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,42 +16,16 @@ __all__ = ("exposure_records", "group_record", "make_record", "with_own_groups")
 
 
 def group_record(universe: DimensionUniverse, instrument: str, group: str) -> DimensionRecord:
-    """Make the record of a group.
-
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    instrument, group : `str`
-        Names.
-
-    Returns
-    -------
-    record : `lsst.daf.butler.DimensionRecord`
-        The record.
-    """
+    """Make the record of a group."""
     return make_record(universe, "group", instrument=instrument, name=group)
 
 
 def exposure_records(universe: DimensionUniverse, header: ExposureHeader) -> list[DimensionRecord]:
-    """Make the records of day, group and exposure.
+    """Make the records of day, group and exposure, in the order of insertion.
 
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo; fields that it does not have are left out.
-    header : `~ppdaemon.middleware.raws.header.ExposureHeader`
-        What the header says.
-
-    Returns
-    -------
-    records : `list` [`lsst.daf.butler.DimensionRecord`]
-        In the order of insertion; the exposure is the last one.
-
-    Notes
-    -----
-    All is as ``lsst.obs.base.RawIngestTask`` makes it, but for the group: see
-    `with_own_groups`.
+    They are those of ``lsst.obs.base.RawIngestTask``, except the group: see
+    `with_own_groups`. Fields that the repo's dimensions do not have are left
+    out.
     """
     info = header.info
     ra, dec = header.boresight or (None, None)
@@ -93,20 +67,10 @@ def exposure_records(universe: DimensionUniverse, header: ExposureHeader) -> lis
 def with_own_groups(
     records: Iterable[DimensionRecord], headers: Mapping[int, ExposureHeader]
 ) -> list[DimensionRecord]:
-    """Return records as a repo takes them that others write into, too.
+    """Return records for a repo that other programs write to, too.
 
-    Parameters
-    ----------
-    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-        Of a worker's repo, where a supplement is an exposure of its visit's
-        group.
-    headers : `~collections.abc.Mapping` [`int`, `ExposureHeader`]
-        Of the exposures.
-
-    Returns
-    -------
-    records : `list` [`lsst.daf.butler.DimensionRecord`]
-        With the supplements in the groups of their headers, and these groups.
+    In a worker's repo a supplement is an exposure of its visit's group. Here it
+    has the group of its header, whose record is added.
     """
     found = []
     for record in records:
@@ -120,22 +84,7 @@ def with_own_groups(
 
 
 def make_record(universe: DimensionUniverse, element: str, **fields: Any) -> DimensionRecord:
-    """Make a record of those fields that a universe knows.
-
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo, of any version.
-    element : `str`
-        What it is a record of.
-    **fields
-        Values; those of fields that this version does not have are left out.
-
-    Returns
-    -------
-    record : `lsst.daf.butler.DimensionRecord`
-        The record.
-    """
+    """Make a record; fields that this version of the dimensions does not have are left out."""
     kind = universe[element].RecordClass
     known = kind.fields.names
     return kind(**{name: value for name, value in fields.items() if name in known})

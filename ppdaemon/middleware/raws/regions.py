@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a detector, or a whole camera, looks: regions and times as the Butler takes them."""
+"""Regions and times of detectors and cameras, as sphgeom regions and Butler timespans."""
 
 import itertools
 import logging
@@ -31,9 +31,9 @@ __all__ = (
 _LOG = logging.getLogger(__name__)
 
 EARLY_S = 60.0
-"""How much earlier than announced an exposure may begin."""
+"""An exposure may begin this much earlier than announced."""
 UNKNOWN_DURATION_S = 60.0
-"""Stands for a duration of 0, which means that it is not known."""
+"""Used if the announced duration is 0, which means unknown."""
 
 type CameraLoader = Callable[[str], Camera]
 """Returns the focal-plane table of an instrument or raises `ConfigError`."""
@@ -41,14 +41,14 @@ type CameraLoader = Callable[[str], Camera]
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Where and when one detector will look, as announced."""
+    """Region and time of one detector, as announced."""
 
     region: ConvexPolygon | None
-    """Padded footprint, if the place on the sky is known."""
+    """Padded footprint; `None` if the sky position is not known."""
     exposure: Timespan
-    """When the exposure is expected."""
+    """Expected time of the exposure."""
     validity: Timespan
-    """When it may be taken at all: calibrations of all this time are needed."""
+    """Possible time of the exposure: all calibrations valid within it are needed."""
     day_obs: int
     """Observing day of the expected exposure, ``YYYYMMDD``."""
     pointing: Pointing | None
@@ -64,29 +64,13 @@ def footprint_of(
     image_deadline_s: float,
     now_tai: float,
 ) -> Footprint:
-    """Return where and when a detector will look.
+    """Return the announced footprint of a detector.
 
-    Parameters
-    ----------
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
-    detector : `int`
-        Id of the detector.
-    camera : `~ppdaemon.camera.Camera` or `None`
-        The focal-plane table, if there is one.
-    padding_arcsec : `float`
-        How far each edge of the footprint is moved outwards; where the regions
-        of visits are wider, it is these.
-    patience_s : `float`
-        How long the image is waited for.
-    now_tai : `float`
-        Taken where the announcement tells no time; TAI seconds since 1970.
-
-    Returns
-    -------
-    footprint : `Footprint`
-        Without region, and with a warning in the log, where there is no
-        footprint.
+    Each edge of the region is `padding_arcsec` outside of the sensitive area,
+    or further where the camera's visits are defined with a wider padding.
+    `image_deadline_s` limits how late the exposure may be. `now_tai` (TAI
+    seconds since 1970) is the begin if none is announced. Without a region, the
+    reason is logged as a warning.
     """
     begin, _ = expected_begin(visit, now_tai)
     exposure_s = visit.duration_s or UNKNOWN_DURATION_S
@@ -108,86 +92,35 @@ def _padded_region(
     try:
         return _polygon(preload_corners(camera, detector, pointing, padding_arcsec))
     except LookupError as error:
-        _LOG.warning("no footprint: %s", error)
+        _LOG.warning("no footprint, spatial datasets are not preloaded: %s", error)
         return None
 
 
 def preload_corners(
     camera: Camera, detector: int, pointing: Pointing, padding_arcsec: float
 ) -> tuple[SkyPoint, ...]:
-    """Return the corners of the area for which a detector's inputs are preloaded.
+    """Return the corners (ICRS, degrees) of the area for which a detector's inputs are preloaded.
 
-    Parameters
-    ----------
-    camera : `~ppdaemon.camera.Camera`
-        The focal-plane table.
-    detector : `int`
-        Id of the detector.
-    pointing : `~ppdaemon.pointing.Pointing`
-        Where the camera looks.
-    padding_arcsec : `float`
-        How far each edge of the sensitive area is moved outwards.
-
-    Returns
-    -------
-    corners : `tuple` [`tuple` [`float`, `float`]]
-        ICRS degrees. They contain `detector_region`, whatever the padding:
-        what a visit's region overlaps is what its tasks ask for.
-
-    Raises
-    ------
-    LookupError
-        Raised if the table has no such detector.
+    Raises `LookupError` if the camera has no such detector.
     """
+    # Never smaller than `detector_region`: tasks request what the visit's region overlaps.
     corners = _corners(camera, detector, pointing)
     more_arcsec = padding_arcsec - camera.visit_padding_arcsec
     return padded(corners, more_arcsec) if more_arcsec > 0.0 else corners
 
 
 def find_camera(load: CameraLoader, instrument: str) -> Camera | None:
-    """Return an instrument's focal-plane table, if there is one.
-
-    Parameters
-    ----------
-    load : `~collections.abc.Callable`
-        `ppdaemon.camera.load_camera`, or a stand-in.
-    instrument : `str`
-        Short name.
-
-    Returns
-    -------
-    camera : `~ppdaemon.camera.Camera` or `None`
-        `None`, with a warning in the log, where there is no table.
-    """
+    """Return an instrument's focal-plane table; log a warning and return `None` if there is none."""
     try:
         return load(instrument)
     except ConfigError as error:
-        _LOG.warning("no footprints: %s", error)
+        _LOG.warning("no footprints, spatial datasets are not preloaded: %s", error)
         return None
 
 
 def detector_region(camera: Camera, detector: int, pointing: Pointing) -> ConvexPolygon:
-    """Return the region that one detector has in a visit.
-
-    Parameters
-    ----------
-    camera : `~ppdaemon.camera.Camera`
-        The focal-plane table.
-    detector : `int`
-        Id of the detector.
-    pointing : `~ppdaemon.pointing.Pointing`
-        Where the camera looks.
-
-    Returns
-    -------
-    region : `lsst.sphgeom.ConvexPolygon`
-        Four corners: the sensitive area, and around it the padding with which
-        ``lsst.obs.base`` defines this camera's visits.
-
-    Raises
-    ------
-    LookupError
-        Raised if the table has no such detector.
+    """Return the region of a detector in a visit: the sensitive area, with the padding with which
+    ``lsst.obs.base`` defines this camera's visits. Raises `LookupError` if the camera has no such detector.
     """
     return _polygon(_corners(camera, detector, pointing))
 
@@ -201,20 +134,7 @@ def corners_of(region: Region | None) -> tuple[SkyPoint, ...] | None:
 
 
 def camera_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
-    """Return the convex hull of all detectors' regions, the same for each of them.
-
-    Parameters
-    ----------
-    camera : `~ppdaemon.camera.Camera`
-        The focal-plane table.
-    pointing : `~ppdaemon.pointing.Pointing`
-        Where the camera looks.
-
-    Returns
-    -------
-    region : `lsst.sphgeom.ConvexPolygon`
-        The hull.
-    """
+    """Return the convex hull of the regions of all detectors."""
     corners = (_corners(camera, detector, pointing) for detector in sorted(camera.detectors))
     return _polygon(itertools.chain.from_iterable(corners))
 

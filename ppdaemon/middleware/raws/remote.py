@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Objects in stores, by `lsst.resources`: raws are fetched, their headers are read."""
+"""Reads objects in stores by `lsst.resources`: copies raws, reads their headers."""
 
 import io
 from collections.abc import Iterator
@@ -21,53 +21,28 @@ JSON_LIMIT = 1_000_000
 HEADER_CHUNK = 64 * 1024
 """Primary headers of LSST cameras take 15 to 30 kB."""
 HEADER_LIMIT = 4_000_000
-"""No header is longer; a store that reads no ranges sends more anyway."""
+"""Bytes after which a file without the end of a header is rejected."""
 
 
 class StoreError(OSError):
-    """A store does not serve an object now; nothing is said of the object."""
+    """A store cannot serve an object now; whether the object exists is not known."""
 
 
 def fetch(uri: str, copy: Path) -> None:
-    """Fetch an object.
+    """Copy an object (an escaped URI) to a file in an existing folder.
 
-    Parameters
-    ----------
-    uri : `str`
-        What `lsst.resources.ResourcePath` takes, escaped.
-    copy : `pathlib.Path`
-        The file that it becomes; its folder exists.
-
-    Raises
-    ------
-    FileNotFoundError
-        Raised if there is no such object.
-    OSError
-        Raised if it cannot be had, or not be written.
+    Raises `FileNotFoundError` if there is no such object, another `OSError` if
+    it cannot be read or written.
     """
     with _store_errors(uri):
         ResourcePath(copy.as_uri()).transfer_from(ResourcePath(uri), transfer="copy", overwrite=True)
 
 
 def read_json(uri: str) -> dict[str, Any]:
-    """Read a sidecar, or a list of detectors.
+    """Read a JSON object, such as a sidecar or a list of detectors.
 
-    Parameters
-    ----------
-    uri : `str`
-        As for `fetch`.
-
-    Returns
-    -------
-    content : `dict`
-        The JSON object.
-
-    Raises
-    ------
-    OSError
-        Raised as by `fetch`.
-    ppdaemon.errors.BadMessage
-        Raised if it is no JSON object.
+    Raises `OSError` as `fetch`, and `~ppdaemon.errors.BadMessage` if it is no
+    JSON object.
     """
     with _store_errors(uri):
         data = ResourcePath(uri).read(JSON_LIMIT + 1)
@@ -78,25 +53,10 @@ def read_json(uri: str) -> dict[str, Any]:
 
 
 def read_header(uri: str) -> dict[str, Any]:
-    """Read the primary header of a FITS file, and little more where the store
-    reads ranges.
+    """Return the primary header of a FITS file, reading little more where the store supports ranges.
 
-    Parameters
-    ----------
-    uri : `str`
-        As for `fetch`.
-
-    Returns
-    -------
-    header : `dict`
-        Values by keyword.
-
-    Raises
-    ------
-    OSError
-        Raised as by `fetch`.
-    ppdaemon.errors.BadMessage
-        Raised if it does not begin with a header.
+    Raises `OSError` as `fetch`, and `~ppdaemon.errors.BadMessage` if the file
+    does not begin with a header.
     """
     data = b""
     with _store_errors(uri), ResourcePath(uri).open("rb") as stream:
@@ -117,7 +77,7 @@ def _store_errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, BadMessage):
         raise
     except OSError as error:
-        if error.errno is None:  # a store's; those of this host have a number
+        if error.errno is None:  # errors of a store have no errno, those of this host have
             raise StoreError(f"{uri}: {describe(error)}") from error
         raise
     except Exception as error:  # each scheme has a library of its own, with its own exceptions

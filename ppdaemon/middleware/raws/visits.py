@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Visits: which exposures make one, and what the registry is told of it.
+"""Defines visits: which exposures belong to one, and its dimension records.
 
-A visit's record is a function of its exposures' records, as it is in
-``lsst.obs.base.DefineVisitsTask``. Each worker makes it of the exposures that
-came to its own detector. Where a detector lacks a snap, its visit has the same
-id nevertheless, and the central repo's record is that of all exposures that
-came to any detector: see `insert_records`.
+A visit's record is a function of its exposures' records, as in
+``lsst.obs.base.DefineVisitsTask``. Each worker makes it from the exposures that
+arrived for its detector. If a detector lacks a snap, its visit has the same id
+nevertheless, and the record in the central repo is that of the exposures that
+arrived for any detector: see `insert_records`.
 """
 
 import cmath
@@ -28,13 +28,13 @@ from ppdaemon.middleware.raws.regions import Footprint, camera_region, detector_
 from ppdaemon.pointing import Pointing
 from ppdaemon.visit import NextVisit
 
-__all__ = ("AnnouncedVisit", "VisitSystem", "fuller", "insert_records", "joined_visit")
+__all__ = ("AnnouncedVisit", "VisitSystem", "insert_records", "joined_visit", "more_complete")
 
 _LOG = logging.getLogger(__name__)
 
 
 class VisitSystem(IntEnum):
-    """How exposures are joined to visits; numbers and names are those of
+    """How exposures are combined to visits; numbers and names are those of
     ``lsst.obs.base``.
     """
 
@@ -49,7 +49,7 @@ class VisitSystem(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class AnnouncedVisit:
-    """One detector of an announced visit, and the repo that its worker has for it."""
+    """One detector of an announced visit, and its worker's repo."""
 
     butler: Butler
     instrument: Instrument
@@ -59,20 +59,11 @@ class AnnouncedVisit:
     camera: Camera | None
     """The focal-plane table, if there is one."""
     grouped: bool
-    """Whether a group's exposures are one visit."""
+    """Whether the exposures of a group are one visit."""
 
     def visit_records(self, exposures: Iterable[DimensionRecord]) -> list[DimensionRecord]:
-        """Make the records of the visits of some exposures.
-
-        Parameters
-        ----------
-        exposures : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-            Exposures of the sky, of one instrument and one group.
-
-        Returns
-        -------
-        records : `list` [`lsst.daf.butler.DimensionRecord`]
-            In the order of insertion; empty without exposures.
+        """Make the records of the visits of exposures of the sky, of one instrument and group, in the
+        order of insertion.
         """
         ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
         if not self.grouped:
@@ -82,7 +73,7 @@ class AnnouncedVisit:
         return [record for members, visit in sets for record in self._records(members, visit)]
 
     def visits_seen(self, headers: Iterable[ExposureHeader]) -> list[DimensionRecord]:
-        """Make the records of the visits of exposures, of those that have one."""
+        """Make the records of the visits of those exposures that have one."""
         universe = self.butler.dimensions
         return self.visit_records(
             exposure_records(universe, header)[-1] for header in headers if header.has_visit
@@ -92,7 +83,7 @@ class AnnouncedVisit:
         """Make the records of one visit."""
         universe, instrument = self.butler.dimensions, members[0].instrument
         keys = {"instrument": instrument, "visit": visit}
-        region, own_region = self._regions(next(filter(_tells_place, members), members[0]))
+        region, own_region = self._regions(next(filter(_has_pointing, members), members[0]))
         yield joined_visit(universe, visit, members, region)
         for system in _systems(members, self.grouped):
             named = {"id": system.value, "name": system.title}
@@ -105,24 +96,27 @@ class AnnouncedVisit:
             yield make_record(universe, "visit_detector_region", **own, **keys)
 
     def _regions(self, first: DimensionRecord) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
-        """Return the regions of camera and detector: where the first exposure looked that tells it.
-
-        The visit's own region covers the whole camera, so that it is the same
-        for each detector.
-        """
-        place = (first.tracking_ra, first.tracking_dec, first.sky_angle)
+        """Return the regions of camera and detector at the pointing of an exposure."""
+        recorded = (first.tracking_ra, first.tracking_dec, first.sky_angle)
         announced = self.footprint.pointing
-        pointing = announced if None in place else Pointing(*place)
-        if None in place and announced is not None:
-            _LOG.warning("exposure %s: no place on the sky in the header, taking the announced", first.id)
+        pointing = announced if None in recorded else Pointing(*recorded)
+        if None in recorded and announced is not None:
+            _LOG.warning(
+                "exposure %s: no pointing in the header, using the announced pointing for the visit's region",
+                first.id,
+            )
         if self.camera is None or pointing is None:
-            _LOG.warning("exposure %s: the visit has no region", first.id)
+            why = "no focal-plane table" if self.camera is None else "no pointing in header and announcement"
+            _LOG.warning("exposure %s: the visit has no region: %s", first.id, why)
             return None, None
+        # The visit's region covers the whole camera, so that all detectors make the same record.
         whole = camera_region(self.camera, pointing)
         try:
             return whole, detector_region(self.camera, self.detector, pointing)
         except LookupError as error:
-            _LOG.warning("exposure %s: the visit's detector has no region: %s", first.id, error)
+            _LOG.warning(
+                "exposure %s: detector %d has no region in the visit: %s", first.id, self.detector, error
+            )
             return whole, None
 
 
@@ -132,27 +126,13 @@ def joined_visit(
     exposures: Iterable[DimensionRecord],
     region: ConvexPolygon | None,
 ) -> DimensionRecord:
-    """Make a visit's record of those of its exposures.
+    """Make a visit's record from those of its exposures, of which there is at least one.
 
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    visit : `int`
-        The visit's id.
-    exposures : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-        Its exposures, at least one.
-    region : `lsst.sphgeom.ConvexPolygon` or `None`
-        Where the camera looked.
-
-    Returns
-    -------
-    record : `lsst.daf.butler.DimensionRecord`
-        Named after the first exposure, with ``_rest`` where the visit began
-        with an earlier one. Times are added up, angles averaged; what
-        exposures differ in is left blank, but for a reason, which is
-        "various" then. These rules are those of ``DefineVisitsTask``, which
-        compares what it makes with what is there, to the last bit.
+    It is named after the first exposure, with ``_rest`` if an earlier exposure
+    of the visit is missing. Times are summed, angles averaged; a value that
+    differs between exposures is left blank, a differing reason is "various".
+    These are the rules of ``lsst.obs.base.DefineVisitsTask``, which compares
+    its record with the existing one to the last bit.
     """
     ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
 
@@ -166,7 +146,7 @@ def joined_visit(
         "visit",
         instrument=first.instrument,
         id=visit,
-        # Names are unique, and the exposure's own may be that of another visit.
+        # Names must be unique, and another visit may be named after the first exposure.
         name=first.obs_id if first.id == visit else f"{first.obs_id}_rest",
         day_obs=min(each("day_obs")),
         seq_num=_reduced(min, each("seq_num")),
@@ -183,27 +163,18 @@ def joined_visit(
 
 
 def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
-    """Insert records that may be there already, in one transaction.
+    """Insert records that may exist already, in any order, in one transaction.
 
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The repo.
-    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-        Any records; the order does not matter.
+    Existing records do not change, with two exceptions. The result does not
+    depend on the order in which workers and hosts insert.
 
-    Notes
-    -----
-    What is there stays as it is, with two exceptions. The result does not
-    depend on who came first.
-
-    One detector's header may lack what another's has, such as the pointing: the
-    fuller record of an exposure or visit takes the other's place.
-
-    Of a visit of several snaps two detectors may have different ones, since a
-    raw can be lost; each of their workers makes a visit of what it has. Its
-    definitions add up here, and then the visit's record is made anew of all its
-    exposures.
+    * The header of one detector may lack a value, such as the pointing, that
+      another one has: the more complete record of an exposure or visit
+      replaces the other.
+    * Two detectors may have different snaps of a visit, because a raw can be
+      lost. Each worker defines the visit with the snaps that it has. The
+      definitions of all workers are kept here, and the visit's record is made
+      again from all exposures of the visit.
     """
     by_element: dict[str, list[DimensionRecord]] = {}
     for record in records:
@@ -214,7 +185,7 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         for name in ("exposure", "visit"):
             for record in by_element.get(name, ()):
                 (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
-                if fuller(stored, record) is record:
+                if more_complete(stored, record) is record:
                     butler.registry.syncDimensionData(name, record, update=True)
         grouped = {
             record.visit
@@ -223,30 +194,30 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         }
         for visit in by_element.get("visit", ()):
             if visit.id in grouped:
-                _join(butler, visit)
+                _update_visit(butler, visit)
 
 
-def fuller(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
-    """Return the record that tells more; the first, if both tell the same."""
-    told = [sum(value is not None for value in record.toDict().values()) for record in (one, other)]
-    return other if told[1] > told[0] else one
+def more_complete(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
+    """Return the record with more values; the first one if they have the same number."""
+    counts = [sum(value is not None for value in record.toDict().values()) for record in (one, other)]
+    return other if counts[1] > counts[0] else one
 
 
-def _join(butler: Butler, visit: DimensionRecord) -> None:
-    """Make a visit's record that of all exposures that belong to it now."""
-    place = {"instrument": visit.instrument, "visit": visit.id}
-    exposures = butler.query_dimension_records("exposure", data_id=place, explain=False)
-    (stored,) = butler.query_dimension_records("visit", data_id=place)
+def _update_visit(butler: Butler, visit: DimensionRecord) -> None:
+    """Replace a visit's record by that of all exposures that now belong to the visit."""
+    data_id = {"instrument": visit.instrument, "visit": visit.id}
+    exposures = butler.query_dimension_records("exposure", data_id=data_id, explain=False)
+    (stored,) = butler.query_dimension_records("visit", data_id=data_id)
     whole = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
     butler.registry.syncDimensionData("visit", whole, update=True)
 
 
-def _tells_place(exposure: DimensionRecord) -> bool:
+def _has_pointing(exposure: DimensionRecord) -> bool:
     return None not in (exposure.tracking_ra, exposure.tracking_dec, exposure.sky_angle)
 
 
 def _systems(members: Sequence[DimensionRecord], grouped: bool) -> tuple[VisitSystem, ...]:
-    """Return the systems that a visit belongs to: of a sequence of one exposure it belongs to both."""
+    """Return the systems of a visit: both, if it is the only exposure of its sequence."""
     if not grouped:
         return (VisitSystem.ONE_TO_ONE,)
     single = len(members) == 1 and members[0].seq_start == members[0].seq_end
@@ -254,22 +225,21 @@ def _systems(members: Sequence[DimensionRecord], grouped: bool) -> tuple[VisitSy
 
 
 def _first_of_sequence(exposure: DimensionRecord) -> int:
-    """Return the id of the exposure that begins a sequence, which need not have come.
-
-    Ids count on with the sequence number within a day.
-    """
+    """Return the id of the first exposure of a sequence, which may be missing."""
+    # Within a day, ids increase with the sequence number.
     start, number = exposure.seq_start, exposure.seq_num
     known = start is not None and number is not None and 0 < start <= number
     return int(exposure.id) - (number - start if known else 0)
 
 
 def _reduced(rule: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
-    """Reduce values to one, to `None` if one of them is."""
+    """Reduce values to one; to `None` if one of them is `None`."""
     if None in values:
         return None
     result = None
     for value in values:
-        # Where a rule gives None in between, it begins anew with the next.
+        # After a None in between, the rule starts again with the next value, as
+        # in obs_base.
         result = value if result is None else rule(result, value)
     return result
 
@@ -284,7 +254,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _mean_angle(values: Sequence[float | None]) -> float | None:
-    """Return the mean direction of angles, degrees, from -180 to 180; of one it is that one."""
+    """Return the mean direction of angles in degrees, from -180 to 180; one angle is unchanged."""
     angles = [value for value in values if value is not None]
     if len(values) == 1 or len(angles) < len(values):
         return values[0] if len(values) == 1 else None
