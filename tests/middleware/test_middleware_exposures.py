@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exposures and their visits: one each, or one of all snaps, and what is not what was announced."""
+"""Exposures and their visits: one each, or one of all snaps; images that contradict the announcement."""
 
 import logging
 from pathlib import Path
@@ -60,7 +60,7 @@ class CombineConfig(PipelineTaskConfig, pipelineConnections=CombineConnections):
 
 
 class CombineTask(PipelineTask):
-    """Tells which snaps it has seen."""
+    """Outputs the list of its snaps."""
 
     ConfigClass: ClassVar[type] = CombineConfig
     _DefaultName: ClassVar[str] = "combine"
@@ -70,7 +70,7 @@ class CombineTask(PipelineTask):
 
 
 class GroupingCam(toycam.ToyCam):
-    """Says itself that snaps make one visit, as LSST's cameras do."""
+    """Declares that snaps make one visit, as LSST's cameras do."""
 
     visitSystem = 2  # noqa: N815
 
@@ -85,7 +85,7 @@ def add_combine(rig: Rig) -> None:
 def take_snaps(
     rig: Rig, worker: ButlerWork, snaps: tuple[int, ...], detector: int = 1, **headers: Any
 ) -> Done:
-    """Run a visit of two on those snaps that came."""
+    """Run a visit of two snaps with those that arrived."""
     add_combine(rig)
     worker.prepare(rig.order(detector, main="Combine", before="", nimages=2))
     for snap in snaps:
@@ -120,7 +120,7 @@ def pairs_of(records: list[Any]) -> list[tuple[int, int]]:
 # --- one visit per exposure, or one of all snaps ------------------------------
 
 
-def test_each_exposure_is_a_visit_unless_something_else_is_said(rigs: MakeRig) -> None:
+def test_each_exposure_is_a_visit_by_default(rigs: MakeRig) -> None:
     rig, worker = rigs(engine=REGISTERS)
     done = take_snaps(rig, worker, (1, 2))
     assert [visit for visit, _ in combined(done)] == [FIRST, SECOND]
@@ -157,7 +157,9 @@ def test_the_snaps_of_a_group_are_one_visit_where_that_is_configured(rigs: MakeR
 
 
 @pytest.mark.parametrize("snap", [1, 2])
-def test_a_partial_set_runs_with_what_came_and_has_the_visits_id(rigs: MakeRig, snap: int) -> None:
+def test_a_partial_set_runs_with_the_snaps_that_arrived_and_has_the_visits_id(
+    rigs: MakeRig, snap: int
+) -> None:
     rig, worker = rigs(butler=BY_GROUP, engine=REGISTERS)
     ((visit, text),) = combined(take_snaps(rig, worker, (snap,)))
     assert visit == FIRST, "also where the first snap is the one that is lost"
@@ -168,7 +170,7 @@ def test_a_partial_set_runs_with_what_came_and_has_the_visits_id(rigs: MakeRig, 
     assert [each.name for each in records_in(repo, "visit")] == [name]
 
 
-def test_each_exposure_is_a_visit_whatever_the_instruments_class_says(rigs: MakeRig) -> None:
+def test_the_instruments_class_does_not_change_that_each_exposure_is_a_visit(rigs: MakeRig) -> None:
     rig, worker = rigs(butler={"instrument_class": {NAME: f"{__name__}.GroupingCam"}})
     assert [visit for visit, _ in combined(take_snaps(rig, worker, (1, 2)))] == [FIRST, SECOND]
 
@@ -191,7 +193,7 @@ def test_a_supplement_belongs_to_its_visit(rigs: MakeRig, grouping: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])
-def test_a_supplement_finds_what_was_made_before_the_image(rigs: MakeRig, kind: str) -> None:
+def test_a_supplement_finds_the_datasets_made_before_the_image(rigs: MakeRig, kind: str) -> None:
     rig, worker = rigs(engine={"kind": kind})
     worker.prepare(rig.order(main="Full", before="Known"))
     worker.ingest(rig.raw(seq_num=2, GROUPID=f"{GROUP}#1"))
@@ -222,7 +224,7 @@ def test_a_supplement_stays_in_its_own_group_in_the_central_repo(
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])
-def test_snaps_of_one_name_in_different_folders_stay_apart(rigs: MakeRig, kind: str) -> None:
+def test_snaps_of_one_name_in_different_folders_are_separate(rigs: MakeRig, kind: str) -> None:
     rig, worker = rigs(engine={"kind": kind})
     add_combine(rig)
     worker.prepare(rig.order(main="Combine", before="", nimages=2))
@@ -267,7 +269,7 @@ def test_a_calibration_exposure_makes_no_visit(rigs: MakeRig) -> None:
     assert not records_in(local_repo(rig), "visit")
 
 
-def test_a_header_without_a_place_takes_the_announced_one(rigs: MakeRig) -> None:
+def test_a_header_without_a_pointing_uses_the_announced_one(rigs: MakeRig) -> None:
     rig, worker = rigs(engine=REGISTERS)
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw(ROTPA=None))
@@ -276,7 +278,7 @@ def test_a_header_without_a_place_takes_the_announced_one(rigs: MakeRig) -> None
 
 
 @pytest.mark.parametrize(("coordinates", "rotation"), [(1, 1), (3, 3), (4, 4), (2, 4)])
-def test_a_visit_that_has_no_place_on_the_sky_runs_by_its_header(
+def test_a_visit_without_a_sky_position_is_processed_with_that_of_its_header(
     rigs: MakeRig, coordinates: int, rotation: int
 ) -> None:
     rig, worker = rigs(engine=REGISTERS)
@@ -320,11 +322,11 @@ def padded_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
 def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
     rigs: MakeRig, tmp_path: Path, central: Central, order: tuple[int, ...], together: bool
 ) -> None:
-    came = {1: (1, 2), 2: (2,), 3: (1,)}
+    arrived = {1: (1, 2), 2: (2,), 3: (1,)}
     spools = []
     for detector in order:
         rig, worker = rigs(butler=BY_GROUP)
-        done = take_snaps(rig, worker, came[detector], detector)
+        done = take_snaps(rig, worker, arrived[detector], detector)
         assert done.spool is not None
         spools.append(Path(done.spool))
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
@@ -354,7 +356,7 @@ def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
 
 @pytest.mark.parametrize("order", [(2, 1), (1, 2)])
 @pytest.mark.parametrize("together", [True, False])
-def test_a_header_with_a_place_is_preferred_to_another_detectors_without(
+def test_a_header_with_a_pointing_is_preferred_to_another_detectors_without(
     rigs: MakeRig, tmp_path: Path, central: Central, order: tuple[int, int], together: bool
 ) -> None:
     spools = []
@@ -375,7 +377,7 @@ def test_a_header_with_a_place_is_preferred_to_another_detectors_without(
     assert len(records_in(central.root, "visit")) == 1
 
 
-# --- what is not what was announced -------------------------------------------
+# --- images that contradict the announcement ----------------------------------
 
 
 def test_an_exposure_that_contradicts_is_set_aside_and_the_others_run(
@@ -408,7 +410,7 @@ def test_limits_are_configurable(rigs: MakeRig) -> None:
 
 
 def compare(visit: dict[str, Any], header: dict[str, Any], **limits: Any) -> list[str]:
-    """Return what a header and an announcement disagree in."""
+    """Return the differences between a header and an announcement."""
     raw_header = toycam.make_header(1, 1, **header)
     info = translate(raw_header, toycam.ToyCam(), "raw")
     raw = toycam.Raw(path="raw", instrument=NAME, group=GROUP, detector=1, exposure=FIRST, seen_tai=0.0)
@@ -448,9 +450,7 @@ AGREEING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("visit", "header"), AGREEING)
-def test_what_agrees_or_is_not_known_contradicts_nothing(
-    visit: dict[str, Any], header: dict[str, Any]
-) -> None:
+def test_equal_or_unknown_values_are_no_contradiction(visit: dict[str, Any], header: dict[str, Any]) -> None:
     assert compare(visit, header) == []
 
 
@@ -464,7 +464,7 @@ def test_what_agrees_or_is_not_known_contradicts_nothing(
         ({"filters": "g_01,u_05"}, {}, "the filter is r_03 instead of g_01 or u_05"),
     ],
 )
-def test_what_contradicts_is_named(visit: dict[str, Any], header: dict[str, Any], reason: str) -> None:
+def test_contradictions_are_named(visit: dict[str, Any], header: dict[str, Any], reason: str) -> None:
     assert compare(visit, header) == [reason]
 
 
@@ -485,7 +485,7 @@ def test_distances_are_those_along_the_great_circle() -> None:
 
 
 def exposures_of(*changes: dict[str, Any]) -> list[Any]:
-    """Return records of exposures 1, 2, ... with other headers than usual."""
+    """Return records of exposures 1, 2, ... with changed headers."""
     universe = DimensionUniverse()
     found = []
     for k, change in enumerate(changes, start=1):
@@ -497,7 +497,7 @@ def exposures_of(*changes: dict[str, Any]) -> list[Any]:
     return found
 
 
-def test_what_snaps_differ_in_is_left_blank() -> None:
+def test_values_that_differ_between_snaps_are_left_blank() -> None:
     snaps = exposures_of({}, {"OBJECT": "elsewhere", "PROGRAM": "BLOCK-2", "REASON": "other"})
     visit = joined_visit(DimensionUniverse(), FIRST, snaps, None)
     assert (visit.target_name, visit.science_program, visit.observation_reason) == (None, None, "various")
@@ -520,7 +520,7 @@ def test_the_directions_of_snaps_are_averaged_across_north(
 
 
 def visits_of(exposures: list[Any], **announced: Any) -> list[DimensionRecord]:
-    """Return the records of the visits of exposures that were announced without a place on the sky."""
+    """Return the records of the visits of exposures that were announced without a sky position."""
     usual = {"detector": 1, "camera": None, "grouped": False}
     places: Any = (SimpleNamespace(dimensions=DimensionUniverse()), None, None)
     footprint = SimpleNamespace(pointing=None)
@@ -537,14 +537,14 @@ def visits_of(exposures: list[Any], **announced: Any) -> list[DimensionRecord]:
 )
 def test_the_first_snap_of_a_sequence_names_the_visit(counters: dict[str, Any], visit: int) -> None:
     _, snap = exposures_of({}, counters)
-    made = visits_of([snap], grouped=True)
-    (record,) = [each for each in made if each.definition.name == "visit"]
+    records = visits_of([snap], grouped=True)
+    (record,) = [each for each in records if each.definition.name == "visit"]
     assert record.id == visit, "a sequence that began before the day's first exposure is nonsense"
 
 
-def test_a_detector_that_the_table_lacks_has_no_region(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_detector_missing_in_the_table_has_no_region(caplog: pytest.LogCaptureFixture) -> None:
     camera = toycam.load_toy_camera(NAME)
     with caplog.at_level(logging.WARNING):
-        made = visits_of(exposures_of({}), detector=99, camera=camera)
-    assert "visit_detector_region" not in {each.definition.name for each in made}
+        records = visits_of(exposures_of({}), detector=99, camera=camera)
+    assert "visit_detector_region" not in {each.definition.name for each in records}
     assert "has no region" in caplog.text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Raws that are good, bad, and gone."""
+"""Good, invalid and missing raws."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ pytest_plugins = ("toyfixtures",)
 EXPOSURE = DAY * 100000 + 1
 
 
-def test_a_raw_brings_the_records_of_its_exposure(rigs: MakeRig) -> None:
+def test_a_raw_makes_the_records_of_its_exposure(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"kind": "separable"})
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
@@ -37,7 +37,7 @@ def test_a_raw_brings_the_records_of_its_exposure(rigs: MakeRig) -> None:
     assert day.timespan.begin.isot == "2026-11-22T12:00:00.000000"
 
 
-def test_a_raw_is_read_from_the_ram_disk_once_it_is_taken(rigs: MakeRig) -> None:
+def test_a_taken_raw_is_read_from_the_ram_disk(rigs: MakeRig) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
     raw = rig.raw()
@@ -48,7 +48,7 @@ def test_a_raw_is_read_from_the_ram_disk_once_it_is_taken(rigs: MakeRig) -> None
     assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
 
 
-def test_a_missing_or_broken_sidecar_does_not_matter(rigs: MakeRig) -> None:
+def test_a_missing_or_invalid_sidecar_is_ignored(rigs: MakeRig) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
     contents = (None, "", "{", '{"OBSID": NaN}', "[1]", '{"INSTRUME": "ToyCam"}')
@@ -108,7 +108,7 @@ def test_after_a_bad_raw_a_good_one_is_taken(rigs: MakeRig) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not FITS at all\n", b"SIMPLE  =".ljust(2880)])
-def test_what_is_no_fits_file_is_a_bad_raw_and_stays_as_it_is(rigs: MakeRig, content: bytes) -> None:
+def test_a_file_that_is_not_fits_is_a_bad_raw_and_is_not_changed(rigs: MakeRig, content: bytes) -> None:
     """Fault 18: empty, not FITS; the next is fine."""
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
@@ -124,7 +124,7 @@ def test_what_is_no_fits_file_is_a_bad_raw_and_stays_as_it_is(rigs: MakeRig, con
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "I/O error")])
-def test_a_raw_that_cannot_be_read_is_unreadable_after_some_tries(
+def test_a_raw_that_cannot_be_read_is_unreadable_after_some_attempts(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     """Fault 21: no permission, EIO."""
@@ -146,7 +146,7 @@ def test_a_raw_that_cannot_be_read_is_unreadable_after_some_tries(
     assert worker.ingest(raw).exposure == EXPOSURE
 
 
-def test_a_raw_that_is_gone_is_unreadable(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_raw_is_unreadable(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 21: deleted before opening."""
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
@@ -160,7 +160,7 @@ def test_a_raw_that_is_gone_is_unreadable(rigs: MakeRig, monkeypatch: pytest.Mon
     assert pauses == list(ingest.RETRIES_S)
 
 
-def test_a_raw_that_comes_back_is_taken(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raw_that_reappears_is_taken(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 21: it is retried briefly."""
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
@@ -176,14 +176,14 @@ def test_a_raw_that_comes_back_is_taken(rigs: MakeRig, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def whole(tmp_path: Path) -> bytes:
-    """Give a FITS file of three HDUs, one of them compressed."""
+    """Return a FITS file of three HDUs, one of them compressed."""
     path = tmp_path / "whole.fits"
     rows = fits.ImageHDU(np.arange(6000, dtype=np.int32).reshape(2000, 3))
     fits.HDUList([fits.PrimaryHDU(), rows, fits.CompImageHDU(rows.data)]).writeto(path)
     return path.read_bytes()
 
 
-def spoilt(data: bytes) -> bytes:
+def overwritten(data: bytes) -> bytes:
     """Return the bytes with some in the middle overwritten."""
     middle = len(data) // 2
     return data[:middle] + b"\xff" * 64 + data[middle + 64 :]
@@ -205,17 +205,17 @@ def spoilt(data: bytes) -> bytes:
             "NAXIS",
         ),
         (lambda data: gzip.compress(data)[:-20], "HDU"),
-        (lambda data: spoilt(gzip.compress(data)), "HDU"),
+        (lambda data: overwritten(gzip.compress(data)), "HDU"),
     ],
 )
-def test_a_damaged_file_is_told_apart(tmp_path: Path, whole: bytes, damage: Any, reason: str) -> None:
+def test_a_damaged_file_is_detected(tmp_path: Path, whole: bytes, damage: Any, reason: str) -> None:
     path = tmp_path / "damaged.fits"
     path.write_bytes(damage(whole))
     with pytest.raises(BadFits, match=reason):
         read_primary_header(path)
 
 
-def test_a_whole_file_gives_its_header_compressed_or_not(tmp_path: Path, whole: bytes) -> None:
+def test_the_header_of_a_complete_file_is_read_compressed_or_not(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(whole)
     assert read_primary_header(path)["SIMPLE"]
@@ -223,7 +223,7 @@ def test_a_whole_file_gives_its_header_compressed_or_not(tmp_path: Path, whole: 
     assert read_primary_header(path)["SIMPLE"]
 
 
-def test_an_odd_card_does_not_make_a_raw_useless(tmp_path: Path, whole: bytes) -> None:
+def test_a_raw_with_a_nonstandard_card_is_read(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "odd.fits"
     path.write_bytes(whole.replace(b"conforms", b"conf\xe9rms", 1))
     assert path.read_bytes() != whole

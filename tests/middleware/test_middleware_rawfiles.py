@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a worker gets raws from: files that may have been swapped, and object stores."""
+"""Reading raws: files that may have been replaced, and object stores."""
 
 import errno
 import gc
@@ -23,7 +23,7 @@ from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
 
-# lsst.resources leaves the answer of a store that has no such object to the garbage collector.
+# lsst.resources leaves the response of a store without the object to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 EXPOSURE = DAY * 100000 + 1
@@ -57,8 +57,10 @@ def test_a_file_below_a_linked_root_is_copied(tmp_path: Path, folder: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["link", "folder link", "fifo", "outside", "other store", "no path"])
-def test_fault_17_what_leads_out_of_the_roots_is_not_opened(tmp_path: Path, folder: Path, kind: str) -> None:
-    """Fault 17: also after the supervisor has looked."""
+def test_fault_17_a_path_that_leads_out_of_the_roots_is_not_opened(
+    tmp_path: Path, folder: Path, kind: str
+) -> None:
+    """Fault 17: also after the supervisor's check."""
     root, secret = tmp_path / "raw", tmp_path / "secret"
     for each in (root, secret):
         each.mkdir()
@@ -82,7 +84,7 @@ def test_fault_17_what_leads_out_of_the_roots_is_not_opened(tmp_path: Path, fold
     assert not list(folder.iterdir())
 
 
-def test_a_raw_that_is_swapped_for_a_link_is_unreadable(
+def test_a_raw_that_is_replaced_by_a_link_is_unreadable(
     rigs: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 17, when the link is put there after the supervisor's check."""
@@ -134,10 +136,10 @@ def test_a_visit_whose_raw_is_in_a_store_is_processed(rigs: MakeRig, store: Stor
     assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
 
 
-def test_fault_21_an_object_that_is_gone_is_unreadable_after_some_tries(
+def test_fault_21_a_missing_object_is_unreadable_after_some_attempts(
     rigs: MakeRig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 21, in a store: it may be there a moment after its notice."""
+    """Fault 21, in a store: the object may appear shortly after its notice."""
     rig, worker = rigs(arrivals={"remote": [{"uri": f"{store.uri}/raw"}]})
     worker.prepare(rig.order(main="Short", before=""))
     raw = stored(rig.raw(), rig.raws, store)
@@ -152,7 +154,7 @@ def test_fault_21_an_object_that_is_gone_is_unreadable_after_some_tries(
     assert worker.ingest(raw).exposure == EXPOSURE
 
 
-def test_a_store_that_does_not_answer_is_not_asked_over_and_over(
+def test_requests_to_an_unavailable_store_are_not_repeated(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig, worker = rigs(arrivals={"remote": [{"uri": "http://127.0.0.1:1/raw"}]})
@@ -176,7 +178,7 @@ def test_a_store_that_does_not_answer_is_not_asked_over_and_over(
     assert len(tries) == 1
 
 
-# --- what a reader asks stores for -------------------------------------------
+# --- requests of a reader to stores ------------------------------------------
 
 
 def test_a_sidecar_in_a_store_is_one_object(tmp_path: Path) -> None:
@@ -191,9 +193,7 @@ def test_a_sidecar_in_a_store_is_one_object(tmp_path: Path) -> None:
         remote.read_json(path.as_uri())
 
 
-def test_a_header_in_a_store_is_read_as_far_as_it_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_header_of_an_object_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "HEADER_CHUNK", 1000)
     path = write_raw(tmp_path, make_header(1))
     assert remote.read_header(path.as_uri())["OBJECT"] == "field"
@@ -215,13 +215,13 @@ def test_a_header_in_a_store_is_read_as_far_as_it_goes(
         (FileNotFoundError("404"), FileNotFoundError),
     ],
 )
-def test_what_a_store_raises_is_told_from_what_this_host_does(
+def test_errors_of_a_store_differ_from_those_of_this_host(
     monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception]
 ) -> None:
     def fail(self: ResourcePath, size: int = -1) -> bytes:
         raise raised
 
     monkeypatch.setattr(type(ResourcePath("file:///a.json")), "read", fail)
-    with pytest.raises(expected) as told:
+    with pytest.raises(expected) as raised:
         remote.read_json("file:///a.json")
-    assert isinstance(told.value, remote.StoreError) == (expected is remote.StoreError)
+    assert isinstance(raised.value, remote.StoreError) == (expected is remote.StoreError)
