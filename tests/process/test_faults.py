@@ -136,7 +136,7 @@ def test_repos_of_a_former_life_are_removed_and_unknown_things_kept(tmp_path, so
         node.start()
         status = node.status()
         assert status.leftovers_removed >= 2
-        assert any(f"{ram}/photos is nobody's" in problem for problem in status.problems)
+        assert any(f"{ram}/photos does not belong to ppdaemon" in problem for problem in status.problems)
         assert node.stop() == 0
         assert list(ram.iterdir()) == [ram / "photos"]
     finally:

@@ -17,16 +17,16 @@ from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import journal as module
 from ppdaemon.node.visits.journal import Journal, RowMissing
-from ppdaemon.node.visits.turn import (
+from ppdaemon.node.visits.model import (
     Accept,
-    Entry,
-    NoteExported,
-    NoteRaws,
-    NoteReported,
+    JournalEntry,
+    MarkExported,
+    MarkReported,
+    MarkUnreported,
+    RecordLateRaws,
     Requeue,
     Reserved,
     Retry,
-    Unreport,
     Update,
 )
 from ppdaemon.reports import VisitRow
@@ -50,7 +50,7 @@ def journal(path):
 def an_entry(group="g", detector=0, attempt=1):
     visit = read_next_visit({"groupId": group, "instrument": "DemoCam", "survey": "S", "unknown": 7})
     key = Key("DemoCam", group, detector, attempt)
-    return Entry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0})
+    return JournalEntry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0})
 
 
 def ended(entry, outcome=Outcome.SUCCEEDED, *, final=True):
@@ -134,17 +134,17 @@ def test_results_are_told_until_the_relay_has_them(journal):
     update(journal, [ended(an_entry())])
     told = ResultEntry(instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why")
     assert journal.unreported(10) == [told]
-    journal.write(NoteReported([("DemoCam", "g", 0, 1)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 1)]))
     assert journal.unreported(10) == []
 
 
 def test_a_result_bears_the_attempt_that_the_relay_asked_for(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
-    journal.write(NoteReported([("DemoCam", "g", 0, 1)]))
-    journal.write(Unreport([Key("DemoCam", "g", 0, 3)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 1)]))
+    journal.write(MarkUnreported([Key("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10)[0].attempt == 3
-    journal.write(NoteReported([("DemoCam", "g", 0, 3)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10) == []
 
 
@@ -153,8 +153,8 @@ def test_only_the_last_attempt_is_told_again(journal):
     update(journal, [ended(an_entry(), Outcome.CANCELLED)])
     accept(journal, [an_entry(attempt=3)])
     update(journal, [ended(an_entry(attempt=3))])
-    journal.write(NoteReported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)]))
-    journal.write(Unreport([Key("DemoCam", "g", 0, 3)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)]))
+    journal.write(MarkUnreported([Key("DemoCam", "g", 0, 3)]))
     assert [(entry.attempt, entry.outcome) for entry in journal.unreported(10)] == [(3, Outcome.SUCCEEDED)]
 
 
@@ -189,7 +189,7 @@ def test_unknown_fields_of_the_announcement_survive(journal):
 def test_the_time_of_export_is_added_to_the_stages(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
-    journal.write(NoteExported([Key("DemoCam", "g", 0)], 12.5))
+    journal.write(MarkExported([Key("DemoCam", "g", 0)], 12.5))
     assert journal.visit("g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
 
 
@@ -223,8 +223,8 @@ def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
     gone[1].exposures, gone[2].seen = (1,), (1,)
     update(journal, [*gone, ended(an_entry("unwanted"), Outcome.IGNORED)])
     raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unwanted", "unknown", "g#2")]
-    assert journal.write(NoteRaws(raws)) == (1, 1)
-    assert journal.write(NoteRaws(raws[:1])) == (0, 0)
+    assert journal.write(RecordLateRaws(raws)) == (1, 1)
+    assert journal.write(RecordLateRaws(raws[:1])) == (0, 0)
     (row,) = journal.late(10)
     assert (row.group, row.detector, row.exposure, row.path) == ("g", 0, 1, "/raw/1_0.fits")
     assert (row.attempt, row.outcome) == (1, Outcome.SUCCEEDED)
@@ -233,7 +233,7 @@ def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
 def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry(), Outcome.NO_IMAGE)])
-    journal.write(NoteRaws([a_raw(exposure=7), a_raw(exposure=8)]))
+    journal.write(RecordLateRaws([a_raw(exposure=7), a_raw(exposure=8)]))
     requeue(journal, [an_entry()], [an_entry(attempt=2)])
     assert [(row.exposure, row.attempt, row.outcome) for row in journal.late(10)] == [
         (8, 2, None),
@@ -247,11 +247,11 @@ def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
 
 
 def test_not_more_than_so_many_late_raws_are_kept(journal, monkeypatch):
-    monkeypatch.setattr(module, "MOST_LATE", 5)
+    monkeypatch.setattr(module, "MAX_LATE_RAWS", 5)
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
     for exposure in range(20):
-        journal.write(NoteRaws([a_raw(exposure=exposure)]))
+        journal.write(RecordLateRaws([a_raw(exposure=exposure)]))
     assert [row.exposure for row in journal.late(10)] == [19, 18, 17, 16, 15]
 
 
@@ -316,7 +316,7 @@ def test_a_file_of_an_older_version_is_read_and_gets_what_it_lacks(path, version
         entry = ended(an_entry())
         entry.seen, entry.figures = (3,), {"query_ms": 1.0}
         update(journal, [entry])
-        assert journal.write(NoteRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
+        assert journal.write(RecordLateRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
         assert journal.visit("g")[0].figures == {"query_ms": 1.0}
     with closing(Journal(path)) as journal:
         assert len(journal.late(10)) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.lock import OWNER, lock_node
+from ppdaemon.node.lock import OWNER_VARIABLE, lock_node
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
 
 def test_processes_of_a_previous_run_are_ended_and_those_of_other_nodes_are_not(folders):
     def sleeper(owner):
-        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER: str(owner)})
+        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER_VARIABLE: str(owner)})
 
     with sleeper(folders.state) as left, sleeper(folders.state / "other") as other:
         lock_node(folders, "next").release(folders)
@@ -70,7 +70,7 @@ def test_spools_that_a_dead_process_left_half_done_are_removed(folders):
 def test_a_folder_without_the_marker_is_not_touched(folders):
     """Fault 43: a folder of the same name that no daemon has made."""
     (folders.ramdisk / "slots" / "photos").mkdir(parents=True)
-    with pytest.raises(StateUnusable, match="slots exists and no ppdaemon has made it"):
+    with pytest.raises(StateUnusable, match="slots exists and no ppdaemon has created it"):
         lock_node(folders, "life")
     assert (folders.slots / "photos").exists()
 

@@ -15,15 +15,15 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Raw, Welcome
-from ppdaemon.node.control.answers import Answers
+from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
-from ppdaemon.node.visits.turn import Accept, Entry, Reserved
 from ppdaemon.reports import LateRequest
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
@@ -59,7 +59,7 @@ def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_p
                 node.inbox.post(RawArrived(a_raw()))  # its lookup must be written
                 with pytest.raises(Refused, match="the journal cannot be written"):
                     await asyncio.wait_for(node.pump.flush(), 20.0)
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.count["raw_without_visit"] == 1
 
     asyncio.run(run())
@@ -68,12 +68,12 @@ def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_p
 def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_path, monkeypatch):
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            nothing, facts = SimpleNamespace(), SimpleNamespace(pump=node.pump)
-            answers = Answers(nothing, nothing, node.writer, facts, nothing, nothing)
+            nothing, reprocessor = SimpleNamespace(), SimpleNamespace(pump=node.pump)
+            handler = RequestHandler(nothing, nothing, node.writer, reprocessor, nothing, nothing)
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 node.inbox.post(RawArrived(a_raw()))
-                answer = await asyncio.wait_for(answers.answer(LateRequest()), 20.0)
+                answer = await asyncio.wait_for(handler.handle(LateRequest()), 20.0)
                 assert answer.data == []
 
     asyncio.run(run())
@@ -93,12 +93,12 @@ def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, 
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            unknown = Entry(key, assignment.visit, received_tai=2e9)
+            unknown = JournalEntry(key, assignment.visit, received_tai=2e9)
             visit = VisitDetector(unknown, assignment, Phase.ASSIGNED, raws={8: raw})
             node.visits.open.add(visit)
             node.inbox.post(Finish(assignment, Outcome.FAILED))
             node.inbox.post(RawArrived(a_raw("another")))
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
 
     asyncio.run(run())
@@ -148,7 +148,7 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            entry = Entry(assignment.key, assignment.visit, received_tai=2e9)
+            entry = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
             await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), (entry,))))
             node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
@@ -157,7 +157,7 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
                 with pytest.raises(Refused):
                     await asyncio.wait_for(node.pump.flush(), 20.0)
                 assert (len(node.visits.open), node.pump.open) == (0, 1)
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.pump.open == 0
             assert await node.writer.call(lambda journal: journal.unfinished()) == []
 
@@ -169,10 +169,10 @@ def test_a_visit_whose_outcome_the_journal_contradicts_is_not_open_for_ever(conf
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            unknown = Entry(assignment.key, assignment.visit, received_tai=2e9)
+            unknown = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
             node.visits.open.add(VisitDetector(unknown, assignment, Phase.ASSIGNED))
             node.inbox.post(Finish(assignment, Outcome.FAILED))
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert (node.count["journal_contradicted"], node.pump.open) == (1, 0)
 
     asyncio.run(run())

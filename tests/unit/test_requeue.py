@@ -4,7 +4,7 @@
 import pytest
 from test_journal import an_entry, ended
 
-from ppdaemon.node.visits.requeue import WITHDRAWN, objection
+from ppdaemon.node.visits.requeue import WITHDRAWN, refusal_reason
 from ppdaemon.states import Outcome
 
 
@@ -17,26 +17,26 @@ def an_ended_one(outcome=Outcome.NO_IMAGE, **changes):
 
 @pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.SUCCEEDED}))
 def test_what_did_not_succeed_may_be_tried_again(outcome):
-    assert objection(an_ended_one(outcome), force=False) == ""
+    assert refusal_reason(an_ended_one(outcome), force=False) == ""
 
 
 def test_a_partial_success_may_be_tried_again():
-    assert objection(an_ended_one(Outcome.SUCCEEDED, partial=True), force=False) == ""
+    assert refusal_reason(an_ended_one(Outcome.SUCCEEDED, partial=True), force=False) == ""
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_success_and_what_is_under_way_are_never_tried_again(force):
-    assert objection(an_ended_one(Outcome.SUCCEEDED), force=force) == "it has succeeded"
-    assert objection(an_entry(), force=force) == "it is under way"
-    assert objection(an_ended_one(Outcome.CRASHED, final=False), force=force) == "it is under way"
+    assert refusal_reason(an_ended_one(Outcome.SUCCEEDED), force=force) == "it has succeeded"
+    assert refusal_reason(an_entry(), force=force) == "it is under way"
+    assert refusal_reason(an_ended_one(Outcome.CRASHED, final=False), force=force) == "it is under way"
 
 
 def test_what_may_be_done_twice_needs_force_which_says_what_it_risks():
     permanent = an_ended_one(Outcome.CRASHED, no_return="alert database")
-    text = objection(permanent, force=False)
+    text = refusal_reason(permanent, force=False)
     assert "point of no return (alert database)" in text
     assert "twice; --force accepts that" in text
-    assert objection(permanent, force=True) == ""
+    assert refusal_reason(permanent, force=True) == ""
     moved = an_ended_one(Outcome.CANCELLED, reason=WITHDRAWN)
-    assert "two nodes would process it; --force accepts that" in objection(moved, force=False)
-    assert objection(moved, force=True) == ""
+    assert "two nodes would process it; --force accepts that" in refusal_reason(moved, force=False)
+    assert refusal_reason(moved, force=True) == ""

@@ -23,29 +23,29 @@ from ppdaemon.node.slots.events import (
 )
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import core
-from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import WITHDRAWN
-from ppdaemon.node.visits.turn import (
+from ppdaemon.node.visits.model import (
     Acknowledge,
-    Answer,
     AssignmentRefused,
     Discard,
     Export,
-    FlushAsked,
+    FlushRequested,
     LeaveIdle,
     Leftovers,
     LeftoversRead,
     Refuse,
     RemoveMark,
-    Report,
-    ReportAgain,
-    RequeueAsked,
+    Reply,
+    RequeueRequested,
     Rescan,
-    RescanEnded,
-    StopBegun,
-    ToSlot,
+    RescanFinished,
+    ResendResults,
+    SendResults,
+    SendToSlot,
+    StopStarted,
     WriteDue,
 )
+from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
+from ppdaemon.node.visits.requeue import WITHDRAWN
 from ppdaemon.selection import Chosen
 from ppdaemon.states import Outcome, Stage
 
@@ -60,7 +60,7 @@ def world(config, tmp_path):
 
 
 def reported(world):
-    return [(e.detector, e.attempt, e.outcome) for action in world.of(Report) for e in action.entries]
+    return [(e.detector, e.attempt, e.outcome) for action in world.of(SendResults) for e in action.entries]
 
 
 def accepted(world, detectors=(0,), **changes):
@@ -119,7 +119,7 @@ def test_a_relay_that_asks_again_for_what_has_ended_gets_the_outcome_again(world
     world.commit_all()
     assert world.journal.unreported(10) == []
     accepted(world, attempt=2)
-    assert world.of(ReportAgain)
+    assert world.of(ResendResults)
     assert [(e.attempt, e.outcome) for e in world.journal.unreported(10)] == [(2, Outcome.SUCCEEDED)]
 
 
@@ -149,7 +149,7 @@ def test_detectors_of_others_are_refused_by_number(world, detectors, refused, fi
 
 
 def test_a_node_that_takes_nothing_refuses_and_says_so(world):
-    world.visits.taking = False
+    world.visits.accepting = False
     world.reserve()
     assert [(a.reason, a.final) for a in world.of(Refuse)] == [("the node takes no visits now", False)]
 
@@ -199,7 +199,7 @@ def test_only_the_detectors_that_were_withdrawn_are_cancelled(world):
 def test_a_cancellation_goes_to_the_slot_that_has_the_visit(world):
     assigned(world)
     world.cancel()
-    assert world.done[-1] == ToSlot(0, KEY, CancelReceived())
+    assert world.done[-1] == SendToSlot(0, KEY, CancelReceived())
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
     assigned(world)
     for exposure in exposures:
         world.handle(RawArrived(a_raw(exposure=exposure)))
-    if read_first:  # the worker is dead, its remains are being read
+    if read_first:  # the worker is dead, its leftovers are being read
         world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.cancel(detectors=detectors)
     if not read_first:
@@ -276,14 +276,14 @@ def test_raws_that_come_in_the_queue_are_noted_and_given_to_the_slot(world):
 def test_a_raw_of_a_supplement_is_its_visits(world):
     assigned(world)
     world.handle(RawArrived(a_raw(group="g#2")))
-    assert world.done[-1] == ToSlot(0, KEY, RawArrived(a_raw(group="g#2")))
+    assert world.done[-1] == SendToSlot(0, KEY, RawArrived(a_raw(group="g#2")))
 
 
 def test_a_raw_waits_for_no_commit(world):
     assigned(world)
     world.reserve(group="other")
     world.handle(RawArrived(a_raw()))
-    assert world.turns
+    assert world.uncommitted
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
 
 
@@ -327,7 +327,7 @@ def test_a_raw_that_comes_while_its_reservation_fails_is_unmatched(world):
 
 
 def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(core, "MOST_UNMATCHED", 3)
+    monkeypatch.setattr(core, "MAX_UNMATCHED", 3)
     world = World(config, tmp_path / "journal.sqlite")
     assigned(world)
     world.finish()
@@ -343,9 +343,9 @@ def test_a_list_of_sensors_goes_to_all_slots_of_its_visit_and_is_remembered(worl
     accepted(world, detectors=(0, 1))
     world.assign(slot=3)
     world.handle(ExpectedSensors(CAMERA, "g", 7, frozenset({0})))
-    assert world.done[-1] == ToSlot(3, KEY, ExposureListed(7, True))
+    assert world.done[-1] == SendToSlot(3, KEY, ExposureListed(7, True))
     world.assign(slot=4)
-    assert world.done[-1] == ToSlot(4, KEY._replace(detector=1), ExposureListed(7, False))
+    assert world.done[-1] == SendToSlot(4, KEY._replace(detector=1), ExposureListed(7, False))
 
 
 # --- rescans -------------------------------------------------------------------
@@ -360,8 +360,8 @@ def test_one_rescan_serves_all_detectors_whose_time_is_over_at_once(world):
         world.handle(RescanRaws(key))
     (rescan,) = world.begin_rescans()
     assert rescan.keys == tuple(keys)
-    world.handle(RescanEnded(rescan.keys))
-    assert [action.slot for action in world.of(ToSlot) if action.event == RescanDone()] == list(range(9))
+    world.handle(RescanFinished(rescan.keys))
+    assert [action.slot for action in world.of(SendToSlot) if action.event == RescanDone()] == list(range(9))
 
 
 def test_what_wants_a_rescan_during_one_gets_the_next_one(world):
@@ -372,10 +372,10 @@ def test_what_wants_a_rescan_during_one_gets_the_next_one(world):
     (first,) = world.begin_rescans()
     world.handle(RescanRaws(KEY._replace(detector=1)))
     assert world.begin_rescans() == [first]
-    world.handle(RescanEnded(first.keys))
+    world.handle(RescanFinished(first.keys))
     (_, second) = world.begin_rescans()
     assert second.keys == (KEY._replace(detector=1),)
-    world.handle(RescanEnded(second.keys))
+    world.handle(RescanFinished(second.keys))
     world.handle(RescanRaws(KEY))
     assert len(world.begin_rescans()) == 3
 
@@ -393,7 +393,7 @@ def test_no_rescan_begins_for_what_has_ended_meanwhile(world):
 def test_an_outcome_is_told_and_exported_after_it_is_written(world):
     assigned(world)
     world.finish(spool="/spool/x")
-    assert world.of(Report, Export) == []
+    assert world.of(SendResults, Export) == []
     world.commit()
     assert reported(world) == [(0, 1, Outcome.SUCCEEDED)]
     assert world.of(Export) == [Export("/spool/x")]
@@ -411,22 +411,22 @@ def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
 
 
 @pytest.mark.parametrize(
-    ("remains", "outcome", "exported"),
+    ("leftovers", "outcome", "exported"),
     [
         (Leftovers(no_return="alerts"), Outcome.CRASHED, []),
         (Leftovers(no_return="alerts", spool="/spool/x"), Outcome.SUCCEEDED, [Export("/spool/x")]),
         (Leftovers("alerts", "/spool/x", "a task failed"), Outcome.FAILED, [Export("/spool/x")]),
     ],
 )
-def test_what_a_dead_worker_left_decides(world, remains, outcome, exported):
+def test_what_a_dead_worker_left_decides(world, leftovers, outcome, exported):
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, may_have_left=True)
-    assert not world.turns  # nothing is decided before the disk is read
-    world.handle(LeftoversRead(KEY, remains))
+    assert not world.uncommitted  # nothing is decided before the disk is read
+    world.handle(LeftoversRead(KEY, leftovers))
     world.commit_all()
     assert world.outcomes() == [outcome]
     assert world.of(Export) == exported
-    assert world.of(RemoveMark) == ([RemoveMark(KEY)] if remains.no_return else [])
+    assert world.of(RemoveMark) == ([RemoveMark(KEY)] if leftovers.no_return else [])
 
 
 def test_partial_outputs_of_an_attempt_that_is_tried_again_are_discarded(world):
@@ -457,7 +457,7 @@ def test_a_stop_interrupts_what_queues_and_tries_nothing_again(world):
     accepted(world, detectors=(0, 1))
     world.assign()
     world.reserve(group="late")
-    world.handle(StopBegun())
+    world.handle(StopStarted())
     world.finish(outcome=Outcome.CRASHED, retriable=True)
     world.commit_all()
     assert world.outcomes() == [Outcome.CRASHED, Outcome.INTERRUPTED]
@@ -471,10 +471,10 @@ def test_stages_and_figures_are_written_with_the_next_batch(world):
     world.handle(NoteStage(KEY, Stage.PREPARED, 6.0))  # the first time counts
     world.handle(NoteMeasurements(KEY, {"query_ms": 4.5}))
     assert world.rows()[0].figures == {}
-    world.handle(FlushAsked(3))
-    assert world.of(Answer) == []
+    world.handle(FlushRequested(3))
+    assert world.of(Reply) == []
     world.commit_all()
-    assert world.of(Answer) == [Answer(3)]
+    assert world.of(Reply) == [Reply(3)]
     (row,) = world.rows()
     assert (row.stages[Stage.PREPARED], row.figures) == (5.0, {"query_ms": 4.5})
 
@@ -491,7 +491,7 @@ def test_exports_are_noted_also_of_what_the_journal_does_not_have(world):
 
 def test_a_relay_that_comes_back_is_told_what_it_has_not_confirmed(world):
     world.handle(Welcome(life="x", origin="relay", sent_tai=1.0, sequence=1))
-    assert world.of(ReportAgain) == [ReportAgain()]
+    assert world.of(ResendResults) == [ResendResults()]
 
 
 # --- a previous run --------------------------------------------------------------
@@ -515,20 +515,20 @@ def test_what_a_previous_run_left_is_tried_again_and_its_raws_are_sought(world):
 
 
 @pytest.mark.parametrize(
-    ("remains", "outcome", "reason"),
+    ("leftovers", "outcome", "reason"),
     [
         (Leftovers(spool="/spool/x"), Outcome.SUCCEEDED, ""),
         (Leftovers(spool="/spool/x", why_partial="a task failed"), Outcome.FAILED, "a task failed"),
         (Leftovers(no_return="alerts"), Outcome.INTERRUPTED, "the daemon ended before the visit did"),
     ],
 )
-def test_what_a_previous_run_left_on_disk_decides(world, remains, outcome, reason):
+def test_what_a_previous_run_left_on_disk_decides(world, leftovers, outcome, reason):
     unfinished(world)
-    world.recover(lambda key: remains)
+    world.recover(lambda key: leftovers)
     world.commit_all()
     (row,) = world.rows()
     assert (row.outcome, row.reason, world.queue) == (outcome, reason, {})
-    assert world.of(Export) == ([Export("/spool/x")] if remains.spool else [])
+    assert world.of(Export) == ([Export("/spool/x")] if leftovers.spool else [])
 
 
 def test_what_a_previous_run_left_too_long_ago_is_not_tried_again(world):
@@ -561,18 +561,18 @@ def ended(world, outcome=Outcome.FAILED, **changes):
 def ask(world, *, spool=""):
     before = tuple(world.journal.last_attempts("g"))
     spools = {KEY: spool} if spool else {}
-    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, spools, frozenset(), force=False))
+    world.handle(RequeueRequested(4, before, {KEY: CHOSEN}, spools, frozenset(), force=False))
 
 
 def answer(world):
-    (answer,) = world.of(Answer)
+    (answer,) = world.of(Reply)
     return [(row.attempt, row.text) for row in answer.rows] or answer.refused
 
 
 def test_what_has_failed_is_tried_again_once_that_is_in_the_journal(world):
     ended(world, spool="/spool/x")
     ask(world, spool="/spool/x")
-    assert (world.of(Answer), world.queue) == ([], {})
+    assert (world.of(Reply), world.queue) == ([], {})
     world.commit_all()
     assert answer(world) == [(2, "")]
     assert list(world.queue) == [KEY._replace(attempt=2)]
@@ -586,7 +586,7 @@ def test_what_is_under_way_is_not_tried_again(world):
     ask(world)
     ask(world)
     world.commit_all()
-    assert [[row.text for row in action.rows] for action in world.of(Answer)] == [["it is under way"], [""]]
+    assert [[row.text for row in action.rows] for action in world.of(Reply)] == [["it is under way"], [""]]
     assert len(world.rows()) == 2
 
 
@@ -602,7 +602,7 @@ def test_outputs_that_are_on_their_way_are_in_the_way(world, outcome, exporting,
     before = tuple(replace(entry, partial=True) for entry in world.journal.last_attempts("g"))
     spools = {} if exporting else {KEY: "/spool/x"}
     under_way = frozenset({KEY} if exporting else ())
-    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, spools, under_way, force=False))
+    world.handle(RequeueRequested(4, before, {KEY: CHOSEN}, spools, under_way, force=False))
     ((attempt, said),) = answer(world)
     assert attempt is None
     assert said.startswith(text)
@@ -617,8 +617,8 @@ def test_what_the_relay_asks_for_again_meanwhile_is_left_to_it(world):
     world.finish()
     world.commit_all()
     world.done.clear()
-    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, {KEY: "/spool/x"}, frozenset(), force=False))
-    with pytest.raises(Exception, match=r"the relay has asked for .* again meanwhile"):
+    world.handle(RequeueRequested(4, before, {KEY: CHOSEN}, {KEY: "/spool/x"}, frozenset(), force=False))
+    with pytest.raises(Exception, match=r"the relay has requested .* again in the meantime"):
         world.commit()
     assert [row.attempt for row in world.rows()] == [1, 5]
 
@@ -663,11 +663,11 @@ def test_remains_that_are_no_text_decide_all_the_same(world, folders):
     mark.write_bytes(b"alerts \xe2\x82")
     spool.mkdir()
     (spool / "manifest.json").write_text(json.dumps({"failed": "cannot read a\udce4.fits"}))
-    remains = read_leftovers(folders, KEY)
-    assert remains.no_return.startswith("alerts ")
+    leftovers = read_leftovers(folders, KEY)
+    assert leftovers.no_return.startswith("alerts ")
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, may_have_left=True)
-    world.handle(LeftoversRead(KEY, remains))
+    world.handle(LeftoversRead(KEY, leftovers))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED]
     assert reported(world) == [(0, 1, Outcome.FAILED)]
