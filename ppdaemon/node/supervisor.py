@@ -27,7 +27,7 @@ __all__ = ("Supervisor",)
 _LOG = logging.getLogger(__name__)
 
 EXPORT_AT_STOP_S = 10.0
-"""How long a stop waits for exports. What is left is exported after the next start."""
+"""How long a stop waits for exports. Remaining spools are exported after the next start."""
 IDLE_TIMEOUT_S = 10.0
 """How long a stop waits for a journal that cannot be written. Outcomes that are
 not written are recovered at the next start."""

@@ -145,7 +145,7 @@ def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, sm
 
 
 def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, socket_dir, small_ramdisk):
-    """Fault 42: operators hear of it before a visit does."""
+    """Fault 42: operators are warned before a visit fails."""
     with greedy(tmp_path, socket_dir) as node:
         assert node.status().ramdisk_mb < 1
         other = small_ramdisk / "others"
@@ -197,7 +197,7 @@ def group_of(pid):
     return next(line for line in lines if line.startswith("0::")).rpartition("/")[2]
 
 
-def test_a_delegated_group_is_divided_and_said_to_be(tmp_path, socket_dir, group):
+def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, group):
     with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
         limits = node.status().limits
         assert limits["descendants"] == "supervisor by process group; kernel (cgroup)"
@@ -212,8 +212,8 @@ def test_a_delegated_group_is_divided_and_said_to_be(tmp_path, socket_dir, group
         assert {group_of(pid) for pid in others} == {"supervisor"}
 
 
-def test_what_a_worker_has_detached_dies_with_it_in_its_group(tmp_path, socket_dir, group):
-    """Fault 39: a daemonised grandchild, and nobody left to sweep it."""
+def test_processes_that_a_worker_has_detached_die_with_its_group(tmp_path, socket_dir, group):
+    """Fault 39: a daemonized grandchild, and no process left to kill it."""
     with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
         node.relay.reserve("g1", survey="prepare:detach process:die@1")
         note = node.state / "grandchild"
@@ -233,7 +233,7 @@ def test_what_a_worker_has_detached_dies_with_it_in_its_group(tmp_path, socket_d
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
 
 
-def test_without_a_group_of_its_own_the_daemon_says_what_is_not_enforced(tmp_path, socket_dir):
+def test_without_a_delegated_group_the_daemon_reports_the_limits_it_does_not_enforce(tmp_path, socket_dir):
     with greedy(tmp_path, socket_dir, memory={"budget": "8GB"}) as node:
         limits = node.status().limits
         assert limits["memory"].startswith("8 GB, supervisor every 0.1 s; not by the kernel: ")

@@ -67,7 +67,7 @@ def an_open_visit(detector=0):
     return VisitDetector(entry, assignment, Phase.QUEUED)
 
 
-def test_each_change_is_taken_out_once_as_a_copy():
+def test_each_change_is_returned_once_as_a_copy():
     visits, visit = OpenVisits(), an_open_visit()
     visits.add(visit)
     visit.entry.stages[Stage.PREPARED] = 2.0
@@ -81,7 +81,7 @@ def test_each_change_is_taken_out_once_as_a_copy():
     assert (visits.take_changes(), visits.changed) == ((), False)
 
 
-def test_a_row_that_is_written_now_is_not_written_again():
+def test_a_row_written_now_is_not_written_again():
     visits, visit = OpenVisits(), an_open_visit()
     visits.add(visit)
     visits.mark_changed(visit.entry)
@@ -131,7 +131,7 @@ def test_other_names_in_the_spool_are_not_visits():
         assert NodeFolders.read_spooled(name) is None
 
 
-def test_a_key_tells_itself():
+def test_a_key_is_readable_as_text():
     assert str(Key("DemoCam", "g", 3)) == "DemoCam g detector 3 attempt 1"
 
 

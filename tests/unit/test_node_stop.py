@@ -18,7 +18,7 @@ from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.sqlitefile import BatchWriter
 
 
-def test_a_stop_does_not_wait_for_a_journal_that_gives_no_answer(config, tmp_path):
+def test_a_stop_does_not_wait_for_a_journal_that_hangs(config, tmp_path):
     journal = Journal(tmp_path / "journal.sqlite")
 
     async def run():
@@ -42,7 +42,7 @@ def test_a_journal_that_cannot_be_written_is_logged_once(caplog):
     assert node._count == {"journal_error": 3}
 
 
-def test_a_second_stop_waits_for_nothing_that_is_under_way(config):
+def test_a_second_stop_skips_the_waiting(config):
     async def run():
         supervisor = Supervisor(config, lambda: config, {}, Clock(), Mock(), None)
         node = MagicMock()
@@ -59,7 +59,7 @@ def test_a_second_stop_waits_for_nothing_that_is_under_way(config):
 
 @pytest.mark.parametrize("state", ["starting", "stopping"])
 @pytest.mark.parametrize("accepting", [True, False])
-def test_a_node_that_starts_or_stops_changes_not_what_it_takes(state, accepting):
+def test_a_node_that_starts_or_stops_does_not_change_its_acceptance(state, accepting):
     status, reprocessor, relay = SimpleNamespace(state=state), Mock(), Mock()
     handler = RequestHandler(status, Mock(), Mock(), reprocessor, relay, Mock())
     with pytest.raises(Refused, match=f"the daemon is {state}"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How events come to their consequences, with a real journal and nothing else of a node."""
+"""The pump with a real journal and no other part of a node."""
 
 import asyncio
 import sqlite3
@@ -51,7 +51,7 @@ async def running(config, tmp_path, monkeypatch):
         writer.close()
 
 
-def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+def test_a_flush_of_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
@@ -79,7 +79,7 @@ def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_pat
     asyncio.run(run())
 
 
-def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, tmp_path, monkeypatch):
+def test_raws_are_looked_up_although_the_journal_contradicts_their_decision(config, tmp_path, monkeypatch):
     assignment = an_assignment()
     key = assignment.key
     raw = Raw(
@@ -104,16 +104,16 @@ def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, 
     asyncio.run(run())
 
 
-async def turns_until(condition):
-    """Count the turns of the event loop until something holds."""
-    turns = 0
+async def loop_steps_until(condition):
+    """Count the steps of the event loop until a condition is true."""
+    steps = 0
     while not condition():
         await asyncio.sleep(0)
-        turns += 1
-    return turns
+        steps += 1
+    return steps
 
 
-def test_a_storm_of_events_leaves_the_loop_to_others_meanwhile(config, tmp_path, monkeypatch):
+def test_a_burst_of_events_does_not_block_the_loop(config, tmp_path, monkeypatch):
     handled = []
 
     async def run():
@@ -121,14 +121,14 @@ def test_a_storm_of_events_leaves_the_loop_to_others_meanwhile(config, tmp_path,
             monkeypatch.setattr(node.pump, "_handle", handled.append)
             for number in range(10_000):
                 node.inbox.post(number)
-            assert await turns_until(lambda: len(handled) == 10_000) >= 100
+            assert await loop_steps_until(lambda: len(handled) == 10_000) >= 100
             assert len(node.inbox) == 0
 
     asyncio.run(run())
     assert handled == list(range(10_000))
 
 
-def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
+def test_a_burst_of_messages_does_not_block_the_loop(config):
     posted = []
 
     async def run():
@@ -137,7 +137,7 @@ def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
         for _ in range(10_000):
             chooser.receive(message)
         task = asyncio.create_task(chooser.run())
-        assert await turns_until(lambda: len(posted) == 10_000) >= 100
+        assert await loop_steps_until(lambda: len(posted) == 10_000) >= 100
         task.cancel()
 
     asyncio.run(run())
@@ -164,7 +164,7 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
     asyncio.run(run())
 
 
-def test_a_visit_whose_outcome_the_journal_contradicts_is_not_open_for_ever(config, tmp_path, monkeypatch):
+def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_path, monkeypatch):
     assignment = an_assignment()
 
     async def run():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What holds for visits in any order of events, commits, failures and crashes.
+"""Invariants of visits in any order of events, commits, failures and crashes.
 
-Turns are committed one by one at random moments, so that events come between a
-decision and its commit; a crash loses all turns that are not committed.
+Effects are committed one by one at random moments, so that events come between a
+decision and its commit; a crash loses all effects that are not committed.
 """
 
 import json
@@ -96,7 +96,7 @@ class Checked(World):
 
 
 class VisitsMachine(RuleBasedStateMachine):
-    """Random sequences of what can happen to the visits of a node."""
+    """Random sequences of events of a node's visits."""
 
     @initialize()
     def begin(self):
@@ -119,9 +119,9 @@ class VisitsMachine(RuleBasedStateMachine):
         self.world.finals, self.world.requeued, self.world.unmatched = Counter(), 0, set()
         self.world.__init__(config, self.folder / "journal.sqlite")
         self.raws = {}
-        """All that landed, by what names them."""
+        """Raws that have arrived, by group, detector and exposure."""
         self.leftovers = {}
-        """What dead workers left, by attempt."""
+        """Leftovers of dead workers, by attempt."""
         self.stopped = False
 
     def teardown(self):
@@ -129,7 +129,7 @@ class VisitsMachine(RuleBasedStateMachine):
             return
         try:
             self.wait_until_idle()
-            self.check_at_rest()
+            self.check_final_state()
         finally:
             self.world.journal.close()
             shutil.rmtree(self.folder)
@@ -214,7 +214,7 @@ class VisitsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.reading)
     @rule()
-    def remains_are_read(self):
+    def leftovers_are_read(self):
         key = self.world.reading.pop(0)
         self.world.handle(LeftoversRead(key, self.leftovers[key]))
 
@@ -225,7 +225,7 @@ class VisitsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.slots)
     @rule()
-    def rescan_wanted(self):
+    def rescan_requested(self):
         for assignment in list(self.world.slots.values()):
             self.world.handle(RescanRaws(assignment.key))
 
@@ -323,12 +323,12 @@ class VisitsMachine(RuleBasedStateMachine):
             assert row.outcome is None, visit
 
     def wait_until_idle(self):
-        """Let everything come to its end."""
+        """End all visits."""
         for _ in range(20):
             while self.world.uncommitted:
                 self.committed(self.world.commit)
             while self.world.reading:
-                self.remains_are_read()
+                self.leftovers_are_read()
             for slot in list(self.world.slots):
                 self.world.finish(slot, Outcome.SUCCEEDED)
             self.rescans_run()
@@ -340,7 +340,7 @@ class VisitsMachine(RuleBasedStateMachine):
         while self.world.uncommitted:
             self.committed(self.world.commit)
 
-    def check_at_rest(self):
+    def check_final_state(self):
         assert len(self.world.visits.open) == 0
         assert self.not_final() == set()
         accepted = set()

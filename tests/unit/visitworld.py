@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The visits of a node with a real journal, and nothing that runs by itself.
+"""The visits of a node with a real journal and without an event loop.
 
-Turns wait until a test commits them; what they ask for is written down.
+Effects wait until a test commits them; performed actions are listed.
 """
 
 from collections import Counter, deque
@@ -41,7 +41,7 @@ CHOSEN = Chosen(Pipelines(main=("/p/Any.yaml",)))
 
 
 class World:
-    """Visits, their journal, and what the rest of a node would do."""
+    """Visits, their journal, and a simple model of the other parts of a node."""
 
     def __init__(self, config, journal_path: Path):
         self.config = config
@@ -58,11 +58,11 @@ class World:
         self.uncommitted = deque()
         self.done = []
         self.queue = {}
-        """What the scheduler has, by key."""
+        """Assignments in the scheduler's queue, by key."""
         self.slots = {}
         """Assignments that slots have, by slot."""
         self.reading = []
-        """Keys whose leftovers are being read."""
+        """Keys of leftovers being read."""
         self.rescans = []
         self.handle(AcceptanceChanged(accepting=True))
 
@@ -72,13 +72,13 @@ class World:
         self.start()
 
     def recover(self, leftovers=lambda key: Leftovers(), chosen=CHOSEN):
-        """Answer for the previous run."""
+        """Recover the attempts of the previous run."""
         entries = self.journal.unfinished()
         for entry in entries:
             self.handle(AttemptRecovered(entry, leftovers(entry.key), chosen))
         return [entry.key for entry in entries]
 
-    # --- what happens ------------------------------------------------------
+    # --- pump --------------------------------------------------------------
 
     def handle(self, event):
         effects = self.visits.handle(event, Now(self.mono, self.tai))
@@ -102,7 +102,7 @@ class World:
             self.commit()
 
     def refuse(self):
-        """Have the oldest effects not written, if it may fail."""
+        """Let the oldest write fail, if it may fail."""
         for write in self.uncommitted[0].writes:
             if isinstance(write, Accept | Requeue):
                 self.uncommitted.popleft()
@@ -129,30 +129,30 @@ class World:
                 if type(event).__name__ == "VisitAssigned":
                     assert slot not in self.slots
                     self.slots[slot] = event.assignment
-                elif (held := self.slots.get(slot)) and held.key == key:
+                elif (assignment := self.slots.get(slot)) and assignment.key == key:
                     self.to_slot(slot, event)
 
     def to_slot(self, slot, event):
-        """Do with a raw what a slot does, as far as outcomes need it."""
-        held = self.slots[slot]
-        if type(event).__name__ == "RawArrived" and not held.has(event.raw.exposure):
-            self.slots[slot] = replace(held, raws=(*held.raws, event.raw))
+        """Add a raw to an assignment, as a slot does."""
+        assignment = self.slots[slot]
+        if type(event).__name__ == "RawArrived" and not assignment.has(event.raw.exposure):
+            self.slots[slot] = replace(assignment, raws=(*assignment.raws, event.raw))
 
     # --- events ------------------------------------------------------------
 
-    def _words(self):
+    def _envelope(self):
         self.sequence += 1
         return {"origin": "relay", "sent_tai": self.tai, "sequence": self.sequence}
 
     def reserve(self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN):
         visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": "new"})
         message = ReserveVisit(
-            visit=visit, detectors=detectors, attempt=attempt, received_tai=self.tai, **self._words()
+            visit=visit, detectors=detectors, attempt=attempt, received_tai=self.tai, **self._envelope()
         )
         self.handle(Reserved(message, dict.fromkeys(detectors, chosen)))
 
     def cancel(self, group="g", detectors=None):
-        self.handle(CancelVisit(instrument=CAMERA, group=group, detectors=detectors, **self._words()))
+        self.handle(CancelVisit(instrument=CAMERA, group=group, detectors=detectors, **self._envelope()))
 
     def assign(self, slot=0):
         """Match the oldest queued visit-detector and a slot."""
@@ -171,7 +171,7 @@ class World:
         self.rescans = []
         return [action for action in self.done if isinstance(action, Rescan)]
 
-    # --- what is there -------------------------------------------------------
+    # --- state ---------------------------------------------------------------
 
     def of(self, *kinds):
         """Return what was done of some kinds."""

@@ -291,7 +291,7 @@ class Visits:
     def _rescan_due(self, event: model.RescanDue, effects: model.Effects) -> None:
         found = [self.open.get(key) for key in self._rescans[event.visit]]
         visits = [visit for visit in found if visit is not None]
-        if not visits:  # all ended meanwhile
+        if not visits:  # all have ended
             del self._rescans[event.visit]
             return
         self._rescans[event.visit] = []

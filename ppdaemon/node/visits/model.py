@@ -208,7 +208,7 @@ class Retry:
 @dataclass(frozen=True, slots=True)
 class Requeue:
     """Insert one more attempt after final outcomes, unless another attempt
-    has been accepted meanwhile.
+    has been accepted in the meantime.
     """
 
     request: int
@@ -393,7 +393,7 @@ type Action = (
 
 @dataclass(slots=True)
 class Effects:
-    """What follows from one event: writes to commit, then actions to perform."""
+    """The result of one event: writes to commit, then actions to perform."""
 
     writes: list[Write] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
@@ -407,4 +407,4 @@ class Now(NamedTuple):
     mono: float
     """Monotonic seconds: deadlines."""
     tai: float
-    """TAI seconds since 1970: what is recorded."""
+    """TAI seconds since 1970: recorded times."""

@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 MAX_RESULTS_PER_MESSAGE = 500
 """With this many outcomes a message is far below the relay's size limit."""
 HIGH_WATER = 1000
-"""Messages that may queue in either direction; what is lost beyond is resent."""
+"""Messages that may queue in either direction; messages beyond it are lost and sent again."""
 
 type OnMessage = Callable[
     [messages.ReserveVisit | messages.CancelVisit | messages.ResultsSeen | messages.Welcome], None
