@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Raw images as they land: from the sources' sightings to complete raws.
+"""Connects the sources of raws with the check for completeness, and runs the final rescan.
 
-Covers the merging of sources and the final rescan. When a raw is complete, and
-that it is delivered once, is `ppdaemon.node.arrivals.completion`'s; which
-worker waits for it is decided elsewhere. Nothing here touches the filesystem
-of raws in the event loop: if that filesystem hangs, raws are late and the
-supervisor is not.
+The event loop never touches the filesystem of raws: if that filesystem hangs,
+raws are late, but the supervisor is not blocked.
 """
 
 import asyncio
@@ -41,23 +38,23 @@ __all__ = ("Arrivals",)
 
 _LOG = logging.getLogger(__name__)
 
-MOST_TASKS = 20_000
-"""Above, sidecars and lists that were sighted by themselves are not read."""
+MAX_TASKS = 20_000
+"""With more tasks, sidecars and lists of detectors are not read when they are sighted."""
 STOP_S = 3.0
+"""Time for closing the watches; a filesystem that hangs would block the stop."""
 RESCAN_S = 2.0
-"""A final rescan that takes longer is broken off."""
+"""Time limit of a final rescan: a worker slot is occupied meanwhile."""
 
 
 class Arrivals:
     """Watches the raw roots and delivers each raw once, when it is complete.
 
-    `deliver` is called with each raw in the event loop's thread, `expect` with
-    the detectors of an exposure where a list of them came. `waiting` returns
-    what open visits wait for, which is looked for where the kernel reports
-    nothing. `canaries` is a folder of our own, outside of all raw roots, whose
-    files prove that the kernel's events come through; without it they are
-    trusted. `reader` reads what lies in object stores; it is started and closed
-    here. Raises ConfigError if an instrument has no focal-plane table.
+    `deliver` is called in the event loop with each raw, `expect` with each list
+    of the detectors of an exposure. `waiting` returns the raws that open visits
+    need; they are polled for where inotify does not report them. `canaries` is a
+    folder outside all raw roots for files that test inotify; without it inotify
+    is not tested. `reader` reads object stores; it is started and closed here.
+    Raises ConfigError if an instrument has no focal-plane table.
     """
 
     def __init__(
@@ -77,7 +74,7 @@ class Arrivals:
         self._counts = ErrorCounts(clock.mono)
         self._tasks: set[asyncio.Task[None]] = set()
         self._raw_roots = RawRoots(config, instruments)
-        # Threads of its own for each root: one that hangs stops no other.
+        # Separate threads for each root: a root that hangs must not block the others.
         self._threads = {root.path: FileThreads(READERS, clock.mono) for root in self._raw_roots.roots}
         self._exposures = self._new_exposures(FileReading(self._threads), self._raw_roots)
         self._completion = RawCompletion(
@@ -113,9 +110,7 @@ class Arrivals:
         self._context: zmq.asyncio.Context | None = None
 
     async def start(self) -> None:
-        """Begin to watch, survey and listen; raises ConfigError if an address of
-        ``arrivals.subscribe`` cannot be used.
-        """
+        """Start all sources; raises ConfigError if an address of ``arrivals.subscribe`` cannot be used."""
         try:
             self._subscribe(self._config.subscribe)
         except ConfigError:
@@ -127,7 +122,7 @@ class Arrivals:
         self._runs = {path: self._spawn(source.run()) for path, source in self._sources.items()}
 
     async def stop(self) -> None:
-        """End all watching; what is not complete yet is forgotten."""
+        """Stop all sources, and discard raws that are not complete."""
         self._completion.stop()
         tasks = [*self._tasks]
         for task in tasks:
@@ -146,8 +141,8 @@ class Arrivals:
             threads.close()
 
     def report(self) -> tuple[ArrivalSource, ...]:
-        """Return the states of watch, polling and survey of each root, then of the subscriptions,
-        then of the reader of object stores.
+        """Return the states of each root's watch, polling and survey, of the subscriptions, and of the
+        reader of object stores.
         """
         report = self._completion.latencies.report
         sources = [
@@ -163,27 +158,30 @@ class Arrivals:
         return tuple(sources)
 
     async def rescan(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
-        """Look where raws of a visit must be, whatever the sources have reported.
+        """List the folders that can contain raws of a visit, and deliver the complete raws found there.
 
-        What is found and complete is delivered before this returns, also what
-        was delivered before; it returns after `RESCAN_S` at the latest. Where paths do not name
-        the group, exposures that were complete `remember_s` before the announcement are not looked at.
+        Raws that were delivered before are delivered again. Returns after `RESCAN_S` at the latest.
+        Where paths do not contain the group, folders of exposures that have not changed since
+        `remember_s` before the announcement are skipped.
         """
         expected = Expected(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
-        self._counts.count("last_looks")
+        self._counts.count("final_rescans")
         try:
             async with asyncio.timeout(RESCAN_S):
                 await asyncio.gather(
                     *(self._rescan_root(root, expected, since_unix) for root in self._raw_roots.roots)
                 )
         except TimeoutError:
-            text = f"a final rescan for {visit.group} took {RESCAN_S:g} s"
-            self._counts.complain("last_look_broken_off", text)
+            text = (
+                f"the final rescan for {visit.group} was stopped after {RESCAN_S:g} s; raws that it has not "
+                "found may be reported as missing: check that the filesystem of the raw roots is not slow"
+            )
+            self._counts.complain("final_rescan_cut_short", text)
 
     @property
     def refused(self) -> tuple[RefusedRaw, ...]:
-        """The last raws that were not delivered."""
+        """The most recent raws that were not delivered."""
         return tuple(self._completion.refused)
 
     @property
@@ -204,24 +202,24 @@ class Arrivals:
                 listen(
                     socket,
                     lambda path, source=source: self._noticed(source, path),  # type: ignore[misc]
-                    lambda error: self._counts.complain(f"notice.{error.kind}", f"notice refused: {error}"),
+                    lambda error, source=source: self._counts.complain(f"notice.{error.kind}", f"{source}: ignoring a notice: {error}"),
                 )
             )
 
     def _noticed(self, source: str, file: str | StoredObject) -> None:
-        """A notice named a finished file."""
+        """Pass on a finished file that a notice names."""
         try:
             if isinstance(file, StoredObject):
                 self._object_noticed(source, file)
             else:
                 self._path_noticed(source, file)
         except BadMessage as error:
-            self._counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+            self._counts.complain(f"refused.{error.kind}", f"{source}: ignoring a file: {error}")
 
     def _object_noticed(self, source: str, file: StoredObject) -> None:
         if self._stores is not None and self._stores.serves(file):
             self._stores.noticed(source, file)
-        elif file.scheme == "s3":  # a raw root may be what a bucket is on this host
+        elif file.scheme == "s3":  # a bucket may be mounted on this host as a raw root
             self._path_noticed(source, file.key)
         else:
             raise BadMessage(f"{file.uri[:200]!r} is not below a root of arrivals.remote", "outside")
@@ -233,7 +231,7 @@ class Arrivals:
                 self._sighted(Sighting(source, *located, confirmed=True))
 
     def _sighted(self, sighting: Sighting) -> None:
-        """A source met a raw or a sidecar of this node."""
+        """Handle a raw, a sidecar or a list of detectors that a source reports."""
         name = sighting.name
         if name.kind is Kind.EXPECTED:
             if self._exposures.unlisted(name) and len(self._tasks) < MOST_TASKS:
@@ -279,7 +277,7 @@ class Arrivals:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counts.count("internal")
-            _LOG.error("an error in the arrivals", exc_info=error)
+            _LOG.error("internal error: a task that handles raw arrivals has ended", exc_info=error)
 
     async def _list(self, sighting: Sighting) -> None:
         expected = await self._exposures.expected(sighting.name, sighting.file)
@@ -298,7 +296,7 @@ class Arrivals:
         await asyncio.gather(*(self._take_found(expected, found) for found in exposures.values()))
 
     async def _take_found(self, expected: Expected, sightings: list[Sighting]) -> None:
-        """Deliver the raws of one exposure, if it is one of the visit."""
+        """Deliver the raws of one exposure if it belongs to the visit."""
         facts = await self._group_named_by(sightings)
         if facts is None or parent_group(facts.group) != expected.group:
             return
@@ -306,7 +304,7 @@ class Arrivals:
         await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
 
     async def _group_named_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
-        """Ask one raw of an exposure after the other, and wait for no sidecar."""
+        """Read the raws of an exposure one by one until one has the group; wait for no late sidecar."""
         long_ago = self._clock.mono() - self._config.sidecar_wait_s
         for sighting in sightings:
             if (facts := await self._exposures.facts(sighting.name, sighting.file, long_ago)) is not None:

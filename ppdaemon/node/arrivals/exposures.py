@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which group an exposure belongs to: one read serves all its detectors.
+"""Finds and caches the group of each exposure: one read serves all its detectors.
 
-All detectors of an exposure share OBSID and GROUPID. The first sidecar or,
-where none comes in time, the first FITS header that can be read names the
-group, and at last the sidecars of other nodes' detectors. One that is another
-exposure's by its OBSID does not count: else a single misplaced file would lead
-all detectors astray.
+All detectors of an exposure share OBSID and GROUPID. The group is read from the
+first sidecar, else from the first FITS header if no sidecar arrives in time, else
+from the sidecars of other nodes' detectors. A file with the OBSID of another
+exposure is ignored: one misplaced file must not assign all detectors wrongly.
 """
 
 import asyncio
@@ -31,16 +30,14 @@ type _Read = Callable[[RawPath], Awaitable[files.ExposureFacts]]
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
 LIST_WAIT_S = 120.0
-"""The list of an exposure's detectors comes before its images, which name the
-group that it is for."""
+"""The list of an exposure's detectors arrives before its images, which contain its group."""
 
 
 class Reading(Protocol):
     """Reads the sidecars, headers and lists of an exposure.
 
-    Each method may raise `FileNotFoundError` if there is no such file,
-    `TimeoutError` if it cannot be reached now, another `OSError` if it
-    cannot be read, and `~ppdaemon.errors.BadMessage` if it cannot be used.
+    Each method raises FileNotFoundError if the file does not exist, TimeoutError if it cannot be
+    reached at present, another OSError if it cannot be read, and BadMessage if its content is invalid.
     """
 
     async def sidecar(self, path: RawPath) -> files.ExposureFacts:
@@ -53,34 +50,34 @@ class Reading(Protocol):
         """Read the list of an exposure's detectors."""
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
-        """Find other sidecars of an image's exposure."""
+        """Return other sidecars of an image's exposure."""
 
 
 class FileReading:
-    """Reads files in the threads of their root."""
+    """Reads files, each in the threads of its root."""
 
     def __init__(self, threads: Mapping[str, FileThreads]):
         self._threads = threads
 
     async def sidecar(self, path: RawPath) -> files.ExposureFacts:
-        """Read a sidecar; see `Reading`."""
+        """Read a sidecar."""
         return await self._threads[path.root].run(files.facts_of_sidecar, path)
 
     async def header(self, path: RawPath) -> files.ExposureFacts:
-        """Read a primary header; see `Reading`."""
+        """Read the primary header of an image."""
         return await self._threads[path.root].run(files.facts_of_image, path)
 
     async def listed(self, path: RawPath) -> frozenset[str]:
-        """Read a list; see `Reading`."""
+        """Read the list of an exposure's detectors."""
         return await self._threads[path.root].run(files.expected_sensors, path)
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
-        """List the folder of an image; see `Reading`."""
+        """Return the other sidecars in the folder of an image."""
         return await self._threads[image.root].run(files.sidecars_beside, image)
 
 
 class _Unknown:
-    """Ties together those who want to know an exposure that nobody knows yet."""
+    """Synchronizes the tasks that wait for, or read, an exposure without facts."""
 
     def __init__(self) -> None:
         self.known = asyncio.Event()
@@ -92,15 +89,15 @@ class _Exposure:
     facts: files.ExposureFacts | None = None
     listed: bool = False
     unknown: _Unknown | None = field(default_factory=_Unknown)
-    """Not kept once it is known: it takes more than all the rest."""
+    """Deleted when the facts are known: it needs more memory than all other fields."""
 
     @property
     def reading(self) -> asyncio.Lock:
-        """Held while a file of this exposure is read."""
+        """Lock held while a file of this exposure is read, so that 205 detectors cause one read."""
         return asyncio.Lock() if self.unknown is None else self.unknown.reading
 
     async def until_known(self, limit_s: float) -> None:
-        """Wait until the facts are known, or as long as this."""
+        """Wait until the facts are known, at most `limit_s` seconds."""
         if self.unknown is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.unknown.known.wait(), limit_s)
@@ -114,9 +111,7 @@ class _Exposure:
 
 @dataclass(eq=False)
 class Exposures:
-    """Reads and remembers the facts of exposures; `sidecar_wait_s` is how long a late
-    sidecar is waited for.
-    """
+    """Reads and caches the facts of exposures; waits up to `sidecar_wait_s` for a late sidecar."""
 
     reading: Reading
     sidecar_wait_s: float
@@ -128,35 +123,35 @@ class Exposures:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
     def unknown(self, name: RawName) -> bool:
-        """Return whether a sidecar of this exposure would add something."""
+        """Return whether a sidecar of this exposure should be read."""
         return name.group is None and self._exposure(name).facts is None
 
     def unlisted(self, name: RawName) -> bool:
-        """Return whether the list of this exposure's detectors was not read yet."""
+        """Return whether the list of this exposure's detectors should be read."""
         return not self._exposure(name).listed
 
     async def learn_from(self, name: RawName, sidecar: RawPath) -> None:
-        """Read a sidecar that was met by itself."""
+        """Read a sidecar that a source reported."""
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
                 await self._read(exposure, name, self.reading.sidecar, sidecar)
             except (OSError, BadMessage):
-                # It may be half written: the image, or the next sidecar, follows.
+                # It may be incomplete: the image, or another sidecar, follows.
                 self.counts.count("sidecar_unread")
 
     async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
-        """Return which detectors of an exposure will come, when its group is known, which the list
-        does not name; `None` if the list cannot be read, was read before, or nothing named the group.
+        """Read the list of an exposure's detectors, and wait for its group, which the list does not
+        contain; `None` if the list cannot be read or was read before, or if the group stays unknown.
         """
         exposure = self._exposure(name)
         try:
             names = await self.reading.listed(path)
         except (OSError, BadMessage) as error:
-            self.counts.complain("bad_list", f"{path.path}: {error}")
+            self.counts.complain("bad_list", f"{path.path}: ignoring this list of detectors: {error}")
             return None
-        # Told more than once, it is read more than once: the first may have
-        # met half of it.
+        # Checked after the read: a list may be reported several times, and the
+        # first read may have found an incomplete file.
         if exposure.listed:
             return None
         exposure.listed = True
@@ -169,10 +164,10 @@ class Exposures:
     async def facts(
         self, name: RawName, image: RawPath, since_mono: float | None = None
     ) -> files.ExposureFacts | None:
-        """Return the exposure's facts; `None` if neither path nor sidecar nor header name a group.
+        """Return the exposure's facts; `None` if path, sidecar and header contain no group.
 
-        A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
-        the filesystem hangs.
+        The wait for a late sidecar starts at `since_mono` (monotonic seconds), or now. Raises
+        TimeoutError if the filesystem hangs.
         """
         exposure = self._exposure(name)
         sidecar = files.sidecar_of(image)
@@ -186,28 +181,28 @@ class Exposures:
             if exposure.facts is None:
                 await self._ask_neighbors(exposure, name, image)
             if exposure.facts is None and (wait_s := deadline - self.mono()) > 0.0:
-                # Its sidecar is there, but perhaps half of it.
+                # Its sidecar exists, but may be incomplete.
                 await exposure.until_known(wait_s)
                 await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
-        said = exposure.facts or files.ExposureFacts(name.group, name.snap)
-        return replace(said, group=name.group)
+        facts = exposure.facts or files.ExposureFacts(name.group, name.snap)
+        return replace(facts, group=name.group)
 
     def known(self, name: RawName) -> files.ExposureFacts | None:
-        """Return what `facts` returns, if no file has to be read for it; else `None`."""
+        """Return the cached facts of an exposure; `None` if a file has to be read."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
     async def _ask_neighbors(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
-        """Learn from the sidecars of detectors that this node does not serve.
+        """Read the sidecars of detectors that this node does not serve.
 
-        So a raw whose header is another exposure's comes to its own visit,
-        which then reports that it is bad.
+        Then a raw with the header of another exposure is delivered to the visit
+        that its path belongs to, which reports it as bad.
         """
         try:
             sidecars = await self.reading.neighbors(image)
         except OSError as error:
-            self.counts.complain("bad_sidecar", f"{image.path}: {error}")
+            self.counts.complain("bad_sidecar", f"{image.path}: cannot list its folder for sidecars: {error}")
             return
         for sidecar in sidecars:
             await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
@@ -220,7 +215,7 @@ class Exposures:
         path: RawPath,
         kind: str,
     ) -> bool:
-        """Read a file unless the exposure is known; `False` if it is not there."""
+        """Read a file unless the facts are known; return `False` if it does not exist."""
         if exposure.facts is not None:
             return True
         async with exposure.reading:
@@ -229,17 +224,17 @@ class Exposures:
             except FileNotFoundError:
                 return False
             except TimeoutError:
-                raise  # the filesystem hangs: the file may be good
+                raise  # the filesystem hangs: the file may be valid
             except (OSError, BadMessage) as error:
-                self.counts.complain(kind, f"{path.path}: {error}")
+                self.counts.complain(kind, f"{path.path}: not used to find the group: {error}")
         return True
 
     async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:
-        if exposure.facts is not None:
+        if exposure.facts is not None:  # another task has read them while this one waited for the lock
             return
         facts = await read(path)
         if name.obsid is not None and facts.obsid not in (None, name.obsid):
-            raise BadMessage(f"OBSID is {facts.obsid!r}, another exposure's", "obsid")
+            raise BadMessage(f"OBSID is {facts.obsid!r}, which is another exposure", "obsid")
         exposure.learn(facts)
 
     def _exposure(self, name: RawName) -> _Exposure:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One raw root: the watch on it, the walks through it, and whether they work.
+"""Finds the files of one raw root by watch, polling and survey, and tests whether these work.
 
-When its filesystem hangs, vanishes or comes back from another device,
-everything that observes it is made anew, and all is looked through again.
+When its filesystem hangs, disappears or is mounted from another device, all
+observers are replaced, and a survey finds every file again.
 """
 
 import asyncio
@@ -28,60 +28,62 @@ from ppdaemon.raws.path import Expected
 __all__ = ("RootSource", "SourceContext", "SourceState")
 
 THREADS = 4
-"""One each for the survey, the polling and the canary, and one for a watch that is being closed."""
+"""One each for the survey, the polling, the canary, and a watch that is being closed."""
 STUCK_S = 5.0
-"""A look at the filesystem that lasts longer is reported to the operator."""
+"""A filesystem call that takes longer is reported to the operator."""
 GIVE_UP_S = 10.0
-"""One that lasts longer is given up."""
+"""A filesystem call that takes longer is abandoned."""
 CANARY_S = 1.0
-"""Interval of touching the canary."""
+"""Interval of canary tests."""
 CANARY_STEPS, CANARY_STEP_S = 12, 0.25
-"""How long its event may take. Steps, because the whole daemon may have been
-stopped for a while."""
+"""How long its event may take: 3 s. In steps, because the whole daemon may have been
+stopped meanwhile."""
 SURVEY_SHARE = 20.0
-"""A survey is followed by a pause of so many times its CPU time: it costs 5 %
-of a core at the most, however many folders there are."""
+"""Pause after a survey as a multiple of its CPU time: surveys take at most 5 % of a
+core, for any number of folders."""
 LONGEST_PAUSE_S = 60.0
+"""Limit of that pause."""
 FAILED_PAUSE_S = 5.0
-"""One that failed costs nothing, and is not waited for longer than this."""
+"""A failed survey takes no CPU time, and is soon repeated."""
 SLICE_S = 0.02
-"""Work in a thread after which the loop gets what was found."""
+"""Time in a thread after which the files found so far go to the event loop."""
 SLICE_FILES = 500
+"""Number of files after which they go to the event loop: some 20 ms of its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What the sources of all roots share."""
+    """Objects that the sources of all roots share."""
 
     roots: RawRoots
     config: ArrivalsConfig
     clock: Clock
     counts: ErrorCounts
-    """Counts what goes wrong."""
+    """Counts and logs problems."""
     sighted: Callable[[Sighting], None]
-    """Gets each sighting."""
+    """Receives each sighting."""
     room: Callable[[], Awaitable[None]]
-    """Returns when not too much waits that was sighted before."""
+    """Waits while too many sighted files are queued."""
     lost: Callable[[str], None]
-    """To be called when events of a root were lost."""
+    """Called with a root when its events were lost."""
     expected: Callable[[], Sequence[Expected]]
-    """Returns what is waited for."""
+    """Returns the raws that open visits need."""
     canaries: Path | None
-    """A folder of our own, outside of all raw roots."""
+    """A folder outside all raw roots, for the canary files."""
 
 
 class SourceState(NamedTuple):
-    """How one source is."""
+    """The state of one source."""
 
     name: str
     live: bool
     note: str
-    """Why it is not, or what else to know."""
+    """Why it is not live, or other information for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Observers:
-    """What observes the filesystem that is there now."""
+    """The observers of the filesystem that is mounted now."""
 
     mount: Mount
     survey: Survey
@@ -92,9 +94,9 @@ class _Observers:
 class RootSource:
     """Watches, polls and surveys one raw root.
 
-    New folders are first watched, then listed, and whatever both find is
-    reported twice: the receiver drops duplicates. In this order nothing is
-    missed. `reading` are the threads in which the root's files are read.
+    New folders are first watched, then listed: in this order no file is missed,
+    and the receiver drops duplicates. `reading` are the threads in which the
+    root's files are read.
     """
 
     def __init__(self, root: RawRoot, number: int, context: SourceContext, reading: FileThreads):
@@ -103,7 +105,7 @@ class RootSource:
         self._clock = context.clock
         self._canary = None if context.canaries is None else context.canaries / f"canary-{number}"
         self._reading = reading
-        # Not the same: all of those may be busy with files.
+        # Separate from `reading`, whose threads may all be busy with files.
         self._threads = FileThreads(THREADS, context.clock.mono)
         self._inotify, self._poll, self._scan = (
             f"{kind} {root.path}" for kind in ("inotify", "poll", "scan")
@@ -121,7 +123,7 @@ class RootSource:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Watch, poll and survey until cancelled."""
+        """Watch, poll and survey until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._survey_forever())
             tasks.create_task(self._poll_forever())
@@ -129,7 +131,7 @@ class RootSource:
             tasks.create_task(self._give_up_forever())
 
     async def stop(self) -> None:
-        """End the watch."""
+        """Close the watch and the threads."""
         self._close_watch()
         try:
             await asyncio.gather(*self._closing)
@@ -137,17 +139,17 @@ class RootSource:
             self._threads.close()
 
     def list_again(self) -> None:
-        """Have all folders listed again: what was sighted could not be taken."""
+        """Make the next survey list all folders again, because sighted files were dropped."""
         if self._observers is not None:
             self._observers.survey.list_again()
 
     @property
     def is_local(self) -> bool:
-        """Whether only this host writes there, as far as is known."""
+        """Whether all writes go through this host's kernel, as far as is known."""
         return self._observers is not None and self._observers.mount.kind in LOCAL
 
     def states(self) -> tuple[SourceState, ...]:
-        """Return the states of the watch and of the polling, if there are to be, and of the survey."""
+        """Return the states of the survey and, where used, of the watch and the polling."""
         problem = self._stuck() or self._problem
         states = []
         if self._methods.watch:
@@ -165,7 +167,7 @@ class RootSource:
 
     def _stuck(self) -> str:
         stuck_s = max(self._threads.stuck_s(), self._reading.stuck_s())
-        return f"the filesystem has not answered for {stuck_s:.0f} s" if stuck_s > STUCK_S else ""
+        return f"the filesystem has not responded for {stuck_s:.0f} s" if stuck_s > STUCK_S else ""
 
     def _watch_problem(self) -> str:
         if self._observers is None or self._observers.watch is None:
@@ -176,8 +178,8 @@ class RootSource:
         if self._observers is None or self._root.watch == "poll":
             return ""
         if not self._methods.poll:
-            return "because the watch does not work"
-        return f"because this is {self._observers.mount.kind}"
+            return "polling because the watch does not work"
+        return f"polling because the filesystem type is {self._observers.mount.kind}"
 
     async def _give_up_forever(self) -> None:
         while True:
@@ -202,14 +204,14 @@ class RootSource:
                 await asyncio.wait_for(self._wake.wait(), max(0.0, due - self._clock.mono()))
 
     def _pause_s(self, succeeded: bool) -> float:
-        """Return how long after a survey the next one is due."""
+        """Return the pause until the next survey, seconds."""
         scan_s = self._context.config.scan_s
         if not succeeded:
             return min(scan_s, FAILED_PAUSE_S)
         return max(scan_s, min(SURVEY_SHARE * self._survey_cost_s, LONGEST_PAUSE_S))
 
     async def _survey(self) -> bool:
-        """Look through all folders in which something new can be; return whether that was possible."""
+        """List all folders that may contain new files; return whether that succeeded."""
         try:
             mount = await self._threads.run(mount_of, self._root.path)
             observers = self._observers
@@ -237,7 +239,7 @@ class RootSource:
             self._want_survey()
 
     async def _collect(self, found: Iterator[list[Sighting]], surveying: _Observers | None = None) -> None:
-        """Report what a walk finds; a survey looks into new folders in between."""
+        """Report the files that a walk finds; between the slices of a survey, explore new folders."""
         more = True
         while more:
             sightings, more, cost_s = await self._threads.run(_slice, found)
@@ -257,18 +259,18 @@ class RootSource:
     def _failed(self, error: OSError) -> None:
         self._problem = self._explained(error)
         self._context.lost(self._root.path)
-        # All is watched and listed anew when the root is back. A thread that hangs may still
-        # go on with these.
+        # Everything is watched and listed again when the root is back. The old observers are
+        # not reused: a thread that hangs may still be using them.
         self._close_watch()
         self._observers = None
 
     def _explained(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
-            return f"{self._root.path}: the filesystem does not answer"
+            return f"{self._root.path}: the filesystem does not respond"
         return f"{error.filename}: {error.strerror}"
 
     def _lacking(self, mount: Mount) -> str:
-        """Return what is wrong with where the root lies now, if anything."""
+        """Return the problem of the root's current mount, or an empty text."""
         usual = self._usual_mount
         if usual is not None and len(mount.point) < len(usual.point):
             return f"{usual.point} is not mounted any more"
@@ -278,7 +280,7 @@ class RootSource:
         return ""
 
     def _observe_anew(self, mount: Mount) -> _Observers:
-        """Make anew what observes the root; the next survey finds everything."""
+        """Replace the observers of the root; the next survey finds all files again."""
         self._close_watch()
         self._methods = methods_for(self._root.watch, mount.kind)
         watch = None
@@ -298,7 +300,7 @@ class RootSource:
         return Search(self._context.roots, self._root, self._poll, self._context.config.remember_s)
 
     def _close_watch(self) -> None:
-        """End the watch, if there is one, which may take as long as the filesystem likes."""
+        """Close the watch, if there is one, in a thread: it blocks if the filesystem hangs."""
         if self._observers is None or self._observers.watch is None:
             return
         task = asyncio.create_task(self._close(self._observers.watch))
@@ -306,22 +308,22 @@ class RootSource:
         task.add_done_callback(self._closing.discard)
 
     async def _close(self, watch: FolderWatch) -> None:
-        with contextlib.suppress(TimeoutError):  # its thread is left behind
+        with contextlib.suppress(TimeoutError):  # abandoned: its thread hangs
             await self._threads.run(watch.stop)
 
     def _want_survey(self) -> None:
         self._survey_wanted = True
         self._wake.set()
 
-    # --- what the watch reports ---
+    # --- events from the watch ---
 
     def admits(self, folder: str) -> bool:
-        """Return whether a new folder is to be watched; in the reader's thread."""
+        """Return whether a new folder is to be watched; called in the thread that reads inotify."""
         observers = self._observers
         return observers is not None and observers.survey.admits(folder)
 
     def file_seen(self, path: str, *, finished: bool) -> None:
-        """Report a file that appeared, or that is finished."""
+        """Report a file that was created, or that is finished."""
         try:
             located = self._context.roots.locate(path)
         except BadMessage as error:
@@ -331,13 +333,13 @@ class RootSource:
             self._context.sighted(Sighting(self._inotify, *located, confirmed=finished, begun=not finished))
 
     def folder_seen(self, path: str) -> None:
-        """Have a new folder looked into."""
+        """Request the exploration of a new folder."""
         self._new_folders.add(path)
         self._wake.set()
 
     def events_lost(self, kind: str) -> None:
-        """Have everything looked through."""
-        text = f"{self._inotify}: {kind}: everything is looked through"
+        """Count lost events, and request a survey."""
+        text = f"{self._inotify}: events were lost ({kind}); surveying the whole root"
         self._context.counts.complain(f"watch.{kind}", text)
         self._context.lost(self._root.path)
         self._want_survey()
@@ -352,7 +354,7 @@ class RootSource:
                 continue
             expected = self._context.expected()
             if not expected:
-                self._poll_problem = ""  # what the survey reports is newer
+                self._poll_problem = ""  # from an older poll: the survey reports newer problems
                 continue
             search, live = observers.search, observers.survey.live
             try:
@@ -360,12 +362,12 @@ class RootSource:
             except OSError as error:
                 self._poll_problem = self._explained(error)
                 if self._observers is observers:
-                    # A thread that hangs may still go on with this search.
+                    # Not reused: a thread that hangs may still be using it.
                     self._observers = replace(observers, search=self._new_search())
             else:
                 self._poll_problem = search.problem
 
-    # --- whether the watch works ---
+    # --- tests of the watch ---
 
     async def _prove_forever(self) -> None:
         while True:
@@ -375,20 +377,20 @@ class RootSource:
                 continue
             if await self._canary_heard(observers.watch):
                 self._canary_problem = ""
-            elif self._observers is observers:
-                self._canary_problem = "the kernel's news do not come through; watching anew"
+            elif self._observers is observers:  # not replaced during the test
+                self._canary_problem = "inotify events do not arrive; restarting the watch"
                 self._context.counts.complain("watch.silent", f"{self._inotify}: {self._canary_problem}")
                 self._context.lost(self._root.path)
                 self._observe_anew(observers.mount)
                 self._want_survey()
 
     async def _canary_heard(self, watch: FolderWatch) -> bool:
-        """Touch the canary and wait for the kernel's event."""
+        """Touch the canary file, and return whether inotify reports it."""
         try:
             await self._threads.run(watch.touch)
         except OSError as error:
             why = error.strerror or error
-            text = f"{self._canary}: {why}: nothing proves that inotify works"
+            text = f"{self._canary}: {why}: cannot test whether inotify works; make this folder writable"
             self._context.counts.complain("no_canary", text)
         for _ in range(CANARY_STEPS):
             if not watch.alive:
@@ -400,7 +402,7 @@ class RootSource:
 
 
 def _slice(found: Iterator[list[Sighting]]) -> tuple[list[Sighting], bool, float]:
-    """Return what is found within a short while, whether there is more, and the CPU time of it, s."""
+    """Return what is found within `SLICE_S`, whether there is more, and the CPU time used, seconds."""
     sightings: list[Sighting] = []
     until, began = time.monotonic() + SLICE_S, time.thread_time()
     for portion in found:

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Walks through the folders of a raw root: all that is recent, or what is expected.
+"""Walks through the folders of a raw root, to find all recent files or the raws of open visits.
 
-`Survey` is the slow walk behind the watch. It must cost next to nothing when
-nothing is new, however much is old: folders of other days are not opened,
-exposures of some time ago neither, and a folder whose time stamp stays the
-same is listed twice and then left alone. What is old is not remembered. Each
-folder is watched before it is listed, so a file in it is either listed, or
-the kernel reports it.
+`Survey` finds all recent files, slowly. Without new files it must cost almost
+nothing, for any number of old ones: folders of other days and of old exposures
+are not opened, a folder whose time stamp does not change is listed only twice,
+and nothing is stored about old folders. Each folder is watched before it is
+listed, so each file in it is either listed or reported by inotify.
 
-`Search` looks for raws of open visits, where the kernel reports nothing, and
-for those of one visit at its final rescan. It lists only folders in which
-they can be, as far down as their names are known before the exposure is
-taken: the day's folder, or the detector's and group's. The work is bounded by
-the open visits and the exposures of the last while, and not by what else is
-in the tree.
+`RawSearch` finds the raws of open visits, where inotify does not report them,
+and those of one visit for its final rescan. It lists only folders that can
+contain them, down to the level whose names are known before the exposure: the
+day's folder, or the detector's and group's. Its work depends on the number of
+open visits and recent exposures, not on the other files below the root.
 
-Everything here blocks as the filesystem does.
+All functions block while the filesystem hangs.
 """
 
 import contextlib
@@ -36,30 +34,31 @@ __all__ = ("Moment", "Search", "Survey")
 
 DAY_S = 86_400.0
 SETTLED_S = 1.5
-"""A folder's time stamp may be as coarse as 1 s: a second listing after this
-while sees all that the first could miss under the same stamp."""
+"""A folder's time stamp may have a resolution of 1 s: a second listing after this time
+finds all files that the first one could miss under the same stamp."""
 CHUNK = 200
-"""Files reported at once."""
-MOST_REFUSALS = 100
+"""Files in one portion."""
+MAX_REFUSALS = 100
+"""Stored until they are logged."""
 QUIET_S = 180.0
-"""An exposure's folder into which nothing came for so long is left to the
-survey: the images of one exposure land within seconds."""
+"""An exposure's folder without a new file for this time is no longer searched, only
+surveyed: the images of one exposure arrive within seconds."""
 FORGET_S = 600.0
-"""Folders that no open visit is looked for in for so long are forgotten."""
+"""Time after which a folder that no open visit needs is removed from memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What time it is."""
+    """The time of one walk."""
 
     mono: float
     unix: float
     days: frozenset[int]
-    """Observing days of which files may still come, or already."""
+    """Observing days of which new files may arrive."""
 
     @classmethod
     def by(cls, clock: Clock) -> "Moment":
-        """Return the present."""
+        """Return the current time."""
         tai = clock.tai()
         days = frozenset(day_obs(tai + offset) for offset in (-DAY_S, 0.0, 3600.0))
         return cls(clock.mono(), tai - TAI_MINUS_UTC_S, days)
@@ -67,35 +66,35 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What one walk is to find."""
+    """The parameters of one walk."""
 
     now: Moment
     admitted: tuple[Expected, ...]
-    """Folders in which nothing of these can be are not entered."""
+    """Folders that cannot contain any of these are not entered."""
     detectors: frozenset[int] = frozenset()
-    """A search does not list an exposure's folder any more after it has found all of these."""
+    """A search stops listing an exposure's folder after it has found all of these."""
     since_unix: float | None = None
-    """A search enters no folder of an exposure that changed before, at its first listing;
-    `None` for those of the last `remember_s`."""
+    """At the first listing, a search skips folders of exposures that have not changed since then;
+    `None` for the last `remember_s`."""
 
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder as it was listed last."""
+    """A folder at its last listing."""
 
     stamp: tuple[int, int, int] = (-1, -1, -1)
     """Device, inode, and time of the last change, ns."""
     since_mono: float = 0.0
-    """When it was first seen with this stamp; of an exposure's folder that is searched,
-    when something new was in it last."""
+    """When this stamp was first found; for a search in an exposure's folder, when the last new file
+    was found."""
     settled: bool = False
-    """Whether a listing was made so late that nothing can hide under the same stamp."""
+    """Whether it was listed so late that no file can be missing under the same stamp."""
     below: list[str] = field(default_factory=list)
-    """Paths of folders in it into which something new may come."""
+    """Paths of its subfolders that may get new files."""
     names: frozenset[str] = frozenset()
-    """What a search found in it before."""
+    """Names that a search has found in it."""
     seen: set[int] = field(default_factory=set)
-    """Detectors that a search found in it, where it is one exposure's."""
+    """Detectors that a search has found in it, if it is the folder of one exposure."""
     used_mono: float = 0.0
 
     def settle(self, now: Moment) -> None:
@@ -114,23 +113,23 @@ class Walker(ABC):
         self._served = tuple(roots.all_of(instrument) for instrument in roots.served)
         self._folders: dict[str, _Folder] = {}
         self.refusals: deque[BadMessage] = deque(maxlen=MOST_REFUSALS)
-        """What is wrong with names that were met; its reader takes them out."""
+        """Problems of invalid names; the reader removes them."""
         self.problem = ""
-        """Why a folder could not be listed at the last walk, or empty."""
+        """Why the last walk could not list a folder, or empty."""
 
     def depth(self, folder: str) -> int:
-        """Return how many folders below the root a folder is."""
+        """Return the level of a folder below the root, which has level 0."""
         return folder.count("/") - self._root.count("/")
 
     def _walk(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
-        """Yield what is found in and below a folder, in short portions, which may be empty."""
+        """Yield the files found in and below a folder, in short portions, which may be empty."""
         try:
             if self.depth(folder) == self._layout.depth:
                 yield from self._files(folder, scope)
                 return
             below = self._below(folder, scope)
         except (FileNotFoundError, NotADirectoryError):
-            return  # gone
+            return  # removed meanwhile
         except OSError as error:
             self.problem = f"{folder}: {error.strerror}"
             return
@@ -140,11 +139,11 @@ class Walker(ABC):
 
     @abstractmethod
     def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
-        """Return the folders in a folder in which something new may be."""
+        """Return the subfolders that may contain new files."""
 
     @abstractmethod
     def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
-        """Yield what is found in a folder of files."""
+        """Yield the files found in a folder of the lowest level."""
 
     def _admits(self, folder: str, admitted: Iterable[Expected]) -> bool:
         path = folder[len(self._root) + 1 :]
@@ -160,8 +159,8 @@ class Walker(ABC):
 
 
 class Survey(Walker):
-    """Finds recent raws and sidecars below one root; calls `watch` with each folder, and with
-    what it is, before it is listed.
+    """Finds recent raws and sidecars below one root; calls `watch` with each folder and its identity
+    before it is listed.
     """
 
     def __init__(
@@ -176,12 +175,12 @@ class Survey(Walker):
         self._watch = watch
         self._before: dict[str, _Folder] = {}
         self.live: tuple[str, ...] = ()
-        """The lowest folders that are not made anew for each exposure, as far
-        as something new can come there."""
+        """The folders of the lowest level that is not created for each exposure, if they may get new
+        files."""
 
     def survey(self, now: Moment) -> Iterator[list[Sighting]]:
-        """Yield recent files, those met before too; raises OSError if the root cannot be listed."""
-        # What is not met again, because it is old or gone, is not remembered.
+        """Yield recent files, also those found before; raises OSError if the root cannot be opened."""
+        # Folders that this walk does not enter again, as old or removed ones, are dropped.
         self._before, self._folders = self._folders, {}
         self.problem = ""
         with _opened(self._root):
@@ -191,22 +190,22 @@ class Survey(Walker):
         self.live = tuple(path for path in self._folders if self.depth(path) == self._layout.steady_depth)
 
     def explore(self, folders: Iterable[str], now: Moment) -> Iterator[list[Sighting]]:
-        """Yield what is in and below new folders; those that are gone are passed over."""
+        """Yield the files in and below new folders; folders that were removed are skipped."""
         for folder in folders:
             yield from self._walk(folder, _Scope(now, self._served))
 
     @property
     def folders(self) -> frozenset[str]:
-        """Those that `survey` and `explore` found last."""
+        """The folders found by the last `survey` and by `explore` since then."""
         return frozenset(self._folders)
 
     def list_again(self) -> None:
-        """Have all folders listed again at the next survey."""
+        """Make the next survey list all folders again."""
         for folder in [*self._folders.values()]:
             folder.settled = False
 
     def admits(self, folder: str) -> bool:
-        """Return whether files that this node serves can be in or below a folder, by its name."""
+        """Return whether a folder, by its name, can contain files that this node serves."""
         return self.depth(folder) <= self._layout.depth and self._admits(folder, self._served)
 
     def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
@@ -227,7 +226,7 @@ class Survey(Walker):
         known.settle(scope.now)
 
     def _entered(self, folder: str, scope: _Scope) -> _Folder:
-        """Watch a folder, and return what is known of it."""
+        """Watch a folder, and return its record."""
         status = os.stat(folder, follow_symlinks=folder == self._root)
         self._watch(folder, (status.st_dev, status.st_ino))
         stamp = status.st_dev, status.st_ino, status.st_mtime_ns
@@ -243,7 +242,7 @@ class Survey(Walker):
     def _folders_in(folder: str, known: _Folder) -> Iterator[tuple[str, os.stat_result]]:
         if known.settled:
             for path in known.below:
-                with contextlib.suppress(OSError):  # it may be gone
+                with contextlib.suppress(OSError):  # it may have been removed
                     yield path, os.stat(path, follow_symlinks=False)
             return
         with os.scandir(folder) as entries:
@@ -253,10 +252,10 @@ class Survey(Walker):
                         yield entry.path, entry.stat(follow_symlinks=False)
 
     def _leads_on(self, folder: str, status: os.stat_result, depth: int, scope: _Scope) -> bool:
-        """Return whether something new can be in a folder or come into it."""
+        """Return whether a folder may contain or get new files."""
         age_s = scope.now.unix - status.st_mtime
         if depth > self._layout.steady_depth:
-            # Cheapest first: there can be many thousands of old ones.
+            # The cheapest test first: there can be many thousands of old folders.
             return age_s <= self._remember_s and self._admits(folder, scope.admitted)
         if not self._admits(folder, scope.admitted):
             return False
@@ -270,41 +269,41 @@ class Survey(Walker):
                 return None
             status = entry.stat(follow_symlinks=False)
         except OSError:
-            return None  # gone
+            return None  # removed meanwhile
         written_s, placed_s = now.unix - status.st_mtime, now.unix - status.st_ctime
         if min(written_s, placed_s) > self._remember_s:
             return None
         sighting = self._sighting(entry.path)
-        # Old nights are copied and moved with their time stamps.
+        # Files of old nights that are copied or moved keep their time of the last write.
         old = written_s > self._remember_s
         return None if sighting is not None and old and sighting.name.day_obs not in now.days else sighting
 
 
 class Search(Walker):
-    """Finds raws that are expected below one root, and reports each file once.
+    """Finds expected raws below one root, and reports each file once.
 
-    Folders are opened, not only asked for their time stamps: a network
-    filesystem answers the latter from its cache, for up to a minute.
+    Folders are opened, because a network filesystem returns time stamps from its
+    cache for up to a minute.
     """
 
     def __init__(self, roots: RawRoots, root: RawRoot, source: str, remember_s: float):
         super().__init__(roots, root, source, remember_s)
-        # Where exposures share a folder, each detector comes again and again.
+        # Where exposures share a folder, a detector found once may arrive again.
         in_folders = frozenset().union(*self._layout.levels[:-1])
         self._one_exposure = not in_folders.isdisjoint(("exposure", "obsid"))
 
     def poll(
         self, expected: Sequence[Expected], live: Collection[str], now: Moment
     ) -> Iterator[list[Sighting]]:
-        """Yield files that were not there at the last poll, those of other detectors and visits too;
-        in `live` folders exposures of any other day may come.
+        """Yield files that the last poll did not find, including those of other detectors and visits;
+        `live` folders are searched too, because the exposure may belong to another day.
         """
         self.problem = ""
         revalidated: set[str] = set()
         for folder, detectors in self._targets(expected, live, now).items():
             parent = os.path.dirname(folder)
             if parent not in revalidated:
-                # Else a network filesystem may go on saying that a name is not there.
+                # A network filesystem caches missing names; opening the parent refreshes its cache.
                 revalidated.add(parent)
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError), _opened(parent):
                     pass
@@ -315,10 +314,10 @@ class Search(Walker):
             del self._folders[folder]
 
     def rescan(self, expected: Expected, since_unix: float, now: Moment) -> list[Sighting]:
-        """Find the images of one visit that this object did not report before.
+        """Return the images of one visit that this object has not reported before.
 
-        Where paths do not name the group, folders of exposures into which nothing was put since
-        `since_unix` (UTC seconds since 1970) are passed over.
+        Where paths do not contain the group, folders of exposures that have not changed since
+        `since_unix` (UTC seconds since 1970) are skipped.
         """
         by_name = "group" in self._layout.fields
         scope = _Scope(now, (expected,), since_unix=0.0 if by_name else since_unix)
@@ -333,7 +332,7 @@ class Search(Walker):
     def _targets(
         self, expected: Sequence[Expected], live: Collection[str], now: Moment
     ) -> dict[str, set[int]]:
-        """Return in which folders to look for which detectors."""
+        """Return the folders to search, with the detectors to find in each."""
         targets: dict[str, set[int]] = {}
         for each in expected:
             for search in self._layout.folders(replace(each, days=now.days)):
@@ -357,7 +356,7 @@ class Search(Walker):
         return known.below
 
     def _new_folders(self, folder: str, descriptor: int, scope: _Scope) -> tuple[_Folder, frozenset[str]]:
-        """Return what is known of a folder, and the names of those that are new in it."""
+        """Return the record of a folder, and the names of its new subfolders."""
         status = os.fstat(descriptor)
         stamp = status.st_dev, status.st_ino, status.st_mtime_ns
         known = self._folders.get(folder)
@@ -374,18 +373,18 @@ class Search(Walker):
         return known, known.names - before
 
     def _fresh(self, descriptor: int, names: frozenset[str], depth: int, scope: _Scope) -> frozenset[str]:
-        """Choose the folders into which something was put lately, at the first listing."""
-        # Only folders that get a new one for each exposure, and those new ones,
-        # show by their time whether something was put into them.
+        """Return the names of recently changed folders, at the first listing of their parent."""
+        # Above the folders of exposures a time stamp does not show whether there are
+        # new files further below.
         if depth < self._layout.steady_depth:
             return names
         changed: dict[str, float] = {}
         for name in names:
-            with contextlib.suppress(OSError):  # gone
+            with contextlib.suppress(OSError):  # removed meanwhile
                 changed[name] = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime
         since_unix = scope.since_unix
         if since_unix is None:
-            # The clock of a file server may be behind.
+            # The clock of a file server may be slow.
             newest = min(scope.now.unix, max(changed.values(), default=scope.now.unix))
             since_unix = newest - self._remember_s
         return frozenset(name for name, at in changed.items() if at >= since_unix)
