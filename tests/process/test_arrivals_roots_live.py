@@ -153,7 +153,7 @@ def test_fault_25_a_filesystem_without_events_is_polled(overlay):
     run(body)
 
 
-def test_what_is_written_through_an_overlay_is_told_by_the_kernel(overlay):
+def test_what_is_written_through_an_overlay_is_reported_by_inotify(overlay):
     merged, _ = overlay
 
     async def body() -> None:
@@ -254,7 +254,7 @@ def test_a_filesystem_that_hangs_blocks_neither_the_loop_nor_the_stop(tmp_path, 
 
 def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.STUCK_S", 0.2)
-    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.ABANDON_S", 0.4)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.mkdir()
@@ -284,7 +284,7 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
 
 
 def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.ABANDON_S", 0.4)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     monkeypatch.setattr("ppdaemon.node.arrivals.completion.HANGING_PAUSE_S", 0.1)
     bad, good = tmp_path / "bad", tmp_path / "good"

@@ -55,7 +55,7 @@ def test_fault_22_of_300_races_with_new_folders_none_is_missed(tmp_path, rename)
     run(body)
 
 
-def test_a_folder_that_is_moved_here_with_its_files_is_looked_into(tmp_path):
+def test_a_folder_that_is_moved_here_with_its_files_is_explored(tmp_path):
     root = tmp_path / "raw"
 
     async def body() -> None:
@@ -148,7 +148,7 @@ def test_a_watch_that_is_stopped_before_it_reads_leaves_nothing_open(monkeypatch
     assert (queues(), watch.reading) == (before, False)
 
 
-def test_a_reader_that_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_reader_that_ends_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
     async def body() -> None:
         async with arriving(tmp_path, canaries=tmp_path / "own") as catcher:
             Exposure(tmp_path, 1).put(94)
@@ -240,7 +240,7 @@ def test_fault_24_a_limit_names_its_sysctl_and_polling_takes_over(tmp_path, monk
     run(body)
 
 
-def test_a_root_that_nobody_looks_at_any_more_is_not_told_to_be_live(tmp_path, monkeypatch):
+def test_a_root_that_is_no_longer_observed_is_not_reported_as_live(tmp_path, monkeypatch):
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             await catcher.watching()

@@ -166,7 +166,7 @@ def watched_folders(pid: int) -> int:
 # --- notices and names ---
 
 
-def test_of_strange_notices_the_good_ones_are_used(tmp_path, socket_dir, publisher):
+def test_of_many_notices_the_good_ones_are_used(tmp_path, socket_dir, publisher):
     """Fault 16: URL-encoded key, several records, removals, sidecars, other
     buckets, one broken record.
     """
@@ -435,7 +435,7 @@ def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path
     arrivals = {"watch": watch, "poll_s": 0.1, "scan_s": 0.5}
     with daemon(tmp_path, socket_dir, arrivals | {"roots": [str(tmp_path / "raw"), str(other)]}) as node:
         with hanging(other):
-            turns(node, "degraded", "has not answered")
+            turns(node, "degraded", "has not responded")
             for number in range(1, 4):
                 succeeds(node, f"g{number}", number)
         turns(node, "running")
@@ -446,7 +446,7 @@ def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path
 # --- very many files ---
 
 
-def test_old_files_are_neither_watched_nor_looked_at(tmp_path, socket_dir):
+def test_old_files_are_neither_watched_nor_read(tmp_path, socket_dir):
     """Fault 28: very many old files at start; the benchmark has a million."""
     root = tmp_path / "raw"
     write_old_files(root, "DemoCam", 5000, Clock().tai() - 3 * 86_400, exposures_a_day=250)

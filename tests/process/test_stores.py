@@ -248,7 +248,7 @@ def test_fault_17_nothing_outside_of_the_configured_prefixes_is_asked_for(tmp_pa
     run(body)
 
 
-def test_an_image_that_tells_no_group_is_not_in_the_way_of_the_next(tmp_path, publisher, store):
+def test_an_image_that_has_no_group_does_not_block_the_next(tmp_path, publisher, store):
     async def body() -> None:
         async with RemoteCatcher().catching(tmp_path, publisher, store, f"{store.uri}/raw") as catcher:
             exposure = StoredExposure(store)
@@ -317,7 +317,7 @@ def test_a_store_that_does_not_serve_is_asked_again(tmp_path, publisher, store):
     run(body)
 
 
-def test_a_reader_that_cannot_start_is_said_and_tried_again(tmp_path, publisher, store, monkeypatch):
+def test_a_reader_that_cannot_start_is_reported_and_tried_again(tmp_path, publisher, store, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
 
     async def body() -> None:

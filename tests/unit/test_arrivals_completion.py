@@ -41,8 +41,8 @@ class PlayedThreads:
 
     def _state(self, files: Sequence[RawPath], structure: bool) -> FileState | BadMessage:
         self.orders.append((files[0].path, structure))
-        whole = FileState(files[0], 1, 5760, 1000, 1001, read=structure, whole=structure)
-        return self.states.get(files[0].path, whole)
+        intact = FileState(files[0], 1, 5760, 1000, 1001, read=structure, intact=structure)
+        return self.states.get(files[0].path, intact)
 
 
 class PlayedExposures:
@@ -54,7 +54,7 @@ class PlayedExposures:
         self.asked: list[int | None] = []
         self.found: ExposureFacts | None = None
 
-    def known(self, name: RawName) -> ExposureFacts | None:
+    def cached(self, name: RawName) -> ExposureFacts | None:
         return self.found
 
     async def facts(self, name: RawName, image: RawPath, since_mono: float) -> ExposureFacts | None:
@@ -128,7 +128,7 @@ def test_of_many_raws_of_an_exposure_one_is_asked():
     play(PlayedExposures(*range(205)), body)
 
 
-def test_raws_that_tell_nothing_are_refused_and_the_next_one_is_asked():
+def test_raws_without_a_group_are_refused_and_the_next_one_is_asked():
     async def body(play: Played) -> None:
         for detector in range(5):
             play.completion.take(sighting(detector))
@@ -177,7 +177,7 @@ def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
     play(PlayedExposures(1), body)
 
 
-def test_whoever_waits_for_a_raw_goes_on_when_it_is_delivered_or_abandoned():
+def test_a_wait_for_a_raw_ends_when_it_is_delivered_or_abandoned():
     async def body(play: Played) -> None:
         play.threads.states["/raw/2.fits"] = BadMessage("a link", "symlink")
         taken = [play.completion.take(sighting(detector)) for detector in (1, 2)]

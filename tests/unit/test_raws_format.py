@@ -123,7 +123,7 @@ def test_an_obsid_of_another_camera_is_read_beside_the_exposure():
     }
 
 
-def test_a_format_writes_whole_paths_and_their_beginnings():
+def test_a_format_writes_complete_paths_and_their_beginnings():
     layout = PathFormat("{instrument}/{day_obs}/{exposure}-{detector:03d}")
     values = {"instrument": "LATISS", "day_obs": 20251121, "exposure": 5, "detector": 7}
     assert layout.write(values) == "LATISS/20251121/5-007"

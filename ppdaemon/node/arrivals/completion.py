@@ -21,7 +21,7 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
-from ppdaemon.node.arrivals.exposures import Exposures
+from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, read_states, sidecar_of
 from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileState, PendingRaw, Recheck
@@ -36,12 +36,12 @@ READERS = 4
 """Threads, and tasks, that check the files of one root."""
 AT_ONCE = 50
 """Files in one batch: some 5 ms of a thread, and 2 ms of the event loop."""
-MOST_PENDING = 40_000
+MAX_PENDING = 40_000
 """Raws that are not complete, 0.7 kB each; ten exposures of 205 detectors are 2050."""
-BUSY = 25_000
+MAX_QUEUED = 25_000
 """Queued files above which surveys pause: enough for a hundred exposures found at
 once and for the kernel's queue of 16,384 events."""
-FLOOD = 1000
+FLOOD_QUEUED = 1000
 """Queued files above which only one task of a root checks files while sightings continue: threads
 share one interpreter, and finding files is more urgent."""
 CALM_S = 0.05
@@ -68,23 +68,23 @@ class RawCompletion:
     """
 
     threads: Mapping[str, FileThreads]
-    exposures: Exposures
+    exposures: ExposureFactsCache
     clock: Clock
     counts: ErrorCounts
     remember_s: float
     deliver: Callable[[Raw], None]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
-    overfull: Callable[[], None]
+    on_overflow: Callable[[], None]
     same_clock: Callable[[str], bool]
 
     def __post_init__(self) -> None:
         self.latencies = Latencies()
         """Latency of each source."""
-        self.refused: deque[RefusedRaw] = deque(maxlen=MOST_REFUSED)
+        self.refused: deque[RefusedRaw] = deque(maxlen=MAX_REFUSED)
         """Raws that were not delivered, the most recent at the end."""
         self._pending: dict[_Key, PendingRaw] = {}
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
-        self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MOST_DELIVERED)
+        self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MAX_DELIVERED)
         self._queues = {root: _Queue() for root in self.threads}
         self._ungrouped: dict[_ExposureKey, deque[PendingRaw]] = {}
         """Complete raws of exposures with unknown group; the first is being read."""
@@ -96,7 +96,7 @@ class RawCompletion:
         """Start checking files."""
         for root in self._queues:
             for number in range(READERS):
-                self.spawn(self._look_forever(root, gives_way=number > 0))
+                self.spawn(self._check_forever(root, yields_to_sightings=number > 0))
 
     def stop(self) -> None:
         """Cancel the checks that are due later."""
@@ -109,7 +109,7 @@ class RawCompletion:
 
     def delivered(self, name: RawName) -> bool:
         """Return whether a raw was delivered recently."""
-        return self._delivered.knows(_key(name), self.clock.mono())
+        return self._delivered.contains(_key(name), self.clock.mono())
 
     def take(self, sighting: Sighting) -> PendingRaw | None:
         """Add a sighting of an image, to be delivered when it is complete; return its pending raw,
@@ -118,24 +118,26 @@ class RawCompletion:
         key = _key(sighting.name)
         pending = self._pending.get(key)
         if pending is not None:
-            if pending.sighted_again(sighting, self._unix()):
+            if pending.add_sighting(sighting, self._unix()):
                 self._timers.pop(key).cancel()
-                self._look_again(pending)
+                self._recheck(pending)
             return pending
-        if len(self._pending) >= MOST_PENDING:
-            self.counts.complain("dropped", f"{len(self._pending)} raws are incomplete; one more is left to the next survey")
-            self.overfull()
+        if len(self._pending) >= MAX_PENDING:
+            self.counts.warn(
+                "dropped", f"{len(self._pending)} raws are incomplete; one more is left to the next survey"
+            )
+            self.on_overflow()
             return None
         self.latencies.sighted(sighting.source)
         pending = self._pending[key] = PendingRaw.of(sighting, self.clock.mono(), self._unix())
         self._queue(pending)
         return pending
 
-    def expect_no_end(self, root: str) -> None:
+    def expect_no_close(self, root: str) -> None:
         """Stop waiting for close events below a root, because events may have been lost."""
         for pending in self._pending.values():
             if pending.files[0].root == root:
-                pending.expect_no_end()
+                pending.expect_no_close()
 
     def take_stored(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
         """Deliver a raw in an object store, which needs no check, unless it was delivered before; raises
@@ -151,7 +153,7 @@ class RawCompletion:
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count, log and list a raw that is not delivered."""
-        self.counts.complain(kind, reason)
+        self.counts.warn(kind, reason)
         self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self.clock.tai()))
 
     def _unix(self) -> float:
@@ -159,20 +161,20 @@ class RawCompletion:
 
     # --- checks ---
 
-    async def _look_forever(self, root: str, *, gives_way: bool) -> None:
+    async def _check_forever(self, root: str, *, yields_to_sightings: bool) -> None:
         queue, threads = self._queues[root], self.threads[root]
         while True:
-            if gives_way and queue.is_flooded:
+            if yields_to_sightings and queue.is_flooded:
                 await asyncio.sleep(CALM_S)
                 continue
             batch = await queue.take()
             if not self._room.is_set() and not self._is_busy():
                 self._room.set()
             try:
-                states = await threads.run(read_states, [pending.order() for pending in batch])
+                states = await threads.run(read_states, [pending.start_check() for pending in batch])
             except TimeoutError:
                 for pending in batch:
-                    pending.not_answered()
+                    pending.timed_out()
                     self._pause(pending, HANGING_PAUSE_S)
                 continue
             same_clock = self.same_clock(root)
@@ -180,16 +182,16 @@ class RawCompletion:
                 if isinstance(state, BadMessage):
                     self._conclude(pending, _refusal(state))
                 else:
-                    self._judge(pending, state, same_clock=same_clock)
+                    self._evaluate(pending, state, same_clock=same_clock)
 
-    def _judge(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
+    def _evaluate(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
         changed_unix = max(state.modified_ns, state.changed_ns) / 1e9
         age_s = max(0.0, self._unix() - changed_unix) if same_clock and changed_unix else 0.0
-        match pending.judge(state, self.clock.mono(), age_s):
+        match pending.evaluate(state, self.clock.mono(), age_s):
             case Recheck(pause_s) if pause_s > 0.0:
                 self._pause(pending, pause_s)
             case Recheck():
-                pending.look_again()
+                pending.recheck()
                 self._queues[pending.files[0].root].add_first(pending)
             case Abandon(kind, reason):
                 self._conclude(pending, Abandon(kind, f"{pending.files[0].path}: {reason}"))
@@ -202,10 +204,10 @@ class RawCompletion:
 
     def _pause_ended(self, pending: PendingRaw) -> None:
         del self._timers[_key(pending.name)]
-        self._look_again(pending)
+        self._recheck(pending)
 
-    def _look_again(self, pending: PendingRaw) -> None:
-        pending.look_again()
+    def _recheck(self, pending: PendingRaw) -> None:
+        pending.recheck()
         self._queue(pending)
 
     def _queue(self, pending: PendingRaw) -> None:
@@ -214,13 +216,13 @@ class RawCompletion:
             self._room.clear()
 
     def _is_busy(self) -> bool:
-        return sum(len(queue.waiting) for queue in self._queues.values()) > BUSY
+        return sum(len(queue.waiting) for queue in self._queues.values()) > MAX_QUEUED
 
     # --- the group ---
 
     def _find_group(self, pending: PendingRaw, complete: Deliver) -> None:
         """Deliver a complete raw when the group of its exposure is known; read one raw at a time."""
-        facts = self.exposures.known(pending.name)
+        facts = self.exposures.cached(pending.name)
         if facts is not None:
             self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
             return
@@ -228,12 +230,12 @@ class RawCompletion:
         waiting = self._ungrouped.setdefault(key, deque())
         waiting.append(pending)
         if len(waiting) == 1:
-            self.spawn(self._ask_one_by_one(key))
+            self.spawn(self._resolve_exposure(key))
         elif complete.has_sidecar and not _complete(waiting[0]).has_sidecar:
             # Otherwise all would wait until the first raw has its own sidecar.
-            self.spawn(self.exposures.learn_from(pending.name, sidecar_of(complete.file)))
+            self.spawn(self.exposures.read_sidecar(pending.name, sidecar_of(complete.file)))
 
-    async def _ask_one_by_one(self, key: _ExposureKey) -> None:
+    async def _resolve_exposure(self, key: _ExposureKey) -> None:
         """Find the group of an exposure, deliver its raws, and refuse raws without a group."""
         waiting, threads = self._ungrouped[key], self.threads[key[2]]
         asked: PendingRaw | None = None
@@ -241,27 +243,27 @@ class RawCompletion:
             while waiting:
                 asked = waiting[0]
                 file, since_mono = _complete(asked).file, asked.complete_mono
-                facts = self.exposures.known(asked.name) or await self._answered(
+                facts = self.exposures.cached(asked.name) or await self._retry_hanging(
                     self.exposures.facts, asked.name, file, since_mono
                 )
                 # A group that only the path of this raw contains does not apply to the others.
-                alike = self.exposures.known(asked.name) is not None
+                alike = self.exposures.cached(asked.name) is not None
                 batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
                 # Sidecars may have arrived while the group was read.
                 sidecars = [sidecar_of(_complete(each).file) for each in batch]
-                found = await self._answered(threads.run, are_regular, sidecars)
+                found = await self._retry_hanging(threads.run, are_regular, sidecars)
                 for pending, has_sidecar in zip(batch, found, strict=True):
                     waiting.popleft()
-                    known = self.exposures.known(pending.name) or facts
+                    known = self.exposures.cached(pending.name) or facts
                     self._conclude_with(pending, known, has_sidecar=has_sidecar)
         finally:
             del self._ungrouped[key]
             # An internal error with one raw must not block the others.
             for pending in waiting:
                 if pending is not asked:
-                    self._look_again(pending)
+                    self._recheck(pending)
 
-    async def _answered[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def _retry_hanging[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Call a function again while the filesystem hangs."""
         while True:
             try:
@@ -294,9 +296,9 @@ class RawCompletion:
             self.refuse(pending.files[0].path, end.kind, end.reason)
             return
         self._delivered.add(_key(pending.name), now)
-        self.counts.count("delivered" if _complete(pending).whole else "delivered_broken")
+        self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
-            self.latencies.delivered(pending.source, pending.lag_s)
+            self.latencies.delivered(pending.source, pending.latency_s)
         self.deliver(end)
 
 
@@ -321,7 +323,7 @@ class _Queue:
     @property
     def is_flooded(self) -> bool:
         """Whether many raws are queued and more are being added."""
-        return len(self.waiting) > FLOOD and time.monotonic() - self._added_mono < CALM_S
+        return len(self.waiting) > FLOOD_QUEUED and time.monotonic() - self._added_mono < CALM_S
 
     async def take(self) -> list[PendingRaw]:
         """Wait for raws; return at most an equal share for each reader."""

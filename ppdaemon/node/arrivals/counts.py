@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
 """One broken file or publisher can cause hundreds of events a second."""
-LATELY = 1000
+LATENCY_SAMPLES = 1000
 """Raws from which the latency of a source is computed: five exposures of 205 detectors."""
 
 
@@ -24,7 +24,7 @@ class ErrorCounts(Throttle):
     def __init__(self, mono: Callable[[], float]):
         super().__init__(LOG_EVERY_S, mono)
 
-    def complain(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str) -> None:
         """Count an event; log it unless its kind was logged recently."""
         if self.passes(kind):
             _LOG.warning("%s", text, extra={"kind": kind, "count": self.by_kind[kind]})
@@ -35,19 +35,19 @@ class Latencies:
 
     def __init__(self) -> None:
         self._files: Counter[str] = Counter()
-        self._lags: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LATELY))
+        self._latencies: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LATENCY_SAMPLES))
 
     def sighted(self, source: str) -> None:
         """Count a raw that a source reported first."""
         self._files[source] += 1
 
-    def delivered(self, source: str, lag_s: float) -> None:
+    def delivered(self, source: str, latency_s: float) -> None:
         """Record the time from the last change of a delivered file to the sighting, seconds."""
-        self._lags[source].append(lag_s)
+        self._latencies[source].append(latency_s)
 
     def report(self, name: str, *, live: bool, note: str) -> ArrivalSource:
-        """Return the state of a source, with its count and the latencies of its last `LATENCY_SAMPLES` raws."""
-        lags = sorted(self._lags.get(name, ()))
+        """Return the state, the count and the latencies of a source."""
+        lags = sorted(self._latencies.get(name, ()))
         return ArrivalSource(
             name=name,
             live=live,

@@ -36,7 +36,7 @@ MAX_SIDECAR = 1_000_000
 """Bytes; real sidecars have 3 to 4 kB."""
 MAX_CARD = 80
 """Characters of a FITS card; no header has a longer value."""
-MOST_SIDECARS = 5
+MAX_SIDECARS = 5
 """Other detectors' sidecars that are read to find the group of an exposure."""
 
 
@@ -74,7 +74,7 @@ def read_state(files: Sequence[RawPath], *, structure: bool) -> FileState:
             with _open(path) as file:
                 # The time stamps are read first: a write during the read is then detected later.
                 stamps = _stamps(path, os.fstat(file.fileno()))
-                return _with_structure(stamps, path, file) if structure and stamps.marked else stamps
+                return _with_fits_structure(stamps, path, file) if structure and stamps.marked else stamps
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -95,11 +95,13 @@ def _stamps(path: RawPath, status: os.stat_result) -> FileState:
     )
 
 
-def _with_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
+def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
     found = fitsblocks.structure(file)
-    whole = found.whole and found.data_bytes > 0
-    problem = "" if whole else found.problem or "no data"
-    return replace(stamps, read=True, whole=whole, problem=problem, has_sidecar=_is_regular(sidecar_of(path)))
+    intact = found.whole and found.data_bytes > 0
+    problem = "" if intact else found.problem or "no data"
+    return replace(
+        stamps, read=True, intact=intact, problem=problem, has_sidecar=_is_regular(sidecar_of(path))
+    )
 
 
 def sidecar_of(image: RawPath) -> RawPath:
@@ -150,7 +152,7 @@ def sidecars_beside(image: RawPath) -> tuple[RawPath, ...]:
             and not entry.name.startswith(".")
             and entry.name != own
         ]
-    return tuple(RawPath(image.root, f"{folder}/{name}") for name in sorted(names)[:MOST_SIDECARS])
+    return tuple(RawPath(image.root, f"{folder}/{name}") for name in sorted(names)[:MAX_SIDECARS])
 
 
 def are_regular(paths: Sequence[RawPath]) -> list[bool]:

@@ -11,9 +11,9 @@ from ppdaemon.visit import parent_group
 
 __all__ = ("ArrivalIndex", "ExpectedSensors", "Recent")
 
-MOST_LISTED = 1000
+MAX_LISTED_VISITS = 1000
 """Visits whose lists of detectors are stored, as many as in a night; some 10 MB."""
-MOST_LISTS = 32
+MAX_LISTS = 32
 """Lists of one visit: one for each exposure, snaps and supplements included."""
 
 type _VisitKey = tuple[str, str]
@@ -49,13 +49,13 @@ class Recent[K: Hashable]:
         while len(self._added) > self._most or now - next(iter(self._added.values())) > self._remember_s:
             self._added.popitem(last=False)
 
-    def knows(self, key: K, now: float) -> bool:
+    def contains(self, key: K, now: float) -> bool:
         """Return whether a key was added and has not expired."""
         added = self._added.get(key)
         return added is not None and now - added <= self._remember_s
 
 
-class _Landed(NamedTuple):
+class _StoredRaw(NamedTuple):
     """One raw, without the values that all raws of its exposure share."""
 
     added: float
@@ -81,7 +81,7 @@ class _Exposure:
     key: _ExposureKey
     added: float = 0.0
     """When the last raw was added, monotonic seconds."""
-    raws: dict[int, _Landed] = field(default_factory=dict)
+    raws: dict[int, _StoredRaw] = field(default_factory=dict)
     """By detector, in the order of arrival."""
 
     def add(self, raw: Raw, now: float) -> None:
@@ -93,7 +93,7 @@ class _Exposure:
         if sidecar is not None and sidecar.rpartition("/")[0] == folder:
             sidecar = sidecar.rpartition("/")[2]
         self.added = now
-        self.raws[raw.detector] = _Landed(now, raw.seen_tai, folder, file, sidecar)
+        self.raws[raw.detector] = _StoredRaw(now, raw.seen_tai, folder, file, sidecar)
 
     def raw(self, detector: int) -> Raw:
         landed = self.raws[detector]
@@ -160,10 +160,13 @@ class ArrivalIndex:
         """Add the list of an exposure's detectors."""
         now = self.mono()
         visit = _visit_key(listed.instrument, listed.group)
-        lists = [*self.lists_of(*visit), listed][-MOST_LISTS:]
+        lists = [*self.lists_of(*visit), listed][-MAX_LISTS:]
         self._lists[visit] = (now, lists)
         self._lists.move_to_end(visit)
-        while len(self._lists) > MOST_LISTED or now - next(iter(self._lists.values()))[0] > self.remember_s:
+        while (
+            len(self._lists) > MAX_LISTED_VISITS
+            or now - next(iter(self._lists.values()))[0] > self.remember_s
+        ):
             self._lists.popitem(last=False)
 
     def lists_of(self, instrument: str, group: str) -> list[ExpectedSensors]:

@@ -73,7 +73,7 @@ def read_notice(frames: Sequence[bytes]) -> Notice:
             value = content[field]
             if not isinstance(value, str) or not value:
                 raise BadMessage(f"{field}: not a string", "field")
-            return Notice((value if field == "path" else _named_by(value),))
+            return Notice((value if field == "path" else _parse_uri(value),))
     raise BadMessage("none of the fields Records, path and uri", "field")
 
 
@@ -100,8 +100,8 @@ def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket
 
 async def listen(
     socket: zmq.asyncio.Socket,
-    noticed: Callable[[str | StoredObject], None],
-    complain: Callable[[BadMessage], None],
+    on_file: Callable[[str | StoredObject], None],
+    on_problem: Callable[[BadMessage], None],
 ) -> None:
     """Receive notices until canceled; call `on_file` for each path and object, `on_problem` for errors."""
     while True:
@@ -109,12 +109,12 @@ async def listen(
         try:
             notice = read_notice(frames)
         except BadMessage as error:
-            complain(error)
+            on_problem(error)
         else:
             for problem in notice.problems:
-                complain(problem)
+                on_problem(problem)
             for file in notice.files:
-                noticed(file)
+                on_file(file)
         # recv_multipart does not yield to other tasks while messages are queued.
         await asyncio.sleep(0)
 
@@ -148,7 +148,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _named_by(uri: str) -> str | StoredObject:
+def _parse_uri(uri: str) -> str | StoredObject:
     """Return the path of a ``file`` URI, or the object of another URI."""
     # Groups contain "#", which a URI parser would treat as the start of a fragment.
     scheme, separator, rest = uri.partition("://")

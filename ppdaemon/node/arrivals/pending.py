@@ -36,7 +36,7 @@ LONGEST_PAUSE_S = 0.25
 """With 60 slow writers at once the checks take 2 % of a core."""
 PAUSE_GROWTH = 1.5
 
-QUIET_WHOLE_S = 0.5
+QUIET_INTACT_S = 0.5
 """For an intact file that no event confirmed: a slow writer may be compressing the
 next HDU."""
 QUIET_BROKEN_S = 2.0
@@ -49,7 +49,7 @@ MISSING_S = 10.0
 LIMIT_S = 600.0
 """Time after which a raw that is still changing is abandoned; writing a raw takes seconds."""
 
-MOST_FILES = 4
+MAX_FILES = 4
 """Paths at which the raw of one detector is checked."""
 
 
@@ -69,14 +69,14 @@ class FileState:
     """`False` if a marker is configured and missing."""
     read: bool = True
     """Whether the structure was read; if not, the fields below are not valid."""
-    whole: bool = False
+    intact: bool = False
     """Whether the file has data and is as long as its headers require."""
     problem: str = ""
     """Why the file is not intact."""
     has_sidecar: bool = False
 
     @property
-    def placed(self) -> bool:
+    def moved_into_place(self) -> bool:
         """Whether name, links or mode changed after the last write, as when a file is renamed or linked
         into place.
         """
@@ -95,7 +95,7 @@ class Deliver:
     """Deliver the file: it is complete, or broken and no longer changing."""
 
     file: RawPath
-    whole: bool
+    intact: bool
     has_sidecar: bool = False
 
 
@@ -132,14 +132,14 @@ class CompletenessCheck:
     _outdated: bool = False
     """Whether the file was written to after it was reported as finished."""
 
-    def judge(
+    def evaluate(
         self,
         state: FileState,
         now: float,
         *,
         confirmed: bool = False,
         reported: bool = False,
-        begun: bool = False,
+        close_expected: bool = False,
         age_s: float = 0.0,
     ) -> Decision:
         """Decide after a check.
@@ -163,39 +163,39 @@ class CompletenessCheck:
         elif last.read and not fresh:
             state = last  # the structure of this same file was read before
         self._last = state
-        missing_quiet_s = _needed_quiet_s(state, confirmed, begun) - (now - self._last_change)
-        if missing_quiet_s <= 0.0 and state.file is None:
+        remaining_quiet_s = _required_quiet_s(state, confirmed, close_expected) - (now - self._last_change)
+        if remaining_quiet_s <= 0.0 and state.file is None:
             return Abandon("vanished", f"not there for {MISSING_S:g} s")
-        if missing_quiet_s <= 0.0 and state.file is not None and state.marked:
+        if remaining_quiet_s <= 0.0 and state.file is not None and state.marked:
             if fresh:
-                return Deliver(state.file, state.whole, state.has_sidecar)
+                return Deliver(state.file, state.intact, state.has_sidecar)
             # Even if it was read before: stamps with a resolution of 1 s may hide the last write.
             return Recheck(0.0, structure=True)
         if now - self.since >= LIMIT_S:
-            return _out_of_time(state)
-        pause_s = min(self._pause_s, missing_quiet_s) if missing_quiet_s > 0.0 else self._pause_s
+            return _timed_out(state)
+        pause_s = min(self._pause_s, remaining_quiet_s) if remaining_quiet_s > 0.0 else self._pause_s
         self._pause_s = min(self._pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
         return Recheck(pause_s)
 
 
-def _out_of_time(state: FileState) -> Abandon:
+def _timed_out(state: FileState) -> Abandon:
     if not state.marked:
         return Abandon("never_marked", f"no marker after {LIMIT_S:g} s")
     problem = f": {state.problem}" if state.problem else ""
     return Abandon("never_complete", f"still changing after {LIMIT_S:g} s{problem}")
 
 
-def _needed_quiet_s(state: FileState, confirmed: bool, begun: bool) -> float:
+def _required_quiet_s(state: FileState, confirmed: bool, close_expected: bool) -> float:
     """Return for how many seconds a file must not change before it is delivered or abandoned."""
     if state.file is None:
         return MISSING_S
     if not state.marked:
         return LIMIT_S
     has_marker = state.file.marker is not None
-    if not state.read or state.whole:
-        if confirmed or state.placed or has_marker:
+    if not state.read or state.intact:
+        if confirmed or state.moved_into_place or has_marker:
             return 0.0
-        return QUIET_UNCONFIRMED_S if begun else QUIET_WHOLE_S
+        return QUIET_UNCONFIRMED_S if close_expected else QUIET_INTACT_S
     # A broken file that was renamed into place may still be written: it counts as unconfirmed.
     return QUIET_BROKEN_S if confirmed or has_marker else QUIET_UNCONFIRMED_S
 
@@ -228,7 +228,7 @@ class PendingRaw:
     """When a source last reported it as finished; before that, when it was first sighted."""
     _check: CompletenessCheck
     _confirmed: bool
-    _begun: bool
+    _close_expected: bool
     _reported: bool
     """Whether it was reported as finished since the last check began."""
     state: PendingState = PendingState.QUEUED
@@ -237,7 +237,7 @@ class PendingRaw:
     complete: Deliver | None = None
     """The decision to deliver, executed when the group is known."""
     complete_mono: float = 0.0
-    _reported_before_look: bool = False
+    _reported_before_check: bool = False
     _structure: bool = False
     # Callbacks, not an asyncio.Event: it would need more memory than all other fields, for few raws.
     _when_concluded: list[Callable[[], None]] = field(default_factory=list)
@@ -247,37 +247,44 @@ class PendingRaw:
         """Return the pending raw for a first sighting."""
         confirmed, check = sighting.confirmed, CompletenessCheck(mono)
         return cls(
-            sighting.name, sighting.source, [sighting.file], unix, check, confirmed, sighting.begun, confirmed
+            sighting.name,
+            sighting.source,
+            [sighting.file],
+            unix,
+            check,
+            confirmed,
+            sighting.close_expected,
+            confirmed,
         )
 
-    def sighted_again(self, sighting: Sighting, unix: float) -> bool:
+    def add_sighting(self, sighting: Sighting, unix: float) -> bool:
         """Add another sighting; return whether the file is to be checked now."""
-        if sighting.file not in self.files and len(self.files) < MOST_FILES:
+        if sighting.file not in self.files and len(self.files) < MAX_FILES:
             self.files.append(sighting.file)
-        self._begun = self._begun or sighting.begun
+        self._close_expected = self._close_expected or sighting.close_expected
         if not sighting.confirmed:
             return False
         self._confirmed = self._reported = True
         self.sighted_unix = unix
         return self.state is PendingState.PAUSED
 
-    def order(self) -> tuple[tuple[RawPath, ...], bool]:
+    def start_check(self) -> tuple[tuple[RawPath, ...], bool]:
         """Start a check; return the paths, and whether the structure is to be read."""
         assert self.state is PendingState.QUEUED
         self.state = PendingState.CHECKING
-        self._reported_before_look, self._reported = self._reported, False
-        return tuple(self.files), self._structure or self._reported_before_look
+        self._reported_before_check, self._reported = self._reported, False
+        return tuple(self.files), self._structure or self._reported_before_check
 
-    def judge(self, state: FileState, mono: float, age_s: float) -> Decision:
+    def evaluate(self, state: FileState, mono: float, age_s: float) -> Decision:
         """Decide after a check, and change the state accordingly."""
         assert self.state is PendingState.CHECKING
         self.changed_unix = state.changed_ns / 1e9
-        decision = self._check.judge(
+        decision = self._check.evaluate(
             state,
             mono,
             confirmed=self._confirmed,
-            reported=self._reported_before_look,
-            begun=self._begun,
+            reported=self._reported_before_check,
+            close_expected=self._close_expected,
             age_s=age_s,
         )
         self._structure = isinstance(decision, Recheck) and decision.structure
@@ -289,21 +296,21 @@ class PendingRaw:
                 return Recheck(0.0)
         return decision
 
-    def not_answered(self) -> None:
-        """End a check without result because the filesystem hangs; another path is checked first next time."""
+    def timed_out(self) -> None:
+        """End a check without result because the filesystem hangs; the next one starts with another path."""
         assert self.state is PendingState.CHECKING
         self.state = PendingState.PAUSED
-        self._reported = self._reported or self._reported_before_look
+        self._reported = self._reported or self._reported_before_check
         self.files.append(self.files.pop(0))
 
-    def look_again(self) -> None:
+    def recheck(self) -> None:
         """Change the state to QUEUED; the caller cancels the timer of a later check."""
         assert self.state in (PendingState.PAUSED, PendingState.COMPLETE)
         self.state = PendingState.QUEUED
 
-    def expect_no_end(self) -> None:
+    def expect_no_close(self) -> None:
         """Stop waiting for the close event of the file."""
-        self._begun = False
+        self._close_expected = False
 
     def conclude(self, *, delivered: bool, mono: float) -> bool:
         """End this raw; return `False` if it was not delivered and is queued again, because its file was
@@ -326,6 +333,6 @@ class PendingRaw:
             self._when_concluded.append(call)
 
     @property
-    def lag_s(self) -> float:
+    def latency_s(self) -> float:
         """Seconds from the last change of the file to the sighting that reported it."""
         return max(0.0, self.sighted_unix - self.changed_unix)

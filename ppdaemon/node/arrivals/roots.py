@@ -34,7 +34,7 @@ class Sighting:
     file: RawPath
     confirmed: bool
     """Whether the source knows that the file is finished."""
-    begun: bool = False
+    close_expected: bool = False
     """Whether the source reported the creation of the file, so that it will report its close."""
 
 
@@ -59,7 +59,7 @@ class RawRoot:
         file = self.done.format_map(fields | {"obsid": name.obsid, "group": name.group})
         return f"{os.path.dirname(path)}/{file}"
 
-    def unmarked(self, path: str) -> str:
+    def raw_of_marker(self, path: str) -> str:
         """Return the path of the raw that a marker belongs to; any other path unchanged."""
         return path.removesuffix(self.done) if self.done is not None and self.done.startswith(".") else path
 
@@ -89,7 +89,7 @@ class RawRoots:
         """
         for root in self._inner_first:
             if path.startswith(root.path + "/"):
-                file = root.unmarked(path)
+                file = root.raw_of_marker(path)
                 name = root.layout.parse(file[len(root.path) + 1 :])
                 if name is None or not self._serves(name):
                     return None
@@ -97,7 +97,7 @@ class RawRoots:
                 return name, RawPath(root.path, file, root.marker(name, file) if image else None)
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
-    def spell_out(self, path: str) -> tuple[str, ...]:
+    def absolute_paths(self, path: str) -> tuple[str, ...]:
         """Return the absolute paths that a path, or a key relative to any root, may refer to."""
         return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)
 

@@ -18,11 +18,11 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.mounts import Mount, mount_of
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.mounts import LOCAL, methods_for
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.node.arrivals.walk import Moment, Search, Survey
+from ppdaemon.node.arrivals.walk import RawSearch, Survey, WalkTime
 from ppdaemon.node.arrivals.watch import FolderWatch
+from ppdaemon.node.arrivals.watchmethods import LOCAL, methods_for
 from ppdaemon.raws.path import Expected
 
 __all__ = ("RootSource", "SourceContext", "SourceState")
@@ -31,7 +31,7 @@ THREADS = 4
 """One each for the survey, the polling, the canary, and a watch that is being closed."""
 STUCK_S = 5.0
 """A filesystem call that takes longer is reported to the operator."""
-GIVE_UP_S = 10.0
+ABANDON_S = 10.0
 """A filesystem call that takes longer is abandoned."""
 CANARY_S = 1.0
 """Interval of canary tests."""
@@ -48,7 +48,7 @@ FAILED_PAUSE_S = 5.0
 SLICE_S = 0.02
 """Time in a thread after which the files found so far go to the event loop."""
 SLICE_FILES = 500
-"""Number of files after which they go to the event loop: some 20 ms of its time."""
+"""Number of files after which they go to the event loop, which must not be blocked for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ class SourceContext:
     clock: Clock
     counts: ErrorCounts
     """Counts and logs problems."""
-    sighted: Callable[[Sighting], None]
+    on_sighting: Callable[[Sighting], None]
     """Receives each sighting."""
-    room: Callable[[], Awaitable[None]]
+    wait_for_room: Callable[[], Awaitable[None]]
     """Waits while too many sighted files are queued."""
-    lost: Callable[[str], None]
+    on_events_lost: Callable[[str], None]
     """Called with a root when its events were lost."""
     expected: Callable[[], Sequence[Expected]]
     """Returns the raws that open visits need."""
@@ -87,7 +87,7 @@ class _Observers:
 
     mount: Mount
     survey: Survey
-    search: Search
+    search: RawSearch
     watch: FolderWatch | None
 
 
@@ -114,7 +114,7 @@ class RootSource:
         self._methods = methods_for(root.watch, "")
         self._usual_mount: Mount | None = None
         self._wake = asyncio.Event()
-        self._survey_wanted = True
+        self._survey_requested = True
         self._new_folders: set[str] = set()
         self._problem = "not scanned yet"
         self._poll_problem = ""
@@ -127,8 +127,8 @@ class RootSource:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._survey_forever())
             tasks.create_task(self._poll_forever())
-            tasks.create_task(self._prove_forever())
-            tasks.create_task(self._give_up_forever())
+            tasks.create_task(self._test_watch_forever())
+            tasks.create_task(self._abandon_forever())
 
     async def stop(self) -> None:
         """Close the watch and the threads."""
@@ -138,10 +138,10 @@ class RootSource:
         finally:
             self._threads.close()
 
-    def list_again(self) -> None:
+    def relist(self) -> None:
         """Make the next survey list all folders again, because sighted files were dropped."""
         if self._observers is not None:
-            self._observers.survey.list_again()
+            self._observers.survey.relist()
 
     @property
     def is_local(self) -> bool:
@@ -157,7 +157,7 @@ class RootSource:
             states.append(SourceState(self._inotify, not trouble, trouble))
         if self._polls:
             trouble = problem or self._poll_problem
-            states.append(SourceState(self._poll, not trouble, trouble or self._why_polled()))
+            states.append(SourceState(self._poll, not trouble, trouble or self._polling_note()))
         seen = problem or (self._observers.survey.problem if self._observers is not None else "")
         return (*states, SourceState(self._scan, not problem, seen))
 
@@ -174,18 +174,18 @@ class RootSource:
             return ""
         return self._canary_problem or self._observers.watch.problem
 
-    def _why_polled(self) -> str:
+    def _polling_note(self) -> str:
         if self._observers is None or self._root.watch == "poll":
             return ""
         if not self._methods.poll:
             return "polling because the watch does not work"
         return f"polling because the filesystem type is {self._observers.mount.kind}"
 
-    async def _give_up_forever(self) -> None:
+    async def _abandon_forever(self) -> None:
         while True:
             await asyncio.sleep(CANARY_S)
             for threads in (self._threads, self._reading):
-                threads.give_up(GIVE_UP_S)
+                threads.abandon_calls(ABANDON_S)
 
     # --- the survey ---
 
@@ -193,8 +193,8 @@ class RootSource:
         due = self._clock.mono()
         while True:
             self._wake.clear()
-            if self._survey_wanted or self._clock.mono() >= due:
-                self._survey_wanted = False
+            if self._survey_requested or self._clock.mono() >= due:
+                self._survey_requested = False
                 self._survey_cost_s = 0.0
                 succeeded = await self._survey()
                 due = self._clock.mono() + self._pause_s(succeeded)
@@ -216,27 +216,27 @@ class RootSource:
             mount = await self._threads.run(mount_of, self._root.path)
             observers = self._observers
             if observers is None or observers.mount.filesystem != mount.filesystem:
-                observers = self._observe_anew(mount)
+                observers = self._replace_observers(mount)
             survey, watch = observers.survey, observers.watch
             if watch is not None:
                 await self._threads.run(watch.start)
-            await self._collect(survey.survey(Moment.by(self._clock)), observers)
+            await self._collect(survey.survey(WalkTime.by(self._clock)), observers)
             if watch is not None:
-                await self._threads.run(watch.keep, survey.folders)
+                await self._threads.run(watch.watch_only, survey.folders)
         except OSError as error:
             self._failed(error)
         else:
-            self._problem = self._lacking(mount)
+            self._problem = self._mount_problem(mount)
             return True
         return False
 
     async def _explore(self, observers: _Observers) -> None:
         folders, self._new_folders = self._new_folders, set()
         try:
-            await self._collect(observers.survey.explore(folders, Moment.by(self._clock)))
+            await self._collect(observers.survey.explore(folders, WalkTime.by(self._clock)))
         except OSError as error:
             self._failed(error)
-            self._want_survey()
+            self._request_survey()
 
     async def _collect(self, found: Iterator[list[Sighting]], surveying: _Observers | None = None) -> None:
         """Report the files that a walk finds; between the slices of a survey, explore new folders."""
@@ -244,32 +244,32 @@ class RootSource:
         while more:
             sightings, more, cost_s = await self._threads.run(_slice, found)
             for sighting in sightings:
-                self._context.sighted(sighting)
+                self._context.on_sighting(sighting)
             if surveying is not None:
                 self._survey_cost_s += cost_s
                 while surveying.survey.refusals:
-                    self._complain_of(surveying.survey.refusals.popleft(), self._scan)
+                    self._warn_refused(surveying.survey.refusals.popleft(), self._scan)
                 if self._new_folders:
                     await self._explore(surveying)
-            await self._context.room()
+            await self._context.wait_for_room()
 
-    def _complain_of(self, error: BadMessage, source: str) -> None:
-        self._context.counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+    def _warn_refused(self, error: BadMessage, source: str) -> None:
+        self._context.counts.warn(f"refused.{error.kind}", f"{source}: {error}")
 
     def _failed(self, error: OSError) -> None:
-        self._problem = self._explained(error)
-        self._context.lost(self._root.path)
+        self._problem = self._describe(error)
+        self._context.on_events_lost(self._root.path)
         # Everything is watched and listed again when the root is back. The old observers are
         # not reused: a thread that hangs may still be using them.
         self._close_watch()
         self._observers = None
 
-    def _explained(self, error: OSError) -> str:
+    def _describe(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
             return f"{self._root.path}: the filesystem does not respond"
         return f"{error.filename}: {error.strerror}"
 
-    def _lacking(self, mount: Mount) -> str:
+    def _mount_problem(self, mount: Mount) -> str:
         """Return the problem of the root's current mount, or an empty text."""
         usual = self._usual_mount
         if usual is not None and len(mount.point) < len(usual.point):
@@ -279,7 +279,7 @@ class RootSource:
         self._usual_mount = mount
         return ""
 
-    def _observe_anew(self, mount: Mount) -> _Observers:
+    def _replace_observers(self, mount: Mount) -> _Observers:
         """Replace the observers of the root; the next survey finds all files again."""
         self._close_watch()
         self._methods = methods_for(self._root.watch, mount.kind)
@@ -296,8 +296,8 @@ class RootSource:
         self._observers = _Observers(mount, survey, self._new_search(), watch)
         return self._observers
 
-    def _new_search(self) -> Search:
-        return Search(self._context.roots, self._root, self._poll, self._context.config.remember_s)
+    def _new_search(self) -> RawSearch:
+        return RawSearch(self._context.roots, self._root, self._poll, self._context.config.remember_s)
 
     def _close_watch(self) -> None:
         """Close the watch, if there is one, in a thread: it blocks if the filesystem hangs."""
@@ -311,8 +311,8 @@ class RootSource:
         with contextlib.suppress(TimeoutError):  # abandoned: its thread hangs
             await self._threads.run(watch.stop)
 
-    def _want_survey(self) -> None:
-        self._survey_wanted = True
+    def _request_survey(self) -> None:
+        self._survey_requested = True
         self._wake.set()
 
     # --- events from the watch ---
@@ -322,27 +322,29 @@ class RootSource:
         observers = self._observers
         return observers is not None and observers.survey.admits(folder)
 
-    def file_seen(self, path: str, *, finished: bool) -> None:
+    def on_file(self, path: str, *, finished: bool) -> None:
         """Report a file that was created, or that is finished."""
         try:
             located = self._context.roots.locate(path)
         except BadMessage as error:
-            self._complain_of(error, self._inotify)
+            self._warn_refused(error, self._inotify)
             return
         if located is not None:
-            self._context.sighted(Sighting(self._inotify, *located, confirmed=finished, begun=not finished))
+            self._context.on_sighting(
+                Sighting(self._inotify, *located, confirmed=finished, close_expected=not finished)
+            )
 
-    def folder_seen(self, path: str) -> None:
+    def on_folder(self, path: str) -> None:
         """Request the exploration of a new folder."""
         self._new_folders.add(path)
         self._wake.set()
 
-    def events_lost(self, kind: str) -> None:
+    def on_events_lost(self, kind: str) -> None:
         """Count lost events, and request a survey."""
         text = f"{self._inotify}: events were lost ({kind}); surveying the whole root"
-        self._context.counts.complain(f"watch.{kind}", text)
-        self._context.lost(self._root.path)
-        self._want_survey()
+        self._context.counts.warn(f"watch.{kind}", text)
+        self._context.on_events_lost(self._root.path)
+        self._request_survey()
 
     # --- polling ---
 
@@ -358,9 +360,9 @@ class RootSource:
                 continue
             search, live = observers.search, observers.survey.live
             try:
-                await self._collect(search.poll(expected, live, Moment.by(self._clock)))
+                await self._collect(search.poll(expected, live, WalkTime.by(self._clock)))
             except OSError as error:
-                self._poll_problem = self._explained(error)
+                self._poll_problem = self._describe(error)
                 if self._observers is observers:
                     # Not reused: a thread that hangs may still be using it.
                     self._observers = replace(observers, search=self._new_search())
@@ -369,33 +371,33 @@ class RootSource:
 
     # --- tests of the watch ---
 
-    async def _prove_forever(self) -> None:
+    async def _test_watch_forever(self) -> None:
         while True:
             await asyncio.sleep(CANARY_S)
             observers = self._observers
             if observers is None or observers.watch is None or not observers.watch.reading:
                 continue
-            if await self._canary_heard(observers.watch):
+            if await self._canary_works(observers.watch):
                 self._canary_problem = ""
             elif self._observers is observers:  # not replaced during the test
                 self._canary_problem = "inotify events do not arrive; restarting the watch"
-                self._context.counts.complain("watch.silent", f"{self._inotify}: {self._canary_problem}")
-                self._context.lost(self._root.path)
-                self._observe_anew(observers.mount)
-                self._want_survey()
+                self._context.counts.warn("watch.silent", f"{self._inotify}: {self._canary_problem}")
+                self._context.on_events_lost(self._root.path)
+                self._replace_observers(observers.mount)
+                self._request_survey()
 
-    async def _canary_heard(self, watch: FolderWatch) -> bool:
+    async def _canary_works(self, watch: FolderWatch) -> bool:
         """Touch the canary file, and return whether inotify reports it."""
         try:
             await self._threads.run(watch.touch)
         except OSError as error:
             why = error.strerror or error
             text = f"{self._canary}: {why}: cannot test whether inotify works; make this folder writable"
-            self._context.counts.complain("no_canary", text)
+            self._context.counts.warn("no_canary", text)
         for _ in range(CANARY_STEPS):
             if not watch.alive:
                 return False
-            if watch.canary_heard:
+            if watch.canary_reported:
                 return True
             await asyncio.sleep(CANARY_STEP_S)
         return False

@@ -16,7 +16,7 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.completion import RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import Exposures, Reading
+from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader
 from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import StoredObject
@@ -24,9 +24,9 @@ from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Kind, RawName
 
-__all__ = ("StoreArrivals", "StoreReading", "escaped")
+__all__ = ("StoreArrivals", "StoreReader", "escaped")
 
-MOST_EXPOSURES = 1000
+MAX_EXPOSURES = 1000
 """Exposures that are being read at the same time; a whole night has some 1000."""
 FIRST_PAUSE_S = 0.5
 """Pause after the first failed read of an object."""
@@ -48,7 +48,7 @@ class StoreArrivals:
     """Receives notices of objects and delivers their raws; repeats failed reads for `retry_s` seconds."""
 
     roots: RawRoots
-    exposures: Exposures
+    exposures: ExposureFactsCache
     completion: RawCompletion
     counts: ErrorCounts
     mono: Callable[[], float]
@@ -65,7 +65,7 @@ class StoreArrivals:
         """Return whether there is a configured root in an object's bucket, or on its host."""
         return f"{object_.scheme}://{object_.host}" in self._hosts
 
-    def noticed(self, source: str, object_: StoredObject) -> None:
+    def on_notice(self, source: str, object_: StoredObject) -> None:
         """Handle a notice; raises BadMessage if the object is outside all roots, or must not be read."""
         located = self.roots.locate(object_.uri)
         if located is None:
@@ -75,7 +75,7 @@ class StoreArrivals:
             case Kind.IMAGE:
                 self._take(sighting)
             case Kind.SIDECAR:
-                self._learn(sighting)
+                self._on_sidecar(sighting)
             case Kind.EXPECTED:
                 self.spawn(self._list(sighting))
             case unexpected:
@@ -87,30 +87,33 @@ class StoreArrivals:
         assert name.detector is not None
         if self.completion.delivered(name):
             return
-        if (facts := self.exposures.known(name)) is not None:
+        if (facts := self.exposures.cached(name)) is not None:
             self._deliver(sighting, facts)
         elif (key := _key(name)) in self._images:
             self._images[key].setdefault(name.detector, sighting)
-        elif len(self._images) >= MOST_EXPOSURES:
-            self.counts.complain("dropped", f"{sighting.file.path}: not delivered, {MAX_EXPOSURES} exposures are being read already")
+        elif len(self._images) >= MAX_EXPOSURES:
+            self.counts.warn(
+                "dropped",
+                f"{sighting.file.path}: not delivered, {MAX_EXPOSURES} exposures are being read already",
+            )
         else:
             self._images[key] = {name.detector: sighting}
             self.spawn(self._resolve(key))
 
-    def _learn(self, sighting: Sighting) -> None:
+    def _on_sidecar(self, sighting: Sighting) -> None:
         """Read a sidecar unless one of its exposure was read or is being read."""
         key = _key(sighting.name)
         if (
-            self.exposures.unknown(sighting.name)
+            self.exposures.needs_sidecar(sighting.name)
             and key not in self._sidecars
-            and len(self._sidecars) < MOST_EXPOSURES
+            and len(self._sidecars) < MAX_EXPOSURES
         ):
             self._sidecars.add(key)
             self.spawn(self._read_sidecar(key, sighting))
 
     async def _read_sidecar(self, key: _Key, sighting: Sighting) -> None:
         try:
-            await self.exposures.learn_from(sighting.name, sighting.file)
+            await self.exposures.read_sidecar(sighting.name, sighting.file)
         finally:
             self._sidecars.discard(key)
 
@@ -144,7 +147,7 @@ class StoreArrivals:
                 return await self.exposures.facts(sighting.name, sighting.file)
             except TimeoutError as error:
                 text = f"{sighting.file.path}: store unavailable, retrying for {self.retry_s:g} s: {error}"
-                self.counts.complain("store_unavailable", text)
+                self.counts.warn("store_unavailable", text)
                 if self.mono() >= until:
                     return None
             await asyncio.sleep(backoff.failed(self.mono()))
@@ -159,7 +162,7 @@ class StoreArrivals:
             self.completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
 
 
-class StoreReading(Reading):
+class StoreReader(ExposureReader):
     """Reads objects in the reader process."""
 
     def __init__(self, reader: ReaderProcess):

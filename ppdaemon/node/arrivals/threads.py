@@ -24,7 +24,7 @@ __all__ = ("FileThreads", "Mailbox")
 
 AT_ONCE = 100
 """Calls from a mailbox before the event loop runs other tasks: some 2 ms."""
-MOST_GIVEN_UP = 30
+MAX_ABANDONED = 30
 """Hanging threads that are replaced; beyond that, calls wait: threads need memory."""
 
 
@@ -37,7 +37,7 @@ class Mailbox:
     """
 
     loop: asyncio.AbstractEventLoop
-    most: int = sys.maxsize
+    max_calls: int = sys.maxsize
     overflowed: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
@@ -46,9 +46,9 @@ class Mailbox:
 
     def put(self, call: Callable[[], object]) -> None:
         """Queue a call for the event loop; from any thread."""
-        if len(self._calls) > self.most:
+        if len(self._calls) > self.max_calls:
             return
-        self._calls.append(call if len(self._calls) < self.most else self.overflowed)
+        self._calls.append(call if len(self._calls) < self.max_calls else self.overflowed)
         # Wake the loop once for many calls: each wake-up is a write to a socket.
         if not self._woken:
             self._woken = True
@@ -89,9 +89,9 @@ class FileThreads:
         self._mono = mono
         self._mailbox: Mailbox | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._wanted = threads
+        self._thread_count = threads
         self._threads: set[int] = set()
-        self._given_up: set[int] = set()
+        self._abandoned: set[int] = set()
         self._started = 0
         self._running: dict[int, _Running] = {}
 
@@ -100,7 +100,7 @@ class FileThreads:
         loop = asyncio.get_running_loop()
         if self._mailbox is None:
             self._mailbox = Mailbox(loop)
-        while len(self._threads) < self._wanted:
+        while len(self._threads) < self._thread_count:
             self._start_thread()
         future: asyncio.Future[T] = loop.create_future()
         self._jobs.put(_Job(future, lambda: function(*args)))
@@ -111,15 +111,15 @@ class FileThreads:
         running = [*self._running.values()]
         return self._mono() - min(call.since for call in running) if running else 0.0
 
-    def give_up(self, after_s: float) -> None:
+    def abandon_calls(self, after_s: float) -> None:
         """Abandon calls that have been running for more than `after_s` seconds, and replace their threads."""
         now = self._mono()
         for number, call in [*self._running.items()]:
-            if now - call.since <= after_s or number in self._given_up:
+            if now - call.since <= after_s or number in self._abandoned:
                 continue
-            if len(self._given_up) >= MOST_GIVEN_UP:
+            if len(self._abandoned) >= MAX_ABANDONED:
                 return
-            self._given_up.add(number)
+            self._abandoned.add(number)
             self._threads.discard(number)
             self._start_thread()
             if not call.job.future.done():
@@ -127,7 +127,7 @@ class FileThreads:
 
     def close(self) -> None:
         """Make each thread exit after its current call; returns at once."""
-        for _ in self._threads | self._given_up:
+        for _ in self._threads | self._abandoned:
             self._jobs.put(None)
 
     def _start_thread(self) -> None:
@@ -151,8 +151,8 @@ class FileThreads:
                 failure = error
             del self._running[number]
             self._mailbox.put(partial(_answer, job.future, result, failure))
-            if number in self._given_up:
-                self._given_up.discard(number)
+            if number in self._abandoned:
+                self._abandoned.discard(number)
                 return  # this thread was replaced
 
 

@@ -30,10 +30,10 @@ from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.watch import Identity
 from ppdaemon.raws.path import Expected, Kind
 
-__all__ = ("Moment", "Search", "Survey")
+__all__ = ("WalkTime", "RawSearch", "Survey")
 
 DAY_S = 86_400.0
-SETTLED_S = 1.5
+STABLE_S = 1.5
 """A folder's time stamp may have a resolution of 1 s: a second listing after this time
 finds all files that the first one could miss under the same stamp."""
 CHUNK = 200
@@ -48,7 +48,7 @@ FORGET_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class WalkTime:
     """The time of one walk."""
 
     mono: float
@@ -57,7 +57,7 @@ class Moment:
     """Observing days of which new files may arrive."""
 
     @classmethod
-    def by(cls, clock: Clock) -> "Moment":
+    def by(cls, clock: Clock) -> "WalkTime":
         """Return the current time."""
         tai = clock.tai()
         days = frozenset(day_obs(tai + offset) for offset in (-DAY_S, 0.0, 3600.0))
@@ -68,7 +68,7 @@ class Moment:
 class _Scope:
     """The parameters of one walk."""
 
-    now: Moment
+    now: WalkTime
     admitted: tuple[Expected, ...]
     """Folders that cannot contain any of these are not entered."""
     detectors: frozenset[int] = frozenset()
@@ -87,21 +87,21 @@ class _Folder:
     since_mono: float = 0.0
     """When this stamp was first found; for a search in an exposure's folder, when the last new file
     was found."""
-    settled: bool = False
+    stable: bool = False
     """Whether it was listed so late that no file can be missing under the same stamp."""
     below: list[str] = field(default_factory=list)
     """Paths of its subfolders that may get new files."""
     names: frozenset[str] = frozenset()
     """Names that a search has found in it."""
-    seen: set[int] = field(default_factory=set)
+    found_detectors: set[int] = field(default_factory=set)
     """Detectors that a search has found in it, if it is the folder of one exposure."""
     used_mono: float = 0.0
 
-    def settle(self, now: Moment) -> None:
-        self.settled = self.settled or now.mono - self.since_mono >= SETTLED_S
+    def update_stable(self, now: WalkTime) -> None:
+        self.stable = self.stable or now.mono - self.since_mono >= STABLE_S
 
 
-class Walker(ABC):
+class FolderWalker(ABC):
     """Walks through the folders below one root."""
 
     def __init__(self, roots: RawRoots, root: RawRoot, source: str, remember_s: float):
@@ -112,7 +112,7 @@ class Walker(ABC):
         self._remember_s = remember_s
         self._served = tuple(roots.all_of(instrument) for instrument in roots.served)
         self._folders: dict[str, _Folder] = {}
-        self.refusals: deque[BadMessage] = deque(maxlen=MOST_REFUSALS)
+        self.refusals: deque[BadMessage] = deque(maxlen=MAX_REFUSALS)
         """Problems of invalid names; the reader removes them."""
         self.problem = ""
         """Why the last walk could not list a folder, or empty."""
@@ -158,7 +158,7 @@ class Walker(ABC):
         return None if located is None else Sighting(self._source, *located, confirmed=False)
 
 
-class Survey(Walker):
+class Survey(FolderWalker):
     """Finds recent raws and sidecars below one root; calls `watch` with each folder and its identity
     before it is listed.
     """
@@ -178,7 +178,7 @@ class Survey(Walker):
         """The folders of the lowest level that is not created for each exposure, if they may get new
         files."""
 
-    def survey(self, now: Moment) -> Iterator[list[Sighting]]:
+    def survey(self, now: WalkTime) -> Iterator[list[Sighting]]:
         """Yield recent files, also those found before; raises OSError if the root cannot be opened."""
         # Folders that this walk does not enter again, as old or removed ones, are dropped.
         self._before, self._folders = self._folders, {}
@@ -189,7 +189,7 @@ class Survey(Walker):
         self._before = {}
         self.live = tuple(path for path in self._folders if self.depth(path) == self._layout.steady_depth)
 
-    def explore(self, folders: Iterable[str], now: Moment) -> Iterator[list[Sighting]]:
+    def explore(self, folders: Iterable[str], now: WalkTime) -> Iterator[list[Sighting]]:
         """Yield the files in and below new folders; folders that were removed are skipped."""
         for folder in folders:
             yield from self._walk(folder, _Scope(now, self._served))
@@ -199,33 +199,33 @@ class Survey(Walker):
         """The folders found by the last `survey` and by `explore` since then."""
         return frozenset(self._folders)
 
-    def list_again(self) -> None:
+    def relist(self) -> None:
         """Make the next survey list all folders again."""
         for folder in [*self._folders.values()]:
-            folder.settled = False
+            folder.stable = False
 
     def admits(self, folder: str) -> bool:
         """Return whether a folder, by its name, can contain files that this node serves."""
         return self.depth(folder) <= self._layout.depth and self._admits(folder, self._served)
 
     def _below(self, folder: str, scope: _Scope) -> Sequence[str]:
-        known, depth = self._entered(folder, scope), self.depth(folder) + 1
+        known, depth = self._enter(folder, scope), self.depth(folder) + 1
         found = self._folders_in(folder, known)
-        known.below = [path for path, status in found if self._leads_on(path, status, depth, scope)]
-        known.settle(scope.now)
+        known.below = [path for path, status in found if self._may_have_new_files(path, status, depth, scope)]
+        known.update_stable(scope.now)
         return known.below
 
     def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
-        known = self._entered(folder, scope)
-        if known.settled:
+        known = self._enter(folder, scope)
+        if known.stable:
             return
         with os.scandir(folder) as entries:
             recent = (each for entry in entries if (each := self._recent(entry, scope.now)) is not None)
             for portion in itertools.batched(recent, CHUNK):
                 yield [*portion]
-        known.settle(scope.now)
+        known.update_stable(scope.now)
 
-    def _entered(self, folder: str, scope: _Scope) -> _Folder:
+    def _enter(self, folder: str, scope: _Scope) -> _Folder:
         """Watch a folder, and return its record."""
         status = os.stat(folder, follow_symlinks=folder == self._root)
         self._watch(folder, (status.st_dev, status.st_ino))
@@ -240,7 +240,7 @@ class Survey(Walker):
 
     @staticmethod
     def _folders_in(folder: str, known: _Folder) -> Iterator[tuple[str, os.stat_result]]:
-        if known.settled:
+        if known.stable:
             for path in known.below:
                 with contextlib.suppress(OSError):  # it may have been removed
                     yield path, os.stat(path, follow_symlinks=False)
@@ -251,7 +251,7 @@ class Survey(Walker):
                     if entry.is_dir(follow_symlinks=False):
                         yield entry.path, entry.stat(follow_symlinks=False)
 
-    def _leads_on(self, folder: str, status: os.stat_result, depth: int, scope: _Scope) -> bool:
+    def _may_have_new_files(self, folder: str, status: os.stat_result, depth: int, scope: _Scope) -> bool:
         """Return whether a folder may contain or get new files."""
         age_s = scope.now.unix - status.st_mtime
         if depth > self._layout.steady_depth:
@@ -263,7 +263,7 @@ class Survey(Walker):
             return True
         return self._admits(folder, (replace(each, days=scope.now.days) for each in scope.admitted))
 
-    def _recent(self, entry: os.DirEntry[str], now: Moment) -> Sighting | None:
+    def _recent(self, entry: os.DirEntry[str], now: WalkTime) -> Sighting | None:
         try:
             if entry.is_dir(follow_symlinks=False):
                 return None
@@ -279,7 +279,7 @@ class Survey(Walker):
         return None if sighting is not None and old and sighting.name.day_obs not in now.days else sighting
 
 
-class Search(Walker):
+class RawSearch(FolderWalker):
     """Finds expected raws below one root, and reports each file once.
 
     Folders are opened, because a network filesystem returns time stamps from its
@@ -293,7 +293,7 @@ class Search(Walker):
         self._one_exposure = not in_folders.isdisjoint(("exposure", "obsid"))
 
     def poll(
-        self, expected: Sequence[Expected], live: Collection[str], now: Moment
+        self, expected: Sequence[Expected], live: Collection[str], now: WalkTime
     ) -> Iterator[list[Sighting]]:
         """Yield files that the last poll did not find, including those of other detectors and visits;
         `live` folders are searched too, because the exposure may belong to another day.
@@ -313,7 +313,7 @@ class Search(Walker):
         ]:
             del self._folders[folder]
 
-    def rescan(self, expected: Expected, since_unix: float, now: Moment) -> list[Sighting]:
+    def rescan(self, expected: Expected, since_unix: float, now: WalkTime) -> list[Sighting]:
         """Return the images of one visit that this object has not reported before.
 
         Where paths do not contain the group, folders of exposures that have not changed since
@@ -326,11 +326,11 @@ class Search(Walker):
             for folder in self._layout.folders(expected)
             for portion in self._walk(f"{self._root}/{folder.path}".rstrip("/"), scope)
             for sighting in portion
-            if sighting.name.kind is Kind.IMAGE and expected.wants(sighting.name)
+            if sighting.name.kind is Kind.IMAGE and expected.matches(sighting.name)
         ]
 
     def _targets(
-        self, expected: Sequence[Expected], live: Collection[str], now: Moment
+        self, expected: Sequence[Expected], live: Collection[str], now: WalkTime
     ) -> dict[str, set[int]]:
         """Return the folders to search, with the detectors to find in each."""
         targets: dict[str, set[int]] = {}
@@ -349,7 +349,7 @@ class Search(Walker):
             known, new = self._new_folders(folder, descriptor, scope)
         paths = [f"{folder}/{name}" for name in sorted(new)]
         known.below += [path for path in paths if self._admits(path, scope.admitted)]
-        known.settle(scope.now)
+        known.update_stable(scope.now)
         known.used_mono = scope.now.mono
         if self.depth(folder) + 1 == self._layout.depth:
             known.below = [path for path in known.below if not self._is_quiet(path, scope.now)]
@@ -364,15 +364,17 @@ class Search(Walker):
             known = self._folders[folder] = _Folder(
                 stamp, scope.now.mono, names=_names(descriptor, folders=True)
             )
-            return known, self._fresh(descriptor, known.names, self.depth(folder) + 1, scope)
-        if known.settled and known.stamp == stamp:
+            return known, self._recently_changed(descriptor, known.names, self.depth(folder) + 1, scope)
+        if known.stable and known.stamp == stamp:
             return known, frozenset()
         if known.stamp != stamp:
-            known.stamp, known.since_mono, known.settled = stamp, scope.now.mono, False
+            known.stamp, known.since_mono, known.stable = stamp, scope.now.mono, False
         before, known.names = known.names, _names(descriptor, folders=True)
         return known, known.names - before
 
-    def _fresh(self, descriptor: int, names: frozenset[str], depth: int, scope: _Scope) -> frozenset[str]:
+    def _recently_changed(
+        self, descriptor: int, names: frozenset[str], depth: int, scope: _Scope
+    ) -> frozenset[str]:
         """Return the names of recently changed folders, at the first listing of their parent."""
         # Above the folders of exposures a time stamp does not show whether there are
         # new files further below.
@@ -389,14 +391,14 @@ class Search(Walker):
             since_unix = newest - self._remember_s
         return frozenset(name for name, at in changed.items() if at >= since_unix)
 
-    def _is_quiet(self, folder: str, now: Moment) -> bool:
+    def _is_quiet(self, folder: str, now: WalkTime) -> bool:
         known = self._folders.get(folder)
         return known is not None and now.mono - known.since_mono > QUIET_S
 
     def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
         known = self._folders.setdefault(folder, _Folder(since_mono=scope.now.mono))
         known.used_mono = scope.now.mono
-        if scope.detectors and scope.detectors <= known.seen:
+        if scope.detectors and scope.detectors <= known.found_detectors:
             return
         with _opened(folder) as descriptor:
             names = _names(descriptor, folders=False)
@@ -406,7 +408,7 @@ class Search(Walker):
             known.since_mono = scope.now.mono
         sightings = [sighting for name in new if (sighting := self._sighting(f"{folder}/{name}")) is not None]
         if self._one_exposure:
-            known.seen.update(
+            known.found_detectors.update(
                 each.name.detector
                 for each in sightings
                 if each.name.kind is Kind.IMAGE and each.name.detector is not None

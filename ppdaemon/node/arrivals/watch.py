@@ -66,13 +66,13 @@ class WatchListener(Protocol):
     def admits(self, folder: str) -> bool:
         """Return whether a new folder is to be watched; called in the thread that reads inotify."""
 
-    def file_seen(self, path: str, *, finished: bool) -> None:
+    def on_file(self, path: str, *, finished: bool) -> None:
         """Handle a file that was created or, if `finished`, closed by its writer or moved here."""
 
-    def folder_seen(self, path: str) -> None:
+    def on_folder(self, path: str) -> None:
         """Handle a new folder, which is already watched."""
 
-    def events_lost(self, kind: str) -> None:
+    def on_events_lost(self, kind: str) -> None:
         """Handle lost events (``overflow``, ``backlog``), or a folder that is no longer watched
         (``unwatched``).
         """
@@ -87,7 +87,7 @@ class FolderWatch:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, listener: WatchListener, canary: Path | None):
-        self._mailbox = Mailbox(loop, BACKLOG, partial(listener.events_lost, "backlog"))
+        self._mailbox = Mailbox(loop, BACKLOG, partial(listener.on_events_lost, "backlog"))
         self._listener = listener
         self._canary = canary
         self._canary_number = WatchDescriptor(-1)
@@ -98,8 +98,8 @@ class FolderWatch:
         self._watched: dict[WatchDescriptor, _Watched] = {}
         self._numbers: dict[str, WatchDescriptor] = {}
         self._stopping = False
-        self._refused = self._refused_lately = ""
-        self._touched = self._canary_seen = 0
+        self._refused = self._newly_refused = ""
+        self._touched = self._canary_reported = 0
 
     @property
     def problem(self) -> str:
@@ -146,14 +146,14 @@ class FolderWatch:
                 self._forget(number)
             self._add(folder, identity)
 
-    def keep(self, folders: Collection[str]) -> None:
+    def watch_only(self, folders: Collection[str]) -> None:
         """Stop watching all other folders, after `watch` was called for all of these; problems from
         before those calls are cleared.
         """
         if self._reader is None:
             return
         with self._lock:
-            self._refused, self._refused_lately = self._refused_lately, ""
+            self._refused, self._newly_refused = self._newly_refused, ""
             for folder in self._numbers.keys() - set(folders):
                 self._forget(self._numbers[folder])
 
@@ -167,9 +167,9 @@ class FolderWatch:
         os.utime(self._canary)
 
     @property
-    def canary_heard(self) -> bool:
+    def canary_reported(self) -> bool:
         """Whether inotify has reported the last touch of the canary file."""
-        return self._canary_seen >= self._touched
+        return self._canary_reported >= self._touched
 
     def stop(self) -> None:
         """Stop the thread; wait up to `_STOP_S` for it."""
@@ -201,10 +201,10 @@ class FolderWatch:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            self._refused = self._refused_lately = _explain(error, folder)
+            self._refused = self._newly_refused = _explain(error, folder)
             return
         if number < 0:  # watchdog raises no error for EACCES
-            self._refused = self._refused_lately = _explain(
+            self._refused = self._newly_refused = _explain(
                 PermissionError(errno.EACCES, "no permission"), folder
             )
             return
@@ -227,7 +227,7 @@ class FolderWatch:
     def on_event(self, event: InotifyEvent) -> None:
         """Handle an event."""
         if event.wd == self._canary_number:
-            self._canary_seen = self._touched
+            self._canary_reported = self._touched
             return
         with self._lock:
             watched = self._watched.get(event.wd)
@@ -237,7 +237,7 @@ class FolderWatch:
         if event.mask & InotifyConstants.IN_ISDIR:
             self._folder_event(event, path)
         elif not event.is_moved_from and not event.name.startswith(b"."):
-            self._mailbox.put(partial(self._listener.file_seen, path, finished=not event.is_create))
+            self._mailbox.put(partial(self._listener.on_file, path, finished=not event.is_create))
 
     def _folder_event(self, event: InotifyEvent, path: str) -> None:
         if event.is_moved_from:
@@ -251,7 +251,7 @@ class FolderWatch:
             with contextlib.suppress(OSError):
                 status = os.stat(path, follow_symlinks=False)
                 self.watch(path, (status.st_dev, status.st_ino))
-            self._mailbox.put(partial(self._listener.folder_seen, path))
+            self._mailbox.put(partial(self._listener.on_folder, path))
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """Handle a watched folder that was removed."""
@@ -264,11 +264,11 @@ class FolderWatch:
             del self._numbers[watched.folder]
             known = os.path.dirname(watched.folder) in self._numbers
         if not known and not self._stopping:
-            self._mailbox.put(partial(self._listener.events_lost, "unwatched"))
+            self._mailbox.put(partial(self._listener.on_events_lost, "unwatched"))
 
     def on_queue_overflow(self) -> None:
         """Handle an overflow: the kernel has dropped events."""
-        self._mailbox.put(partial(self._listener.events_lost, "overflow"))
+        self._mailbox.put(partial(self._listener.on_events_lost, "overflow"))
 
 
 def _explain(error: OSError, folder: str = "") -> str:

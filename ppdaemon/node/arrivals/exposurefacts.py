@@ -22,7 +22,7 @@ from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName
 
-__all__ = ("Exposures", "FileReading", "Reading")
+__all__ = ("ExposureFactsCache", "FileReader", "ExposureReader")
 
 type _Key = tuple[str, int]
 type _Read = Callable[[RawPath], Awaitable[files.ExposureFacts]]
@@ -33,7 +33,7 @@ LIST_WAIT_S = 120.0
 """The list of an exposure's detectors arrives before its images, which contain its group."""
 
 
-class Reading(Protocol):
+class ExposureReader(Protocol):
     """Reads the sidecars, headers and lists of an exposure.
 
     Each method raises FileNotFoundError if the file does not exist, TimeoutError if it cannot be
@@ -53,7 +53,7 @@ class Reading(Protocol):
         """Return other sidecars of an image's exposure."""
 
 
-class FileReading:
+class FileReader:
     """Reads files, each in the threads of its root."""
 
     def __init__(self, threads: Mapping[str, FileThreads]):
@@ -76,7 +76,7 @@ class FileReading:
         return await self._threads[image.root].run(files.sidecars_beside, image)
 
 
-class _Unknown:
+class _Unresolved:
     """Synchronizes the tasks that wait for, or read, an exposure without facts."""
 
     def __init__(self) -> None:
@@ -88,32 +88,32 @@ class _Unknown:
 class _Exposure:
     facts: files.ExposureFacts | None = None
     listed: bool = False
-    unknown: _Unknown | None = field(default_factory=_Unknown)
+    unresolved: _Unresolved | None = field(default_factory=_Unresolved)
     """Deleted when the facts are known: it needs more memory than all other fields."""
 
     @property
     def reading(self) -> asyncio.Lock:
         """Lock held while a file of this exposure is read, so that 205 detectors cause one read."""
-        return asyncio.Lock() if self.unknown is None else self.unknown.reading
+        return asyncio.Lock() if self.unresolved is None else self.unresolved.reading
 
     async def until_known(self, limit_s: float) -> None:
         """Wait until the facts are known, at most `limit_s` seconds."""
-        if self.unknown is not None:
+        if self.unresolved is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.unknown.known.wait(), limit_s)
+                await asyncio.wait_for(self.unresolved.known.wait(), limit_s)
 
-    def learn(self, facts: files.ExposureFacts) -> None:
+    def set_facts(self, facts: files.ExposureFacts) -> None:
         self.facts = facts
-        if self.unknown is not None:
-            self.unknown.known.set()
-            self.unknown = None
+        if self.unresolved is not None:
+            self.unresolved.known.set()
+            self.unresolved = None
 
 
 @dataclass(eq=False)
-class Exposures:
+class ExposureFactsCache:
     """Reads and caches the facts of exposures; waits up to `sidecar_wait_s` for a late sidecar."""
 
-    reading: Reading
+    reading: ExposureReader
     sidecar_wait_s: float
     mono: Callable[[], float]
     counts: ErrorCounts
@@ -122,15 +122,15 @@ class Exposures:
     def __post_init__(self) -> None:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
-    def unknown(self, name: RawName) -> bool:
+    def needs_sidecar(self, name: RawName) -> bool:
         """Return whether a sidecar of this exposure should be read."""
         return name.group is None and self._exposure(name).facts is None
 
-    def unlisted(self, name: RawName) -> bool:
+    def needs_list(self, name: RawName) -> bool:
         """Return whether the list of this exposure's detectors should be read."""
         return not self._exposure(name).listed
 
-    async def learn_from(self, name: RawName, sidecar: RawPath) -> None:
+    async def read_sidecar(self, name: RawName, sidecar: RawPath) -> None:
         """Read a sidecar that a source reported."""
         exposure = self._exposure(name)
         async with exposure.reading:
@@ -148,7 +148,7 @@ class Exposures:
         try:
             names = await self.reading.listed(path)
         except (OSError, BadMessage) as error:
-            self.counts.complain("bad_list", f"{path.path}: ignoring this list of detectors: {error}")
+            self.counts.warn("bad_list", f"{path.path}: ignoring this list of detectors: {error}")
             return None
         # Checked after the read: a list may be reported several times, and the
         # first read may have found an incomplete file.
@@ -172,28 +172,28 @@ class Exposures:
         exposure = self._exposure(name)
         sidecar = files.sidecar_of(image)
         deadline = (self.mono() if since_mono is None else since_mono) + self.sidecar_wait_s
-        late = not await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+        late = not await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
             await exposure.until_known(deadline - self.mono())
-            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
-        await self._try(exposure, name, self.reading.header, image, "bad_header")
+            await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+        await self._try_read(exposure, name, self.reading.header, image, "bad_header")
         if name.group is None:
             if exposure.facts is None:
-                await self._ask_neighbors(exposure, name, image)
+                await self._read_neighbors(exposure, name, image)
             if exposure.facts is None and (wait_s := deadline - self.mono()) > 0.0:
                 # Its sidecar exists, but may be incomplete.
                 await exposure.until_known(wait_s)
-                await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+                await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
         facts = exposure.facts or files.ExposureFacts(name.group, name.snap)
         return replace(facts, group=name.group)
 
-    def known(self, name: RawName) -> files.ExposureFacts | None:
+    def cached(self, name: RawName) -> files.ExposureFacts | None:
         """Return the cached facts of an exposure; `None` if a file has to be read."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
-    async def _ask_neighbors(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
+    async def _read_neighbors(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
         """Read the sidecars of detectors that this node does not serve.
 
         Then a raw with the header of another exposure is delivered to the visit
@@ -202,12 +202,12 @@ class Exposures:
         try:
             sidecars = await self.reading.neighbors(image)
         except OSError as error:
-            self.counts.complain("bad_sidecar", f"{image.path}: cannot list its folder for sidecars: {error}")
+            self.counts.warn("bad_sidecar", f"{image.path}: cannot list its folder for sidecars: {error}")
             return
         for sidecar in sidecars:
-            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+            await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
 
-    async def _try(
+    async def _try_read(
         self,
         exposure: _Exposure,
         name: RawName,
@@ -226,7 +226,7 @@ class Exposures:
             except TimeoutError:
                 raise  # the filesystem hangs: the file may be valid
             except (OSError, BadMessage) as error:
-                self.counts.complain(kind, f"{path.path}: not used to find the group: {error}")
+                self.counts.warn(kind, f"{path.path}: not used to find the group: {error}")
         return True
 
     async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:
@@ -235,7 +235,7 @@ class Exposures:
         facts = await read(path)
         if name.obsid is not None and facts.obsid not in (None, name.obsid):
             raise BadMessage(f"OBSID is {facts.obsid!r}, which is another exposure", "obsid")
-        exposure.learn(facts)
+        exposure.set_facts(facts)
 
     def _exposure(self, name: RawName) -> _Exposure:
         key = (name.instrument, name.exposure)
