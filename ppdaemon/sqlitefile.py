@@ -147,14 +147,14 @@ def _upgrade(db: sqlite3.Connection, path: Path, program: str, steps: Sequence[S
 def _set_aside(path: Path) -> Path:
     """Rename a corrupt file and its companions; return the new path of the file."""
     stamp = tai_iso(Clock().tai()).replace(":", "").replace("-", "")
-    kept = path.with_name(f"{path.stem}.corrupt-{stamp}{path.suffix}")
+    renamed = path.with_name(f"{path.stem}.corrupt-{stamp}{path.suffix}")
     # The file first, in case of a crash in between: SQLite deletes a WAL without its
     # file, but would read a file without its WAL as an older state.
     for companion in ("", "-wal", "-shm"):
         part = path.with_name(path.name + companion)
         if part.exists():
-            part.rename(kept.with_name(kept.name + companion))
-    return kept
+            part.rename(renamed.with_name(renamed.name + companion))
+    return renamed
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,7 +289,7 @@ def test_each_source_reports_its_latency(tmp_path):
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             await catcher.one()
-            # What landed before the start says nothing of how soon it is found.
+            # Files from before the start do not count for the latency.
             assert source(catcher, "scan").lag_p99_ms is None
             await catcher.watching()
             for detector in range(20):

@@ -60,7 +60,7 @@ def test_a_raw_renamed_into_place_is_delivered_with_all_that_is_known(tmp_path):
 
 @pytest.mark.usefixtures("no_quiet")
 def test_a_file_is_checked_while_it_is_written_and_not_delivered_before_it_is_closed(tmp_path, monkeypatch):
-    content, looks = fits_file(), count_calls(monkeypatch, files, "read_state")
+    content, checks = fits_file(), count_calls(monkeypatch, files, "read_state")
 
     async def body() -> None:
         async with arriving(tmp_path, scan_s=0.1) as catcher:
@@ -71,8 +71,8 @@ def test_a_file_is_checked_while_it_is_written_and_not_delivered_before_it_is_cl
                 for start in range(0, len(content) - 2880, 2880):
                     file.write(content[start : start + 2880])
                     file.flush()
-                    before = len(looks)
-                    await catcher.until(lambda: len(looks) > before + 1)  # noqa: B023
+                    before = len(checks)
+                    await catcher.until(lambda: len(checks) > before + 1)  # noqa: B023
                     assert catcher.raws == []
                 file.write(content[-2880:])
             await catcher.one()
@@ -82,7 +82,7 @@ def test_a_file_is_checked_while_it_is_written_and_not_delivered_before_it_is_cl
 
 @pytest.mark.usefixtures("no_quiet")
 def test_a_file_opened_twice_is_not_delivered_with_its_header_alone(tmp_path, monkeypatch):
-    content, looks = fits_file(), count_calls(monkeypatch, files, "read_state")
+    content, checks = fits_file(), count_calls(monkeypatch, files, "read_state")
 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
@@ -90,7 +90,7 @@ def test_a_file_opened_twice_is_not_delivered_with_its_header_alone(tmp_path, mo
             exposure.put_sidecar()
             await catcher.watching()
             exposure.image().write_bytes(content[:2880])
-            await catcher.until(lambda: len(looks) > 3)
+            await catcher.until(lambda: len(checks) > 3)
             assert catcher.raws == []
             with exposure.image().open("ab") as file:
                 file.write(content[2880:])

@@ -20,9 +20,9 @@ from arrivalkit import (
     arriving,
     fits_file,
     renamed_into_place,
+    reported_by_inotify,
     run,
     source,
-    told_by_the_kernel,
     waiting_for,
 )
 from watchdog.observers.inotify_c import InotifyFD
@@ -66,7 +66,7 @@ def test_a_folder_that_is_moved_here_with_its_files_is_explored(tmp_path):
             staged.put(94)
             await asyncio.to_thread(os.rename, staged.folder, Exposure(root, 2).folder)
             await catcher.one()
-            # What is put into it later is told under its present name.
+            # Files added to it later are reported under its present name.
             Exposure(root, 2).put(95)
             await catcher.until(lambda: catcher.detectors == [94, 95])
             assert catcher.raws[-1].path == str(Exposure(root, 2).image(95))
@@ -75,7 +75,7 @@ def test_a_folder_that_is_moved_here_with_its_files_is_explored(tmp_path):
 
 
 class Frozen:
-    """Holds back all that the kernel tells, until it is let go."""
+    """Holds back all events of the kernel until they are released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self._go = threading.Event()
@@ -100,7 +100,7 @@ class Frozen:
 
 
 def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
-    """20,000 files while nobody reads the events, of which 16,384 fit the queue."""
+    """20,000 files while no thread reads the events, of which 16,384 fit the queue."""
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 1000)
     frozen = Frozen(monkeypatch)
     count = 30 * len(FOCAL_PLANE)
@@ -167,7 +167,7 @@ def test_a_reader_that_ends_is_replaced_and_nothing_is_lost(tmp_path, monkeypatc
             await catcher.until(lambda: len(catcher.raws) == 2)
             await catcher.watching()
             assert catcher.count("watch.silent") == 1
-            await told_by_the_kernel(catcher, Exposure(tmp_path, 2))
+            await reported_by_inotify(catcher, Exposure(tmp_path, 2))
 
     run(body)
 
@@ -184,7 +184,7 @@ def test_a_reader_that_stands_still_is_noticed_by_the_canary(tmp_path, monkeypat
             await catcher.watching()
             before = source(catcher, "inotify").files
             with frozen.frozen():
-                await catcher.until(lambda: "do not come through" in source(catcher, "inotify").note)
+                await catcher.until(lambda: "do not arrive" in source(catcher, "inotify").note)
                 # Meanwhile raws of open visits are polled for.
                 assert source(catcher, "poll").live
                 Exposure(tmp_path / "raw", 1).put(95)

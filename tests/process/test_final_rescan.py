@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Last looks at real folders: what they deliver before they end."""
+"""Final rescans of real folders: the raws that they deliver before they end."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ BLIND = {"watch": "poll", "poll_s": 600.0}
 
 @pytest.fixture
 def no_hurry(monkeypatch):
-    """Let no look be broken off because the machine is busy."""
+    """Allow a rescan more time, because the machine may be busy."""
     monkeypatch.setattr("ppdaemon.node.arrivals.arrivals.RESCAN_S", DEADLINE_S)
 
 

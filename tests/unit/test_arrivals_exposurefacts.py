@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One read tells the group to all detectors of an exposure."""
+"""One read finds the group for all detectors of an exposure."""
 
 import asyncio
 import json
@@ -159,7 +159,7 @@ def test_fault_18_a_misplaced_file_does_not_affect_the_other_detectors(night):
         night.put_sidecar(night.file(0)[1], GROUPID="other", OBSID="MC_O_20251121_000155")
         night.put_header(night.file(0)[1], "")
         night.put_sidecar(night.file(1)[1], OBSID="MC_O_20251121_000156")
-        # The sidecar of a detector that is not asked for tells where it belongs.
+        # The sidecar of a detector that is not served has the group.
         assert await night.facts(range(1)) == [ExposureFacts(GROUP, obsid="MC_O_20251121_000156")]
         assert night.counts.by_kind["bad_sidecar"] >= 1
 
@@ -208,18 +208,18 @@ def test_the_list_of_detectors_is_reported_when_the_group_is_known(night):
 
 def test_a_list_that_is_reported_again_while_half_of_it_is_read_is_read_again(night, monkeypatch):
     name, place = night.file(0, ending="_expectedSensors.json")
-    telling: list[asyncio.Task[ExpectedSensors | None]] = []
+    with_group: list[asyncio.Task[ExpectedSensors | None]] = []
     listed = module.expected_sensors
 
     async def body() -> None:
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
-            telling.append(asyncio.create_task(night.exposures.expected(name, place)))
+            with_group.append(asyncio.create_task(night.exposures.expected(name, place)))
 
         def read(place: RawPath) -> frozenset[str]:
-            if not telling:
-                # Its writer closes it, which is told, after this has read half of it.
+            if not with_group:
+                # Its writer closes it, which is reported, after this has read half of it.
                 night.put(place, {"expectedSensors": [CAMERA.detectors[3].name]})
                 loop.call_soon_threadsafe(tell)
                 raise BadMessage("no JSON object", "sidecar")
@@ -229,21 +229,21 @@ def test_a_list_that_is_reported_again_while_half_of_it_is_read_is_read_again(ni
         night.put_sidecar(night.file(3)[1])
         await night.facts(range(3, 4))
         assert await night.exposures.expected(name, place) is None
-        assert await telling[0] == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3}))
+        assert await with_group[0] == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3}))
 
     run(body)
 
 
 def test_a_raw_that_arrives_before_the_end_of_its_sidecar_waits_for_that(night, monkeypatch):
     read = module.facts_of_image
-    telling: list[asyncio.Task[None]] = []
+    with_group: list[asyncio.Task[None]] = []
 
     async def body() -> None:
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
             sidecar = night.file(0, ending=".json")
-            telling.append(asyncio.create_task(night.exposures.read_sidecar(*sidecar)))
+            with_group.append(asyncio.create_task(night.exposures.read_sidecar(*sidecar)))
 
         def read_header(image: RawPath) -> ExposureFacts:
             try:

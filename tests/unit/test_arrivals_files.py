@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Looking at files: which are opened, which are not, and what they say."""
+"""Reading files: which are opened, which are refused, and the facts in them."""
 
 import json
 import os

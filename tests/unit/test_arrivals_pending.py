@@ -129,7 +129,7 @@ def test_fault_19_a_file_that_is_opened_again_is_not_taken_between_two_of_its_pa
     check = CompletenessCheck(10.0)
     assert isinstance(seen(check, broken(2880), 10.0, confirmed=True, reported=True), Recheck)
     for part in range(1, 9):
-        # Up to here it is whole, and the next part takes a while.
+        # Up to here it is intact, and the next part takes a while.
         for pause_s in (0.0, 0.02, 0.2, 0.4):
             so_far = intact(2880 * part)
             assert isinstance(seen(check, so_far, 10.0 + part + pause_s, confirmed=True), Recheck)
@@ -227,12 +227,12 @@ def test_pauses_grow_and_never_pass_the_time_of_decision():
     assert max(pauses) <= module.LONGEST_PAUSE_S
 
 
-looks = st.sampled_from(
+checks = st.sampled_from(
     [MISSING, intact(), intact(8640), intact(moved_into_place=True), broken(), broken(2000)]
 )
 
 
-@given(st.lists(st.tuples(looks, st.booleans(), st.booleans(), st.floats(0.001, 30.0)), max_size=60))
+@given(st.lists(st.tuples(checks, st.booleans(), st.booleans(), st.floats(0.001, 30.0)), max_size=60))
 def test_whatever_is_seen_every_file_has_an_end(story):
     check, now = CompletenessCheck(0.0), 0.0
     for look, confirmed, reported, step in story:
@@ -258,43 +258,43 @@ def sighting(file: RawPath = HERE, *, confirmed: bool = False, close_expected: b
     return Sighting("inotify /raw", NAME, file, confirmed, close_expected)
 
 
-def looked_at(pending: PendingRaw, file: FileState, now: float) -> Decision:
-    """Take the next look at a raw, whose file is as it is."""
+def checked(pending: PendingRaw, file: FileState, now: float) -> Decision:
+    """Check a pending raw with a given state of its file."""
     if pending.state is PendingState.PAUSED:
         pending.recheck()
     _, structure = pending.start_check()
     decision = pending.evaluate(file if structure else stamps_of(file), now, 0.0)
     if isinstance(decision, Recheck) and decision.structure:
-        return looked_at(pending, file, now)
+        return checked(pending, file, now)
     return decision
 
 
 def test_a_slow_writer_s_file_is_not_delivered_before_it_is_closed():
     pending = PendingRaw.of(sighting(close_expected=True), 0.0, 0.0)
     for step in range(200):
-        assert isinstance(looked_at(pending, intact(2880 * step), 0.15 * step), Recheck)
+        assert isinstance(checked(pending, intact(2880 * step), 0.15 * step), Recheck)
     assert pending.add_sighting(sighting(confirmed=True), 30.0)
-    assert looked_at(pending, intact(2880 * 200), 30.0) == Deliver(HERE, intact=True)
+    assert checked(pending, intact(2880 * 200), 30.0) == Deliver(HERE, intact=True)
 
 
 def test_a_writer_that_stalls_between_two_parts_is_waited_for():
-    """What it has written is a whole FITS file."""
+    """The part that is written is an intact FITS file."""
     pending = PendingRaw.of(sighting(close_expected=True), 0.0, 0.0)
     for now in (0.0, 0.5, 1.0, 5.0, 9.9):
-        assert isinstance(looked_at(pending, intact(), now), Recheck)
+        assert isinstance(checked(pending, intact(), now), Recheck)
     pending.add_sighting(sighting(confirmed=True), 9.95)
-    assert looked_at(pending, intact(8640), 9.95) == Deliver(HERE, intact=True)
+    assert checked(pending, intact(8640), 9.95) == Deliver(HERE, intact=True)
 
 
 def test_a_file_opened_twice_is_not_delivered_with_its_header_alone():
     pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
     for now in (0.0, 0.2, 1.9):
-        assert isinstance(looked_at(pending, broken(2880), now), Recheck)
-    # The second part is being written, and is whole up to here.
-    assert isinstance(looked_at(pending, intact(5760), 1.95), Recheck)
-    assert isinstance(looked_at(pending, intact(5760), 2.2), Recheck)
+        assert isinstance(checked(pending, broken(2880), now), Recheck)
+    # The second part is being written, and is intact up to here.
+    assert isinstance(checked(pending, intact(5760), 1.95), Recheck)
+    assert isinstance(checked(pending, intact(5760), 2.2), Recheck)
     pending.add_sighting(sighting(confirmed=True), 2.3)
-    assert looked_at(pending, intact(8640), 2.3) == Deliver(HERE, intact=True)
+    assert checked(pending, intact(8640), 2.3) == Deliver(HERE, intact=True)
 
 
 def test_a_file_reported_as_finished_is_read_at_the_first_check():
@@ -319,27 +319,27 @@ def test_a_report_during_a_check_has_the_next_one_taken_at_once():
 
 def test_a_report_between_checks_has_one_taken_at_once_and_a_sighting_does_not():
     pending = PendingRaw.of(sighting(), 0.0, 0.0)
-    assert isinstance(looked_at(pending, broken(), 0.0), Recheck)
+    assert isinstance(checked(pending, broken(), 0.0), Recheck)
     assert not pending.add_sighting(sighting(), 1.0)
     assert pending.add_sighting(sighting(confirmed=True), 1.0)
 
 
 def test_when_events_were_lost_no_close_event_is_awaited():
     pending = PendingRaw.of(sighting(close_expected=True), 0.0, 0.0)
-    assert isinstance(looked_at(pending, intact(), 0.0), Recheck)
+    assert isinstance(checked(pending, intact(), 0.0), Recheck)
     pending.expect_no_close()
-    assert looked_at(pending, intact(), 0.5) == Deliver(HERE, intact=True)
+    assert checked(pending, intact(), 0.5) == Deliver(HERE, intact=True)
 
 
 def test_a_raw_that_comes_back_while_it_is_abandoned_begins_again():
     pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
-    assert isinstance(looked_at(pending, MISSING, 0.0), Recheck)
+    assert isinstance(checked(pending, MISSING, 0.0), Recheck)
     pending.recheck()
     pending.start_check()
     pending.add_sighting(sighting(confirmed=True), 10.0)
     assert isinstance(pending.evaluate(MISSING, 10.0, 0.0), Abandon)
     assert not pending.conclude(delivered=False, mono=10.0)
-    assert looked_at(pending, intact(), 10.0) == Deliver(HERE, intact=True)
+    assert checked(pending, intact(), 10.0) == Deliver(HERE, intact=True)
     assert pending.conclude(delivered=True, mono=10.0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which folders are looked at for raws of open visits, and how often."""
+"""Which folders are searched for raws of open visits, and how often."""
 
 import os
 from pathlib import Path

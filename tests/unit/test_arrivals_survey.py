@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which folders are looked through, and what is found in them."""
+"""Which folders are surveyed, and which files are found in them."""
 
 import os
 import shutil

@@ -114,7 +114,7 @@ def test_a_call_that_was_canceled_is_not_made(release):
 
 
 class Loop:
-    """Counts how often it is woken, and calls when it is told to."""
+    """Counts how often it is woken, and runs the calls on request."""
 
     def __init__(self) -> None:
         self.due: list[Callable[[], object]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which filesystems tell of what is written to them."""
+"""Which methods find new files on which filesystems."""
 
 import pytest
 

@@ -108,19 +108,19 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
             "arrivals.layout: pattern is no longer supported: path alone reads and writes",
         ),
         ("arrivals.done", ".json", "arrivals.done: '.json' is the ending of raws"),
-        ("arrivals.done", "a/b", "arrivals.done: a marker lies in the folder of its raw"),
+        ("arrivals.done", "a/b", "arrivals.done: a marker is in the folder of its raw"),
         ("arrivals.done", "{name}.ok", "arrivals.done: unknown name 'name'"),
         (
             "arrivals.done",
             "{group}.ok",
-            "arrivals.roots.0.done: '{group}.ok': paths of this layout name no gr",
+            "arrivals.roots.0.done: '{group}.ok': paths of this layout contain no gr",
         ),
         (
             "arrivals.remote",
             [{"uri": "ftp://host/raw"}],
             "arrivals.remote.0.uri: 'ftp://host/raw' is none of",
         ),
-        ("arrivals.remote", [{"uri": "s3://me@bucket/raw"}], "arrivals.remote.0.uri: credentials do not"),
+        ("arrivals.remote", [{"uri": "s3://me@bucket/raw"}], "arrivals.remote.0.uri: credentials must not"),
         (
             "arrivals.remote",
             [{"uri": "s3://bucket/a/../b"}],

@@ -206,9 +206,9 @@ def test_a_name_that_could_be_read_in_several_ways_is_refused(part, first, secon
         ("{detector}", "nothing names the exposure"),
         ("{exposure}", "nothing names the detector"),
         ("{exposure}_{raft}", "nothing names the detector"),
-        (NEEDED + ".fits", "leave the ending away"),
-        (NEEDED + ".fits.fz", "leave the ending away"),
-        (NEEDED + ".json", "leave the ending away"),
+        (NEEDED + ".fits", "omit the ending"),
+        (NEEDED + ".fits.fz", "omit the ending"),
+        (NEEDED + ".json", "omit the ending"),
     ],
 )
 def test_what_is_no_format_is_refused(text, said):

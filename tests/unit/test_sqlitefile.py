@@ -235,7 +235,7 @@ def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
             await until(lambda: log == [0])
             for number in (1, 2, 3):
                 writer.put(adding(number, log))
-                await sleep(0.01)  # without the pause each would be a transaction of its own
+                await sleep(0.01)  # without the pause each would be a separate transaction
             assert statements.count("COMMIT") == 1
             over.set()
             await until(lambda: log == [0, 1, 2, 3])

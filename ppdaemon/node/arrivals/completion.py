@@ -171,6 +171,7 @@ class RawCompletion:
             if not self._room.is_set() and not self._is_busy():
                 self._room.set()
             try:
+                # While a raw is CHECKING, sightings only mark it: none queues it twice.
                 states = await threads.run(read_states, [pending.start_check() for pending in batch])
             except TimeoutError:
                 for pending in batch:
@@ -295,6 +296,7 @@ class RawCompletion:
         if isinstance(end, Abandon):
             self.refuse(pending.files[0].path, end.kind, end.reason)
             return
+        # Before `deliver`: a sighting that it causes must not deliver the raw again.
         self._delivered.add(_key(pending.name), now)
         self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
