@@ -63,23 +63,7 @@ def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def detector_set(text: str) -> tuple[int, ...]:
-    """Read a list of detectors as people write it.
-
-    Parameters
-    ----------
-    text : `str`
-        For instance ``0-8,12``.
-
-    Returns
-    -------
-    detectors : `tuple` [`int`]
-        The ids in the order written.
-
-    Raises
-    ------
-    ValueError
-        Raised if the text is no such list; says how to write one.
-    """
+    """Read a list of detectors as people write it."""
     return _unique(tuple(_detectors(text)))
 
 

@@ -15,13 +15,7 @@ moves the spool back."""
 
 
 class NodeFolders:
-    """The folders of one node; nothing is made here.
-
-    Parameters
-    ----------
-    ramdisk, state : `pathlib.Path`
-        Of this node on the RAM disk, and what outlives a restart.
-    """
+    """The folders of one node; nothing is made here."""
 
     def __init__(self, ramdisk: Path, state: Path):
         self.ramdisk = ramdisk
@@ -53,100 +47,31 @@ class NodeFolders:
 
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
-        """Return the folders that a configuration means.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.NodeConfig`
-            The node's configuration.
-
-        Returns
-        -------
-        folders : `NodeFolders`
-            Their names.
-        """
+        """Return the folders that a configuration means."""
         return cls(config.node.ramdisk / f"ppdaemon-{config.node.name}", config.node.state_dir)
 
     def template(self, generation: int) -> Path:
-        """Return the template repo of a generation.
-
-        Parameters
-        ----------
-        generation : `int`
-            Counts the configurations of a daemon's life, from 1.
-
-        Returns
-        -------
-        folder : `pathlib.Path`
-            On the RAM disk.
-        """
+        """Return the template repo of a generation."""
         return self.ramdisk / f"template-{generation}"
 
     def repo(self, slot: int) -> Path:
-        """Return a slot's own folder.
-
-        Parameters
-        ----------
-        slot : `int`
-            The slot's number.
-
-        Returns
-        -------
-        folder : `pathlib.Path`
-            There while a worker is.
-        """
+        """Return a slot's own folder."""
         return self.slots / f"{slot:04d}"
 
     def settings(self, generation: int) -> Path:
-        """Return the configuration of a generation as its processes read it.
-
-        Parameters
-        ----------
-        generation : `int`
-            Counts the configurations of a daemon's life, from 1.
-
-        Returns
-        -------
-        path : `pathlib.Path`
-            On the RAM disk.
-        """
+        """Return the configuration of a generation as its processes read it."""
         return self.ramdisk / f"config-{generation}.json"
 
     def count_refused(self) -> int:
-        """Return how many spools cannot be exported.
-
-        Returns
-        -------
-        count : `int`
-            Folders in `refused`.
-        """
+        """Return how many spools cannot be exported."""
         return sum(1 for _ in self.refused.glob("*"))
 
     def moved_back(self) -> list[Path]:
-        """Return the spools that an operator has moved back from `refused`.
-
-        Returns
-        -------
-        spools : `list` [`pathlib.Path`]
-            Folders among those that wait for export.
-        """
+        """Return the spools that an operator has moved back from `refused`."""
         return sorted(note.parent for note in self.spool.glob(f"*/{REFUSAL}"))
 
     def spooled(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
-        """Return where one attempt's outputs wait for export.
-
-        Parameters
-        ----------
-        instrument, group : `str`
-            The visit; the group is quoted.
-        detector, attempt : `int`
-            Which attempt at which detector.
-
-        Returns
-        -------
-        folder : `pathlib.Path`
-            Exists only when it is complete.
-        """
+        """Return where one attempt's outputs wait for export."""
         quoted = quote(group, safe="").replace("~", "%7E")
         return self.spool / f"{instrument}~{quoted}~{detector}~{attempt}"
 
@@ -154,35 +79,12 @@ class NodeFolders:
         """Return the mark that an attempt may have done something permanent.
 
         The worker makes it before it does; it outlives worker and supervisor.
-
-        Parameters
-        ----------
-        instrument, group : `str`
-            The visit; the group is quoted.
-        detector, attempt : `int`
-            Which attempt at which detector.
-
-        Returns
-        -------
-        path : `pathlib.Path`
-            A file that says what was announced.
         """
         return self.no_return / self.spooled(instrument, group, detector, attempt).name
 
     @staticmethod
     def read_spooled(name: str) -> tuple[str, str, int, int] | None:
-        """Return what `spooled` has made a name of.
-
-        Parameters
-        ----------
-        name : `str`
-            Last part of a folder's path.
-
-        Returns
-        -------
-        key : `tuple` or `None`
-            Instrument, group, detector and attempt; `None` for other names.
-        """
+        """Return what `spooled` has made a name of."""
         parts = name.split("~")
         if len(parts) != 4 or not (parts[2].isdigit() and parts[3].isdigit()):
             return None

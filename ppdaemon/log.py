@@ -43,19 +43,7 @@ def _tell_task(_logger: object, _name: str, event: structlog.typing.EventDict) -
 def set_up(
     level: str, form: Literal["json", "console"], *, stream: TextIO | None = None, **context: object
 ) -> None:
-    """Send all logs of this process to a stream.
-
-    Parameters
-    ----------
-    level : `str`
-        Such as ``INFO``; libraries below are kept to warnings.
-    form : `str`
-        ``json`` or ``console``.
-    stream : `io.TextIOBase`, optional
-        Where to; standard error if not given.
-    **context
-        Stands in every line.
-    """
+    """Send all logs of this process to a stream."""
     stream = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -47,14 +47,7 @@ _ORDERINGS = {"RING": False, "NESTED": True, "NEST": True}
 
 
 class SkyMap:
-    """A map that says yes, no or unknown for each place on the sky.
-
-    Parameters
-    ----------
-    path : `str`
-        A FITS file, may be gzipped. It is read by `read`, or by the first
-        look-up; only the bits that say yes are kept: 6 MB at nside 2048.
-    """
+    """A map that says yes, no or unknown for each place on the sky."""
 
     def __init__(self, path: str):
         self.path = path
@@ -69,34 +62,12 @@ class SkyMap:
         return hash(self.path)
 
     def read(self) -> "SkyMap":
-        """Read the file now.
-
-        Returns
-        -------
-        map : `SkyMap`
-            This one.
-
-        Raises
-        ------
-        ValueError
-            Raised if the file cannot be read or is no such map; says why.
-        """
+        """Read the file now."""
         self._cells  # noqa: B018
         return self
 
     def at(self, point: SkyPoint) -> bool:
-        """Tell whether the map says yes.
-
-        Parameters
-        ----------
-        point : `tuple` [`float`, `float`]
-            Right ascension and declination, ICRS degrees.
-
-        Returns
-        -------
-        yes : `bool`
-            `False` also where the map does not know.
-        """
+        """Tell whether the map says yes."""
         return self._cells.at(point)
 
     @functools.cached_property

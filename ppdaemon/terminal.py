@@ -18,30 +18,13 @@ PIPE_WIDTH = 200
 
 
 def terminal_console() -> Console:
-    """Return a console on standard output.
-
-    Returns
-    -------
-    console : `rich.console.Console`
-        As wide as the terminal, or `PIPE_WIDTH`.
-    """
+    """Return a console on standard output."""
     wide = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(markup=False, highlight=False, emoji=False, width=wide)
 
 
 def plain(text: object) -> str:
-    """Return text that cannot move a terminal's cursor.
-
-    Parameters
-    ----------
-    text : `object`
-        Anything; `None` becomes empty.
-
-    Returns
-    -------
-    plain : `str`
-        Line breaks are spaces, other control characters are ``?``.
-    """
+    """Return text that cannot move a terminal's cursor."""
     if text is None:
         return ""
     spaced = " ".join(str(text).splitlines())
@@ -49,18 +32,7 @@ def plain(text: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration with two units at the most.
-
-    Parameters
-    ----------
-    seconds : `float` or `None`
-        Seconds; `None` is written as nothing.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``42 ms``, ``3.2 s``, ``2 h 13 min``.
-    """
+    """Write a duration with two units at the most."""
     if seconds is None:
         return ""
     if seconds < 0:
@@ -79,18 +51,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes with a decimal prefix.
-
-    Parameters
-    ----------
-    count : `float`
-        Bytes.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``0 B``, ``4.2 kB``, ``21 MB``.
-    """
+    """Write a number of bytes with a decimal prefix."""
     units = iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while count >= 999.5 and unit != "TB":
@@ -100,19 +61,7 @@ def size(count: float) -> str:
 
 
 def new_table(*names: str) -> Table:
-    """Make a table without rules that fits 80 columns.
-
-    Parameters
-    ----------
-    *names : `str`
-        Headings; the column of a name that ends in ``>`` is aligned right, one
-        that ends in ``~`` is narrowed first, and wraps.
-
-    Returns
-    -------
-    table : `rich.table.Table`
-        Without rows.
-    """
+    """Make a table without rules that fits 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in names:
         wrapping = name.endswith("~")

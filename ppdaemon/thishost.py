@@ -25,15 +25,6 @@ class ThisHost:
     """The context of a validation that looks at this host, too.
 
     Without it, a configuration is taken as another process has checked it.
-
-    Parameters
-    ----------
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``$NAME`` and ``${NAME}`` in paths.
-    maps : `dict` [`str`, `~ppdaemon.skymaps.SkyMap`], optional
-        Those read so far, by path: each is read once.
-    writing : `bool`, optional
-        Whether the configured folders will be written to by this process.
     """
 
     environment: Mapping[str, str]
@@ -73,16 +64,5 @@ class ThisHost:
 
 
 def this_host(info: pydantic.ValidationInfo) -> ThisHost | None:
-    """Return the context of a validation, if it is one with files.
-
-    Parameters
-    ----------
-    info : `pydantic.ValidationInfo`
-        As validators get it.
-
-    Returns
-    -------
-    host : `ThisHost` or `None`
-        The context.
-    """
+    """Return the context of a validation, if it is one with files."""
     return info.context if isinstance(info.context, ThisHost) else None

@@ -13,23 +13,7 @@ __all__ = ("read_event", "read_visit")
 
 
 def read_event(path: Path) -> dict[str, Any]:
-    """Read an event from a JSON file.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        One JSON object with SAL field names; ``-`` is standard input.
-
-    Returns
-    -------
-    fields : `dict`
-        The fields.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the file cannot be read or is no JSON object.
-    """
+    """Read an event from a JSON file."""
     try:
         data = Path("/dev/stdin" if str(path) == "-" else path).read_bytes()
     except OSError as error:
@@ -44,24 +28,7 @@ def read_event(path: Path) -> dict[str, Any]:
 
 
 def read_visit(path: Path) -> NextVisit:
-    """Read a next_visit from a JSON file.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        As for `read_event`.
-
-    Returns
-    -------
-    visit : `~ppdaemon.visit.NextVisit`
-        The event.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the file cannot be read or is no next_visit; names file and
-        field.
-    """
+    """Read a next_visit from a JSON file."""
     fields = read_event(path)
     try:
         return read_next_visit(fields)

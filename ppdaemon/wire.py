@@ -51,26 +51,7 @@ def _depth(text: str) -> int:
 
 
 def parse_json(data: bytes, *, limit: int) -> Any:
-    """Parse one JSON text, strictly.
-
-    Parameters
-    ----------
-    data : `bytes`
-        UTF-8.
-    limit : `int`
-        Largest accepted size in bytes.
-
-    Returns
-    -------
-    value : `object`
-        What the text says.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the text is too large or too deep, not UTF-8, not JSON, or
-        has ``NaN``, ``Infinity`` or a key twice.
-    """
+    """Parse one JSON text, strictly."""
     if len(data) > limit:
         raise BadMessage(f"{len(data)} bytes are more than the {limit} accepted", "size")
     try:
@@ -108,20 +89,7 @@ def _deeper_than(value: Any, limit: int) -> bool:
 
 
 def explain(error: pydantic.ValidationError, most: int = 3) -> str:
-    """Say in one line which fields are wrong and why.
-
-    Parameters
-    ----------
-    error : `pydantic.ValidationError`
-        What pydantic raised.
-    most : `int`
-        How many fields to name.
-
-    Returns
-    -------
-    text : `str`
-        For instance ``nimages: Input should be a valid integer (got 'two')``.
-    """
+    """Say in one line which fields are wrong and why."""
     parts = []
     problems = error.errors(include_url=False, include_context=False)
     for problem in problems[:most]:
@@ -135,27 +103,7 @@ def explain(error: pydantic.ValidationError, most: int = 3) -> str:
 
 
 def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T:
-    """Make a message of bytes.
-
-    Parameters
-    ----------
-    data : `bytes`
-        One JSON object.
-    adapter : `pydantic.TypeAdapter`
-        The messages that may come here.
-    limit : `int`
-        Largest accepted size in bytes.
-
-    Returns
-    -------
-    message : `object`
-        A validated message.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the bytes are no such message; the text names the field.
-    """
+    """Make a message of bytes."""
     value = parse_json(data, limit=limit)
     if b"\\u" in data:  # else it was encoded once, and can be again
         try:
@@ -169,16 +117,5 @@ def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T
 
 
 def encode(message: pydantic.BaseModel) -> bytes:
-    """Make bytes of a message, without the fields that are `None`.
-
-    Parameters
-    ----------
-    message : `pydantic.BaseModel`
-        Any message.
-
-    Returns
-    -------
-    data : `bytes`
-        UTF-8 JSON.
-    """
+    """Make bytes of a message, without the fields that are `None`."""
     return message.model_dump_json(by_alias=True, exclude_none=True).encode()

@@ -54,25 +54,7 @@ def _build(
 
 
 def read_yaml(path: Path) -> tuple[Any, dict[Place, int]]:
-    """Read one YAML document and the line of each of its values.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The file.
-
-    Returns
-    -------
-    value : `object`
-        Plain dictionaries, lists and scalars.
-    lines : `dict` [`tuple`, `int`]
-        Line number, from 1, of each place in `value`.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised if the file cannot be read, is not YAML, or has a key twice.
-    """
+    """Read one YAML document and the line of each of its values."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -95,20 +77,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Place, int]]:
 
 
 def expand(value: Any, environment: Mapping[str, str]) -> Any:
-    """Replace ``${NAME}`` in all strings of a value.
-
-    Parameters
-    ----------
-    value : `object`
-        Dictionaries, lists and scalars.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        The variables; an unknown one is left as it stands.
-
-    Returns
-    -------
-    expanded : `object`
-        The same, expanded.
-    """
+    """Replace ``${NAME}`` in all strings of a value."""
     if isinstance(value, str):
         return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), value)
     if isinstance(value, dict):
@@ -127,29 +96,7 @@ def _line_of(place: Place, lines: Mapping[Place, int]) -> int:
 def load_model[M: pydantic.BaseModel](
     path: Path, model: type[M], environment: Mapping[str, str], context: object = None
 ) -> M:
-    """Read a YAML file into a validated model.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The file.
-    model : `type`
-        A pydantic model.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``${NAME}`` in values.
-    context : `object`, optional
-        What validators may want to know.
-
-    Returns
-    -------
-    config : `pydantic.BaseModel`
-        An instance of `model`.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised with one line per error: file, line, key, what is wrong.
-    """
+    """Read a YAML file into a validated model."""
     value, lines = read_yaml(path)
     value = expand(value, environment)
     try:

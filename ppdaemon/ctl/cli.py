@@ -294,11 +294,5 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``ppctl`` and exit.
-
-    Parameters
-    ----------
-    arguments : `~collections.abc.Sequence` [`str`], optional
-        Those of the command line, if not given.
-    """
+    """Run ``ppctl`` and exit."""
     sys.exit(_run(arguments))

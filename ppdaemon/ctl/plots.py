@@ -54,21 +54,7 @@ def _draw(axes: Any, timeline: Timeline) -> None:
 
 
 def timeline_png(rows: Sequence[VisitRow], path: Path) -> None:
-    """Draw when each detector of a visit went through which stage.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows of one or more groups; each group gets its own panel.
-    path : `pathlib.Path`
-        The PNG file; overwritten.
-
-    Raises
-    ------
-    ppdaemon.pictures.CannotDraw
-        Raised if there is nothing to draw, matplotlib is missing, or the
-        file cannot be written.
-    """
+    """Draw when each detector of a visit went through which stage."""
     timelines = lay_out(rows)
     if not timelines:
         raise CannotDraw("there is no visit to draw")

@@ -50,22 +50,7 @@ ACCEPTED = pydantic.TypeAdapter(Accepted)
 
 
 def make_event(given: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
-    """Make a next_visit of what was said on a command line.
-
-    Parameters
-    ----------
-    given : `~collections.abc.Mapping` [`str`, `object`]
-        ``instrument``, ``ra``, ``dec``, ``angle``, ``filter``, ``nimages``,
-        ``survey``, ``duration``, ``group``; missing or `None` means not said.
-    now_tai : `float`
-        TAI seconds since 1970: names the group, if nothing else does, and
-        stamps the event.
-
-    Returns
-    -------
-    fields : `dict`
-        SAL field names and values.
-    """
+    """Make a next_visit of what was said on a command line."""
     said = {name: value for name, value in given.items() if value is not None}
     names = {"group": "groupId", "filter": "filters"}
     plain = ("instrument", "nimages", "survey", "duration")
@@ -86,20 +71,7 @@ def make_event(given: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
 
 
 class RelayClient:
-    """A connection to a relay's submit socket; use as a context manager.
-
-    Parameters
-    ----------
-    address : `str`
-        Such as ``tcp://127.0.0.1:5570``.
-    timeout_s : `float`, optional
-        How long to wait for each answer.
-
-    Raises
-    ------
-    ppdaemon.errors.Unavailable
-        Raised if the address cannot be used.
-    """
+    """A connection to a relay's submit socket; use as a context manager."""
 
     def __init__(self, address: str, timeout_s: float = ANSWER_S):
         self._address = address
@@ -127,25 +99,7 @@ class RelayClient:
         self._context.destroy()
 
     def ask(self, fields: Mapping[str, Any]) -> Accepted:
-        """Send one object and return the answer.
-
-        Parameters
-        ----------
-        fields : `~collections.abc.Mapping`
-            A next_visit, a cancellation or a ``visit_status``.
-
-        Returns
-        -------
-        answer : `~ppdaemon.messages.Accepted`
-            What the relay says.
-
-        Raises
-        ------
-        ppdaemon.errors.Unavailable
-            Raised if no answer came in time.
-        ppdaemon.errors.BadMessage
-            Raised if what answers is not a relay.
-        """
+        """Send one object and return the answer."""
         try:
             self._socket.send(json.dumps(fields).encode())
             data = self._socket.recv()
@@ -168,26 +122,7 @@ def follow(
     mono: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Accepted:
-    """Ask how a visit stands until all its detectors have an outcome.
-
-    Parameters
-    ----------
-    client : `RelayClient`
-        Whom to ask.
-    group : `str`
-        The visit's group.
-    timeout_s : `float`
-        When to stop asking.
-    show : `~collections.abc.Callable`
-        Called with each answer.
-    mono, pause : `~collections.abc.Callable`
-        The monotonic clock, and how to wait.
-
-    Returns
-    -------
-    standing : `~ppdaemon.messages.Accepted`
-        The last answer; outcomes are missing in it if the time was up.
-    """
+    """Ask how a visit stands until all its detectors have an outcome."""
     deadline = mono() + timeout_s
     while True:
         standing = client.ask({"type": "visit_status", "groupId": group})
@@ -199,24 +134,7 @@ def follow(
 
 
 def exit_code(answer: Accepted, *, followed: bool, cancelling: bool) -> ExitCode:
-    """Say with which status the program ends.
-
-    Parameters
-    ----------
-    answer : `~ppdaemon.messages.Accepted`
-        The relay's last answer.
-    followed : `bool`
-        Whether outcomes were waited for.
-    cancelling : `bool`
-        Whether a cancelled detector is what was wanted.
-
-    Returns
-    -------
-    code : `~ppdaemon.states.ExitCode`
-        ``OK`` if it was taken (with `followed`: if all succeeded), ``DATA`` if
-        it was refused, ``FAILED`` for other outcomes, ``TRY_LATER`` if some
-        are missing.
-    """
+    """Say with which status the program ends."""
     if answer.status == "rejected":
         return ExitCode.DATA
     if not followed:
@@ -229,18 +147,7 @@ def exit_code(answer: Accepted, *, followed: bool, cancelling: bool) -> ExitCode
 
 
 def summary(answer: Accepted) -> str:
-    """Write an answer as one line.
-
-    Parameters
-    ----------
-    answer : `~ppdaemon.messages.Accepted`
-        The relay's.
-
-    Returns
-    -------
-    line : `str`
-        For instance ``accepted: 2026-11-22T03:25:16.951, 9 detectors``.
-    """
+    """Write an answer as one line."""
     parts = [answer.group] if answer.group else []
     if answer.detectors:
         parts.append(f"{answer.detectors} detector{'s' if answer.detectors > 1 else ''}")
@@ -250,18 +157,7 @@ def summary(answer: Accepted) -> str:
 
 
 def outcome_table(outcomes: tuple[DetectorOutcome, ...]) -> rich.table.Table:
-    """Lay outcomes out for people.
-
-    Parameters
-    ----------
-    outcomes : `tuple` [`~ppdaemon.messages.DetectorOutcome`]
-        One for each detector.
-
-    Returns
-    -------
-    table : `rich.table.Table`
-        One row for each.
-    """
+    """Lay outcomes out for people."""
     table = rich.table.Table("detector", "outcome", "node", "attempt", "reason")
     for found in sorted(outcomes, key=lambda found: found.detector):
         outcome = "(under way)" if found.outcome is None else found.outcome.value
@@ -273,18 +169,7 @@ def outcome_table(outcomes: tuple[DetectorOutcome, ...]) -> rich.table.Table:
 
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[Accepted], None]]:
-    """Show how a visit goes on: a bar on a terminal, else a line per change.
-
-    Parameters
-    ----------
-    console : `rich.console.Console`
-        Where.
-
-    Yields
-    ------
-    show : `~collections.abc.Callable`
-        To be called with each answer.
-    """
+    """Show how a visit goes on: a bar on a terminal, else a line per change."""
     if not console.is_terminal:
         yield _Lines(console).show
         return

@@ -65,18 +65,7 @@ def _counted(counts: Iterable[tuple[str, int]]) -> str:
 
 
 def status_view(report: StatusReport) -> RenderableType:
-    """Show the daemon in one screen.
-
-    Parameters
-    ----------
-    report : `~ppdaemon.reports.StatusReport`
-        What the daemon says.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show the daemon in one screen."""
     head = Text.assemble(
         ("ppdaemon ", "bold"),
         (plain(report.node), "bold cyan"),
@@ -135,18 +124,7 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
 
 
 def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
-    """Show the slots.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.WorkerRow`]
-        One per slot.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show the slots."""
     if not rows:
         return Text("no slots", style="dim")
     table = new_table("slot>", "state", "for>", "left>", "pid>", "MB>", "visits>", "group", "det>")
@@ -167,19 +145,7 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
 
 
 def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show visit-detectors, one line each.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print. ``start`` is from the raw's arrival to the pipeline's first
-        task, ``done`` from shutter close to the last task.
-    """
+    """Show visit-detectors, one line each."""
     table = new_table("group", "det>", "try>", "outcome", "pipeline", "start>", "tasks>", "done>", "reason~")
     for row in rows:
         processed = row.stages.get(Stage.PROCESSED)
@@ -199,18 +165,7 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 
 def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show visit-detectors with a bad outcome and why they have it.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show visit-detectors with a bad outcome and why they have it."""
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
@@ -222,18 +177,7 @@ def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 
 def refused_table(raws: Sequence[RefusedRaw]) -> RenderableType:
-    """Show files of raws that no visit got.
-
-    Parameters
-    ----------
-    raws : `~collections.abc.Sequence` [`~ppdaemon.reports.RefusedRaw`]
-        The last ones.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print; ``given up`` in TAI. Blank if there are none.
-    """
+    """Show files of raws that no visit got."""
     if not raws:
         return Text("")
     table = new_table("given up", "kind", "why~")
@@ -243,18 +187,7 @@ def refused_table(raws: Sequence[RefusedRaw]) -> RenderableType:
 
 
 def late_table(rows: Sequence[LateRow]) -> RenderableType:
-    """Show raws that came too late.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.LateRow`]
-        One per raw.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print. ``outcome`` is that of the visit-detector, ``seen`` in TAI.
-    """
+    """Show raws that came too late."""
     if not rows:
         return Text("no late raws", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "seen", "path~")
@@ -266,18 +199,7 @@ def late_table(rows: Sequence[LateRow]) -> RenderableType:
 
 
 def requeue_table(rows: Sequence[RequeueRow]) -> RenderableType:
-    """Show which visit-detectors are tried again, and why others are not.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.RequeueRow`]
-        One per detector.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show which visit-detectors are tried again, and why others are not."""
     table = new_table("det>", "result", "note~")
     for row in rows:
         result = Text("refused", style="yellow")
@@ -288,18 +210,7 @@ def requeue_table(rows: Sequence[RequeueRow]) -> RenderableType:
 
 
 def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show all about the detectors of one visit.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        The visit's journal rows.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show all about the detectors of one visit."""
     later = [stage for stage in Stage if stage != Stage.ACCEPTED]
     stages = new_table("det>", "try>", *(f"{stage}>" for stage in later))
     places = new_table("det>", "try>", "slot>", "pid>", "engine", "spooled>", "exposures")
@@ -330,20 +241,7 @@ def _since(tai: float | None, zero: float | None) -> str:
 
 
 def timeline_view(timeline: Timeline, width: int) -> RenderableType:
-    """Show a visit's spans as bars of letters on one axis.
-
-    Parameters
-    ----------
-    timeline : `~ppdaemon.ctl.timeline.Timeline`
-        The visit.
-    width : `int`
-        Columns of the terminal.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show a visit's spans as bars of letters on one axis."""
     columns = max(20, width - 28)
     span_s = max(timeline.end_s - timeline.begin_s, 1e-3)
     scale = columns / span_s

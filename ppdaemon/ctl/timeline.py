@@ -71,20 +71,7 @@ class Timeline:
 
 
 def elapsed_s(row: VisitRow, first: Stage, last: Stage) -> float | None:
-    """Return the seconds from one stage to another.
-
-    Parameters
-    ----------
-    row : `~ppdaemon.reports.VisitRow`
-        A journal row.
-    first, last : `~ppdaemon.states.Stage`
-        The stages.
-
-    Returns
-    -------
-    elapsed : `float` or `None`
-        `None` if either was not reached.
-    """
+    """Return the seconds from one stage to another."""
     begin, end = row.stages.get(first), row.stages.get(last)
     return None if begin is None or end is None else end - begin
 
@@ -106,19 +93,7 @@ def _spans(row: VisitRow, zero_tai: float) -> tuple[Span, ...]:
 
 
 def lay_out(rows: Sequence[VisitRow]) -> tuple[Timeline, ...]:
-    """Put visits on axes of their own, each detector on a bar of its own.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows of one or more groups.
-
-    Returns
-    -------
-    timelines : `tuple` [`Timeline`]
-        One per group in order of name. 0 is the last shutter close, or where
-        no detector knows that, the first acceptance.
-    """
+    """Put visits on axes of their own, each detector on a bar of its own."""
     groups: dict[str, list[VisitRow]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)

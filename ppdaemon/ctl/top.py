@@ -25,22 +25,7 @@ _DULL = frozenset({SlotState.IDLE, SlotState.STOPPED})
 
 
 def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
-    """Make one screenful: status, slots that do something, newest visits.
-
-    Parameters
-    ----------
-    report : `~ppdaemon.reports.StatusReport`
-        The newest status.
-    daemon : `~ppdaemon.ctl.client.Daemon`
-        Asked for slots and visits.
-    height : `int`
-        Lines of the terminal.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Make one screenful: status, slots that do something, newest visits."""
     room = max(6, height - 16 - len(report.problems) - len(report.arrivals))
     slots = sorted(
         daemon.workers(), key=lambda row: (row.state in _DULL, row.state not in BUSY_STATES, row.slot)
@@ -59,20 +44,7 @@ def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
 
 
 def follow(daemon: Daemon, console: Console) -> None:
-    """Show the screen until the user interrupts or the daemon goes away.
-
-    Parameters
-    ----------
-    daemon : `~ppdaemon.ctl.client.Daemon`
-        Whom to follow.
-    console : `rich.console.Console`
-        Where to; one that is no terminal gets one screen.
-
-    Raises
-    ------
-    ppdaemon.errors.Unavailable
-        Raised if the daemon does not answer, or stops to.
-    """
+    """Show the screen until the user interrupts or the daemon goes away."""
     if not console.is_terminal:
         console.print(screen(daemon.status(), daemon, height=200))
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The programs pprelay and send_visit.py as people use them: words, exit codes."""
+"""The programs pprelay and send_visit.py as a user runs them: output, exit codes."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_check_config_says_that_a_file_is_good(socket_dir):
     relay = RelayProcess(socket_dir)
     found = run(*relay.command("check-config"))
     assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout == f"{relay.config}: good; instruments: DemoCam\n"
+    assert found.stdout == f"{relay.config}: valid; instruments: DemoCam\n"
 
 
 def test_every_error_of_a_configuration_is_listed_with_its_line(socket_dir):
@@ -92,7 +92,10 @@ def test_a_second_relay_on_the_same_state_directory_is_refused(relay):
     found = run(*relay.command())
     assert found.returncode == 75
     last = found.stderr.splitlines()[-1]
-    assert last == f"pprelay: another pprelay (pid {relay.process.pid}) runs on state_dir {relay.state_dir}"
+    assert (
+        last
+        == f"pprelay: another pprelay (pid {relay.process.pid}) uses state_dir {relay.state_dir}; stop it first"
+    )
 
 
 def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir):
@@ -101,7 +104,7 @@ def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir)
         relay = RelayProcess(socket_dir, submit=f"tcp://127.0.0.1:{port}")
         found = run(*relay.command())
         assert found.returncode == 75
-        assert f"submit: cannot listen on tcp://127.0.0.1:{port}: the port is taken" in found.stderr
+        assert f"submit: cannot listen on tcp://127.0.0.1:{port}: the port is in use" in found.stderr
         relay = RelayProcess(socket_dir, nodes="tcp://no-such-interface:5571")
         found = run(*relay.command())
         assert found.returncode == 69
