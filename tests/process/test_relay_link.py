@@ -257,7 +257,7 @@ def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node,
     wait_until(welcomed, TIMEOUT_S)
 
 
-def test_the_service_manager_is_groups_sent_of_ready_status_watchdog_and_stop(socket_dir):
+def test_the_service_manager_is_informed_of_ready_status_watchdog_and_stop(socket_dir):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(socket_dir / "notify"))
         manager.settimeout(30.0)

@@ -232,9 +232,9 @@ def test_a_socket_that_a_dead_daemon_left_is_not_running(ppctl: Ppctl, socket_di
     ("answer", "words"),
     [
         ([], "has closed the connection"),
-        ([b"what?"], "not understood"),
-        ([b"\xff\xfe"], "not understood"),
-        ([b"[" * 5000], "not understood"),
+        ([b"what?"], "invalid answer"),
+        ([b"\xff\xfe"], "invalid answer"),
+        ([b"[" * 5000], "invalid answer"),
         ([b'{"type": "ok", "data": {"node": "n"}}'], "newer"),
         (ok(status(new_field=1)), "new_field"),
         (ok(status(state="hibernating")), "newer"),
@@ -271,7 +271,7 @@ def test_a_full_backlog_is_a_hung_daemon(impatient: Ppctl, socket_dir: Path) -> 
         first.connect(listener.getsockname())
         code, _, err = impatient("status")
     assert code == 4
-    assert "hung" in err
+    assert "may hang" in err
 
 
 @pytest.mark.parametrize(
