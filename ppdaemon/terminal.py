@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the programs write for people in a terminal.
+"""Text output of the programs in a terminal.
 
-Consoles have markup off, and text of others is shown without its control
+Consoles have markup off, and text from other programs is printed without control
 characters.
 """
 
@@ -14,17 +14,17 @@ from rich.table import Table
 __all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "size", "terminal_console")
 
 PIPE_WIDTH = 200
-"""Columns where the output is no terminal: lines for ``grep``, not folded."""
+"""Width of output that does not go to a terminal: lines are not folded, for ``grep``."""
 
 
 def terminal_console() -> Console:
-    """Return a console on standard output."""
+    """Return a console on standard output, as wide as the terminal or `PIPE_WIDTH`."""
     wide = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(markup=False, highlight=False, emoji=False, width=wide)
 
 
 def plain(text: object) -> str:
-    """Return text that cannot move a terminal's cursor."""
+    """Return text on one line without control characters; empty for `None`."""
     if text is None:
         return ""
     spaced = " ".join(str(text).splitlines())
@@ -32,7 +32,7 @@ def plain(text: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration with two units at the most."""
+    """Return a duration as text, such as ``42 ms``, ``3.2 s`` or ``2 h 13 min``."""
     if seconds is None:
         return ""
     if seconds < 0:
@@ -51,7 +51,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes with a decimal prefix."""
+    """Return a number of bytes as text with a decimal prefix, such as ``4.2 kB``."""
     units = iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while count >= 999.5 and unit != "TB":
@@ -61,7 +61,11 @@ def size(count: float) -> str:
 
 
 def new_table(*names: str) -> Table:
-    """Make a table without rules that fits 80 columns."""
+    """Return a table without lines that fits 80 columns.
+
+    A column whose name ends in ``>`` is aligned right; one that ends in ``~`` is
+    narrowed first, and its text wraps.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in names:
         wrapping = name.endswith("~")

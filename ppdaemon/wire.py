@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bytes to objects and back: strict JSON with limits, and the base of all models.
+"""Conversion of bytes to objects and back: strict JSON, and the base of all models.
 
-JSON from anywhere passes through `parse_json`, which refuses what Python's
-parser lets through: too large, too deep, ``NaN``, duplicate keys.
+All JSON from outside is parsed by `parse_json`, which refuses texts that Python's
+parser accepts: too large, nested too deeply, with ``NaN``, with duplicate keys.
 """
 
 import json
@@ -17,10 +17,11 @@ from ppdaemon.errors import BadMessage
 __all__ = ("Model", "decode", "encode", "explain", "parse_json")
 
 MAX_DEPTH = 32
+"""Deepest nesting of a message, far above that of any valid one."""
 
 
 class Model(pydantic.BaseModel):
-    """Base of what is validated once, at the edge, and never changed."""
+    """Base of all models: validated when data enters the process, then immutable."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -46,12 +47,16 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(text: str) -> int:
-    """Return an upper bound of the nesting: brackets, those in strings too."""
+    """Return an upper bound of the nesting: the number of brackets, also in strings."""
     return max(text.count("["), text.count("{"))
 
 
 def parse_json(data: bytes, *, limit: int) -> Any:
-    """Parse one JSON text, strictly."""
+    """Parse a JSON text in UTF-8 of at most `limit` bytes.
+
+    Raises `~ppdaemon.errors.BadMessage` if the text is too large or nested too deeply,
+    is not UTF-8 or JSON, or has ``NaN``, ``Infinity`` or a key twice.
+    """
     if len(data) > limit:
         raise BadMessage(f"{len(data)} bytes are more than the {limit} accepted", "size")
     try:
@@ -74,7 +79,7 @@ def parse_json(data: bytes, *, limit: int) -> Any:
 
 
 def _deeper_than(value: Any, limit: int) -> bool:
-    """Tell whether a parsed value nests deeper than `limit` levels."""
+    """Return whether a parsed value has more than `limit` levels."""
     level = [value]
     for _ in range(limit):
         level = [
@@ -89,7 +94,10 @@ def _deeper_than(value: Any, limit: int) -> bool:
 
 
 def explain(error: pydantic.ValidationError, most: int = 3) -> str:
-    """Say in one line which fields are wrong and why."""
+    """Return the errors of at most `most` fields in one line.
+
+    Such as ``nimages: Input should be a valid integer (got 'two')``.
+    """
     parts = []
     problems = error.errors(include_url=False, include_context=False)
     for problem in problems[:most]:
@@ -103,13 +111,16 @@ def explain(error: pydantic.ValidationError, most: int = 3) -> str:
 
 
 def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T:
-    """Make a message of bytes."""
+    """Return the message in a JSON text of at most `limit` bytes.
+
+    Raises `~ppdaemon.errors.BadMessage`, with the name of the field, if it is not valid.
+    """
     value = parse_json(data, limit=limit)
-    if b"\\u" in data:  # else it was encoded once, and can be again
+    if b"\\u" in data:  # other texts are UTF-8, which can be encoded again
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise BadMessage("half of a surrogate pair, which no database takes", "encoding") from None
+            raise BadMessage("half of a surrogate pair, which cannot be stored", "encoding") from None
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:
@@ -117,5 +128,5 @@ def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T
 
 
 def encode(message: pydantic.BaseModel) -> bytes:
-    """Make bytes of a message, without the fields that are `None`."""
+    """Return a message as JSON in UTF-8, without the fields that are `None`."""
     return message.model_dump_json(by_alias=True, exclude_none=True).encode()

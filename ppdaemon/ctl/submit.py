@@ -116,7 +116,7 @@ class RelayClient:
             data = self._socket.recv()
         except zmq.Again:
             raise Unavailable(
-                f"no answer from {self._address} in {self._timeout_s:g} s; check the address and whether pprelay runs there"
+                f"no answer from {self._address} in {self._timeout_s:g} s: is the address right, does pprelay run?"
             ) from None
         try:
             return decode(data, ACCEPTED, limit=NODE_LIMIT)

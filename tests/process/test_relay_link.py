@@ -165,7 +165,7 @@ def test_a_cancelled_visit_that_no_node_has_ends_at_once(client):
     assert client.request({"groupId": "unknown"})["status"] == "rejected"
 
 
-def test_a_cancellation_is_repeated_until_the_node_groups_sent_the_outcomes(client, node):
+def test_a_cancellation_is_repeated_until_the_node_has_sent_the_outcomes(client, node):
     client.announce("g", scriptSalIndex=7)
     order = node.wait_for("visit")[0]
     node.ack(order)
@@ -262,14 +262,14 @@ def test_the_service_manager_is_informed_of_ready_status_watchdog_and_stop(socke
         manager.bind(str(socket_dir / "notify"))
         manager.settimeout(30.0)
         relay = RelayProcess(socket_dir).start(NOTIFY_SOCKET=str(socket_dir / "notify"))
-        groups_sent = [manager.recv(1000).decode()]
-        while "WATCHDOG=1" not in groups_sent[-1]:
-            groups_sent.append(manager.recv(1000).decode())
+        states = [manager.recv(1000).decode()]
+        while "WATCHDOG=1" not in states[-1]:
+            states.append(manager.recv(1000).decode())
         assert relay.stop() == 0
         assert relay.stop_took_s() < 5.0
-        while "STOPPING=1" not in groups_sent[-1]:
-            groups_sent.append(manager.recv(1000).decode())
-    assert groups_sent[0].startswith("READY=1\nSTATUS=0 nodes, 0 visits")
+        while "STOPPING=1" not in states[-1]:
+            states.append(manager.recv(1000).decode())
+    assert states[0].startswith("READY=1\nSTATUS=0 nodes, 0 open visits")
 
 
 def test_a_ledger_that_cannot_be_written_refuses_and_recovers(relay, client):

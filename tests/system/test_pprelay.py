@@ -174,7 +174,7 @@ def test_without_a_relay_it_ends_with_69_and_one_line(socket_dir):
     assert found.returncode == 69
     assert (
         found.stderr
-        == f"send_visit: no answer from {address} in 0.3 s: check the address and whether pprelay runs there\n"
+        == f"send_visit: no answer from {address} in 0.3 s: is the address right, does pprelay run?\n"
     )
     assert send_visit("--instrument", "X", "--relay", "nonsense").returncode == 69
 
