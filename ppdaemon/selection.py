@@ -263,7 +263,7 @@ class Rule(Model):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"{', '.join(twice)} is listed twice; names must differ, they are part of the names of output runs"
+                f"{', '.join(twice)} is listed twice; the names of output runs need different names"
             )
         return value
 

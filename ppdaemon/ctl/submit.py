@@ -116,7 +116,7 @@ class RelayClient:
             data = self._socket.recv()
         except zmq.Again:
             raise Unavailable(
-                f"no answer from {self._address} in {self._timeout_s:g} s: is the address right, does pprelay run?"
+                f"no answer from {self._address} in {self._timeout_s:g} s: check address and pprelay"
             ) from None
         try:
             return decode(data, ACCEPTED, limit=NODE_LIMIT)
