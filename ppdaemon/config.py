@@ -219,8 +219,8 @@ class ButlerConfig(Model):
     instrument: ``builtin``, or ``obs_base`` for the tasks of lsst.obs.base."""
     visits: dict[Name, VisitGrouping] = {}
     """Definition of a visit, by instrument: ``one-to-one`` (each exposure) or
-    ``by-group`` (all snaps of a group). Default: ``visitSystem`` of the instrument's
-    class, or one-to-one if it has none."""
+    ``by-group`` (all snaps of a group). Default: one-to-one, whatever ``visitSystem``
+    of the instrument's class is."""
     local: dict[str, Any] = {}
     """Configuration of the workers' repos, merged into their ``butler.yaml``, such as
     formatters and write recipes."""
@@ -245,9 +245,10 @@ class ButlerConfig(Model):
 class PreloadConfig(Model):
     """Inputs that are copied to this host before the image arrives."""
 
-    padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 30.0
+    padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 50.1
     """Margin on each side of a detector's footprint; templates and reference catalogs
-    that overlap it are loaded."""
+    that overlap it are loaded. Never less than the margin of the regions of visits,
+    which is 250 pixels for most cameras."""
     cache_max: Annotated[Size, pydantic.Field(gt=0)] = 20_000_000_000
     """Size of the files that the workers of a host share on its RAM disk. Above this the
     least recently used files are deleted that no worker's repo needs."""
@@ -345,7 +346,9 @@ class LogConfig(Model):
     """Logs: ``format`` is ``json`` (one object per line) or ``console`` (text)."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Messages below this level are not written."""
     format: Literal["json", "console"] = "json"
+    """``json``: one object per line. ``console``: for people."""
 
 
 class NodeConfig(Model):

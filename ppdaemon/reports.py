@@ -150,6 +150,7 @@ class ArrivalSource(Model):
     name: str
     """Such as ``inotify /data/raw`` or ``zmq tcp://host:5580``."""
     live: bool
+    """Whether it works."""
     files: int
     """Raws first seen through this source."""
     lag_p50_ms: float | None = None
@@ -158,6 +159,7 @@ class ArrivalSource(Model):
     lag_p99_ms: float | None = None
     """The same time, within which 99 % of the raws were reported."""
     note: str = ""
+    """Why it does not work, or what else to know."""
 
 
 class RefusedRaw(Model):
@@ -178,16 +180,21 @@ class StatusReport(Model):
     version: str
     pid: int
     state: Literal["starting", "running", "draining", "stopping", "degraded"]
+    """``degraded``: running, with a problem that limits it."""
     text: str
     """The state in one line for an operator."""
     started_tai: float
+    """When the daemon started."""
     tai: float
+    """When this report was made."""
     relay: str
     """State of the connection to the relay, such as ``connected relay``."""
     slots: dict[SlotState, int]
     """Number of slots in each state."""
     workers_max: int
+    """``workers.max`` of the configuration."""
     queued: int
+    """Visit-detectors that wait for a worker."""
     open_visits: int
     """Visit-detectors that have no outcome in the journal."""
     outcomes: dict[Outcome, int]
@@ -200,7 +207,9 @@ class StatusReport(Model):
     spooled: int
     """Number of visit-detectors that wait for export."""
     exporter: str
+    """What the exporter does, or why it cannot."""
     arrivals: tuple[ArrivalSource, ...]
+    """All sources of raws."""
     counters: dict[str, int]
     """Events by kind since the start, such as ``bad_message.json``."""
     problems: tuple[str, ...] = ()
@@ -218,7 +227,9 @@ class StatusReport(Model):
     """How each limit is enforced, such as ``memory``: ``supervisor every 1 s;
     kernel (cgroup)``."""
     supervisor_mb: float | None = None
+    """Memory of the supervisor."""
     ramdisk_mb: float | None = None
+    """What is used of the whole RAM disk."""
 
 
 class WorkerRow(Model):
@@ -227,6 +238,7 @@ class WorkerRow(Model):
     slot: int
     state: SlotState
     epoch: int
+    """Counts the workers of the slot."""
     pid: int | None = None
     since_s: float
     """Seconds in this state."""
@@ -251,17 +263,23 @@ class VisitRow(Model):
     group: str
     detector: int
     attempt: int
+    """Counts the tries of this visit-detector from 1."""
     survey: str = ""
     outcome: Outcome | None = None
     """`None` while it is under way."""
     reason: str = ""
+    """One sentence for the operator."""
     pipeline: str = ""
+    """Name of the pipeline that ran."""
     engine: str = ""
+    """Name of the engine that ran it."""
     slot: int | None = None
     pid: int | None = None
     exposures: tuple[int, ...] = ()
     partial: bool = False
+    """Whether images were missing."""
     retriable: bool = False
+    """Whether another try could succeed."""
     datasets: int = 0
     """Number of datasets spooled for export."""
     stages: dict[Stage, float] = {}

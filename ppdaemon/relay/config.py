@@ -34,6 +34,7 @@ class RelayConfig(Model):
     """The whole configuration of ``pprelay``."""
 
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")] = "relay"
+    """Name of this relay in its messages and logs."""
     submit: Address = "tcp://127.0.0.1:5570"
     """ZeroMQ address on which next_visit events are received."""
     nodes: Address = "tcp://127.0.0.1:5571"
@@ -41,10 +42,12 @@ class RelayConfig(Model):
     state_dir: WritableFolder
     """Folder of the ledger, on a local disk that keeps its files over a reboot."""
     instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
+    """The instruments whose visits are accepted; others are refused."""
     expiry_s: Seconds = 3600.0
     """Visits published longer ago are refused; detectors that no node has
     acknowledged by then end as ``expired``."""
     heartbeat_s: Seconds = 1.0
+    """Interval of heartbeats to the nodes."""
     silence_s: Seconds = 4.0
     """A node that sends nothing for this long counts as disconnected."""
     resend_s: Seconds = 0.5

@@ -92,10 +92,8 @@ def test_a_second_relay_on_the_same_state_directory_is_refused(relay):
     found = run(*relay.command())
     assert found.returncode == 75
     last = found.stderr.splitlines()[-1]
-    assert (
-        last
-        == f"pprelay: another pprelay (pid {relay.process.pid}) uses state_dir {relay.state_dir}; stop it first"
-    )
+    other = f"another pprelay (pid {relay.process.pid})"
+    assert last == f"pprelay: {other} uses state_dir {relay.state_dir}; stop it first"
 
 
 def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir):
