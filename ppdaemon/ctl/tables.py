@@ -98,10 +98,10 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
-        figures = f"{source.files} raws first seen"
+        figures = f"{source.files} raws found first"
         if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
             figures += (
-                f" {source.lag_p50_ms:.0f} ms after they landed, 99 % within {source.lag_p99_ms:.0f} ms"
+                f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
             )
         note = f", {plain(source.note)}" if source.note else ""
         yield "arrivals", Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")

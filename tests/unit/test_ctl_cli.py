@@ -411,4 +411,4 @@ def test_each_source_of_raws_says_how_soon_it_tells(
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))
     out = " ".join(ppctl("status")[1].split())
-    assert "inotify /raw: live, 7 raws first seen 1 ms after they landed, 99 % within 14 ms" in out
+    assert "inotify /raw: live, 7 raws found first 1 ms after they were written, 99 % within 14 ms" in out
