@@ -102,6 +102,7 @@ def remove_spool(spool: Path) -> None:
     """
     present, doomed = spool.exists(), spool.with_name(f"{spool.name}.done")
     if present:
+        # Renaming is atomic; deleting is not. The target must not exist for it.
         shutil.rmtree(doomed, ignore_errors=True)
         spool.rename(doomed)
     # A missing spool counts as exported. An error must not raise then, or the

@@ -76,6 +76,7 @@ def set_up(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Their debug messages are about themselves and would hide those of ppdaemon.
     for noisy in ("asyncio", "botocore", "matplotlib", "urllib3", "watchdog"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     structlog.contextvars.clear_contextvars()

@@ -55,6 +55,7 @@ class ThisHost:
         """Return a folder in which files can be created; it may not exist yet."""
         if not self.writing:
             return path
+        # The daemon creates missing folders, so that the nearest existing one counts.
         nearest = path
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent

@@ -73,6 +73,7 @@ def parse_json(data: bytes, *, limit: int) -> Any:
         raise BadMessage(f"not JSON: {error.msg} at character {error.pos}", "json") from None
     except ValueError as error:  # an integer of more than 4300 digits
         raise BadMessage(f"not JSON: {error}", "json") from None
+    # The number of brackets is fast to count and small in nearly all messages.
     if _depth(text) > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise BadMessage(f"nested more than {MAX_DEPTH} deep", "depth")
     return value

@@ -105,6 +105,7 @@ def load_model[M: pydantic.BaseModel](
     `environment` gives the values of ``${NAME}``, `context` is passed to validators.
     Raises `~ppdaemon.errors.ConfigError` with one line per error: file, line, key, error.
     """
+    # Variables are replaced after parsing, so that a value cannot change the structure.
     value, lines = read_yaml(path)
     value = expand(value, environment)
     try:

@@ -82,7 +82,7 @@ class _Connection:
 
     def receive(self, deadline: float) -> bytes:
         """Return the next line; bytes after it stay in the buffer."""
-        searched = 0
+        searched = 0  # so that a long reply is not searched from its start for each packet
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > REPLY_LIMIT:
@@ -272,6 +272,7 @@ class Daemon:
                 line.connect(deadline)
                 line.send(encode(reports.Watch()), deadline)
                 yield _validated(_data(line.receive(deadline)), _STATUS)
+                # No further time limit: a daemon without changes sends nothing.
                 while True:
                     try:
                         data = line.receive(time.monotonic() + tick_s)

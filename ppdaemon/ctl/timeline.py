@@ -83,6 +83,7 @@ def _spans(row: VisitRow, zero_tai: float) -> tuple[Span, ...]:
             continue
         begin_tai = max(begun)
         if end in row.stages:
+            # No span if the end came first, such as a raw that arrived before PREPARED.
             if row.stages[end] >= begin_tai:
                 spans.append(Span(name, begin_tai - zero_tai, row.stages[end] - zero_tai))
         elif row.outcome not in (None, Outcome.SUCCEEDED) and row.ended_tai is not None:

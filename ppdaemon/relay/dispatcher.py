@@ -108,6 +108,8 @@ class Dispatcher:
         for visit in list(self._visits.values()):
             if self.has_room(detectors):
                 break
+            # A visit of which a node may have a detector stays open, or the outcome that
+            # the node sends would be lost.
             if len(visit.in_state(UNASSIGNED)) == len(visit.reservations):
                 for reservation in visit.in_state(UNASSIGNED):
                     self._end(visit, reservation, Outcome.EXPIRED, "made room for newer visits", effects)
@@ -146,6 +148,8 @@ class Dispatcher:
             case Results():
                 for entry in message.entries:
                     self._result(node, entry, now, effects)
+                # Confirmed even if an entry had no effect, or the node would repeat it
+                # without end. It is sent when the writes above are on disk.
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in message.entries)
                 effects.sends.append(orders.ConfirmResults(peer, keys))
             case Heartbeat():
@@ -164,6 +168,8 @@ class Dispatcher:
     def tick(self, now: float) -> orders.Effects:
         """Check nodes and visits that are due at this time."""
         effects = orders.Effects()
+        # Counted from the first tick, not from the start: opening a large ledger takes
+        # time in which no node can register.
         if self._ticked_at is None:
             self._routing_starts_at = now + self._rejoin_s
             self._schedule_all(now)
@@ -184,6 +190,7 @@ class Dispatcher:
             self._schedule_all(now)
         self._allowance.clear()
         due = (visit for visit in self._visits.values() if visit.due <= now)
+        # A list, because serving a visit may remove it from the dictionary.
         for visit in list(itertools.islice(due, VISITS_PER_TICK)):
             self._serve(visit, now, effects)
         return effects
@@ -204,6 +211,7 @@ class Dispatcher:
             moved = []
             for reservation in visit.reservations.values():
                 if reservation.node == hello.origin:
+                    # A message to the previous connection may be lost: send at once.
                     reservation.sent_at = -math.inf
                 elif hello.origin in reservation.previous_nodes:
                     moved.append(reservation.detector)
@@ -344,6 +352,8 @@ class Dispatcher:
             node = self.registry.routes.choose(visit.visit.instrument, reservation.detector, excluded)
             if node is None:
                 continue
+            # The attempt identifies the node in later messages. It is unchanged if the
+            # same node gets the detector again, because the node removes duplicates.
             if reservation.node not in ("", node):
                 reservation.previous_nodes |= {reservation.node}
                 reservation.attempt += 1

@@ -125,7 +125,7 @@ class Ledger(SqliteFile):
             " ON CONFLICT DO NOTHING",
             (visit.instrument, visit.group, content, received_tai),
         )
-        if not cursor.rowcount:
+        if not cursor.rowcount:  # the group is there: return the content that was accepted
             (first,) = self._db.execute(
                 "SELECT content FROM visits WHERE group_id = ? AND instrument = ?",
                 (visit.group, visit.instrument),
@@ -214,6 +214,7 @@ class Ledger(SqliteFile):
                     [(now_tai, number, detector) for detector in detectors],
                 )
             case orders.SetOutcome(number, detector, outcome, reason, node):
+                # "outcome IS NULL": the first outcome of an attempt is final.
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
                     " WHERE visit = ? AND detector = ? AND outcome IS NULL",

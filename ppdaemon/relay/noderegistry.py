@@ -66,6 +66,8 @@ class NodeRegistry:
 
     def register(self, hello: Hello, peer: bytes, now: float) -> None:
         """Add a node whose name is free (see `conflicting_peer`)."""
+        # Both the previous connection of this name and a previous name of this
+        # connection, so that `_nodes` and `_names` stay one-to-one.
         for name in {hello.origin, self._names.get(peer, hello.origin)}:
             self._remove(name)
         offer = NodeOffer(

@@ -125,6 +125,7 @@ class Relay:
                 group.create_task(self._writer.run())
                 tasks = [group.create_task(source) for source in sources]
                 await self._pump()
+                # Sources first: nothing new may reach the writer while it finishes.
                 for task in tasks:
                     task.cancel()
                 self._writer.finish()
@@ -135,6 +136,8 @@ class Relay:
 
     async def _read(self, socket: zmq.asyncio.Socket, handle: Callable[[list[bytes]], None]) -> None:
         while True:
+            # Read only while the ledger keeps up, so that messages wait in the sockets,
+            # which have limits, and not in memory.
             await self._writer.room()
             await self._events.put(partial(handle, await socket.recv_multipart()))
 
@@ -171,6 +174,7 @@ class Relay:
         if now - self._beat_at >= self._config.heartbeat_s:
             self._beat_at = now
             self._send([SendHeartbeat(peer) for peer in self._dispatcher.registry.peers])
+            # Sent by the pump, so that systemd restarts a relay whose pump hangs.
             self._notifier.tell(WATCHDOG=1, STATUS=self._status())
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S

@@ -105,6 +105,8 @@ class SubmitServer:
             reply(refusal)
             return
         detectors = self.config.instruments[visit.instrument].detectors
+        # Visits that no node has are expired for newer ones; if this is not enough, the
+        # new visit is refused.
         if not self.dispatcher.has_room(len(detectors)):
             self.apply_effects(self.dispatcher.make_room(len(detectors)), None)
         if not self.dispatcher.has_room(len(detectors)):
@@ -128,6 +130,7 @@ class SubmitServer:
         result: tuple[int | None, str],
         reply: Reply,
     ) -> None:
+        # Called when the visit is on disk: an accepted visit is never lost.
         number, first = result
         detectors = self.config.instruments[visit.instrument].detectors
         status: Literal["accepted", "duplicate"] = "duplicate" if number is None else "accepted"
