@@ -178,7 +178,7 @@ def test_neither_nor_both_ways_of_saying_what_to_send_is_a_usage_error(tmp_path)
     for words in ((), (tmp_path / "x.json", "--instrument", "X"), ("--cancel", "g", "--ra", "1")):
         found = send_visit(*words)
         assert found.returncode == 64
-        assert "give either" in found.stderr
+        assert "use either" in found.stderr
 
 
 def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
