@@ -7,32 +7,22 @@ __all__ = ("Notifier",)
 
 
 class Notifier:
-    """Tells the service manager how the daemon is.
-
-    Parameters
-    ----------
-    address : `str` or `None`
-        Value of ``NOTIFY_SOCKET``; `None` if there is no service manager.
+    """Sends the daemon's state to the service manager. `address` is the value of
+    ``NOTIFY_SOCKET``; `None` if there is no service manager.
     """
 
     def __init__(self, address: str | None):
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        # Kept open: the watchdog is fed also when no descriptor is left.
+        # Kept open: the watchdog must be served also when no descriptor is free.
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._sender.setblocking(False)
 
     def tell(self, **fields: str | int) -> None:
-        """Send assignments such as ``READY=1`` or ``STATUS=...``.
-
-        Parameters
-        ----------
-        **fields
-            Names and values; a line break in a value becomes a space.
-        """
+        """Send assignments such as ``READY=1`` or ``STATUS=...``; a line break in a value becomes a space."""
         if not self._address:
             return
         text = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in fields.items())
         try:
             self._sender.sendto(text.encode(), self._address)
         except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
-            return  # the manager is gone or behind; the next message tells the same
+            return  # the manager restarts or is slow; the next message repeats the state

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ties between processes that the kernel keeps: who dies with whom, who adopts whom."""
+"""Ties between processes that the kernel maintains: parents, orphans, and signals at the death of
+a parent.
+"""
 
 import contextlib
 import ctypes
@@ -8,7 +10,15 @@ import signal
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ("adopt_orphans", "bearers", "children", "die_with_parent", "end_orphans", "family", "signal_name")
+__all__ = (
+    "adopt_orphans",
+    "bearers",
+    "children",
+    "die_with_parent",
+    "end_orphans",
+    "process_tree",
+    "signal_name",
+)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -21,33 +31,23 @@ def _prctl(option: int, value: int, name: str) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for a KILL when the thread that made this process ends."""
+    """Ask the kernel to kill this process when the thread that created it ends."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
 
 
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends.
 
-    Whatever a pipeline has left behind by a double fork stays below its
-    worker; when the worker ends it comes to the zygote, and when that has
-    ended too, to the supervisor.
+    Processes that a pipeline has left behind by a double fork stay below their worker; when
+    the worker ends they become children of the zygote, and when that has ended too, of the
+    supervisor.
     """
     _prctl(PR_SET_CHILD_SUBREAPER, 1, "PR_SET_CHILD_SUBREAPER")
 
 
 def children(pid: int | None = None) -> set[int]:
-    """Return the children of a process, of all its threads.
-
-    Parameters
-    ----------
-    pid : `int`, optional
-        Process id; this process if it is not given.
-
-    Returns
-    -------
-    pids : `set` [`int`]
-        The dead that nobody has waited for are among them. A process that is
-        gone has none.
+    """Return the children of a process, or of this one, of all its threads. Ended children that
+    nothing has waited for are included; a process that has ended has none.
     """
     found: set[int] = set()
     for listing in Path(f"/proc/{pid or 'self'}/task").glob("*/children"):
@@ -57,7 +57,7 @@ def children(pid: int | None = None) -> set[int]:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal; most of the real-time ones have a number only."""
+    """Return the name of a signal; most of the real-time signals only have a number."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -65,56 +65,31 @@ def signal_name(number: int) -> str:
 
 
 def bearers(variable: str, value: str) -> set[int]:
-    """Return the processes with a variable in the environment they began with.
-
-    Parameters
-    ----------
-    variable, value : `str`
-        The variable.
-
-    Returns
-    -------
-    pids : `set` [`int`]
-        Of processes whose environment may be read; children inherit it.
+    """Return the processes that were started with this value of an environment variable, and
+    whose environment is readable; children inherit it.
     """
-    wanted = os.fsencode(f"{variable}={value}")
+    entry_bytes = os.fsencode(f"{variable}={value}")
     found: set[int] = set()
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
-            with contextlib.suppress(OSError):  # gone, or somebody else's
-                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+            with contextlib.suppress(OSError):  # it ended, or belongs to another user
+                if entry_bytes in Path(entry.path, "environ").read_bytes().split(b"\0"):
                     found.add(int(entry.name))
     return found
 
 
-def family(pid: int) -> list[int]:
-    """Return a process and all that descend from it.
-
-    Parameters
-    ----------
-    pid : `int`
-        Process id.
-
-    Returns
-    -------
-    pids : `list` [`int`]
-        The process comes first.
-    """
+def process_tree(pid: int) -> list[int]:
+    """Return a process, first, and all its descendants."""
     members = [pid]
-    for member in members:  # which grows meanwhile
+    for member in members:  # grows during the loop
         members += children(member)
     return members
 
 
-def end_orphans(known: Collection[int]) -> None:
-    """Kill the children that nobody knows: orphans of what was known. They
-    have to be waited for yet.
-
-    Parameters
-    ----------
-    known : `~collections.abc.Collection` [`int`]
-        Children that are to live.
+def end_orphans(keep: Collection[int]) -> None:
+    """Kill the children of this process that are not to be kept: orphans of its descendants. They
+    still have to be reaped.
     """
-    for orphan in children() - set(known):
+    for orphan in children() - set(keep):
         with contextlib.suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)

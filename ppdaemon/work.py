@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a worker process can be made to do: the interface of its inner part.
+"""Interface of the work that a worker process does.
 
-`ppdaemon.worker` speaks with the supervisor and calls this; the module named
-by ``workers.work`` offers `WorkModule`'s functions.
-`ppdaemon.middleware.work` is the real one; tests bring scripted ones.
+`ppdaemon.worker` exchanges messages with the supervisor and calls this; the module named by
+``workers.work`` has the functions of `WorkModule`. `ppdaemon.middleware.work` is used in
+production; tests have scripted ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,68 +20,73 @@ __all__ = ("Exporter", "WorkerContext", "Work", "WorkModule")
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """Where a forked process sits, and how it is heard."""
+    """Settings and folders of one worker process, and its way to report."""
 
     config: NodeConfig
+    """The node's configuration."""
     slot: int
+    """Number of the slot; below 0 for exporter and template."""
     epoch: int
+    """Number of the process within its slot, from 1."""
     repo: Path
-    """The process's own folder on the RAM disk; exists and is empty."""
+    """This process's folder on the RAM disk; exists and is empty."""
     template: Path
-    """Folder of the template repo, beside all others on the RAM disk."""
+    """Folder of the template repo, on the same RAM disk."""
     cache: Path
-    """Folder of files shared by hard link between the workers of a host."""
+    """Folder of files that the workers of a host share by hard link."""
     runs: Path
-    """Folder of what each output run has once; shared in the same way."""
+    """Folder of files that each output run needs once; shared by hard link."""
     spool: Path
-    """Folder of finished outputs that wait for export."""
+    """Folder of finished outputs that are not exported yet."""
     clock: Clock
     report: Callable[[messages.StageReached | messages.PointOfNoReturn], None]
-    """Tells the supervisor at once."""
+    """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""
 
 
 class Work(Protocol):
-    """One worker's work: prepare, ingest, process; then reset.
+    """The work of one process: prepare, ingest, process; then reset. One instance serves many
+    visits, one at a time.
 
-    Each method may raise `~ppdaemon.errors.VisitFailed`, which ends the
-    visit and not the worker; any other exception ends the visit as failed.
+    Each method may raise `~ppdaemon.errors.VisitFailed`, which ends the visit and not the
+    worker; any other exception ends the visit as failed.
     """
 
     def prepare(self, order: messages.Prepare) -> messages.Prepared:
-        """Do all that needs no pixels."""
+        """Do everything that needs no pixels: choose the pipeline, load its inputs."""
 
     def ingest(self, raw: messages.Raw) -> messages.Ingested:
-        """Take a complete raw; a bad one raises with ``BAD_RAW``."""
+        """Ingest a complete raw; raise `~ppdaemon.errors.VisitFailed` with ``BAD_RAW`` if it is unusable."""
 
     def process(self, order: messages.Process) -> messages.Done:
-        """Run the pipeline, spool what is to be exported."""
+        """Run the pipeline on the ingested exposures, and spool the outputs for export."""
 
     def reset(self) -> None:
-        """Forget the visit: the repo is as new afterwards."""
+        """Delete everything of the visit: the repo is as before `prepare`."""
 
 
 class Exporter(Protocol):
     """Registers spooled outputs in the central repo."""
 
     def export(self, spools: Sequence[Path]) -> messages.Exported:
-        """Export in one central transaction and delete the spools.
+        """Export these spools in one central transaction, then delete them.
 
-        Already registered ones are not registered again, and those that
-        cannot be are set apart. Any exception leaves the others as they are.
+        Spools that are registered already are not registered again, and those that cannot be
+        registered are moved away and returned as refused. Any exception leaves the others
+        unchanged; they are passed again later.
         """
 
 
 class WorkModule(Protocol):
-    """What the module named by ``workers.work`` has."""
+    """Functions of the module named by ``workers.work``."""
 
     def set_up_libraries(self) -> None:
-        """Prepare imported libraries in the zygote; opens nothing."""
+        """Prepare imported libraries in the zygote; open no file, socket or thread."""
 
     def build_template(self, context: WorkerContext) -> None:
-        """Make ``context.template``, once per configuration."""
+        """Create ``context.template``, once per configuration, in a separate process."""
 
     def open_work(self, context: WorkerContext) -> Work:
-        """Copy the template, open it, be ready for visits."""
+        """Copy the template and open it; return when visits can be served."""
 
     def open_exporter(self, context: WorkerContext) -> Exporter:
-        """Be ready for exports; the central repo may be down."""
+        """Return an exporter; the central repo may be unavailable at this time."""

@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep files in memory, and refuse LSST code if that was asked for; in all processes of the run."""
+    """Keep files in memory, and refuse LSST code if that was requested; in all processes of the run."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
     if config.getoption("--without-lsst"):
         assert "lsst" not in sys.modules
@@ -38,28 +38,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the first test that needs the demo's central repo, or waits for it, the time to make it."""
+    """Extend the time limit of tests that may have to create the demo's central repo."""
     for item in items:
         if "demo_central" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of later collections of garbage, which tests ask for by the hundred."""
+    """Exclude imported modules from later garbage collections, which tests request by the hundred."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Give back the memory that the files of a good run take; those of another are looked at."""
+    """Delete the files of a successful run, which are in memory; those of a failed run are needed
+    to find the cause.
+    """
     if exitstatus == pytest.ExitCode.OK and "PYTEST_XDIST_WORKER" not in os.environ:
         base: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         if base.is_relative_to(TEMPORARY):
             shutil.rmtree(base, ignore_errors=True)
 
 
-# How long an example takes says how busy the machine is, not what is wrong.
+# The duration of an example depends on the load of the machine.
 hypothesis.settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -68,22 +70,22 @@ hypothesis.settings.load_profile("busy machine")
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """Give a `ppdaemon.clock.Clock` that only ``advance()`` moves."""
+    """Return a `ppdaemon.clock.Clock` that only ``advance()`` moves."""
     return FakeClock()
 
 
 @pytest.fixture(scope="session")
 def demo_detectors() -> tuple[int, ...]:
-    """Tell for which detectors `demo_central` has calibrations."""
+    """Return the detectors for which `demo_central` has calibrations."""
     return (4,)
 
 
 @pytest.fixture(scope="session")
 def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple[int, ...]) -> Path:
-    """Give the demo's central repo with templates in r, a copy for this test process.
+    """Return the demo's central repo with templates in r, a copy for this test process.
 
-    A test writes into output runs of its own and takes an alert database of
-    its own from `ppdaemon.demo.central.make_apdb`.
+    A test writes into separate output runs and takes an alert database from
+    `ppdaemon.demo.central.make_apdb`.
     """
     from ppdaemon.demo.central import make_apdb, make_central_repo
 
@@ -106,7 +108,7 @@ def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple
 
 @pytest.fixture
 def socket_dir() -> Iterator[Path]:
-    """Give an empty folder whose path is short."""
+    """Return an empty folder whose path is short."""
     folder = Path(tempfile.mkdtemp(prefix="pp-", dir=TEMPORARY))
     yield folder
     shutil.rmtree(folder)
@@ -114,14 +116,14 @@ def socket_dir() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def no_long_waits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test that sleeps for long, unless it is slow or says why."""
+    """Fail a test that sleeps for long, unless it is marked as slow or with a reason."""
     if not any(request.node.get_closest_marker(name) for name in ("slow", "waits")):
         refuse_long_waits(monkeypatch)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the last test of a module whose fixtures leave something."""
+    """Fail the last test of a module whose fixtures leave something behind."""
     with pytest.MonkeyPatch.context() as patch:
         yield from _checked(request, patch)
 

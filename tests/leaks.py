@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a test left behind: processes, threads, descriptors, each by its name."""
+"""Processes, threads and descriptors that a test left behind."""
 
 import gc
 import os
@@ -15,52 +15,51 @@ import psutil
 __all__ = ("MARK", "Possessions", "kill_left_over", "left_over", "possessions")
 
 MARK = "PPDAEMON_TEST"
-"""Environment variable by which a test's orphaned descendants are known."""
+"""Environment variable that identifies a test's orphaned descendants."""
 
 TIMEOUT_S = 20.0
-"""What is ending when a test ends may take so long."""
+"""For processes that are ending when a test ends."""
 
 FILES_TOLERATED = 2
-"""Regular files that a library may open once and keep. Sockets, pipes,
-pidfds and the like are never tolerated."""
+"""Regular files that a library may open once and keep open. Sockets, pipes, pidfds and the like
+are never tolerated.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Possessions:
-    """What this process has at one time."""
+    """Processes, threads and descriptors of this process at one time."""
 
     processes: frozenset[int]
     threads: frozenset[threading.Thread]
     descriptors: frozenset[tuple[int, str]]
 
 
-def _descendants(mark: str, known: frozenset[int] = frozenset()) -> dict[int, str]:
-    """Find this process's descendants, and orphans that carry the mark.
-
-    What known ones have started since belongs to them: a daemon that several
-    tests share replaces its workers.
+def _descendants(mark: str, shared: frozenset[int] = frozenset()) -> dict[int, str]:
+    """Return the descendants of this process, and orphans with the mark; not those of `shared`
+    processes: a daemon that several tests share replaces its workers.
     """
     found = {}
-    needle = f"{MARK}={mark}".encode()
-    children = set(_below(psutil.Process(), known))
+    variable = f"{MARK}={mark}".encode()
+    children = set(_below(psutil.Process(), shared))
     for process in psutil.process_iter():
         pid = process.pid
         if pid == os.getpid():
             continue
         try:
-            if pid in children or needle in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if pid in children or variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 found[pid] = f"{pid} {process.status()} {' '.join(process.cmdline()) or process.name()}"
         except (OSError, psutil.Error):
             continue  # it ended meanwhile, or is another user's
     return found
 
 
-def _below(process: psutil.Process, known: frozenset[int]) -> Iterator[int]:
+def _below(process: psutil.Process, shared: frozenset[int]) -> Iterator[int]:
     for child in process.children():
         yield child.pid
-        if child.pid not in known:
+        if child.pid not in shared:
             with suppress(psutil.NoSuchProcess):
-                yield from _below(child, known)
+                yield from _below(child, shared)
 
 
 def _descriptors() -> frozenset[tuple[int, str]]:
@@ -74,17 +73,8 @@ def _descriptors() -> frozenset[tuple[int, str]]:
 
 
 def possessions(mark: str) -> Possessions:
-    """Take stock.
-
-    Parameters
-    ----------
-    mark : `str`
-        Value of the environment variable `MARK` in this test's processes.
-
-    Returns
-    -------
-    possessions : `Possessions`
-        Processes, threads and descriptors of this process now.
+    """Return the present possessions of this process; `mark` is the value of `MARK` in this
+    test's processes.
     """
     return Possessions(frozenset(_descendants(mark)), frozenset(threading.enumerate()), _descriptors())
 
@@ -114,19 +104,8 @@ def _differences(before: Possessions, mark: str) -> list[str]:
 
 
 def left_over(before: Possessions, mark: str) -> list[str]:
-    """Say what is there that was not there before, after some patience.
-
-    Parameters
-    ----------
-    before : `Possessions`
-        The stock before the test.
-    mark : `str`
-        The test's mark.
-
-    Returns
-    -------
-    offenders : `list` [`str`]
-        One line each; empty if the test cleaned up.
+    """Return one line for each possession that was not there before the test; waits for processes
+    that are ending.
     """
     deadline = time.monotonic() + TIMEOUT_S
     if _differences(before, mark):
@@ -137,15 +116,7 @@ def left_over(before: Possessions, mark: str) -> list[str]:
 
 
 def kill_left_over(before: Possessions, mark: str) -> None:
-    """End the processes a test left, so that the next test starts clean.
-
-    Parameters
-    ----------
-    before : `Possessions`
-        The stock before the test.
-    mark : `str`
-        The test's mark.
-    """
+    """Kill the processes that a test left behind, so that the next test starts without them."""
     for pid in _descendants(mark, before.processes).keys() - before.processes:
         try:
             psutil.Process(pid).kill()

@@ -19,10 +19,10 @@ TESTS = str(Path(__file__).parent)
 
 
 def refuse_long_waits(patch: pytest.MonkeyPatch) -> None:
-    """Let a call that waits longer than `LONGEST_S` for nothing but time fail its test.
+    """Fail a test that waits longer than `LONGEST_S` for time alone.
 
-    Other threads may: some play what hangs. Of coroutines, those of the
-    tests; the others wait beside the test.
+    Other threads may: some simulate processes that hang. Of coroutines, only those of the
+    tests: others wait beside the test.
     """
     patch.setattr(time, "sleep", _refusing(time.sleep, lambda seconds: seconds))
     patch.setattr(select, "select", _refusing(select.select, _select_s))

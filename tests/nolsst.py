@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Refuses LSST code: what needs none must not come to need it."""
+"""Refuses imports of LSST code in a run for which it must not be needed."""
 
 __all__ = ("NoLsst",)
 

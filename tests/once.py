@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What costs seconds to make is made once for all test processes of a run."""
+"""Files that take seconds to create are created once for all test processes of a run."""
 
 import fcntl
 import os
@@ -13,9 +13,8 @@ __all__ = ("made_once",)
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a path that the first test process which needs it makes; the others wait.
-
-    It is only read: whoever writes takes a copy.
+    """Return a path that the first test process creates; the others wait. It is only read: a test
+    that writes takes a copy.
     """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -39,7 +39,7 @@ def _plain(document: str) -> str:
 
 
 def _spaced(name: str) -> str:
-    """Write a class's or a method's name in words: ``_kill_late_starter``, ``RawArrived``."""
+    """Write a class's or a method's name in words: ``_kill_slow_start``, ``RawArrived``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.strip("_")).replace("_", " ").lower()
 
 
@@ -96,7 +96,7 @@ def _states_reached() -> Mapping[str, set[str]]:
     for name, node in methods.items():
         called = [(c.func.attr, c) for c in ast.walk(node) if isinstance(c, ast.Call) and _on_self(c.func)]
         calls[name] = {attribute for attribute, _ in called} & methods.keys()
-        goes = [call.args[0] for attribute, call in called if attribute == "_go"]
+        goes = [call.args[0] for attribute, call in called if attribute == "_enter"]
         reached[name] = {arg.attr for arg in goes if isinstance(arg, ast.Attribute)}
     while True:
         wider = {name: states.union(*(reached[c] for c in calls[name])) for name, states in reached.items()}

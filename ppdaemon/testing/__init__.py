@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Test kit: played relays and nodes, scripted workers, small raws; for ppdaemon's tests and a site's own.
+"""Test kit: played relays and nodes, scripted workers, small raws; for ppdaemon's tests and a
+site's own.
 
 A site's test runs the real daemon with the site's own rules. Its workers need
-no LSST software: the survey of a visit scripts what they do, and what goes
-wrong (`ppdaemon.testing.work` has the words)::
+no LSST software: the survey of a visit scripts their steps and faults
+(`ppdaemon.testing.work` has the syntax)::
 
     import yaml
     from pathlib import Path
@@ -33,11 +34,11 @@ wrong (`ppdaemon.testing.work` has the words)::
 `ppdaemon.testing.played`
     Both ends of the link between relay and node, played by the test.
 `ppdaemon.testing.work`
-    Workers and exporter that do what a visit's survey says.
+    Workers and exporter that follow the script in a visit's survey.
 `ppdaemon.testing.raws`
     Small FITS files, and exposures that land with their sidecars.
 `ppdaemon.testing.waiting`, `ppdaemon.testing.processes`
-    Waiting for a condition with a deadline; looking at processes.
+    Waiting for a condition with a deadline; inspecting processes.
 
 Nothing here needs pytest, and nothing imports LSST code.
 """

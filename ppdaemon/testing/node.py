@@ -28,7 +28,7 @@ __all__ = ("NodeProcess", "node_config", "running_node")
 
 PROGRAM = ("-m", "ppdaemon.node.app", "run", "--config")
 TIMES = {"boot_s": 10, "prepare_s": 10, "run_s": 10, "export_s": 10, "grace_s": 0.5, "stop_s": 0.3}
-RISING = frozenset({SlotState.STARTING, SlotState.BACKOFF})
+STARTING_STATES = frozenset({SlotState.STARTING, SlotState.BACKOFF})
 LOG_TAIL = 6000
 
 
@@ -82,7 +82,7 @@ def node_config(folder: Path, sockets: Path, **parts: Mapping[str, Any]) -> dict
 
 
 class NodeProcess:
-    """A ``ppdaemon``, started and stopped in folders that stay.
+    """A ``ppdaemon``, started and stopped in permanent folders.
 
     Parameters
     ----------
@@ -91,22 +91,22 @@ class NodeProcess:
     config : `dict`
         As `node_config` returns it.
     relay : `~ppdaemon.testing.played.PlayedRelay`, optional
-        Listens and answers whenever this waits for something.
+        Receives and answers in every method here that waits.
     program : `~collections.abc.Sequence` [`str`], optional
-        What the interpreter runs, before the path of the configuration.
+        Arguments of the interpreter, before the path of the configuration.
     launcher : `~collections.abc.Sequence` [`str`], optional
-        A command that starts the one that follows it.
+        A command that starts the command after it.
     environment : `~collections.abc.Mapping`, optional
-        Variables beside those of this process.
+        Variables in addition to those of this process.
 
     Attributes
     ----------
     config : `dict`
-        What `rewrite` and `start` write.
+        Written by `rewrite` and `start`.
     state : `pathlib.Path`
-        State directory, where `ppdaemon.testing.work` leaves its traces.
+        State directory, with the records of `ppdaemon.testing.work`.
     raws : `~ppdaemon.testing.raws.RawWriter`
-        Lets raws land in the first raw root.
+        Writes raws below the first raw root.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class NodeProcess:
         """Change parts of the configuration file: ``workers={"max": 1}``."""
         for name, keys in parts.items():
             self.config[name] = self.config.get(name, {}) | dict(keys)
-        # A daemon that reads the file meanwhile reads the whole of the old one.
+        # Renamed into place: a daemon that reads the file now reads a complete one.
         part = self.path.with_suffix(".part")
         part.write_text(yaml.safe_dump(self.config))
         part.rename(self.path)
@@ -165,7 +165,7 @@ class NodeProcess:
                 stdout=log,
                 stderr=log,
                 env=self._environment,
-                start_new_session=True,  # Ctrl-C in a terminal is the test's, not the daemon's
+                start_new_session=True,  # Ctrl-C in a terminal must end the test, not the daemon
             )
 
     def start(self) -> "NodeProcess":
@@ -177,10 +177,14 @@ class NodeProcess:
     def _is_ready(self) -> bool:
         status = self.status()
         connected = self.relay is None or status.relay.startswith("connected")
-        return connected and status.slots.get(SlotState.IDLE, 0) > 0 and not RISING & status.slots.keys()
+        return (
+            connected
+            and status.slots.get(SlotState.IDLE, 0) > 0
+            and not STARTING_STATES & status.slots.keys()
+        )
 
     def stop(self, limit_s: float = TIMEOUT_S) -> int:
-        """Stop it as an operator does, and be its relay meanwhile.
+        """Stop it by SIGTERM, and play its relay meanwhile.
 
         Parameters
         ----------
@@ -190,8 +194,7 @@ class NodeProcess:
         Returns
         -------
         status : `int`
-            Its exit status; 0 is expected. One that has ended before, or was
-            killed, keeps its own.
+            Its exit status; 0 is expected. If it ended before, or was killed, that status.
 
         Raises
         ------
@@ -209,28 +212,28 @@ class NodeProcess:
         return status
 
     def kill(self) -> None:
-        """End the supervisor as a power cut does."""
+        """Kill the supervisor without warning, as a power cut does."""
         self.process.kill()
         self.process.wait()
 
     @property
     def raw_root(self) -> Path:
-        """Where raws land (`pathlib.Path`)."""
+        """The first raw root (`pathlib.Path`)."""
         return self.raws.root
 
     # --- waiting and asking ----------------------------------------------
 
     def wait[T](self, condition: Callable[[], T], deadline_s: float = TIMEOUT_S, pause_s: float = 0.01) -> T:
-        """Wait for something while the daemon runs, and be its relay meanwhile.
+        """Wait for a condition while the daemon runs, and play its relay meanwhile.
 
         Parameters
         ----------
         condition : `~collections.abc.Callable`
-            A daemon that does not answer yet makes it false.
+            Counts as false if the daemon does not answer yet.
         deadline_s : `float`, optional
             How long it may take.
         pause_s : `float`, optional
-            Between two calls, unless a message comes.
+            Between two calls, unless a message arrives.
 
         Returns
         -------
@@ -240,8 +243,7 @@ class NodeProcess:
         Raises
         ------
         AssertionError
-            Raised if the daemon ended or the time is up; has the end of its
-            log.
+            Raised if the daemon ended or the time is up; has the end of its log.
         """
         __tracebackhide__ = True
         until = time.monotonic() + deadline_s
@@ -278,26 +280,26 @@ class NodeProcess:
         return list(self.daemon.visit(group))
 
     def usage(self) -> ResourceUsage:
-        """Return what the supervisor uses."""
+        """Return the resource use of the supervisor."""
         return usage_of(self.pid)
 
     def zygotes(self) -> list[int]:
         """Return the zygotes' process ids.
 
-        A worker that is just being forked has the title, too, one level below.
+        A worker that is being forked has the same title, one level below.
         """
         children = psutil.Process(self.pid).children()
         return [child.pid for child in children if title(child.pid) == "ppdaemon zygote"]
 
     def story(self) -> str:
-        """Return the end of its log, and what the relay has received."""
+        """Return the end of its log, and the messages that the relay has received."""
         text = self.log.read_text(errors="replace")[-LOG_TAIL:]
         return f"--- daemon ---\n{text}\n--- relay ---\n{self.relay.story() if self.relay else ''}"
 
     # --- raws and what the workers did -----------------------------------
 
     def land(self, group: str, detector: int = 0, **fields: Any) -> Path:
-        """Let one raw land; see `~ppdaemon.testing.raws.RawWriter.land`."""
+        """Write one raw; see `~ppdaemon.testing.raws.RawWriter.land`."""
         (path,) = self.raws.land(group, (detector,), **fields)
         return path
 
@@ -310,7 +312,7 @@ class NodeProcess:
         return (self.state / "gates" / f"{group}.reached").exists()
 
     def open_gate(self, group: str) -> None:
-        """Let the workers of a visit go on, also those that come later."""
+        """Let the workers of a visit continue at the gate, also those that reach it later."""
         gates = self.state / "gates"
         gates.mkdir(exist_ok=True)
         (gates / f"{group}.open").touch()
@@ -320,7 +322,7 @@ class NodeProcess:
         return sorted(path.name for path in (self.state / "exported").glob("*"))
 
     def marks(self, group: str = "*") -> dict[str, int]:
-        """Return how often visit-detectors wrote what is permanent, by ``GROUP~DETECTOR``."""
+        """Return how often visit-detectors wrote permanently, by ``GROUP~DETECTOR``."""
         return {path.name: path.stat().st_size for path in (self.state / "marks").glob(f"{group}~*")}
 
 
@@ -341,8 +343,7 @@ def running_node(
     folder : `pathlib.Path`
         An empty folder, such as pytest's ``tmp_path``.
     sockets : `pathlib.Path`, optional
-        An empty folder with a short path; a temporary one by default, on a
-        RAM disk where there is one.
+        An empty folder with a short path; a temporary one by default, on a RAM disk where there is one.
     launcher, program : `~collections.abc.Sequence` [`str`], optional
         As `NodeProcess` takes them.
     ready : `bool`, optional
@@ -358,8 +359,7 @@ def running_node(
     Raises
     ------
     AssertionError
-        Raised if it does not start or stop as it should, or leaves something
-        on the RAM disk.
+        Raised if it does not start, exits with an error, or leaves files on the RAM disk.
     """
     with nullcontext(sockets) if sockets else _short_folder() as chosen, PlayedRelay() as relay:
         config = node_config(folder, chosen, **parts)
@@ -380,7 +380,7 @@ def running_node(
 
 @contextmanager
 def _short_folder() -> Iterator[Path]:
-    """Make a folder on a RAM disk, where this user has one, and delete it."""
+    """Create a temporary folder, on a RAM disk where this user has one, and delete it."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="pp-", dir=shm if os.access(shm, os.W_OK) else None) as name:
         yield Path(name)

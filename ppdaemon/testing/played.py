@@ -40,7 +40,7 @@ HEARTBEAT_S = 0.1
 
 
 class Sockets:
-    """Makes client sockets and closes all of them; a context manager."""
+    """Creates client sockets and closes all of them; a context manager."""
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -53,9 +53,9 @@ class Sockets:
         self._context.destroy(linger=0)
 
     def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Return a connected socket; a receiver waits ``TIMEOUT_S`` at the most."""
+        """Return a connected socket; receiving waits ``TIMEOUT_S`` at most."""
         made = self._context.socket(kind)
-        self._made.append(made)  # one that is collected before it is closed is a warning
+        self._made.append(made)  # a socket that is collected before it is closed causes a warning
         made.rcvtimeo = round(TIMEOUT_S * 1000)
         made.set(zmq.RECONNECT_IVL, 20)
         made.connect(address)
@@ -84,17 +84,16 @@ class _LinkEnd:
 
 
 class PlayedRelay(_LinkEnd):
-    """The relay of one node: sends what a test asks for, confirms outcomes.
+    """The relay of one node: sends the messages that a test asks for, confirms outcomes.
 
-    It receives and answers in `listen`, `wait` and `outcome` only, in the
-    thread of the test.
+    It receives and answers only in `listen`, `wait` and `outcome`, in the thread of the test.
 
     Parameters
     ----------
     address : `str`, optional
         Where to listen; a free TCP port by default.
     heartbeat_s : `float`, optional
-        How often it sends heartbeats.
+        Period of its heartbeats.
 
     Attributes
     ----------
@@ -107,7 +106,7 @@ class PlayedRelay(_LinkEnd):
     naks : `list` [`~ppdaemon.messages.VisitRefused`]
         Its refusals.
     results : `dict`
-        By visit-detector, all outcomes that were sent, repetitions included.
+        By visit-detector, all outcomes that were received, repetitions included.
     open : `set` [`tuple` [`str`, `int`]]
         Visit-detectors that were reserved and have no outcome yet.
     """
@@ -122,7 +121,7 @@ class PlayedRelay(_LinkEnd):
         self._heartbeat_s = heartbeat_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        # Without a limit of waiting messages: a test may listen late.
+        # No limit of queued messages: a test may listen late.
         for option, value in ((zmq.LINGER, 0), (zmq.MAXMSGSIZE, NODE_LIMIT), (zmq.RCVHWM, 0)):
             self._socket.set(option, value)
         self._socket.bind(address)
@@ -146,13 +145,13 @@ class PlayedRelay(_LinkEnd):
         return self._peer is not None
 
     def send(self, kind: type[Any], **fields: Any) -> None:
-        """Send a message of a kind; nothing happens before the node's first."""
+        """Send a message of a kind; does nothing before the first message of the node."""
         self.send_raw(self.message(kind, **fields))
 
     def send_raw(self, data: bytes) -> None:
-        """Send any bytes; nothing happens before the node's first message."""
+        """Send any bytes; does nothing before the first message of the node."""
         if self._peer is not None:
-            self._socket.send_multipart([self._peer, data])  # dropped if the node has gone
+            self._socket.send_multipart([self._peer, data])  # dropped if the node has disconnected
 
     def reserve(
         self, group: str, detectors: Iterable[int] = (0,), *, instrument: str = "DemoCam", **fields: Any
@@ -164,18 +163,17 @@ class PlayedRelay(_LinkEnd):
         group : `str`
             The visit's group.
         detectors : `~collections.abc.Iterable` [`int`], optional
-            Those of this node.
+            Detectors of this node.
         instrument : `str`, optional
             The camera.
         **fields
-            Further fields of the next_visit by their SAL names; ``survey``
-            scripts the workers of `ppdaemon.testing.work`. One image is
-            announced by default.
+            Further fields of the next_visit by their SAL names; ``survey`` scripts the workers of
+            `ppdaemon.testing.work`. One image is announced by default.
 
         Returns
         -------
         sent : `float`
-            Monotonic seconds, just before the message went.
+            Monotonic seconds, just before the message was sent.
         """
         visit = read_next_visit({"groupId": group, "instrument": instrument, "nimages": 1, **fields})
         return self.reserve_visit(visit, detectors)
@@ -199,12 +197,12 @@ class PlayedRelay(_LinkEnd):
         self.send(CancelVisit, instrument=instrument, group=group, detectors=detectors)
 
     def listen(self, wait_s: float = 0.0) -> None:
-        """Receive what there is, and answer as a relay does.
+        """Receive all pending messages, and answer as a relay does.
 
         Parameters
         ----------
         wait_s : `float`, optional
-            How long to wait for a first message, at the most.
+            How long to wait for a first message.
         """
         if self.connected and self._heartbeat_is_due(self._heartbeat_s):
             self.send(Heartbeat)
@@ -223,7 +221,7 @@ class PlayedRelay(_LinkEnd):
             self.listen(min(rest, self._heartbeat_s))
 
     def on_message(self, message: Any) -> None:
-        """Keep a message of the node and answer it."""
+        """Store a message of the node and answer it."""
         match message:
             case Hello():
                 self.hellos.append(message)
@@ -255,7 +253,7 @@ class PlayedRelay(_LinkEnd):
         return wait_until(listening, deadline_s, story or self.story)
 
     def outcome(self, group: str, detector: int = 0, deadline_s: float = TIMEOUT_S) -> ResultEntry:
-        """Wait for the outcome of a visit-detector; a second one is a fault.
+        """Wait for the outcome of a visit-detector; a second, different one is a fault.
 
         Parameters
         ----------
@@ -282,25 +280,25 @@ class PlayedRelay(_LinkEnd):
         return entries[0]
 
     def story(self) -> str:
-        """Return what has happened so far."""
+        """Return the received answers and results, for a failure."""
         return f"acked {sorted(self.acked)} naks {self.naks} results {self.results}"
 
 
 class PlayedNode(_LinkEnd):
-    """A node's end of the link: sends what a test asks for.
+    """A node's end of the link: sends the messages that a test asks for.
 
     Parameters
     ----------
     sockets : `Sockets`
-        Makes the socket.
+        Creates the socket.
     address : `str`
         The relay's node socket.
     name : `str`
-        How it introduces itself.
-    life : `str`, optional
-        Its incarnation.
+        Its name in the introduction.
+    incarnation : `str`, optional
+        Identifies one run of the node.
     detectors : `~collections.abc.Iterable` [`int`], optional
-        What it offers.
+        Detectors that it offers.
     instrument : `str`, optional
         The camera.
 
@@ -322,7 +320,7 @@ class PlayedNode(_LinkEnd):
     ):
         super().__init__(name)
         self.received: list[Any] = []
-        self._life = incarnation
+        self._incarnation = incarnation
         self._offered = {instrument: tuple(detectors)}
         self._capacity = len(self._offered[instrument])
         self._socket = sockets.connect(zmq.DEALER, address)
@@ -337,11 +335,13 @@ class PlayedNode(_LinkEnd):
         self._socket.send_multipart(frames)
 
     def hello(self) -> None:
-        """Introduce itself."""
-        self.send(Hello, incarnation=self._life, instruments=self._offered, capacity=self._capacity)
+        """Introduce the node."""
+        self.send(Hello, incarnation=self._incarnation, instruments=self._offered, capacity=self._capacity)
 
     def listen(self) -> None:
-        """Receive what there is, send heartbeats; hello to a relay that asks."""
+        """Receive all pending messages, send heartbeats; introduce the node again if the relay
+        asks for it.
+        """
         if self._heartbeat_is_due(HEARTBEAT_S):
             self.send(Heartbeat)
         while self._socket.poll(0):
@@ -351,17 +351,17 @@ class PlayedNode(_LinkEnd):
                 self.hello()
 
     def wait_for(self, kind: str, count: int = 1) -> list[Any]:
-        """Wait until so many messages of a kind came; return all of them.
+        """Wait until this many messages of a type have arrived; return all of them.
 
-        There can be more: what is not acknowledged is sent again.
+        There can be more: unacknowledged messages are sent again.
         """
 
-        def enough() -> list[Any]:
+        def received_enough() -> list[Any]:
             self.listen()
             found = [message for message in self.received if message.type == kind]
             return found if len(found) >= count else []
 
-        return wait_until(enough, TIMEOUT_S, lambda: f"{count} {kind} in {self.received}")
+        return wait_until(received_enough, TIMEOUT_S, lambda: f"{count} {kind} in {self.received}")
 
     def ack(self, order: ReserveVisit) -> None:
         """Acknowledge an order."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Processes of a daemon under test: which there are, and what they use."""
+"""Processes of a daemon under test, and their resource use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ("ResourceUsage", "alive", "descendants", "title", "usage_of")
 
 @dataclass(frozen=True, slots=True)
 class ResourceUsage:
-    """What one process uses now, and the CPU time that it has used so far."""
+    """Present resource use of one process, and its CPU time so far."""
 
     cpu_s: float
     rss_bytes: int
@@ -20,18 +20,7 @@ class ResourceUsage:
 
 
 def usage_of(pid: int) -> ResourceUsage:
-    """Return what a process uses.
-
-    Parameters
-    ----------
-    pid : `int`
-        Process id.
-
-    Returns
-    -------
-    usage : `ResourceUsage`
-        As of now.
-    """
+    """Return the present resource use of a process."""
     process = psutil.Process(pid)
     with process.oneshot():
         times = process.cpu_times()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small raws: whole FITS files of one byte, and exposures that land as a camera's do."""
+"""Small raws: complete FITS files of one byte, and exposures in the layout of a camera."""
 
 import json
 from collections.abc import Iterable
@@ -14,34 +14,16 @@ BLOCK = 2880
 
 
 def fits_header(*cards: str) -> bytes:
-    """Return a FITS header in whole blocks.
-
-    Parameters
-    ----------
-    *cards : `str`
-        Without END; at most 80 characters each.
-
-    Returns
-    -------
-    header : `bytes`
-        A multiple of 2880 bytes.
+    """Return a FITS header in whole blocks of 2880 bytes. `cards` have at most 80 characters
+    each, and no END.
     """
     text = "".join(f"{card:80}" for card in (*cards, "END"))
     return text.ljust(-(-len(text) // BLOCK) * BLOCK).encode()
 
 
 def small_fits(*cards: str) -> bytes:
-    """Return a whole FITS file with one byte of data.
-
-    Parameters
-    ----------
-    *cards : `str`
-        Further cards of its header.
-
-    Returns
-    -------
-    content : `bytes`
-        Two blocks or more.
+    """Return a complete FITS file with one byte of data: two blocks or more. `cards` are added to
+    its header.
     """
     structure = {"SIMPLE": "T", "BITPIX": "8", "NAXIS": "1", "NAXIS1": "1"}
     header = fits_header(*(f"{name:8}= {value:>20}" for name, value in structure.items()), *cards)
@@ -49,7 +31,7 @@ def small_fits(*cards: str) -> bytes:
 
 
 class RawWriter:
-    """Lets exposures land below a raw root, in the layout of LSST cameras.
+    """Writes exposures below a raw root, in the layout of LSST cameras.
 
     Parameters
     ----------
@@ -58,13 +40,13 @@ class RawWriter:
     instrument : `str`, optional
         A camera with a focal-plane table.
     code : `str`, optional
-        How its observation ids begin.
+        Prefix of its observation ids.
 
     Attributes
     ----------
     day : `int`
-        The observing day of all exposures: a daemon does not search the
-        folders of nights long ago.
+        The observing day of all exposures, ``YYYYMMDD``: today, since a daemon does not search
+        the folders of earlier nights.
     """
 
     def __init__(self, root: Path, instrument: str = "DemoCam", code: str = "DC"):
@@ -88,7 +70,7 @@ class RawWriter:
         return f"{self._code}_O_{self.day}_{number:06d}"
 
     def path(self, number: int, detector: int = 0, suffix: str = ".fits") -> Path:
-        """Return where a file of an exposure lands."""
+        """Return the path of a file of an exposure."""
         return self._folder(number) / f"{self.obsid(number)}_{self._names[detector]}{suffix}"
 
     def land(
@@ -101,26 +83,25 @@ class RawWriter:
         snaps: int | None = 1,
         content: bytes | None = None,
     ) -> list[Path]:
-        """Let the raws and sidecars of one exposure land, renamed into place.
+        """Write the raws and sidecars of one exposure, renamed into place.
 
         Parameters
         ----------
         group : `str`
             The visit's group.
         detectors : `~collections.abc.Iterable` [`int`], optional
-            Those that are read out.
+            Detectors that are read out.
         number : `int`, optional
             Sequence number within the day; by default that of `number`.
         snap, snaps : `int`, optional
-            Index in the visit from 1, and how many it has; `None` if the
-            camera does not know.
+            Index in the visit from 1, and number of exposures; `None` if unknown to the camera.
         content : `bytes`, optional
-            Of each raw, instead of `small_fits`.
+            Content of each raw, instead of `small_fits`.
 
         Returns
         -------
         paths : `list` [`pathlib.Path`]
-            Of the raws.
+            Paths of the raws.
         """
         if number is None:
             number = self.number(group, snap)
@@ -137,7 +118,7 @@ class RawWriter:
         return paths
 
     def list_detectors(self, detectors: Iterable[int], number: int = 1) -> None:
-        """Write the list of the detectors that an exposure has."""
+        """Write the list of the detectors of an exposure."""
         self._folder(number).mkdir(parents=True, exist_ok=True)
         names = {self._names[detector]: "SCIENCE" for detector in detectors}
         path = self._folder(number) / f"{self.obsid(number)}_expectedSensors.json"

@@ -20,18 +20,18 @@ from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 __all__ = ("SILENCE_S", "RelayProcess", "SubmitClient")
 
 SILENCE_S = 3.0
-"""Long enough for a played node that sends nothing while a test does something else."""
+"""Long enough for a played node that sends nothing while a test does other things."""
 
 
 class RelayProcess:
-    """A ``pprelay`` in a folder of its own, on unix sockets.
+    """A ``pprelay`` in its own folder, on unix sockets.
 
     Parameters
     ----------
     folder : `pathlib.Path`
         With a short path; holds configuration, state, sockets and log.
     **changes
-        Keys of the configuration beside the paths.
+        Keys of the configuration in addition to the paths.
 
     Attributes
     ----------
@@ -88,18 +88,18 @@ class RelayProcess:
         return [event for event in events if text in event]
 
     def stop_took_s(self) -> float:
-        """Return how long the last stop took, by its own log."""
+        """Return the duration of the last stop in seconds, according to its log."""
         events = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
         times = {event["event"]: datetime.fromisoformat(event["timestamp"]) for event in events}
         return (times["stopped"] - times["stopping"]).total_seconds()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end; return the exit status."""
+        """Send a signal, and wait for the end; return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_S)
 
     def kill(self) -> None:
-        """End it as a power cut does."""
+        """Kill it without warning, as a power cut does."""
         self.process.kill()
         self.process.wait(TIMEOUT_S)
 
@@ -110,11 +110,11 @@ class SubmitClient:
     Parameters
     ----------
     sockets : `~ppdaemon.testing.played.Sockets`
-        Makes the socket.
+        Creates the socket.
     address : `str`
         The relay's submit socket.
     instrument : `str`, optional
-        The camera whose visits are announced.
+        Instrument of the announced visits.
     """
 
     def __init__(self, sockets: Sockets, address: str, instrument: str = "DemoCam"):

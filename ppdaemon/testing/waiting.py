@@ -7,14 +7,14 @@ from collections.abc import Callable
 __all__ = ("TIMEOUT_S", "wait_until")
 
 TIMEOUT_S = 40.0
-"""For what takes a moment on a machine that is not busy."""
+"""For actions that take a moment unless the machine is busy."""
 PAUSE_S = 0.01
 
 
 def wait_until[T](
     condition: Callable[[], T], deadline_s: float = 10.0, story: str | Callable[[], object] = ""
 ) -> T:
-    """Return what a condition gives as soon as that is true.
+    """Return the value of a condition as soon as it is true.
 
     Parameters
     ----------
@@ -23,8 +23,7 @@ def wait_until[T](
     deadline_s : `float`, optional
         How long it may take.
     story : `str` or `~collections.abc.Callable`, optional
-        What was waited for, or a function that returns what has happened so
-        far; stands in the failure.
+        Text of the failure: what was waited for, or a function that returns what has happened.
 
     Returns
     -------

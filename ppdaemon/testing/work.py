@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Work without LSST: a visit's survey has what its workers do, and what goes wrong.
+"""Work without LSST: a visit's survey scripts the steps and faults of its workers.
 
 The configuration names it: ``workers: {work: ppdaemon.testing.work}``. The
 survey is a space-separated list of words:
@@ -11,9 +11,9 @@ survey is a space-separated list of words:
 ``pace:40``
     Milliseconds of work in each step.
 ``early:``
-    The point of no return comes before the step ``process``.
+    The point of no return precedes the step ``process``.
 ``undone:1``
-    This attempt fails behind the point of no return, and has undone all.
+    This attempt fails after the point of no return, and has undone everything.
 ``failed:REASON``
     The spool has the outputs of a pipeline that failed in part.
 ``skip``
@@ -21,13 +21,13 @@ survey is a space-separated list of words:
 ``idle``
     Nothing permanent, and nothing to export.
 
-It leaves traces in the state directory: ``marks`` has a file per
+It writes records into the state directory: ``marks`` has a file per
 visit-detector, a byte longer with each permanent write; ``exported`` a file
 per exported spool; ``prepared`` and ``ingested`` a line per order with the
 time by the monotonic clock; ``faults.log`` a line per fault. The exporter
-fails while there is a file ``central-down``, and sets spools apart while
-there is ``central-refuses``; a file ``boot-fails`` or ``template-fails`` lets
-workers or the template fail.
+fails while there is a file ``central-down``, and refuses spools while there is
+``central-refuses``; with a file ``boot-fails`` or ``template-fails`` workers
+or the template fail.
 """
 
 import ctypes
@@ -74,8 +74,9 @@ __all__ = (
 )
 
 STEPS = ("prepare", "ingest", "process", "written", "export", "spooling", "spooled")
-"""Where a fault can happen, in the order of a visit: ``written`` is just
-after the permanent write, ``spooling`` between the parts of a spool."""
+"""Steps at which a fault can happen, in the order of a visit: ``written`` is just after the
+permanent write, ``spooling`` between the parts of a spool.
+"""
 
 HOLD_S = 0.5
 LEAK_BYTES = 60_000_000
@@ -86,14 +87,14 @@ EXPORT_PAUSE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class WorkerFault:
-    """Something that goes wrong in a worker: a word of a survey."""
+    """One fault of a worker, as a word of a survey writes it."""
 
     name: str
     step: str
     detector: int | None = None
-    """`None` means all of the visit."""
+    """`None` for all detectors."""
     attempt: int | None = None
-    """`None` means each."""
+    """`None` for all attempts."""
 
     def __str__(self) -> str:
         attempt = "" if self.attempt is None else self.attempt
@@ -109,24 +110,24 @@ class WorkerFault:
         return cls(name, step, int(detector) if detector else None, int(attempt) if attempt else None)
 
     def concerns(self, step: str, detector: int, attempt: int) -> bool:
-        """Return whether it happens now."""
+        """Return whether the fault happens in this step, detector and attempt."""
         return self.step == step and self.detector in (None, detector) and self.attempt in (None, attempt)
 
 
 def set_up_libraries() -> None:
-    """Nothing is imported that would need it."""
+    """Do nothing: no library is imported."""
 
 
 def build_template(context: WorkerContext) -> None:
-    """Make a repo of one file."""
+    """Create a repo of one file."""
     if (context.config.node.state_dir / "template-fails").exists():
-        raise RuntimeError("the template was told to fail")
+        raise RuntimeError("the template fails by order of the test")
     context.template.mkdir()
     (context.template / "registry").write_text("template")
 
 
 class ScriptedWork:
-    """Goes through all stages of a visit, with the faults of its survey."""
+    """Goes through all stages of a visit, with the faults in its survey."""
 
     def __init__(self, context: WorkerContext):
         self.context = context
@@ -134,9 +135,9 @@ class ScriptedWork:
         self._copy()
 
     def prepare(self, order: Prepare) -> Prepared | Done:
-        """Read what is to go wrong."""
+        """Read the script."""
         self.order = order
-        self._note("prepared", f"{order.visit.group} {order.detector}")
+        self._append_line("prepared", f"{order.visit.group} {order.detector}")
         words = order.visit.survey.split()
         self._settings = dict(word.partition(":")[::2] for word in words)
         self._faults = [WorkerFault.read(word) for word in words if word.partition(":")[0] in STEPS]
@@ -146,17 +147,17 @@ class ScriptedWork:
         return Prepared(pipeline="scripted")
 
     def ingest(self, raw: Raw) -> Ingested:
-        """Note whose raw it is, and how many bytes it has."""
+        """Record the raw and its size."""
         size = os.stat(raw.path).st_size if os.path.exists(raw.path) else -1
-        self._note("ingested", f"{raw.group} {raw.detector} {raw.exposure} {size}")
+        self._append_line("ingested", f"{raw.group} {raw.detector} {raw.exposure} {size}")
         self._step("ingest")
         return Ingested(exposure=raw.exposure, shutter_close_tai=raw.seen_tai - 2)
 
     def process(self, order: Process) -> Done:
-        """Write once what is permanent, then spool."""
+        """Write once permanently, then spool."""
         if "idle" in self._settings:
             return Done(outcome=Outcome.SUCCEEDED)
-        self._reach(Stage.FIRST_TASK)
+        self._report_stage(Stage.FIRST_TASK)
         early = "early" in self._settings
         if early:
             self._write_permanently()
@@ -167,7 +168,7 @@ class ScriptedWork:
         if not early:
             self._write_permanently()
         self._step("written")
-        self._reach(Stage.PROCESSED)
+        self._report_stage(Stage.PROCESSED)
         self._step("export")
         done = Done(
             outcome=Outcome.SUCCEEDED,
@@ -176,7 +177,7 @@ class ScriptedWork:
             spool=str(self._spool()),
             datasets=1,
         )
-        self._reach(Stage.SPOOLED)
+        self._report_stage(Stage.SPOOLED)
         self.last_message = done.model_copy(update={"visit_number": self.order.visit_number})
         self._step("spooled")
         return done
@@ -190,28 +191,28 @@ class ScriptedWork:
     def _copy(self) -> None:
         (self.context.repo / "registry").write_text((self.context.template / "registry").read_text())
 
-    def _note(self, file: str, text: str) -> None:
-        """Append a line with the time: one write, as other processes append, too."""
+    def _append_line(self, file: str, text: str) -> None:
+        """Append a line with the time, in one write: other processes append, too."""
         now = time.monotonic()
         with (self.state / file).open("a") as stream:
             stream.write(f"{text} {now!r}\n")
 
-    def _reach(self, stage: Stage) -> None:
+    def _report_stage(self, stage: Stage) -> None:
         self.context.report(StageReached(stage=stage, tai=self.context.clock.tai()))
 
     def _step(self, step: str) -> None:
-        """Take some time, then do what is to go wrong here."""
+        """Take the scripted time, then the scripted faults."""
         if "pace" in self._settings:
             time.sleep(int(self._settings["pace"]) / 1000)
         detector, attempt = self.order.detector, self.order.attempt
         for fault in self._faults:
             if fault.concerns(step, detector, attempt):
                 group = self.order.visit.group
-                self._note("faults.log", f"{fault.name} {step} {group} {detector} {attempt}")
+                self._append_line("faults.log", f"{fault.name} {step} {group} {detector} {attempt}")
                 FAULTS[fault.name](self)
 
     def _write_permanently(self) -> None:
-        """Announce, and only then write what can never be taken back."""
+        """Report the point of no return, then write irrevocably."""
         self.context.report(PointOfNoReturn(what="marker"))
         marks = self.state / "marks"
         marks.mkdir(exist_ok=True)
@@ -233,14 +234,16 @@ class ScriptedWork:
 
 
 class ScriptedExporter:
-    """Registers each spool once, however often it is asked."""
+    """Registers each spool once, also if it is exported again."""
 
     def __init__(self, context: WorkerContext):
         self._context = context
         self._state = context.config.node.state_dir
 
     def export(self, spools: Sequence[Path]) -> Exported:
-        """Register, then delete; as with a real one, what is gone counts as exported."""
+        """Register, then delete; a spool that does not exist counts as exported, as with the real
+        exporter.
+        """
         if (self._state / "central-down").exists():
             raise ConnectionError("the central repo is down")
         if (self._state / "central-refuses").exists():
@@ -260,21 +263,21 @@ class ScriptedExporter:
         refused = NodeFolders.of(self._context.config).refused
         refused.mkdir(exist_ok=True)
         for spool in spools:
-            (spool / REFUSAL).write_text("as it was told")
+            (spool / REFUSAL).write_text("refused by order of the test")
             spool.rename(refused / spool.name)
         names = tuple(map(str, spools))
         return Exported(spools=(), refused=names, tai=self._context.clock.tai(), datasets=0)
 
 
 def open_work(context: WorkerContext) -> ScriptedWork:
-    """Be ready for visits."""
+    """Return the work of one process."""
     if (context.config.node.state_dir / "boot-fails").exists():
-        raise RuntimeError("the worker was told to fail")
+        raise RuntimeError("the worker fails by order of the test")
     return ScriptedWork(context)
 
 
 def open_exporter(context: WorkerContext) -> ScriptedExporter:
-    """Be ready for exports."""
+    """Return an exporter."""
     return ScriptedExporter(context)
 
 
@@ -310,12 +313,12 @@ def _wait_at_gate(work: ScriptedWork) -> None:
 
 
 def _leak(work: ScriptedWork) -> None:
-    """Keep memory after the visit."""
+    """Retain memory after the visit."""
     LEAKED.append(b"x" * LEAK_BYTES)
 
 
 def _burst(work: ScriptedWork) -> None:
-    """Take much memory at once, and hold it."""
+    """Allocate much memory at once, and hang."""
     LEAKED.append(b"x" * BURST_BYTES)
     _hang(work)
 
@@ -326,27 +329,27 @@ def _fill(work: ScriptedWork) -> None:
 
 
 def _refuse(work: ScriptedWork) -> None:
-    raise VisitFailed(Outcome.BAD_RAW, "told to refuse")
+    raise VisitFailed(Outcome.BAD_RAW, "refused by order of the test")
 
 
 def _send_garbage(work: ScriptedWork) -> None:
-    """Send what is no message, and go on."""
+    """Send an invalid message, and continue."""
     os.write(_channel(), b'{"type": "done", "outcome": "splendid"}')
 
 
 def _send_nonsense(work: ScriptedWork) -> None:
-    """Send what is no message, and nothing else."""
+    """Send an invalid message, and hang."""
     _send_garbage(work)
     _hang(work)
 
 
 def _send_for_another(work: ScriptedWork) -> None:
-    """Send a result of a visit that was never given."""
+    """Send a result of a visit that was not assigned."""
     os.write(_channel(), encode(Done(outcome=Outcome.SUCCEEDED, visit_number=work.order.visit_number + 7)))
 
 
 def _send_twice(work: ScriptedWork) -> None:
-    """Send the result that will be sent anyway; possible at ``spooled`` only."""
+    """Send the result that is sent afterwards, too; possible at ``spooled`` only."""
     os.write(_channel(), encode(work.last_message))
 
 
@@ -375,7 +378,7 @@ def _leave_thread(work: ScriptedWork) -> None:
 
 
 def _channel() -> int:
-    """Return the descriptor on which the supervisor receives: the last socket."""
+    """Return the descriptor of the channel to the supervisor: the last socket."""
     return max(int(name) for name in os.listdir("/proc/self/fd") if _is_socket(name))
 
 
@@ -413,4 +416,4 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "umask": lambda work: os.umask(0o77),
     "handler": lambda work: signal.signal(signal.SIGUSR1, lambda *_: None),
 }
-"""All faults, by the names that surveys have."""
+"""All faults, by their names in surveys."""

@@ -13,14 +13,8 @@ __all__ = ("Channel",)
 
 
 class Channel[Order]:
-    """Orders in, facts out; one JSON message per packet.
-
-    Parameters
-    ----------
-    end : `socket.socket`
-        A connected ``SOCK_SEQPACKET`` socket, blocking.
-    orders : `pydantic.TypeAdapter`
-        What may be heard.
+    """The worker's end: receives orders and sends facts, one JSON message per packet. `end` is a
+    connected, blocking ``SOCK_SEQPACKET`` socket.
     """
 
     def __init__(self, end: socket.socket, orders: pydantic.TypeAdapter[Order]):
@@ -28,27 +22,12 @@ class Channel[Order]:
         self._orders = orders
 
     def send(self, fact: pydantic.BaseModel) -> None:
-        """Tell the supervisor; a gone supervisor raises `OSError`.
-
-        Parameters
-        ----------
-        fact : `pydantic.BaseModel`
-            One of the messages that the supervisor expects here.
-        """
+        """Send a fact that the supervisor expects; raise `OSError` if the supervisor has ended."""
         self._end.send(encode(fact))
 
     def receive(self) -> Order | None:
-        """Wait for the next order.
-
-        Returns
-        -------
-        order : `object` or `None`
-            `None` when the supervisor has closed its end.
-
-        Raises
-        ------
-        ppdaemon.errors.BadMessage
-            Raised if the packet is no order.
+        """Wait for the next order; return `None` when the supervisor has closed its end. Raise
+        `~ppdaemon.errors.BadMessage` if the packet is not a valid order.
         """
         packet = self._end.recv(PACKET_LIMIT + 1)
         if not packet:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From an order to the end of a process, forked or spawned alike."""
+"""Runs a process from its order to its exit, whether it was forked or spawned."""
 
 import importlib
 import os
@@ -15,29 +15,15 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import ForkWorker
 from ppdaemon.states import ExitCode
 from ppdaemon.work import WorkModule
-from ppdaemon.worker.childsetup import Child, set_up_child
+from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 from ppdaemon.worker.main import run_role
 
-__all__ = ("import_work", "live")
+__all__ = ("import_work", "run_child")
 
 
 def import_work(config: NodeConfig) -> WorkModule:
-    """Import all that the workers of a configuration need.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.NodeConfig`
-        Names the modules.
-
-    Returns
-    -------
-    work : `~ppdaemon.work.WorkModule`
-        What workers do, its libraries set up.
-
-    Raises
-    ------
-    ImportError
-        Raised if a module is missing: it would be missed in each visit.
+    """Import the modules that the workers of a configuration need, and set up their libraries.
+    Raise `ImportError` if one is missing: no visit could be processed.
     """
     modules = [importlib.import_module(name) for name in (config.workers.work, *config.workers.preload)]
     work = cast(WorkModule, modules[0])
@@ -45,32 +31,18 @@ def import_work(config: NodeConfig) -> WorkModule:
     return work
 
 
-def live(
+def run_child(
     order: ForkWorker,
     channel: socket.socket,
     lifeline: int,
     config: NodeConfig,
     work: Callable[[], WorkModule],
 ) -> NoReturn:
-    """Be what the supervisor asked for, and end with its exit status.
-
-    Parameters
-    ----------
-    order : `~ppdaemon.messages.ForkWorker`
-        What this process is for.
-    channel : `socket.socket`
-        Its end of the channel.
-    lifeline : `int`
-        Read end of the supervisor's pipe.
-    config : `~ppdaemon.config.NodeConfig`
-        The node's configuration.
-    work : `~collections.abc.Callable`
-        Called after birth; returns what is done.
-    """
+    """Set up this child, run its role, and exit with its status. `work` is called after the setup."""
     status = ExitCode.SOFTWARE
     try:
         set_up_child(
-            Child(
+            ChildSettings(
                 title=f"ppdaemon {order.role} {order.slot if order.role == 'worker' else ''}".strip(),
                 log=order.log,
                 lifeline=lifeline,
@@ -85,8 +57,8 @@ def live(
         if isinstance(error, PPDaemonError):
             status = error.exit_code
     finally:
-        # Without the interpreter's own ending: its atexit functions and
-        # finalizers are the zygote's, and libraries may wait in theirs.
+        # Without the interpreter's shutdown: its atexit functions and finalizers
+        # belong to the zygote, and those of libraries may wait for ever.
         try:
             sys.stdout.flush()
             sys.stderr.flush()

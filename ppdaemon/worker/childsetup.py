@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a freshly forked child closes, resets and sets, as a list.
 
-Each step has its reason. They run in order, before anything else does.
+Each step has its reason. They run in order, before any other code.
 """
 
 import contextlib
@@ -20,74 +20,65 @@ import setproctitle
 
 from ppdaemon.processes import adopt_orphans
 
-__all__ = ("Child", "arm_lifeline", "set_up_child")
+__all__ = ("ChildSettings", "arm_lifeline", "set_up_child")
 
 F_SETSIG = 10  # linux/fcntl.h; the fcntl module names it only in newer Pythons
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """What the child was given."""
+class ChildSettings:
+    """The settings of one child."""
 
     title: str
     """Name in process lists."""
     log: str
-    """File that takes standard output and error."""
+    """File for standard output and error."""
     lifeline: int
-    """Read end of a pipe that the supervisor alone holds open."""
+    """Read end of a pipe that only the supervisor holds open."""
     keep: Collection[int]
-    """Descriptors that stay open beside 0, 1, 2."""
+    """Descriptors that stay open, in addition to 0, 1, 2."""
     nice: int
     seed: int
 
 
 def arm_lifeline(read_end: int) -> int:
-    """Have the kernel kill this process when the supervisor is gone.
+    """Ask the kernel to kill this process when the supervisor ends; return a descriptor that has
+    to stay open.
 
-    A worker outlives its zygote, so the parent's death must not kill it; and
-    it may sit in C code for minutes, so reading an end of file is too slow.
-    The pipe is opened anew because the owner of a descriptor's signals is
-    shared by all who inherited it.
-
-    Parameters
-    ----------
-    read_end : `int`
-        Descriptor of a pipe whose write end only the supervisor has.
-
-    Returns
-    -------
-    armed : `int`
-        A descriptor that has to stay open.
+    `read_end` is of a pipe whose write end only the supervisor has. A worker outlives its
+    zygote, so a signal at the parent's death is of no use; and it may run C code for minutes,
+    so reading an end of file is too slow. The pipe is opened again because all processes that
+    inherit a descriptor share the receiver of its signals.
     """
     armed = os.open(f"/proc/self/fd/{read_end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    # The process group, so that its children go too.
+    # The process group, so that its children are killed too.
     fcntl.fcntl(armed, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(armed, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(armed, fcntl.F_SETFL, fcntl.fcntl(armed, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
     # The inherited descriptor: one that was opened after the last writer had
-    # gone would never see a hang-up.
+    # closed the pipe never reports a hang-up.
     poll.register(read_end, select.POLLHUP)
-    if poll.poll(0):  # it died before the arming
+    if poll.poll(0):  # the supervisor ended before the arming
         os._exit(0)
     return armed
 
 
-def _new_session(child: Child) -> None:
-    """Grandchildren are found and killed by the process group."""
+def _new_session(child: ChildSettings) -> None:
+    """Start a process group, by which grandchildren are found and killed."""
     os.setsid()
 
 
-def _reset_signals(child: Child) -> None:
-    """The zygote's handlers and wake-up descriptor are not the child's."""
+def _reset_signals(child: ChildSettings) -> None:
+    """Remove the zygote's handlers and wake-up descriptor."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _redirect_output(child: Child) -> None:
-    """Prints and C-level complaints go to a file: nobody blocks on a pipe."""
+def _redirect_output(child: ChildSettings) -> None:
+    """Write prints and messages of C libraries to a file: a pipe could block."""
     null = os.open(os.devnull, os.O_RDONLY)
     log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     os.dup2(null, 0)
@@ -97,8 +88,8 @@ def _redirect_output(child: Child) -> None:
     os.close(log)
 
 
-def _close_the_rest(child: Child) -> None:
-    """Nothing of the zygote's, above all no other worker's channel."""
+def _close_other_descriptors(child: ChildSettings) -> None:
+    """Close the zygote's descriptors, above all the channels of other workers."""
     keep = {0, 1, 2, *child.keep}
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
@@ -106,65 +97,60 @@ def _close_the_rest(child: Child) -> None:
                 os.close(int(name))
 
 
-def _be_killed_with_the_supervisor(child: Child) -> None:
+def _arm_lifeline(child: ChildSettings) -> None:
     """See `arm_lifeline`."""
     arm_lifeline(child.lifeline)
 
 
-def _keep_grandchildren(child: Child) -> None:
-    """A grandchild that detaches itself stays below its worker."""
+def _adopt_grandchildren(child: ChildSettings) -> None:
+    """Keep detached grandchildren below this process."""
     adopt_orphans()
 
 
-def _be_nice(child: Child) -> None:
-    """The supervisor is never starved by its workers."""
+def _set_nice(child: ChildSettings) -> None:
+    """Lower the priority: the supervisor must always get CPU time."""
     os.nice(child.nice)
 
 
-def _reseed(child: Child) -> None:
-    """All children inherit the same random state."""
+def _reseed(child: ChildSettings) -> None:
+    """Seed the random generators: all children inherit the same state."""
     random.seed(child.seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(child.seed % 2**32)
 
 
-def _name(child: Child) -> None:
-    """Operators see the context in ``ps``."""
+def _set_title(child: ChildSettings) -> None:
+    """Set the title that ``ps`` shows."""
     setproctitle.setproctitle(child.title)
 
 
-def _show_crashes(child: Child) -> None:
-    """A segmentation fault leaves a traceback in the worker's log."""
+def _enable_faulthandler(child: ChildSettings) -> None:
+    """Write a traceback into the log at a segmentation fault."""
     faulthandler.enable()
 
 
-def _collect_garbage_again(child: Child) -> None:
-    """The zygote froze and stopped the collector to keep pages shared."""
+def _enable_gc(child: ChildSettings) -> None:
+    """Enable the garbage collector, which the zygote froze and disabled to keep its pages shared."""
     gc.enable()
 
 
-STEPS: tuple[Callable[[Child], None], ...] = (
-    _new_session,
+STEPS: tuple[Callable[[ChildSettings], None], ...] = (
+    _new_session,  # before `_arm_lifeline`, which uses the process group
     _reset_signals,
     _redirect_output,
-    _be_killed_with_the_supervisor,
-    _keep_grandchildren,
-    _be_nice,
+    _arm_lifeline,
+    _adopt_grandchildren,
+    _set_nice,
     _reseed,
-    _name,
-    _show_crashes,
-    _collect_garbage_again,
+    _set_title,
+    _enable_faulthandler,
+    _enable_gc,
 )
 
 
-def set_up_child(child: Child) -> None:
-    """Become an independent worker process.
-
-    Parameters
-    ----------
-    child : `Child`
-        What this child was given.
-    """
-    _close_the_rest(child)
+def set_up_child(child: ChildSettings) -> None:
+    """Make this process independent of its parent."""
+    # First: `arm_lifeline` opens a descriptor that must stay open.
+    _close_other_descriptors(child)
     for step in STEPS:
         step(child)

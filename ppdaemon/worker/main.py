@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The life of a forked process: straight-line, blocking, one visit at a time.
+"""Runs the role of a worker process: straight-line, blocking, one visit at a time.
 
-Covers the conversation with the supervisor and what becomes of exceptions.
-Does not cover what is done for a visit: that is `ppdaemon.work`'s.
+Covers the messages with the supervisor and the handling of exceptions. Does not cover the work
+for a visit: see `ppdaemon.work`.
 """
 
 import ctypes
@@ -35,29 +35,12 @@ _LOG = logging.getLogger(__name__)
 def run_role(
     order: messages.ForkWorker, end: socket.socket, config: NodeConfig, work: WorkModule
 ) -> ExitCode:
-    """Be what the supervisor asked for, until it is enough.
-
-    Parameters
-    ----------
-    order : `~ppdaemon.messages.ForkWorker`
-        What this process is for.
-    end : `socket.socket`
-        Its channel.
-    config : `~ppdaemon.config.NodeConfig`
-        The node's configuration.
-    work : `~ppdaemon.work.WorkModule`
-        What is done.
-
-    Returns
-    -------
-    status : `~ppdaemon.states.ExitCode`
-        The process's exit status.
-    """
+    """Run one role until an order to quit, or until the supervisor has ended; return the exit status."""
     log.set_up(config.log.level, config.log.format, role=order.role, slot=order.slot, epoch=order.epoch)
     end.setblocking(True)
     channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
-    visits = Visits(channel, folders)
+    visit_loop = VisitLoop(channel, folders)
     context = WorkerContext(
         config=config,
         slot=order.slot,
@@ -68,7 +51,7 @@ def run_role(
         runs=folders.runs,
         spool=folders.spool,
         clock=Clock(),
-        report=visits.report,
+        report=visit_loop.report,
     )
     if order.role == "template":
         return _build_template(channel, context, work)
@@ -76,7 +59,7 @@ def run_role(
         exporter = work.open_exporter(context)
         channel.send(messages.Ready(pid=os.getpid()))
         return _serve_exports(channel, exporter)
-    return visits.serve(work.open_work(context))
+    return visit_loop.serve(work.open_work(context))
 
 
 def _build_template(
@@ -88,20 +71,23 @@ def _build_template(
 
 
 def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -> ExitCode:
-    known = ""
+    last_reason = ""
     while True:
         match channel.receive():
             case messages.ExportSpool(spools=spools):
                 try:
                     channel.send(exporter.export([Path(spool) for spool in spools]))
-                    known = ""
-                except Exception as error:  # whatever a database does: the spool stays
+                    last_reason = ""
+                except Exception as error:  # any error of a database: the spool stays
                     reason = _first_line(error)
-                    # The traceback once: it is tried again for as long as it takes.
+                    # The traceback once per reason: the export is tried again without end.
                     _LOG.error(
-                        "export of %d visits failed: %s", len(spools), reason, exc_info=reason != known
+                        "export of %d visits failed; it is tried again: %s",
+                        len(spools),
+                        reason,
+                        exc_info=reason != last_reason,
                     )
-                    known = reason
+                    last_reason = reason
                     channel.send(messages.SpoolRefused(spools=spools, reason=reason))
             case messages.Quit() | None:
                 return ExitCode.OK
@@ -124,16 +110,8 @@ def _outcome_of(error: Exception) -> Outcome:
     return Outcome.FAILED
 
 
-class Visits:
-    """Takes orders for one visit after the other.
-
-    Parameters
-    ----------
-    channel : `~ppdaemon.worker.channel.Channel`
-        To the supervisor.
-    folders : `~ppdaemon.folders.NodeFolders`
-        The node's folders.
-    """
+class VisitLoop:
+    """Carries out the orders of one visit after the other."""
 
     def __init__(self, channel: Channel[messages.WorkerOrder], folders: NodeFolders):
         self._channel = channel
@@ -142,15 +120,10 @@ class Visits:
         self._order: messages.Prepare | None = None
 
     def report(self, fact: messages.Fact) -> None:
-        """Tell the supervisor a fact of the present visit, at once.
-
-        Parameters
-        ----------
-        fact : `~ppdaemon.messages.Fact`
-            What happened.
-        """
+        """Send a fact of the present visit to the supervisor at once."""
         if isinstance(fact, messages.PointOfNoReturn) and self._order is not None:
             mark = self._mark(self._order)
+            # On disk before it is sent: after a crash of both processes the mark decides.
             if not mark.exists():
                 write_durably(mark, fact.what)
         if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
@@ -162,19 +135,10 @@ class Visits:
         return self._folders.mark(visit.instrument, visit.group, order.detector, order.attempt)
 
     def serve(self, work: Work) -> ExitCode:
-        """Serve until told to quit, or until the supervisor is gone.
-
-        Parameters
-        ----------
-        work : `~ppdaemon.work.Work`
-            What is done for a visit.
-
-        Returns
-        -------
-        status : `~ppdaemon.states.ExitCode`
-            Always 0: failures end visits.
+        """Serve until an order to quit, or until the supervisor has ended. An exception ends a
+        visit, not the process.
         """
-        self._posture = ProcessSnapshot.now()
+        self._snapshot = ProcessSnapshot.now()
         self._channel.send(messages.Ready(pid=os.getpid()))
         while True:
             match self._channel.receive():
@@ -190,7 +154,7 @@ class Visits:
                 case messages.Process() as order:
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
-                    _LOG.info("visit given up: %s", reason)
+                    _LOG.info("the visit is given up: %s", reason)
                     self._forget(work)
                 case messages.Quit() | None:
                     return ExitCode.OK
@@ -198,18 +162,19 @@ class Visits:
                     raise AssertionError(unexpected)
 
     def _attempt(self, step: Callable[[], messages.Fact], work: Work) -> None:
-        """Do one step of a visit; an exception ends the visit, not the worker."""
+        """Run one step of a visit; an exception ends the visit, not the worker."""
         try:
             fact = step()
         except Exception as error:
             failed = isinstance(error, VisitFailed)
             level = logging.WARNING if failed else logging.ERROR
-            _LOG.log(level, "visit ends: %s", error, exc_info=not failed)
+            _LOG.log(level, "the visit ends with an error: %s", error, exc_info=not failed)
             reason = str(error) if failed else _first_line(error)
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, messages.Done):
-            fact = fact.model_copy(update={"tainted": self._posture.differs_from(ProcessSnapshot.now())})
+            fact = fact.model_copy(update={"tainted": self._snapshot.changes_to(ProcessSnapshot.now())})
+        # Sent before the cleanup, which may take long.
         self.report(fact)
         if isinstance(fact, messages.Done):
             self._forget(work)
@@ -221,16 +186,18 @@ class Visits:
 
     def _send_refused(self, exposure: int, error: Exception) -> None:
         failed = isinstance(error, VisitFailed)
-        _LOG.log(logging.WARNING if failed else logging.ERROR, "raw refused: %s", error, exc_info=not failed)
+        _LOG.log(
+            logging.WARNING if failed else logging.ERROR, "a raw is refused: %s", error, exc_info=not failed
+        )
         reason = str(error) if failed else _first_line(error)
         self.report(messages.RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
 
 
 def give_memory_back() -> None:
-    """Return what a visit has freed to the system.
+    """Return memory that a visit has freed to the system.
 
-    Once per visit: a low ``MALLOC_TRIM_THRESHOLD_`` would do it at every
-    large ``free`` instead, and pay for the pages again at the next array.
+    Once per visit: a low ``MALLOC_TRIM_THRESHOLD_`` would do it at every large ``free``
+    instead, and the next array would have to fault its pages in again.
     """
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads for the supervisor what objects in stores say of their exposures.
+"""Reads objects in stores, such as raw headers and sidecars, for the supervisor.
 
-A process of its own, because the supervisor imports no ``lsst.*`` and its
-threads are not to wait for networks. Started only where stores are configured.
+A separate process, because the supervisor imports no ``lsst.*`` and its threads must not wait
+for networks. Started only where stores are configured.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from ppdaemon import messages
 from ppdaemon.errors import BadMessage
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childsetup import Child, set_up_child
+from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 
 __all__ = ("main",)
 
 AT_ONCE = 8
-"""Objects read at once; the supervisor asks for no more."""
+"""Objects read at the same time; the supervisor asks for no more."""
 
 type _Readers = Mapping[Literal["json", "header"], Callable[[str], dict[str, Any]]]
 
 
-def _answer(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead | messages.ObjectUnread:
+def _read(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead | messages.ObjectUnread:
     """Read one object."""
 
     def unread(why: Literal["missing", "bad", "unavailable"], error: Exception) -> messages.ObjectUnread:
@@ -50,45 +50,47 @@ def _answer(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRea
 
 
 def _serve(channel: socket.socket) -> None:
-    """Answer until the supervisor closes its end."""
+    """Answer orders until the supervisor closes its end."""
     from ppdaemon.middleware.raws.remote import read_header, read_json
 
     readers: _Readers = {"json": read_json, "header": read_header}
-    telling = threading.Lock()
+    send_lock = threading.Lock()  # one channel, several threads
 
-    def tell(fact: messages.ReaderFact) -> None:
+    def send(fact: messages.ReaderFact) -> None:
         data = encode(fact)
         if len(data) > messages.PACKET_LIMIT and isinstance(fact, messages.ObjectRead):
             data = encode(
-                messages.ObjectUnread(number=fact.number, why="bad", reason="more than a packet takes")
+                messages.ObjectUnread(
+                    number=fact.number, why="bad", reason="the content is larger than a packet"
+                )
             )
-        with telling:
+        with send_lock:
             channel.send(data)
 
-    def answer(order: messages.ReadObject) -> None:
+    def read_and_send(order: messages.ReadObject) -> None:
         try:
-            tell(_answer(order, readers))
+            send(_read(order, readers))
         except BaseException:
-            # What went wrong is in the log; a new process is better than silence.
+            # Without an answer the supervisor would wait: end, and be replaced.
             traceback.print_exc()
             os._exit(ExitCode.SOFTWARE)
 
-    tell(messages.ReaderReady(pid=os.getpid()))
+    send(messages.ReaderReady(pid=os.getpid()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while packet := channel.recv(messages.PACKET_LIMIT):
-            pool.submit(answer, decode(packet, messages.READER_ORDERS, limit=messages.PACKET_LIMIT))
+            pool.submit(read_and_send, decode(packet, messages.READER_ORDERS, limit=messages.PACKET_LIMIT))
 
 
 def main() -> None:
-    """Be the reader."""
+    """Run the reader."""
     parser = argparse.ArgumentParser(prog="ppdaemon-reader", description=__doc__)
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
-    parser.add_argument("--log", required=True, help="file that takes what is printed")
+    parser.add_argument("--log", required=True, help="file for the output")
     options = parser.parse_args()
     channel = socket.socket(fileno=options.channel)
     set_up_child(
-        Child(
+        ChildSettings(
             title="ppdaemon reader",
             log=options.log,
             lifeline=options.lifeline,

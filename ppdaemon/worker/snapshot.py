@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a pipeline must leave as it was in a process that serves the next one."""
+"""The process state that a pipeline must leave unchanged for the next visit."""
 
 import os
 import signal
@@ -18,20 +18,14 @@ class ProcessSnapshot:
     directory: str
     umask: int
     handlers: tuple[object, ...]
-    """Of all signals."""
+    """Handlers of all signals."""
     threads: frozenset[str]
-    """Names of Python's threads; those of C libraries' pools are theirs."""
+    """Names of Python's threads; threads of C libraries' pools are allowed."""
     children: frozenset[int]
 
     @classmethod
     def now(cls) -> "ProcessSnapshot":
-        """Look at this process.
-
-        Returns
-        -------
-        posture : `ProcessSnapshot`
-            As it is.
-        """
+        """Return the present state of this process."""
         umask = os.umask(0)
         os.umask(umask)
         try:
@@ -46,18 +40,9 @@ class ProcessSnapshot:
             children=frozenset(children()),
         )
 
-    def differs_from(self, other: "ProcessSnapshot") -> str:
-        """Say in what two postures differ.
-
-        Parameters
-        ----------
-        other : `ProcessSnapshot`
-            A later one.
-
-        Returns
-        -------
-        text : `str`
-            For instance ``directory, umask``; blank if they are the same.
+    def changes_to(self, other: "ProcessSnapshot") -> str:
+        """Return the names of the parts in which a later snapshot differs, such as ``directory,
+        umask``; blank if none does.
         """
         return ", ".join(
             field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The zygote: starts all processes of a configuration, and reaps them.
 
-It imports everything once and forks them from a single thread; or, for stacks
-that cannot be forked, imports nothing and starts a fresh interpreter for each.
+It imports all modules once and forks the processes from a single thread; or, for stacks that
+cannot be forked, imports nothing and starts a fresh interpreter for each.
 
-An exec'd process of its own: it opens no Butler, no database, no ZeroMQ
-context and no log file, so that nothing of the kind is ever inherited. It
-ends with the supervisor; its children do so too, by themselves.
+It is a separate program: it opens no Butler, no database, no ZeroMQ context and no log file,
+so that no child inherits one. It ends with the supervisor; so do its children, by their own
+lifelines.
 """
 
 import argparse
@@ -26,37 +26,28 @@ from ppdaemon import messages
 from ppdaemon.config import NodeConfig
 from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childmain import import_work, live
+from ppdaemon.worker.childmain import import_work, run_child
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 
 type StartChild = Callable[[messages.ForkWorker, socket.socket], int]
-"""Starts the process that was asked for with its end of the channel; returns its pid."""
+"""Starts a process with its end of the channel; returns its pid."""
 
 
 def assert_single_threaded() -> None:
-    """Make sure that forking is sound.
-
-    Raises
-    ------
-    RuntimeError
-        Raised if there is a second thread; names all of them.
+    """Raise `RuntimeError` if there is a second thread, with the names of all: a fork would copy
+    its locks in an unknown state.
     """
     tasks = os.listdir("/proc/self/task")
     if len(tasks) > 1:
         names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks]
-        raise RuntimeError(f"the zygote has {len(tasks)} threads and may not fork: {', '.join(names)}")
+        raise RuntimeError(f"the zygote cannot fork, a module has started threads: {', '.join(names)}")
 
 
 class Zygote:
-    """Starts processes on request and reports which ones have ended.
-
-    Parameters
-    ----------
-    control : `socket.socket`
-        ``SOCK_SEQPACKET`` to the supervisor.
-    start_child : `StartChild`
-        May raise `OSError` and `RuntimeError`.
+    """Starts processes on request and reports those that have ended. `control` is a
+    ``SOCK_SEQPACKET`` socket to the supervisor; `start_child` may raise `OSError` and
+    `RuntimeError`.
     """
 
     def __init__(self, control: socket.socket, start_child: StartChild):
@@ -81,7 +72,7 @@ class Zygote:
                     return
 
     def _serve(self) -> bool:
-        """Take one order; tell whether the supervisor is still there."""
+        """Carry out one order; return `False` when the supervisor has closed its end."""
         packet = self._control.recv(messages.PACKET_LIMIT)
         if packet:
             self._start(decode(packet, messages.ZYGOTE_ORDERS, limit=messages.PACKET_LIMIT))
@@ -89,26 +80,26 @@ class Zygote:
 
     def _start(self, order: messages.ForkWorker) -> None:
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            supervisor_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             self._refuse(order, error)
             return
-        with ours, theirs:
+        with supervisor_end, child_end:
             try:
-                pid = self._start_child(order, theirs)
+                pid = self._start_child(order, child_end)
             except (OSError, RuntimeError) as error:
                 self._refuse(order, error)
                 return
             self._children.add(pid)
             pidfd = os.pidfd_open(pid)
             try:
-                words = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
-                socket.send_fds(self._control, [encode(words)], [ours.fileno(), pidfd])
+                message = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)
+                socket.send_fds(self._control, [encode(message)], [supervisor_end.fileno(), pidfd])
             finally:
-                os.close(pidfd)
+                os.close(pidfd)  # sent descriptors are copies
 
     def _refuse(self, order: messages.ForkWorker, error: Exception) -> None:
-        self._tell(
+        self._send(
             messages.ForkFailed(role=order.role, slot=order.slot, epoch=order.epoch, reason=str(error))
         )
 
@@ -120,11 +111,12 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            # Its descendants are children of this process now.
             end_orphans(self._children)
             if pid not in self._children:
-                continue  # an orphan that was swept; its own children were so now
+                continue  # an orphan that was killed; its own children were killed just now
             self._children.discard(pid)
-            self._tell(
+            self._send(
                 messages.Reaped(
                     pid=pid,
                     status=os.waitstatus_to_exitcode(status),
@@ -133,24 +125,24 @@ class Zygote:
                 )
             )
 
-    def _tell(self, words: messages.ForkFailed | messages.Reaped | messages.ZygoteReady) -> None:
-        self._control.send(encode(words))
+    def _send(self, message: messages.ForkFailed | messages.Reaped | messages.ZygoteReady) -> None:
+        self._control.send(encode(message))
 
 
 def _forking(config: NodeConfig, lifeline: int) -> StartChild:
-    """Import what the children need, once."""
-    # An ImportError here ends the zygote: no worker pays for a missing module.
+    """Import the modules of the children, and return a function that forks."""
+    # An ImportError here ends the zygote before any worker is forked.
     work = import_work(config)
     assert_single_threaded()
     gc.collect()
     gc.disable()
-    gc.freeze()
+    gc.freeze()  # a later collection would write into pages that the children share
 
     def fork(order: messages.ForkWorker, channel: socket.socket) -> int:
         assert_single_threaded()
         pid = os.fork()
         if pid == 0:
-            live(order, channel, lifeline, config, lambda: work)
+            run_child(order, channel, lifeline, config, lambda: work)
         return pid
 
     return fork
@@ -162,7 +154,7 @@ def _spawning(settings: Path, lifeline: int) -> StartChild:
         command = [sys.executable, "-m", "ppdaemon.worker.spawn", "--config", str(settings)]
         command += ["--channel", str(channel.fileno()), "--lifeline", str(lifeline)]
         command += ["--order", encode(order).decode()]
-        # What goes wrong before the process opens its log by itself is there, too.
+        # Errors before the process opens its log by itself are written there, too.
         log = (os.POSIX_SPAWN_OPEN, 1, order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         errors = (os.POSIX_SPAWN_DUP2, 1, 2)
         return os.posix_spawn(sys.executable, command, os.environ, file_actions=[log, errors])

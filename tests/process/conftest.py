@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A daemon that the tests of a module share; each test has a visit of its own.
+"""A daemon that the tests of a module share; each test has its own visit.
 
-For tests that neither kill nor reconfigure it. Which workers there are, what
-its counters are and what its relay has received depends on the tests before:
-a test compares with what it found.
+For tests that neither kill nor reconfigure it. Its workers, its counters and the messages of
+its relay depend on earlier tests: a test compares with the state at its start.
 """
 
 import itertools
@@ -23,7 +22,9 @@ GROUPS = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def changes() -> dict[str, Any]:
-    """Give what the module's daemon has configured as `node.parts` takes it; a module may have its own."""
+    """Return the module's changes to the configuration as `node.parts` takes them; a module may
+    override this.
+    """
     return {}
 
 
@@ -31,7 +32,7 @@ def changes() -> dict[str, Any]:
 def shared_node(
     tmp_path_factory: pytest.TempPathFactory, module_leaves_nothing: None, changes: dict[str, Any]
 ) -> Iterator[NodeProcess]:
-    """Give the module's daemon; a test takes `node`."""
+    """Return the module's daemon; a test takes `node`."""
     with (
         tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
         running(tmp_path_factory.mktemp("node"), Path(sockets), **changes) as node,
@@ -41,7 +42,7 @@ def shared_node(
 
 @pytest.fixture
 def node(shared_node: NodeProcess) -> Iterator[NodeProcess]:
-    """Give the module's daemon, without visits under way before and after the test."""
+    """Return the module's daemon, without open visits before and after the test."""
     yield shared_node
     relay = shared_node.relay
     assert relay is not None
@@ -53,5 +54,5 @@ def node(shared_node: NodeProcess) -> Iterator[NodeProcess]:
 
 @pytest.fixture
 def group() -> str:
-    """Give a group that no other test has."""
+    """Return a group that no other test has."""
     return f"shared-{next(GROUPS)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Scripted work that takes more than its share: memory, disk, CPU time, log."""
+"""Scripted work that exceeds limits: memory, disk, CPU time, log."""
 
 import itertools
 import os
@@ -10,14 +10,14 @@ from ppdaemon.testing.work import FAULTS, LEAKED, ScriptedWork, build_template, 
 __all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
 
 MOST = 4_000_000_000
-"""Where a fault ends by itself, for the sake of the machine: bytes."""
+"""Bytes at which a fault ends, to protect the machine."""
 
 
 def set_up_libraries() -> None:
-    """Add the greedy faults to the scripted ones, in the zygote."""
+    """Add these faults to the scripted ones, in the zygote."""
     FAULTS.update(
         gorge=_gorge,
-        gorge_apart=_gorge_apart,
+        gorge_in_fork=_gorge_in_fork,
         hoard=_hoard,
         burn=_burn,
         flood=_flood,
@@ -27,13 +27,13 @@ def set_up_libraries() -> None:
 
 
 def _gorge(work: ScriptedWork) -> None:
-    """Take memory as fast as the machine gives it."""
+    """Allocate memory as fast as possible."""
     LEAKED.extend(b"x" * 50_000_000 for _ in range(MOST // 50_000_000))
     time.sleep(600)
 
 
-def _gorge_apart(work: ScriptedWork) -> None:
-    """Have a process of its own take the memory, and wait for it."""
+def _gorge_in_fork(work: ScriptedWork) -> None:
+    """Allocate the memory in a separate process, and wait for it."""
     pid = os.fork()
     if pid == 0:
         _gorge(work)
@@ -42,10 +42,10 @@ def _gorge_apart(work: ScriptedWork) -> None:
 
 
 def _hoard(work: ScriptedWork) -> None:
-    """Keep 20 MB in the repo; they are there at once."""
-    apart = work.context.repo.parents[1] / "hoard"
-    apart.write_bytes(bytes(20_000_000))
-    apart.rename(work.context.repo / "hoard")
+    """Add 20 MB to the repo at once."""
+    outside = work.context.repo.parents[1] / "hoard"
+    outside.write_bytes(bytes(20_000_000))
+    outside.rename(work.context.repo / "hoard")
     time.sleep(600)
 
 

@@ -37,7 +37,7 @@ def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(tmp_path, s
         assert node.exported() == ["DemoCam~g1~0~1"]
 
 
-def test_a_stop_exports_what_a_killed_exporter_has_left(tmp_path, socket_dir):
+def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
         (node.state / "central-down").touch()
         node.relay.reserve("g1")
@@ -64,7 +64,7 @@ def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_d
         assert [path.name for path in NodeFolders(tmp_path, node.state).spool.iterdir()] == ["DemoCam~g1~0~1"]
 
 
-def test_a_spool_that_was_set_apart_is_told_and_is_exported_when_it_is_moved_back(tmp_path, socket_dir):
+def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         folders = NodeFolders(tmp_path, node.state)
         (node.state / "central-refuses").touch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Workers that take more than their share of a real daemon's host."""
+"""Workers that exceed their limits in a real daemon."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ SAMPLE_S = 0.1
 
 
 def greedy(folder, sockets, *, memory=None, **workers):
-    """Run a node whose workers can do the greedy faults."""
+    """Run a node whose workers can have the faults of `greedy`."""
     memory = {"sample_s": SAMPLE_S, **(memory or {})}
     environment = {"PYTHONPATH": str(TESTS)}
     return running(folder, sockets, work="greedy", memory=memory, environment=environment, **workers)
@@ -42,15 +42,15 @@ def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
         assert all(row.attempt == 1 for k in (1, 2) for row in node.visit(f"g{k}"))
 
 
-@pytest.mark.parametrize("fault", ["gorge", "gorge_apart"])
+@pytest.mark.parametrize("fault", ["gorge", "gorge_in_fork"])
 def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir, fault):
     """Fault 38: gigabytes within a second."""
     with greedy(tmp_path, socket_dir, memory={"soft": "100MB", "hard": "300MB"}) as node:
         node.relay.reserve("g1", survey=f"process:{fault}")
         node.relay.reserve("g2")
         node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 2)
-        settled = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start
-        before = {row.slot: (row.epoch, row.pid) for row in node.workers() if row.state in settled}
+        started = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start
+        before = {row.slot: (row.epoch, row.pid) for row in node.workers() if row.state in started}
         node.land("g1", number=1)
         entry = node.relay.outcome("g1")
         assert entry.outcome == Outcome.OUT_OF_MEMORY
@@ -63,7 +63,7 @@ def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir, fault):
 
 
 def test_a_visit_that_takes_too_much_cpu_time_is_stopped(tmp_path, socket_dir):
-    """Fault 32: an endless loop, long before its wall time is over."""
+    """Fault 32: an endless loop, long before its wall time limit."""
     with greedy(tmp_path, socket_dir, attempts=1, times={"cpu_s": 0.2, "run_s": 60}) as node:
         node.relay.reserve("g1", survey="process:burn")
         node.land("g1")
@@ -138,14 +138,14 @@ def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, sm
             slot = node.visit(fault)[0].slot
             node.wait(lambda slot=slot: node.workers()[slot].state == SlotState.IDLE)
             repo = small_ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
-            # The worker tells its outcome first and cleans up then.
+            # The worker sends its outcome first, then cleans up.
             node.wait(lambda repo=repo: [path.name for path in repo.iterdir()] == ["registry"])
         node.land("other", number=3)
         assert node.relay.outcome("other").outcome == Outcome.SUCCEEDED
 
 
 def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, socket_dir, small_ramdisk):
-    """Fault 42: operators hear of it before a visit does."""
+    """Fault 42: reported before it costs a visit."""
     with greedy(tmp_path, socket_dir) as node:
         assert node.status().ramdisk_mb < 1
         other = small_ramdisk / "others"
@@ -163,7 +163,7 @@ def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, s
 
 @pytest.fixture
 def group():
-    """Make a control group below the root of the host's version 2 hierarchy."""
+    """Create a control group below the root of the host's version 2 hierarchy."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     root = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)
     if root is None:
@@ -188,7 +188,7 @@ def group():
 
 
 def delegated(group):
-    """Return the command that starts another one in the group."""
+    """Return a command that starts the command after it in the group."""
     return ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(group)]
 
 
@@ -197,7 +197,7 @@ def group_of(pid):
     return next(line for line in lines if line.startswith("0::")).rpartition("/")[2]
 
 
-def test_a_delegated_group_is_divided_and_said_to_be(tmp_path, socket_dir, group):
+def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, group):
     with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
         limits = node.status().limits
         assert limits["descendants"] == "supervisor by process group; kernel (cgroup)"
@@ -212,8 +212,8 @@ def test_a_delegated_group_is_divided_and_said_to_be(tmp_path, socket_dir, group
         assert {group_of(pid) for pid in others} == {"supervisor"}
 
 
-def test_what_a_worker_has_detached_dies_with_it_in_its_group(tmp_path, socket_dir, group):
-    """Fault 39: a daemonised grandchild, and nobody left to sweep it."""
+def test_a_detached_grandchild_is_killed_with_its_worker_by_the_group(tmp_path, socket_dir, group):
+    """Fault 39: a daemonized grandchild, after the end of the zygote."""
     with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
         node.relay.reserve("g1", survey="prepare:detach process:die@1")
         note = node.state / "grandchild"
@@ -233,7 +233,7 @@ def test_what_a_worker_has_detached_dies_with_it_in_its_group(tmp_path, socket_d
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
 
 
-def test_without_a_group_of_its_own_the_daemon_says_what_is_not_enforced(tmp_path, socket_dir):
+def test_without_a_delegated_group_the_status_names_the_limits_that_are_not_enforced(tmp_path, socket_dir):
     with greedy(tmp_path, socket_dir, memory={"budget": "8GB"}) as node:
         limits = node.status().limits
         assert limits["memory"].startswith("8 GB, supervisor every 0.1 s; not by the kernel: ")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a worker uses together with processes that it has forked."""
+"""Memory of a worker together with processes that it has forked."""
 
 import subprocess
 import sys
 
 from ppdaemon.node.slots.meters import anonymous_bytes, private_bytes, proportional_bytes
-from ppdaemon.processes import family
+from ppdaemon.processes import process_tree
 
 SIZE_BYTES = 100_000_000
 PARENT = f"""
@@ -25,7 +25,7 @@ def test_memory_that_a_worker_shares_with_its_fork_counts_once():
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as worker:
         assert worker.stdout.readline() == b"forked\n"
-        members = family(worker.pid)
+        members = process_tree(worker.pid)
         assert len(members) == 2
         assert sum(map(anonymous_bytes, members)) > 2 * SIZE_BYTES
         assert sum(map(private_bytes, members)) < SIZE_BYTES // 2

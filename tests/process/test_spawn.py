@@ -38,12 +38,14 @@ def test_a_crash_is_tried_again(node, group, fault):
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     first, second = node.visit(group)
     assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
-    told = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[fault]
-    assert told in first.reason
+    expected = {"die": "killed by SIGKILL", "segv": "killed by SIGSEGV", "exit": "exited with status 0"}[
+        fault
+    ]
+    assert expected in first.reason
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_killed_supervisor_takes_its_workers_along(tmp_path, socket_dir):
+def test_workers_end_with_a_killed_supervisor(tmp_path, socket_dir):
     """Fault 51: the supervisor of spawned workers is killed."""
     relay = PlayedRelay()
     node = make_node(tmp_path, socket_dir, relay, **SPAWN)
@@ -52,9 +54,9 @@ def test_a_killed_supervisor_takes_its_workers_along(tmp_path, socket_dir):
         relay.reserve("g1", survey="process:deaf")
         node.land("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.PROCESSING)
-        family = descendants(node.process.pid)
+        processes = descendants(node.process.pid)
         node.kill()
-        wait_until(lambda: not any(map(alive, family)), 5.0, "workers outlive their supervisor")
+        wait_until(lambda: not any(map(alive, processes)), 5.0, "workers outlive their supervisor")
     finally:
         node.stop()
         relay.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Child processes that are kept: real ones, and an exporter that the test plays."""
+"""Supervised child processes: real ones, and an exporter that the test plays."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.processes.child import Lifeline, launch
 from ppdaemon.node.processes.exporter import ExporterProcess
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.testing.processes import alive
 from ppdaemon.testing.waiting import wait_until
@@ -43,8 +43,8 @@ async def until(condition: Callable[[], object], story: object = "") -> None:
         await asyncio.sleep(0.005)
 
 
-class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
-    """Keeps `kept`, and gives each one an order as soon as it is ready."""
+class SupervisedChild(SupervisedProcess[Ready | Exported | SpoolRefused]):
+    """Supervises `childprogram`, and sends each process an order as soon as it is ready."""
 
     def __init__(self, folder: Path, fault: str, boot_s: float = 60.0, answer_s: float = 60.0):
         pauses = {"first_pause_s": 0.1, "longest_pause_s": 1.0}
@@ -55,7 +55,7 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
         self._fault = fault
         self._lifeline = Lifeline()
 
-    async def until_told(self, what: str, times: int = 1) -> None:
+    async def until_event(self, what: str, times: int = 1) -> None:
         await until(lambda: self.story.count(what) >= times, self.story)
 
     def end(self) -> None:
@@ -69,13 +69,13 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
 
     def _launch(self):
         environment = {**os.environ, "PYTHONPATH": TESTS}
-        child = launch("kept", [self._fault], self._lifeline, environment, self._log)
+        child = launch("childprogram", [self._fault], self._lifeline, environment, self._log)
         self.pids.append(child.pid)
         return child
 
     def _serve(self):
         assert self._order("order", Quit())
-        self.story.append("serves")
+        self.story.append("serving")
         if self._fault == "answer and exit":  # the loop finds answers and death at the same time
             wait_until(lambda: not alive(self.pids[-1]), DEADLINE_S)
 
@@ -86,90 +86,90 @@ class Kept(SupervisedProcess[Ready | Exported | SpoolRefused]):
             self.story.append("answered")
             self._answered("order")
 
-    def _lost(self, manner, owed):
-        self.story.append(f"{manner}, owes {owed}")
+    def _give_up(self, cause, unanswered):
+        self.story.append(f"{cause}, unanswered {unanswered}")
 
 
-def keep(tmp_path, body, fault, **limits):
+def run_child(tmp_path, body, fault, **limits):
     async def play():
-        kept = Kept(tmp_path, fault, **limits)
-        kept.start()
+        child = SupervisedChild(tmp_path, fault, **limits)
+        child.start()
         try:
-            await body(kept)
+            await body(child)
         finally:
-            kept.end()
+            child.end()
 
     asyncio.run(play())
 
 
 def test_the_last_messages_of_a_process_come_before_its_end(tmp_path):
-    async def body(kept):
-        await kept.until_told("ended with status 3, owes []")
-        assert kept.story[:22] == ["serves", *["answered"] * 20, "ended with status 3, owes []"]
+    async def body(child):
+        await child.until_event("ended with status 3, unanswered []")
+        assert child.story[:22] == ["serving", *["answered"] * 20, "ended with status 3, unanswered []"]
 
-    keep(tmp_path, body, "answer and exit")
+    run_child(tmp_path, body, "answer and exit")
 
 
-def test_a_process_that_dies_is_started_again_and_its_problem_is_told(tmp_path):
-    async def body(kept):
-        await kept.until_told("serves")
-        os.kill(kept.pid, signal.SIGKILL)
-        await kept.until_told("was killed by SIGKILL, owes ['order']")
+def test_a_process_that_dies_is_started_again_and_its_problem_is_reported(tmp_path):
+    async def body(child):
+        await child.until_event("serving")
+        os.kill(child.pid, signal.SIGKILL)
+        await child.until_event("was killed by SIGKILL, unanswered ['order']")
         end = f"; the next one starts in 0 s; see {tmp_path}/log"
-        assert (kept.pid, kept.problem) == (None, f"the child was killed by SIGKILL{end}")
-        await kept.until_told("serves", 2)
-        assert len(set(kept.pids)) == 2
-        assert not alive(kept.pids[0])
+        assert (child.pid, child.problem) == (None, f"the child was killed by SIGKILL{end}")
+        await child.until_event("serving", 2)
+        assert len(set(child.pids)) == 2
+        assert not alive(child.pids[0])
 
-    keep(tmp_path, body, "wait")
+    run_child(tmp_path, body, "wait")
 
 
 @pytest.mark.parametrize(
     ("fault", "limits", "reason"),
     [
-        ("mute", {"boot_s": 0.3}, "was not ready in 0.3 s, owes []"),
-        ("wait", {"answer_s": 0.3}, "has not answered for 0.3 s, owes ['order']"),
-        ("nonsense", {}, "sent an invalid message: ready.pid: Input should be a valid integer"),
+        ("silent", {"boot_s": 0.3}, "was not ready in 0.3 s, unanswered []"),
+        ("wait", {"answer_s": 0.3}, "has not answered for 0.3 s, unanswered ['order']"),
+        ("invalid", {}, "sent an invalid message: ready.pid: Input should be a valid integer"),
     ],
 )
-def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_given_up_once(
+def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_its_orders_given_up_once(
     tmp_path, fault, limits, reason
 ):
-    async def body(kept):
-        await until(lambda: len(kept.pids) >= 2, kept.story)
-        assert not alive(kept.pids[0])
-        (told,) = [text for text in kept.story if text != "serves"]
-        assert told.startswith(reason)
+    async def body(child):
+        await until(lambda: len(child.pids) >= 2, child.story)
+        assert not alive(child.pids[0])
+        (event,) = [text for text in child.story if text != "serving"]
+        assert event.startswith(reason)
 
-    keep(tmp_path, body, fault, **limits)
+    run_child(tmp_path, body, fault, **limits)
 
 
 def test_a_process_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
 
-    async def body(kept):
-        assert "cannot be started" in kept.story[0]
+    async def body(child):
+        assert "cannot be started" in child.story[0]
         monkeypatch.undo()
-        await kept.until_told("serves")
+        await child.until_event("serving")
 
-    keep(tmp_path, body, "wait")
+    run_child(tmp_path, body, "wait")
 
 
 def test_a_closed_process_is_dead_and_none_follows(tmp_path):
-    async def body(kept):
-        await kept.until_told("serves")
-        kept.close()
-        kept.close()
-        kept.start()
-        await asyncio.to_thread(os.waitpid, kept.pids[0], 0)
-        assert (kept.pid, kept.lifecycle.state, len(kept.pids)) == (None, State.CLOSED, 1)
-        assert kept.story == ["serves"]
+    async def body(child):
+        await child.until_event("serving")
+        child.close()
+        child.close()
+        child.start()
+        await asyncio.to_thread(os.waitpid, child.pids[0], 0)
+        assert (child.pid, child.lifecycle.state, len(child.pids)) == (None, ProcessState.CLOSED, 1)
+        assert child.story == ["serving"]
 
-    keep(tmp_path, body, "wait")
+    run_child(tmp_path, body, "wait")
 
 
 class PlayedExporter:
-    """The zygote, and the exporters that it would fork: a process that sleeps, and the test."""
+    """Plays the zygote and the exporters that it would fork: a process that sleeps, and the test."""
 
     def __init__(self, folder: Path, retry_s: float = 0.05):
         self.orders: list[ForkWorker] = []
@@ -179,8 +179,8 @@ class PlayedExporter:
         self._channels: list[socket.socket] = []
         log = folder / "exporter.log"
         self.config = ExportConfig(retry_s=retry_s)
-        self.kept = ExporterProcess(self.config, folder / "repo", log, self._ask, self.done.append)
-        self.kept.start()
+        self.exporter = ExporterProcess(self.config, folder / "repo", log, self._ask, self.done.append)
+        self.exporter.start()
 
     def _ask(self, order: ForkWorker) -> bool:
         self.orders.append(order)
@@ -194,29 +194,29 @@ class PlayedExporter:
         self._channels.append(self.channel)
         order = self.orders[-1]
         message = Forked(role="exporter", slot=-1, epoch=epoch or order.epoch, pid=process.pid)
-        self.kept.forked(message, [theirs.detach(), os.pidfd_open(process.pid)])
+        self.exporter.forked(message, [theirs.detach(), os.pidfd_open(process.pid)])
 
     def serve(self) -> None:
         self.fork()
-        self.say(Ready(pid=1))
+        self.send(Ready(pid=1))
 
-    def say(self, *messages: Ready | Exported | SpoolRefused) -> None:
+    def send(self, *messages: Ready | Exported | SpoolRefused) -> None:
         for message in messages:
             self.channel.send(encode(message))
 
-    async def told(self) -> str:
+    async def next_order(self) -> str:
         """Return the next order."""
         self.channel.setblocking(False)
         packet = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.channel, 4096), DEADLINE_S)
         return packet.decode()
 
     def die(self) -> None:
-        """End as a process does whose zygote reaps it: messages stay in the channel."""
+        """End as a process that its zygote reaps: messages stay in the channel."""
         self._processes[-1].kill()
         self.channel.close()
 
     def end(self) -> None:
-        self.kept.close()
+        self.exporter.close()
         for channel in self._channels:
             channel.close()
         for process in self._processes:
@@ -246,50 +246,50 @@ def exported(*spools: str, refused: tuple[str, ...] = ()) -> Exported:
 def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
     async def body(played):
         for spool in "abc":
-            played.kept.add(spool)
-        assert (played.kept.text, played.kept.waiting) == ("starting", 3)
+            played.exporter.add(spool)
+        assert (played.exporter.text, played.exporter.waiting) == ("starting", 3)
         played.serve()
-        assert await played.told() == order_of("a", "b", "c")
-        assert played.kept.text == "exporting 3"
-        assert not played.kept.withdraw("b")
-        played.say(SpoolRefused(spools=("a", "b", "c"), reason="the database is down"))
-        await until(lambda: played.kept.problem)
-        assert played.kept.text == "failing: the database is down"
-        assert played.kept.withdraw("c")
-        assert await played.told() == order_of("a", "b")
-        played.say(exported("a", refused=("b",)))
+        assert await played.next_order() == order_of("a", "b", "c")
+        assert played.exporter.text == "exporting 3"
+        assert not played.exporter.withdraw("b")
+        played.send(SpoolRefused(spools=("a", "b", "c"), reason="the database is down"))
+        await until(lambda: played.exporter.problem)
+        assert played.exporter.text == "failing: the database is down"
+        assert played.exporter.withdraw("c")
+        assert await played.next_order() == order_of("a", "b")
+        played.send(exported("a", refused=("b",)))
         await until(lambda: played.done)
-        assert (played.kept.text, played.kept.waiting, played.kept.problem) == ("idle", 0, "")
+        assert (played.exporter.text, played.exporter.waiting, played.exporter.problem) == ("idle", 0, "")
 
     play(tmp_path, body)
 
 
-def test_the_last_word_of_an_exporter_may_be_that_it_has_exported(tmp_path):
+def test_the_last_message_of_an_exporter_may_report_an_export(tmp_path):
     async def body(played):
-        played.kept.add("a")
-        played.kept.add("b")
+        played.exporter.add("a")
+        played.exporter.add("b")
         played.serve()
-        await played.told()
-        played.kept.add("c")
-        played.say(exported("a", "b"))
+        await played.next_order()
+        played.exporter.add("c")
+        played.send(exported("a", "b"))
         played.die()
         await until(lambda: len(played.orders) == 2)
         assert [message.spools for message in played.done] == [("a", "b")]
-        assert played.kept.problem == "the process ended"
+        assert played.exporter.problem == "the process ended"
         played.serve()
-        assert await played.told() == order_of("c")
+        assert await played.next_order() == order_of("c")
 
     play(tmp_path, body)
 
 
 def test_the_last_messages_count_though_an_order_was_not_read(tmp_path):
     async def body(played):
-        played.kept.add("a")
+        played.exporter.add("a")
         played.serve()
-        await until(lambda: played.kept.text == "exporting 1")
-        played.say(exported("a"))
+        await until(lambda: played.exporter.text == "exporting 1")
+        played.send(exported("a"))
         played.die()
-        played.kept._on_end()  # the loop finds the end of the process before that of its channel
+        played.exporter._on_end()  # the loop finds the end of the process before that of its channel
         assert [message.spools for message in played.done] == [("a",)]
 
     play(tmp_path, body)
@@ -297,54 +297,54 @@ def test_the_last_messages_count_though_an_order_was_not_read(tmp_path):
 
 def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(tmp_path):
     async def body(played):
-        played.kept.add("a")
+        played.exporter.add("a")
         played.serve()
-        await played.told()
-        played.kept.add("b")
-        played.kept.replace(ExportConfig(retry_s=1000.0))
-        played.say(exported("a"))
-        assert await played.told() == encode(Quit()).decode()
+        await played.next_order()
+        played.exporter.add("b")
+        played.exporter.replace(ExportConfig(retry_s=1000.0))
+        played.send(exported("a"))
+        assert await played.next_order() == encode(Quit()).decode()
         played.die()
         await until(lambda: len(played.orders) == 2)
         played.serve()
-        assert await played.told() == order_of("b")
-        assert played.kept.problem == ""
+        assert await played.next_order() == order_of("b")
+        assert played.exporter.problem == ""
 
     play(tmp_path, body, retry_s=1000.0)
 
 
-def test_an_exporter_that_pauses_is_started_at_once_if_somebody_waits_for_its_spools(tmp_path):
+def test_an_exporter_that_pauses_is_started_at_once_if_the_daemon_stops(tmp_path):
     async def body(played):
-        assert not played.kept.pausing, "it boots"
+        assert not played.exporter.pausing, "it boots"
         played.serve()
-        played.kept.add("a")
-        await played.told()
-        assert not played.kept.pausing, "it exports"
+        played.exporter.add("a")
+        await played.next_order()
+        assert not played.exporter.pausing, "it exports"
         played.die()
-        await until(lambda: played.kept.pausing)
-        played.kept.hurry()
-        assert not played.kept.pausing
+        await until(lambda: played.exporter.pausing)
+        played.exporter.hurry()
+        assert not played.exporter.pausing
         played.serve()
-        assert await played.told() == order_of("a")
-        played.say(SpoolRefused(spools=("a",), reason="the database is down"))
-        await until(lambda: played.kept.pausing)
-        played.kept.hurry()
-        assert played.kept.pausing, "the database is not asked before its time"
+        assert await played.next_order() == order_of("a")
+        played.send(SpoolRefused(spools=("a",), reason="the database is down"))
+        await until(lambda: played.exporter.pausing)
+        played.exporter.hurry()
+        assert played.exporter.pausing, "the database is not asked before the pause ends"
         assert len(played.orders) == 2
 
     play(tmp_path, body, retry_s=1000.0)
 
 
-def test_an_exporter_of_the_configuration_before_comes_too_late(tmp_path):
+def test_an_exporter_of_the_configuration_before_is_refused(tmp_path):
     async def body(played):
-        played.kept.replace(played.config)
+        played.exporter.replace(played.config)
         assert [order.epoch for order in played.orders] == [1, 2]
         played.fork(epoch=1)
         late = played._processes[-1]
         await asyncio.to_thread(late.wait, DEADLINE_S)
-        assert played.kept.pid is None
+        assert played.exporter.pid is None
         played.fork()
-        assert played.kept.pid is not None
+        assert played.exporter.pid is not None
 
     play(tmp_path, body, retry_s=1000.0)
 
@@ -352,13 +352,13 @@ def test_an_exporter_of_the_configuration_before_comes_too_late(tmp_path):
 def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
     async def body(played):
         played.serves = False
-        played.kept.not_forked("no room")
-        assert played.kept.problem == "the process was not forked: no room"
+        played.exporter.not_forked("no room")
+        assert played.exporter.problem == "the process was not forked: no room"
         await until(lambda: len(played.orders) == 2)
-        assert played.kept.problem == "the process cannot be started: there is no zygote"
+        assert played.exporter.problem == "the process cannot be started: there is no zygote"
         played.serves = True
         await until(lambda: len(played.orders) == 3)
         played.serve()
-        await until(lambda: played.kept.lifecycle.state is State.SERVING)
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
 
     play(tmp_path, body)

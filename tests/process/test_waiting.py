@@ -204,7 +204,7 @@ def test_three_snaps_for_two_run_and_are_flagged(node, group):
     (row,) = node.visit(group)
     assert (len(row.exposures), row.reason) == (
         3,
-        "announced were 2 images, their headers say 3",
+        "2 images were announced, their headers say 3",
     )
 
 

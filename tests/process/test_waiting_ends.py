@@ -19,7 +19,7 @@ def test_without_a_raw_all_detectors_end_after_a_look_and_slots_are_free(node, g
     node.relay.reserve(group, range(3))
     for detector in range(3):
         entry = node.relay.outcome(group, detector)
-        assert (entry.outcome, entry.reason) == (Outcome.NO_IMAGE, "no raw came in time")
+        assert (entry.outcome, entry.reason) == (Outcome.NO_IMAGE, "no raw arrived in time")
     node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
     assert 1 <= node.status().counters["arrivals.last_looks"] - before <= 3
     assert not node.marks(group)

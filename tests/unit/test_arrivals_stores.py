@@ -89,7 +89,7 @@ def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_
         await asyncio.sleep(0)
         # Both are seen in one turn of the loop.
         reader._serve()
-        reader._lost("was killed by SIGKILL", [])
+        reader._give_up("was killed by SIGKILL", [])
         with pytest.raises(TimeoutError):
             await asking
 

@@ -30,7 +30,7 @@ class Host:
         return self.base / f"worker-{SLOT:04d}"
 
     def files(self, group, **texts):
-        """Make what the kernel would: a group's files."""
+        """Create the files of a group, as the kernel does."""
         group.mkdir(exist_ok=True)
         for name, text in texts.items():
             (group / name.replace("_", ".", 1)).write_text(text)
@@ -62,21 +62,21 @@ def host(tmp_path):
     return host
 
 
-def test_the_supervisor_moves_into_a_leaf_and_hands_the_controllers_down(host):
+def test_the_supervisor_moves_into_a_leaf_and_enables_the_controllers(host):
     cgroups = host.claim()
     assert (host.base / "supervisor" / "cgroup.procs").read_text() == str(os.getpid())
     assert (host.base / "cgroup.subtree_control").read_text() == "+memory +pids"
     assert {cgroups.keeper(limit) for limit in ("memory", "pids", "kill")} == {"kernel (cgroup)"}
 
 
-def test_a_group_that_the_service_manager_has_divided_already_is_taken(host):
+def test_a_group_that_the_service_manager_has_already_divided_is_used(host):
     (host.proc / "cgroup").write_text("0::/unit/supervisor\n")
     (host.base / "cgroup.procs").write_text("")
     assert delegated_group(host.proc) == host.base
 
 
-def test_a_worker_gets_its_limits_before_it_comes(host):
-    host.claim().enter(SLOT, 4711)
+def test_a_worker_gets_its_limits_before_it_enters_its_leaf(host):
+    host.claim().add_worker(SLOT, 4711)
     texts = {path.name: path.read_text() for path in host.leaf.iterdir()}
     assert texts["memory.max"] == "1500"
     assert texts["memory.swap.max"] == "0"
@@ -88,7 +88,7 @@ def test_a_worker_gets_its_limits_before_it_comes(host):
 def test_a_kernel_without_swap_accounting_still_limits_memory(host):
     (host.leaf / "memory.swap.max").unlink()
     cgroups = host.claim()
-    cgroups.enter(SLOT, 4711)
+    cgroups.add_worker(SLOT, 4711)
     assert (host.leaf / "memory.max").read_text() == "1500"
     assert not (host.leaf / "memory.swap.max").exists()
     assert not cgroups.trouble
@@ -97,15 +97,15 @@ def test_a_kernel_without_swap_accounting_still_limits_memory(host):
 def test_only_kills_of_the_present_worker_count(host):
     cgroups = host.claim()
     (host.leaf / "memory.events").write_text("oom 9\noom_kill 2\n")
-    cgroups.enter(SLOT, 4711)
+    cgroups.add_worker(SLOT, 4711)
     assert not cgroups.out_of_memory(SLOT)
     (host.leaf / "memory.events").write_text("oom 9\noom_kill 3\noom_group_kill 1\n")
     assert cgroups.out_of_memory(SLOT)
-    cgroups.enter(SLOT, 4712)
+    cgroups.add_worker(SLOT, 4712)
     assert not cgroups.out_of_memory(SLOT)
 
 
-def test_a_dead_workers_descendants_are_killed_by_one_word(host):
+def test_a_dead_workers_descendants_are_killed_at_once(host):
     cgroups = host.claim()
     (host.leaf / "cgroup.kill").write_text("")
     cgroups.kill(SLOT)
@@ -113,32 +113,32 @@ def test_a_dead_workers_descendants_are_killed_by_one_word(host):
     assert (host.leaf / "cgroup.kill").read_text() == "1"
 
 
-def test_leaves_of_a_former_life_are_killed_at_the_start(host):
+def test_leaves_of_a_previous_run_are_killed_at_the_start(host):
     host.claim()
     assert (host.leaf / "cgroup.kill").read_text() == "1"
 
 
 def test_a_slot_without_a_leaf_is_no_error(host):
     cgroups = host.claim()
-    for deed in (cgroups.kill, cgroups.wait_empty, cgroups.remove):
-        deed(77)
+    for action in (cgroups.kill, cgroups.wait_empty, cgroups.remove):
+        action(77)
     assert not cgroups.out_of_memory(77)
 
 
-def test_a_worker_that_cannot_be_limited_is_told_to_operators_until_one_can(host):
+def test_a_worker_that_cannot_be_limited_is_reported_until_one_can(host):
     cgroups = host.claim()
     (host.leaf / "memory.max").rename(host.leaf / "gone")
-    cgroups.enter(SLOT, 4711)
-    assert cgroups.trouble.startswith(f"worker 4711 of slot {SLOT} runs without a control group")
+    cgroups.add_worker(SLOT, 4711)
+    assert cgroups.trouble.startswith(f"worker 4711 of slot {SLOT} runs without limits by the kernel")
     (host.leaf / "gone").rename(host.leaf / "memory.max")
-    cgroups.enter(SLOT, 4712)
+    cgroups.add_worker(SLOT, 4712)
     assert not cgroups.trouble
 
 
-def test_a_missing_controller_is_said_and_the_other_used(host):
+def test_a_missing_controller_is_reported_and_the_other_used(host):
     (host.base / "cgroup.controllers").write_text("cpu pids\n")
     cgroups = host.claim()
-    cgroups.enter(SLOT, 4711)
+    cgroups.add_worker(SLOT, 4711)
     assert cgroups.keeper("memory") == "not by the kernel: unit has no memory controller"
     assert cgroups.keeper("pids") == "kernel (cgroup)"
     assert (host.leaf / "memory.max").read_text() == ""
@@ -150,13 +150,13 @@ def test_an_old_kernel_does_not_kill_groups(host):
     assert host.claim().keeper("kill") == "not by the kernel: cgroup.kill needs Linux 5.14"
 
 
-def test_a_group_with_others_in_it_is_not_ours(host):
+def test_a_group_with_other_processes_is_not_delegated(host):
     (host.base / "cgroup.procs").write_text(f"1\n{os.getpid()}\n")
-    with pytest.raises(NotDelegated, match="unit is not delegated: it holds others too"):
+    with pytest.raises(NotDelegated, match="unit is not delegated: other processes are in it"):
         delegated_group(host.proc)
 
 
-def test_the_root_group_is_not_ours(host):
+def test_the_root_group_is_not_delegated(host):
     (host.proc / "cgroup").write_text("0::/\n")
     with pytest.raises(NotDelegated, match="the root control group"):
         delegated_group(host.proc)
@@ -170,12 +170,12 @@ def test_the_root_group_is_not_ours(host):
         ("mountinfo", "25 1 0:22 / /proc rw - proc proc rw\n", "no control groups of version 2 are mounted"),
     ],
 )
-def test_without_a_group_nothing_is_enforced_and_the_reason_said(host, name, text, reason):
+def test_without_a_group_nothing_is_enforced_and_the_reason_reported(host, name, text, reason):
     (host.proc / name).write_text(text)
     cgroups = host.claim()
     for limit in ("memory", "pids", "kill"):
         assert cgroups.keeper(limit) == f"not by the kernel: {reason}"
-    cgroups.enter(SLOT, 4711)
+    cgroups.add_worker(SLOT, 4711)
     cgroups.kill(SLOT)
     cgroups.wait_empty(SLOT)
     cgroups.remove(SLOT)

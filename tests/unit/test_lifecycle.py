@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
 
 BOOT_S, ANSWER_S = 60.0, 30.0
 ENDED = "was killed by SIGKILL"
@@ -42,9 +42,9 @@ def test_a_process_that_does_not_boot_in_time_is_killed():
     assert lifecycle.due(70.0) == Kill("was not ready in 60 s")
 
 
-def test_a_process_that_serves_and_owes_nothing_has_no_deadline():
+def test_a_process_without_unanswered_orders_has_no_deadline():
     lifecycle = serving()
-    assert (lifecycle.state, lifecycle.deadline, lifecycle.due(1e9)) == (State.SERVING, None, None)
+    assert (lifecycle.state, lifecycle.deadline, lifecycle.due(1e9)) == (ProcessState.SERVING, None, None)
 
 
 def test_the_oldest_order_without_an_answer_decides():
@@ -64,11 +64,11 @@ def test_a_process_that_was_killed_is_killed_once_and_its_reason_stays():
     lifecycle = serving()
     lifecycle.ordered("a", 0.0)
     lifecycle.killed("has not answered for 30 s")
-    assert (lifecycle.state, lifecycle.due(1e9)) == (State.KILLED, None)
-    assert list(lifecycle.owed) == ["a"]  # it may have been done yet
+    assert (lifecycle.state, lifecycle.due(1e9)) == (ProcessState.KILLED, None)
+    assert list(lifecycle.unanswered) == ["a"]  # its last messages may answer it
     assert lifecycle.problem(30.0) == "has not answered for 30 s; it is killed"
     lifecycle.ended(ENDED, 31.0)
-    assert lifecycle.owed == {}
+    assert lifecycle.unanswered == {}
     assert lifecycle.problem(31.0) == "has not answered for 30 s; the next one starts in 1 s"
 
 
@@ -82,7 +82,7 @@ def test_the_pauses_between_deaths_grow_to_a_minute():
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-def test_deaths_in_a_row_are_told_until_the_process_is_steady():
+def test_deaths_in_a_row_are_reported_until_the_process_is_steady():
     lifecycle = serving(steady_s=60.0)
     lifecycle.ended(ENDED, 1.0)
     lifecycle.started(2.0)
@@ -108,17 +108,17 @@ def test_after_a_success_the_next_death_is_the_first():
     assert lifecycle.deadline == 101.0
 
 
-def test_a_process_that_could_not_carry_out_an_order_rests_and_then_serves():
+def test_a_process_that_could_not_carry_out_an_order_pauses_and_then_serves():
     lifecycle = serving()
     lifecycle.failed(0.0)
-    assert (lifecycle.state, lifecycle.deadline) == (State.RESTING, 1.0)
+    assert (lifecycle.state, lifecycle.deadline) == (ProcessState.RETRYING, 1.0)
     assert lifecycle.due(1.0) == Serve()
-    assert lifecycle.state == State.SERVING
+    assert lifecycle.state == ProcessState.SERVING
     lifecycle.failed(1.0)
     assert lifecycle.deadline == 3.0
 
 
-def test_a_process_that_is_replaced_ends_in_peace_and_another_one_follows_at_once():
+def test_a_process_that_is_replaced_may_answer_first_and_another_one_follows_at_once():
     lifecycle = serving()
     lifecycle.ordered("last", 0.0)
     lifecycle.replace(1.0)
@@ -140,7 +140,7 @@ def test_a_process_that_boots_while_it_is_replaced_gets_no_orders():
     lifecycle.started(0.0)
     lifecycle.replace(1.0)
     lifecycle.ready()
-    assert lifecycle.state == State.REPLACING
+    assert lifecycle.state == ProcessState.REPLACING
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -152,13 +152,13 @@ def test_nothing_follows_a_retired_process(killed):
         assert lifecycle.due(30.0) == Kill("has not answered for 30 s")
         lifecycle.killed("has not answered for 30 s")
     lifecycle.ended(ENDED, 31.0)
-    assert (lifecycle.state, lifecycle.deadline) == (State.CLOSED, None)
+    assert (lifecycle.state, lifecycle.deadline) == (ProcessState.CLOSED, None)
 
 
 EVENTS = {
     "ready": lambda lifecycle, now: lifecycle.ready(),
     "ordered": lambda lifecycle, now: lifecycle.ordered(now, now),
-    "answered": lambda lifecycle, now: lifecycle.answered(next(iter(lifecycle.owed), None), now),
+    "answered": lambda lifecycle, now: lifecycle.answered(next(iter(lifecycle.unanswered), None), now),
     "succeeded": lambda lifecycle, now: lifecycle.succeeded(),
     "failed": lambda lifecycle, now: lifecycle.failed(now),
     "replace": lambda lifecycle, now: lifecycle.replace(now),
@@ -169,23 +169,23 @@ EVENTS = {
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.floats(0.0, 100.0))))
-def test_whatever_happens_a_wanted_process_is_waited_for_with_a_deadline(events):
+def test_after_random_events_an_expected_process_has_a_deadline(events):
     lifecycle, now = a_lifecycle(), 0.0
     lifecycle.started(now)
-    over = False
+    closed = False
     for name, pause_s in events:
         EVENTS[name](lifecycle, now)
-        over = over or name == "close"
+        closed = closed or name == "close"
         now += pause_s
         match lifecycle.due(now):
             case Start():
-                assert lifecycle.state == State.PAUSING
+                assert lifecycle.state == ProcessState.PAUSING
                 lifecycle.started(now)
             case Kill(reason=reason):
                 lifecycle.killed(reason)
-        if over:
-            assert (lifecycle.state, lifecycle.deadline) == (State.CLOSED, None)
-        idle = lifecycle.state in (State.SERVING, State.RETIRED) and not lifecycle.owed
-        if lifecycle.state not in (State.KILLED, State.CLOSED) and not idle:
+        if closed:
+            assert (lifecycle.state, lifecycle.deadline) == (ProcessState.CLOSED, None)
+        idle = lifecycle.state in (ProcessState.SERVING, ProcessState.RETIRED) and not lifecycle.unanswered
+        if lifecycle.state not in (ProcessState.KILLED, ProcessState.CLOSED) and not idle:
             assert lifecycle.deadline is not None
             assert lifecycle.deadline < math.inf

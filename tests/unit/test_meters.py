@@ -8,14 +8,14 @@ import pytest
 
 from ppdaemon.config import MemoryConfig, WorkersConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.slots.meters import REPO_EVERY, Meters, cpu_seconds, cut_log, folder_bytes, shortage
+from ppdaemon.node.slots.meters import REPO_EVERY, Meters, cpu_seconds, cut_log, folder_bytes, low_disk_space
 
 GONE = 2**22 + 1
 """No process has this id: it is above the largest ``pid_max``."""
 
 
 def a_disk(blocks=1000, free=500, inodes=1000, inodes_free=500):
-    """Return statvfs facts: block size 4096, the rest as given."""
+    """Return the result of a statvfs call with blocks of 4096 bytes."""
     return os.statvfs_result((4096, 4096, blocks, free, free, inodes, inodes_free, inodes_free, 0, 255))
 
 
@@ -33,7 +33,7 @@ def meters(folders, disk=None, **memory):
     return Meters(config, folders, disks)
 
 
-def test_shared_files_are_not_one_workers(folders):
+def test_shared_files_are_not_counted(folders):
     (folders.repo(0) / "own").write_bytes(bytes(8192))
     (folders.repo(0) / "shared").write_bytes(bytes(8192))
     os.link(folders.repo(0) / "shared", folders.slots / "elsewhere")
@@ -61,7 +61,7 @@ def test_a_sample_has_memory_repo_and_cpu_time(folders):
     assert (samples[1].used_bytes, samples[1].repo_bytes, samples[1].cpu_s) == (0, 0, 0.0)
 
 
-def test_repos_are_measured_now_and_then_but_never_of_the_worker_before(folders):
+def test_repos_are_measured_periodically_but_the_previous_workers_never(folders):
     measured = meters(folders)
     assert measured.read({0: GONE})[0].repo_bytes == 0
     (folders.repo(0) / "own").write_bytes(bytes(8192))
@@ -92,11 +92,11 @@ def test_repos_are_measured_at_once_when_the_ram_disk_fills(folders):
         (a_disk(blocks=0, free=0, inodes=0, inodes_free=0), ""),
     ],
 )
-def test_a_disk_that_is_nearly_full_is_told(disk, text):
-    assert shortage(Path("/d"), disk) == text
+def test_a_disk_that_is_nearly_full_is_reported(disk, text):
+    assert low_disk_space(Path("/d"), disk) == text
 
 
-def test_both_disks_are_watched_and_an_unreadable_one_is_told(folders):
+def test_both_disks_are_watched_and_an_unreadable_one_is_reported(folders):
     def disk(folder):
         if folder == folders.state:
             raise OSError(5, "Input/output error")
@@ -110,15 +110,15 @@ def test_both_disks_are_watched_and_an_unreadable_one_is_told(folders):
     )
 
 
-def test_a_log_is_cut_under_its_writer_and_keeps_its_end(folders):
+def test_a_log_is_cut_under_its_writer_and_retains_its_end(folders):
     log = folders.logs / "worker-0000.log"
     with log.open("ab", buffering=0) as writer:
-        writer.write(b"x" * 5000 + b"last words\n")
+        writer.write(b"x" * 5000 + b"last line\n")
         assert cut_log(log, 1000)
         writer.write(b"later\n")
     text = log.read_bytes()
-    assert text.startswith(b"... 4511 bytes were cut here\n")
-    assert text.endswith(b"xlast words\nlater\n")
+    assert text.startswith(b"... 4510 bytes were cut here\n")
+    assert text.endswith(b"xlast line\nlater\n")
     assert len(text) < 600
     assert not cut_log(log, 1000)
     assert not cut_log(folders.logs / "none.log", 1000)

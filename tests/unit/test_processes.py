@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of processes."""
+"""Names of signals."""
 
 import signal
 

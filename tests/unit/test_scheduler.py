@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who gets which visit-detector, and how many slots there are."""
+"""Assignment of visit-detectors to slots, and the number of slots."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +51,7 @@ def test_a_worker_that_served_the_detector_last_is_taken_first():
     assert assigned(scheduler.decide(1.0)) == {"d": 1}
 
 
-def test_a_newcomer_takes_a_worker_that_nobody_will_miss():
+def test_a_new_detector_takes_a_worker_that_served_none():
     scheduler = with_idle(a_scheduler(), 0)
     scheduler.add(an_assignment("a", 5))
     scheduler.decide(0.0)
@@ -69,7 +69,7 @@ def test_without_an_idle_worker_slots_are_opened_up_to_the_greatest_number():
     assert scheduler.queued == 5
 
 
-def test_slots_on_their_way_are_not_opened_twice():
+def test_slots_that_are_starting_are_not_opened_twice():
     scheduler = a_scheduler()
     scheduler.add(an_assignment())
     assert scheduler.decide(0.0) == [OpenSlot()]
@@ -79,11 +79,11 @@ def test_slots_on_their_way_are_not_opened_twice():
     assert assigned(scheduler.decide(0.1)) == {"g": 0}
 
 
-def test_what_waits_too_long_is_dropped_and_the_rest_stays():
+def test_expired_visits_are_dropped_and_the_others_stay():
     scheduler = a_scheduler()
     scheduler.add(an_assignment("old", pointless_at=10.0))
     scheduler.add(an_assignment("new", pointless_at=20.0))
-    (drop,) = scheduler.drop_pointless(10.0)
+    (drop,) = scheduler.drop_expired(10.0)
     assert drop.assignment.key.group == "old"
     assert scheduler.queued == 1
 
@@ -133,7 +133,7 @@ def test_an_unkillable_slot_makes_room_for_another():
     assert scheduler.decide(0.0) == [OpenSlot()]
 
 
-def test_a_quarantined_slot_keeps_its_place():
+def test_a_quarantined_slot_still_counts():
     scheduler = with_idle(a_scheduler(max=1), 0)
     scheduler.slot_busy(0)
     scheduler.add(an_assignment())
@@ -144,16 +144,16 @@ def test_a_quarantined_slot_keeps_its_place():
 def test_whatever_happens_each_visit_goes_to_one_idle_slot_and_slots_stay_in_bounds(data):
     config = WorkersConfig(min=1, spare=1, max=5, queue=8, retire_idle_s=3)
     scheduler = Scheduler(config)
-    idle, busy, rising, placed, dropped, added = set(), set(), set(), set(), set(), 0
+    idle, busy, starting, assigned_keys, dropped, added = set(), set(), set(), set(), set(), 0
     now = 0.0
-    for step in data.draw(st.lists(st.sampled_from(["add", "rise", "free", "close", "tick"]), max_size=60)):
+    for step in data.draw(st.lists(st.sampled_from(["add", "ready", "free", "close", "tick"]), max_size=60)):
         now += 1.0
         if step == "add":
             added += 1
             drop = scheduler.add(an_assignment(f"g{added}", added % 3, pointless_at=now + 5.0))
             dropped |= {drop.assignment.key} if drop else set()
-        elif step == "rise" and rising:
-            slot = rising.pop()
+        elif step == "ready" and starting:
+            slot = starting.pop()
             idle.add(slot)
             scheduler.slot_idle(slot, now)
         elif step == "free" and busy:
@@ -162,22 +162,22 @@ def test_whatever_happens_each_visit_goes_to_one_idle_slot_and_slots_stay_in_bou
             scheduler.slot_idle(slot, now)
         elif step == "close" and busy:
             scheduler.slot_closed(busy.pop())
-        dropped |= {drop.assignment.key for drop in scheduler.drop_pointless(now)}
+        dropped |= {drop.assignment.key for drop in scheduler.drop_expired(now)}
         for decision in scheduler.decide(now):
             match decision:
                 case Assign(assignment=assignment, slot=slot):
                     assert slot in idle
-                    assert assignment.key not in placed | dropped
+                    assert assignment.key not in assigned_keys | dropped
                     idle.discard(slot)
                     busy.add(slot)
-                    placed.add(assignment.key)
+                    assigned_keys.add(assignment.key)
                 case OpenSlot():
-                    slot = len(placed) * 1000 + int(now) * 10 + len(rising)
-                    rising.add(slot)
+                    slot = len(assigned_keys) * 1000 + int(now) * 10 + len(starting)
+                    starting.add(slot)
                     scheduler.slot_opened(slot)
                 case RetireSlot(slot=slot):
                     assert slot in idle
                     idle.discard(slot)
                     scheduler.slot_closed(slot)
-        assert config.min <= len(idle) + len(busy) + len(rising) <= config.max
-        assert len(placed) + len(dropped) + scheduler.queued == added
+        assert config.min <= len(idle) + len(busy) + len(starting) <= config.max
+        assert len(assigned_keys) + len(dropped) + scheduler.queued == added

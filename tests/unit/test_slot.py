@@ -82,7 +82,7 @@ def a_raw(exposure=1, snaps=None):
 
 
 class Driver:
-    """Drives a slot and keeps what it asked for."""
+    """Drives a slot into a state, and passes events to it."""
 
     def __init__(self, config=CONFIG):
         self.slot = Slot(4, config, jitter=lambda: 0.0)
@@ -109,7 +109,7 @@ class Driver:
         steps[S.KILLING] = [*steps[S.STOPPING], DeadlinePassed()]
         for event in steps[state]:
             self(event, 0.0)
-        assert self.slot.state == state, self.slot.tell()
+        assert self.slot.state == state, self.slot.format_story()
         return self
 
 
@@ -140,10 +140,10 @@ def test_a_slot_opens_by_forking_with_a_boot_deadline():
 
 
 def test_a_ready_worker_is_idle_until_its_age(slot):
-    born_to = 0.9 * CONFIG.recycle_age_s
-    assert slot(Ready(pid=1)) == [SetDeadline(born_to), SlotChanged(S.STARTING, S.IDLE)]
-    assert orders(slot(DeadlinePassed(), born_to)) == [Quit()]
-    assert slot.slot.note == "recycled at its age"
+    age_limit = 0.9 * CONFIG.recycle_age_s
+    assert slot(Ready(pid=1)) == [SetDeadline(age_limit), SlotChanged(S.STARTING, S.IDLE)]
+    assert orders(slot(DeadlinePassed(), age_limit)) == [Quit()]
+    assert slot.slot.note == "recycled because of its age"
 
 
 def test_recycling_comes_up_to_a_tenth_sooner_or_later():
@@ -190,17 +190,17 @@ def test_a_visit_goes_from_prepare_to_process_to_done(slot):
     assert slot.slot.state == S.IDLE
 
 
-def test_what_a_preload_took_is_kept(slot):
+def test_the_measurements_of_a_preload_are_recorded(slot):
     slot.to(S.PREPARING)
-    noted = [
+    notes = [
         each
         for each in slot(Prepared(visit_number=1, detail={"hits": 8}))
         if isinstance(each, NoteMeasurements)
     ]
-    assert noted == [NoteMeasurements(an_assignment().key, {"hits": 8})]
+    assert notes == [NoteMeasurements(an_assignment().key, {"hits": 8})]
 
 
-def test_why_a_visit_is_not_run_by_the_configured_engine_is_kept(slot):
+def test_why_a_visit_is_not_run_by_the_configured_engine_is_recorded(slot):
     slot.to(S.PROCESSING)
     why = {"not_direct": "task: adjust_all_quanta"}
     actions = slot(StageReached(visit_number=1, stage=Stage.FIRST_TASK, tai=2.0, detail=why))
@@ -209,7 +209,7 @@ def test_why_a_visit_is_not_run_by_the_configured_engine_is_kept(slot):
     ]
 
 
-def test_a_raw_that_came_during_preload_is_ingested_once_prepared(slot):
+def test_a_raw_that_arrives_during_preload_is_ingested_once_prepared(slot):
     slot.to(S.PREPARING)
     assert orders(slot(RawArrived(a_raw()))) == []
     assert orders(slot(RawArrived(a_raw()))) == []
@@ -232,10 +232,10 @@ def test_an_unknown_number_of_snaps_is_learned_from_the_header(slot):
     assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(1, 2))]
 
 
-def test_at_the_deadline_the_expected_names_are_looked_at_once_more(slot):
+def test_at_the_deadline_the_expected_raws_are_rescanned_once_more(slot):
     slot.to(S.WAITING)
-    looking = slot(DeadlinePassed(), 500.0)
-    assert looking == [
+    actions = slot(DeadlinePassed(), 500.0)
+    assert actions == [
         RescanRaws(slot.slot.assignment.key),
         SetDeadline(502.0),
         SlotChanged(S.WAITING, S.RESCANNING),
@@ -244,7 +244,7 @@ def test_at_the_deadline_the_expected_names_are_looked_at_once_more(slot):
 
 @pytest.mark.parametrize("end", [RescanDone(), DeadlinePassed()])
 def test_no_raw_until_the_deadline_is_no_image_and_frees_the_slot(slot, end):
-    """Fault 10: also where the look does not come back."""
+    """Fault 10: also where the rescan does not end."""
     slot.to(S.RESCANNING)
     actions = slot(end, 502.0)
     assert finished(actions) == [(Outcome.NO_IMAGE, False)]
@@ -252,7 +252,7 @@ def test_no_raw_until_the_deadline_is_no_image_and_frees_the_slot(slot, end):
     assert slot.slot.state == S.IDLE
 
 
-def test_a_raw_that_the_last_look_finds_is_processed(slot):
+def test_a_raw_that_the_final_rescan_finds_is_processed(slot):
     slot.to(S.WAITING)
     slot(DeadlinePassed(), 500.0)
     assert orders(slot(RawArrived(a_raw(1)), 500.3)) == [Ingest(raw=a_raw(1))]
@@ -270,7 +270,7 @@ def test_one_snap_of_two_at_the_deadline_runs_partially(slot, end):
     assert orders(slot(end, 502.0)) == [Process(exposures=(1,), partial=True)]
 
 
-def test_the_last_snap_that_is_found_waits_no_longer_than_a_look(slot):
+def test_the_last_snap_that_is_found_waits_no_longer_than_a_rescan(slot):
     slot.to(S.WAITING, nimages=3)
     slot(RawArrived(a_raw(1)))
     slot(Ingested(visit_number=1, exposure=1))
@@ -323,7 +323,7 @@ def test_a_raw_from_long_before_the_worker_was_ready_is_not_waited_after(slot):
     assert deadline(slot(Prepared(visit_number=1), 40.0)) == [40.0]
 
 
-def test_headers_that_promise_more_than_came_are_believed_until_the_deadline(slot):
+def test_snaps_that_the_headers_announce_are_waited_for_until_the_deadline(slot):
     slot.to(S.WAITING, nimages=0)
     assert deadline(slot(RawArrived(a_raw(1, snaps=2)), 50.0)) == [500.0]
 
@@ -335,10 +335,10 @@ def test_more_than_was_announced_is_waited_for_while_it_is_not_quiet(slot):
     slot(RawArrived(a_raw(2, snaps=2)), 55.0)
     assert orders(slot(Ingested(visit_number=1, exposure=2), 56.0)) == [Process(exposures=(1, 2))]
     actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED), 70.0)
-    assert reasons(actions) == ["announced were 1 images, their headers say 2"]
+    assert reasons(actions) == ["1 images were announced, their headers say 2"]
 
 
-def test_headers_that_promise_less_than_was_announced_end_nothing(slot):
+def test_headers_with_fewer_snaps_than_announced_do_not_end_the_wait(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1, snaps=1)), 50.0)
     assert deadline(slot(Ingested(visit_number=1, exposure=1), 51.0)) == [500.0]
@@ -367,7 +367,7 @@ def test_a_list_without_the_detector_ends_a_visit_of_an_unknown_number(slot):
     assert reasons(actions) == ["the exposures were taken without this detector"]
 
 
-def test_a_snap_without_the_detector_counts_where_headers_tell_the_number(slot):
+def test_a_snap_without_the_detector_counts_where_headers_have_the_number(slot):
     slot.to(S.WAITING, nimages=0)
     slot(RawArrived(a_raw(1, snaps=2)))
     slot(Ingested(visit_number=1, exposure=1))
@@ -384,8 +384,8 @@ def test_a_visit_of_too_many_exposures_takes_no_more_and_keeps_its_worker(slot):
     slot.to(S.WAITING, nimages=100)
     for exposure in range(40):
         slot(RawArrived(a_raw(exposure)))
-    given = [exposure for exposure in range(40) if slot.slot.assignment.has(exposure)]
-    assert given == list(range(32))
+    taken = [exposure for exposure in range(40) if slot.slot.assignment.has(exposure)]
+    assert taken == list(range(32))
 
 
 def test_an_ingest_that_hangs_is_stopped(slot):
@@ -408,7 +408,7 @@ def reasons(actions):
     return [action.reason for action in actions if isinstance(action, Finish)]
 
 
-def test_what_was_left_out_is_told_whatever_the_outcome(slot):
+def test_refused_raws_are_reported_with_any_outcome(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
     slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is set aside"))
@@ -419,7 +419,7 @@ def test_what_was_left_out_is_told_whatever_the_outcome(slot):
     assert reasons(actions) == ["exposure 1 is set aside"]
 
 
-def test_when_no_raw_is_left_the_reason_of_each_is_told(slot):
+def test_when_all_raws_are_refused_the_reason_of_each_is_reported(slot):
     slot.to(S.WAITING, nimages=2)
     for exposure, reason in ((1, "cut"), (2, "exposure 2 is set aside")):
         slot(RawArrived(a_raw(exposure)))
@@ -450,8 +450,8 @@ def test_a_cancellation_after_the_shutter_changes_nothing(slot):
     assert slot(CancelReceived()) == []
 
 
-def test_late_words_about_an_earlier_visit_are_dropped(slot):
-    """Fault 34: what a stopped and continued worker still says."""
+def test_late_messages_about_an_earlier_visit_are_dropped(slot):
+    """Fault 34: messages of a worker that was stopped and continued."""
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)))
     slot(CancelReceived())
@@ -469,7 +469,7 @@ def test_late_words_about_an_earlier_visit_are_dropped(slot):
     ],
 )
 def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, outcome):
-    """Fault 33: a process that survives KILL is fenced, its words refused."""
+    """Fault 33: a process that survives KILL is fenced, its messages are refused."""
     slot.to(state)
     assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
     assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
@@ -521,19 +521,19 @@ def test_a_crash_after_the_point_of_no_return_is_final(slot):
     assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
 
 
-def test_the_point_of_no_return_counts_even_when_said_after_term(slot):
+def test_a_point_of_no_return_that_is_sent_after_term_counts(slot):
     slot.to(S.STOPPING)
     slot(PointOfNoReturn(visit_number=1, what="apdb"))
     assert finished(slot(WorkerDied(-9))) == [(Outcome.RUN_TIMEOUT, False)]
 
 
-def test_a_point_of_no_return_is_heard_in_every_state(slot):
+def test_a_point_of_no_return_is_accepted_in_every_state(slot):
     slot.to(S.EXPORTING)
     assert slot(PointOfNoReturn(visit_number=1, what="apdb")) == []
     assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
 
 
-def test_a_failure_that_has_left_nothing_permanent_may_be_retried(slot):
+def test_a_failure_without_permanent_writes_may_be_retried(slot):
     slot.to(S.PROCESSING)
     slot(PointOfNoReturn(visit_number=1, what="apdb"))
     done = Done(visit_number=1, outcome=Outcome.FAILED, retriable=True, nothing_permanent=True)
@@ -570,7 +570,7 @@ def test_only_a_worker_that_ended_may_have_left_something(slot, event):
     assert finish.may_have_left == isinstance(event, WorkerDied)
 
 
-def test_words_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
+def test_messages_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)))
     slot(CancelReceived())
@@ -578,7 +578,7 @@ def test_words_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
     assert slot.slot.state == S.IDLE
 
 
-def test_a_slot_whose_fork_never_came_is_not_unkillable(slot):
+def test_a_slot_without_a_process_is_not_unkillable(slot):
     for event in (DeadlinePassed(), KillAsked()):
         driver = Driver()
         assert not any(isinstance(action, Signal) for action in driver(event, 20.0))
@@ -596,14 +596,14 @@ def test_a_worker_that_hangs_at_every_boot_is_quarantined(slot):
     assert slot.slot.state == S.QUARANTINED
 
 
-def test_a_result_that_crosses_term_is_believed(slot):
+def test_a_result_that_crosses_term_is_accepted(slot):
     slot.to(S.STOPPING)
     slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, spool="/s"))
     (finish,) = (a for a in slot(WorkerDied(-15)) if isinstance(a, Finish))
     assert (finish.outcome, finish.spool) == (Outcome.SUCCEEDED, "/s")
 
 
-def test_five_failures_quarantine_the_slot_until_an_operator_comes(slot):
+def test_five_failures_quarantine_the_slot_until_an_operator_restarts_it(slot):
     pauses = []
     for k in range(5):
         slot(WorkerForked(100 + k), k)
@@ -629,7 +629,7 @@ def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         ProtocolViolation("not JSON"),
         Ingested(visit_number=1, exposure=99),
@@ -637,10 +637,10 @@ def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
         Done(visit_number=7, outcome=Outcome.SUCCEEDED),
     ],
 )
-def test_nonsense_costs_the_worker_its_life_and_not_the_visit(slot, words):
-    """Fault 36: garbage, another visit's result."""
+def test_an_invalid_message_ends_the_worker_and_not_the_visit(slot, message):
+    """Fault 36: invalid messages, another visit's result."""
     slot.to(S.WAITING)
-    assert Signal(signal.SIGTERM) in slot(words)
+    assert Signal(signal.SIGTERM) in slot(message)
     assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
 
 
@@ -674,7 +674,7 @@ def test_a_killed_slot_interrupts_its_visit(slot):
     assert finished(slot(WorkerDied(-9))) == [(Outcome.INTERRUPTED, True)]
 
 
-def test_an_impossible_event_leaves_the_slot_as_it_was_and_tells_the_story(slot):
+def test_an_impossible_event_leaves_the_slot_as_it_was_and_reports_the_last_events(slot):
     slot.to(S.PROCESSING)
     with pytest.raises(InvalidTransition, match="slot 4 epoch 1"):
         slot(VisitAssigned(an_assignment()))

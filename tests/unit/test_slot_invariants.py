@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whatever a worker does, in whatever order: what always holds of a slot."""
+"""Invariants of a slot under random events."""
 
 import signal
 
@@ -26,7 +26,7 @@ from ppdaemon.node.slots.events import (
     MemorySampled,
     ProtocolViolation,
     RawArrived,
-    RecycleAsked,
+    RecycleRequested,
     RescanDone,
     RestartAsked,
     RetireAsked,
@@ -42,7 +42,7 @@ from ppdaemon.node.slots.slot import InvalidTransition, Slot
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState, Stage
 
 S = SlotState
-LIVING = {S.STARTING, S.IDLE, *BUSY_STATES, S.STOPPING, S.KILLING, S.UNKILLABLE}
+ALIVE = {S.STARTING, S.IDLE, *BUSY_STATES, S.STOPPING, S.KILLING, S.UNKILLABLE}
 
 
 def events(visit_number):
@@ -79,7 +79,7 @@ def events(visit_number):
             WorkerDied(0),
             WorkerNotForked("no"),
             RestartAsked(),
-            RecycleAsked(),
+            RecycleRequested(),
             RetireAsked(),
             KillAsked(),
         ]
@@ -121,15 +121,15 @@ def test_every_assigned_visit_gets_exactly_one_outcome_and_no_slot_is_stuck(data
                 assert action.assignment.key == promised.key
                 assert not (action.retriable and action.assignment.no_return)
             if isinstance(action, Fork):
-                assert not process, slot.tell()
+                assert not process, slot.format_story()
             if isinstance(action, Send | Signal):
-                assert process or before == S.STARTING, slot.tell()
+                assert process or before == S.STARTING, slot.format_story()
             if isinstance(action, WipeRepo):
-                assert not process, slot.tell()
-        held = slot.assignment is not None
-        assert len(outcomes) + held == assigned, slot.tell()
-        assert held or slot.state not in BUSY_STATES, slot.tell()
-        assert process or slot.state not in LIVING - {S.STARTING}, slot.tell()
+                assert not process, slot.format_story()
+        current = slot.assignment is not None
+        assert len(outcomes) + current == assigned, slot.format_story()
+        assert current or slot.state not in BUSY_STATES, slot.format_story()
+        assert process or slot.state not in ALIVE - {S.STARTING}, slot.format_story()
 
 
 @given(st.sampled_from(sorted(BUSY_STATES)), st.integers(0, 3))
@@ -144,4 +144,4 @@ def test_deadlines_alone_end_every_visit_and_every_process(state, nimages):
         now += 100.0
     if slot.state in (S.UNKILLABLE, S.IDLE):
         assert len(outcomes) == 1
-    assert slot.assignment is None, slot.tell()
+    assert slot.assignment is None, slot.format_story()

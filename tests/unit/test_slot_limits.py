@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a slot decides about a worker that uses too much."""
+"""Decisions of a slot about a worker that uses too much."""
 
 import signal
 
@@ -66,7 +66,7 @@ def test_each_visit_has_its_own_cpu_time(slot):
     assert slot.slot.state == S.IDLE
 
 
-def test_an_idle_workers_cpu_time_is_nobodys(slot):
+def test_the_cpu_time_of_an_idle_worker_is_not_counted(slot):
     slot.to(S.IDLE)
     assert slot(MemorySampled(1, cpu_s=0.0)) == []
     assert slot(MemorySampled(1, cpu_s=9999.0)) == []
@@ -81,14 +81,17 @@ def test_too_much_cpu_time_after_the_point_of_no_return_is_not_tried_again(slot)
 
 
 @pytest.mark.parametrize("state", sorted(BUSY_STATES))
-def test_a_worker_that_the_kernel_killed_for_its_memory_has_that_outcome(slot, state):
+def test_a_worker_that_the_kernel_killed_because_of_its_memory_has_that_outcome(slot, state):
     slot.to(state)
     assert finished(slot(WorkerDied(-9, out_of_memory=True))) == [(Outcome.OUT_OF_MEMORY, False)]
-    assert slot.slot.note == f"worker killed by SIGKILL while {state}: the kernel killed it for its memory"
+    assert (
+        slot.slot.note
+        == f"worker killed by SIGKILL while {state}: the kernel killed it because of its memory"
+    )
     assert slot.slot.state == S.BACKOFF
 
 
-def test_a_new_worker_does_not_pay_for_the_one_before(slot):
+def test_the_use_of_the_previous_worker_does_not_count(slot):
     slot.to(S.PROCESSING)
     slot(MemorySampled(QUOTA, repo_bytes=QUOTA, cpu_s=59.0))
     slot(WorkerDied(-9), 1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The slot's table is complete, and the documentation shows it as it is."""
+"""The slot's table is complete, and the documentation shows it."""
 
 import re
 
@@ -10,7 +10,7 @@ from ppdaemon.node.slots.slot import ANY_STATE, TABLE, Slot
 from ppdaemon.states import SlotState
 
 
-def test_every_state_has_a_way_on():
+def test_every_state_has_a_transition():
     assert {state for state, _ in TABLE} == set(SlotState)
 
 
@@ -37,10 +37,10 @@ def test_the_documentation_shows_each_rule_in_the_column_of_its_state():
     ("rule", "states"),
     [
         ("prepare", "preparing"),
-        ("grace over", "killing"),
-        ("died", "backoff, quarantined, stopped"),  # through another method
-        ("weigh", "stopping"),
-        ("keep raw", "the same"),
+        ("kill after grace", "killing"),
+        ("handle crash", "backoff, quarantined, stopped"),  # through another method
+        ("check limits", "stopping"),
+        ("store raw", "the same"),
     ],
 )
 def test_the_documentation_shows_where_a_rule_leads(rule, states):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the suite promises of itself: no long waits, things made once, no LSST code where none is needed."""
+"""Guarantees of the test suite: no long waits, files created once, no LSST code where it is not needed."""
 
 import asyncio
 import select
@@ -30,7 +30,7 @@ def test_a_long_wait_of_a_coroutine_fails_its_test(monkeypatch):
         asyncio.run(body())
 
 
-def test_what_is_made_once_is_made_by_the_first_and_again_after_a_failure(tmp_path_factory):
+def test_files_are_created_by_the_first_process_and_again_after_a_failure(tmp_path_factory):
     made = []
 
     def make(path):

@@ -43,7 +43,7 @@ def test_all_faults_and_steps_have_names_that_a_survey_can_have():
     assert all(name.isidentifier() for name in (*FAULTS, *STEPS))
 
 
-def test_the_scripted_exporter_goes_on_where_a_killed_one_has_registered_and_deleted(tmp_path, config):
+def test_the_scripted_exporter_continues_where_a_killed_one_has_registered_and_deleted(tmp_path, config):
     exporter = open_exporter(SimpleNamespace(config=config, clock=Clock()))
     folders = NodeFolders.of(config)
     spools = [folders.spooled("DemoCam", "g1", detector, 1) for detector in range(3)]
@@ -66,7 +66,7 @@ def test_a_small_raw_is_a_whole_fits_file_with_its_cards(tmp_path):
     assert len(fits_header()) == 2880
 
 
-def test_an_exposure_lands_where_the_layout_of_lsst_cameras_has_it(tmp_path):
+def test_an_exposure_is_written_in_the_layout_of_lsst_cameras(tmp_path):
     camera = RawWriter(tmp_path, "LSSTCam", "MC")
     first, second = camera.land("g1", (0, 188), 7, snap=2, snaps=3)
     assert first == camera.path(7)
@@ -81,7 +81,7 @@ def test_an_exposure_lands_where_the_layout_of_lsst_cameras_has_it(tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_waiting_ends_with_the_story():
+def test_a_wait_that_fails_reports_the_story():
     assert wait_until(lambda: 3) == 3
     with pytest.raises(AssertionError, match="the story so far"):
         wait_until(lambda: False, 0.0, lambda: "the story so far")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Child processes of the supervisor: zygote, exporter, reader, and how each is kept."""
+"""Child processes of the supervisor (zygote, exporter, reader), and their supervision."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A child process as the supervisor holds it: started or taken over, signaled, reaped.
+"""A child process of the node: started or taken over, signaled, reaped.
 
-What a worker has detached from itself comes to its zygote when the worker
-ends, and to the supervisor when that zygote ends.
+Processes that a worker has detached become children of its zygote when the worker ends, and of
+the supervisor when that zygote ends.
 """
 
 import asyncio
@@ -20,52 +20,53 @@ from pathlib import Path
 from ppdaemon.messages import Forked
 from ppdaemon.processes import children, end_orphans
 
-__all__ = ("ENVIRONMENT", "Child", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
+__all__ = ("ENVIRONMENT", "ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
 
 PAUSE_S = 0.01
+"""Between two rounds of killing: dying children leave orphans to this process."""
 
 ENVIRONMENT = {
-    # One thread is left after the imports only with these, and only a process
-    # of one thread can be forked; they also keep 60 workers from 60 x N threads.
+    # Without these, imports start threads, and only a process of one thread can
+    # be forked; they also prevent 60 x N threads in 60 workers.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "ARROW_IO_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    # Memory goes back to the system after a visit.
+    # So that memory is returned to the system after a visit.
     "MALLOC_ARENA_MAX": "2",
-    # Titles of processes leave their environment readable, by which tests and
-    # operators know whose they are.
+    # Process titles must not overwrite the environment, by which the node lock
+    # and tests find the processes of a daemon.
     "SPT_NOENV": "1",
 }
 
 
 class Lifeline:
-    """A pipe that only the supervisor holds open: its end kills all workers."""
+    """A pipe whose write end only the supervisor holds: the kernel kills all workers when it is closed."""
 
     def __init__(self) -> None:
         self.read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let go: every process that has armed the read end is killed."""
+        """Close the pipe: every process that has armed the read end is killed."""
         os.close(self._write_end)
         os.close(self.read_end)
 
 
 @dataclass(slots=True)
-class Child:
-    """A process, with its channel and pidfd, which are owned here."""
+class ChildProcess:
+    """A process with its channel and pidfd; closes both."""
 
     pid: int
     channel: socket.socket
     pidfd: int
     slot: int = -1
-    """Of a worker; below 0 for a process without one."""
-    own: bool = False
-    """Whether it is a child of this process, which has to reap it."""
+    """Slot of a worker; below 0 for other processes."""
+    is_direct_child: bool = False
+    """Whether this process is its parent and has to reap it."""
 
     def send(self, message: bytes) -> bool:
-        """Send a packet without waiting; `False` if the process is gone, or does not read."""
+        """Send a packet without waiting; return `False` if the process has ended, or does not read."""
         try:
             self.channel.send(message)
         except OSError:
@@ -73,68 +74,64 @@ class Child:
         return True
 
     def has_message(self) -> bool:
-        """Return whether there is a message to be read; the end of the channel is none."""
+        """Return whether there is a message to read; the end of the channel does not count."""
         while True:
             try:
                 return bool(self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
             except BlockingIOError:
                 return False
             except ConnectionResetError:
-                continue  # it died with orders unread: this comes once, before its last messages
+                continue  # it ended with unread orders: reported once, before its last messages
 
     def signal(self, number: int) -> None:
-        """Signal the process, never another one of the same pid."""
+        """Signal the process; a pidfd cannot reach another process that reuses the pid."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
     def reap(self) -> int | None:
-        """Return the dead process's status, or minus its signal; `None` if another process is its
-        parent, or the sweep of orphans was first.
+        """Return the dead process's exit status, or minus its signal; `None` if another process
+        is its parent, or the cleanup of orphans has reaped it.
         """
-        if self.own:
+        if self.is_direct_child:
             with contextlib.suppress(ChildProcessError):
-                # At once: the pidfd says that there is something to be reaped.
+                # Returns at once: the pidfd was readable, so the process has ended.
                 return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return None
 
     def close(self) -> None:
-        """Close the descriptors, and kill what a forked process has left."""
-        if not self.own:
+        """Close the descriptors, and kill the process group of a forked process."""
+        if not self.is_direct_child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.channel.close()
         os.close(self.pidfd)
 
 
-def adopt(message: Forked, descriptors: list[int]) -> Child:
-    """Own the channel and the pidfd that came with a `~ppdaemon.messages.Forked`."""
+def adopt(message: Forked, descriptors: list[int]) -> ChildProcess:
+    """Take over the channel and the pidfd that were received with a `~ppdaemon.messages.Forked`."""
     channel = socket.socket(fileno=descriptors[0])
     channel.setblocking(False)
-    return Child(message.pid, channel, descriptors[1], message.slot)
+    return ChildProcess(message.pid, channel, descriptors[1], message.slot)
 
 
 def launch(
     module: str, arguments: list[str], lifeline: Lifeline, environment: Mapping[str, str], log: Path
-) -> Child:
-    """Start a module in a fresh interpreter, as a child of this process.
-
-    Raises
-    ------
-    OSError
-        Raised if the process cannot be started.
+) -> ChildProcess:
+    """Start a module in a fresh interpreter, as a child of this process. Raise `OSError` if it
+    cannot be started.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", module, "--channel", str(theirs.fileno())]
+    parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", module, "--channel", str(child_end.fileno())]
     command += ["--lifeline", str(lifeline.read_end), *arguments]
     try:
-        # What goes wrong before the process opens its log by itself is there, too.
-        with theirs, log.open("ab") as output:
+        # Errors before the process opens its log by itself are written there, too.
+        with child_end, log.open("ab") as output:
             popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=(theirs.fileno(), lifeline.read_end),
+                pass_fds=(child_end.fileno(), lifeline.read_end),
                 env={**environment, **ENVIRONMENT},
             )
         try:
@@ -144,34 +141,32 @@ def launch(
             popen.wait()
             raise
     except OSError:
-        ours.close()
+        parent_end.close()
         raise
-    popen.returncode = 0  # it is reaped by its pid, and `popen` need not warn that it was not
-    ours.setblocking(False)
-    return Child(popen.pid, ours, pidfd, own=True)
+    popen.returncode = 0  # it is reaped by its pid; prevents the ResourceWarning of `popen`
+    parent_end.setblocking(False)
+    return ChildProcess(popen.pid, parent_end, pidfd, is_direct_child=True)
 
 
 def wipe(folder: Path) -> None:
-    """Delete a folder with everything in it; a missing one is fine.
-
-    Raises
-    ------
-    OSError
-        Raised if something in it cannot be deleted.
+    """Delete a folder with its content, if it exists. Raise `OSError` if something in it cannot
+    be deleted.
     """
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
 
 
 def reap(pids: Collection[int]) -> None:
-    """Reap those children, which nobody else waits for, that have ended."""
+    """Reap those of these children that have ended; no other code may wait for them."""
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
 
 
 async def end_children(mono: Callable[[], float], limit_s: float) -> None:
-    """Kill all children, and theirs as they come, until none is left or the time is over."""
+    """Kill all children, and orphans that become children meanwhile, until there are none or the
+    time limit passes.
+    """
     until = mono() + limit_s
     while (left := children()) and mono() < until:
         end_orphans(())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The exporter: one process that registers spools in the central repo.
 
-A central database that is down costs nothing but delay: the spool is the
-list of what is left, and every failure is followed by a longer pause.
+A central database that is down only delays exports: the spool folder is the list of pending
+exports, and a longer pause follows each failure.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any
 
 from ppdaemon import messages
 from ppdaemon.config import ExportConfig
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
 from ppdaemon.wire import encode
 
@@ -23,24 +23,16 @@ _LOG = logging.getLogger(__name__)
 SLOT = -1
 BOOT_S = 60.0
 EXPORT_S = 600.0
-"""A database that answers so late is not there."""
+"""A database that takes longer for one order is regarded as unavailable."""
 LONGEST_PAUSE = 16
 """In units of the first one."""
 BATCH = 100
-"""Spools in one order; one central transaction takes them all."""
+"""Spools in one order; they share one central transaction."""
 
 
 class ExporterProcess(ForkedProcess[messages.ExporterFact]):
-    """Keeps one exporter busy with what is in the spool.
-
-    Parameters
-    ----------
-    repo, log : `pathlib.Path`
-        The process's folder and the file of its output.
-    ask_fork : `~collections.abc.Callable`
-        Returns whether the generation takes the order.
-    done : `~collections.abc.Callable`
-        Called with each `~ppdaemon.messages.Exported`.
+    """Supervises the exporter, and sends it the pending spools. `done` is called with each
+    `~ppdaemon.messages.Exported`.
     """
 
     def __init__(
@@ -60,7 +52,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     @property
     def waiting(self) -> int:
-        """How many spools are left."""
+        """How many spools are pending."""
         return len(self._spools)
 
     @property
@@ -70,62 +62,62 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     @property
     def pausing(self) -> bool:
-        """Whether what is left is tried again only after a pause."""
+        """Whether the pending spools are tried again only after a pause."""
         due = self.lifecycle.deadline
-        is_idle = self.lifecycle.state in (State.PAUSING, State.RESTING)
+        is_idle = self.lifecycle.state in (ProcessState.PAUSING, ProcessState.RETRYING)
         return is_idle and due is not None and due > self._loop.time()
 
     @property
     def text(self) -> str:
-        """The exporter in a word or two."""
+        """The state of the exporter in a few words, for operators."""
         if self.problem:
             return f"failing: {self.problem}"
-        if self.lifecycle.state in (State.PAUSING, State.STARTING):
+        if self.lifecycle.state in (ProcessState.PAUSING, ProcessState.STARTING):
             return "starting"
-        return f"exporting {len(self._under_way)}" if self._under_way else "idle"
+        return f"exporting {len(self._exporting)}" if self._exporting else "idle"
 
     def add(self, spool: str) -> None:
-        """Export this spool, a directory with a manifest, as soon as possible."""
+        """Export this spool, a folder with a manifest, as soon as possible."""
         self._spools[spool] = None
         self._serve()
 
     def hurry(self) -> None:
-        """Start the next process now if it pauses before that: the daemon stops."""
-        if self._spools and self.lifecycle.state is State.PAUSING:
+        """Start the next process now instead of after its pause: the daemon stops."""
+        if self._spools and self.lifecycle.state is ProcessState.PAUSING:
             self.start()
 
     def withdraw(self, spool: str) -> bool:
-        """Return whether a spool will not be exported: it is forgotten, unless its export is under way."""
-        if spool in self._under_way:
+        """Remove a spool from the pending ones; return `False` if it is being exported."""
+        if spool in self._exporting:
             return False
         self._spools.pop(spool, None)
         return True
 
     def replace(self, config: ExportConfig) -> None:
-        """Have another process, of a new configuration, after the export that runs."""
+        """Replace the process by one with a new configuration, after the present export."""
         self.lifecycle.set_pauses(config.retry_s, LONGEST_PAUSE * config.retry_s)
         if self._child is None:
-            self.start()  # one that was asked for is of the old kind: it will come too late
+            self.start()  # one that is being forked has the old configuration: its epoch is refused
         else:
             self.lifecycle.replace(self._loop.time())
             self._serve()
             self._set_timer()
 
     @property
-    def _under_way(self) -> tuple[str, ...]:
-        return tuple(spool for spools in self.lifecycle.owed for spool in spools)
+    def _exporting(self) -> tuple[str, ...]:
+        return tuple(spool for spools in self.lifecycle.unanswered for spool in spools)
 
     def _serve(self) -> None:
-        if self.lifecycle.owed:
+        if self.lifecycle.unanswered:
             return
-        if self.lifecycle.state is State.REPLACING and self._child is not None:
+        if self.lifecycle.state is ProcessState.REPLACING and self._child is not None:
             self._child.send(encode(messages.Quit()))
         elif self._spools:
             spools = tuple(self._spools)[:BATCH]
             self._order(spools, messages.ExportSpool(spools=spools))
 
     def _received(self, message: messages.ExporterFact, descriptors: list[int]) -> None:
-        self._answered(self._under_way)
+        self._answered(self._exporting)
         match message:
             case messages.Ready():
                 self._ready()
@@ -137,11 +129,11 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self.lifecycle.succeeded()
                 self._done(message)
             case messages.SpoolRefused(reason=reason):
-                _LOG.error("export failed, the spool stays: %s", reason)
+                _LOG.error("export failed; the spools stay and are tried again after a pause: %s", reason)
                 self._failure = reason
                 self.lifecycle.failed(self._loop.time())
         self._serve()
         self._set_timer()
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
-        self._failure = f"the process {manner}"
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
+        self._failure = f"the process {cause}"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One configuration's zygote, template and files: what its processes come from.
+"""The zygote, template and files of one configuration.
 
-Covers how they are made, how a zygote that dies or hangs is replaced, and how
-a generation whose time is over waits for its last process. Which generation
-is the present one is `ppdaemon.node.processes.reload`'s matter.
+Covers how they are created, how a zygote that dies or hangs is replaced, and how a retired
+generation waits for the end of its last process. Which generation is the current one is
+decided in `ppdaemon.node.processes.reload`.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.processes.child import Child, Lifeline, adopt, launch, wipe
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.child import ChildProcess, Lifeline, adopt, launch, wipe
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess, SupervisedProcess
 
 __all__ = ("Generation", "OnMessage", "TemplateFailed", "TemplateProcess", "ZygoteFailed")
@@ -31,28 +31,29 @@ __all__ = ("Generation", "OnMessage", "TemplateFailed", "TemplateProcess", "Zygo
 _LOG = logging.getLogger(__name__)
 
 BOOT_S = 120.0
-"""How long imports may take."""
+"""Time limit of the imports."""
 TEMPLATE_SLOT = -2
 TEMPLATE_S = 120.0
-"""How long a template may take."""
+"""Time limit of the template."""
 STEADY_S = 60.0
-"""The death of a zygote that has served longer is not one in a row."""
+"""A zygote that dies after more than this time does not count as one more death in a row."""
 
 type OnMessage = Callable[[messages.ForkFact, list[int]], None]
-"""Called in the event loop with each message, and with the channel and pidfd
-of a `~ppdaemon.messages.Forked`; the callee owns them."""
+"""Called in the event loop with each message, and with the channel and pidfd of a
+`~ppdaemon.messages.Forked`, which the callee has to close.
+"""
 
 
 class TemplateFailed(PPDaemonError):
-    """There is no template repo: no worker could start."""
+    """The template repo cannot be created: no worker could start."""
 
 
 class ZygoteFailed(PPDaemonError):
-    """The zygote cannot import what the workers need."""
+    """The zygote cannot import the modules of the workers."""
 
 
 class TemplateProcess(ForkedProcess[messages.Ready]):
-    """One process that makes the template and ends."""
+    """One process that creates the template and ends."""
 
     def __init__(self, repo: Path, log: Path, ask_fork: Callable[[messages.ForkWorker], bool]):
         lifecycle = Lifecycle(boot_s=TEMPLATE_S, answer_s=TEMPLATE_S, first_pause_s=0.0, longest_pause_s=0.0)
@@ -62,51 +63,38 @@ class TemplateProcess(ForkedProcess[messages.Ready]):
         self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
 
     async def run(self) -> None:
-        """Have the template made.
-
-        Raises
-        ------
-        TemplateFailed
-            Raised with the end of its log if it was not made in time.
+        """Create the template. Raise `TemplateFailed` with the end of its log if that fails or
+        takes too long.
         """
         self.start()
         try:
             problem = await asyncio.wait_for(self._problem_of_end, TEMPLATE_S)
         except TimeoutError:
-            problem = f"not made within {TEMPLATE_S:g} s"
+            problem = f"not created within {TEMPLATE_S:g} s"
         finally:
             self.close()
         if problem:
-            raise TemplateFailed(f"the template repo was not made: {problem}\n{self._last_lines()}")
+            raise TemplateFailed(f"the template repo was not created: {problem}\n{self._last_lines()}")
 
     def _received(self, message: messages.Ready, descriptors: list[int]) -> None:
-        """Its only message: the template is made. Workers copy it after its end, when it is closed, too."""
+        """Retire the process: its only message reports that the template is created. Workers copy
+        it after the end of the process, when all its files are closed.
+        """
         self.retire()
 
     def _serve(self) -> None:
-        """It gets no orders."""
+        """Send nothing: it takes no orders."""
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         if not self._problem_of_end.done():
-            made = self.lifecycle.state is State.CLOSED  # after it was retired
-            self._problem_of_end.set_result("" if made else f"its process {manner}; see {self._log}")
+            made = self.lifecycle.state is ProcessState.CLOSED  # it ended after it was retired
+            self._problem_of_end.set_result("" if made else f"its process {cause}; see {self._log}")
         self.close()
 
 
 class Generation(SupervisedProcess[messages.ZygoteFact]):
-    """Keeps the zygote of one configuration; its children outlive it, and the
-    next one serves the next orders.
-
-    Parameters
-    ----------
-    number : `int`
-        Names its template and settings.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Of the processes, beside what the configuration adds.
-    on_message : `OnMessage`
-        What becomes of workers and exporters.
-    count : `collections.Counter`
-        Counts dead zygotes.
+    """Supervises the zygote of one configuration. The zygote's children outlive it, and its
+    successor takes the next orders.
     """
 
     descriptors = 2
@@ -124,8 +112,8 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
     ):
         lifecycle = Lifecycle(
             boot_s=BOOT_S,
-            # So long that the slot does not give up before, and a zygote can
-            # start all workers of a host.
+            # Less than the time limit of a slot, which must not give up first, but
+            # enough to start all workers of a host.
             answer_s=config.workers.times.boot_s / 2,
             first_pause_s=1.0,
             longest_pause_s=60.0,
@@ -135,8 +123,8 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self.number = number
         self.config = config
         self.template_ms: float | None = None
-        self.living: set[int] = set()
-        """Processes that were forked and are not known to be dead."""
+        self.running_pids: set[int] = set()
+        """Forked processes that are not known to have ended."""
         self._folders = folders
         self._lifeline = lifeline
         self._environment = {**environment, **config.workers.environment}
@@ -151,24 +139,19 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     @property
     def problem(self) -> str:
-        """Why there may be no new processes, or blank."""
+        """Why no new process can start, or blank."""
         return super().problem or (f"forking fails: {self._not_forked}" if self._not_forked else "")
 
     @property
-    def over(self) -> bool:
-        """Whether it has ended for good."""
-        return self.lifecycle.state is State.CLOSED
+    def closed(self) -> bool:
+        """Whether the generation has ended for good."""
+        return self.lifecycle.state is ProcessState.CLOSED
 
     async def make(self) -> None:
-        """Have a zygote and a template.
-
-        Raises
-        ------
-        ZygoteFailed
-            Raised with the end of its log if it cannot import everything.
-        TemplateFailed
-            Raised with the end of its log if there is no template.
+        """Start the zygote and create the template. Raise `ZygoteFailed` or `TemplateFailed` with
+        the end of the log.
         """
+        # Before the start: the zygote reads this file.
         self._folders.settings(self.number).write_text(self.config.model_dump_json())
         self.start()
         await self._booted
@@ -179,59 +162,63 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self.template_ms = (self._clock.mono() - started) * 1e3
 
     def ask(self, order: messages.ForkWorker) -> bool:
-        """Ask for a process of this generation.
-
-        Returns
-        -------
-        asked : `bool`
-            `False` if there is no zygote now. Else `on_message` gets a
-            `~ppdaemon.messages.Forked` or a `~ppdaemon.messages.ForkFailed`.
+        """Ask for a process of this generation; return `False` if there is no zygote now.
+        Otherwise `on_message` is called with a `~ppdaemon.messages.Forked` or a
+        `~ppdaemon.messages.ForkFailed`.
         """
         order = order.model_copy(update={"generation": self.number})
         return self._order((order.role, order.slot, order.epoch), order)
 
     def retire(self) -> None:
-        """Start nothing more; end after the last process."""
-        if self.lifecycle.state is State.SERVING:
+        """Start no more processes; end after the last one."""
+        if self.lifecycle.state is ProcessState.SERVING:
             super().retire()
             self._end_if_idle()
         else:
-            self.close()  # whoever is there has no zygote already
+            self.close()  # the zygote has ended already
 
     def close(self) -> None:
-        """Kill the zygote; its children live on."""
+        """Kill the zygote; its children continue."""
         super().close()
         if self._template is not None:
             self._template.close()
             self._template = None
 
     def discard(self) -> None:
-        """Close and delete the files: there is no process that needs them."""
+        """Close, and delete the files, which no process needs any more."""
         self.close()
         self._wiping = self._loop.run_in_executor(None, self._wipe)
 
-    async def wiped(self) -> None:
-        """Wait until the files are deleted, if they are."""
+    async def wait_wiped(self) -> None:
+        """Wait until the files are deleted, if that has begun."""
         if self._wiping is not None:
             await self._wiping
 
     def _wipe(self) -> None:
-        """Blocks for a moment."""
+        """Delete the files. Blocks: runs in a thread."""
         try:
             for folder in (self._folders.template(self.number), self._build_folder):
                 wipe(folder)
             self._folders.settings(self.number).unlink(missing_ok=True)
         except OSError as error:
-            _LOG.warning("files of generation %d are left until the end: %s", self.number, error)
+            _LOG.warning(
+                "files of generation %d cannot be deleted and stay until the daemon stops: %s",
+                self.number,
+                error,
+            )
 
     def _end_if_idle(self) -> None:
-        if self.lifecycle.state is State.RETIRED and not self.living and not self.lifecycle.owed:
-            _LOG.info("generation %d has no process left", self.number)
+        if (
+            self.lifecycle.state is ProcessState.RETIRED
+            and not self.running_pids
+            and not self.lifecycle.unanswered
+        ):
+            _LOG.info("generation %d has ended: its last process has ended", self.number)
             self.discard()
 
     # --- the zygote -------------------------------------------------------
 
-    def _launch(self) -> Child:
+    def _launch(self) -> ChildProcess:
         arguments = ["--config", str(self._folders.settings(self.number))]
         return launch("ppdaemon.worker.zygote", arguments, self._lifeline, self._environment, self._log)
 
@@ -246,21 +233,21 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
                 self._ready()
                 return
             case messages.Reaped(pid=pid):
-                self.living.discard(pid)
+                self.running_pids.discard(pid)
             case messages.Forked() if len(descriptors) != 2:
-                message, descriptors = _disown(message, descriptors), []
+                message, descriptors = _refuse_forked(message, descriptors), []
             case messages.Forked(pid=pid):
-                self.living.add(pid)
+                self.running_pids.add(pid)
                 self._not_forked = ""
         if not isinstance(message, messages.Reaped):
             self._answered((message.role, message.slot, message.epoch))
         if isinstance(message, messages.ForkFailed):
             self._not_forked = message.reason
-        self._pass_on(message, descriptors)
+        self._forward(message, descriptors)
         self._end_if_idle()
 
-    def _pass_on(self, message: messages.ForkFact, descriptors: list[int]) -> None:
-        """Give the template's process what is its, and the supervisor the rest."""
+    def _forward(self, message: messages.ForkFact, descriptors: list[int]) -> None:
+        """Pass messages about the template's process to it, and all others to the supervisor."""
         match message:
             case messages.Forked(role="template") if self._template is not None:
                 self._template.forked(message, descriptors)
@@ -274,27 +261,28 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             case _:
                 self._on_message(message, descriptors)
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._count["zygote_gone"] += 1
-        self.living.clear()
+        # Unknown from now on: no zygote reports their end. The supervisor reaps them.
+        self.running_pids.clear()
         if not self._booted.done():
-            text = f"the zygote cannot start: it {manner}\n{self._last_lines()}"
+            text = f"the zygote cannot start: it {cause}\n{self._last_lines()}"
             self._booted.set_exception(ZygoteFailed(text.strip()))
             self.close()
-        for role, slot, epoch in owed:
-            reason = f"the zygote {manner}"
-            self._pass_on(messages.ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
+        for role, slot, epoch in unanswered:
+            reason = f"the zygote {cause}"
+            self._forward(messages.ForkFailed(role=role, slot=slot, epoch=epoch, reason=reason), [])
 
 
-def _disown(message: messages.Forked, descriptors: list[int]) -> messages.ForkFailed:
-    """Refuse a process whose descriptors did not all come: this process has
-    no room for them, and the kernel has dropped the others.
+def _refuse_forked(message: messages.Forked, descriptors: list[int]) -> messages.ForkFailed:
+    """Kill a process whose descriptors did not all arrive: this process has no free descriptors,
+    and the kernel has dropped the others.
     """
     for descriptor in descriptors:
         os.close(descriptor)
     try:
-        # By number, since there is no pidfd: it was forked a moment ago, and
-        # a number is not used again before all others were.
+        # By pid, since there is no pidfd: it was forked a moment ago, and the
+        # kernel reuses a pid only after all others.
         os.kill(message.pid, signal.SIGKILL)
     except ProcessLookupError:
         _LOG.debug("process %d has ended already", message.pid)

@@ -9,28 +9,28 @@ from typing import Any
 
 from ppdaemon.backoff import Backoff
 
-__all__ = ("Due", "Kill", "Lifecycle", "Serve", "Start", "State")
+__all__ = ("DueAction", "Kill", "Lifecycle", "ProcessState", "Serve", "Start")
 
 
-class State(Enum):
-    """Of one child process."""
+class ProcessState(Enum):
+    """The states of one child process."""
 
     PAUSING = auto()
-    """There is none; the next one is started after the pause."""
+    """There is no process; the next one is started after the pause."""
     STARTING = auto()
-    """It was asked for, or boots."""
+    """The process was asked for, or boots."""
     SERVING = auto()
-    """It takes orders."""
-    RESTING = auto()
-    """It could not carry out an order; the next one is sent after the pause."""
+    """The process takes orders."""
+    RETRYING = auto()
+    """The process could not carry out an order; the next order is sent after the pause."""
     REPLACING = auto()
-    """It gets no more orders and is to end; another one follows at once."""
+    """The process gets no more orders and is to end; another one follows at once."""
     RETIRED = auto()
-    """It gets no more orders; none follows when it ends."""
+    """The process gets no more orders; none follows when it ends."""
     KILLED = auto()
-    """It was late, or sent an invalid message; its end is waited for."""
+    """The process was late or sent an invalid message, and was killed; it has not ended yet."""
     CLOSED = auto()
-    """It was killed for good, or there is none any more."""
+    """The process was killed and none follows, or there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,13 @@ class Kill:
     """Such as ``was not ready in 60 s``."""
 
 
-type Due = Start | Serve | Kill
+type DueAction = Start | Serve | Kill
 
 
 class Lifecycle:
-    """The state, the deadlines and the pauses of one child process.
-
-    Parameters
-    ----------
-    boot_s, answer_s : `float`
-        How long a start, or the end of one that is replaced, and the answer
-        to an order may take.
-    first_pause_s, longest_pause_s, steady_s : `float`
-        See `~ppdaemon.backoff.Backoff`.
+    """The state, deadlines and pauses of one child process. `boot_s` limits a start, and the end
+    of a process that is replaced; `answer_s` limits the answer to an order. The pauses are
+    those of `~ppdaemon.backoff.Backoff`.
     """
 
     def __init__(
@@ -75,10 +69,10 @@ class Lifecycle:
         longest_pause_s: float,
         steady_s: float = math.inf,
     ):
-        self.state = State.PAUSING
-        self.owed: dict[Any, float] = {}
-        """Until when each order has to be answered, the oldest first."""
-        self.manner = ""
+        self.state = ProcessState.PAUSING
+        self.unanswered: dict[Any, float] = {}
+        """Monotonic deadline of the answer to each order, the oldest first."""
+        self.cause = ""
         """How the last process ended, such as ``was killed by SIGKILL``."""
         self._boot_s = boot_s
         self._answer_s = answer_s
@@ -87,116 +81,118 @@ class Lifecycle:
         self.set_pauses(first_pause_s, longest_pause_s)
 
     def set_pauses(self, first_s: float, longest_s: float) -> None:
-        """Pause so long from now on, and begin with the shortest."""
+        """Use these pauses from now on, and begin with the shortest."""
         self._backoff = Backoff(first_s, longest_s, steady_s=self._steady_s)
 
     @property
     def deadline(self) -> float | None:
-        """When `due` is to be asked."""
+        """When `due` has to be called, in monotonic seconds."""
         match self.state:
-            case State.PAUSING | State.RESTING:
+            case ProcessState.PAUSING | ProcessState.RETRYING:
                 return self._backoff.due
-            case State.STARTING:
+            case ProcessState.STARTING:
                 return self._boot_until
-            case State.SERVING | State.RETIRED:
-                return next(iter(self.owed.values()), None)
-            case State.REPLACING:
-                return next(iter(self.owed.values()), self._boot_until)
+            case ProcessState.SERVING | ProcessState.RETIRED:
+                return next(iter(self.unanswered.values()), None)
+            case ProcessState.REPLACING:
+                return next(iter(self.unanswered.values()), self._boot_until)
         return None
 
-    def due(self, now: float) -> Due | None:
-        """Return what a deadline that has passed asks for."""
+    def due(self, now: float) -> DueAction | None:
+        """Return the action that follows if the deadline has passed."""
         if self.deadline is None or now < self.deadline:
             return None
         match self.state:
-            case State.PAUSING:
+            case ProcessState.PAUSING:
                 return Start()
-            case State.RESTING:
-                self.state = State.SERVING
+            case ProcessState.RETRYING:
+                self.state = ProcessState.SERVING
                 return Serve()
-            case State.STARTING:
+            case ProcessState.STARTING:
                 return Kill(f"was not ready in {self._boot_s:g} s")
-        if self.owed:
+        if self.unanswered:
             return Kill(f"has not answered for {self._answer_s:g} s")
         return Kill(f"has not ended in {self._boot_s:g} s")
 
     def started(self, now: float) -> None:
-        """A process was asked for; one that was asked for before does not count."""
-        self.state = State.STARTING
+        """Note that a process was asked for; an earlier one that has not started yet is disregarded."""
+        self.state = ProcessState.STARTING
         self._boot_until = now + self._boot_s
 
     def ready(self) -> None:
-        """The process takes orders."""
-        if self.state is State.STARTING:
-            self.state = State.SERVING
+        """Note that the process takes orders."""
+        if self.state is ProcessState.STARTING:
+            self.state = ProcessState.SERVING
 
     def ordered(self, order: Hashable, now: float) -> None:
-        """An order was sent."""
-        self.owed[order] = now + self._answer_s
+        """Note that an order was sent."""
+        self.unanswered[order] = now + self._answer_s
 
     def answered(self, order: Hashable, now: float) -> None:
-        """An order was answered, or nobody waits for the answer any more."""
-        self.owed.pop(order, None)
-        if self.state is State.REPLACING:
+        """Note that an order was answered, or that its answer is no longer needed."""
+        self.unanswered.pop(order, None)
+        if self.state is ProcessState.REPLACING:
             self._boot_until = now + self._boot_s
 
     def succeeded(self) -> None:
-        """The process does what it is for: the next failure is the first in a row."""
+        """Reset the pauses: the process has carried out an order."""
         self._backoff.succeeded()
 
     def failed(self, now: float) -> None:
-        """An order could not be carried out: the next one is sent after a pause."""
+        """Pause before the next order: this one could not be carried out."""
         self._backoff.failed(now)
-        if self.state is State.SERVING:
-            self.state = State.RESTING
+        if self.state is ProcessState.SERVING:
+            self.state = ProcessState.RETRYING
 
     def replace(self, now: float) -> None:
-        """Another process is wanted."""
-        if self.state in (State.STARTING, State.SERVING, State.RESTING):
-            self.state = State.REPLACING
+        """Replace the process by another one."""
+        if self.state in (ProcessState.STARTING, ProcessState.SERVING, ProcessState.RETRYING):
+            self.state = ProcessState.REPLACING
             self._boot_until = now + self._boot_s
 
     def retire(self) -> None:
-        """No process is wanted after this one, unless it is killed already."""
-        if self.state in (State.STARTING, State.SERVING):
-            self.state = State.RETIRED
+        """Start no process after this one, unless it was killed already."""
+        if self.state in (ProcessState.STARTING, ProcessState.SERVING):
+            self.state = ProcessState.RETIRED
 
     def killed(self, reason: str) -> None:
-        """The process is killed; what it is owed is owed until it has ended."""
-        self.manner = reason
-        self.state = State.CLOSED if self.state is State.RETIRED else State.KILLED
+        """Note that the process was killed; its orders stay unanswered until it has ended, since
+        its last messages may answer them.
+        """
+        self.cause = reason
+        self.state = ProcessState.CLOSED if self.state is ProcessState.RETIRED else ProcessState.KILLED
 
-    def ended(self, manner: str, now: float) -> None:
-        """The process has ended, or could not be started."""
-        self.owed.clear()
+    def ended(self, cause: str, now: float) -> None:
+        """Note that the process has ended, or could not be started."""
+        self.unanswered.clear()
         match self.state:
-            case State.CLOSED:
+            case ProcessState.CLOSED:
                 return
-            case State.RETIRED:
-                self.state, self.manner = State.CLOSED, manner
-            case State.REPLACING:
-                self.state = State.PAUSING
+            case ProcessState.RETIRED:
+                self.state, self.cause = ProcessState.CLOSED, cause
+            case ProcessState.REPLACING:
+                self.state = ProcessState.PAUSING
                 self._backoff.succeeded()
             case before:
-                self.manner = self.manner if before is State.KILLED else manner
-                self.state = State.PAUSING
+                self.cause = self.cause if before is ProcessState.KILLED else cause
+                self.state = ProcessState.PAUSING
                 self._backoff.failed(now)
 
     def close(self) -> None:
-        """No process is wanted any more."""
-        self.state = State.CLOSED
+        """Start no more processes."""
+        self.state = ProcessState.CLOSED
 
     def problem(self, now: float) -> str:
-        """Return why there is no process, or why it may soon be gone; or blank."""
+        """Return why there is no process, or why it is unreliable; or blank."""
         deaths = self._backoff.failures
-        text = f"{self.manner}, {deaths} deaths in a row" if deaths > 1 else self.manner
+        text = f"{self.cause}, {deaths} deaths in a row" if deaths > 1 else self.cause
         match self.state:
-            case State.KILLED:
-                return f"{self.manner}; it is killed"
-            case State.PAUSING if deaths:
+            case ProcessState.KILLED:
+                return f"{self.cause}; it is killed"
+            case ProcessState.PAUSING if deaths:
                 return f"{text}; the next one starts in {self._backoff.remaining_s(now):.0f} s"
-            case State.STARTING if deaths:
+            case ProcessState.STARTING if deaths:
                 return f"{text}; the next one boots"
-            case State.SERVING if deaths > 1 and now - self._backoff.due < self._steady_s:
+            case ProcessState.SERVING if deaths > 1 and now - self._backoff.due < self._steady_s:
                 return text
         return ""

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The reader: one process that reads objects in stores.
 
-Started with the arrivals, again with growing pauses whenever it dies, and
-killed when it owes an answer for too long: what it was to read is then asked
-for again, of the next one.
+It starts with the arrivals, restarts with growing pauses whenever it dies, and is killed when
+an answer takes too long: callers then ask the next one again.
 """
 
 import asyncio
@@ -13,44 +12,32 @@ from typing import Any, Literal
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import READER_FACTS, ObjectRead, ObjectUnread, ReaderFact, ReaderReady, ReadObject
-from ppdaemon.node.processes.child import Child, Lifeline, launch
-from ppdaemon.node.processes.lifecycle import Lifecycle, State
+from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
 
 __all__ = ("ReaderProcess",)
 
 AT_ONCE = 8
-"""Objects asked for at once; as many as the process has threads."""
+"""Maximum of objects that are read at the same time; the process has as many threads."""
 BOOT_S = 60.0
-"""The import of lsst.resources takes 1 s; a busy machine is waited for."""
+"""The import of lsst.resources takes 1 s; much longer on a busy machine."""
 ANSWER_S = 30.0
-"""A store is tried several times in this time."""
+"""A store is tried several times within this time."""
 
 STORE_ENVIRONMENT = {
-    # A read that hangs is to be an answer, not the end of the process:
-    # lsst.resources waits for minutes by itself.
+    # A read that hangs must end with an error before ANSWER_S, which kills the
+    # process: the defaults of lsst.resources are minutes.
     "LSST_HTTP_TIMEOUT_CONNECT": "4",
     "LSST_HTTP_TIMEOUT_READ": "8",
     "LSST_HTTP_BACKOFF_MIN": "0.1",
     "LSST_HTTP_BACKOFF_MAX": "0.3",
 }
-"""Unless the daemon's environment, or ``workers.environment``, has others."""
+"""Defaults; the daemon's environment and ``workers.environment`` take precedence."""
 
 
 class ReaderProcess(SupervisedProcess[ReaderFact]):
-    """Keeps one reader, and has objects read by it.
-
-    Parameters
-    ----------
-    lifeline : `~ppdaemon.node.processes.child.Lifeline`
-        Ends the process with the supervisor.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Of the process, beside `STORE_ENVIRONMENT`.
-    log : `pathlib.Path`
-        The file of its output.
-    answer_s : `float`, optional
-        How long an answer may take.
-    """
+    """Supervises one reader, and reads objects by it."""
 
     def __init__(
         self, lifeline: Lifeline, environment: Mapping[str, str], log: Path, answer_s: float = ANSWER_S
@@ -60,9 +47,10 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
         self.read = 0
         """Objects read since the start."""
         self.failed = 0
-        """Objects that were there and could not be read."""
+        """Objects that exist and could not be read."""
         self._lifeline = lifeline
         self._environment = {**STORE_ENVIRONMENT, **environment}
+        # The time limit of an answer starts when its order is sent: other callers wait here.
         self._room = asyncio.Semaphore(AT_ONCE)
         self._serving = asyncio.Event()
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -70,48 +58,30 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
 
     @property
     def live(self) -> bool:
-        """Whether it answers."""
-        return self.lifecycle.state is State.SERVING
+        """Whether the process answers."""
+        return self.lifecycle.state is ProcessState.SERVING
 
     @property
     def note(self) -> str:
-        """What it has read, or why it does not."""
+        """How many objects it has read, or why it does not."""
         figures = f"{self.read} objects read, {self.failed} failed" if self.live else "starting"
         return self.problem or figures
 
     async def ask(self, what: Literal["json", "header"], uri: str) -> dict[str, Any]:
-        """Have an object read.
-
-        Parameters
-        ----------
-        what : `str`
-            ``json`` for all of it, ``header`` for the primary header of a
-            FITS file.
-        uri : `str`
-            Escaped.
-
-        Returns
-        -------
-        content : `dict`
-            Those of `~ppdaemon.messages.FACT_KEYS` that it has.
-
-        Raises
-        ------
-        FileNotFoundError
-            Raised if there is no such object.
-        TimeoutError
-            Raised if the store, or the reader, does not serve now.
-        ppdaemon.errors.BadMessage
-            Raised if it cannot be understood.
+        """Read an object, given by its escaped URI: all of it (``json``), or the primary header
+        of a FITS file (``header``). Return those of `~ppdaemon.messages.FACT_KEYS` that it
+        has. Raise `FileNotFoundError` if there is no such object, `TimeoutError` if the store
+        or the reader does not serve now, and `~ppdaemon.errors.BadMessage` if the content is
+        invalid.
         """
         async with self._room:
             async with asyncio.timeout(BOOT_S):
                 await self._serving.wait()
             self._number += 1
             number = self._number
-            # It may have died in the moment in which it was ready.
+            # It may have died just after it became ready.
             if not self._order(number, ReadObject(number=number, what=what, uri=uri)):
-                raise TimeoutError("the reader takes no order")
+                raise TimeoutError("the reader does not accept orders now")
             answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
             self._answers[number] = answer
             try:
@@ -120,7 +90,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
                 del self._answers[number]
                 self._answered(number)
 
-    def _launch(self) -> Child:
+    def _launch(self) -> ChildProcess:
         arguments = ["--log", str(self._log)]
         return launch("ppdaemon.worker.reader", arguments, self._lifeline, self._environment, self._log)
 
@@ -136,7 +106,7 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
         self.failed += isinstance(message, ObjectUnread) and message.why != "missing"
         answer = self._answers.get(message.number)
         if answer is None or answer.done():
-            return  # nobody waits any more
+            return  # the caller was canceled
         match message:
             case ObjectRead(content=content):
                 answer.set_result(content)
@@ -147,8 +117,8 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
             case ObjectUnread(reason=reason):
                 answer.set_exception(TimeoutError(reason))
 
-    def _lost(self, manner: str, owed: list[Any]) -> None:
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._serving.clear()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(TimeoutError(f"the reader {manner}"))
+                answer.set_exception(TimeoutError(f"the reader {cause}"))

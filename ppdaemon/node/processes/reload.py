@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From one configuration to the next while the daemon runs.
+"""Replaces the configuration while the daemon runs.
 
-A new generation is made beside the present one, and takes over when it can
-serve. Whatever goes wrong before leaves everything as it was.
+A new generation is created beside the current one, and takes over when it can serve. An error
+before that leaves everything as it was.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 FIXED_PARTS = ("node", "relay", "arrivals")
 RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
-"""What may change in the parts that are fixed otherwise."""
+"""Keys that may change although the rest of their part may not."""
 
 
 def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
@@ -39,17 +39,8 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
 
 
 class Generations:
-    """The present generation, those before it that still have processes, and
-    one that is to come.
-
-    Parameters
-    ----------
-    read_config : `~collections.abc.Callable`
-        Reads and checks the configuration file.
-    on_message : `~ppdaemon.node.processes.generation.OnMessage`
-        What becomes of workers and exporters.
-    switch : `~collections.abc.Callable`
-        Called with the new configuration when its generation can serve.
+    """The current generation, earlier ones that still have processes, and one that is being
+    created. `switch` is called with the new configuration when its generation can serve.
     """
 
     def __init__(
@@ -64,14 +55,14 @@ class Generations:
         count: Counter[str],
     ):
         self.reloaded_tai: float | None = None
-        """When the present generation took over, if it is not the first."""
+        """When the current generation took over, if it is not the first."""
         self.refusal = ""
-        """Why the last reload that nobody waited for was refused, or blank."""
+        """Why the last reload by a signal was refused, or blank."""
         self._read_config = read_config
         self._clock = clock
         self._switch = switch
         self._count = count
-        self._make = partial(
+        self._create = partial(
             Generation,
             folders=NodeFolders.of(config),
             lifeline=lifeline,
@@ -80,56 +71,50 @@ class Generations:
             on_message=on_message,
             count=count,
         )
-        self._made = 0
-        self._all: list[Generation] = []
+        self._last_number = 0
+        self._generations: list[Generation] = []
         self._reloading = False
-        self._present = self._new(config)
+        self._current = self._new(config)
 
     @property
     def number(self) -> int:
-        """The present generation's."""
-        return self._present.number
+        """The number of the current generation."""
+        return self._current.number
 
     @property
     def template_ms(self) -> float | None:
-        """How long the present template took to make."""
-        return self._present.template_ms
+        """The time that the current template took to create."""
+        return self._current.template_ms
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What an operator should look at."""
-        return tuple(filter(None, (self._present.problem, self.refusal)))
+        """Problems for operators."""
+        return tuple(filter(None, (self._current.problem, self.refusal)))
 
     async def start(self) -> None:
-        """Have the first generation; raises as its `~Generation.make` does."""
-        await self._present.make()
+        """Create the first generation; raises the errors of `Generation.make`."""
+        await self._current.make()
 
     def processes(self) -> tuple[set[int], set[int]]:
-        """Return the zygotes of all generations, and what they have forked that
-        is not known to be dead.
+        """Return the zygotes of all generations, and the processes forked by them that are not
+        known to have ended.
         """
-        zygotes = {generation.pid for generation in self._all if generation.pid is not None}
-        return zygotes, {pid for generation in self._all for pid in generation.living}
+        zygotes = {generation.pid for generation in self._generations if generation.pid is not None}
+        return zygotes, {pid for generation in self._generations for pid in generation.running_pids}
 
     def ask(self, order: ForkWorker) -> bool:
-        """Ask for a process of the present generation; `False` if there can be none now."""
-        return self._present.ask(order)
+        """Ask for a process of the current generation; return `False` if that is impossible now."""
+        return self._current.ask(order)
 
     async def reload(self) -> None:
-        """Read the file again and go over to what it says.
-
-        Raises
-        ------
-        ppdaemon.errors.ConfigError
-            Raised with all errors of the file.
-        ppdaemon.errors.Refused
-            Raised if a key cannot change at run time, or another reload runs.
-        ppdaemon.errors.PPDaemonError
-            Raised if there is no zygote or no template of the new kind. In
-            each case everything is as before.
+        """Read the configuration file again and apply it. Raise `~ppdaemon.errors.ConfigError`
+        with all errors of the file, `~ppdaemon.errors.Refused` if a key cannot change at run
+        time or another reload runs, and `~ppdaemon.errors.PPDaemonError` if the new zygote or
+        template cannot be created; the old configuration stays in each case.
         """
+        # The reload awaits a thread and a process; a second one would interleave.
         if self._reloading:
-            raise Refused("a reload is under way")
+            raise Refused("another reload is under way; try again when it has ended")
         self._reloading = True
         try:
             await self._reload()
@@ -138,7 +123,7 @@ class Generations:
         self.refusal = ""
 
     async def reload_unattended(self) -> None:
-        """Reload; keep the reason of a refusal for `problems`."""
+        """Reload; record the reason of a refusal for `problems`."""
         try:
             await self.reload()
         except PPDaemonError as error:
@@ -147,32 +132,33 @@ class Generations:
 
     async def _reload(self) -> None:
         config = await asyncio.to_thread(self._read_config)
-        if keys := needs_restart(self._present.config, config):
+        if keys := needs_restart(self._current.config, config):
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
-        coming = self._new(config)
+        new = self._new(config)
         try:
-            await coming.make()
+            await new.make()
         except BaseException as error:
-            coming.discard()
+            new.discard()
             if isinstance(error, OSError):
-                raise Refused(f"the new generation cannot be made: {error}") from error
+                raise Refused(f"the new generation cannot be created: {error}") from error
             raise
-        before, self._present = self._present, coming
+        # Switched before the old one is retired: there is always one that takes orders.
+        before, self._current = self._current, new
         self.reloaded_tai = self._clock.tai()
         self._count["reloaded"] += 1
         self._switch(config)
         before.retire()
-        _LOG.info("reloaded: generation %d follows %d", coming.number, before.number)
+        _LOG.info("reloaded: generation %d replaces %d", new.number, before.number)
 
     async def close(self) -> None:
-        """End all zygotes."""
-        for generation in self._all:
+        """Kill all zygotes."""
+        for generation in self._generations:
             generation.close()
-            await generation.wiped()
+            await generation.wait_wiped()
 
     def _new(self, config: NodeConfig) -> Generation:
-        self._all = [generation for generation in self._all if not generation.over]
-        self._made += 1
-        generation = self._make(self._made, config)
-        self._all.append(generation)
+        self._generations = [generation for generation in self._generations if not generation.closed]
+        self._last_number += 1
+        generation = self._create(self._last_number, config)
+        self._generations.append(generation)
         return generation

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One child process that is kept: started, received from, killed when it is
-late, and started again when it has ended.
+"""One supervised child process: started, killed when it is late, and started again when it has
+ended.
 
-What is decided is `ppdaemon.node.processes.lifecycle`'s; here it is carried
-out. What a process is for, and how it is started, is its subclass's.
+`ppdaemon.node.processes.lifecycle` decides; this module carries out. Subclasses define how the
+process is started, its orders and its messages.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ import pydantic
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
-from ppdaemon.node.processes.child import Child, adopt
-from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, Serve, Start, State
+from ppdaemon.node.processes.child import ChildProcess, adopt
+from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
 from ppdaemon.processes import signal_name
 from ppdaemon.wire import decode, encode
 
@@ -31,26 +31,15 @@ __all__ = ("ForkedProcess", "SupervisedProcess")
 _LOG = logging.getLogger(__name__)
 
 LAST_LINES = 15
+"""Of a log, in an error message: enough for a traceback."""
 LAST_BYTES = 20_000
 
 
 class SupervisedProcess[Message: pydantic.BaseModel](ABC):
-    """Keeps one child process.
-
-    Parameters
-    ----------
-    name : `str`
-        For people.
-    log : `pathlib.Path`
-        The file of its output.
-    messages : `pydantic.TypeAdapter`
-        What it sends.
-    lifecycle : `~ppdaemon.node.processes.lifecycle.Lifecycle`
-        Its limits and pauses.
-    """
+    """Supervises one child process, whose output goes to `log`."""
 
     descriptors = 0
-    """How many descriptors may come with a message."""
+    """How many descriptors may arrive with a message."""
 
     def __init__(self, name: str, log: Path, messages: pydantic.TypeAdapter[Message], lifecycle: Lifecycle):
         self.lifecycle = lifecycle
@@ -58,7 +47,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self._log = log
         self._log_size = 0
         self._messages = messages
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -69,13 +58,13 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
 
     @property
     def problem(self) -> str:
-        """Why there is no process, or why it may soon be gone; or blank."""
+        """Why there is no process, or why it is unreliable; or blank."""
         text = self.lifecycle.problem(self._loop.time())
         return f"the {self._name} {text}; see {self._log}" if text else ""
 
     def start(self) -> None:
-        """Start the process, unless there is one or none is wanted any more."""
-        if self._child is not None or self.lifecycle.state is State.CLOSED:
+        """Start the process, unless there is one or none is to follow."""
+        if self._child is not None or self.lifecycle.state is ProcessState.CLOSED:
             return
         self.lifecycle.started(self._loop.time())
         self._log_size = self._log.stat().st_size if self._log.exists() else 0
@@ -85,7 +74,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
             self._end(f"cannot be started: {error}")
         else:
             if child is not None:
-                self._hold(child)
+                self._watch(child)
         self._set_timer()
 
     def retire(self) -> None:
@@ -94,8 +83,8 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self._set_timer()
 
     def close(self) -> None:
-        """Kill the process, and start no other. It is not waited for: the sweep
-        of orphans reaps it, also if it should survive KILL for a while.
+        """Kill the process, and start no other. Does not wait: the cleanup of orphans reaps it,
+        also if KILL does not end it for a while.
         """
         self.lifecycle.close()
         self._set_timer()
@@ -106,24 +95,24 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
     # --- for subclasses ---------------------------------------------------
 
     @abstractmethod
-    def _launch(self) -> Child | None:
-        """Start a process, or ask for one that is given to `_hold` later; may raise `OSError`."""
+    def _launch(self) -> ChildProcess | None:
+        """Start a process, or ask for one that is passed to `_watch` later; may raise `OSError`."""
 
     @abstractmethod
     def _received(self, message: Message, descriptors: list[int]) -> None:
-        """Act on a message; own the descriptors."""
+        """Handle a message; close the descriptors."""
 
     @abstractmethod
     def _serve(self) -> None:
-        """Send what can be sent: the process takes orders now."""
+        """Send pending orders: the process takes orders now."""
 
     @abstractmethod
-    def _lost(self, manner: str, owed: list[Any]) -> None:
-        """Give up these orders. Called once for each process that ends against
-        our will, could not be started, or is killed because it is late.
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
+        """Give up these orders. Called once for each process that ends unexpectedly, could not be
+        started, or is killed because it is late.
         """
 
-    def _hold(self, child: Child) -> None:
+    def _watch(self, child: ChildProcess) -> None:
         self._child = child
         self._loop.add_reader(child.channel, self._receive)
         self._loop.add_reader(child.pidfd, self._on_end)
@@ -134,11 +123,11 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self._serve()
 
     def _order(self, key: Hashable, message: pydantic.BaseModel) -> bool:
-        """Send an order that `_answered` has to be called for; return whether it was sent."""
-        if self.lifecycle.state is not State.SERVING or self._child is None:
+        """Send an order for which `_answered` has to be called; return whether it was sent."""
+        if self.lifecycle.state is not ProcessState.SERVING or self._child is None:
             return False
         if not self._child.send(encode(message)):
-            _LOG.warning("the %s takes no order", self._name)
+            _LOG.warning("the %s does not read its channel: an order was not sent", self._name)
             return False
         self.lifecycle.ordered(key, self._loop.time())
         self._set_timer()
@@ -152,7 +141,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         """Return the last lines that were logged since the start."""
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            # A log that was cut meanwhile is new from its beginning.
+            # A log that is shorter than at the start was cut meanwhile: read all of it.
             stream.seek(max(self._log_size if self._log_size <= size else 0, size - LAST_BYTES))
             return "\n".join(stream.read().decode(errors="replace").splitlines()[-LAST_LINES:])
         return ""
@@ -160,14 +149,14 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
     # --- what happens to the process --------------------------------------
 
     def _receive(self) -> bool:
-        """Take one message; return whether there may be another one."""
+        """Receive one message; return whether there may be another one."""
         assert self._child is not None
         try:
             packet, descriptors, _, _ = socket.recv_fds(self._child.channel, PACKET_LIMIT, self.descriptors)
         except BlockingIOError:
             return False
         except ConnectionResetError:
-            return True  # it died with orders unread: this comes once, before its last messages
+            return True  # it ended with unread orders: reported once, before its last messages
         except OSError:
             packet, descriptors = b"", []
         if not packet:
@@ -184,31 +173,31 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         return True
 
     def _on_end(self) -> None:
-        """Take the last messages, then reap: what it has done it has done."""
+        """Handle the last messages before the end: orders that they answer were carried out."""
         while self._child is not None and self._receive():
             pass
-        if self._child is not None:  # else a message has closed it
-            self._end(_manner(self._child.reap()))
+        if self._child is not None:  # it is `None` if a message closed the process
+            self._end(_describe_end(self._child.reap()))
             self._set_timer()
 
-    def _end(self, manner: str) -> None:
-        before, owed = self.lifecycle.state, list(self.lifecycle.owed)
+    def _end(self, cause: str) -> None:
+        before, unanswered = self.lifecycle.state, list(self.lifecycle.unanswered)  # `ended` clears them
         self._release()
-        self.lifecycle.ended(manner, self._loop.time())
-        if before not in (State.CLOSED, State.REPLACING, State.KILLED):
-            level = logging.INFO if before is State.RETIRED else logging.ERROR
-            _LOG.log(level, "the %s %s; see %s", self._name, manner, self._log)
-            self._lost(manner, owed)
+        self.lifecycle.ended(cause, self._loop.time())
+        if before not in (ProcessState.CLOSED, ProcessState.REPLACING, ProcessState.KILLED):
+            level = logging.INFO if before is ProcessState.RETIRED else logging.ERROR
+            _LOG.log(level, "the %s %s; see %s", self._name, cause, self._log)
+            self._give_up(cause, unanswered)
 
     def _kill(self, reason: str) -> None:
-        if self.lifecycle.state in (State.KILLED, State.CLOSED):
+        if self.lifecycle.state in (ProcessState.KILLED, ProcessState.CLOSED):
             return
         _LOG.error("the %s %s: it is killed", self._name, reason)
         self.lifecycle.killed(reason)
         if self._child is not None:
             self._child.signal(signal.SIGKILL)
-        self._lost(reason, list(self.lifecycle.owed))
-        if self._child is None:  # one that was asked for and never came
+        self._give_up(reason, list(self.lifecycle.unanswered))
+        if self._child is None:  # it was asked for and not forked in time
             self.lifecycle.ended(reason, self._loop.time())
         self._set_timer()
 
@@ -225,6 +214,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         if self._timer is not None:
             self._timer.cancel()
         at = self.lifecycle.deadline
+        # A timer that is late does no harm: `due` compares the time again.
         self._timer = None if at is None else self._loop.call_at(at, self._due)
 
     def _due(self) -> None:
@@ -239,16 +229,8 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
 
 
 class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
-    """Keeps one process that a generation starts.
-
-    Parameters
-    ----------
-    role, slot
-        What it is, and the number that names it among processes without a slot.
-    repo : `pathlib.Path`
-        Its folder.
-    ask_fork : `~collections.abc.Callable`
-        Returns whether the generation takes the order.
+    """Supervises one process that a generation starts. `slot` is a negative number that
+    identifies it among processes without a slot.
     """
 
     def __init__(
@@ -278,22 +260,26 @@ class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
             raise OSError("there is no zygote")
 
     def forked(self, message: Forked, descriptors: list[int]) -> None:
-        """Take over the process, or kill it if it comes too late."""
+        """Take over the process, or kill it if it was started too late."""
         child = adopt(message, descriptors)
-        if message.epoch == self._epoch and self._child is None and self.lifecycle.state is State.STARTING:
-            self._hold(child)
+        if (
+            message.epoch == self._epoch
+            and self._child is None
+            and self.lifecycle.state is ProcessState.STARTING
+        ):
+            self._watch(child)
         else:
             child.signal(signal.SIGKILL)
             child.close()
 
     def not_forked(self, reason: str) -> None:
-        """Try again later: the process could not be started."""
-        if self._child is None and self.lifecycle.state is State.STARTING:
+        """Try again after a pause: the process could not be started."""
+        if self._child is None and self.lifecycle.state is ProcessState.STARTING:
             self._end(f"was not forked: {reason}")
             self._set_timer()
 
 
-def _manner(status: int | None) -> str:
+def _describe_end(status: int | None) -> str:
     """Return how a process ended."""
     if status is None:
         return "ended"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The slots of a node: their states, their workers, and who gets which visit."""
+"""The slots of a node: their states, their workers, and the assignment of visits to them."""

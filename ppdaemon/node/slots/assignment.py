@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A visit-detector on its way through the node: facts, no decisions."""
+"""One visit-detector that the node has accepted, with the state of its raws. Holds data and
+derives facts; decides nothing.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ __all__ = ("Assignment", "Key")
 
 
 class Key(NamedTuple):
-    """What names one attempt at a visit-detector, everywhere."""
+    """The identity of one attempt at a visit-detector, used in the journal, in messages and on disk."""
 
     instrument: str
     group: str
@@ -25,138 +27,109 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One accepted visit-detector, and what became of its raws so far."""
+    """One accepted visit-detector, and the state of its raws."""
 
     key: Key
     visit: NextVisit
     pipelines: Pipelines
     no_image_at: float
-    """Monotonic: without a raw until then, none will come."""
+    """Monotonic seconds: without a raw until then, the outcome is `no_image`."""
     pointless_at: float
-    """Monotonic: not worth starting after this."""
+    """Monotonic seconds: the visit-detector is not started after this time."""
     quiet_s: float = math.inf
-    """When so long nothing came and nobody knows of more, that was all."""
+    """Where the number of exposures is unknown, the wait ends after this time without a new raw."""
     raws: tuple[Raw, ...] = ()
-    """Seen, in the order of arrival; one per exposure."""
-    came_at: float = -math.inf
-    """Monotonic: when the last of them was seen."""
-    lists: tuple[tuple[int, bool], ...] = ()
-    """Exposures whose list of detectors came, and whether this one is on it."""
+    """Raws that arrived, in order of arrival; one per exposure."""
+    last_raw_at: float = -math.inf
+    """Monotonic seconds: arrival of the last raw."""
+    detector_lists: tuple[tuple[int, bool], ...] = ()
+    """Exposures whose list of detectors arrived, and whether this detector is on the list."""
     ingested: tuple[int, ...] = ()
     """Exposures in the worker's repo."""
     refused: tuple[int, ...] = ()
-    """Exposures that cannot be used, or are not what was announced."""
+    """Exposures that are unusable, or do not belong to the announced visit."""
     remarks: tuple[str, ...] = ()
-    """Why, in the same order."""
+    """The reason for each refused exposure, in the same order."""
     avoid: int | None = None
-    """The slot of the attempt before."""
+    """The slot of the previous attempt: another one is preferred."""
     no_return: str = ""
-    """What the worker announced before the first irrevocable write."""
+    """The name that the worker reported before its first irrevocable write; blank before that."""
 
     @property
     def snaps(self) -> int | None:
-        """How many exposures the visit has, by its announcement or by their
-        headers, whichever says more; `None` if nobody has said.
+        """The number of exposures: the larger of the announced number and the number in the
+        headers; `None` if both are unknown.
         """
-        return max(self.visit.nimages, self._by_headers) or None
+        return max(self.visit.nimages, self._snaps_by_headers) or None
 
     @property
-    def settled(self) -> bool:
-        """Whether every raw seen is ingested or refused."""
+    def all_resolved(self) -> bool:
+        """Whether every raw that arrived is ingested or refused."""
         return len(self.ingested) + len(self.refused) >= len(self.raws)
 
     @property
-    def all_came(self) -> bool:
-        """Whether no further raw is to be expected.
-
-        An exposure that was taken without this detector counts as one that
-        came, unless the number was announced: a list is of its exposure, and
-        others may follow. Where nobody has said a number, the lists have.
+    def all_arrived(self) -> bool:
+        """Whether no further raw is expected. An exposure that was taken without this detector
+        counts as arrived, unless the number of exposures was announced: one list describes one
+        exposure, and others may follow. Without an announced number and a number in the
+        headers, the listed exposures are all that is expected.
         """
-        came = {raw.exposure for raw in self.raws}
+        arrived = {raw.exposure for raw in self.raws}
         if self.visit.nimages:
-            return len(came) >= max(self.visit.nimages, self._by_headers)
-        came |= {exposure for exposure, included in self.lists if not included}
-        if self._by_headers:
-            return len(came) >= self._by_headers
-        return bool(self.lists) and came.issuperset(exposure for exposure, _ in self.lists)
+            return len(arrived) >= max(self.visit.nimages, self._snaps_by_headers)
+        arrived |= {exposure for exposure, included in self.detector_lists if not included}
+        if self._snaps_by_headers:
+            return len(arrived) >= self._snaps_by_headers
+        return bool(self.detector_lists) and arrived.issuperset(
+            exposure for exposure, _ in self.detector_lists
+        )
 
     @property
     def complete(self) -> bool:
         """Whether all raws of the visit are ingested or refused."""
-        return self.settled and self.all_came
+        return self.all_resolved and self.all_arrived
 
     @property
-    def wait_until(self) -> float:
-        """Monotonic: when a further raw is not waited for any more.
-
-        What was announced, or is on a list, is waited for as long as an image
-        may take; what nobody knows of, or a header only, as long as it is not
-        quiet.
+    def wait_deadline(self) -> float:
+        """Monotonic seconds: when the wait for further raws ends. Announced and listed exposures
+        are waited for until the image deadline, and those in the headers where no number was
+        announced; further ones only while raws keep arriving.
         """
-        promised = any(included and not self.has(exposure) for exposure, included in self.lists)
-        enough = self.visit.nimages or self._by_headers or 1
-        if promised or self.all_came or len(self.raws) < enough:
+        listed = any(included and not self.has(exposure) for exposure, included in self.detector_lists)
+        enough = self.visit.nimages or self._snaps_by_headers or 1
+        if listed or self.all_arrived or len(self.raws) < enough:
             return self.no_image_at
-        return min(self.no_image_at, self.came_at + self.quiet_s)
+        return min(self.no_image_at, self.last_raw_at + self.quiet_s)
 
     @property
     def partial(self) -> bool:
-        """Whether the pipeline runs on fewer or more exposures than said."""
+        """Whether the pipeline runs on another number of exposures than expected."""
         return len(self.ingested) != (self.snaps or len(self.ingested))
 
     def has(self, exposure: int) -> bool:
-        """Tell whether a raw of this exposure was seen.
-
-        Parameters
-        ----------
-        exposure : `int`
-            Exposure id.
-
-        Returns
-        -------
-        seen : `bool`
-            Whether it was.
-        """
+        """Return whether a raw of this exposure arrived."""
         return any(raw.exposure == exposure for raw in self.raws)
 
     def with_remarks(self, reason: str) -> str:
-        """Return the reason of an outcome, why exposures were left out, and
-        what is contradictory about their number.
-
-        Parameters
-        ----------
-        reason : `str`
-            May be blank.
-
-        Returns
-        -------
-        text : `str`
-            Blank if there is nothing to tell.
+        """Return an outcome's reason, followed by the reasons for refused exposures and by a
+        contradiction between announced and actual number of exposures.
         """
-        announced, told = self.visit.nimages, self._by_headers
-        differ = announced and told and announced != told
-        contradiction = f"announced were {announced} images, their headers say {told}" if differ else ""
+        announced, by_headers = self.visit.nimages, self._snaps_by_headers
+        contradict = announced and by_headers and announced != by_headers
+        contradiction = (
+            f"{announced} images were announced, their headers say {by_headers}" if contradict else ""
+        )
         return "; ".join(filter(None, (reason, *self.remarks, contradiction)))
 
     def again(self, avoid: int | None) -> "Assignment":
-        """Return the next attempt.
-
-        Parameters
-        ----------
-        avoid : `int` or `None`
-            The slot of this attempt.
-
-        Returns
-        -------
-        assignment : `Assignment`
-            Nothing seen, nothing ingested, nothing announced.
+        """Return the next attempt, which prefers another slot; raws, ingests and point of no
+        return start empty.
         """
         key = self.key._replace(attempt=self.key.attempt + 1)
         times = self.no_image_at, self.pointless_at, self.quiet_s
         return Assignment(key, self.visit, self.pipelines, *times, avoid=avoid)
 
     @property
-    def _by_headers(self) -> int:
-        """What ``MAXINDEX`` says; 0 if it says nothing."""
+    def _snaps_by_headers(self) -> int:
+        """The number of exposures by the header key ``MAXINDEX``; 0 if no header has it."""
         return max((raw.snaps for raw in self.raws if raw.snaps), default=0)

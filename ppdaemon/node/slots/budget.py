@@ -9,31 +9,27 @@ from ppdaemon.backoff import Backoff
 __all__ = ("RestartBudget",)
 
 FIRST_PAUSE_S = 0.2
+"""After a single crash, and after the first fork that failed."""
 LONGEST_PAUSE_S = 60.0
 WINDOW_S = 300.0
 FAILURES = 5
-LONGEST_PUT_OFF_S = 2.0
-"""Where nothing was forked, trying again costs next to nothing."""
+LONGEST_FORK_PAUSE_S = 2.0
+"""A fork that failed used no resources, so it is tried again soon."""
 
 
 class RestartBudget:
-    """Counts a slot's failures: growing pauses, then quarantine.
-
-    Parameters
-    ----------
-    jitter : `~collections.abc.Callable`
-        Returns a number in [0, 1); slots that fail together should not
-        come back together.
+    """Counts a slot's failures: growing pauses, then quarantine. `jitter` returns random numbers
+    in [0, 1), so that slots that fail together restart at different times.
     """
 
     def __init__(self, jitter: Callable[[], float]):
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=jitter)
-        self._put_off = Backoff(FIRST_PAUSE_S, LONGEST_PUT_OFF_S, jitter=jitter)
+        self._fork_pauses = Backoff(FIRST_PAUSE_S, LONGEST_FORK_PAUSE_S, jitter=jitter)
 
     def failed(self, now: float) -> float | None:
-        """Count a failure at a monotonic time; return the seconds to wait
-        before the next fork, or `None` after 5 failures within 300 s.
+        """Count a failure at a monotonic time; return the seconds until the next fork, or `None`
+        after 5 failures within 300 s.
         """
         while self._failures and now - self._failures[0] > WINDOW_S:
             self._failures.popleft()
@@ -42,16 +38,16 @@ class RestartBudget:
             return None
         return self._pauses.pause_s(len(self._failures))
 
-    def put_off(self, now: float) -> float:
-        """Count a fork that did not happen, which is no failure of the worker;
-        return the seconds to wait before the next try.
+    def fork_failed(self, now: float) -> float:
+        """Count a failed fork, which is not a failure of the worker; return the seconds until the
+        next try.
         """
-        return self._put_off.failed(now)
+        return self._fork_pauses.failed(now)
 
     def forked(self) -> None:
-        """Note that forking works."""
-        self._put_off.succeeded()
+        """Reset the pause of failed forks: a fork succeeded."""
+        self._fork_pauses.succeeded()
 
-    def forgive(self) -> None:
-        """Forget all failures: an operator mended the cause."""
+    def reset(self) -> None:
+        """Forget all failures: an operator asked for a restart."""
         self._failures.clear()

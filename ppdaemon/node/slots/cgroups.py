@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Control groups, version 2: the limits that the kernel itself enforces.
+"""Control groups, version 2: limits that the kernel enforces.
 
-Where the service manager has delegated a group to the daemon (systemd:
-``Delegate=memory pids``), supervisor and zygote move into a leaf of it and
-each worker gets another one: with a memory limit that a worker cannot outrun
-between two samples, and with one word that kills all its descendants. What
-the kernel or the host does not offer is not enforced, and said so. See
-Documentation/admin-guide/cgroup-v2.rst of the kernel.
+Where the service manager has delegated a group to the daemon (systemd: ``Delegate=memory
+pids``), supervisor and zygote move into a leaf of it and each worker gets its own leaf: with a
+memory limit that it cannot exceed between two samples, and with a file that kills all its
+descendants at once. Limits that kernel or host do not support are not enforced, and reported
+as such. See Documentation/admin-guide/cgroup-v2.rst of the kernel.
 
-cgroupfs lives in memory: its files are read and written in the event loop.
+cgroupfs is in memory: its files are read and written in the event loop.
 """
 
 import contextlib
@@ -28,33 +27,19 @@ _LOG = logging.getLogger(__name__)
 
 SUPERVISOR = "supervisor"
 EMPTY_WAIT_S = 1.0
-"""How long killed descendants may take to be gone before the repo is wiped."""
+"""Time limit for the end of killed descendants before the repo is wiped."""
 
 PROC = Path("/proc/self")
 
 
 class NotDelegated(PPDaemonError):
-    """This process has no control group of its own to divide."""
+    """This process has no control group that it may divide."""
 
 
 def delegated_group(proc: Path = PROC) -> Path:
-    """Find the control group that is this process's own.
-
-    Parameters
-    ----------
-    proc : `pathlib.Path`, optional
-        Folder of ``cgroup`` and ``mountinfo``.
-
-    Returns
-    -------
-    folder : `pathlib.Path`
-        Of a group below a version 2 hierarchy's root, writable, and with no
-        other process in it: dividing it takes nothing from anybody.
-
-    Raises
-    ------
-    NotDelegated
-        Raised with the reason if there is no such group.
+    """Return the control group that is delegated to this process: below the root of a version 2
+    hierarchy, writable, and without other processes. `proc` is the folder of ``cgroup`` and
+    ``mountinfo``. Raise `NotDelegated` with the reason if there is none.
     """
     folder = _own_folder(proc)
     if folder.name == SUPERVISOR:  # systemd's DelegateSubgroup=
@@ -65,7 +50,7 @@ def delegated_group(proc: Path = PROC) -> Path:
         raise NotDelegated(f"control group {folder.name} is not delegated: it cannot be written")
     others = set(_read(folder / "cgroup.procs").split()) - {str(os.getpid())}
     if others:
-        raise NotDelegated(f"control group {folder.name} is not delegated: it holds others too")
+        raise NotDelegated(f"control group {folder.name} is not delegated: other processes are in it")
     return folder
 
 
@@ -87,44 +72,23 @@ def _own_folder(proc: Path) -> Path:
 
 @dataclass(slots=True)
 class Cgroups:
-    """The daemon's control group, divided: a leaf for each worker.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.WorkersConfig`
-        The limits.
-    base : `pathlib.Path` or `None`
-        The group to divide.
-    reason : `str`, optional
-        Why there is none.
+    """The daemon's control group, divided into a leaf for each worker; without a `base`, `reason`
+    says why there is none and every method does nothing.
     """
 
     config: WorkersConfig
     base: Path | None
     reason: str = ""
     trouble: str = field(default="", init=False)
-    """Why the last worker could not be limited, or blank."""
+    """Why the last worker has no limits by the kernel, or blank."""
     _refused: dict[str, str] = field(default_factory=dict)
-    """Why something is not enforced: ``memory``, ``pids``, ``kill``."""
-    _killed_before: dict[int, int] = field(default_factory=dict)
-    """How many kills a slot's leaf had counted when its worker came."""
+    """Why a limit is not enforced, by ``memory``, ``pids``, ``kill``."""
+    _earlier_kills: dict[int, int] = field(default_factory=dict)
+    """How many kills a slot's leaf had counted before its worker entered it."""
 
     @classmethod
     def claim(cls, config: WorkersConfig, proc: Path = PROC) -> "Cgroups":
-        """Divide the group of this process, if it has one.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.WorkersConfig`
-            The limits.
-        proc : `pathlib.Path`, optional
-            See `delegated_group`.
-
-        Returns
-        -------
-        cgroups : `Cgroups`
-            Enforces what can be enforced.
-        """
+        """Divide the group of this process, if it has one; log the limits that are enforced."""
         try:
             groups = cls(config, delegated_group(proc))
             groups._divide()
@@ -138,63 +102,44 @@ class Cgroups:
         assert self.base is not None
         supervisor = self.base / SUPERVISOR
         supervisor.mkdir(exist_ok=True)
-        # A group with processes in it cannot hand its controllers down.
+        # The kernel enables controllers only for the children of a group without processes.
         _write(supervisor / "cgroup.procs", str(os.getpid()))
         offered = _read(self.base / "cgroup.controllers").split()
-        wanted = [controller for controller in ("memory", "pids") if controller in offered]
-        for controller in {"memory", "pids"} - set(wanted):
+        enabled = [controller for controller in ("memory", "pids") if controller in offered]
+        for controller in {"memory", "pids"} - set(enabled):
             self._refused[controller] = f"{self.base.name} has no {controller} controller"
-        orders = " ".join(f"+{controller}" for controller in wanted)
+        text = " ".join(f"+{controller}" for controller in enabled)
         try:
-            _write(self.base / "cgroup.subtree_control", orders)
+            _write(self.base / "cgroup.subtree_control", text)
         except OSError as error:
-            self._refused |= dict.fromkeys(wanted, f"{self.base.name}: {error.strerror}")
+            self._refused |= dict.fromkeys(enabled, f"{self.base.name}: {error.strerror}")
         if not (supervisor / "cgroup.kill").exists():
             self._refused["kill"] = "cgroup.kill needs Linux 5.14"
-        for leaf in self.base.glob("worker-*"):  # of a run that was killed
+        for leaf in self.base.glob("worker-*"):  # of a previous run that was killed
             self._kill(leaf)
             _remove(leaf)
 
     def keeper(self, limit: str) -> str:
-        """Say whether the kernel enforces a limit.
-
-        Parameters
-        ----------
-        limit : `str`
-            ``memory``, ``pids`` or ``kill``.
-
-        Returns
-        -------
-        text : `str`
-            For people.
-        """
+        """Return a text that says whether the kernel enforces a limit: ``memory``, ``pids`` or ``kill``."""
         reason = self.reason or self._refused.get(limit, "")
         return f"not by the kernel: {reason}" if reason else "kernel (cgroup)"
 
-    def enter(self, slot: int, pid: int) -> None:
-        """Move a fresh worker into a leaf of its own.
-
-        Parameters
-        ----------
-        slot : `int`
-            The slot.
-        pid : `int`
-            The worker, before it has done anything.
-        """
+    def add_worker(self, slot: int, pid: int) -> None:
+        """Move a freshly forked worker, which has done nothing yet, into a new leaf."""
         if self.base is None:
             return
         leaf = self._leaf(slot)
         try:
-            # A new one each time: what the worker before has put into the
-            # shared cache stays charged to its leaf.
+            # A new one each time: files that the previous worker put into the
+            # shared cache stay charged to its leaf.
             _remove(leaf)
             leaf.mkdir(exist_ok=True)
             self._limit(leaf)
-            self._killed_before[slot] = self._kills(leaf)
-            with contextlib.suppress(ProcessLookupError):  # it is dead already
+            self._earlier_kills[slot] = self._oom_kills(leaf)
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
                 _write(leaf / "cgroup.procs", str(pid))
         except OSError as error:
-            self.trouble = f"worker {pid} of slot {slot} runs without a control group: {error}"
+            self.trouble = f"worker {pid} of slot {slot} runs without limits by the kernel: {error}"
             _LOG.error("%s", self.trouble)
         else:
             self.trouble = ""
@@ -203,7 +148,7 @@ class Cgroups:
         memory = self.config.memory
         if "memory" not in self._refused:
             _write(leaf / "memory.max", str(memory.hard + memory.ramdisk))
-            # Half a worker is of no use: its descendants die with it.
+            # A worker without its descendants cannot continue: kill all together.
             for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
                 if (leaf / name).exists():
                     _write(leaf / name, value)
@@ -211,57 +156,28 @@ class Cgroups:
             _write(leaf / "pids.max", str(self.config.tasks_max))
 
     def out_of_memory(self, slot: int) -> bool:
-        """Tell whether the kernel has killed a dead worker for its memory.
-
-        Parameters
-        ----------
-        slot : `int`
-            Its slot, before the next worker comes.
-
-        Returns
-        -------
-        killed : `bool`
-            `False` also where the kernel does not count.
+        """Return whether the kernel killed a slot's dead worker because of its memory; `False`
+        also where the kernel does not count. Valid until the next worker enters the leaf.
         """
-        return self.base is not None and self._kills(self._leaf(slot)) > self._killed_before.get(slot, 0)
+        return self.base is not None and self._oom_kills(self._leaf(slot)) > self._earlier_kills.get(slot, 0)
 
     def kill(self, slot: int) -> None:
-        """Kill all that a dead worker has left.
-
-        Parameters
-        ----------
-        slot : `int`
-            Its slot.
-        """
+        """Kill all processes that a dead worker left in its leaf."""
         if self.base is not None:
             self._kill(self._leaf(slot))
 
     def wait_empty(self, slot: int) -> None:
-        """Wait until a slot's leaf has no process, for a second at the most.
-
-        Blocks: to be called beside the event loop.
-
-        Parameters
-        ----------
-        slot : `int`
-            The slot.
-        """
+        """Wait until a slot's leaf has no process, for 1 s at most. Blocks: call it in a thread."""
         if self.base is not None:
             _wait_empty(self._leaf(slot), time.monotonic() + EMPTY_WAIT_S)
 
     def remove(self, slot: int) -> None:
-        """Remove a slot's leaf, if nothing is left in it.
-
-        Parameters
-        ----------
-        slot : `int`
-            The slot.
-        """
+        """Remove a slot's leaf if it is empty."""
         if self.base is not None:
             _remove(self._leaf(slot))
 
     def close(self) -> None:
-        """Kill all that is left in the leaves, and remove them."""
+        """Kill all processes in the leaves, and remove the leaves."""
         if self.base is None:
             return
         leaves = list(self.base.glob("worker-*"))
@@ -281,7 +197,7 @@ class Cgroups:
             with contextlib.suppress(FileNotFoundError):
                 _write(leaf / "cgroup.kill", "1")
 
-    def _kills(self, leaf: Path) -> int:
+    def _oom_kills(self, leaf: Path) -> int:
         try:
             events = _read(leaf / "memory.events")
         except FileNotFoundError:
@@ -294,7 +210,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, value: str) -> None:
-    """Write a file of cgroupfs, which never makes one."""
+    """Write to an existing file of cgroupfs."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, value.encode())
@@ -308,13 +224,13 @@ def _wait_empty(leaf: Path, until: float) -> None:
             poll = select.poll()
             poll.register(events, select.POLLPRI)
             while "populated 1" in events.read() and (left := until - time.monotonic()) > 0:
-                poll.poll(left * 1e3)  # a change of the file ends it
+                poll.poll(left * 1e3)  # the kernel reports a change of the file
                 events.seek(0)
     except FileNotFoundError:
         return
 
 
 def _remove(leaf: Path) -> None:
-    """Remove a leaf; one that is not empty yet is left for the next time."""
+    """Remove a leaf; one that is not empty yet is removed the next time."""
     with contextlib.suppress(OSError):
         leaf.rmdir()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a slot is told (facts, past tense) and what it asks for (orders).
+"""Events that a slot handles (facts, past tense) and actions that it returns (orders).
 
-The facts a worker says come as they are, from `ppdaemon.messages`.
+The facts that a worker sends are handled as they are, from `ppdaemon.messages`.
 """
 
 from collections.abc import Mapping
@@ -31,14 +31,14 @@ class WorkerNotForked:
 
 @dataclass(frozen=True, slots=True)
 class VisitAssigned:
-    """The scheduler gave this slot a visit-detector."""
+    """The scheduler assigned a visit-detector to this slot."""
 
     assignment: Assignment
 
 
 @dataclass(frozen=True, slots=True)
 class SlotAssigned:
-    """The scheduler has matched a queued visit-detector and an idle slot."""
+    """The scheduler matched a queued visit-detector with an idle slot."""
 
     assignment: Assignment
     slot: int
@@ -54,9 +54,7 @@ class RawArrived:
 
 @dataclass(frozen=True, slots=True)
 class ExposureListed:
-    """An exposure of the slot's visit was taken, and a list of its detectors
-    came.
-    """
+    """An exposure of the slot's visit was taken, and its list of detectors arrived."""
 
     exposure: int
     included: bool
@@ -65,7 +63,7 @@ class ExposureListed:
 
 @dataclass(frozen=True, slots=True)
 class RescanDone:
-    """The last look at the expected names is over; what it found was told."""
+    """The final rescan for expected raws is over; the raws that it found were delivered before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +75,15 @@ class CancelReceived:
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePassed:
-    """The present state lasted too long."""
+    """The time limit of the present state passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySampled:
-    """The meters read what this slot's worker uses."""
+    """The resource use of this slot's worker was measured."""
 
     used_bytes: int
-    """Private bytes plus RAM-disk repo."""
+    """Private memory plus RAM-disk repo."""
     repo_bytes: int = 0
     """RAM-disk repo alone."""
     cpu_s: float = 0.0
@@ -94,39 +92,39 @@ class MemorySampled:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolViolation:
-    """The worker said something that nobody could understand."""
+    """The worker sent a message that is invalid, or invalid in this state."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """The process is gone; everything it said has been heard."""
+    """The process ended; all its messages were handled before."""
 
     status: int | None
-    """Exit status, minus the signal's number, or `None` if unknown."""
+    """Exit status, minus the number of the signal, or `None` if unknown."""
     out_of_memory: bool = False
-    """The kernel killed it for its memory."""
+    """Whether the kernel killed it because of its memory limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetireAsked:
-    """This slot is not needed any more."""
+    """The slot is no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
-class RecycleAsked:
-    """This worker is of an old configuration: a new one after its visit."""
+class RecycleRequested:
+    """This worker has an old configuration and is replaced after its visit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartAsked:
-    """An operator wants a new worker here."""
+    """An operator asked for a new worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class KillAsked:
-    """An operator wants this worker dead."""
+    """An operator asked to kill the worker, or the daemon stops."""
 
     reason: str = "killed by an operator"
 
@@ -143,7 +141,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Give the worker an order."""
+    """Send the worker an order."""
 
     order: Prepare | Ingest | Process | GiveUp | Quit
 
@@ -157,24 +155,24 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class SetDeadline:
-    """Wake this slot at a monotonic time; replaces the one before."""
+    """Set the slot's deadline, in monotonic seconds; replaces the previous one."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class ClearDeadline:
-    """This state may last as long as it likes."""
+    """Remove the slot's deadline: this state has no time limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class WipeRepo:
-    """Close the dead worker's channel, kill what it left, delete its repo."""
+    """Close the dead worker's channel, kill its remaining descendants, delete its repo."""
 
 
 @dataclass(frozen=True, slots=True)
 class RescanRaws:
-    """Look at the expected names of a visit-detector, whatever was seen."""
+    """Look in the raw roots once more for the expected raws of a visit-detector."""
 
     key: Key
 
@@ -186,12 +184,12 @@ class NoteStage:
     key: Key
     stage: Stage
     tai: float | None = None
-    """When; `None` means when the pool performs this."""
+    """Time of the stage; `None` means the time at which the pool performs this."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoteMeasurements:
-    """Write into the journal what a step took, and what it brought."""
+    """Write measurements of a step into the journal, such as its duration and amounts of data."""
 
     key: Key
     figures: Mapping[str, Any]
@@ -199,7 +197,7 @@ class NoteMeasurements:
 
 @dataclass(frozen=True, slots=True)
 class NoteRaw:
-    """Write into the journal which exposures are in."""
+    """Write the ingested exposures into the journal."""
 
     key: Key
     exposures: tuple[int, ...]
@@ -208,7 +206,7 @@ class NoteRaw:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """This attempt at the visit-detector ended."""
+    """End this attempt at the visit-detector with an outcome."""
 
     assignment: Assignment
     outcome: Outcome
@@ -219,14 +217,12 @@ class Finish:
     spool: str | None = None
     datasets: int = 0
     may_have_left: bool = False
-    """Whether a mark or a spool may lie on disk that its worker sent no word of:
-    it died, or failed on the way.
-    """
+    """Whether a mark or a spool may be on disk that the worker did not report: it died or failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotChanged:
-    """The state changed: the scheduler and the watchers want to know."""
+    """Notify the scheduler and other observers of a change of the slot's state."""
 
     before: SlotState
     after: SlotState

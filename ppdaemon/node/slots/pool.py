@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The slots and what happens in them: performs what the slots decide.
+"""Performs the actions of all slots.
 
-Covers channels, pidfds, signals, deadlines and RAM-disk repos of all workers,
-without a thread or a task per worker. Decisions are `ppdaemon.node.slots.slot`'s;
-what concerns a visit and not a slot is handed to the supervisor.
+Covers channels, pidfds, signals, deadlines and RAM-disk repos of all workers, without a thread
+or a task per worker. Decisions are made in `ppdaemon.node.slots.slot`; actions that concern a
+visit are posted to the visits.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
-from ppdaemon.node.processes.child import Child, adopt, wipe
+from ppdaemon.node.processes.child import ChildProcess, adopt, wipe
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.cgroups import Cgroups
 from ppdaemon.node.slots.deadlines import Deadlines
@@ -32,27 +32,15 @@ __all__ = ("Pool", "VisitAction")
 _LOG = logging.getLogger(__name__)
 
 REAPED_WAIT_S = 0.2
-"""How long a pidfd's news waits for the zygote's, which has the status."""
+"""How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status."""
 
 VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | events.NoteRaw | events.RescanRaws
 
 
 @dataclass(eq=False)
 class Pool:
-    """All slots of a node.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.NodeConfig`
-        The node's configuration.
-    clock : `~ppdaemon.clock.Clock`
-        For deadlines.
-    ask_fork : `~collections.abc.Callable`
-        Gets a `~ppdaemon.messages.ForkWorker`, returns whether it was asked.
-    post : `~collections.abc.Callable`
-        Gets what concerns visits.
-    count : `collections.Counter`
-        Counts what operators want to know.
+    """All slots of a node. `ask_fork` returns whether the order was sent to a zygote; `post`
+    takes the actions that concern visits.
     """
 
     config: NodeConfig
@@ -66,9 +54,9 @@ class Pool:
         self.cgroups = Cgroups.claim(self.config.workers)
         self._folders = NodeFolders.of(self.config)
         self._watchers: list[Callable[[Slot, events.SlotChanged], None]] = []
-        self._children: dict[int, Child] = {}
+        self._children: dict[int, ChildProcess] = {}
         self._statuses: dict[int, int] = {}
-        self._unreaped: set[int] = set()  # dead, and the zygote has not said how
+        self._unreaped: set[int] = set()  # dead, and the exit status is unknown
         self._deadlines = Deadlines()
         self._wiping: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -77,17 +65,11 @@ class Pool:
     # --- from the supervisor ---------------------------------------------
 
     def watch(self, changed: Callable[[Slot, events.SlotChanged], None]) -> None:
-        """Call a function with each change of a slot's state from now on."""
+        """Call a function after each change of a slot's state from now on."""
         self._watchers.append(changed)
 
     def open_slot(self) -> Slot:
-        """Open a slot and fill it.
-
-        Returns
-        -------
-        slot : `~ppdaemon.node.slots.slot.Slot`
-            The new one, or one that was stopped before.
-        """
+        """Open a new slot, or one that was stopped before, and fork its worker."""
         stopped = (slot for slot in self.slots.values() if slot.state == SlotState.STOPPED)
         slot = next(stopped, None)
         if slot is None:
@@ -97,86 +79,46 @@ class Pool:
         return slot
 
     def reconfigure(self, config: NodeConfig) -> None:
-        """Go by another configuration; workers of the old one are replaced
-        after their visits.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.NodeConfig`
-            The new configuration.
-        """
+        """Use another configuration; workers of the old one are replaced after their visits."""
         self.config = config
         self.cgroups.config = config.workers
         for slot in self.slots.values():
-            slot.config = config.workers  # the present state's deadline stays
-            self.handle(slot.number, events.RecycleAsked())
+            slot.config = config.workers  # the deadline of the present state stays
+            self.handle(slot.number, events.RecycleRequested())
 
     def pids(self) -> dict[int, int]:
-        """Return the living workers.
-
-        Returns
-        -------
-        pids : `dict` [`int`, `int`]
-            Process id by slot.
-        """
+        """Return the process ids of the workers by slot."""
         return {number: child.pid for number, child in self._children.items()}
 
     def used_bytes(self) -> int:
-        """Return what all living workers use, as last sampled.
-
-        Returns
-        -------
-        size : `int`
-            Private bytes and RAM-disk repos.
-        """
+        """Return the memory and RAM-disk repos of all workers, as last sampled."""
         return sum(self.slots[number].used_bytes for number in self._children)
 
     def handle(self, number: int, event: object) -> None:
-        """Give a slot an event and perform what it asks for.
-
-        Parameters
-        ----------
-        number : `int`
-            The slot.
-        event : `object`
-            What happened.
+        """Give a slot an event and perform its actions. An event that is impossible in its state
+        is logged and counted: it must not stop the daemon.
         """
         slot = self.slots[number]
         try:
             actions = slot.handle(event, self.clock.mono())
         except InvalidTransition:
             self.count["invalid_transition"] += 1
-            _LOG.exception("slot %d cannot handle %r", number, event)
+            _LOG.exception("slot %d cannot handle %r in its state; the event is ignored", number, event)
             return
         self._perform(slot, actions)
 
     def deadline_of(self, number: int) -> float | None:
-        """Return when a slot's present state ends by itself.
-
-        Parameters
-        ----------
-        number : `int`
-            The slot.
-
-        Returns
-        -------
-        at : `float` or `None`
-            Monotonic seconds.
-        """
+        """Return when the time limit of a slot's state passes, in monotonic seconds, or `None`."""
         return self._deadlines.of(number)
 
     def state_counts(self) -> Counter[SlotState]:
-        """Count the slots in each state.
-
-        Returns
-        -------
-        slots : `collections.Counter`
-            By state.
-        """
+        """Count the slots in each state."""
         return Counter(slot.state for slot in self.slots.values())
 
     def close(self) -> None:
-        """Let go of every process; the lifeline ends those that still live."""
+        """Kill all workers and close their descriptors; the lifeline ends those that KILL does
+        not end at once.
+        """
         if self._timer:
             self._timer.cancel()
         for child in self._children.values():
@@ -188,76 +130,61 @@ class Pool:
 
     # --- from the zygote -------------------------------------------------
 
-    def forked(self, words: Forked, descriptors: list[int]) -> None:
-        """Take over a freshly forked worker.
-
-        Parameters
-        ----------
-        words : `~ppdaemon.messages.Forked`
-            What the zygote said.
-        descriptors : `list` [`int`]
-            Channel and pidfd.
-        """
-        child = adopt(words, descriptors)
-        slot = self.slots.get(words.slot)
-        if slot is None or slot.epoch != words.epoch or slot.state != SlotState.STARTING:
-            _LOG.warning("a worker came too late for slot %d epoch %d", words.slot, words.epoch)
+    def forked(self, message: Forked, descriptors: list[int]) -> None:
+        """Take over a freshly forked worker; `descriptors` are its channel and pidfd."""
+        # Before the checks: the descriptors have to be closed in any case.
+        child = adopt(message, descriptors)
+        slot = self.slots.get(message.slot)
+        if slot is None or slot.epoch != message.epoch or slot.state != SlotState.STARTING:
+            _LOG.warning(
+                "a worker of slot %d epoch %d started too late; it is killed", message.slot, message.epoch
+            )
             child.signal(signal.SIGKILL)
             child.close()
             return
-        self._children[words.slot] = child
-        self.cgroups.enter(child.slot, child.pid)
+        self._children[message.slot] = child
+        # Before its first order: what a process has allocated is not moved with it.
+        self.cgroups.add_worker(child.slot, child.pid)
         self._loop.add_reader(child.channel, self._read, child)
-        self._loop.add_reader(child.pidfd, self._ended, child)
-        self.handle(words.slot, events.WorkerForked(words.pid))
+        self._loop.add_reader(child.pidfd, self._on_exit, child)
+        self.handle(message.slot, events.WorkerForked(message.pid))
 
-    def not_forked(self, words: ForkFailed) -> None:
-        """Tell a slot that its fork failed.
-
-        Parameters
-        ----------
-        words : `~ppdaemon.messages.ForkFailed`
-            What the zygote said.
-        """
+    def not_forked(self, message: ForkFailed) -> None:
+        """Report a failed fork to its slot."""
         self.count["fork_failed"] += 1
-        slot = self.slots[words.slot]
-        if slot.epoch == words.epoch and slot.state == SlotState.STARTING:
-            self.handle(words.slot, events.WorkerNotForked(words.reason))
+        slot = self.slots[message.slot]
+        if slot.epoch == message.epoch and slot.state == SlotState.STARTING:
+            self.handle(message.slot, events.WorkerNotForked(message.reason))
 
-    def reaped(self, words: Reaped) -> None:
-        """Keep a dead process's status until its pidfd is read; most often
-        it has been, since the kernel tells both at once.
-
-        Parameters
-        ----------
-        words : `~ppdaemon.messages.Reaped`
-            What the zygote said.
+    def reaped(self, message: Reaped) -> None:
+        """Store a dead process's exit status until its pidfd is read; usually it was read before,
+        since the kernel reports both at once.
         """
-        child = next((child for child in self._children.values() if child.pid == words.pid), None)
+        child = next((child for child in self._children.values() if child.pid == message.pid), None)
         if child is None:
             return
-        self._statuses[words.pid] = words.status
-        if words.pid in self._unreaped:
-            self._bury(child)
+        self._statuses[message.pid] = message.status
+        if message.pid in self._unreaped:
+            self._report_death(child)
 
     # --- from the workers ------------------------------------------------
 
-    def _read(self, child: Child) -> None:
-        """Hear what a worker has said, up to a share of the pump's time."""
-        for _ in range(64):
+    def _read(self, child: ChildProcess) -> None:
+        """Handle the messages of a worker, 64 at most: the other workers share the event loop."""
+        for _ in range(64):  # a bound: a worker that sends without end must not stop the others
             try:
                 packet = child.channel.recv(PACKET_LIMIT + 1)
             except BlockingIOError:
                 return
             except OSError as error:
-                _LOG.warning("channel of slot %d: %s", child.slot, error)
+                _LOG.warning("channel of slot %d cannot be read and is closed: %s", child.slot, error)
                 packet = b""
             if not packet:
                 self._loop.remove_reader(child.channel)
                 return
-            self._hear(child, packet)
+            self._handle_packet(child, packet)
 
-    def _hear(self, child: Child, packet: bytes) -> None:
+    def _handle_packet(self, child: ChildProcess, packet: bytes) -> None:
         try:
             event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
@@ -265,30 +192,32 @@ class Pool:
             event = events.ProtocolViolation(str(error))
         self.handle(child.slot, event)
 
-    def _ended(self, child: Child) -> None:
-        """A pidfd became readable: the process is dead."""
-        self._loop.remove_reader(child.pidfd)
+    def _on_exit(self, child: ChildProcess) -> None:
+        """Wait for the exit status if it is unknown: the pidfd is readable, the process is dead."""
+        self._loop.remove_reader(child.pidfd)  # it stays readable
         if child.pid in self._statuses:
-            self._bury(child)
+            self._report_death(child)
         else:
             self._unreaped.add(child.pid)
-            self._loop.call_later(REAPED_WAIT_S, self._bury, child)
+            self._loop.call_later(REAPED_WAIT_S, self._report_death, child)
 
-    def _bury(self, child: Child) -> None:
-        """Hear the last words, then tell the slot."""
+    def _report_death(self, child: ChildProcess) -> None:
+        """Handle the last messages of a dead worker, then report its death to the slot."""
+        # Called a second time by the timer if the status arrives before it.
         self._unreaped.discard(child.pid)
         if self._children.get(child.slot) is not child:
             return
+        # A result in the channel counts: the worker sent it before its death.
         while child.has_message():
             self._read(child)
         status = self._statuses.pop(child.pid, None)
         self.handle(child.slot, events.WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
 
-    def _unwatch(self, child: Child) -> None:
+    def _unwatch(self, child: ChildProcess) -> None:
         self._loop.remove_reader(child.channel)
         self._loop.remove_reader(child.pidfd)
 
-    # --- what slots ask for ----------------------------------------------
+    # --- actions of the slots ----------------------------------------------
 
     def _perform(self, slot: Slot, actions: list[events.Action]) -> None:
         for action in actions:
@@ -307,8 +236,8 @@ class Pool:
                 case events.WipeRepo():
                     self._wipe(slot)
                 case events.NoteStage(key=key, stage=stage, tai=None):
-                    # Now, because the event waits its turn: a worker may be
-                    # at the next stage before this one is handled.
+                    # Stamped now: the event is queued, and the worker may be at
+                    # the next stage before it is handled.
                     self.post(events.NoteStage(key, stage, self.clock.tai()))
                 case (
                     events.Finish()
@@ -328,26 +257,28 @@ class Pool:
     def _send(self, slot: Slot, packet: bytes) -> None:
         child = self._children.get(slot.number)
         if child is not None and not child.send(packet):
-            # It is gone, and its pidfd will say so; or it does not read, and
-            # its deadline will.
+            # It has ended, and its pidfd reports that; or it does not read, and
+            # its deadline passes.
             self.count["order_unheard"] += 1
 
     def _fork(self, slot: Slot, epoch: int) -> None:
-        """Ask the zygote, after the repo of the worker before is gone."""
+        """Ask the zygote for a worker, after the repo of the previous one is deleted."""
         wiping = self._wiping.get(slot.number)
         if wiping is not None:
             wiping.add_done_callback(lambda _: self._fork(slot, epoch))
             return
+        # The slot may have changed while the repo was deleted.
         if slot.epoch != epoch or slot.state != SlotState.STARTING:
             return
         repo = self._folders.repo(slot.number)
         log = self._folders.logs / f"worker-{slot.number:04d}.log"
         try:
             repo.mkdir(parents=True, exist_ok=True)
-            if any(repo.iterdir()):  # the last wipe has failed
-                self._clear_beside(slot)
-                raise OSError(f"{repo} of the worker before cannot be deleted")
+            if any(repo.iterdir()):  # the last wipe failed
+                self._wipe_in_thread(slot)
+                raise OSError(f"{repo} of the previous worker cannot be deleted")
         except OSError as error:
+            # Later: this runs within `_perform`, and the slot must not change under it.
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
         order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
@@ -355,20 +286,21 @@ class Pool:
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked("no zygote"))
 
     def _wipe(self, slot: Slot) -> None:
-        """Close what the dead worker held, and delete its repo beside the loop."""
+        """Close the dead worker's descriptors, and delete its repo in a thread."""
         if child := self._children.pop(slot.number, None):
             self._unwatch(child)
             child.close()
+        # Before the deletion: a remaining descendant could write into the repo.
         self.cgroups.kill(slot.number)
-        self._clear_beside(slot)
+        self._wipe_in_thread(slot)
 
-    def _clear_beside(self, slot: Slot) -> None:
+    def _wipe_in_thread(self, slot: Slot) -> None:
         future = self._loop.run_in_executor(None, self._clear, slot.number)
         self._wiping[slot.number] = future
         future.add_done_callback(lambda done: self._wiped(slot, done))
 
     def _clear(self, number: int) -> None:
-        """Delete the repo when nobody is left who could write into it."""
+        """Delete the repo after the last process that could write into it has ended."""
         self.cgroups.wait_empty(number)
         wipe(self._folders.repo(number))
         self.cgroups.remove(number)
@@ -377,7 +309,11 @@ class Pool:
         del self._wiping[slot.number]
         if not done.cancelled() and (error := done.exception()):
             self.count["wipe_failed"] += 1
-            _LOG.error("repo of slot %d cannot be wiped: %s", slot.number, error)
+            _LOG.error(
+                "repo of slot %d cannot be deleted; its next worker waits until it can: %s",
+                slot.number,
+                error,
+            )
 
     def _set_timer(self) -> None:
         due = self._deadlines.next()

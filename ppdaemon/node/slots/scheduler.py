@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which slot gets which visit-detector, and how many slots there are. Pure.
+"""Assigns visit-detectors to slots, and decides how many slots there are. Pure.
 
-An idle worker that served the detector last is taken first, then any idle
-one, then a new slot while there may be more; else the visit-detector queues
-until it is pointless. Some idle workers are kept ready, surplus ones retired.
+The idle worker that served the same detector last is preferred, then any idle one, then a new
+slot while the maximum is not reached; otherwise the visit-detector is queued until it expires.
+Some idle workers are kept ready, surplus ones are retired.
 """
 
 from collections import OrderedDict
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots.assignment import Assignment, Key
 
-__all__ = ("Assign", "Decision", "Drop", "OpenSlot", "RetireSlot", "Scheduler")
+__all__ = ("Assign", "Drop", "OpenSlot", "RetireSlot", "Scheduler", "SchedulerAction")
 
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Give this visit-detector to this idle slot."""
+    """Assign this visit-detector to this idle slot."""
 
     assignment: Assignment
     slot: int
@@ -25,206 +25,155 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class OpenSlot:
-    """One more slot is wanted."""
+    """Open one more slot."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetireSlot:
-    """This idle slot is not needed."""
+    """Retire this idle slot."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """No worker became free while it made sense."""
+    """End this visit-detector: no worker became free in time, or the queue is full."""
 
     assignment: Assignment
     reason: str
 
 
-Decision = Assign | OpenSlot | RetireSlot
+SchedulerAction = Assign | OpenSlot | RetireSlot
 
 
 class Scheduler:
-    """Matches waiting visit-detectors and idle slots.
-
-    Parameters
-    ----------
-    config : `~ppdaemon.config.WorkersConfig`
-        Numbers of slots.
-    """
+    """Matches queued visit-detectors and idle slots."""
 
     def __init__(self, config: WorkersConfig):
         self.config = config
-        self._waiting: OrderedDict[Key, Assignment] = OrderedDict()
+        self._queue: OrderedDict[Key, Assignment] = OrderedDict()
         self._idle: OrderedDict[int, float] = OrderedDict()  # slot: idle since
         self._slots: set[int] = set()
-        self._rising: set[int] = set()  # slots on their way to idle
-        self._last: dict[int, tuple[str, int]] = {}  # slot: (instrument, detector)
-        self._home: dict[tuple[str, int], int] = {}  # (instrument, detector): slot
+        self._starting: set[int] = set()  # slots that will be idle soon
+        self._last_detector: dict[int, tuple[str, int]] = {}  # slot: (instrument, detector)
+        self._last_slot: dict[tuple[str, int], int] = {}  # (instrument, detector): slot
 
     @property
     def queued(self) -> int:
-        """How many visit-detectors wait for a worker (`int`)."""
-        return len(self._waiting)
+        """How many visit-detectors wait for a worker."""
+        return len(self._queue)
 
     def add(self, assignment: Assignment) -> Drop | None:
-        """Queue a visit-detector.
-
-        Parameters
-        ----------
-        assignment : `~ppdaemon.node.slots.assignment.Assignment`
-            Accepted and without an outcome.
-
-        Returns
-        -------
-        drop : `Drop` or `None`
-            What had to go because the queue is full: the oldest.
-        """
-        self._waiting[assignment.key] = assignment
-        if len(self._waiting) > max(self.config.queue, 1):
-            _, oldest = self._waiting.popitem(last=False)
+        """Queue a visit-detector; return the oldest one if the queue is full."""
+        self._queue[assignment.key] = assignment
+        if len(self._queue) > max(self.config.queue, 1):
+            _, oldest = self._queue.popitem(last=False)
             return Drop(oldest, f"more than {self.config.queue} visit-detectors wait for a worker")
         return None
 
     def remove(self, key: Key) -> Assignment | None:
-        """Take a visit-detector out of the queue.
-
-        Parameters
-        ----------
-        key : `~ppdaemon.node.slots.assignment.Key`
-            Which.
-
-        Returns
-        -------
-        assignment : `~ppdaemon.node.slots.assignment.Assignment` or `None`
-            `None` if it does not wait here.
-        """
-        return self._waiting.pop(key, None)
+        """Remove a visit-detector from the queue; return `None` if it is not queued."""
+        return self._queue.pop(key, None)
 
     def slot_opened(self, slot: int) -> None:
-        """Count a slot that is being filled."""
+        """Add a slot whose worker is starting."""
         self._slots.add(slot)
-        self._rising.add(slot)
+        self._starting.add(slot)
 
     def slot_idle(self, slot: int, now: float) -> None:
-        """Note that a slot's worker waits for a visit."""
-        self._rising.discard(slot)
+        """Note that a slot's worker is idle."""
+        self._starting.discard(slot)
         self._idle[slot] = now
 
     def slot_busy(self, slot: int) -> None:
-        """Note that a slot's worker is not to be had."""
-        self._rising.discard(slot)
+        """Note that a slot's worker is not available."""
+        self._starting.discard(slot)
         self._idle.pop(slot, None)
 
     def slot_starting(self, slot: int) -> None:
-        """Note that a slot will be idle soon, by itself."""
+        """Note that a slot will become idle without further orders."""
         self._slots.add(slot)
         self._idle.pop(slot, None)
-        self._rising.add(slot)
+        self._starting.add(slot)
 
     def slot_closed(self, slot: int) -> None:
-        """Forget a slot that is not filled any more."""
-        for members in (self._slots, self._rising):
+        """Remove a slot that has no worker and gets none."""
+        for members in (self._slots, self._starting):
             members.discard(slot)
         self._idle.pop(slot, None)
-        home = self._last.pop(slot, None)
-        if home is not None and self._home.get(home) == slot:
-            del self._home[home]
+        last = self._last_detector.pop(slot, None)
+        if last is not None and self._last_slot.get(last) == slot:
+            del self._last_slot[last]
 
-    def decide(self, now: float, *, growing: bool = True, room: int | None = None) -> list[Decision]:
-        """Decide what can be decided.
-
-        Parameters
-        ----------
-        now : `float`
-            Monotonic seconds.
-        growing : `bool`, optional
-            Whether slots may be opened or retired (not while stopping).
-        room : `int`, optional
-            For how many more workers the host has memory; any number if not
-            given. The least number of slots is filled all the same.
-
-        Returns
-        -------
-        decisions : `list`
-            To be carried out in order; the scheduler already counts with
-            them.
+    def decide(self, now: float, *, growing: bool = True, room: int | None = None) -> list[SchedulerAction]:
+        """Return the assignments and changes of slots to be carried out in order; the scheduler
+        already counts with them. `growing` is whether slots may be opened or retired; `room`
+        is for how many more workers the host has memory, `None` for any number. The minimum
+        number of slots is opened regardless of `room`.
         """
+        # Before the match: an idle slot above a lowered maximum must not get a visit.
         decisions = self._shrink() if growing else []
         decisions += self._match()
         if growing:
             decisions += self._resize(now, room)
         return decisions
 
-    def drop_pointless(self, now: float) -> list[Drop]:
-        """Take out of the queue what is not worth starting any more.
-
-        Parameters
-        ----------
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        drops : `list` [`Drop`]
-            The oldest first.
-        """
+    def drop_expired(self, now: float) -> list[Drop]:
+        """Remove the visit-detectors from the queue that are too late to be started, the oldest first."""
         drops = [
             Drop(assignment, "no worker became free in time")
-            for assignment in self._waiting.values()
+            for assignment in self._queue.values()
             if now >= assignment.pointless_at
         ]
         for drop in drops:
-            del self._waiting[drop.assignment.key]
+            del self._queue[drop.assignment.key]
         return drops
 
-    def _match(self) -> list[Decision]:
-        decisions: list[Decision] = []
-        while self._waiting and self._idle:
-            _, assignment = self._waiting.popitem(last=False)
-            place = (assignment.key.instrument, assignment.key.detector)
-            slot = self._pick(place, assignment.avoid)
+    def _match(self) -> list[SchedulerAction]:
+        decisions: list[SchedulerAction] = []
+        while self._queue and self._idle:
+            _, assignment = self._queue.popitem(last=False)
+            instrument_detector = (assignment.key.instrument, assignment.key.detector)
+            slot = self._choose_slot(instrument_detector, assignment.avoid)
             del self._idle[slot]
-            self._settle(slot, place)
+            self._remember(slot, instrument_detector)
             decisions.append(Assign(assignment, slot))
         return decisions
 
-    def _pick(self, place: tuple[str, int], avoid: int | None) -> int:
-        """Return the idle slot that served a detector last, or one that
-        nobody else will miss; a second attempt goes elsewhere if it can.
+    def _choose_slot(self, instrument_detector: tuple[str, int], avoid: int | None) -> int:
+        """Return the idle slot that served a detector last, or else one that served none; a
+        second attempt prefers another slot than the first.
         """
-        home = self._home.get(place)
-        if home is not None and home in self._idle and home != avoid:
-            return home
+        last_slot = self._last_slot.get(instrument_detector)
+        if last_slot is not None and last_slot in self._idle and last_slot != avoid:
+            return last_slot
         others = [slot for slot in self._idle if slot != avoid] or list(self._idle)
-        return next((slot for slot in others if slot not in self._last), others[0])
+        return next((slot for slot in others if slot not in self._last_detector), others[0])
 
-    def _settle(self, slot: int, place: tuple[str, int]) -> None:
-        before = self._last.get(slot)
-        if before is not None and self._home.get(before) == slot:
-            del self._home[before]
-        self._last[slot] = place
-        self._home[place] = slot
+    def _remember(self, slot: int, instrument_detector: tuple[str, int]) -> None:
+        before = self._last_detector.get(slot)
+        if before is not None and self._last_slot.get(before) == slot:
+            del self._last_slot[before]
+        self._last_detector[slot] = instrument_detector
+        self._last_slot[instrument_detector] = slot
 
-    def _resize(self, now: float, room: int | None) -> list[Decision]:
-        coming = len(self._idle) + len(self._rising)
-        wanted = len(self._waiting) + self.config.spare - coming
+    def _resize(self, now: float, room: int | None) -> list[SchedulerAction]:
+        available = len(self._idle) + len(self._starting)
+        missing = len(self._queue) + self.config.spare - available
         if room is not None:
-            wanted = min(wanted, room - len(self._rising))
-        wanted = max(wanted, self.config.min - len(self._slots))
-        wanted = min(wanted, self.config.max - len(self._slots))
-        if wanted > 0:
-            return [OpenSlot()] * wanted
-        return self._retire(now) if not self._waiting else []
+            missing = min(missing, room - len(self._starting))
+        missing = max(missing, self.config.min - len(self._slots))
+        missing = min(missing, self.config.max - len(self._slots))
+        if missing > 0:
+            return [OpenSlot()] * missing
+        return self._retire(now) if not self._queue else []
 
-    def _shrink(self) -> list[Decision]:
-        """Retire idle slots above the most there may be: it was lowered."""
+    def _shrink(self) -> list[SchedulerAction]:
+        """Retire idle slots beyond the maximum, after a reload lowered it."""
         surplus = max(len(self._slots) - self.config.max, 0)
         return [self._retire_slot(slot) for slot in list(self._idle)[:surplus]]
 
-    def _retire(self, now: float) -> list[Decision]:
+    def _retire(self, now: float) -> list[SchedulerAction]:
         most = min(len(self._idle) - self.config.spare, len(self._slots) - self.config.min)
         return [
             self._retire_slot(slot)
@@ -232,7 +181,7 @@ class Scheduler:
             if now - since >= self.config.retire_idle_s
         ]
 
-    def _retire_slot(self, slot: int) -> Decision:
+    def _retire_slot(self, slot: int) -> SchedulerAction:
         del self._idle[slot]
         self._slots.discard(slot)
         return RetireSlot(slot)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs the scheduler: tells it how slots change, carries out what it decides."""
+"""Runs the scheduler: passes changes of slots to it, and carries out its decisions."""
 
 import asyncio
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class SchedulerLoop:
 
     def __post_init__(self) -> None:
         self.growing = True
-        """Whether slots may be opened or retired; not while stopping."""
+        """Whether slots may be opened or retired; `False` while the daemon stops."""
         self._watchers: list[Callable[[], None]] = []
         self._scheduler = Scheduler(self.config)
         self._waking = False
@@ -51,29 +51,29 @@ class SchedulerLoop:
         self._wake()
 
     def add(self, assignment: Assignment) -> None:
-        """Queue a visit-detector that the journal has."""
+        """Queue a visit-detector that is in the journal."""
         if drop := self._scheduler.add(assignment):
             self.post(drop)
         self._wake()
 
     def remove(self, key: Key) -> None:
-        """Take a visit-detector out of the queue, if it is there."""
+        """Remove a visit-detector from the queue, if it is queued."""
         self._scheduler.remove(key)
 
     def leave_idle(self, slot: int) -> None:
-        """Count a slot as idle whose visit ended before it was given to it."""
+        """Make a slot available again whose assigned visit ended before the slot received it."""
         if self.pool.slots[slot].state == SlotState.IDLE:
             self._scheduler.slot_idle(slot, self.clock.mono())
             self._wake()
 
     def tick(self) -> None:
-        """Drop what is not worth starting any more; open and retire slots."""
-        for drop in self._scheduler.drop_pointless(self.clock.mono()):
+        """Drop expired visit-detectors; open and retire slots."""
+        for drop in self._scheduler.drop_expired(self.clock.mono()):
             self.post(drop)
         self.decide()
 
     def decide(self) -> None:
-        """Carry out what the scheduler decides now."""
+        """Carry out the present decisions of the scheduler."""
         self._waking = False
         for decision in self._scheduler.decide(self.clock.mono(), growing=self.growing, room=self._room()):
             match decision:
@@ -87,13 +87,13 @@ class SchedulerLoop:
             decided()
 
     def _wake(self) -> None:
-        """Decide soon, once for everything that happens now."""
+        """Decide in the next turn of the event loop, once for all changes of this one."""
         if not self._waking:
             self._waking = True
             self._loop.call_soon(self.decide)
 
     def _room(self) -> int | None:
-        """Return for how many more workers the host's budget has memory."""
+        """Return for how many more workers there is memory in the host's budget; `None` without a budget."""
         memory = self.config.memory
         if memory.budget is None:
             return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A worker's slot as pure code: events in, actions out, one state, one table.
+"""The state machine of a worker's slot, pure: events in, actions out, one state, one table.
 
-Covers every decision about one slot: what its worker is told, how long it may
-take, when it is stopped, what outcome its visit gets. Does not cover who gets
-which visit (`ppdaemon.node.slots.scheduler`), nor any I/O (`ppdaemon.node.slots.pool`).
+Covers every decision about one slot: the orders to its worker, time limits, when the worker is
+stopped, and the outcome of its visit. Does not cover which visit a slot gets
+(`ppdaemon.node.slots.scheduler`), nor any I/O (`ppdaemon.node.slots.pool`).
 """
 
 import signal
@@ -24,13 +24,14 @@ __all__ = ("InvalidTransition", "Slot", "TABLE")
 
 S = SlotState
 Actions = list[events.Action]
-STORY = 40
+STORY_EVENTS = 40
+"""Events that are logged when an impossible one occurs."""
 JITTER = 0.1
-"""Recycling comes up to a tenth sooner or later."""
-MOST_RAWS = 32
-"""Exposures of one visit at the most; further ones are not taken."""
+"""Workers are recycled up to a tenth earlier or later than configured."""
+MAX_RAWS = 32
+"""Maximum of exposures per visit; further ones are ignored, so that the assignment stays bounded."""
 RESCAN_S = 2.0
-"""How long the last look at the expected names may take."""
+"""Time limit of the final rescan for expected raws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +42,16 @@ class PendingOutcome:
     reason: str
     retriable: bool
     done: messages.Done | None = None
-    """What the worker still said before it went."""
+    """The result that the worker sent before it ended."""
 
 
 class InvalidTransition(Exception):
-    """An event that cannot happen in this state; carries the story."""
+    """An event that is impossible in this state; its text has the last events."""
 
 
 class Slot:
-    """A permanent place for a worker; workers come and go in it.
-
-    Parameters
-    ----------
-    number : `int`
-        The slot's number.
-    config : `~ppdaemon.config.WorkersConfig`
-        Times and limits.
-    jitter : `~collections.abc.Callable`
-        Random numbers in [0, 1).
+    """A permanent position for a worker; workers are replaced in it. `jitter` returns random
+    numbers in [0, 1).
     """
 
     def __init__(self, number: int, config: WorkersConfig, jitter: Callable[[], float]):
@@ -68,121 +61,89 @@ class Slot:
         self.epoch = 0
         self.pid: int | None = None
         self.assignment: Assignment | None = None
-        self.served = False
+        self.was_ready = False
         """Whether the present worker was ever ready."""
         self.visit_number = 0
-        """Visits that the present worker was given."""
+        """Number of visits assigned to the present worker."""
         self.used_bytes = 0
         self.repo_bytes = 0
         self.note = ""
-        """Why the worker was last stopped."""
-        self.after_death = S.BACKOFF
-        """Where death leads: `BACKOFF` or `STOPPED`."""
-        self.story: deque[tuple[float, SlotState, object]] = deque(maxlen=STORY)
+        """Why the last worker was stopped."""
+        self.after_exit = S.BACKOFF
+        """The state after the worker's exit: `BACKOFF` or `STOPPED`."""
+        self.story: deque[tuple[float, SlotState, object]] = deque(maxlen=STORY_EVENTS)
         self.config = config
         self._budget = RestartBudget(jitter)
-        self._verdict: PendingOutcome | None = None
+        self._pending: PendingOutcome | None = None
         self._jitter = jitter
-        self._last_visit = config.recycle_visits
-        self._last_moment = 0.0
-        self._cpu_from = (0, 0.0)
-        """A visit's number, and the CPU time when it was first weighed."""
+        self._recycle_after_visits = config.recycle_visits
+        self._recycle_at = 0.0
+        self._cpu_start = (0, 0.0)
+        """A visit's number, and the CPU time at its first sample."""
 
     def open(self, now: float) -> Actions:
-        """Fill the slot for the first time.
-
-        Parameters
-        ----------
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        actions : `list`
-            To be performed in order.
-        """
+        """Fork the first worker."""
         return self._fork(now)
 
-    def tell(self) -> str:
-        """Return the last events, for a log.
-
-        Returns
-        -------
-        story : `str`
-            One line each.
-        """
+    def format_story(self) -> str:
+        """Return the last events for the log, one line each."""
         lines = [
             f"{now:.3f} {state} {type(event).__name__} {event}"[:200] for now, state, event in self.story
         ]
         return f"slot {self.number} epoch {self.epoch}:\n" + "\n".join(lines)
 
     def handle(self, event: object, now: float) -> Actions:
-        """Decide what follows from an event.
-
-        Parameters
-        ----------
-        event : `object`
-            One of `ppdaemon.node.slots.events`, or a worker's fact.
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        actions : `list`
-            To be performed in order.
-
-        Raises
-        ------
-        InvalidTransition
-            Raised if the table has no entry; the slot is as before.
+        """Return the actions that follow from an event at a monotonic time, in order. Raise
+        `InvalidTransition` if the table has no entry; the slot is unchanged then.
         """
         self.story.append((now, self.state, event))
         if isinstance(event, messages.Fact):
+            # Before the table: a fact of another visit must not change this one.
             if event.visit_number < self.visit_number:
-                return []  # late words about an earlier visit
+                return []  # a late message about an earlier visit
             if event.visit_number > self.visit_number:
-                return self._refuse(
+                return self._stop_faulty(
                     events.ProtocolViolation(f"{type(event).__name__} of visit {event.visit_number}"), now
                 )
         rule = TABLE.get((self.state, type(event))) or ANY_STATE.get(type(event))
         if rule is None:
             if isinstance(event, messages.Fact):
-                return self._refuse(
+                return self._stop_faulty(
                     events.ProtocolViolation(f"{type(event).__name__} while {self.state}"), now
                 )
-            raise InvalidTransition(self.tell())
+            raise InvalidTransition(self.format_story())
         return rule(self, event, now)
 
     # --- STARTING --------------------------------------------------------
 
-    def _forked(self, event: events.WorkerForked, now: float) -> Actions:
+    def _set_pid(self, event: events.WorkerForked, now: float) -> Actions:
         self.pid = event.pid
         self._budget.forked()
         return []
 
-    def _not_forked(self, event: events.WorkerNotForked, now: float) -> Actions:
+    def _retry_fork(self, event: events.WorkerNotForked, now: float) -> Actions:
         self.note = f"not forked: {event.reason}"
-        return self._without_process(now)
+        return self._back_off_without_process(now)
 
-    def _without_process(self, now: float) -> Actions:
-        """There is no process, and one that still comes is refused by its epoch."""
-        if self.after_death == S.STOPPED:
-            return self._go(S.STOPPED, now, None)
-        return self._go(S.BACKOFF, now, now + self._budget.put_off(now))
+    def _back_off_without_process(self, now: float) -> Actions:
+        """Wait for the next fork. A process that still arrives is refused because of its epoch."""
+        if self.after_exit == S.STOPPED:
+            return self._enter(S.STOPPED, now, None)
+        return self._enter(S.BACKOFF, now, now + self._budget.fork_failed(now))
 
-    def _ready(self, event: messages.Ready, now: float) -> Actions:
-        self.served = True
-        return self._free(now)
+    def _mark_ready(self, event: messages.Ready, now: float) -> Actions:
+        self.was_ready = True
+        return self._idle_or_recycle(now)
 
-    def _kill_late_starter(self, event: events.DeadlinePassed, now: float) -> Actions:
+    def _kill_slow_start(self, event: events.DeadlinePassed, now: float) -> Actions:
         self.note = f"not ready after {self.config.times.boot_s:g} s"
-        return self._kill(now) if self.pid is not None else self._without_process(now)
+        return self._kill(now) if self.pid is not None else self._back_off_without_process(now)
 
-    def _restart_starter(self, event: events.RestartAsked, now: float) -> Actions:
+    def _restart_start(self, event: events.RestartAsked, now: float) -> Actions:
         return self._restart(event, now) if self.pid is not None else self._fork(now)
 
-    def _kill_starter(self, event: events.KillAsked, now: float) -> Actions:
-        return self._kill_asked(event, now) if self.pid is not None else self._without_process(now)
+    def _kill_start(self, event: events.KillAsked, now: float) -> Actions:
+        return self._kill_now(event, now) if self.pid is not None else self._back_off_without_process(now)
 
     # --- a visit ---------------------------------------------------------
 
@@ -200,314 +161,329 @@ class Slot:
         return [
             events.NoteStage(assignment.key, Stage.ASSIGNED),
             events.Send(order),
-            *self._go(S.PREPARING, now, now + self.config.times.prepare_s),
+            *self._enter(S.PREPARING, now, now + self.config.times.prepare_s),
         ]
 
-    def _keep_raw(self, event: events.RawArrived, now: float) -> Actions:
-        """Remember a raw that came while the worker was still preparing."""
-        held = self._held
-        if self._superfluous(event.raw):
+    def _store_raw(self, event: events.RawArrived, now: float) -> Actions:
+        """Store a raw that arrived before the worker was prepared."""
+        current = self._current
+        if self._is_surplus(event.raw):
             return []
-        self.assignment = replace(held, raws=(*held.raws, event.raw), came_at=now)
-        return [] if held.raws else [events.NoteStage(held.key, Stage.ARRIVED, event.raw.seen_tai)]
+        self.assignment = replace(current, raws=(*current.raws, event.raw), last_raw_at=now)
+        return [] if current.raws else [events.NoteStage(current.key, Stage.ARRIVED, event.raw.seen_tai)]
 
-    def _keep_list(self, event: events.ExposureListed, now: float) -> Actions:
-        held = self._held
-        if event.exposure not in dict(held.lists) and len(held.lists) < MOST_RAWS:
-            self.assignment = replace(held, lists=(*held.lists, (event.exposure, event.included)))
+    def _store_list(self, event: events.ExposureListed, now: float) -> Actions:
+        current = self._current
+        if event.exposure not in dict(current.detector_lists) and len(current.detector_lists) < MAX_RAWS:
+            self.assignment = replace(
+                current, detector_lists=(*current.detector_lists, (event.exposure, event.included))
+            )
         return []
 
-    def _superfluous(self, raw: messages.Raw) -> bool:
-        return self._held.has(raw.exposure) or len(self._held.raws) >= MOST_RAWS
+    def _is_surplus(self, raw: messages.Raw) -> bool:
+        return self._current.has(raw.exposure) or len(self._current.raws) >= MAX_RAWS
 
-    def _wait(self, event: messages.Prepared, now: float) -> Actions:
-        held = self._held
-        waiting = self._go(S.WAITING, now, max(held.wait_until, now))
-        ingest = [events.Send(messages.Ingest(raw=raw)) for raw in held.raws]
-        ended = self._end_wait(now) if held.complete else []
-        noted = [events.NoteStage(held.key, Stage.PREPARED), *_figures(held.key, event.detail)]
-        return [*noted, *waiting, *ingest, *ended]
+    def _wait_for_raws(self, event: messages.Prepared, now: float) -> Actions:
+        current = self._current
+        # Entered first: `_process_or_give_up` may leave the state again.
+        waiting = self._enter(S.WAITING, now, max(current.wait_deadline, now))
+        ingest = [events.Send(messages.Ingest(raw=raw)) for raw in current.raws]
+        ended = self._process_or_give_up(now) if current.complete else []
+        notes = [events.NoteStage(current.key, Stage.PREPARED), *_measurements(current.key, event.detail)]
+        return [*notes, *waiting, *ingest, *ended]
 
     def _ingest(self, event: events.RawArrived, now: float) -> Actions:
-        if self._superfluous(event.raw):
+        if self._is_surplus(event.raw):
             return []
         return [
-            *self._keep_raw(event, now),
+            *self._store_raw(event, now),
             events.Send(messages.Ingest(raw=event.raw)),
-            self._deadline_of_wait(now),
+            self._wait_deadline(now),
         ]
 
-    def _list(self, event: events.ExposureListed, now: float) -> Actions:
-        return [*self._keep_list(event, now), *self._wait_on(now)]
+    def _use_list(self, event: events.ExposureListed, now: float) -> Actions:
+        return [*self._store_list(event, now), *self._process_if_complete(now)]
 
-    def _ingested(self, event: messages.Ingested, now: float) -> Actions:
-        held = self._held
-        if not held.has(event.exposure) or event.exposure in held.ingested:
-            return self._refuse(
-                events.ProtocolViolation(f"ingested exposure {event.exposure}, not asked for"), now
+    def _record_ingest(self, event: messages.Ingested, now: float) -> Actions:
+        current = self._current
+        if not current.has(event.exposure) or event.exposure in current.ingested:
+            return self._stop_faulty(
+                events.ProtocolViolation(f"exposure {event.exposure} was ingested without an order"), now
             )
-        self.assignment = held = replace(held, ingested=tuple(sorted((*held.ingested, event.exposure))))
-        return [events.NoteRaw(held.key, held.ingested, event.shutter_close_tai), *self._wait_on(now)]
-
-    def _raw_refused(self, event: messages.RawRefused, now: float) -> Actions:
-        held = self._held
-        if not held.has(event.exposure) or event.exposure in (*held.ingested, *held.refused):
-            return self._refuse(
-                events.ProtocolViolation(f"refused exposure {event.exposure}, not asked for"), now
-            )
-        self.assignment = held = replace(
-            held, refused=(*held.refused, event.exposure), remarks=(*held.remarks, event.reason)
+        self.assignment = current = replace(
+            current, ingested=tuple(sorted((*current.ingested, event.exposure)))
         )
-        if held.complete and not held.ingested:
-            return self._give_up(event.outcome, "", now)
-        return self._wait_on(now)
+        return [
+            events.NoteRaw(current.key, current.ingested, event.shutter_close_tai),
+            *self._process_if_complete(now),
+        ]
 
-    def _wait_on(self, now: float) -> Actions:
-        """Run, if that was all."""
-        return self._end_wait(now) if self._held.complete else [self._deadline_of_wait(now)]
+    def _record_refusal(self, event: messages.RawRefused, now: float) -> Actions:
+        current = self._current
+        if not current.has(event.exposure) or event.exposure in (*current.ingested, *current.refused):
+            return self._stop_faulty(
+                events.ProtocolViolation(f"exposure {event.exposure} was refused without an order"), now
+            )
+        self.assignment = current = replace(
+            current, refused=(*current.refused, event.exposure), remarks=(*current.remarks, event.reason)
+        )
+        if current.complete and not current.ingested:
+            return self._give_up_visit(event.outcome, "", now)
+        return self._process_if_complete(now)
 
-    def _deadline_of_wait(self, now: float) -> events.SetDeadline:
-        held, at = self._held, self._held.wait_until
-        if self.state == S.RESCANNING:  # what is being ingested still counts
-            at = self.since + (RESCAN_S if held.settled else self.config.times.ingest_s)
+    def _process_if_complete(self, now: float) -> Actions:
+        """Process if all raws are ingested or refused, else adapt the deadline."""
+        return self._process_or_give_up(now) if self._current.complete else [self._wait_deadline(now)]
+
+    def _wait_deadline(self, now: float) -> events.SetDeadline:
+        current, at = self._current, self._current.wait_deadline
+        if self.state == S.RESCANNING:  # a raw that is being ingested is still used
+            at = self.since + (RESCAN_S if current.all_resolved else self.config.times.ingest_s)
         return events.SetDeadline(max(at, now))
 
     def _process(self, now: float) -> Actions:
-        held = self._held
+        current = self._current
         return [
-            events.NoteStage(held.key, Stage.INGESTED),
-            events.Send(messages.Process(exposures=held.ingested, partial=held.partial)),
-            *self._go(S.PROCESSING, now, now + self.config.times.run_s),
+            events.NoteStage(current.key, Stage.INGESTED),
+            events.Send(messages.Process(exposures=current.ingested, partial=current.partial)),
+            *self._enter(S.PROCESSING, now, now + self.config.times.run_s),
         ]
 
-    def _look(self, event: events.DeadlinePassed, now: float) -> Actions:
-        """Time is over; an event of a raw may have been lost."""
-        return [events.RescanRaws(self._held.key), *self._go(S.RESCANNING, now, now + RESCAN_S)]
+    def _rescan(self, event: events.DeadlinePassed, now: float) -> Actions:
+        """Rescan the raw roots at the deadline: an event of a raw may have been lost."""
+        return [events.RescanRaws(self._current.key), *self._enter(S.RESCANNING, now, now + RESCAN_S)]
 
-    def _looked(self, event: events.RescanDone, now: float) -> Actions:
-        return self._end_wait(now) if self._held.settled else [self._deadline_of_wait(now)]
+    def _end_rescan(self, event: events.RescanDone, now: float) -> Actions:
+        return self._process_or_give_up(now) if self._current.all_resolved else [self._wait_deadline(now)]
 
-    def _no_more_raws(self, event: events.DeadlinePassed, now: float) -> Actions:
-        if self._held.settled:
-            return self._end_wait(now)
+    def _end_wait(self, event: events.DeadlinePassed, now: float) -> Actions:
+        if self._current.all_resolved:
+            return self._process_or_give_up(now)
         limit_s = self.config.times.ingest_s
         if now >= self.since + limit_s:
-            return self._overdue(Outcome.RUN_TIMEOUT, "ingest", limit_s, now)
-        return [self._deadline_of_wait(now)]
+            return self._stop_overdue(Outcome.RUN_TIMEOUT, "ingest", limit_s, now)
+        return [self._wait_deadline(now)]
 
-    def _end_wait(self, now: float) -> Actions:
-        """Run with what there is, or give up."""
-        held = self._held
-        if held.ingested:
+    def _process_or_give_up(self, now: float) -> Actions:
+        """Process the ingested raws, or end the visit if there are none."""
+        current = self._current
+        if current.ingested:
             return self._process(now)
-        if held.refused:
-            return self._give_up(Outcome.BAD_RAW, "no usable raw came in time", now)
-        without = held.all_came
-        reason = "the exposures were taken without this detector" if without else "no raw came in time"
-        return self._give_up(Outcome.NO_IMAGE, reason, now)
+        if current.refused:
+            return self._give_up_visit(Outcome.BAD_RAW, "no usable raw arrived in time", now)
+        without = current.all_arrived
+        reason = "the exposures were taken without this detector" if without else "no raw arrived in time"
+        return self._give_up_visit(Outcome.NO_IMAGE, reason, now)
 
-    def _give_up(self, outcome: Outcome, reason: str, now: float) -> Actions:
+    def _give_up_visit(self, outcome: Outcome, reason: str, now: float) -> Actions:
         return [
             *self._finish(outcome, reason),
             events.Send(messages.GiveUp(reason=outcome)),
-            *self._free(now),
+            *self._idle_or_recycle(now),
         ]
 
-    def _stage(self, event: messages.StageReached, now: float) -> Actions:
-        key = self._held.key
-        noted: Actions = [events.NoteStage(key, event.stage, event.tai), *_figures(key, event.detail)]
+    def _record_stage(self, event: messages.StageReached, now: float) -> Actions:
+        key = self._current.key
+        notes: Actions = [events.NoteStage(key, event.stage, event.tai), *_measurements(key, event.detail)]
         if self.state == S.PROCESSING and event.stage == Stage.PROCESSED:
-            return [*noted, *self._go(S.EXPORTING, now, now + self.config.times.export_s)]
-        return noted
+            return [*notes, *self._enter(S.EXPORTING, now, now + self.config.times.export_s)]
+        return notes
 
-    def _no_return(self, event: messages.PointOfNoReturn, now: float) -> Actions:
+    def _record_no_return(self, event: messages.PointOfNoReturn, now: float) -> Actions:
         if self.assignment is not None and not self.assignment.no_return:
             self.assignment = replace(self.assignment, no_return=event.what)
         return []
 
-    def _done(self, event: messages.Done, now: float) -> Actions:
+    def _finish_visit(self, event: messages.Done, now: float) -> Actions:
         done = self._finish_done(event)
         if event.tainted:
             return [*done, *self._quit(f"recycled: its visit changed {event.tainted}", now)]
-        return [*done, *self._free(now)]
+        return [*done, *self._idle_or_recycle(now)]
 
-    def _done_at_last(self, event: messages.Done, now: float) -> Actions:
-        """The worker ended its visit although it is being stopped."""
+    def _accept_late_result(self, event: messages.Done, now: float) -> Actions:
+        """Store the result of a visit whose worker is being stopped."""
         if self.assignment is not None:
-            self._verdict = PendingOutcome(event.outcome, event.reason, event.retriable, event)
+            self._pending = PendingOutcome(event.outcome, event.reason, event.retriable, event)
         return []
 
-    def _cancel_waiting(self, event: events.CancelReceived, now: float) -> Actions:
+    def _cancel(self, event: events.CancelReceived, now: float) -> Actions:
         done = self._finish(Outcome.CANCELLED, event.reason)
-        return [*done, events.Send(messages.GiveUp(reason="cancelled")), *self._free(now)]
+        return [*done, events.Send(messages.GiveUp(reason="cancelled")), *self._idle_or_recycle(now)]
 
     def _cancel_preparing(self, event: events.CancelReceived, now: float) -> Actions:
-        # The worker may be deep in a query: a fork is sooner than its end.
-        verdict = PendingOutcome(Outcome.CANCELLED, event.reason, retriable=False)
-        return self._stop(verdict, "its visit was cancelled", now)
+        # The worker may be in a long query: a new fork is available sooner.
+        pending = PendingOutcome(Outcome.CANCELLED, event.reason, retriable=False)
+        return self._stop(pending, "its visit was cancelled", now)
 
     # --- limits ----------------------------------------------------------
 
-    def _overdue(self, outcome: Outcome, what: str, limit_s: float, now: float) -> Actions:
+    def _stop_overdue(self, outcome: Outcome, what: str, limit_s: float, now: float) -> Actions:
         text = f"{what} took more than {limit_s:g} s"
         return self._stop(PendingOutcome(outcome, text, retriable=True), text, now)
 
-    def _prepare_overdue(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._overdue(Outcome.PREPARE_TIMEOUT, "preparation", self.config.times.prepare_s, now)
+    def _stop_slow_prepare(self, event: events.DeadlinePassed, now: float) -> Actions:
+        return self._stop_overdue(Outcome.PREPARE_TIMEOUT, "preparation", self.config.times.prepare_s, now)
 
-    def _run_overdue(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._overdue(Outcome.RUN_TIMEOUT, "the pipeline", self.config.times.run_s, now)
+    def _stop_slow_run(self, event: events.DeadlinePassed, now: float) -> Actions:
+        return self._stop_overdue(Outcome.RUN_TIMEOUT, "the pipeline", self.config.times.run_s, now)
 
-    def _export_overdue(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._overdue(Outcome.EXPORT_TIMEOUT, "spooling", self.config.times.export_s, now)
+    def _stop_slow_export(self, event: events.DeadlinePassed, now: float) -> Actions:
+        return self._stop_overdue(Outcome.EXPORT_TIMEOUT, "spooling", self.config.times.export_s, now)
 
-    def _grace_over(self, event: events.DeadlinePassed, now: float) -> Actions:
+    def _kill_after_grace(self, event: events.DeadlinePassed, now: float) -> Actions:
         return self._kill(now)
 
-    def _unkillable(self, event: events.DeadlinePassed, now: float) -> Actions:
-        self.note = f"process {self.pid} survives KILL"
-        return [*self._judge(retriable=False), *self._go(S.UNKILLABLE, now, None)]
+    def _mark_unkillable(self, event: events.DeadlinePassed, now: float) -> Actions:
+        self.note = f"process {self.pid} does not end after KILL; its slot is not used until it does"
+        # No second attempt: this process may still write.
+        return [*self._finish_stopped(retriable=False), *self._enter(S.UNKILLABLE, now, None)]
 
-    def _weigh(self, event: events.MemorySampled, now: float) -> Actions:
-        self._note_weight(event, now)
+    def _check_limits(self, event: events.MemorySampled, now: float) -> Actions:
+        self._record_usage(event, now)
         memory, cpu_limit_s = self.config.memory, self.config.times.cpu_s
         if event.repo_bytes > memory.ramdisk:
             text = f"{event.repo_bytes / 1e6:.0f} MB on the RAM disk, {memory.ramdisk / 1e6:.0f} MB allowed"
-            verdict = PendingOutcome(Outcome.RAMDISK_FULL, text, retriable=False)
+            pending = PendingOutcome(Outcome.RAMDISK_FULL, text, retriable=False)
         elif event.used_bytes > memory.hard:
             text = f"{event.used_bytes / 1e6:.0f} MB used, {memory.hard / 1e6:.0f} MB allowed"
-            verdict = PendingOutcome(Outcome.OUT_OF_MEMORY, text, retriable=False)
-        elif self.assignment is not None and event.cpu_s - self._cpu_from[1] > cpu_limit_s:
+            pending = PendingOutcome(Outcome.OUT_OF_MEMORY, text, retriable=False)
+        elif self.assignment is not None and event.cpu_s - self._cpu_start[1] > cpu_limit_s:
             text = f"the visit took more than {cpu_limit_s:g} s of CPU time"
-            verdict = PendingOutcome(Outcome.RUN_TIMEOUT, text, retriable=True)
+            pending = PendingOutcome(Outcome.RUN_TIMEOUT, text, retriable=True)
         else:
             return []
-        return self._stop(verdict, verdict.reason, now)
+        return self._stop(pending, pending.reason, now)
 
-    def _note_weight(self, event: events.MemorySampled, now: float) -> Actions:
+    def _record_usage(self, event: events.MemorySampled, now: float) -> Actions:
         self.used_bytes, self.repo_bytes = event.used_bytes, event.repo_bytes
-        if self._cpu_from[0] != self.visit_number:
-            self._cpu_from = (self.visit_number, event.cpu_s)
+        # The first sample of a visit: CPU time before it is not counted for the visit.
+        if self._cpu_start[0] != self.visit_number:
+            self._cpu_start = (self.visit_number, event.cpu_s)
         return []
 
-    def _refuse(self, event: events.ProtocolViolation, now: float) -> Actions:
-        """Words that make no sense: this worker cannot be trusted."""
+    def _stop_faulty(self, event: events.ProtocolViolation, now: float) -> Actions:
+        """Stop a worker that sent an invalid message: its further messages cannot be trusted."""
         if self.state in BUSY_STATES | {S.STARTING, S.IDLE}:
-            text = f"the worker said nonsense: {event.reason}"
+            text = f"invalid message from the worker: {event.reason}"
             return self._stop(PendingOutcome(Outcome.CRASHED, text, retriable=True), text, now)
         return []
 
     # --- death -----------------------------------------------------------
 
-    def _died(self, event: events.WorkerDied, now: float) -> Actions:
-        """Nobody asked it to: a crash."""
+    def _handle_crash(self, event: events.WorkerDied, now: float) -> Actions:
+        """End the visit and replace the worker, which ended without an order."""
         state, self.pid = self.state, None
-        self.note = f"worker {manner(event.status)} while {state}"
+        self.note = f"worker {describe_exit(event.status)} while {state}"
         outcome = Outcome.CRASHED
         if event.out_of_memory:
             outcome = Outcome.OUT_OF_MEMORY
-            self.note += ": the kernel killed it for its memory"
+            self.note += ": the kernel killed it because of its memory"
         finish: Actions = []
         if self.assignment is not None:
+            # Not where memory was exceeded: the second attempt would exceed it, too.
             retriable = outcome == Outcome.CRASHED
             finish = self._finish(outcome, self.note, retriable=retriable, may_have_left=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
-            self.note = "quarantined: the worker says that its configuration is wrong; see its log"
-            return [*finish, events.WipeRepo(), *self._go(S.QUARANTINED, now, None)]
-        if self.after_death == S.STOPPED:
-            return [*finish, events.WipeRepo(), *self._go(S.STOPPED, now, None)]
+            self.note = (
+                "quarantined: the worker reported a wrong configuration; see its log, then restart the slot"
+            )
+            return [*finish, events.WipeRepo(), *self._enter(S.QUARANTINED, now, None)]
+        if self.after_exit == S.STOPPED:
+            return [*finish, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
+        # Wiped before the pause: the next fork waits for the deletion.
         return [*finish, events.WipeRepo(), *self._back_off(now)]
 
-    def _stopped_died(self, event: events.WorkerDied, now: float) -> Actions:
-        """It was told to go."""
+    def _handle_stop(self, event: events.WorkerDied, now: float) -> Actions:
+        """Replace the worker, which was ordered to end."""
         self.pid = None
-        judged = self._judge()
-        if self.after_death == S.STOPPED:
-            return [*judged, events.WipeRepo(), *self._go(S.STOPPED, now, None)]
-        if not self.served:  # stopped at boot: that is a failure like a crash there
-            return [*judged, events.WipeRepo(), *self._back_off(now)]
-        return [*judged, events.WipeRepo(), *self._go(S.BACKOFF, now, now)]
+        finished = self._finish_stopped()
+        if self.after_exit == S.STOPPED:
+            return [*finished, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
+        if not self.was_ready:  # stopped while starting: counted like a crash while starting
+            return [*finished, events.WipeRepo(), *self._back_off(now)]
+        return [*finished, events.WipeRepo(), *self._enter(S.BACKOFF, now, now)]
 
     def _fork_again(self, event: object, now: float) -> Actions:
         return self._fork(now)
 
-    def _age_out(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._quit_of_age(now)
+    def _recycle_old(self, event: events.DeadlinePassed, now: float) -> Actions:
+        return self._quit_old(now)
 
     # --- operators -------------------------------------------------------
 
     def _restart(self, event: events.RestartAsked, now: float) -> Actions:
-        verdict = PendingOutcome(Outcome.INTERRUPTED, "an operator restarted the worker", retriable=True)
-        return self._stop(verdict, "restarted by an operator", now)
+        pending = PendingOutcome(Outcome.INTERRUPTED, "an operator restarted the worker", retriable=True)
+        return self._stop(pending, "restarted by an operator", now)
 
     def _restart_now(self, event: events.RestartAsked, now: float) -> Actions:
-        self._budget.forgive()
+        self._budget.reset()
         return self._fork(now)
 
-    def _recycle(self, event: events.RecycleAsked, now: float) -> Actions:
-        return self._quit("recycled: the configuration is new", now)
+    def _recycle(self, event: events.RecycleRequested, now: float) -> Actions:
+        return self._quit("recycled: the configuration was reloaded", now)
 
-    def _recycle_later(self, event: events.RecycleAsked, now: float) -> Actions:
-        self._last_moment = now
+    def _recycle_later(self, event: events.RecycleRequested, now: float) -> Actions:
+        self._recycle_at = now
         return []
 
-    def _kill_asked(self, event: events.KillAsked, now: float) -> Actions:
+    def _kill_now(self, event: events.KillAsked, now: float) -> Actions:
         self.note = event.reason
-        if self.assignment is not None and self._verdict is None:
-            self._verdict = PendingOutcome(Outcome.INTERRUPTED, event.reason, retriable=True)
+        if self.assignment is not None and self._pending is None:
+            self._pending = PendingOutcome(Outcome.INTERRUPTED, event.reason, retriable=True)
         return self._kill(now)
 
     def _retire(self, event: events.RetireAsked, now: float) -> Actions:
-        self.after_death = S.STOPPED
+        self.after_exit = S.STOPPED
         return self._quit("retired", now)
 
     def _retire_later(self, event: events.RetireAsked, now: float) -> Actions:
-        self.after_death = S.STOPPED
+        self.after_exit = S.STOPPED
         return []
 
-    def _retire_empty(self, event: events.RetireAsked, now: float) -> Actions:
-        self.after_death = S.STOPPED
-        return self._go(S.STOPPED, now, None)
+    def _close(self, event: events.RetireAsked, now: float) -> Actions:
+        self.after_exit = S.STOPPED
+        return self._enter(S.STOPPED, now, None)
 
     def _ignore(self, event: object, now: float) -> Actions:
         return []
 
     # --- small steps -----------------------------------------------------
 
-    def _go(self, state: SlotState, now: float, deadline: float | None) -> Actions:
+    def _enter(self, state: SlotState, now: float, deadline: float | None) -> Actions:
         before, self.state, self.since = self.state, state, now
         deadline_action = events.ClearDeadline() if deadline is None else events.SetDeadline(deadline)
         return [deadline_action, events.SlotChanged(before, state)]
 
     @property
-    def _held(self) -> Assignment:
-        assert self.assignment is not None, self.tell()
+    def _current(self) -> Assignment:
+        assert self.assignment is not None, self.format_story()
         return self.assignment
 
     def _fork(self, now: float) -> Actions:
         self.epoch += 1
         self.pid = None
-        self.served = False
+        self.was_ready = False
         self.visit_number = 0
         self.used_bytes = self.repo_bytes = 0
-        self._cpu_from = (0, 0.0)
-        self.after_death = S.BACKOFF
-        # Workers that were born together should not be replaced together.
+        self._cpu_start = (0, 0.0)
+        self.after_exit = S.BACKOFF
+        # Workers that were forked together should not be replaced together.
         stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
-        self._last_visit = max(1, round(self.config.recycle_visits * stretch))
-        self._last_moment = now + self.config.recycle_age_s * stretch
-        return [events.Fork(self.epoch), *self._go(S.STARTING, now, now + self.config.times.boot_s)]
+        self._recycle_after_visits = max(1, round(self.config.recycle_visits * stretch))
+        self._recycle_at = now + self.config.recycle_age_s * stretch
+        return [events.Fork(self.epoch), *self._enter(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
         self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_left: bool = False
     ) -> Actions:
-        assignment, self.assignment = self._held, None
+        assignment, self.assignment = self._current, None
+        # Past the point of no return a second attempt would write twice.
         retriable = retriable and not assignment.no_return
         reason = assignment.with_remarks(reason)
         return [events.Finish(assignment, outcome, reason, retriable, may_have_left=may_have_left)]
 
     def _finish_done(self, done: messages.Done) -> Actions:
-        assignment, self.assignment = self._held, None
+        assignment, self.assignment = self._current, None
         if done.nothing_permanent:
             assignment = replace(assignment, no_return="")
         return [
@@ -524,57 +500,58 @@ class Slot:
             )
         ]
 
-    def _free(self, now: float) -> Actions:
-        """After a visit: idle again, or replaced if it is time."""
+    def _idle_or_recycle(self, now: float) -> Actions:
+        """Become idle after a visit, or recycle the worker if it is due."""
         if self.used_bytes > self.config.memory.soft:
             return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
-        if self.visit_number >= self._last_visit:
+        if self.visit_number >= self._recycle_after_visits:
             return self._quit(f"recycled after {self.visit_number} visits", now)
-        if now >= self._last_moment:
-            return self._quit_of_age(now)
-        if self.after_death == S.STOPPED:
+        if now >= self._recycle_at:
+            return self._quit_old(now)
+        if self.after_exit == S.STOPPED:
             return self._quit("retired", now)
-        return self._go(S.IDLE, now, self._last_moment)
+        return self._enter(S.IDLE, now, self._recycle_at)
 
-    def _quit_of_age(self, now: float) -> Actions:
-        return self._quit("recycled at its age", now)
+    def _quit_old(self, now: float) -> Actions:
+        return self._quit("recycled because of its age", now)
 
     def _quit(self, note: str, now: float) -> Actions:
-        """Part in peace: the worker ends itself, or is terminated."""
+        """Order the worker to end; it is killed if it has not ended after the grace period."""
         self.note = note
-        return [events.Send(messages.Quit()), *self._go(S.STOPPING, now, now + self.config.times.grace_s)]
+        return [events.Send(messages.Quit()), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
 
-    def _stop(self, verdict: PendingOutcome | None, note: str, now: float) -> Actions:
-        """Climb the ladder: TERM now, KILL after the grace."""
+    def _stop(self, pending: PendingOutcome | None, note: str, now: float) -> Actions:
+        """Send TERM now, and KILL after the grace period."""
         self.note = note
-        self._verdict = verdict if self.assignment else None
-        return [events.Signal(signal.SIGTERM), *self._go(S.STOPPING, now, now + self.config.times.grace_s)]
+        self._pending = pending if self.assignment else None
+        return [events.Signal(signal.SIGTERM), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
 
     def _kill(self, now: float) -> Actions:
-        return [events.Signal(signal.SIGKILL), *self._go(S.KILLING, now, now + self.config.times.kill_s)]
+        return [events.Signal(signal.SIGKILL), *self._enter(S.KILLING, now, now + self.config.times.kill_s)]
 
-    def _judge(self, *, retriable: bool = True) -> Actions:
-        """Give the visit of a stopped worker its outcome, if it has none."""
-        verdict, self._verdict = self._verdict, None
+    def _finish_stopped(self, *, retriable: bool = True) -> Actions:
+        """End the visit of a stopped worker, if it has one, with its pending outcome."""
+        pending, self._pending = self._pending, None
         if self.assignment is None:
             return []
-        if verdict is None:
+        if pending is None:
             return self._finish(Outcome.CRASHED, self.note, retriable=retriable, may_have_left=True)
-        if verdict.done is not None:
-            return self._finish_done(verdict.done)
-        retriable = verdict.retriable and retriable
-        return self._finish(verdict.outcome, verdict.reason, retriable=retriable, may_have_left=True)
+        if pending.done is not None:
+            return self._finish_done(pending.done)
+        retriable = pending.retriable and retriable
+        return self._finish(pending.outcome, pending.reason, retriable=retriable, may_have_left=True)
 
     def _back_off(self, now: float) -> Actions:
         pause = self._budget.failed(now)
         if pause is None:
-            self.note = f"quarantined after repeated failures, last: {self.note}"
-            return self._go(S.QUARANTINED, now, None)
-        return self._go(S.BACKOFF, now, now + pause)
+            advice = "remove the cause, then restart the slot"
+            self.note = f"quarantined after repeated failures, last: {self.note}; {advice}"
+            return self._enter(S.QUARANTINED, now, None)
+        return self._enter(S.BACKOFF, now, now + pause)
 
 
-def manner(status: int | None) -> str:
-    """Say how a process ended."""
+def describe_exit(status: int | None) -> str:
+    """Return how a process ended, for operators."""
     if status is None:
         return "died"
     if status < 0:
@@ -582,108 +559,108 @@ def manner(status: int | None) -> str:
     return f"exited with status {status}"
 
 
-def _figures(key: Key, detail: Mapping[str, Any]) -> Actions:
-    """Keep what a worker tells of a step; most have nothing to tell."""
+def _measurements(key: Key, detail: Mapping[str, Any]) -> Actions:
+    """Return the action that records the measurements of a step, if there are any."""
     return [events.NoteMeasurements(key, detail)] if detail else []
 
 
-Rule = Callable[..., Actions]
+Handler = Callable[..., Actions]
 
-TABLE: dict[tuple[SlotState, type], Rule] = {
-    (S.STARTING, events.WorkerForked): Slot._forked,
-    (S.STARTING, events.WorkerNotForked): Slot._not_forked,
-    (S.STARTING, messages.Ready): Slot._ready,
-    (S.STARTING, events.DeadlinePassed): Slot._kill_late_starter,
-    (S.STARTING, events.RestartAsked): Slot._restart_starter,
-    (S.STARTING, events.KillAsked): Slot._kill_starter,
+TABLE: dict[tuple[SlotState, type], Handler] = {
+    (S.STARTING, events.WorkerForked): Slot._set_pid,
+    (S.STARTING, events.WorkerNotForked): Slot._retry_fork,
+    (S.STARTING, messages.Ready): Slot._mark_ready,
+    (S.STARTING, events.DeadlinePassed): Slot._kill_slow_start,
+    (S.STARTING, events.RestartAsked): Slot._restart_start,
+    (S.STARTING, events.KillAsked): Slot._kill_start,
     (S.STARTING, events.RetireAsked): Slot._retire_later,
-    (S.STARTING, events.RecycleAsked): Slot._recycle_later,
+    (S.STARTING, events.RecycleRequested): Slot._recycle_later,
     (S.IDLE, events.VisitAssigned): Slot._prepare,
-    (S.IDLE, events.DeadlinePassed): Slot._age_out,
-    (S.IDLE, messages.Ingested): Slot._ignore,  # it was on its way when the visit was cancelled
+    (S.IDLE, events.DeadlinePassed): Slot._recycle_old,
+    (S.IDLE, messages.Ingested): Slot._ignore,  # sent before the worker received the cancellation
     (S.IDLE, messages.RawRefused): Slot._ignore,
     (S.IDLE, events.RetireAsked): Slot._retire,
-    (S.IDLE, events.RecycleAsked): Slot._recycle,
-    (S.PREPARING, events.RawArrived): Slot._keep_raw,
-    (S.PREPARING, events.ExposureListed): Slot._keep_list,
-    (S.PREPARING, messages.Prepared): Slot._wait,
-    (S.PREPARING, messages.StageReached): Slot._stage,
-    (S.PREPARING, messages.Done): Slot._done,
+    (S.IDLE, events.RecycleRequested): Slot._recycle,
+    (S.PREPARING, events.RawArrived): Slot._store_raw,
+    (S.PREPARING, events.ExposureListed): Slot._store_list,
+    (S.PREPARING, messages.Prepared): Slot._wait_for_raws,
+    (S.PREPARING, messages.StageReached): Slot._record_stage,
+    (S.PREPARING, messages.Done): Slot._finish_visit,
     (S.PREPARING, events.CancelReceived): Slot._cancel_preparing,
-    (S.PREPARING, events.DeadlinePassed): Slot._prepare_overdue,
-    (S.WAITING, events.DeadlinePassed): Slot._look,
-    (S.RESCANNING, events.RescanDone): Slot._looked,
-    (S.RESCANNING, events.DeadlinePassed): Slot._no_more_raws,
-    (S.PROCESSING, messages.StageReached): Slot._stage,
-    (S.PROCESSING, messages.Done): Slot._done,
-    (S.PROCESSING, events.DeadlinePassed): Slot._run_overdue,
-    (S.EXPORTING, messages.StageReached): Slot._stage,
-    (S.EXPORTING, messages.Done): Slot._done,
-    (S.EXPORTING, events.DeadlinePassed): Slot._export_overdue,
-    (S.STOPPING, events.DeadlinePassed): Slot._grace_over,
-    (S.STOPPING, events.WorkerDied): Slot._stopped_died,
-    (S.STOPPING, messages.Done): Slot._done_at_last,
+    (S.PREPARING, events.DeadlinePassed): Slot._stop_slow_prepare,
+    (S.WAITING, events.DeadlinePassed): Slot._rescan,
+    (S.RESCANNING, events.RescanDone): Slot._end_rescan,
+    (S.RESCANNING, events.DeadlinePassed): Slot._end_wait,
+    (S.PROCESSING, messages.StageReached): Slot._record_stage,
+    (S.PROCESSING, messages.Done): Slot._finish_visit,
+    (S.PROCESSING, events.DeadlinePassed): Slot._stop_slow_run,
+    (S.EXPORTING, messages.StageReached): Slot._record_stage,
+    (S.EXPORTING, messages.Done): Slot._finish_visit,
+    (S.EXPORTING, events.DeadlinePassed): Slot._stop_slow_export,
+    (S.STOPPING, events.DeadlinePassed): Slot._kill_after_grace,
+    (S.STOPPING, events.WorkerDied): Slot._handle_stop,
+    (S.STOPPING, messages.Done): Slot._accept_late_result,
     (S.STOPPING, events.RestartAsked): Slot._ignore,
-    (S.KILLING, events.DeadlinePassed): Slot._unkillable,
-    (S.KILLING, events.WorkerDied): Slot._stopped_died,
-    (S.KILLING, messages.Done): Slot._done_at_last,
+    (S.KILLING, events.DeadlinePassed): Slot._mark_unkillable,
+    (S.KILLING, events.WorkerDied): Slot._handle_stop,
+    (S.KILLING, messages.Done): Slot._accept_late_result,
     (S.KILLING, events.RestartAsked): Slot._ignore,
     (S.KILLING, events.KillAsked): Slot._ignore,
-    (S.UNKILLABLE, events.WorkerDied): Slot._stopped_died,
+    (S.UNKILLABLE, events.WorkerDied): Slot._handle_stop,
     (S.UNKILLABLE, events.RestartAsked): Slot._ignore,
     (S.UNKILLABLE, events.KillAsked): Slot._ignore,
     (S.BACKOFF, events.DeadlinePassed): Slot._fork_again,
     (S.BACKOFF, events.RestartAsked): Slot._restart_now,
     (S.BACKOFF, events.KillAsked): Slot._ignore,
-    (S.BACKOFF, events.RetireAsked): Slot._retire_empty,
+    (S.BACKOFF, events.RetireAsked): Slot._close,
     (S.QUARANTINED, events.RestartAsked): Slot._restart_now,
     (S.QUARANTINED, events.KillAsked): Slot._ignore,
-    (S.QUARANTINED, events.RetireAsked): Slot._retire_empty,
-    (S.QUARANTINED, events.RecycleAsked): Slot._restart_now,
+    (S.QUARANTINED, events.RetireAsked): Slot._close,
+    (S.QUARANTINED, events.RecycleRequested): Slot._restart_now,
     (S.STOPPED, events.RestartAsked): Slot._restart_now,
     (S.STOPPED, events.KillAsked): Slot._ignore,
 }
-"""What each state does with each event."""
+"""The handler of each event in each state."""
 
-TABLE |= {(state, events.RecycleAsked): Slot._recycle_later for state in BUSY_STATES}
+TABLE |= {(state, events.RecycleRequested): Slot._recycle_later for state in BUSY_STATES}
 
 _WAITING = {
     (state, event): rule
     for state in (S.WAITING, S.RESCANNING)
     for event, rule in (
         (events.RawArrived, Slot._ingest),
-        (messages.Ingested, Slot._ingested),
-        (messages.RawRefused, Slot._raw_refused),
-        (events.ExposureListed, Slot._list),
-        (messages.StageReached, Slot._stage),
-        (events.CancelReceived, Slot._cancel_waiting),
+        (messages.Ingested, Slot._record_ingest),
+        (messages.RawRefused, Slot._record_refusal),
+        (events.ExposureListed, Slot._use_list),
+        (messages.StageReached, Slot._record_stage),
+        (events.CancelReceived, Slot._cancel),
     )
 }
-_LIVING = {
+_ALIVE = {
     (state, event): rule
     for state in (S.STARTING, S.IDLE, *BUSY_STATES)
     for event, rule in (
-        (events.WorkerDied, Slot._died),
+        (events.WorkerDied, Slot._handle_crash),
         (events.RestartAsked, Slot._restart),
-        (events.MemorySampled, Slot._weigh),
+        (events.MemorySampled, Slot._check_limits),
     )
 }
-TABLE = _LIVING | _WAITING | TABLE
+TABLE = _ALIVE | _WAITING | TABLE
 
-ANY_STATE: dict[type, Rule] = {
-    # A raw, a list, a cancellation or a sample may cross the end of a visit;
-    # memory of a worker that is going already changes nothing.
+ANY_STATE: dict[type, Handler] = {
+    # A raw, a list, a cancellation or a sample may arrive after the end of its
+    # visit; a worker that is stopped already is not stopped for its memory.
     events.RawArrived: Slot._ignore,
     events.ExposureListed: Slot._ignore,
     events.RescanDone: Slot._ignore,
     events.CancelReceived: Slot._ignore,
     events.DeadlinePassed: Slot._ignore,
-    events.MemorySampled: Slot._note_weight,
-    events.ProtocolViolation: Slot._refuse,
-    messages.PointOfNoReturn: Slot._no_return,
+    events.MemorySampled: Slot._record_usage,
+    events.ProtocolViolation: Slot._stop_faulty,
+    messages.PointOfNoReturn: Slot._record_no_return,
     events.RetireAsked: Slot._retire_later,
-    events.KillAsked: Slot._kill_asked,
-    # Who comes next here is of the new configuration anyway.
-    events.RecycleAsked: Slot._ignore,
+    events.KillAsked: Slot._kill_now,
+    # The next worker of this slot has the new configuration anyway.
+    events.RecycleRequested: Slot._ignore,
 }
-"""What holds where the table says nothing."""
+"""Handlers for events that the table does not have in the present state."""

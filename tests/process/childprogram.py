@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A small child process: ``python -m kept --channel N ... FAULT``."""
+"""A small child process: ``python -m childprogram --channel N ... FAULT``."""
 
 import os
 import socket
@@ -13,9 +13,9 @@ ANSWER = b'{"type": "exported", "spools": [], "tai": 0.0, "datasets": 0}'
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[sys.argv.index("--channel") + 1]))
     fault = sys.argv[-1]
-    if fault == "nonsense":
+    if fault == "invalid":
         channel.send(b'{"type": "ready", "pid": "one"}')
-    elif fault != "mute":
+    elif fault != "silent":
         channel.send(READY)
         channel.recv(4096)
     if fault == "answer and exit":
