@@ -85,7 +85,9 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
 @_ppctl.command()
 @_daemon_command
 def status(daemon: Daemon, as_json: bool) -> None:
-    """Show the state of the daemon: slots, visits, export, raws, problems.
+    """Show the state of the daemon.
+
+    Slots, visits, export, sources of raws, limits, and problems to check.
 
     Exit code: 0 running, 3 not running, 4 unknown.
     """
@@ -108,7 +110,10 @@ _limit = click.option(
 @_limit
 @_daemon_command
 def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors (one detector of one visit), the newest first."""
+    """List visit-detectors, the newest first.
+
+    A visit-detector is one detector of one visit.
+    """
     _show(daemon.visits(limit), tables.visits_table, as_json)
 
 
@@ -116,7 +121,7 @@ def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
 @_limit
 @_daemon_command
 def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors that failed and need daytime reprocessing.
+    """List visit-detectors that need daytime reprocessing.
 
     Below them are the latest raws that were found but used by no visit. With
     --json these are not printed here: see "ppctl status --json".
@@ -132,7 +137,7 @@ def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
 @_limit
 @_daemon_command
 def late(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List raws that arrived after their visit-detector had ended.
+    """List raws that arrived after the end of their visit.
 
     A raw that another attempt has used is no longer listed. Use "ppctl requeue"
     to process such visits again.
@@ -241,7 +246,7 @@ def reload(daemon: Daemon, as_json: bool) -> None:
 @click.argument("slot", type=click.IntRange(min=0))
 @_daemon_command
 def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Replace the worker of a slot; also ends the quarantine of the slot."""
+    """Replace the worker of a slot; also ends a quarantine."""
     _send_request(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
 
 
@@ -249,7 +254,7 @@ def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
 @click.argument("slot", type=click.IntRange(min=0))
 @_daemon_command
 def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Kill the worker of a slot at once (SIGKILL); its visit is interrupted."""
+    """Kill the worker of a slot at once, without waiting."""
     _send_request(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
 
 
@@ -258,7 +263,7 @@ def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
 @click.option("--png", type=click.Path(path_type=Path), help="Write the chart to this PNG file.")
 @_daemon_command
 def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json: bool) -> None:
-    """Show a chart of the processing stages of each detector over time."""
+    """Show the stages of each detector over time, as a chart."""
     rows = [row for group in dict.fromkeys(groups) for row in daemon.visit(group)]
     if png:
         timeline_png(rows, png)
@@ -276,7 +281,7 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
 )
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def demo(args: tuple[str, ...]) -> None:
-    """Run the whole system with a simulated camera; see "ppctl demo --help"."""
+    """Run the system with a simulated camera (ppctl demo --help)."""
     os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
 
 
