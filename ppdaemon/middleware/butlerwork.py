@@ -39,7 +39,12 @@ from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camer
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, groups_snaps, insert_records
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner, has_nothing
+from ppdaemon.middleware.run.runner import (
+    BuiltPipeline,
+    NoReturnReporter,
+    PipelineRunner,
+    nothing_permanent_written,
+)
 from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
@@ -65,14 +70,14 @@ class _Visit:
     """Collections of what was copied from the central repo."""
     pipelines: tuple[LoadedPipeline, ...] = ()
     """Main pipelines whose inputs are there, in order of preference."""
-    passed_over: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
     """Why others can not run."""
 
     def fallback(self, built: BuiltPipeline) -> str:
         """Say why it is not the first pipeline that was built; empty if it is."""
         if built.job.pipeline.path == self.order.pipelines.main[0]:
             return ""
-        return f"fell back: {'; '.join((*self.passed_over, *built.passed_over))}"
+        return f"fell back: {'; '.join((*self.rejected, *built.rejected))}"
 
 
 class ButlerWork:
@@ -101,7 +106,7 @@ class ButlerWork:
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
         self._visit: _Visit | None = None
-        self._begun = False
+        self._used = False
 
     def prepare(self, order: Prepare) -> Prepared:
         """Preload, preprocess, and find out which pipeline can run.
@@ -122,9 +127,9 @@ class ButlerWork:
             Raised with ``PRELOAD_FAILED``, ``NO_PIPELINE`` or
             ``RAMDISK_FULL``.
         """
-        if self._begun:
+        if self._used:
             self.reset()
-        self._begun = True
+        self._used = True
         try:
             with space_watched():
                 return self._prepare(order)
@@ -191,19 +196,21 @@ class ButlerWork:
                 job = built.job
                 if built.declined:
                     timings.values["not_direct"] = built.declined
-                ran = built.run(visit.reporter.before(job.pipeline, timings.values))
-                self._reached(Stage.PROCESSED)
-                failed = ran.failure.reason if ran.failure else ""
+                result = built.run(visit.reporter.before(job.pipeline, timings.values))
+                self._report_stage(Stage.PROCESSED)
+                failed = result.failure.reason if result.failure else ""
                 spool, datasets = self._spool(visit, built, order.exposures, failed)
-                self._reached(Stage.SPOOLED)
+                self._report_stage(Stage.SPOOLED)
         except VisitFailed as error:
             raise VisitFailed(error.outcome, str(error), retriable=error.retriable and not passed) from error
-        undone = ran.failure is not None and bool(passed) and self._has_nothing(visit, job)
+        repeatable = (
+            result.failure is not None and bool(passed) and self._nothing_permanent_written(visit, job)
+        )
         return Done(
-            outcome=ran.failure.outcome if ran.failure else Outcome.SUCCEEDED,
-            reason="; ".join(filter(None, (failed or ran.caveats, visit.fallback(built)))),
-            retriable=ran.failure is not None and (undone or not passed),
-            nothing_permanent=undone,
+            outcome=result.failure.outcome if result.failure else Outcome.SUCCEEDED,
+            reason="; ".join(filter(None, (failed or result.caveats, visit.fallback(built)))),
+            retriable=result.failure is not None and (repeatable or not passed),
+            nothing_permanent=repeatable,
             pipeline=job.pipeline.name,
             engine=built.engine,
             spool=spool,
@@ -213,9 +220,9 @@ class ButlerWork:
     def reset(self) -> None:
         """Forget the visit and begin with a fresh copy of the template."""
         self._visit = None
-        self._begun = False
+        self._used = False
         self._repo.renew()
-        self._runs.forget()
+        self._runs.reset()
         self._outputs.forget()
         # An old Butler is full of cycles; collected now, between visits, they
         # do not cost 0.5 s in the middle of the next one.
@@ -226,7 +233,7 @@ class ButlerWork:
         self._repo.close()
         self._central.close()
 
-    def _reached(self, stage: Stage) -> None:
+    def _report_stage(self, stage: Stage) -> None:
         self._context.report(StageReached(stage=stage, tai=self._context.clock.tai()))
 
     def _prepared(self) -> _Visit:
@@ -323,11 +330,11 @@ class ButlerWork:
         """Return the main pipelines that have all they need, or end the visit."""
         reasons = list(plan.reasons)
         summary = self._repo.butler.collections.get_info(visit.preload_run, include_summary=True)
-        made = {str(name) for name in summary.dataset_types or ()}
+        produced = {str(name) for name in summary.dataset_types or ()}
         runnable = []
         for pipeline in plan.main:
-            if lacks := plan.lacks(pipeline, made):
-                reasons.append(lacks)
+            if missing := plan.lacks(pipeline, produced):
+                reasons.append(missing)
             else:
                 runnable.append(pipeline)
         if failure:
@@ -336,7 +343,7 @@ class ButlerWork:
         if runnable:
             for reason in reasons:
                 _LOG.warning("not every pipeline can run: %s", reason)
-            visit.passed_over = tuple(reasons)
+            visit.rejected = tuple(reasons)
             return tuple(runnable)
         # What preprocessing lacks, such as a database that is down, may be back later.
         outcome = Outcome.PRELOAD_FAILED if failure else Outcome.NO_PIPELINE
@@ -357,10 +364,10 @@ class ButlerWork:
         jobs = self._jobs(visit, visit.raws.headers[exposures[0]].day_obs)
         return self._runs.build_first(jobs, query, visit.raws)
 
-    def _has_nothing(self, visit: _Visit, job: Job) -> bool:
+    def _nothing_permanent_written(self, visit: _Visit, job: Job) -> bool:
         """Ask whether a failure behind the point of no return has left nothing."""
         visits = [record.id for record in visit.raws.records if record.definition.name == "visit"]
-        return has_nothing(
+        return nothing_permanent_written(
             self._context.config.engine,
             visit.order.visit.instrument,
             visit.order.detector,

@@ -97,14 +97,14 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
-    _warn_of_strangers(context.config.engine, pipelines)
+    _warn_of_unknown_tasks(context.config.engine, pipelines)
     try:
         with _open_central(config.central) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
                 text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
-            dataset_types = _known_before(pipelines, central, instruments)
+            dataset_types = _template_dataset_types(pipelines, central, instruments)
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
     make_template(context.template, universe, instruments, dataset_types, hash_versions(), config.local)
@@ -175,7 +175,7 @@ def _configured_pipelines(config: NodeConfig) -> list[LoadedPipeline]:
     return pipelines
 
 
-def _known_before(
+def _template_dataset_types(
     pipelines: Iterable[LoadedPipeline], central: Butler, instruments: Iterable[Instrument]
 ) -> list[DatasetType]:
     """Return the dataset types of raws, of pipelines, of all runs and of all visits."""
@@ -198,7 +198,7 @@ def _known_before(
     return list(found.values())
 
 
-def _warn_of_strangers(config: EngineConfig, pipelines: Sequence[LoadedPipeline]) -> None:
+def _warn_of_unknown_tasks(config: EngineConfig, pipelines: Sequence[LoadedPipeline]) -> None:
     """Say which names of tasks that cannot be repeated are no task's.
 
     A misspelt one would have such a task repeated.

@@ -143,7 +143,7 @@ class LookConnections(PipelineTaskConnections, dimensions=VISIT):
         minimum=0,
         deferGraphConstraint=True,
     )
-    seen = Output(name="many_seen", doc="all that was read", storageClass=_DICT, dimensions=VISIT)
+    result = Output(name="many_seen", doc="all that was read", storageClass=_DICT, dimensions=VISIT)
     never = Output(
         name="many_never", doc="dropped by adjustQuantum", storageClass=_DICT, dimensions=VISIT, multiple=True
     )
@@ -183,7 +183,7 @@ class LookTask(PipelineTask):
     ) -> Struct:
         assert missing is None
         return Struct(
-            seen={
+            result={
                 "schema": self.columns,
                 "bias": bias,
                 "shards": [handle.get()["shard"] for handle in shards for _ in range(2)],

@@ -16,8 +16,8 @@ import astropy.units as u
 import numpy as np
 import pytest
 import sqlalchemy
+from enginecompare import compare_engines, process_visit
 from lsst.daf.butler.logging import ButlerMDC
-from seen import same, see
 from toycam import MakeRig
 
 from ppdaemon.demo.geometry import detector_wcs
@@ -44,51 +44,51 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
     """Return the children that were begun."""
     children: list[ForkedCall] = []
-    begin = ForkedCall.begin
+    start = ForkedCall.start
 
-    def counted(work: Callable[[], Any], plain: Callable[[Any], Any]) -> ForkedCall:
-        children.append(begin(work, plain))
+    def recorded(call: Callable[[], Any], fallback: Callable[[Any], Any]) -> ForkedCall:
+        children.append(start(call, fallback))
         return children[-1]
 
-    monkeypatch.setattr(ForkedCall, "begin", counted)
+    monkeypatch.setattr(ForkedCall, "start", recorded)
     return children
 
 
-def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, begun: list[ForkedCall]) -> None:
-    same(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
-    assert begun
+def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, started: list[ForkedCall]) -> None:
+    compare_engines(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
+    assert started
 
 
-@pytest.mark.parametrize("deed", ["fail", "partial", "full"])
+@pytest.mark.parametrize("action", ["fail", "partial", "full"])
 def test_what_happens_in_a_child_is_told_as_if_it_had_happened_here(
-    rigs: MakeRig, begun: list[ForkedCall], deed: str
+    rigs: MakeRig, started: list[ForkedCall], action: str
 ) -> None:
-    same(rigs, ("separable", "direct"), deed=deed, snaps=(1, 2), settings=TWO)
-    assert begun
+    compare_engines(rigs, ("separable", "direct"), action=action, snaps=(1, 2), settings=TWO)
+    assert started
 
 
-def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, begun: list[ForkedCall]) -> None:
-    see(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
-    see(rigs, "direct", main="Short", settings=TWO)
-    assert not begun
+def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, started: list[ForkedCall]) -> None:
+    process_visit(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
+    process_visit(rigs, "direct", main="Short", settings=TWO)
+    assert not started
 
 
 def test_what_cannot_be_taken_back_is_done_by_the_worker_itself(
-    rigs: MakeRig, begun: list[ForkedCall], tmp_path: Path
+    rigs: MakeRig, started: list[ForkedCall], tmp_path: Path
 ) -> None:
-    settings = TWO | {"no_return": ["isr", "associate", "deed", "zAside", "after"]}
-    see(rigs, "direct", snaps=(1, 2), settings=settings)
-    assert not begun
+    settings = TWO | {"no_return": ["isr", "associate", "scripted", "zAside", "after"]}
+    process_visit(rigs, "direct", snaps=(1, 2), settings=settings)
+    assert not started
 
 
 def test_a_child_that_ends_without_a_word_is_a_crash(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = ForkedCall.begin
-    monkeypatch.setattr(ForkedCall, "begin", lambda work, plain: begin(lambda: os._exit(3), plain))
+    start = ForkedCall.start
+    monkeypatch.setattr(ForkedCall, "start", lambda call, fallback: start(lambda: os._exit(3), fallback))
     with pytest.raises(VisitFailed, match=r"task \w+: its process ended with exit status 3") as caught:
-        see(rigs, "direct", snaps=(1, 2), settings=TWO)
+        process_visit(rigs, "direct", snaps=(1, 2), settings=TWO)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
 
 
@@ -99,8 +99,8 @@ def test_without_another_process_all_is_done_here(
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refuse)
-    seen = see(rigs, "direct", snaps=(1, 2), settings=TWO)
-    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "")
+    result = process_visit(rigs, "direct", snaps=(1, 2), settings=TWO)
+    assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "")
     assert "is not run in a process of its own: Resource temporarily unavailable" in caplog.text
 
 
@@ -121,7 +121,7 @@ class Slate:
 def some(sizes_bytes: dict[str, int]) -> Any:
     """Return datasets that look as large as told."""
     return [
-        MemoryDataset(SimpleNamespace(id=uuid.uuid4()), content=name, size_bytes=size, wanted=True)  # type: ignore[arg-type]
+        MemoryDataset(SimpleNamespace(id=uuid.uuid4()), content=name, size_bytes=size, to_export=True)  # type: ignore[arg-type]
         for name, size in sizes_bytes.items()
     ]
 
@@ -180,15 +180,15 @@ def test_nothing_is_left_of_a_process_that_was_killed_while_it_wrote(tmp_path: P
     assert set(written_by(files).values()) == {os.getpid()}
 
 
-def as_it_is(result: Any) -> Any:
+def unchanged(result: Any) -> Any:
     return result
 
 
 def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
     whole = np.arange(1e6)
-    made = ForkedCall.begin(
-        lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, as_it_is
-    ).take()
+    made = ForkedCall.start(
+        lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, unchanged
+    ).result()
     assert np.array_equal(made["whole"], whole)
     made["same"][0] = -1.0
     assert made["whole"][0] == -1.0
@@ -197,19 +197,19 @@ def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
 
 
 def test_what_is_changed_here_is_not_changed_in_a_child_that_still_reads_it() -> None:
-    array = ForkedCall.begin(lambda: np.zeros(100_000), as_it_is).take()
-    asked, go_on = os.pipe()
+    array = ForkedCall.start(lambda: np.zeros(100_000), unchanged).result()
+    read_end, write_end = os.pipe()
 
     def sum_later() -> float:
-        os.read(asked, 1)
+        os.read(read_end, 1)
         return float(array.sum())
 
-    reader = ForkedCall.begin(sum_later, as_it_is)
+    reader = ForkedCall.start(sum_later, unchanged)
     array += 1.0
-    os.write(go_on, b"!")
-    os.close(asked)
-    os.close(go_on)
-    assert reader.take() == 0.0
+    os.write(write_end, b"!")
+    os.close(read_end)
+    os.close(write_end)
+    assert reader.result() == 0.0
 
 
 def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
@@ -218,7 +218,9 @@ def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
 
     gc.collect()  # other tests have had arrays, too
     before = mappings()
-    made = ForkedCall.begin(lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, as_it_is).take()
+    made = ForkedCall.start(
+        lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, unchanged
+    ).result()
     assert mappings() == before + 1
     del made["image"]
     assert mappings() == before
@@ -239,30 +241,30 @@ def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
     ids=["empty", "fortran", "strided", "packed", "masked", "objects"],
 )
 def test_arrays_of_any_kind_come_back(array: Any) -> None:
-    came = ForkedCall.begin(lambda: array, as_it_is).take()
-    assert (came.dtype, came.shape, came.flags.writeable) == (array.dtype, array.shape, True)
-    assert came.flags.f_contiguous or not array.flags.f_contiguous
-    assert came.tolist() == array.tolist()
+    received = ForkedCall.start(lambda: array, unchanged).result()
+    assert (received.dtype, received.shape, received.flags.writeable) == (array.dtype, array.shape, True)
+    assert received.flags.f_contiguous or not array.flags.f_contiguous
+    assert received.tolist() == array.tolist()
 
 
 def test_what_others_may_not_change_comes_back_like_that() -> None:
     array = np.arange(50_000.0)
     array.flags.writeable = False
-    assert not ForkedCall.begin(lambda: array, as_it_is).take().flags.writeable
+    assert not ForkedCall.start(lambda: array, unchanged).result().flags.writeable
 
 
 class OneWay:
     """Can be pickled, but not read again."""
 
-    def __init__(self, words: str):
-        self.words = words
+    def __init__(self, text: str):
+        self.text = text
 
     def __reduce__(self) -> Any:
         return OneWay, ()
 
 
 def test_what_cannot_be_read_again_comes_back_in_its_plain_form() -> None:
-    assert ForkedCall.begin(lambda: OneWay("some"), lambda it: it.words).take() == "some"
+    assert ForkedCall.start(lambda: OneWay("some"), lambda it: it.text).result() == "some"
 
 
 def refuse_in(pid: int) -> None:
@@ -278,16 +280,16 @@ class NotHere:
 
 
 def test_what_nobody_wants_any_more_is_not_even_read() -> None:
-    child = ForkedCall.begin(NotHere, as_it_is)
-    assert ForkedCall.over([child], wait=True) == [child]
-    child.end()
+    child = ForkedCall.start(NotHere, unchanged)
+    assert ForkedCall.ended([child], wait=True) == [child]
+    child.kill()
     with pytest.raises(ChildProcessError):
         os.waitpid(child._pid, 0)
 
 
 def test_children_do_not_draw_the_same_random_numbers() -> None:
     np.random.random()  # its state is there now
-    drawn = [ForkedCall.begin(np.random.random, as_it_is).take() for _ in range(2)]
+    drawn = [ForkedCall.start(np.random.random, unchanged).result() for _ in range(2)]
     assert len({*drawn, np.random.random()}) == 3
 
 
@@ -297,7 +299,7 @@ def test_what_was_printed_before_is_not_printed_again(
     with (tmp_path / "log").open("w") as log:  # as a worker's output: nothing is written at once
         monkeypatch.setattr("sys.stdout", log)
         print("before")
-        assert ForkedCall.begin(lambda: print("in the child"), as_it_is).take() is None
+        assert ForkedCall.start(lambda: print("in the child"), unchanged).result() is None
     assert (tmp_path / "log").read_text() == "before\nin the child\n"
 
 
@@ -305,36 +307,36 @@ def test_a_child_that_is_interrupted_at_its_very_end_does_not_go_on_as_its_paren
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    def work() -> int:
+    def call() -> int:
         sys.stdout = SimpleNamespace(flush=interrupt)  # type: ignore[assignment]
         return 1
 
     parent = os.getpid()
     try:
-        child = ForkedCall.begin(work, as_it_is)
+        child = ForkedCall.start(call, unchanged)
     finally:
         if os.getpid() != parent:
             os._exit(77)
-    assert child.take() == 1
+    assert child.result() == 1
 
 
 def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
-    child = ForkedCall.begin(lambda: (k for k in range(3)), list)
-    assert child.take() == [0, 1, 2]
+    child = ForkedCall.start(lambda: (k for k in range(3)), list)
+    assert child.result() == [0, 1, 2]
 
 
 def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
     projection = sky_projection(detector_wcs(150.0, 2.0, 30.0, 4))
     image = make_image(np.ones((50, 60)), np.ones((50, 60)), {}, u.nJy, projection=projection)
-    came = ForkedCall.begin(lambda: image, lambda image: "through files").take()
-    assert np.array_equal(came.image.array, image.image.array)
-    assert came.sky_projection == image.sky_projection
-    assert came.unit == u.nJy
-    came.image.array[0, 0] = 2.0
+    received = ForkedCall.start(lambda: image, lambda image: "through files").result()
+    assert np.array_equal(received.image.array, image.image.array)
+    assert received.sky_projection == image.sky_projection
+    assert received.unit == u.nJy
+    received.image.array[0, 0] = 2.0
 
 
 @pytest.mark.parametrize(
-    ("work", "words"),
+    ("call", "text"),
     [
         (lambda: os._exit(0), "exit status 0"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
@@ -342,9 +344,9 @@ def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
         (lambda: 1 / 0, "exit status 1"),
     ],
 )
-def test_how_a_child_has_ended_is_told(work: Callable[[], Any], words: str) -> None:
-    with pytest.raises(DiedWithoutResult, match=words):
-        ForkedCall.begin(work, as_it_is).take()
+def test_how_a_child_has_ended_is_told(call: Callable[[], Any], text: str) -> None:
+    with pytest.raises(DiedWithoutResult, match=text):
+        ForkedCall.start(call, unchanged).result()
 
 
 def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,18 +357,18 @@ def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPa
     watched: list[int] = []
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
-        ForkedCall.begin(signal.pause, as_it_is)
+        ForkedCall.start(signal.pause, unchanged)
     with pytest.raises(ProcessLookupError):
         os.kill(watched[0], 0)
 
 
 def test_children_that_have_ended_are_told_from_those_that_run() -> None:
-    slow, quick = ForkedCall.begin(signal.pause, as_it_is), ForkedCall.begin(lambda: 1, as_it_is)
-    assert ForkedCall.over([slow, quick], wait=True) == [quick]
-    assert quick.take() == 1
-    assert ForkedCall.over([slow], wait=False) == []
+    slow, quick = ForkedCall.start(signal.pause, unchanged), ForkedCall.start(lambda: 1, unchanged)
+    assert ForkedCall.ended([slow, quick], wait=True) == [quick]
+    assert quick.result() == 1
+    assert ForkedCall.ended([slow], wait=False) == []
     begun_s = time.monotonic()
-    slow.end()
+    slow.kill()
     assert time.monotonic() - begun_s < 60
     with pytest.raises(ChildProcessError):
         os.waitpid(slow._pid, 0)
@@ -384,7 +386,7 @@ def test_a_child_leaves_the_database_connections_of_its_parent_alone(tmp_path: P
             connection.execute(sqlalchemy.text("INSERT INTO known VALUES (7)"))
             return id(connection.connection.dbapi_connection) == before
 
-    assert ForkedCall.begin(add, as_it_is).take() is False
+    assert ForkedCall.start(add, unchanged).result() is False
     with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("SELECT id FROM known")).scalar() == 7
         assert id(connection.connection.dbapi_connection) == before

@@ -13,8 +13,8 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.sphgeom import Angle, Ellipse, LonLat, Region, UnitVector3d
 from toycam import DAY, EXPOSURE, NAME, VISIT, box
 
-from ppdaemon.middleware.direct.dataids import DataIds, overlap
-from ppdaemon.middleware.direct.shape import Shape, shape_of
+from ppdaemon.middleware.direct.dataids import DataIds, regions_overlap
+from ppdaemon.middleware.direct.shape import PipelineShape, pipeline_shape
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.run.engine import Unsupported
 
@@ -54,7 +54,7 @@ def an_input(name: str, dimensions: tuple[str, ...], kind: type[BaseInput] = Inp
     return kind(name=name, dimensions=dimensions, **usual | more)
 
 
-def judged(connections: type[PipelineTaskConnections]) -> Shape:
+def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
     """Judge a pipeline of one task."""
 
     class Config(PipelineTaskConfig, pipelineConnections=connections):
@@ -68,7 +68,7 @@ def judged(connections: type[PipelineTaskConnections]) -> Shape:
     graph.add_task("task", Task, Config())  # type: ignore[no-untyped-call]
     registered = DatasetType("one", EXPOSURE, "DataFrame", universe=UNIVERSE)
     graph.resolve(dimensions=UNIVERSE, dataset_types={"one": registered})
-    return shape_of(graph)
+    return pipeline_shape(graph)
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def judged(connections: type[PipelineTaskConnections]) -> Shape:
 def test_a_pipeline_that_is_left_to_another_engine_is_told_why(
     connections: type[PipelineTaskConnections], reason: str
 ) -> None:
-    with pytest.raises(Unsupported) as told:
-        judged(connections)
-    assert str(told.value) == reason
+    with pytest.raises(Unsupported) as caught:
+        shape_of_task(connections)
+    assert str(caught.value) == reason
 
 
 def test_a_pipeline_that_fits_tells_what_it_reads_and_makes() -> None:
-    shape = judged(reading(an_input("raw", EXPOSURE)))
+    shape = shape_of_task(reading(an_input("raw", EXPOSURE)))
     (task,) = shape.tasks
-    assert (set(shape.external), task.direct, task.deferred) == ({"raw"}, ("raw",), frozenset())
+    assert (set(shape.external), task.immediate, task.deferred) == ({"raw"}, ("raw",), frozenset())
     assert {"raw", "output"} <= set(shape.types)
 
 
@@ -161,9 +161,9 @@ def ellipse(ra_deg: float) -> Region:
 
 def test_regions_overlap_as_the_registry_has_it() -> None:
     field = box(10.0, -1.0, 11.0, 1.0)
-    assert overlap(field, box(10.5, 0.0, 12.0, 1.0), UNIVERSE)
-    assert not overlap(field, box(20.0, 0.0, 21.0, 1.0), UNIVERSE)
-    assert not overlap(field, None, UNIVERSE)
+    assert regions_overlap(field, box(10.5, 0.0, 12.0, 1.0), UNIVERSE)
+    assert not regions_overlap(field, box(20.0, 0.0, 21.0, 1.0), UNIVERSE)
+    assert not regions_overlap(field, None, UNIVERSE)
     assert ellipse(10.0).overlaps(ellipse(10.1)) is None, "then pixels decide"
-    assert overlap(ellipse(10.0), ellipse(10.1), UNIVERSE)
-    assert not overlap(ellipse(10.0), ellipse(80.0), UNIVERSE)
+    assert regions_overlap(ellipse(10.0), ellipse(10.1), UNIVERSE)
+    assert not regions_overlap(ellipse(10.0), ellipse(80.0), UNIVERSE)

@@ -41,7 +41,7 @@ open Butler has about as much in all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class ResourceUsage:
     """What a worker has between two visits."""
 
     repo: frozenset[tuple[str, int]]
@@ -56,12 +56,12 @@ class Stock:
     private_bytes: int
 
 
-def take_stock(rig: Rig) -> Stock:
+def measure_resources(rig: Rig) -> ResourceUsage:
     ramdisk = rig.config.node.ramdisk
     files = frozenset((str(path), path.stat().st_size) for path in ramdisk.rglob("*") if path.is_file())
     own = frozenset(each for each in files if each[0].startswith(f"{rig.context.repo}/"))
     opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return Stock(
+    return ResourceUsage(
         repo=own,
         shared=files - own,
         databases=sum(name.endswith(".sqlite3") for name in opened),
@@ -120,10 +120,10 @@ class Night:
         except VisitFailed as failure:
             return failure.outcome
 
-    def forget(self) -> None:
+    def finish_visit(self) -> None:
         """End a visit, as a worker does, and export its outputs."""
         self._worker.reset()
-        self._rig.said.clear()
+        self._rig.reports.clear()
         for folder in (self._rig.context.spool, self._rig.raws):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -163,23 +163,23 @@ def test_visits_done_twice_leave_no_trace(
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
     rig, worker = rigs()
     night = Night(rig, worker, visits)
-    stocks, costs, outcomes = [take_stock(rig)], [], []
+    usages, costs, outcomes = [measure_resources(rig)], [], []
     few = visits // 2
     for number in range(1, 2 * visits + 1):
         outcomes.append(night.visit(number))
         if not few < number <= 2 * visits - few:
             costs.append(night.cost_of_query())
-        night.forget()
-        stocks.append(take_stock(rig))
+        night.finish_visit()
+        usages.append(measure_resources(rig))
     tenths = {name: 5 * outcomes.count(name) / visits for name in outcomes}
     assert tenths == {"succeeded": 2, "cancelled": 5, "no_pipeline": 2, "bad_raw": 1}
-    new, settled, last = stocks[0], stocks[visits], stocks[-1]
-    for earlier, later in zip(stocks[1 : visits + 1], stocks[visits + 1 :], strict=True):
+    new, middle, last = usages[0], usages[visits], usages[-1]
+    for earlier, later in zip(usages[1 : visits + 1], usages[visits + 1 :], strict=True):
         assert later.repo == earlier.repo, "after the same visit the same is there"
-    assert last.shared == settled.shared, "what visits share was fetched in the first round"
-    assert {(stock.databases, stock.threads) for stock in stocks[1:]} == {(2, new.threads)}
-    assert last.descriptors == settled.descriptors
-    assert last.objects - settled.objects < OBJECTS_AT_MOST
-    assert last.private_bytes - settled.private_bytes < PRIVATE_BYTES_AT_MOST
+    assert last.shared == middle.shared, "what visits share was fetched in the first round"
+    assert {(usage.databases, usage.threads) for usage in usages[1:]} == {(2, new.threads)}
+    assert last.descriptors == middle.descriptors
+    assert last.objects - middle.objects < OBJECTS_AT_MOST
+    assert last.private_bytes - middle.private_bytes < PRIVATE_BYTES_AT_MOST
     if few >= FEWEST_COSTS:
         assert statistics.median(costs[-few:]) < SLOWER_AT_MOST * statistics.median(costs[:few])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Butler
 from toycam import DAY, NAME, MakeRig, Rig
-from toydeeds import write_deeds
+from toyscripted import write_scripted
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
@@ -31,7 +31,7 @@ from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
 from ppdaemon.middleware.run import initoutputs
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import has_nothing
+from ppdaemon.middleware.run.runner import nothing_permanent_written
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -93,9 +93,9 @@ def test_what_the_central_repo_has_is_not_spooled_again(
     assert not {"isr_config", "toy_schema", "packages"} & spooled(run_visit(rig, worker, 2)).keys()
     with Butler.from_config(str(tmp_path / "central")) as butler:
         (run,) = [name for name in butler.collections.query("*/Full/*")]
-        told = butler.get("prompt_deployment", collections=run)
-        assert told["digest"] == run.rpartition("/")[2]
-        assert "toycam.SubtractTask" in told["pipeline"]
+        reported = butler.get("prompt_deployment", collections=run)
+        assert reported["digest"] == run.rpartition("/")[2]
+        assert "toycam.SubtractTask" in reported["pipeline"]
         assert "numpy" in butler.get("packages", collections=run)
 
 
@@ -113,7 +113,7 @@ def names_in(butler: Butler, run: str) -> set[str]:
 @pytest.fixture
 def local(rigs: MakeRig) -> tuple[Rig, Butler]:
     rig, worker = rigs()
-    write_deeds(rig)
+    write_scripted(rig)
     worker.close()
     return rig, Butler.from_config(str(rig.context.repo / "repo"), writeable=True)
 
@@ -122,8 +122,8 @@ def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butle
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.context.runs)
-        outputs.provide(job_of(rig, butler, "Deed"))
-        assert {"deed_config", "toy_deed_schema", "packages"} <= names_in(butler, "run")
+        outputs.provide(job_of(rig, butler, "Scripted"))
+        assert {"scripted_config", "toy_scripted_schema", "packages"} <= names_in(butler, "run")
         outputs.provide(job_of(rig, butler, "Short"))
         assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
 
@@ -132,8 +132,8 @@ def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork])
     rig, worker = everything
     for links in (1, 2):  # the first one makes them, the second one takes them
         worker.prepare(rig.order(main="Short", before=""))
-        (kept,) = rig.context.runs.glob("*/*/*.py")
-        assert kept.stat().st_nlink == links
+        (config_file,) = rig.context.runs.glob("*/*/*.py")
+        assert config_file.stat().st_nlink == links
         worker.reset()
 
 
@@ -148,27 +148,27 @@ def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
 
 
 def test_those_that_come_while_one_works_wait_for_it_and_then_go_on_together(tmp_path: Path) -> None:
-    went: list[bool] = []
+    firsts: list[bool] = []
     lock = tmp_path / "lock"
     together = threading.Barrier(2, timeout=20)
 
-    def come() -> None:
-        with initoutputs._coming_first(lock) as first:
+    def take_lock() -> None:
+        with initoutputs._first_worker_alone(lock) as first:
             together.wait()
-            went.append(first)
+            firsts.append(first)
 
-    with initoutputs._coming_first(lock) as first:
-        others = [threading.Thread(target=come) for _ in range(2)]
+    with initoutputs._first_worker_alone(lock) as first:
+        others = [threading.Thread(target=take_lock) for _ in range(2)]
         for other in others:
             other.start()
         waiting = re.compile(rf"-> FLOCK .*:{lock.stat().st_ino} ")
         deadline = time.monotonic() + 20
         while len(waiting.findall(Path("/proc/locks").read_text())) < 2:
             assert time.monotonic() < deadline
-        assert (first, went) == (True, [])
+        assert (first, firsts) == (True, [])
     for other in others:
         other.join(20)
-    assert went == [False, False]
+    assert firsts == [False, False]
 
 
 # --- names of runs -----------------------------------------------------------
@@ -190,13 +190,13 @@ def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeR
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(f"description: imports\nimports:\n  - {rig.paths['Short']}\n")
     assert usual == digest() == digest(path=str(elsewhere))
-    for same in (
+    for equal_config in (
         changed(rig.config, "engine", kind="pipetask"),
         changed(rig.config, "node", name="other"),
         changed(rig.config, "butler", central="/elsewhere"),
         changed(rig.config, "workers", max=99),
     ):
-        assert digest(same) == usual
+        assert digest(equal_config) == usual
     assert digest(**{"isr:note": "x"}) != usual
     elsewhere.write_text(
         f"description: imports\nimports:\n  - {rig.paths['Short']}\n"
@@ -234,9 +234,9 @@ def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -
 def test_tasks_that_cannot_be_repeated_go_by_label_or_class(rigs: MakeRig, name: str) -> None:
     rig, worker = rigs(engine={"no_return": [name]})
     run_visit(rig, worker)
-    said = {fact.what for fact in rig.said if isinstance(fact, PointOfNoReturn)}
+    reported = {fact.what for fact in rig.reports if isinstance(fact, PointOfNoReturn)}
     everyone = {"known", "isr", "calibrate", "subtract", "associate"}
-    assert said == (everyone if name.startswith("lsst") else {"associate"})
+    assert reported == (everyone if name.startswith("lsst") else {"associate"})
 
 
 def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,10 +251,10 @@ def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCa
 
 def test_without_its_part_of_the_configuration_there_is_no_work(rigs: MakeRig) -> None:
     rig, _ = rigs()
-    seat = dataclasses.replace(rig.context, config=rig.config.model_copy(update={"butler": None}))
-    for begin in (work.build_template, work.open_work, work.open_exporter):
+    context = dataclasses.replace(rig.context, config=rig.config.model_copy(update={"butler": None}))
+    for open_part in (work.build_template, work.open_work, work.open_exporter):
         with pytest.raises(ConfigError, match="butler: missing key"):
-            begin(seat)
+            open_part(context)
 
 
 def test_a_template_is_made_in_spite_of_pipelines_that_are_no_good(
@@ -292,7 +292,7 @@ def test_raws_are_defined_by_the_central_repo_or_else_by_the_instrument(
 def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"no_return": ["known"]})
     worker.prepare(rig.order())
-    assert rig.said == [PointOfNoReturn(what="known")]
+    assert rig.reports == [PointOfNoReturn(what="known")]
 
 
 # --- the alert database ------------------------------------------------------
@@ -315,26 +315,28 @@ def write_source(apdb: Path, visit: int, detector: int) -> None:
     connection.close()
 
 
-def asked(apdb: Path, rig: Rig, visit: int = EXPOSURE, passed: tuple[str, ...] = ("associate",)) -> bool:
+def check_database(
+    apdb: Path, rig: Rig, visit: int = EXPOSURE, passed: tuple[str, ...] = ("associate",)
+) -> bool:
     config = EngineConfig(
         no_return=("associate", "alerts"), apdb={NAME: str(apdb)}, apdb_tasks=("associate",)
     )
-    return has_nothing(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
+    return nothing_permanent_written(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
 
 
 def test_the_alert_database_tells_what_it_has(rigs: MakeRig, apdb: Path) -> None:
     rig, _ = rigs()
     write_source(apdb, visit=7, detector=1)
-    assert asked(apdb, rig, visit=8)
-    assert not asked(apdb, rig, visit=7)
-    assert not asked(apdb, rig, visit=8, passed=("associate", "alerts")), "alerts do not come back"
+    assert check_database(apdb, rig, visit=8)
+    assert not check_database(apdb, rig, visit=7)
+    assert not check_database(apdb, rig, visit=8, passed=("associate", "alerts")), "alerts do not come back"
 
 
 def test_a_database_that_does_not_answer_has_something(
     rigs: MakeRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig, _ = rigs()
-    assert not asked(tmp_path / "none.yaml", rig)
+    assert not check_database(tmp_path / "none.yaml", rig)
     assert "does not tell what it has" in caplog.text
 
 

@@ -56,7 +56,7 @@ def test_a_visit_reads_what_the_central_repo_has_for_its_time_place_and_filter(r
     assert "filter: r_03" in text
     assert "patches:\n  - 6\n  - 7\n  - 11\n  - 12" in text
     assert "width_deg: 0.21" in text, "0.2 degrees and twice 30 arcsec"
-    stages = [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.said]
+    stages = [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.reports]
     assert stages == [Stage.FIRST_TASK, "associate", Stage.PROCESSED, Stage.SPOOLED]
 
 

@@ -545,7 +545,7 @@ class Rig:
         for folder in (self.raws, pipelines, ramdisk / "slot"):
             folder.mkdir(parents=True)
         self.paths = write_pipelines(pipelines)
-        self.said: list[StageReached | PointOfNoReturn] = []
+        self.reports: list[StageReached | PointOfNoReturn] = []
         self.config = self._configure(root, ramdisk, changes)
         self.context = WorkerContext(
             config=self.config,
@@ -557,7 +557,7 @@ class Rig:
             runs=ramdisk / "runs",
             spool=root / "spool",
             clock=Clock(),
-            report=self.said.append,
+            report=self.reports.append,
         )
 
     def _configure(self, root: Path, ramdisk: Path, changes: Mapping[str, Any]) -> NodeConfig:

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from lsst.daf.butler import StorageClass, StorageClassDelegate
 
-__all__ = ("copied", "exclusive", "measured", "size_bytes")
+__all__ = ("deep_copy", "measure", "size_bytes", "unshared")
 
-_FEW = 500
+_MAX_OBJECTS = 500
 """Objects looked at to find out a size: images and tables have few, and big
 ones; what has more of them is small in comparison."""
-_PIXELS = ("image", "mask", "variance", "array")
+_ARRAY_ATTRIBUTES = ("image", "mask", "variance", "array")
 """Where classes written in C++ keep what counts."""
 _LARGE_BYTES = 100_000
 """Smaller arrays are copied sooner than looked at."""
 
 
-def copied(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
+def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
     """Return a deep copy of a dataset that shares nothing with it but the moved arrays.
 
     Raises
@@ -46,11 +46,11 @@ def copied(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> An
         raise NotImplementedError(f"{type(content)} cannot be copied: {error}") from error
 
 
-def measured(content: Any) -> tuple[int, list[Any]]:
+def measure(content: Any) -> tuple[int, list[Any]]:
     """Return the bytes of a dataset, and its large arrays that are used elsewhere only if referred to."""
     size_bytes, movable = 0, []
     for each in _walk(content):
-        size_bytes += _own_bytes(each) or 0
+        size_bytes += _leaf_bytes(each) or 0
         if _is_movable(each):
             movable.append(each)
     return size_bytes, movable
@@ -67,34 +67,34 @@ def _is_movable(content: Any) -> bool:
     )
 
 
-def exclusive(arrays: Sequence[Any]) -> list[Any]:
+def unshared(arrays: Sequence[Any]) -> list[Any]:
     """Return those arrays that nothing refers to but this sequence and one object."""
-    one_object = [np.empty(0)]  # and its array is in a sequence, too: counted as the others are
-    *counts, alone = [sys.getrefcount(each) for each in [*arrays, one_object[0]]]
+    reference = [np.empty(0)]  # and its array is in a sequence, too: counted as the others are
+    *counts, baseline = [sys.getrefcount(each) for each in [*arrays, reference[0]]]
     # The temporary list has one reference to each, the caller's sequence another.
-    return [each for each, count in zip(arrays, counts, strict=True) if count <= alone + 1]
+    return [each for each, count in zip(arrays, counts, strict=True) if count <= baseline + 1]
 
 
 def size_bytes(content: Any) -> int:
     """Return the bytes of the arrays found in a dataset; memory that two of them share counts twice."""
-    return measured(content)[0]
+    return measure(content)[0]
 
 
 def _walk(content: Any) -> Iterator[Any]:
     """Yield a dataset and the objects in it, each once."""
     seen: set[int] = set()
-    waiting = [content]
-    while waiting and len(seen) < _FEW:
-        each = waiting.pop()
+    pending = [content]
+    while pending and len(seen) < _MAX_OBJECTS:
+        each = pending.pop()
         if id(each) in seen:
             continue
         seen.add(id(each))
         yield each
-        if _own_bytes(each) is None:
-            waiting.extend(_parts(each))
+        if _leaf_bytes(each) is None:
+            pending.extend(_parts(each))
 
 
-def _own_bytes(content: Any) -> int | None:
+def _leaf_bytes(content: Any) -> int | None:
     """Return the size of what has nothing in it, `None` of anything else."""
     if isinstance(content, np.ndarray):
         return int(content.nbytes)
@@ -113,5 +113,5 @@ def _parts(content: Any) -> Collection[Any]:
         return list(content)
     if fields := getattr(content, "__dict__", None):
         return list(fields.values())
-    names = [*getattr(type(content), "__slots__", ()), *_PIXELS]
+    names = [*getattr(type(content), "__slots__", ()), *_ARRAY_ATTRIBUTES]
     return [getattr(content, name, None) for name in names]

@@ -15,7 +15,7 @@ from lsst.sphgeom import Region
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DataIds", "Row", "overlap")
+__all__ = ("DataIds", "Row", "regions_overlap")
 
 type Row = Mapping[str, Any]
 """Values by dimension."""
@@ -35,7 +35,7 @@ class DataIds:
     def __init__(self, universe: DimensionUniverse, records: Iterable[DimensionRecord]):
         self._universe = universe
         self._records: dict[str, dict[tuple[Any, ...], DimensionRecord]] = defaultdict(dict)
-        self._made: dict[tuple[DimensionGroup, tuple[Any, ...]], DataCoordinate] = {}
+        self._cache: dict[tuple[DimensionGroup, tuple[Any, ...]], DataCoordinate] = {}
         for record in records:
             self._records[record.definition.name][record.dataId.required_values] = record
 
@@ -61,11 +61,11 @@ class DataIds:
         """
         values = tuple(row[name] for name in dimensions.data_coordinate_keys)
         key = dimensions, values
-        if key not in self._made:
+        if key not in self._cache:
             data_id = DataCoordinate.from_full_values(dimensions, values)
             found = {name: self._record(name, row) for name in dimensions.elements}
-            self._made[key] = data_id.expanded(found)
-        return self._made[key]
+            self._cache[key] = data_id.expanded(found)
+        return self._cache[key]
 
     def rows(
         self, dimensions: DimensionGroup, instrument: str, detector: int, exposures: Iterable[int]
@@ -90,27 +90,29 @@ class DataIds:
             Values by dimension.
         """
         for exposure in exposures:
-            start = self._filled({"instrument": instrument, "detector": detector}, "exposure", exposure)
+            start = self._with_implied_values(
+                {"instrument": instrument, "detector": detector}, "exposure", exposure
+            )
             for row in self._with_visits(start, dimensions) if "visit" in dimensions.names else [start]:
                 yield from self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]
 
-    def _filled(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
+    def _with_implied_values(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
         """Add a dimension, and what follows from it."""
-        filled = {**row, dimension: value}
+        values = {**row, dimension: value}
         element = self._universe[dimension]
-        record = self._record(dimension, filled)
+        record = self._record(dimension, values)
         for implied in element.implied.names:
-            filled[implied] = record.get(implied)
-            if implied == "physical_filter" and filled[implied] is not None:
-                filled = self._filled(filled, implied, filled[implied])
-        return filled
+            values[implied] = record.get(implied)
+            if implied == "physical_filter" and values[implied] is not None:
+                values = self._with_implied_values(values, implied, values[implied])
+        return values
 
     def _with_visits(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
         """Join the visits of an exposure, as far as filter and day are the same."""
         for definition in list(self._records["visit_definition"].values()):
             if (definition.instrument, definition.exposure) != (row["instrument"], row["exposure"]):
                 continue
-            joined = self._filled(row, "visit", definition.visit)
+            joined = self._with_implied_values(row, "visit", definition.visit)
             if any(joined[name] != row[name] for name in ("physical_filter", "day_obs")):
                 continue
             if "visit_system" not in dimensions.names:
@@ -123,10 +125,12 @@ class DataIds:
     def _with_sky(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
         """Join the patches, or tracts, that a detector overlaps."""
         element = next((name for name in ("patch", "tract") if name in dimensions.names), "skymap")
-        place = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
-        region = None if place is None else place.region
+        region_record = self._records["visit_detector_region"].get(
+            (row["instrument"], row["detector"], row["visit"])
+        )
+        region = None if region_record is None else region_record.region
         for record in self._records[element].values():
-            if element == "skymap" or overlap(region, record.region, self._universe):
+            if element == "skymap" or regions_overlap(region, record.region, self._universe):
                 yield {**row, **record.dataId.required}
 
     def _record(self, name: str, row: Row) -> DimensionRecord:
@@ -138,7 +142,7 @@ class DataIds:
         return record
 
 
-def overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
+def regions_overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
     """Tell whether two regions overlap, as the registry judges it.
 
     Parameters
@@ -155,8 +159,8 @@ def overlap(one: Region | None, other: Region | None, universe: DimensionUnivers
     """
     if one is None or other is None:
         return False
-    verdict = one.overlaps(other)
-    if verdict is None:
+    result = one.overlaps(other)
+    if result is None:
         pixels = universe.commonSkyPix.pixelization
         return bool(pixels.envelope(one).intersects(pixels.envelope(other)))
-    return bool(verdict)
+    return bool(result)

@@ -10,15 +10,22 @@ from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.shape import Shape
+from ppdaemon.middleware.direct.shape import PipelineShape
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.records import group_record, make_record
 from ppdaemon.middleware.raws.visits import AnnouncedVisit
 
-__all__ = ("MOST_EXPECTED", "Exposures", "arrived", "expected", "lasting_records", "raw_files")
+__all__ = (
+    "MOST_EXPECTED",
+    "DetectorExposures",
+    "arrived_exposures",
+    "expected_exposures",
+    "exposure_independent_records",
+    "raw_files",
+)
 
-_LASTING = ("instrument", "detector", "physical_filter", "band", "visit_system")
-_SKY = ("skymap", "tract", "patch")
+_EXPOSURE_INDEPENDENT = ("instrument", "detector", "physical_filter", "band", "visit_system")
+_SKY_ELEMENTS = ("skymap", "tract", "patch")
 
 
 MOST_EXPECTED = 50
@@ -26,7 +33,7 @@ MOST_EXPECTED = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Exposures:
+class DetectorExposures:
     """A detector's exposures, as they are announced or as they came; not in the repo."""
 
     announced: AnnouncedVisit
@@ -48,12 +55,12 @@ class Exposures:
         )
 
 
-def arrived(raws: VisitRaws) -> Exposures:
+def arrived_exposures(raws: VisitRaws) -> DetectorExposures:
     """Return the exposures of which visits were defined."""
-    return Exposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
+    return DetectorExposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
 
 
-def expected(announced: AnnouncedVisit) -> Exposures:
+def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
     """Return what was announced, as if it had come.
 
     It has the first of the announced filters, ids that no exposure has, and
@@ -92,24 +99,26 @@ def expected(announced: AnnouncedVisit) -> Exposures:
         *exposures,
         *announced.visit_records(exposures),
     )
-    return Exposures(announced, ids, records)
+    return DetectorExposures(announced, ids, records)
 
 
 def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str:
     """Return the first announced filter that the instrument has, or else any; blank if it has none."""
     records = butler.query_dimension_records("physical_filter", instrument=instrument, explain=False)
-    known = sorted(str(record.name) for record in records)
-    return next((name for name in (*names, *known) if name in known), "")
+    available = sorted(str(record.name) for record in records)
+    return next((name for name in (*names, *available) if name in available), "")
 
 
-def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) -> Iterator[LocatedFile]:
+def raw_files(
+    raw_type: DatasetType, exposures: DetectorExposures, data_ids: DataIds
+) -> Iterator[LocatedFile]:
     """Return the raws as datasets.
 
     Parameters
     ----------
     raw_type : `lsst.daf.butler.DatasetType`
         The type of raws.
-    exposures : `Exposures`
+    exposures : `DetectorExposures`
         The exposures.
     data_ids : `~ppdaemon.middleware.direct.dataids.DataIds`
         With their records.
@@ -129,14 +138,14 @@ def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) ->
         yield LocatedFile(path, get_full_type_name(formatter), (ref,))
 
 
-def lasting_records(butler: Butler, shape: Shape) -> tuple[DimensionRecord, ...]:
+def exposure_independent_records(butler: Butler, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
     """Return the records that the exposure has no part in.
 
     Parameters
     ----------
     butler : `lsst.daf.butler.Butler`
         The worker's repo.
-    shape : `~ppdaemon.middleware.direct.shape.Shape`
+    shape : `~ppdaemon.middleware.direct.shape.PipelineShape`
         The pipeline: tells whether places on the sky are needed.
 
     Returns
@@ -144,10 +153,10 @@ def lasting_records(butler: Butler, shape: Shape) -> tuple[DimensionRecord, ...]
     records : `tuple` [`lsst.daf.butler.DimensionRecord`]
         Of instrument, detectors, filters and patches.
     """
-    names = {name for part in shape.parts for name in part.dimensions.names}
+    names = {name for subgraph in shape.subgraphs for name in subgraph.dimensions.names}
     return tuple(
         record
-        for element in (*_LASTING, *_SKY)
-        if element in _LASTING or element in names
+        for element in (*_EXPOSURE_INDEPENDENT, *_SKY_ELEMENTS)
+        if element in _EXPOSURE_INDEPENDENT or element in names
         for record in butler.query_dimension_records(element, explain=False, limit=None)
     )

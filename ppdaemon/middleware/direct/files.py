@@ -52,13 +52,13 @@ class MemoryDataset:
     """Whether anybody else may have the object, or a part of it."""
     provenance: DatasetProvenance | None = None
     size_bytes: int = 0
-    wanted: bool = False
+    to_export: bool = False
     """Whether it is to be written for export."""
 
     @property
     def unwritten(self) -> bool:
         """Whether it is still to be written (`bool`)."""
-        return self.wanted and self.file is None
+        return self.to_export and self.file is None
 
     def drop(self) -> None:
         """Forget the object."""
@@ -101,18 +101,18 @@ def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, An
     ValueError
         Raised if the formatter cannot read it.
     """
-    (own,) = file.refs
+    (stored_ref,) = file.refs
     info = StoredFileInfo(
         formatter=file.formatter,
         path=str(file.path),
-        storageClass=own.datasetType.storageClass,
+        storageClass=stored_ref.datasetType.storageClass,
         component=None,
         checksum=None,
         file_size=-1,
     )
     information = generate_datastore_get_information(
         [(Location(None, file.path.as_uri()), info)],
-        registry_ref=own,
+        registry_ref=stored_ref,
         read_ref=ref,
         parameters=parameters,
     )
@@ -178,7 +178,7 @@ class DatasetWriter:
             content = ref.datasetType.storageClass.coerce_type(content)
         if isinstance(content, Table):
             content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
-        _modern(formatter, ref).write(
+        _as_formatter_v2(formatter, ref).write(
             content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
         )
         return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
@@ -207,7 +207,7 @@ class DatasetWriter:
         return formatter.make_updated_location(location), formatter
 
 
-def _modern(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
+def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
     """Return a formatter as one of the present kind."""
     if isinstance(formatter, FormatterV2):
         return formatter

@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionRecord
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
-from ppdaemon.middleware.direct.dataids import overlap
-from ppdaemon.middleware.direct.inputs import Entry
+from ppdaemon.middleware.direct.dataids import regions_overlap
+from ppdaemon.middleware.direct.inputs import InputDataset
 from ppdaemon.middleware.raws.visits import insert_records
 
-__all__ = ("LookUps", "LookupMiss")
+__all__ = ("PrerequisiteLookups", "LookupMiss")
 
-_IDS = frozenset({"exposure", "visit"})
+_EXPOSURE_IDS = frozenset({"exposure", "visit"})
 """What is not known before the image, and cannot decide which dataset fits."""
 
 
@@ -29,11 +29,11 @@ class LookupMiss(Exception):
     """The registry has to be asked, with the exposure's records."""
 
 
-class _TakeBack(Exception):
+class _RollBack(Exception):
     """Ends a transaction."""
 
 
-class LookUps:
+class PrerequisiteLookups:
     """Answers of tasks' lookup functions.
 
     Parameters
@@ -46,9 +46,11 @@ class LookUps:
         All datasets that may be found, by type.
     """
 
-    def __init__(self, butler: Butler, collections: Sequence[str], entries: Mapping[str, Sequence[Entry]]):
+    def __init__(
+        self, butler: Butler, collections: Sequence[str], entries: Mapping[str, Sequence[InputDataset]]
+    ):
         self._butler = butler
-        self._asked: Butler | None = None
+        self._registry_butler: Butler | None = None
         """Has the exposure's records, for as long as functions may be asked."""
         self._collections = tuple(collections)
         self._entries = entries
@@ -74,15 +76,15 @@ class LookUps:
         LookupMiss
             Raised if it has to be asked, and cannot now.
         """
-        key = finder.task_node.label, finder.edge.connection_name, self._circumstances(finder, data_id)
+        key = finder.task_node.label, finder.edge.connection_name, self._conditions(finder, data_id)
         if key not in self._answers:
-            if self._asked is None:
+            if self._registry_butler is None:
                 raise LookupMiss
-            self._answers[key] = self._ask(finder, data_id, self._asked)
+            self._answers[key] = self._call_function(finder, data_id, self._registry_butler)
         return self._answers[key]
 
     @contextmanager
-    def asking(self, records: Iterable[DimensionRecord]) -> Iterator[None]:
+    def registry_access(self, records: Iterable[DimensionRecord]) -> Iterator[None]:
         """Allow functions to be asked.
 
         Parameters
@@ -92,43 +94,47 @@ class LookUps:
         """
         # The clone has a connection of its own: what is asked must go through
         # that, as any other would wait for this transaction to end.
-        asked = self._butler.clone(collections=self._collections)
-        self._asked = asked
+        butler = self._butler.clone(collections=self._collections)
+        self._registry_butler = butler
         try:
-            with suppress(_TakeBack), asked.transaction():
-                insert_records(asked, records)
+            with suppress(_RollBack), butler.transaction():
+                insert_records(butler, records)
                 yield
-                raise _TakeBack
+                raise _RollBack
         finally:
-            self._asked = None
+            self._registry_butler = None
 
-    def _ask(self, finder: PrerequisiteFinder, data_id: DataCoordinate, asked: Butler) -> list[DatasetRef]:
+    def _call_function(
+        self, finder: PrerequisiteFinder, data_id: DataCoordinate, butler: Butler
+    ) -> list[DatasetRef]:
         function: Callable[..., Iterable[DatasetRef | None]] | None = finder.lookup_function
         assert function is not None  # else nobody would ask here
         node = finder.dataset_type_node
         dataset_type = finder.edge.adapt_dataset_type(node.dataset_type)
-        found = function(dataset_type, asked.registry, data_id, self._collections)
-        return [node.generalize_ref(_with_records(ref, asked)) for ref in found if ref is not None]
+        found = function(dataset_type, butler.registry, data_id, self._collections)
+        return [node.generalize_ref(_with_records(ref, butler)) for ref in found if ref is not None]
 
-    def _circumstances(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> Hashable:
+    def _conditions(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> Hashable:
         """Return what an answer may depend on."""
-        values = tuple(item for item in sorted(data_id.mapping.items()) if item[0] not in _IDS)
-        fitting = frozenset(
+        values = tuple(item for item in sorted(data_id.mapping.items()) if item[0] not in _EXPOSURE_IDS)
+        applicable = frozenset(
             (entry.ref.id, entry.rank)
             for entry in self._entries.get(finder.dataset_type_node.name, ())
-            if _fits(entry, data_id)
+            if _applies(entry, data_id)
         )
-        return values, fitting
+        return values, applicable
 
 
-def _with_records(ref: DatasetRef, asked: Butler) -> DatasetRef:
+def _with_records(ref: DatasetRef, butler: Butler) -> DatasetRef:
     """Return a reference that can tell of its data ID, as those in the reference's graph can."""
-    return ref if ref.dataId.hasRecords() else ref.expanded(asked.registry.expandDataId(ref.dataId))
+    return ref if ref.dataId.hasRecords() else ref.expanded(butler.registry.expandDataId(ref.dataId))
 
 
-def _fits(entry: Entry, data_id: DataCoordinate) -> bool:
+def _applies(entry: InputDataset, data_id: DataCoordinate) -> bool:
     """Tell whether a dataset is valid at the time, and touches the place, of an exposure."""
-    time, place, own = data_id.timespan, data_id.region, entry.ref.dataId.region
+    time, region, dataset_region = data_id.timespan, data_id.region, entry.ref.dataId.region
     if entry.timespan is not None and time is not None and not entry.timespan.overlaps(time):
         return False
-    return place is None or own is None or overlap(place, own, data_id.universe)
+    return (
+        region is None or dataset_region is None or regions_overlap(region, dataset_region, data_id.universe)
+    )

@@ -14,14 +14,14 @@ from typing import Any
 from lsst.daf.butler import DatasetRef
 
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.direct.copies import copied, size_bytes
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
+from ppdaemon.middleware.direct.quanta import QuantumStep
 
-__all__ = ("Prefetcher", "readings")
+__all__ = ("Prefetcher", "count_reads")
 
 _LOG = logging.getLogger(__name__)
 
-_PASSING = frozenset({"exposure", "visit", "day_obs", "group"})
+_VISIT_DIMENSIONS = frozenset({"exposure", "visit", "day_obs", "group"})
 """What has one of these dimensions is of no use to later visits."""
 
 type _Key = tuple[object, str, str]
@@ -29,12 +29,12 @@ type _Key = tuple[object, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _CachedInput:
     content: Any
     size_bytes: int
 
 
-def readings(steps: Iterable[Step]) -> Counter[DatasetRef]:
+def count_reads(steps: Iterable[QuantumStep]) -> Counter[DatasetRef]:
     """Return what tasks will read that no task makes, and how often.
 
     First comes what they read in any case, then what they read when they
@@ -46,9 +46,9 @@ def readings(steps: Iterable[Step]) -> Counter[DatasetRef]:
     likely: Counter[DatasetRef] = Counter()
     for step in steps:
         for dataset_type, refs in step.quantum.inputs.items():
-            often = step.task.direct.count(dataset_type.name)
+            count = step.task.immediate.count(dataset_type.name)
             external = [ref for ref in refs if ref.id not in made]
-            certain.update({ref: often for ref in external if often})
+            certain.update({ref: count for ref in external if count})
             if dataset_type.name in step.task.deferred:
                 likely.update(external)
     return certain + likely
@@ -60,72 +60,72 @@ class Prefetcher:
     def __init__(self, limit_bytes: int):
         self._limit_bytes = limit_bytes
         """For one visit's objects and, the same again, for those that are kept for later visits."""
-        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
-        self._waiting: dict[_Key, list[Any]] = defaultdict(list)
+        self._cache: OrderedDict[_Key, _CachedInput] = OrderedDict()
+        self._prefetched: dict[_Key, list[Any]] = defaultdict(list)
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Memory of what is kept for later visits (`int`)."""
-        return sum(kept.size_bytes for kept in self._kept.values())
+        return sum(cached.size_bytes for cached in self._cache.values())
 
-    def forget(self) -> None:
+    def discard_unread(self) -> None:
         """Drop what a visit did not read; keep what later ones may."""
-        self._waiting.clear()
+        self._prefetched.clear()
 
-    def read(self, wanted: Mapping[DatasetRef, int], get: Callable[[DatasetRef], Any]) -> int:
+    def read(self, reads: Mapping[DatasetRef, int], get: Callable[[DatasetRef], Any]) -> int:
         """Read each dataset so often, as far as there is room; return the bytes that wait now.
 
         What cannot be read is logged, and left to the task that will read the
         same again.
         """
-        self._waiting.clear()
+        self._prefetched.clear()
         total = 0
-        for ref, often in wanted.items():
+        for ref, count in reads.items():
             try:
-                total += self._read(ref, often, get, self._limit_bytes - total)
+                total += self._read(ref, count, get, self._limit_bytes - total)
             except Exception as error:  # formatters are foreign code
                 _LOG.warning("%s is not read ahead: %s", ref, describe(error))
         return total
 
-    def take(self, ref: DatasetRef) -> tuple[Any, bool]:
+    def pop(self, ref: DatasetRef) -> tuple[Any, bool]:
         """Take an object for good; return it, and whether there was one."""
-        waiting = self._waiting.get(_key(ref))
-        return (waiting.pop(), True) if waiting else (None, False)
+        prefetched = self._prefetched.get(_key(ref))
+        return (prefetched.pop(), True) if prefetched else (None, False)
 
-    def _read(self, ref: DatasetRef, often: int, get: Callable[[DatasetRef], Any], room_bytes: int) -> int:
+    def _read(self, ref: DatasetRef, count: int, get: Callable[[DatasetRef], Any], room_bytes: int) -> int:
         key = _key(ref)
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-            content, size = kept.content, kept.size_bytes
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            content, size = cached.content, cached.size_bytes
         elif room_bytes <= 0:
             return 0
         else:
             content = get(ref)
             size = size_bytes(content)
-        if size * often > room_bytes:
+        if size * count > room_bytes:
             return 0
-        waiting = self._waiting[key]
-        if kept is None and not self._keep(ref, key, _Kept(content, size)):
-            waiting.append(content)
-        while len(waiting) < often:
+        prefetched = self._prefetched[key]
+        if cached is None and not self._add_to_cache(ref, key, _CachedInput(content, size)):
+            prefetched.append(content)
+        while len(prefetched) < count:
             try:
-                waiting.append(copied(content, ref.datasetType.storageClass))
+                prefetched.append(deep_copy(content, ref.datasetType.storageClass))
             except NotImplementedError:
-                waiting.append(get(ref))
-        return size * often
+                prefetched.append(get(ref))
+        return size * count
 
-    def _keep(self, ref: DatasetRef, key: _Key, kept: _Kept) -> bool:
+    def _add_to_cache(self, ref: DatasetRef, key: _Key, cached: _CachedInput) -> bool:
         """Keep an object for later visits, if that makes sense and there is room."""
         dimensions = ref.dataId.dimensions
-        if dimensions.spatial or not _PASSING.isdisjoint(dimensions.names):
+        if dimensions.spatial or not _VISIT_DIMENSIONS.isdisjoint(dimensions.names):
             return False
-        if kept.size_bytes > self._limit_bytes:
+        if cached.size_bytes > self._limit_bytes:
             return False
-        self._kept[key] = kept
-        while self.kept_bytes > self._limit_bytes:
-            self._kept.popitem(last=False)
-        return key in self._kept
+        self._cache[key] = cached
+        while self.cached_bytes > self._limit_bytes:
+            self._cache.popitem(last=False)
+        return key in self._cache
 
 
 def _key(ref: DatasetRef) -> _Key:

@@ -17,13 +17,13 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.inputs import Inputs
-from ppdaemon.middleware.direct.shape import Part, Shape, TaskShape
+from ppdaemon.middleware.direct.inputs import InputIndex
+from ppdaemon.middleware.direct.shape import IndependentSubgraph, PipelineShape, TaskShape
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("LookUp", "Step", "build_steps")
+__all__ = ("LookupFunction", "QuantumStep", "build_steps")
 
-type LookUp = Callable[[PrerequisiteFinder, DataCoordinate], list[DatasetRef]]
+type LookupFunction = Callable[[PrerequisiteFinder, DataCoordinate], list[DatasetRef]]
 """Calls a task's own function that finds a prerequisite."""
 
 type _Key = tuple[str, tuple[Any, ...]]
@@ -32,7 +32,7 @@ type _Refs = NamedKeyDict[DatasetType, Sequence[DatasetRef]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class QuantumStep:
     """A quantum, and what runs it."""
 
     task: TaskShape
@@ -54,24 +54,24 @@ class Step:
 
 
 def build_steps(
-    shape: Shape,
+    shape: PipelineShape,
     data_ids: DataIds,
-    rows: Callable[[Part], Iterable[Row]],
-    inputs: Inputs,
+    rows: Callable[[IndependentSubgraph], Iterable[Row]],
+    inputs: InputIndex,
     run: str,
-    look_up: LookUp,
-) -> list[Step]:
+    find_by_function: LookupFunction,
+) -> list[QuantumStep]:
     """Decide what is to be done.
 
     Parameters
     ----------
-    shape : `~ppdaemon.middleware.direct.shape.Shape`
+    shape : `~ppdaemon.middleware.direct.shape.PipelineShape`
         The pipeline.
     data_ids : `~ppdaemon.middleware.direct.dataids.DataIds`
         Makes data IDs of rows.
     rows : `~collections.abc.Callable`
         Returns the rows of a part.
-    inputs : `~ppdaemon.middleware.direct.inputs.Inputs`
+    inputs : `~ppdaemon.middleware.direct.inputs.InputIndex`
         What there is.
     run : `str`
         Output run.
@@ -80,7 +80,7 @@ def build_steps(
 
     Returns
     -------
-    steps : `list` [`Step`]
+    steps : `list` [`QuantumStep`]
         Quanta in topological order; empty if there is nothing to do.
 
     Raises
@@ -89,62 +89,68 @@ def build_steps(
         Raised by ``adjustQuantum`` where a quantum must not be built, for
         instance without a required prerequisite.
     """
-    steps: list[Step] = []
-    for part in shape.parts:
-        chosen = [row for row in rows(part) if _complete(row, part, shape, data_ids, inputs)]
-        steps += _PartBuilder(part, shape, data_ids, inputs, run, look_up).steps(chosen)
+    steps: list[QuantumStep] = []
+    for subgraph in shape.subgraphs:
+        complete_rows = [
+            row for row in rows(subgraph) if _has_constraints(row, subgraph, shape, data_ids, inputs)
+        ]
+        steps += _SubgraphBuilder(subgraph, shape, data_ids, inputs, run, find_by_function).steps(
+            complete_rows
+        )
     return steps
 
 
-def _complete(row: Row, part: Part, shape: Shape, data_ids: DataIds, inputs: Inputs) -> bool:
+def _has_constraints(
+    row: Row, subgraph: IndependentSubgraph, shape: PipelineShape, data_ids: DataIds, inputs: InputIndex
+) -> bool:
     """Tell whether a row has all that constrains the reference's query."""
     return all(
-        inputs.regular(name, data_ids.of(shape.external[name].dimensions, row)) is not None
-        for name in part.constraint
+        inputs.find_regular(name, data_ids.of(shape.external[name].dimensions, row)) is not None
+        for name in subgraph.constraint
     )
 
 
 @dataclass(slots=True)
-class _PartBuilder:
+class _SubgraphBuilder:
     """Builds the quanta of one part of a pipeline."""
 
-    part: Part
-    shape: Shape
+    subgraph: IndependentSubgraph
+    shape: PipelineShape
     data_ids: DataIds
-    inputs: Inputs
+    inputs: InputIndex
     run: str
-    look_up: LookUp
-    present: dict[_Key, DatasetRef] = field(default_factory=dict)
+    find_by_function: LookupFunction
+    available: dict[_Key, DatasetRef] = field(default_factory=dict)
     """Datasets that are there, or will be."""
-    maker: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
+    producers: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
     """The quantum that makes a dataset."""
 
-    def steps(self, rows: Sequence[Row]) -> Iterator[Step]:
-        for task in self.part.tasks:
-            for data_id, edges in self._wanted(task, rows).items():
+    def steps(self, rows: Sequence[Row]) -> Iterator[QuantumStep]:
+        for task in self.subgraph.tasks:
+            for data_id, edges in self._data_ids_of(task, rows).items():
                 step = self._step(task, data_id, edges)
                 if step is not None:
-                    self._note(step)
+                    self._record_outputs(step)
                     yield step
 
-    def _wanted(
+    def _data_ids_of(
         self, task: TaskShape, rows: Sequence[Row]
     ) -> dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]]:
         """Return the data IDs of a task, and those of its inputs and outputs by dataset type."""
         names = [*(edge.parent_dataset_type_name for edge in task.inputs), *task.outputs]
         types = {name: self.shape.types[name].dimensions for name in names}
-        wanted: dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]] = {}
+        by_data_id: dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]] = {}
         for row in rows:
-            edges = wanted.setdefault(
+            edges = by_data_id.setdefault(
                 self.data_ids.of(task.node.dimensions, row), {name: {} for name in types}
             )
             for name, dimensions in types.items():
                 edges[name][self.data_ids.of(dimensions, row)] = None
-        return wanted
+        return by_data_id
 
     def _step(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
-    ) -> Step | None:
+    ) -> QuantumStep | None:
         """Return a quantum, or nothing if it has no work."""
         helper = AdjustQuantumHelper(
             inputs=self._adapted_inputs(task, data_id, edges), outputs=self._adapted_outputs(task, edges)
@@ -166,8 +172,8 @@ class _PartBuilder:
             outputs=helper.outputs,
         )
         read = {ref.id for refs in helper.inputs.values() for ref in refs}
-        after = frozenset(self.maker[each] for each in read if each in self.maker)
-        return Step(task, quantum, after)
+        after = frozenset(self.producers[each] for each in read if each in self.producers)
+        return QuantumStep(task, quantum, after)
 
     def _adapted_inputs(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
@@ -177,7 +183,7 @@ class _PartBuilder:
             name = edge.parent_dataset_type_name
             found[name].update(ref for each in edges[name] if (ref := self._input(name, each)) is not None)
         for finder in task.finders:
-            find = self.inputs.prerequisites if finder.lookup_function is None else self.look_up
+            find = self.inputs.find_prerequisites if finder.lookup_function is None else self.find_by_function
             found[finder.dataset_type_node.name].update(find(finder, data_id))
         adapted: _Refs = NamedKeyDict()
         for edge in task.node.iter_all_inputs():
@@ -188,8 +194,8 @@ class _PartBuilder:
 
     def _input(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
         if self.shape.graph.producer_of(name) is None:
-            return self.inputs.regular(name, data_id)
-        return self.present.get((name, data_id.required_values))
+            return self.inputs.find_regular(name, data_id)
+        return self.available.get((name, data_id.required_values))
 
     def _adapted_outputs(self, task: TaskShape, edges: dict[str, dict[DataCoordinate, None]]) -> _Refs:
         adapted: _Refs = NamedKeyDict()
@@ -204,18 +210,18 @@ class _PartBuilder:
         adapted = {}
         for edge in task.node.init.iter_all_inputs():
             empty = DataCoordinate.make_empty(task.node.dimensions.universe)
-            ref = self.inputs.regular(edge.parent_dataset_type_name, empty)
+            ref = self.inputs.find_regular(edge.parent_dataset_type_name, empty)
             if ref is None:
                 raise Unsupported(f"init-input {edge.parent_dataset_type_name} of {task.label} is missing")
             found = edge.adapt_dataset_ref(ref)
             adapted[found.datasetType] = found
         return adapted
 
-    def _note(self, step: Step) -> None:
+    def _record_outputs(self, step: QuantumStep) -> None:
         """Note what a step will make; later steps may read it."""
         for edge in step.node.iter_all_outputs():
             name = edge.parent_dataset_type_name
             for ref in step.quantum.outputs[edge.dataset_type_name]:
-                own = ref.overrideStorageClass(self.shape.types[name].storageClass)
-                self.present[name, ref.dataId.required_values] = own
-                self.maker[ref.id] = step.id
+                stored_ref = ref.overrideStorageClass(self.shape.types[name].storageClass)
+                self.available[name, ref.dataId.required_values] = stored_ref
+                self.producers[ref.id] = step.id

@@ -15,7 +15,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, Prerequisite
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("EXPOSURE_DIMENSIONS", "Part", "Shape", "TaskShape", "shape_of")
+__all__ = ("EXPOSURE_DIMENSIONS", "IndependentSubgraph", "PipelineShape", "TaskShape", "pipeline_shape")
 
 EXPOSURE_DIMENSIONS = frozenset(
     {
@@ -47,7 +47,7 @@ class TaskShape:
     """Prerequisite ones; they know how each is joined."""
     outputs: tuple[str, ...]
     """Dataset types, metadata and log included."""
-    direct: tuple[str, ...]
+    immediate: tuple[str, ...]
     """Dataset types that are read at once, as the task calls them; twice, if
     two connections read them."""
     deferred: frozenset[str]
@@ -62,7 +62,7 @@ class TaskShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class IndependentSubgraph:
     """Tasks that no other part of the pipeline has to do with.
 
     The reference asks one query for each such part, so that a dataset which
@@ -78,11 +78,11 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class PipelineShape:
     """A resolved pipeline."""
 
     graph: PipelineGraph
-    parts: tuple[Part, ...]
+    subgraphs: tuple[IndependentSubgraph, ...]
     external: dict[str, DatasetType]
     """What it reads and does not make, by name; init-inputs too."""
     types: dict[str, DatasetType]
@@ -91,11 +91,11 @@ class Shape:
     @property
     def tasks(self) -> Iterator[TaskShape]:
         """All tasks; those of one part in topological order."""
-        for part in self.parts:
+        for part in self.subgraphs:
             yield from part.tasks
 
 
-def shape_of(graph: PipelineGraph) -> Shape:
+def pipeline_shape(graph: PipelineGraph) -> PipelineShape:
     """Return the shape of a pipeline.
 
     Parameters
@@ -105,7 +105,7 @@ def shape_of(graph: PipelineGraph) -> Shape:
 
     Returns
     -------
-    shape : `Shape`
+    shape : `PipelineShape`
         All that building quanta needs to know.
 
     Raises
@@ -114,13 +114,13 @@ def shape_of(graph: PipelineGraph) -> Shape:
         Raised, saying why, if this engine does not handle the pipeline.
     """
     tasks = {label: _task_shape(node, graph) for label, node in graph.tasks.items()}
-    parts = tuple(_part(subgraph, tasks) for subgraph in graph.split_independent())
+    subgraphs = tuple(_subgraph(subgraph, tasks) for subgraph in graph.split_independent())
     external = {name: node.dataset_type for name, node in graph.iter_overall_inputs() if node is not None}
     types = {name: node.dataset_type for name, node in graph.dataset_types.items()}
-    return Shape(graph, parts, external, types)
+    return PipelineShape(graph, subgraphs, external, types)
 
 
-def _part(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Part:
+def _subgraph(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> IndependentSubgraph:
     dimensions = subgraph.get_all_dimensions(prerequisites=False)
     constraint = []
     for name, node in subgraph.iter_overall_inputs():
@@ -132,7 +132,9 @@ def _part(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Part:
         raise Unsupported(f"datasets with dimension {', '.join(unknown)}")
     if dimensions.names & _SKY_DIMENSIONS and "visit" not in dimensions.names:
         raise Unsupported("datasets of the sky that no visit is joined with")
-    return Part(tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint)))
+    return IndependentSubgraph(
+        tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint))
+    )
 
 
 def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
@@ -153,13 +155,13 @@ def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
         if finder.dataset_type_node.name == "raw":  # is not where prerequisites are looked for
             raise Unsupported(f"{node.label}.{finder.edge.connection_name}: a raw that is a prerequisite")
         _check_prerequisite(finder)
-    direct, deferred = _readings(node)
+    immediate, deferred = _input_reads(node)
     return TaskShape(
         node=node,
         inputs=tuple(node.inputs.values()),
         finders=finders,
         outputs=tuple(edge.parent_dataset_type_name for edge in node.iter_all_outputs()),
-        direct=direct,
+        immediate=immediate,
         deferred=deferred,
         log=None if node.log_output is None else node.log_output.dataset_type_name,
     )
@@ -178,10 +180,10 @@ def _check_prerequisite(finder: PrerequisiteFinder) -> None:
             raise Unsupported(f"{name}: dimension {element}")
 
 
-def _readings(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:
+def _input_reads(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return what a task reads at once, and what it reads when it likes."""
     connections = node.get_connections()
-    direct: list[str] = []
+    immediate: list[str] = []
     deferred: set[str] = set()
     adapted: dict[str, str] = {}
     for edge in node.iter_all_inputs():
@@ -191,5 +193,5 @@ def _readings(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:
         if getattr(connections, edge.connection_name).deferLoad:
             deferred.add(edge.dataset_type_name)
         else:
-            direct.append(edge.dataset_type_name)
-    return tuple(direct), frozenset(deferred)
+            immediate.append(edge.dataset_type_name)
+    return tuple(immediate), frozenset(deferred)

@@ -20,7 +20,7 @@ from lsst.pipe.base import PipelineTask, TaskFactory
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import QuantumStep
 
 __all__ = ("ReadyTasks", "reads_once_puts_last")
 
@@ -43,9 +43,9 @@ def reads_once_puts_last(task: PipelineTask) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
+class _ReadyTask:
     task: PipelineTask
-    said: tuple[logging.LogRecord, ...]
+    log_records: tuple[logging.LogRecord, ...]
     """What it logged while it was constructed."""
 
 
@@ -53,13 +53,13 @@ class ReadyTasks(TaskFactory):
     """Hands out tasks that are ready, and constructs those that are not."""
 
     def __init__(self) -> None:
-        self._ready: dict[_Key, list[_Ready]] = defaultdict(list)
+        self._ready: dict[_Key, list[_ReadyTask]] = defaultdict(list)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Drop what was not used."""
         self._ready.clear()
 
-    def prepare(self, steps: Iterable[Step], butler: LimitedButler) -> None:
+    def prepare(self, steps: Iterable[QuantumStep], butler: LimitedButler) -> None:
         """Construct the tasks of all quanta that are expected.
 
         A task that cannot be constructed is logged, and constructed again when
@@ -89,18 +89,18 @@ class ReadyTasks(TaskFactory):
     ) -> PipelineTask:
         """Hand out a task; see `lsst.pipe.base.TaskFactory`."""
         refs = list(initInputRefs or ())
-        waiting = self._ready.get(_key(task_node, refs))
-        if not waiting:
+        ready_tasks = self._ready.get(_key(task_node, refs))
+        if not ready_tasks:
             return super().makeTask(task_node, butler, refs)
-        ready = waiting.pop()
-        _say_again(ready.said)
+        ready = ready_tasks.pop()
+        _replay_log(ready.log_records)
         return ready.task
 
-    def _construct(self, node: TaskNode, butler: LimitedButler, refs: list[DatasetRef]) -> _Ready:
+    def _construct(self, node: TaskNode, butler: LimitedButler, refs: list[DatasetRef]) -> _ReadyTask:
         node.config.freeze()  # type: ignore[no-untyped-call]  # as before each quantum
-        with _listening() as said:
+        with _captured_log() as log_records:
             task = super().makeTask(node, butler, refs)
-        return _Ready(task, tuple(said))
+        return _ReadyTask(task, tuple(log_records))
 
 
 def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
@@ -108,16 +108,16 @@ def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
 
 
 @contextmanager
-def _listening() -> Iterator[list[logging.LogRecord]]:
-    listener = BufferingHandler(sys.maxsize)
-    logging.getLogger().addHandler(listener)
+def _captured_log() -> Iterator[list[logging.LogRecord]]:
+    handler = BufferingHandler(sys.maxsize)
+    logging.getLogger().addHandler(handler)
     try:
-        yield listener.buffer
+        yield handler.buffer
     finally:
-        logging.getLogger().removeHandler(listener)
+        logging.getLogger().removeHandler(handler)
 
 
-def _say_again(said: Iterable[logging.LogRecord]) -> None:
+def _replay_log(log_records: Iterable[logging.LogRecord]) -> None:
     """Put records into the log dataset of the running quantum, where the reference has them.
 
     The node's own log has had them when they were made.
@@ -125,8 +125,8 @@ def _say_again(said: Iterable[logging.LogRecord]) -> None:
     context = getattr(logging.makeLogRecord({}), "MDC", None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, ButlerLogRecordHandler):
-            for record in said:
-                again = copy.copy(record)
+            for record in log_records:
+                replayed = copy.copy(record)
                 if context is not None:
-                    again.MDC = context  # the quantum's, as the reference has it
-                handler.handle(again)
+                    replayed.MDC = context  # the quantum's, as the reference has it
+                handler.handle(replayed)

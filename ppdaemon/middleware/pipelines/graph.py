@@ -20,12 +20,12 @@ __all__ = (
     "Library",
     "LoadedPipeline",
     "Need",
-    "PerPipeline",
+    "PipelineCache",
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
     "load_pipeline",
-    "needs_of",
+    "overall_inputs",
     "resolved",
 )
 
@@ -115,13 +115,13 @@ def labels_named(graph: PipelineGraph, names: Collection[str]) -> frozenset[str]
     labels : `frozenset` [`str`]
         Their labels.
     """
-    classes = tuple(found for name in names if isinstance(found := _imported(name), type))
+    classes = tuple(found for name in names if isinstance(found := _imported_object(name), type))
     return frozenset(
         label for label, task in graph.tasks.items() if label in names or issubclass(task.task_class, classes)
     )
 
 
-def _imported(name: str) -> object:
+def _imported_object(name: str) -> object:
     """Return what goes by a name, in whatever module; a pipeline's classes are imported."""
     module, _, attribute = name.rpartition(".")
     return getattr(sys.modules.get(module), attribute, None)
@@ -134,7 +134,7 @@ def _fingerprint(graph: PipelineGraph) -> str:
     return digest.hexdigest()
 
 
-def needs_of(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
     """Return what a pipeline reads and does not make itself, init-inputs too; see `resolved`."""
     graph = resolved(pipeline, butler)
     required = {
@@ -186,23 +186,25 @@ def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
             yield task, edge
 
 
-class PerPipeline[T]:
+class PipelineCache[T]:
     """What was found out of pipelines; found out again if the repo has got a type that it did not know.
 
     Of types that no repo has defined so far the pipeline's own word counts.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[T, list[str]]] = {}
+        self._cache: dict[str, tuple[T, list[str]]] = {}
 
-    def of(self, pipeline: LoadedPipeline, butler: Butler, find: Callable[[], tuple[T, Iterable[str]]]) -> T:
+    def of(
+        self, pipeline: LoadedPipeline, butler: Butler, compute: Callable[[], tuple[T, Iterable[str]]]
+    ) -> T:
         """Return what `find` has found, which also tells the dataset types that it depends on."""
-        kept = self._kept.get(pipeline.path)
-        if kept is None or any(known_dataset_type(butler, name) is not None for name in kept[1]):
-            found, types = find()
+        cached = self._cache.get(pipeline.path)
+        if cached is None or any(known_dataset_type(butler, name) is not None for name in cached[1]):
+            found, types = compute()
             unknown = [name for name in types if known_dataset_type(butler, name) is None]
-            kept = self._kept[pipeline.path] = found, unknown
-        return kept[0]
+            cached = self._cache[pipeline.path] = found, unknown
+        return cached[0]
 
 
 class Library:
@@ -217,7 +219,7 @@ class Library:
     def __init__(self, overrides: Mapping[str, Any]):
         self._overrides = overrides
         self._loaded: dict[str, LoadedPipeline] = {}
-        self._needs = PerPipeline[tuple[Need, ...]]()
+        self._needs = PipelineCache[tuple[Need, ...]]()
 
     def load(self, paths: Iterable[str]) -> tuple[list[LoadedPipeline], list[str]]:
         """Return the pipelines of some files.
@@ -246,10 +248,10 @@ class Library:
         return pipelines, reasons
 
     def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
-        """Return what a pipeline reads; see `needs_of`."""
+        """Return what a pipeline reads; see `overall_inputs`."""
 
-        def find() -> tuple[tuple[Need, ...], Iterable[str]]:
-            needs = needs_of(pipeline, butler)
+        def compute() -> tuple[tuple[Need, ...], Iterable[str]]:
+            needs = overall_inputs(pipeline, butler)
             return needs, (need.name for need in needs)
 
-        return self._needs.of(pipeline, butler, find)
+        return self._needs.of(pipeline, butler, compute)

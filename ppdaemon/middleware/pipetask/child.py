@@ -18,7 +18,16 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 
 from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
-from ppdaemon.middleware.pipetask.arguments import CHANNEL, GO, PACKET, Broken, Built, Ended, Failed, Setting
+from ppdaemon.middleware.pipetask.protocol import (
+    CHANNEL_FD,
+    GO,
+    MAX_PACKET_BYTES,
+    CommandFailed,
+    CommandSettings,
+    GraphBuilt,
+    Succeeded,
+    TaskFailed,
+)
 from ppdaemon.middleware.run.engine import TaskFailure
 from ppdaemon.pointing import keep_astropy_offline
 from ppdaemon.wire import encode
@@ -46,47 +55,47 @@ class Gate(ExecutionGraphFixup):
         RuntimeError
             Raised if the worker does not want them to run.
         """
-        with socket.socket(fileno=socket.dup(CHANNEL)) as channel:
-            built = Built(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta))
+        with socket.socket(fileno=socket.dup(CHANNEL_FD)) as channel:
+            built = GraphBuilt(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta))
             channel.send(encode(built))
-            if channel.recv(PACKET) != GO:
+            if channel.recv(MAX_PACKET_BYTES) != GO:
                 raise RuntimeError("the worker does not want these tasks to run")
 
 
-class _Witness(logging.Handler):
+class _FailureReporter(logging.Handler):
     """Sees the exceptions that the command logs and does not raise."""
 
     def __init__(self, channel: socket.socket):
         super().__init__(logging.ERROR)
         self._channel = channel
-        self._told = False
+        self._reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[1] is not None:
-            self.note(record.exc_info[1])
+            self.report(record.exc_info[1])
 
-    def note(self, error: BaseException) -> None:
+    def report(self, error: BaseException) -> None:
         """Tell the worker of the first failure; the others follow from it or come too late."""
-        if self._told:
+        if self._reported:
             return
-        self._told = True
+        self._reported = True
         # An exception that leaves a task's execution carries its log context.
         label = str(getattr(error, "mdc", {}).get("LABEL", "")).partition(":")[0]
         if label:
             failure = TaskFailure.of(label, error)
-            self._channel.send(encode(Failed(label=label, text=failure.text, outcome=failure.outcome)))
+            self._channel.send(encode(TaskFailed(label=label, text=failure.text, outcome=failure.outcome)))
         else:
-            self._channel.send(encode(Broken(text=describe(error), outcome=outcome_of(error))))
+            self._channel.send(encode(CommandFailed(text=describe(error), outcome=outcome_of(error))))
 
 
-def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> int:
+def run(channel: socket.socket, settings: CommandSettings, arguments: Sequence[str]) -> int:
     """Run a command.
 
     Parameters
     ----------
     channel : `socket.socket`
-        To the worker; its descriptor is `CHANNEL`.
-    setting : `~ppdaemon.middleware.pipetask.arguments.Setting`
+        To the worker; its descriptor is `CHANNEL_FD`.
+    setting : `~ppdaemon.middleware.pipetask.protocol.CommandSettings`
         For logs.
     arguments : `~collections.abc.Sequence` [`str`]
         Of ``pipetask``.
@@ -96,22 +105,22 @@ def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> i
     status : `int`
         The command's exit status.
     """
-    log.set_up(setting.level, setting.form)
-    structlog.contextvars.bind_contextvars(**setting.bound)
-    for key, value in setting.context.items():
+    log.set_up(settings.level, settings.form)
+    structlog.contextvars.bind_contextvars(**settings.bound)
+    for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)
     keep_astropy_offline()
-    witness = _Witness(channel)
+    reporter = _FailureReporter(channel)
     for source in (MPGraphExecutor, catch_and_exit):  # both log what they catch
-        logging.getLogger(source.__module__).addHandler(witness)
+        logging.getLogger(source.__module__).addHandler(reporter)
     try:
         status = cli.main(args=list(arguments), prog_name="pipetask", standalone_mode=False)
     except click.Abort as error:  # how click calls a KeyboardInterrupt
-        witness.note(error.__cause__ or error)
+        reporter.report(error.__cause__ or error)
         return 1
     except BaseException as error:  # such as the SystemExit of a task
-        witness.note(error)
+        reporter.report(error)
         return 1
     if not status:
-        channel.send(encode(Ended()))
+        channel.send(encode(Succeeded()))
     return status or 0

@@ -19,16 +19,16 @@ from lsst.pipe.base import TaskMetadata
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.pipetask.arguments import (
+from ppdaemon.middleware.pipetask.protocol import (
     GO,
-    PACKET,
-    WORDS,
-    Broken,
-    Built,
-    Ended,
-    Failed,
-    Setting,
-    Word,
+    MAX_PACKET_BYTES,
+    MESSAGES,
+    CommandFailed,
+    CommandSettings,
+    GraphBuilt,
+    Message,
+    Succeeded,
+    TaskFailed,
 )
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult, TaskFailure
@@ -71,15 +71,15 @@ class PipetaskEngine(Engine):
             raws.register()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        command = _Command(self._arguments(job, query), self._setting(query), self._folder)
-        match command.hear():
-            case Built(labels=labels):
+        command = _Command(self._arguments(job, query), self._settings(query), self._folder)
+        match command.receive():
+            case GraphBuilt(labels=labels):
                 return _Run(job, command, labels)
-            case Broken(text=text, outcome=Outcome.FAILED):
-                command.end()
+            case CommandFailed(text=text, outcome=Outcome.FAILED):
+                command.wait_for_end()
                 raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {text}")
-            case Broken(text=text, outcome=outcome):
-                command.end()
+            case CommandFailed(text=text, outcome=outcome):
+                command.wait_for_end()
                 raise VisitFailed(outcome, f"{job.pipeline.name} cannot be built: {text}", retriable=True)
             case None:
                 raise command.crashed()
@@ -106,13 +106,15 @@ class PipetaskEngine(Engine):
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
         ]
 
-    def _setting(self, query: DataQuery) -> Setting:
+    def _settings(self, query: DataQuery) -> CommandSettings:
         bound = {
             key: value
             for key, value in structlog.contextvars.get_contextvars().items()
             if isinstance(value, str | int)
         }
-        return Setting(level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context))
+        return CommandSettings(
+            level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context)
+        )
 
 
 class _Command:
@@ -121,17 +123,17 @@ class _Command:
     It dies with the worker.
     """
 
-    def __init__(self, arguments: list[str], setting: Setting, folder: Path):
+    def __init__(self, arguments: list[str], settings: CommandSettings, folder: Path):
         self._folder = folder
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._channel, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with command_end:
             self._process = subprocess.Popen(
                 [
                     # Without the current folder, which is not the worker's, on its path.
                     *(sys.executable, "-P", "-m", "ppdaemon.middleware.pipetask.command"),
-                    *(str(os.getpid()), setting.model_dump_json(), *arguments),
+                    *(str(os.getpid()), settings.model_dump_json(), *arguments),
                 ],
-                stdin=theirs.fileno(),
+                stdin=command_end.fileno(),
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -142,16 +144,16 @@ class _Command:
                 },
             )
 
-    def hear(self) -> Word | None:
+    def receive(self) -> Message | None:
         """Return what it says next; `None` if it has ended."""
-        packet = self._channel.recv(PACKET)
-        return WORDS.validate_json(packet) if packet else None
+        packet = self._channel.recv(MAX_PACKET_BYTES)
+        return MESSAGES.validate_json(packet) if packet else None
 
-    def go_on(self) -> None:
+    def start_tasks(self) -> None:
         """Let it run its tasks."""
         self._channel.send(GO)
 
-    def end(self) -> str:
+    def wait_for_end(self) -> str:
         """Wait for its end; say what the end was like."""
         self._channel.close()
         status = self._process.wait()
@@ -160,7 +162,9 @@ class _Command:
 
     def crashed(self) -> VisitFailed:
         """Return what becomes of the visit if it has ended without a word."""
-        return VisitFailed(Outcome.CRASHED, f"pipetask ended with {self.end()} in mid-run", retriable=True)
+        return VisitFailed(
+            Outcome.CRASHED, f"pipetask ended with {self.wait_for_end()} in mid-run", retriable=True
+        )
 
 
 class _Run(PipelineRun):
@@ -175,29 +179,29 @@ class _Run(PipelineRun):
         # The command does not wait between its tasks: all are announced now.
         for label in self._labels:
             before_task(label)
-        self._command.go_on()
+        self._command.start_tasks()
         failure = self._wait()
         # Collections and dataset types were made behind this Butler's back.
         self._job.butler.registry.refresh()
-        return RunResult.of(failure, self._ended())
+        return RunResult.of(failure, self._task_metadata())
 
     def _wait(self) -> TaskFailure | None:
-        match self._command.hear():
-            case Ended():
-                self._command.end()
+        match self._command.receive():
+            case Succeeded():
+                self._command.wait_for_end()
                 return None
-            case Failed(label=label, text=text, outcome=outcome):
-                self._command.end()
+            case TaskFailed(label=label, text=text, outcome=outcome):
+                self._command.wait_for_end()
                 return TaskFailure(label, text, outcome)
-            case Broken(text=text, outcome=outcome):
-                reason = f"pipetask failed outside of tasks ({self._command.end()}): {text}"
+            case CommandFailed(text=text, outcome=outcome):
+                reason = f"pipetask failed outside of tasks ({self._command.wait_for_end()}): {text}"
                 raise VisitFailed(outcome, reason, retriable=outcome != Outcome.FAILED)
             case None:
                 raise self._command.crashed()
             case unexpected:
                 raise AssertionError(unexpected)
 
-    def _ended(self) -> Iterator[tuple[str, TaskMetadata]]:
+    def _task_metadata(self) -> Iterator[tuple[str, TaskMetadata]]:
         """Return the metadata of all quanta that have ended well."""
         for label in self._labels:
             for ref in self._job.butler.query_datasets(

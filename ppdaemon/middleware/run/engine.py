@@ -17,7 +17,16 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
 
-__all__ = ("DataQuery", "Engine", "Job", "PipelineRun", "RunResult", "TaskFailure", "Unsupported", "building")
+__all__ = (
+    "DataQuery",
+    "Engine",
+    "Job",
+    "PipelineRun",
+    "RunResult",
+    "TaskFailure",
+    "Unsupported",
+    "build_errors",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ class RunResult:
     """What successful tasks did not make, in words."""
 
     @classmethod
-    def of(cls, failure: TaskFailure | None, ended: Iterable[tuple[str, TaskMetadata]]) -> "RunResult":
+    def of(cls, failure: TaskFailure | None, succeeded: Iterable[tuple[str, TaskMetadata]]) -> "RunResult":
         """Say what became of a graph.
 
         Parameters
@@ -134,15 +143,15 @@ class RunResult:
             Without caveats if each had work and did all of it.
         """
         partial: dict[str, None] = {}
-        idle: dict[str, None] = {}
-        for label, metadata in ended:
+        without_work: dict[str, None] = {}
+        for label, metadata in succeeded:
             flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
             if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
                 partial[label] = None
             elif QuantumSuccessCaveats.NO_WORK in flags:
-                idle[label] = None
-        parts = ((partial, "partial outputs of"), (idle, "no work for"))
-        return cls(failure, "; ".join(f"{words} {', '.join(labels)}" for labels, words in parts if labels))
+                without_work[label] = None
+        parts = ((partial, "partial outputs of"), (without_work, "no work for"))
+        return cls(failure, "; ".join(f"{text} {', '.join(labels)}" for labels, text in parts if labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +175,7 @@ class Unsupported(Exception):
 
 
 @contextmanager
-def building(job: Job) -> Iterator[None]:
+def build_errors(job: Job) -> Iterator[None]:
     """Hold against a pipeline what building its graph raises; see `Engine.build`."""
     try:
         yield
@@ -275,5 +284,5 @@ class Engine(ABC):
             Raised, saying why, if there is no graph or an empty one.
         """
 
-    def forget(self) -> None:  # noqa: B027  # an engine may have nothing to forget
+    def reset(self) -> None:  # noqa: B027  # an engine may have nothing to forget
         """Go on with a repo that has nothing yet."""

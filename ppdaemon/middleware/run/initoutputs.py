@@ -57,7 +57,7 @@ class ConstructionFailed(Exception):
         self.failure = failure
 
 
-class _Kept(Model):
+class _SharedFile(Model):
     """A dataset of a run, as it lies in the shared folder."""
 
     name: str
@@ -65,7 +65,7 @@ class _Kept(Model):
     ref: SerializedDatasetRef
 
 
-_LISTED = pydantic.TypeAdapter(tuple[_Kept, ...])
+_LISTED = pydantic.TypeAdapter(tuple[_SharedFile, ...])
 
 
 class InitOutputs:
@@ -84,7 +84,7 @@ class InitOutputs:
         self._provided: dict[str, tuple[str, list[DatasetRef]]] = {}
         """Digest and datasets by run: what the present repo has."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Go on with a repo that has nothing yet."""
         self._provided.clear()
 
@@ -115,7 +115,7 @@ class InitOutputs:
         if refs:
             butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
             del self._provided[job.run]
-        self._provided[job.run] = job.digest, self._take_or_make(graph, job)
+        self._provided[job.run] = job.digest, self._link_or_create(graph, job)
 
     def is_exported(self, ref: DatasetRef) -> bool:
         """Tell whether an init-output is in the central repo already.
@@ -130,22 +130,22 @@ class InitOutputs:
         exported : `bool`
             True once `note_exported` was told so.
         """
-        return not ref.dataId.dimensions and _note(self._folder, ref.run, ref.id).exists()
+        return not ref.dataId.dimensions and _export_marker(self._folder, ref.run, ref.id).exists()
 
-    def _take_or_make(self, graph: PipelineGraph, job: Job) -> list[DatasetRef]:
-        place = _place(self._folder, job.run)
-        place.mkdir(parents=True, exist_ok=True)
-        shared = place / job.digest
+    def _link_or_create(self, graph: PipelineGraph, job: Job) -> list[DatasetRef]:
+        run_folder = _run_folder(self._folder, job.run)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        shared = run_folder / job.digest
         if not shared.exists():
-            with _coming_first(place / ".lock") as first:
+            with _first_worker_alone(run_folder / ".lock") as first:
                 if not shared.exists():
-                    _make(graph, job)
+                    _create(graph, job)
                     refs = _init_refs(graph, job)
                     if first:
                         _publish(refs, job.butler, shared)
-                        _drop_former(self._folder)
+                        _delete_old_runs(self._folder)
                     return refs
-        os.utime(place)
+        os.utime(run_folder)
         files = _read(shared, job.butler.dimensions)
         ingest_shared(job.butler, files)
         return [ref for file in files for ref in file.refs]
@@ -169,9 +169,9 @@ def note_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
     """
     for ref in refs:
         if ref.run is not None and (ref.dataId is None or not ref.dataId.dataId):
-            note = _note(folder, ref.run, ref.id)
-            if note.parent.is_dir():  # made in this run of the daemon
-                note.touch()
+            marker = _export_marker(folder, ref.run, ref.id)
+            if marker.parent.is_dir():  # made in this run of the daemon
+                marker.touch()
 
 
 def types_of_runs(universe: DimensionUniverse) -> list[DatasetType]:
@@ -194,7 +194,7 @@ def types_of_runs(universe: DimensionUniverse) -> list[DatasetType]:
 
 
 @contextmanager
-def _coming_first(lock: Path) -> Iterator[bool]:
+def _first_worker_alone(lock: Path) -> Iterator[bool]:
     """Let one worker go on alone; those that come meanwhile wait for it and then go on together.
 
     So if the first one fails after a while, because a task's database does
@@ -213,20 +213,20 @@ def _coming_first(lock: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _drop_former(folder: Path) -> None:
+def _delete_old_runs(folder: Path) -> None:
     """Delete runs of former days."""
-    for place in folder.iterdir():
+    for run_folder in folder.iterdir():
         with suppress(FileNotFoundError):  # another worker does the same
-            if time.time() - place.stat().st_mtime > _KEEP_S:
-                shutil.rmtree(place)
+            if time.time() - run_folder.stat().st_mtime > _KEEP_S:
+                shutil.rmtree(run_folder)
 
 
-def _place(folder: Path, run: str) -> Path:
+def _run_folder(folder: Path, run: str) -> Path:
     return folder / quote(run, safe="")
 
 
-def _note(folder: Path, run: str, dataset: uuid.UUID) -> Path:
-    return _place(folder, run) / f"{dataset}.exported"
+def _export_marker(folder: Path, run: str, dataset: uuid.UUID) -> Path:
+    return _run_folder(folder, run) / f"{dataset}.exported"
 
 
 def _output_types(graph: PipelineGraph, universe: DimensionUniverse) -> Iterator[DatasetType]:
@@ -236,17 +236,17 @@ def _output_types(graph: PipelineGraph, universe: DimensionUniverse) -> Iterator
     yield from types_of_runs(universe)
 
 
-def _make(graph: PipelineGraph, job: Job) -> None:
+def _create(graph: PipelineGraph, job: Job) -> None:
     """Write a run's init-outputs, as far as a former try has not done so."""
     execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
     graph.write_configs(execution)
     for label in graph.tasks:
-        made: list[tuple[object, DatasetType]] = []
+        outputs: list[tuple[object, DatasetType]] = []
         try:
-            graph.instantiate_tasks(execution.get, made, [label])
+            graph.instantiate_tasks(execution.get, outputs, [label])
         except BaseException as error:  # tasks are foreign code: NoWorkFound and SystemExit are no Exception
             raise ConstructionFailed(TaskFailure.of(label, error)) from error
-        for content, dataset_type in made:
+        for content, dataset_type in outputs:
             _put_new(execution, content, dataset_type)
     deployment = {"digest": job.digest, "name": job.pipeline.name, "pipeline": job.pipeline.text}
     _put_new(execution, deployment, DEPLOYMENT_TYPE)
@@ -274,7 +274,7 @@ def _publish(refs: list[DatasetRef], butler: Butler, shared: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     listed = tuple(
-        _Kept(name=file.path.name, formatter=file.formatter, ref=file.refs[0].to_simple())
+        _SharedFile(name=file.path.name, formatter=file.formatter, ref=file.refs[0].to_simple())
         for file in copied(located(butler, refs), partial)
     )
     (partial / _LISTING).write_bytes(_LISTED.dump_json(listed, exclude_none=True))
@@ -284,7 +284,9 @@ def _publish(refs: list[DatasetRef], butler: Butler, shared: Path) -> None:
 def _read(shared: Path, universe: DimensionUniverse) -> list[FileDataset]:
     return [
         file_dataset(
-            shared / kept.name, [DatasetRef.from_simple(kept.ref, universe=universe)], kept.formatter
+            shared / shared_file.name,
+            [DatasetRef.from_simple(shared_file.ref, universe=universe)],
+            shared_file.formatter,
         )
-        for kept in _LISTED.validate_json((shared / _LISTING).read_bytes())
+        for shared_file in _LISTED.validate_json((shared / _LISTING).read_bytes())
     ]

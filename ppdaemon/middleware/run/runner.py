@@ -30,7 +30,7 @@ from ppdaemon.middleware.run.initoutputs import ConstructionFailed, InitOutputs
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
-__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner", "has_nothing")
+__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner", "nothing_permanent_written")
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ class NoReturnReporter:
             For `~ppdaemon.middleware.run.engine.PipelineRun`.
         """
         permanent = labels_named(pipeline.graph, self._context.config.engine.no_return)
-        waiting = [] if first is None else [dict(first)]
+        pending = [] if first is None else [dict(first)]
 
         def before_task(label: str) -> None:
-            if waiting:
+            if pending:
                 self._context.report(
-                    StageReached(stage=Stage.FIRST_TASK, tai=self._context.clock.tai(), detail=waiting.pop())
+                    StageReached(stage=Stage.FIRST_TASK, tai=self._context.clock.tai(), detail=pending.pop())
                 )
             if label in permanent and label not in self.passed:
                 self.passed.add(label)
@@ -89,7 +89,7 @@ class BuiltPipeline:
     job: Job
     run: PipelineRun
     """Runs it; if a task cannot be constructed, it only says so."""
-    passed_over: tuple[str, ...]
+    rejected: tuple[str, ...]
     """Why the jobs before it could not."""
     engine: str
     """Which engine runs it."""
@@ -114,11 +114,11 @@ class PipelineRunner:
         self._declined: dict[tuple[str, str], str] = {}
         """Why engines do not run pipelines, by engine and path."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Go on with a repo that has nothing yet."""
-        self._init_outputs.forget()
+        self._init_outputs.reset()
         for engine in self._engines:
-            engine.forget()
+            engine.reset()
 
     def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
         """Do what needs no image; return what was done.
@@ -167,19 +167,21 @@ class PipelineRunner:
                 return self._build(job, query, raws, tuple(reasons))
             except ConstructionFailed as error:
                 _LOG.exception("%s cannot be constructed", error.failure.label)
-                return BuiltPipeline(job, _NotRun(error.failure), tuple(reasons), self._engines[0].name)
+                return BuiltPipeline(
+                    job, _ConstructionFailedRun(error.failure), tuple(reasons), self._engines[0].name
+                )
             except UnusablePipeline as error:
                 _LOG.warning("falling back: %s", error)
                 reasons.append(str(error))
         raise VisitFailed(Outcome.NO_PIPELINE, "no pipeline can be built: " + "; ".join(reasons))
 
     def _build(
-        self, job: Job, query: DataQuery, raws: VisitRaws | None, passed_over: tuple[str, ...]
+        self, job: Job, query: DataQuery, raws: VisitRaws | None, rejected: tuple[str, ...]
     ) -> BuiltPipeline:
         declined = ""
         for engine in self._engines if raws is not None else self._engines[-1:]:
             try:
-                return BuiltPipeline(job, engine.build(job, query, raws), passed_over, engine.name, declined)
+                return BuiltPipeline(job, engine.build(job, query, raws), rejected, engine.name, declined)
             except Unsupported as reason:
                 declined = self._decline(engine, job, reason)
         raise AssertionError("the last engine runs anything")
@@ -193,7 +195,7 @@ class PipelineRunner:
         return text
 
 
-class _NotRun(PipelineRun):
+class _ConstructionFailedRun(PipelineRun):
     """Stands for a run of which a task could not be constructed."""
 
     def __init__(self, failure: TaskFailure):
@@ -203,7 +205,7 @@ class _NotRun(PipelineRun):
         return RunResult(self._failure)
 
 
-def has_nothing(
+def nothing_permanent_written(
     config: EngineConfig,
     instrument: str,
     detector: int,
@@ -235,14 +237,14 @@ def has_nothing(
         that writes something permanent elsewhere, such as alerts.
     """
     url = config.apdb.get(instrument)
-    asked = list(visits)
-    if url is None or not asked or not set(passed) <= labels_named(pipeline.graph, config.apdb_tasks):
+    visit_ids = list(visits)
+    if url is None or not visit_ids or not set(passed) <= labels_named(pipeline.graph, config.apdb_tasks):
         return False
     from lsst.dax.apdb import Apdb  # only where a database is configured
 
     try:
         apdb = Apdb.from_uri(url)
-        return not any(apdb.containsVisitDetector(visit=visit, detector=detector) for visit in asked)
+        return not any(apdb.containsVisitDetector(visit=visit, detector=detector) for visit in visit_ids)
     except Exception as error:  # each kind of database has errors of its own
         _LOG.warning("%s does not tell what it has of the visit: %s", url, describe(error))
         return False

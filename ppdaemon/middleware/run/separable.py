@@ -23,12 +23,12 @@ from ppdaemon.middleware.run.engine import (
     PipelineRun,
     RunResult,
     TaskFailure,
-    building,
+    build_errors,
 )
 
 __all__ = ("SeparableEngine",)
 
-_NEVER_S = 2_592_000.0
+_NO_TIMEOUT_S = 2_592_000.0
 """Deadlines are the supervisor's; in one process the executor has none."""
 
 
@@ -42,7 +42,7 @@ class SeparableEngine(Engine):
         if raws is not None:
             raws.register()
         execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
-        with building(job), ButlerMDC.set_mdc(dict(query.context)):
+        with build_errors(job), ButlerMDC.set_mdc(dict(query.context)):
             builder = AllDimensionsQuantumGraphBuilder(
                 job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
             )
@@ -68,7 +68,7 @@ class _Run(PipelineRun):
             butler=self._execution, assume_no_existing_outputs=True, raise_on_partial_outputs=False
         )
         observed = _ObservedExecutor(single, before_task)
-        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NEVER_S, quantum_executor=observed)
+        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NO_TIMEOUT_S, quantum_executor=observed)
         try:
             with ButlerMDC.set_mdc(dict(self._query.context)):
                 SeparablePipelineExecutor(self._execution).run_pipeline(
@@ -79,7 +79,7 @@ class _Run(PipelineRun):
             # or the SystemExit of a task; the failure is known.
             if observed.failure is None:
                 raise
-        return RunResult.of(observed.failure, observed.ended)
+        return RunResult.of(observed.failure, observed.succeeded)
 
 
 class _ObservedExecutor(QuantumExecutor):
@@ -89,7 +89,7 @@ class _ObservedExecutor(QuantumExecutor):
         self._inner = inner
         self._before_task = before_task
         self.failure: TaskFailure | None = None
-        self.ended: list[tuple[str, TaskMetadata]] = []
+        self.succeeded: list[tuple[str, TaskMetadata]] = []
 
     def execute(self, task_node: Any, /, quantum: Any, *args: Any, **kwargs: Any) -> QuantumExecutionResult:
         self._before_task(task_node.label)
@@ -100,5 +100,5 @@ class _ObservedExecutor(QuantumExecutor):
                 self.failure = TaskFailure.of(task_node.label, error)
             raise
         if result.task_metadata is not None:
-            self.ended.append((task_node.label, result.task_metadata))
+            self.succeeded.append((task_node.label, result.task_metadata))
         return result

@@ -19,29 +19,29 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.direct.files import TransferredDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.direct.memory import MemoryButler
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure
 from ppdaemon.states import Outcome
 
-__all__ = ("Runner",)
+__all__ = ("QuantumRunner",)
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class _QuantumResult:
     """How a quantum has ended."""
 
     failure: TaskFailure | None = None
     fatal: bool = False
     """Whether nothing is run after it: the reference ends its process here."""
     metadata: TaskMetadata | None = None
-    made: Sequence[TransferredDataset] = ()
+    outputs: Sequence[TransferredDataset] = ()
     """What it has put, if that was in another process."""
 
 
-class _Factory(TaskFactory):
+class _NotifyingFactory(TaskFactory):
     """Passes on to the memory what is known of the task that will run."""
 
     def __init__(self, tasks: TaskFactory, memory: MemoryButler):
@@ -61,7 +61,7 @@ class _Factory(TaskFactory):
         return task
 
 
-class Runner:
+class QuantumRunner:
     """Runs the quanta of one visit.
 
     With more than one process, quanta that do not need each other are run at
@@ -72,7 +72,7 @@ class Runner:
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[QuantumStep],
         memory: MemoryButler,
         tasks: TaskFactory,
         context: Mapping[str, str],
@@ -80,21 +80,21 @@ class Runner:
         processes: int = 1,
     ):
         self._steps = {step.id: step for step in steps}
-        self._own = frozenset(step.id for step in steps if step.task.label in urgent)
+        self._urgent = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
         self._context = dict(context)
         self._executor = SingleQuantumExecutor(
             butler=memory,
-            task_factory=_Factory(tasks, memory),
+            task_factory=_NotifyingFactory(tasks, memory),
             assume_no_existing_outputs=True,
             raise_on_partial_outputs=False,
         )
         self._processes = processes
-        self._left = set(self._steps)
+        self._unfinished = set(self._steps)
         """What has not ended."""
-        self._children: dict[ForkedCall, Step] = {}
+        self._children: dict[ForkedCall, QuantumStep] = {}
         self._failure: TaskFailure | None = None
-        self._ended: list[tuple[str, TaskMetadata]] = []
+        self._succeeded: list[tuple[str, TaskMetadata]] = []
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
@@ -106,46 +106,46 @@ class Runner:
             raise
         finally:
             for child in self._children:
-                child.end()
-        return RunResult.of(self._failure, self._ended)
+                child.kill()
+        return RunResult.of(self._failure, self._succeeded)
 
     def _run(self, before_task: Callable[[str], None]) -> None:
         graph = networkx.DiGraph()
         graph.add_nodes_from(self._steps)
-        graph.add_edges_from((made, step.id) for step in self._steps.values() for made in step.after)
+        graph.add_edges_from((producer, step.id) for step in self._steps.values() for producer in step.after)
         walker = GraphWalker[uuid.UUID](graph)
-        ready: list[Step] = []
-        freed: list[Step] = []
-        self._let_write()
+        ready: list[QuantumStep] = []
+        released: list[QuantumStep] = []
+        self._allow_writing()
         for ids in walker:
-            freed += (self._steps[each] for each in ids)
+            released += (self._steps[each] for each in ids)
             # One process does all that is ready before it looks again, as the reference does.
             if not ready or self._processes > 1:
-                ready += sorted(freed, key=lambda step: step.order)
-                freed.clear()
-            self._spread(ready, before_task)
-            ends: list[tuple[Step, _End]] = []
+                ready += sorted(released, key=lambda step: step.order)
+                released.clear()
+            self._start_children(ready, before_task)
+            ends: list[tuple[QuantumStep, _QuantumResult]] = []
             if ready:
                 step = ready.pop(0)
                 before_task(step.task.label)
                 ends.append((step, self._execute(step)))
                 self._memory.end(step)
             if self._children:
-                ended = ForkedCall.over(self._children, wait=not ends)
-                ends += ((self._children[child], self._take(child)) for child in ended)
+                ended = ForkedCall.ended(self._children, wait=not ends)
+                ends += ((self._children[child], self._collect(child)) for child in ended)
             for step, end in ends:
-                self._note(step, end, walker)
+                self._record_result(step, end, walker)
             if any(end.fatal for _, end in ends):
                 return
 
-    def _spread(self, ready: list[Step], before_task: Callable[[str], None]) -> None:
+    def _start_children(self, ready: list[QuantumStep], before_task: Callable[[str], None]) -> None:
         """Let children run all but one of what can be run now, as far as there may be more of them."""
-        for_children = [step for step in ready if step.id not in self._own]
+        for_children = [step for step in ready if step.id not in self._urgent]
         while for_children and len(ready) > 1 and len(self._children) + 1 < self._processes:
             step = for_children.pop()  # what comes first in the order is run here
             before_task(step.task.label)
             try:
-                child = ForkedCall.begin(partial(self._work, step), partial(self._plain, step))
+                child = ForkedCall.start(partial(self._run_in_child, step), partial(self._with_files, step))
             except OSError as error:
                 _LOG.warning("%s is not run in a process of its own: %s", step.task.label, error)
                 return
@@ -153,33 +153,33 @@ class Runner:
             self._children[child] = step
             self._memory.end(step)  # the child has all that it reads
 
-    def _work(self, step: Step) -> _End:
+    def _run_in_child(self, step: QuantumStep) -> _QuantumResult:
         """Run a quantum in a child."""
         end = self._execute(step)
-        return replace(end, made=self._memory.made_by(step))
+        return replace(end, outputs=self._memory.outputs_for_transfer(step))
 
-    def _plain(self, step: Step, end: _End) -> _End:
-        return replace(end, made=self._memory.made_by(step, in_files=True))
+    def _with_files(self, step: QuantumStep, end: _QuantumResult) -> _QuantumResult:
+        return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=True))
 
-    def _take(self, child: ForkedCall) -> _End:
+    def _collect(self, child: ForkedCall) -> _QuantumResult:
         """Take over what a child has done."""
         step = self._children.pop(child)
         try:
-            end: _End = child.take()
+            end: _QuantumResult = child.result()
         except DiedWithoutResult as error:
             reason = f"task {step.task.label}: its process ended with {error}"
             raise VisitFailed(Outcome.CRASHED, reason, retriable=True) from None
-        self._memory.adopt(step, end.made)
+        self._memory.adopt(step, end.outputs)
         return end
 
-    def _execute(self, step: Step) -> _End:
+    def _execute(self, step: QuantumStep) -> _QuantumResult:
         self._memory.begin(step)
         try:
             result = self._executor.execute(
                 step.node, step.quantum, quantum_id=step.id, log_records=ButlerLogRecords([])
             )
         except InvalidQuantumError as error:
-            return _End(TaskFailure.of(step.task.label, error), fatal=True)
+            return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
         except Exception as error:  # what a task raises concerns those that read its outputs
             _LOG.error(
                 "%s (%s@%s) failed; processing will continue for remaining tasks.",
@@ -188,25 +188,25 @@ class Runner:
                 step.quantum.dataId,
                 exc_info=error,
             )
-            return _End(TaskFailure.of(step.task.label, error))
+            return _QuantumResult(TaskFailure.of(step.task.label, error))
         except BaseException as error:  # of a task, as Runner does not raise one: it ends all
-            return _End(TaskFailure.of(step.task.label, error), fatal=True)
-        return _End(metadata=result.task_metadata)
+            return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
+        return _QuantumResult(metadata=result.task_metadata)
 
-    def _note(self, step: Step, end: _End, walker: GraphWalker[uuid.UUID]) -> None:
+    def _record_result(self, step: QuantumStep, end: _QuantumResult, walker: GraphWalker[uuid.UUID]) -> None:
         """Go on with what a quantum has made, or without it."""
-        self._left.discard(step.id)
+        self._unfinished.discard(step.id)
         if end.metadata is not None:
-            self._ended.append((step.task.label, end.metadata))
+            self._succeeded.append((step.task.label, end.metadata))
         if end.failure is None:
             walker.finish(step.id)
         else:
             self._failure = self._failure or end.failure
             if not end.fatal:
                 self._skip_after(step, walker)
-        self._let_write()
+        self._allow_writing()
 
-    def _skip_after(self, step: Step, walker: GraphWalker[uuid.UUID]) -> None:
+    def _skip_after(self, step: QuantumStep, walker: GraphWalker[uuid.UUID]) -> None:
         """Go on without what a task did not make."""
         for each in walker.fail(step.id):
             blocked = self._steps[each]
@@ -217,11 +217,11 @@ class Runner:
                 blocked.quantum.dataId,
             )
             self._memory.end(blocked)
-            self._left.discard(each)
+            self._unfinished.discard(each)
 
-    def _let_write(self) -> None:
+    def _allow_writing(self) -> None:
         """Let writing begin beside the tasks when nothing urgent is ahead and
         nothing will be forked: a fork wants no other thread.
         """
-        if self._left and not self._own & self._left and self._processes == 1:
+        if self._unfinished and not self._urgent & self._unfinished and self._processes == 1:
             self._memory.background.allow()

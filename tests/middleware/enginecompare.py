@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet
 from toycam import DAY, MakeRig, Rig
-from toydeeds import write_deeds
+from toyscripted import write_scripted
 
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware.export.spool import read_manifest
@@ -22,7 +22,7 @@ _CHANGING = re.compile(r"id=[-0-9a-f]{36}|took [0-9.]+ seconds")
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisitResult:
     """What became of a visit."""
 
     outcome: Outcome
@@ -35,7 +35,7 @@ class Seen:
     change from run to run."""
     records: dict[str, int]
     """How many dimension records go with it, by element."""
-    said: list[str]
+    reports: list[str]
 
     @property
     def types(self) -> set[str]:
@@ -52,9 +52,9 @@ def essence(name: str, path: Path) -> Any:
         return sorted(keys(json.loads(text)))
     if name.endswith("_log"):
         records = json.loads(text).get("records", [])
-        told = {tuple(sorted(record["MDC"].items())) for record in records}
+        contexts = {tuple(sorted(record["MDC"].items())) for record in records}
         # In which order missing inputs are told differs between processes.
-        return sorted(_CHANGING.sub("", record["message"]) for record in records), told
+        return sorted(_CHANGING.sub("", record["message"]) for record in records), contexts
     return None if name == "preload_metrics" else text
 
 
@@ -67,24 +67,24 @@ def keys(value: Any, above: str = "") -> Iterator[str]:
         yield above
 
 
-def see(
+def process_visit(
     rigs: MakeRig,
     kind: str,
     *,
-    main: str = "Deed",
+    main: str = "Scripted",
     before: str = "",
-    deed: str = "",
-    write: Callable[[Rig], None] = write_deeds,
+    action: str = "",
+    write: Callable[[Rig], None] = write_scripted,
     snaps: Sequence[int] = (1,),
     butler: dict[str, Any] | None = None,
     ran_by: str = "",
     settings: dict[str, Any] | None = None,
     sal: dict[str, Any] | None = None,
     **overrides: Any,
-) -> Seen:
+) -> VisitResult:
     """Have an engine process a visit, and look at what it spools."""
     engine = {"kind": kind, "no_return": ["associate"]} | (settings or {})
-    overrides |= {"deed:deed": deed} if deed else {}
+    overrides |= {"scripted:action": action} if action else {}
     rig, worker = rigs(engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
     if butler:
         rig.config = rig.config.model_copy(
@@ -106,15 +106,17 @@ def see(
         contents[where] = essence(where[0], Path(done.spool, file.name))
     elements = [record.definition for record in manifest.records]
     records = {name: elements.count(name) for name in sorted(set(elements))}
-    said = [fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.said]
-    return Seen(
-        done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, said
+    reports = [
+        fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.reports
+    ]
+    return VisitResult(
+        done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, reports
     )
 
 
-def same(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> Seen:
+def compare_engines(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> VisitResult:
     """Have engines process a visit; return what they agree about."""
-    first, *others = (see(rigs, kind, **visit) for kind in engines)
+    first, *others = (process_visit(rigs, kind, **visit) for kind in engines)
     for other in others:
         assert not (lost := first.contents.keys() ^ other.contents.keys()), lost
         for where, content in first.contents.items():

@@ -8,21 +8,32 @@ import pydantic
 from ppdaemon.states import Outcome
 from ppdaemon.wire import Model
 
-__all__ = ("CHANNEL", "GO", "PACKET", "WORDS", "Broken", "Built", "Ended", "Failed", "Setting", "Word")
+__all__ = (
+    "CHANNEL_FD",
+    "GO",
+    "MAX_PACKET_BYTES",
+    "MESSAGES",
+    "CommandFailed",
+    "GraphBuilt",
+    "Succeeded",
+    "TaskFailed",
+    "CommandSettings",
+    "Message",
+)
 
-CHANNEL = 3
+CHANNEL_FD = 3
 """The command's descriptor of its end of the socket: the first that is free
 in a new process."""
 
 GO = b"go"
 """The worker wants the tasks to run."""
-PACKET = 65_536
+MAX_PACKET_BYTES = 65_536
 
 type _Text = Annotated[str, pydantic.BeforeValidator(lambda text: text[:4_000])]
 """What is too long for a packet is cut."""
 
 
-class Setting(Model):
+class CommandSettings(Model):
     """How a command fits into its worker."""
 
     level: str
@@ -35,7 +46,7 @@ class Setting(Model):
     """What each record of a task's log carries."""
 
 
-class Built(Model):
+class GraphBuilt(Model):
     """The graph has quanta; it waits until it may run them."""
 
     type: Literal["built"] = "built"
@@ -43,7 +54,7 @@ class Built(Model):
     """Tasks that have something to do."""
 
 
-class Failed(Model):
+class TaskFailed(Model):
     """A task has failed; those that do not depend on it go on."""
 
     type: Literal["failed"] = "failed"
@@ -52,7 +63,7 @@ class Failed(Model):
     outcome: Outcome
 
 
-class Broken(Model):
+class CommandFailed(Model):
     """The command has failed, outside of tasks."""
 
     type: Literal["broken"] = "broken"
@@ -60,14 +71,14 @@ class Broken(Model):
     outcome: Outcome
 
 
-class Ended(Model):
+class Succeeded(Model):
     """All tasks have succeeded."""
 
     type: Literal["ended"] = "ended"
 
 
-type Word = Built | Failed | Broken | Ended
+type Message = GraphBuilt | TaskFailed | CommandFailed | Succeeded
 
-WORDS = pydantic.TypeAdapter[Word](
-    Annotated[Built | Failed | Broken | Ended, pydantic.Field(discriminator="type")]
+MESSAGES = pydantic.TypeAdapter[Message](
+    Annotated[GraphBuilt | TaskFailed | CommandFailed | Succeeded, pydantic.Field(discriminator="type")]
 )
