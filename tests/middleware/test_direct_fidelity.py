@@ -97,9 +97,11 @@ def test_a_pipeline_with_a_hook_is_run_by_separable_and_that_is_said_once(
         worker.ingest(rig.raw(seq_num=snap))
         done = worker.process(Process(exposures=(DAY * 100000 + snap,)))
         assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, "separable")
-    logged = [record.message for record in caplog.records if "is run by separable" in record.message]
-    assert logged == ["Hooked is run by separable: hooked: adjust_all_quanta"]
-    assert why_not_direct(rig) == ["hooked: adjust_all_quanta"] * 2
+    logged = [record.message for record in caplog.records if "separable runs it" in record.message]
+    assert logged == [
+        "Hooked cannot be run by the direct engine, separable runs it: hooked: its connections override adjust_all_quanta"
+    ]
+    assert why_not_direct(rig) == ["hooked: its connections override adjust_all_quanta"] * 2
     names = {ref.datasetType.name for file in read_manifest(Path(done.spool)).files for ref in file.refs}
     assert names == first.types
 
@@ -112,7 +114,7 @@ def test_who_stands_in_for_a_pipeline_that_is_not_run_directly_has_its_reason_to
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(DAY * 100000 + 1,)))
     assert (done.outcome, done.pipeline, done.engine) == (Outcome.SUCCEEDED, "Short", "separable")
-    assert why_not_direct(rig) == ["the raws were put into the repo"]
+    assert why_not_direct(rig) == ["the raws are already ingested in the worker's repo"]
 
 
 def test_no_file_of_a_visit_stays_on_the_ram_disk(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,4 +241,4 @@ def test_without_filters_in_the_repo_nothing_is_foreseen_and_all_is_done(
 
     monkeypatch.setattr(exposures, "_likely_filter", none_known)
     assert process_visit(rigs, "direct", main="Short").outcome == Outcome.SUCCEEDED
-    assert "Short cannot be foreseen" in caplog.text
+    assert "quanta of Short cannot be predicted" in caplog.text

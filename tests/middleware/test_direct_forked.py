@@ -101,7 +101,7 @@ def test_without_another_process_all_is_done_here(
     monkeypatch.setattr(os, "fork", refuse)
     result = process_visit(rigs, "direct", snaps=(1, 2), settings=TWO)
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "")
-    assert "is not run in a process of its own: Resource temporarily unavailable" in caplog.text
+    assert "the worker runs it: Resource temporarily unavailable" in caplog.text
 
 
 class Slate:
@@ -156,7 +156,7 @@ def test_what_another_process_cannot_write_is_written_here(
     outputs, places = some({"big": 9_000_000, "huge": 90_000_000}), (tmp_path, tmp_path / "link")
     files = write_outputs(outputs, *places, Slate("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
     assert set(written_by(files).values()) == {os.getpid()}
-    assert "a process that wrote outputs has ended with exit status 1" in caplog.text
+    assert "a process that wrote outputs ended with exit status 1" in caplog.text
     with pytest.raises(OSError, match="No space left"):
         write_outputs(outputs, *places, Slate("big"), 2)  # type: ignore[arg-type]
 

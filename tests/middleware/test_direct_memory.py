@@ -209,7 +209,7 @@ def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None
     make(setup, first, one={"pixels": [1]})
     begin(setup, second)
     assert setup.memory.get(one) == {"pixels": [1]}
-    with pytest.raises(FileNotFoundError, match="was read by the last that needed it"):
+    with pytest.raises(FileNotFoundError, match="was released after its last expected read"):
         setup.memory.get(one)
 
 
@@ -460,7 +460,7 @@ def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCapture
 
     prefetcher = Prefetcher(1000)
     assert prefetcher.read({ref_of("one"): 1}, get) == 0
-    assert "is not read ahead: OSError: broken file" in caplog.text
+    assert "its task reads it again: OSError: broken file" in caplog.text
 
 
 def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:

@@ -76,8 +76,8 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
     [
         (reading(dimensions=(*VISIT, *SKY)), "task: a task with dimension patch, skymap, tract"),
         (reading(dimensions=()), "task: a task without dimensions"),
-        (Together, "task: adjust_all_quanta"),
-        (Bound, "task: bounds given by other connections"),
+        (Together, "task: its connections override adjust_all_quanta"),
+        (Bound, "task: spatial or temporal bounds of other connections"),
         (
             reading(an_input("bias", ("instrument", "detector"), isCalibration=True)),
             "task.input0: a calibration that is a regular input",
@@ -88,7 +88,7 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
         ),
         (
             reading(an_input("shards", ("htm7",), PrerequisiteInput, multiple=True)),
-            "task.input0: a prerequisite of the sky for a task that is not",
+            "task.input0: a spatial prerequisite of a task without region",
         ),
         (
             reading(an_input("shards", ("htm9",), PrerequisiteInput, multiple=True), dimensions=VISIT),
@@ -101,7 +101,7 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
             "task: one read as two storage classes",
         ),
         (reading(an_input("part", (*EXPOSURE, "subfilter"))), "datasets with dimension subfilter"),
-        (reading(an_input("patches", SKY)), "datasets of the sky that no visit is joined with"),
+        (reading(an_input("patches", SKY)), "spatial datasets in a pipeline without the dimension visit"),
     ],
 )
 def test_a_pipeline_that_is_left_to_another_engine_is_told_why(

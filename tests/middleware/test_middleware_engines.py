@@ -117,7 +117,10 @@ def test_a_task_that_cannot_be_constructed_fails_and_does_not_fall_back(
     rig, worker = rigs(engine=engine, pipelines={"overrides": overrides})
     write_scripted(rig)
     assert worker.prepare(rig.order(main="Scripted,Short", before="")).pipeline == "Scripted"
-    assert "Scripted is not ready: task scripted: RuntimeError: no stars" in caplog.text
+    assert (
+        "cannot prepare Scripted, it is tried again with the image: task scripted: RuntimeError: no stars"
+        in caplog.text
+    )
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.pipeline, done.retriable) == (Outcome.FAILED, "Scripted", True)
@@ -173,7 +176,9 @@ def test_a_pipeline_that_cannot_be_built_gives_way_to_the_next(rigs: MakeRig, ki
 
 
 def test_a_command_that_ends_without_a_word_is_a_crash(rigs: MakeRig) -> None:
-    with pytest.raises(VisitFailed, match="pipetask ended with exit status 0 in mid-run") as caught:
+    with pytest.raises(
+        VisitFailed, match="pipetask ended with exit status 0 without reporting a result"
+    ) as caught:
         process_visit(rigs, "pipetask", action="die")
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
 

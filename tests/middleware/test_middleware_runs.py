@@ -337,7 +337,7 @@ def test_a_database_that_does_not_answer_has_something(
 ) -> None:
     rig, _ = rigs()
     assert not check_database(tmp_path / "none.yaml", rig)
-    assert "does not tell what it has" in caplog.text
+    assert "the visit is not repeated" in caplog.text
 
 
 def test_a_failure_that_wrote_nothing_may_be_repeated(rigs: MakeRig, apdb: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Copies of datasets in memory, and about how much memory they take."""
+"""Copies of datasets in memory, and an estimate of their size."""
 
 import copy
 import pickle
@@ -14,40 +14,36 @@ from lsst.daf.butler import StorageClass, StorageClassDelegate
 __all__ = ("deep_copy", "measure", "size_bytes", "unshared")
 
 _MAX_OBJECTS = 500
-"""Objects looked at to find out a size: images and tables have few, and big
-ones; what has more of them is small in comparison."""
+"""Objects that are visited to measure a dataset. Images and tables consist of
+few large objects; a dataset of more objects is small in comparison."""
 _ARRAY_ATTRIBUTES = ("image", "mask", "variance", "array")
-"""Where classes written in C++ keep what counts."""
+"""Attributes of classes written in C++ that return the arrays."""
 _LARGE_BYTES = 100_000
-"""Smaller arrays are copied sooner than looked at."""
+"""A smaller array is copied faster than its references are counted."""
 
 
 def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
-    """Return a deep copy of a dataset that shares nothing with it but the moved arrays.
+    """Return a deep copy of a dataset that shares only the arrays in `moved` with the original.
 
-    Raises
-    ------
-    NotImplementedError
-        Raised if it cannot be copied.
+    `NotImplementedError` is raised if its class cannot be copied.
     """
     try:
         delegate = storage.delegate()
-    except TypeError:  # says that it has none
+    except TypeError:  # the storage class has no delegate
         delegate = StorageClassDelegate(storage)
     if type(delegate).copy is not StorageClassDelegate.copy:
         return delegate.copy(content)
     try:
-        if (
-            type(content).__module__.partition(".")[0] == "pandas"
-        ):  # its deep copies share the objects in cells
+        # Deep copies of pandas share the objects in cells; pickling does not.
+        if type(content).__module__.partition(".")[0] == "pandas":
             return pickle.loads(pickle.dumps(content))
         return copy.deepcopy(content, {id(each): each for each in moved})
-    except Exception as error:  # classes are foreign code: anything may come out
+    except Exception as error:  # __deepcopy__ is foreign code and may raise anything
         raise NotImplementedError(f"{type(content)} cannot be copied: {error}") from error
 
 
 def measure(content: Any) -> tuple[int, list[Any]]:
-    """Return the bytes of a dataset, and its large arrays that are used elsewhere only if referred to."""
+    """Return the bytes of a dataset, and its large arrays that own their memory."""
     size_bytes, movable = 0, []
     for each in _walk(content):
         size_bytes += _leaf_bytes(each) or 0
@@ -57,7 +53,7 @@ def measure(content: Any) -> tuple[int, list[Any]]:
 
 
 def _is_movable(content: Any) -> bool:
-    """Return whether whatever shares an object's memory refers to the object: not so for views."""
+    """Return whether each user of an object's memory holds a reference to the object: not so for views."""
     return (
         type(content) is np.ndarray
         and content.nbytes >= _LARGE_BYTES
@@ -68,15 +64,15 @@ def _is_movable(content: Any) -> bool:
 
 
 def unshared(arrays: Sequence[Any]) -> list[Any]:
-    """Return those arrays that nothing refers to but this sequence and one object."""
-    reference = [np.empty(0)]  # and its array is in a sequence, too: counted as the others are
+    """Return the arrays that are referenced only by this sequence and by one other object."""
+    reference = [np.empty(0)]  # referenced by a sequence only: it gives the count to compare with
     *counts, baseline = [sys.getrefcount(each) for each in [*arrays, reference[0]]]
-    # The temporary list has one reference to each, the caller's sequence another.
+    # The temporary list has one reference to each array, and the caller's sequence another.
     return [each for each, count in zip(arrays, counts, strict=True) if count <= baseline + 1]
 
 
 def size_bytes(content: Any) -> int:
-    """Return the bytes of the arrays found in a dataset; memory that two of them share counts twice."""
+    """Return the bytes of the arrays in a dataset; memory that two arrays share counts twice."""
     return measure(content)[0]
 
 
@@ -95,7 +91,7 @@ def _walk(content: Any) -> Iterator[Any]:
 
 
 def _leaf_bytes(content: Any) -> int | None:
-    """Return the size of what has nothing in it, `None` of anything else."""
+    """Return the size of an object that contains no other objects, `None` for a container."""
     if isinstance(content, np.ndarray):
         return int(content.nbytes)
     if isinstance(content, (str, bytes, bytearray)):

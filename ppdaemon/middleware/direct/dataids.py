@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Data IDs made of dimension records in memory: the rows that the reference gets by one query.
+"""Data IDs made of dimension records in memory: the rows that ``separable`` gets by a query.
 
-A row is a value for each dimension of a part of a pipeline. Rows are joined
-as the database does it: exposures with their visits, where filter, day and
-group agree, and visits with patches of the sky that the detector overlaps.
+A row has a value for each dimension of an independent subgraph. Rows are
+joined as the database joins them: exposures with their visits if filter, day
+and group agree, and visits with the patches that the detector overlaps.
 """
 
 from collections import defaultdict
@@ -22,15 +22,7 @@ type Row = Mapping[str, Any]
 
 
 class DataIds:
-    """Data IDs with records, each made once.
-
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-        All records that data IDs may need. Of the same one the last counts.
-    """
+    """Data IDs with records, each made once; of two records with the same key the last is used."""
 
     def __init__(self, universe: DimensionUniverse, records: Iterable[DimensionRecord]):
         self._universe = universe
@@ -40,24 +32,8 @@ class DataIds:
             self._records[record.definition.name][record.dataId.required_values] = record
 
     def of(self, dimensions: DimensionGroup, row: Row) -> DataCoordinate:
-        """Return the data ID that is the part of a row.
-
-        Parameters
-        ----------
-        dimensions : `lsst.daf.butler.DimensionGroup`
-            Dimensions of the data ID.
-        row : `~collections.abc.Mapping`
-            Values by dimension.
-
-        Returns
-        -------
-        data_id : `lsst.daf.butler.DataCoordinate`
-            With records.
-
-        Raises
-        ------
-        Unsupported
-            Raised if a record is missing.
+        """Return the data ID of these dimensions in a row, with records; raise `Unsupported`
+        without a record.
         """
         values = tuple(row[name] for name in dimensions.data_coordinate_keys)
         key = dimensions, values
@@ -70,24 +46,9 @@ class DataIds:
     def rows(
         self, dimensions: DimensionGroup, instrument: str, detector: int, exposures: Iterable[int]
     ) -> Iterator[Row]:
-        """Return the rows of one detector of some exposures.
+        """Yield the rows of one detector of some exposures.
 
-        Parameters
-        ----------
-        dimensions : `lsst.daf.butler.DimensionGroup`
-            Dimensions that rows must have; they have those of exposures and
-            detectors in any case.
-        instrument : `str`
-            Short name.
-        detector : `int`
-            Id of the detector.
-        exposures : `~collections.abc.Iterable` [`int`]
-            Ids of the exposures.
-
-        Yields
-        ------
-        row : `~collections.abc.Mapping`
-            Values by dimension.
+        They have the dimensions of exposures and detectors in any case.
         """
         for exposure in exposures:
             start = self._with_implied_values(
@@ -97,7 +58,7 @@ class DataIds:
                 yield from self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]
 
     def _with_implied_values(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
-        """Add a dimension, and what follows from it."""
+        """Add a dimension and the values that its record implies."""
         values = {**row, dimension: value}
         element = self._universe[dimension]
         record = self._record(dimension, values)
@@ -108,7 +69,7 @@ class DataIds:
         return values
 
     def _with_visits(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
-        """Join the visits of an exposure, as far as filter and day are the same."""
+        """Join the visits of an exposure that have the same filter and day."""
         for definition in list(self._records["visit_definition"].values()):
             if (definition.instrument, definition.exposure) != (row["instrument"], row["exposure"]):
                 continue
@@ -143,19 +104,10 @@ class DataIds:
 
 
 def regions_overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
-    """Tell whether two regions overlap, as the registry judges it.
+    """Return whether two regions overlap, as the registry decides it.
 
-    Parameters
-    ----------
-    one, other : `lsst.sphgeom.Region` or `None`
-        The regions; where one is missing, nothing overlaps it.
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Has the pixelization by which the database joins regions.
-
-    Returns
-    -------
-    overlap : `bool`
-        Where geometry cannot tell, whether both touch one common pixel.
+    Nothing overlaps a missing region. If the geometry cannot decide, regions
+    overlap if both touch one pixel of the common sky pixelization.
     """
     if one is None or other is None:
         return False

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``direct`` engine: warm before the image, build from records in memory, run without files.
+"""The ``direct`` engine: builds quanta from records in memory and runs them without files in between.
 
-Any worker has one. For each visit it is warmed once, with an exposure as it
-was announced; then it builds and runs with what really came. Whatever was
-foreseen is used where it fits, and done again where it does not.
+Each worker has one. Before the image it prepares a visit with the exposures as
+announced; then it builds and runs with the exposures that arrived. What was
+prepared is used where it fits, and made again where it does not.
 """
 
 import logging
@@ -58,7 +58,7 @@ _RAW = "raw"
 
 @dataclass(frozen=True, slots=True)
 class _VisitInputs:
-    """A visit's inputs, looked up for one job."""
+    """The inputs of a visit, queried once for one job."""
 
     shape: PipelineShape
     entries: Mapping[str, tuple[InputDataset, ...]]
@@ -68,14 +68,14 @@ class _VisitInputs:
 
 @dataclass(frozen=True, slots=True)
 class DirectRun(PipelineRun):
-    """A visit's quanta, to be run once."""
+    """The quanta of a visit, to be run once."""
 
     runner: QuantumRunner
     memory: MemoryButler
     link: Path
-    """Place for a symbolic link."""
+    """Location of a temporary symbolic link to the folder of outputs."""
     processes: int
-    """How many may work at once."""
+    """How many processes may run quanta or write files at once."""
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all tasks; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
@@ -83,7 +83,7 @@ class DirectRun(PipelineRun):
 
     @property
     def outputs(self) -> list[DatasetRef]:
-        """What was made and is to be exported (`list`)."""
+        """Datasets that were produced and are to be exported (`list`)."""
         return [dataset.ref for dataset in self.memory.outputs]
 
     def write(self, folder: Path) -> list[LocatedFile]:
@@ -96,22 +96,12 @@ class DirectRun(PipelineRun):
 class DirectEngine(Engine):
     """Runs pipelines in memory.
 
-    Parameters
-    ----------
-    types : `~collections.abc.Collection` [`str`]
-        Regular expressions on names of dataset types that are exported.
-    folder : `pathlib.Path`
-        Takes what is too big for memory; on the RAM disk.
-    memory_bytes : `int`
-        Memory for what tasks hand on.
-    read_ahead_bytes : `int`
-        Memory for inputs that are read before they are needed, and the same
-        again for those that are kept for later visits.
-    urgent : `~collections.abc.Collection` [`str`], optional
-        Tasks that nothing may hold up: labels, or full names of classes.
-        While one of them is ahead nothing is written.
-    processes : `int`, optional
-        How many quanta of a visit are run at once.
+    `types` are regular expressions on the names of dataset types that are
+    exported. `folder`, on the RAM disk, takes outputs that do not fit into
+    `memory_bytes`. `read_ahead_bytes` limits the inputs that are read before
+    the image, and again the inputs that are cached for later visits. While a
+    task named in `urgent` (label or full class name) is still to be run, no
+    file is written. `processes` quanta of a visit run at once.
     """
 
     name = "direct"
@@ -137,24 +127,21 @@ class DirectEngine(Engine):
         self._visit_inputs: dict[tuple[str, str, tuple[str, ...]], _VisitInputs] = {}
         self._writer: DatasetWriter | None = None
         self._run: DirectRun | None = None
-        """The visit's; its files are in the folder."""
+        """The run of the present visit; its files are in the folder."""
 
     def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
-        """Look up, construct tasks, read ahead; see `~ppdaemon.middleware.run.engine.Engine`.
+        """Query inputs, construct tasks and prefetch; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Returns
-        -------
-        done : `~collections.abc.Mapping`
-            How many ``quanta`` are expected, none of which could be foreseen
-            if it is 0; ``read_bytes`` that were read ahead, and
-            ``kept_bytes`` of them that later visits may use, too.
+        Returns the number of ``quanta`` that are expected, 0 if none can be
+        predicted; the ``read_bytes`` that were prefetched, and the
+        ``kept_bytes`` of them that are cached for later visits.
         """
         visit_inputs = self._find_inputs(job, raws)
         images = expected_exposures(raws.announced)
         try:
             steps, _ = _steps(job, images, visit_inputs)
-        except Exception as error:  # what is expected may lack what the real exposure has
-            _LOG.info("%s cannot be foreseen: %s", job.pipeline.name, describe(error))
+        except Exception as error:  # the announcement may lack what the real exposure has
+            _LOG.info("quanta of %s cannot be predicted: %s", job.pipeline.name, describe(error))
             steps = []
         self._tasks.prepare(steps, job.butler)
         reads = {
@@ -166,18 +153,18 @@ class DirectEngine(Engine):
         return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._prefetcher.cached_bytes}
 
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> DirectRun:
-        """Build the quanta of exposures that came; see `~ppdaemon.middleware.run.engine.Engine`.
+        """Build the quanta of the exposures that arrived; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Neither raws nor their records need be in the repo. A required input
-        that is missing makes the pipeline unusable.
+        Neither raws nor their records need be in the repo. A missing required
+        input makes the pipeline unusable.
         """
-        assert raws is not None  # what runs before the image is left to the reference
+        assert raws is not None  # preprocessing is always run by the separable engine
         visit_inputs, butler = self._find_inputs(job, raws), job.butler
         with build_errors(job):
             steps, files = _steps(job, arrived_exposures(raws), visit_inputs)
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        assert self._writer is not None  # made with the shape
+        assert self._writer is not None  # created with the shape
         memory = MemoryButler(
             butler.dimensions,
             visit_inputs.shape.types,
@@ -193,18 +180,18 @@ class DirectEngine(Engine):
         return self._run
 
     def reset(self) -> None:
-        """Go on with another visit; what does not depend on the visit is kept."""
+        """Release a visit; what does not depend on the visit stays cached."""
         if self._run is not None:
-            self._run.memory.background.finish()  # it may not have been asked for its files
+            self._run.memory.background.finish()  # its outputs may not have been written
             self._run = None
-        if self._folder.exists():  # the RAM disk is memory, too
+        if self._folder.exists():  # files on the RAM disk take memory
             shutil.rmtree(self._folder)
         self._visit_inputs.clear()
         self._tasks.discard()
         self._prefetcher.discard_unread()
 
     def _check(self, job: Job) -> PipelineShape:
-        """Return the shape of a pipeline that this engine handles."""
+        """Return the shape of a pipeline; raise `Unsupported` if this engine cannot run it."""
 
         def find_shape() -> tuple[PipelineShape | Unsupported, Iterable[str]]:
             try:
@@ -226,10 +213,10 @@ class DirectEngine(Engine):
         return pipeline_shape(resolved(job.pipeline, job.butler))
 
     def _find_inputs(self, job: Job, raws: VisitRaws) -> _VisitInputs:
-        """Ask the repo for all that a job may read, once per visit."""
+        """Query the repo once per visit for all datasets that a job may read."""
         if raws.registered:
-            self._check(job)  # a reason that the pipeline itself gives comes first
-            raise Unsupported("the raws were put into the repo")
+            self._check(job)  # an unsupported pipeline is the better reason
+            raise Unsupported("the raws are already ingested in the worker's repo")
         key = job.pipeline.path, job.run, job.inputs
         if key not in self._visit_inputs:
             shape, butler = self._check(job), job.butler
@@ -249,7 +236,7 @@ class DirectEngine(Engine):
     def _input_reader(
         self, raws: Mapping[object, LocatedFile], butler: Butler
     ) -> Callable[[DatasetRef, Mapping[str, Any] | None], Any]:
-        """Return what reads overall inputs: what waits in memory, raws, and the rest."""
+        """Return a function that reads overall inputs: prefetched ones, raws, and the rest from the repo."""
 
         def get(ref: DatasetRef, parameters: Mapping[str, Any] | None) -> Any:
             if (file := raws.get(ref.id)) is not None:
@@ -278,7 +265,7 @@ def _steps(
 
     try:
         steps = build_steps(visit_inputs.shape, data_ids, rows, inputs, job.run, visit_inputs.lookups)
-    except LookupMiss:
+    except LookupMiss:  # building has no side effects, so that it can be repeated
         with visit_inputs.lookups.registry_access(exposures.records):
             steps = build_steps(visit_inputs.shape, data_ids, rows, inputs, job.run, visit_inputs.lookups)
     return steps, {file.refs[0].id: file for file in raws}

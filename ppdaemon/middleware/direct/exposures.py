@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of a detector's exposures, before they are taken or when they are here."""
+"""The exposures of a detector: as announced, or as they arrived."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,23 +29,24 @@ _SKY_ELEMENTS = ("skymap", "tract", "patch")
 
 
 MOST_EXPECTED = 50
-"""Images that are prepared for: an announcement can tell any number."""
+"""Exposures of a visit that are prepared for at the most: an announcement can
+contain any number."""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorExposures:
-    """A detector's exposures, as they are announced or as they came; not in the repo."""
+    """The exposures of a detector, announced or arrived; their records are not in the repo."""
 
     announced: AnnouncedVisit
     ids: tuple[int, ...]
     records: tuple[DimensionRecord, ...]
     """Of days, groups, exposures and visits."""
     files: Mapping[int, Path] = field(default_factory=dict)
-    """The raws; none before they came."""
+    """The raws by exposure; empty before they arrive."""
 
     @property
     def run(self) -> str:
-        """Where raws belong (`str`)."""
+        """Collection of the raws (`str`)."""
         return str(self.announced.instrument.makeDefaultRawIngestRunName())
 
     def rows(self, data_ids: DataIds, dimensions: DimensionGroup) -> Iterator[Row]:
@@ -56,15 +57,15 @@ class DetectorExposures:
 
 
 def arrived_exposures(raws: VisitRaws) -> DetectorExposures:
-    """Return the exposures of which visits were defined."""
+    """Return the exposures for which visits were defined."""
     return DetectorExposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
 
 
 def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
-    """Return what was announced, as if it had come.
+    """Return the announced exposures as if they had arrived.
 
-    It has the first of the announced filters, ids that no exposure has, and
-    never more than `MOST_EXPECTED` exposures.
+    They have the first of the announced filters and ids that no exposure has.
+    There are never more than `MOST_EXPECTED`.
     """
     universe, footprint, pointing = (
         announced.butler.dimensions,
@@ -103,7 +104,7 @@ def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
 
 
 def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str:
-    """Return the first announced filter that the instrument has, or else any; blank if it has none."""
+    """Return the first announced filter that the instrument has, else any of its filters, else ""."""
     records = butler.query_dimension_records("physical_filter", instrument=instrument, explain=False)
     available = sorted(str(record.name) for record in records)
     return next((name for name in (*names, *available) if name in available), "")
@@ -112,22 +113,7 @@ def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str
 def raw_files(
     raw_type: DatasetType, exposures: DetectorExposures, data_ids: DataIds
 ) -> Iterator[LocatedFile]:
-    """Return the raws as datasets.
-
-    Parameters
-    ----------
-    raw_type : `lsst.daf.butler.DatasetType`
-        The type of raws.
-    exposures : `DetectorExposures`
-        The exposures.
-    data_ids : `~ppdaemon.middleware.direct.dataids.DataIds`
-        With their records.
-
-    Yields
-    ------
-    file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
-        Without a path that exists, if the exposure is only expected.
-    """
+    """Yield the raws as datasets; the path of an exposure that is only expected does not exist."""
     universe = raw_type.dimensions.universe
     dimensions = universe.conform(("instrument", "exposure", "detector"))
     for row in exposures.rows(data_ids, dimensions):
@@ -139,20 +125,7 @@ def raw_files(
 
 
 def exposure_independent_records(butler: Butler, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
-    """Return the records that the exposure has no part in.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    shape : `~ppdaemon.middleware.direct.shape.PipelineShape`
-        The pipeline: tells whether places on the sky are needed.
-
-    Returns
-    -------
-    records : `tuple` [`lsst.daf.butler.DimensionRecord`]
-        Of instrument, detectors, filters and patches.
-    """
+    """Return the records of instrument, detectors and filters, and of patches if the pipeline needs them."""
     names = {name for subgraph in shape.subgraphs for name in subgraph.dimensions.names}
     return tuple(
         record

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a pipeline can read, as an index in memory, made by one query per dataset type before any image.
+"""An index of the datasets that a pipeline can read, made by one query per dataset type before the image.
 
-Regular inputs are found by their data ID. Prerequisites are joined as the
-reference joins them: by all dimensions that are known, calibrations by the
-exposure's own time, datasets of the sky by overlap.
+Regular inputs are found by their data ID. Prerequisites are joined as
+``separable`` joins them: by all dimensions that are known, calibrations by the
+time of the exposure, spatial datasets by overlap.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,19 +36,19 @@ class InputDataset:
     ref: DatasetRef
     """With dimension records."""
     rank: int
-    """Position of its collection in the order of search."""
+    """Position of its collection in the search order."""
     timespan: Timespan | None
     """When it is valid; `None` for always."""
 
 
 @dataclass(slots=True)
 class InputIndex:
-    """Datasets that exist before the exposure, and those of the exposure itself."""
+    """The datasets that exist before the exposure, and those of the exposure itself."""
 
     entries: Mapping[str, Sequence[InputDataset]]
     """By name of the dataset type."""
     exposure_datasets: Mapping[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
-    """What came with the exposures, by dataset type and values of the data ID."""
+    """Datasets that arrived with the exposures, by dataset type and values of the data ID."""
     _first: dict[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,43 +57,16 @@ class InputIndex:
                 self._first.setdefault((name, entry.ref.dataId.required_values), entry.ref)
 
     def find_regular(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
-        """Find a regular input, or an init-input.
-
-        Parameters
-        ----------
-        name : `str`
-            The dataset type.
-        data_id : `lsst.daf.butler.DataCoordinate`
-            Its data ID.
-
-        Returns
-        -------
-        ref : `lsst.daf.butler.DatasetRef` or `None`
-            That of the first collection that has it.
-        """
+        """Return the regular input or init-input in the first collection that has it."""
         key = name, data_id.required_values
         return self.exposure_datasets.get(key) or self._first.get(key)
 
     def find_prerequisites(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
-        """Find the prerequisites of a quantum.
+        """Return the prerequisites of a quantum: for each data ID the one in the first collection
+        that has it.
 
-        Parameters
-        ----------
-        finder : `lsst.pipe.base.prerequisite_helpers.PrerequisiteFinder`
-            The connection, one without a lookup function.
-        data_id : `lsst.daf.butler.DataCoordinate`
-            The quantum's, with records.
-
-        Returns
-        -------
-        refs : `list` [`lsst.daf.butler.DatasetRef`]
-            For each data ID that of the first collection that has it.
-
-        Raises
-        ------
-        Unsupported
-            Raised where several are valid at the time: it is an error, and
-            the reference finds the words for it.
+        `Unsupported` is raised if several are valid at the time: that is an
+        error, and ``separable`` reports it in the usual text.
         """
         node = finder.dataset_type_node
         time = data_id.timespan if finder.dataset_has_timespan else None
@@ -110,21 +83,21 @@ class InputIndex:
             if not candidates or entry.rank == candidates[0].rank:
                 candidates.append(entry)
         if any(len(candidates) > 1 for candidates in best.values()):
-            raise Unsupported(f"several {node.name} are valid")
+            raise Unsupported(f"several {node.name} datasets are valid at the same time")
         return [candidates[0].ref for candidates in best.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class _JoinCondition:
-    """What a dataset's data ID must agree with."""
+    """The dimension values, regions and sky pixels that a prerequisite must match."""
 
     shared_values: tuple[tuple[str, Any], ...]
     region: Region | None
-    """The quantum's, where datasets have places that it does not name."""
+    """Region of the quantum, if the datasets are spatial and it does not name them."""
     elements: tuple[str, ...]
-    """Whose regions must overlap it."""
+    """Dimension elements whose regions must overlap it."""
     pixels: tuple[tuple[str, RangeSet], ...]
-    """Sky pixels that touch it."""
+    """Sky pixels that overlap it, by dimension."""
 
     @classmethod
     def of(cls, finder: PrerequisiteFinder, data_id: DataCoordinate) -> "_JoinCondition":
@@ -163,22 +136,7 @@ def _is_valid(entry: InputDataset, time: Timespan | None) -> bool:
 def find_datasets(
     butler: Butler, dataset_types: Iterable[DatasetType], collections: Sequence[str]
 ) -> dict[str, tuple[InputDataset, ...]]:
-    """Find all datasets of some types.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo, which has only what the visit may need.
-    dataset_types : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetType`]
-        What is read.
-    collections : `~collections.abc.Sequence` [`str`]
-        Collections in the order of search.
-
-    Returns
-    -------
-    entries : `dict` [`str`, `tuple` [`InputDataset`]]
-        By name of the dataset type.
-    """
+    """Return all datasets of some types by name of the type: the worker has only what a visit needs."""
     searched = butler.collections.query(collections, flatten_chains=True)
     ranks = {name: rank for rank, name in enumerate(searched)}
     return {

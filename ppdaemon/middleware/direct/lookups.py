@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Prerequisites that a task's own function finds: asked before the image, with a data ID as announced.
+"""Prerequisites that a task's lookup function finds: called before the image, with a data ID as announced.
 
-Such a function is given the registry, and may look for the exposure's records
-there. They are inserted for as long as it is asked, and taken back.
+Such a function gets the registry, and may query the records of the exposure
+there. They are inserted while it is called, and then rolled back.
 
-An answer counts for another exposure if both have the same filter, day and
+A result is used for another exposure if both have the same filter, day and
 group, and if the same datasets of the type are valid at their times and
-overlap their places. Else the function is asked again.
+overlap their regions. Otherwise the function is called again.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -22,60 +22,33 @@ from ppdaemon.middleware.raws.visits import insert_records
 __all__ = ("PrerequisiteLookups", "LookupMiss")
 
 _EXPOSURE_IDS = frozenset({"exposure", "visit"})
-"""What is not known before the image, and cannot decide which dataset fits."""
+"""Dimensions whose values are not known before the image, and do not decide
+which dataset is found."""
 
 
 class LookupMiss(Exception):
-    """The registry has to be asked, with the exposure's records."""
+    """A lookup function has to be called, which needs the records of the exposure in the registry."""
 
 
 class _RollBack(Exception):
-    """Ends a transaction."""
+    """Ends a transaction without a commit."""
 
 
 class PrerequisiteLookups:
-    """Answers of tasks' lookup functions.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    collections : `~collections.abc.Sequence` [`str`]
-        Collections in the order of search.
-    entries : `~collections.abc.Mapping`
-        All datasets that may be found, by type.
-    """
+    """Cached results of lookup functions."""
 
     def __init__(
         self, butler: Butler, collections: Sequence[str], entries: Mapping[str, Sequence[InputDataset]]
     ):
         self._butler = butler
         self._registry_butler: Butler | None = None
-        """Has the exposure's records, for as long as functions may be asked."""
+        """Has the records of the exposure while functions may be called."""
         self._collections = tuple(collections)
         self._entries = entries
         self._answers: dict[Hashable, list[DatasetRef]] = {}
 
     def __call__(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
-        """Find a prerequisite.
-
-        Parameters
-        ----------
-        finder : `lsst.pipe.base.prerequisite_helpers.PrerequisiteFinder`
-            The connection.
-        data_id : `lsst.daf.butler.DataCoordinate`
-            The quantum's.
-
-        Returns
-        -------
-        refs : `list` [`lsst.daf.butler.DatasetRef`]
-            What the function has found.
-
-        Raises
-        ------
-        LookupMiss
-            Raised if it has to be asked, and cannot now.
-        """
+        """Return the prerequisites of a quantum; raise `LookupMiss` if the function cannot be called now."""
         key = finder.task_node.label, finder.edge.connection_name, self._conditions(finder, data_id)
         if key not in self._answers:
             if self._registry_butler is None:
@@ -85,15 +58,9 @@ class PrerequisiteLookups:
 
     @contextmanager
     def registry_access(self, records: Iterable[DimensionRecord]) -> Iterator[None]:
-        """Allow functions to be asked.
-
-        Parameters
-        ----------
-        records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-            Of the exposures; in the registry for as long as this lasts.
-        """
-        # The clone has a connection of its own: what is asked must go through
-        # that, as any other would wait for this transaction to end.
+        """Allow functions to be called, with these records in the registry."""
+        # The clone has a separate connection. Functions must query through it:
+        # any other connection would wait until this transaction ends.
         butler = self._butler.clone(collections=self._collections)
         self._registry_butler = butler
         try:
@@ -108,14 +75,14 @@ class PrerequisiteLookups:
         self, finder: PrerequisiteFinder, data_id: DataCoordinate, butler: Butler
     ) -> list[DatasetRef]:
         function: Callable[..., Iterable[DatasetRef | None]] | None = finder.lookup_function
-        assert function is not None  # else nobody would ask here
+        assert function is not None  # other prerequisites are found by InputIndex
         node = finder.dataset_type_node
         dataset_type = finder.edge.adapt_dataset_type(node.dataset_type)
         found = function(dataset_type, butler.registry, data_id, self._collections)
         return [node.generalize_ref(_with_records(ref, butler)) for ref in found if ref is not None]
 
     def _conditions(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> Hashable:
-        """Return what an answer may depend on."""
+        """Return the values and datasets that a result may depend on."""
         values = tuple(item for item in sorted(data_id.mapping.items()) if item[0] not in _EXPOSURE_IDS)
         applicable = frozenset(
             (entry.ref.id, entry.rank)
@@ -126,12 +93,12 @@ class PrerequisiteLookups:
 
 
 def _with_records(ref: DatasetRef, butler: Butler) -> DatasetRef:
-    """Return a reference that can tell of its data ID, as those in the reference's graph can."""
+    """Return a reference with dimension records, as the quantum graph of ``separable`` has them."""
     return ref if ref.dataId.hasRecords() else ref.expanded(butler.registry.expandDataId(ref.dataId))
 
 
 def _applies(entry: InputDataset, data_id: DataCoordinate) -> bool:
-    """Tell whether a dataset is valid at the time, and touches the place, of an exposure."""
+    """Return whether a dataset is valid at the time of an exposure and overlaps its region."""
     time, region, dataset_region = data_id.timespan, data_id.region, entry.ref.dataId.region
     if entry.timespan is not None and time is not None and not entry.timespan.overlaps(time):
         return False

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Butler that hands on objects: what a task puts, the next one gets, without a file in between.
+"""A Butler that passes objects from one task to the next, without a file in between.
 
-What is in memory belongs to this Butler alone. A task that puts an object may
-keep it, and change it: a copy of it is taken, at once or, from a task that has
-nothing left to do (`~ppdaemon.middleware.direct.tasks.reads_once_puts_last`),
-when its quantum has ended. Large arrays that are not used anywhere else by
-then need not be copied.
+Objects in memory belong to this Butler alone. A task that puts an object may
+keep a reference and change it: the object is copied at once or, if the task
+does nothing after it puts
+(`~ppdaemon.middleware.direct.tasks.reads_once_puts_last`), when its quantum
+has ended. Large arrays that are not referenced anywhere else by then need no
+copy.
 
-A task gets a copy of what it reads. It gets the object itself only if nobody
-can ask for it again: no other quantum that has not ended reads it, it is not
-to be written any more, and the task itself reads it no second time.
+A task gets a copy of what it reads. It gets the object itself only if nothing
+can read it again: no other unfinished quantum reads it, it is not to be
+written, and the task itself reads it no second time.
 """
 
 import logging
@@ -42,34 +43,23 @@ __all__ = ("MemoryButler", "InputReader")
 _LOG = logging.getLogger(__name__)
 
 _MIN_BACKGROUND_BYTES = 1_000_000
-"""Smaller datasets are written in the end: a thread beside the tasks would
-take more from them than it saves."""
+"""Smaller datasets are written at the end: a thread beside the tasks would
+slow them by more than it saves."""
 
 type InputReader = Callable[[DatasetRef, Mapping[str, Any] | None], Any]
-"""Returns an overall input, an object that nobody else has."""
+"""Reads an overall input; returns an object that is not referenced anywhere else."""
 
 _Parameters = Mapping[str, Any]
 
 
 class MemoryButler(LimitedButler):
-    """Hands on objects between the quanta of one visit.
+    """Passes objects between the quanta of one visit.
 
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    definitions : `~collections.abc.Mapping` [`str`, `DatasetType`]
-        What the repo has for each dataset type.
-    steps : `~collections.abc.Iterable` [`~ppdaemon.middleware.direct.quanta.QuantumStep`]
-        All quanta that will be run, or ended without.
-    source : `~collections.abc.Callable`
-        Reads overall inputs.
-    is_wanted : `~collections.abc.Callable`
-        Returns by a dataset type's name whether it is to be written.
-    limit_bytes : `int`
-        Memory for what tasks have put.
-    background : `~ppdaemon.middleware.direct.writing.BackgroundWriter`
-        Writes what is too big, and is offered what is to be written.
+    `definitions` are the repo's dataset types by name. `steps` are all quanta
+    that will be run or skipped. `read_input` reads overall inputs.
+    `is_exported` returns by the name of a dataset type whether it is to be
+    written. `limit_bytes` limits the memory of what tasks have put;
+    `background` writes the rest to files.
     """
 
     def __init__(
@@ -92,26 +82,26 @@ class MemoryButler(LimitedButler):
         self.background = background
         self._datasets: dict[uuid.UUID, MemoryDataset] = {}
         self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
-        """By dataset: quanta that read it and have not ended."""
+        """By dataset: unfinished quanta that read it."""
         self._predicted: set[uuid.UUID] = set()
         self._put_ids: set[uuid.UUID] = set()
         self._running: QuantumStep | None = None
         self._reads_left: dict[uuid.UUID, float] | None = None
         """How often the running task will still read each of its inputs;
-        `None` if it may read and put whenever it likes."""
+        `None` if it may read and put at any time."""
         for step in steps:
             for ref in _refs(step.quantum.inputs):
                 self._readers.setdefault(ref.id, set()).add(step.id)
             self._predicted.update(ref.id for ref in _refs(step.quantum.outputs))
 
-    # What the engine calls.
+    # Called by the engine.
 
     def begin(self, step: QuantumStep) -> None:
         """Let a quantum read and write."""
         self._running, self._reads_left = step, None
 
     def expect_single_reads(self) -> None:
-        """Rely on the running task to read each connection once, and to be through when it puts."""
+        """Assume that the running task reads each connection once, and does nothing after it puts."""
         assert self._running is not None
         task, self._reads_left = self._running.task, {}
         for dataset_type, refs in self._running.quantum.inputs.items():
@@ -121,11 +111,11 @@ class MemoryButler(LimitedButler):
                 self._reads_left[ref.id] = self._reads_left.get(ref.id, 0) + count
 
     def end(self, step: QuantumStep) -> None:
-        """Forget what nobody reads any more, now that a quantum has ended, or never begins."""
+        """Release datasets that no quantum reads any more, after a quantum has ended or was skipped."""
         self._running = self._reads_left = None
         for dataset in self._make_outputs_private(step):
             if dataset.unwritten and dataset.size_bytes >= _MIN_BACKGROUND_BYTES:
-                self.background.offer(dataset)  # now that nobody can change it any more
+                self.background.offer(dataset)  # private now: no task can change it
         for ref in _refs(step.quantum.inputs):
             self._readers[ref.id].discard(step.id)
         for dataset in list(self._datasets.values()):
@@ -137,10 +127,10 @@ class MemoryButler(LimitedButler):
                 dataset.drop()
 
     def outputs_for_transfer(self, step: QuantumStep, *, in_files: bool = False) -> list[TransferredDataset]:
-        """Return what a quantum has put, for the memory of another process.
+        """Return the outputs of a quantum in a form for the memory of another process.
 
-        Of what nobody needs there is no more than the id. With `in_files`
-        nothing is handed over as an object.
+        For a dataset that no quantum needs that is only its id. With
+        `in_files` no object is passed, only files.
         """
         transferred = {
             ref.id: TransferredDataset(ref.id)
@@ -157,7 +147,7 @@ class MemoryButler(LimitedButler):
         return list(transferred.values())
 
     def adopt(self, step: QuantumStep, transferred: Iterable[TransferredDataset]) -> None:
-        """Take over what `outputs_for_transfer` has returned in another process."""
+        """Add the outputs of a quantum that another process has run; see `outputs_for_transfer`."""
         refs = {ref.id: ref for ref in _refs(step.quantum.outputs)}
         for each in transferred:
             dataset = self._dataset_for(refs[each.id])
@@ -172,7 +162,7 @@ class MemoryButler(LimitedButler):
 
     @property
     def outputs(self) -> Sequence[MemoryDataset]:
-        """What is to be written (`~collections.abc.Sequence` [`MemoryDataset`])."""
+        """Datasets to be exported (`~collections.abc.Sequence` [`MemoryDataset`])."""
         return [dataset for dataset in self._datasets.values() if dataset.to_export]
 
     @property
@@ -180,7 +170,7 @@ class MemoryButler(LimitedButler):
         """Memory of what tasks have put (`int`)."""
         return sum(dataset.size_bytes for dataset in self._datasets.values() if dataset.in_memory)
 
-    # What tasks and executors call.
+    # Called by tasks and executors.
 
     def isWriteable(self) -> bool:  # noqa: N802
         """Return `True`."""
@@ -192,8 +182,8 @@ class MemoryButler(LimitedButler):
         return self._universe
 
     def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
-        """Take a dataset over; see `lsst.daf.butler.LimitedButler`."""
-        with self._metrics.instrument_put(_LOG, msg="Dataset handed on"):
+        """Add a dataset; see `lsst.daf.butler.LimitedButler`."""
+        with self._metrics.instrument_put(_LOG, msg="Dataset put in memory"):
             if ref.id in self._put_ids:
                 raise ConflictingDefinitionError(f"Dataset {ref} was put before.")
             dataset = self._dataset_for(ref)
@@ -210,24 +200,24 @@ class MemoryButler(LimitedButler):
         parameters: dict[str, Any] | None = None,
         storageClass: StorageClass | str | None = None,  # noqa: N803
     ) -> Any:
-        """Give a dataset, a part of it, or a copy; see `lsst.daf.butler.LimitedButler`."""
+        """Return a dataset or a component of it; see `lsst.daf.butler.LimitedButler`."""
         with self._metrics.instrument_get(_LOG, msg="Got dataset"):
             if storageClass is not None:
                 ref = ref.overrideStorageClass(storageClass)
             dataset = self._datasets.get(ref.id)
             if dataset is None:
                 if ref.id in self._put_ids:
-                    raise FileNotFoundError(f"Dataset {ref} was read by the last that needed it.")
+                    raise FileNotFoundError(f"Dataset {ref} was released after its last expected read.")
                 return self._read_input(ref, parameters)
             if self._reads_left is not None and ref.id in self._reads_left:
                 self._reads_left[ref.id] -= 1
             if not dataset.in_memory:
-                assert dataset.file is not None  # it was moved out
+                assert dataset.file is not None  # the object was moved to a file
                 return read_dataset(dataset.file, ref, parameters)
             return self._hand_out(dataset, ref, parameters)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
-        """Return what is there; see `lsst.daf.butler.LimitedButler`."""
+        """Return which datasets exist; see `lsst.daf.butler.LimitedButler`."""
         return {ref: ref.id in self._put_ids or ref.id not in self._predicted for ref in refs}
 
     def pruneDatasets(  # noqa: N802
@@ -239,12 +229,12 @@ class MemoryButler(LimitedButler):
         tags: Iterable[str] = (),
         purge: bool = False,
     ) -> None:
-        """Forget datasets; see `lsst.daf.butler.LimitedButler`."""
+        """Remove datasets; see `lsst.daf.butler.LimitedButler`."""
         for ref in refs:
             self._datasets.pop(ref.id, None)
             self._put_ids.discard(ref.id)
 
-    # The rules.
+    # When objects are copied, stored and released.
 
     def _is_read(self, dataset: uuid.UUID) -> bool:
         """Return whether a quantum may still read a dataset."""
@@ -255,11 +245,11 @@ class MemoryButler(LimitedButler):
 
     def _dataset_for(self, ref: DatasetRef) -> MemoryDataset:
         name = ref.datasetType.name
-        own = ref.overrideStorageClass(self._definitions[name].storageClass)
-        return MemoryDataset(own, to_export=self._is_exported(name))
+        stored_ref = ref.overrideStorageClass(self._definitions[name].storageClass)
+        return MemoryDataset(stored_ref, to_export=self._is_exported(name))
 
     def _accept(self, dataset: MemoryDataset, content: Any) -> None:
-        """Take an object over, as what the repo's definition makes of it."""
+        """Add an object, converted to the storage class of the repo's definition."""
         dataset.content = content
         needed = dataset.to_export or self._is_read(dataset.ref.id)
         try:
@@ -268,7 +258,7 @@ class MemoryButler(LimitedButler):
             if not self.background.writer.accepts(content, dataset.ref):
                 raise
             if needed:
-                self._move_to_file(dataset)  # only the formatter knows how it becomes what it should be
+                self._move_to_file(dataset)  # only the formatter can convert it
             return
         if not needed or self._is_log(dataset):
             return
@@ -277,22 +267,22 @@ class MemoryButler(LimitedButler):
             self._make_private(dataset)
 
     def _is_log(self, dataset: MemoryDataset) -> bool:
-        """Return whether only this engine has the object: the log, which may be long."""
+        """Return whether a dataset is the log: no task has that object, and it may be too long to copy."""
         return self._running is not None and dataset.ref.datasetType.name == self._running.task.log
 
     def _is_one_of_several(self, dataset: MemoryDataset) -> bool:
-        """Return whether a task puts several datasets of a type: it may make each when it is asked for it."""
+        """Return whether a task puts several datasets of a type: it may reuse one object for them."""
         assert self._running is not None
         return len(self._running.quantum.outputs[dataset.ref.datasetType.name]) > 1
 
     def _store(self, dataset: MemoryDataset) -> None:
-        """Keep a dataset if somebody needs it."""
+        """Store a dataset if it is to be exported or a quantum will read it."""
         self._put_ids.add(dataset.ref.id)
         if dataset.to_export or self._is_read(dataset.ref.id):
             self._datasets[dataset.ref.id] = dataset
 
     def _make_outputs_private(self, step: QuantumStep) -> list[MemoryDataset]:
-        """Take over what a quantum has put, now that it has ended."""
+        """Make the outputs of a quantum private, now that it has ended."""
         datasets = [self._datasets[ref.id] for ref in _refs(step.quantum.outputs) if ref.id in self._datasets]
         for dataset in datasets:
             if dataset.shared:
@@ -300,7 +290,7 @@ class MemoryButler(LimitedButler):
         return datasets
 
     def _make_private(self, dataset: MemoryDataset) -> None:
-        """Make an object this Butler's own: copy it, but for arrays that nobody else has; or write it."""
+        """Copy an object, except arrays that nothing else references; write it if it cannot be copied."""
         storage = dataset.ref.datasetType.storageClass
         used_bytes = self.used_bytes
         dataset.shared = False
@@ -309,11 +299,12 @@ class MemoryButler(LimitedButler):
             self._move_to_file(dataset)
             return
         try:
-            # Moved arrays are referred to by the copy, and by the original if that is not gone now.
+            # After the copy, an array that was moved is referenced by the copy
+            # alone, unless the task or another object still refers to it.
             dataset.content = deep_copy(dataset.content, storage, moved=arrays)
-            own = unshared(arrays)
-            if len(own) < len(arrays):
-                dataset.content = deep_copy(dataset.content, storage, moved=own)
+            private = unshared(arrays)
+            if len(private) < len(arrays):
+                dataset.content = deep_copy(dataset.content, storage, moved=private)
         except NotImplementedError:
             self._move_to_file(dataset)
 
@@ -327,14 +318,14 @@ class MemoryButler(LimitedButler):
         try:
             return deep_copy(content, ref.datasetType.storageClass)
         except NotImplementedError:
-            # What cannot be copied goes the way that everything goes in the
-            # reference: through a file.
+            # What cannot be copied is passed through a file, as the separable
+            # engine passes everything.
             self._move_to_file(dataset)
-            assert dataset.file is not None  # it was written
+            assert dataset.file is not None  # _move_to_file wrote it
             return read_dataset(dataset.file, ref, parameters)
 
     def _move_to_file(self, dataset: MemoryDataset) -> None:
-        """Write a dataset to the RAM disk and forget the object."""
+        """Write a dataset to the RAM disk and release the object."""
         self.background.write(dataset)
         dataset.drop()
 
@@ -344,7 +335,7 @@ def _refs(by_type: Mapping[DatasetType, Collection[DatasetRef]]) -> Iterator[Dat
 
 
 def _coerced(content: Any, ref: DatasetRef) -> Any:
-    """Convert a dataset to the repo's storage class."""
+    """Convert a dataset to the storage class of the repo's definition."""
     storage = ref.datasetType.storageClass
     content = storage.coerce_type(content)
     if not isinstance(content, storage.pytype):
@@ -356,7 +347,7 @@ def _coerced(content: Any, ref: DatasetRef) -> Any:
 
 
 def _copy_provenance(provenance: DatasetProvenance) -> DatasetProvenance:
-    """Return a copy: a task that reads on adds to it."""
+    """Return a copy: the executor adds to the original when the task reads again."""
     return DatasetProvenance(
         inputs=list(provenance.inputs),
         quantum_id=provenance.quantum_id,
@@ -365,7 +356,7 @@ def _copy_provenance(provenance: DatasetProvenance) -> DatasetProvenance:
 
 
 def _requested_part(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
-    """Return what of a dataset is asked for: it may be the object itself, or share memory with it."""
+    """Return the requested component and storage class; it may share memory with the dataset."""
     storage = dataset.ref.datasetType.storageClass
     requested = ref.datasetType.storageClass
     component = ref.datasetType.component()
@@ -378,7 +369,7 @@ def _requested_part(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parame
     if component is not None:
         if component not in storage.allComponents():
             parent = ref.datasetType.parentStorageClass
-            assert parent is not None  # a component's type knows it
+            assert parent is not None  # the dataset type of a component has it
             storage, content = parent, parent.coerce_type(content)
         content = storage.delegate().getComponent(content, component)
     content = post_process_get(content, requested, remaining, isComponent=component is not None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Inputs that are read before any image: each reader has an object of its own waiting.
+"""Inputs that are read before the image: one private object for each read that is expected.
 
-What has nothing to do with the place on the sky, the calibrations above all,
-is kept for later visits, too: as one object that no task ever sees.
+Inputs without a region, above all calibrations, are cached for later visits,
+too: as one object that no task ever gets.
 """
 
 import logging
@@ -22,10 +22,10 @@ __all__ = ("Prefetcher", "count_reads")
 _LOG = logging.getLogger(__name__)
 
 _VISIT_DIMENSIONS = frozenset({"exposure", "visit", "day_obs", "group"})
-"""What has one of these dimensions is of no use to later visits."""
+"""A dataset with one of these dimensions is useless for later visits."""
 
 type _Key = tuple[object, str, str]
-"""Dataset id, dataset type with component, storage class: what a task asks for."""
+"""Dataset id, dataset type with component, storage class: what a task requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class _CachedInput:
 
 
 def count_reads(steps: Iterable[QuantumStep]) -> Counter[DatasetRef]:
-    """Return what tasks will read that no task makes, and how often.
+    """Return how often tasks will read each overall input.
 
-    First comes what they read in any case, then what they read when they
-    like, for which once is assumed.
+    Inputs that are read in any case come first. Deferred ones follow, for
+    which one read is assumed.
     """
     steps = list(steps)
     made = {ref.id for step in steps for refs in step.quantum.outputs.values() for ref in refs}
@@ -55,28 +55,27 @@ def count_reads(steps: Iterable[QuantumStep]) -> Counter[DatasetRef]:
 
 
 class Prefetcher:
-    """Objects that were read before they are asked for."""
+    """Reads inputs before the image, and caches some of them for later visits."""
 
     def __init__(self, limit_bytes: int):
         self._limit_bytes = limit_bytes
-        """For one visit's objects and, the same again, for those that are kept for later visits."""
+        """For the objects of one visit and, again, for those that are cached for later visits."""
         self._cache: OrderedDict[_Key, _CachedInput] = OrderedDict()
         self._prefetched: dict[_Key, list[Any]] = defaultdict(list)
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of what is kept for later visits (`int`)."""
+        """Memory of what is cached for later visits (`int`)."""
         return sum(cached.size_bytes for cached in self._cache.values())
 
     def discard_unread(self) -> None:
-        """Drop what a visit did not read; keep what later ones may."""
+        """Release what a visit did not read; the cache stays."""
         self._prefetched.clear()
 
     def read(self, reads: Mapping[DatasetRef, int], get: Callable[[DatasetRef], Any]) -> int:
-        """Read each dataset so often, as far as there is room; return the bytes that wait now.
+        """Read each dataset as often as given while there is room; return the bytes that are ready now.
 
-        What cannot be read is logged, and left to the task that will read the
-        same again.
+        A dataset that cannot be read is logged; the task will read it again.
         """
         self._prefetched.clear()
         total = 0
@@ -84,11 +83,11 @@ class Prefetcher:
             try:
                 total += self._read(ref, count, get, self._limit_bytes - total)
             except Exception as error:  # formatters are foreign code
-                _LOG.warning("%s is not read ahead: %s", ref, describe(error))
+                _LOG.warning("cannot prefetch %s, its task reads it again: %s", ref, describe(error))
         return total
 
     def pop(self, ref: DatasetRef) -> tuple[Any, bool]:
-        """Take an object for good; return it, and whether there was one."""
+        """Remove a prefetched object and return it; the second value is whether there was one."""
         prefetched = self._prefetched.get(_key(ref))
         return (prefetched.pop(), True) if prefetched else (None, False)
 
@@ -116,7 +115,7 @@ class Prefetcher:
         return size * count
 
     def _add_to_cache(self, ref: DatasetRef, key: _Key, cached: _CachedInput) -> bool:
-        """Keep an object for later visits, if that makes sense and there is room."""
+        """Cache an object if later visits can use it and there is room; return whether it is cached."""
         dimensions = ref.dataId.dimensions
         if dimensions.spatial or not _VISIT_DIMENSIONS.isdisjoint(dimensions.names):
             return False

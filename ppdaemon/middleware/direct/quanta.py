@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Quanta, made of rows and an index in memory by the rules of ``QuantumGraphBuilder``; pure.
+"""Builds quanta from rows and an index in memory, by the rules of ``QuantumGraphBuilder``; pure.
 
-Tasks are gone through in topological order. What a task without work would
-have made is not there for those that follow.
+Tasks are processed in topological order. The outputs of a task without work do
+not exist for the tasks that follow.
 """
 
 import uuid
@@ -24,16 +24,16 @@ from ppdaemon.middleware.run.engine import Unsupported
 __all__ = ("LookupFunction", "QuantumStep", "build_steps")
 
 type LookupFunction = Callable[[PrerequisiteFinder, DataCoordinate], list[DatasetRef]]
-"""Calls a task's own function that finds a prerequisite."""
+"""Calls a task's lookup function for a prerequisite."""
 
 type _Key = tuple[str, tuple[Any, ...]]
-"""Dataset type or task, and values of the data ID."""
+"""Dataset type, and values of the data ID."""
 type _Refs = NamedKeyDict[DatasetType, Sequence[DatasetRef]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantumStep:
-    """A quantum, and what runs it."""
+    """A quantum and its task."""
 
     task: TaskShape
     quantum: Quantum
@@ -48,7 +48,7 @@ class QuantumStep:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """By this the reference decides which of several is run first (`tuple`)."""
+        """Key by which ``separable`` sorts quanta that can be run (`tuple`)."""
         assert self.quantum.dataId is not None  # each step has a data ID
         return (self.task.label, *self.quantum.dataId.required_values)
 
@@ -61,33 +61,10 @@ def build_steps(
     run: str,
     find_by_function: LookupFunction,
 ) -> list[QuantumStep]:
-    """Decide what is to be done.
+    """Return the quanta in topological order, none if there is nothing to do.
 
-    Parameters
-    ----------
-    shape : `~ppdaemon.middleware.direct.shape.PipelineShape`
-        The pipeline.
-    data_ids : `~ppdaemon.middleware.direct.dataids.DataIds`
-        Makes data IDs of rows.
-    rows : `~collections.abc.Callable`
-        Returns the rows of a part.
-    inputs : `~ppdaemon.middleware.direct.inputs.InputIndex`
-        What there is.
-    run : `str`
-        Output run.
-    look_up : `~collections.abc.Callable`
-        Finds prerequisites that have a lookup function.
-
-    Returns
-    -------
-    steps : `list` [`QuantumStep`]
-        Quanta in topological order; empty if there is nothing to do.
-
-    Raises
-    ------
-    Exception
-        Raised by ``adjustQuantum`` where a quantum must not be built, for
-        instance without a required prerequisite.
+    ``adjustQuantum`` of a task may raise anything if a quantum must not be
+    built, for instance without a required prerequisite.
     """
     steps: list[QuantumStep] = []
     for subgraph in shape.subgraphs:
@@ -103,7 +80,7 @@ def build_steps(
 def _has_constraints(
     row: Row, subgraph: IndependentSubgraph, shape: PipelineShape, data_ids: DataIds, inputs: InputIndex
 ) -> bool:
-    """Tell whether a row has all that constrains the reference's query."""
+    """Return whether all datasets exist that constrain the query of ``separable`` in a row."""
     return all(
         inputs.find_regular(name, data_ids.of(shape.external[name].dimensions, row)) is not None
         for name in subgraph.constraint
@@ -112,7 +89,7 @@ def _has_constraints(
 
 @dataclass(slots=True)
 class _SubgraphBuilder:
-    """Builds the quanta of one part of a pipeline."""
+    """Builds the quanta of one independent subgraph."""
 
     subgraph: IndependentSubgraph
     shape: PipelineShape
@@ -121,9 +98,9 @@ class _SubgraphBuilder:
     run: str
     find_by_function: LookupFunction
     available: dict[_Key, DatasetRef] = field(default_factory=dict)
-    """Datasets that are there, or will be."""
+    """Datasets that exist or will be produced."""
     producers: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
-    """The quantum that makes a dataset."""
+    """The quantum that produces a dataset."""
 
     def steps(self, rows: Sequence[Row]) -> Iterator[QuantumStep]:
         for task in self.subgraph.tasks:
@@ -151,7 +128,7 @@ class _SubgraphBuilder:
     def _step(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
     ) -> QuantumStep | None:
-        """Return a quantum, or nothing if it has no work."""
+        """Return a quantum, `None` if it has no work."""
         helper = AdjustQuantumHelper(
             inputs=self._adapted_inputs(task, data_id, edges), outputs=self._adapted_outputs(task, edges)
         )
@@ -218,7 +195,7 @@ class _SubgraphBuilder:
         return adapted
 
     def _record_outputs(self, step: QuantumStep) -> None:
-        """Note what a step will make; later steps may read it."""
+        """Add the outputs of a quantum to the datasets that later ones may read."""
         for edge in step.node.iter_all_outputs():
             name = edge.parent_dataset_type_name
             for ref in step.quantum.outputs[edge.dataset_type_name]:

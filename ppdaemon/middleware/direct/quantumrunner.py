@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running quanta in the order and with the failures of ``MPGraphExecutor``."""
+"""Runs quanta in the order of ``MPGraphExecutor``, and with its handling of failures."""
 
 import logging
 import uuid
@@ -35,14 +35,14 @@ class _QuantumResult:
 
     failure: TaskFailure | None = None
     fatal: bool = False
-    """Whether nothing is run after it: the reference ends its process here."""
+    """Whether no other quantum is run: here ``separable`` ends its process."""
     metadata: TaskMetadata | None = None
     outputs: Sequence[TransferredDataset] = ()
-    """What it has put, if that was in another process."""
+    """Datasets that it has put, if another process has run it."""
 
 
 class _NotifyingFactory(TaskFactory):
-    """Passes on to the memory what is known of the task that will run."""
+    """Informs the memory Butler about the task that will run."""
 
     def __init__(self, tasks: TaskFactory, memory: MemoryButler):
         self._tasks = tasks
@@ -64,10 +64,10 @@ class _NotifyingFactory(TaskFactory):
 class QuantumRunner:
     """Runs the quanta of one visit.
 
-    With more than one process, quanta that do not need each other are run at
-    once: one here, others in forked children. Nothing may hold up those with
-    an urgent label: no child runs them, and while one is left nothing is
-    written beside them. `context` goes into all log records.
+    With more than one process, independent quanta are run at once: one in this
+    process, others in forked children. Nothing may delay quanta with an urgent
+    label: no child runs them, and while one is left no file is written.
+    `context` goes into all log records.
     """
 
     def __init__(
@@ -91,17 +91,18 @@ class QuantumRunner:
         )
         self._processes = processes
         self._unfinished = set(self._steps)
-        """What has not ended."""
+        """Quanta that have not ended."""
         self._children: dict[ForkedCall, QuantumStep] = {}
         self._failure: TaskFailure | None = None
         self._succeeded: list[tuple[str, TaskMetadata]] = []
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
-        """Run all; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
+        """Run all quanta; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         try:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)
         except BaseException:
+            # Its thread must not write on while the worker handles the error.
             self._memory.background.finish()
             raise
         finally:
@@ -119,7 +120,7 @@ class QuantumRunner:
         self._allow_writing()
         for ids in walker:
             released += (self._steps[each] for each in ids)
-            # One process does all that is ready before it looks again, as the reference does.
+            # One process runs all ready quanta before it adds released ones: the order of MPGraphExecutor.
             if not ready or self._processes > 1:
                 ready += sorted(released, key=lambda step: step.order)
                 released.clear()
@@ -131,6 +132,7 @@ class QuantumRunner:
                 ends.append((step, self._execute(step)))
                 self._memory.end(step)
             if self._children:
+                # Wait only if there was nothing to run here.
                 ended = ForkedCall.ended(self._children, wait=not ends)
                 ends += ((self._children[child], self._collect(child)) for child in ended)
             for step, end in ends:
@@ -139,19 +141,21 @@ class QuantumRunner:
                 return
 
     def _start_children(self, ready: list[QuantumStep], before_task: Callable[[str], None]) -> None:
-        """Let children run all but one of what can be run now, as far as there may be more of them."""
+        """Let children run all but one of the quanta that can be run now, up to the limit of processes."""
         for_children = [step for step in ready if step.id not in self._urgent]
         while for_children and len(ready) > 1 and len(self._children) + 1 < self._processes:
-            step = for_children.pop()  # what comes first in the order is run here
+            step = for_children.pop()  # the first in the order is run in this process
             before_task(step.task.label)
             try:
                 child = ForkedCall.start(partial(self._run_in_child, step), partial(self._with_files, step))
             except OSError as error:
-                _LOG.warning("%s is not run in a process of its own: %s", step.task.label, error)
+                _LOG.warning(
+                    "cannot fork a process for task %s, the worker runs it: %s", step.task.label, error
+                )
                 return
             ready.remove(step)
             self._children[child] = step
-            self._memory.end(step)  # the child has all that it reads
+            self._memory.end(step)  # the child has a copy of all that it reads
 
     def _run_in_child(self, step: QuantumStep) -> _QuantumResult:
         """Run a quantum in a child."""
@@ -162,7 +166,7 @@ class QuantumRunner:
         return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=True))
 
     def _collect(self, child: ForkedCall) -> _QuantumResult:
-        """Take over what a child has done."""
+        """Add the outputs of a child to the memory; raise `VisitFailed` if it died."""
         step = self._children.pop(child)
         try:
             end: _QuantumResult = child.result()
@@ -180,7 +184,8 @@ class QuantumRunner:
             )
         except InvalidQuantumError as error:
             return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
-        except Exception as error:  # what a task raises concerns those that read its outputs
+        except Exception as error:  # only quanta that need its outputs are skipped
+            # The text of MPGraphExecutor: logs of both engines are the same.
             _LOG.error(
                 "%s (%s@%s) failed; processing will continue for remaining tasks.",
                 step.id,
@@ -189,12 +194,12 @@ class QuantumRunner:
                 exc_info=error,
             )
             return _QuantumResult(TaskFailure.of(step.task.label, error))
-        except BaseException as error:  # of a task, as Runner does not raise one: it ends all
+        except BaseException as error:  # SystemExit or KeyboardInterrupt of a task
             return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
         return _QuantumResult(metadata=result.task_metadata)
 
     def _record_result(self, step: QuantumStep, end: _QuantumResult, walker: GraphWalker[uuid.UUID]) -> None:
-        """Go on with what a quantum has made, or without it."""
+        """Release the quanta that depend on this one, or skip them if it failed."""
         self._unfinished.discard(step.id)
         if end.metadata is not None:
             self._succeeded.append((step.task.label, end.metadata))
@@ -207,7 +212,7 @@ class QuantumRunner:
         self._allow_writing()
 
     def _skip_after(self, step: QuantumStep, walker: GraphWalker[uuid.UUID]) -> None:
-        """Go on without what a task did not make."""
+        """Skip the quanta that need the outputs of a failed one."""
         for each in walker.fail(step.id):
             blocked = self._steps[each]
             _LOG.error(
@@ -220,8 +225,9 @@ class QuantumRunner:
             self._unfinished.discard(each)
 
     def _allow_writing(self) -> None:
-        """Let writing begin beside the tasks when nothing urgent is ahead and
-        nothing will be forked: a fork wants no other thread.
+        """Let the background writer begin if no urgent quantum is left and nothing will be forked.
+
+        A fork must not happen while another thread is active.
         """
         if self._unfinished and not self._urgent & self._unfinished and self._processes == 1:
             self._memory.background.allow()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running a task that does nothing once, so that the first visit of a worker is not slow.
+"""Runs an empty task once, so that the first visit of a worker is not slower than the others.
 
 What the interpreter and the middleware do only once, such as imports inside
-functions, compiled schemas and caches, takes tens of milliseconds together.
+functions, compiled schemas and caches, takes tens of milliseconds.
 """
 
 import logging
@@ -51,12 +51,12 @@ class WarmupTask(PipelineTask):
     _DefaultName = "warmup"
 
     def run(self) -> Struct:
-        """Return nothing much."""
+        """Return an empty dictionary."""
         return Struct(output={})
 
 
 def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) -> None:
-    """Run a task that does nothing; write what it makes into a folder, read it, and remove the folder."""
+    """Run an empty task, write its outputs into a folder, read them, and remove the folder."""
     graph = PipelineGraph(universe=universe)
     graph.add_task("warmup", WarmupTask, WarmupConfig())  # type: ignore[no-untyped-call]
     graph.resolve(dimensions=universe, dataset_types={})
@@ -81,7 +81,7 @@ def _no_dataset(*arguments: Any) -> Any:
 
 @contextmanager
 def _info_logs_disabled() -> Iterator[None]:
-    """Keep what the executor logs of it out of the node's log."""
+    """Keep the executor's messages about the empty task out of the worker's log."""
     previous_level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A ``pipetask`` command at work: unchanged, but it waits at a gate and tells the worker how it fares."""
+"""Runs an unchanged ``pipetask`` command that waits between building and running and reports its result."""
 
 import logging
 import socket
@@ -36,34 +36,24 @@ __all__ = ("Gate", "run")
 
 
 class Gate(ExecutionGraphFixup):
-    """Stands between building and running: pipetask calls it as ``--graph-fixup``."""
+    """Waits between building and running; ``pipetask`` calls it as ``--graph-fixup``."""
 
     def fixup_graph(
         self, xgraph: networkx.DiGraph, quanta_by_task: Mapping[str, Mapping[DataCoordinate, uuid.UUID]]
     ) -> None:
-        """Change nothing; wait until the worker lets the tasks run.
+        """Wait until the worker allows the tasks to run; change nothing.
 
-        Parameters
-        ----------
-        xgraph : `networkx.DiGraph`
-            The quanta.
-        quanta_by_task : `~collections.abc.Mapping`
-            The quanta by label.
-
-        Raises
-        ------
-        RuntimeError
-            Raised if the worker does not want them to run.
+        `RuntimeError` is raised if the worker closes the channel instead.
         """
         with socket.socket(fileno=socket.dup(CHANNEL_FD)) as channel:
             built = GraphBuilt(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta))
             channel.send(encode(built))
             if channel.recv(MAX_PACKET_BYTES) != GO:
-                raise RuntimeError("the worker does not want these tasks to run")
+                raise RuntimeError("the worker closed the channel: these tasks are not run")
 
 
 class _FailureReporter(logging.Handler):
-    """Sees the exceptions that the command logs and does not raise."""
+    """Reports exceptions that the command logs and does not raise."""
 
     def __init__(self, channel: socket.socket):
         super().__init__(logging.ERROR)
@@ -75,11 +65,11 @@ class _FailureReporter(logging.Handler):
             self.report(record.exc_info[1])
 
     def report(self, error: BaseException) -> None:
-        """Tell the worker of the first failure; the others follow from it or come too late."""
+        """Send the first failure to the worker; others follow from it or come too late."""
         if self._reported:
             return
         self._reported = True
-        # An exception that leaves a task's execution carries its log context.
+        # An exception raised while a task is executed has its log context.
         label = str(getattr(error, "mdc", {}).get("LABEL", "")).partition(":")[0]
         if label:
             failure = TaskFailure.of(label, error)
@@ -89,33 +79,18 @@ class _FailureReporter(logging.Handler):
 
 
 def run(channel: socket.socket, settings: CommandSettings, arguments: Sequence[str]) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    channel : `socket.socket`
-        To the worker; its descriptor is `CHANNEL_FD`.
-    setting : `~ppdaemon.middleware.pipetask.protocol.CommandSettings`
-        For logs.
-    arguments : `~collections.abc.Sequence` [`str`]
-        Of ``pipetask``.
-
-    Returns
-    -------
-    status : `int`
-        The command's exit status.
-    """
+    """Run a command and return its exit status; the descriptor of `channel` is `CHANNEL_FD`."""
     log.set_up(settings.level, settings.form)
     structlog.contextvars.bind_contextvars(**settings.bound)
     for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)
     keep_astropy_offline()
     reporter = _FailureReporter(channel)
-    for source in (MPGraphExecutor, catch_and_exit):  # both log what they catch
+    for source in (MPGraphExecutor, catch_and_exit):  # both log exceptions and do not raise them
         logging.getLogger(source.__module__).addHandler(reporter)
     try:
         status = cli.main(args=list(arguments), prog_name="pipetask", standalone_mode=False)
-    except click.Abort as error:  # how click calls a KeyboardInterrupt
+    except click.Abort as error:  # click's form of KeyboardInterrupt
         reporter.report(error.__cause__ or error)
         return 1
     except BaseException as error:  # such as the SystemExit of a task

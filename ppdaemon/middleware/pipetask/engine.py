@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``pipetask`` engine: the command-line program, in a process of its own.
+"""The ``pipetask`` engine: the command-line program in a separate process.
 
-One command builds and runs, with a stop between the two, where the worker
-learns whether there is a graph and announces what can not be taken back.
+One command builds and runs. In between it waits until the worker has checked
+that the graph has quanta and has reported points of no return.
 """
 
 import os
@@ -39,16 +39,11 @@ __all__ = ("PipetaskEngine",)
 
 
 class PipetaskEngine(Engine):
-    """Has ``pipetask run`` do everything, on the worker's repo.
+    """Runs ``pipetask run`` on the worker's repo.
 
-    Parameters
-    ----------
-    repo : `pathlib.Path`
-        The worker's repo.
-    folder : `pathlib.Path`
-        For what the command reads and leaves; the worker's own too.
-    log : `~ppdaemon.config.LogConfig`
-        As for the worker's log, which gets the command's output.
+    `folder` takes the files that the command reads and writes; it is deleted
+    after each command. `log` is the configuration of the worker's log, which
+    gets the command's output.
     """
 
     name = "pipetask"
@@ -61,11 +56,8 @@ class PipetaskEngine(Engine):
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
         """Start a command that builds its graph; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised if the command has ended without a word, or could not work
-            for want of space or memory.
+        `VisitFailed` is raised if the command ends without a message, or lacks
+        space or memory.
         """
         if raws is not None:
             raws.register()
@@ -87,7 +79,7 @@ class PipetaskEngine(Engine):
                 raise AssertionError(unexpected)
 
     def _arguments(self, job: Job, query: DataQuery) -> list[str]:
-        """Return the command line; the worker's log level holds for all loggers."""
+        """Return the command line; the worker's log level is used for all loggers."""
         pipeline = self._folder / f"{job.pipeline.name}.yaml"
         pipeline.write_text(job.pipeline.text)
         level = self._log.level
@@ -102,7 +94,7 @@ class PipetaskEngine(Engine):
         return [
             *("--log-level", f".={level}", "--log-level", f"lsst={level}", "run"),
             *(part for option in options.items() for part in option),
-            # The run is there and has its init-outputs.
+            # The run exists and has its init-outputs.
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
         ]
 
@@ -118,10 +110,7 @@ class PipetaskEngine(Engine):
 
 
 class _Command:
-    """A running command and the worker's end of its channel.
-
-    It dies with the worker.
-    """
+    """A running command, which dies with the worker, and the worker's end of its channel."""
 
     def __init__(self, arguments: list[str], settings: CommandSettings, folder: Path):
         self._folder = folder
@@ -129,7 +118,7 @@ class _Command:
         with command_end:
             self._process = subprocess.Popen(
                 [
-                    # Without the current folder, which is not the worker's, on its path.
+                    # -P: modules are not imported from the current folder.
                     *(sys.executable, "-P", "-m", "ppdaemon.middleware.pipetask.command"),
                     *(str(os.getpid()), settings.model_dump_json(), *arguments),
                 ],
@@ -138,14 +127,14 @@ class _Command:
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     "DAF_BUTLER_CACHE_DIRECTORY_IF_UNSET": str(folder / "cache"),
-                    # A graph names its user; the password database may not
-                    # know that of a service.
+                    # A graph contains its user's name; the password database may
+                    # not have the dynamic user of a service.
                     "LOGNAME": "ppdaemon",
                 },
             )
 
     def receive(self) -> Message | None:
-        """Return what it says next; `None` if it has ended."""
+        """Return its next message; `None` if it has ended."""
         packet = self._channel.recv(MAX_PACKET_BYTES)
         return MESSAGES.validate_json(packet) if packet else None
 
@@ -154,16 +143,18 @@ class _Command:
         self._channel.send(GO)
 
     def wait_for_end(self) -> str:
-        """Wait for its end; say what the end was like."""
+        """Wait for its end; return its exit status or signal as text."""
         self._channel.close()
         status = self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
         return f"exit status {status}" if status >= 0 else signal_name(-status)
 
     def crashed(self) -> VisitFailed:
-        """Return what becomes of the visit if it has ended without a word."""
+        """Return the failure of a visit whose command has ended without a message."""
         return VisitFailed(
-            Outcome.CRASHED, f"pipetask ended with {self.wait_for_end()} in mid-run", retriable=True
+            Outcome.CRASHED,
+            f"pipetask ended with {self.wait_for_end()} without reporting a result",
+            retriable=True,
         )
 
 
@@ -176,12 +167,12 @@ class _Run(PipelineRun):
         self._labels = labels
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
-        # The command does not wait between its tasks: all are announced now.
+        # The command does not wait between its tasks: all are reported now.
         for label in self._labels:
             before_task(label)
         self._command.start_tasks()
         failure = self._wait()
-        # Collections and dataset types were made behind this Butler's back.
+        # The command has registered collections and dataset types in another process.
         self._job.butler.registry.refresh()
         return RunResult.of(failure, self._task_metadata())
 
@@ -202,7 +193,7 @@ class _Run(PipelineRun):
                 raise AssertionError(unexpected)
 
     def _task_metadata(self) -> Iterator[tuple[str, TaskMetadata]]:
-        """Return the metadata of all quanta that have ended well."""
+        """Yield the metadata of all quanta that have succeeded."""
         for label in self._labels:
             for ref in self._job.butler.query_datasets(
                 f"{label}_metadata", collections=self._job.run, find_first=False, explain=False, limit=None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a ``pipetask`` command and the worker that waits for it say to each other."""
+"""Messages between a ``pipetask`` command and its worker."""
 
 from typing import Annotated, Literal
 
@@ -22,40 +22,39 @@ __all__ = (
 )
 
 CHANNEL_FD = 3
-"""The command's descriptor of its end of the socket: the first that is free
-in a new process."""
+"""Descriptor of the command's end of the socket: the first that is free in a new process."""
 
 GO = b"go"
-"""The worker wants the tasks to run."""
+"""The worker allows the tasks to run."""
 MAX_PACKET_BYTES = 65_536
 
 type _Text = Annotated[str, pydantic.BeforeValidator(lambda text: text[:4_000])]
-"""What is too long for a packet is cut."""
+"""A longer text is cut, to fit into a packet."""
 
 
 class CommandSettings(Model):
-    """How a command fits into its worker."""
+    """Log settings of a command."""
 
     level: str
-    """Level of logs."""
+    """Level of the log."""
     form: Literal["json", "console"]
-    """Form of logs."""
+    """Format of the log."""
     bound: dict[str, str | int]
-    """What stands in each line of the worker's log."""
+    """Fields of each line of the worker's log."""
     context: dict[str, str]
-    """What each record of a task's log carries."""
+    """Fields of each record of a task's log."""
 
 
 class GraphBuilt(Model):
-    """The graph has quanta; it waits until it may run them."""
+    """The graph has quanta; the command waits for `GO`."""
 
     type: Literal["built"] = "built"
     labels: tuple[str, ...]
-    """Tasks that have something to do."""
+    """Tasks that have quanta."""
 
 
 class TaskFailed(Model):
-    """A task has failed; those that do not depend on it go on."""
+    """A task has failed; those that do not depend on it continue."""
 
     type: Literal["failed"] = "failed"
     label: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``separable`` engine: lsst's own executors, in this process."""
+"""The ``separable`` engine: executors of ``lsst.pipe.base``, in this process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ from ppdaemon.middleware.run.engine import (
 __all__ = ("SeparableEngine",)
 
 _NO_TIMEOUT_S = 2_592_000.0
-"""Deadlines are the supervisor's; in one process the executor has none."""
+"""A month: the supervisor enforces deadlines; in one process the executor has none."""
 
 
 class SeparableEngine(Engine):
@@ -46,8 +46,8 @@ class SeparableEngine(Engine):
             builder = AllDimensionsQuantumGraphBuilder(
                 job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
             )
-            # Named, since the default asks the password database, which does not
-            # know a service's dynamic user.
+            # The default queries the password database, which does not have the
+            # dynamic user of a service.
             built = builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False)
             graph = built.assemble()
         if not len(graph):
@@ -75,15 +75,15 @@ class _Run(PipelineRun):
                     self._graph, graph_executor=graph_executor
                 )
         except BaseException:
-            # What ends the executor after a task has failed is its verdict,
-            # or the SystemExit of a task; the failure is known.
+            # After a failed task the executor raises its own error, or the task's
+            # SystemExit; the failure itself is recorded.
             if observed.failure is None:
                 raise
         return RunResult.of(observed.failure, observed.succeeded)
 
 
 class _ObservedExecutor(QuantumExecutor):
-    """Announces each task before it is run, remembers the first failure."""
+    """Reports each task before it is run, and records the first failure."""
 
     def __init__(self, inner: QuantumExecutor, before_task: Callable[[str], None]):
         self._inner = inner
