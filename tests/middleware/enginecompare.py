@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One visit through each engine, and what became of it."""
+"""Runs one visit with each engine and compares the outputs."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _CHANGING = re.compile(r"id=[-0-9a-f]{36}|took [0-9.]+ seconds")
 
 @dataclass(frozen=True)
 class VisitResult:
-    """What became of a visit."""
+    """The result of a visit."""
 
     outcome: Outcome
     reason: str
@@ -31,10 +31,10 @@ class VisitResult:
     pipeline: str
     failed: str
     contents: dict[tuple[str, str, str], Any]
-    """Of each dataset, by type, data ID and run; of metadata and logs what does not
-    change from run to run."""
+    """Content of each dataset, by type, data ID and run; of metadata and logs only what
+    does not change from run to run."""
     records: dict[str, int]
-    """How many dimension records go with it, by element."""
+    """How many dimension records are exported, by element."""
     reports: list[str]
 
     @property
@@ -42,8 +42,8 @@ class VisitResult:
         return {name for name, _, _ in self.contents}
 
 
-def essence(name: str, path: Path) -> Any:
-    """Return what of a file's content must be the same for all engines."""
+def comparable_content(name: str, path: Path) -> Any:
+    """Return the part of a file's content that must be the same for all engines."""
     if path.suffix == ".parq":
         table = pyarrow.parquet.read_table(path)
         return table.to_pydict(), sorted(table.schema.metadata)
@@ -53,7 +53,7 @@ def essence(name: str, path: Path) -> Any:
     if name.endswith("_log"):
         records = json.loads(text).get("records", [])
         contexts = {tuple(sorted(record["MDC"].items())) for record in records}
-        # In which order missing inputs are told differs between processes.
+        # The order in which missing inputs are logged differs between processes.
         return sorted(_CHANGING.sub("", record["message"]) for record in records), contexts
     return None if name == "preload_metrics" else text
 
@@ -82,7 +82,7 @@ def process_visit(
     sal: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> VisitResult:
-    """Have an engine process a visit, and look at what it spools."""
+    """Process a visit with an engine, and read its spool."""
     engine = {"kind": kind, "no_return": ["associate"]} | (settings or {})
     overrides |= {"scripted:action": action} if action else {}
     rig, worker = rigs(engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
@@ -103,7 +103,7 @@ def process_visit(
         (ref,) = file.refs
         where = (ref.datasetType.name, str(sorted(ref.dataId.dataId.items())), ref.run)
         assert where not in contents
-        contents[where] = essence(where[0], Path(done.spool, file.name))
+        contents[where] = comparable_content(where[0], Path(done.spool, file.name))
     elements = [record.definition for record in manifest.records]
     records = {name: elements.count(name) for name in sorted(set(elements))}
     reports = [
@@ -115,7 +115,7 @@ def process_visit(
 
 
 def compare_engines(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> VisitResult:
-    """Have engines process a visit; return what they agree about."""
+    """Process a visit with several engines; check that all results are equal, and return one."""
     first, *others = (process_visit(rigs, kind, **visit) for kind in engines)
     for other in others:
         assert not (lost := first.contents.keys() ^ other.contents.keys()), lost

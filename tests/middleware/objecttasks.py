@@ -21,7 +21,7 @@ from lsst.pipe.base.connectionTypes import Input, Output
 from toycam import EXPOSURE, Rig
 
 _ROWS = 20_000
-"""Arrays of so many numbers are not copied if nobody else has them."""
+"""Arrays of that length are not copied if nothing else references them."""
 _columns = partial(dict, doc="large arrays", storageClass="ArrowNumpyDict", dimensions=EXPOSURE)
 RAW = Input(name="raw", doc="raw", storageClass="StructuredDataDict", dimensions=EXPOSURE)
 STARS = Input(**_columns(name="stars"))
@@ -58,14 +58,14 @@ def task(name: str, connections: dict[str, Any], *bases: type, **attributes: Any
     return types.new_class(f"{name}Task", (*bases, PipelineTask), {}, partial(fill, attributes))
 
 
-# --- makers: of what they have put, something is left ------------------------
+# --- makers: they keep references to the objects that they have put ----------
 
 STASH: list[Callable[[], Any]] = []
-"""Returns what tasks have put; for as long as this process lives."""
+"""Functions that return arrays that tasks have put; never released by the process."""
 
 
 def spoil_stash() -> None:
-    """Change all that was put, as far as it can be reached."""
+    """Change all arrays that were put and are still referenced."""
     for array_of in STASH:
         if (array := array_of()) is not None and array.flags.writeable:
             array += 1000.0
@@ -73,7 +73,7 @@ def spoil_stash() -> None:
 
 def _make(keep: Callable[[dict[str, Any]], Callable[[], Any]]) -> Callable[..., Struct]:
     def run(self: PipelineTask, raw: Any) -> Struct:
-        spoil_stash()  # what another quantum of this task has put
+        spoil_stash()  # arrays that another quantum of this task has put
         stars = new_stars(float(raw["exposure"] % 10))
         STASH.append(keep(stars))
         return Struct(stars=stars, twin=stars)
@@ -116,7 +116,7 @@ for _name, _keep in KEEPERS.items():
 
 
 class _KeepInside:
-    """Keeps what it has made in attributes, and puts by itself."""
+    """Keeps its outputs in attributes, and overrides runQuantum."""
 
     def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: N802, N803
         self.stars = new_stars(float(butlerQC.get(inputRefs.raw)["exposure"] % 10))
@@ -285,7 +285,7 @@ READERS = ("RSpoilTask", "STwiceTask", "TDeferredTask", "UShareTask", "VPartialT
 
 def write_object_tasks(rig: Rig) -> None:
     """Add a pipeline for each maker, named after it, that all readers follow."""
-    STASH.clear()  # another engine's
+    STASH.clear()  # of another engine
     for maker in MAKERS:
         tasks = {f"{each[0].lower()}{each[1:-4]}": each for each in (maker, *READERS)}
         write_pipeline(rig, maker[:-4], tasks, __name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who gets the object itself, who a copy, and what is forgotten; and what is read ahead."""
+"""When objects are copied, passed on and released in memory; prefetched inputs."""
 
 import threading
 import uuid
@@ -56,7 +56,7 @@ def by_type(refs: Iterable[DatasetRef]) -> dict[DatasetType, list[DatasetRef]]:
 def step(
     reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "", *, single_reads: bool = True
 ) -> QuantumStep:
-    """Make a quantum that reads each dataset so many times; if not plain, whenever it likes."""
+    """Make a quantum that reads each dataset that many times; without `single_reads`, at any time."""
     quantum = Quantum(
         taskName="task",
         taskClass=PipelineTask,
@@ -76,7 +76,7 @@ def step(
 
 
 class MemorySetup:
-    """A memory with its parts."""
+    """A memory Butler and its background writer."""
 
     def __init__(
         self, folder: Path, steps: list[QuantumStep], exported: tuple[str, ...] = (), limit: int = 10**9
@@ -102,7 +102,7 @@ def begin(setup: MemorySetup, step: QuantumStep) -> None:
 
 
 def make(setup: MemorySetup, step: QuantumStep, **outputs: Any) -> None:
-    """Run a quantum that puts things."""
+    """Run a quantum that puts datasets."""
     begin(setup, step)
     for name, content in outputs.items():
         (ref,) = step.quantum.outputs[name]
@@ -111,7 +111,7 @@ def make(setup: MemorySetup, step: QuantumStep, **outputs: Any) -> None:
 
 
 def read(setup: MemorySetup, step: QuantumStep, ref: DatasetRef) -> Any:
-    """Run a quantum that reads one thing."""
+    """Run a quantum that reads one dataset."""
     begin(setup, step)
     content = setup.memory.get(ref)
     setup.memory.end(step)
@@ -123,11 +123,11 @@ def pixels() -> np.ndarray[Any, Any]:
 
 
 def address_of(content: Any) -> int:
-    """Return where in memory pixels are."""
+    """Return the address of the pixels."""
     return int(content["pixels"].ctypes.data)
 
 
-def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path) -> None:
+def test_the_last_reader_gets_the_object_and_others_get_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
     setup, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": pixels()}
@@ -154,7 +154,9 @@ def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path
     ],
     ids=["all", "array", "view", "buffer"],
 )
-def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Path, keep: Any) -> None:
+def test_an_object_that_its_task_still_references_is_copied_when_its_quantum_has_ended(
+    tmp_path: Path, keep: Any
+) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
     setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
@@ -167,7 +169,7 @@ def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Pat
     assert kept is not None
 
 
-def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
+def test_a_view_of_a_larger_array_is_copied(tmp_path: Path) -> None:
     one, whole = ref_of("one"), pixels()
     first, second = step({}, [one]), step({one: 1}, [])
     setup = MemorySetup(tmp_path, [first, second])
@@ -176,7 +178,7 @@ def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
     assert read(setup, second, one)["pixels"].sum() == 0.0
 
 
-def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
+def test_a_weakly_referenced_array_is_copied(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
     setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
@@ -189,7 +191,7 @@ def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
     assert read(setup, second, one)["pixels"].sum() == 0.0
 
 
-def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tmp_path: Path) -> None:
+def test_several_datasets_of_a_type_may_be_one_object_that_changes_between_puts(tmp_path: Path) -> None:
     refs = [DatasetRef(TYPES["one"], EMPTY, run=f"run{k}") for k in range(3)]
     first, second = step({}, refs), step(dict.fromkeys(refs, 1), [], single_reads=False)
     setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
@@ -202,7 +204,7 @@ def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tm
     assert [setup.memory.get(ref)["pixels"][0] for ref in refs] == [0.0, 1.0, 2.0]
 
 
-def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None:
+def test_a_read_after_the_last_expected_one_fails(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
     setup = MemorySetup(tmp_path, [first, second])
@@ -213,7 +215,7 @@ def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None
         setup.memory.get(one)
 
 
-def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None:
+def test_a_read_before_the_task_is_known_returns_a_copy(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
     setup = MemorySetup(tmp_path, [first, second])
@@ -224,7 +226,7 @@ def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None
     assert setup.memory.get(one) == {"pixels": [1]}
 
 
-def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> None:
+def test_an_object_that_is_still_to_be_written_is_copied_for_readers(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
     setup, content = MemorySetup(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
@@ -234,7 +236,7 @@ def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> No
     assert dataset.content == {"pixels": [1]}
 
 
-def test_objects_that_may_share_memory_are_not_given_away_while_another_is_needed(tmp_path: Path) -> None:
+def test_objects_that_may_share_memory_are_copied_while_another_is_needed(tmp_path: Path) -> None:
     one, two = ref_of("one"), ref_of("two")
     first = step({}, [one, two])
     second, third = step({one: 1}, []), step({two: 1}, [])
@@ -244,7 +246,7 @@ def test_objects_that_may_share_memory_are_not_given_away_while_another_is_neede
     assert read(setup, third, two) == {"pixels": [1]}
 
 
-def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
+def test_a_task_that_may_read_again_gets_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [], single_reads=False)
     setup = MemorySetup(tmp_path, [first, second])
@@ -256,7 +258,7 @@ def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
     assert setup.memory.used_bytes == 0
 
 
-def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path) -> None:
+def test_changes_after_a_put_do_not_reach_readers(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one], single_reads=False), step({one: 1}, [])
     setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
@@ -267,10 +269,10 @@ def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path)
     assert read(setup, second, one) == {"pixels": [1]}
 
 
-def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it(
+def test_an_object_that_cannot_be_copied_is_written_at_the_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*words: Any, **more: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError
 
     monkeypatch.setattr(memory, "deep_copy", refuse)
@@ -284,13 +286,13 @@ def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it
     assert read(setup, second, one) == {"pixels": [1]}
 
 
-def test_what_nobody_needs_is_not_written(tmp_path: Path) -> None:
+def test_a_dataset_without_readers_is_not_written(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
     make(MemorySetup(tmp_path, [first], limit=1), first, one={"text": "long"})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Path) -> None:
+def test_a_skipped_quantum_releases_its_inputs(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
     setup, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": [1]}
@@ -300,7 +302,7 @@ def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Pa
     assert setup.memory.used_bytes == 0
 
 
-def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None:
+def test_a_deferred_reader_may_read_any_number_of_times(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 0}, [], deferred="one")
     setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
@@ -314,7 +316,7 @@ def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None
         handle.get()
 
 
-def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
+def test_a_dataset_that_was_not_put_is_not_stored(tmp_path: Path) -> None:
     one, two, outside = ref_of("one"), ref_of("two"), ref_of("three")
     first = step({}, [one, two])
     setup = MemorySetup(tmp_path, [first, step({one: 1, two: 1}, [])])
@@ -331,13 +333,13 @@ def test_a_dataset_is_put_once(tmp_path: Path) -> None:
         make(setup, first, one={})
 
 
-def test_what_is_of_another_type_is_refused_when_it_is_put(tmp_path: Path) -> None:
+def test_an_object_of_a_wrong_type_is_refused_at_the_put(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
     with pytest.raises(TypeError):
         make(MemorySetup(tmp_path, [first]), first, one=7)
 
 
-def test_what_does_not_fit_into_memory_goes_through_a_file(tmp_path: Path) -> None:
+def test_a_dataset_beyond_the_memory_limit_is_passed_through_a_file(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
     setup = MemorySetup(tmp_path, [first, second], limit=1)
@@ -348,7 +350,7 @@ def test_what_does_not_fit_into_memory_goes_through_a_file(tmp_path: Path) -> No
 
 
 class Slow:
-    """A writer that waits until it may go on."""
+    """A writer that waits until it may proceed."""
 
     def __init__(self) -> None:
         self.started, self.proceed = threading.Event(), threading.Event()
@@ -372,9 +374,7 @@ def pending_dataset(content: str) -> Any:
     return SimpleNamespace(ref=content, content=content, provenance=None, file=None)
 
 
-def test_the_background_writer_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
-    tmp_path: Path, slow: Slow
-) -> None:
+def test_the_background_writer_begins_when_allowed_and_finishes_its_file(tmp_path: Path, slow: Slow) -> None:
     background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
     first, second = pending_dataset("one"), pending_dataset("two")
     background.offer(first)
@@ -388,10 +388,10 @@ def test_the_background_writer_begins_when_it_is_allowed_and_finishes_what_it_ha
     assert all(each.name != "background-writer" for each in threading.enumerate())
 
 
-def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
+def test_the_background_writer_skips_a_dataset_that_a_reader_had_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*words: Any, **more: Any) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     monkeypatch.setattr(memory, "deep_copy", refuse)
@@ -408,7 +408,7 @@ def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
     assert read_dataset(dataset.file, one) == content
 
 
-def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path: Path) -> None:
+def test_a_table_is_written_with_provenance_and_not_changed(tmp_path: Path) -> None:
     table = Table({"a": [1.0, 2.0]}, meta={"epoch": "new"})
     ref = DatasetRef(DatasetType("stars", UNIVERSE.empty, "ArrowAstropy"), EMPTY, run="run")
     provenance = DatasetProvenance(quantum_id=uuid.uuid4())
@@ -417,7 +417,9 @@ def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path
     assert b"LSST.BUTLER.QUANTUM" in file.path.read_bytes()
 
 
-def test_what_the_background_writer_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
+def test_a_dataset_that_the_background_writer_cannot_write_stays_unwritten(
+    tmp_path: Path, slow: Slow
+) -> None:
     background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
     slow.proceed.set()
     bad = pending_dataset("bad")
@@ -428,7 +430,7 @@ def test_what_the_background_writer_cannot_write_is_left_to_who_needs_it(tmp_pat
     assert bad.file is None
 
 
-def test_calibrations_are_read_once_and_each_reader_has_its_own() -> None:
+def test_calibrations_are_read_once_and_copied_for_each_reader() -> None:
     one, read = ref_of("one"), []
 
     def get(ref: DatasetRef) -> dict[str, Any]:
@@ -442,19 +444,19 @@ def test_calibrations_are_read_once_and_each_reader_has_its_own() -> None:
             content, found = prefetcher.pop(one)
             assert found
             assert content == {"epoch": "new"}
-            content["epoch"] = "spoilt"
+            content["epoch"] = "changed"
         assert prefetcher.pop(one) == (None, False)
         prefetcher.discard_unread()
     assert read == [one]
 
 
-def test_what_does_not_fit_is_not_read_ahead() -> None:
+def test_inputs_beyond_the_limit_are_not_prefetched() -> None:
     prefetcher = Prefetcher(5)
     assert prefetcher.read({ref_of("one"): 1}, lambda ref: {"text": "longer"}) == 0
     assert prefetcher.cached_bytes == 0
 
 
-def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_input_that_cannot_be_prefetched_is_left_to_its_task(caplog: pytest.LogCaptureFixture) -> None:
     def get(ref: DatasetRef) -> Any:
         raise OSError("broken file")
 
@@ -463,7 +465,7 @@ def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCapture
     assert "its task reads it again: OSError: broken file" in caplog.text
 
 
-def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
+def test_objects_in_cells_of_tables_are_copied() -> None:
     frame = DataFrame({"neighbors": [[1], [2, 3]]})
     table = Table({"neighbors": np.array([[1], [2, 3]], dtype=object)})
     for content, name in ((frame, "DataFrame"), (table, "ArrowAstropy")):
@@ -471,13 +473,13 @@ def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
         assert content["neighbors"][0] == [1]
 
 
-def test_the_size_of_what_is_held_is_about_known() -> None:
+def test_the_size_of_a_dataset_is_estimated() -> None:
     assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
     assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400
 
 
 class Stubborn:
-    """Can be copied only by its storage class's own delegate."""
+    """Can be copied only by the delegate of its storage class."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError("not me")
@@ -488,7 +490,7 @@ class Lenient(StorageClassDelegate):
         return "a copy"
 
 
-def test_a_storage_class_may_copy_what_python_cannot() -> None:
+def test_the_delegate_of_a_storage_class_may_copy_what_deepcopy_cannot() -> None:
     by_itself = StorageClass("Stubborn", pytype=Stubborn)
     with pytest.raises(NotImplementedError, match=r"Stubborn.* cannot be copied: not me"):
         deep_copy(Stubborn(), by_itself)
@@ -498,14 +500,14 @@ def test_a_storage_class_may_copy_what_python_cannot() -> None:
     )
 
 
-def test_tables_are_copied_with_what_is_in_their_cells() -> None:
+def test_a_data_frame_is_copied_with_the_objects_in_its_cells() -> None:
     table = DataFrame({"a": [[1], [2]]})
     deep_copy(table, StorageClassFactory().getStorageClass("DataFrame"))["a"][0].append(3)
     assert table["a"][0] == [1]
 
 
-def test_a_dataset_in_one_file_or_in_memory_goes_to_another_process_and_is_taken_over(tmp_path: Path) -> None:
-    """As a forked child gives back what it has made, each way."""
+def test_outputs_are_transferred_to_another_process_in_memory_or_in_files(tmp_path: Path) -> None:
+    """As a forked child returns its outputs, both ways."""
     one, two = ref_of("one"), ref_of("two")
     maker, reader = step({}, [one, two]), step({one: 1, two: 1}, [])
     for in_files in (False, True):
@@ -522,7 +524,7 @@ def test_a_dataset_in_one_file_or_in_memory_goes_to_another_process_and_is_taken
         assert (parent.memory.get(one), parent.memory.get(two)) == ({"text": "one"}, {"text": "two"})
 
 
-def test_what_another_process_has_made_is_written_if_it_is_too_much(tmp_path: Path) -> None:
+def test_transferred_outputs_beyond_the_limit_are_written(tmp_path: Path) -> None:
     one = ref_of("one")
     maker, reader = step({}, [one]), step({one: 1}, [])
     child = MemorySetup(tmp_path / "child", [maker, reader])

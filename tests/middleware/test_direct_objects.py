@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whatever tasks keep, share and change, the ``direct`` engine makes what ``separable`` makes."""
+"""The ``direct`` engine has the outputs of ``separable``, whatever tasks keep, share and change."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("maker", "processes"), [*((maker[:-4], 1) for maker in MAKERS), ("KeepAll", 2), ("GoOn", 2)]
 )
-def test_what_tasks_do_with_their_objects_is_no_other_tasks_business(
+def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
     rigs: MakeRig, maker: str, processes: int
 ) -> None:
     result = compare_engines(
@@ -45,8 +45,8 @@ def test_what_tasks_do_with_their_objects_is_no_other_tasks_business(
 
 
 @pytest.mark.parametrize("maker", ["KeepAll", "GoOn"])
-def test_what_is_not_exported_is_handed_on_as_it_was_put(rigs: MakeRig, maker: str) -> None:
-    """Nothing is exported here but what tasks tell of their inputs; a second attempt is the same."""
+def test_datasets_that_are_not_exported_are_passed_on_as_they_were_put(rigs: MakeRig, maker: str) -> None:
+    """Only sums of the inputs of tasks are exported here; a second attempt has the same ones."""
     reported = []
     for kind, attempts in (("separable", 1), ("direct", 2)):
         rig, worker = rigs(engine={"kind": kind, "no_return": []}, export={"types": ["sums_.*"]})
@@ -74,11 +74,11 @@ def made(name: str) -> PipelineTask:
     return object.__new__(getattr(objecttasks, name))
 
 
-def test_a_task_that_leaves_reading_and_putting_to_the_base_class_is_known() -> None:
+def test_a_task_with_run_quantum_of_the_base_class_reads_once_and_puts_last() -> None:
     assert reads_once_puts_last(made("KeepAllTask"))
 
 
-def test_any_other_task_may_do_anything() -> None:
+def test_nothing_is_assumed_of_any_other_task() -> None:
     assert not reads_once_puts_last(made("GoOnTask"))
     assert not reads_once_puts_last(made("GoOnLateTask"))
     assert not reads_once_puts_last(object.__new__(AssociateTask))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ``direct`` engine leaves to another, told by the pipeline alone; and rows of records in memory."""
+"""Which pipelines the ``direct`` engine refuses, and rows made of records in memory."""
 
 import types
 from collections.abc import Collection
@@ -23,7 +23,7 @@ SKY = ("skymap", "tract", "patch")
 
 
 class Plain(PipelineTaskConnections, dimensions=EXPOSURE):
-    """What each of these tasks has."""
+    """The output that each of these tasks has."""
 
     output = Output(name="output", doc="", storageClass="StructuredDataDict", dimensions=EXPOSURE)
 
@@ -41,7 +41,7 @@ class Bound(Plain, dimensions=VISIT):
 
 
 def reading(*inputs: BaseInput, dimensions: tuple[str, ...] = EXPOSURE) -> type[PipelineTaskConnections]:
-    """Return the connections of a task that reads something."""
+    """Return the connections of a task with these inputs."""
     names = {f"input{number}": each for number, each in enumerate(inputs)}
     output = Output(name="output", doc="", storageClass="StructuredDataDict", dimensions=dimensions)
     body = {"output": output} | names
@@ -55,7 +55,7 @@ def an_input(name: str, dimensions: tuple[str, ...], kind: type[BaseInput] = Inp
 
 
 def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
-    """Judge a pipeline of one task."""
+    """Return the shape of a pipeline of one task."""
 
     class Config(PipelineTaskConfig, pipelineConnections=connections):
         pass
@@ -104,7 +104,7 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
         (reading(an_input("patches", SKY)), "spatial datasets in a pipeline without the dimension visit"),
     ],
 )
-def test_a_pipeline_that_is_left_to_another_engine_is_told_why(
+def test_an_unsupported_pipeline_is_refused_with_the_reason(
     connections: type[PipelineTaskConnections], reason: str
 ) -> None:
     with pytest.raises(Unsupported) as caught:
@@ -112,7 +112,7 @@ def test_a_pipeline_that_is_left_to_another_engine_is_told_why(
     assert str(caught.value) == reason
 
 
-def test_a_pipeline_that_fits_tells_what_it_reads_and_makes() -> None:
+def test_the_shape_of_a_supported_pipeline_has_its_inputs_and_outputs() -> None:
     shape = shape_of_task(reading(an_input("raw", EXPOSURE)))
     (task,) = shape.tasks
     assert (set(shape.external), task.immediate, task.deferred) == ({"raw"}, ("raw",), frozenset())
@@ -149,7 +149,7 @@ def test_a_visit_of_another_day_is_not_joined() -> None:
     assert list(data_ids.rows(UNIVERSE.conform(VISIT), NAME, 3, [1])) == []
 
 
-def test_a_record_that_is_missing_is_told() -> None:
+def test_a_missing_record_is_reported() -> None:
     with pytest.raises(Unsupported, match=rf"no record of exposure \('{NAME}', 9\)"):
         list(DataIds(UNIVERSE, records()).rows(UNIVERSE.conform(EXPOSURE), NAME, 3, [9]))
 
@@ -159,7 +159,7 @@ def ellipse(ra_deg: float) -> Region:
     return Ellipse(center, Angle.fromDegrees(0.2), Angle.fromDegrees(0.1), Angle(0.0))
 
 
-def test_regions_overlap_as_the_registry_has_it() -> None:
+def test_regions_overlap_as_in_the_registry() -> None:
     field = box(10.0, -1.0, 11.0, 1.0)
     assert regions_overlap(field, box(10.5, 0.0, 12.0, 1.0), UNIVERSE)
     assert not regions_overlap(field, box(20.0, 0.0, 21.0, 1.0), UNIVERSE)

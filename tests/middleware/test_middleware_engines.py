@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The engines make the same of the same visit, whatever its tasks do."""
+"""All engines have the same outputs and outcomes for a visit, whatever its tasks do."""
 
 import logging
 import socket
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Have the level of a node's processes, and records that carry their task."""
+    """Set the log level of a node's processes, and records that name their task."""
     caplog.set_level("INFO")
     ButlerMDC.add_mdc_log_record_factory()
     yield
@@ -72,13 +72,13 @@ def test_a_failing_task_stops_only_what_depends_on_it(rigs: MakeRig) -> None:
     assert not {"toy_scripted", "scripted_metadata", "after_log"} & result.types
 
 
-def test_no_work_is_a_success_with_a_remark(rigs: MakeRig) -> None:
+def test_no_work_is_a_success_with_a_caveat(rigs: MakeRig) -> None:
     result = compare_engines(rigs, action="no work")
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "no work for scripted, after")
     assert {"scripted_metadata", "after_metadata", "toy_aside"} <= result.types
 
 
-def test_partial_outputs_are_a_success_with_a_remark(rigs: MakeRig) -> None:
+def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig) -> None:
     result = compare_engines(rigs, action="partial")
     assert (result.outcome, result.reason) == (
         Outcome.SUCCEEDED,
@@ -96,7 +96,7 @@ def test_partial_outputs_are_a_success_with_a_remark(rigs: MakeRig) -> None:
         ("memory", Outcome.OUT_OF_MEMORY, "MemoryError: 4 TB"),
     ],
 )
-def test_what_ends_a_task_is_called_by_its_name(
+def test_the_exception_that_ends_a_task_decides_the_outcome(
     rigs: MakeRig, action: str, outcome: Outcome, text: str
 ) -> None:
     result = compare_engines(rigs, action=action)
@@ -128,7 +128,7 @@ def test_a_task_that_cannot_be_constructed_fails_and_does_not_fall_back(
     assert Stage.FIRST_TASK not in [fact.stage for fact in rig.reports]
 
 
-def test_a_task_that_cannot_be_constructed_any_more_is_told_by_its_own_exception(
+def test_a_task_that_can_no_longer_be_constructed_is_reported_with_its_exception(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig, worker = rigs(engine={"kind": "separable"})
@@ -165,7 +165,7 @@ def test_a_task_that_can_be_constructed_again_runs_with_its_init_outputs(
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-def test_a_pipeline_that_cannot_be_built_gives_way_to_the_next(rigs: MakeRig, kind: str) -> None:
+def test_a_pipeline_that_cannot_be_built_is_replaced_by_the_next(rigs: MakeRig, kind: str) -> None:
     result = process_visit(rigs, kind, main="Unbuildable,Short")
     assert (result.outcome, result.pipeline) == (Outcome.SUCCEEDED, "Short")
     assert (
@@ -175,7 +175,7 @@ def test_a_pipeline_that_cannot_be_built_gives_way_to_the_next(rigs: MakeRig, ki
     assert result.reports == [Stage.FIRST_TASK, Stage.PROCESSED, Stage.SPOOLED]
 
 
-def test_a_command_that_ends_without_a_word_is_a_crash(rigs: MakeRig) -> None:
+def test_a_command_that_exits_without_a_message_is_a_crash(rigs: MakeRig) -> None:
     with pytest.raises(
         VisitFailed, match="pipetask ended with exit status 0 without reporting a result"
     ) as caught:
@@ -184,7 +184,7 @@ def test_a_command_that_ends_without_a_word_is_a_crash(rigs: MakeRig) -> None:
 
 
 class FullDisk:
-    """Stands for a command that finds the disk full: while it builds, or once its graph is built."""
+    """Replaces a command that fails on a full disk: while it builds, or after that."""
 
     messages: ClassVar[list[Message]] = []
 
@@ -206,7 +206,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("messages", [[], [GraphBuilt(labels=("known",))]], ids=["building", "built"])
-def test_a_command_that_finds_the_disk_full_ends_the_visit_as_such(
+def test_a_command_on_a_full_disk_ends_the_visit_with_ramdisk_full(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, messages: list[Message]
 ) -> None:
     monkeypatch.setattr(pipetask, "_Command", FullDisk)
@@ -239,7 +239,7 @@ worker = subprocess.Popen([sys.executable, "-c", {WORKER!r}], stdin=subprocess.P
 command = int(worker.stdout.readline())
 deadline = time.monotonic() + 60
 while not os.path.realpath(f"/proc/{{command}}/fd/3").rpartition("/")[2].startswith("socket:"):
-    assert time.monotonic() < deadline  # it takes its channel once it is tied to the worker
+    assert time.monotonic() < deadline  # it takes its channel after die_with_parent
 worker.kill()
 worker.wait()
 print(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
@@ -253,7 +253,7 @@ def test_a_command_dies_with_its_worker() -> None:
     assert shown.stdout.strip() == "-9"
 
 
-def test_the_worker_is_told_of_the_first_failure_of_pipetask_and_of_no_other() -> None:
+def test_only_the_first_failure_of_pipetask_is_reported() -> None:
     worker_end, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with worker_end, command_end:
         worker_end.settimeout(10.0)
@@ -271,7 +271,7 @@ def test_the_worker_is_told_of_the_first_failure_of_pipetask_and_of_no_other() -
             worker_end.recv(MAX_PACKET_BYTES)
 
 
-def test_what_fails_outside_of_tasks_is_told_in_few_words() -> None:
+def test_a_long_error_outside_of_tasks_is_cut() -> None:
     worker_end, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with worker_end, command_end:
         worker_end.settimeout(10.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Around the tasks: what a run has once and is called, what is told before a task, what can be undone."""
+"""Init-outputs and names of runs, points of no return, the template, the alert database."""
 
 import dataclasses
 import os
@@ -79,7 +79,7 @@ def test_init_outputs_are_the_same_datasets_for_all_visits_of_a_host(
     assert first["toy_image"] != second["toy_image"]
 
 
-def test_what_the_central_repo_has_is_not_spooled_again(
+def test_init_outputs_in_the_central_repo_are_not_spooled_again(
     everything: tuple[Rig, ButlerWork], tmp_path: Path, toy_central: Path
 ) -> None:
     rig, worker = everything
@@ -130,14 +130,14 @@ def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butle
 
 def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork]) -> None:
     rig, worker = everything
-    for links in (1, 2):  # the first one makes them, the second one takes them
+    for links in (1, 2):  # the first worker creates them, the second one links them
         worker.prepare(rig.order(main="Short", before=""))
         (config_file,) = rig.context.runs.glob("*/*/*.py")
         assert config_file.stat().st_nlink == links
         worker.reset()
 
 
-def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
+def test_runs_of_former_days_are_deleted(local: tuple[Rig, Butler]) -> None:
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.context.runs)
@@ -147,7 +147,7 @@ def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
     assert [path.name for path in rig.context.runs.iterdir()] == ["new"]
 
 
-def test_those_that_come_while_one_works_wait_for_it_and_then_go_on_together(tmp_path: Path) -> None:
+def test_workers_that_wait_for_the_first_one_continue_together(tmp_path: Path) -> None:
     firsts: list[bool] = []
     lock = tmp_path / "lock"
     together = threading.Barrier(2, timeout=20)
@@ -179,7 +179,7 @@ def changed(config: NodeConfig, part: str, **values: object) -> NodeConfig:
     return config.model_copy(update={part: inner})
 
 
-def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeRig, tmp_path: Path) -> None:
+def test_the_deployment_hash_depends_only_on_what_decides_outputs(rigs: MakeRig, tmp_path: Path) -> None:
     rig, _ = rigs()
     pipeline = load_pipeline(rig.paths["Short"], {})
 
@@ -224,14 +224,14 @@ def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -
     done = worker.process(Process(exposures=(exposure,)))
     (runs,) = read_manifest(Path(done.spool or "")).chains.values()
     assert runs[0].startswith(f"{NAME}/prompt/output-2026-11-21/Short/")
-    assert "isr_config" in spooled(done), "made again for the run that was not foreseen"
+    assert "isr_config" in spooled(done), "created again for the run that was not expected"
 
 
 # --- points of no return -----------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["associate", "toycam.AssociateTask", "lsst.pipe.base.PipelineTask"])
-def test_tasks_that_cannot_be_repeated_go_by_label_or_class(rigs: MakeRig, name: str) -> None:
+def test_tasks_that_cannot_be_repeated_are_named_by_label_or_class(rigs: MakeRig, name: str) -> None:
     rig, worker = rigs(engine={"no_return": [name]})
     run_visit(rig, worker)
     reported = {fact.what for fact in rig.reports if isinstance(fact, PointOfNoReturn)}
@@ -239,7 +239,7 @@ def test_tasks_that_cannot_be_repeated_go_by_label_or_class(rigs: MakeRig, name:
     assert reported == (everyone if name.startswith("lsst") else {"associate"})
 
 
-def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_select_no_task_are_logged(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
     rig, _ = rigs(engine={"no_return": ["asociate", "associate"]})
     work.build_template(rig.context)
     assert "no configured pipeline has a task asociate" in caplog.text
@@ -249,7 +249,7 @@ def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCa
 # --- the template --------------------------------------------------------------
 
 
-def test_without_its_part_of_the_configuration_there_is_no_work(rigs: MakeRig) -> None:
+def test_a_configuration_without_a_butler_section_is_refused(rigs: MakeRig) -> None:
     rig, _ = rigs()
     context = dataclasses.replace(rig.context, config=rig.config.model_copy(update={"butler": None}))
     for open_part in (work.build_template, work.open_work, work.open_exporter):
@@ -257,10 +257,10 @@ def test_without_its_part_of_the_configuration_there_is_no_work(rigs: MakeRig) -
             open_part(context)
 
 
-def test_a_template_is_made_in_spite_of_pipelines_that_are_no_good(
+def test_a_template_is_made_in_spite_of_unusable_pipelines(
     rigs: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A visit that selects one of them is told."""
+    """A visit that selects one of them reports the error."""
     rig, _ = rigs()
     Path(rig.paths["Short"]).write_text("description: no tasks\ntasks:\n  isr: toycam.NoSuchTask\n")
     Path(rig.paths["Frame"]).write_text(
@@ -304,7 +304,7 @@ def apdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_source(apdb: Path, visit: int, detector: int) -> None:
-    """Put a row into the database as if an association had got so far."""
+    """Insert a row into the database, as an association task does."""
     with sqlite3.connect(apdb.with_suffix(".sqlite3")) as connection:
         columns = connection.execute("PRAGMA table_info('DiaSource')").fetchall()
         values = {name: 0 for _, name, _, required, default, _ in columns if required and default is None}
@@ -324,15 +324,17 @@ def check_database(
     return nothing_permanent_written(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
 
 
-def test_the_alert_database_tells_what_it_has(rigs: MakeRig, apdb: Path) -> None:
+def test_the_alert_database_is_queried_for_the_visit(rigs: MakeRig, apdb: Path) -> None:
     rig, _ = rigs()
     write_source(apdb, visit=7, detector=1)
     assert check_database(apdb, rig, visit=8)
     assert not check_database(apdb, rig, visit=7)
-    assert not check_database(apdb, rig, visit=8, passed=("associate", "alerts")), "alerts do not come back"
+    assert not check_database(apdb, rig, visit=8, passed=("associate", "alerts")), (
+        "alerts cannot be taken back"
+    )
 
 
-def test_a_database_that_does_not_answer_has_something(
+def test_a_visit_is_not_repeated_if_the_database_does_not_answer(
     rigs: MakeRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig, _ = rigs()

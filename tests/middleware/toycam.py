@@ -536,7 +536,7 @@ type MakeRig = Callable[..., tuple["Rig", ButlerWork]]
 
 
 class Rig:
-    """A node's folders and configuration around one context, to be worked on by hand."""
+    """A node's folders and configuration around one context, without its other processes."""
 
     def __init__(self, root: Path, ramdisk: Path, central: Path, **changes: Any):
         self.central = central
@@ -606,7 +606,7 @@ class Rig:
         return Prepare(visit=visit, detector=detector, attempt=attempt, pipelines=pipelines)
 
     def raw(self, detector: int = 1, seq_num: int = 1, *, sidecar: bool = True, **header: Any) -> Raw:
-        """Write a raw; its header may say something else than it should."""
+        """Write a raw; `header` changes its header, not what is expected of it."""
         expected = make_header(detector, seq_num)
         path = write_raw(self.raws, make_header(detector, seq_num, **header), sidecar=sidecar)
         return Raw(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tasks that do in the middle of a pipeline whatever an engine has to cope with."""
+"""A pipeline with a task that fails, exits or lacks outputs, as its configuration says."""
 
 import errno
 import os
@@ -76,7 +76,7 @@ ACTIONS = {
 class ScriptedConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
     hint = PrerequisiteInput(
-        name="toy_hint", doc="nobody has it", storageClass=_DICT, dimensions=("instrument",), minimum=0
+        name="toy_hint", doc="does not exist", storageClass=_DICT, dimensions=("instrument",), minimum=0
     )
     schema = InitOutput(name="toy_scripted_schema", doc="made once", storageClass=_DICT)
     output = Output(name="toy_scripted", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
@@ -84,8 +84,8 @@ class ScriptedConnections(PipelineTaskConnections, dimensions=EXPOSURE):
 
 
 class ScriptedConfig(PipelineTaskConfig, pipelineConnections=ScriptedConnections):
-    action = Field[str](doc="What it does when it runs.", default="")
-    at_init = Field[str](doc="What it does when it is constructed.", default="")
+    action = Field[str](doc="Key of ACTIONS: what the task does when it runs.", default="")
+    at_init = Field[str](doc="Key of ACTIONS: what its constructor does.", default="")
 
 
 class ScriptedTask(PipelineTask):
@@ -154,7 +154,7 @@ class AsideTask(PipelineTask):
 
 
 def write_scripted(rig: Rig) -> None:
-    """Add the pipeline ``Scripted``: a task does something, one depends on it, one does not."""
+    """Add the pipeline ``Scripted``: a task with an action, one that depends on it, one that does not."""
     folder = Path(next(iter(rig.paths.values()))).parent
     tasks = {
         "isr": "toycam.IsrTask",

@@ -215,7 +215,7 @@ class DirectEngine(Engine):
     def _find_inputs(self, job: Job, raws: VisitRaws) -> _VisitInputs:
         """Query the repo once per visit for all datasets that a job may read."""
         if raws.registered:
-            self._check(job)  # an unsupported pipeline is the better reason
+            self._check(job)  # if the pipeline is unsupported, that is the reason to report
             raise Unsupported("the raws are already ingested in the worker's repo")
         key = job.pipeline.path, job.run, job.inputs
         if key not in self._visit_inputs:

@@ -66,7 +66,7 @@ class PipetaskEngine(Engine):
         command = _Command(self._arguments(job, query), self._settings(query), self._folder)
         match command.receive():
             case GraphBuilt(labels=labels):
-                return _Run(job, command, labels)
+                return _PipetaskRun(job, command, labels)
             case CommandFailed(text=text, outcome=Outcome.FAILED):
                 command.wait_for_end()
                 raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {text}")
@@ -158,7 +158,7 @@ class _Command:
         )
 
 
-class _Run(PipelineRun):
+class _PipetaskRun(PipelineRun):
     """A command that waits with its graph."""
 
     def __init__(self, job: Job, command: _Command, labels: tuple[str, ...]):

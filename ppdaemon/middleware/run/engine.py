@@ -153,7 +153,7 @@ class Unsupported(Exception):
 
 @contextmanager
 def build_errors(job: Job) -> Iterator[None]:
-    """Raise what building a graph raises as `UnusablePipeline`; see `Engine.build`."""
+    """Convert exceptions of building a graph to `UnusablePipeline`; see `Engine.build`."""
     try:
         yield
     except Unsupported:
@@ -255,5 +255,5 @@ class Engine(ABC):
             Raised if the graph cannot be built or is empty.
         """
 
-    def reset(self) -> None:  # noqa: B027  # an engine may have nothing to forget
+    def reset(self) -> None:  # noqa: B027  # an engine may have no state
         """Release the state of a visit; the worker's repo is a fresh copy now."""

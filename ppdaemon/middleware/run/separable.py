@@ -52,10 +52,10 @@ class SeparableEngine(Engine):
             graph = built.assemble()
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        return _Run(graph, query, execution)
+        return _SeparableRun(graph, query, execution)
 
 
-class _Run(PipelineRun):
+class _SeparableRun(PipelineRun):
     """A built graph and the Butler it is run with."""
 
     def __init__(self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler):
