@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make demo | test | slow | quick | check | clean: each makes what it needs from a bare clone.
+# make demo | test | slow | quick | check | doc | clean: each makes what it needs from a bare clone.
 # ARGS="..." goes to the program that runs; PYTHON=... chooses the interpreter of .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
 
-.PHONY: help demo test slow quick check clean
+.PHONY: help demo test slow quick check doc clean
 
 help:
 	@echo "make demo    the whole system on a simulated camera"
@@ -14,6 +14,7 @@ help:
 	@echo "make slow    the slow tests"
 	@echo "make quick   the tests that start no process and need no LSST code"
 	@echo "make check   format, lint, types, layers"
+	@echo "make doc     the documentation as a site, in build/doc"
 	@echo "make clean   removes .venv, build and all caches"
 
 demo: $(VENV)/.installed-demo
@@ -35,6 +36,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+doc: $(VENV)/.installed-doc
+	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees doc build/doc $(ARGS)
+	@echo "see build/doc/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -70,6 +70,12 @@ DEV = [
     "types-psutil",
     "types-PyYAML",
 ]
+DOC = [
+    "docutils>=0.21,<0.24",
+    "furo==2025.12.*",
+    "numpydoc==1.11.*",
+    "Sphinx==9.2.*",
+]
 
 setup(
     name="ppdaemon",
@@ -88,6 +94,7 @@ setup(
         "postgres": POSTGRES,
         "test": DEMO + POSTGRES + TEST,
         "dev": DEMO + POSTGRES + TEST + DEV,
+        "doc": DEMO + DOC,
     },
     entry_points={
         "console_scripts": [

@@ -141,10 +141,15 @@ class TimesConfig(Model):
     """How long each state of a worker may last, in seconds."""
 
     boot_s: Seconds = 20.0
+    """From fork to ready."""
     prepare_s: Seconds = 120.0
+    """Preload, preprocessing, and all else that needs no pixels."""
     ingest_s: Seconds = 30.0
+    """One raw."""
     run_s: Seconds = 900.0
+    """The pipeline."""
     export_s: Seconds = 120.0
+    """Writing outputs to the spool, or registering them centrally."""
     cpu_s: Seconds = 3600.0
     """CPU time of one visit, in all its states and threads."""
     grace_s: Seconds = 5.0
@@ -365,7 +370,9 @@ class LogConfig(Model):
     """Logs."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Messages below this level are not written."""
     format: Literal["json", "console"] = "json"
+    """``json``: one object per line. ``console``: for people."""
 
 
 class NodeConfig(Model):

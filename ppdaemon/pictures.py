@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures in files. Needs matplotlib, which no daemon does."""
+"""Pictures in PNG files. Needs matplotlib, which no daemon imports."""
 
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,15 @@ __all__ = ("CannotDraw", "new_figure", "save_png")
 
 
 class CannotDraw(PPDaemonError):
-    """The picture cannot be made or written: the text says why."""
+    """The picture cannot be made or written: the message has the reason."""
 
     exit_code = ExitCode.CANNOT_CREATE
 
 
 def new_figure(width_in: float, height_in: float) -> Any:
-    """Make an empty picture.
+    """Return an empty figure that needs no display, 130 pixels per inch.
 
-    Parameters
-    ----------
-    width_in, height_in : `float`
-        Size in inches, of 130 pixels each.
-
-    Returns
-    -------
-    figure : `matplotlib.figure.Figure`
-        To draw in; needs no display.
-
-    Raises
-    ------
-    CannotDraw
-        Raised if matplotlib is missing.
+    Raises `CannotDraw` if matplotlib is missing.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,19 +32,9 @@ def new_figure(width_in: float, height_in: float) -> Any:
 
 
 def save_png(figure: Any, path: Path) -> None:
-    """Write a picture.
+    """Write a figure to a PNG file, replacing an old one.
 
-    Parameters
-    ----------
-    figure : `matplotlib.figure.Figure`
-        From `new_figure`.
-    path : `pathlib.Path`
-        The PNG file; overwritten.
-
-    Raises
-    ------
-    CannotDraw
-        Raised if the file cannot be written.
+    Raises `CannotDraw` if the file cannot be written.
     """
     try:
         figure.savefig(path, format="png")

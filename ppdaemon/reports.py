@@ -149,13 +149,16 @@ class ArrivalSource(Model):
     name: str
     """Such as ``inotify /data/raw`` or ``zmq tcp://host:5580``."""
     live: bool
+    """Whether it works."""
     files: int
     """Raws first seen through this source."""
     lag_p50_ms: float | None = None
     """From the last change of a file to when the source told of it, of raws
     of lately; `None` if there are none."""
     lag_p99_ms: float | None = None
+    """The same, of 99 of 100 raws."""
     note: str = ""
+    """Why it does not work, or what else to know."""
 
 
 class RefusedRaw(Model):
@@ -176,16 +179,21 @@ class StatusReport(Model):
     version: str
     pid: int
     state: Literal["starting", "running", "draining", "stopping", "degraded"]
+    """``degraded``: running, with a problem that limits it."""
     text: str
     """One line for people."""
     started_tai: float
+    """When the daemon started."""
     tai: float
+    """When this report was made."""
     relay: str
     """State of the connection to the relay, such as ``connected relay``."""
     slots: dict[SlotState, int]
     """How many slots are in each state."""
     workers_max: int
+    """``workers.max`` of the configuration."""
     queued: int
+    """Visit-detectors that wait for a worker."""
     open_visits: int
     """Visit-detectors without an outcome that is in the journal."""
     outcomes: dict[Outcome, int]
@@ -198,7 +206,9 @@ class StatusReport(Model):
     spooled: int
     """Visit-detectors that wait for export."""
     exporter: str
+    """What the exporter does, or why it cannot."""
     arrivals: tuple[ArrivalSource, ...]
+    """All sources of raws."""
     counters: dict[str, int]
     """Events by kind since the start, such as ``bad_message.json``."""
     problems: tuple[str, ...] = ()
@@ -216,7 +226,9 @@ class StatusReport(Model):
     """What is limited, and by whom: such as ``memory``: ``supervisor every
     1 s; kernel (cgroup)``."""
     supervisor_mb: float | None = None
+    """Memory of the supervisor."""
     ramdisk_mb: float | None = None
+    """What is used of the whole RAM disk."""
 
 
 class WorkerRow(Model):
@@ -225,6 +237,7 @@ class WorkerRow(Model):
     slot: int
     state: SlotState
     epoch: int
+    """Counts the workers of the slot."""
     pid: int | None = None
     since_s: float
     """How long it has been in this state."""
@@ -249,17 +262,23 @@ class VisitRow(Model):
     group: str
     detector: int
     attempt: int
+    """Counts the tries of this visit-detector from 1."""
     survey: str = ""
     outcome: Outcome | None = None
     """`None` while it is under way."""
     reason: str = ""
+    """One sentence for the operator."""
     pipeline: str = ""
+    """Name of the pipeline that ran."""
     engine: str = ""
+    """Name of the engine that ran it."""
     slot: int | None = None
     pid: int | None = None
     exposures: tuple[int, ...] = ()
     partial: bool = False
+    """Whether images were missing."""
     retriable: bool = False
+    """Whether another try could succeed."""
     datasets: int = 0
     """Datasets spooled for export."""
     stages: dict[Stage, float] = {}

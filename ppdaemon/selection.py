@@ -165,7 +165,8 @@ class Aim:
     visit : `~ppdaemon.visit.NextVisit`
         The announcement.
     cameras : `~collections.abc.Callable`, optional
-        Returns the focal-plane table of an instrument or raises `ConfigError`.
+        Returns the focal-plane table of an instrument or raises
+        `~ppdaemon.errors.ConfigError`.
     """
 
     def __init__(self, visit: NextVisit, cameras: Callable[[str], Camera] = load_camera):
@@ -402,7 +403,8 @@ class Selector:
     preprocessing, main : `~collections.abc.Sequence` [`Rule`]
         In order.
     cameras : `~collections.abc.Callable`, optional
-        Returns the focal-plane table of an instrument or raises `ConfigError`.
+        Returns the focal-plane table of an instrument or raises
+        `~ppdaemon.errors.ConfigError`.
     """
 
     preprocessing: Sequence[Rule]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measure on this machine how soon raws are noticed, and whether any is missed."""
+"""Measure on this machine the latency of raws, and whether any is missed."""
 
 import os
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from arrivalbench.crowds import measure_old_tree, measure_races, measure_storm
-from arrivalbench.exposures import SOURCES, Effort, measure_exposures
-from arrivalbench.figures import goals, missed_of
-from benching.cli import options, progress, run, tell
-from benching.figures import Scalar
-from benching.places import Ground
+from arrivalbench.bursts import measure_old_tree, measure_races, measure_storm
+from arrivalbench.exposures import SOURCES, Workload, measure_exposures
+from arrivalbench.results import goals, missed_files
+from benching.cli import options, print_results, progress, run
+from benching.folders import FolderRoots
+from benching.results import Scalar
 
 from ppdaemon.states import ExitCode
 
@@ -22,38 +22,42 @@ QUICK = {"exposures": 2, "detectors": 9, "within_s": 0.5, "races": 60, "storm": 
 
 
 def measure(
-    wanted: frozenset[str], ground: Ground, effort: Effort, progress: Callable[[str], None]
+    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
-    """Measure section by section, each with a daemon of its own."""
-    figures: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
-    tallies = []
-    for source in (each for each in SOURCES if each in wanted):
-        with ground.places() as places:
-            tally, found = measure_exposures(places, source, effort, progress)
-        tallies.append(tally)
-        figures |= found
-    if tallies:
-        figures |= {
-            "files": sum(each.files for each in tallies),
-            "missed": sum(each.missed for each in tallies),
-            "twice": sum(each.twice for each in tallies),
+    """Measure section by section, each with its own daemon."""
+    results: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
+    counts = []
+    for source in (each for each in SOURCES if each in sections):
+        with folder_roots.temporary() as folders:
+            source_counts, found = measure_exposures(folders, source, workload, progress)
+        counts.append(source_counts)
+        results |= found
+    if counts:
+        results |= {
+            "files": sum(each.files for each in counts),
+            "missed": sum(each.missed for each in counts),
+            "twice": sum(each.twice for each in counts),
         }
-    crowds = {"races": measure_races, "storm": measure_storm, "old": measure_old_tree}
-    for section, measured in crowds.items():
-        if section in wanted:
-            with ground.places() as places:
-                figures |= measured(places, effort, progress)
-    return figures | {"load_at_end": os.getloadavg()[0]}
+    bursts = {"races": measure_races, "storm": measure_storm, "old": measure_old_tree}
+    for section, measured in bursts.items():
+        if section in sections:
+            with folder_roots.temporary() as folders:
+                results |= measured(folders, workload, progress)
+    return results | {"load_at_end": os.getloadavg()[0]}
 
 
 @click.command(name="bench_arrival", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
-@click.option("--quick", is_flag=True, help="Small numbers, but for those that are given.")
+@click.option("--quick", is_flag=True, help="Small numbers for all options that are not set.")
 @click.option(
-    "--exposures", default=10, show_default=True, type=click.IntRange(1, 9999), help="By each source."
+    "--exposures",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 9999),
+    help="Exposures for each source.",
 )
 @click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(1, 205), help="Files of an exposure."
+    "--detectors", default=205, show_default=True, type=click.IntRange(1, 205), help="Files in each exposure."
 )
 @click.option(
     "--within",
@@ -61,7 +65,7 @@ def measure(
     default=2.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds in which they land.",
+    help="Seconds in which they are written.",
 )
 @click.option(
     "--poll",
@@ -69,14 +73,18 @@ def measure(
     default=0.4,
     show_default=True,
     type=click.FloatRange(0.05),
-    help="Seconds between two looks where there is no watch.",
+    help="Period of polling in seconds.",
 )
 @click.option("--races", default=3000, show_default=True, type=click.IntRange(1), help="New folders.")
 @click.option(
-    "--storm", default=20_000, show_default=True, type=click.IntRange(1), help="Files while it is stopped."
+    "--storm",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Files written while the daemon is stopped.",
 )
 @click.option(
-    "--old", default=1_000_000, show_default=True, type=click.IntRange(1), help="Files of former nights."
+    "--old", default=1_000_000, show_default=True, type=click.IntRange(1), help="Files of past nights."
 )
 @options
 @click.pass_context
@@ -87,29 +95,31 @@ def command(
     quick: bool,
     scratch: Path,
     ramdisk: Path,
-    **effort: Any,
+    **workload: Any,
 ) -> None:
-    """Measure how soon workers have their orders after raws are complete, by
-    inotify, by ZeroMQ and by polling; whether any file is missed in new folders
-    or after an overflow; and the start on a tree of old files.
+    """Measure the time from complete raws to the orders to workers, by inotify,
+    by ZeroMQ and by polling; whether any file is missed in new folders or
+    after an overflow; and the start on a tree of old files.
 
-    Takes some minutes; other load on the machine shows. Goals are for two
-    cores without it. The status is 1 if a file was missed. Everything made is
+    Takes some minutes; other load on the machine changes the results. Goals
+    are for two idle cores. The status is 1 if a file was missed. All files are
     deleted.
     """
     if quick:
-        given = click.core.ParameterSource.COMMANDLINE
-        effort |= {
-            name: value for name, value in QUICK.items() if context.get_parameter_source(name) is not given
+        set_by_user = click.core.ParameterSource.COMMANDLINE
+        workload |= {
+            name: value
+            for name, value in QUICK.items()
+            if context.get_parameter_source(name) is not set_by_user
         }
-    figures = measure(
+    results = measure(
         frozenset(only or SECTIONS),
-        Ground(scratch, ramdisk),
-        Effort(**effort),
+        FolderRoots(scratch, ramdisk),
+        Workload(**workload),
         progress,
     )
-    tell(figures, goals(effort["poll_s"]), as_json=as_json)
-    if missed_of(figures):
+    print_results(results, goals(workload["poll_s"]), as_json=as_json)
+    if missed_files(results):
         context.exit(ExitCode.FAILED)
 
 

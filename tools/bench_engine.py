@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measure on this machine what the engines take beside the tasks' own work."""
+"""Measure on this machine the overhead of the engines over the tasks' own work."""
 
 import multiprocessing
 import os
@@ -12,39 +12,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
-from benching.cli import options, progress, run, tell
-from benching.figures import Scalar
-from enginebench.figures import GOALS, Sample, flat, of_visits, ratios
+from benching.cli import options, print_results, progress, run
+from benching.results import Scalar
+from enginebench.results import GOALS, Sample, flatten, ratios, summarize
 
 from ppdaemon.errors import Unavailable
 from ppdaemon.node.processes.child import ENVIRONMENT
 
-if TYPE_CHECKING:  # the processes of workers import it, this one stays light
-    from enginebench.sections import Ground, Section
+if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
+    from enginebench.sections import Section, SectionFolders
 
 NAMES = ("empty", "twenty", "images", "appipe", "snaps")
 _CONTEXT = multiprocessing.get_context("forkserver")
+# For one answer: making repos and raws takes most of a minute on an idle machine.
 _LIMIT_S = 600.0
 
 
-class Beside:
-    """A process of the bench, and the channel to it; ended at the end, whatever happens."""
+class BenchProcess:
+    """A process of the bench and its channel; it is stopped at the end of the context."""
 
-    def __init__(self, function: Callable[..., object], *words: object):
-        self._channel, end = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=function, args=(*words, end))
+    def __init__(self, function: Callable[..., object], *arguments: object):
+        self._channel, child_end = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=function, args=(*arguments, child_end))
         self._process.start()
-        end.close()
+        # Without a copy in this process, the exit of the child closes the channel.
+        child_end.close()
 
-    def ask(self, word: object) -> Any:
-        """Say something and wait for the answer."""
+    def request(self, message: object) -> Any:
+        """Send a message and return the answer; raise `Unavailable` if there is none."""
         try:
-            self._channel.send(word)
+            self._channel.send(message)
             if self._channel.poll(_LIMIT_S):
                 return self._channel.recv()
         except (EOFError, BrokenPipeError):
             pass
-        raise Unavailable("a process of the bench has failed; its traceback is above")
+        raise Unavailable("a process of the bench exited or did not answer; see the output above")
 
     def __enter__(self) -> Self:
         return self
@@ -58,55 +60,56 @@ class Beside:
         self._channel.close()
 
 
-def make_ready(section: "Section", ground: "Ground", channel: Connection) -> None:
-    """Make what a section needs; in a process of its own."""
+def prepare_section(section: "Section", folders: "SectionFolders", channel: Connection) -> None:
+    """Make repos and raws of a section; runs in its own process."""
     from enginebench.sections import prepare
 
     visits = channel.recv()
-    channel.send(prepare(section, ground, visits, progress))
+    channel.send(prepare(section, folders, visits, progress))
     channel.recv()
 
 
-def context(setup: Any, channel: Connection) -> None:
-    """Be a worker; in a process of its own."""
-    from enginebench.context import sit
+def worker(setup: Any, channel: Connection) -> None:
+    """Run a worker; runs in its own process."""
+    from enginebench.worker import run_worker
 
-    sit(setup, channel)
+    run_worker(setup, channel)
 
 
 def measure(
-    section: "Section", ground: "Ground", visits: int, progress: Callable[[str], None]
+    section: "Section", folders: "SectionFolders", visits: int, progress: Callable[[str], None]
 ) -> dict[str, dict[str, Scalar]]:
-    """Let workers do the same visits, in turn."""
+    """Measure the same visits with each worker, in turn."""
     from enginebench.sections import plan
 
     plans = plan(visits + 1, section.snaps)
-    with Beside(make_ready, section, ground) as maker:
-        setups = maker.ask(plans)
+    with BenchProcess(prepare_section, section, folders) as maker:
+        setups = maker.request(plans)
     samples: dict[str, list[Sample]] = {name: [] for name in setups}
     with ExitStack() as stack:
-        contexts = {name: stack.enter_context(Beside(context, setup)) for name, setup in setups.items()}
+        workers = {name: stack.enter_context(BenchProcess(worker, setup)) for name, setup in setups.items()}
         for number, each in enumerate(plans):
-            turn = number % len(contexts)  # none always comes after the same other one
-            for name in [*contexts][turn:] + [*contexts][:turn]:
-                samples[name].append(contexts[name].ask(each))
+            # Another worker is the first in each visit: none always runs after the same other one.
+            first = number % len(workers)
+            for name in [*workers][first:] + [*workers][:first]:
+                samples[name].append(workers[name].request(each))
             progress(f"{section.name}: visit {number} of {visits}")
     return {
-        name: dict(of_visits(taken, section.task_count, idle=section.is_idle))
+        name: dict(summarize(taken, section.task_count, idle=section.is_idle))
         for name, taken in samples.items()
     }
 
 
 def measure_all(
-    wanted: Sequence[str],
+    chosen: Sequence[str],
     visits: int,
-    folders: Mapping[str, Path],
+    parents: Mapping[str, Path],
     progress: Callable[[str], None],
     *,
     quick: bool,
 ) -> dict[str, dict[str, Scalar]]:
-    """Measure section by section, each in folders of its own."""
-    from enginebench.sections import SECTIONS, Ground
+    """Measure section by section, each in its own folders."""
+    from enginebench.sections import SECTIONS, SectionFolders
 
     host: dict[str, Scalar] = {
         "cores": os.cpu_count(),
@@ -115,12 +118,12 @@ def measure_all(
     }
     found: dict[str, dict[str, Scalar]] = {}
     for name, section in SECTIONS.items():
-        if name in wanted:
+        if name in chosen:
             with (
-                tempfile.TemporaryDirectory(prefix="bench-", dir=folders["scratch"]) as disk,
-                tempfile.TemporaryDirectory(prefix="bench-", dir=folders["ramdisk"]) as memory,
+                tempfile.TemporaryDirectory(prefix="bench-", dir=parents["scratch"]) as disk,
+                tempfile.TemporaryDirectory(prefix="bench-", dir=parents["ramdisk"]) as memory,
             ):
-                found |= measure(section, Ground(Path(disk), Path(memory), quick), visits, progress)
+                found |= measure(section, SectionFolders(Path(disk), Path(memory), quick), visits, progress)
     compared: dict[str, Scalar] = dict(ratios(found))  # type: ignore[arg-type]
     return {"host": host | {"load_at_end": os.getloadavg()[0]}} | found | {"ratios": compared}
 
@@ -132,36 +135,38 @@ def measure_all(
     default=10,
     show_default=True,
     type=click.IntRange(1),
-    help="Visits of each worker that count.",
+    help="Measured visits of each worker.",
 )
-@click.option("--quick", is_flag=True, help="Two visits and small images: shows that it works, no more.")
+@click.option("--quick", is_flag=True, help="Two visits and small images, only to test the bench.")
 @options
 def command(
     only: tuple[str, ...], as_json: bool, visits: int, quick: bool, scratch: Path, ramdisk: Path
 ) -> None:
-    """Measure what engines take, from the raw to the outputs that can be exported.
+    """Measure the time of engines from the raw to the outputs ready for export.
 
-    Each engine has a worker, a process of its own that does what the daemon's
-    do: prepare, ingest, process. All do the same visits in turn. Times are
-    medians; the first visit of a worker is told apart. The raw is complete
-    when the time begins, and it ends when the outputs are in the spool.
+    Each engine has a worker, a process that does the same as the daemon's
+    workers: prepare, ingest, process. All of them do the same visits in turn.
+    Times are medians; the first visit of a worker is listed separately. The
+    time begins when the raw is complete and ends when the outputs are in the
+    spool.
 
-    Sections: "empty" has five tasks that do nothing, and all they make is
-    exported; "twenty" has 20 with 60 dataset types. "images" hands an image of
-    a real detector (4072 x 4000 pixels, mask and variance) through five tasks
-    that each make a new one; metadata are exported, and in a second pair of
-    workers the last image, too. Images are compressed as in the demo. "appipe"
-    is the demo's alert pipeline; its floor is what the tasks' run methods
-    take with inputs in memory, without reading the raw and without outputs.
-    With written_ms its outputs are written, too; processed_ms of an engine is
-    without writing. direct_2 may use two processes (engine.processes). "snaps"
-    has two exposures in each visit.
+    Sections: "empty" has five tasks that do nothing, with all their outputs
+    exported; "twenty" has 20 tasks with 60 dataset types. "images" passes an
+    image of a real detector (4072 x 4000 pixels, mask and variance) through
+    five tasks that each make a new one; metadata are exported, and with a
+    second pair of workers the last image, too. Images are compressed as in the
+    demo. "appipe" is the demo's alert pipeline; its floor is the time of the
+    tasks' run methods with inputs in memory, without reading the raw and
+    without outputs. written_ms includes writing the outputs; processed_ms of
+    an engine does not. direct_2 may use two processes (engine.processes).
+    "snaps" has two exposures in each visit.
 
     memory_peak_mb is the resident memory of the worker and, if it starts one,
-    of the command beside it, ramdisk_mb what lies in its repo in the end.
-    Everything made is deleted.
+    of the command beside it, ramdisk_mb the size of its repo at the end. All
+    files are deleted.
     """
     os.environ.update(ENVIRONMENT)
+    # Imported once in the fork server: each process would need seconds for it.
     _CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
     groups = measure_all(
         only or NAMES,
@@ -170,7 +175,7 @@ def command(
         progress,
         quick=quick,
     )
-    tell(flat(groups), GOALS, as_json=as_json, groups=groups)
+    print_results(flatten(groups), GOALS, as_json=as_json, groups=groups)
 
 
 if __name__ == "__main__":

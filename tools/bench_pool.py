@@ -9,22 +9,22 @@ from functools import partial
 from pathlib import Path
 
 import click
-from benching.cli import options, progress, run, tell
-from benching.figures import Scalar
-from benching.places import Ground, Places
-from poolbench.crowd import measure_crowd, measure_few
+from benching.cli import options, print_results, progress, run
+from benching.folders import BenchFolders, FolderRoots
+from benching.results import Scalar
 from poolbench.dispatch import measure_dispatch
 from poolbench.endurance import BATCH, measure_endurance
-from poolbench.figures import GOALS
 from poolbench.forks import measure_forks
+from poolbench.fullcamera import measure_full_camera, measure_two_workers
 from poolbench.replacement import DETECTORS, measure_replacement
+from poolbench.results import GOALS
 
 SECTIONS = ("fork", "idle", "reserve", "event", "replace", "slope")
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is measured."""
+class Workload:
+    """The amounts of the measurement."""
 
     forks: int
     spawns: int
@@ -37,34 +37,36 @@ class Effort:
 
 
 def measure(
-    wanted: frozenset[str], ground: Ground, effort: Effort, progress: Callable[[str], None]
+    chosen: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
-    """Measure section by section, each in folders of its own."""
+    """Measure section by section, each in its own folders."""
 
-    def crowd(places: Places) -> dict[str, Scalar]:
-        observe_s = effort.observe if "idle" in wanted else 0.0
-        return measure_crowd(places, observe_s, effort.rounds if "reserve" in wanted else 0, progress)
+    def full_camera(folders: BenchFolders) -> dict[str, Scalar]:
+        observe_s = workload.observe if "idle" in chosen else 0.0
+        return measure_full_camera(
+            folders, observe_s, workload.rounds if "reserve" in chosen else 0, progress
+        )
 
-    def few(places: Places) -> dict[str, Scalar]:
-        return measure_few(places, int(figures["supervisor_threads"] or 0))
+    def two_workers(folders: BenchFolders) -> dict[str, Scalar]:
+        return measure_two_workers(folders, int(results["supervisor_threads"] or 0))
 
-    figures: dict[str, Scalar] = {
+    results: dict[str, Scalar] = {
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
     }
-    sections: Mapping[str, Callable[[Places], dict[str, Scalar]]] = {
-        "fork": partial(measure_forks, forks=effort.forks, spawns=effort.spawns, progress=progress),
-        "idle reserve": crowd,
-        "idle": few,
+    sections: Mapping[str, Callable[[BenchFolders], dict[str, Scalar]]] = {
+        "fork": partial(measure_forks, forks=workload.forks, spawns=workload.spawns, progress=progress),
+        "idle reserve": full_camera,
+        "idle": two_workers,
         "event": measure_dispatch,
-        "replace": partial(measure_replacement, kills=effort.kills, busy=effort.busy, progress=progress),
-        "slope": partial(measure_endurance, visits=effort.visits, raws=effort.raws, progress=progress),
+        "replace": partial(measure_replacement, kills=workload.kills, busy=workload.busy, progress=progress),
+        "slope": partial(measure_endurance, visits=workload.visits, raws=workload.raws, progress=progress),
     }
     for names, section in sections.items():
-        if wanted & set(names.split()):
-            with ground.places() as places:
-                figures |= section(places)
-    return figures | {"load_at_end": os.getloadavg()[0]}
+        if chosen & set(names.split()):
+            with folder_roots.temporary() as folders:
+                results |= section(folders)
+    return results | {"load_at_end": os.getloadavg()[0]}
 
 
 @click.command(name="bench_pool", context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +74,11 @@ def measure(
 @click.option("--forks", default=15, show_default=True, type=click.IntRange(10), help="Workers forked.")
 @click.option("--spawns", default=3, show_default=True, type=click.IntRange(3), help="Workers spawned.")
 @click.option(
-    "--observe", default=20.0, show_default=True, type=click.FloatRange(1), help="Seconds of idleness."
+    "--observe",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Seconds for which the idle daemon is observed.",
 )
 @click.option(
     "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Visits of 205 detectors reserved."
@@ -81,16 +87,16 @@ def measure(
 @click.option(
     "--busy",
     type=click.IntRange(0, DETECTORS),
-    help="Workers that spin meanwhile.  [default: one per core]",
+    help="Workers that keep a core busy during the kills.  [default: one per core]",
 )
 @click.option(
     "--visits",
     default=20_000,
     show_default=True,
     type=click.IntRange(10 * BATCH),
-    help=f"Visit-detectors of the slope, in visits of {BATCH}.",
+    help=f"Visit-detectors for the slopes, in visits of {BATCH}.",
 )
-@click.option("--raws", is_flag=True, help="Let a raw land for each visit-detector of the slope.")
+@click.option("--raws", is_flag=True, help="Write a raw for each visit-detector of the slopes.")
 @options
 def command(
     only: tuple[str, ...],
@@ -98,23 +104,23 @@ def command(
     scratch: Path,
     ramdisk: Path,
     busy: int | None,
-    **effort: int | float | bool,
+    **workload: int | float | bool,
 ) -> None:
-    """Measure how soon workers start, what they and the supervisor use, how
-    soon visits reach them and killed ones are replaced, and whether anything
-    grows.
+    """Measure the start of workers, the memory and CPU time of workers and
+    supervisor, the latency of visits, the replacement of killed workers, and
+    leaks.
 
-    Takes some minutes; other load on the machine shows. Goals are for two
-    cores without it. Everything made is deleted.
+    Takes some minutes; other load on the machine changes the results. Goals
+    are for two idle cores. All files are deleted.
     """
-    spinning = min(os.cpu_count() or 1, DETECTORS) if busy is None else busy
-    figures = measure(
+    busy_count = min(os.cpu_count() or 1, DETECTORS) if busy is None else busy
+    results = measure(
         frozenset(only or SECTIONS),
-        Ground(scratch, ramdisk),
-        Effort(busy=spinning, **effort),  # type: ignore[arg-type]
+        FolderRoots(scratch, ramdisk),
+        Workload(busy=busy_count, **workload),  # type: ignore[arg-type]
         progress,
     )
-    tell(figures, GOALS, as_json=as_json)
+    print_results(results, GOALS, as_json=as_json)
 
 
 if __name__ == "__main__":

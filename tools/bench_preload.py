@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measure what a preload takes on this machine, from a central repo of a survey's size."""
+"""Measure preloads on this machine, from a central repo of a survey's size."""
 
 import multiprocessing
 import os
@@ -12,30 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from benching.cli import options, progress, run, tell
-from benching.figures import Scalar
-from benching.places import Ground
-from preloadbench.figures import GOALS, MOVES, Visits, of_crowds, of_single
+from benching.cli import options, print_results, progress, run
+from benching.folders import FolderRoots
+from benching.results import Scalar
+from preloadbench.results import GOALS, MOVES, VisitSamples, summarize_parallel, summarize_single
 
 from ppdaemon.errors import Unavailable
 
-if TYPE_CHECKING:  # the processes of workers import it, this one stays light
-    from preloadbench.context import Host
+if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
     from preloadbench.repo import Size
+    from preloadbench.worker import Host
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_ALONE = {
+_FORK_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
-"""Environment of processes that fork, as the daemon has it."""
+"""Environment of processes that fork, as in the daemon."""
+# For one answer; making the central repo takes longest.
 _LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is measured."""
+class Workload:
+    """The amounts of the measurement."""
 
     workers: int
     visits: int
@@ -44,35 +45,36 @@ class Effort:
 
 
 @dataclass(slots=True)
-class Started:
-    """A process and what it will tell."""
+class AnsweringProcess:
+    """A process that sends one answer."""
 
     process: Any
     answers: Connection
 
     @classmethod
-    def of(cls, function: Callable[..., object], *words: object) -> "Started":
-        """Start a process; it gets the other end of `answers` as its last word."""
-        answers, end = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=function, args=(*words, end))
+    def of(cls, function: Callable[..., object], *arguments: object) -> "AnsweringProcess":
+        """Start a process; the sending end of `answers` is its last argument."""
+        answers, child_end = _CONTEXT.Pipe(duplex=False)
+        process = _CONTEXT.Process(target=function, args=(*arguments, child_end))
         process.start()
-        end.close()
+        # Without a copy in this process, the exit of the child closes the pipe.
+        child_end.close()
         return cls(process, answers)
 
-    def told(self) -> Any:
-        """Wait for its answer."""
+    def answer(self) -> Any:
+        """Return the answer; raise `Unavailable` if there is none."""
         try:
             if self.answers.poll(_LIMIT_S):
                 return self.answers.recv()
         except EOFError:
             pass
-        raise Unavailable("a process of the bench has failed; its traceback is above")
+        raise Unavailable("a process of the bench exited or did not answer; see the output above")
 
 
-def gather(started: Sequence[Started]) -> list[Any]:
-    """Wait for the answers of processes; none is left after that, whatever happens."""
+def gather(started: Sequence[AnsweringProcess]) -> list[Any]:
+    """Return the answers of processes; none is running afterwards, also after an error."""
     try:
-        return [each.told() for each in started]
+        return [each.answer() for each in started]
     except BaseException:
         for each in started:
             each.process.kill()
@@ -83,58 +85,68 @@ def gather(started: Sequence[Started]) -> list[Any]:
 
 
 def prepare(host: "Host", size: "Size", end: Connection) -> None:
-    """Make the central repo and the template; in a process of its own."""
-    from preloadbench.context import build_template
+    """Make the central repo and the template; runs in its own process."""
     from preloadbench.repo import make_central
+    from preloadbench.worker import build_template
 
     make_central(host.central, size, progress)
     build_template(host)
     end.send(True)
 
 
-def context(
+def worker(
     host: "Host", cache: str, detector: int, fields: Sequence[float], barrier: Any, end: Connection
 ) -> None:
-    """Be a worker; in a process of its own."""
-    from preloadbench.context import sit
+    """Run a worker; runs in its own process."""
+    from preloadbench.worker import run_worker
 
-    sit(host, cache, detector, fields, barrier.wait, end)
+    run_worker(host, cache, detector, fields, barrier.wait, end)
 
 
-def run_workers(host: "Host", cache: str, detectors: Sequence[int], fields: Sequence[float]) -> list[Visits]:
-    """Let workers preload at once, visit by visit; the cache is empty before and deleted after."""
+def run_workers(
+    host: "Host", cache: str, detectors: Sequence[int], fields: Sequence[float]
+) -> list[VisitSamples]:
+    """Run workers that preload at the same time; their cache is empty before and deleted after."""
     barrier = _CONTEXT.Barrier(len(detectors))
-    told = gather([Started.of(context, host, cache, detector, fields, barrier) for detector in detectors])
+    samples = gather(
+        [AnsweringProcess.of(worker, host, cache, detector, fields, barrier) for detector in detectors]
+    )
     for folder in host.ramdisk.glob(f"{cache}*"):
         shutil.rmtree(folder)
-    return told
+    return samples
 
 
-def measure(host: "Host", effort: Effort, progress: Callable[[str], None]) -> dict[str, Scalar]:
-    """Measure single workers, then crowds."""
+def measure(host: "Host", workload: Workload, progress: Callable[[str], None]) -> dict[str, Scalar]:
+    """Measure single workers, then many at once."""
     middle = host.detectors // 2
-    single: list[Visits] = []
-    for number in range(effort.workers):
-        single += run_workers(host, f"single-{number}", [middle], (*[0.0] * effort.visits, *MOVES))
-        progress(f"worker {number + 1} of {effort.workers}")
-    first = max(0, middle - effort.crowd // 2)
-    crowd = [(first + k) % host.detectors for k in range(effort.crowd)]
+    single: list[VisitSamples] = []
+    for number in range(workload.workers):
+        single += run_workers(host, f"single-{number}", [middle], (*[0.0] * workload.visits, *MOVES))
+        progress(f"worker {number + 1} of {workload.workers}")
+    first = max(0, middle - workload.crowd // 2)
+    parallel = [(first + k) % host.detectors for k in range(workload.crowd)]
     rounds = []
-    for number in range(effort.rounds):
-        rounds.append(run_workers(host, f"crowd-{number}", crowd, (0.0, 0.0)))
-        progress(f"{effort.crowd} workers at once, round {number + 1} of {effort.rounds}")
-    return of_single(single) | of_crowds(rounds)
+    for number in range(workload.rounds):
+        rounds.append(run_workers(host, f"parallel-{number}", parallel, (0.0, 0.0)))
+        progress(f"{workload.crowd} workers at once, round {number + 1} of {workload.rounds}")
+    return summarize_single(single) | summarize_parallel(rounds)
 
 
 @click.command(name="bench_preload", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--workers", default=5, show_default=True, type=click.IntRange(1), help="Workers measured alone."
+    "--workers", default=5, show_default=True, type=click.IntRange(1), help="Workers measured one at a time."
 )
 @click.option(
-    "--visits", default=6, show_default=True, type=click.IntRange(2), help="Visits of each to one field."
+    "--visits",
+    default=6,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Visits of each worker to one field.",
 )
 @click.option("--crowd", default=20, show_default=True, type=click.IntRange(1), help="Workers at once.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Crowds.")
+@click.option(
+    "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds of workers at once."
+)
 @click.option(
     "--detectors", default=205, show_default=True, type=click.IntRange(2), help="Detectors of the camera."
 )
@@ -164,29 +176,30 @@ def measure(host: "Host", effort: Effort, progress: Callable[[str], None]) -> di
 )
 @options
 def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None:
-    """Measure what a preload takes, from order to inputs in the worker's repo.
+    """Measure a preload, from the order to the inputs in the worker's repo.
 
-    A central repo on SQLite is made for it, with the calibrations of a whole
-    camera, templates and reference catalogs of a field; its files are names
-    of two, so that it takes little space, but all are copied in full. One
-    visit reads about 22 datasets of 15 types, as an alert pipeline's
-    connections ask for. Ten of them are images: 4000 x 4000 pixels of 4 bytes
-    are 64 MB, half of that when compressed.
+    The central repo on SQLite has the calibrations of a whole camera, and
+    templates and reference catalogs of a field. Its files are hard links to
+    two files, so that it takes little space, but each is copied in full. One
+    visit reads about 22 datasets of 15 types, as the connections of an alert
+    pipeline require. Ten of them are images: 4000 x 4000 pixels of 4 bytes are
+    64 MB, half of that when compressed.
 
     Cold is the first visit of a new worker with an empty cache, warm is each
-    further one of the same field, moved is one to another field that is in
-    the cache, too. Workers are processes, forked from one that
-    has imported all. Times are medians; the crowd's is the 95th percentile,
-    the median over its rounds. What is copied comes out of the page cache:
-    from a real store, cold takes longer. Everything made is deleted.
+    later one of the same field, moved is a visit to another field that is in
+    the cache, too. Workers are processes, forked from one that has imported
+    all modules. Times are medians; that of many workers at once is the 95th
+    percentile, the median over its rounds. Files are copied from the page
+    cache: with a real store, cold takes longer. All files are deleted.
     """
-    from preloadbench.context import Host
     from preloadbench.repo import Size
     from preloadbench.survey import write_pipelines
+    from preloadbench.worker import Host
 
-    os.environ.update(_ALONE)
-    _CONTEXT.set_forkserver_preload(["preloadbench.context"])
-    effort = Effort(*(amounts[name] for name in ("workers", "visits", "crowd", "rounds")))
+    os.environ.update(_FORK_ENVIRONMENT)
+    # Imported once in the fork server: each process would need seconds for it.
+    _CONTEXT.set_forkserver_preload(["preloadbench.worker"])
+    workload = Workload(*(amounts[name] for name in ("workers", "visits", "crowd", "rounds")))
     size = Size(
         epochs=amounts["epochs"],
         tracts=amounts["tracts"],
@@ -195,13 +208,13 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None
         table_bytes=round(amounts["table_mb"] * 1e6),
         detectors=amounts["detectors"],
     )
-    with Ground(scratch, ramdisk).places() as places:
-        pipelines = write_pipelines(places.scratch)
-        host = Host(places.scratch / "central", places.ramdisk, pipelines, size.detectors)
-        gather([Started.of(prepare, host, size)])
-        figures: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
-        figures |= measure(host, effort, progress)
-    tell(figures, GOALS, as_json=as_json)
+    with FolderRoots(scratch, ramdisk).temporary() as folders:
+        pipelines = write_pipelines(folders.scratch)
+        host = Host(folders.scratch / "central", folders.ramdisk, pipelines, size.detectors)
+        gather([AnsweringProcess.of(prepare, host, size)])
+        results: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
+        results |= measure(host, workload, progress)
+    print_results(results, GOALS, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 # Makes .venv and installs this checkout with one of its extras into it:
-#     tools/bootstrap.sh demo|test|dev
+#     tools/bootstrap.sh demo|test|dev|doc
 # The Makefile calls it where .venv/.installed-EXTRA is missing or older than
 # setup.py. PYTHON=... names an interpreter to use instead of looking for one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extra=${1:?usage: tools/bootstrap.sh demo|test|dev}
+extra=${1:?usage: tools/bootstrap.sh demo|test|dev|doc}
 venv=.venv
 
 # A pyenv shim exists for versions that are not active, and fails only when
@@ -46,9 +46,10 @@ echo "installing ppdaemon[$extra] into $venv (about a minute the first time)"
 "${pip[@]}" --upgrade "setuptools>=77"
 "${pip[@]}" --no-build-isolation --editable ".[$extra]"
 
-# Each extra holds the ones before it.
+# dev holds test, and that holds demo; doc holds demo.
 case $extra in
   dev) touch "$venv"/.installed-{demo,test,dev} ;;
   test) touch "$venv"/.installed-{demo,test} ;;
+  doc) touch "$venv"/.installed-{demo,doc} ;;
   *) touch "$venv/.installed-$extra" ;;
 esac

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: BSD-3-Clause
-"""Run the real daemon under random faults, then check what became of each visit.
+"""Run the real daemon under random faults, then check every visit.
 
-Exit status 0 if every accepted visit-detector got exactly one outcome, nothing
-permanent happened twice and nothing was left behind; 1 if not.
+Exit status 0 if every accepted visit-detector got exactly one outcome, no
+permanent write happened twice and nothing was left over; 1 if not.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from chaos_node import ChaosNode
 from chaos_plan import make_plan
 from chaos_relay import ChaosRelay
 from chaos_run import ChaosRun, Report
-from chaos_scene import Places, Scene, ScriptedScene
+from chaos_scene import RunFolders, Scene, ScriptedScene
 from rich.console import Console
 from rich.table import Table
 
@@ -29,21 +29,21 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 
 KINDS = ("lost", "doubled", "leaked", "wrong")
-"""``wrong`` is an outcome that nothing explains."""
+"""Kinds of violations; ``wrong`` is a result that no fault explains."""
 
 
-def make_scene(places: Places, *, demo: bool) -> Scene:
+def make_scene(folders: RunFolders, *, demo: bool) -> Scene:
     """Return scripted workers, or the demo camera's pipelines."""
     if not demo:
-        return ScriptedScene(places)
+        return ScriptedScene(folders)
     from chaos_demo import DemoScene  # imports LSST code
 
-    return DemoScene(places)
+    return DemoScene(folders)
 
 
-def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
+def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
     """Run in empty folders."""
-    scene = make_scene(places, demo=demo)
+    scene = make_scene(folders, demo=demo)
     plan = make_plan(
         seed,
         seconds,
@@ -54,8 +54,8 @@ def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) 
         fault_every_s=scene.fault_every_s,
     )
     draw = random.Random(f"victims of {seed}")
-    node = ChaosNode(places.scratch, scene.settings(workers), uuid.uuid4().hex)
-    relay = ChaosRelay(places.relay, draw)
+    node = ChaosNode(folders.scratch, scene.settings(workers), uuid.uuid4().hex)
+    relay = ChaosRelay(folders.relay, draw)
     try:
         return ChaosRun(plan, scene, node, relay, draw, lambda line: click.echo(line, err=True)).run()
     finally:
@@ -64,7 +64,7 @@ def run(places: Places, seconds: float, seed: int, workers: int, *, demo: bool) 
 
 
 def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
-    """Return a report as plain values."""
+    """Return a report as plain values, for JSON."""
     return {
         "seed": seed,
         "seconds": seconds,
@@ -75,7 +75,7 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
         "outcomes": dict(report.outcomes.most_common()),
         "faults": dict(sorted(report.faults.items())),
         "killed_while": dict(sorted(report.killed_while.items())),
-        "lives": report.lives,
+        "lives": report.incarnations,
         "restarted_slots": report.restarted_slots,
         "slowest_answer_s": round(report.slowest_answer_s, 3),
         "supervisor": {
@@ -84,7 +84,7 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
         "violations": [
             {
                 "kind": violation.kind,
-                "what": violation.what,
+                "what": violation.description,
                 "visit": violation.key,
                 "story": report.stories.get(violation.key[0], []) if violation.key else [],
             }
@@ -93,68 +93,78 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
     }
 
 
-def show(told: dict[str, Any], console: Console) -> None:
-    """Print tables for people."""
-    table = Table(title=f"chaos, seed {told['seed']}, {told['seconds']:g} s")
-    table.add_column("what")
-    table.add_column("how often", justify="right")
+def show(report_values: dict[str, Any], console: Console) -> None:
+    """Print a report as tables, then the violations."""
+    table = Table(title=f"chaos, seed {report_values['seed']}, {report_values['seconds']:g} s")
+    table.add_column("event")
+    table.add_column("count", justify="right")
     for name in ("accepted", "attempts", *KINDS):
-        table.add_row(name, str(told[name]))
+        table.add_row(name, str(report_values[name]))
     table.add_section()
     for group in ("outcomes", "faults"):
-        for name, count in told[group].items():
+        for name, count in report_values[group].items():
             table.add_row(name, str(count))
         table.add_section()
-    for state, count in told["killed_while"].items():
+    for state, count in report_values["killed_while"].items():
         table.add_row(f"killed while {state}", str(count))
     console.print(table)
-    stories = {each["visit"][0]: each["story"] for each in told["violations"] if each["visit"]}
+    stories = {each["visit"][0]: each["story"] for each in report_values["violations"] if each["visit"]}
     for group, story in stories.items():
         print(f"story of {group}:", *story, sep="\n    ", file=console.file)
-    print(*verdict(told), sep="\n", file=console.file)
+    print(*result_lines(report_values), sep="\n", file=console.file)
 
 
-def verdict(told: dict[str, Any]) -> list[str]:
-    """Return a line for each violation, and what they amount to: the last
-    lines of the output, which are read first.
+def result_lines(report_values: dict[str, Any]) -> list[str]:
+    """Return a line for each violation, and their numbers.
+
+    They are the last lines of the output, where a failed test shows them.
     """
     lines = []
-    for violation in told["violations"]:
+    for violation in report_values["violations"]:
         where = "{} detector {}: ".format(*violation["visit"]) if violation["visit"] else ""
         lines.append(f"{violation['kind']}: {where}{violation['what']}")
     first = f"; the first: {lines[0].splitlines()[0]}" if lines else ""
-    return [*lines, f"seed {told['seed']}: {', '.join(f'{told[kind]} {kind}' for kind in KINDS)}{first}"]
+    counts = ", ".join(f"{report_values[kind]} {kind}" for kind in KINDS)
+    return [*lines, f"seed {report_values['seed']}: {counts}{first}"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seconds", default=40.0, show_default=True, type=click.FloatRange(8), help="How long.")
+@click.option(
+    "--seconds",
+    default=40.0,
+    show_default=True,
+    type=click.FloatRange(8),
+    help="Seconds in which visits are announced and faults happen.",
+)
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same faults.")
 @click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Slots at the most.")
-@click.option("--demo", is_flag=True, help="The demo camera's pipelines instead of scripted workers.")
+@click.option("--demo", is_flag=True, help="Use the demo camera's pipelines instead of scripted workers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--keep", is_flag=True, help="Keep journal, logs and raws, and say where.")
+@click.option("--keep", is_flag=True, help="Keep journal, logs and raws, and print their folder.")
 def main(seconds: float, seed: int, workers: int, demo: bool, as_json: bool, keep: bool) -> None:
     """Run the real daemon under random faults, then check every visit."""
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     shm = Path("/dev/shm")
     ramdisk = Path(tempfile.mkdtemp(prefix="chaos-", dir=shm if shm.is_dir() else None))
     try:
-        told = summary(run(Places(scratch, ramdisk), seconds, seed, workers, demo=demo), seconds, seed)
+        report_values = summary(
+            run(RunFolders(scratch, ramdisk), seconds, seed, workers, demo=demo), seconds, seed
+        )
     except PPDaemonError as error:
         click.echo(f"chaos: {error}", err=True)
         sys.exit(error.exit_code)
     finally:
         shutil.rmtree(ramdisk, ignore_errors=True)
         if keep:
-            click.echo(f"kept: {scratch}", err=True)
+            click.echo(f"journal, logs and raws: {scratch}", err=True)
         else:
             shutil.rmtree(scratch, ignore_errors=True)
     if as_json:
-        click.echo(json.dumps(told, indent=1))
-        click.echo("\n".join(verdict(told)), err=True)
+        click.echo(json.dumps(report_values, indent=1))
+        click.echo("\n".join(result_lines(report_values)), err=True)
     else:
-        show(told, Console())
-    sys.exit(ExitCode.FAILED if any(told[kind] for kind in KINDS) else ExitCode.OK)
+        show(report_values, Console())
+    sys.exit(ExitCode.FAILED if any(report_values[kind] for kind in KINDS) else ExitCode.OK)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The judge of a chaos run: compares promises, journal, permanent writes, exports.
+"""Check a chaos run: compare accepted visits, journal, permanent writes and exports.
 
-`judge` is pure; it trusts the relay's list of promises and the traces on disk,
-and tells where the daemon's own journal contradicts them.
+`find_violations` is pure. It relies on the relay's records and the traces on
+disk, and finds where the daemon's journal contradicts them.
 """
 
 import sqlite3
@@ -18,28 +18,28 @@ from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.testing.played import VisitDetector
 
 __all__ = (
-    "Evidence",
+    "RunRecords",
     "Row",
-    "Told",
+    "ReceivedOutcome",
     "Violation",
     "is_quiet",
-    "judge",
+    "find_violations",
     "read_exports",
     "read_rows",
     "read_writes",
 )
 
 LATE = frozenset({Outcome.PREPARE_TIMEOUT, Outcome.RUN_TIMEOUT, Outcome.EXPORT_TIMEOUT})
-"""What may happen to anybody on a computer that is too busy."""
+"""Outcomes that may also happen without a fault, on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken promise."""
+    """A broken guarantee."""
 
     kind: str
     """``lost``, ``doubled``, ``leaked`` or ``wrong``."""
-    what: str
+    description: str
     key: VisitDetector | None = None
 
 
@@ -58,47 +58,47 @@ class Row:
 
     def __str__(self) -> str:
         final = "final" if self.final else "not final"
-        said = f", past {self.no_return}" if self.no_return else ""
+        no_return = f", past {self.no_return}" if self.no_return else ""
         retriable = ", retriable" if self.retriable else ""
         return (
-            f"attempt {self.attempt}: {self.outcome} ({self.reason}), {final}{retriable}{said}, "
+            f"attempt {self.attempt}: {self.outcome} ({self.reason}), {final}{retriable}{no_return}, "
             f"worker {self.pid}"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the relay was told of a visit-detector."""
+class ReceivedOutcome:
+    """An outcome that the relay received for a visit-detector."""
 
     outcome: Outcome
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """Everything that a run has left to be judged by."""
+class RunRecords:
+    """The records of a run."""
 
-    promised: frozenset[VisitDetector]
-    told: Mapping[VisitDetector, Sequence[Told]]
+    accepted: frozenset[VisitDetector]
+    received: Mapping[VisitDetector, Sequence[ReceivedOutcome]]
     rows: Sequence[Row]
     writes: Mapping[VisitDetector, int] | None
-    """Permanent writes; `None` where they cannot be counted."""
+    """Number of permanent writes; `None` if they cannot be counted."""
     exports: Mapping[VisitDetector, Sequence[int]] | None
-    """Attempts whose outputs are in the central repo."""
+    """Attempts whose outputs are in the central repo; `None` if they are not known."""
     reasons: Mapping[VisitDetector, Sequence[str]] = field(default_factory=dict)
-    """What was done to a visit-detector, and may spoil it."""
-    hurt: frozenset[int] = frozenset()
-    """Workers that were killed or stopped."""
+    """Faults that a visit-detector had, which may explain its outcome."""
+    harmed_pids: frozenset[int] = frozenset()
+    """Pids of workers that were killed or stopped."""
     raw_in_time: frozenset[VisitDetector] = frozenset()
-    """Whose raws landed well before the wait for them ended."""
+    """Visit-detectors whose raws were written well before the end of the wait."""
     refused: Mapping[VisitDetector, str] = field(default_factory=dict)
-    """What the node did not take, and never will: there is no reason to."""
+    """Visit-detectors that the node refused for good; there is no reason to do so."""
 
 
 def is_quiet(status: StatusReport | None) -> bool:
-    """Return whether nothing is under way in a daemon that may be stopped now.
+    """Return whether a daemon has no open work and can be stopped.
 
-    One that starts does not know yet what the one before has left.
+    One that is starting has not read the leftovers of the previous run yet.
     """
     if status is None or status.state not in ("running", "degraded"):
         return False
@@ -106,18 +106,7 @@ def is_quiet(status: StatusReport | None) -> bool:
 
 
 def read_rows(journal: Path) -> list[Row]:
-    """Read the journal's file.
-
-    Parameters
-    ----------
-    journal : `pathlib.Path`
-        SQLite, as `ppdaemon.node.visits.journal` writes it.
-
-    Returns
-    -------
-    rows : `list` [`Row`]
-        In the order of writing.
-    """
+    """Read the rows of a journal (SQLite) in the order of writing."""
     with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
         found = db.execute(
             "SELECT grp, detector, attempt, outcome, reason, final, retriable, pid, no_return"
@@ -139,7 +128,7 @@ def read_rows(journal: Path) -> list[Row]:
 
 
 def read_writes(folder: Path) -> dict[VisitDetector, int]:
-    """Count the permanent writes of scripted workers: a byte each."""
+    """Count the permanent writes of scripted workers: one byte each."""
     writes = {}
     for path in folder.iterdir() if folder.exists() else ():
         group, _, detector = path.name.rpartition("~")
@@ -148,7 +137,7 @@ def read_writes(folder: Path) -> dict[VisitDetector, int]:
 
 
 def read_exports(names: Iterable[str]) -> dict[VisitDetector, list[int]]:
-    """Return the attempts that were exported, by their spools' names."""
+    """Return the exported attempts, from the names of their spools."""
     exports: dict[VisitDetector, list[int]] = defaultdict(list)
     for name in names:
         spooled = NodeFolders.read_spooled(name)
@@ -157,82 +146,72 @@ def read_exports(names: Iterable[str]) -> dict[VisitDetector, list[int]]:
     return exports
 
 
-def judge(evidence: Evidence) -> list[Violation]:
-    """Find what was broken.
-
-    Parameters
-    ----------
-    evidence : `Evidence`
-        What a run has left.
-
-    Returns
-    -------
-    violations : `list` [`Violation`]
-        Empty if every promise was kept.
-    """
+def find_violations(records: RunRecords) -> list[Violation]:
+    """Return the violations; none if every guarantee was met."""
     rows: dict[VisitDetector, list[Row]] = defaultdict(list)
-    for row in evidence.rows:
+    for row in records.rows:
         rows[row.key].append(row)
-    found = [Violation("wrong", f"refused: {why}", key) for key, why in sorted(evidence.refused.items())]
-    for key in sorted(evidence.promised | rows.keys() | evidence.told.keys()):
-        found += _judge_one(key, rows[key], evidence)
+    found = [Violation("wrong", f"refused: {reason}", key) for key, reason in sorted(records.refused.items())]
+    for key in sorted(records.accepted | rows.keys() | records.received.keys()):
+        found += _check_one(key, rows[key], records)
     return found
 
 
-def _judge_one(key: VisitDetector, rows: Sequence[Row], evidence: Evidence) -> list[Violation]:
+def _check_one(key: VisitDetector, rows: Sequence[Row], records: RunRecords) -> list[Violation]:
     finals = [row for row in rows if row.final]
-    told = {said.outcome for said in evidence.told.get(key, ())}
+    received = {result.outcome for result in records.received.get(key, ())}
     found: list[tuple[str, str]] = []
     if not finals:
         found.append(("lost", f"no final outcome in the journal ({len(rows)} rows)"))
     if finals and any(row.outcome is None for row in rows):
         found.append(("wrong", "an attempt without an outcome beside the final one"))
-    if not told:
-        found.append(("lost", "no outcome was told to the relay"))
+    if not received:
+        found.append(("lost", "the relay received no outcome"))
     if len(finals) > 1:
         found.append(("doubled", f"{len(finals)} final rows"))
-    if len(told) > 1:
-        found.append(("doubled", f"different outcomes were told: {', '.join(sorted(told))}"))
+    if len(received) > 1:
+        found.append(("doubled", f"the relay received different outcomes: {', '.join(sorted(received))}"))
     if len(finals) == 1:
-        if told and told != {finals[0].outcome}:
-            found.append(("doubled", f"told {', '.join(sorted(told))}, but journaled {finals[0].outcome}"))
-        found += _judge_traces(key, finals[0], evidence)
-        found += _judge_outcome(key, finals[0], rows, evidence)
-    writes = (evidence.writes or {}).get(key, 0)
+        if received and received != {finals[0].outcome}:
+            outcomes = ", ".join(sorted(received))
+            found.append(("doubled", f"the relay received {outcomes}, the journal has {finals[0].outcome}"))
+        found += _check_traces(key, finals[0], records)
+        found += _check_outcome(key, finals[0], rows, records)
+    writes = (records.writes or {}).get(key, 0)
     if writes > 1:
         found.append(("doubled", f"{writes} permanent writes"))
-    return [Violation(kind, what, key) for kind, what in found]
+    return [Violation(kind, description, key) for kind, description in found]
 
 
-def _judge_traces(key: VisitDetector, final: Row, evidence: Evidence) -> list[tuple[str, str]]:
-    """Compare an outcome with what lies on disk."""
+def _check_traces(key: VisitDetector, final: Row, records: RunRecords) -> list[tuple[str, str]]:
+    """Compare an outcome with the files on disk."""
     found = []
     succeeded = final.outcome is Outcome.SUCCEEDED
-    if evidence.writes is not None:
-        writes = evidence.writes.get(key, 0)
+    if records.writes is not None:
+        writes = records.writes.get(key, 0)
         if succeeded and not writes:
             found.append(("lost", "succeeded without its permanent write"))
         if final.retriable and writes:
-            found.append(("wrong", "called retriable after a permanent write"))
-    if evidence.exports is not None:
-        exported = Counter(evidence.exports.get(key, ()))
-        wanted = Counter([final.attempt] if succeeded else [])
-        if wanted - exported:
+            found.append(("wrong", "marked as retriable after a permanent write"))
+    if records.exports is not None:
+        exported = Counter(records.exports.get(key, ()))
+        expected = Counter([final.attempt] if succeeded else [])
+        if expected - exported:
             found.append(("lost", f"attempt {final.attempt} was not exported"))
-        if exported - wanted:
-            extra = sorted((exported - wanted).elements())
+        if exported - expected:
+            extra = sorted((exported - expected).elements())
             found.append(("doubled", f"exported attempts {extra}, the outcome is {final.outcome}"))
     return found
 
 
-def _judge_outcome(
-    key: VisitDetector, final: Row, rows: Sequence[Row], evidence: Evidence
+def _check_outcome(
+    key: VisitDetector, final: Row, rows: Sequence[Row], records: RunRecords
 ) -> list[tuple[str, str]]:
-    """Ask whether something was done that explains an outcome."""
+    """Check whether a fault explains the outcome."""
     if final.outcome is Outcome.NO_IMAGE:
-        return [("wrong", "no_image, though its raw was there")] if key in evidence.raw_in_time else []
-    if evidence.reasons.get(key) or any(row.pid in evidence.hurt for row in rows):
+        return [("wrong", "no_image, although its raw was written")] if key in records.raw_in_time else []
+    if records.reasons.get(key) or any(row.pid in records.harmed_pids for row in rows):
         return []
     if final.outcome in (BAD_OUTCOMES | {Outcome.CANCELLED}) - LATE:
-        return [("wrong", f"{final.outcome} ({final.reason}), though nothing was done to it")]
+        return [("wrong", f"{final.outcome} ({final.reason}), although it had no fault")]
     return []

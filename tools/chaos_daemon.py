@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon with a clock that a chaos run can set: SIGUSR1 lets it jump.
+"""The daemon with a clock that a chaos run can set: each SIGUSR1 changes it.
 
-Each signal takes the next of `JUMPS_S`. Only the clock of stamps jumps, as
-when somebody sets a computer's time; the monotonic one is the system's.
+Each signal uses the next of `JUMPS_S`. Only the clock of time stamps jumps, as
+after a change of the computer's time; the monotonic clock is the system's.
 """
 
 import asyncio
@@ -23,28 +23,28 @@ from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
 
 JUMPS_S = (3600.0, 0.0, -3600.0, 0.0)
-"""What the clock of stamps is ahead, after each signal."""
+"""Offsets of the clock of time stamps after each signal."""
 
 
 class JumpingClock:
-    """TAI seconds, right until the first jump."""
+    """TAI seconds, correct until the first jump."""
 
     def __init__(self) -> None:
-        self._right = Clock()
+        self._true_clock = Clock()
         self._jumps = itertools.cycle(JUMPS_S)
-        self._ahead_s = 0.0
+        self._offset_s = 0.0
 
     def tai(self) -> float:
-        """Return TAI seconds since 1970, by a clock that was set."""
-        return self._right.tai() + self._ahead_s
+        """Return TAI seconds since 1970 plus the offset."""
+        return self._true_clock.tai() + self._offset_s
 
     def jump(self) -> None:
-        """Set the clock."""
-        self._ahead_s = next(self._jumps)
+        """Change the offset."""
+        self._offset_s = next(self._jumps)
 
 
 async def run(config: NodeConfig, path: Path) -> None:
-    """Run the daemon until SIGTERM."""
+    """Run the daemon until SIGTERM or SIGINT."""
     clock = JumpingClock()
     supervisor = Supervisor(
         config, partial(load_node, path, os.environ), os.environ, Clock(tai=clock.tai), Notifier(None), None
@@ -58,7 +58,7 @@ async def run(config: NodeConfig, path: Path) -> None:
 
 
 def main() -> None:
-    """Run with the configuration that is the only argument."""
+    """Run with the configuration file that is the only argument."""
     path = Path(sys.argv[1])
     config = load_node(path, os.environ)
     log.set_up(config.log.level, config.log.format, node=config.node.name)

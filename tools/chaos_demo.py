@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The demo camera of a chaos run: real pipelines, one detector.
 
-Nothing goes wrong inside of the workers here; they are hurt from outside.
+The workers have no faults of their own; they are only killed and stopped.
 """
 
 from collections import Counter
@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from chaos_plan import PROCESS_FAULTS, Fault, Visit
-from chaos_scene import Places
+from chaos_scene import RunFolders
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo import services
 from ppdaemon.demo.central import make_central_repo
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.rules import SURVEYS, DemoRule
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
 from ppdaemon.testing.played import VisitDetector
@@ -30,32 +31,26 @@ TIMES = {"boot_s": 30, "prepare_s": 40, "run_s": 60, "export_s": 40, "grace_s": 
 
 
 class DemoScene:
-    """A central repo, a sky, and the pipeline that makes alerts.
-
-    Parameters
-    ----------
-    places : `chaos_scene.Places`
-        The folders of the run.
-    """
+    """A central repo, a sky, and the pipeline that makes alerts."""
 
     detectors = (DETECTOR,)
     worker_faults: tuple[str, ...] = ()
     process_faults = tuple(fault for fault in PROCESS_FAULTS if fault is not Fault.CENTRAL_DOWN)
     visit_every_s = 2.5
     fault_every_s = 2.0
-    patience_s = IMAGE_TIMEOUT_S
+    raw_timeout_s = IMAGE_TIMEOUT_S
     drain_s = 180.0
 
-    def __init__(self, places: Places):
-        self._places = services.Places(places.scratch, places.ramdisk)
-        self._relay = places.relay
-        self._state = places.state
+    def __init__(self, folders: RunFolders):
+        self._paths = services.DemoPaths(folders.scratch, folders.ramdisk)
+        self._relay = folders.relay
+        self._state = folders.state
         self._camera = SimulatedCamera(detectors=self.detectors)
-        self._delivery = Delivery(self._places.raws, Clock().tai)
+        self._delivery = Delivery(self._paths.raws, Clock().tai)
         self._plans: dict[str, VisitPlan] = {}
         self._thread = ThreadPoolExecutor(1, "camera")
         make_central_repo(
-            self._places.central,
+            self._paths.central,
             bands=("r",),
             detectors=self.detectors,
             processes=1,
@@ -64,47 +59,45 @@ class DemoScene:
 
     def settings(self, workers: int) -> dict[str, Any]:
         """Return the daemon's configuration."""
-        for folder in (self._places.raws, self._places.alerts):
+        for folder in (self._paths.raws, self._paths.alerts):
             folder.mkdir(exist_ok=True)
-        settings = services.node_config(self._places, workers)
+        settings = services.node_config(self._paths, workers)
         settings["node"] |= {"instruments": {CAMERA_NAME: str(DETECTOR)}, "state_dir": str(self._state)}
         settings["relay"] = {"address": self._relay, "heartbeat_s": 0.2, "silence_s": 1.0}
-        settings["arrivals"] = {"roots": [str(self._places.raws)], "image_timeout_s": IMAGE_TIMEOUT_S}
+        settings["arrivals"] = {"roots": [str(self._paths.raws)], "image_timeout_s": IMAGE_TIMEOUT_S}
         settings["workers"] |= {"min": 2, "spare": 1, "times": TIMES}
         settings["export"]["retry_s"] = 0.5
         return settings
 
     def announcement(self, visit: Visit) -> NextVisit:
-        """Return what the relay reserves."""
+        """Return the visit that the relay reserves."""
         fields = self._plan(visit).next_visit(Clock().tai())
         return read_next_visit(fields | {"duration": 0.0, "nimages": visit.snaps})
 
-    def land(self, visit: Visit, snap: int) -> None:
-        """Expose, read out and deliver, beside the run."""
+    def write_raws(self, visit: Visit, snap: int) -> None:
+        """Expose, read out and deliver a snap in the camera's thread."""
         self._thread.submit(self._deliver, self._plan(visit), snap)
 
     def writes(self) -> dict[VisitDetector, int] | None:
-        """Tell for which visit-detectors there are alerts, which a task
-        refuses to write twice.
-        """
-        # Each exposure is a visit of its own to the Butler.
+        """Return the visit-detectors with alerts, which a task refuses to write twice."""
+        # In the Butler each exposure is a separate visit.
         groups = {each.exposure_id: group for group, plan in self._plans.items() for each in plan.exposures}
         found = {}
-        for path in self._places.alerts.glob("alerts_*.avro"):
+        for path in self._paths.alerts.glob("alerts_*.avro"):
             _, visit, detector = path.stem.split("_")
             found[groups[int(visit)], int(detector)] = 1
         return found
 
     def exports(self) -> dict[VisitDetector, list[int]] | None:
-        """The central repo does not know of attempts."""
+        """Return `None`: the central repo has no attempts."""
         return None
 
     def done_worker_faults(self) -> Counter[str]:
-        """Nothing is told to go wrong in workers."""
+        """Return no faults: the workers have none of their own."""
         return Counter()
 
     def close(self) -> None:
-        """End the camera's thread."""
+        """Stop the camera's thread."""
         self._thread.shutdown()
 
     def _plan(self, visit: Visit) -> VisitPlan:
@@ -115,7 +108,7 @@ class DemoScene:
                 Clock().tai() - CADENCE.lead_s - CADENCE.exposure_s,
                 CADENCE,
                 snaps=visit.snaps,
-                program=services.surveys["ApPipe"],
+                program=SURVEYS[DemoRule.IN_MAP],
                 group=visit.group,
                 first_seq_num=taken + 1,
             )

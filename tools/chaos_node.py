@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon of a chaos run: its process, its descendants, what they use.
+"""The daemon of a chaos run: its process, its descendants, their resources.
 
-All processes of a run carry a mark in their environment, so that those are
-found whose parent has died; a signal goes to nobody else.
+All processes of a run have a mark in their environment, so that orphans are
+found, too, and no other process gets a signal.
 """
 
 import contextlib
@@ -27,26 +27,20 @@ __all__ = ("ChaosNode",)
 
 MARK = "PPDAEMON_CHAOS"
 DAEMON = Path(__file__).with_name("chaos_daemon.py")
+# Includes the export of all spools.
 STOP_S = 30.0
 PER_WORKER = 2
-"""Descriptors that a supervisor has for a worker: channel and pidfd."""
+"""Descriptors of a supervisor per worker: channel and pidfd."""
 
 
 class ChaosNode(NodeProcess):
     """A daemon that is killed and started again in the same folders.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        Configuration and log of the daemon.
-    settings : `dict`
-        The configuration.
-    mark : `str`
-        By which its processes are known.
+    `mark` identifies its processes.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], mark: str):
-        # Without SPT_NOENV a process that changes its title loses its mark.
+        # Without SPT_NOENV a process that changes its title overwrites its environment.
         environment = {MARK: mark, "SPT_NOENV": "1"}
         super().__init__(folder, settings, program=(str(DAEMON),), environment=environment)
         self.folders = NodeFolders.of(NodeConfig.model_validate(settings))
@@ -56,7 +50,7 @@ class ChaosNode(NodeProcess):
         self._mark = f"{MARK}={mark}".encode()
 
     def launch(self) -> None:
-        """Begin an incarnation; return at once."""
+        """Start an incarnation; return at once."""
         self.incarnations += 1
         super().launch()
 
@@ -67,25 +61,25 @@ class ChaosNode(NodeProcess):
         return None
 
     def change_settings(self) -> None:
-        """Change what makes a reload replace all processes, and nothing else."""
+        """Change one setting for which a reload replaces all processes."""
         self.rewrite(workers={"recycle_visits": 301 - self.config["workers"].get("recycle_visits", 100)})
 
-    # --- asking ----------------------------------------------------------
+    # --- requests ---------------------------------------------------------
 
-    def status_if_served(self) -> StatusReport | None:
-        """Return its report; `None` while it does not serve."""
+    def status_or_none(self) -> StatusReport | None:
+        """Return its status; `None` while it does not answer."""
         with contextlib.suppress(Unavailable):
             return self._timed(self.status)
         return None
 
-    def workers_if_served(self) -> list[WorkerRow]:
-        """Return its slots; none while it does not serve."""
+    def workers_or_none(self) -> list[WorkerRow]:
+        """Return its slots; none while it does not answer."""
         with contextlib.suppress(Unavailable):
             return self._timed(self.workers)
         return []
 
     def request(self, request: Any) -> None:
-        """Send a request, in vain while it does not serve."""
+        """Send a request; ignored while the daemon does not answer."""
         with contextlib.suppress(Unavailable):
             self.daemon.ask(request)
 
@@ -98,49 +92,50 @@ class ChaosNode(NodeProcess):
     # --- its processes ---------------------------------------------------
 
     def processes(self) -> dict[int, str]:
-        """Return all living processes with the mark, by their titles."""
+        """Return all running processes with the mark, with their titles."""
         found = {}
         for pid in psutil.pids():
             with contextlib.suppress(OSError, psutil.Error):
-                if self._is_ours(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                if self._has_mark(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                     found[pid] = title(pid)
         return found
 
     def signal(self, pid: int, number: int) -> bool:
-        """Send a signal to one of the run's processes; return whether it was there."""
+        """Send a signal to one of the run's processes; return whether it was running."""
         with contextlib.suppress(OSError):
+            # The descriptor is opened before the check of the mark: the pid cannot be reused in between.
             descriptor = os.pidfd_open(pid)
             try:
-                if self._is_ours(pid):
+                if self._has_mark(pid):
                     signal.pidfd_send_signal(descriptor, number)
                     return True
             finally:
                 os.close(descriptor)
         return False
 
-    def find(self, wanted: str) -> int | None:
-        """Return the process with a title."""
-        return next((pid for pid, name in self.processes().items() if name == wanted), None)
+    def find(self, process_title: str) -> int | None:
+        """Return the pid of the process with a title."""
+        return next((pid for pid, name in self.processes().items() if name == process_title), None)
 
     def describe(self, pid: int, name: str) -> str:
-        """Return whose child a process is, of which session and how old."""
+        """Return parent, session and age of a process as text."""
         with contextlib.suppress(OSError, psutil.Error):
             process = psutil.Process(pid)
             age_s = time.time() - process.create_time()
-            family = f"child of {process.ppid()}, session {os.getsid(pid)}"
-            return f"process {pid} {name}, {family}, {age_s:.1f} s old"
+            ancestry = f"child of {process.ppid()}, session {os.getsid(pid)}"
+            return f"process {pid} {name}, {ancestry}, {age_s:.1f} s old"
         return f"process {pid} {name}"
 
-    def _is_ours(self, pid: int) -> bool:
+    def _has_mark(self, pid: int) -> bool:
         return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
     def usage(self) -> ResourceUsage:
-        """Return what the supervisor uses, without the descriptors of its workers."""
-        workers = sum(1 for row in self.workers_if_served() if row.pid is not None)
+        """Return the supervisor's resources, without the descriptors of its workers."""
+        workers = sum(1 for row in self.workers_or_none() if row.pid is not None)
         usage = super().usage()
         return replace(usage, descriptors=usage.descriptors - PER_WORKER * workers)
 
-    def log_of(self, *words: str, most: int = 40) -> list[str]:
-        """Return the lines of the daemon's log with one of these words."""
+    def log_of(self, *texts: str, most: int = 40) -> list[str]:
+        """Return the last lines of the daemon's log with one of these texts."""
         with self.log.open(errors="replace") as lines:
-            return [line.rstrip() for line in lines if any(word in line for word in words)][-most:]
+            return [line.rstrip() for line in lines if any(text in line for text in texts)][-most:]

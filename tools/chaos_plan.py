@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a chaos run is going to do, drawn from a seed. Pure.
+"""The plan of a chaos run, drawn from a seed. Pure.
 
-Kinds of fault are dealt like cards: each comes once before any comes twice,
-so that even a short run has many of them.
+Kinds of faults are dealt like cards: each appears once before any appears
+twice, so that even a short run has many of them.
 """
 
 import random
@@ -16,7 +16,7 @@ __all__ = ("PROCESS_FAULTS", "Fault", "Plan", "ProcessFault", "Visit", "WORKER_F
 
 
 class Fault(StrEnum):
-    """What comes from outside of the workers; their own faults have other names."""
+    """Faults from outside the workers; their own faults have other names."""
 
     KILL_WORKER = "kill_worker"
     STOP_WORKER = "stop_worker"
@@ -27,7 +27,7 @@ class Fault(StrEnum):
     RELOAD = "reload"
     CLOCK_JUMP = "clock_jump"
     RELAY_SILENT = "relay_silent"
-    RELAY_NONSENSE = "relay_nonsense"
+    INVALID_MESSAGE = "invalid_message"
     CENTRAL_DOWN = "central_down"
     DUPLICATE = "duplicate"
     CANCEL = "cancel"
@@ -46,11 +46,11 @@ PROCESS_FAULTS = (
     Fault.RELOAD,
     Fault.CLOCK_JUMP,
     Fault.RELAY_SILENT,
-    Fault.RELAY_NONSENSE,
+    Fault.INVALID_MESSAGE,
     Fault.CENTRAL_DOWN,
     Fault.STOP_ZYGOTE,
 )
-"""What happens to processes."""
+"""Faults of processes and of the connections between them."""
 
 VISIT_FAULTS = (
     Fault.DUPLICATE,
@@ -60,10 +60,10 @@ VISIT_FAULTS = (
     Fault.MISSING_SNAP,
     Fault.LATE_RAW,
 )
-"""What happens to visits."""
+"""Faults of visits."""
 
 STEPS = ("prepare", "ingest", "process", "written", "spooling", "spooled")
-"""Where worker faults happen, of `ppdaemon.testing.work.STEPS`."""
+"""Steps with worker faults, of `ppdaemon.testing.work.STEPS`."""
 
 WORKER_FAULTS = (
     "hang",
@@ -84,8 +84,9 @@ WORKER_FAULTS = (
     "detach",
     "chdir",
 )
-"""What goes wrong in workers, of `ppdaemon.testing.work.FAULTS`."""
+"""Faults in workers, of `ppdaemon.testing.work.FAULTS`."""
 
+# Killed and stopped workers are the most frequent faults after the first round.
 MORE_KILLS = (Fault.KILL_WORKER,) * 4 + (Fault.STOP_WORKER,) * 2
 QUIET_BEGIN_S, QUIET_END_S = 0.5, 1.0
 LONGEST_S = {
@@ -95,12 +96,12 @@ LONGEST_S = {
     Fault.CENTRAL_DOWN: 2.0,
 }
 EVERY_ATTEMPT = 0.25
-"""How often a worker fault happens in each attempt, not only in the first."""
+"""Probability that a worker fault happens in every attempt, not only in the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessFault:
-    """Something that happens to a process."""
+    """A process fault at a time."""
 
     at_s: float
     fault: Fault
@@ -109,7 +110,7 @@ class ProcessFault:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One visit, and what goes wrong with it."""
+    """One visit with its faults."""
 
     group: str
     announce_s: float
@@ -117,22 +118,22 @@ class Visit:
     snaps: int
     pace_ms: int
     raws_s: tuple[float, ...]
-    """When the snaps' raws land; fewer than `snaps` where some never come."""
+    """Times at which the snaps' raws are written; fewer than `snaps` if some are not."""
     worker_fault: WorkerFault | None = None
     visit_fault: Fault | None = None
     cancel_s: float | None = None
-    again_s: tuple[float, ...] = ()
-    """When the reservation comes once more."""
+    resend_s: tuple[float, ...] = ()
+    """Times at which the reservation is sent again."""
 
     @property
     def survey(self) -> str:
-        """What the workers do, in the words of `ppdaemon.testing.work`."""
+        """The instructions for the workers, in the form of `ppdaemon.testing.work`."""
         return f"pace:{self.pace_ms}" + (f" {self.worker_fault}" if self.worker_fault else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole run; all times count from its begin."""
+    """A whole run; all times are relative to its start."""
 
     visits: tuple[Visit, ...]
     process_faults: tuple[ProcessFault, ...]
@@ -148,67 +149,52 @@ def make_plan(
     visit_every_s: float = 0.45,
     fault_every_s: float = 0.8,
 ) -> Plan:
-    """Draw a run.
+    """Draw visits and process faults, in order; a seed always gives the same plan.
 
-    Parameters
-    ----------
-    seed : `int`
-        The same seed gives the same plan.
-    seconds : `float`
-        How long visits are announced.
-    detectors : `~collections.abc.Sequence` [`int`]
-        Those of the camera.
-    worker_faults : `~collections.abc.Sequence` [`str`], optional
-        What may go wrong in workers.
-    process_faults : `~collections.abc.Sequence` [`Fault`], optional
-        What may happen to processes.
-    visit_every_s, fault_every_s : `float`, optional
-        Mean intervals.
-
-    Returns
-    -------
-    plan : `Plan`
-        Visits and process faults in order.
+    `seconds` is the time in which visits are announced, `visit_every_s` and
+    `fault_every_s` are mean intervals.
     """
     draw = random.Random(seed)
-    wrongs = _dealt(draw, [*worker_faults, *VISIT_FAULTS, *(None,) * len(VISIT_FAULTS)])
+    visit_or_worker_faults = _dealt(draw, [*worker_faults, *VISIT_FAULTS, *(None,) * len(VISIT_FAULTS)])
     visits = [
-        _visit(draw, f"chaos-{seed}-{number:04d}", at_s, detectors, next(wrongs))
-        for number, at_s in enumerate(_moments(draw, 0.0, seconds, visit_every_s))
+        _visit(draw, f"chaos-{seed}-{number:04d}", at_s, detectors, next(visit_or_worker_faults))
+        for number, at_s in enumerate(_random_times(draw, 0.0, seconds, visit_every_s))
     ]
-    kinds = _dealt(draw, process_faults, MORE_KILLS)
+    dealt_faults = _dealt(draw, process_faults, MORE_KILLS)
     chosen = [
         ProcessFault(at_s, fault, draw.uniform(0.2, 1.0) * LONGEST_S.get(fault, 0.0))
         for at_s, fault in zip(
-            _moments(draw, QUIET_BEGIN_S, seconds - QUIET_END_S, fault_every_s), kinds, strict=False
+            _random_times(draw, QUIET_BEGIN_S, seconds - QUIET_END_S, fault_every_s),
+            dealt_faults,
+            strict=False,
         )
     ]
     return Plan(tuple(visits), tuple(chosen))
 
 
-def _dealt[T](draw: random.Random, first: Sequence[T], more: Sequence[T] = ()) -> Iterator[T]:
-    """Deal one pack after the other, the first without the doubles."""
+def _dealt[T](draw: random.Random, first: Sequence[T], extra: Sequence[T] = ()) -> Iterator[T]:
+    """Deal one pack after another; the first pack has no extra cards."""
     pack = list(first)
     while True:
         draw.shuffle(pack)
         yield from pack
-        pack = [*first, *more]
+        pack = [*first, *extra]
 
 
-def _moments(draw: random.Random, begin_s: float, end_s: float, every_s: float) -> Iterator[float]:
+def _random_times(draw: random.Random, begin_s: float, end_s: float, every_s: float) -> Iterator[float]:
     at_s = begin_s
     while (at_s := at_s + draw.uniform(0.3, 1.7) * every_s) < end_s:
         yield at_s
 
 
 def _visit(
-    draw: random.Random, group: str, at_s: float, detectors: Sequence[int], wrong: str | Fault | None
+    draw: random.Random, group: str, at_s: float, detectors: Sequence[int], fault: str | Fault | None
 ) -> Visit:
     chosen = tuple(sorted(draw.sample(list(detectors), draw.randint(1, min(3, len(detectors))))))
-    visit_fault = wrong if isinstance(wrong, Fault) else None
+    visit_fault = fault if isinstance(fault, Fault) else None
     snaps = 2 if visit_fault is Fault.MISSING_SNAP or draw.random() < 0.2 else 1
     raws_s = [at_s + draw.uniform(0.1, 1.2) for _ in range(snaps)]
-    cancel_s, again_s = None, ()
+    cancel_s, resend_s = None, ()
     match visit_fault:
         case Fault.NO_RAW:
             raws_s = []
@@ -221,7 +207,7 @@ def _visit(
         case Fault.CANCEL:
             cancel_s = at_s + draw.uniform(0.0, 1.5)
         case Fault.DUPLICATE:
-            again_s = tuple(at_s + draw.uniform(0.0, 3.0) for _ in range(8))
+            resend_s = tuple(at_s + draw.uniform(0.0, 3.0) for _ in range(8))
     return Visit(
         group=group,
         announce_s=at_s,
@@ -229,10 +215,10 @@ def _visit(
         snaps=snaps,
         pace_ms=draw.choice((0, 10, 40, 100)),
         raws_s=tuple(raws_s),
-        worker_fault=None if wrong is None or visit_fault else _worker_fault(draw, str(wrong), chosen),
+        worker_fault=None if fault is None or visit_fault else _worker_fault(draw, str(fault), chosen),
         visit_fault=visit_fault,
         cancel_s=cancel_s,
-        again_s=again_s,
+        resend_s=resend_s,
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The relay of a chaos run: it keeps the truth of what was promised and what was told.
+"""The relay of a chaos run: it records the accepted visits and their outcomes.
 
 Resends reservations until they are acknowledged and cancellations until the
-outcome is there, as the real relay does. Judges nothing.
+outcome arrives, as the real relay does. It evaluates nothing.
 """
 
 import random
@@ -17,9 +17,10 @@ from ppdaemon.visit import NextVisit
 
 __all__ = ("ChaosRelay",)
 
+# Shorter than in reality, so that a short run has many of them.
 HEARTBEAT_S = 0.2
 RESEND_S = 0.5
-NONSENSE = (
+INVALID_MESSAGES = (
     b"",
     b"\xff\xfe",
     b"not JSON",
@@ -32,67 +33,59 @@ NONSENSE = (
 
 @dataclass(slots=True)
 class Reservation:
-    """A visit that the relay wants to be promised."""
+    """A visit that the node has to accept."""
 
     visit: NextVisit
     received_tai: float
     detectors: set[int]
-    """All of them."""
-    wanted: set[int]
-    """Those that are not acknowledged."""
-    cancelled: bool = False
+    unacknowledged: set[int]
+    """Detectors that are not acknowledged yet."""
+    canceled: bool = False
     sent: float = 0.0
 
 
 class ChaosRelay(PlayedRelay):
-    """The relay's end of the link to one node.
-
-    Parameters
-    ----------
-    address : `str`
-        Where it listens.
-    draw : `random.Random`
-        Chooses nonsense.
-    """
+    """The relay's end of the link to one node. `draw` selects invalid messages."""
 
     def __init__(self, address: str, draw: random.Random):
         super().__init__(address, heartbeat_s=HEARTBEAT_S)
         self.refused: dict[VisitDetector, str] = {}
-        """What the node will never take, and why."""
-        self.told_at: dict[VisitDetector, float] = {}
-        """When an outcome was first told, monotonic."""
+        """Visit-detectors that the node refused for good, with the reasons."""
+        self.outcome_at: dict[VisitDetector, float] = {}
+        """Monotonic time at which the first outcome of a visit-detector arrived."""
         self._draw = draw
         self._reservations: dict[str, Reservation] = {}
         self._silent_until = 0.0
 
-    def promise(self, visit: NextVisit, detectors: tuple[int, ...]) -> None:
-        """Have these detectors of a visit promised."""
+    def reserve_detectors(self, visit: NextVisit, detectors: tuple[int, ...]) -> None:
+        """Reserve these detectors of a visit."""
         reservation = Reservation(visit, Clock().tai(), set(detectors), set(detectors))
         self._reservations[visit.group] = reservation
         self._reserve(reservation, reservation.detectors)
 
     def reserve_again(self, group: str) -> None:
-        """Send a reservation once more, acknowledged or not."""
+        """Send a reservation again, acknowledged or not."""
         reservation = self._reservations[group]
         self._reserve(reservation, reservation.detectors)
 
-    def withdraw(self, group: str) -> None:
-        """Cancel a visit until all its outcomes are told."""
-        self._reservations[group].cancelled = True
+    def cancel_visit(self, group: str) -> None:
+        """Cancel a visit; resent until all its outcomes have arrived."""
+        self._reservations[group].canceled = True
         self._reservations[group].sent = 0.0
 
-    def send_nonsense(self) -> None:
-        """Send something that no relay sends."""
-        self.send_raw(self._draw.choice(NONSENSE))
+    def send_invalid_message(self) -> None:
+        """Send a message that is invalid."""
+        self.send_raw(self._draw.choice(INVALID_MESSAGES))
 
-    def fall_silent(self, length_s: float) -> None:
-        """Receive and send nothing for a while; what comes meanwhile is lost."""
+    def stop_answering(self, length_s: float) -> None:
+        """Receive and send nothing for a time; messages that arrive in it are lost."""
         self._silent_until = time.monotonic() + length_s
 
     @property
-    def owed(self) -> list[VisitDetector]:
-        """Visit-detectors for which the node owes an acknowledgement or an
-        outcome (`list`). What was cancelled first is owed nothing.
+    def missing(self) -> list[VisitDetector]:
+        """Visit-detectors without acknowledgement or outcome.
+
+        Those that were canceled before they were accepted need none.
         """
         return [
             (group, detector)
@@ -100,13 +93,13 @@ class ChaosRelay(PlayedRelay):
             for detector in sorted(reservation.detectors)
             if (group, detector) not in self.refused
             and (group, detector) not in self.results
-            and not (reservation.cancelled and detector in reservation.wanted)
+            and not (reservation.canceled and detector in reservation.unacknowledged)
         ]
 
     def listen(self, wait_s: float = 0.0) -> None:
-        """Receive what there is, and send what is due."""
+        """Receive the waiting messages and resend what is due."""
         if self._silent:
-            self._lose(wait_s)
+            self._discard(wait_s)
             return
         super().listen(wait_s)
         now = time.monotonic()
@@ -115,20 +108,20 @@ class ChaosRelay(PlayedRelay):
                 self._resend(reservation, now)
 
     def on_message(self, message: Any) -> None:
-        """Keep what was promised, refused and told."""
+        """Record accepted and refused visits and outcomes."""
         super().on_message(message)
         match message:
             case VisitAccepted(group=group, detectors=detectors):
-                self._reservations[group].wanted -= set(detectors)
+                self._reservations[group].unacknowledged -= set(detectors)
             case VisitRefused(group=group, final=True):
-                self._reservations[group].wanted -= set(message.detectors)
+                self._reservations[group].unacknowledged -= set(message.detectors)
                 self.refused |= {(group, detector): message.reason for detector in message.detectors}
             case Results(entries=entries):
                 for entry in entries:
-                    self.told_at.setdefault((entry.group, entry.detector), time.monotonic())
+                    self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
 
     def send_raw(self, data: bytes) -> None:
-        """Send, unless the relay is silent."""
+        """Send a message, unless the relay is silent."""
         if not self._silent:
             super().send_raw(data)
 
@@ -136,17 +129,17 @@ class ChaosRelay(PlayedRelay):
     def _silent(self) -> bool:
         return time.monotonic() < self._silent_until
 
-    def _lose(self, wait_s: float) -> None:
+    def _discard(self, wait_s: float) -> None:
         while self._socket.poll(round(wait_s * 1000)):
             wait_s = 0.0
             self._socket.recv_multipart()
 
     def _resend(self, reservation: Reservation, now: float) -> None:
         group = reservation.visit.group
-        if reservation.wanted and not reservation.cancelled:
-            self._reserve(reservation, reservation.wanted)
-        promised = {(group, detector) for detector in reservation.detectors} & self.acked
-        if reservation.cancelled and promised - self.results.keys():
+        if reservation.unacknowledged and not reservation.canceled:
+            self._reserve(reservation, reservation.unacknowledged)
+        accepted = {(group, detector) for detector in reservation.detectors} & self.acked
+        if reservation.canceled and accepted - self.results.keys():
             self.cancel(group, instrument=reservation.visit.instrument)
             reservation.sent = now
 

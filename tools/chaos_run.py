@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Acts out the plan of a chaos run against a real daemon, and logs what it does.
+"""Execute the plan of a chaos run with a real daemon, and log each action.
 
-One loop does all: what is due on the agenda, the relay's end of the link, an
-operator who restarts quarantined slots, and a look at what is used. What came
-of it is `chaos_check`'s to judge.
+One loop does everything: the actions that are due, the relay's end of the
+link, an operator who restarts quarantined slots, and a check of the resources.
+`chaos_check` evaluates the results.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from chaos_check import Evidence, Told, Violation, is_quiet, judge, read_rows
+from chaos_check import ReceivedOutcome, RunRecords, Violation, find_violations, is_quiet, read_rows
 from chaos_node import ChaosNode
 from chaos_plan import Fault, Plan, ProcessFault, Visit
 from chaos_relay import ChaosRelay
@@ -29,29 +29,32 @@ from ppdaemon.testing.processes import ResourceUsage
 
 __all__ = ("ChaosFailed", "ChaosRun", "Report")
 
-TURN_S = 0.015
-RESCAN_S = 0.5
+# Faults come every 0.8 s: the loop must not delay them.
+STEP_S = 0.015
+# Quarantined slots must be restarted soon, or the run has too few workers.
+CHECK_S = 0.5
 READY_S = 90.0
-FAMILY_S = 5.0
-"""So long after the supervisor's death its workers may still be dying."""
+ORPHANS_S = 5.0
+"""Time limit for the exit of the workers after their supervisor was killed."""
 RAW_MARGIN_S = 2.0
-"""A raw that lands so long before the wait ends has to be used."""
-SETTLE_S = 1.5
-OWN_ENDS = 3
-"""So often a daemon that ends by itself is started again."""
+"""A raw that is written this long before the end of the wait must be used."""
+# Long enough for a resent reservation or a repeated outcome to arrive.
+QUIET_S = 1.5
+MAX_RESTARTS = 3
+"""Number of times that a daemon which exits by itself is started again."""
 TAIL = 15
 MORE_DESCRIPTORS, MORE_THREADS, MORE_RSS_BYTES = 4, 8, 60_000_000
-"""What a supervisor may hold more at its end than at its begin: its pool of
-threads for files grows up to 6 while it works."""
+"""Allowed growth of the supervisor's resources: its pool of threads for files
+grows up to 6 during the run."""
 
 
 class ChaosFailed(PPDaemonError):
-    """The run came to no end: there is nothing to judge."""
+    """The run did not finish: there is nothing to check."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a run."""
+    """The results of a run."""
 
     accepted: int
     refused: int
@@ -59,80 +62,58 @@ class Report:
     attempts: int
     faults: Counter[str]
     killed_while: Counter[str]
-    """In which states workers were killed."""
-    lives: int
+    """Number of killed workers by state of their slot."""
+    incarnations: int
     restarted_slots: int
     slowest_answer_s: float
     begin: ResourceUsage
     end: ResourceUsage
     violations: list[Violation]
     stories: dict[str, list[str]]
-    """By group: the relay's, the journal's and the daemon's account."""
+    """By group: the records of the relay, the journal and the daemon's log."""
 
     def count(self, kind: str) -> int:
-        """Return how many violations are of a kind."""
+        """Return the number of violations of a kind."""
         return sum(1 for violation in self.violations if violation.kind == kind)
 
 
 @dataclass(slots=True)
 class ChaosRun:
-    """One run.
-
-    Parameters
-    ----------
-    plan : `chaos_plan.Plan`
-        What is to happen.
-    scene : `chaos_scene.Scene`
-        Camera and workers.
-    node : `chaos_node.ChaosNode`
-        The daemon, not started.
-    relay : `chaos_relay.ChaosRelay`
-        The relay.
-    draw : `random.Random`
-        Chooses victims.
-    tell : `~collections.abc.Callable`
-        Gets a line each second.
-    """
+    """One run. `draw` selects victims, `on_progress` gets a line of progress each second."""
 
     plan: Plan
     scene: Scene
     node: ChaosNode
     relay: ChaosRelay
     draw: random.Random
-    tell: Callable[[str], None]
+    on_progress: Callable[[str], None]
     faults: Counter[str] = field(default_factory=Counter)
     killed_while: Counter[str] = field(default_factory=Counter)
     _log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _violations: list[Violation] = field(default_factory=list)
-    _hurt: set[int] = field(default_factory=set)
+    _harmed_pids: set[int] = field(default_factory=set)
     _announced: dict[str, float] = field(default_factory=dict)
     _supervisor_kills: list[float] = field(default_factory=list)
-    _family: dict[int, str] = field(default_factory=dict)
-    """What lived when the supervisor was killed."""
+    _orphans: dict[int, str] = field(default_factory=dict)
+    """Processes that were running when the supervisor was killed."""
     _restarted_slots: int = 0
-    _own_ends: int = 0
+    _restarts: int = 0
     _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)
     _begin: float = 0.0
-    _last_look: float = 0.0
+    _last_check: float = 0.0
     _last_line: int = -1
     _used: ResourceUsage | None = None
 
     def run(self) -> Report:
-        """Act, wait for all outcomes, stop the daemon, judge.
-
-        Returns
-        -------
-        report : `Report`
-            What came of it.
-        """
+        """Execute the plan, wait for all outcomes, stop the daemon, and check the results."""
         self.node.launch()
         try:
             self._wait_until_ready(READY_S)
             self._begin = time.monotonic()
             self._fill_agenda()
-            while self._agenda or self._family:
-                self._turn()
+            while self._agenda or self._orphans:
+                self._step()
             self._end_faults()
             self._drain()
             end = self.node.usage()
@@ -151,25 +132,25 @@ class ChaosRun:
     def _at(self, when_s: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (when_s, next(self._order), act))
 
-    def _turn(self) -> None:
-        self.relay.listen(TURN_S)
+    def _step(self) -> None:
+        self.relay.listen(STEP_S)
         while self._agenda and self._agenda[0][0] <= self._now_s:
             heapq.heappop(self._agenda)[2]()
-        if time.monotonic() - self._last_look >= RESCAN_S:
-            self._last_look = time.monotonic()
-            self._look()
+        if time.monotonic() - self._last_check >= CHECK_S:
+            self._last_check = time.monotonic()
+            self._check()
 
     def _wait_until_ready(self, limit_s: float) -> None:
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
-            self.relay.listen(TURN_S)
+            self.relay.listen(STEP_S)
             self._check_alive()
-            status = self.node.status_if_served()
+            status = self.node.status_or_none()
             if status and status.relay.startswith("connected") and status.slots.get(SlotState.IDLE):
                 self._used = self.node.usage()
                 return
         tail = "\n".join(self.node.log_of("", most=TAIL))
-        raise ChaosFailed(f"the daemon is not ready within {limit_s:g} s:\n{tail}")
+        raise ChaosFailed(f"the daemon is not ready after {limit_s:g} s:\n{tail}")
 
     # --- visits ----------------------------------------------------------
 
@@ -177,8 +158,8 @@ class ChaosRun:
         for visit in self.plan.visits:
             self._at(visit.announce_s, lambda visit=visit: self._announce(visit))
             for snap, at_s in enumerate(visit.raws_s, 1):
-                self._at(at_s, lambda visit=visit, snap=snap: self._land(visit, snap))
-            for at_s in visit.again_s:
+                self._at(at_s, lambda visit=visit, snap=snap: self._write_raws(visit, snap))
+            for at_s in visit.resend_s:
                 self._at(at_s, lambda visit=visit: self._announce_again(visit))
             if visit.cancel_s is not None:
                 self._at(visit.cancel_s, lambda visit=visit: self._cancel(visit))
@@ -193,7 +174,7 @@ class ChaosRun:
         self._note(
             visit.group, f"announced: detectors {visit.detectors}, {visit.survey}, {visit.visit_fault or ''}"
         )
-        self.relay.promise(self.scene.announcement(visit), visit.detectors)
+        self.relay.reserve_detectors(self.scene.announcement(visit), visit.detectors)
         if visit.visit_fault in (Fault.NO_RAW, Fault.EARLY_RAW, Fault.MISSING_SNAP, Fault.LATE_RAW):
             self.faults[visit.visit_fault] += 1
 
@@ -201,31 +182,33 @@ class ChaosRun:
         self.faults[Fault.DUPLICATE] += 1
         self.relay.reserve_again(visit.group)
 
-    def _land(self, visit: Visit, snap: int) -> None:
-        self._note(visit.group, f"snap {snap} lands")
-        self.scene.land(visit, snap)
+    def _write_raws(self, visit: Visit, snap: int) -> None:
+        self._note(visit.group, f"raws of snap {snap} written")
+        self.scene.write_raws(visit, snap)
 
     def _cancel(self, visit: Visit) -> None:
         self.faults[Fault.CANCEL] += 1
-        self._note(visit.group, "cancelled")
-        self.relay.withdraw(visit.group)
+        self._note(visit.group, "canceled")
+        self.relay.cancel_visit(visit.group)
 
     # --- process faults ---------------------------------------------------
 
     def _cause(self, fault: ProcessFault) -> None:
-        """Do it, or try again soon where it has no victim now."""
+        """Cause the fault, or try again soon if there is no victim now."""
         act: Callable[[float], bool] = {
             Fault.KILL_WORKER: self._kill_worker,
             Fault.STOP_WORKER: self._stop_worker,
-            Fault.KILL_ZYGOTE: lambda _: self._serves() and self._hit("ppdaemon zygote", signal.SIGKILL),
+            Fault.KILL_ZYGOTE: lambda _: (
+                self._has_started() and self._signal_process("ppdaemon zygote", signal.SIGKILL)
+            ),
             Fault.STOP_ZYGOTE: self._stop_zygote,
-            Fault.KILL_EXPORTER: lambda _: self._hit("ppdaemon exporter", signal.SIGKILL),
+            Fault.KILL_EXPORTER: lambda _: self._signal_process("ppdaemon exporter", signal.SIGKILL),
             Fault.KILL_SUPERVISOR: self._kill_supervisor,
             Fault.RELOAD: self._reload,
-            Fault.CLOCK_JUMP: self._let_clock_jump,
-            Fault.RELAY_SILENT: self._silence_relay,
-            Fault.RELAY_NONSENSE: self._talk_nonsense,
-            Fault.CENTRAL_DOWN: self._take_central_down,
+            Fault.CLOCK_JUMP: self._set_clock,
+            Fault.RELAY_SILENT: self._stop_relay,
+            Fault.INVALID_MESSAGE: self._send_invalid_message,
+            Fault.CENTRAL_DOWN: self._stop_central,
         }[fault.fault]
         if act(fault.length_s):
             self.faults[fault.fault] += 1
@@ -233,37 +216,37 @@ class ChaosRun:
             self._at(self._now_s + 0.2, lambda: self._cause(fault))
 
     def _victim(self) -> WorkerRow | None:
-        """Choose a worker: each state that there is has the same chance."""
-        rows = [row for row in self.node.workers_if_served() if row.pid is not None]
+        """Select a worker: each state in use has the same probability."""
+        rows = [row for row in self.node.workers_or_none() if row.pid is not None]
         states = sorted({row.state for row in rows})
         if not states:
             return None
         state = self.draw.choice(states)
         return self.draw.choice([row for row in rows if row.state == state])
 
-    def _hurt_one(self, number: int, how: str) -> WorkerRow | None:
+    def _signal_worker(self, number: int, how: str) -> WorkerRow | None:
         row = self._victim()
         if row is None or row.pid is None or not self.node.signal(row.pid, number):
             return None
-        self._hurt.add(row.pid)
+        self._harmed_pids.add(row.pid)
         if row.group is not None:
             self._note(row.group, f"worker {row.pid} of detector {row.detector} {how} while {row.state}")
         return row
 
     def _kill_worker(self, _: float) -> bool:
-        row = self._hurt_one(signal.SIGKILL, "killed")
+        row = self._signal_worker(signal.SIGKILL, "killed")
         if row is not None:
             self.killed_while[row.state] += 1
         return row is not None
 
     def _stop_worker(self, length_s: float) -> bool:
-        row = self._hurt_one(signal.SIGSTOP, f"stopped for {length_s:.1f} s")
+        row = self._signal_worker(signal.SIGSTOP, f"stopped for {length_s:.1f} s")
         if row is not None and row.pid is not None:
             self._continue_after(row.pid, length_s)
         return row is not None
 
     def _stop_zygote(self, length_s: float) -> bool:
-        zygote = self.node.find("ppdaemon zygote") if self._serves() else None
+        zygote = self.node.find("ppdaemon zygote") if self._has_started() else None
         if zygote is None or not self.node.signal(zygote, signal.SIGSTOP):
             return False
         self._continue_after(zygote, length_s)
@@ -272,67 +255,69 @@ class ChaosRun:
     def _continue_after(self, pid: int, length_s: float) -> None:
         self._at(self._now_s + length_s, lambda: bool(self.node.signal(pid, signal.SIGCONT)) and None)
 
-    def _serves(self) -> bool:
-        """Tell whether the daemon has started: before, it needs its zygote."""
-        status = self.node.status_if_served()
+    def _has_started(self) -> bool:
+        """Return whether the daemon has started: while it starts, it needs its zygote."""
+        status = self.node.status_or_none()
         return status is not None and status.state != "starting"
 
-    def _hit(self, title: str, number: int) -> bool:
+    def _signal_process(self, title: str, number: int) -> bool:
         pid = self.node.find(title)
         return pid is not None and self.node.signal(pid, number)
 
     def _kill_supervisor(self, _: float) -> bool:
         """Kill it, and start the next one at once."""
-        if self._family or not self.node.workers_if_served():
-            return False  # still busy with the last time
-        family = self.node.processes()
+        if self._orphans or not self.node.workers_or_none():
+            return False  # the processes of the last kill are still exiting
+        orphans = self.node.processes()
         self.node.kill()
         self._supervisor_kills.append(time.monotonic())
-        family.pop(self.node.pid, None)
-        self._family = family
-        self._at(self._now_s + FAMILY_S, self._check_family)
+        orphans.pop(self.node.pid, None)
+        self._orphans = orphans
+        self._at(self._now_s + ORPHANS_S, self._check_orphans)
+        # At once, so that both incarnations' processes exist side by side for some time.
         self.node.launch()
         return True
 
-    def _check_family(self) -> None:
-        left = self.node.processes().keys() & self._family.keys()
+    def _check_orphans(self) -> None:
+        running = self.node.processes().keys()
         self._violations += [
-            Violation("leaked", f"outlives its supervisor: {self.node.describe(pid, self._family[pid])}")
-            for pid in left
+            Violation("leaked", f"still running after its supervisor: {self.node.describe(pid, title)}")
+            for pid, title in self._orphans.items()
+            if pid in running
         ]
-        self._family = {}
+        self._orphans = {}
 
     def _reload(self, _: float) -> bool:
-        """Have all processes replaced beside the running visits."""
-        if self.node.status_if_served() is None:
+        """Replace all processes while visits are running."""
+        if self.node.status_or_none() is None:
             return False
         self.node.change_settings()
         return self.node.signal(self.node.pid, signal.SIGHUP)
 
-    def _let_clock_jump(self, _: float) -> bool:
-        # Before it serves, the signal would still end it.
-        return self.node.status_if_served() is not None and self.node.signal(self.node.pid, signal.SIGUSR1)
+    def _set_clock(self, _: float) -> bool:
+        # Before the daemon answers, it has no handler: the signal would terminate it.
+        return self.node.status_or_none() is not None and self.node.signal(self.node.pid, signal.SIGUSR1)
 
-    def _silence_relay(self, length_s: float) -> bool:
-        self.relay.fall_silent(length_s)
+    def _stop_relay(self, length_s: float) -> bool:
+        self.relay.stop_answering(length_s)
         return True
 
-    def _talk_nonsense(self, _: float) -> bool:
-        self.relay.send_nonsense()
+    def _send_invalid_message(self, _: float) -> bool:
+        self.relay.send_invalid_message()
         return True
 
-    def _take_central_down(self, length_s: float) -> bool:
+    def _stop_central(self, length_s: float) -> bool:
         flag = self.node.folders.state / "central-down"
         flag.parent.mkdir(parents=True, exist_ok=True)  # the daemon may not have made it yet
         flag.touch()
         self._at(self._now_s + length_s, lambda: flag.unlink(missing_ok=True))
         return True
 
-    # --- looking ---------------------------------------------------------
+    # --- checks ----------------------------------------------------------
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._check_alive()
-        rows = self.node.workers_if_served()
+        rows = self.node.workers_or_none()
         for row in rows:
             if row.state == SlotState.QUARANTINED:
                 self._restarted_slots += 1
@@ -340,48 +325,48 @@ class ChaosRun:
         if int(self._now_s) > self._last_line:
             self._last_line = int(self._now_s)
             busy = sum(1 for row in rows if row.state in BUSY_STATES)
-            self.tell(
+            self.on_progress(
                 f"{self._last_line:4d} s  accepted {len(self.relay.acked):4d}"
                 f"  ended {len(self.relay.results):4d}  workers {busy:2d} of {len(rows):2d} busy"
                 f"  faults {self.faults.total():4d}  incarnation {self.node.incarnations}"
             )
 
     def _check_alive(self) -> None:
-        """Do as a service manager does: start it again, a few times."""
+        """Start a daemon that has exited again, a few times, as a service manager does."""
         status = self.node.process.poll()
         if status is None:
             return
         tail = "\n".join(self.node.log_of("", most=TAIL))
-        self._violations.append(Violation("wrong", f"the daemon ended with status {status}:\n{tail}"))
-        if self._own_ends >= OWN_ENDS:
-            raise ChaosFailed(f"the daemon ends again and again:\n{tail}")
-        self._own_ends += 1
+        self._violations.append(Violation("wrong", f"the daemon exited with status {status}:\n{tail}"))
+        if self._restarts >= MAX_RESTARTS:
+            raise ChaosFailed(f"the daemon exited {MAX_RESTARTS + 1} times by itself:\n{tail}")
+        self._restarts += 1
         self.node.launch()
 
     # --- the end ---------------------------------------------------------
 
     def _end_faults(self) -> None:
-        self.tell("no more faults; waiting for all outcomes")
+        self.on_progress("no more faults; waiting for all outcomes")
 
     def _drain(self) -> None:
-        """Wait until everything has ended and is exported, or cannot be."""
+        """Wait until all work is done and exported, or the time limit is reached."""
         until = time.monotonic() + self.scene.drain_s
-        settled = status = None
+        quiet_since = status = None
         while time.monotonic() < until:
-            self._turn()
-            status = self.node.status_if_served()
-            if not is_quiet(status) or self.relay.owed:
-                settled = None
-            elif settled is None:
-                settled = time.monotonic()
-            elif time.monotonic() - settled > SETTLE_S:
+            self._step()
+            status = self.node.status_or_none()
+            if not is_quiet(status) or self.relay.missing:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > QUIET_S:
                 return
         late = f"{self.scene.drain_s:g} s after the last fault"
         state = (
             f"{status.text}; {status.spooled} spooled, exporter {status.exporter}" if status else "no answer"
         )
         self._violations.append(Violation("wrong", f"not quiet {late}: {state}"))
-        self._violations += [Violation("lost", f"no outcome {late}", key) for key in self.relay.owed]
+        self._violations += [Violation("lost", f"no outcome {late}", key) for key in self.relay.missing]
 
     def _check_growth(self, end: ResourceUsage) -> None:
         begin = self._used
@@ -396,8 +381,8 @@ class ChaosRun:
 
     def _check_stop(self, status: int | None) -> None:
         if status != 0:
-            how = "had to be killed" if status is None else f"ended with status {status}"
-            self._violations.append(Violation("wrong", f"the daemon {how} when it was told to stop"))
+            how = "had to be killed" if status is None else f"exited with status {status}"
+            self._violations.append(Violation("wrong", f"the daemon {how} after the request to stop"))
         self._violations += [
             Violation("leaked", self.node.describe(pid, title))
             for pid, title in self.node.processes().items()
@@ -406,7 +391,7 @@ class ChaosRun:
             self.node.signal(pid, signal.SIGKILL)
         folders = self.node.folders
         self._violations += [
-            Violation("leaked", f"{path} is left")
+            Violation("leaked", f"{path} was not deleted")
             for path in (folders.ramdisk, *folders.spool.iterdir(), *folders.no_return.iterdir())
             if path.exists()
         ]
@@ -415,18 +400,18 @@ class ChaosRun:
         rows = read_rows(self.node.folders.journal)
         relay = self.relay
         finals = {row.key: row for row in rows if row.final}
-        violations = self._violations + judge(
-            Evidence(
-                promised=frozenset(relay.acked),
-                told={
-                    key: [Told(entry.outcome, entry.attempt) for entry in entries]
+        violations = self._violations + find_violations(
+            RunRecords(
+                accepted=frozenset(relay.acked),
+                received={
+                    key: [ReceivedOutcome(entry.outcome, entry.attempt) for entry in entries]
                     for key, entries in relay.results.items()
                 },
                 rows=rows,
                 writes=self.scene.writes(),
                 exports=self.scene.exports(),
                 reasons=self._reasons(),
-                hurt=frozenset(self._hurt),
+                harmed_pids=frozenset(self._harmed_pids),
                 raw_in_time=frozenset(self._raw_in_time()),
                 refused=relay.refused,
             )
@@ -439,7 +424,7 @@ class ChaosRun:
             attempts=len(rows),
             faults=self.faults + self.scene.done_worker_faults(),
             killed_while=self.killed_while,
-            lives=self.node.incarnations,
+            incarnations=self.node.incarnations,
             restarted_slots=self._restarted_slots,
             slowest_answer_s=self.node.slowest_answer_s,
             begin=self._used,
@@ -457,7 +442,7 @@ class ChaosRun:
         )
 
     def _reasons(self) -> dict[VisitDetector, list[str]]:
-        """Tell what was done to which visit-detector."""
+        """Return the faults of each visit-detector that may explain its outcome."""
         reasons: dict[VisitDetector, list[str]] = defaultdict(list)
         for visit in self.plan.visits:
             for detector in visit.detectors:
@@ -465,15 +450,15 @@ class ChaosRun:
                 if visit.worker_fault is not None and visit.worker_fault.detector in (None, detector):
                     reasons[key].append(str(visit.worker_fault))
                 if visit.cancel_s is not None:
-                    reasons[key].append("cancelled")
+                    reasons[key].append("canceled")
                 begin = self._announced.get(visit.group, 0.0)
-                end = self.relay.told_at.get(key, float("inf"))
+                end = self.relay.outcome_at.get(key, float("inf"))
                 if any(begin <= kill <= end for kill in self._supervisor_kills):
                     reasons[key].append("supervisor killed")
         return reasons
 
     def _raw_in_time(self) -> Iterator[VisitDetector]:
         for visit in self.plan.visits:
-            last_s = visit.announce_s + self.scene.patience_s - RAW_MARGIN_S
+            last_s = visit.announce_s + self.scene.raw_timeout_s - RAW_MARGIN_S
             if visit.raws_s and min(visit.raws_s) < last_s:
                 yield from ((visit.group, detector) for detector in visit.detectors)

@@ -17,6 +17,7 @@ from ppdaemon.states import ExitCode
 from ppdaemon.visitfile import read_event
 from ppdaemon.wire import encode
 
+# Longer than any visit: its duration, its processing, and a retry.
 OUTCOMES_S = 600.0
 
 
@@ -29,14 +30,16 @@ OUTCOMES_S = 600.0
 @click.option("--filter", help="Acceptable physical filters, comma-separated.")
 @click.option("--nimages", type=int, help="Number of snaps.  [default: 1]")
 @click.option("--survey", help="Purpose of the images, such as BLOCK-365.")
-@click.option("--duration", type=float, help="The script's estimate, seconds.")
+@click.option("--duration", type=float, help="Duration estimated by the script, seconds.")
 @click.option("--group", help="Name of the visit.  [default: now, TAI]")
 @click.option(
     "--relay", default="tcp://127.0.0.1:5570", show_default=True, help="Submit socket of the relay."
 )
-@click.option("--cancel", metavar="GROUP", help="Cancel this visit instead.")
+@click.option("--cancel", metavar="GROUP", help="Cancel this visit instead of sending one.")
 @click.option("--wait", is_flag=True, help="Wait until each detector has its outcome.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds.  [default: 5, with --wait 600]")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.1), help="Time limit in seconds.  [default: 5, with --wait 600]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the relay's answer as JSON.")
 def command(
     file: Path | None,
@@ -45,23 +48,24 @@ def command(
     wait: bool,
     timeout: float | None,
     as_json: bool,
-    **given: Any,
+    **visit_options: Any,
 ) -> None:
-    """Send one visit, given by options or by FILE, JSON with SAL names.
+    """Send one visit, described by options or by FILE, JSON with SAL names.
 
-    Ends with 0 if the visit was taken (with --wait: if all detectors
-    succeeded), 1 if an outcome is a bad one, 65 if it was refused or FILE is
-    bad, 69 if the relay does not answer, 75 if the time was up.
+    Exits with 0 if the visit was accepted (with --wait: if all detectors
+    succeeded), 1 if a detector did not succeed, 65 if the visit was refused or
+    FILE is invalid, 69 if the relay does not answer, 75 if the time limit was
+    reached.
     """
-    said = any(value is not None for value in given.values())
-    if sum((file is not None, cancel is not None, said)) != 1:
-        raise click.UsageError("give either options that describe the visit, or FILE, or --cancel GROUP")
+    has_options = any(value is not None for value in visit_options.values())
+    if sum((file is not None, cancel is not None, has_options)) != 1:
+        raise click.UsageError("use either options that describe the visit, or FILE, or --cancel GROUP")
     if cancel is not None:
         fields = {"groupId": cancel}
     elif file is not None:
         fields = read_event(file)
     else:
-        fields = submit.make_event(given, Clock().tai())
+        fields = submit.make_event(visit_options, Clock().tai())
     answer_s = timeout or submit.ANSWER_S
     if wait:
         answer_s = min(answer_s, submit.ANSWER_S)

@@ -121,7 +121,7 @@ class Daemon:
         Parameters
         ----------
         request : `pydantic.BaseModel`
-            One of `ppdaemon.reports.REQUESTS`.
+            One of those in `ppdaemon.reports`.
         timeout_s : `float`, optional
             How long this one may take.
 

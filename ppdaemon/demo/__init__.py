@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A simulated camera, its sky and its pipelines: the quickstart and the tests run on it."""
+"""A simulated camera with its sky and pipelines, for the quickstart and the tests."""

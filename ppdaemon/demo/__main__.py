@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m ppdaemon.demo``: the whole system on a simulated camera."""
+"""``python -m ppdaemon.demo``: run the whole system on a simulated camera."""
 
 import sys
 from pathlib import Path
@@ -17,20 +17,22 @@ from ppdaemon.states import ExitCode
     default=Path("build/demo"),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where report.json and the pictures go.",
+    help="Folder for report.json and the pictures.",
 )
-@click.option("--workers", default=27, show_default=True, type=click.IntRange(1), help="Workers at the most.")
-@click.option("--keep", is_flag=True, help="Keep repo, raws, alerts and logs below the output.")
+@click.option(
+    "--workers", default=27, show_default=True, type=click.IntRange(1), help="Largest number of workers."
+)
+@click.option("--keep", is_flag=True, help="Keep the repo, raws, alerts and logs below the output folder.")
 def main(output: Path, workers: int, keep: bool) -> None:
     """Take a few visits with a simulated camera, from next_visit to alerts.
 
-    Exits 0 only if every announced visit-detector succeeded and nothing was
-    left behind.
+    Exits 0 only if every announced visit-detector succeeded and no process or
+    repo is left over.
     """
     try:
         from ppdaemon.demo.quickstart import demonstrate
     except ModuleNotFoundError as error:
-        click.echo(f"demo: {error}; it comes with: pip install 'ppdaemon[demo]'", err=True)
+        click.echo(f"demo: {error}; install it with: pip install 'ppdaemon[demo]'", err=True)
         sys.exit(ExitCode.UNAVAILABLE)
     console = Console()
     try:
@@ -42,10 +44,10 @@ def main(output: Path, workers: int, keep: bool) -> None:
         click.echo(f"demo: {error}", err=True)
         sys.exit(ExitCode.CANNOT_CREATE)
     except KeyboardInterrupt:
-        click.echo("demo: interrupted; everything is stopped", err=True)
+        click.echo("demo: interrupted; all processes were stopped", err=True)
         sys.exit(130)
     if not report.good:
-        console.print("[bold red]not everything succeeded[/bold red]")
+        console.print("[bold red]the demo failed: see the outcomes and the summary above[/bold red]")
         sys.exit(ExitCode.FAILED)
 
 

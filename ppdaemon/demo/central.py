@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Make the demo's central repo: ``python -m ppdaemon.demo.central ROOT``.
 
-The folder holds a Butler repo on SQLite (instrument, sky map, calibrations
-with validity ranges, templates, reference catalogue), an alert production
-database beside it, described by ``apdb.yaml``, and ``alert_map.fits``, the sky
-map of where alerts are wanted.
+ROOT is a Butler repo on SQLite (instrument, sky map, calibrations with
+validity ranges, templates, reference catalog). Beside it are an alert
+production database, described by ``apdb.yaml``, and ``alert_map.fits``, the
+sky map of the area in which alerts are made.
 """
 
 import gc
@@ -55,20 +55,24 @@ __all__ = (
     "main",
     "make_apdb",
     "make_central_repo",
-    "reference_catalogue",
+    "reference_catalog",
 )
 
 APDB_CONFIG = "apdb.yaml"
-"""Name of the APDB's configuration below the root."""
+"""File name of the APDB configuration below the root."""
 REFCAT_LIMIT_R = 22.5
-"""Faintest star of the reference catalogue."""
+"""Magnitude of the faintest star in the reference catalog."""
 FIELD_IDS = 10_000_000
-"""What IDs in the reference catalogue grow by from one field to the next."""
+"""Offset between the IDs of one field and the next in the reference catalog."""
 
+# The level that the pipelines' reference catalog connection (htm7) has.
 _HTM_LEVEL = 7
+# For a worker that waits while others write.
 _APDB_LOCK_TIMEOUT_S = 120
+# Small, so that the image limits the fit.
 _REFCAT_POSITION_ERROR_ARCSEC = 0.005
 _REFCAT_MAGNITUDE_ERROR = 0.005
+# EX_CANTCREAT of sysexits.h.
 _CANNOT_CREATE = 73
 
 type Progress = Callable[[str], None]
@@ -84,39 +88,19 @@ def make_central_repo(
     processes: int = 2,
     progress: Progress = print,
 ) -> Path:
-    """Make the demo's central repo.
+    """Make the demo's central repo in a folder that must not exist yet.
 
-    Parameters
-    ----------
-    root : `pathlib.Path` or `str`
-        A folder that does not exist yet. It appears when all is done.
-    skies : `~collections.abc.Sequence` [`~ppdaemon.demo.sky.Sky`], optional
-        The fields of the reference catalogue; raws must be rendered with the
-        same ones. Only the first has templates and is on the map of alerts.
-    bands : `~collections.abc.Sequence` [`str`], optional
-        Bands to make templates for.
-    detectors : `~collections.abc.Sequence` [`int`], optional
-        Detectors to make calibrations for.
-    processes : `int`, optional
-        Processes that make images; 1 makes them in this one.
-    progress : `~collections.abc.Callable`, optional
-        Called with one line for each step.
-
-    Returns
-    -------
-    root : `pathlib.Path`
-        The repo.
-
-    Raises
-    ------
-    FileExistsError
-        Raised where the folder exists.
+    The folder appears by a rename when everything is done. Raws must be
+    rendered with the same `skies`; only the first one has templates and is in
+    the alert map. `processes` is the number of processes that make images; 1
+    makes them in this process. `progress` gets one line per step. Raises
+    `FileExistsError` if the folder exists.
     """
     root = Path(root).absolute()
     if root.exists():
         raise FileExistsError(f"{root} exists: name a folder that does not, or remove it first")
     skies = skies or demo_skies()
-    # Without a dot: Butler.makeRepo takes a folder with one for a file.
+    # The name has no dot: Butler.makeRepo treats a path with a dot as a file.
     partial_root = root.with_name(f"{root.name.replace('.', '-')}-partial")
     shutil.rmtree(partial_root, ignore_errors=True)
     partial_root.mkdir(parents=True)
@@ -125,7 +109,7 @@ def make_central_repo(
         make_apdb(partial_root, root)
         write_alert_map(partial_root / ALERT_MAP, skies[0])
         partial_root.rename(root)
-    except BaseException:
+    except BaseException:  # also after Ctrl-C: an incomplete repo must not remain
         shutil.rmtree(partial_root, ignore_errors=True)
         raise
     progress(f"central repo ready: {root}")
@@ -140,7 +124,7 @@ def _fill(
     processes: int,
     progress: Progress,
 ) -> None:
-    """Make a Butler repo in an empty folder and put everything in."""
+    """Make a Butler repo in an empty folder and ingest all datasets."""
     sky = skies[0]
     progress("making the registry: instrument, sky map, dataset types")
     staging = root / "staging"
@@ -151,8 +135,8 @@ def _fill(
         _register_collections(butler)
         _register_dataset_types(butler)
         butler.put(TractMap.around(sky).description, "skyMap", skymap=SKYMAP_NAME, run="skymaps")
-        progress("reference catalogue")
-        _put_reference_catalogue(butler, skies)
+        progress("reference catalog")
+        _put_reference_catalog(butler, skies)
         jobs = _jobs(str(staging), sky, bands, detectors)
         for done, files in enumerate(_run_jobs(jobs, processes), start=1):
             progress(f"{done}/{len(jobs)} {_title(files[0])}: {len(files)} files")
@@ -172,7 +156,7 @@ def _run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[list[MasterFile]]
     if processes == 1:
         yield from (job() for job in jobs)
         return
-    # Spawned, not forked: an opened Butler must not be inherited.
+    # Spawned, not forked: a child must not inherit an open Butler.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
@@ -189,7 +173,7 @@ def _title(file: MasterFile) -> str:
 
 def _register_skymap(butler: Butler, tract: TractMap) -> None:
     description = json.dumps(tract.description, sort_keys=True).encode()
-    whole = tract.region(tract.projection.pixel_frame.bbox)
+    tract_region = tract.region(tract.projection.pixel_frame.bbox)
     sync = butler.registry.syncDimensionData
     with butler.transaction():
         sync(
@@ -202,7 +186,7 @@ def _register_skymap(butler: Butler, tract: TractMap) -> None:
                 "patch_ny_max": PATCH_SIDE,
             },
         )
-        sync("tract", {"skymap": SKYMAP_NAME, "id": TRACT, "region": whole})
+        sync("tract", {"skymap": SKYMAP_NAME, "id": TRACT, "region": tract_region})
         for patch in range(PATCH_COUNT):
             row, column = tract.patch_cell(patch)
             cell = {"cell_x": column, "cell_y": row, "region": tract.region(tract.patch_box(patch))}
@@ -250,20 +234,11 @@ def _register_dataset_types(butler: Butler) -> None:
         )
 
 
-def reference_catalogue(sky: Sky) -> Table:
-    """Return the stars that are known well enough to calibrate against.
+def reference_catalog(sky: Sky) -> Table:
+    """Return the bright stars as a table: the reference catalog of one field.
 
-    Parameters
-    ----------
-    sky : `~ppdaemon.demo.sky.Sky`
-        The sky.
-
-    Returns
-    -------
-    catalogue : `astropy.table.Table`
-        ``id``; ``ra``, ``dec`` (ICRS, degrees, 5 mas errors); ``g_mag``,
-        ``r_mag``, ``i_mag`` (AB, 0.005 mag errors). It does not tell which
-        stars vary.
+    Columns: ``id``; ``ra``, ``dec`` (ICRS, degrees, 5 mas errors); ``g_mag``,
+    ``r_mag``, ``i_mag`` (AB, 0.005 mag errors). Variable stars are not marked.
     """
     random = np.random.default_rng([sky.seed, 30])
     stars = sky.stars
@@ -283,22 +258,24 @@ def reference_catalogue(sky: Sky) -> Table:
     return table
 
 
-def _put_reference_catalogue(butler: Butler, skies: Iterable[Sky]) -> None:
+def _put_reference_catalog(butler: Butler, skies: Iterable[Sky]) -> None:
     """Put the stars of all fields, one dataset for each HTM triangle."""
-    fields = [reference_catalogue(sky) for sky in skies]
+    fields = [reference_catalog(sky) for sky in skies]
     for number, field in enumerate(fields):
         field["id"] += number * FIELD_IDS
-    catalogue = vstack(fields)
+    catalog = vstack(fields)
     pixelization = HtmPixelization(_HTM_LEVEL)
-    places = zip(catalogue["ra"].value, catalogue["dec"].value, strict=True)
-    shards = np.array([pixelization.index(UnitVector3d(LonLat.fromDegrees(ra, dec))) for ra, dec in places])
+    positions = zip(catalog["ra"].value, catalog["dec"].value, strict=True)
+    shards = np.array(
+        [pixelization.index(UnitVector3d(LonLat.fromDegrees(ra, dec))) for ra, dec in positions]
+    )
     run = DemoCam.makeRefCatCollectionName("demo")
     for shard in np.unique(shards):
-        butler.put(catalogue[shards == shard], "demo_refcat", htm7=int(shard), run=run)
+        butler.put(catalog[shards == shard], "demo_refcat", htm7=int(shard), run=run)
 
 
 def _ingest(butler: Butler, files: Iterable[MasterFile]) -> None:
-    """Move files into the repo; certify those that have an epoch."""
+    """Move files into the repo and certify those that have an epoch."""
     datasets: list[FileDataset] = []
     certified: dict[int, list[DatasetRef]] = {}
     for file in files:
@@ -306,6 +283,7 @@ def _ingest(butler: Butler, files: Iterable[MasterFile]) -> None:
         datasets.append(FileDataset(path=file.path, refs=[ref], formatter=GenericFormatter))
         if file.epoch is not None:
             certified.setdefault(file.epoch, []).append(ref)
+    # Certified after the ingest: only datasets in the registry can be certified.
     butler.ingest(*datasets, transfer="move")
     for number, refs in certified.items():
         epoch = EPOCHS[number]
@@ -332,31 +310,18 @@ def _tai(mjd: float | None) -> astropy.time.Time | None:
 def make_apdb(folder: Path, final_folder: Path | None = None) -> Path:
     """Make an empty alert production database on SQLite and its configuration.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        Where to make ``apdb.sqlite3`` and ``apdb.yaml``.
-    final_folder : `pathlib.Path`, optional
-        Where the folder will be renamed to.
-
-    Returns
-    -------
-    config : `pathlib.Path`
-        The configuration, for `lsst.dax.apdb.Apdb.from_uri`.
-
-    Notes
-    -----
-    Ten processes may write at once: they wait up to two minutes for the lock,
-    and share no connections across forks.
+    `final_folder` is the later name of the folder, for the paths in the
+    configuration. Ten processes may write at once: each waits up to two
+    minutes for the lock, and connections are not shared across forks.
     """
     name = "apdb.sqlite3"
     with warnings.catch_warnings():
-        # init_database leaves a pooled connection to the garbage collector.
+        # init_database does not close its pooled connection: the garbage collector does.
         warnings.simplefilter("ignore", ResourceWarning)
         config = ApdbSql.init_database(db_url=f"sqlite:///{folder / name}", ss_schema_file="")
         gc.collect()
     config.db_url = config.db_url.replace(str(folder / name), str((final_folder or folder) / name))
-    # Assigned whole: what is set inside the default is not saved.
+    # A new object is assigned: changes inside the default object are not saved.
     config.connection_config = ApdbSqlConnectionConfig(
         connection_pool=False, connection_timeout=_APDB_LOCK_TIMEOUT_S
     )
@@ -367,9 +332,15 @@ def make_apdb(folder: Path, final_folder: Path | None = None) -> Path:
 
 @click.command()
 @click.argument("root", type=click.Path(path_type=Path))
-@click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Image makers.")
+@click.option(
+    "--processes",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of processes that make images.",
+)
 def main(root: Path, processes: int) -> None:
-    """Make the demo's central repo in ROOT, a folder that does not exist."""
+    """Make the demo's central repo in ROOT, a folder that must not exist."""
     begin = time.monotonic()
     try:
         make_central_repo(root, processes=processes, progress=click.echo)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a simulated camera's files reach the raw root, and who is told.
+"""Write a simulated camera's files to the raw root and publish arrival notices.
 
-Covers the ways of writing, and arrival notices. What the files contain is
-decided in `ppdaemon.demo.raws`, what of it is wrong in `ppdaemon.demo.faults`.
+Covers the ways of writing and the notices. The contents of the files come from
+`ppdaemon.demo.raws`, the faults in them from `ppdaemon.demo.faults`.
 """
 
 import enum
@@ -19,28 +19,31 @@ from urllib.parse import quote_plus
 import zmq
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.demo.faults import Again, Faults, Landing
+from ppdaemon.demo.faults import Faults, Rewrite, ScheduledFile
 from ppdaemon.demo.raws import publish
 from ppdaemon.errors import ConfigError, Unavailable
 
 __all__ = ("Delivery", "NoticeKind", "NoticeSender", "WriteMode", "notice")
 
+# A slow file has this many sizes while it grows.
 _PIECES = 20
+# One FITS block: the header looks complete, the data are missing.
 _BLOCK = 2880
+# Time to send queued notices when the socket is closed.
 _LINGER_MS = 1000
 
 
 class WriteMode(enum.StrEnum):
-    """How a file comes into being."""
+    """The way in which a file appears under its name."""
 
     RENAME = "rename"
-    """Whole at once: written under another name, then renamed."""
+    """Complete at once: written under another name, then renamed."""
     LINK = "link"
-    """Whole at once: written elsewhere, then linked here."""
+    """Complete at once: written under another name, then hard-linked."""
     SLOW = "slow"
-    """Under its own name, growing, closed at the end."""
+    """Written under its own name in pieces, closed at the end."""
     REOPEN = "reopen"
-    """Under its own name, closed after its first block and opened once more."""
+    """Written under its own name, closed after its first block and opened again."""
 
 
 class NoticeKind(enum.StrEnum):
@@ -53,25 +56,10 @@ class NoticeKind(enum.StrEnum):
 
 
 def notice(kind: NoticeKind, path: Path, size: int, tai_s: float, bucket: str = "raws") -> dict[str, Any]:
-    """Make the notice of one file.
+    """Return the notice of one file as a dict to be sent as JSON.
 
-    Parameters
-    ----------
-    kind : `NoticeKind`
-        Its form.
-    path : `pathlib.Path`
-        The file, relative to the raw root.
-    size : `int`
-        Bytes.
-    tai_s : `float`
-        When it arrived, TAI seconds since 1970.
-    bucket : `str`, optional
-        Bucket named in the S3 form.
-
-    Returns
-    -------
-    message : `dict`
-        To be sent as JSON.
+    `path` is relative to the raw root, `size` is in bytes, `tai_s` is the time
+    of arrival in TAI seconds since 1970.
     """
     when = f"{tai_iso(tai_s)}Z"
     if kind is NoticeKind.PLAIN:
@@ -86,28 +74,17 @@ def notice(kind: NoticeKind, path: Path, size: int, tai_s: float, bucket: str = 
 
 
 class NoticeSender:
-    """A ZeroMQ socket that tells subscribers of files.
+    """A ZeroMQ socket that publishes arrival notices.
 
-    Parameters
-    ----------
-    address : `str`
-        ``tcp://...`` or ``ipc://...``.
-    kind : `NoticeKind`
-        Form of the notices.
-    bind : `bool`, optional
-        Whether to bind the address (else connect to it).
-
-    Raises
-    ------
-    ConfigError
-        Raised where the address cannot be used.
+    `address` is ``tcp://...`` or ``ipc://...``. Raises `ConfigError` if the
+    address cannot be used.
     """
 
     def __init__(self, address: str, kind: NoticeKind, *, bind: bool = True):
         self._kind = kind
         self._address = address
         self._context = zmq.Context()
-        # An XPUB is a PUB that hears of its subscribers.
+        # An XPUB is a PUB that also receives the subscriptions, see wait_for_subscriber.
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.linger = _LINGER_MS
         try:
@@ -118,25 +95,23 @@ class NoticeSender:
             raise ConfigError([f"notices: cannot {verb} {address!r}: {error}"]) from None
 
     def wait_for_subscriber(self, timeout_s: float) -> None:
-        """Wait until somebody listens: what is sent before is lost.
+        """Wait for the first subscriber: notices sent before that are lost.
 
-        Raises
-        ------
-        Unavailable
-            Raised where nobody subscribes in time.
+        Raises `Unavailable` if there is none in time.
         """
         if not self._socket.poll(int(timeout_s * 1000)):
             raise Unavailable(
-                f"nobody subscribed to {self._address} in {timeout_s:g} s: start the node first"
+                f"no subscriber connected to {self._address} in {timeout_s:g} s: start the node first"
             )
 
     def send(self, path: Path, size: int, tai_s: float) -> None:
-        """Tell of one file, a path relative to the raw root."""
+        """Publish the notice of one file, a path relative to the raw root."""
         message = json.dumps(notice(self._kind, path, size, tai_s)).encode()
         self._socket.send_multipart([b"raw", message])
 
     def close(self) -> None:
-        """Send what is left and close."""
+        """Send the queued notices and close the socket."""
+        # Only term waits for the queued notices, at most for the linger time.
         self._socket.close()
         self._context.term()
 
@@ -150,24 +125,10 @@ class NoticeSender:
 
 
 class Delivery:
-    """Brings files to the raw root.
+    """Writes files below the raw root and publishes their notices.
 
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        The raw root.
-    tai : `~collections.abc.Callable`
-        The present, TAI seconds since 1970.
-    mode : `WriteMode`, optional
-        How files come into being.
-    faults : `~ppdaemon.demo.faults.Faults`, optional
-        What goes wrong.
-    notices : `NoticeSender`, optional
-        Who tells of them.
-    slow_s : `float`, optional
-        How long a file grows, or is closed between two openings.
-    sleep : `~collections.abc.Callable`, optional
-        Waits some seconds.
+    `slow_s` is the time that a file needs to grow (`WriteMode.SLOW`) or is
+    closed between two openings (`WriteMode.REOPEN`).
     """
 
     def __init__(
@@ -190,90 +151,74 @@ class Delivery:
         self._sleep = sleep
 
     def deliver(self, path: Path, image: bytes, sidecar: bytes, detector: int) -> bool:
-        """Write a detector's sidecar and image, unless it is to be dropped.
+        """Write a detector's sidecar and image; return False if the detector is dropped.
 
-        Parameters
-        ----------
-        path : `pathlib.Path`
-            The FITS file, relative to the raw root.
-        image, sidecar : `bytes`
-            The files' contents.
-        detector : `int`
-            Detector number.
-
-        Returns
-        -------
-        delivered : `bool`
-            Whether anything was written.
+        `path` is that of the FITS file, relative to the raw root.
         """
         return bool(self.deliver_all([(detector, path, image, sidecar)]))
 
     def deliver_all(self, files: Iterable[tuple[int, Path, bytes, bytes]]) -> int:
-        """Write the files of an exposure; slow writers write side by side.
+        """Write the files of an exposure and return the number of delivered detectors.
 
-        Parameters
-        ----------
-        files : `~collections.abc.Iterable`
-            Detector number, path, image and sidecar of each detector.
-
-        Returns
-        -------
-        delivered : `int`
-            Detectors of which anything was written.
+        `files` yields detector number, path, image and sidecar. Slow files are
+        written in parallel, as those of a real camera are.
         """
-        landings = [
-            self._faults.landings(path, image, sidecar, detector) for detector, path, image, sidecar in files
+        files_to_write = [
+            self._faults.files_to_write(path, image, sidecar, detector)
+            for detector, path, image, sidecar in files
         ]
-        in_order = sorted(itertools.chain(*landings), key=lambda landing: landing.after_s)
+        in_order = sorted(itertools.chain(*files_to_write), key=lambda scheduled: scheduled.after_s)
         waited_s = 0.0
-        for after_s, together in itertools.groupby(in_order, key=lambda landing: landing.after_s):
+        for after_s, together in itertools.groupby(in_order, key=lambda scheduled: scheduled.after_s):
+            # Delays are relative to the first file, so only the rest is waited for.
             if after_s > waited_s:
                 self._sleep(after_s - waited_s)
                 waited_s = after_s
             self._write(list(together))
-        return sum(1 for each in landings if each)
+        return sum(1 for each in files_to_write if each)
 
-    def _write(self, landings: list[Landing]) -> None:
-        """Write files at the same time: each a piece, then each the next piece."""
-        writers = [(landing, self._writer(landing)) for landing in landings]
+    def _write(self, files_to_write: list[ScheduledFile]) -> None:
+        """Write files in parallel: one piece of each, then the next piece of each."""
+        writers = [(scheduled, self._writer(scheduled)) for scheduled in files_to_write]
         while writers:
             writing = []
-            for landing, writer in writers:
+            for scheduled, writer in writers:
                 if next(writer, None) is not None:
-                    writing.append((landing, writer))
+                    writing.append((scheduled, writer))
                 elif self._notices is not None:
-                    self._notices.send(landing.path, len(landing.content), self._tai())
+                    self._notices.send(scheduled.path, len(scheduled.content), self._tai())
             if writing:
                 self._sleep(self._slow_s / _PIECES)
             writers = writing
 
-    def _writer(self, landing: Landing) -> Iterator[int]:
-        target = self.root / landing.path
+    def _writer(self, scheduled: ScheduledFile) -> Iterator[int]:
+        target = self.root / scheduled.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        match landing.again, self._mode:
-            case (Again.REPLACE, _) | (None, WriteMode.RENAME):
-                publish(target, landing.content)
+        # A rewrite does not use the mode: the file exists already.
+        match scheduled.rewrite, self._mode:
+            case (Rewrite.REPLACE, _) | (None, WriteMode.RENAME):
+                publish(target, scheduled.content)
                 return iter(())
             case None, WriteMode.LINK:
-                _link(target, landing.content)
+                _hard_link(target, scheduled.content)
                 return iter(())
-            case (Again.OVERWRITE, _) | (None, WriteMode.SLOW):
-                return _grow(target, landing.content)
+            case (Rewrite.OVERWRITE, _) | (None, WriteMode.SLOW):
+                return _grow(target, scheduled.content)
             case None, WriteMode.REOPEN:
-                return _reopen(target, landing.content)
+                return _reopen(target, scheduled.content)
             case unexpected:
                 raise AssertionError(unexpected)
 
 
-def _link(target: Path, content: bytes) -> None:
-    elsewhere = target.with_name(f".{target.name}.staged")
-    elsewhere.write_bytes(content)
-    os.link(elsewhere, target)
-    elsewhere.unlink()
+def _hard_link(target: Path, content: bytes) -> None:
+    staged = target.with_name(f".{target.name}.staged")
+    staged.write_bytes(content)
+    os.link(staged, target)
+    staged.unlink()
 
 
 def _grow(target: Path, content: bytes) -> Iterator[int]:
-    """Write a file piece by piece; yields the bytes written so far."""
+    """Write a file piece by piece; yield the number of bytes written before each piece."""
     step = len(content) // _PIECES + 1
     with target.open("wb", buffering=0) as stream:
         for start in range(0, len(content), step):
@@ -282,7 +227,7 @@ def _grow(target: Path, content: bytes) -> Iterator[int]:
 
 
 def _reopen(target: Path, content: bytes) -> Iterator[int]:
-    """Write the first block, close, and after a while open and write the rest."""
+    """Write the first block and close the file; open it later and write the rest."""
     target.write_bytes(content[:_BLOCK])
     yield from itertools.repeat(_BLOCK, _PIECES)
     with target.open("ab") as stream:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the pixels of DemoCam are: on the detector, in the focal plane, on the sky.
+"""Positions of DemoCam's pixels: on the detector, in the focal plane, on the sky.
 
-The tangent-plane maps below are exact for DemoCam, whose optics have no
-distortion. Reading other cameras' tables is `ppdaemon.camera`'s business.
+The tangent-plane maps are exact for DemoCam, whose optics have no distortion.
+`ppdaemon.camera` reads the tables of other cameras.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ RAW_SHAPE = (DETECTOR_SIZE, DETECTOR_SIZE + 2 * OVERSCAN_WIDTH)
 FILTER_BANDS = {"g_01": "g", "r_03": "r", "i_06": "i"}
 """Physical filter to band."""
 
+# Gaps of 40 pixels between the detectors.
 _PITCH_PIXELS = DETECTOR_SIZE + 40
 _HALF = DETECTOR_SIZE // 2
 
@@ -110,18 +111,7 @@ def detector_name(detector: int) -> str:
 
 
 def detector_offset_pixels(detector: int) -> tuple[float, float]:
-    """Return a detector's centre in the focal plane.
-
-    Parameters
-    ----------
-    detector : `int`
-        Detector number, 0 to 8.
-
-    Returns
-    -------
-    x, y : `float`
-        Focal-plane coordinates from the optical axis, pixels.
-    """
+    """Return a detector's center relative to the optical axis, in focal-plane pixels."""
     _require_detector(detector)
     return (detector % 3 - 1) * float(_PITCH_PIXELS), (detector // 3 - 1) * float(_PITCH_PIXELS)
 
@@ -129,25 +119,13 @@ def detector_offset_pixels(detector: int) -> tuple[float, float]:
 def tangent_wcs(ra_deg: float, dec_deg: float, rotpa_deg: float, axis_x: float, axis_y: float) -> WCS:
     """Make the gnomonic projection of a pixel grid around an optical axis.
 
-    Parameters
-    ----------
-    ra_deg, dec_deg : `float`
-        ICRS position of the optical axis, degrees.
-    rotpa_deg : `float`
-        Position angle of the grid's +Y, north through east, degrees.
-    axis_x, axis_y : `float`
-        The optical axis in pixels of the grid; the first pixel's centre is 0.
-
-    Returns
-    -------
-    wcs : `astropy.wcs.WCS`
-        TAN projection; at rotation 0 +Y points north and +X west.
-
-    Notes
-    -----
-    With the position angle p of +Y, +Y points to (east, north) = (sin p,
-    cos p) and +X, 90 degrees clockwise of it on the sky, to (-cos p, sin p).
+    `ra_deg`, `dec_deg` is the ICRS position of the optical axis, `rotpa_deg`
+    the position angle of the grid's +Y, north through east, and `axis_x`,
+    `axis_y` the optical axis in pixels of the grid, whose first pixel has its
+    center at 0. At rotation 0 +Y points north and +X west.
     """
+    # With the position angle p of +Y, +Y points to (east, north) = (sin p, cos p)
+    # and +X, 90 degrees clockwise of it on the sky, to (-cos p, sin p).
     angle = np.radians(rotpa_deg)
     sine, cosine = np.sin(angle), np.cos(angle)
     wcs = WCS(naxis=2)
@@ -162,38 +140,20 @@ def tangent_wcs(ra_deg: float, dec_deg: float, rotpa_deg: float, axis_x: float, 
 
 
 def detector_wcs(ra_deg: float, dec_deg: float, rotpa_deg: float, detector: int) -> WCS:
-    """Make the projection of one detector's 1024 x 1024 image.
+    """Make the projection of one detector's 1024 x 1024 image, without overscan.
 
-    Parameters
-    ----------
-    ra_deg, dec_deg : `float`
-        ICRS position of the boresight, degrees.
-    rotpa_deg : `float`
-        Position angle of focal-plane +Y, north through east, degrees.
-    detector : `int`
-        Detector number, 0 to 8.
-
-    Returns
-    -------
-    wcs : `astropy.wcs.WCS`
-        TAN projection of the assembled image without overscan; the centre of
-        the lower left pixel is (0, 0) in astropy's 0-based calls.
+    `rotpa_deg` is the position angle of focal-plane +Y, north through east.
+    The center of the lower left pixel is (0, 0) in astropy's 0-based calls.
     """
-    centre_x, centre_y = detector_offset_pixels(detector)
+    center_x, center_y = detector_offset_pixels(detector)
     middle = (DETECTOR_SIZE - 1) / 2.0
-    wcs = tangent_wcs(ra_deg, dec_deg, rotpa_deg, middle - centre_x, middle - centre_y)
+    wcs = tangent_wcs(ra_deg, dec_deg, rotpa_deg, middle - center_x, middle - center_y)
     wcs.array_shape = (DETECTOR_SIZE, DETECTOR_SIZE)
     return wcs
 
 
 def detector_corners(ra_deg: float, dec_deg: float, rotpa_deg: float, detector: int) -> np.ndarray:
-    """Return the corners of a detector's sensitive area on the sky.
-
-    Returns
-    -------
-    corners : `numpy.ndarray`, (4, 2)
-        Right ascension and declination in degrees, going around once.
-    """
+    """Return the corners of a detector's sensitive area, ICRS degrees, shape (4, 2)."""
     low, high = -0.5, DETECTOR_SIZE - 0.5
     corners = [(low, low), (high, low), (high, high), (low, high)]
     return np.asarray(detector_wcs(ra_deg, dec_deg, rotpa_deg, detector).all_pix2world(corners, 0))

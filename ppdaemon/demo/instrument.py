@@ -40,15 +40,7 @@ class DemoCam(Instrument):
         return DemoCamRawFormatter
 
     def register(self, registry: Registry, *, update: bool = False) -> None:
-        """Insert the instrument, its detectors, filters and visit system.
-
-        Parameters
-        ----------
-        registry : `lsst.daf.butler.Registry`
-            Registry to insert into.
-        update : `bool`, optional
-            Whether records that differ are replaced.
-        """
+        """Insert the instrument, its detectors, filters and visit system."""
 
         def sync(element: str, **record: Any) -> None:
             registry.syncDimensionData(element, record, update=update)

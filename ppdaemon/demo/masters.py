@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The images a central repo holds: master calibrations and templates, as files.
+"""Make master calibrations and templates as files for the central repo.
 
-Functions here are run in processes of their own; they take and return plain
-values and know nothing of the Butler.
+These functions run in separate processes: they take and return plain values
+and do not use the Butler.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,12 @@ from ppdaemon.demo.skymap import PATCH_COUNT, SKYMAP_NAME, TRACT, TRACT_SIZE, Tr
 __all__ = ("TEMPLATE_FWHM_ARCSEC", "MasterFile", "make_calibrations", "make_templates")
 
 TEMPLATE_FWHM_ARCSEC = 0.62
-"""Templates are made of the best seeing: sharper than any visit."""
+"""Seeing of the templates: sharper than any visit, as that of selected images."""
 _TEMPLATE_EXPOSURE_S = 20 * 30.0
 _MASTER_FRAMES = 25
-"""Exposures averaged in a master."""
+"""Number of exposures averaged in a master."""
 _FLAT_NOISE = 0.001
+# Large tiles are faster to read; 128 rows still allow reading a part of an image.
 _TILE_ROWS = 128
 _BAD_PLANES = MaskSchema([MaskPlane("BAD", "Dead or hot column.")])
 _TEMPLATE_PLANES = MaskSchema([MaskPlane("NO_DATA", "No input image covers this pixel.")])
@@ -42,25 +43,13 @@ class MasterFile:
     dataset_type: str
     data_id: dict[str, Any]
     epoch: int | None = None
-    """Number of the epoch it is valid in; `None` for templates."""
+    """Number of the epoch in which it is valid; `None` for templates."""
 
 
 def make_calibrations(folder: str, detector: int, epoch: int) -> list[MasterFile]:
-    """Write bias, dark and flats of one detector in one epoch.
+    """Write bias (ADU), dark (electron/s) and three flats (mean 1) of one detector.
 
-    Parameters
-    ----------
-    folder : `str`
-        Where to write.
-    detector : `int`
-        Detector number.
-    epoch : `int`
-        Index into `~ppdaemon.demo.signatures.EPOCHS`.
-
-    Returns
-    -------
-    written : `list` [`MasterFile`]
-        One bias (ADU), one dark (electron/s), three flats (mean 1).
+    `epoch` is an index into `~ppdaemon.demo.signatures.EPOCHS`.
     """
     signature = Signature(detector, EPOCHS[epoch])
     written = []
@@ -89,7 +78,7 @@ def _calibrations(signature: Signature) -> Iterator[tuple[str, str | None, Maske
 
 
 def _noisy(pixels: np.ndarray, noise: float, random: np.random.Generator, unit: Any) -> MaskedImage:
-    """Make a masked image of perfect pixels plus noise of a standard deviation."""
+    """Make a masked image from noiseless pixels plus noise of a standard deviation."""
     noisy = pixels + np.float32(noise) * random.standard_normal(pixels.shape, dtype=np.float32)
     image = Image(noisy, unit=unit)
     variance = Image(float(noise**2), dtype=np.float32, bbox=image.bbox)
@@ -97,22 +86,11 @@ def _noisy(pixels: np.ndarray, noise: float, random: np.random.Generator, unit: 
 
 
 def make_templates(folder: str, sky: Sky, band: str) -> list[MasterFile]:
-    """Write the templates of all patches in one band.
+    """Write the templates of all patches in one band, one file per patch, in nJy.
 
-    Parameters
-    ----------
-    folder : `str`
-        Where to write.
-    sky : `~ppdaemon.demo.sky.Sky`
-        What shines: variables at their mean, no transients.
-    band : `str`
-        ``g``, ``r`` or ``i``.
-
-    Returns
-    -------
-    written : `list` [`MasterFile`]
-        One file a patch: nJy, background subtracted, noise as of ten minutes.
-        The overlaps of two patches hold the same pixels.
+    The background is subtracted and the noise is that of ten minutes. Variable
+    stars are at their mean, there are no transients. Two overlapping patches
+    have the same pixels in their overlap.
     """
     tract = TractMap.around(sky)
     pixels, variance = _coadd(sky, tract, band)
@@ -158,7 +136,8 @@ def _coadd(sky: Sky, tract: TractMap, band: str) -> tuple[np.ndarray, np.ndarray
 def _write(image: MaskedImage, path: str, seed: int) -> None:
     """Write with Rice compression in large tiles: four times faster to read than the default.
 
-    Pixels are quantised to 1/16 of their noise, the smooth variance to 1 percent of its median.
+    Pixels are quantized to 1/16 of their noise, the smooth variance to 1
+    percent of its median.
     """
     tile = (_TILE_ROWS, image.bbox.x.size)
     dither = {"dither": "SUBTRACTIVE_DITHER_2"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nights of old: many raws that nobody waits for any more, as fast as they can be made."""
+"""Write many raws of past nights as fast as possible, to test start and scans."""
 
 import os
 from pathlib import Path
@@ -22,49 +22,32 @@ def write_old_files(
     content: bytes = b"",
     exposures_a_day: int = 1000,
 ) -> int:
-    """Write files of former exposures, in the layout of LSST cameras.
+    """Write `count` files of past exposures; return the number of exposure folders.
 
-    Files and folders get old time stamps of content; that of the last change
-    of name or mode cannot be set.
-
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        The raw root.
-    instrument : `str`
-        A camera with a focal-plane table.
-    count : `int`
-        How many files; each exposure has one per detector, the last fewer.
-    newest_tai_s : `float`
-        When the newest are from, TAI seconds since 1970; further nights go
-        back from there.
-    content : `bytes`, optional
-        What each of them has.
-    exposures_a_day : `int`, optional
-        How many fill a day's folder.
-
-    Returns
-    -------
-    exposures : `int`
-        How many folders of exposures were written.
+    The layout is that of the LSST cameras, with one file per detector. The
+    newest files are dated `newest_tai_s` (TAI seconds since 1970), the others
+    on earlier nights. Files and folders get old modification times; their
+    change times cannot be set.
     """
     names = [name for name, _ in detector_names(instrument).values()]
-    begun = nights_ago = 0
-    while begun * len(names) < count:
+    written = nights_ago = 0
+    while written * len(names) < count:
         tai_s = newest_tai_s - nights_ago * _DAY_S
         day = root / instrument / str(day_obs(tai_s))
         day.mkdir(parents=True, exist_ok=True)
         stamps = (tai_s - TAI_MINUS_UTC_S,) * 2
         for number in range(1, exposures_a_day + 1):
-            wanted = names[: max(count - begun * len(names), 0)]
-            if not wanted:
+            exposure_names = names[: max(count - written * len(names), 0)]
+            if not exposure_names:
                 break
             obs_id = f"{CAMERA_CODES[instrument]}_O_{day.name}_{number:06d}"
-            _write_exposure(day / obs_id, [f"{obs_id}_{name}.fits" for name in wanted], content, stamps)
-            begun += 1
+            _write_exposure(
+                day / obs_id, [f"{obs_id}_{name}.fits" for name in exposure_names], content, stamps
+            )
+            written += 1
         os.utime(day, stamps)
         nights_ago += 1
-    return begun
+    return written
 
 
 def _write_exposure(folder: Path, names: list[str], content: bytes, stamps: tuple[float, float]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The plain description of one exposure, and the header that tells it."""
+"""The description of one exposure and the FITS header made from it."""
 
 import enum
 from typing import Annotated, Any, Literal, Self
@@ -12,13 +12,14 @@ from ppdaemon.demo.geometry import CAMERA_NAME
 __all__ = ("CAMERA_CODES", "ExposurePlan", "ImageType", "primary_header")
 
 CAMERA_CODES = {"LATISS": "AT", "LSSTComCam": "CC", "LSSTCam": "MC", "LSST-TS8": "TS", CAMERA_NAME: "DC"}
-"""The cameras that can be played, and how their obsids begin."""
+"""The cameras that can be simulated, and the first part of their obsids."""
 
 _MJD_OF_1970 = 40587.0
 _READOUT_S = 2.3
+# A time span of length 0 overlaps nothing, so that no calibration would be valid for a bias.
 _SHORTEST_S = 0.001
 _AZIMUTH_DEG, _ELEVATION_DEG, _AIRMASS = 0.0, 60.0, 1.155
-"""The Earth does not turn here: the demo works at any hour."""
+"""The simulated Earth does not turn: the demo works at any hour."""
 _OBSERVATORY = (1819093.567, -5208411.765, -3195180.588)
 """Geocentric position of Cerro Pachon, m."""
 
@@ -33,7 +34,7 @@ class ImageType(enum.StrEnum):
 
 
 class ExposurePlan(BaseModel):
-    """One exposure of a camera: all that its raws and their headers say."""
+    """One exposure of a camera: the source of all values in its raws and headers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,8 +55,7 @@ class ExposurePlan(BaseModel):
     ra_deg: float | None = Field(default=None, ge=0.0, lt=360.0)
     dec_deg: float | None = Field(default=None, ge=-90.0, le=90.0)
     rotpa_deg: float | None = None
-    """Position angle of focal-plane +Y, north through east; these three are
-    given for science exposures."""
+    """Position angle of focal-plane +Y, north through east. Science exposures need all three."""
     exposure_s: float = Field(default=30.0, ge=0.0)
     image_type: ImageType = ImageType.SCIENCE
     program: str = "BLOCK-365"
@@ -94,9 +94,7 @@ class ExposurePlan(BaseModel):
 
     @property
     def end_tai_s(self) -> float:
-        """When the shutter closes, TAI seconds since 1970; a bias takes a
-        millisecond, as a time span without length overlaps nothing.
-        """
+        """When the shutter closes, TAI seconds since 1970; 1 ms after the opening for a bias."""
         return self.begin_tai_s + max(self.exposure_s, _SHORTEST_S)
 
     @property
@@ -110,21 +108,10 @@ def _mjd(tai_s: float) -> float:
 
 
 def primary_header(plan: ExposurePlan, detector: int, name: str) -> dict[str, Any]:
-    """Return the primary header of one detector's raw.
+    """Return the primary header of one detector's raw, the content of its JSON sidecar.
 
-    Parameters
-    ----------
-    plan : `ExposurePlan`
-        The exposure.
-    detector : `int`
-        Detector number.
-    name : `str`
-        Detector name as file names have it, ``R22_S11``.
-
-    Returns
-    -------
-    header : `dict`
-        Keyword to value, `None` for nulls: the JSON sidecar's content.
+    `name` is the detector's name in file names, such as ``R22_S11``. Null
+    values are `None`.
     """
     raft, slot = name.split("_", 1)
     on_sky = plan.image_type is ImageType.SCIENCE
@@ -159,7 +146,7 @@ def primary_header(plan: ExposurePlan, detector: int, name: str) -> dict[str, An
 
 def _dates(plan: ExposurePlan) -> dict[str, Any]:
     written_tai_s = plan.end_tai_s + _READOUT_S
-    moments = {
+    times = {
         "": written_tai_s,
         "-OBS": plan.begin_tai_s,
         "-TRG": plan.end_tai_s,
@@ -168,14 +155,14 @@ def _dates(plan: ExposurePlan) -> dict[str, Any]:
         "-END": plan.end_tai_s,
     }
     cards: dict[str, Any] = {}
-    for suffix, tai_s in moments.items():
+    for suffix, tai_s in times.items():
         cards[f"DATE{suffix}"] = tai_iso(tai_s)
         cards[f"MJD{suffix}"] = _mjd(tai_s)
     return cards
 
 
 def _pointing(plan: ExposurePlan, on_sky: bool) -> dict[str, Any]:
-    where: dict[str, Any] = {
+    position: dict[str, Any] = {
         "RA": plan.ra_deg,
         "DEC": plan.dec_deg,
         "ROTPA": plan.rotpa_deg,
@@ -183,11 +170,11 @@ def _pointing(plan: ExposurePlan, on_sky: bool) -> dict[str, Any]:
         "RADESYS": "ICRS",
     }
     for key, value in (("AZ", _AZIMUTH_DEG), ("EL", _ELEVATION_DEG), ("AM", _AIRMASS)):
-        for moment in ("START", "END"):
-            where[key + moment] = value if on_sky else None
-    return where
+        for end in ("START", "END"):
+            position[key + end] = value if on_sky else None
+    return position
 
 
 def _site() -> dict[str, Any]:
-    position = dict(zip(("OBSGEO-X", "OBSGEO-Y", "OBSGEO-Z"), _OBSERVATORY, strict=True))
-    return position | {"AIRTEMP": 9.8, "PRESSURE": 744.0, "HUMIDITY": 31.0, "SIMULATE": True}
+    site = dict(zip(("OBSGEO-X", "OBSGEO-Y", "OBSGEO-Z"), _OBSERVATORY, strict=True))
+    return site | {"AIRTEMP": 9.8, "PRESSURE": 744.0, "HUMIDITY": 31.0, "SIMULATE": True}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the Butler reads a DemoCam raw file: both amplifiers side by side, with overscan."""
+"""Butler formatter of DemoCam raws: both amplifiers side by side, with overscan."""
 
 import warnings
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ class DemoCamRawFormatter(FormatterV2):
     supported_extensions: ClassVar[frozenset[str]] = frozenset({".fits", ".fz", ".gz"})
 
     def read_from_local_file(self, path: str, component: str | None = None, expected_size: int = -1) -> Any:
-        """Read the image, a part of it (parameter ``bbox``), or a component of it."""
+        """Read the image, a part of it (parameter ``bbox``), or one of its components."""
         image = read_raw(path)
         bbox = (self.file_descriptor.parameters or {}).get("bbox")
         if bbox is not None:
@@ -35,28 +35,14 @@ class DemoCamRawFormatter(FormatterV2):
 
 
 def read_raw(path: str) -> Image:
-    """Read a DemoCam raw file.
+    """Read a DemoCam raw: ADU as float32, (1024, 1088) pixels, the header in ``metadata``.
 
-    Parameters
-    ----------
-    path : `str`
-        The file.
-
-    Returns
-    -------
-    image : `lsst.images.Image`
-        ADU as float32, (1024, 1088) pixels, the primary header as a `dict` in
-        ``metadata``. `~ppdaemon.demo.geometry.AMPLIFIERS` tells the columns.
-
-    Raises
-    ------
-    OSError
-        Raised where the file is not FITS or is truncated.
-    ValueError
-        Raised where an amplifier is missing or has another shape.
+    `~ppdaemon.demo.geometry.AMPLIFIERS` has the columns of each amplifier.
+    Raises `OSError` if the file is truncated or not FITS, `ValueError` if an
+    amplifier is missing or has another shape.
     """
     with open(path, "rb") as stream, warnings.catch_warnings():
-        # astropy only warns of a file that ends too early.
+        # For a truncated file astropy only issues a warning.
         warnings.simplefilter("error", AstropyUserWarning)
         try:
             with fits.open(stream, memmap=False) as hdus:
@@ -83,5 +69,5 @@ def _assemble(path: str, hdus: fits.HDUList) -> Image:
 
 
 def _plain(value: Any) -> Any:
-    """Replace what a FITS header holds for a null by `None`."""
+    """Replace a null value of a FITS header by `None`."""
     return None if isinstance(value, fits.card.Undefined) else value

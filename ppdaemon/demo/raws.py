@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writing raws as a camera does: FITS, sidecar, and the list of expected sensors.
+"""Write raws as a camera does: FITS, sidecar, and the list of expected sensors.
 
 One exposure of DemoCam, all nine detectors::
 
@@ -10,8 +10,8 @@ One exposure of DemoCam, all nine detectors::
     for detector in range(9):
         path = write_raw(raw_root, plan, detector, render_raw(plan, detector, sky))
 
-`encode_raw` gives the bytes without writing them; `encode_blank` those of a
-camera that is not rendered. Files appear by rename.
+`encode_raw` returns the contents without writing them, `encode_blank` those of
+a camera that is not rendered. Files appear by rename.
 """
 
 import io
@@ -36,37 +36,25 @@ __all__ = (
     "encode_raw",
     "encode_sidecar",
     "exposure_folder",
-    "place_in",
+    "path_in_layout",
     "publish",
     "raw_path",
     "write_expected_sensors",
     "write_raw",
 )
 
+# A valid image, small so that a camera of 205 detectors is written quickly.
 _BLANK_SHAPE = (64, 64)
 _GUIDER = "_SG"
 
 
 def detector_names(instrument: str) -> dict[int, tuple[str, str]]:
-    """Return a camera's detectors.
+    """Return name (as in file names) and purpose of a camera's detectors, by number.
 
-    Parameters
-    ----------
-    instrument : `str`
-        A camera with a focal-plane table.
-
-    Returns
-    -------
-    detectors : `dict` [`int`, `tuple` [`str`, `str`]]
-        Number to name as file names have it, and purpose.
-
-    Raises
-    ------
-    ConfigError
-        Raised for any other instrument.
+    Raises `ConfigError` if the camera has no focal-plane table.
     """
     detectors = load_camera(instrument).detectors.values()
-    # LATISS calls its detector RXX_S00 in the table, R00_S00 in files.
+    # The detector of LATISS is RXX_S00 in the table and R00_S00 in file names.
     return {each.id: (each.name.replace("RXX", "R00"), each.purpose) for each in detectors}
 
 
@@ -76,43 +64,17 @@ def exposure_folder(plan: ExposurePlan) -> Path:
 
 
 def raw_path(plan: ExposurePlan, name: str) -> Path:
-    """Return where a detector's raw goes, relative to the raw root.
+    """Return a raw's path in the layout of LSST cameras, relative to the raw root.
 
-    Parameters
-    ----------
-    plan : `~ppdaemon.demo.plan.ExposurePlan`
-        The exposure.
-    name : `str`
-        Detector name as file names have it, ``R22_S11``.
-
-    Returns
-    -------
-    path : `pathlib.Path`
-        Of the FITS file; the sidecar has the suffix ``.json`` instead.
+    `name` is the detector's name in file names, such as ``R22_S11``. The
+    sidecar has the suffix ``.json``.
     """
     suffix = "_guider.fits" if _GUIDER in name else ".fits"
     return exposure_folder(plan) / f"{plan.obs_id}_{name}{suffix}"
 
 
-def place_in(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Path:
-    """Return where a detector's raw goes in any layout.
-
-    Parameters
-    ----------
-    layout : `~ppdaemon.raws.layout.Layout`
-        How paths below the raw root are built.
-    plan : `~ppdaemon.demo.plan.ExposurePlan`
-        The exposure.
-    detector : `int`
-        Detector number.
-    name : `str`
-        Its name as file names have it, ``R22_S11``.
-
-    Returns
-    -------
-    path : `pathlib.Path`
-        Of the FITS file, relative to the raw root, with the ending ``.fits``.
-    """
+def path_in_layout(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Path:
+    """Return a raw's path in any layout, relative to the raw root, ending in ``.fits``."""
     raw = RawName(
         Kind.GUIDER if _GUIDER in name else Kind.IMAGE,
         plan.instrument,
@@ -130,22 +92,11 @@ def place_in(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Pa
 
 
 def encode_raw(plan: ExposurePlan, detector: int, pixels: np.ndarray) -> tuple[bytes, bytes]:
-    """Make the two files of one DemoCam detector.
+    """Make FITS file and JSON sidecar of one DemoCam detector.
 
-    Parameters
-    ----------
-    plan : `~ppdaemon.demo.plan.ExposurePlan`
-        The exposure.
-    detector : `int`
-        Detector number, 0 to 8.
-    pixels : `numpy.ndarray`, (1024, 1088)
-        ADU as uint16, from `~ppdaemon.demo.render.render_raw`.
-
-    Returns
-    -------
-    image, sidecar : `bytes`
-        A FITS file with a Rice-compressed extension for each amplifier, and
-        its header as JSON.
+    `pixels` are ADU as uint16, (1024, 1088), from
+    `~ppdaemon.demo.render.render_raw`. The FITS file has one Rice-compressed
+    extension per amplifier. Raises `ValueError` for another shape or type.
     """
     if pixels.shape != RAW_SHAPE or pixels.dtype != np.uint16:
         raise ValueError(f"a raw is uint16 of shape {RAW_SHAPE}, not {pixels.dtype} of shape {pixels.shape}")
@@ -165,12 +116,9 @@ def encode_raw(plan: ExposurePlan, detector: int, pixels: np.ndarray) -> tuple[b
 
 
 def encode_blank(plan: ExposurePlan, detector: int, name: str) -> tuple[bytes, bytes]:
-    """Make small files with full headers for a camera that is not rendered.
+    """Make a small valid FITS file and a JSON sidecar, both with full headers.
 
-    Returns
-    -------
-    image, sidecar : `bytes`
-        Valid compressed FITS with a few pixels, and its header as JSON.
+    For cameras that are not rendered.
     """
     header = primary_header(plan, detector, name)
     noise = np.random.default_rng([plan.exposure_id, detector])
@@ -179,34 +127,22 @@ def encode_blank(plan: ExposurePlan, detector: int, name: str) -> tuple[bytes, b
 
 
 def encode_sidecar(header: dict[str, Any]) -> bytes:
-    """Make the JSON sidecar of a primary header."""
+    """Return a primary header as the content of a JSON sidecar."""
     return json.dumps(header, indent=1).encode()
 
 
 def write_raw(root: Path | str, plan: ExposurePlan, detector: int, pixels: np.ndarray) -> Path:
-    """Write one DemoCam detector below the raw root: sidecar, then image.
-
-    Parameters
-    ----------
-    root : `pathlib.Path` or `str`
-        The raw root.
-    plan, detector, pixels
-        As for `encode_raw`.
-
-    Returns
-    -------
-    path : `pathlib.Path`
-        The FITS file.
-    """
+    """Write one DemoCam detector below the raw root, the sidecar first; return the FITS path."""
     image, sidecar = encode_raw(plan, detector, pixels)
     path = Path(root) / raw_path(plan, detector_names(plan.instrument)[detector][0])
+    # In the order of a real camera: a program that finds the image can rely on the sidecar.
     publish(path.with_suffix(".json"), sidecar)
     publish(path, image)
     return path
 
 
 def write_expected_sensors(root: Path | str, plan: ExposurePlan, detectors: Iterable[int]) -> Path:
-    """Write the list of an exposure's detectors, which comes before its images."""
+    """Write the list of an exposure's detectors; a camera does so before its images."""
     names = detector_names(plan.instrument)
     expected = {names[detector][0]: names[detector][1] for detector in detectors}
     path = Path(root) / exposure_folder(plan) / f"{plan.obs_id}_expectedSensors.json"
@@ -215,10 +151,11 @@ def write_expected_sensors(root: Path | str, plan: ExposurePlan, detectors: Iter
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole: under another name, then renamed."""
+    """Write a file so that it appears complete: under another name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(content)
+    # The rename is atomic: no reader sees an incomplete file.
     os.replace(partial, path)
 
 
@@ -227,7 +164,7 @@ def _compressed(pixels: np.ndarray, name: str) -> fits.CompImageHDU:
 
 
 def _section(columns: slice, amplifier_columns: slice) -> str:
-    """Write columns of the assembled raw as a FITS section of their amplifier."""
+    """Return columns of the assembled raw as a FITS section of their amplifier."""
     first = columns.start - amplifier_columns.start + 1
     return f"[{first}:{columns.stop - amplifier_columns.start},1:{RAW_SHAPE[0]}]"
 

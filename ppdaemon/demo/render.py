@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From objects on the sky to pixels: atmosphere, optics, detector.
+"""Render objects on the sky as pixels: atmosphere, optics, detector.
 
 Covers the point-spread function, drawing sources, and one detector's raw
 pixels. Sources are mixtures of Gaussians, which convolve exactly with a PSF
-that is one too [Hogg & Lang 2013, PASP 125, 719]; the pixel's own width is
-added to their second moments.
+that is a mixture, too [Hogg & Lang 2013, PASP 125, 719]; the width of a pixel
+is added to their second moments.
 """
 
 from dataclasses import dataclass
@@ -39,25 +39,31 @@ __all__ = (
 )
 
 ZERO_POINT_MAG = {"g": 28.2, "r": 28.1, "i": 27.8}
-"""AB magnitude of a source that gives 1 electron/s on a clear night on the optical
-axis: close to those of the Rubin telescope (SMTN-002)."""
+"""AB magnitude of a source that gives 1 electron/s on a clear night on the optical axis.
+
+Close to the values of the Rubin telescope (SMTN-002).
+"""
 
 _SKY_MAG_ARCSEC2 = {"g": 22.0, "r": 21.0, "i": 20.2}
 _FULL_WELL_ELECTRONS = 95_000.0
 _ADU_MAX = 65535
 _FLAT_ELECTRONS = 25_000.0
+# Per detector; a 30 s exposure has a dozen tracks, enough to test their rejection.
 _COSMIC_RAYS_PER_S = 0.4
 
 _PSF_WEIGHTS = np.array([0.85, 0.12, 0.03])
 _PSF_SIGMAS = np.array([1.0, 1.8, 3.6])
 _FWHM_PER_CORE_SIGMA = 2.4036
-"""Of the mixture above, from its half maximum."""
-_DISC_WEIGHTS = np.array([0.0764, 0.4360, 0.4876])
-_DISC_SIGMAS = np.array([0.2681, 0.6608, 1.2839])
-"""Least-squares fit to an exponential disc of half-light radius 1 out to 6."""
+"""Of the mixture above, computed from its half maximum."""
+_DISK_WEIGHTS = np.array([0.0764, 0.4360, 0.4876])
+_DISK_SIGMAS = np.array([0.2681, 0.6608, 1.2839])
+"""Least-squares fit to an exponential disk of half-light radius 1 out to radius 6."""
+# Variance of a uniform distribution over one pixel.
 _PIXEL_VARIANCE = 1.0 / 12.0
 
+# Sizes grow by about 1.4: stamps of one size are drawn as one array, little of which is empty.
 _STAMP_HALF_SIZES = np.array([4, 6, 8, 11, 15, 20, 28, 40, 56, 80])
+# Limits the memory of a batch to a few arrays of 4 MB (float32).
 _STAMP_BATCH_PIXELS = 1_000_000
 
 
@@ -78,19 +84,19 @@ class Psf:
         return np.asarray(core * _PSF_SIGMAS[:, np.newaxis] ** 2 * shape)
 
     def weights(self) -> np.ndarray:
-        """Return the components' shares of the light."""
+        """Return the fraction of the light in each component."""
         return _PSF_WEIGHTS
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the atmosphere and the mount did during an exposure."""
+    """Effects of the atmosphere and the mount on one exposure."""
 
     psf: Psf
     transparency: float
-    """Share of the light that comes through, relative to a clear night."""
+    """Fraction of the light that arrives, relative to a clear night."""
     sky_mag_offset: float
-    """How much fainter than usual the sky is."""
+    """Difference from the usual sky brightness, magnitudes; positive is fainter."""
     sky_slope: tuple[float, float]
     """Relative change of the sky over a detector, along x and y."""
     pointing_error_arcsec: tuple[float, float]
@@ -99,7 +105,7 @@ class Conditions:
 
 
 def conditions_of(plan: ExposurePlan, sky_seed: int = DEFAULT_SEED) -> Conditions:
-    """Return the conditions of an exposure, always the same for the same one."""
+    """Return the conditions of an exposure, the same at every call."""
     random = np.random.default_rng([sky_seed, 10, plan.exposure_id])
     angle = random.uniform(0.0, 2.0 * np.pi)
     miss_arcsec = random.uniform(1.0, 2.0)
@@ -114,12 +120,9 @@ def conditions_of(plan: ExposurePlan, sky_seed: int = DEFAULT_SEED) -> Condition
 
 
 def true_wcs(plan: ExposurePlan, detector: int, sky_seed: int = DEFAULT_SEED) -> WCS:
-    """Return where a detector really looked, with the pointing error.
+    """Return the projection of a detector with the pointing error.
 
-    Raises
-    ------
-    ValueError
-        Raised where the plan has no position.
+    Raises `ValueError` if the plan has no position.
     """
     if plan.ra_deg is None or plan.dec_deg is None:
         raise ValueError(f"exposure {plan.obs_id} has no position on the sky")
@@ -131,37 +134,21 @@ def true_wcs(plan: ExposurePlan, detector: int, sky_seed: int = DEFAULT_SEED) ->
 
 
 def electrons_per_njy_s(band: str) -> float:
-    """Return electrons per second of a clear night for a source of 1 nJy."""
+    """Return the electrons per second from a source of 1 nJy on a clear night."""
     return 1.0 / float(magnitude_to_njy(ZERO_POINT_MAG[band]))
 
 
 def sky_electrons_per_s(band: str) -> float:
-    """Return electrons per second and pixel of the usual sky."""
+    """Return the electrons per second and pixel from the usual sky."""
     sky_mag = _SKY_MAG_ARCSEC2[band]
     return float(PIXEL_SCALE_ARCSEC**2 * 10.0 ** (-0.4 * (sky_mag - ZERO_POINT_MAG[band])))
 
 
 def draw_scene(scene: Scene, wcs: WCS, psf: Psf, shape: tuple[int, int], floor_njy: float) -> np.ndarray:
-    """Draw sources on an empty image.
+    """Draw sources on an empty image, nJy per pixel, float32.
 
-    Parameters
-    ----------
-    scene : `~ppdaemon.demo.sky.Scene`
-        The sources.
-    wcs : `astropy.wcs.WCS`
-        Projection of the image.
-    psf : `Psf`
-        Point-spread function.
-    shape : `tuple` [`int`, `int`]
-        Rows and columns.
-    floor_njy : `float`
-        Surface brightness, nJy per pixel, below which a source's outskirts
-        are not drawn.
-
-    Returns
-    -------
-    image : `numpy.ndarray`
-        nJy per pixel, float32.
+    `shape` is (rows, columns). `floor_njy` is the surface brightness, nJy per
+    pixel, below which the outskirts of a source are not drawn.
     """
     image = np.zeros(shape, dtype=np.float32)
     x, y = wcs.all_world2pix(scene.ra_deg, scene.dec_deg, 0)
@@ -178,7 +165,7 @@ def draw_scene(scene: Scene, wcs: WCS, psf: Psf, shape: tuple[int, int], floor_n
 def _mixture(
     scene: Scene, chosen: np.ndarray, psf: Psf, wcs: WCS, extended: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return components' weights (k,) and (xx, xy, yy) in pixels squared (n, k, 3)."""
+    """Return component weights (k,) and (xx, xy, yy) in pixels squared (n, k, 3)."""
     blur = psf.covariances() + np.array([_PIXEL_VARIANCE, 0.0, _PIXEL_VARIANCE])
     if not extended:
         return psf.weights(), np.broadcast_to(blur, (len(chosen), *blur.shape))
@@ -188,7 +175,7 @@ def _mixture(
     angle = np.radians(scene.position_angle_deg[chosen])
     # Sky to pixel: the inverse of an orthogonal matrix is its transpose.
     along_x, along_y = cd.T @ np.array([np.sin(angle), np.cos(angle)])
-    disc = np.stack(
+    disk = np.stack(
         [
             major2 * along_x**2 + minor2 * along_y**2,
             (major2 - minor2) * along_x * along_y,
@@ -196,9 +183,9 @@ def _mixture(
         ],
         axis=1,
     )
-    parts = disc[:, np.newaxis, :] * _DISC_SIGMAS[:, np.newaxis] ** 2
+    parts = disk[:, np.newaxis, :] * _DISK_SIGMAS[:, np.newaxis] ** 2
     covariances = parts[:, :, np.newaxis, :] + blur
-    weights = np.outer(_DISC_WEIGHTS, psf.weights()).ravel()
+    weights = np.outer(_DISK_WEIGHTS, psf.weights()).ravel()
     return weights, covariances.reshape(len(chosen), -1, 3)
 
 
@@ -211,7 +198,7 @@ def _draw(
     covariances: np.ndarray,
     floor: float,
 ) -> None:
-    """Add mixtures of Gaussians to an image, in batches of stamps of one size."""
+    """Add mixtures of Gaussians to an image, in batches of stamps of equal size."""
     determinant = covariances[..., 0] * covariances[..., 2] - covariances[..., 1] ** 2
     peak = flux[:, np.newaxis] * weights / (2.0 * np.pi * np.sqrt(determinant))
     widest = np.maximum(covariances[..., 0], covariances[..., 2])
@@ -261,22 +248,10 @@ def _add_stamps(image: np.ndarray, corner_x: np.ndarray, corner_y: np.ndarray, s
 
 
 def render_raw(plan: ExposurePlan, detector: int, sky: Sky) -> np.ndarray:
-    """Simulate one detector's readout.
+    """Simulate one detector's readout: ADU as uint16, (1024, 1088), with overscan.
 
-    Parameters
-    ----------
-    plan : `~ppdaemon.demo.plan.ExposurePlan`
-        The exposure.
-    detector : `int`
-        Detector number, 0 to 8.
-    sky : `~ppdaemon.demo.sky.Sky`
-        What shines; its seed also seeds the noise.
-
-    Returns
-    -------
-    pixels : `numpy.ndarray`, (1024, 1088)
-        ADU as uint16, both amplifiers side by side with overscan. The same
-        plan, detector and sky always give the same pixels.
+    The seed of the sky also seeds the noise: the same plan, detector and sky
+    give the same pixels.
     """
     random = np.random.default_rng([sky.seed, 11, plan.exposure_id, detector])
     signature = Signature(detector, epoch_at(plan.mid_mjd_tai))
@@ -295,7 +270,7 @@ def render_raw(plan: ExposurePlan, detector: int, sky: Sky) -> np.ndarray:
 
 
 def _incoming_electrons(plan: ExposurePlan, detector: int, sky: Sky) -> np.ndarray | None:
-    """Return expected electrons per pixel of a perfect detector; `None` if the shutter stays closed."""
+    """Return expected electrons per pixel of a perfect detector; `None` for a closed shutter."""
     if plan.image_type is ImageType.FLAT:
         return np.full((DETECTOR_SIZE, DETECTOR_SIZE), _FLAT_ELECTRONS, dtype=np.float32)
     if plan.image_type is not ImageType.SCIENCE:
@@ -320,7 +295,7 @@ def _incoming_electrons(plan: ExposurePlan, detector: int, sky: Sky) -> np.ndarr
 
 
 def _add_cosmic_rays(electrons: np.ndarray, random: np.random.Generator, exposure_s: float) -> None:
-    """Draw straight tracks, 1 to 40 pixels long, a pixel wide."""
+    """Draw straight tracks, 1 to 40 pixels long and one pixel wide."""
     for _ in range(random.poisson(_COSMIC_RAYS_PER_S * exposure_s)):
         length = int(1 + random.exponential(8.0)) % 40 + 1
         angle = random.uniform(0.0, 2.0 * np.pi)
@@ -334,7 +309,7 @@ def _add_cosmic_rays(electrons: np.ndarray, random: np.random.Generator, exposur
 def _read_out(
     electrons: np.ndarray, bias_adu: np.ndarray, levels_adu: tuple[float, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """Turn electrons into ADU with overscan, through both amplifiers."""
+    """Convert electrons to ADU with overscan, through both amplifiers."""
     raw = np.empty(RAW_SHAPE, dtype=np.float32)
     drift = np.cumsum(random.normal(0.0, 0.05, DETECTOR_SIZE)).astype(np.float32)[:, np.newaxis]
     noise = random.standard_normal(RAW_SHAPE, dtype=np.float32)
@@ -350,8 +325,8 @@ def _read_out(
     return raw.clip(0, _ADU_MAX).astype(np.uint16)
 
 
-# A camera plays the same nine detectors visit after visit: their signatures
-# are kept, 4 MB each.
+# A simulated camera reads the same nine detectors in each visit: their
+# signatures, 4 MB each, are cached.
 @lru_cache(maxsize=DETECTOR_COUNT)
 def _bias(signature: Signature) -> np.ndarray:
     return signature.bias_adu()

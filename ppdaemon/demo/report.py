@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What came of a demonstration: outcomes, alerts against truth, latencies.
+"""The results of a demonstration: outcomes, alerts against truth, latencies.
 
-The numbers come from the daemon's journal, from the alert files, and from
-the difference images in the central repo.
+The numbers come from the daemon's journal, the alert files, and the difference
+images in the central repo.
 """
 
 import json
@@ -25,7 +25,7 @@ from ppdaemon.demo.night import NIGHT
 from ppdaemon.demo.progress import last_attempts
 from ppdaemon.demo.rules import PIPELINES
 from ppdaemon.demo.score import DetectorScore, score_alerts, total_score
-from ppdaemon.demo.services import Places
+from ppdaemon.demo.services import DemoPaths
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
@@ -36,11 +36,11 @@ from ppdaemon.wire import Model
 
 __all__ = ("Latency", "Report", "make_report", "show_report")
 
-ALERTS = "ApPipe"
+ALERT_PIPELINE = "ApPipe"
 
 
 class Latency(Model):
-    """How long something took, over all visit-detectors that did it."""
+    """Percentiles of one duration over all visit-detectors that have it."""
 
     p50_ms: float
     p99_ms: float
@@ -48,7 +48,7 @@ class Latency(Model):
 
     @classmethod
     def of(cls, seconds: Iterable[float | None]) -> "Latency | None":
-        """Return the percentiles of some times; `None` where there is none."""
+        """Return the percentiles of the known durations; `None` if there are none."""
         known = [1e3 * value for value in seconds if value is not None]
         if not known:
             return None
@@ -56,46 +56,47 @@ class Latency(Model):
         return cls(p50_ms=round(float(middle), 1), p99_ms=round(float(high), 1), count=len(known))
 
 
-class Selected(Model):
-    """Which pipeline a visit's detectors got, and which they should have."""
+class VisitPipelines(Model):
+    """The pipeline that a visit's detectors got, and the one expected."""
 
     group: str
     rule: str
-    """The rule for main pipelines that the visit falls under."""
+    """The rule for main pipelines that applies to the visit."""
     pipelines: tuple[str, ...]
-    """What the rule names, in order of preference."""
+    """The rule's pipelines in order of preference."""
     expected: str
-    """The pipeline that has to run."""
+    """The pipeline that must run."""
     ran: dict[str, int]
-    """Detectors by the pipeline that ran."""
+    """Number of detectors by pipeline."""
     fallbacks: int
-    """Detectors where it was not the rule's first."""
+    """Detectors that got another pipeline than the rule's first."""
     wrong: int
-    """Detectors where it was not the expected one, or where it is not said
-    why another one was passed over."""
+    """Detectors without the expected pipeline, or without the reason for a fallback."""
     because: str
-    """What is said of the pipelines that were passed over."""
+    """The reason reported for the skipped pipelines."""
 
     @classmethod
-    def of(cls, visit: VisitPlan, rows: Iterable[VisitRow]) -> "Selected":
-        """Compare what a visit got with what the night's plan says."""
-        kind = NIGHT[visit.number]
-        mine = [row for row in rows if row.group == visit.group and row.outcome == Outcome.SUCCEEDED]
-        ran = Counter(_ran(row) for row in mine)
+    def of(cls, visit: VisitPlan, rows: Iterable[VisitRow]) -> "VisitPipelines":
+        """Compare the pipelines of a visit with the plan of the night."""
+        planned = NIGHT[visit.number]
+        succeeded = [row for row in rows if row.group == visit.group and row.outcome == Outcome.SUCCEEDED]
+        ran = Counter(_pipeline_name(row) for row in succeeded)
         right = [
             row
-            for row in mine
-            if _ran(row) == kind.runs and _named(row) == kind.passed_over and kind.because in row.reason
+            for row in succeeded
+            if _pipeline_name(row) == planned.pipeline
+            and _skipped_pipelines(row) == planned.skipped_pipelines
+            and planned.reason in row.reason
         ]
         return cls(
             group=visit.group,
-            rule=kind.rule,
-            pipelines=PIPELINES[kind.rule],
-            expected=kind.runs,
+            rule=planned.rule,
+            pipelines=PIPELINES[planned.rule],
+            expected=planned.pipeline,
             ran=dict(ran),
-            fallbacks=len(mine) - ran[PIPELINES[kind.rule][0]],
-            wrong=len(mine) - len(right),
-            because=next((row.reason for row in mine if row.reason), ""),
+            fallbacks=len(succeeded) - ran[PIPELINES[planned.rule][0]],
+            wrong=len(succeeded) - len(right),
+            because=next((row.reason for row in succeeded if row.reason), ""),
         )
 
 
@@ -105,7 +106,7 @@ class Report(Model):
     announced: int
     """Visit-detectors that the telescope announced."""
     accepted: int
-    """Of these, what the journal has."""
+    """Visit-detectors in the journal."""
     succeeded: int
     outcomes: dict[Outcome, int]
     retried: int
@@ -117,9 +118,9 @@ class Report(Model):
     datasets: int
     """Datasets in the central repo's output collections."""
     pipelines: dict[str, int]
-    """Visit-detectors by the pipeline that they got."""
-    selected: tuple[Selected, ...]
-    """The same for each visit, and whether it was the right one."""
+    """Number of visit-detectors by pipeline."""
+    selected: tuple[VisitPipelines, ...]
+    """The pipelines of each visit compared with the plan."""
     engine: str
     injected: int
     """Transients above 10 sigma in their images."""
@@ -131,88 +132,65 @@ class Report(Model):
     leaked_processes: int
     leaked_repos: int
     left: tuple[str, ...]
-    """What was leaked, by name."""
+    """Leftover processes and repos by name."""
     total_s: float
-    """The whole demonstration."""
+    """Duration of the whole demonstration."""
     latencies: dict[str, Latency]
-    """Milliseconds, by what is measured."""
+    """Milliseconds by name of the measured span."""
 
     @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def completeness(self) -> float | None:
-        """Recovered over injected (`float` or `None`)."""
+        """Recovered over injected."""
         return round(self.recovered / self.injected, 4) if self.injected else None
 
     @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def false_positives_per_detector(self) -> float | None:
-        """False positives over difference images (`float` or `None`)."""
+        """False positives over difference images."""
         return round(self.false_positives / self.scored, 4) if self.scored else None
 
     @property
     def good(self) -> bool:
-        """Whether every announced visit-detector succeeded with the pipeline
-        that it should get, and nothing leaked.
-        """
+        """Whether every announced visit-detector succeeded with the right pipeline and nothing leaked."""
         complete = self.announced == self.accepted == self.succeeded == self.central > 0
         return complete and not self.wrong and not self.left
 
     @property
     def wrong(self) -> int:
-        """Visit-detectors that got another pipeline than they should (`int`)."""
+        """Number of visit-detectors with a wrong pipeline."""
         return sum(each.wrong for each in self.selected)
 
     @property
     def fallbacks(self) -> int:
-        """Visit-detectors whose first pipeline could not run (`int`)."""
+        """Number of visit-detectors whose first pipeline could not run."""
         return sum(each.fallbacks for each in self.selected)
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON.
-
-        Parameters
-        ----------
-        path : `pathlib.Path`
-            The file.
-        """
+        """Write the report as JSON."""
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
 
 
 def make_report(
     rows: Sequence[VisitRow],
     visits: Sequence[VisitPlan],
-    places: Places,
-    left: tuple[Sequence[str], Sequence[str]],
+    paths: DemoPaths,
+    leftovers: tuple[Sequence[str], Sequence[str]],
     total_s: float,
 ) -> Report:
-    """Gather what came of it.
+    """Collect the results after the daemons have stopped.
 
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        The journal.
-    visits : `~collections.abc.Sequence` [`~ppdaemon.demo.visits.VisitPlan`]
-        What was taken.
-    places : `~ppdaemon.demo.services.Places`
-        The folders; the daemons have stopped.
-    left : `tuple`
-        Processes and repos that were left behind.
-    total_s : `float`
-        How long it took until here.
-
-    Returns
-    -------
-    report : `Report`
-        The report.
+    `leftovers` are the names of the leftover processes and of the leftover
+    repos.
     """
     last = last_attempts(rows)
     outcomes = Counter(row.outcome for row in last.values() if row.outcome is not None)
     succeeded = [row for row in last.values() if row.outcome == Outcome.SUCCEEDED]
     days = {visit.exposures[0].day_obs for visit in visits}
-    with Butler.from_config(str(places.central), writeable=False) as butler:
-        score = total_score(_scores(butler, visits, places, days))
+    with Butler.from_config(str(paths.central), writeable=False) as butler:
+        score = total_score(_scores(butler, visits, paths, days))
         datasets = sum(_count(butler, day) for day in days)
-    processes, repos = left
+    processes, repos = leftovers
     return Report(
         announced=len(visits) * DETECTOR_COUNT,
         accepted=len(last),
@@ -222,8 +200,8 @@ def make_report(
         exposures=sum(len(row.exposures) for row in succeeded),
         central=sum(1 for row in last.values() if Stage.CENTRAL in row.stages),
         datasets=datasets,
-        pipelines=dict(Counter(map(_ran, succeeded))),
-        selected=tuple(Selected.of(visit, last.values()) for visit in visits),
+        pipelines=dict(Counter(map(_pipeline_name, succeeded))),
+        selected=tuple(VisitPipelines.of(visit, last.values()) for visit in visits),
         engine=", ".join(sorted({row.engine for row in succeeded})),
         injected=score.injected,
         recovered=score.recovered,
@@ -238,15 +216,15 @@ def make_report(
     )
 
 
-def _ran(row: VisitRow) -> str:
+def _pipeline_name(row: VisitRow) -> str:
     """Return the name of the pipeline that ran."""
     return Path(row.pipeline).stem
 
 
-def _named(row: VisitRow) -> tuple[str, ...]:
-    """Return the pipelines that are said to be passed over."""
+def _skipped_pipelines(row: VisitRow) -> tuple[str, ...]:
+    """Return the pipelines named in the reason as skipped."""
     known = dict.fromkeys(name for names in PIPELINES.values() for name in names)
-    return tuple(name for name in known if name in row.reason and name != _ran(row))
+    return tuple(name for name in known if name in row.reason and name != _pipeline_name(row))
 
 
 def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
@@ -257,7 +235,7 @@ def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
         "spool_ms": (Stage.PROCESSED, Stage.SPOOLED),
         "central_ms": (Stage.SPOOLED, Stage.CENTRAL),
     }
-    # A second snap comes later than the first: its wait is not latency.
+    # With two snaps the wait for the second exposure would count as latency.
     single = [row for row in rows if len(row.exposures) == 1]
     found = {
         name: Latency.of(elapsed_s(row, first, last) for row in single)
@@ -266,7 +244,7 @@ def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
     found["shutter_to_alerts_ms"] = Latency.of(
         row.stages[Stage.PROCESSED] - row.shutter_close_tai
         for row in rows
-        if _ran(row) == ALERTS and row.shutter_close_tai is not None
+        if _pipeline_name(row) == ALERT_PIPELINE and row.shutter_close_tai is not None
     )
     return {name: latency for name, latency in found.items() if latency is not None}
 
@@ -279,13 +257,13 @@ def _count(butler: Butler, day_obs: int) -> int:
 
 
 def _scores(
-    butler: Butler, visits: Sequence[VisitPlan], places: Places, days: Iterable[int]
+    butler: Butler, visits: Sequence[VisitPlan], paths: DemoPaths, days: Iterable[int]
 ) -> list[DetectorScore]:
     sky = Sky()
     chains = [output_chain(CAMERA_NAME, day) for day in days]
     known = [chain for chain in chains if chain in butler.collections.query("*")]
     scores = []
-    alerting = [visit for visit in visits if NIGHT[visit.number].runs == ALERTS]
+    alerting = [visit for visit in visits if NIGHT[visit.number].pipeline == ALERT_PIPELINE]
     for exposure in (each for visit in alerting for each in visit.exposures):
         refs = butler.query_datasets(
             "difference_image",
@@ -296,25 +274,15 @@ def _scores(
             limit=None,
         )
         for ref in refs:
-            file = places.alerts / alert_file_name(exposure.exposure_id, int(ref.dataId["detector"]))
+            file = paths.alerts / alert_file_name(exposure.exposure_id, int(ref.dataId["detector"]))
             scores.append(score_alerts(file, butler.get(ref), sky))
     return scores
 
 
 def show_report(report: Report, rows: Sequence[VisitRow], console: Console) -> None:
-    """Print the report for people.
-
-    Parameters
-    ----------
-    report : `Report`
-        The report.
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        The journal.
-    console : `rich.console.Console`
-        Where to.
-    """
+    """Print the report as tables."""
     console.print()
-    console.print(_outcomes(report, rows))
+    console.print(_outcome_table(report, rows))
     for each in report.selected:
         if each.because:
             console.print(Text(f"{_short(each.group)} {each.because}", "dim"))
@@ -323,26 +291,28 @@ def show_report(report: Report, rows: Sequence[VisitRow], console: Console) -> N
         console.print()
         console.print(failures_table(bad))
     console.print()
-    console.print(_figures(report))
+    console.print(_summary_table(report))
     for name in report.left:
-        console.print(Text(f"left behind: {name}"))
+        console.print(Text(f"left over: {name}"))
 
 
-def _outcomes(report: Report, rows: Sequence[VisitRow]) -> Table:
+def _outcome_table(report: Report, rows: Sequence[VisitRow]) -> Table:
     table = Table(title="outcomes", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("visit", "rule", "pipeline", "snaps", "succeeded"):
         table.add_column(name)
     last = last_attempts(rows).values()
     for selected in report.selected:
-        mine = [row for row in last if row.group == selected.group]
-        good = sum(row.outcome == Outcome.SUCCEEDED for row in mine)
-        others = Counter(str(row.outcome) for row in mine if row.outcome != Outcome.SUCCEEDED)
+        visit_rows = [row for row in last if row.group == selected.group]
+        good = sum(row.outcome == Outcome.SUCCEEDED for row in visit_rows)
+        others = Counter(str(row.outcome) for row in visit_rows if row.outcome != Outcome.SUCCEEDED)
         table.add_row(
             _short(selected.group),
             selected.rule,
-            _pipeline_words(selected),
-            str(max((len(row.exposures) for row in mine), default=0)),
-            ", ".join([f"{good} of {len(mine)}", *(f"{count} {name}" for name, count in others.items())]),
+            _pipeline_text(selected),
+            str(max((len(row.exposures) for row in visit_rows), default=0)),
+            ", ".join(
+                [f"{good} of {len(visit_rows)}", *(f"{count} {name}" for name, count in others.items())]
+            ),
         )
     return table
 
@@ -352,26 +322,26 @@ def _short(group: str) -> str:
     return group.partition("T")[2] or group
 
 
-def _pipeline_words(selected: Selected) -> Text:
-    """Say what ran, and whether it is a fallback."""
-    words = Text(", ".join(sorted(selected.ran)))
+def _pipeline_text(selected: VisitPipelines) -> Text:
+    """Return the pipelines that ran, with a mark for fallbacks and wrong ones."""
+    text = Text(", ".join(sorted(selected.ran)))
     if selected.fallbacks:
-        words.append(" (fallback)", "yellow")
+        text.append(" (fallback)", "yellow")
     if selected.wrong:
-        words.append(f", {selected.wrong} wrong: {selected.expected} expected", "bold red")
-    return words
+        text.append(f", {selected.wrong} wrong: {selected.expected} expected", "bold red")
+    return text
 
 
-def _figures(report: Report) -> Table:
-    table = Table(title="figures", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
+def _summary_table(report: Report) -> Table:
+    table = Table(title="summary", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
     facts: list[tuple[str, Any]] = [
         ("visit-detectors announced, succeeded, exported",
          f"{report.announced}, {report.succeeded}, {report.central}"),
-        ("fallbacks taken, wrong pipelines", f"{report.fallbacks}, {report.wrong}"),
+        ("fallbacks used, wrong pipelines", f"{report.fallbacks}, {report.wrong}"),
         ("transients above 10 sigma: injected, recovered",
          f"{report.injected}, {report.recovered} ({report.completeness})"),
         ("alerts, false positives per detector", f"{report.alerts}, {report.false_positives_per_detector}"),
-        ("processes and repos left behind", f"{report.leaked_processes}, {report.leaked_repos}"),
+        ("leftover processes and repos", f"{report.leaked_processes}, {report.leaked_repos}"),
     ]  # fmt: skip
     for name, latency in report.latencies.items():
         label = name.removesuffix("_ms").replace("_", " ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo's rules: which pipelines for which visit, and the sky map that one of them asks."""
+"""The demo's pipeline rules, and the sky map that one of them uses."""
 
 import enum
 from collections.abc import Mapping
@@ -24,13 +24,12 @@ __all__ = (
 )
 
 ALERT_MAP = "alert_map.fits"
-"""Name of the map below the central repo's root."""
+"""File name of the map below the central repo's root."""
 
 _NSIDE = 64
 """Cells of 0.9 degrees."""
 _RADIUS_DEG = 0.5
-"""Each cell that comes as near to the field's middle is in the map: much
-more than the camera sees."""
+"""The map has each cell this close to the center of the field: more than the camera sees."""
 
 
 class DemoRule(enum.StrEnum):
@@ -48,7 +47,7 @@ SURVEYS: Mapping[DemoRule, str] = {
     DemoRule.COMMISSIONING: "BLOCK-T60",
     DemoRule.CALIBRATION: "BLOCK-295",
 }
-"""The survey of the visits that each rule is for."""
+"""The survey of the visits that each rule applies to."""
 
 PIPELINES: Mapping[DemoRule, tuple[str, ...]] = {
     DemoRule.IN_MAP: ("ApPipe", "SingleFrame"),
@@ -56,22 +55,11 @@ PIPELINES: Mapping[DemoRule, tuple[str, ...]] = {
     DemoRule.COMMISSIONING: ("SingleFrame",),
     DemoRule.CALIBRATION: ("Calibration",),
 }
-"""In order of preference."""
+"""Pipelines in order of preference."""
 
 
 def main_rules(alert_map: Path) -> list[dict[str, Any]]:
-    """Return ``pipelines.main`` of the daemon's configuration.
-
-    Parameters
-    ----------
-    alert_map : `pathlib.Path`
-        What `write_alert_map` has written.
-
-    Returns
-    -------
-    rules : `list` [`dict`]
-        One for each `DemoRule`.
-    """
+    """Return ``pipelines.main`` of the daemon's configuration, one rule per `DemoRule`."""
     surveys = {rule: {"survey": survey} for rule, survey in SURVEYS.items()}
     conditions: Mapping[DemoRule, dict[str, Any]] = surveys | {
         DemoRule.IN_MAP: surveys[DemoRule.IN_MAP] | {"binary-map": str(alert_map)},
@@ -81,20 +69,9 @@ def main_rules(alert_map: Path) -> list[dict[str, Any]]:
 
 
 def preprocessing_rules(alert_map: Path) -> list[dict[str, Any]]:
-    """Return ``pipelines.preprocessing``: for visits that may give alerts.
-
-    Parameters
-    ----------
-    alert_map : `pathlib.Path`
-        What `write_alert_map` has written.
-
-    Returns
-    -------
-    rules : `list` [`dict`]
-        A single one.
-    """
-    where = {"survey": SURVEYS[DemoRule.IN_MAP], "binary-map": str(alert_map)}
-    return [where | {"pipelines": _files("Preprocess")}]
+    """Return ``pipelines.preprocessing``: one rule, for visits that may produce alerts."""
+    condition = {"survey": SURVEYS[DemoRule.IN_MAP], "binary-map": str(alert_map)}
+    return [condition | {"pipelines": _files("Preprocess")}]
 
 
 def _files(*names: str) -> list[str]:
@@ -103,15 +80,7 @@ def _files(*names: str) -> list[str]:
 
 
 def write_alert_map(path: Path, sky: Sky) -> None:
-    """Write a HEALPix map, as healpy does, of where alerts are wanted.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The FITS file.
-    sky : `~ppdaemon.demo.sky.Sky`
-        The field that the map covers.
-    """
+    """Write a HEALPix map, in the format of healpy, of the area in which alerts are made."""
     cells = np.zeros(hpgeom.nside_to_npixel(_NSIDE), dtype=np.uint8)
     cells[hpgeom.query_circle(_NSIDE, sky.ra_deg, sky.dec_deg, _RADIUS_DEG, inclusive=True)] = 1
     table = fits.BinTableHDU.from_columns([fits.Column("ALERTS", "B", array=cells)])

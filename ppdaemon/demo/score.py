@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How good the alerts are: compared with what was injected.
+"""Score alerts against the injected truth.
 
 Completeness counts injected transients whose signal to noise in their image is
 above a threshold. That signal to noise is the transient's true flux over the
 standard deviation of a PSF fit at its true position, which follows from the
-image itself: its variance, mask, projection and PSF (the same noise that
-`~ppdaemon.demo.tasks.photometry.point_fluxes` gives any source there). A
-transient with more than half of its PSF masked or off the image does not
+image: its variance, mask, projection and PSF (the same noise that
+`~ppdaemon.demo.tasks.photometry.point_fluxes` returns for any source there). A
+transient with more than half of its PSF masked or outside the image does not
 count as injected.
 
 An alert is false if neither a transient nor a variable star, however faint, is
@@ -36,29 +36,29 @@ __all__ = ("DetectorScore", "read_alerts", "score_alerts", "score_detector", "to
 
 @dataclass(frozen=True, slots=True)
 class DetectorScore:
-    """The score of one detector, or of several together."""
+    """The score of one detector, or the sum of several."""
 
     injected: int
     """Transients above the threshold."""
     recovered: int
-    """Those with an alert."""
+    """Injected transients with an alert."""
     false_positives: int
-    """Alerts of nothing."""
+    """Alerts without a real source."""
     alerts: int
     """All alerts."""
     detectors: int = 1
-    """How many detectors this sums up."""
+    """Number of detectors in the sum."""
     missed: tuple[int, ...] = ()
     """IDs of the transients without an alert."""
 
     @property
     def completeness(self) -> float:
-        """Share of the injected that was recovered; 1 where nothing was injected (`float`)."""
+        """Fraction of the injected transients that was recovered; 1 if there were none."""
         return self.recovered / self.injected if self.injected else 1.0
 
     @property
     def false_per_detector(self) -> float:
-        """False alerts of a detector in the mean (`float`)."""
+        """Mean number of false alerts per detector."""
         return self.false_positives / self.detectors if self.detectors else 0.0
 
 
@@ -76,18 +76,7 @@ def total_score(scores: Iterable[DetectorScore]) -> DetectorScore:
 
 
 def read_alerts(path: Path | str) -> list[dict[str, Any]]:
-    """Read the alert packets of a file.
-
-    Parameters
-    ----------
-    path : `pathlib.Path` or `str`
-        An Avro container file.
-
-    Returns
-    -------
-    alerts : `list` [`dict`]
-        The packets, as the schema in the file describes them.
-    """
+    """Read the alert packets of an Avro file with the schema in the file."""
     with Path(path).open("rb") as stream:
         return [dict(packet) for packet in fastavro.reader(stream) if isinstance(packet, dict)]
 
@@ -97,28 +86,13 @@ def score_alerts(
 ) -> DetectorScore:
     """Score the alert file of one visit and detector.
 
-    Parameters
-    ----------
-    path : `pathlib.Path` or `str`
-        The alert file.
-    image : `lsst.images.MaskedImage`
-        The detector's ``difference_image``, or ``preliminary_visit_image``
-        whose noise is a little lower.
-    sky : `~ppdaemon.demo.sky.Sky`
-        The sky the raws were rendered from.
-    snr_min : `float`, optional
-        Least signal to noise of a transient that should be found.
-    radius_arcsec : `float`, optional
-        Largest distance of an alert from the truth.
-
-    Returns
-    -------
-    score : `DetectorScore`
-        The comparison.
+    `image` is the detector's ``difference_image``, or
+    ``preliminary_visit_image`` whose noise is a little lower. `snr_min` is the
+    signal to noise above which a transient must be found.
     """
-    told: dict[str, Any] = dict(image.metadata)
-    middle_mjd_tai = (float(told["mjd_begin_tai"]) + float(told["mjd_end_tai"])) / 2.0
-    truth = truth_table(sky, middle_mjd_tai, str(told["band"]))
+    metadata: dict[str, Any] = dict(image.metadata)
+    middle_mjd_tai = (float(metadata["mjd_begin_tai"]) + float(metadata["mjd_end_tai"])) / 2.0
+    truth = truth_table(sky, middle_mjd_tai, str(metadata["band"]))
     return score_detector(read_alerts(path), image, truth, snr_min=snr_min, radius_arcsec=radius_arcsec)
 
 
@@ -130,22 +104,7 @@ def score_detector(
     snr_min: float = 10.0,
     radius_arcsec: float = 1.0,
 ) -> DetectorScore:
-    """Compare alerts of one detector with a truth table.
-
-    Parameters
-    ----------
-    alerts : `~collections.abc.Sequence` [`dict`]
-        Alert packets.
-    image, snr_min, radius_arcsec
-        As for `score_alerts`.
-    truth : `astropy.table.Table`
-        From `~ppdaemon.demo.truth.truth_table`, of any part of the sky.
-
-    Returns
-    -------
-    score : `DetectorScore`
-        The comparison.
-    """
+    """Compare the alerts of one detector with a truth table of any part of the sky."""
     wcs = projection_of(image)
     true_xy = np.column_stack(wcs.all_world2pix(truth["ra"].value, truth["dec"].value, 0))
     height, width = image.image.array.shape
@@ -153,22 +112,23 @@ def score_detector(
     ra_dec = np.array([(each["diaSource"]["ra"], each["diaSource"]["dec"]) for each in alerts]).reshape(-1, 2)
     alert_xy = np.column_stack(wcs.all_world2pix(ra_dec[:, 0], ra_dec[:, 1], 0)) if len(alerts) else ra_dec
     radius_px = radius_arcsec / PIXEL_SCALE_ARCSEC
-    wanted = np.flatnonzero(inside & (truth["kind"] == TRANSIENT))
-    snr = _signal_to_noise(image, true_xy[wanted], truth["difference_njy"].value[wanted])
-    wanted = wanted[snr > snr_min]
-    found = _within(true_xy[wanted], alert_xy, radius_px)
+    expected = np.flatnonzero(inside & (truth["kind"] == TRANSIENT))
+    # All sources count as real, but only bright enough transients as injected.
+    snr = _signal_to_noise(image, true_xy[expected], truth["difference_njy"].value[expected])
+    expected = expected[snr > snr_min]
+    found = _within(true_xy[expected], alert_xy, radius_px)
     real = _within(alert_xy, true_xy, radius_px)
     return DetectorScore(
-        injected=len(wanted),
+        injected=len(expected),
         recovered=int(found.sum()),
         false_positives=int((~real).sum()),
         alerts=len(alerts),
-        missed=tuple(int(number) for number in truth["id"][wanted[~found]]),
+        missed=tuple(int(number) for number in truth["id"][expected[~found]]),
     )
 
 
 def _signal_to_noise(image: MaskedImage, xy: np.ndarray, flux_njy: np.ndarray) -> np.ndarray:
-    """Return flux over the error of a PSF fit; 0 where too little can be seen."""
+    """Return flux over the error of a PSF fit; 0 if too much of the PSF is masked."""
     fits = point_fluxes(
         image.image.array, image.variance.array, ~unusable(image), xy[:, 0], xy[:, 1], psf_of(image)
     )
@@ -176,7 +136,7 @@ def _signal_to_noise(image: MaskedImage, xy: np.ndarray, flux_njy: np.ndarray) -
 
 
 def _within(points: np.ndarray, others: np.ndarray, radius: float) -> np.ndarray:
-    """Tell which points have another one within a radius."""
+    """Return for each point whether another one is within a radius."""
     if not len(points) or not len(others):
         return np.zeros(len(points), dtype=bool)
     distance, _ = cKDTree(others).query(points)

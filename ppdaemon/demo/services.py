@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The real ``pprelay`` and ``ppdaemon`` of a demonstration, in a scratch folder.
 
-Covers their configuration, start, stop, and what they leave behind.
+Covers their configuration, start, stop, and leftovers.
 """
 
 import contextlib
@@ -25,14 +25,16 @@ from ppdaemon.demo.rules import ALERT_MAP, main_rules, preprocessing_rules
 from ppdaemon.errors import PPDaemonError, Unavailable
 from ppdaemon.states import SlotState
 
-__all__ = ("Places", "Service", "ServiceFailed", "node_config", "relay_config", "running")
+__all__ = ("DemoPaths", "Service", "ServiceFailed", "node_config", "relay_config", "running")
 
+# Importing the LSST packages takes long on a busy machine.
 START_S = 90.0
+# Long, so that only a daemon that hangs is killed.
 STOP_S = 90.0
 TASKS = ("isr", "calibrate", "subtract", "detect", "associate", "alerts", "metrics", "checkcalib")
 ALL_DETECTORS = f"0-{DETECTOR_COUNT - 1}"
 MARK = "PPDAEMON_DEMO"
-"""Environment variable by which a demonstration's processes are known."""
+"""Environment variable that marks a demonstration's processes."""
 
 _IMAGE_FORMATTER = "lsst.images.formatters.GenericFormatter"
 _RICE = {"algorithm": "RICE_1", "tile_shape": [128, 1024]}
@@ -43,104 +45,80 @@ QUICK_IMAGES: Mapping[str, Any] = {
     },
     "MaskedImageV2": {"formatter": _IMAGE_FORMATTER, "parameters": {"recipe": "quick"}},
 }
-"""Images between tasks in Rice compression, floats in steps of a sixteenth of
-their noise: written and read in half the time of the lossless default."""
+"""Rice compression for images between tasks, floats in steps of 1/16 of their noise.
+
+Written and read in half the time of the lossless default.
+"""
 
 
 class ServiceFailed(PPDaemonError):
-    """A daemon of the demonstration did not start or has ended."""
+    """A daemon of the demonstration did not start, or it exited."""
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """The folders of one demonstration."""
+class DemoPaths:
+    """The folders and sockets of one demonstration."""
 
     scratch: Path
     """On a disk."""
     ramdisk: Path
-    """On a tmpfs where there is one."""
+    """On a tmpfs if the machine has one."""
 
     @property
     def central(self) -> Path:
-        """The central repo (`pathlib.Path`)."""
+        """The central repo."""
         return self.scratch / "central"
 
     @property
     def raws(self) -> Path:
-        """Where raws land (`pathlib.Path`)."""
+        """The raw root."""
         return self.scratch / "raw"
 
     @property
     def alerts(self) -> Path:
-        """Where alert files go (`pathlib.Path`)."""
+        """The folder of the alert files."""
         return self.scratch / "alerts"
 
     @property
     def control(self) -> Path:
-        """The daemon's control socket; its path has to be short."""
+        """The daemon's control socket; a socket path may have about 100 characters at most."""
         return self.ramdisk / "control.sock"
 
     @property
     def submit(self) -> str:
-        """The relay's submit socket (`str`)."""
+        """Address of the relay's submit socket."""
         return f"ipc://{self.ramdisk}/submit.sock"
 
     @property
     def notices(self) -> str:
-        """Where the camera publishes arrival notices (`str`)."""
+        """Address on which the camera publishes arrival notices."""
         return f"ipc://{self.ramdisk}/notices.sock"
 
 
-def relay_config(places: Places, detectors: str = ALL_DETECTORS) -> dict[str, Any]:
-    """Return the relay's configuration.
-
-    Parameters
-    ----------
-    places : `Places`
-        The folders.
-    detectors : `str`, optional
-        Those that visits are taken of.
-
-    Returns
-    -------
-    config : `dict`
-        As ``etc/pprelay.yaml``.
-    """
+def relay_config(paths: DemoPaths, detectors: str = ALL_DETECTORS) -> dict[str, Any]:
+    """Return the relay's configuration, as in ``etc/pprelay.yaml``."""
     return {
-        "submit": places.submit,
-        "nodes": f"ipc://{places.ramdisk}/nodes.sock",
-        "state_dir": str(places.scratch / "relay"),
+        "submit": paths.submit,
+        "nodes": f"ipc://{paths.ramdisk}/nodes.sock",
+        "state_dir": str(paths.scratch / "relay"),
         "instruments": {CAMERA_NAME: {"detectors": detectors}},
     }
 
 
-def node_config(places: Places, workers: int) -> dict[str, Any]:
-    """Return the daemon's configuration.
-
-    Parameters
-    ----------
-    places : `Places`
-        The folders.
-    workers : `int`
-        Slots at the most.
-
-    Returns
-    -------
-    config : `dict`
-        As ``etc/ppdaemon.yaml``.
-    """
-    alert_map = places.central / ALERT_MAP
-    apdb = str(places.central / APDB_CONFIG)
+def node_config(paths: DemoPaths, workers: int) -> dict[str, Any]:
+    """Return the daemon's configuration, as in ``etc/ppdaemon.yaml``."""
+    alert_map = paths.central / ALERT_MAP
+    apdb = str(paths.central / APDB_CONFIG)
     return {
         "node": {
             "name": "demo",
-            "state_dir": str(places.scratch / "node"),
-            "ramdisk": str(places.ramdisk),
-            "control": str(places.control),
+            "state_dir": str(paths.scratch / "node"),
+            "ramdisk": str(paths.ramdisk),
+            "control": str(paths.control),
             "instruments": {CAMERA_NAME: ALL_DETECTORS},
         },
-        "relay": {"address": relay_config(places)["nodes"]},
-        "arrivals": {"roots": [str(places.raws)], "subscribe": [places.notices], "image_timeout_s": 60},
+        "relay": {"address": relay_config(paths)["nodes"]},
+        "arrivals": {"roots": [str(paths.raws)], "subscribe": [paths.notices], "image_timeout_s": 60},
         "workers": {
             "min": min(DETECTOR_COUNT, workers),
             "spare": min(3, workers),
@@ -150,7 +128,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "times": {"stop_s": 5},
         },
         "butler": {
-            "central": str(places.central),
+            "central": str(paths.central),
             "instrument_class": {CAMERA_NAME: "ppdaemon.demo.instrument.DemoCam"},
             "skymap": "demo",
             "local": {"datastore": {"formatters": QUICK_IMAGES}},
@@ -161,7 +139,7 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
             "overrides": {
                 "loadDiaCatalogs:apdb_config_url": apdb,
                 "associate:apdb_config_url": apdb,
-                "alerts:alert_dir": str(places.alerts),
+                "alerts:alert_dir": str(paths.alerts),
             },
         },
         "engine": {"no_return": ["associate", "alerts"]},
@@ -177,46 +155,23 @@ def node_config(places: Places, workers: int) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Service:
-    """One running program."""
+    """A running program."""
 
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def check(self) -> None:
-        """Make sure that the program runs.
-
-        Raises
-        ------
-        ServiceFailed
-            Raised with the end of its log if it has ended.
-        """
+        """Raise `ServiceFailed` with the end of the log if the program has exited."""
         if (status := self.process.poll()) is not None:
             raise ServiceFailed(f"{self.name} ended with status {status}:\n{self.tail()}")
 
     def tail(self, lines: int = 12) -> str:
-        """Return the end of its log.
-
-        Parameters
-        ----------
-        lines : `int`, optional
-            How many lines.
-
-        Returns
-        -------
-        text : `str`
-            The lines.
-        """
+        """Return the last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self) -> int:
-        """End the program as an operator would.
-
-        Returns
-        -------
-        status : `int`
-            Its exit status; minus 9 if it had to be killed.
-        """
+        """Terminate the program, kill it if it does not exit in time; return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -227,10 +182,11 @@ class Service:
         return self.process.returncode
 
 
-def _start(name: str, module: str, config: dict[str, Any], places: Places, mark: str) -> Service:
-    path = places.scratch / f"{name}.yaml"
+def _start(name: str, module: str, config: dict[str, Any], paths: DemoPaths, mark: str) -> Service:
+    path = paths.scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    log = places.scratch / f"{name}.log"
+    log = paths.scratch / f"{name}.log"
+    # A file, not a pipe: no program reads the log while the service runs.
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, "run", "--config", str(path)],
@@ -238,44 +194,32 @@ def _start(name: str, module: str, config: dict[str, Any], places: Places, mark:
             stdout=output,
             stderr=output,
             env={**os.environ, MARK: mark},
-            start_new_session=True,  # an interrupt at the terminal is this program's to handle
+            # Ctrl-C at the terminal must reach only this program, which stops both in order.
+            start_new_session=True,
         )
     return Service(name, process, log)
 
 
 @contextlib.contextmanager
 def running(
-    places: Places, workers: int, mark: str, *, detectors: str = ALL_DETECTORS, **arrivals: float
+    paths: DemoPaths, workers: int, mark: str, *, detectors: str = ALL_DETECTORS, **arrivals: float
 ) -> Iterator[tuple[Service, Service]]:
-    """Run relay and daemon; stop them at the end, whatever happens.
+    """Run relay and daemon; stop both at the end, also after an error.
 
-    Parameters
-    ----------
-    places : `Places`
-        The folders; the central repo exists.
-    workers : `int`
-        Slots at the most.
-    mark : `str`
-        By which the processes are known.
-    detectors : `str`, optional
-        Those that visits are taken of.
-    **arrivals
-        Keys of the daemon's ``arrivals`` that differ from the usual.
-
-    Yields
-    ------
-    relay, node : `Service`
-        Both are up, and connected with each other.
+    `mark` identifies the processes, see `leftover_processes`. `arrivals` are
+    keys of the daemon's ``arrivals`` section that replace the defaults. Yields
+    when both are connected and a worker is idle.
     """
-    for folder in (places.raws, places.alerts, places.ramdisk):
+    for folder in (paths.raws, paths.alerts, paths.ramdisk):
         folder.mkdir(parents=True, exist_ok=True)
-    relay = _start("pprelay", "ppdaemon.relay.app", relay_config(places, detectors), places, mark)
+    # The relay starts first and stops last: the node can send its last results.
+    relay = _start("pprelay", "ppdaemon.relay.app", relay_config(paths, detectors), paths, mark)
     try:
-        config = node_config(places, workers)
+        config = node_config(paths, workers)
         config["arrivals"] |= arrivals
-        node = _start("ppdaemon", "ppdaemon.node.app", config, places, mark)
+        node = _start("ppdaemon", "ppdaemon.node.app", config, paths, mark)
         try:
-            _wait_until_connected(places, relay, node)
+            _wait_until_connected(paths, relay, node)
             yield relay, node
         finally:
             node.stop()
@@ -283,9 +227,9 @@ def running(
         relay.stop()
 
 
-def _wait_until_connected(places: Places, relay: Service, node: Service) -> None:
+def _wait_until_connected(paths: DemoPaths, relay: Service, node: Service) -> None:
     until = time.monotonic() + START_S
-    daemon = Daemon(places.control)
+    daemon = Daemon(paths.control)
     while time.monotonic() < until:
         relay.check()
         node.check()
@@ -297,19 +241,8 @@ def _wait_until_connected(places: Places, relay: Service, node: Service) -> None
     raise ServiceFailed(f"ppdaemon is not ready after {START_S:g} s:\n{node.tail()}")
 
 
-def left_processes(mark: str) -> list[str]:
-    """Return the processes of a demonstration that still live.
-
-    Parameters
-    ----------
-    mark : `str`
-        By which they are known.
-
-    Returns
-    -------
-    processes : `list` [`str`]
-        Pid and title of each.
-    """
+def leftover_processes(mark: str) -> list[str]:
+    """Return pid and title of each process of a demonstration that still runs."""
     needle = f"{MARK}={mark}".encode()
     found = []
     for process in psutil.process_iter():
@@ -318,21 +251,10 @@ def left_processes(mark: str) -> list[str]:
             if needle in environment and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(f"{process.pid} {' '.join(process.cmdline())}")
         except (OSError, psutil.Error):
-            continue  # another user's, or just gone
+            continue  # a process of another user, or one that has just exited
     return found
 
 
-def left_repos(places: Places) -> list[str]:
-    """Return what the daemon has left on the RAM disk.
-
-    Parameters
-    ----------
-    places : `Places`
-        The folders.
-
-    Returns
-    -------
-    repos : `list` [`str`]
-        Paths.
-    """
-    return [str(path) for path in places.ramdisk.glob("ppdaemon-*")]
+def leftover_repos(paths: DemoPaths) -> list[str]:
+    """Return the paths that the daemon left on the RAM disk."""
+    return [str(path) for path in paths.ramdisk.glob("ppdaemon-*")]

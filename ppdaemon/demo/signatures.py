@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What each DemoCam detector adds to its pixels: bias structure, dark current, response, defects.
+"""The signature of each DemoCam detector: bias structure, dark current, response, defects.
 
-There are two epochs with visibly different signatures: reducing a raw with
-the other epoch's masters leaves residuals far above the read noise.
+There are two epochs with different signatures: a raw that is reduced with the
+masters of the other epoch has residuals far above the read noise.
 """
 
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ __all__ = ("EPOCHS", "Epoch", "Signature", "epoch_at")
 
 @dataclass(frozen=True)
 class Epoch:
-    """A time during which the camera keeps its signatures."""
+    """A period with constant signatures."""
 
     number: int
     begin_mjd_tai: float
     end_mjd_tai: float | None
-    """`None` while it lasts."""
+    """`None` for the current epoch."""
 
 
 EPOCHS = (Epoch(0, 58849.0, 61041.0), Epoch(1, 61041.0, None))
-"""2020-01-01 to 2026-01-01, and from then on."""
+"""2020-01-01 to 2026-01-01, and since then."""
 
 _CORNER_RADIUS = 1.5 * 1064.0 * np.sqrt(2.0)
 _VIGNETTING_STARTS, _VIGNETTING_DEPTH = 0.62, 0.35
 
 
 def epoch_at(mjd_tai: float) -> Epoch:
-    """Return the epoch of an instant; what is older than all is in the first."""
+    """Return the epoch of a time; the first one for times before all epochs."""
     return next((epoch for epoch in reversed(EPOCHS) if mjd_tai >= epoch.begin_mjd_tai), EPOCHS[0])
 
 
@@ -44,10 +44,10 @@ class Signature:
     epoch: Epoch
 
     def bias_adu(self) -> np.ndarray:
-        """Return the structure left when the overscan's mean is subtracted, ADU.
+        """Return the structure that remains after overscan subtraction, ADU.
 
         Columns, a ramp along the rows and amplifier glow in a corner; the
-        second epoch has diagonal pick-up stripes as well.
+        second epoch has diagonal pick-up stripes, too.
         """
         random = self._random(1)
         y, x = _grid()
@@ -58,7 +58,7 @@ class Signature:
         return np.asarray(columns + ramp + glow + stripes, dtype=np.float32)
 
     def dark_electrons_per_s(self) -> np.ndarray:
-        """Return the dark current, electrons per second, with its hot pixels."""
+        """Return the dark current with its hot pixels, electrons per second."""
         random = self._random(2)
         dark = random.gamma(9.0, 0.03 / 9.0, (DETECTOR_SIZE, DETECTOR_SIZE)).astype(np.float32)
         hot = random.integers(0, DETECTOR_SIZE, (2, 40))
@@ -78,16 +78,16 @@ class Signature:
         response += 0.01 * (filter_index - 1) * (y / DETECTOR_SIZE - 0.5)
         dust = self._random(4)
         for _ in range(5):
-            centre_x, centre_y = dust.uniform(0, DETECTOR_SIZE, 2)
-            radius = np.hypot(x - centre_x, y - centre_y)
+            center_x, center_y = dust.uniform(0, DETECTOR_SIZE, 2)
+            radius = np.hypot(x - center_x, y - center_y)
             response *= 1.0 - 0.04 * np.exp(-(((radius - dust.uniform(18, 34)) / 7.0) ** 2))
         return np.asarray(response * self._vignetting(x, y), dtype=np.float32)
 
     def bad_columns(self) -> dict[int, bool]:
-        """Return the defective columns: number to whether it is hot (else dead)."""
+        """Return the defective columns: number to True for hot, False for dead."""
         random = np.random.default_rng([5, self.detector])
         columns = random.choice(np.arange(20, DETECTOR_SIZE - 20), size=3, replace=False)
-        return {int(column): place == 2 for place, column in enumerate(columns)}
+        return {int(column): index == 2 for index, column in enumerate(columns)}
 
     def bias_level_adu(self) -> tuple[float, ...]:
         """Return the electronic pedestal of each amplifier, ADU."""
@@ -97,14 +97,14 @@ class Signature:
         return np.random.default_rng([purpose, self.detector, self.epoch.number])
 
     def _vignetting(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        centre_x, centre_y = detector_offset_pixels(self.detector)
+        center_x, center_y = detector_offset_pixels(self.detector)
         middle = (DETECTOR_SIZE - 1) / 2.0
-        radius = np.hypot(x - middle + centre_x, y - middle + centre_y) / _CORNER_RADIUS
+        radius = np.hypot(x - middle + center_x, y - middle + center_y) / _CORNER_RADIUS
         beyond = np.maximum(radius - _VIGNETTING_STARTS, 0.0) / (1.0 - _VIGNETTING_STARTS)
         return np.asarray(1.0 - _VIGNETTING_DEPTH * beyond**2)
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column numbers as float32, broadcasting against each other."""
+    """Return row and column numbers as float32 arrays that broadcast with each other."""
     line = np.arange(DETECTOR_SIZE, dtype=np.float32)
     return line[:, np.newaxis], line[np.newaxis, :]

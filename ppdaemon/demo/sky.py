@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sky that DemoCam sees: the same every time, made from one seed.
+"""The sky that DemoCam observes, made from one seed and the same every time.
 
-Covers which objects there are, where, how bright at a time and in a band. How
-they look through the atmosphere and the camera is in `ppdaemon.demo.render`.
+Covers the objects, their positions, and their brightness at a time and in a
+band. `ppdaemon.demo.render` adds the effects of atmosphere and camera.
 
 Densities follow a field at high galactic latitude: star counts rising as
 10^(0.25 r), galaxy counts as 10^(0.35 r) [Yasuda et al. 2001, AJ 122, 1104],
-exponential discs shrinking towards the faint end.
+exponential disks with smaller radii towards the faint end.
 """
 
 import math
@@ -42,18 +42,21 @@ DEFAULT_SEED = 20251121
 DEFAULT_RA_DEG = 150.1
 DEFAULT_DEC_DEG = 2.2
 SECOND_RA_DEG, SECOND_DEC_DEG = 153.1, 2.2
-"""Middle of the other field, which has a reference catalogue but no
-templates."""
+"""Center of the second field, which has a reference catalog but no templates."""
 FIELD_HALF_SIZE_ARCSEC = 535.0
-"""Objects fill a square of twice this size: the camera at any rotation and a
-dither below 1 arcmin (506 arcsec), and a margin for stamps."""
+"""Half the side of the square that the objects fill.
+
+The camera at any rotation with a dither below 1 arcmin needs 506 arcsec; the
+rest is a margin for stamps.
+"""
 
 _BANDS = ("g", "r", "i")
 _STARS_PER_ARCMIN2, _STAR_BRIGHT, _STAR_FAINT, _STAR_SLOPE = 30.0, 15.8, 25.5, 0.25
 _GALAXIES_PER_ARCMIN2, _GALAXY_BRIGHT, _GALAXY_FAINT, _GALAXY_SLOPE = 45.0, 18.0, 25.5, 0.35
 _TRANSIENT_COUNT, _TRANSIENT_PEAK_R = 250, (18.8, 22.3)
 _SEASON_DAYS = 90.0
-_ROOM_AROUND_BRIGHT_STAR_ARCSEC, _BRIGHT_STAR_R = 8.0, 17.8
+# No transients within this distance of stars brighter than this: there the images are masked.
+_BRIGHT_STAR_MARGIN_ARCSEC, _BRIGHT_STAR_R = 8.0, 17.8
 _FIRST_GALAXY_ID, _FIRST_TRANSIENT_ID = 1_000_000, 2_000_000
 
 
@@ -80,24 +83,24 @@ class Stars:
 
 @dataclass(frozen=True)
 class Variables:
-    """The stars that pulsate: sinusoids in magnitude around the mean."""
+    """The pulsating stars: sinusoids in magnitude around the mean."""
 
     index: np.ndarray
     """Index into `Stars`."""
     amplitude_mag: np.ndarray
     period_days: np.ndarray
     phase: np.ndarray
-    """Part of the period that has passed at MJD 0."""
+    """Fraction of the period that has passed at MJD 0."""
 
     def offset_mag(self, mjd_tai: float) -> np.ndarray:
-        """Return how much fainter than in the mean each one is."""
+        """Return the difference from the mean magnitude; positive is fainter."""
         turns = mjd_tai / self.period_days + self.phase
         return np.asarray(self.amplitude_mag * np.sin(2.0 * np.pi * turns))
 
 
 @dataclass(frozen=True)
 class Galaxies:
-    """Exponential discs."""
+    """Exponential disks."""
 
     id: np.ndarray
     ra_deg: np.ndarray
@@ -113,8 +116,8 @@ class Galaxies:
 class Transients:
     """Explosions, most of them in galaxies, none in the template.
 
-    Each one starts anew every 90 days, so that the demo has something to find
-    on any date: a linear rise, then an exponential decline.
+    Each one starts again every 90 days, so that the demo finds transients on
+    any date: a linear rise, then an exponential decline.
     """
 
     id: np.ndarray
@@ -125,7 +128,7 @@ class Transients:
     decline_days: np.ndarray
     """Time in which the flux falls to 1/e."""
     phase: np.ndarray
-    """Part of the 90 days that has passed at MJD 0."""
+    """Fraction of the 90 days that has passed at MJD 0."""
 
     def flux_njy(self, mjd_tai: float, band: str) -> np.ndarray:
         """Return the fluxes at a time, nJy."""
@@ -137,7 +140,7 @@ class Transients:
 
 @dataclass(frozen=True)
 class Scene:
-    """What shines at one time in one band, ready to be rendered."""
+    """The sources at one time in one band, ready to be rendered."""
 
     ra_deg: np.ndarray
     dec_deg: np.ndarray
@@ -162,14 +165,9 @@ class Scene:
 
 
 class Sky:
-    """All objects of the demo field.
+    """All objects of one field around an ICRS center.
 
-    Parameters
-    ----------
-    seed : `int`, optional
-        Decides everything; the central repo and the raws must share it.
-    ra_deg, dec_deg : `float`, optional
-        ICRS centre of the field, degrees.
+    The seed decides everything: the central repo and the raws must share it.
     """
 
     def __init__(
@@ -185,20 +183,10 @@ class Sky:
         self.transients = self._make_transients(self._random(4))
 
     def scene(self, band: str, mjd_tai: float | None = None) -> Scene:
-        """Return what shines in a band.
+        """Return the sources in a band at a TAI modified Julian date.
 
-        Parameters
-        ----------
-        band : `str`
-            ``g``, ``r`` or ``i``.
-        mjd_tai : `float`, optional
-            Time as a TAI modified Julian date. Without it: variables at their
-            mean brightness and no transients, as a template shows the sky.
-
-        Returns
-        -------
-        scene : `Scene`
-            The sources.
+        Without a time: variables at their mean brightness and no transients,
+        as in a template.
         """
         stars, galaxies = self.stars, self.galaxies
         magnitude = stars.magnitude[band].copy()
@@ -221,7 +209,7 @@ class Sky:
         return np.random.default_rng([self.seed, purpose])
 
     def _scatter(self, random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw positions that fill the field."""
+        """Draw positions uniformly in the field."""
         return self._to_sky(*random.uniform(-FIELD_HALF_SIZE_ARCSEC, FIELD_HALF_SIZE_ARCSEC, (2, count)))
 
     def _to_sky(self, x_arcsec: np.ndarray, y_arcsec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +227,7 @@ class Sky:
         ra_deg, dec_deg = self._scatter(random, count)
         r = _draw_magnitudes(random, count, _STAR_BRIGHT, _STAR_FAINT, _STAR_SLOPE)
         g_r = 0.3 + 1.1 * random.beta(1.5, 1.5, count)
-        return Stars(np.arange(1, count + 1), ra_deg, dec_deg, _colours(r, g_r, 0.1 + 0.45 * g_r))
+        return Stars(np.arange(1, count + 1), ra_deg, dec_deg, _magnitudes(r, g_r, 0.1 + 0.45 * g_r))
 
     def _make_variables(self, random: np.random.Generator) -> Variables:
         r = self.stars.magnitude["r"]
@@ -263,7 +251,7 @@ class Sky:
             np.arange(count) + _FIRST_GALAXY_ID,
             ra_deg,
             dec_deg,
-            _colours(r, g_r, 0.15 + 0.3 * g_r),
+            _magnitudes(r, g_r, 0.15 + 0.3 * g_r),
             size.clip(0.1, 3.0),
             random.uniform(0.3, 1.0, count),
             random.uniform(0.0, 180.0, count),
@@ -278,49 +266,36 @@ class Sky:
             np.arange(count) + _FIRST_TRANSIENT_ID,
             ra_deg,
             dec_deg,
-            _colours(r, g_r, random.normal(0.0, 0.15, count)),
+            _magnitudes(r, g_r, random.normal(0.0, 0.15, count)),
             random.uniform(5.0, 18.0, count),
             random.uniform(25.0, 45.0, count),
             random.random(count),
         )
 
     def _transient_positions(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Put seven of ten into galaxies, and none where a bright star is masked."""
+        """Put 70 % of the transients into galaxies, none where a bright star is masked."""
         galaxies = self.galaxies
         r = galaxies.magnitude["r"]
         hosts = random.choice(np.flatnonzero((r > 19.5) & (r < 23.5)), size=_TRANSIENT_COUNT, replace=False)
         size = galaxies.half_light_arcsec[hosts, np.newaxis]
         offsets = random.normal(0.0, 0.8, (_TRANSIENT_COUNT, 2)) * size
         in_host = self._to_plane(galaxies.ra_deg[hosts], galaxies.dec_deg[hosts]) + offsets
-        alone = random.uniform(-FIELD_HALF_SIZE_ARCSEC, FIELD_HALF_SIZE_ARCSEC, (_TRANSIENT_COUNT, 2))
-        place = np.where(random.random((_TRANSIENT_COUNT, 1)) < 0.7, in_host, alone)
+        in_field = random.uniform(-FIELD_HALF_SIZE_ARCSEC, FIELD_HALF_SIZE_ARCSEC, (_TRANSIENT_COUNT, 2))
+        position = np.where(random.random((_TRANSIENT_COUNT, 1)) < 0.7, in_host, in_field)
         bright = self.stars.magnitude["r"] < _BRIGHT_STAR_R
         stars = self._to_plane(self.stars.ra_deg[bright], self.stars.dec_deg[bright])
-        distance = np.hypot(*(place[:, np.newaxis, :] - stars[np.newaxis]).T).min(axis=0)
-        place = place[distance > _ROOM_AROUND_BRIGHT_STAR_ARCSEC]
-        return self._to_sky(place[:, 0], place[:, 1])
+        distance = np.hypot(*(position[:, np.newaxis, :] - stars[np.newaxis]).T).min(axis=0)
+        position = position[distance > _BRIGHT_STAR_MARGIN_ARCSEC]
+        return self._to_sky(position[:, 0], position[:, 1])
 
 
 def demo_skies() -> tuple[Sky, Sky]:
-    """Return the field of templates and alerts, and the other one."""
+    """Return the field with templates and alerts, and the field without."""
     return Sky(), Sky(DEFAULT_SEED + 1, SECOND_RA_DEG, SECOND_DEC_DEG)
 
 
 def sky_at(skies: Sequence[Sky], ra_deg: float, dec_deg: float) -> Sky:
-    """Return the sky whose field is nearest.
-
-    Parameters
-    ----------
-    skies : `~collections.abc.Sequence` [`Sky`]
-        Fields, far from the poles.
-    ra_deg, dec_deg : `float`
-        A place, ICRS degrees.
-
-    Returns
-    -------
-    sky : `Sky`
-        One of them.
-    """
+    """Return the sky with the nearest field; the fields must be far from the poles."""
 
     def distance(sky: Sky) -> float:
         east = (sky.ra_deg - ra_deg + 180.0) % 360.0 - 180.0
@@ -341,5 +316,5 @@ def _draw_magnitudes(
     return np.log10(random.uniform(low, high, count)) / slope
 
 
-def _colours(r: np.ndarray, g_r: np.ndarray, r_i: np.ndarray) -> dict[str, np.ndarray]:
+def _magnitudes(r: np.ndarray, g_r: np.ndarray, r_i: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(_BANDS, (r + g_r, r, r - r_i), strict=True))

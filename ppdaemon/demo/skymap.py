@@ -28,26 +28,22 @@ PATCH_SIDE = 5
 PATCH_COUNT = PATCH_SIDE**2
 _PATCH_INNER = 1024
 _PATCH_BORDER = 32
-"""Neighbouring patches overlap by twice this many pixels."""
+"""Neighboring patches overlap by twice this number of pixels."""
 TRACT_SIZE = PATCH_SIDE * _PATCH_INNER + 2 * _PATCH_BORDER
-"""Rows and columns of the tract, 17.3 arcmin: the camera at any rotation,
-dithered by up to 1 arcmin, stays inside."""
+"""Rows and columns of the tract, 17.3 arcmin.
+
+The camera at any rotation, dithered by up to 1 arcmin, is inside.
+"""
 
 
 def polygon_from_degrees(corners: np.ndarray) -> ConvexPolygon:
-    """Make a sky region from corners.
-
-    Parameters
-    ----------
-    corners : `numpy.ndarray`, (n, 2)
-        Right ascension and declination, degrees, going around once.
-    """
+    """Make a sky region from corners (n, 2) in degrees, listed once around."""
     return ConvexPolygon([UnitVector3d(LonLat.fromDegrees(ra % 360.0, dec)) for ra, dec in corners])
 
 
 @dataclass(frozen=True)
 class TractMap:
-    """The tract's pixel grid around a centre."""
+    """The tract's pixel grid around a center."""
 
     ra_deg: float
     dec_deg: float
@@ -65,7 +61,7 @@ class TractMap:
 
     @property
     def projection(self) -> SkyProjection[TractFrame]:
-        """The same for `lsst.images`: patches share the tract's coordinates."""
+        """The same projection for `lsst.images`: patches share the tract's coordinates."""
         frame = TractFrame(skymap=SKYMAP_NAME, tract=TRACT, bbox=Box.from_shape((TRACT_SIZE, TRACT_SIZE)))
         return SkyProjection.from_fits_wcs(self.wcs, frame)
 
@@ -90,7 +86,7 @@ class TractMap:
 
     @property
     def description(self) -> dict[str, float | int | str]:
-        """Everything needed to rebuild the map."""
+        """All values that define the map, as stored in the ``skyMap`` dataset."""
         return {
             "name": SKYMAP_NAME,
             "ra_deg": self.ra_deg,

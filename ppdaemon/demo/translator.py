@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a DemoCam header (FITS or JSON sidecar) to an ObservationInfo."""
+"""Translate a DemoCam header (FITS or JSON sidecar) to an ObservationInfo."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -62,12 +62,12 @@ class DemoCamTranslator(FitsTranslator):
 
     @classmethod
     def can_translate(cls, header: Mapping[str, Any], filename: str | None = None) -> bool:
-        """Tell whether a header is DemoCam's."""
+        """Return whether a header is from DemoCam."""
         return header.get("INSTRUME") == cls.supported_instrument
 
     @cache_translation
     def to_observing_day(self) -> int:
-        """Return DAYOBS as a number."""
+        """Return DAYOBS as an integer."""
         self._used_these_cards("DAYOBS")
         return int(self._header["DAYOBS"])
 
@@ -78,7 +78,7 @@ class DemoCamTranslator(FitsTranslator):
 
     @cache_translation
     def to_visit_id(self) -> int:
-        """Return the exposure's ID: each snap is a visit of its own."""
+        """Return the exposure's ID: each snap is a separate visit."""
         return self.to_exposure_id()
 
     @cache_translation
@@ -112,7 +112,7 @@ class DemoCamTranslator(FitsTranslator):
 
     @cache_translation
     def to_can_see_sky(self) -> bool:
-        """Tell whether the shutter opened to the sky."""
+        """Return whether the shutter opened to the sky."""
         return self.to_observation_type() == "science"
 
     @cache_translation

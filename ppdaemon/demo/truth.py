@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What was injected: the transients and variables of an exposure.
-
-Scores compare alerts with these tables.
-"""
+"""The injected transients and variables of an exposure, for scoring alerts."""
 
 from pathlib import Path
 
@@ -21,24 +18,12 @@ TRANSIENT, VARIABLE = "transient", "variable"
 
 
 def truth_table(sky: Sky, mjd_tai: float, band: str) -> Table:
-    """Return all that differs from the template at a time.
+    """Return all sources that differ from the template at a TAI modified Julian date.
 
-    Parameters
-    ----------
-    sky : `~ppdaemon.demo.sky.Sky`
-        The sky.
-    mjd_tai : `float`
-        TAI modified Julian date, the middle of the exposure.
-    band : `str`
-        ``g``, ``r`` or ``i``.
-
-    Returns
-    -------
-    truth : `astropy.table.Table`
-        ``id``; ``kind`` (``transient`` or ``variable``); ``ra``, ``dec``
-        (ICRS, degrees); ``mag`` (AB, of the source itself);
-        ``difference_njy`` (flux beyond the template's, negative where a
-        variable is faint). Ordered by ID.
+    Columns: ``id``; ``kind`` (``transient`` or ``variable``); ``ra``, ``dec``
+    (ICRS, degrees); ``mag`` (AB, of the source itself); ``difference_njy``
+    (flux beyond the template's, negative for a variable that is faint).
+    Ordered by ID.
     """
     new, stars, variables = sky.transients, sky.stars, sky.variables
     flux_njy = new.flux_njy(mjd_tai, band)
@@ -46,44 +31,30 @@ def truth_table(sky: Sky, mjd_tai: float, band: str) -> Table:
     mean = stars.magnitude[band][chosen]
     magnitude = mean + variables.offset_mag(mjd_tai)
     change_njy = magnitude_to_njy(magnitude) - magnitude_to_njy(mean)
-    # A transient that has only just exploded has no light at all.
-    seen = flux_njy > 0.0
+    # A transient at the very start of its rise has no flux, and no magnitude.
+    shining = flux_njy > 0.0
     return vstack(
         [
             _table(
                 stars.id[chosen], VARIABLE, stars.ra_deg[chosen], stars.dec_deg[chosen], magnitude, change_njy
             ),
             _table(
-                new.id[seen],
+                new.id[shining],
                 TRANSIENT,
-                new.ra_deg[seen],
-                new.dec_deg[seen],
-                njy_to_magnitude(flux_njy[seen]),
-                flux_njy[seen],
+                new.ra_deg[shining],
+                new.dec_deg[shining],
+                njy_to_magnitude(flux_njy[shining]),
+                flux_njy[shining],
             ),
         ]
     )
 
 
 def detector_truth(sky: Sky, plan: ExposurePlan, detector: int, edge_pixels: float = 0.0) -> Table:
-    """Return what was injected into one detector.
+    """Return the truth of one detector, without sources in a margin at its edge.
 
-    Parameters
-    ----------
-    sky : `~ppdaemon.demo.sky.Sky`
-        The sky the raw was rendered from.
-    plan : `~ppdaemon.demo.plan.ExposurePlan`
-        The exposure.
-    detector : `int`
-        Detector number, 0 to 8.
-    edge_pixels : `float`, optional
-        Width of a margin inside the detector in which sources are left out.
-
-    Returns
-    -------
-    truth : `astropy.table.Table`
-        As `truth_table`, with ``x`` and ``y``, 0-based pixels of the image
-        without overscan, true to the pointing error.
+    As `truth_table`, with ``x`` and ``y``: 0-based pixels of the image without
+    overscan, with the pointing error applied.
     """
     truth = truth_table(sky, plan.mid_mjd_tai, FILTER_BANDS[plan.physical_filter])
     x, y = true_wcs(plan, detector, sky.seed).all_world2pix(truth["ra"].value, truth["dec"].value, 0)
@@ -95,8 +66,8 @@ def detector_truth(sky: Sky, plan: ExposurePlan, detector: int, edge_pixels: flo
 def write_truth(path: Path | str, sky: Sky, plan: ExposurePlan) -> Path:
     """Write the truth of a whole exposure as an ECSV table.
 
-    The table's metadata names the exposure: ``obs_id``, ``group``, ``band``,
-    ``mjd_tai``.
+    The table's metadata identify the exposure: ``obs_id``, ``group``,
+    ``band``, ``mjd_tai``.
     """
     band = FILTER_BANDS[plan.physical_filter]
     truth = truth_table(sky, plan.mid_mjd_tai, band)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which visits a simulated telescope makes: pointings, filters, times, events."""
+"""Plan the visits of a simulated telescope: pointings, filters, times, events."""
 
 import itertools
 import math
@@ -14,43 +14,46 @@ from ppdaemon.demo.plan import CAMERA_CODES, ExposurePlan, ImageType
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
 from ppdaemon.raws.layout import LayoutName
 
-__all__ = ("Cadence", "Pointing", "VisitPlan", "next_seq_num", "plan_visits")
+__all__ = ("Cadence", "FieldPointing", "VisitPlan", "next_seq_num", "plan_visits")
 
+# An index that no real script queue has.
 _SIMULATED_QUEUE = 999
+# Values of the SAL enumerations.
 _COORDINATES_ICRS, _ROTATION_SKY, _NONE = 2, 2, 1
 _DOME_CLOSED, _DOME_OPEN = 1, 2
 _UTC_MINUS_TAI_S = -37.0
 _SEQUENCE_DIGITS = 5
 _DITHER_ARCSEC = 40.0
+# Steps of this angle never repeat a direction.
 _GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How a night goes, in seconds."""
+    """The times of a night, in seconds."""
 
     every_s: float = 35.0
     """From one announcement to the next."""
     lead_s: float = 20.0
     """From the announcement to the opening shutter."""
     exposure_s: float = 30.0
-    """Shutter open, each snap."""
+    """Shutter open, for each snap."""
     readout_s: float = 2.0
-    """From the closed shutter to the raws."""
+    """From the closed shutter to the written raws."""
     speed: float = 1.0
-    """How many times faster than the headers say the night is played."""
+    """Factor by which the run is faster than the times in the headers."""
 
 
 @dataclass(frozen=True)
-class Pointing:
-    """Where a science visit looks; all degrees."""
+class FieldPointing:
+    """The pointing of a science visit; all values in degrees."""
 
     ra_deg: float = DEFAULT_RA_DEG
     dec_deg: float = DEFAULT_DEC_DEG
     rotpa_deg: float = 0.0
 
     def dithered(self, number: int) -> Self:
-        """Return the pointing of a visit: on a spiral, less than 1 arcmin off."""
+        """Return the pointing of the n-th visit: on a spiral, less than 1 arcmin away."""
         radius_deg = _DITHER_ARCSEC / 3600.0 * math.sqrt((number * 0.381966) % 1.0)
         angle = number * _GOLDEN_ANGLE
         dec_deg = self.dec_deg + radius_deg * math.sin(angle)
@@ -60,19 +63,19 @@ class Pointing:
 
 @dataclass(frozen=True)
 class VisitPlan:
-    """One visit: what is announced and the exposures that follow."""
+    """One visit: its announcement and its exposures."""
 
     number: int
-    """Counter within the run, from 0; the script's index is one more."""
+    """Counter within the run, from 0; the event's script index is one higher."""
     exposures: tuple[ExposurePlan, ...]
     announced_tai_s: float
     lead_s: float
     filter_announced: bool = True
-    """Whether the announcement names the filter, or accepts any."""
+    """Whether the announcement names the filter; if not, any filter is accepted."""
 
     @property
     def group(self) -> str:
-        """The visit's group."""
+        """The visit's group, that of its exposures."""
         return self.exposures[0].group
 
     def next_visit(self, sent_tai_s: float) -> dict[str, Any]:
@@ -100,7 +103,7 @@ class VisitPlan:
         }
 
     def cancellation(self, sent_tai_s: float) -> dict[str, Any]:
-        """Return the SAL event that takes the announcement back."""
+        """Return the SAL event that cancels the announced visit."""
         return {"scriptSalIndex": self.number + 1, "groupId": self.group, "private_sndStamp": sent_tai_s}
 
 
@@ -112,7 +115,7 @@ def plan_visits(
     instrument: str = CAMERA_NAME,
     snaps: int = 1,
     filters: Sequence[str] = ("r_03",),
-    pointing: Pointing | None = None,
+    pointing: FieldPointing | None = None,
     image_type: ImageType = ImageType.SCIENCE,
     program: str = "BLOCK-365",
     group: str | None = None,
@@ -121,47 +124,15 @@ def plan_visits(
 ) -> list[VisitPlan]:
     """Plan a run of visits.
 
-    Parameters
-    ----------
-    count : `int`
-        How many.
-    begin_tai_s : `float`
-        When the first is announced, TAI seconds since 1970.
-    cadence : `Cadence`
-        The times between.
-    instrument : `str`, optional
-        The camera.
-    snaps : `int`, optional
-        Exposures in each visit.
-    filters : `~collections.abc.Sequence` [`str`], optional
-        Physical filters, used in turn.
-    pointing : `Pointing`, optional
-        The field; visits are dithered around it.
-    image_type : `~ppdaemon.demo.plan.ImageType`, optional
-        What is exposed.
-    program : `str`, optional
-        The survey.
-    group : `str`, optional
-        The group of a single visit; without it groups are start times.
-    first_seq_num : `int`, optional
-        Sequence number of the first exposure.
-    controller : `str`, optional
-        Controller letter of the obsid.
-
-    Returns
-    -------
-    visits : `list` [`VisitPlan`]
-        In order.
-
-    Raises
-    ------
-    ValueError
-        Raised where a group is given for several visits, or a value is
-        impossible.
+    The first one is announced at `begin_tai_s` (TAI seconds since 1970). The
+    filters are used in turn, pointings are dithered around `pointing`. Without
+    `group` the start time is the group; a group can be set for a single visit
+    only. Raises `ValueError` for contradictory values.
     """
     if group is not None and count > 1:
-        raise ValueError(f"one group cannot name {count} visits: leave it out or plan one visit")
+        raise ValueError(f"one group cannot name {count} visits: omit it, or plan one visit")
     exposure_s = 0.0 if image_type is ImageType.BIAS else cadence.exposure_s
+    # Visits may overlap, exposures of one camera may not.
     busy_s = snaps * (exposure_s + cadence.readout_s)
     if count > 1 and busy_s > cadence.every_s:
         raise ValueError(f"a visit every {cadence.every_s:g} s is too often: {snaps} snaps take {busy_s:g} s")
@@ -170,10 +141,14 @@ def plan_visits(
     for number in range(count):
         announced_tai_s = begin_tai_s + number * cadence.every_s
         start_tai_s = announced_tai_s + cadence.lead_s
-        where: dict[str, Any] = {}
+        position: dict[str, Any] = {}
         if image_type is ImageType.SCIENCE:
-            there = (pointing or Pointing()).dithered(number)
-            where = {"ra_deg": there.ra_deg, "dec_deg": there.dec_deg, "rotpa_deg": there.rotpa_deg}
+            dithered = (pointing or FieldPointing()).dithered(number)
+            position = {
+                "ra_deg": dithered.ra_deg,
+                "dec_deg": dithered.dec_deg,
+                "rotpa_deg": dithered.rotpa_deg,
+            }
         exposures = tuple(
             ExposurePlan(
                 instrument=instrument,
@@ -187,7 +162,7 @@ def plan_visits(
                 image_type=image_type,
                 program=program,
                 begin_tai_s=start_tai_s + snap * (exposure_s + cadence.readout_s),
-                **where,
+                **position,
             )
             for snap in range(snaps)
         )
@@ -196,23 +171,9 @@ def plan_visits(
 
 
 def next_seq_num(root: Path, instrument: str, tai_s: float, layout: LayoutName = "lsst") -> int:
-    """Return the first sequence number of the day that has no folder yet.
+    """Return the first sequence number (from 1) without a folder in the observing day.
 
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        The raw root; need not exist.
-    instrument : `str`
-        The camera.
-    tai_s : `float`
-        A moment of the day, TAI seconds since 1970.
-    layout : `str`, optional
-        How paths below the root are built.
-
-    Returns
-    -------
-    seq_num : `int`
-        From 1.
+    The raw root need not exist.
     """
     day = day_obs(tai_s)
     exposures = {

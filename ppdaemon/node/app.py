@@ -22,7 +22,7 @@ from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.node.processes.child import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
-from ppdaemon.plan.models import PlanOrder, wanted_detectors
+from ppdaemon.plan.models import PlanOrder, requested_detectors
 from ppdaemon.states import ExitCode
 from ppdaemon.visitfile import read_visit
 
@@ -141,7 +141,7 @@ def plan(config: Path, visit: Path, detectors: Sequence[str], as_json: bool, plo
         raise ConfigError([f"{config}: butler: missing key, it names the central repo"])
     announced = read_visit(visit)
     try:
-        wanted = wanted_detectors(detectors, announced.instrument, settings.node.instruments)
+        wanted = requested_detectors(detectors, announced.instrument, settings.node.instruments)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--detector") from None
     order = PlanOrder(
@@ -162,7 +162,7 @@ def _become_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
 def main() -> None:
     """Run the program and end with its exit code."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="ppdaemon", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.UsageError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The inner part of ``ppdaemon plan``: a process with a worker's environment that looks and tells.
+"""The inner process of ``ppdaemon plan``: makes a plan in a worker's environment and prints it.
 
-``ppdaemon`` reads and checks what the operator gave, then becomes this.
+``ppdaemon`` checks the command line and the configuration, then executes this module.
 """
 
 import argparse
@@ -31,30 +31,30 @@ __all__ = ("main",)
 
 @contextmanager
 def _status(text: str) -> Iterator[Status]:
-    """Show what is going on, if somebody sees it; it is wiped in the end."""
+    """Show the present step on a terminal; the line is erased at the end."""
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status(text, spinner="line") as status:
         yield status
 
 
-def _look_up(order: PlanOrder) -> Plan:
-    """Make the plan; it takes seconds, the imports alone about two."""
+def _make_plan(order: PlanOrder) -> Plan:
+    """Make the plan. This takes seconds: the imports alone take about two."""
     config = order.config.butler
-    assert config is not None  # or ppdaemon had not become this
+    assert config is not None  # ppdaemon has checked it before it executed this module
     with (
-        _status("importing what workers import") as status,
+        _status("importing the LSST libraries") as status,
         tempfile.TemporaryDirectory(prefix="ppdaemon-plan-") as scratch,
     ):
         from ppdaemon.plan.planner import Planner
 
         keep_astropy_offline()
         count = len(order.detectors)
-        status.update(f"asking {plain(config.central)} for {count} detector{'s' if count > 1 else ''}")
+        status.update(f"querying {plain(config.central)} for {count} detector{'s' if count > 1 else ''}")
         with closing(Planner(order, config, Path(scratch), Clock())) as planner:
             return planner.plan(lambda done: status.update(f"{done} of {count} detectors"))
 
 
-def _tell(plan: Plan, *, as_json: bool) -> None:
+def _print(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         click.echo(plan.model_dump_json(indent=2, by_alias=True))
     else:
@@ -68,8 +68,8 @@ def _run() -> ExitCode:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="also write a picture of the sky, a PNG file")
     options = parser.parse_args()
-    plan = _look_up(PlanOrder.model_validate_json(options.order.read_bytes()))
-    _tell(plan, as_json=options.json)
+    plan = _make_plan(PlanOrder.model_validate_json(options.order.read_bytes()))
+    _print(plan, as_json=options.json)
     if options.plot is not None:
         with _status("drawing"):
             sky_png(plan, options.plot)
@@ -77,8 +77,8 @@ def _run() -> ExitCode:
 
 
 def main() -> None:
-    """Look, tell, and end with the exit code that the plan has."""
-    # What is logged about the visit becomes part of the plan.
+    """Make and print the plan; exit with the plan's exit code."""
+    # The planner collects log records for the notes of the plan; they must not be printed, too.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         status = _run()
@@ -86,11 +86,11 @@ def main() -> None:
         click.echo(f"ppdaemon: {error}", err=True)
         status = error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise again
         status = ExitCode.OK
     except KeyboardInterrupt:
         status = ExitCode.FAILED
-    except Exception as error:  # operators get one line, whatever went wrong
+    except Exception as error:  # an operator gets one line instead of a traceback
         click.echo(f"ppdaemon: internal error: {type(error).__name__}: {plain(error)}", err=True)
         status = ExitCode.SOFTWARE
     sys.exit(status)

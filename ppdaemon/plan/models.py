@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a visit would get: the answer of ``ppdaemon plan``, as JSON writes it.
+"""Models of the output of ``ppdaemon plan``, which are also its JSON.
 
-Covers the models. Rules are tried by `ppdaemon.selection`; what a central repo
-has is found by `ppdaemon.plan.planner`.
+`ppdaemon.selection` evaluates the rules, `ppdaemon.plan.planner` queries the central repo.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,62 +35,61 @@ __all__ = (
     "choice_of",
     "exit_code",
     "ranges",
-    "wanted_detectors",
+    "requested_detectors",
 )
 
 SCHEMA = 1
-"""Version of the JSON: a number more where a field changes its meaning."""
+"""Version of the JSON; incremented when the meaning of a field changes."""
 
 type Degrees = tuple[float, float]
-"""ICRS right ascension and declination."""
+"""ICRS right ascension and declination, degrees."""
 
 
 class VisitIgnored(PPDaemonError):
-    """No node would get this visit: there is nothing to plan."""
+    """The visit is ignored by every node, so there is nothing to plan."""
 
     exit_code = ExitCode.FAILED
 
 
 class RuleTried(Model):
-    """One rule, held against a visit-detector."""
+    """One rule, evaluated for a visit-detector."""
 
     number: int
-    """Its place in the list, from 1."""
+    """Position in the list of rules, from 1."""
     conditions: str
-    """What it asks for; empty if it takes every visit."""
+    """The conditions as text; empty if the rule matches every visit."""
     unmet: tuple[str, ...]
-    """Which conditions do not hold, and how it is; empty if it matches."""
+    """Conditions that do not hold, each with the actual value; empty if the rule matches."""
     pipelines: tuple[str, ...]
 
 
 class Choice(Model):
-    """How one list of rules chose pipelines."""
+    """Result of one list of rules."""
 
     tried: tuple[RuleTried, ...]
-    """Rules in order, up to the one that matched."""
+    """Evaluated rules in order; the last one is the rule that matched, if any did."""
     pipelines: tuple[str, ...] | None
     """Files in order of preference; `None` if no rule matched."""
 
 
 class PlanOrder(Model):
-    """What a plan is made of; complete, so that its maker reads no file."""
+    """Input of the planner; complete, so that the planner reads no file."""
 
     config_path: Path
     config: NodeConfig
     visit: NextVisit
     now_tai: float
-    """Stands for the time of an event that tells none; TAI seconds since
-    1970."""
+    """Used as the time of an event that has no time, TAI seconds since 1970."""
     detectors: Annotated[tuple[int, ...], pydantic.Field(min_length=1)]
 
 
 class FootprintPlan(Model):
-    """Where a detector looks; ICRS degrees."""
+    """Footprint of a detector on the sky, ICRS degrees."""
 
     center: Degrees
     corners: tuple[Degrees, ...]
     padded: tuple[Degrees, ...]
-    """What preload searches."""
+    """Corners of the region that preload searches."""
     padding_arcsec: float
 
 
@@ -102,12 +100,12 @@ class PipelinePlan(Model):
     name: str
     path: str
     state: Literal["first", "fallback", "dropped"]
-    """``first``: the one that is built first; ``fallback``: built if those
-    before it cannot be; ``dropped``: not used."""
+    """``first``: its graph is built first; ``fallback``: built if the graphs of the pipelines
+    before it cannot be built; ``dropped``: not used."""
     why: str = ""
-    """Why it is dropped."""
+    """Reason if it is dropped."""
     run: str | None = None
-    """Where its outputs would go."""
+    """Output run; `None` if it is dropped."""
 
 
 class QueryPlan(Model):
@@ -118,22 +116,22 @@ class QueryPlan(Model):
     calibration: bool
     datasets: int
     size_bytes: int
-    """Of all files together."""
+    """Sum over all files, bytes."""
     query_ms: float
     read_by: tuple[str, ...]
-    """Names of pipelines."""
+    """Names of the pipelines that have it as an input."""
     preloaded: bool
-    """Whether a pipeline that can run reads it; else nothing is copied."""
+    """Whether a usable pipeline reads it; otherwise its datasets are not copied."""
 
 
 class Validity(Model):
-    """From when to when a collection certifies a calibration; TAI."""
+    """Validity range of a calibration in a collection, TAI."""
 
     collection: str
     begin: str | None
-    """`None` is for ever."""
+    """`None` means unbounded."""
     end: str | None
-    """`None` is for ever."""
+    """`None` means unbounded."""
 
 
 class DatasetPlan(Model):
@@ -146,101 +144,87 @@ class DatasetPlan(Model):
     run: str
     size_bytes: int
     validity: tuple[Validity, ...] = ()
-    """Of a calibration."""
+    """Validity ranges, if it is a calibration."""
     region: tuple[Degrees, ...] | None = None
-    """Corners of its patch or shard; `None` if it has no place on the sky."""
+    """Corners of its patch or shard; `None` if its dimensions are not spatial."""
 
 
 class MissingPlan(Model):
-    """A dataset type that a pipeline reads and of which nothing is there."""
+    """An input of a pipeline of which the central repo has no dataset for this visit."""
 
     dataset_type: str
     pipeline: str
     required: bool
-    """Whether the pipeline cannot run without."""
+    """Whether the pipeline cannot run without it."""
     sought: str
-    """What was looked for, where."""
+    """The query: data ID, collections and time."""
 
 
 class DetectorPlan(Model):
-    """What one detector would get."""
+    """Plan of one detector."""
 
     detector: int
     name: str | None
-    """As the focal-plane table calls it."""
+    """Name in the focal-plane table, such as ``R22_S11``."""
     outcome: Literal["would_run", "ignored", "no_pipeline"]
     reason: str = ""
-    """Why nothing would run."""
+    """Reason if no pipeline would run."""
     footprint: FootprintPlan | None
     preprocessing: Choice
     main: Choice
     pipelines: tuple[PipelinePlan, ...] = ()
     queries: tuple[QueryPlan, ...] = ()
     datasets: tuple[DatasetPlan, ...] = ()
-    """What would be preloaded."""
+    """Datasets to preload."""
     missing: tuple[MissingPlan, ...] = ()
     phases_ms: Mapping[str, float] = {}
-    """What the parts of the look took."""
+    """Duration of each step of planning, ms."""
     notes: tuple[str, ...] = ()
-    """What a worker would log as a warning."""
+    """Warnings that a worker would log."""
 
     @property
     def size_bytes(self) -> int:
-        """Of all files that would be preloaded (`int`)."""
+        """Size of all files to preload, bytes (`int`)."""
         return sum(each.size_bytes for each in self.datasets)
 
 
 class Plan(Model):
-    """What a visit would get on one node."""
+    """Plan of one visit on one node."""
 
     schema_version: int = SCHEMA
     node: str
     config: str
-    """The configuration file."""
+    """Path of the configuration file."""
     central: str
-    """The central repo."""
+    """URI of the central repo."""
     visit: NextVisit
     begin: str
     """Expected begin of the exposure, TAI."""
     begin_from: BeginField
-    """Which field tells it."""
+    """Field of the event from which `begin` is taken."""
     valid_begin: str
-    """Calibrations that are valid at some time from here..."""
+    """Begin of the interval in which the exposure may be taken, TAI. Calibrations that are
+    valid at any time within it are preloaded."""
     valid_end: str
-    """...to here are preloaded: the image may come in all this time. TAI."""
+    """End of that interval, TAI."""
     day_obs: int
     boresight: Degrees | None
-    """ICRS."""
+    """ICRS degrees; `None` if the pointing is not known on the sky."""
     sky_angle_deg: float | None
     """Position angle of focal-plane +Y, north through east."""
     chain: str
-    """The collection that finds all outputs of the day."""
+    """Chained collection of all outputs of the day."""
     detectors: tuple[DetectorPlan, ...]
     distinct_datasets: int
-    """Of all detectors together, each counted once."""
+    """Number of datasets of all detectors; a dataset that several detectors share counts once."""
     distinct_bytes: int
-    """What these take on the RAM disk."""
+    """Their size on the RAM disk, bytes."""
     notes: tuple[str, ...] = ()
-    """What is odd about the visit."""
+    """Remarks about the visit itself."""
 
 
 def choice_of(rules: Sequence[Rule], aim: Aim, detector: int) -> Choice:
-    """Select as `ppdaemon.selection.select` does, and say why.
-
-    Parameters
-    ----------
-    rules : `~collections.abc.Sequence` [`~ppdaemon.selection.Rule`]
-        In order.
-    aim : `~ppdaemon.selection.Aim`
-        The visit.
-    detector : `int`
-        Id of the detector.
-
-    Returns
-    -------
-    choice : `Choice`
-        The pipelines, and the rules up to the one that matched.
-    """
+    """Select pipelines as `ppdaemon.selection.select` does, with the reason for each rule."""
     tried = []
     for number, rule in enumerate(rules, 1):
         unmet = tuple(rule.unmet(aim, detector))
@@ -264,65 +248,36 @@ def _asked(value: Any) -> str:
     return " or ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def wanted_detectors(
+def requested_detectors(
     texts: Iterable[str], instrument: str, served: Mapping[str, Sequence[int]]
 ) -> tuple[int, ...]:
-    """Return the detectors that a command line names.
+    """Return the detectors named by texts such as ``12``, ``0-8,12`` or ``all``.
 
-    Parameters
-    ----------
-    texts : `~collections.abc.Iterable` [`str`]
-        Such as ``12``, ``0-8,12`` or ``all``.
-    instrument : `str`
-        The visit's.
-    served : `~collections.abc.Mapping` [`str`, `~collections.abc.Sequence`]
-        Detectors that the node serves, by instrument.
-
-    Returns
-    -------
-    detectors : `tuple` [`int`]
-        In the order written, none twice.
-
-    Raises
-    ------
-    ValueError
-        Raised if a text is no list of detectors.
-    ppdaemon.errors.BadMessage
-        Raised if the node does not serve one of them.
-    VisitIgnored
-        Raised if the visit has no instrument.
+    They are in the order of the texts, each once. `served` has the node's detectors by
+    instrument. Raises ValueError if a text is not a list of detectors,
+    `~ppdaemon.errors.BadMessage` if the node does not serve one of them, and `VisitIgnored` if
+    the visit has no instrument.
     """
     if not instrument:
         raise VisitIgnored("the visit is ignored: it names no instrument, so its script takes no image")
-    ours = served.get(instrument)
-    if ours is None:
+    offered = served.get(instrument)
+    if offered is None:
         raise BadMessage(
             f"instrument {instrument!r} is not served: node.instruments has {', '.join(served)}", "instrument"
         )
     chosen: dict[int, None] = {}
     for text in texts:
-        chosen.update(dict.fromkeys(ours if text.strip() == "all" else detector_set(text)))
-    strangers = [detector for detector in chosen if detector not in ours]
-    if strangers:
+        chosen.update(dict.fromkeys(offered if text.strip() == "all" else detector_set(text)))
+    unserved = [detector for detector in chosen if detector not in offered]
+    if unserved:
         raise BadMessage(
-            f"{instrument} {ranges(strangers)}: not served, node.instruments has {ranges(ours)}", "detector"
+            f"{instrument} {ranges(unserved)}: not served, node.instruments has {ranges(offered)}", "detector"
         )
     return tuple(chosen)
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Write numbers as `ppdaemon.configtypes.detector_set` reads them.
-
-    Parameters
-    ----------
-    numbers : `~collections.abc.Iterable` [`int`]
-        In any order.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``0-8,12``.
-    """
+    """Format numbers as `ppdaemon.configtypes.detector_set` reads them, such as ``0-8,12``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:
@@ -333,17 +288,6 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def exit_code(plan: Plan) -> ExitCode:
-    """Say with which status the program ends.
-
-    Parameters
-    ----------
-    plan : `Plan`
-        What was found.
-
-    Returns
-    -------
-    code : `~ppdaemon.states.ExitCode`
-        ``OK`` if a pipeline would run for each detector, else ``FAILED``.
-    """
+    """Return ``OK`` if a pipeline would run for each detector, else ``FAILED``."""
     good = all(each.outcome == "would_run" for each in plan.detectors)
     return ExitCode.OK if good else ExitCode.FAILED

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a visit would get, found as a worker finds it; nothing is copied and nothing is run."""
+"""Plans a visit with the worker's own code; copies no dataset and runs no pipeline."""
 
 import logging
 import sys
@@ -33,20 +33,10 @@ __all__ = ("Planner",)
 
 
 class Planner:
-    """Looks up what the detectors of one visit would get.
+    """Finds the pipelines and datasets that the detectors of one visit would get.
 
-    Parameters
-    ----------
-    order : `~ppdaemon.plan.models.PlanOrder`
-        The visit and the configuration.
-    config : `~ppdaemon.config.ButlerConfig`
-        Its part that concerns the Butler.
-    scratch : `pathlib.Path`
-        A folder that may be written; as it is, nothing is.
-    clock : `~ppdaemon.clock.Clock`
-        For how long it takes.
-    cameras : `~collections.abc.Callable`, optional
-        Returns focal-plane tables.
+    `config` is the Butler part of the order's configuration. `scratch` is an empty
+    folder for the preload cache, which stays empty because nothing is copied.
     """
 
     def __init__(
@@ -62,11 +52,11 @@ class Planner:
         self._clock = clock
         self._visit = order.visit
         self._notes: dict[str, None] = {}
-        with _words_kept() as words:
+        with _log_messages() as messages:
             self._camera = find_camera(cameras, order.visit.instrument)
             self._aim = Aim(order.visit, cameras)
             self._boresight = self._aim.at("boresight", order.detectors[0])
-        self._notes.update(dict.fromkeys(words))
+        self._notes.update(dict.fromkeys(messages))
         age_s, expiry_s = order.visit.age_s(order.now_tai), order.config.node.expiry_s
         if age_s > expiry_s:
             note = f"announced {age_s:.0f} s ago: a node would refuse it now (node.expiry_s {expiry_s:g})"
@@ -87,20 +77,8 @@ class Planner:
     def plan(self, progress: Callable[[int], None]) -> models.Plan:
         """Plan all detectors of the order.
 
-        Parameters
-        ----------
-        progress : `~collections.abc.Callable`
-            Called with the number of detectors done, after each.
-
-        Returns
-        -------
-        plan : `~ppdaemon.plan.models.Plan`
-            What they would get.
-
-        Raises
-        ------
-        ppdaemon.errors.Unavailable
-            Raised if the central repo cannot be read.
+        `progress` is called after each detector with the number of detectors done.
+        Raises `~ppdaemon.errors.Unavailable` if the central repo cannot be read.
         """
         plans = []
         for number, detector in enumerate(self._order.detectors, 1):
@@ -128,7 +106,7 @@ class Planner:
         )
 
     def _detector(self, detector: int) -> models.DetectorPlan:
-        with _words_kept() as words:
+        with _log_messages() as messages:
             footprint = self._footprint(detector)
             chosen = self._selector.choose(self._visit, [detector])[detector]
             plan = models.DetectorPlan(
@@ -144,7 +122,7 @@ class Planner:
                 return plan
             timings = Timings(self._clock)
             preload_plan = self._find(detector, chosen.pipelines, footprint, timings)
-        told = (*preload_plan.reasons, *self._notes)
+        reported = (*preload_plan.reasons, *self._notes)
         return plan.model_copy(
             update={
                 "outcome": "would_run" if preload_plan.main else "no_pipeline",
@@ -156,7 +134,7 @@ class Planner:
                 ),
                 "missing": tuple(_missing(chosen.pipelines, preload_plan)),
                 "phases_ms": timings.values,
-                "notes": tuple(dict.fromkeys(word for word in words if word not in told)),
+                "notes": tuple(dict.fromkeys(text for text in messages if text not in reported)),
             }
         )
 
@@ -199,7 +177,7 @@ class Planner:
     def _pipelines(
         self, chosen: Pipelines, preload_plan: PreloadPlan, footprint: Footprint
     ) -> Iterator[models.PipelinePlan]:
-        """Give each selected pipeline its part."""
+        """Yield each selected pipeline with its state and output run."""
         first = {each.path: each for each in preload_plan.preprocessing}
         then = {each.path: each for each in preload_plan.main}
         preload_run = self._run(NO_PIPELINE_RUN, preload_plan.preprocessing, footprint)
@@ -225,9 +203,9 @@ def _pipeline(
     if path in usable:
         state: Literal["first", "fallback"] = "first" if path == usable[0] else "fallback"
         return models.PipelinePlan(part=part, name=name, path=path, state=state, run=run)
-    lacking = [each.name for each in preload_plan.missing.get(path, ()) if each.required]
-    if lacking:
-        why = f"lacks {', '.join(lacking)}"
+    missing = [each.name for each in preload_plan.missing.get(path, ()) if each.required]
+    if missing:
+        why = f"lacks {', '.join(missing)}"
     else:
         why = next((reason for reason in preload_plan.reasons if reason.startswith(path)), "")
     return models.PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
@@ -292,19 +270,19 @@ def _bound(instant: astropy.time.Time | None) -> str | None:
 
 
 @contextmanager
-def _words_kept() -> Iterator[list[str]]:
-    """Collect what a worker would write into its log: warnings of all, and this package's remarks."""
-    root, ours, kept = logging.getLogger(), logging.getLogger("ppdaemon"), BufferingHandler(sys.maxsize)
-    level, words = ours.level, list[str]()
-    root.addHandler(kept)
-    ours.setLevel(logging.INFO)
+def _log_messages() -> Iterator[list[str]]:
+    """Collect what a worker would log: warnings of all libraries, and INFO of ppdaemon."""
+    root, ppdaemon = logging.getLogger(), logging.getLogger("ppdaemon")
+    handler, level, messages = BufferingHandler(sys.maxsize), ppdaemon.level, list[str]()
+    root.addHandler(handler)
+    ppdaemon.setLevel(logging.INFO)
     try:
-        yield words
+        yield messages
     finally:
-        ours.setLevel(level)
-        root.removeHandler(kept)
-        words += [
+        ppdaemon.setLevel(level)
+        root.removeHandler(handler)
+        messages += [
             record.getMessage()
-            for record in kept.buffer
+            for record in handler.buffer
             if record.levelno >= (logging.INFO if record.name.startswith("ppdaemon.") else logging.WARNING)
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a person sees of a plan in the terminal. Builds rich renderables and prints nothing."""
+"""Rich renderables of a plan for the terminal; this module prints nothing."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,18 +18,7 @@ _STATE_STYLES = {"first": "green", "fallback": "cyan", "dropped": "red"}
 
 
 def plan_view(plan: models.Plan) -> RenderableType:
-    """Show a plan.
-
-    Parameters
-    ----------
-    plan : `~ppdaemon.plan.models.Plan`
-        Of one detector, which is shown in full, or of several.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print; fits 80 columns.
-    """
+    """Return a plan as text for 80 columns: one detector in full, several as a table."""
     parts: list[RenderableType] = [_head(plan), Text()]
     if len(plan.detectors) == 1:
         parts += _one(plan.detectors[0], plan.chain)
@@ -41,7 +30,7 @@ def plan_view(plan: models.Plan) -> RenderableType:
 
 
 def _section(title: str, lines: Sequence[RenderableType]) -> list[RenderableType]:
-    """Put a title above some lines and a blank one below, if there are any."""
+    """Return the lines below a title and above a blank line; nothing if there are no lines."""
     return [Text(title, style="bold underline"), *lines, Text()] if lines else []
 
 
@@ -58,7 +47,11 @@ def _head(plan: models.Plan) -> RenderableType:
     visit = plan.visit
     survey = f"  survey {visit.survey}" if visit.survey else ""
     title = Text(plain(f"{visit.instrument} {visit.group}{survey}"), style="bold")
-    snaps = f"{visit.nimages} snap{'' if visit.nimages == 1 else 's'}" if visit.nimages else "snaps not told"
+    snaps = (
+        f"{visit.nimages} snap{'' if visit.nimages == 1 else 's'}"
+        if visit.nimages
+        else "number of snaps not announced"
+    )
     pointing = "not known on the sky"
     if plan.boresight is not None:
         angle = "rotation not known" if plan.sky_angle_deg is None else f"sky angle {plan.sky_angle_deg:.3f}"
@@ -83,7 +76,7 @@ def _head(plan: models.Plan) -> RenderableType:
 
 
 def _one(plan: models.DetectorPlan, chain: str) -> Iterator[RenderableType]:
-    yield _verdict(plan)
+    yield _outcome(plan)
     yield Text()
     yield from _section("Footprint (ICRS degrees)", _footprint(plan.footprint))
     for name, choice in (("Preprocessing", plan.preprocessing), ("Main", plan.main)):
@@ -98,21 +91,21 @@ def _one(plan: models.DetectorPlan, chain: str) -> Iterator[RenderableType]:
         yield from _section("Datasets to preload", _datasets(plan))
 
 
-def _verdict(plan: models.DetectorPlan) -> Text:
+def _outcome(plan: models.DetectorPlan) -> Text:
     text = Text.assemble((f"Detector {plan.detector}", "bold"), f" {plain(plan.name)}: ")
     if plan.outcome == "would_run":
         first = next(each.name for each in plan.pipelines if each.part == "main" and each.state == "first")
         return text.append(f"would run {plain(first)}", style="bold green")
-    if plan.outcome == "no_pipeline":  # why is told below, for each pipeline
+    if plan.outcome == "no_pipeline":  # the table of pipelines has the reasons
         return text.append("no pipeline could run", style=_OUTCOME_STYLES["no_pipeline"])
     return text.append(f"ignored: {plain(plan.reason)}", style=_OUTCOME_STYLES["ignored"])
 
 
 def _footprint(found: models.FootprintPlan | None) -> list[RenderableType]:
     if found is None:
-        return [Text("none: nothing that has a place on the sky is preloaded", style="yellow")]
+        return [Text("none: no spatial dataset is preloaded", style="yellow")]
     table = new_table("", "RA>", "Dec>", f'padded {found.padding_arcsec:g}" RA>', "Dec>")
-    table.add_row("centre", *_degrees(found.center))
+    table.add_row("center", *_degrees(found.center))
     for number, (corner, wide) in enumerate(zip(found.corners, found.padded, strict=False), 1):
         table.add_row(f"corner {number}", *_degrees(corner), *_degrees(wide))
     return [table]
@@ -125,7 +118,7 @@ def _degrees(point: models.Degrees) -> tuple[str, str]:
 def _rules(choice: models.Choice) -> list[RenderableType]:
     if not choice.tried:
         return [Text("none", style="dim")]
-    table = new_table("rule>", "asks for~", "why~")
+    table = new_table("rule>", "conditions~", "result~")
     for rule in choice.tried:
         table.add_row(str(rule.number), plain(rule.conditions) or "(every visit)", _why(rule))
     if choice.pipelines is None:
@@ -141,7 +134,7 @@ def _why(rule: models.RuleTried) -> Text:
 
 
 def _pipelines(plan: models.DetectorPlan, chain: str) -> list[RenderableType]:
-    table = new_table("part", "pipeline", "state", "output run, or why not~")
+    table = new_table("part", "pipeline", "state", "output run or reason~")
     for each in plan.pipelines:
         state = Text(each.state, style=_STATE_STYLES[each.state])
         run = each.why if each.run is None else f"(outputs)/{each.run.removeprefix(f'{chain}/')}"
@@ -150,7 +143,7 @@ def _pipelines(plan: models.DetectorPlan, chain: str) -> list[RenderableType]:
 
 
 def _missing(plan: models.DetectorPlan) -> list[RenderableType]:
-    table = new_table("type", "pipeline", "is", "why~")
+    table = new_table("type", "pipeline", "is", "query~")
     for each in plan.missing:
         kind = Text("required", style="red") if each.required else Text("optional", style="yellow")
         table.add_row(plain(each.dataset_type), plain(each.pipeline), kind, plain(each.sought))
@@ -177,7 +170,7 @@ def _queries(plan: models.DetectorPlan) -> list[RenderableType]:
     phases = ", ".join(
         f"{name.removesuffix('_ms')} {duration(ms / 1000.0)}" for name, ms in plan.phases_ms.items()
     )
-    return [table, Text(f"this look took: {phases}", style="dim")]
+    return [table, Text(f"planning took: {phases}", style="dim")]
 
 
 def _datasets(plan: models.DetectorPlan) -> list[RenderableType]:
@@ -190,7 +183,7 @@ def _datasets(plan: models.DetectorPlan) -> list[RenderableType]:
 
 
 def _data_id(dataset: models.DatasetPlan) -> str:
-    """Write a data ID without what is the same for all datasets."""
+    """Format a data ID without the dimensions that all datasets have in common."""
     shown = {k: value for k, value in dataset.data_id.items() if k not in ("instrument", "skymap")}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
@@ -205,7 +198,7 @@ def _span(validity: models.Validity) -> str:
 
 
 def _short(instant: str) -> str:
-    """Leave out what is zero at the end of a time."""
+    """Remove trailing zeros of a time."""
     return instant.removesuffix(".000").removesuffix("T00:00:00")
 
 
@@ -213,19 +206,21 @@ def _short(instant: str) -> str:
 
 
 def _several(plan: models.Plan) -> Iterator[RenderableType]:
-    table = new_table("det>", "name", "outcome", "pipeline", "datasets>", "size>", "queries>", "why~")
+    table = new_table("det>", "name", "outcome", "pipeline", "datasets>", "size>", "queries>", "reason~")
     for each in plan.detectors:
         table.add_row(*_row(each))
     yield table
     yield Text()
     yield Text(
-        f"all together: {plan.distinct_datasets} distinct datasets, "
+        f"all detectors: {plan.distinct_datasets} distinct datasets, "
         f"{size(plan.distinct_bytes)} on the RAM disk"
     )
     yield Text()
     yield from _section("Rules", [_chosen(plan)])
     yield from _section("Types", [_types(plan)])
-    yield Text("one detector alone is shown with rules, data IDs and runs; --json has all", style="dim")
+    yield Text(
+        "a plan of one detector shows its rules, data IDs and runs; --json has everything", style="dim"
+    )
     yield Text()
 
 
@@ -243,7 +238,7 @@ def _row(plan: models.DetectorPlan) -> Iterator[str | Text]:
 
 
 def _chosen(plan: models.Plan) -> Table:
-    """Show which rule took which detectors."""
+    """Return a table of the detectors that each rule matched."""
     chosen: dict[tuple[str, int, str], list[int]] = {}
     for each in plan.detectors:
         for part, choice in (("preprocessing", each.preprocessing), ("main", each.main)):
@@ -257,7 +252,7 @@ def _chosen(plan: models.Plan) -> Table:
 
 
 def _types(plan: models.Plan) -> Table:
-    """Add up what all detectors would preload, by type."""
+    """Return a table of the datasets of all detectors by type."""
     distinct: dict[str, dict[str, int]] = {}
     for each in plan.detectors:
         for dataset in each.datasets:

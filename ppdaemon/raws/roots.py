@@ -91,9 +91,11 @@ class RootConfig(Model):
     path: Annotated[Path, pydantic.AfterValidator(_absolute)]
     """Absolute; may be a symbolic link, and need not exist yet."""
     layout: LayoutField | None = None
-    """As for all roots where nothing else is said; so the other two."""
+    """Layout of this root; null: ``arrivals.layout``."""
     watch: WatchKind | None = None
+    """How this root is watched; null: ``arrivals.watch``."""
     done: DoneMarker | None = None
+    """Marker file of this root; null: ``arrivals.done``."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -107,6 +109,7 @@ class RemoteRoot(Model):
     uri: Annotated[str, pydantic.AfterValidator(_remote)]
     """Such as ``s3://bucket/prefix``."""
     layout: LayoutField | None = None
+    """Layout below this prefix; null: ``arrivals.layout``."""
 
 
 def unsuited(

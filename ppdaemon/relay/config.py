@@ -34,6 +34,7 @@ class RelayConfig(Model):
     """Everything a ``pprelay`` needs to know."""
 
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")] = "relay"
+    """Name of this relay in its messages and logs."""
     submit: Address = "tcp://127.0.0.1:5570"
     """Where next_visit events come in."""
     nodes: Address = "tcp://127.0.0.1:5571"
@@ -41,9 +42,11 @@ class RelayConfig(Model):
     state_dir: WritableFolder
     """The ledger; on a local disk that outlives a restart."""
     instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
+    """The instruments whose visits are accepted; others are refused."""
     expiry_s: Seconds = 3600.0
     """Announcements older than this are refused, and unserved ones dropped."""
     heartbeat_s: Seconds = 1.0
+    """Interval of heartbeats to the nodes."""
     silence_s: Seconds = 4.0
     """A node silent for so long is gone."""
     resend_s: Seconds = 0.5

@@ -53,7 +53,7 @@ class Sockets:
         self._context.destroy(linger=0)
 
     def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Return a connected socket; a receiver waits `TIMEOUT_S` at the most."""
+        """Return a connected socket; a receiver waits ``TIMEOUT_S`` at the most."""
         made = self._context.socket(kind)
         self._made.append(made)  # one that is collected before it is closed is a warning
         made.rcvtimeo = round(TIMEOUT_S * 1000)

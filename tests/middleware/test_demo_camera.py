@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo camera as the middleware sees it: headers, raws, and what the central repo holds."""
+"""The demo camera in the middleware: headers, raws, and the content of the central repo."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from lsst.dax.apdb import Apdb
 from lsst.images import Box
 from lsst.pipe.base import Instrument
 
-from ppdaemon.demo.central import APDB_CONFIG, FIELD_IDS, make_central_repo, reference_catalogue
+from ppdaemon.demo.central import APDB_CONFIG, FIELD_IDS, make_central_repo, reference_catalog
 from ppdaemon.demo.geometry import AMPLIFIERS, RAW_SHAPE, detector_name, detector_wcs
 from ppdaemon.demo.instrument import DemoCam
 from ppdaemon.demo.plan import ExposurePlan, ImageType, primary_header
@@ -43,7 +43,7 @@ def properties(info):
     return {name: getattr(info, name) for name in info.all_properties if not name.startswith("ext_")}
 
 
-def test_a_science_header_gives_every_property_without_a_warning(caplog):
+def test_a_science_header_has_every_property_without_a_warning(caplog):
     plan = plan_exposure(12, snap_index=2, snap_count=2)
     with caplog.at_level(logging.WARNING):
         info = ObservationInfo(primary_header(plan, DETECTOR, detector_name(DETECTOR)), pedantic=True)
@@ -63,7 +63,7 @@ def test_a_science_header_gives_every_property_without_a_warning(caplog):
 
 
 @pytest.mark.parametrize("image_type", [ImageType.BIAS, ImageType.DARK, ImageType.FLAT])
-def test_a_calibration_header_has_no_place_on_the_sky(image_type, caplog):
+def test_a_calibration_header_has_no_position_on_the_sky(image_type, caplog):
     plan = plan_calibration(3, image_type)
     with caplog.at_level(logging.WARNING):
         info = ObservationInfo(primary_header(plan, 0, detector_name(0)), pedantic=True)
@@ -74,7 +74,7 @@ def test_a_calibration_header_has_no_place_on_the_sky(image_type, caplog):
     assert not info.can_see_sky
 
 
-def test_the_fits_header_and_the_sidecar_tell_the_same(tmp_path):
+def test_the_fits_header_and_the_sidecar_agree(tmp_path):
     for plan in (plan_exposure(1), plan_calibration(2, ImageType.BIAS)):
         path = write_raw(tmp_path, plan, 0, np.full(RAW_SHAPE, 1000, dtype=np.uint16))
         with fits.open(path) as hdus:
@@ -84,7 +84,7 @@ def test_the_fits_header_and_the_sidecar_tell_the_same(tmp_path):
         assert read_raw(str(path)).metadata["RA"] == plan.ra_deg
 
 
-def test_a_raw_comes_back_from_the_butler_as_it_was_rendered(demo_central, tmp_path, sky):
+def test_the_butler_returns_a_raw_as_it_was_rendered(demo_central, tmp_path, sky):
     root = tmp_path / "repo"
     shutil.copytree(demo_central, root)
     plan = plan_exposure(1)
@@ -103,7 +103,7 @@ def test_a_raw_comes_back_from_the_butler_as_it_was_rendered(demo_central, tmp_p
     assert image.metadata["GAINC00"] == AMPLIFIERS[0].gain
 
 
-def test_a_file_that_is_no_democam_raw_is_refused(tmp_path):
+def test_a_file_that_is_not_a_democam_raw_is_refused(tmp_path):
     plan = ExposurePlan(instrument="LATISS", **plan_exposure(1).model_dump(exclude={"instrument"}))
     path = tmp_path / "other.fits"
     path.write_bytes(encode_blank(plan, 0, "R00_S00")[0])
@@ -111,12 +111,12 @@ def test_a_file_that_is_no_democam_raw_is_refused(tmp_path):
         read_raw(str(path))
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.7, 0.999])
-def test_a_truncated_raw_is_an_error_that_names_the_file(kept, tmp_path, sky):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.7, 0.999])
+def test_a_truncated_raw_is_an_error_that_names_the_file(fraction, tmp_path, sky):
     plan = plan_calibration(2, ImageType.BIAS)
     path = write_raw(tmp_path, plan, 0, render_raw(plan, 0, sky))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(kept * len(whole))])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: int(fraction * len(complete))])
     with pytest.raises(OSError, match=r"(?i)truncated|empty"):
         read_raw(str(path))
 
@@ -141,7 +141,7 @@ def test_the_date_decides_which_bias_is_valid_and_only_it_fits(demo_central, sky
 
 
 def residual_adu(raw, bias):
-    """Return the scatter left when a bias is subtracted, without bad columns."""
+    """Return the scatter after a bias is subtracted, without bad columns."""
     image = np.empty(bias.image.array.shape, dtype=np.float32)
     for amplifier in AMPLIFIERS:
         overscan = np.median(raw[:, amplifier.overscan_columns], axis=1)
@@ -178,19 +178,19 @@ def test_a_flat_field_exposure_is_flat_after_the_master(demo_central, sky):
 def test_the_patches_overlap_every_detector_of_a_dithered_turned_camera(demo_central, sky):
     tract = TractMap.around(sky)
     regions = [tract.region(tract.patch_box(patch)) for patch in range(PATCH_COUNT)]
-    whole = tract.region(tract.projection.pixel_frame.bbox)
+    tract_region = tract.region(tract.projection.pixel_frame.bbox)
     for rotpa_deg in (0.0, 45.0, 130.0):
         plan = plan_exposure(1, ra_deg=150.1 + 0.016, rotpa_deg=rotpa_deg)
         for detector in range(9):
             region = footprint(plan, detector)
-            assert whole.contains(region)
+            assert tract_region.contains(region)
             assert 1 <= sum(each.overlaps(region) for each in regions) <= 9
     with Butler.from_config(demo_central, collections="DemoCam/templates") as butler:
         records = butler.query_dimension_records("patch", skymap="demo", tract=0)
         assert len(records) == len(butler.query_datasets("template")) == PATCH_COUNT
 
 
-def test_templates_show_the_sky_without_transients_at_the_right_place(demo_central, sky):
+def test_templates_show_the_sky_without_transients_at_the_right_position(demo_central, sky):
     with Butler.from_config(demo_central, collections="DemoCam/templates") as butler:
         template = butler.get("template", skymap="demo", tract=0, patch=12, band="r")
         beside = butler.get("template", skymap="demo", tract=0, patch=13, band="r")
@@ -217,19 +217,19 @@ def test_templates_show_the_sky_without_transients_at_the_right_place(demo_centr
     assert len(static) == len(sky.stars.id) + len(sky.galaxies.id)
 
 
-def test_the_reference_catalogue_covers_a_detector_with_stars_of_the_sky(demo_central, sky):
+def test_the_reference_catalog_covers_a_detector_with_stars_of_the_sky(demo_central, sky):
     with Butler.from_config(demo_central, collections="refcats") as butler:
         shards = [butler.get(ref) for ref in butler.query_datasets("demo_refcat")]
     shards = [shard for shard in shards if shard["id"].max() < FIELD_IDS]
-    assert sum(map(len, shards)) == len(reference_catalogue(sky))
+    assert sum(map(len, shards)) == len(reference_catalog(sky))
     assert shards[0].colnames == ["id", "ra", "dec", "g_mag", "r_mag", "i_mag"]
     ra, dec = (np.concatenate([shard[name].value for shard in shards]) for name in ("ra", "dec"))
     x, y = detector_wcs(150.1, 2.2, 0.0, 0).all_world2pix(ra, dec, 0)
     assert ((x > 0) & (x < 1023) & (y > 0) & (y < 1023)).sum() > 30
     ids = np.concatenate([shard["id"].value for shard in shards])
-    place = SkyCoord(ra * u.deg, dec * u.deg)
+    measured = SkyCoord(ra * u.deg, dec * u.deg)
     true = SkyCoord(sky.stars.ra_deg[ids - 1] * u.deg, sky.stars.dec_deg[ids - 1] * u.deg)
-    assert place.separation(true).max() < 0.05 * u.arcsec
+    assert measured.separation(true).max() < 0.05 * u.arcsec
 
 
 def test_the_instrument_is_found_by_its_name_and_registers_twice(demo_central):
@@ -240,7 +240,7 @@ def test_the_instrument_is_found_by_its_name_and_registers_twice(demo_central):
     assert sorted(each.full_name for each in detectors) == sorted(map(detector_name, range(9)))
 
 
-def test_the_alert_database_waits_for_locks_and_keeps_no_connections(demo_central):
+def test_the_alert_database_waits_for_locks_and_pools_no_connections(demo_central):
     apdb = Apdb.from_uri(demo_central / APDB_CONFIG)
     assert apdb.tableRowCount()["DiaObject"] == 0
     assert apdb.getConfig().connection_config.connection_timeout == 120
@@ -254,18 +254,18 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["keep"]
 
 
-def test_a_repo_that_fails_half_way_leaves_nothing(tmp_path):
-    def fail_at_the_catalogue(line):
-        if line == "reference catalogue":
+def test_a_repo_that_fails_half_way_leaves_no_files(tmp_path):
+    def fail_at_the_catalog(line):
+        if line == "reference catalog":
             raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        make_central_repo(tmp_path / "repo.v1", processes=1, progress=fail_at_the_catalogue)
+        make_central_repo(tmp_path / "repo.v1", processes=1, progress=fail_at_the_catalog)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("instrument", ["DemoCam", "LSSTCam", "LSSTComCam", "LATISS"])
-def test_paths_are_read_back_as_they_were_meant(instrument, tmp_path):
+def test_paths_are_parsed_to_the_values_they_were_made_from(instrument, tmp_path):
     plan = ExposurePlan(instrument=instrument, **plan_exposure(77).model_dump(exclude={"instrument"}))
     layout = make_layout("lsst", {instrument: [0]})
     for detector, (name, purpose) in detector_names(instrument).items():

@@ -79,7 +79,7 @@ def test_the_tool_announces_then_writes(tool, tmp_path, socket_dir):
     assert [each["CURINDEX"] for each in headers] == [1, 2, 1, 2]
 
 
-def test_a_cancelled_visit_leaves_no_files(tool, tmp_path, socket_dir):
+def test_a_canceled_visit_has_no_files(tool, tmp_path, socket_dir):
     with relay(socket_dir, accepted(), accepted()) as (address, events):
         result = run(tool, tmp_path, "--relay", address, "--cancel")
     assert result.exit_code == 0, result.output
@@ -89,23 +89,23 @@ def test_a_cancelled_visit_leaves_no_files(tool, tmp_path, socket_dir):
 
 
 @pytest.mark.parametrize(
-    ("reply", "status", "words"),
+    ("reply", "status", "message"),
     [
-        (b'{"status": "rejected", "reason": "no node"}', 75, "the relay says rejected: no node"),
+        (b'{"status": "rejected", "reason": "no node"}', 75, "the relay did not accept the event: rejected"),
         (b"hello", 65, "does not answer as a relay does: not JSON"),
         (b"[1]", 65, "does not answer as a relay does: message"),
         (b"\xff\xfe", 65, "does not answer as a relay does: not UTF-8"),
     ],
 )
-def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, reply, status, words):
+def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, reply, status, message):
     with relay(socket_dir, reply) as (address, _):
         result = run(tool, tmp_path, "--relay", address)
     assert result.exit_code == status
-    assert words in result.output
+    assert message in result.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    ("arguments", "status", "message"),
     [
         (["--camera", "FooCam"], 78, "'FooCam'"),
         (["--detectors", "1"], 64, "LATISS has no detector 1"),
@@ -120,20 +120,22 @@ def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, r
         (["--notices", "foo://x"], 78, "cannot bind 'foo://x'"),
         (["--early", "1"], 64, "--early needs --relay"),
         (["--early", "1", "--late", "1", "--relay", "ipc:///nowhere"], 64, "both --early and --late"),
-        (["--cancel", "--late", "1", "--relay", "ipc:///nowhere"], 64, "--cancel leaves no raws"),
-        (["--empty", "--truncate", "9"], 64, "--empty files cannot be truncated"),
+        (["--cancel", "--late", "1", "--relay", "ipc:///nowhere"], 64, "a canceled visit has no raws"),
+        (["--empty", "--truncate", "9"], 64, "--empty cannot be combined with --truncate"),
         (["--empty", "--wrong-header", "group"], 64, "an empty file has no header"),
         (["--faulty", "0"], 64, "no fault is chosen"),
         (["--faulty", "7", "--empty"], 64, "detectors [7] are not read out"),
         (["--drop-detectors", "7"], 64, "detectors [7] are not read out"),
         (["--wrong-header", "detector"], 64, "no other detector"),
-        (["--storm", "5", "--layout", "generic"], 64, "only the layout lsst has"),
+        (["--storm", "5", "--layout", "generic"], 64, "--storm needs --layout lsst"),
     ],
 )
-def test_what_cannot_be_done_is_said_without_a_traceback(tool, tmp_path, arguments, status, words):
+def test_an_impossible_request_ends_with_a_message_and_no_traceback(
+    tool, tmp_path, arguments, status, message
+):
     result = run(tool, tmp_path, *arguments)
     assert result.exit_code == status, result.output
-    assert words in result.output
+    assert message in result.output
     assert "Traceback" not in result.output
     assert images_of(tmp_path) == []
 
@@ -157,7 +159,7 @@ def test_an_impossible_value_is_a_usage_error(tool, tmp_path, monkeypatch, capsy
     assert "--truncate" in capsys.readouterr().err
 
 
-def test_help_tells_of_every_fault_and_gives_examples(tool):
+def test_help_lists_every_fault_and_has_examples(tool):
     text = CliRunner().invoke(tool.main, ["--help"]).output
     assert text.count("Fault: ") == 12
     assert "  simulate_camera.py --camera LSSTCam --raw-root" in text
@@ -176,26 +178,30 @@ def test_faults_are_combined_and_only_the_chosen_detectors_have_them(tool, tmp_p
     assert len(list(tmp_path.rglob("*.json"))) == 6
 
 
-def test_raws_can_come_before_their_visit_and_amid_old_files(tool, tmp_path, socket_dir):
+def test_raws_can_be_written_before_their_visit_and_among_old_files(tool, tmp_path, socket_dir):
     with relay(socket_dir, accepted()) as (address, events):
         result = run(tool, tmp_path, "--relay", address, "--early", "1", "--storm", "7")
     assert result.exit_code == 0, result.output
-    assert [line.split()[1] for line in result.output.splitlines()[:3]] == ["exposing", "landed", "announced"]
+    assert [line.split()[1] for line in result.output.splitlines()[:3]] == [
+        "exposing",
+        "written",
+        "announced",
+    ]
     assert len(events) == 1
     days = {path.parent.parent.name for path in images_of(tmp_path)}
     assert len(days) == 2
     assert len(images_of(tmp_path)) == 8
 
 
-def test_a_raw_root_that_cannot_be_made_is_said_at_once(tool, tmp_path):
+def test_a_raw_root_that_cannot_be_made_is_an_error(tool, tmp_path):
     (tmp_path / "file").touch()
     result = run(tool, tmp_path / "file" / "raws")
     assert result.exit_code == 73
     assert "file" in result.output
 
 
-def wait_for_each_other(sender, subscriber):
-    """Let both ends work: a bound SUB subscribes only while somebody polls it."""
+def wait_for_subscription(sender, subscriber):
+    """Poll both ends in turn: a bound SUB subscribes only while it is polled."""
     for _ in range(DEADLINE_MS // 20):
         subscriber.poll(10)
         try:
@@ -207,7 +213,7 @@ def wait_for_each_other(sender, subscriber):
 
 @pytest.mark.parametrize("kind", list(NoticeKind))
 @pytest.mark.parametrize("bind", [True, False])
-def test_every_file_is_told_of_in_the_last_frame(kind, bind, tmp_path, socket_dir, clock):
+def test_the_last_frame_of_each_message_is_the_notice_of_one_file(kind, bind, tmp_path, socket_dir, clock):
     address = f"ipc://{socket_dir}/notices"
     with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
         subscriber.linger = 0
@@ -217,27 +223,28 @@ def test_every_file_is_told_of_in_the_last_frame(kind, bind, tmp_path, socket_di
         with NoticeSender(address, kind, bind=bind) as sender:
             if bind:
                 subscriber.connect(address)
-            wait_for_each_other(sender, subscriber)
+            wait_for_subscription(sender, subscriber)
             Delivery(tmp_path, clock.tai, notices=sender).deliver(Path("a/x.fits"), b"12345", b"{}", 0)
-            told = []
+            notices = []
             for _ in range(2):
                 assert subscriber.poll(DEADLINE_MS)
-                told.append(json.loads(subscriber.recv_multipart()[-1]))
+                notices.append(json.loads(subscriber.recv_multipart()[-1]))
     names = [
-        each["Records"][0]["s3"]["object"]["key"] if kind is NoticeKind.S3 else each["path"] for each in told
+        each["Records"][0]["s3"]["object"]["key"] if kind is NoticeKind.S3 else each["path"]
+        for each in notices
     ]
     assert [each.rpartition("x")[2] for each in names] == [".json", ".fits"]
 
 
-def test_nobody_listening_is_an_error(socket_dir):
-    address = f"ipc://{socket_dir}/nobody"
+def test_a_missing_subscriber_is_an_error(socket_dir):
+    address = f"ipc://{socket_dir}/notices"
     with (
         NoticeSender(address, NoticeKind.PLAIN) as sender,
-        pytest.raises(Unavailable, match="nobody subscribed"),
+        pytest.raises(Unavailable, match="no subscriber connected"),
     ):
         sender.wait_for_subscriber(0.05)
 
 
 def test_an_address_that_cannot_be_used_is_an_error():
-    with pytest.raises(ConfigError, match="cannot connect to 'nonsense'"):
-        NoticeSender("nonsense", NoticeKind.S3, bind=False)
+    with pytest.raises(ConfigError, match="cannot connect to 'invalid'"):
+        NoticeSender("invalid", NoticeKind.S3, bind=False)

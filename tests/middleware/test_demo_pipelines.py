@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo's pipelines, run as they stand on a real repo: what they find and how they fail."""
+"""The demo's pipelines, run unchanged on a real repo: their results and their failures."""
 
 import dataclasses
 import gc
@@ -22,8 +22,8 @@ from lsst.dax.apdb import Apdb
 from lsst.images import MaskedImage
 from lsst.pipe.base import NoWorkFound
 
+from ppdaemon.demo.alertplot import plot_alerts
 from ppdaemon.demo.central import make_apdb
-from ppdaemon.demo.figures import plot_alerts
 from ppdaemon.demo.plan import ExposurePlan, ImageType
 from ppdaemon.demo.score import read_alerts, score_alerts, total_score
 from ppdaemon.demo.sky import Sky
@@ -125,9 +125,7 @@ def test_nine_of_ten_transients_are_recovered_and_nothing_else_is_alerted(
     assert score.false_per_detector < 1.0
 
 
-def test_the_score_notices_what_is_missing_and_what_is_false(
-    observed: Observed, sky: Sky, tmp_path: Path
-) -> None:
+def test_the_score_counts_missing_and_false_alerts(observed: Observed, sky: Sky, tmp_path: Path) -> None:
     other_sky = Sky(seed=sky.seed + 1)
     path = observed.alert_dir / alert_file_name(observed.plan.exposure_id, DETECTOR)
     score = score_alerts(path, observed.get("difference_image"), other_sky)
@@ -151,11 +149,11 @@ def test_alerts_are_complete_packets_of_what_was_stored(observed: Observed) -> N
 
 
 def test_calibration_finds_the_pointing_error_and_the_zero_point(observed: Observed) -> None:
-    told = observed.get("preliminary_visit_image").metadata
-    assert 0.9 < told["pointing_error_arcsec"] < 2.2
-    assert told["astrometric_scatter_arcsec"] < 0.03
-    assert told["zero_point_scatter_mag"] < 0.03
-    assert 0.65 < told["psf_fwhm_arcsec"] < 1.1
+    metadata = observed.get("preliminary_visit_image").metadata
+    assert 0.9 < metadata["pointing_error_arcsec"] < 2.2
+    assert metadata["astrometric_scatter_arcsec"] < 0.03
+    assert metadata["zero_point_scatter_mag"] < 0.03
+    assert 0.65 < metadata["psf_fwhm_arcsec"] < 1.1
     assert observed.get("difference_image").metadata["kernel_flux_ratio"] == pytest.approx(1.0, abs=0.05)
 
 
@@ -167,7 +165,7 @@ def test_the_difference_is_noise_where_nothing_changed(observed: Observed) -> No
 
 @pytest.fixture(scope="module")
 def snaps(observed: Observed, raw_root: Path, sky: Sky) -> list[Observed]:
-    """Give two snaps of one later group, both run with the same preloaded objects."""
+    """Return two snaps of one later group, both run with the same preloaded objects."""
     group = "2026-11-22T04:00:00.000"
     plans = [
         plan_exposure(10 + snap, group=group, snap_index=snap, snap_count=2, rotpa_deg=60.0)
@@ -245,16 +243,16 @@ def _calibs(root: Path, plan: ExposurePlan) -> dict[str, MaskedImage]:
 
     timespan = Timespan.fromInstant(astropy.time.Time(plan.mid_mjd_tai, format="mjd", scale="tai"))
     with Butler.from_config(root, collections="DemoCam/defaults") as butler:
-        wanted = {"bias": {}, "dark": {}, "flat": {"physical_filter": plan.physical_filter}}
+        data_ids = {"bias": {}, "dark": {}, "flat": {"physical_filter": plan.physical_filter}}
         refs = {
             name: butler.find_dataset(name, CAMERA, timespan=timespan, **extra)
-            for name, extra in wanted.items()
+            for name, extra in data_ids.items()
         }
         return {name: butler.get(ref) for name, ref in refs.items()}
 
 
-def test_an_image_of_the_sky_is_no_calibration_frame(observed: Observed) -> None:
-    with pytest.raises(BadRawError, match="object image is no calibration frame") as caught:
+def test_an_image_of_the_sky_is_not_a_calibration_frame(observed: Observed) -> None:
+    with pytest.raises(BadRawError, match="object image is not a calibration frame") as caught:
         _check(observed.root, observed.plan, valid_at=observed.plan)
     assert caught.value.metadata == {"image_type": "object"}
 
@@ -293,7 +291,7 @@ def test_storing_a_visit_twice_is_refused(observed: Observed) -> None:
         name: observed.get(name)
         for name in ("dia_source_detector", "preloaded_dia_objects", "preloaded_dia_sources")
     }
-    with pytest.raises(AlreadyAssociatedError, match="would double them"):
+    with pytest.raises(AlreadyAssociatedError, match="would be in the database twice"):
         task.run(**tables, visit=observed.plan.exposure_id, detector=DETECTOR)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demonstration without its processes: what it plans, configures, shows and judges."""
+"""The demonstration without its processes: planning, configuration, display and report."""
 
 import io
 import sys
@@ -20,11 +20,11 @@ from ppdaemon.demo.geometry import DETECTOR_COUNT
 from ppdaemon.demo.night import CADENCE, NIGHT, plan_night
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen, last_attempts
-from ppdaemon.demo.report import Report, Selected, show_report
+from ppdaemon.demo.report import Report, VisitPipelines, show_report
 from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_alert_map
-from ppdaemon.demo.services import Places, node_config, relay_config
+from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
-from ppdaemon.demo.telescope import Happening, Step, Telescope, timeline
+from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
 from ppdaemon.relay.config import load_relay
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.selection import Selector, pipeline_name
@@ -59,19 +59,19 @@ def visits():
 
 
 @pytest.fixture
-def places(tmp_path):
-    places = Places(tmp_path / "disk", tmp_path / "ram")
-    for folder in (places.central, places.ramdisk):
+def paths(tmp_path):
+    paths = DemoPaths(tmp_path / "disk", tmp_path / "ram")
+    for folder in (paths.central, paths.ramdisk):
         folder.mkdir(parents=True)
-    write_alert_map(places.central / ALERT_MAP, Sky())
-    return places
+    write_alert_map(paths.central / ALERT_MAP, Sky())
+    return paths
 
 
 @pytest.fixture
-def config(places, tmp_path):
-    """Give the daemon's configuration, read as the daemon reads it."""
+def config(paths, tmp_path):
+    """Return the daemon's configuration, read by the daemon's own function."""
     path = tmp_path / "node.yaml"
-    path.write_text(yaml.safe_dump(node_config(places, 5)))
+    path.write_text(yaml.safe_dump(node_config(paths, 5)))
     return load_node(path, {})
 
 
@@ -81,7 +81,7 @@ def row(group, detector, attempt=1, outcome=Outcome.SUCCEEDED, **changes):
 
 
 def printed(show, **options):
-    """Return what was printed to a console of 100 columns."""
+    """Return the text printed to a console of 100 columns."""
     console = Console(file=io.StringIO(), width=100, **options)
     show(console)
     return console.file.getvalue()
@@ -89,23 +89,23 @@ def printed(show, **options):
 
 def test_the_night_has_seven_visits_for_three_pipelines(visits):
     assert [len(visit.exposures) for visit in visits] == [1, 2, 1, 1, 1, 1, 1]
-    assert [visit.exposures[0].program for visit in visits] == [SURVEYS[kind.rule] for kind in NIGHT]
-    assert {kind.runs for kind in NIGHT} == {"ApPipe", "SingleFrame", "Calibration"}
+    assert [visit.exposures[0].program for visit in visits] == [SURVEYS[planned.rule] for planned in NIGHT]
+    assert {planned.pipeline for planned in NIGHT} == {"ApPipe", "SingleFrame", "Calibration"}
     assert visits[-1].exposures[0].image_type is ImageType.BIAS
     assert [visit.next_visit(0.0)["filters"] for visit in visits[3:5]] == ["i_06", ""]
     assert len({visit.group for visit in visits}) == 7
     assert [visit.number for visit in visits] == list(range(7))
 
 
-def test_each_visit_falls_under_its_rule_with_all_detectors(visits, config):
+def test_the_right_rule_applies_to_each_visit_with_all_detectors(visits, config):
     selector = Selector(config.pipelines.preprocessing, config.pipelines.main)
-    for visit, kind in zip(visits, NIGHT, strict=True):
+    for visit, planned in zip(visits, NIGHT, strict=True):
         announced = read_next_visit(visit.next_visit(visit.announced_tai_s))
         chosen = selector.choose(announced, range(DETECTOR_COUNT))
         assert len(chosen) == DETECTOR_COUNT
         for each in chosen.values():
-            assert tuple(map(pipeline_name, each.pipelines.main)) == PIPELINES[kind.rule]
-            assert bool(each.pipelines.preprocessing) == (kind.rule is DemoRule.IN_MAP)
+            assert tuple(map(pipeline_name, each.pipelines.main)) == PIPELINES[planned.rule]
+            assert bool(each.pipelines.preprocessing) == (planned.rule is DemoRule.IN_MAP)
 
 
 def test_a_shutter_closes_before_the_next_opens(visits):
@@ -115,12 +115,12 @@ def test_a_shutter_closes_before_the_next_opens(visits):
         assert earlier.end_tai_s < later.begin_tai_s
 
 
-def test_the_configurations_are_those_of_a_relay_and_a_node(places, config, tmp_path):
+def test_the_configurations_are_those_of_a_relay_and_a_node(paths, config, tmp_path):
     path = tmp_path / "relay.yaml"
-    path.write_text(yaml.safe_dump(relay_config(places)))
+    path.write_text(yaml.safe_dump(relay_config(paths)))
     assert load_relay(path, {}).instruments["DemoCam"].detectors == tuple(range(DETECTOR_COUNT))
     assert config.workers.max == 5
-    assert config.relay.address == relay_config(places)["nodes"]
+    assert config.relay.address == relay_config(paths)["nodes"]
     rules = (*config.pipelines.preprocessing, *config.pipelines.main)
     assert all(Path(pipeline).is_file() for rule in rules for pipeline in rule.pipelines)
 
@@ -135,7 +135,9 @@ def test_without_a_terminal_each_change_is_a_line(visits):
 
     def show(console):
         with NightScreen(console, visits, 2) as screen:
-            screen.happened(Happening(Step.ANNOUNCE, BEGIN_TAI_S, visits[0], None, "accepted by the relay"))
+            screen.on_event(
+                TelescopeEvent(TelescopeStep.ANNOUNCE, BEGIN_TAI_S, visits[0], None, "accepted by the relay")
+            )
             screen.show([row(group, 0, outcome=None)], STATUS)
             retried = [row(group, 0, 1, Outcome.CRASHED), row(group, 0, 2)]
             for _ in range(3):
@@ -149,7 +151,7 @@ def test_without_a_terminal_each_change_is_a_line(visits):
     ]
 
 
-def test_on_a_terminal_each_detector_has_a_sign(visits):
+def test_on_a_terminal_each_detector_has_a_symbol(visits):
     group = visits[0].group
     rows = [
         row(group, 0, stages={Stage.ACCEPTED: 1.0, Stage.CENTRAL: 2.0}),
@@ -165,11 +167,11 @@ def test_on_a_terminal_each_detector_has_a_sign(visits):
 
 
 def selected(number, ran, reason="", *, group=None, detectors=9):
-    """Judge a visit of the night whose detectors all got one pipeline."""
+    """Compare a visit of the night, whose detectors all got one pipeline, with the plan."""
     (visit,) = (visit for visit in plan_night(BEGIN_TAI_S) if visit.number == number)
     rows = [row(visit.group, k, pipeline=f"/p/{ran}.yaml", reason=reason) for k in range(detectors)]
-    judged = Selected.of(visit, rows)
-    return judged if group is None else judged.model_copy(update={"group": group})
+    compared = VisitPipelines.of(visit, rows)
+    return compared if group is None else compared.model_copy(update={"group": group})
 
 
 LACKS = "ApPipe lacks template (band i)"
@@ -192,19 +194,19 @@ LACKS = "ApPipe lacks template (band i)"
     ],
 )
 def test_a_visit_has_to_get_its_pipeline_for_the_right_reason(number, ran, reason, fallbacks, wrong):
-    judged = selected(number, ran, reason)
-    assert (judged.ran, judged.fallbacks, judged.wrong) == ({ran: 9}, fallbacks, wrong)
+    compared = selected(number, ran, reason)
+    assert (compared.ran, compared.fallbacks, compared.wrong) == ({ran: 9}, fallbacks, wrong)
 
 
-def test_the_report_says_which_rule_and_which_fallback_a_visit_got():
+def test_the_report_shows_rule_and_fallback_of_each_visit():
     rows = [row("g", 0, pipeline="/p/SingleFrame.yaml")]
-    told = report(selected=(selected(3, "SingleFrame", LACKS, group="g"),))
-    text = printed(lambda console: show_report(told, rows, console))
+    the_report = report(selected=(selected(3, "SingleFrame", LACKS, group="g"),))
+    text = printed(lambda console: show_report(the_report, rows, console))
     assert "alerts, in the map  SingleFrame (fallback)  0      1 of 1" in text
     assert f"g {LACKS}" in text
     assert "wrong pipelines" in text
-    told = report(selected=(selected(3, "ApPipe", group="g"),))
-    assert "9 wrong: SingleFrame expected" in printed(lambda console: show_report(told, rows, console))
+    the_report = report(selected=(selected(3, "ApPipe", group="g"),))
+    assert "9 wrong: SingleFrame expected" in printed(lambda console: show_report(the_report, rows, console))
 
 
 def report(**changes):
@@ -230,7 +232,7 @@ def report(**changes):
         (dict.fromkeys(("announced", "accepted", "succeeded", "central"), 0), False),
     ],
 )
-def test_only_a_night_without_losses_is_good(changes, good):
+def test_a_report_is_good_only_without_losses(changes, good):
     assert report(**changes).good is good
 
 
@@ -239,37 +241,37 @@ def test_a_report_computes_its_rates(tmp_path):
     assert report(injected=0, recovered=0).completeness is None
 
 
-def test_the_report_says_why_something_failed_and_what_was_left():
+def test_the_report_shows_failures_and_leftovers():
     rows = [
         row("g", 0),
         row("g", 1, 1, Outcome.CRASHED, reason="signal 11"),
         row("g", 1, 2),
-        row("g", 2, 1, Outcome.FAILED, reason="task isr: ValueError: odd"),
+        row("g", 2, 1, Outcome.FAILED, reason="task isr: ValueError: empty"),
     ]
-    told = report(left=("4711 [worker]",), selected=(selected(0, "ApPipe", group="g"),))
-    text = printed(lambda console: show_report(told, rows, console))
+    the_report = report(left=("4711 [worker]",), selected=(selected(0, "ApPipe", group="g"),))
+    text = printed(lambda console: show_report(the_report, rows, console))
     assert "2 of 3" in text
     assert "1 failed" in text
-    assert "task isr: ValueError: odd" in text
-    assert "left behind: 4711 [worker]" in text
+    assert "task isr: ValueError: empty" in text
+    assert "left over: 4711 [worker]" in text
 
 
-def test_a_night_that_is_left_early_ends_at_once(visits):
+def test_a_demonstration_that_is_stopped_early_ends_at_once(visits):
     stop, asleep = threading.Event(), threading.Event()
 
     def sleep(seconds):
         asleep.set()
-        quickstart._sleep_unless(stop, seconds)
+        quickstart._interruptible_sleep(stop, seconds)
 
     class Unanswering:
         def ask(self, event):
-            raise AssertionError("the first visit is announced after the night was left")
+            raise AssertionError("the first visit is announced although the telescope was stopped")
 
-    moments = timeline(visits, CADENCE, announce=True, cancel=False)[1:]
+    events = timeline(visits, CADENCE, announce=True, cancel=False)[1:]
     telescope = Telescope(None, None, Unanswering(), sleep=sleep)
-    with quickstart._Night(telescope, moments, stop) as night:
+    with quickstart._TelescopeThread(telescope, events, stop) as night:
         assert asleep.wait(10.0)
-        assert not night.over()
+        assert not night.finished()
     assert not night._thread.is_alive()
 
 
@@ -278,22 +280,22 @@ def test_a_telescope_that_fails_ends_the_demonstration(visits):
         def ask(self, event):
             raise RuntimeError("no power")
 
-    moments = timeline(visits, CADENCE, announce=True, cancel=False)
-    night = quickstart._Night(Telescope(None, None, Broken()), moments, threading.Event())
+    events = timeline(visits, CADENCE, announce=True, cancel=False)
+    night = quickstart._TelescopeThread(Telescope(None, None, Broken()), events, threading.Event())
     with night:
         night._thread.join(10.0)
         with pytest.raises(quickstart.DemoFailed, match="the telescope failed: no power"):
-            night.over()
+            night.finished()
 
 
-def test_an_output_folder_that_cannot_be_made_is_said_without_a_traceback(tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_an_error_without_a_traceback(tmp_path):
     (tmp_path / "file").touch()
     result = CliRunner().invoke(program.main, ["--output", str(tmp_path / "file" / "demo")])
     assert (result.exit_code, result.output.count("\n")) == (73, 1)
     assert "Not a directory" in result.output
 
 
-def test_without_its_packages_the_demonstration_says_what_to_install(monkeypatch):
+def test_without_its_packages_the_demonstration_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ppdaemon.demo.quickstart", None)
     result = CliRunner().invoke(program.main, [])
     assert result.exit_code == 69

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The algorithms below the demo's tasks, on images made up here."""
+"""The algorithms used by the demo's tasks, on synthetic images."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from ppdaemon.demo.geometry import tangent_wcs
 from ppdaemon.demo.tasks.alerts import cutout, publish_alerts
-from ppdaemon.demo.tasks.astrometry import fit_tangent_plane, match_catalogues, vote_for_offset
+from ppdaemon.demo.tasks.astrometry import fit_tangent_plane, match_catalogs, vote_for_offset
 from ppdaemon.demo.tasks.calibrate import CalibrateTask
 from ppdaemon.demo.tasks.cosmics import find_cosmic_rays
 from ppdaemon.demo.tasks.detect import significance_image
@@ -45,7 +45,7 @@ def draw(psf: Moffat, x: np.ndarray, y: np.ndarray, flux: np.ndarray, size: int 
 
 
 def grid(random: np.random.Generator, step: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions that keep apart."""
+    """Return positions that do not overlap."""
     x, y = np.meshgrid(np.arange(20.0, SIZE, step), np.arange(20.0, SIZE, step))
     return (x + random.uniform(-0.5, 0.5, x.shape)).ravel(), (y + random.uniform(-0.5, 0.5, y.shape)).ravel()
 
@@ -109,14 +109,16 @@ def test_bad_columns_are_bridged() -> None:
     assert_allclose(image, truth)
 
 
-def test_a_pointing_error_is_voted_for_among_wrong_pairs(random: np.random.Generator) -> None:
+def test_voting_finds_the_pointing_error_among_wrong_pairs(random: np.random.Generator) -> None:
     reference, shift = random.uniform(0.0, 1000.0, (60, 2)), np.array([7.0, -4.0])
     sources = np.concatenate([reference[:25] + shift, random.uniform(0.0, 1000.0, (60, 2))])
     offset, votes = vote_for_offset(sources, reference, 40.0)
     assert_allclose(offset, shift, atol=0.1)
     assert votes >= 20
-    mine, theirs = match_catalogues(sources, reference + offset, 1.0)
-    assert set(zip(mine[mine < 25], theirs[mine < 25], strict=True)) == {(k, k) for k in range(25)}
+    matched_sources, matched_references = match_catalogs(sources, reference + offset, 1.0)
+    assert set(
+        zip(matched_sources[matched_sources < 25], matched_references[matched_sources < 25], strict=True)
+    ) == {(k, k) for k in range(25)}
 
 
 def test_the_tangent_plane_is_fitted_despite_outliers(random: np.random.Generator) -> None:
@@ -136,7 +138,7 @@ def test_the_tangent_plane_is_fitted_despite_outliers(random: np.random.Generato
     assert_allclose(back, corners, atol=0.03)
 
 
-def test_a_patch_is_warped_to_a_turned_grid_with_its_flux(random: np.random.Generator) -> None:
+def test_a_patch_warped_to_a_rotated_grid_has_the_same_flux(random: np.random.Generator) -> None:
     x, y = grid(random)
     source_wcs = tangent_wcs(150.0, 2.0, 0.0, 99.5, 99.5)
     pixels = draw(PSF, x, y, np.full(len(x), 1e4))
@@ -153,7 +155,7 @@ def test_a_patch_is_warped_to_a_turned_grid_with_its_flux(random: np.random.Gene
     assert warped.coverage == 1.0
 
 
-def test_what_no_patch_reaches_has_no_data() -> None:
+def test_pixels_outside_all_patches_have_no_data() -> None:
     pixels = np.ones((SIZE, SIZE), dtype=np.float32)
     projection = sky_projection(tangent_wcs(150.0, 2.0, 0.0, 99.5, 99.5))
     patch = make_image(pixels, pixels, {}, u.nJy, projection=projection)
@@ -163,7 +165,7 @@ def test_what_no_patch_reaches_has_no_data() -> None:
     assert warp_patches([patch], tangent_wcs(151.0, 2.0, 0.0, 99.5, 99.5), (SIZE, SIZE)).patch_count == 0
 
 
-def test_the_kernel_makes_the_sharper_image_the_other(random: np.random.Generator) -> None:
+def test_the_kernel_reproduces_the_other_image_from_the_sharper_one(random: np.random.Generator) -> None:
     x, y = grid(random)
     flux = random.uniform(5e4, 2e5, len(x))
     sharp, blurred = draw(Moffat(3.0, 4.0), x, y, flux), draw(Moffat(4.4, 4.0), x, y, 0.8 * flux)
@@ -229,7 +231,7 @@ def test_planes_that_an_image_lacks_are_empty() -> None:
     assert (unusable(image) == hit).all()
 
 
-def test_a_cutout_at_the_corner_is_padded_and_knows_its_place(tmp_path: Path) -> None:
+def test_a_cutout_at_the_corner_is_padded_and_has_the_right_projection(tmp_path: Path) -> None:
     from astropy.io import fits
     from astropy.wcs import WCS
 
@@ -256,7 +258,7 @@ def test_an_alert_file_is_never_replaced(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["a.avro"]
 
 
-def test_a_header_without_a_pointing_is_told_by_what_it_lacks() -> None:
+def test_the_error_names_the_pointing_keywords_that_a_header_lacks() -> None:
     pixels = np.ones((5, 6), dtype=np.float32)
     metadata = {"obs_id": "DC_O_20261122_000001", "boresight_ra_deg": 150.0, "rotpa_deg": 0.0, "detector": 4}
     image = make_image(pixels, pixels, {}, u.electron, metadata=metadata)

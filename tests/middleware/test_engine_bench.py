@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""tools/bench_engine.py, as a program, with small images and few visits."""
+"""tools/bench_engine.py as a program, with small images and few visits."""
 
 import json
 import subprocess
@@ -13,19 +13,19 @@ TOOL = Path(__file__).parents[2] / "tools" / "bench_engine.py"
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_engines_are_measured_side_by_side_and_nothing_is_left(tmp_path: Path) -> None:
+def test_engines_are_measured_side_by_side_and_all_files_are_deleted(tmp_path: Path) -> None:
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:
         folder.mkdir()
-    words = ["--json", "--quick", "--only=images", f"--scratch={folders[0]}", f"--ramdisk={folders[1]}"]
-    done = subprocess.run([sys.executable, TOOL, *words], capture_output=True, text=True, check=False)
+    arguments = ["--json", "--quick", "--only=images", f"--scratch={folders[0]}", f"--ramdisk={folders[1]}"]
+    done = subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    results = json.loads(done.stdout)
     names = {"direct_images", "separable_images", "direct_images_export", "separable_images_export"}
-    assert set(figures) == {*names, "host", "ratios", "goals_missed"}
+    assert set(results) == {*names, "host", "ratios", "goals_missed"}
     for name in names:
-        assert figures[name]["visits"] == 2
-        assert 0 < figures[name]["raw_to_first_task_ms"] < figures[name]["total_ms"]
-        assert figures[name]["memory_peak_mb"] > 0
-    assert set(figures["ratios"]) == {"total_of_separable_images", "total_of_separable_images_export"}
+        assert results[name]["visits"] == 2
+        assert 0 < results[name]["raw_to_first_task_ms"] < results[name]["total_ms"]
+        assert results[name]["memory_peak_mb"] > 0
+    assert set(results["ratios"]) == {"total_of_separable_images", "total_of_separable_images_export"}
     assert [list(folder.iterdir()) for folder in folders] == [[], []]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""tools/bench_preload.py, as a program, with a small central repo."""
+"""tools/bench_preload.py as a program, with a small central repo."""
 
 import json
 import subprocess
@@ -20,23 +20,23 @@ SMALL = {
 }
 
 
-def test_the_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_bench_measures_and_deletes_all_files(tmp_path: Path) -> None:
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:
         folder.mkdir()
     options = SMALL | {"scratch": folders[0], "ramdisk": folders[1]}
-    words = [f"--{name}={value}" for name, value in options.items()]
+    arguments = [f"--{name}={value}" for name, value in options.items()]
     done = subprocess.run(
-        [sys.executable, TOOL, "--json", *words], capture_output=True, text=True, check=False
+        [sys.executable, TOOL, "--json", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    # Which is less says how busy the machine was in that moment.
-    assert figures["warm_ms"] > 0
-    assert figures["cold_ms"] > 0
-    assert figures["bytes_copied_warm"] == 0
-    assert figures["bytes_copied_cold"] >= 8 * 20_000, "four calibrations and the patches under a detector"
-    assert (figures["cold_samples"], figures["warm_samples"], figures["moved_samples"]) == (1, 2, 3)
-    assert figures["parallel_2_p95_ms"] > 0
-    assert figures["parallel_2_bytes_copied"] < figures["parallel_2_bytes_asked"], "neighbours share patches"
+    results = json.loads(done.stdout)
+    # Which one is smaller depends on the load of the machine.
+    assert results["warm_ms"] > 0
+    assert results["cold_ms"] > 0
+    assert results["bytes_copied_warm"] == 0
+    assert results["bytes_copied_cold"] >= 8 * 20_000, "four calibrations and the patches under a detector"
+    assert (results["cold_samples"], results["warm_samples"], results["moved_samples"]) == (1, 2, 3)
+    assert results["parallel_2_p95_ms"] > 0
+    assert results["parallel_2_bytes_copied"] < results["parallel_2_bytes_asked"], "neighbors share patches"
     assert [list(folder.iterdir()) for folder in folders] == [[], []]

@@ -87,7 +87,7 @@ def found(plan: DetectorPlan, dataset_type: str) -> list[dict[str, int | str]]:
     return [dict(each.data_id) for each in plan.datasets if each.dataset_type == dataset_type]
 
 
-def test_a_visit_on_the_sky_gets_all_that_its_pipelines_read(planned: MakePlan) -> None:
+def test_a_visit_with_a_pointing_gets_all_inputs_of_its_pipelines(planned: MakePlan) -> None:
     plan = planned()
     detector = only(plan)
     assert (detector.outcome, detector.reason, detector.missing) == ("would_run", "", ())
@@ -114,7 +114,7 @@ def test_datasets_have_their_run_and_the_size_of_their_file(planned: MakePlan, t
     )
 
 
-def test_the_footprint_is_told_plain_and_padded_in_the_same_order(planned: MakePlan) -> None:
+def test_the_plain_and_the_padded_footprint_have_the_same_order_of_corners(planned: MakePlan) -> None:
     plan = planned()
     footprint = only(plan).footprint
     assert plan.boresight == (RA, DEC)
@@ -127,7 +127,7 @@ def test_the_footprint_is_told_plain_and_padded_in_the_same_order(planned: MakeP
             assert wide[axis] == pytest.approx(plain[axis], abs=0.013)
 
 
-def test_rules_before_the_one_that_matches_say_why_they_do_not(
+def test_rules_before_the_matching_one_have_the_reason_why_they_do_not_match(
     planned: MakePlan, pipelines: dict[str, str]
 ) -> None:
     rules = [
@@ -146,7 +146,7 @@ def test_rules_before_the_one_that_matches_say_why_they_do_not(
     assert main.pipelines == (pipelines["Frame"], pipelines["Short"])
 
 
-def test_pipelines_are_told_in_order_with_the_runs_of_their_outputs(planned: MakePlan) -> None:
+def test_pipelines_are_in_order_with_their_output_runs(planned: MakePlan) -> None:
     detector = only(planned(main="Full,Short"))
     states = [(each.part, each.name, each.state) for each in detector.pipelines]
     assert states == [
@@ -177,7 +177,7 @@ def test_a_worker_uses_the_runs_that_were_planned(planned: MakePlan, tmp_path: P
     ],
     ids=["after", "before", "across"],
 )
-def test_calibrations_of_each_validity_range_that_the_image_may_fall_into_are_told(
+def test_calibrations_of_each_possible_validity_range_are_planned(
     planned: MakePlan, start: float, runs: set[str]
 ) -> None:
     detector = only(planned(main="Short", startTime=start))
@@ -190,7 +190,7 @@ def test_calibrations_of_each_validity_range_that_the_image_may_fall_into_are_to
         assert ends == (("2026-11-20T00:00:00.000", None) if "new" in each.run else (None, ends[1]))
 
 
-def test_without_a_place_on_the_sky_nothing_spatial_is_planned(planned: MakePlan) -> None:
+def test_without_a_pointing_no_spatial_dataset_is_planned(planned: MakePlan) -> None:
     plan = planned(main="Full,Short", coordinateSystem=1)
     detector = only(plan)
     assert (plan.boresight, detector.footprint) == (None, None)
@@ -201,7 +201,7 @@ def test_without_a_place_on_the_sky_nothing_spatial_is_planned(planned: MakePlan
     assert any("place on the sky" in note for note in (*plan.notes, *detector.notes))
 
 
-def test_a_pipeline_whose_input_nobody_has_is_dropped_and_no_other_left(planned: MakePlan) -> None:
+def test_a_pipeline_without_its_required_input_is_dropped(planned: MakePlan) -> None:
     plan = planned(main="NeedsModel")
     detector = only(plan)
     assert detector.outcome == "no_pipeline"
@@ -215,7 +215,7 @@ def test_a_pipeline_whose_input_nobody_has_is_dropped_and_no_other_left(planned:
     assert exit_code(plan) is ExitCode.FAILED
 
 
-def test_templates_that_are_missing_there_drop_the_pipeline_that_needs_them(planned: MakePlan) -> None:
+def test_a_pipeline_without_templates_at_its_position_is_dropped(planned: MakePlan) -> None:
     detector = only(planned(main="Full,Frame", position=[RA + 2.0, DEC]))
     states = {each.name: (each.state, each.why) for each in detector.pipelines}
     assert states["Full"] == ("dropped", "lacks toy_template")
@@ -240,7 +240,7 @@ def test_a_pipeline_that_cannot_be_constructed_is_dropped_with_the_reason(
     [([{"pipelines": None}], "its rule says to ignore it"), ([], "no rule matches")],
     ids=["ignored", "unmatched"],
 )
-def test_a_visit_without_pipelines_is_ignored_and_nothing_is_looked_up(
+def test_a_visit_without_pipelines_is_ignored_without_a_query(
     planned: MakePlan, pipelines: dict[str, str], rules: list[dict[str, Any]], words: str
 ) -> None:
     never = {"survey": "BLOCK-9", "pipelines": [pipelines["Short"]]}
@@ -253,7 +253,7 @@ def test_a_visit_without_pipelines_is_ignored_and_nothing_is_looked_up(
     assert exit_code(plan) is ExitCode.FAILED
 
 
-def test_an_event_that_tells_no_time_is_planned_for_when_it_was_sent_or_now(planned: MakePlan) -> None:
+def test_an_event_without_a_start_time_is_planned_for_its_sending_time_or_now(planned: MakePlan) -> None:
     sent = planned(main="Short", startTime=0.0, private_sndStamp=BEGIN_TAI.unix_tai)
     assert (sent.begin_from, sent.begin) == ("private_sndStamp", "2026-11-23T03:25:16.000")
     untold = planned(main="Short", startTime=0.0)
@@ -273,7 +273,7 @@ def test_datasets_that_detectors_share_are_counted_once(planned: MakePlan) -> No
     assert plan.distinct_datasets == len(distinct) < sum(each)
 
 
-def test_a_central_repo_that_is_away_is_said_so(planned: MakePlan, tmp_path: Path) -> None:
+def test_an_unavailable_central_repo_is_reported(planned: MakePlan, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="nowhere"):
         planned(central=tmp_path / "nowhere")
 
@@ -373,20 +373,20 @@ def test_the_command_prints_its_plan_as_json_and_draws_it(
     assert (tmp_path / "sky.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_prints_tables_for_people(command: Command) -> None:
+def test_the_command_prints_tables(command: Command) -> None:
     done = command()
     assert (done.returncode, done.stderr) == (0, "")
     for words in ("would run SingleFrame", "survey: 'BLOCK-365'", "demo_refcat", "htm7", "output-2026-11-21"):
         assert words in done.stdout
 
 
-def test_the_command_ends_with_1_where_a_detector_gets_nothing(command: Command) -> None:
+def test_the_command_exits_with_1_if_no_pipeline_would_run_for_a_detector(command: Command) -> None:
     done = command(detector="3-4")
     assert done.returncode == ExitCode.FAILED
     assert "bias, dark, flat" in done.stdout
 
 
-def test_the_command_says_that_the_central_repo_is_away(command: Command, tmp_path: Path) -> None:
+def test_the_command_reports_an_unavailable_central_repo(command: Command, tmp_path: Path) -> None:
     command.config["butler"] = {**command.config["butler"], "central": str(tmp_path / "nowhere")}
     done = command()
     assert (done.returncode, done.stdout) == (ExitCode.UNAVAILABLE, "")

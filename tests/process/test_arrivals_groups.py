@@ -15,7 +15,7 @@ from ppdaemon.node.arrivals import exposures
 
 
 def test_raws_without_sidecars_wait_for_what_one_of_their_exposure_says(tmp_path, monkeypatch):
-    asked = count_calls(monkeypatch, exposures, "facts_of_sidecar")
+    asked = count_calls(monkeypatch, exposures.files, "facts_of_sidecar")
 
     async def body() -> None:
         async with arriving(tmp_path, detectors=range(205), sidecar_wait_s=0.5) as catcher:
@@ -32,7 +32,7 @@ def test_raws_without_sidecars_wait_for_what_one_of_their_exposure_says(tmp_path
 
 
 def test_a_raw_that_says_nothing_does_not_silence_those_that_wait_for_it(tmp_path, monkeypatch):
-    asked = count_calls(monkeypatch, exposures, "facts_of_sidecar")
+    asked = count_calls(monkeypatch, exposures.files, "facts_of_sidecar")
 
     async def body() -> None:
         async with arriving(tmp_path, sidecar_wait_s=1.0) as catcher:
@@ -65,7 +65,7 @@ def test_a_raw_with_a_sidecar_tells_those_that_wait_without_one(tmp_path):
 
 
 def test_a_late_sidecar_is_waited_for(tmp_path, monkeypatch):
-    asked = count_calls(monkeypatch, exposures, "facts_of_sidecar")
+    asked = count_calls(monkeypatch, exposures.files, "facts_of_sidecar")
 
     async def body() -> None:
         async with arriving(tmp_path, sidecar_wait_s=30.0) as catcher:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The promise of the project, kept under random faults; tools/chaos.py plays them."""
+"""The guarantees of the project under random faults from tools/chaos.py."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ CHAOS = Path(__file__).parents[2] / "tools" / "chaos.py"
         pytest.param(50, 13, 50, marks=[pytest.mark.timeout(180), pytest.mark.slow], id="long"),
     ],
 )
-def test_whatever_is_killed_each_accepted_detector_gets_one_outcome_and_nothing_is_left(
+def test_under_all_faults_each_accepted_detector_gets_one_outcome_and_nothing_is_left_over(
     seconds, seed, accepted
 ):
     command = [sys.executable, CHAOS, "--seconds", str(seconds), "--seed", str(seed), "--json"]

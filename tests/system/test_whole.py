@@ -15,9 +15,9 @@ import zmq
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.demo.delivery import Delivery
-from ppdaemon.demo.night import NIGHT, Kind
+from ppdaemon.demo.night import NIGHT, PlannedVisit
 from ppdaemon.demo.rules import SURVEYS, DemoRule
-from ppdaemon.demo.services import Places, running
+from ppdaemon.demo.services import DemoPaths, running
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
 from ppdaemon.errors import Unavailable
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 DETECTOR = 4
 TIMEOUT_S = 90.0
 CADENCE = Cadence(every_s=60.0, lead_s=1.0, exposure_s=4.0, readout_s=0.5)
-PLAIN = Kind(DemoRule.COMMISSIONING, "SingleFrame", "r_03")
-ALERTING = Kind(DemoRule.IN_MAP, "ApPipe", "r_03", snaps=2)
+PLAIN = PlannedVisit(DemoRule.COMMISSIONING, "SingleFrame", "r_03")
+ALERTING = PlannedVisit(DemoRule.IN_MAP, "ApPipe", "r_03", snaps=2)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def places(tmp_path, socket_dir, demo_central):
     """Give the folders of a deployment with a copy of the central repo."""
     from ppdaemon.demo.central import make_apdb
 
-    places = Places(tmp_path, socket_dir)
+    places = DemoPaths(tmp_path, socket_dir)
     shutil.copytree(demo_central, places.central)
     for name in ("apdb.sqlite3", "apdb.yaml"):
         (places.central / name).unlink()
@@ -117,7 +117,7 @@ def butler(*words):
 @pytest.mark.slow
 def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
     # Those of the demonstration, but for alerts only the visit with two snaps.
-    kinds = [ALERTING, *(kind for kind in NIGHT if kind.runs != ALERTING.runs)]
+    kinds = [ALERTING, *(kind for kind in NIGHT if kind.pipeline != ALERTING.pipeline)]
     with running(places, 3, "test", detectors=str(DETECTOR)):
         telescope = Observatory(places)
         visits = [telescope.plan(kind) for kind in kinds]
@@ -131,8 +131,8 @@ def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
         notes = [worker.note for worker in telescope.daemon.workers()]
         assert not any(notes), f"a pipeline changed its process: {notes}"
     for kind, row in zip(kinds, rows, strict=True):
-        assert (row.outcome, Path(row.pipeline).stem) == (Outcome.SUCCEEDED, kind.runs), row
-        assert ("ApPipe" in row.reason, kind.because in row.reason) == (bool(kind.because), True), row
+        assert (row.outcome, Path(row.pipeline).stem) == (Outcome.SUCCEEDED, kind.pipeline), row
+        assert ("ApPipe" in row.reason, kind.reason in row.reason) == (bool(kind.reason), True), row
         assert set(row.stages) == set(Stage), row
     assert len(rows[0].exposures) == 2
     day = str(visits[0].exposures[0].day_obs)

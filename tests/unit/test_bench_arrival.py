@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return part("arrivalbench.figures")
+def results():
+    return part("arrivalbench.results")
 
 
 @pytest.fixture(scope="module")
@@ -20,41 +20,41 @@ def tool():
         yield module
 
 
-def test_lags_are_from_the_complete_file_to_the_first_order(figures):
-    tally = figures.Tally()
-    tally.add({0: 10.0, 1: 10.5, 2: 11.0}, [(1, 10.6), (0, 10.02), (1, 12.0)])
-    assert (tally.files, tally.missed, tally.twice) == (3, 1, 1)
-    assert tally.lags_ms == pytest.approx([20.0, 100.0])
-    tally.add({0: 20.0}, [(0, 20.5)])
-    assert (tally.files, tally.missed, tally.twice) == (4, 1, 1)
-    assert figures.figures_of("inotify", tally) == pytest.approx(
+def test_latencies_are_from_the_complete_file_to_the_first_order(results):
+    counts = results.FileCounts()
+    counts.add({0: 10.0, 1: 10.5, 2: 11.0}, [(1, 10.6), (0, 10.02), (1, 12.0)])
+    assert (counts.files, counts.missed, counts.twice) == (3, 1, 1)
+    assert counts.latencies_ms == pytest.approx([20.0, 100.0])
+    counts.add({0: 20.0}, [(0, 20.5)])
+    assert (counts.files, counts.missed, counts.twice) == (4, 1, 1)
+    assert results.source_results("inotify", counts) == pytest.approx(
         {"notice_p50_ms": 100.0, "notice_p99_ms": 500.0, "notice_worst_ms": 500.0}
     )
 
 
-def test_a_source_that_found_nothing_has_no_percentiles(figures):
-    tally = figures.Tally()
-    tally.add({0: 1.0}, [])
-    assert set(figures.figures_of("zmq", tally).values()) == {None}
-    assert set(figures.figures_of("zmq", tally)) == {
+def test_a_source_that_found_nothing_has_no_percentiles(results):
+    counts = results.FileCounts()
+    counts.add({0: 1.0}, [])
+    assert set(results.source_results("zmq", counts).values()) == {None}
+    assert set(results.source_results("zmq", counts)) == {
         "zmq_notice_p50_ms",
         "zmq_notice_p99_ms",
         "zmq_notice_worst_ms",
     }
 
 
-def test_notes_of_other_exposures_and_cut_lines_do_not_count(figures):
+def test_notes_of_other_exposures_and_incomplete_lines_do_not_count(results):
     lines = ["g 0 7 5760 1.5\n", "g 0 8 5760 2.5\n", "g 3 7 5760 2.0\n", "g 4 7 5760 2."]
-    assert figures.read_notes(lines, 7) == [(0, 1.5), (3, 2.0)]
+    assert results.read_notes(lines, 7) == [(0, 1.5), (3, 2.0)]
 
 
-def test_what_is_missed_anywhere_counts_and_what_was_not_measured_does_not(figures):
-    assert figures.missed_of({}) == 0
-    assert figures.missed_of({"missed": 1, "races_missed": 20, "storm_missed": 300, "files": 5}) == 321
+def test_missed_files_of_all_measured_sections_are_added(results):
+    assert results.missed_files({}) == 0
+    assert results.missed_files({"missed": 1, "races_missed": 20, "storm_missed": 300, "files": 5}) == 321
 
 
-def test_polling_may_take_a_period_and_a_little(figures):
-    goals = figures.goals(0.25)
+def test_polling_may_take_a_period_and_a_little(results):
+    goals = results.goals(0.25)
     assert (str(goals["poll_notice_p99_ms"]), str(goals["missed"])) == ("below 350", "at most 0")
 
 
@@ -66,30 +66,30 @@ def test_help_names_every_section(tool):
 
 @pytest.fixture
 def measured(tool, monkeypatch):
-    """Give what would be measured, without measuring, and the figures to return."""
+    """Replace the measurement; return its arguments, and take the results from it."""
     seen = {}
 
-    def measure(wanted, ground, effort, progress):
-        seen["wanted"], seen["effort"] = wanted, effort
-        return seen.get("figures", {})
+    def measure(sections, folder_roots, workload, progress):
+        seen["sections"], seen["workload"] = sections, workload
+        return seen.get("results", {})
 
     monkeypatch.setattr(tool, "measure", measure)
     return seen
 
 
-def test_quick_numbers_give_way_to_those_that_are_given(tool, measured):
+def test_options_set_by_the_user_replace_quick_numbers(tool, measured):
     assert CliRunner().invoke(tool.command, ["--quick", "--races", "7"]).exit_code == 0
-    effort = measured["effort"]
-    assert (effort.races, effort.detectors, effort.old, effort.poll_s) == (7, 9, 5000, 0.4)
-    assert measured["wanted"] == set(tool.SECTIONS)
+    workload = measured["workload"]
+    assert (workload.races, workload.detectors, workload.old, workload.poll_s) == (7, 9, 5000, 0.4)
+    assert measured["sections"] == set(tool.SECTIONS)
     assert CliRunner().invoke(tool.command, ["--only", "old"]).exit_code == 0
-    assert measured["effort"].old == 1_000_000
-    assert measured["wanted"] == {"old"}
+    assert measured["workload"].old == 1_000_000
+    assert measured["sections"] == {"old"}
 
 
 @pytest.mark.parametrize(("missed", "status"), [(0, 0), (1, 1)])
 def test_only_missed_files_fail(tool, measured, monkeypatch, capsys, missed, status):
-    measured["figures"] = {"missed": missed, "notice_p99_ms": 1e6}
+    measured["results"] = {"missed": missed, "notice_p99_ms": 1e6}
     monkeypatch.setattr(sys, "argv", ["bench_arrival", "--json"])
     with pytest.raises(SystemExit) as ended:
         part("benching.cli").run(tool.command)

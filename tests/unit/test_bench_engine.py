@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""tools/bench_engine.py: what its visits come to, how engines compare, its command line."""
+"""tools/bench_engine.py: its summaries, the comparison of engines, its command line."""
 
 import pytest
 from benchtools import part, program
@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return part("enginebench.figures")
+def results():
+    return part("enginebench.results")
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +31,26 @@ def visit(first_task_ms, tasks_ms, spool_ms, memory_mb=300.0, warm_ms=5.0):
     }
 
 
-def test_the_first_visit_of_a_worker_counts_only_as_such(figures):
+def test_the_first_visit_of_a_worker_is_listed_separately(results):
     visits = [visit(90, 90, 90, 900, 400), visit(4, 10, 6), visit(6, 20, 8, 310), visit(5, 15, 100)]
-    found = figures.of_visits(visits, 5, idle=True)
+    found = results.summarize(visits, 5, idle=True)
     assert (found["first_visit_total_ms"], found["first_visit_warm_ms"]) == (270, 400)
     assert (found["raw_to_first_task_ms"], found["between_tasks_ms"], found["visits"]) == (5, 3, 3)
     assert (found["overhead_ms"], found["total_worst_ms"]) == (34, 120)
     assert (found["memory_peak_mb"], found["warm_ms"]) == (310, 5)
 
 
-def test_tasks_that_do_something_are_no_overhead(figures):
-    found = figures.of_visits([visit(4, 10, 6)] * 2, 5, idle=False)
+def test_tasks_that_do_something_are_not_overhead(results):
+    found = results.summarize([visit(4, 10, 6)] * 2, 5, idle=False)
     assert found["total_ms"] == 20
     assert "overhead_ms" not in found
     assert "between_tasks_ms" not in found
 
 
-def test_engines_are_compared_where_both_were_measured(figures):
-    fast = figures.of_visits([visit(4, 10, 6)] * 2, 5, idle=True)
-    slow = figures.of_visits([visit(100, 150, 50)] * 2, 5, idle=True)
-    found = figures.ratios({"direct": fast, "separable": slow, "direct_20": fast, "floor": slow})
+def test_engines_are_compared_where_both_were_measured(results):
+    fast = results.summarize([visit(4, 10, 6)] * 2, 5, idle=True)
+    slow = results.summarize([visit(100, 150, 50)] * 2, 5, idle=True)
+    found = results.ratios({"direct": fast, "separable": slow, "direct_20": fast, "floor": slow})
     assert found == {
         "first_task_of_separable": pytest.approx(0.04),
         "between_tasks_of_separable": pytest.approx(1 / 15),
@@ -58,9 +58,9 @@ def test_engines_are_compared_where_both_were_measured(figures):
     }
 
 
-def test_the_floor_is_compared_with_and_without_writing(figures):
-    whole = figures.of_visits([visit(10, 940, 250)] * 2, 6, idle=False)
-    found = figures.ratios({"direct_appipe": whole, "floor": {"total_ms": 800, "written_ms": 1000}})
+def test_the_floor_is_compared_with_and_without_writing(results):
+    engine = results.summarize([visit(10, 940, 250)] * 2, 6, idle=False)
+    found = results.ratios({"direct_appipe": engine, "floor": {"total_ms": 800, "written_ms": 1000}})
     assert found == {
         "total_of_floor_appipe": 1.5,
         "processed_of_floor_appipe": 950 / 800,
@@ -68,27 +68,27 @@ def test_the_floor_is_compared_with_and_without_writing(figures):
     }
 
 
-@pytest.mark.parametrize(("first_task_ms", "wrong"), [(9, []), (11, ["ratios.first_task_of_separable"])])
-def test_a_goal_is_a_ratio(tool, figures, first_task_ms, wrong):
+@pytest.mark.parametrize(("first_task_ms", "missed"), [(9, []), (11, ["ratios.first_task_of_separable"])])
+def test_a_goal_is_a_ratio(tool, results, first_task_ms, missed):
     groups = {
-        "direct": figures.of_visits([visit(first_task_ms, 1, 1)] * 2, 5, idle=True),
-        "separable": figures.of_visits([visit(100, 150, 150)] * 2, 5, idle=True),
+        "direct": results.summarize([visit(first_task_ms, 1, 1)] * 2, 5, idle=True),
+        "separable": results.summarize([visit(100, 150, 150)] * 2, 5, idle=True),
     }
-    listed = figures.flat(groups | {"ratios": figures.ratios(groups)})
+    listed = results.flatten(groups | {"ratios": results.ratios(groups)})
     assert listed["direct.raw_to_first_task_ms"] == first_task_ms
-    assert part("benching.figures").missed(listed, figures.GOALS) == wrong
+    assert part("benching.results").missed(listed, results.GOALS) == missed
 
 
-def test_all_goals_are_of_ratios_that_are_made(figures):
-    sides = [side for one, other, _, _ in figures._PAIRS for side in (one, other)]
-    some = figures.of_visits([visit(1, 1, 1) | {"written_ms": 1.0}] * 2, 5, idle=True)
-    made = figures.flat({"ratios": figures.ratios(dict.fromkeys(sides, some))})
-    assert set(figures.GOALS) <= set(made)
+def test_all_goals_are_of_ratios_that_are_computed(results):
+    sides = [side for one, other, _, _ in results._PAIRS for side in (one, other)]
+    summary = results.summarize([visit(1, 1, 1) | {"written_ms": 1.0}] * 2, 5, idle=True)
+    listed = results.flatten({"ratios": results.ratios(dict.fromkeys(sides, summary))})
+    assert set(results.GOALS) <= set(listed)
 
 
-def test_help_says_when_time_begins_and_ends(tool):
+def test_help_explains_when_the_time_begins_and_ends(tool):
     shown = " ".join(CliRunner().invoke(tool.command, ["--help"]).output.split())
-    assert "The raw is complete when the time begins" in shown
+    assert "The time begins when the raw is complete" in shown
     assert "[empty|twenty|images|appipe|snaps]" in shown
 
 

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return part("poolbench.figures")
+def results():
+    return part("poolbench.results")
 
 
 @pytest.fixture(scope="module")
@@ -17,29 +17,29 @@ def tool():
         yield module
 
 
-def test_a_slope_is_per_thousand_and_ignores_the_start(figures):
+def test_a_slope_is_per_thousand_and_ignores_the_start(results):
     counts = range(500, 2500, 100)
-    assert figures.per_thousand(counts, [4000 + 0.25 * n for n in counts]) == pytest.approx(250)
-    assert figures.per_thousand(counts, [7.0] * 20) == 0
+    assert results.per_thousand(counts, [4000 + 0.25 * n for n in counts]) == pytest.approx(250)
+    assert results.per_thousand(counts, [7.0] * 20) == 0
 
 
-def test_a_slope_is_the_least_squares_one(figures):
-    assert figures.per_thousand([0, 1, 2, 3], [0, 2, 1, 3]) == pytest.approx(800)
+def test_a_slope_is_the_least_squares_one(results):
+    assert results.per_thousand([0, 1, 2, 3], [0, 2, 1, 3]) == pytest.approx(800)
 
 
 @pytest.mark.parametrize(("counts", "values"), [([], []), ([5], [1]), ([5, 5], [1, 2]), ([1, 2], [1])])
-def test_a_slope_through_too_little_is_refused(figures, counts, values):
+def test_a_slope_through_too_little_is_refused(results, counts, values):
     with pytest.raises(ValueError, match="no slope"):
-        figures.per_thousand(counts, values)
+        results.per_thousand(counts, values)
 
 
-def test_private_memory_is_clean_and_dirty_but_not_shared(figures):
+def test_private_memory_is_clean_and_dirty_but_not_shared(results):
     smaps = (
         "55d0-7ffe ---p 00000000 00:00 0    [rollup]\n"
         "Rss:              300000 kB\nShared_Clean:      50000 kB\nShared_Dirty:     220000 kB\n"
         "Private_Clean:     10000 kB\nPrivate_Dirty:     20000 kB\nPrivate_Hugetlb:       0 kB\n"
     )
-    assert figures.private_mb(smaps) == pytest.approx(30.72)
+    assert results.private_mb(smaps) == pytest.approx(30.72)
 
 
 def test_help_names_every_section(tool):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""tools/bench_preload.py: what its samples come to, its goals, its command line."""
+"""tools/bench_preload.py: its summaries, its goals, its command line."""
 
 import pytest
 from benchtools import part, program
@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return part("preloadbench.figures")
+def results():
+    return part("preloadbench.results")
 
 
 @pytest.fixture(scope="module")
@@ -17,18 +17,18 @@ def tool():
         yield module
 
 
-def visit(preload_ms, fetched_bytes=0, **more):
-    return {"preload_ms": preload_ms, "fetched_bytes": fetched_bytes, "bytes": 1000, "datasets": 25} | more
+def visit(preload_ms, fetched_bytes=0, **extra):
+    return {"preload_ms": preload_ms, "fetched_bytes": fetched_bytes, "bytes": 1000, "datasets": 25} | extra
 
 
-def test_single_workers_come_to_medians_and_the_most_that_was_copied_warm(figures):
+def test_single_workers_are_summarized_by_medians_and_the_maximum_copied_warm(results):
     moved = [visit(300, 500), visit(80), visit(90), visit(100)]
     workers = [
         [visit(500, 1000, query_ms=90), visit(50, query_ms=30), visit(70, query_ms=40), *moved],
         [visit(400, 1000, query_ms=80), visit(60, query_ms=35), visit(900, 7, query_ms=36), *moved],
         [visit(450, 1000, query_ms=70), visit(55, query_ms=31), visit(65, query_ms=32), *moved],
     ]
-    found = figures.of_single(workers)
+    found = results.summarize_single(workers)
     assert (found["cold_ms"], found["warm_ms"]) == (450, 62.5)
     assert found["warm_of_cold"] == pytest.approx(62.5 / 450)
     assert (found["bytes_copied_cold"], found["bytes_copied_warm"]) == (1000, 7)
@@ -37,9 +37,9 @@ def test_single_workers_come_to_medians_and_the_most_that_was_copied_warm(figure
     assert (found["cold_query_ms"], found["warm_query_ms"]) == (80, 33.5)
 
 
-def test_a_crowd_comes_to_the_median_of_its_rounds_worst(figures):
+def test_parallel_workers_are_summarized_by_the_median_of_the_worst_of_each_round(results):
     rounds = [[[visit(base + k, 10 * (k == 0)), visit(k)] for k in range(20)] for base in (100, 300, 200)]
-    found = figures.of_crowds(rounds)
+    found = results.summarize_parallel(rounds)
     assert found["parallel_20_p95_ms"] == 218
     assert found["parallel_20_warm_p95_ms"] == 18
     assert (found["parallel_20_bytes_asked"], found["parallel_20_bytes_copied"]) == (20_000, 10)
@@ -47,20 +47,20 @@ def test_a_crowd_comes_to_the_median_of_its_rounds_worst(figures):
 
 
 @pytest.mark.parametrize(
-    ("warm", "copied", "wrong"), [(90, 0, []), (110, 0, ["warm_of_cold"]), (90, 1, ["bytes_copied_warm"])]
+    ("warm", "copied", "missed"), [(90, 0, []), (110, 0, ["warm_of_cold"]), (90, 1, ["bytes_copied_warm"])]
 )
-def test_goals_are_a_fifth_and_no_bytes(tool, figures, warm, copied, wrong):
-    found = figures.of_single([[visit(500, 1000), visit(warm, copied), *[visit(300)] * 4]])
-    assert part("benching.figures").missed(found, figures.GOALS) == wrong
+def test_goals_are_a_fifth_and_no_bytes(tool, results, warm, copied, missed):
+    found = results.summarize_single([[visit(500, 1000), visit(warm, copied), *[visit(300)] * 4]])
+    assert part("benching.results").missed(found, results.GOALS) == missed
 
 
-def test_help_says_what_cold_and_warm_mean(tool):
+def test_help_explains_cold_and_warm(tool):
     shown = " ".join(CliRunner().invoke(tool.command, ["--help"]).output.split())
     assert "Cold is the first visit of a new worker with an empty cache" in shown
     assert "--image-mb" in shown
 
 
-def test_a_folder_that_is_none_is_refused(tool):
+def test_a_folder_that_does_not_exist_is_refused(tool):
     result = CliRunner().invoke(tool.command, ["--ramdisk", "/nowhere"])
     assert result.exit_code == 2
     assert "'/nowhere' does not exist" in result.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""tools/chaos.py: its plans, and that its judge finds what it is to find."""
+"""tools/chaos.py: its plans, and the violations that its check finds."""
 
 from dataclasses import replace
 from io import StringIO
@@ -44,79 +44,81 @@ def row(check):
 
 
 @pytest.fixture
-def kept(check, row):
-    """Give the evidence of one promise that was kept."""
-    return check.Evidence(
-        promised=frozenset({KEY}),
-        told={KEY: [check.Told(Outcome.SUCCEEDED, 1)] * 3},
+def valid(check, row):
+    """Return the records of one accepted visit-detector without violations."""
+    return check.RunRecords(
+        accepted=frozenset({KEY}),
+        received={KEY: [check.ReceivedOutcome(Outcome.SUCCEEDED, 1)] * 3},
         rows=[row],
         writes={KEY: 1},
         exports={KEY: [1]},
     )
 
 
-def found(check, evidence):
-    return [(violation.kind, violation.what) for violation in check.judge(evidence)]
+def found(check, records):
+    return [(violation.kind, violation.description) for violation in check.find_violations(records)]
 
 
-def test_a_kept_promise_is_no_violation(check, kept):
-    assert check.judge(kept) == []
+def test_complete_records_have_no_violation(check, valid):
+    assert check.find_violations(valid) == []
 
 
-def test_a_promise_without_an_outcome_is_lost(check, kept, row):
-    gone = replace(kept, rows=[], told={}, writes={}, exports={})
-    assert [kind for kind, _ in found(check, gone)] == ["lost", "lost"]
-    under_way = replace(kept, rows=[replace(row, final=False, outcome=None)])
-    assert ("lost", "no final outcome in the journal (1 rows)") in found(check, under_way)
+def test_an_accepted_visit_without_an_outcome_is_lost(check, valid, row):
+    lost = replace(valid, rows=[], received={}, writes={}, exports={})
+    assert [kind for kind, _ in found(check, lost)] == ["lost", "lost"]
+    unfinished = replace(valid, rows=[replace(row, final=False, outcome=None)])
+    assert ("lost", "no final outcome in the journal (1 rows)") in found(check, unfinished)
 
 
-def test_an_outcome_that_the_relay_was_never_told_is_lost(check, kept):
-    assert found(check, replace(kept, told={})) == [("lost", "no outcome was told to the relay")]
+def test_an_outcome_that_the_relay_never_received_is_lost(check, valid):
+    assert found(check, replace(valid, received={})) == [("lost", "the relay received no outcome")]
 
 
-def test_a_success_without_its_write_or_its_export_is_lost(check, kept):
-    assert found(check, replace(kept, writes={})) == [("lost", "succeeded without its permanent write")]
-    assert found(check, replace(kept, exports={})) == [("lost", "attempt 1 was not exported")]
+def test_a_success_without_its_write_or_its_export_is_lost(check, valid):
+    assert found(check, replace(valid, writes={})) == [("lost", "succeeded without its permanent write")]
+    assert found(check, replace(valid, exports={})) == [("lost", "attempt 1 was not exported")]
 
 
-def test_two_permanent_writes_two_final_rows_two_exports_are_doubled(check, kept, row):
-    assert found(check, replace(kept, writes={KEY: 2})) == [("doubled", "2 permanent writes")]
-    twice = replace(kept, rows=[row, replace(row, attempt=2)])
+def test_two_permanent_writes_two_final_rows_two_exports_are_doubled(check, valid, row):
+    assert found(check, replace(valid, writes={KEY: 2})) == [("doubled", "2 permanent writes")]
+    twice = replace(valid, rows=[row, replace(row, attempt=2)])
     assert found(check, twice) == [("doubled", "2 final rows")]
-    ((kind, what),) = found(check, replace(kept, exports={KEY: [1, 2]}))
+    ((kind, what),) = found(check, replace(valid, exports={KEY: [1, 2]}))
     assert (kind, what) == ("doubled", "exported attempts [2], the outcome is succeeded")
 
 
-def test_contradictions_are_doubled(check, kept):
-    told = {KEY: [check.Told(Outcome.SUCCEEDED, 1), check.Told(Outcome.CRASHED, 2)]}
-    assert "doubled" in {kind for kind, _ in found(check, replace(kept, told=told))}
-    other = {KEY: [check.Told(Outcome.CRASHED, 1)]}
-    assert found(check, replace(kept, told=other)) == [("doubled", "told crashed, but journaled succeeded")]
+def test_contradictions_are_doubled(check, valid):
+    received = {KEY: [check.ReceivedOutcome(Outcome.SUCCEEDED, 1), check.ReceivedOutcome(Outcome.CRASHED, 2)]}
+    assert "doubled" in {kind for kind, _ in found(check, replace(valid, received=received))}
+    other = {KEY: [check.ReceivedOutcome(Outcome.CRASHED, 1)]}
+    assert found(check, replace(valid, received=other)) == [
+        ("doubled", "the relay received crashed, the journal has succeeded")
+    ]
 
 
-def test_outcomes_need_an_explanation(check, kept, row):
-    told = {KEY: [check.Told(Outcome.CRASHED, 1)]}
-    crashed = replace(kept, rows=[replace(row, outcome=Outcome.CRASHED)], told=told, exports={})
+def test_failures_need_a_fault_that_explains_them(check, valid, row):
+    received = {KEY: [check.ReceivedOutcome(Outcome.CRASHED, 1)]}
+    crashed = replace(valid, rows=[replace(row, outcome=Outcome.CRASHED)], received=received, exports={})
     assert [kind for kind, _ in found(check, crashed)] == ["wrong"]
-    assert found(check, replace(crashed, hurt=frozenset({77}))) == []
+    assert found(check, replace(crashed, harmed_pids=frozenset({77}))) == []
     assert found(check, replace(crashed, reasons={KEY: ["segv"]})) == []
 
 
-def test_no_image_is_wrong_where_the_raw_was_there(check, kept, row):
+def test_no_image_is_wrong_if_the_raw_was_written(check, valid, row):
     none = replace(row, outcome=Outcome.NO_IMAGE, no_return="")
-    told = {KEY: [check.Told(Outcome.NO_IMAGE, 1)]}
-    without = replace(kept, rows=[none], told=told, writes={}, exports={})
+    received = {KEY: [check.ReceivedOutcome(Outcome.NO_IMAGE, 1)]}
+    without = replace(valid, rows=[none], received=received, writes={}, exports={})
     assert found(check, without) == []
     assert [kind for kind, _ in found(check, replace(without, raw_in_time=frozenset({KEY})))] == ["wrong"]
 
 
-def test_retriable_after_a_permanent_write_is_wrong(check, kept, row):
-    lie = replace(kept, rows=[replace(row, retriable=True)])
-    assert found(check, lie) == [("wrong", "called retriable after a permanent write")]
+def test_retriable_after_a_permanent_write_is_wrong(check, valid, row):
+    retriable_row = replace(valid, rows=[replace(row, retriable=True)])
+    assert found(check, retriable_row) == [("wrong", "marked as retriable after a permanent write")]
 
 
-def test_a_refusal_is_wrong(check, kept):
-    assert found(check, replace(kept, refused={("g2", 0): "expired"})) == [("wrong", "refused: expired")]
+def test_a_refusal_is_wrong(check, valid):
+    assert found(check, replace(valid, refused={("g2", 0): "expired"})) == [("wrong", "refused: expired")]
 
 
 def test_the_same_seed_gives_the_same_plan(plan):
@@ -125,13 +127,13 @@ def test_the_same_seed_gives_the_same_plan(plan):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_plan_has_many_kinds_of_fault_from_within_and_from_without(plan, seed):
-    made = plan.make_plan(seed, 15.0, range(9))
-    faults = {fault.fault for fault in made.process_faults}
+def test_every_plan_has_many_kinds_of_faults(plan, seed):
+    drawn = plan.make_plan(seed, 15.0, range(9))
+    faults = {fault.fault for fault in drawn.process_faults}
     assert faults == set(plan.PROCESS_FAULTS)
-    assert len({visit.worker_fault.name for visit in made.visits if visit.worker_fault}) >= 8
-    assert len({visit.visit_fault for visit in made.visits if visit.visit_fault}) >= 3
-    assert all(visit.survey.isprintable() and len(visit.survey) < 200 for visit in made.visits)
+    assert len({visit.worker_fault.name for visit in drawn.visits if visit.worker_fault}) >= 8
+    assert len({visit.visit_fault for visit in drawn.visits if visit.visit_fault}) >= 3
+    assert all(visit.survey.isprintable() and len(visit.survey) < 200 for visit in drawn.visits)
 
 
 def test_chaos_knows_all_its_worker_faults(plan):
@@ -150,7 +152,7 @@ def test_a_daemon_without_open_visits_and_spools_is_quiet(check, a_status, state
 
 
 @pytest.mark.parametrize("change", [{"state": "starting"}, {"open_visits": 1}, {"spooled": 1}])
-def test_a_daemon_that_has_something_to_do_or_does_not_know_yet_is_not_quiet(check, a_status, change):
+def test_a_daemon_that_is_starting_or_has_open_work_is_not_quiet(check, a_status, change):
     assert not check.is_quiet(a_status.model_copy(update=change))
     assert not check.is_quiet(None)
 
@@ -159,17 +161,34 @@ def test_the_last_lines_are_all_violations_and_the_very_last_is_the_first_of_the
     import chaos
 
     violations = [
-        {"kind": "lost", "what": "attempt 1 was not exported", "visit": ("g1", 4), "story": ["told", "[x]"]},
-        {"kind": "lost", "what": "attempt 1 was not exported", "visit": ("g1", 6), "story": ["told", "[x]"]},
+        {
+            "kind": "lost",
+            "what": "attempt 1 was not exported",
+            "visit": ("g1", 4),
+            "story": ["received", "[x]"],
+        },
+        {
+            "kind": "lost",
+            "what": "attempt 1 was not exported",
+            "visit": ("g1", 6),
+            "story": ["received", "[x]"],
+        },
         {"kind": "wrong", "what": "the daemon ended:\nits log", "visit": None, "story": []},
     ]
-    told = {"seed": 7, "seconds": 8.0, "accepted": 9, "attempts": 9, "outcomes": {}, "faults": {}}
-    told |= {"lost": 2, "doubled": 0, "leaked": 0, "wrong": 1, "killed_while": {}, "violations": violations}
+    values = {"seed": 7, "seconds": 8.0, "accepted": 9, "attempts": 9, "outcomes": {}, "faults": {}}
+    values |= {
+        "lost": 2,
+        "doubled": 0,
+        "leaked": 0,
+        "wrong": 1,
+        "killed_while": {},
+        "violations": violations,
+    }
     printed = StringIO()
-    chaos.show(told, Console(file=printed))
+    chaos.show(values, Console(file=printed))
     assert printed.getvalue().splitlines()[-8:] == [
         "story of g1:",
-        "    told",
+        "    received",
         "    [x]",
         "lost: g1 detector 4: attempt 1 was not exported",
         "lost: g1 detector 6: attempt 1 was not exported",
@@ -178,5 +197,5 @@ def test_the_last_lines_are_all_violations_and_the_very_last_is_the_first_of_the
         "seed 7: 2 lost, 0 doubled, 0 leaked, 1 wrong; the first: "
         "lost: g1 detector 4: attempt 1 was not exported",
     ]
-    told["violations"] = [violations[-1]]
-    assert chaos.verdict(told)[-1].endswith("; the first: wrong: the daemon ended:")
+    values["violations"] = [violations[-1]]
+    assert chaos.result_lines(values)[-1].endswith("; the first: wrong: the daemon ended:")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a simulated camera does wrong on request, and how its files come into being."""
+"""Faults that a simulated camera puts into its files on request, and the ways of writing them."""
 
 import gzip
 import os
@@ -10,9 +10,9 @@ from astropy.io import fits
 
 from ppdaemon.clock import day_obs
 from ppdaemon.demo.delivery import Delivery, WriteMode
-from ppdaemon.demo.faults import NOT_FITS, WRONG_GROUP, Again, Faults, Misprint, with_cards
+from ppdaemon.demo.faults import NOT_FITS, WRONG_GROUP, Faults, HeaderFault, Rewrite, with_cards
 from ppdaemon.demo.oldfiles import write_old_files
-from ppdaemon.demo.telescope import Compression, SimulatedCamera, Step, timeline
+from ppdaemon.demo.telescope import Compression, SimulatedCamera, TelescopeStep, timeline
 from ppdaemon.demo.visits import Cadence, next_seq_num, plan_visits
 from ppdaemon.raws.layout import make_layout
 
@@ -21,9 +21,9 @@ CADENCE = Cadence(every_s=70.0, lead_s=40.0, exposure_s=30.0, readout_s=2.0)
 PATH = Path("a/b/x.fits.fz")
 
 
-def landed(faults: Faults, detector: int = 3) -> list[tuple[str, bytes, float]]:
-    landings = faults.landings(PATH, bytes(1000), b"{}", detector)
-    return [(each.path.name, each.content, each.after_s) for each in landings]
+def written_files(faults: Faults, detector: int = 3) -> list[tuple[str, bytes, float]]:
+    files_to_write = faults.files_to_write(PATH, bytes(1000), b"{}", detector)
+    return [(each.path.name, each.content, each.after_s) for each in files_to_write]
 
 
 def plan(instrument: str = "DemoCam", snaps: int = 1):
@@ -31,8 +31,8 @@ def plan(instrument: str = "DemoCam", snaps: int = 1):
     return visit.exposures[-1]
 
 
-def test_without_faults_the_sidecar_lands_and_then_the_image():
-    assert landed(Faults()) == [("x.json", b"{}", 0.0), ("x.fits.fz", bytes(1000), 0.0)]
+def test_without_faults_the_sidecar_is_written_and_then_the_image():
+    assert written_files(Faults()) == [("x.json", b"{}", 0.0), ("x.fits.fz", bytes(1000), 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -45,26 +45,26 @@ def test_without_faults_the_sidecar_lands_and_then_the_image():
         (Faults(no_sidecar=True), [("x.fits.fz", bytes(1000), 0.0)]),
         (Faults(late_sidecar_s=2.0), [("x.fits.fz", bytes(1000), 0.0), ("x.json", b"{}", 2.0)]),
         (
-            Faults(late_sidecar_s=2.0, again=Again.REPLACE, truncate_bytes=7),
+            Faults(late_sidecar_s=2.0, rewrite=Rewrite.REPLACE, truncate_bytes=7),
             [("x.fits.fz", bytes(7), 0.0), ("x.fits.fz", bytes(7), 1.0), ("x.json", b"{}", 2.0)],
         ),
     ],
 )
-def test_faults_strike_the_chosen_detectors_and_can_be_combined(faults, expected):
-    assert landed(faults) == expected
+def test_faults_affect_the_chosen_detectors_and_can_be_combined(faults, expected):
+    assert written_files(faults) == expected
     if not faults.drop_detectors:
         some = Faults(**(vars(faults) | {"only": frozenset({3})}))
-        assert landed(some) == expected
-        assert landed(some, 4) == landed(Faults())
+        assert written_files(some) == expected
+        assert written_files(some, 4) == written_files(Faults())
 
 
 @pytest.mark.parametrize(
-    ("faults", "words"),
+    ("faults", "message"),
     [
-        ({"no_sidecar": True, "late_sidecar_s": 1.0}, "cannot both be missing and come late"),
-        ({"not_fits": True, "truncate_bytes": 9}, "what is not FITS"),
-        ({"not_fits": True, "misprint": Misprint.GROUP}, "what is not FITS"),
-        ({"truncate_bytes": 0, "misprint": Misprint.GROUP}, "an empty file has no header"),
+        ({"no_sidecar": True, "late_sidecar_s": 1.0}, "cannot be both missing and late"),
+        ({"not_fits": True, "truncate_bytes": 9}, "a file that is not FITS"),
+        ({"not_fits": True, "header_fault": HeaderFault.GROUP}, "a file that is not FITS"),
+        ({"truncate_bytes": 0, "header_fault": HeaderFault.GROUP}, "an empty file has no header"),
         ({"only": frozenset({1})}, "no fault is chosen"),
         (
             {"only": frozenset({1, 2}), "not_fits": True, "drop_detectors": frozenset({2})},
@@ -72,13 +72,13 @@ def test_faults_strike_the_chosen_detectors_and_can_be_combined(faults, expected
         ),
     ],
 )
-def test_faults_that_contradict_are_refused(faults, words):
-    with pytest.raises(ValueError, match=words):
+def test_faults_that_contradict_are_refused(faults, message):
+    with pytest.raises(ValueError, match=message):
         Faults(**faults)
 
 
 @pytest.mark.parametrize("mode", list(WriteMode))
-def test_files_arrive_whole_with_their_sidecars_and_nothing_else(mode, tmp_path, clock):
+def test_files_are_complete_with_their_sidecars_and_there_are_no_others(mode, tmp_path, clock):
     slept = []
     delivery = Delivery(tmp_path, clock.tai, mode=mode, slow_s=2.0, sleep=slept.append)
     files = [(number, Path(f"a/b/{number}.fits"), bytes(10_000 + number), b"{}") for number in range(3)]
@@ -86,7 +86,7 @@ def test_files_arrive_whole_with_their_sidecars_and_nothing_else(mode, tmp_path,
     names = sorted(each.name for each in (tmp_path / "a/b").iterdir())
     assert names == ["0.fits", "0.json", "1.fits", "1.json", "2.fits", "2.json"]
     assert [len((tmp_path / path).read_bytes()) for _, path, _, _ in files] == [10_000, 10_001, 10_002]
-    # Slow writers work side by side: three take as long as one.
+    # Slow writers work in parallel: three take as long as one.
     assert sum(slept) == pytest.approx(2.0 if mode in (WriteMode.SLOW, WriteMode.REOPEN) else 0.0)
 
 
@@ -101,50 +101,50 @@ def test_a_slow_file_grows_and_a_reopened_one_has_its_first_block(tmp_path, cloc
         assert path.stat().st_size == 10_000
 
 
-@pytest.mark.parametrize("again", list(Again))
-def test_a_file_that_comes_twice_is_replaced_or_overwritten(again, tmp_path, clock):
+@pytest.mark.parametrize("rewrite", list(Rewrite))
+def test_a_file_that_is_written_twice_is_replaced_or_overwritten(rewrite, tmp_path, clock):
     path, seen = tmp_path / "x.fits", []
 
     def sleep(seconds):
         if seconds == 1.0:
             seen.append(path.stat())
 
-    Delivery(tmp_path, clock.tai, faults=Faults(again=again), sleep=sleep).deliver(
+    Delivery(tmp_path, clock.tai, faults=Faults(rewrite=rewrite), sleep=sleep).deliver(
         Path("x.fits"), bytes(10_000), b"{}", 0
     )
     (before,) = seen
     after = path.stat()
     assert (before.st_size, after.st_size) == (10_000, 10_000)
-    assert (before.st_ino == after.st_ino) is (again is Again.OVERWRITE)
+    assert (before.st_ino == after.st_ino) is (rewrite is Rewrite.OVERWRITE)
     assert after.st_ctime_ns > before.st_ctime_ns
 
 
-@pytest.mark.parametrize("misprint", list(Misprint))
+@pytest.mark.parametrize("header_fault", list(HeaderFault))
 @pytest.mark.parametrize("instrument", ["DemoCam", "LSSTCam"])
-def test_a_misprinted_header_contradicts_its_name_and_its_sidecar(misprint, instrument):
-    faults = Faults(misprint=misprint, only=frozenset({1}))
+def test_a_wrong_header_contradicts_its_file_name_and_its_sidecar(header_fault, instrument):
+    faults = Faults(header_fault=header_fault, only=frozenset({1}))
     camera = SimulatedCamera(instrument, [0, 1], faults=faults)
     exposed = plan(instrument)
     for detector, path, image, sidecar in camera.read_out(exposed):
         header = fits.Header.fromstring(image)
         right = detector != 1
-        assert (header["GROUPID"] == exposed.group) is (right or misprint is not Misprint.GROUP)
+        assert (header["GROUPID"] == exposed.group) is (right or header_fault is not HeaderFault.GROUP)
         assert header["GROUPID"] in (exposed.group, WRONG_GROUP)
-        assert (header["DETECTOR"] == detector) is (right or misprint is not Misprint.DETECTOR)
+        assert (header["DETECTOR"] == detector) is (right or header_fault is not HeaderFault.DETECTOR)
         assert path.name.endswith(f"{header['RAFTBAY']}_{header['CCDSLOT']}.fits") is (
-            right or misprint is not Misprint.DETECTOR
+            right or header_fault is not HeaderFault.DETECTOR
         )
         assert f'"GROUPID": "{exposed.group}"'.encode() in sidecar
         assert f'"DETECTOR": {detector}'.encode() in sidecar
 
 
 def test_a_card_that_is_not_there_cannot_be_changed():
-    with pytest.raises(ValueError, match="the header has no HUMBUG"):
-        with_cards(b"END".ljust(2880), {"HUMBUG": 1})
+    with pytest.raises(ValueError, match="the header has no UNKNOWN"):
+        with_cards(b"END".ljust(2880), {"UNKNOWN": 1})
 
 
 @pytest.mark.parametrize("layout", ["lsst", "imsim", "generic"])
-def test_paths_of_every_layout_are_read_as_they_were_meant(layout):
+def test_paths_of_every_layout_are_parsed_to_the_values_they_were_made_from(layout):
     camera = SimulatedCamera("LSSTCam", [94, 189], layout=layout, compression=Compression.FZ)
     exposed = plan("LSSTCam", snaps=2)
     read = make_layout(layout, {"LSSTCam": [94, 189]})
@@ -178,27 +178,35 @@ def test_the_next_sequence_number_is_free_in_every_layout(layout, tmp_path, cloc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (("LATISS", None, Faults(misprint=Misprint.DETECTOR)), "no other detector"),
+        (("LATISS", None, Faults(header_fault=HeaderFault.DETECTOR)), "no other detector"),
         (("DemoCam", [1], Faults(frozenset({2}))), r"detectors \[2\] are not read out"),
     ],
 )
-def test_a_fault_that_a_camera_cannot_have_is_refused(arguments, words):
+def test_a_fault_that_a_camera_cannot_have_is_refused(arguments, message):
     instrument, detectors, faults = arguments
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         SimulatedCamera(instrument, detectors, faults=faults)
 
 
-def test_early_raws_land_before_their_visit_is_announced_and_late_ones_long_after():
+def test_early_raws_are_written_before_the_announcement_and_late_ones_long_after():
     visits = plan_visits(1, BEGIN_TAI_S, CADENCE)
 
     def played(**faults):
-        moments = timeline(visits, CADENCE, announce=True, cancel=False, **faults)
-        return [(moment.after_s, moment.step) for moment in moments]
+        events = timeline(visits, CADENCE, announce=True, cancel=False, **faults)
+        return [(event.after_s, event.step) for event in events]
 
-    assert played(announce_after_s=5.0) == [(0.0, Step.EXPOSE), (32.0, Step.LAND), (37.0, Step.ANNOUNCE)]
-    assert played(late_s=100.0) == [(0.0, Step.ANNOUNCE), (40.0, Step.EXPOSE), (172.0, Step.LAND)]
+    assert played(announce_after_s=5.0) == [
+        (0.0, TelescopeStep.EXPOSE),
+        (32.0, TelescopeStep.WRITE),
+        (37.0, TelescopeStep.ANNOUNCE),
+    ]
+    assert played(late_s=100.0) == [
+        (0.0, TelescopeStep.ANNOUNCE),
+        (40.0, TelescopeStep.EXPOSE),
+        (172.0, TelescopeStep.WRITE),
+    ]
 
 
 def test_old_files_fill_days_back_from_the_newest_and_have_old_stamps(tmp_path):

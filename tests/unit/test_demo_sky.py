@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo's sky, its geometry, and the light that reaches the pixels."""
+"""The demo's sky, its geometry, and the light in the pixels."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def sky():
 
 @pytest.mark.parametrize("rotpa_deg", [0.0, 37.0, 250.0])
 @pytest.mark.parametrize("dec_deg", [2.2, -71.0])
-def test_a_detectors_centre_is_where_spherical_trigonometry_puts_it(rotpa_deg, dec_deg):
+def test_a_detectors_center_agrees_with_spherical_trigonometry(rotpa_deg, dec_deg):
     boresight = SkyCoord(150.1 * u.deg, dec_deg * u.deg)
     for detector in range(DETECTOR_COUNT):
         x, y = detector_offset_pixels(detector)
@@ -62,14 +62,14 @@ def test_a_detectors_centre_is_where_spherical_trigonometry_puts_it(rotpa_deg, d
         assert expected.separation(SkyCoord(ra_deg * u.deg, dec * u.deg)) < 1e-6 * u.arcsec
 
 
-def test_detectors_lie_where_the_focal_plane_table_puts_them():
+def test_detector_positions_agree_with_the_focal_plane_table():
     camera = load_camera(CAMERA_NAME)
     assert sorted(camera.detectors) == list(range(DETECTOR_COUNT))
     for detector in range(DETECTOR_COUNT):
         assert camera.detectors[detector].name == detector_name(detector)
-        ours = SkyCoord(detector_corners(150.1, 2.2, 33.0, detector) * u.deg)
-        theirs = SkyCoord(np.array(camera.footprint(detector, 150.1, 2.2, 33.0)) * u.deg)
-        assert (ours.separation(theirs) < 0.1 * u.arcsec).all()
+        computed = SkyCoord(detector_corners(150.1, 2.2, 33.0, detector) * u.deg)
+        from_table = SkyCoord(np.array(camera.footprint(detector, 150.1, 2.2, 33.0)) * u.deg)
+        assert (computed.separation(from_table) < 0.1 * u.arcsec).all()
 
 
 def test_at_rotation_zero_plus_y_is_north_and_plus_x_west():
@@ -90,12 +90,12 @@ def test_the_same_seed_gives_the_same_truth(sky):
 
 
 def test_another_seed_gives_another_truth(sky):
-    ours, theirs = truth_table(sky, MJD, "r"), truth_table(Sky(seed=1), MJD, "r")
-    assert set(ours["ra"].value).isdisjoint(theirs["ra"].value)
+    one, other = truth_table(sky, MJD, "r"), truth_table(Sky(seed=1), MJD, "r")
+    assert set(one["ra"].value).isdisjoint(other["ra"].value)
 
 
 @pytest.mark.parametrize(("ra_deg", "field"), [(150.0, 0), (153.0, 1), (0.0, 0), (330.0, 1), (332.0, 0)])
-def test_a_camera_sees_the_field_that_is_nearest(ra_deg, field):
+def test_a_camera_observes_the_nearest_field(ra_deg, field):
     skies = demo_skies()
     assert sky_at(skies, ra_deg, 2.0) is skies[field]
     assert sky_at(skies[:1], ra_deg, 2.0) is skies[0]
@@ -128,7 +128,7 @@ def test_every_detector_has_transients_on_any_date(sky):
 
 @pytest.mark.parametrize("magnitude", [17.0, 21.0])
 @pytest.mark.parametrize("half_light_arcsec", [0.0, 0.6])
-def test_all_of_a_sources_light_is_drawn_where_it_is(magnitude, half_light_arcsec):
+def test_all_light_of_a_source_is_drawn_at_its_position(magnitude, half_light_arcsec):
     wcs = tangent_wcs(150.1, 2.2, 20.0, 100.3, 99.6)
     flux = magnitude_to_njy(np.array([magnitude]))
     one = np.ones(1)
@@ -140,7 +140,7 @@ def test_all_of_a_sources_light_is_drawn_where_it_is(magnitude, half_light_arcse
     assert (y * image).sum() / image.sum() == pytest.approx(99.6, abs=0.01)
 
 
-def test_a_disc_lies_along_its_position_angle():
+def test_a_disk_is_elongated_along_its_position_angle():
     wcs = tangent_wcs(150.1, 2.2, 0.0, 100.0, 100.0)
     one = np.ones(1)
     scene = Scene(150.1 * one, 2.2 * one, 1e5 * one, 2.0 * one, 0.3 * one, 45.0 * one)
@@ -150,7 +150,7 @@ def test_a_disc_lies_along_its_position_angle():
     assert (x * y * image).sum() / image.sum() < -10.0
 
 
-def test_the_psf_has_the_width_it_says():
+def test_the_psf_has_the_width_of_its_parameter():
     wcs = tangent_wcs(150.1, 2.2, 0.0, 100.0, 100.0)
     scene = Scene.points(np.array([150.1]), np.array([2.2]), np.array([1e6]))
     image = draw_scene(scene, wcs, Psf(1.6), (201, 201), floor_njy=0.1)
@@ -236,7 +236,7 @@ def test_magnitudes_and_njy_are_each_others_inverse():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"instrument": "Foo"}, "unknown instrument 'Foo'"),
         ({"snap_index": 3, "snap_count": 2}, "snap 3 of 2"),
@@ -245,8 +245,8 @@ def test_magnitudes_and_njy_are_each_others_inverse():
         ({"seq_num": 0}, "greater than 0"),
     ],
 )
-def test_an_impossible_exposure_is_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+def test_an_impossible_exposure_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         plan(**changes)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a simulated telescope does and when, and how its files arrive."""
+"""The events of a simulated telescope, their times, and its files."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from astropy.io import fits
 
 from ppdaemon.demo.delivery import Delivery, NoticeKind, notice
 from ppdaemon.demo.plan import ImageType
-from ppdaemon.demo.telescope import SimulatedCamera, Step, Telescope, timeline
-from ppdaemon.demo.visits import Cadence, Pointing, next_seq_num, plan_visits
+from ppdaemon.demo.telescope import SimulatedCamera, Telescope, TelescopeStep, timeline
+from ppdaemon.demo.visits import Cadence, FieldPointing, next_seq_num, plan_visits
 from ppdaemon.errors import ConfigError
 from ppdaemon.visit import NextVisit
 
@@ -19,29 +19,32 @@ BEGIN_TAI_S = 1795317916.0
 CADENCE = Cadence(every_s=70.0, lead_s=40.0, exposure_s=30.0, readout_s=2.0)
 
 
-def test_a_night_overlaps_as_the_real_one_does():
+def test_visits_overlap_as_in_a_real_night():
     visits = plan_visits(2, BEGIN_TAI_S, CADENCE, snaps=2)
-    played = [
+    events_of = [
         (m.after_s, m.step, m.visit.number) for m in timeline(visits, CADENCE, announce=True, cancel=False)
     ]
-    assert played == [
-        (0.0, Step.ANNOUNCE, 0),
-        (40.0, Step.EXPOSE, 0),
-        (70.0, Step.ANNOUNCE, 1),
-        (72.0, Step.LAND, 0),
-        (72.0, Step.EXPOSE, 0),
-        (104.0, Step.LAND, 0),
-        (110.0, Step.EXPOSE, 1),
-        (142.0, Step.LAND, 1),
-        (142.0, Step.EXPOSE, 1),
-        (174.0, Step.LAND, 1),
+    assert events_of == [
+        (0.0, TelescopeStep.ANNOUNCE, 0),
+        (40.0, TelescopeStep.EXPOSE, 0),
+        (70.0, TelescopeStep.ANNOUNCE, 1),
+        (72.0, TelescopeStep.WRITE, 0),
+        (72.0, TelescopeStep.EXPOSE, 0),
+        (104.0, TelescopeStep.WRITE, 0),
+        (110.0, TelescopeStep.EXPOSE, 1),
+        (142.0, TelescopeStep.WRITE, 1),
+        (142.0, TelescopeStep.EXPOSE, 1),
+        (174.0, TelescopeStep.WRITE, 1),
     ]
 
 
-def test_a_cancelled_visit_is_announced_and_never_exposed():
+def test_a_canceled_visit_is_announced_and_never_exposed():
     visits = plan_visits(1, BEGIN_TAI_S, CADENCE)
-    moments = timeline(visits, CADENCE, announce=True, cancel=True)
-    assert [(each.after_s, each.step) for each in moments] == [(0.0, Step.ANNOUNCE), (20.0, Step.CANCEL)]
+    events = timeline(visits, CADENCE, announce=True, cancel=True)
+    assert [(each.after_s, each.step) for each in events] == [
+        (0.0, TelescopeStep.ANNOUNCE),
+        (20.0, TelescopeStep.CANCEL),
+    ]
 
 
 def test_speed_shortens_the_waits_and_not_the_headers():
@@ -51,7 +54,7 @@ def test_speed_shortens_the_waits_and_not_the_headers():
     assert visits[0].exposures[0].begin_tai_s == BEGIN_TAI_S + 40.0
 
 
-def test_the_announcement_is_understood_and_agrees_with_the_headers():
+def test_the_announcement_is_valid_and_agrees_with_the_headers():
     visit = plan_visits(3, BEGIN_TAI_S, CADENCE, snaps=2, filters=("g_01", "r_03"))[1]
     event = NextVisit.model_validate_json(json.dumps(visit.next_visit(BEGIN_TAI_S)))
     first = visit.exposures[0]
@@ -65,7 +68,7 @@ def test_the_announcement_is_understood_and_agrees_with_the_headers():
     assert visit.cancellation(0.0)["scriptSalIndex"] == event.script_sal_index
 
 
-def test_a_calibration_visit_has_no_place_on_the_sky():
+def test_a_calibration_visit_has_no_position_on_the_sky():
     visit = plan_visits(1, BEGIN_TAI_S, CADENCE, image_type=ImageType.BIAS)[0]
     event = NextVisit.model_validate_json(json.dumps(visit.next_visit(BEGIN_TAI_S)))
     assert event.boresight is None
@@ -80,9 +83,9 @@ def test_exposures_are_numbered_through_and_groups_differ():
 
 
 def test_dithers_differ_and_stay_below_an_arcminute():
-    places = [Pointing().dithered(number) for number in range(30)]
-    offsets_deg = [max(abs(each.ra_deg - 150.1), abs(each.dec_deg - 2.2)) for each in places]
-    assert len({(each.ra_deg, each.dec_deg) for each in places}) == 30
+    pointings = [FieldPointing().dithered(number) for number in range(30)]
+    offsets_deg = [max(abs(each.ra_deg - 150.1), abs(each.dec_deg - 2.2)) for each in pointings]
+    assert len({(each.ra_deg, each.dec_deg) for each in pointings}) == 30
     assert max(offsets_deg) < 1.0 / 60.0
 
 
@@ -93,7 +96,7 @@ def test_impossible_runs_are_refused():
         plan_visits(2, BEGIN_TAI_S, CADENCE, snaps=3)
 
 
-def test_numbers_go_on_where_the_day_left_off(tmp_path):
+def test_numbers_continue_after_the_last_one_of_the_day(tmp_path):
     assert next_seq_num(tmp_path, "DemoCam", BEGIN_TAI_S) == 1
     (tmp_path / "DemoCam/20261121/DC_O_20261121_000041").mkdir(parents=True)
     assert next_seq_num(tmp_path, "DemoCam", BEGIN_TAI_S) == 42
@@ -113,7 +116,7 @@ def test_a_notice_names_the_file(kind):
     assert (stored["size"], set(stored["key"]) & set(" #")) == (2880, set())
 
 
-def test_a_telescope_plays_all_of_lsstcam_without_waiting_for_real(tmp_path, clock):
+def test_a_telescope_writes_all_of_lsstcam_on_a_fake_clock(tmp_path, clock):
     cadence = Cadence(70.0, 40.0, 30.0, 2.0)
     seen, slept = [], []
 
@@ -126,11 +129,11 @@ def test_a_telescope_plays_all_of_lsstcam_without_waiting_for_real(tmp_path, clo
         Delivery(tmp_path, clock.tai),
         clock=clock,
         sleep=sleep,
-        watch=lambda happening: seen.append((happening.step, happening.visit.number)),
+        on_event=lambda event: seen.append((event.step, event.visit.number)),
     )
     visits = plan_visits(1, clock.tai(), cadence, instrument="LSSTCam")
-    assert telescope.play(timeline(visits, cadence, announce=False, cancel=False)) == 205
-    assert seen == [(Step.EXPOSE, 0), (Step.LAND, 0)]
+    assert telescope.run(timeline(visits, cadence, announce=False, cancel=False)) == 205
+    assert seen == [(TelescopeStep.EXPOSE, 0), (TelescopeStep.WRITE, 0)]
     assert slept == [32.0]
     (folder,) = (tmp_path / "LSSTCam" / str(visits[0].exposures[0].day_obs)).iterdir()
     assert len(list(folder.glob("*.fits"))) == 205

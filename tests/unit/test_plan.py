@@ -15,7 +15,7 @@ from rich.console import Console
 from ppdaemon.errors import BadMessage
 from ppdaemon.node import app
 from ppdaemon.pictures import CannotDraw
-from ppdaemon.plan.models import Choice, DetectorPlan, Plan, RuleTried, exit_code, ranges, wanted_detectors
+from ppdaemon.plan.models import Choice, DetectorPlan, Plan, RuleTried, exit_code, ranges, requested_detectors
 from ppdaemon.plan.sky import _Frame, _projection, sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.states import ExitCode
@@ -134,17 +134,17 @@ def shown(plan: Plan, width: int) -> str:
         (["8", "all"], (8, 0, 1, 2, 3, 4, 5, 6, 7)),
     ],
 )
-def test_detectors_are_given_singly_in_ranges_or_all(texts: list[str], detectors: tuple[int, ...]) -> None:
-    assert wanted_detectors(texts, "DemoCam", SERVED) == detectors
+def test_detectors_are_numbers_ranges_or_all(texts: list[str], detectors: tuple[int, ...]) -> None:
+    assert requested_detectors(texts, "DemoCam", SERVED) == detectors
 
 
-def test_detectors_and_instruments_of_others_are_refused() -> None:
+def test_detectors_that_the_node_does_not_serve_are_refused() -> None:
     with pytest.raises(BadMessage, match=r"DemoCam 9-11: not served, node\.instruments has 0-8"):
-        wanted_detectors(["8-11"], "DemoCam", SERVED)
+        requested_detectors(["8-11"], "DemoCam", SERVED)
     with pytest.raises(BadMessage, match=r"'LSSTCam' is not served: node\.instruments has DemoCam"):
-        wanted_detectors(["8"], "LSSTCam", SERVED)
+        requested_detectors(["8"], "LSSTCam", SERVED)
     with pytest.raises(ValueError, match="not a list of detectors"):
-        wanted_detectors(["four"], "DemoCam", SERVED)
+        requested_detectors(["four"], "DemoCam", SERVED)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_numbers_are_written_as_ranges(numbers: tuple[int, ...], text: str) -> N
         ("4", {}, ExitCode.CONFIG, "butler: missing key"),
     ],
 )
-def test_what_is_bad_is_named_before_anything_is_looked_up(
+def test_bad_arguments_are_refused_before_the_repo_is_queried(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -205,13 +205,13 @@ def test_the_exit_code_is_good_only_if_each_detector_gets_a_pipeline() -> None:
     assert exit_code(a_plan(a_detector(), ignored)) is ExitCode.FAILED
 
 
-def test_a_plan_comes_back_from_its_json() -> None:
+def test_json_of_a_plan_is_read_back() -> None:
     plan = a_plan()
     assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)) == plan
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_tables_fit_the_terminal_and_lose_nothing(width: int) -> None:
+def test_the_tables_fit_the_terminal_and_show_all_values(width: int) -> None:
     text = shown(a_plan(), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -231,7 +231,7 @@ def test_the_tables_fit_the_terminal_and_lose_nothing(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_several_detectors_are_a_line_each(width: int) -> None:
+def test_each_of_several_detectors_has_one_line(width: int) -> None:
     none = a_detector(5, outcome="no_pipeline", reason="", pipelines=(), datasets=())
     ignored = a_detector(6, outcome="ignored", reason="no rule matches", pipelines=(), missing=())
     text = shown(a_plan(a_detector(), none, ignored), width)
@@ -245,7 +245,7 @@ def test_several_detectors_are_a_line_each(width: int) -> None:
     assert "4-6" in text
 
 
-def test_control_characters_of_others_do_not_reach_the_terminal() -> None:
+def test_control_characters_are_not_sent_to_the_terminal() -> None:
     assert "\x1b" not in shown(a_plan(a_detector(notes=("evil \x1b[2J words",))), 80)
 
 
@@ -257,7 +257,9 @@ def test_the_picture_is_a_square_png(tmp_path: Path) -> None:
     assert width == height
 
 
-def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CannotDraw, match="no footprint"):
         sky_png(a_plan(a_detector(footprint=None)), tmp_path / "sky.png")
     with pytest.raises(CannotDraw, match="nowhere"):
@@ -267,16 +269,16 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.Monke
         sky_png(a_plan(), tmp_path / "sky.png")
 
 
-@pytest.mark.parametrize("middle", [(0.0, 0.0), (359.95, -30.0), (10.0, 90.0), (150.1, -89.99)])
-def test_the_projection_keeps_distances_from_the_middle(middle: tuple[float, float]) -> None:
-    project = _projection(middle)
-    assert project(middle) == pytest.approx((0.0, 0.0), abs=1e-12)
-    dec = middle[1] - 0.5 if middle[1] > 0 else middle[1] + 0.5
-    assert project((middle[0], dec)) == pytest.approx((0.0, dec - middle[1]), abs=1e-12)
-    assert project((middle[0] + 360.0, dec)) == pytest.approx((0.0, dec - middle[1]), abs=1e-9)
+@pytest.mark.parametrize("center", [(0.0, 0.0), (359.95, -30.0), (10.0, 90.0), (150.1, -89.99)])
+def test_the_projection_keeps_distances_from_the_center(center: tuple[float, float]) -> None:
+    project = _projection(center)
+    assert project(center) == pytest.approx((0.0, 0.0), abs=1e-12)
+    dec = center[1] - 0.5 if center[1] > 0 else center[1] + 0.5
+    assert project((center[0], dec)) == pytest.approx((0.0, dec - center[1]), abs=1e-12)
+    assert project((center[0] + 360.0, dec)) == pytest.approx((0.0, dec - center[1]), abs=1e-9)
 
 
-def test_a_polygon_is_cut_where_it_leaves_the_frame() -> None:
+def test_a_polygon_is_clipped_to_the_frame() -> None:
     square = [(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]
     assert sorted(_Frame(-1.0, 1.0, 2.0).clip(square)) == [(0.0, 0.0), (0.0, 2.0), (1.0, 0.0), (1.0, 2.0)]
     assert _Frame(9.0, 9.0, 1.0).clip(square) == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The camera of the benchmark, in a process of its own: it disturbs nobody's clock.
+"""The camera of the benchmark, in its own process, so that it does not delay the measurement.
 
-Orders go through a pipe one at a time, each with one answer.
+Orders are sent through a pipe one at a time, each with one answer.
 """
 
 import multiprocessing
@@ -26,87 +26,80 @@ from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
 from ppdaemon.raws.path import sidecar_path
 
-__all__ = ("Expose", "MakeFolders", "Pile", "Race", "Writer", "WriteOld", "Written")
+__all__ = ("Expose", "MakeFolders", "WriteBurst", "RaceFolders", "Writer", "WriteOld", "Written")
 
 CAMERA = "LSSTCam"
 NIGHT = Cadence(exposure_s=0.0, readout_s=0.0, lead_s=0.0)
+# After so many folders the day's folder is new, too.
 RACES_PER_DAY = 100
 OLD_S = 3600.0
-"""Older than any file that is remembered, and of today."""
+"""Age of files that the daemon ignores although they are of the current night."""
 DAY_S = 86_400.0
 SUBSCRIBER_S = 30.0
+# Longer than a tick of the kernel's clock for file times (4 to 10 ms).
 TICK_S = 0.02
 STOP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Expose:
-    """Land the files of an exposure in a new folder."""
+    """Order: write the files of an exposure into a new folder."""
 
     seq_num: int
     group: str
     within_s: float
     renamed: bool
-    """Else they are written in place and closed."""
+    """Whether files are renamed into the folder; else they are written in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An exposure landed."""
+    """Answer: an exposure was written."""
 
     exposure: int
     complete: dict[int, float]
-    """When each detector's image was about to be renamed or closed, monotonic
-    seconds."""
+    """Monotonic seconds just before the rename or the close of each detector's image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
-    """Make folders with one file in each, as fast as it goes."""
+class RaceFolders:
+    """Order: make folders with one file in each, as fast as possible."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class MakeFolders:
-    """Make the folders of exposures that are piled up later."""
+    """Order: make the folders of exposures that are written later."""
 
     exposures: int
 
 
 @dataclass(frozen=True, slots=True)
-class Pile:
-    """Land files in the folders that were made, as fast as it goes."""
+class WriteBurst:
+    """Order: write files into the existing folders, as fast as possible."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class WriteOld:
-    """Fill the root with old files; a fifth of them are of today's night."""
+    """Order: fill the root with old files; a fifth of them are of the current night."""
 
     count: int
 
 
 class Writer:
-    """The writing process, seen from the benchmark.
-
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        The raw root.
-    detectors : `~collections.abc.Sequence` [`int`]
-        Those that are read out.
-    notices : `str`, optional
-        Where to publish notices of files.
-    """
+    """Starts the writing process, sends it orders and receives its answers."""
 
     def __init__(self, root: Path, detectors: Sequence[int], notices: str | None = None):
+        # Not forked: this process has the threads and sockets of the relay.
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, root, tuple(detectors), notices))
+        self._pipe, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_end, root, tuple(detectors), notices))
         self._process.start()
-        theirs.close()
+        # Without a copy in this process, the exit of the child closes the pipe.
+        child_end.close()
 
     def __enter__(self) -> Self:
         return self
@@ -121,22 +114,19 @@ class Writer:
             self._process.join()
         self._process.close()
 
-    def order(self, order: Any) -> None:
-        """Have something written."""
+    def send(self, order: Any) -> None:
+        """Send an order."""
         self._pipe.send(order)
 
-    def answer(self) -> Any:
-        """Return the answer to an order, or `None` if it is not there yet.
+    def receive(self) -> Any:
+        """Return the answer to an order, or `None` if it has not arrived.
 
-        Raises
-        ------
-        BenchFailed
-            Raised if the process ended.
+        Raises `BenchFailed` if the process has exited.
         """
         try:
             return self._pipe.recv() if self._pipe.poll() else None
         except EOFError:
-            raise BenchFailed("the writing process ended; its last words are above") from None
+            raise BenchFailed("the writing process exited; its traceback is above") from None
 
 
 def _serve(pipe: Connection, root: Path, detectors: tuple[int, ...], notices: str | None) -> None:
@@ -151,11 +141,11 @@ def _serve(pipe: Connection, root: Path, detectors: tuple[int, ...], notices: st
                 order = pipe.recv()
             except EOFError:
                 return
-            pipe.send(camera.obey(order))
+            pipe.send(camera.execute(order))
 
 
 class _Camera:
-    """Writes what it is told to."""
+    """Executes the orders."""
 
     def __init__(self, root: Path, camera: SimulatedCamera, sender: NoticeSender | None):
         self._root = root
@@ -165,18 +155,18 @@ class _Camera:
         self._sender = sender
         self._clock = Clock()
 
-    def obey(self, order: Any) -> Any:
+    def execute(self, order: Any) -> Any:
         match order:
             case Expose():
                 return self._expose(order)
-            case Race(count):
+            case RaceFolders(count):
                 return self._race(count)
             case MakeFolders(exposures):
                 for number in range(1, exposures + 1):
                     (self._root / exposure_folder(self._plan(number))).mkdir(parents=True)
                 return exposures
-            case Pile(count):
-                return self._pile(count)
+            case WriteBurst(count):
+                return self._write_burst(count)
             case WriteOld(count):
                 today = write_old_files(self._root, CAMERA, count // 5, self._clock.tai() - OLD_S)
                 before = self._clock.tai() - OLD_S - DAY_S
@@ -190,15 +180,17 @@ class _Camera:
         return visit.exposures[0]
 
     def _read_out(self, plan: ExposurePlan) -> list[tuple[int, Path, bytes, bytes]]:
-        """Make files that are raws, each of them: guiders' stamps would be none."""
+        """Return files that are all raws: those of guiders would not be."""
         return [
             (detector, path.with_name(path.name.replace("_guider", "")), image, sidecar)
             for detector, path, image, sidecar in self._camera.read_out(plan)
         ]
 
     def _stage(self, files: list[tuple[int, Path, bytes, bytes]]) -> None:
-        """Write them beside the raw root, a while before they are renamed into it:
-        within one tick of the clock a renamed file looks like one written in place.
+        """Write files beside the raw root.
+
+        They are renamed into it only after a pause: within one tick of the
+        clock a renamed file looks like one that was written in place.
         """
         for _, path, image, _ in files:
             (self._staged / path.name).write_bytes(image)
@@ -214,20 +206,21 @@ class _Camera:
         write_expected_sensors(self._root, plan, self._camera.detectors)
         for number, (detector, path, image, sidecar) in enumerate(files):
             time.sleep(max(0.0, begin + number * order.within_s / len(files) - time.monotonic()))
-            beside = Path(sidecar_path(str(path)))
-            publish(self._root / beside, sidecar)
+            beside_image = Path(sidecar_path(str(path)))
+            publish(self._root / beside_image, sidecar)
             if order.renamed:
+                # Before the rename: afterwards the worker may have its order already.
                 complete[detector] = time.monotonic()
                 os.rename(self._staged / path.name, self._root / path)
             else:
                 complete[detector] = _write(self._root / path, image)
             if self._sender is not None:
-                self._sender.send(beside, len(sidecar), self._clock.tai())
+                self._sender.send(beside_image, len(sidecar), self._clock.tai())
                 self._sender.send(path, len(image), self._clock.tai())
         return Written(plan.exposure_id, complete)
 
     def _race(self, count: int) -> int:
-        """Write and rename in turns; every so often the day's folder is new, too."""
+        """Write and rename in turns; after each hundred folders the day's folder is new, too."""
         staged = self._staged / "raced.fits"
         _, path, image, _ = next(self._camera.read_out(self._plan(1)))
         template = path.parent.name
@@ -244,7 +237,7 @@ class _Camera:
                 target.write_bytes(content)
         return count
 
-    def _pile(self, count: int) -> int:
+    def _write_burst(self, count: int) -> int:
         files = self._read_out(self._plan(1))
         template = files[0][1].parent.name
         for first in range(0, count, len(files)):
@@ -257,7 +250,7 @@ class _Camera:
 
 
 def _write(target: Path, content: bytes) -> float:
-    """Write a file in an existing folder; return when it was about to be closed."""
+    """Write a file in an existing folder; return the time just before it was closed."""
     with target.open("wb", buffering=0) as stream:
         stream.write(content)
         return time.monotonic()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the benches have in common."""
+"""Code shared by the benches."""

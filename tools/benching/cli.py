@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line of a bench: its options, what it prints, how it ends."""
+"""The command line of a bench: its common options, its output, its exit status."""
 
 import json
 import signal
@@ -12,37 +12,30 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benching.figures import Goal, Scalar, missed, table
+from benching.results import Goal, Scalar, missed, table
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 
-__all__ = ("options", "progress", "run", "tell")
+__all__ = ("options", "progress", "run", "print_results")
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
 
 
 def options[F: Callable[..., Any]](command: F) -> F:
-    """Give a command the options that all benches have.
-
-    Parameters
-    ----------
-    command : `~collections.abc.Callable`
-        Takes ``as_json``, ``scratch`` and ``ramdisk``.
-
-    Returns
-    -------
-    command : `~collections.abc.Callable`
-        The same.
-    """
+    """Add the options that all benches have: ``as_json``, ``scratch``, ``ramdisk``."""
     for option in (
         click.option(
-            "--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="A folder on a tmpfs."
+            "--ramdisk",
+            default="/dev/shm",
+            show_default=True,
+            type=_FOLDER,
+            help="Existing folder on a tmpfs.",
         ),
         click.option(
             "--scratch",
             default=tempfile.gettempdir,
             type=_FOLDER,
-            help="A folder on a disk.  [default: the system's]",
+            help="Existing folder on a disk.  [default: the system's]",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ):
@@ -51,53 +44,33 @@ def options[F: Callable[..., Any]](command: F) -> F:
 
 
 def progress(line: str) -> None:
-    """Tell what is being done.
-
-    Parameters
-    ----------
-    line : `str`
-        For people.
-    """
+    """Print a line of progress to stderr."""
     click.echo(line, err=True)
 
 
-def tell(
-    figures: Mapping[str, Scalar],
+def print_results(
+    results: Mapping[str, Scalar],
     goals: Mapping[str, Goal],
     *,
     as_json: bool,
     groups: Mapping[str, object] | None = None,
 ) -> None:
-    """Print figures beside their goals.
+    """Print results beside their goals, for people or as JSON.
 
-    Parameters
-    ----------
-    figures : `~collections.abc.Mapping`
-        What was measured.
-    goals : `~collections.abc.Mapping`
-        What it should be.
-    as_json : `bool`
-        Whether a program reads it.
-    groups : `~collections.abc.Mapping`, optional
-        The same figures, in the order that JSON has; as they are, if it is
-        not given.
+    `groups` are the same results in the structure that the JSON output has;
+    without it the JSON has `results` as they are.
     """
     if as_json:
-        shown = figures if groups is None else groups
-        click.echo(json.dumps({**shown, "goals_missed": missed(figures, goals)}))
+        shown = results if groups is None else groups
+        click.echo(json.dumps({**shown, "goals_missed": missed(results, goals)}))
     else:
-        Console().print(table(figures, goals))
+        Console().print(table(results, goals))
 
 
 def run(command: click.Command) -> None:
-    """Run a command line and exit.
-
-    Parameters
-    ----------
-    command : `click.Command`
-        A bench.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are deleted then, too
+    """Run a command line and exit with the status of its error."""
+    # As after Ctrl-C: the folders of the measurement are deleted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(command.main(prog_name=command.name, standalone_mode=False))
     except click.ClickException as error:

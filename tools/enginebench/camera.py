@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""DemoCam without pixels, its central repo, and tasks that take no time or hand on large images."""
+"""DemoCam without pixels, its central repo, and tasks that take no time or pass on large images."""
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ _SKY_ADU, _NOISE_ADU = 1000.0, 10.0
 
 
 class BlankFormatter(FormatterV2):
-    """Find out how long a raw is, so that it is read and takes no time."""
+    """Read only the length of a raw, so that reading takes no time."""
 
     can_read_from_local_file: ClassVar[bool] = True
     default_extension: ClassVar[str] = ".fits"
@@ -58,13 +58,7 @@ class BlankCam(DemoCam):
 
 
 def make_central(root: Path) -> None:
-    """Make a central repo: the instrument, and for each detector a bias and flats.
-
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        A folder that does not exist yet.
-    """
+    """Make a central repo with the instrument, and a bias and flats for each detector."""
     with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
         camera = BlankCam()
         camera.register(butler.registry)
@@ -77,7 +71,7 @@ def make_central(root: Path) -> None:
             butler.registry.registerDatasetType(dataset_type)
         calibs = camera.makeCalibrationCollectionName()
         butler.collections.register(calibs, CollectionType.CALIBRATION)
-        run = f"{calibs}/made"
+        run = f"{calibs}/bench"
         butler.collections.register(run)
         refs = []
         for detector in range(DETECTOR_COUNT):
@@ -89,20 +83,7 @@ def make_central(root: Path) -> None:
 
 
 def write_pipeline(folder: Path, name: str) -> str:
-    """Write a pipeline file.
-
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        Where.
-    name : `str`
-        ``Five``, ``Twenty`` or ``Images``.
-
-    Returns
-    -------
-    path : `str`
-        The file.
-    """
+    """Write the pipeline ``Five``, ``Twenty`` or ``Images`` to a file; return its path."""
     lines = [f"description: {name}", "tasks:"]
     lines += [f"  {task._DefaultName}: {__name__}.{task.__name__}" for task in _TASKS[name]]
     path = folder / f"{name}.yaml"
@@ -120,7 +101,7 @@ def _task(
     run: Callable[..., Struct],
     fields: Mapping[str, Any] | None = None,
 ) -> type[PipelineTask]:
-    """Make a task with its connections and its configuration, so that they can be imported by name."""
+    """Make a task with connections and configuration that can be imported by name."""
     class_name = name[0].upper() + name[1:]
     edges = types.new_class(
         f"{class_name}Connections",
@@ -162,26 +143,26 @@ def _doing_nothing(outputs: Iterable[str]) -> Callable[..., Struct]:
 
 
 def _idle_tasks(name: str, output_counts: Sequence[int]) -> list[type[PipelineTask]]:
-    """Make tasks that do nothing, each of which reads all that the one before it has made."""
+    """Make tasks that do nothing; each reads all outputs of the task before."""
     tasks, connections = [], _raws_and_calibs()
     for k, count in enumerate(output_counts):
         dimensions = _VISIT if k else _EXPOSURE
-        made = {f"output{i}": f"{name}_{k}_{i}" for i in range(count)}
-        for connection, dataset in made.items():
+        outputs = {f"output{i}": f"{name}_{k}_{i}" for i in range(count)}
+        for connection, dataset in outputs.items():
             connections[connection] = Output(
                 name=dataset, doc="nothing", storageClass=_DICT, dimensions=dimensions
             )
-        tasks.append(_task(f"{name}{k}", dimensions, connections, _doing_nothing(made)))
+        tasks.append(_task(f"{name}{k}", dimensions, connections, _doing_nothing(outputs)))
         connections = {
             f"input{i}": Input(name=dataset, doc="nothing", storageClass=_DICT, dimensions=dimensions)
-            for i, dataset in enumerate(made.values())
+            for i, dataset in enumerate(outputs.values())
         }
     return tasks
 
 
 @cache
 def _exposed(rows: int, columns: int) -> MaskedImage:
-    """Return an image of the sky; made once, so that noise is not what is measured."""
+    """Return an image of the sky; cached, so that making noise is not measured."""
     shape = rows, columns
     noise = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
     image = Image(_SKY_ADU + _NOISE_ADU * noise)
@@ -201,7 +182,7 @@ def _change(self: PipelineTask, image: MaskedImage) -> Struct:
 
 
 def _image_tasks(count: int) -> list[type[PipelineTask]]:
-    """Make tasks that hand on an image."""
+    """Make tasks that pass on an image."""
     edge = partial(dict, doc="image", storageClass=_IMAGE, dimensions=_EXPOSURE)
     size = {
         "rows": Field[int](doc="Rows of the image.", default=4000),

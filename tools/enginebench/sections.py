@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is measured: central repos, raws, and the workers that are compared."""
+"""The sections of the bench: central repos, raws, and the workers that are compared."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from enginebench.camera import make_central, write_pipeline
-from enginebench.context import DETECTOR, Setup
+from enginebench.worker import DETECTOR, Setup
 from ppdaemon.demo.central import make_apdb, make_central_repo
 from ppdaemon.demo.geometry import CAMERA_NAME
 from ppdaemon.demo.raws import detector_names, encode_blank, publish, raw_path
 from ppdaemon.demo.rules import DemoRule, main_rules, preprocessing_rules
-from ppdaemon.demo.services import Places, node_config
+from ppdaemon.demo.services import DemoPaths, node_config
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
 
-__all__ = ("SECTIONS", "Ground", "Section", "plan", "prepare")
+__all__ = ("SECTIONS", "SectionFolders", "Section", "plan", "prepare")
 
 _BEGIN_TAI_S = 1795317880.0
 """2026-11-22T03:24:40 TAI; the night is long enough for any number of visits."""
@@ -34,24 +34,24 @@ class Section:
     """A pipeline of `enginebench.camera`, or the demo's ``ApPipe``."""
     task_count: int
     exported: Mapping[str, tuple[str, ...]]
-    """Suffix of the names of the figures, and dataset types."""
+    """Exported dataset types by suffix of the workers' names."""
     engines: tuple[str, ...]
     """``direct_2`` is ``direct`` with two processes."""
     snaps: int = 1
 
     @property
     def is_idle(self) -> bool:
-        """Whether the tasks do nothing (`bool`)."""
+        """Whether the tasks do nothing."""
         return self.name in ("empty", "twenty")
 
     @property
     def blank(self) -> bool:
-        """Whether raws are not rendered (`bool`)."""
+        """Whether raws are not rendered."""
         return self.pipeline != "ApPipe"
 
     @property
     def workers(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Engine and exported types of each worker by name (`dict`)."""
+        """Engine and exported types of each worker by name."""
         return {
             "floor" if engine == "floor" else engine + suffix: (engine, types)
             for suffix, types in self.exported.items()
@@ -81,8 +81,8 @@ SECTIONS: Mapping[str, Section] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """Where a section is measured."""
+class SectionFolders:
+    """The folders of a section."""
 
     disk: Path
     ramdisk: Path
@@ -91,60 +91,33 @@ class Ground:
 
     @property
     def raws(self) -> Path:
-        """Where raws lie (`pathlib.Path`)."""
+        """The raw root."""
         return self.disk / "raws"
 
 
 def plan(count: int, snaps: int) -> list[VisitPlan]:
-    """Return the visits that all workers do.
-
-    Parameters
-    ----------
-    count : `int`
-        How many.
-    snaps : `int`
-        Exposures in each.
-
-    Returns
-    -------
-    visits : `list` [`~ppdaemon.demo.visits.VisitPlan`]
-        In order.
-    """
+    """Return the visits that all workers do."""
     return plan_visits(count, _BEGIN_TAI_S, Cadence(every_s=35.0 * snaps), snaps=snaps)
 
 
 def prepare(
-    section: Section, ground: Ground, visits: Sequence[VisitPlan], progress: Callable[[str], None]
+    section: Section, folders: SectionFolders, visits: Sequence[VisitPlan], progress: Callable[[str], None]
 ) -> dict[str, Setup]:
-    """Make central repos and raws; takes most of a minute for rendered ones.
+    """Make central repos and raws; return the setup of each worker by name.
 
-    Parameters
-    ----------
-    section : `Section`
-        What is measured.
-    ground : `Ground`
-        Where.
-    visits : `~collections.abc.Sequence` [`~ppdaemon.demo.visits.VisitPlan`]
-        The visits.
-    progress : `~collections.abc.Callable`
-        Called with a line for each step.
-
-    Returns
-    -------
-    setups : `dict` [`str`, `~enginebench.context.Setup`]
-        By name of the worker. Each has a central repo and an alert database
-        of its own, so that none does what another has done.
+    Each worker has its own central repo and alert database, so that none finds
+    what another has stored. Rendering the raws takes most of a minute.
     """
-    _write_raws(section, ground.raws, visits)
+    _write_raws(section, folders.raws, visits)
     progress(f"{len(visits)} raws")
-    central = ground.disk / "central"
+    central = folders.disk / "central"
     if section.blank:
         make_central(central)
     else:
         bands = sorted({visit.exposures[0].physical_filter.split("_")[0] for visit in visits})
         make_central_repo(central, bands=bands, detectors=[DETECTOR], progress=progress)
     make = _blank_setup if section.blank else _demo_setup
-    return {name: make(section, ground, name, *worker) for name, worker in section.workers.items()}
+    return {name: make(section, folders, name, *worker) for name, worker in section.workers.items()}
 
 
 def _write_raws(section: Section, root: Path, visits: Sequence[VisitPlan]) -> None:
@@ -161,50 +134,54 @@ def _write_raws(section: Section, root: Path, visits: Sequence[VisitPlan]) -> No
             publish(root / path, image)
 
 
-def _places(ground: Ground, name: str) -> Places:
-    """Give a worker its own folders, and copies of the central repo."""
-    places = Places(ground.disk / name, ground.ramdisk / name)
-    shutil.copytree(ground.disk / "central", places.central)
-    return places
+def _worker_paths(folders: SectionFolders, name: str) -> DemoPaths:
+    """Return the folders of a worker, with a copy of the central repo."""
+    paths = DemoPaths(folders.disk / name, folders.ramdisk / name)
+    shutil.copytree(folders.disk / "central", paths.central)
+    return paths
 
 
-def _config(places: Places, ground: Ground, engine: str) -> dict[str, Any]:
-    config = node_config(places, 1)
-    config["arrivals"]["roots"] = [str(ground.raws)]
+def _config(paths: DemoPaths, folders: SectionFolders, engine: str) -> dict[str, Any]:
+    config = node_config(paths, 1)
+    config["arrivals"]["roots"] = [str(folders.raws)]
     kind, _, processes = engine.partition("_")
     config["engine"] |= {"kind": "direct" if kind == "floor" else kind, "processes": int(processes or 1)}
     del config["workers"]["memory"]  # the defaults, for real detectors
     return config
 
 
-def _blank_setup(section: Section, ground: Ground, name: str, engine: str, types: tuple[str, ...]) -> Setup:
-    places = _places(ground, name)
-    pipeline = write_pipeline(places.scratch, section.pipeline)
-    config = _config(places, ground, engine)
+def _blank_setup(
+    section: Section, folders: SectionFolders, name: str, engine: str, types: tuple[str, ...]
+) -> Setup:
+    paths = _worker_paths(folders, name)
+    pipeline = write_pipeline(paths.scratch, section.pipeline)
+    config = _config(paths, folders, engine)
     config["engine"]["no_return"] = []
     config["butler"] |= {"instrument_class": {CAMERA_NAME: _CLASS}, "skymap": None}
-    small = _SMALL if section.pipeline == "Images" and ground.quick else {}
+    small = _SMALL if section.pipeline == "Images" and folders.quick else {}
     config["pipelines"] = {"main": [{"pipelines": [pipeline]}], "overrides": small}
     config["export"]["types"] = list(types)
-    return Setup(config, places.ramdisk, places.scratch / "spool", (pipeline,))
+    return Setup(config, paths.ramdisk, paths.scratch / "spool", (pipeline,))
 
 
-def _demo_setup(section: Section, ground: Ground, name: str, engine: str, types: tuple[str, ...]) -> Setup:
-    """Set up the demo as it is; it says itself what is exported."""
-    places = _places(ground, name)
-    for left in places.central.glob("apdb.*"):
-        left.unlink()
-    make_apdb(places.central)
-    places.alerts.mkdir()
-    alert_map = places.central / "alert_map.fits"
+def _demo_setup(
+    section: Section, folders: SectionFolders, name: str, engine: str, types: tuple[str, ...]
+) -> Setup:
+    """Set up a worker for the demo's pipelines, exports and overrides."""
+    paths = _worker_paths(folders, name)
+    for database_file in paths.central.glob("apdb.*"):
+        database_file.unlink()
+    make_apdb(paths.central)
+    paths.alerts.mkdir()
+    alert_map = paths.central / "alert_map.fits"
     main = main_rules(alert_map)[list(DemoRule).index(DemoRule.IN_MAP)]["pipelines"][:1]
-    before = preprocessing_rules(alert_map)[0]["pipelines"]
-    config = _config(places, ground, engine)
+    preprocessing = preprocessing_rules(alert_map)[0]["pipelines"]
+    config = _config(paths, folders, engine)
     return Setup(
         config,
-        places.ramdisk,
-        places.scratch / "spool",
+        paths.ramdisk,
+        paths.scratch / "spool",
         tuple(main),
-        tuple(before),
-        by_hand=engine == "floor",
+        tuple(preprocessing),
+        tasks_only=engine == "floor",
     )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The parts of ``tools/bench_pool.py``."""
+"""Parts of ``tools/bench_pool.py``."""

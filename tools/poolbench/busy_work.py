@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Work that boots as the real one does, and then spins: a saturated host."""
+"""A work module that starts as the real one does and then loops, to keep all cores busy."""
 
 from typing import NoReturn
 
@@ -12,29 +12,29 @@ __all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
 
 
 class BusyWork:
-    """Has an open Butler, and never ends what it begins."""
+    """Has an open Butler; its prepare step never returns."""
 
     def __init__(self, real: Work):
         self._real = real
 
     def prepare(self, order: Prepare) -> NoReturn:
-        """Loop in Python code."""
+        """Loop in Python code without end."""
         while True:
             pass
 
     def ingest(self, raw: Raw) -> Ingested:
-        """Refuse: no visit gets there."""
+        """Raise `AssertionError`: no visit gets this far."""
         raise AssertionError(raw)
 
     def process(self, order: Process) -> Done:
-        """Refuse: no visit gets there."""
+        """Raise `AssertionError`: no visit gets this far."""
         raise AssertionError(order)
 
     def reset(self) -> None:
-        """Do as the real work does."""
+        """Reset the real work."""
         self._real.reset()
 
 
 def open_work(context: WorkerContext) -> BusyWork:
-    """Copy the template and open it."""
+    """Copy the template repo and open it."""
     return BusyWork(open_real_work(context))

@@ -15,14 +15,8 @@ PRELOAD = tuple(
 
 
 def make_central(root: Path) -> None:
-    """Make a central repo that knows its instrument and nothing else.
-
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        A folder that does not exist yet.
-    """
-    # Only here: the other measurements are of processes without LSST.
+    """Make a central repo that contains only its instrument."""
+    # Imported only here: the other measurements are of processes without LSST code.
     from lsst.daf.butler import Butler
 
     from ppdaemon.demo.instrument import DemoCam
@@ -32,18 +26,9 @@ def make_central(root: Path) -> None:
 
 
 def butler_parts(central: Path) -> dict[str, Any]:
-    """Return what a configuration needs for work with the Butler.
+    """Return the parts of a configuration that work with the Butler needs.
 
-    Parameters
-    ----------
-    central : `pathlib.Path`
-        The central repo.
-
-    Returns
-    -------
-    parts : `dict`
-        ``butler`` and ``pipelines``: the template gets the dataset types of
-        a whole alert pipeline.
+    The template repo gets the dataset types of a complete alert pipeline.
     """
     pipeline = resources.files("ppdaemon.demo") / "pipelines" / "ApPipe.yaml"
     return {

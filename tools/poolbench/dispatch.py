@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one event costs: the slot decides, the pool acts, an order is sent."""
+"""The cost of one event: the slot decides, the pool acts, an order is sent."""
 
 import asyncio
 import os
@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benching.figures import Scalar
-from benching.places import Places
+from benching.folders import BenchFolders
+from benching.results import Scalar
 
-from poolbench.crowd import CAMERA
+from poolbench.fullcamera import CAMERA
 from poolbench.node import node_config
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -38,25 +38,14 @@ from ppdaemon.visit import read_next_visit
 __all__ = ("measure_dispatch",)
 
 EXPOSURE = 2026112200001
-SEAT = 0
+SLOT = 0
 MOST_VISITS = 150
-"""Fewer than recycle a worker."""
+"""Fewer visits than those after which a worker is replaced."""
 
 
-def measure_dispatch(places: Places) -> dict[str, Scalar]:
-    """Take one slot through visits, in this process.
-
-    Parameters
-    ----------
-    places : `~benching.places.Places`
-        Empty folders.
-
-    Returns
-    -------
-    figures : `dict`
-        Microseconds per event, with all that the pool does about it.
-    """
-    config = NodeConfig.model_validate(node_config(places, {CAMERA: "0-8"}, {"max": 1}, butler=_BUTLER))
+def measure_dispatch(folders: BenchFolders) -> dict[str, Scalar]:
+    """Take one slot through visits, in this process; measure microseconds per event."""
+    config = NodeConfig.model_validate(node_config(folders, {CAMERA: "0-8"}, {"max": 1}, butler=_BUTLER))
     return {"event_us": asyncio.run(_measure(config))}
 
 
@@ -73,7 +62,7 @@ async def _measure(config: NodeConfig) -> float:
             visit = _visit(visit_number, clock)
             began = time.perf_counter()
             for event in visit:
-                pool.handle(SEAT, event)
+                pool.handle(SLOT, event)
             passed_s += time.perf_counter() - began
             events += len(visit)
             _drain(channel)
@@ -82,21 +71,22 @@ async def _measure(config: NodeConfig) -> float:
 
 @contextmanager
 def _worker(pool: Pool) -> Iterator[socket.socket]:
-    """Seat a process that does nothing; it is killed with its session."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process, theirs:
+    """Start a process that does nothing as the worker of the slot; kill it at the end."""
+    pool_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # In its own process group, as a worker is: the pool kills the group of a worker.
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process, worker_end:
         try:
-            words = Forked(role="worker", slot=SEAT, epoch=1, pid=process.pid)
-            pool.forked(words, [ours.detach(), os.pidfd_open(process.pid)])
-            pool.handle(SEAT, Ready(pid=process.pid))
-            yield theirs
+            message = Forked(role="worker", slot=SLOT, epoch=1, pid=process.pid)
+            pool.forked(message, [pool_end.detach(), os.pidfd_open(process.pid)])
+            pool.handle(SLOT, Ready(pid=process.pid))
+            yield worker_end
         finally:
             pool.close()
             process.kill()
 
 
 def _visit(visit_number: int, clock: Clock) -> list[object]:
-    """Return what happens to a slot in one visit."""
+    """Return the events of one visit for a slot."""
     key = Key(CAMERA, f"g{visit_number}", 4)
     fields = {"groupId": key.group, "instrument": CAMERA, "nimages": 1}
     now, tai = clock.mono(), clock.tai()
@@ -119,6 +109,6 @@ def _visit(visit_number: int, clock: Clock) -> list[object]:
 
 
 def _drain(channel: socket.socket) -> None:
-    """Take in the orders of one visit: prepare, ingest, process."""
+    """Receive the orders of one visit: prepare, ingest, process."""
     for _ in range(3):
         channel.recv(PACKET_LIMIT)

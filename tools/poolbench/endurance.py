@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether anything in the supervisor grows with the visits it has served."""
+"""Whether the memory or the time per visit of the supervisor grows with the visits."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benching.figures import Scalar
-from benching.places import Places
+from benching.folders import BenchFolders
+from benching.results import Scalar
 
-from poolbench.crowd import CAMERA
-from poolbench.figures import per_thousand
+from poolbench.fullcamera import CAMERA
 from poolbench.node import WORK, BenchFailed, Node, node_config, running
+from poolbench.results import per_thousand
 from ppdaemon.states import Outcome
 from ppdaemon.testing.processes import ResourceUsage
 from ppdaemon.testing.raws import RawWriter
@@ -18,15 +18,16 @@ from ppdaemon.testing.raws import RawWriter
 __all__ = ("measure_endurance",)
 
 BATCH = 100
-"""Detectors of one visit."""
-SEATS = 8
+"""Detectors in one visit."""
+SLOTS = 8
+# So that the workers are never idle.
 MOST_OPEN = 2 * BATCH
 REMEMBER_S = 5.0
-"""Short, so that what the arrivals remember is full long before the end."""
+"""Short, so that the caches of the arrivals are full long before the end."""
 WARM_UP = 0.25
-"""This share of the visits fills caches that do not grow any more."""
+"""This fraction of the visits fills caches that do not grow afterwards."""
 SHARE = 0.1
-"""The first and last visits that are compared."""
+"""Fraction of the visits that is compared, at the start and at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,44 +38,27 @@ class _Sample:
 
 
 def measure_endurance(
-    places: Places, visits: int, progress: Callable[[str], None], *, raws: bool
+    folders: BenchFolders, visits: int, progress: Callable[[str], None], *, raws: bool
 ) -> dict[str, Scalar]:
     """Send visit-detectors through a daemon whose workers do nothing.
 
-    Parameters
-    ----------
-    places : `~benching.places.Places`
-        Empty folders.
-    visits : `int`
-        How many visit-detectors.
-    progress : `~collections.abc.Callable`
-        Gets one line now and then.
-    raws : `bool`
-        Whether each of them waits for a raw, which lands.
-
-    Returns
-    -------
-    figures : `dict`
-        Slopes per 1000 visit-detectors, times of the first and last tenth.
-
-    Raises
-    ------
-    BenchFailed
-        Raised if a visit-detector did not succeed.
+    With `raws` each of them waits for a raw, which is written. Results are
+    slopes per 1000 visit-detectors, and times of the first and last tenth.
+    Raises `BenchFailed` if a visit-detector did not succeed.
     """
-    workers = {"max": SEATS, "work": WORK}
-    parts = {"arrivals": {"roots": [str(places.scratch / "raw")], "remember_s": REMEMBER_S}}
-    config = node_config(places, {CAMERA: f"0-{BATCH - 1}"}, workers, **parts)
-    with running(config, places) as node:
+    workers = {"max": SLOTS, "work": WORK}
+    parts = {"arrivals": {"roots": [str(folders.scratch / "raw")], "remember_s": REMEMBER_S}}
+    config = node_config(folders, {CAMERA: f"0-{BATCH - 1}"}, workers, **parts)
+    with running(config, folders) as node:
         samples = _serve(node, visits // BATCH, progress, raws=raws)
         outcomes = {entry.outcome for entries in node.relay.results.values() for entry in entries}
         if outcomes != {Outcome.SUCCEEDED}:
-            raise BenchFailed(f"outcomes {sorted(outcomes)}")
-    return _judge(samples)
+            raise BenchFailed(f"not all visit-detectors succeeded, outcomes: {sorted(outcomes)}")
+    return _compare(samples)
 
 
 def _serve(node: Node, batches: int, progress: Callable[[str], None], *, raws: bool) -> list[_Sample]:
-    """Keep two visits in flight; take a sample whenever another one is sent."""
+    """Send visits with two open at any time; take a sample after each one."""
     relay, samples = node.relay, [_sample(node)]
     camera = RawWriter(node.raw_root, CAMERA, "MC")
     for number in range(batches):
@@ -95,7 +79,7 @@ def _sample(node: Node) -> _Sample:
     return _Sample(len(node.relay.results), time.monotonic(), node.usage())
 
 
-def _judge(samples: list[_Sample]) -> dict[str, Scalar]:
+def _compare(samples: list[_Sample]) -> dict[str, Scalar]:
     steady = samples[round(len(samples) * WARM_UP) :]
     counts = [sample.done for sample in steady]
     share = max(1, round(len(samples) * SHARE))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How soon a forked worker is ready and what it weighs, against a spawned one.
+"""Start time and memory of a forked worker compared with a spawned one.
 
-Zygote and worker are the real ones, with the Butler opened;
-the supervisor is left out. Nothing else runs on the node.
+Zygote and worker are the real ones, with an open Butler, but there is no
+supervisor. Nothing else runs on the node.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import median
 
-from benching.figures import Scalar
-from benching.places import Places
+from benching.folders import BenchFolders
+from benching.results import Scalar
 
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
 from poolbench.node import BenchFailed, node_config, private_mb_of
@@ -32,28 +32,28 @@ from ppdaemon.wire import decode, encode
 __all__ = ("measure_forks",)
 
 LIMIT_S = 60.0
-SETTLED_S = 0.2
-"""A worker that has said READY still returns from saying so."""
+PAUSE_S = 0.2
+"""A worker that has sent READY still has to return from sending."""
 
 
 @dataclass(frozen=True, slots=True)
-class Birth:
-    """One worker's start."""
+class WorkerStart:
+    """The measurements of one worker's start."""
 
-    born_ms: float
-    """Until it was said that there is a process."""
+    forked_ms: float
+    """Until the message that the process exists."""
     ready_ms: float
     cpu_ms: float
-    """Of the process in its whole life: what other load does not change."""
+    """CPU time of the process until its exit; other load does not change it."""
     private_mb: float
 
 
-class _Parent:
-    """A generation, asked for one process at a time."""
+class _ZygoteClient:
+    """A generation that starts one process at a time."""
 
     def __init__(self, number: int, config: NodeConfig, lifeline: Lifeline):
         self._folders = NodeFolders.of(config)
-        self._heard: asyncio.Queue[tuple[object, list[int]]] = asyncio.Queue()
+        self._messages: asyncio.Queue[tuple[object, list[int]]] = asyncio.Queue()
         self.generation = Generation(
             number,
             config,
@@ -61,113 +61,99 @@ class _Parent:
             lifeline,
             os.environ,
             Clock(),
-            lambda message, descriptors: self._heard.put_nowait((message, descriptors)),
+            lambda message, descriptors: self._messages.put_nowait((message, descriptors)),
             Counter(),
         )
 
-    async def hear[T](self, kind: type[T]) -> tuple[T, list[int]]:
-        """Take the next words, which must be of a kind."""
-        words, descriptors = await asyncio.wait_for(self._heard.get(), LIMIT_S)
-        if not isinstance(words, kind):
+    async def receive[T](self, kind: type[T]) -> tuple[T, list[int]]:
+        """Receive the next message, which must be of a type."""
+        message, descriptors = await asyncio.wait_for(self._messages.get(), LIMIT_S)
+        if not isinstance(message, kind):
             log = self._folders.logs / "zygote.log"
-            raise BenchFailed(f"{words!r} instead of {kind.__name__}\n{log.read_text()}")
-        return words, descriptors
+            raise BenchFailed(f"received {message!r} instead of {kind.__name__}\n{log.read_text()}")
+        return message, descriptors
 
-    async def bear(self, slot: int) -> Birth:
-        """Have a worker made, wait until it is ready, weigh it, let it end."""
+    async def start_worker(self, slot: int) -> WorkerStart:
+        """Start a worker, wait until it is ready, measure it, and stop it."""
         repo, log = self._folders.repo(slot), self._folders.logs / "worker.log"
         repo.mkdir()
         order = ForkWorker(role="worker", slot=slot, epoch=1, repo=str(repo), log=str(log))
-        asked = time.monotonic()
+        ordered_at = time.monotonic()
         self.generation.ask(order)
-        forked, descriptors = await self.hear(Forked)
-        born_ms = (time.monotonic() - asked) * 1e3
+        forked, descriptors = await self.receive(Forked)
+        forked_ms = (time.monotonic() - ordered_at) * 1e3
+        # The pidfd; the end of the worker is reported by the zygote.
         os.close(descriptors[1])
         with socket.socket(fileno=descriptors[0]) as channel:
             channel.setblocking(False)
             receive = asyncio.get_running_loop().sock_recv(channel, PACKET_LIMIT)
             packet = await asyncio.wait_for(receive, LIMIT_S)
-            ready_ms = (time.monotonic() - asked) * 1e3
+            ready_ms = (time.monotonic() - ordered_at) * 1e3
             if not packet or not isinstance(decode(packet, FACTS, limit=PACKET_LIMIT), Ready):
                 raise BenchFailed(f"the worker is not ready: {packet!r}\n{log.read_text()}")
-            await asyncio.sleep(SETTLED_S)
+            await asyncio.sleep(PAUSE_S)
             private_mb = private_mb_of(forked.pid)
             channel.send(encode(Quit()))
-            reaped, _ = await self.hear(Reaped)
+            reaped, _ = await self.receive(Reaped)
         shutil.rmtree(repo)
-        return Birth(born_ms, ready_ms, reaped.cpu_s * 1e3, private_mb)
+        return WorkerStart(forked_ms, ready_ms, reaped.cpu_s * 1e3, private_mb)
 
 
 @asynccontextmanager
-async def _parent(number: int, config: NodeConfig) -> AsyncIterator[_Parent]:
+async def _zygote(number: int, config: NodeConfig) -> AsyncIterator[_ZygoteClient]:
     lifeline = Lifeline()
-    parent = _Parent(number, config, lifeline)
+    zygote = _ZygoteClient(number, config, lifeline)
     try:
-        await parent.generation.make()
-        await parent.hear(Reaped)  # what has made the template
-        yield parent
+        await zygote.generation.make()
+        await zygote.receive(Reaped)  # the process that made the template
+        yield zygote
     finally:
-        pid = parent.generation.pid
-        parent.generation.close()
+        pid = zygote.generation.pid
+        zygote.generation.close()
         lifeline.close()
         if pid is not None:
             await asyncio.to_thread(os.waitpid, pid, 0)
 
 
-async def _fork(config: NodeConfig, runs: int) -> tuple[list[Birth], float]:
-    """Return the births, and what the zygote weighs."""
-    async with _parent(1, config) as parent:
-        births = [await parent.bear(number) for number in range(runs)]
-        return births, private_mb_of(parent.generation.pid)
+async def _fork(config: NodeConfig, runs: int) -> tuple[list[WorkerStart], float]:
+    """Return the measurements of each worker, and the private memory of the zygote."""
+    async with _zygote(1, config) as zygote:
+        starts = [await zygote.start_worker(number) for number in range(runs)]
+        return starts, private_mb_of(zygote.generation.pid)
 
 
-async def _spawn(config: NodeConfig, runs: int) -> list[Birth]:
+async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:
     workers = config.workers.model_copy(update={"start": "spawn"})
-    async with _parent(2, config.model_copy(update={"workers": workers})) as parent:
-        return [await parent.bear(number) for number in range(runs)]
+    async with _zygote(2, config.model_copy(update={"workers": workers})) as zygote:
+        return [await zygote.start_worker(number) for number in range(runs)]
 
 
 def measure_forks(
-    places: Places, forks: int, spawns: int, progress: Callable[[str], None]
+    folders: BenchFolders, forks: int, spawns: int, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
-    """Measure both ways of starting a worker.
-
-    Parameters
-    ----------
-    places : `~benching.places.Places`
-        Empty folders.
-    forks, spawns : `int`
-        How many of each; the medians are returned.
-    progress : `~collections.abc.Callable`
-        Gets one line per step.
-
-    Returns
-    -------
-    figures : `dict`
-        Times in milliseconds, weights in 10^6 bytes.
-    """
+    """Measure both ways of starting a worker: medians in milliseconds and 10^6 bytes."""
     progress("fork: making a central repo")
-    make_central(places.scratch / "central")
+    make_central(folders.scratch / "central")
     workers = {"max": 1, "preload": PRELOAD}
-    parts = butler_parts(places.scratch / "central")
-    config = NodeConfig.model_validate(node_config(places, {INSTRUMENT: "0-8"}, workers, **parts))
-    folders = NodeFolders.of(config)
-    for folder in (folders.slots, folders.cache, folders.spool, folders.logs):
+    parts = butler_parts(folders.scratch / "central")
+    config = NodeConfig.model_validate(node_config(folders, {INSTRUMENT: "0-8"}, workers, **parts))
+    node_folders = NodeFolders.of(config)
+    for folder in (node_folders.slots, node_folders.cache, node_folders.spool, node_folders.logs):
         folder.mkdir(parents=True)
-    progress(f"fork: {forks} workers of a zygote")
-    births, zygote_mb = asyncio.run(_fork(config, forks))
+    progress(f"fork: {forks} workers forked from a zygote")
+    forked, zygote_mb = asyncio.run(_fork(config, forks))
     progress(f"fork: {spawns} workers in fresh interpreters")
     spawned = asyncio.run(_spawn(config, spawns))
-    fork_ms, spawn_ms = (median(birth.ready_ms for birth in each) for each in (births, spawned))
+    fork_ms, spawn_ms = (median(start.ready_ms for start in each) for each in (forked, spawned))
     return {
         "fork_ready_ms": fork_ms,
-        "fork_ready_worst_ms": max(birth.ready_ms for birth in births),
-        "fork_alone_ms": median(birth.born_ms for birth in births),
-        "fork_cpu_ms": median(birth.cpu_ms for birth in births),
+        "fork_ready_worst_ms": max(start.ready_ms for start in forked),
+        "fork_alone_ms": median(start.forked_ms for start in forked),
+        "fork_cpu_ms": median(start.cpu_ms for start in forked),
         "spawn_ready_ms": spawn_ms,
-        "spawn_cpu_ms": median(birth.cpu_ms for birth in spawned),
+        "spawn_cpu_ms": median(start.cpu_ms for start in spawned),
         "fork_over_spawn": spawn_ms / fork_ms,
-        "idle_private_mb": median(birth.private_mb for birth in births),
-        "spawn_private_mb": median(birth.private_mb for birth in spawned),
+        "idle_private_mb": median(start.private_mb for start in forked),
+        "spawn_private_mb": median(start.private_mb for start in spawned),
         "zygote_private_mb": zygote_mb,
     }

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benching.places import Places
+from benching.folders import BenchFolders
 
-from poolbench.figures import private_mb
+from poolbench.results import private_mb
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import VisitRefused
 from ppdaemon.states import SlotState
@@ -26,67 +26,58 @@ WORK = "ppdaemon.testing.work"
 
 
 class BenchFailed(PPDaemonError):
-    """The daemon under measurement does not do what it should."""
+    """The daemon under measurement does not work as expected."""
 
 
 class BenchRelay(PlayedRelay):
-    """A relay whose visits are all taken."""
+    """A relay that fails the bench if the node refuses a visit while it runs."""
+
+    stopping = False
+    """A node that stops refuses all; raised then, it would hide why the bench stops."""
 
     def on_message(self, message: Any) -> None:
-        """Fail where the node does not take a visit."""
+        """Raise `BenchFailed` if the node refuses a visit."""
         super().on_message(message)
-        if isinstance(message, VisitRefused):
+        if isinstance(message, VisitRefused) and not self.stopping:
             raise BenchFailed(message.reason)
 
 
 class Node(NodeProcess):
-    """A daemon with all slots filled from the start."""
+    """A daemon in which all slots have a worker from the start."""
 
     def wait_until_idle(self) -> None:
-        """Wait until every slot has a worker that waits for a visit."""
+        """Wait until every slot has an idle worker."""
         idle = {SlotState.IDLE: self.config["workers"]["max"]}
         self.wait(lambda: self.relay.connected and self.status().slots == idle, START_S, 0.05)
 
 
 def private_mb_of(pid: int) -> float:
-    """Return the memory that only this process has, 10^6 bytes."""
+    """Return the private memory of a process, 10^6 bytes."""
     return private_mb(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
 def node_config(
-    places: Places, instruments: Mapping[str, str], workers: Mapping[str, Any], **parts: Any
+    folders: BenchFolders, instruments: Mapping[str, str], workers: Mapping[str, Any], **parts: Any
 ) -> dict[str, Any]:
-    """Return a configuration with all slots filled from the start.
+    """Return a configuration in which all slots have a worker from the start.
 
-    Parameters
-    ----------
-    places : `~benching.places.Places`
-        The folders.
-    instruments : `~collections.abc.Mapping` [`str`, `str`]
-        Detectors, by instrument.
-    workers : `~collections.abc.Mapping`
-        The part ``workers``; ``max`` is the number of slots.
-    **parts
-        Other parts, in place of the usual ones.
-
-    Returns
-    -------
-    config : `dict`
-        As ``etc/ppdaemon.yaml``.
+    `instruments` has the detectors of each instrument, `workers` is that part
+    of the configuration, with the number of slots as ``max``; `parts` replace
+    other parts.
     """
-    pipeline, raws = places.scratch / "none.yaml", places.scratch / "raw"
+    pipeline, raws = folders.scratch / "none.yaml", folders.scratch / "raw"
     pipeline.write_text("{}\n")
     raws.mkdir()
     path = os.pathsep.join(filter(None, (str(TOOLS), os.environ.get("PYTHONPATH"))))
     return {
         "node": {
             "name": "bench",
-            "state_dir": str(places.scratch / "state"),
-            "ramdisk": str(places.ramdisk),
-            "control": str(places.ramdisk / "control"),
+            "state_dir": str(folders.scratch / "state"),
+            "ramdisk": str(folders.ramdisk),
+            "control": str(folders.ramdisk / "control"),
             "instruments": dict(instruments),
         },
-        "relay": {"address": f"ipc://{places.ramdisk}/relay"},
+        "relay": {"address": f"ipc://{folders.ramdisk}/relay"},
         "arrivals": {"roots": [str(raws)]},
         "workers": {
             "min": workers["max"],
@@ -101,36 +92,23 @@ def node_config(
 
 
 @contextmanager
-def running(config: dict[str, Any], places: Places) -> Iterator[Node]:
-    """Run a daemon until all its workers are ready, and stop it afterwards.
+def running(config: dict[str, Any], folders: BenchFolders) -> Iterator[Node]:
+    """Run a daemon, yield it when all its workers are ready, and stop it afterwards.
 
-    Parameters
-    ----------
-    config : `dict`
-        As `node_config` returns it.
-    places : `~benching.places.Places`
-        The same folders.
-
-    Yields
-    ------
-    node : `Node`
-        The daemon.
-
-    Raises
-    ------
-    BenchFailed
-        Raised if it ends by itself, or is not done with something in time.
+    Raises `BenchFailed` if it exits by itself, or a wait exceeds its time
+    limit.
     """
     with BenchRelay(config["relay"]["address"], heartbeat_s=HEARTBEAT_S) as relay:
-        node = Node(places.scratch, config, relay)
+        node = Node(folders.scratch, config, relay)
         node.launch()
         try:
             try:
                 node.wait_until_idle()
                 yield node
             finally:
+                relay.stopping = True
                 status = node.stop(STOP_S)
         except AssertionError as error:
             raise BenchFailed(str(error)) from None
         if status != 0:
-            raise BenchFailed(f"the daemon ended with {status}\n{node.story()}")
+            raise BenchFailed(f"the daemon exited with status {status}\n{node.story()}")

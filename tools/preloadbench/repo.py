@@ -32,7 +32,7 @@ RA_DEG, DEC_DEG = 150.0, -20.0
 """Middle of the field."""
 SKYMAP = "survey"
 COLLECTIONS = (f"{CAMERA}/templates", "refcats", "skymaps", "models")
-"""Searched for what is no calibration."""
+"""Collections that are searched for datasets other than calibrations."""
 _DICT = "StructuredDataDict"
 _EPOCH_DAYS = 90.0
 _SHARDS = HtmPixelization(7)
@@ -40,23 +40,23 @@ _SHARDS = HtmPixelization(7)
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much there is, and how large the files are."""
+    """Amounts of data, and sizes of the files."""
 
     epochs: int
     """Validity ranges of each calibration, 90 days each; the last one is open."""
     tracts: int
-    """Along each side of the field; a tract has 10 x 10 patches of 0.17 deg."""
+    """Tracts along each side of the field; a tract has 10 x 10 patches of 0.17 deg."""
     bands: int
-    """Templates in so many bands."""
+    """Number of bands with templates."""
     image_bytes: int
-    """A calibration image or a template."""
+    """Size of a calibration image or a template."""
     table_bytes: int
-    """A shard, a table, a model."""
+    """Size of a shard, a table, or a model."""
     detectors: int = 205
 
     @property
     def side_deg(self) -> float:
-        """Side of the field with templates and shards (`float`)."""
+        """Side of the field with templates and shards."""
         return self.tracts * _TRACT_DEG
 
 
@@ -66,34 +66,19 @@ _TRACT_DEG = _PATCHES * _PATCH_DEG
 
 
 def make_central(root: Path, size: Size, progress: Callable[[str], None]) -> Path:
-    """Make the repo.
-
-    Parameters
-    ----------
-    root : `pathlib.Path`
-        A folder that does not exist yet.
-    size : `Size`
-        How much there is.
-    progress : `~collections.abc.Callable`
-        Called with one line for each step.
-
-    Returns
-    -------
-    root : `pathlib.Path`
-        The repo.
-    """
+    """Make the repo in a folder that must not exist yet."""
     with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
         SurveyCam(detectors=size.detectors).register(butler.registry)
-        files = _Files(root / "made", size)
+        files = _Files(root / "files", size)
         progress(f"{_add_calibs(butler, files, size)} calibrations")
         progress(f"{_add_templates(butler, files, size)} templates")
         progress(f"{_add_shards(butler, files, size)} shards of two catalogs")
-        _add_rest(butler, files)
+        _add_others(butler, files)
     return root
 
 
 class _Files:
-    """Makes files to be ingested: names of two, so that a large repo takes little space."""
+    """Makes files for ingest: hard links to two files, so that a large repo takes little space."""
 
     def __init__(self, folder: Path, size: Size):
         folder.mkdir()
@@ -124,9 +109,9 @@ def _register(
 
 
 def _ingest(butler: Butler, datasets: Iterable[tuple[DatasetRef, Path]]) -> list[DatasetRef]:
-    made = [FileDataset(str(path), ref) for ref, path in datasets]
-    butler.ingest(*made, transfer="direct")
-    return [ref for file in made for ref in file.refs]
+    files = [FileDataset(str(path), ref) for ref, path in datasets]
+    butler.ingest(*files, transfer="direct")
+    return [ref for file in files for ref in file.refs]
 
 
 def _add_calibs(butler: Butler, files: _Files, size: Size) -> int:
@@ -174,7 +159,7 @@ def _calibs(
 
 
 def box(left: float, low: float, side: float) -> ConvexPolygon:
-    """Make a polygon of a corner and a side in degrees on the tangent plane of the field."""
+    """Make a polygon from a corner and a side in degrees on the tangent plane of the field."""
     corners = ((left, low), (left + side, low), (left + side, low + side), (left, low + side))
     stretch = 1.0 / math.cos(math.radians(DEC_DEG))
     return ConvexPolygon.convexHull(
@@ -224,10 +209,10 @@ def _add_shards(butler: Butler, files: _Files, size: Size) -> int:
     return count
 
 
-def _add_rest(butler: Butler, files: _Files) -> None:
+def _add_others(butler: Butler, files: _Files) -> None:
     _register(butler, "raw", ("instrument", "exposure", "detector"))
-    rest = (("skyMap", ("skymap",), {"skymap": SKYMAP}, "skymaps"), ("model", (), {}, "models"))
-    for name, dimensions, parts, run in rest:
+    others = (("skyMap", ("skymap",), {"skymap": SKYMAP}, "skymaps"), ("model", (), {}, "models"))
+    for name, dimensions, parts, run in others:
         dataset_type = _register(butler, name, dimensions)
         butler.collections.register(run)
         data_id = DataCoordinate.standardize(parts, dimensions=dataset_type.dimensions)

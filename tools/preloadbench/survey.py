@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A survey camera that never looks: its instrument, its focal plane, and tasks that are not run.
+"""A survey camera without raws: its instrument, its focal plane, and tasks that are not run.
 
 The connections are those of an alert pipeline, so that a preload has to find
-what one needs; nothing is ever computed.
+its inputs; nothing is computed.
 """
 
 import math
@@ -37,7 +37,7 @@ CALIBS = ("bias", "dark", "defects", "linearizer", "ptc", "bfk", "crosstalk")
 FLATS = ("flat", "fringe")
 """One per detector and filter."""
 IMAGES = frozenset({"bias", "dark", *FLATS})
-"""Of these, what is as large as a detector's image."""
+"""Those of the above that are as large as a detector's image."""
 SIDE_DEG = 0.22
 """Side of a detector, as LSSTCam's."""
 _DICT = "StructuredDataDict"
@@ -50,13 +50,7 @@ _PIPELINES = {
 
 
 class SurveyCam(Instrument):
-    """A camera whose raws never come.
-
-    Parameters
-    ----------
-    detectors : `int`, optional
-        How many are registered.
-    """
+    """A camera without raws, with a number of detectors to register."""
 
     raw_definition = ("raw", _EXPOSURE, _DICT)
 

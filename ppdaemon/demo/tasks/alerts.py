@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Alert packets: the newest LSST schema, one Avro file for each visit and detector.
 
-Writing the file cannot be repeated; a file that exists is never replaced.
+Writing the file cannot be repeated: an existing file is never replaced.
 """
 
 import io
@@ -31,7 +31,7 @@ _ALL = ("instrument", "visit", "detector")
 
 
 def alert_file_name(visit: int, detector: int) -> str:
-    """Return the name of a visit-detector's file in the alert directory."""
+    """Return the name of a visit-detector's file in the folder of the alert files."""
     return f"alerts_{visit}_{detector:03d}.avro"
 
 
@@ -41,18 +41,18 @@ def cutout(pixels: np.ndarray, x: float, y: float, half_width_px: int, wcs: WCS 
     Parameters
     ----------
     pixels : `numpy.ndarray`, (rows, columns)
-        Image.
+        Image in nJy.
     x, y : `float`
-        Centre, pixels.
+        Center of the square, 0-based pixels.
     half_width_px : `int`
         The square has 2 * half_width_px + 1 rows and columns.
     wcs : `astropy.wcs.WCS`, optional
-        Projection of the image, 0-based.
+        Projection of the image, 0-based; without it the header has none.
 
     Returns
     -------
     encoded : `bytes`
-        A FITS file with one float32 image; NaN beyond the edge.
+        A FITS file with one float32 image; NaN beyond the edge of the image.
     """
     size = 2 * half_width_px + 1
     left, low = round(x) - half_width_px, round(y) - half_width_px
@@ -78,21 +78,21 @@ def cutout(pixels: np.ndarray, x: float, y: float, half_width_px: int, wcs: WCS 
 
 
 def publish_alerts(path: Path, schema: Schema, packets: Iterable[Mapping[str, Any]]) -> None:
-    """Write packets so that the file appears whole, is on disk, and is new.
+    """Write packets to a new file that appears complete and is synced to disk.
 
     Parameters
     ----------
     path : `pathlib.Path`
-        The file; its folder is made if need be.
+        The file; its folder is made if it does not exist.
     schema : `lsst.alert.packet.Schema`
         Schema of the packets.
     packets : `~collections.abc.Iterable`
-        The packets, possibly none.
+        The packets; the file is written for an empty list, too.
 
     Raises
     ------
     FileExistsError
-        Raised where the file exists: it may have been read already.
+        Raised if the file exists: another program may have read it already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -100,7 +100,7 @@ def publish_alerts(path: Path, schema: Schema, packets: Iterable[Mapping[str, An
         with partial.open("wb") as stream:
             schema.store_alerts(stream, packets)
         sync(partial)
-        # A link, unlike a rename, fails where the name is taken.
+        # A link, unlike a rename, fails if the file exists.
         os.link(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def publish_alerts(path: Path, schema: Schema, packets: Iterable[Mapping[str, An
 
 
 class AlertsConnections(pipeBase.PipelineTaskConnections, dimensions=_ALL):
-    """Stored sources and images in, a file of alerts and a summary out."""
+    """Stored sources and images as inputs, a summary of the alert file as output."""
 
     dia_source_apdb = cT.Input(
         name="dia_source_apdb", doc="DiaSources as stored.", storageClass="DataFrame", dimensions=_ALL
@@ -149,11 +149,13 @@ class AlertsConfig(pipeBase.PipelineTaskConfig, pipelineConnections=AlertsConnec
     """Configuration of `AlertsTask`."""
 
     alert_dir = pexConfig.Field[str](doc="Folder of the alert files.", default="")
-    cutout_half_width_px = pexConfig.RangeField(dtype=int, doc="Half of a cutout's size.", default=20, min=1)
+    cutout_half_width_px = pexConfig.RangeField(
+        dtype=int, doc="Pixels of a cutout on each side of its center.", default=20, min=1
+    )
 
 
 class AlertsTask(pipeBase.PipelineTask):
-    """Make an alert packet of each DiaSource and write them to a file."""
+    """Make an alert packet of each DiaSource and write them to one file."""
 
     ConfigClass = AlertsConfig
     _DefaultName = "alerts"
@@ -165,7 +167,7 @@ class AlertsTask(pipeBase.PipelineTask):
         inputRefs: pipeBase.InputQuantizedConnection,  # noqa: N803
         outputRefs: pipeBase.OutputQuantizedConnection,  # noqa: N803
     ) -> None:
-        """Read, run with visit and detector of the data ID, write."""
+        """Read the inputs, call `run` with visit and detector of the data ID, write the outputs."""
         inputs = butlerQC.get(inputRefs)
         visit, detector = visit_and_detector(butlerQC.quantum)
         outputs = self.run(**inputs, visit=visit, detector=detector)
@@ -192,22 +194,22 @@ class AlertsTask(pipeBase.PipelineTask):
         preloaded_dia_sources : `pandas.DataFrame`
             Earlier sources of those objects.
         science, template_warp, difference_image : `lsst.images.MaskedImage`
-            Images to cut from, nJy.
+            Images for the cutouts, nJy, on one pixel grid.
         visit, detector : `int`
-            For the file's name.
+            IDs that make the file name.
 
         Returns
         -------
         result : `lsst.pipe.base.Struct`
-            ``alerts``: `dict` with ``count``, ``dia_source_ids``, ``file``
-            and ``schema``.
+            ``alerts``: `dict` with ``count``, ``dia_source_ids``, ``file`` (its
+            name) and ``schema``.
 
         Raises
         ------
         FileExistsError
-            Raised where the alerts were written before.
+            Raised if the alerts were written before.
         ValueError
-            Raised where no folder is configured.
+            Raised if ``alert_dir`` is not configured.
         """
         if not self.config.alert_dir:
             raise ValueError(f"{self.getName()}:alert_dir is not set: name the folder of the alert files")
@@ -222,12 +224,12 @@ class AlertsTask(pipeBase.PipelineTask):
                 "observation_reason": science.metadata.get("observation_reason"),
                 "target_name": science.metadata.get("target_name"),
                 "diaSource": source,
-                "diaObject": owner,
+                "diaObject": dia_object,
                 "prvDiaSources": [each for each in past if each["diaObjectId"] == source["diaObjectId"]]
                 or None,
             }
             | self._cutouts(images, source["x"], source["y"])
-            for source, owner in zip(sources, objects, strict=True)
+            for source, dia_object in zip(sources, objects, strict=True)
         ]
         path = Path(self.config.alert_dir, alert_file_name(visit, detector))
         publish_alerts(path, schema, packets)
@@ -249,14 +251,16 @@ class AlertsTask(pipeBase.PipelineTask):
 
 
 def _fields(schema: Schema, record: str) -> frozenset[str]:
-    """Return the field names of a record that the alert's schema nests."""
-    (kind,) = (each["type"] for each in schema.definition["fields"] if each["name"] == record)
-    nested = next(each for each in (kind if isinstance(kind, list) else [kind]) if isinstance(each, dict))
+    """Return the field names of a record that is nested in the alert schema."""
+    (field_type,) = (each["type"] for each in schema.definition["fields"] if each["name"] == record)
+    # A nullable field has a list of types, with "null" as one of them.
+    types = field_type if isinstance(field_type, list) else [field_type]
+    nested = next(each for each in types if isinstance(each, dict))
     return frozenset(field["name"] for field in nested["fields"])
 
 
 def _records(table: pandas.DataFrame, fields: frozenset[str]) -> list[dict[str, Any]]:
-    """Turn rows into dicts of plain values, without nulls and what the schema does not know."""
+    """Convert rows to dicts of plain values, without nulls and columns unknown to the schema."""
     known = table[[name for name in table.columns if name in fields]]
     return [
         {name: value for name, value in record.items() if not _is_null(value)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The alert database: what is read before the image comes, what is written after.
+"""Read the alert database before the image arrives, and write to it after detection.
 
 `AssociateTask` makes the first write of a pipeline that cannot be repeated.
 """
@@ -41,7 +41,7 @@ def _open(config_url: str, label: str) -> Apdb:
 class LoadDiaCatalogsConnections(
     pipeBase.PipelineTaskConnections, dimensions=("instrument", "group", "detector")
 ):
-    """A footprint in, the database's objects and sources in it out."""
+    """A sky region and time as input, the database's objects and sources in it as outputs."""
 
     region_time = cT.Input(
         name="regionTimeInfo",
@@ -51,7 +51,7 @@ class LoadDiaCatalogsConnections(
     )
     preloaded_dia_objects = cT.Output(
         name="preloaded_dia_objects",
-        doc="Known DiaObjects.",
+        doc="DiaObjects in the region.",
         storageClass="DataFrame",
         dimensions=("instrument", "group", "detector"),
     )
@@ -70,7 +70,7 @@ class LoadDiaCatalogsConfig(pipeBase.PipelineTaskConfig, pipelineConnections=Loa
 
 
 class LoadDiaCatalogsTask(pipeBase.PipelineTask):
-    """Read what the alert database knows of a footprint."""
+    """Read the alert database's objects and sources in a region."""
 
     ConfigClass = LoadDiaCatalogsConfig
     _DefaultName = "loadDiaCatalogs"
@@ -82,7 +82,7 @@ class LoadDiaCatalogsTask(pipeBase.PipelineTask):
         Parameters
         ----------
         region_time : `lsst.pipe.base.utils.RegionTimeInfo`
-            Where and when.
+            Padded region and time span of the visit.
 
         Returns
         -------
@@ -93,7 +93,7 @@ class LoadDiaCatalogsTask(pipeBase.PipelineTask):
         Raises
         ------
         ValueError
-            Raised where no database is configured.
+            Raised if no database is configured.
         """
         apdb = _open(self.config.apdb_config_url, self.getName())
         objects = apdb.getDiaObjects(region_time.region)
@@ -101,7 +101,7 @@ class LoadDiaCatalogsTask(pipeBase.PipelineTask):
         sources = apdb.getDiaSources(region_time.region, ids, region_time.timespan.begin)
         if sources is None:
             raise ValueError(
-                "the APDB is configured to hold back DiaSources: set read_sources_months above 0"
+                "the APDB is configured not to return DiaSources: set read_sources_months above 0"
             )
         self.metadata["dia_object_count"] = len(objects)
         self.metadata["dia_source_count"] = len(sources)
@@ -109,7 +109,7 @@ class LoadDiaCatalogsTask(pipeBase.PipelineTask):
 
 
 class AssociateConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
-    """Candidates and known objects in, stored sources and objects out."""
+    """Candidates and known objects as inputs, stored sources and objects as outputs."""
 
     dia_source_detector = cT.Input(
         name="dia_source_detector",
@@ -163,7 +163,7 @@ class AssociateTask(pipeBase.PipelineTask):
         inputRefs: pipeBase.InputQuantizedConnection,  # noqa: N803
         outputRefs: pipeBase.OutputQuantizedConnection,  # noqa: N803
     ) -> None:
-        """Read, run with visit and detector of the data ID, write."""
+        """Read the inputs, call `run` with visit and detector of the data ID, write the outputs."""
         inputs = butlerQC.get(inputRefs)
         visit, detector = visit_and_detector(butlerQC.quantum)
         outputs = self.run(**inputs, visit=visit, detector=detector)
@@ -178,29 +178,29 @@ class AssociateTask(pipeBase.PipelineTask):
         visit: int,
         detector: int,
     ) -> pipeBase.Struct:
-        """Associate and store.
+        """Associate the candidates with objects and store both.
 
         Parameters
         ----------
         dia_source_detector : `astropy.table.Table`
-            Candidates; the rejected ones are left out.
+            Candidates; those with a reason in ``rejected`` are not stored.
         preloaded_dia_objects, preloaded_dia_sources : `pandas.DataFrame`
-            What the database knew before the image came.
+            Content of the database before the image arrived.
         visit, detector : `int`
-            Where the candidates are from.
+            IDs that become part of the source IDs.
 
         Returns
         -------
         result : `lsst.pipe.base.Struct`
-            ``dia_source_apdb`` and ``dia_object_apdb``, `pandas.DataFrame`
-            with a row for each other.
+            ``dia_source_apdb`` and ``dia_object_apdb``, `pandas.DataFrame`: row k
+            of the second is the object of row k of the first.
 
         Raises
         ------
         AlreadyAssociatedError
-            Raised where the database has this visit and detector.
+            Raised if the database has sources of this visit and detector.
         ValueError
-            Raised where no database is configured.
+            Raised if no database is configured.
         """
         apdb = _open(self.config.apdb_config_url, self.getName())
         candidates = dia_source_detector[dia_source_detector["rejected"] == ""]
@@ -214,15 +214,15 @@ class AssociateTask(pipeBase.PipelineTask):
         matched = rows >= 0
         object_ids = sources["diaSourceId"].to_numpy(copy=True)
         object_ids[matched] = preloaded_dia_objects["diaObjectId"].to_numpy(dtype="int64")[rows[matched]]
-        # An object is named after its first source, as nothing else is unique across workers.
+        # A new object has the ID of its first source: no other ID is unique across workers.
         sources.insert(1, "diaObjectId", object_ids)
         objects = update_dia_objects(sources, preloaded_dia_objects, preloaded_dia_sources)
         self.metadata["dia_source_count"] = len(sources)
         self.metadata["new_dia_object_count"] = int((~matched).sum())
         if apdb.containsVisitDetector(visit, detector):
             raise AlreadyAssociatedError(
-                f"the APDB holds DiaSources of visit {visit}, detector {detector}: storing them again "
-                "would double them",
+                f"the APDB has DiaSources of visit {visit}, detector {detector} already: they are not "
+                "stored again, because each would be in the database twice",
                 visit=visit,
                 detector=detector,
             )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Match sources to a reference catalogue and fit a tangent-plane projection.
+"""Match sources to a reference catalog and fit a tangent-plane projection.
 
-The guess must be right in rotation and scale and within some arcseconds in
-position, as the header's pointing is.
+The initial projection must have the right rotation and scale and be within
+some arcseconds in position, as the pointing in the header is.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ import numpy as np
 from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
-__all__ = ("AstrometricFit", "fit_tangent_plane", "match_catalogues", "vote_for_offset")
+__all__ = ("AstrometricFit", "fit_tangent_plane", "match_catalogs", "vote_for_offset")
 
 
 class AstrometricFit(NamedTuple):
-    """A projection and how well it fits."""
+    """A projection and the quality of its fit."""
 
     wcs: WCS
-    """The projection."""
+    """The fitted TAN projection."""
     used: np.ndarray
-    """Which of the pairs were used, (n,)."""
+    """Which of the n pairs were used in the fit, (n,) booleans."""
     scatter_arcsec: float
     """Robust standard deviation of the residuals per axis."""
 
@@ -30,8 +30,8 @@ def vote_for_offset(
 ) -> tuple[np.ndarray, int]:
     """Find the common shift of two sets of positions.
 
-    Every pair closer than ``search_px`` votes for its difference; the fullest
-    cell of the plane of differences wins.
+    Every pair closer than ``search_px`` votes for its difference; the cell of
+    the plane of differences with the most votes wins.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ def vote_for_offset(
     Returns
     -------
     offset : `numpy.ndarray`, (2,)
-        What to add to ``reference_xy``, pixels.
+        Shift to be added to ``reference_xy``, pixels.
     votes : `int`
-        Pairs in the winning cell.
+        Pairs in the winning cell; 0 if no pair is close enough.
     """
     differences = (source_xy[:, None, :] - reference_xy[None, :, :]).reshape(-1, 2)
     differences = differences[(np.abs(differences) < search_px).all(axis=1)]
@@ -61,10 +61,10 @@ def vote_for_offset(
     return np.median(differences[near], axis=0), int(votes.max())
 
 
-def match_catalogues(
+def match_catalogs(
     source_xy: np.ndarray, reference_xy: np.ndarray, radius_px: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pair mutual nearest neighbours.
+    """Pair mutual nearest neighbors.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def match_catalogues(
     Returns
     -------
     sources, references : `numpy.ndarray` of `int`
-        Row numbers of the pairs.
+        Row numbers of the pairs, of equal length.
     """
     if not len(source_xy) or not len(reference_xy):
         return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
@@ -110,16 +110,17 @@ def fit_tangent_plane(
         Standard deviation of each pair's distance per axis, pixels; only the
         ratios matter.
     guess : `astropy.wcs.WCS`
-        Projection whose tangent point is kept.
+        Initial projection; its tangent point is not changed.
     clip_sigma : `float`, optional
-        Pairs farther off than this many robust standard deviations go.
+        Pairs with larger residuals, in robust standard deviations, are
+        removed.
     rounds : `int`, optional
-        How often outliers are looked for.
+        Maximum number of fits, each without the outliers of the one before.
 
     Returns
     -------
     fit : `AstrometricFit`
-        The projection maps 0-based pixels.
+        Its projection maps 0-based pixels.
     """
     plane = guess.deepcopy()
     plane.wcs.crpix = [1.0, 1.0]
@@ -130,15 +131,15 @@ def fit_tangent_plane(
     design = np.column_stack([x, y, np.ones_like(x)])
     weight = (1.0 / np.asarray(error_px))[:, None]
     used = np.ones(len(x), dtype=bool)
-    for turn in range(1, rounds + 1):
+    for fit_number in range(1, rounds + 1):
         solution, *_ = np.linalg.lstsq((design * weight)[used], (target * weight)[used], rcond=None)
         residual = target - design @ solution
         scaled = residual * weight
         sigma = 1.4826 * np.median(np.abs(scaled[used]))
-        kept = np.hypot(scaled[:, 0], scaled[:, 1]) < clip_sigma * np.sqrt(2.0) * max(sigma, 1e-12)
-        if turn == rounds or kept.sum() < 3 or np.array_equal(kept, used):
+        inside = np.hypot(scaled[:, 0], scaled[:, 1]) < clip_sigma * np.sqrt(2.0) * max(sigma, 1e-12)
+        if fit_number == rounds or inside.sum() < 3 or np.array_equal(inside, used):
             break
-        used = kept
+        used = inside
     matrix = solution[:2].T
     wcs = guess.deepcopy()
     wcs.wcs.cd = matrix

@@ -20,7 +20,7 @@ from ppdaemon.demo.geometry import PIXEL_SCALE_ARCSEC, detector_wcs
 from ppdaemon.demo.tasks.astrometry import (
     AstrometricFit,
     fit_tangent_plane,
-    match_catalogues,
+    match_catalogs,
     vote_for_offset,
 )
 from ppdaemon.demo.tasks.errors import TooFewStarsError, UncalibratedPointingError
@@ -34,7 +34,7 @@ NJY_ZERO_POINT_MAG = 31.4
 """AB magnitude of 1 nJy."""
 
 
-_TOLD = (
+_COPIED_METADATA = (
     "astrometric_scatter_arcsec",
     "matched_count",
     "pointing_error_arcsec",
@@ -44,30 +44,30 @@ _TOLD = (
     "zero_point_mag",
     "zero_point_scatter_mag",
 )
-"""What the image's metadata repeat of the task's."""
+"""Task metadata that are copied to the image's metadata."""
 
 
 def psf_of(image: MaskedImage) -> Moffat:
-    """Return the PSF that a calibrated image's metadata tells of."""
-    told: dict[str, Any] = dict(image.metadata)
-    return Moffat(float(told["psf_fwhm_px"]), float(told["psf_beta"]))
+    """Return the PSF that is stored in a calibrated image's metadata."""
+    metadata: dict[str, Any] = dict(image.metadata)
+    return Moffat(float(metadata["psf_fwhm_px"]), float(metadata["psf_beta"]))
 
 
 def _clipped(values: np.ndarray, sigma: float = 3.0) -> tuple[float, float, int]:
-    """Return median, robust standard deviation and number of what is left after clipping."""
-    kept = values[np.isfinite(values)]
+    """Return median, robust standard deviation and number of the values left after clipping."""
+    clipped = values[np.isfinite(values)]
     for _ in range(4):
-        middle = np.median(kept)
-        spread = 1.4826 * np.median(np.abs(kept - middle))
-        inside = np.abs(kept - middle) <= sigma * max(spread, 1e-9)
+        middle = np.median(clipped)
+        spread = 1.4826 * np.median(np.abs(clipped - middle))
+        inside = np.abs(clipped - middle) <= sigma * max(spread, 1e-9)
         if inside.all():
             break
-        kept = kept[inside]
-    return float(middle), float(spread), len(kept)
+        clipped = clipped[inside]
+    return float(middle), float(spread), len(clipped)
 
 
 class CalibrateConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
-    """An image in electrons and reference stars in, an image in nJy and its sources out."""
+    """An image in electrons and reference stars as inputs, an image in nJy and its sources as outputs."""
 
     post_isr_image = cT.Input(
         name="post_isr_image",
@@ -75,7 +75,7 @@ class CalibrateConnections(pipeBase.PipelineTaskConnections, dimensions=("instru
         storageClass="MaskedImageV2",
         dimensions=("instrument", "exposure", "detector"),
     )
-    reference_catalogue = cT.PrerequisiteInput(
+    reference_catalog = cT.PrerequisiteInput(
         name="demo_refcat",
         doc="Reference stars: id, ra, dec in degrees, AB magnitudes by band.",
         storageClass="ArrowAstropy",
@@ -103,15 +103,19 @@ class CalibrateConfig(pipeBase.PipelineTaskConfig, pipelineConnections=Calibrate
     sky_mesh_px = pexConfig.Field[int](doc="Size of the sky model's cells, pixels.", default=128)
     detection_sigma = pexConfig.Field[float](doc="Threshold of source detection.", default=5.0)
     psf_star_snr = pexConfig.Field[float](doc="Least signal to noise of a PSF star.", default=50.0)
-    psf_star_max = pexConfig.Field[int](doc="How many of the brightest are used for the PSF.", default=60)
-    psf_star_min = pexConfig.Field[int](doc="With fewer PSF stars the image fails.", default=5)
-    match_snr = pexConfig.Field[float](doc="Least signal to noise of a source to be matched.", default=15.0)
-    search_arcsec = pexConfig.Field[float](doc="Largest pointing error that is found.", default=8.0)
+    psf_star_max = pexConfig.Field[int](doc="Largest number of stars used for the PSF.", default=60)
+    psf_star_min = pexConfig.Field[int](
+        doc="Least number of PSF stars; with fewer the task fails.", default=5
+    )
+    match_snr = pexConfig.Field[float](doc="Least signal to noise of a matched source.", default=15.0)
+    search_arcsec = pexConfig.Field[float](doc="Largest pointing error that can be corrected.", default=8.0)
     match_arcsec = pexConfig.Field[float](doc="Largest distance of a matched pair.", default=0.4)
     reference_error_arcsec = pexConfig.Field[float](
         doc="Error of the reference positions: the weight of the brightest stars.", default=0.005
     )
-    match_min = pexConfig.Field[int](doc="With fewer matched stars the image fails.", default=8)
+    match_min = pexConfig.Field[int](
+        doc="Least number of matched stars; with fewer the task fails.", default=8
+    )
 
 
 class CalibrateTask(pipeBase.PipelineTask):
@@ -122,15 +126,15 @@ class CalibrateTask(pipeBase.PipelineTask):
     config: CalibrateConfig
 
     def run(
-        self, post_isr_image: MaskedImage, reference_catalogue: Sequence[DeferredDatasetHandle]
+        self, post_isr_image: MaskedImage, reference_catalog: Sequence[DeferredDatasetHandle]
     ) -> pipeBase.Struct:
         """Calibrate one image.
 
         Parameters
         ----------
         post_isr_image : `lsst.images.MaskedImage`
-            Image in electrons; its metadata tell pointing, band and detector.
-        reference_catalogue : `~collections.abc.Sequence`
+            Image in electrons; pointing, band and detector are in its metadata.
+        reference_catalog : `~collections.abc.Sequence`
             Handles of `astropy.table.Table`.
 
         Returns
@@ -142,15 +146,15 @@ class CalibrateTask(pipeBase.PipelineTask):
         Raises
         ------
         TooFewStarsError
-            Raised where the stars do not suffice for the PSF or the match.
+            Raised if there are too few stars for the PSF or the match.
         UncalibratedPointingError
-            Raised where the header has no pointing.
+            Raised if the header has no pointing.
         """
         guess = _header_wcs(post_isr_image.metadata)
         bad, variance = unusable(post_isr_image), post_isr_image.variance.array
         pixels, sky, segments, objects = self._find_sources(post_isr_image, bad)
         psf, sources = self._measure(pixels, variance, bad, objects)
-        references = self._references(reference_catalogue, guess)
+        references = self._references(reference_catalog, guess)
         fit, matched = self._fit_astrometry(sources, references, guess)
         sources["ra"], sources["dec"] = fit.wcs.all_pix2world(sources["x"], sources["y"], 0)
         sources["ref_id"] = 0
@@ -164,7 +168,7 @@ class CalibrateTask(pipeBase.PipelineTask):
         sources["flux"] *= njy_per_electron
         sources["flux_err"] *= njy_per_electron
         metadata: dict[str, Any] = dict(post_isr_image.metadata)
-        metadata |= {key: self.metadata[key] for key in _TOLD}
+        metadata |= {key: self.metadata[key] for key in _COPIED_METADATA}
         metadata |= {"psf_fwhm_px": psf.fwhm_px, "psf_beta": psf.beta, "njy_per_electron": njy_per_electron}
         planes = {name: plane(post_isr_image, name) for name in post_isr_image.mask.schema.names}
         return pipeBase.Struct(
@@ -182,7 +186,7 @@ class CalibrateTask(pipeBase.PipelineTask):
     def _find_sources(
         self, image: MaskedImage, bad: np.ndarray
     ) -> tuple[np.ndarray, Any, np.ndarray, np.ndarray]:
-        """Subtract the sky twice, the second time without the sources found after the first."""
+        """Subtract the sky twice, the second time with the sources of the first pass masked."""
         electrons, error = image.image.array, np.sqrt(image.variance.array)
         mesh = self.config.sky_mesh_px
         first = sep.Background(electrons, mask=bad, bw=mesh, bh=mesh)
@@ -212,9 +216,9 @@ class CalibrateTask(pipeBase.PipelineTask):
         )
         chosen = self._psf_stars(objects, radius, variance, bad)
         guess = Moffat(2.0 * float(np.median(radius[chosen])), 3.0)
-        x, y = _recentre(pixels, bad, objects["x"], objects["y"], guess.fwhm_px)
+        x, y = _recenter(pixels, bad, objects["x"], objects["y"], guess.fwhm_px)
         psf = fit_moffat(pixels, usable, x[chosen], y[chosen], guess)
-        x, y = _recentre(pixels, bad, objects["x"], objects["y"], psf.fwhm_px)
+        x, y = _recenter(pixels, bad, objects["x"], objects["y"], psf.fwhm_px)
         fluxes = point_fluxes(pixels, variance, usable, x, y, psf)
         self.metadata["psf_star_count"] = int(chosen.sum())
         sources = Table(
@@ -241,7 +245,7 @@ class CalibrateTask(pipeBase.PipelineTask):
         variance: np.ndarray,
         bad: np.ndarray,
     ) -> np.ndarray:
-        """Choose bright, clean, round sources of the commonest small size."""
+        """Select bright, clean, round sources of the most common small size."""
         height, width = bad.shape
         column, row = np.rint(objects["x"]).astype(int), np.rint(objects["y"]).astype(int)
         noise = np.sqrt(np.median(variance) * np.maximum(objects["npix"], 1))
@@ -259,8 +263,8 @@ class CalibrateTask(pipeBase.PipelineTask):
             clean &= np.abs(radius - size) < 0.1 * size
         if clean.sum() < self.config.psf_star_min:
             raise TooFewStarsError(
-                f"{int(clean.sum())} of {len(objects)} sources are stars fit for the PSF, "
-                f"{self.config.psf_star_min} are needed",
+                f"only {int(clean.sum())} of {len(objects)} sources can be used to fit the PSF, "
+                f"{self.config.psf_star_min} are needed (psf_star_min)",
                 source_count=len(objects),
                 star_count=int(clean.sum()),
             )
@@ -270,7 +274,7 @@ class CalibrateTask(pipeBase.PipelineTask):
         return chosen
 
     def _references(self, handles: Sequence[DeferredDatasetHandle], guess: WCS) -> Table:
-        """Read the reference stars on the detector and around it, with x and y by the guess."""
+        """Read the reference stars on and around the detector, with x and y by the guess."""
         table = vstack([handle.get() for handle in handles], metadata_conflicts="silent")
         x, y = guess.all_world2pix(table["ra"], table["dec"], 0)
         height, width = guess.array_shape
@@ -282,7 +286,7 @@ class CalibrateTask(pipeBase.PipelineTask):
     def _fit_astrometry(
         self, sources: Table, references: Table, guess: WCS
     ) -> tuple[AstrometricFit, tuple[np.ndarray, np.ndarray]]:
-        """Find the pointing error, then pair and fit twice; return the last pairs used."""
+        """Find the pointing error, then match and fit twice; return the last pairs used."""
         bright = sources["flux"] > self.config.match_snr * sources["flux_err"]
         usable = np.flatnonzero(bright & (sources["flags"] <= 1) & ~sources["near_bad"])
         source_xy = np.column_stack([sources["x"], sources["y"]])[usable]
@@ -292,28 +296,28 @@ class CalibrateTask(pipeBase.PipelineTask):
         radius_px = self.config.match_arcsec / PIXEL_SCALE_ARCSEC
         floor_px = self.config.reference_error_arcsec / PIXEL_SCALE_ARCSEC
         for _ in range(2):
-            mine, theirs = match_catalogues(source_xy, reference_xy, radius_px)
-            if len(mine) < self.config.match_min:
+            matched_sources, matched_references = match_catalogs(source_xy, reference_xy, radius_px)
+            if len(matched_sources) < self.config.match_min:
                 raise TooFewStarsError(
-                    f"{len(mine)} of {len(source_xy)} sources match one of {len(reference_xy)} "
-                    f"reference stars, {self.config.match_min} are needed",
+                    f"only {len(matched_sources)} of {len(source_xy)} sources match one of "
+                    f"{len(reference_xy)} reference stars, {self.config.match_min} are needed (match_min)",
                     source_count=len(source_xy),
                     reference_count=len(reference_xy),
-                    matched_count=len(mine),
+                    matched_count=len(matched_sources),
                 )
             fit = fit_tangent_plane(
-                source_xy[mine, 0],
-                source_xy[mine, 1],
-                references["ra"][theirs],
-                references["dec"][theirs],
-                np.hypot(sources["xy_err"][usable[mine]], floor_px),
+                source_xy[matched_sources, 0],
+                source_xy[matched_sources, 1],
+                references["ra"][matched_references],
+                references["dec"][matched_references],
+                np.hypot(sources["xy_err"][usable[matched_sources]], floor_px),
                 guess,
             )
             reference_xy = np.column_stack(fit.wcs.all_world2pix(references["ra"], references["dec"], 0))
         self.metadata["pointing_error_arcsec"] = float(np.hypot(*offset)) * PIXEL_SCALE_ARCSEC
         self.metadata["astrometric_scatter_arcsec"] = fit.scatter_arcsec
         self.metadata["matched_count"] = int(fit.used.sum())
-        return fit, (usable[mine[fit.used]], theirs[fit.used])
+        return fit, (usable[matched_sources[fit.used]], matched_references[fit.used])
 
     def _zero_point(
         self,
@@ -332,13 +336,13 @@ class CalibrateTask(pipeBase.PipelineTask):
 
 
 def _header_wcs(metadata: Mapping[str, Any]) -> WCS:
-    """Return the projection by the header's pointing."""
+    """Return the projection from the pointing in the header."""
     keys = ("boresight_ra_deg", "boresight_dec_deg", "rotpa_deg")
     missing = [key for key in keys if metadata.get(key) is None]
     if missing:
         raise UncalibratedPointingError(
             f"the header of {metadata.get('obs_id', 'the image')} lacks {', '.join(missing)}: "
-            "without a pointing no reference star can be found",
+            "without a pointing the image cannot be matched to reference stars",
             missing=", ".join(missing),
         )
     ra_deg, dec_deg, rotpa_deg = (float(metadata[key]) for key in keys)
@@ -346,20 +350,20 @@ def _header_wcs(metadata: Mapping[str, Any]) -> WCS:
 
 
 def _near(bad: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Tell which positions have a bad pixel within 4 pixels: their centroids are wrong."""
+    """Return which positions have a bad pixel within 4 pixels: their centroids are wrong."""
     height, width = bad.shape
     rows, columns = np.rint(y).astype(int).clip(0, height - 1), np.rint(x).astype(int).clip(0, width - 1)
     return np.asarray(ndimage.maximum_filter(bad, 9)[rows, columns])
 
 
-def _recentre(
+def _recenter(
     pixels: np.ndarray,
     bad: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
     fwhm_px: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Gaussian-weighted centroids; the old ones where that fails."""
+    """Return Gaussian-weighted centroids; the old ones where they cannot be computed."""
     new_x, new_y, flag = sep.winpos(pixels, x, y, fwhm_px / 2.3548, mask=bad)
     good = (flag == 0) & (np.hypot(new_x - x, new_y - y) < fwhm_px)
     return np.where(good, new_x, x), np.where(good, new_y, y)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Check a fresh bias, dark or flat against the masters that are in use."""
+"""Check a new bias, dark or flat against the masters in use."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ __all__ = ("CheckCalibConfig", "CheckCalibConnections", "CheckCalibTask")
 class CheckCalibConnections(
     pipeBase.PipelineTaskConnections, dimensions=("instrument", "exposure", "detector")
 ):
-    """A raw calibration frame and the masters in, residual statistics out."""
+    """A raw calibration frame and the masters as inputs, residual statistics as output."""
 
     raw = cT.Input(
         name="raw",
@@ -52,7 +52,7 @@ class CheckCalibConnections(
     )
     calibration_residuals = cT.Output(
         name="calibration_residuals",
-        doc="Statistics of the frame minus what the masters predict.",
+        doc="Statistics of the frame minus the prediction from the masters.",
         storageClass="StructuredDataDict",
         dimensions=("instrument", "exposure", "detector"),
     )
@@ -66,7 +66,7 @@ class CheckCalibConfig(pipeBase.PipelineTaskConfig, pipelineConnections=CheckCal
     )
     structure_box_px = pexConfig.RangeField(
         dtype=int,
-        doc="Residuals are averaged over squares of this size to see structure below the noise.",
+        doc="Residuals are averaged over squares of this size to measure structure below the noise.",
         default=16,
         min=2,
     )
@@ -74,12 +74,12 @@ class CheckCalibConfig(pipeBase.PipelineTaskConfig, pipelineConnections=CheckCal
         doc="Largest scatter of single pixels relative to the expected noise.", default=1.2
     )
     structure_ratio_max = pexConfig.Field[float](
-        doc="Largest scatter of the averages relative to what noise alone leaves.", default=3.0
+        doc="Largest scatter of the averages relative to that of noise alone.", default=3.0
     )
 
 
 class CheckCalibTask(pipeBase.PipelineTask):
-    """Compare a calibration frame with the masters valid at its time."""
+    """Compare a calibration frame with the masters that are valid at its time."""
 
     ConfigClass = CheckCalibConfig
     _DefaultName = "checkCalib"
@@ -91,28 +91,28 @@ class CheckCalibTask(pipeBase.PipelineTask):
         Parameters
         ----------
         raw : `lsst.images.Image`
-            Bias, dark or flat, ADU.
+            Bias, dark or flat, ADU, with overscan.
         bias, dark, flat : `lsst.images.MaskedImage`
-            The masters.
+            Masters in ADU, electrons per second, and relative to 1.
 
         Returns
         -------
         result : `lsst.pipe.base.Struct`
             ``calibration_residuals``: `dict` with ``image_type``, ``passed``,
-            ``reasons`` and the numbers, in electrons for biases and darks and
+            ``reasons`` and the statistics, in electrons for biases and darks and
             relative to the mean for flats.
 
         Raises
         ------
         BadRawError
-            Raised for an image of the sky or one of another shape.
+            Raised for an image of the sky or an image of another shape.
         """
         header: dict[str, Any] = dict(raw.metadata)
         image_type = str(header["IMGTYPE"]).strip().lower()
         if image_type not in ("bias", "dark", "flat"):
-            raise BadRawError(f"a {image_type} image is no calibration frame", image_type=image_type)
+            raise BadRawError(f"a {image_type} image is not a calibration frame", image_type=image_type)
         if raw.array.shape != RAW_SHAPE:
-            raise BadRawError(f"raw has shape {raw.array.shape}, DemoCam's have {RAW_SHAPE}")
+            raise BadRawError(f"the raw has shape {raw.array.shape}, a DemoCam raw has {RAW_SHAPE}")
         residual, sigma, level = self._residual(raw, image_type, bias, dark, flat)
         good = ~(plane(bias, "BAD") | plane(dark, "BAD") | plane(flat, "BAD"))
         numbers = self._statistics(residual, sigma, good)
@@ -162,7 +162,7 @@ class CheckCalibTask(pipeBase.PipelineTask):
         level = float(np.median(pixels))
         if level <= 0.0:
             raise BadRawError(
-                f"the flat has a level of {level:.1f} electrons: no light", level_electrons=level
+                f"the flat has a level of {level:.1f} electrons: it received no light", level_electrons=level
             )
         variance /= response**2
         relative_variance = variance / level**2 + flat.variance.array / response**2

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Find cosmic rays in a single exposure by their sharpness.
 
-The test is the one of the SDSS photometric pipeline: no image of a point
-source, however centred, falls off faster than the point-spread function, so a
-pixel that stands out from the mean of two opposite neighbours by more than
-the sharpest possible star does was not lit through the atmosphere.
+The test is that of the SDSS photometric pipeline: no image of a point source
+falls off faster than the point-spread function. A pixel that exceeds the mean
+of two opposite neighbors by more than the sharpest possible star would is
+therefore a cosmic ray.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ __all__ = ("find_cosmic_rays",)
 
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _ROUNDS = 4
-"""Each round peels one pixel off the ends and sides of a track."""
+"""Each round removes one pixel from the ends and sides of a track."""
 
 
 def find_cosmic_rays(
@@ -35,28 +35,30 @@ def find_cosmic_rays(
     variance : `numpy.ndarray`, (rows, columns)
         Variance of ``signal``.
     ignore : `numpy.ndarray` of `bool`, (rows, columns)
-        Pixels that are never called cosmic rays (defects, saturation).
+        Pixels that are never marked as cosmic rays (defects, saturation).
     sharpest_fwhm_px : `float`, optional
-        The best seeing to be expected, pixels.
+        Best seeing expected, pixels.
     threshold_sigma : `float`, optional
         Least significance of a track's brightest pixels.
     contrast : `float`, optional
-        Fraction of the sharpest star's contrast that is still a star's; below
-        1 it leaves room for the error of the PSF's shape.
+        Fraction of the sharpest star's contrast up to which a pixel may still
+        be part of a star; below 1 to allow for errors of the PSF's shape.
 
     Returns
     -------
     hit : `numpy.ndarray` of `bool`, (rows, columns)
-        The tracks, grown by one pixel to all sides.
+        The tracks, grown by one pixel on all sides.
     """
     image = signal.astype(np.float32, copy=True)
     sigma = np.sqrt(variance)
-    # Opposite neighbours of a pixel outside a defect may lie in the defect.
+    # Opposite neighbors of a pixel outside a defect may lie in the defect.
     eligible = ~ndimage.binary_dilation(ignore, iterations=1)
     hit = np.zeros(image.shape, dtype=bool)
-    for turn in range(_ROUNDS):
-        significant = eligible & (image > (threshold_sigma if turn == 0 else threshold_sigma / 2.0) * sigma)
-        if turn:
+    for round_number in range(_ROUNDS):
+        significant = eligible & (
+            image > (threshold_sigma if round_number == 0 else threshold_sigma / 2.0) * sigma
+        )
+        if round_number:
             significant &= ndimage.binary_dilation(hit, structure=np.ones((3, 3), dtype=bool))
         rows, columns = np.nonzero(significant & ~hit)
         sharp, fill = _sharper_than_a_star(image, sigma, rows, columns, sharpest_fwhm_px, contrast)
@@ -75,7 +77,7 @@ def _sharper_than_a_star(
     fwhm_px: float,
     contrast: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Test some pixels in four directions; also return what to fill them with."""
+    """Test pixels in four directions; also return values to replace them."""
     height, width = image.shape
     psf_sigma = fwhm_px / 2.3548
     sharp = np.zeros(rows.shape, dtype=bool)

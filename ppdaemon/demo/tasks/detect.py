@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Find what changed: point sources, brighter or fainter, in a difference image."""
+"""Find changes: point sources, brighter or fainter, in a difference image."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,16 +39,16 @@ def significance_image(
     difference, variance : `numpy.ndarray`, (rows, columns)
         Image and its variance.
     usable : `numpy.ndarray` of `bool`, (rows, columns)
-        Pixels that count.
+        Pixels that are used; the others have weight 0.
     psf : `~ppdaemon.demo.tasks.psf.Moffat`
-        The PSF.
+        Profile of a point source.
 
     Returns
     -------
     significance : `numpy.ndarray`, (rows, columns)
-        Flux over error, negative for what got fainter.
+        Flux over error, negative for sources that became fainter.
     seen : `numpy.ndarray`, (rows, columns)
-        Share of the PSF's information in usable pixels, 0 to 1.
+        Fraction of the PSF's information in usable pixels, 0 to 1.
     """
     profile = psf.stamp(psf.half_width_px)
     weight = np.where(usable, 1.0 / np.maximum(variance, 1e-30), 0.0).astype(np.float32)
@@ -61,7 +61,7 @@ def significance_image(
 
 
 class DetectConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
-    """A difference image in, a table of what changed out."""
+    """A difference image as input, a table of changed sources as output."""
 
     science = cT.Input(
         name="preliminary_visit_image",
@@ -77,7 +77,7 @@ class DetectConnections(pipeBase.PipelineTaskConnections, dimensions=("instrumen
     )
     dia_source_detector = cT.Output(
         name="dia_source_detector",
-        doc="Candidates with their measurements; `rejected` says why one is none.",
+        doc="Candidates with their measurements; `rejected` is the reason for a rejection.",
         storageClass="ArrowAstropy",
         dimensions=("instrument", "visit", "detector"),
     )
@@ -88,7 +88,7 @@ class DetectConfig(pipeBase.PipelineTaskConfig, pipelineConnections=DetectConnec
 
     threshold_sigma = pexConfig.Field[float](doc="Least significance of a candidate.", default=6.0)
     matching_error = pexConfig.Field[float](
-        doc="Error of the matched template relative to its brightness; adds to the noise.", default=0.03
+        doc="Error of the matched template relative to its brightness; added to the noise.", default=0.03
     )
     edge_px = pexConfig.RangeField(
         dtype=int, doc="Rows and columns at the edge that are not searched.", default=1, min=1
@@ -107,7 +107,7 @@ class DetectConfig(pipeBase.PipelineTaskConfig, pipelineConnections=DetectConnec
 
 
 class DetectTask(pipeBase.PipelineTask):
-    """Detect point sources in a difference image and reject artefacts."""
+    """Detect point sources in a difference image and reject artifacts."""
 
     ConfigClass = DetectConfig
     _DefaultName = "detect"
@@ -119,14 +119,14 @@ class DetectTask(pipeBase.PipelineTask):
         Parameters
         ----------
         science, difference_image : `lsst.images.MaskedImage`
-            Image and difference, nJy.
+            Image and difference, nJy, on one pixel grid.
 
         Returns
         -------
         result : `lsst.pipe.base.Struct`
             ``dia_source_detector``: `astropy.table.Table`, fluxes in nJy,
-            positions in 0-based pixels and degrees; `rejected` is empty for
-            what is believed.
+            positions in 0-based pixels and degrees; ``rejected`` is empty for
+            accepted candidates.
         """
         psf = psf_of(difference_image)
         difference = difference_image.image.array
@@ -138,7 +138,7 @@ class DetectTask(pipeBase.PipelineTask):
         table = self._measure(difference_image, science, variance, usable, x, y, psf)
         peaks = significance[np.rint(table["y"]).astype(int), np.rint(table["x"]).astype(int)]
         table["snr"] = np.abs(peaks)
-        table["rejected"] = self._judge(table, difference_image)
+        table["rejected"] = self._rejection_reasons(table, difference_image)
         self.metadata["candidate_count"] = len(table)
         for reason in np.unique(table["rejected"]) if len(table) else ():
             self.metadata[f"rejected_{reason}" if reason else "dia_source_count"] = int(
@@ -149,7 +149,7 @@ class DetectTask(pipeBase.PipelineTask):
         return pipeBase.Struct(dia_source_detector=table)
 
     def _peaks(self, significance: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the peaks of the significance, positive and negative."""
+        """Return the positions of the significance's peaks, positive and negative."""
         edge = np.ones(seen.shape, dtype=bool)
         inner = slice(self.config.edge_px, -self.config.edge_px)
         edge[inner, inner] = False
@@ -196,14 +196,14 @@ class DetectTask(pipeBase.PipelineTask):
             table[name] = values
         return table[np.isfinite(table["flux"])]
 
-    def _judge(self, table: Table, difference_image: MaskedImage) -> np.ndarray:
-        """Say for each candidate why it is none; the empty string for the others."""
+    def _rejection_reasons(self, table: Table, difference_image: MaskedImage) -> np.ndarray:
+        """Return the reason for rejecting each candidate; the empty string for accepted ones."""
         saturated = ndimage.maximum_filter(plane(difference_image, "SATURATED"), 13)
         near_saturated = saturated[np.rint(table["y"]).astype(int), np.rint(table["x"]).astype(int)]
         low, high = self.config.sharpness_range
         height, width = difference_image.image.array.shape
         edge = self.config.edge_px
-        # A source beyond the searched area peaks on its border.
+        # A source outside the searched area has its peak on the border of the area.
         beyond = (table["x"] < edge + 0.5) | (table["x"] > width - edge - 1.5)
         beyond |= (table["y"] < edge + 0.5) | (table["y"] > height - edge - 1.5)
         sharpness, error = table["sharpness"], table["sharpness_err"]
@@ -218,7 +218,7 @@ class DetectTask(pipeBase.PipelineTask):
 
 
 def _observation(metadata: Mapping[str, Any]) -> dict[str, float | str]:
-    """Return what each row tells of its image: tables in the Butler have no metadata."""
+    """Return image metadata for each row: tables in the Butler have no metadata."""
     return {
         "band": str(metadata["band"]),
         "midpoint_mjd_tai": (float(metadata["mjd_begin_tai"]) + float(metadata["mjd_end_tai"])) / 2.0,
@@ -228,7 +228,7 @@ def _observation(metadata: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def _refine(image: np.ndarray, column: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Move peaks to the top of the parabolas through them and their neighbours."""
+    """Move peaks to the maxima of parabolas through them and their neighbors."""
     height, width = image.shape
     column, row = column.clip(1, width - 2), row.clip(1, height - 2)
     middle = image[row, column]
@@ -250,7 +250,7 @@ def _shapes(
     table: Table,
     psf: Moffat,
 ) -> dict[str, np.ndarray]:
-    """Compare candidates with the PSF: sharpness, light of the other sign, misfit."""
+    """Compare candidates with the PSF: sharpness, light of the other sign, residual."""
     half_width = psf.half_width_px
     x, y = np.asarray(table["x"]), np.asarray(table["y"])
     sign = np.sign(np.asarray(table["flux"]))[:, None, None]
@@ -267,15 +267,15 @@ def _shapes(
     def total(pixels: np.ndarray, where: np.ndarray) -> np.ndarray:
         return np.asarray(np.where(where, pixels, 0.0).sum(axis=(1, 2)))
 
-    centre = inside & (radius < 1.0)
-    central = np.maximum(total(profile, centre), 1e-30) * flux
+    center = inside & (radius < 1.0)
+    central = np.maximum(total(profile, center), 1e-30) * flux
     opposite = np.where(values < -3.0 * np.sqrt(noise), -values, 0.0)
     residual = values - flux[:, None, None] * profile
     misfit2 = total(residual**2, core) - total(noise, core) - 3.0 * np.sqrt(2.0 * total(noise**2, core))
     expected2 = np.maximum(total(profile**2, core), 1e-30) * flux**2
     return {
-        "sharpness": np.where(centre.any(axis=(1, 2)), total(values, centre) / central, 1.0),
-        "sharpness_err": np.sqrt(total(noise, centre)) / central,
+        "sharpness": np.where(center.any(axis=(1, 2)), total(values, center) / central, 1.0),
+        "sharpness_err": np.sqrt(total(noise, center)) / central,
         "other_sign": total(opposite, ring) / flux,
         "misfit": np.sqrt(np.maximum(misfit2, 0.0) / expected2),
     }

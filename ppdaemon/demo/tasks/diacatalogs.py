@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables as the alert production database has them: DiaSources and DiaObjects.
+"""Tables of the alert production database: DiaSources and DiaObjects.
 
-Covers IDs, matching in position, and building rows. Column names are those of
+Covers IDs, matching by position, and building rows. Column names are those of
 lsst.sdm.schemas, fluxes are in nJy, positions in degrees, times in MJD TAI.
 """
 
@@ -27,12 +27,12 @@ _BANDS = "ugrizy"
 
 
 def visit_and_detector(quantum: Quantum) -> tuple[int, int]:
-    """Return what a quantum with these dimensions is about.
+    """Return visit and detector of a quantum with these dimensions.
 
     Raises
     ------
     ValueError
-        Raised where the quantum has no data ID.
+        Raised if the quantum has no data ID.
     """
     if quantum.dataId is None:
         raise ValueError("a quantum without a data ID has no visit and detector")
@@ -40,7 +40,7 @@ def visit_and_detector(quantum: Quantum) -> tuple[int, int]:
 
 
 def dia_source_ids(visit: int, detector: int, count: int) -> np.ndarray:
-    """Return IDs that no other visit or detector uses.
+    """Return IDs that are unique across visits and detectors.
 
     Parameters
     ----------
@@ -49,17 +49,17 @@ def dia_source_ids(visit: int, detector: int, count: int) -> np.ndarray:
     detector : `int`
         Detector number, below 512.
     count : `int`
-        How many, at most 4096.
+        Number of IDs, at most 4096.
 
     Returns
     -------
     ids : `numpy.ndarray` of `int64`
-        Positive and rising.
+        Positive, in ascending order.
 
     Raises
     ------
     ValueError
-        Raised where one of the numbers does not fit.
+        Raised if one of the numbers is too large.
     """
     limits = (1 << _VISIT_BITS, 1 << _DETECTOR_BITS, (1 << _SERIAL_BITS) + 1)
     for name, value, limit in zip(
@@ -77,22 +77,22 @@ def match_to_objects(
     objects: pandas.DataFrame,
     radius_arcsec: float,
 ) -> np.ndarray:
-    """Find the object of each source, if it has one.
+    """Find the object of each source.
 
     Parameters
     ----------
     ra_deg, dec_deg : `numpy.ndarray`, (n,)
-        Positions of the sources.
+        Positions of the sources, ICRS degrees.
     objects : `pandas.DataFrame`
-        Objects with columns ``ra`` and ``dec``.
+        Objects with columns ``ra`` and ``dec``, ICRS degrees.
     radius_arcsec : `float`
-        Largest distance.
+        Largest distance of a source from its object.
 
     Returns
     -------
     rows : `numpy.ndarray` of `int`, (n,)
-        Row number of the object, -1 for none. No object is given twice: the
-        nearer source has it.
+        Row number of the object, -1 for none. Two sources never share an
+        object: the nearer one gets it.
     """
     rows = np.full(len(ra_deg), -1, dtype=np.intp)
     if not len(ra_deg) or objects.empty:
@@ -100,10 +100,10 @@ def match_to_objects(
     chord = 2.0 * np.sin(np.radians(radius_arcsec / 3600.0) / 2.0)
     tree = cKDTree(_unit_vectors(objects["ra"].to_numpy(), objects["dec"].to_numpy()))
     distance, nearest = tree.query(_unit_vectors(ra_deg, dec_deg), distance_upper_bound=chord)
-    taken: set[int] = set()
+    matched_rows: set[int] = set()
     for source in np.argsort(distance, kind="stable"):
-        if np.isfinite(distance[source]) and int(nearest[source]) not in taken:
-            taken.add(int(nearest[source]))
+        if np.isfinite(distance[source]) and int(nearest[source]) not in matched_rows:
+            matched_rows.add(int(nearest[source]))
             rows[source] = nearest[source]
     return rows
 
@@ -116,18 +116,18 @@ def _unit_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
 def make_dia_sources(
     candidates: Table, visit: int, detector: int, processed_mjd_tai: float, pixel_scale_arcsec: float
 ) -> pandas.DataFrame:
-    """Turn accepted candidates into DiaSources without an object.
+    """Convert accepted candidates to DiaSources without an object.
 
     Parameters
     ----------
     candidates : `astropy.table.Table`
         Rows of ``dia_source_detector`` that were not rejected.
     visit, detector : `int`
-        Where they are from.
+        IDs that become part of the source IDs.
     processed_mjd_tai : `float`
-        The time of processing.
+        Time of processing, TAI modified Julian date.
     pixel_scale_arcsec : `float`
-        Size of a pixel.
+        Size of a pixel, arcsec.
 
     Returns
     -------
@@ -178,21 +178,21 @@ def make_dia_sources(
 def update_dia_objects(
     sources: pandas.DataFrame, objects: pandas.DataFrame, history: pandas.DataFrame
 ) -> pandas.DataFrame:
-    """Make the new versions of the objects that these sources belong to.
+    """Make new versions of the objects that the sources belong to.
 
     Parameters
     ----------
     sources : `pandas.DataFrame`
-        New DiaSources with ``diaObjectId``, one for each object.
+        New DiaSources with ``diaObjectId``, one per object.
     objects : `pandas.DataFrame`
-        Known DiaObjects.
+        Known DiaObjects; an object without a row is new.
     history : `pandas.DataFrame`
         Known DiaSources of those objects.
 
     Returns
     -------
     updated : `pandas.DataFrame`
-        One row for each new source, in the same order.
+        One row per new source, in the same order.
     """
     known = objects.set_index("diaObjectId")[["nDiaSources", "firstDiaSourceMjdTai"]]
     columns = ["diaObjectId", "ra", "dec", "band", "psfFlux", "psfFluxErr", "midpointMjdTai"]
@@ -208,7 +208,7 @@ def update_dia_objects(
         rows.append(
             {
                 "diaObjectId": int(object_id),
-                # The database sets both; where they are missing it adds them in a way pandas deprecates.
+                # The database sets both; if they are missing, it adds them in a way that pandas deprecates.
                 "validityStartMjdTai": float(time),
                 "validityEndMjdTai": float("nan"),
                 "nDiaSources": int(count) + 1,
@@ -226,17 +226,17 @@ def _summary(sources: pandas.DataFrame) -> dict[str, float | int]:
     """Return mean position and fluxes by band of one object's sources."""
     summary: dict[str, float | int] = {"ra": _mean_ra(sources["ra"]), "dec": float(sources["dec"].mean())}
     for band in _BANDS:
-        mine = sources[sources["band"] == band]
-        summary[f"{band}_psfFluxNdata"] = len(mine)
-        if mine.empty:
+        in_band = sources[sources["band"] == band]
+        summary[f"{band}_psfFluxNdata"] = len(in_band)
+        if in_band.empty:
             continue
-        flux = mine["psfFlux"].to_numpy(dtype=float)
-        weight = 1.0 / mine["psfFluxErr"].to_numpy(dtype=float) ** 2
+        flux = in_band["psfFlux"].to_numpy(dtype=float)
+        weight = 1.0 / in_band["psfFluxErr"].to_numpy(dtype=float) ** 2
         summary[f"{band}_psfFluxMean"] = float((flux * weight).sum() / weight.sum())
         summary[f"{band}_psfFluxMeanErr"] = float(1.0 / np.sqrt(weight.sum()))
         summary[f"{band}_psfFluxMin"] = float(flux.min())
         summary[f"{band}_psfFluxMax"] = float(flux.max())
-        if len(mine) > 1:
+        if len(in_band) > 1:
             summary[f"{band}_psfFluxSigma"] = float(flux.std(ddof=1))
     return summary
 

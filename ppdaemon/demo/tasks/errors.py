@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Failures of the demo's tasks that a repetition would not mend."""
+"""Errors of the demo's tasks that a retry would not fix."""
 
 from lsst.pipe.base import AlgorithmError
 
@@ -7,7 +7,7 @@ __all__ = ("AlreadyAssociatedError", "BadRawError", "TooFewStarsError", "Uncalib
 
 
 class _MeasuredError(AlgorithmError):
-    """An error that carries the numbers which led to it."""
+    """An error with the numbers that caused it."""
 
     def __init__(self, message: str, **numbers: str | int | float | bool):
         super().__init__(message)
@@ -15,16 +15,16 @@ class _MeasuredError(AlgorithmError):
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
-        """The numbers that led to the failure (`dict`)."""
+        """The numbers that caused the error."""
         return dict(self._numbers)
 
 
 class BadRawError(_MeasuredError):
-    """A raw image that cannot be from this camera, or has no signal at all."""
+    """A raw image that is not from this camera, or has no signal."""
 
 
 class UncalibratedPointingError(_MeasuredError):
-    """The header does not say where the telescope pointed."""
+    """The header has no pointing."""
 
 
 class TooFewStarsError(_MeasuredError):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Instrument signature removal: from ADU with overscan to electrons per pixel."""
+"""Instrument signature removal: convert ADU with overscan to electrons per pixel."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import astropy.units as u
-import lsst.pex.config as pexConfig  # noqa: N812 -- the name it has everywhere
+import lsst.pex.config as pexConfig  # noqa: N812 -- its usual name
 import lsst.pipe.base as pipeBase  # noqa: N812
 import lsst.pipe.base.connectionTypes as cT
 import numpy as np
@@ -36,7 +36,7 @@ _HEADER_KEYS = {
     "REASON": "observation_reason",
     "OBJECT": "target_name",
 }
-"""What later tasks need of the raw's header, and how it is called there."""
+"""Header keywords that later tasks need, and their names in the image's metadata."""
 
 
 def subtract_overscan(raw: np.ndarray, smooth_rows: int) -> tuple[np.ndarray, float]:
@@ -45,7 +45,7 @@ def subtract_overscan(raw: np.ndarray, smooth_rows: int) -> tuple[np.ndarray, fl
     Parameters
     ----------
     raw : `numpy.ndarray`, (1024, 1088)
-        ADU, laid out as `~ppdaemon.demo.geometry.AMPLIFIERS` says.
+        ADU, in the layout of `~ppdaemon.demo.geometry.AMPLIFIERS`.
     smooth_rows : `int`
         Rows over which the overscan's row averages are smoothed.
 
@@ -67,24 +67,26 @@ def subtract_overscan(raw: np.ndarray, smooth_rows: int) -> tuple[np.ndarray, fl
 
 
 def fill_from_sides(pixels: np.ndarray, bad: np.ndarray) -> None:
-    """Replace bad pixels, in place, by a line between the good ones left and right.
+    """Replace bad pixels, in column_numbers, by interpolation between good ones left and right.
 
     Parameters
     ----------
     pixels : `numpy.ndarray`, (rows, columns)
-        Image.
+        Image, changed in column_numbers.
     bad : `numpy.ndarray` of `bool`, (rows, columns)
-        What to replace; a row without a good pixel stays as it is.
+        Pixels to replace; a row without a good pixel is not changed.
     """
-    place = np.arange(pixels.shape[1])
+    column_numbers = np.arange(pixels.shape[1])
     for row in np.flatnonzero(bad.any(axis=1)):
         good = ~bad[row]
         if good.any():
-            pixels[row, bad[row]] = np.interp(place[bad[row]], place[good], pixels[row, good])
+            pixels[row, bad[row]] = np.interp(
+                column_numbers[bad[row]], column_numbers[good], pixels[row, good]
+            )
 
 
 class IsrConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "exposure", "detector")):
-    """A raw and its calibrations in, an image in electrons out."""
+    """A raw and its calibrations as inputs, an image in electrons as output."""
 
     raw = cT.Input(
         name="raw",
@@ -94,7 +96,7 @@ class IsrConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument",
     )
     bias = cT.PrerequisiteInput(
         name="bias",
-        doc="Master bias, ADU above the overscan; its mask has the defects.",
+        doc="Master bias, ADU above the overscan; its mask marks the defects.",
         storageClass="MaskedImageV2",
         dimensions=("instrument", "detector"),
         isCalibration=True,
@@ -135,13 +137,13 @@ class IsrConfig(pipeBase.PipelineTaskConfig, pipelineConnections=IsrConnections)
     )
     cosmic_ray_sigma = pexConfig.Field[float](doc="Significance of a cosmic ray's first pixel.", default=6.0)
     sharpest_fwhm_px = pexConfig.Field[float](
-        doc="Seeing below which a star would be taken for a cosmic ray, pixels.", default=3.0
+        doc="FWHM in pixels below which a star would be rejected as a cosmic ray.", default=3.0
     )
     vignetted_below = pexConfig.Field[float](doc="Flat response below which pixels are flagged.", default=0.5)
 
 
 class IsrTask(pipeBase.PipelineTask):
-    """Subtract overscan, bias and dark, flatten, and mask what cannot be used."""
+    """Subtract overscan, bias and dark, divide by the flat, and mask unusable pixels."""
 
     ConfigClass = IsrConfig
     _DefaultName = "isr"
@@ -153,7 +155,7 @@ class IsrTask(pipeBase.PipelineTask):
         Parameters
         ----------
         raw : `lsst.images.Image`
-            ADU, (1024, 1088) pixels, the header in its metadata.
+            ADU, (1024, 1088) pixels, with the header in its metadata.
         bias, dark, flat : `lsst.images.MaskedImage`
             Masters in ADU, electrons per second, and relative to 1.
 
@@ -165,7 +167,7 @@ class IsrTask(pipeBase.PipelineTask):
         Raises
         ------
         BadRawError
-            Raised where the raw has another shape or is constant.
+            Raised if the raw has another shape or is constant.
         """
         header: dict[str, Any] = dict(raw.metadata)
         electrons, read_variance = self._to_electrons(raw, bias.image.array)
@@ -190,15 +192,15 @@ class IsrTask(pipeBase.PipelineTask):
         }
         for name, pixels in planes.items():
             self.metadata[f"{name.lower()}_pixels"] = int(pixels.sum())
-        image = make_image(electrons, variance, planes, u.electron, metadata=_carried(header))
+        image = make_image(electrons, variance, planes, u.electron, metadata=_metadata_from(header))
         return pipeBase.Struct(post_isr_image=image)
 
     def _to_electrons(self, raw: Image, bias_adu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return electrons above overscan and bias, and the read noise's variance."""
+        """Return electrons above overscan and bias, and the variance of the read noise."""
         pixels = raw.array
         if pixels.shape != RAW_SHAPE:
             raise BadRawError(
-                f"raw has shape {pixels.shape}, DemoCam's have {RAW_SHAPE}",
+                f"the raw has shape {pixels.shape}, a DemoCam raw has {RAW_SHAPE}",
                 rows=pixels.shape[0],
                 columns=pixels.shape[1],
             )
@@ -228,5 +230,5 @@ class IsrTask(pipeBase.PipelineTask):
         )
 
 
-def _carried(header: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata_from(header: Mapping[str, Any]) -> dict[str, Any]:
     return {name: header[key] for key, name in _HEADER_KEYS.items() if header.get(key) is not None}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Find the kernel that makes one image's PSF another's.
+"""Find the kernel that converts one image's PSF to another's.
 
 The method of Alard & Lupton (1998, ApJ 503, 325) with Gaussians times
 polynomials as the basis, constant over the image, fitted to stamps around
-stars; stamps that do not fit (variable stars, blends at the edge) are left
-out.
+stars. Stamps that do not fit (variable stars, blends at the edge) are
+excluded.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ _WIDTHS = (0.6, 1.2, 3.5)
 
 @dataclass(frozen=True, slots=True)
 class MatchingKernel:
-    """A convolution kernel and what its fit says."""
+    """A convolution kernel and the results of its fit."""
 
     pixels: np.ndarray
-    """The kernel, (size, size), odd size."""
+    """The kernel, (size, size), with an odd size."""
     background: float
     """Constant difference between the images."""
     stamp_count: int
@@ -38,12 +38,12 @@ class MatchingKernel:
 
     @property
     def flux_ratio(self) -> float:
-        """Sum of the kernel: flux in the target per flux in the source (`float`)."""
+        """Sum of the kernel: flux in the target per flux in the source."""
         return float(self.pixels.sum())
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Convolve with zeros beyond the edge; same shape as the image."""
+    """Convolve with zeros beyond the edge; the shape is that of the image."""
     convolved = fftconvolve(image.astype(np.float32, copy=False), kernel.astype(np.float32), mode="same")
     return np.asarray(convolved)
 
@@ -66,13 +66,13 @@ def fit_matching_kernel(
     Parameters
     ----------
     source, target : `numpy.ndarray`, (rows, columns)
-        The sharper image and the one to be reproduced.
+        The sharper image, and the image to be reproduced from it.
     variance : `numpy.ndarray`, (rows, columns)
         Variance of ``target``.
     usable : `numpy.ndarray` of `bool`, (rows, columns)
-        Pixels good in both images.
+        Pixels that are good in both images.
     x, y : `numpy.ndarray`, (n,)
-        Centres of the stamps, pixels.
+        Centers of the stamps, 0-based pixels.
     width_px : `float`
         Expected standard deviation of the kernel, pixels.
     half_width_px : `int`
@@ -80,7 +80,7 @@ def fit_matching_kernel(
     stamp_half_width_px : `int`
         Stamps have 2 * stamp_half_width_px + 1 rows and columns.
     rounds : `int`, optional
-        Fits, each without the stamps that stood out in the one before.
+        Maximum number of fits, each without the outliers of the one before.
 
     Returns
     -------
@@ -90,17 +90,18 @@ def fit_matching_kernel(
     Raises
     ------
     ValueError
-        Raised where fewer than three stamps are usable.
+        Raised if fewer than three stamps are usable.
     """
     basis = _basis(width_px, half_width_px)
     wide = cut_stamps(source, usable, x, y, stamp_half_width_px + half_width_px)
     narrow = cut_stamps(target, usable, x, y, stamp_half_width_px)
     noise = cut_stamps(variance, usable, x, y, stamp_half_width_px).values
-    whole = wide.usable.mean(axis=(1, 2)) > 0.97
+    # A few bad pixels are masked; with more the convolution would miss light.
+    usable_stamps = wide.usable.mean(axis=(1, 2)) > 0.97
     weights = np.where(narrow.usable, 1.0 / np.sqrt(np.maximum(noise, 1e-30)), 0.0)
     designs = _designs(wide.values * wide.usable, basis, half_width_px) * weights[..., None]
     data = narrow.values * weights
-    good = whole
+    good = usable_stamps
     chi2 = np.full(len(x), np.inf)
     for _ in range(rounds):
         if good.sum() < 3:
@@ -110,10 +111,10 @@ def fit_matching_kernel(
         chi2 = (residual**2).sum(axis=(1, 2)) / np.maximum((weights > 0).sum(axis=(1, 2)), 1)
         middle = float(np.median(chi2[good]))
         spread = 1.4826 * float(np.median(np.abs(chi2[good] - middle)))
-        kept = whole & (chi2 < middle + 4.0 * max(spread, 0.1 * middle))
-        if np.array_equal(kept, good):
+        selected = usable_stamps & (chi2 < middle + 4.0 * max(spread, 0.1 * middle))
+        if np.array_equal(selected, good):
             break
-        good = kept
+        good = selected
     kernel = np.tensordot(coefficients[:-1], np.stack([np.outer(down, across) for down, across in basis]), 1)
     return MatchingKernel(kernel, float(coefficients[-1]), int(good.sum()), float(np.median(chi2[good])))
 
@@ -146,7 +147,7 @@ def _designs(
 
 
 def _solve(designs: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """Solve the normal equations with a trace of ridge for the nearly parallel wide terms."""
+    """Solve the normal equations; a small ridge term regularizes the nearly parallel wide terms."""
     rows = designs.reshape(-1, designs.shape[-1]).astype(float)
     normal = rows.T @ rows
     scale = np.sqrt(np.diag(normal)) + 1e-30

@@ -18,7 +18,7 @@ __all__ = ("MetricsConfig", "MetricsConnections", "MetricsTask")
 
 
 class MetricsConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
-    """A calibrated image and its sources in, numbers out."""
+    """A calibrated image and its sources as inputs, quality numbers as output."""
 
     science = cT.Input(
         name="preliminary_visit_image",
@@ -43,52 +43,56 @@ class MetricsConnections(pipeBase.PipelineTaskConnections, dimensions=("instrume
 class MetricsConfig(pipeBase.PipelineTaskConfig, pipelineConnections=MetricsConnections):
     """Configuration of `MetricsTask`."""
 
-    depth_sigma = pexConfig.Field[float](doc="Significance at which the depth is told.", default=5.0)
+    depth_sigma = pexConfig.Field[float](
+        doc="Significance of a source at the limiting magnitude.", default=5.0
+    )
 
 
 class MetricsTask(pipeBase.PipelineTask):
-    """Measure seeing, depth and sky, and collect what calibration found."""
+    """Measure seeing, depth and sky, and collect the results of the calibration."""
 
     ConfigClass = MetricsConfig
     _DefaultName = "metrics"
     config: MetricsConfig
 
     def run(self, science: MaskedImage, stars: Table) -> pipeBase.Struct:
-        """Summarise one image.
+        """Summarize one image.
 
         Parameters
         ----------
         science : `lsst.images.MaskedImage`
-            Calibrated image, nJy.
+            Calibrated image, nJy, with the metadata of `CalibrateTask`.
         stars : `astropy.table.Table`
-            Its sources.
+            Sources in the image; only their number is used.
 
         Returns
         -------
         result : `lsst.pipe.base.Struct`
             ``visit_metrics``: `dict` of plain numbers.
         """
-        told: dict[str, Any] = dict(science.metadata)
+        calibration: dict[str, Any] = dict(science.metadata)
         psf = psf_of(science)
         # Noise-equivalent area of a fit with uniform weights, King (1983, PASP 95, 163).
         area_px = 1.0 / float((psf.stamp(psf.half_width_px) ** 2).sum())
         background = ~unusable(science) & ~plane(science, "DETECTED")
         noise_njy = float(np.sqrt(np.median(science.variance.array[background])))
         limit_njy = self.config.depth_sigma * noise_njy * np.sqrt(area_px)
-        sky_njy_arcsec2 = told["sky_electrons"] * told["njy_per_electron"] / PIXEL_SCALE_ARCSEC**2
+        sky_njy_arcsec2 = (
+            calibration["sky_electrons"] * calibration["njy_per_electron"] / PIXEL_SCALE_ARCSEC**2
+        )
         metrics: dict[str, Any] = {
-            "seeing_arcsec": told["psf_fwhm_arcsec"],
+            "seeing_arcsec": calibration["psf_fwhm_arcsec"],
             "depth_mag": NJY_ZERO_POINT_MAG - 2.5 * float(np.log10(limit_njy)),
             "depth_sigma": self.config.depth_sigma,
             "sky_mag_arcsec2": NJY_ZERO_POINT_MAG - 2.5 * float(np.log10(sky_njy_arcsec2)),
-            "sky_electrons": told["sky_electrons"],
-            "zero_point_mag": told["zero_point_mag"],
-            "zero_point_scatter_mag": told["zero_point_scatter_mag"],
-            "astrometric_scatter_arcsec": told["astrometric_scatter_arcsec"],
-            "pointing_error_arcsec": told["pointing_error_arcsec"],
+            "sky_electrons": calibration["sky_electrons"],
+            "zero_point_mag": calibration["zero_point_mag"],
+            "zero_point_scatter_mag": calibration["zero_point_scatter_mag"],
+            "astrometric_scatter_arcsec": calibration["astrometric_scatter_arcsec"],
+            "pointing_error_arcsec": calibration["pointing_error_arcsec"],
             "source_count": len(stars),
-            "psf_star_count": int(told["psf_star_count"]),
-            "matched_count": int(told["matched_count"]),
+            "psf_star_count": int(calibration["psf_star_count"]),
+            "matched_count": int(calibration["matched_count"]),
             "cosmic_ray_pixels": int(plane(science, "COSMIC_RAY").sum()),
             "saturated_pixels": int(plane(science, "SATURATED").sum()),
             "unusable_fraction": float(unusable(science).mean()),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fluxes at positions, by a fit of the PSF."""
+"""Measure fluxes at fixed positions by fitting the PSF."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ def point_fluxes(
     """Fit the PSF at fixed positions.
 
     All usable pixels have the same weight: weights by the variance of bright
-    stars would make the zero point depend on the flux where the PSF is not
+    stars would make the zero point depend on the flux if the PSF is not
     perfect.
 
     Parameters
@@ -45,14 +45,14 @@ def point_fluxes(
     usable : `numpy.ndarray` of `bool`, (rows, columns)
         Pixels that may be used.
     x, y : `numpy.ndarray`, (n,)
-        Positions, pixels.
+        Positions, 0-based pixels.
     psf : `~ppdaemon.demo.tasks.psf.Moffat`
-        The profile.
+        Profile of a point source.
 
     Returns
     -------
     fluxes : `PointFluxes`
-        Flux and error are NaN where less than half of the profile is usable.
+        Flux and error are NaN if less than half of the profile is usable.
     """
     half_width = psf.half_width_px
     values, inside, dx, dy = cut_stamps(pixels, usable, x, y, half_width)

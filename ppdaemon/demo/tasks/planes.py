@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The mask planes of the demo's images, and how its images are put together."""
+"""The mask planes of the demo's images, and helpers to build images."""
 
 import copyreg
 from collections.abc import Iterable, Mapping
@@ -24,20 +24,20 @@ PLANES = MaskSchema(
         MaskPlane("VIGNETTED", "Less than half of the light arrives here."),
     ]
 )
-"""Planes of every image the demo's tasks write."""
+"""Planes of every image that the demo's tasks write."""
 
 _UNUSABLE = ("BAD", "SATURATED", "COSMIC_RAY", "NO_DATA")
 
 
 def plane(image: MaskedImage, name: str) -> np.ndarray:
-    """Return one mask plane; nothing is set where the image has no such plane.
+    """Return one mask plane; all False if the image has no such plane.
 
     Parameters
     ----------
     image : `lsst.images.MaskedImage`
-        Any image, with this schema or another.
+        Any image, with the schema `PLANES` or another.
     name : `str`
-        Name of the plane.
+        Name of the plane, such as ``SATURATED``.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def plane(image: MaskedImage, name: str) -> np.ndarray:
 
 
 def unusable(image: MaskedImage) -> np.ndarray:
-    """Return the pixels whose value must not be believed.
+    """Return the pixels whose value is not valid.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def unusable(image: MaskedImage) -> np.ndarray:
 
 
 def projection_of(image: MaskedImage) -> WCS:
-    """Return an image's projection, the first pixel of its array being (0, 0).
+    """Return an image's projection; the first pixel of its array is (0, 0).
 
     Parameters
     ----------
@@ -76,21 +76,21 @@ def projection_of(image: MaskedImage) -> WCS:
     Returns
     -------
     wcs : `astropy.wcs.WCS`
-        The projection.
+        Projection from 0-based pixels of the array to ICRS degrees.
 
     Raises
     ------
     ValueError
-        Raised where the image has none.
+        Raised if the image has none.
     """
     wcs = image.fits_wcs
     if wcs is None:
-        raise ValueError(f"an image of {image.bbox} without a sky projection cannot be placed on the sky")
+        raise ValueError(f"the image of {image.bbox} has no sky projection: it is not calibrated")
     return wcs
 
 
 def sky_projection(wcs: WCS) -> SkyProjection[Any]:
-    """Wrap a FITS projection of an array whose first pixel is (0, 0).
+    """Convert a FITS projection of an array whose first pixel is (0, 0).
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def sky_projection(wcs: WCS) -> SkyProjection[Any]:
     Returns
     -------
     projection : `lsst.images.SkyProjection`
-        The same map.
+        The same mapping for `lsst.images`.
     """
     return SkyProjection.from_fits_wcs(wcs, GeneralFrame(unit=u.pix))
 
@@ -125,9 +125,9 @@ def make_image(
     unit : `astropy.units.UnitBase`
         Unit of ``pixels``.
     projection : `lsst.images.SkyProjection`, optional
-        Pixels to sky.
+        Mapping from pixels to the sky; `None` for an uncalibrated image.
     metadata : `~collections.abc.Mapping`, optional
-        What the image says of itself.
+        Plain values to be stored with the image.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def make_image(
 
 
 class _AstLines:
-    """The text of an AST object, as a channel of its library writes and reads it: nothing is lost."""
+    """The lossless text form of an AST object, written and read by an AST channel."""
 
     def __init__(self, lines: Iterable[str] = ()):
         self.lines = list(lines)
@@ -170,8 +170,8 @@ def _reduced(content: Any) -> tuple[Any, ...]:
     return _read_ast, (text.lines,)
 
 
-# A projection is made of AST objects, which know no way through pickle themselves: without one,
-# images go from one process to another through files.
+# A projection consists of AST objects, which cannot be pickled by themselves. Without a pickled
+# form, images would have to go from one process to another through files.
 for _class in vars(Ast).values():
     if isinstance(_class, type) and issubclass(_class, Ast.Object):
         copyreg.pickle(_class, _reduced)

@@ -15,23 +15,23 @@ __all__ = ("Moffat", "fit_moffat")
 class Moffat:
     """A circular Moffat (1969) profile of unit flux.
 
-    The profile is sampled at pixel centres. Its flux is normalised to infinity,
-    so a stamp holds a little less than 1.
+    The profile is sampled at pixel centers. Its flux is normalized to
+    infinity, so that a stamp contains slightly less than 1.
     """
 
     fwhm_px: float
     """Full width at half maximum, pixels."""
     beta: float
-    """Exponent of the wings, above 1; seeing of the atmosphere has 3 to 5."""
+    """Exponent of the wings, above 1; atmospheric seeing has 3 to 5."""
 
     @property
     def alpha_px(self) -> float:
-        """Core radius, pixels (`float`)."""
+        """Core radius, pixels."""
         return self.fwhm_px / (2.0 * float(np.sqrt(2.0 ** (1.0 / self.beta) - 1.0)))
 
     @property
     def half_width_px(self) -> int:
-        """Half of the stamp that holds what matters for photometry (`int`)."""
+        """Half of the size of a stamp that is large enough for photometry, pixels."""
         return int(np.ceil(2.5 * self.fwhm_px))
 
     def at(self, radius_squared: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ class Moffat:
         Parameters
         ----------
         radius_squared : `numpy.ndarray`
-            Squared distances from the centre, square pixels.
+            Squared distances from the center, square pixels.
 
         Returns
         -------
@@ -52,12 +52,12 @@ class Moffat:
         return np.asarray(peak * (1.0 + radius_squared / alpha_squared) ** -self.beta)
 
     def stamps(self, dx: np.ndarray, dy: np.ndarray, half_width_px: int) -> np.ndarray:
-        """Draw stars off their stamps' centres.
+        """Draw stars at offsets from the centers of their stamps.
 
         Parameters
         ----------
         dx, dy : `numpy.ndarray`, (n,)
-            Position of each star from the central pixel, pixels.
+            Position of each star relative to the central pixel, pixels.
         half_width_px : `int`
             The stamps have 2 * half_width_px + 1 rows and columns.
 
@@ -72,7 +72,7 @@ class Moffat:
         return self.at(along_y[:, :, None] + along_x[:, None, :])
 
     def stamp(self, half_width_px: int) -> np.ndarray:
-        """Draw one centred star; see `stamps`."""
+        """Draw one centerd star; see `stamps`."""
         return np.asarray(self.stamps(np.zeros(1), np.zeros(1), half_width_px)[0])
 
 
@@ -83,11 +83,11 @@ def fit_moffat(
     y: np.ndarray,
     guess: Moffat,
 ) -> Moffat:
-    """Fit one profile to all given stars.
+    """Fit one profile to all stars.
 
-    Width and exponent are common, each star has its own flux (solved linearly
-    for each trial) and counts the same however bright it is. The loss is soft
-    so that neighbours of a star do not widen the profile.
+    Width and exponent are common. Each star has its own flux (solved linearly
+    for each trial) and the same weight, independent of its brightness. The
+    loss is soft so that neighbors of a star do not widen the profile.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def fit_moffat(
     x, y : `numpy.ndarray`, (n,)
         Centroids of the stars, pixels; n at least 1.
     guess : `Moffat`
-        First profile, also sets the size of the stamps.
+        Initial profile; it also sets the size of the stamps.
 
     Returns
     -------

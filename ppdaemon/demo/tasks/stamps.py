@@ -16,9 +16,9 @@ class Stamps(NamedTuple):
     usable: np.ndarray
     """Which of them may be used, (n, size, size)."""
     dx: np.ndarray
-    """Position from the central pixel in x, (n,), -0.5 to 0.5."""
+    """Position relative to the central pixel in x, (n,), -0.5 to 0.5."""
     dy: np.ndarray
-    """Position from the central pixel in y, (n,)."""
+    """Position relative to the central pixel in y, (n,), -0.5 to 0.5."""
 
 
 def cut_stamps(
@@ -33,11 +33,11 @@ def cut_stamps(
     Parameters
     ----------
     pixels : `numpy.ndarray`, (rows, columns)
-        Image.
+        Image of any type.
     usable : `numpy.ndarray` of `bool`, (rows, columns)
         Pixels that may be used.
     x, y : `numpy.ndarray`, (n,)
-        Centres, pixels.
+        Centers, 0-based pixels.
     half_width_px : `int`
         The stamps have 2 * half_width_px + 1 rows and columns.
 

@@ -24,7 +24,7 @@ __all__ = ("SubtractConfig", "SubtractConnections", "SubtractTask")
 
 
 class SubtractConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
-    """An image and the template patches under it in, their difference out."""
+    """An image and the template patches that overlap it as inputs, their difference as output."""
 
     science = cT.Input(
         name="preliminary_visit_image",
@@ -45,7 +45,7 @@ class SubtractConnections(pipeBase.PipelineTaskConnections, dimensions=("instrum
         dimensions=("skymap", "tract", "patch", "band"),
         multiple=True,
         # Its graph constraint is not deferred: a visit without a template in
-        # its band has no graph then, and falls to the next pipeline.
+        # its band has an empty graph, and the next pipeline is used.
         deferLoad=True,
     )
     template_warp = cT.Output(
@@ -67,7 +67,7 @@ class SubtractConfig(pipeBase.PipelineTaskConfig, pipelineConnections=SubtractCo
 
     coverage_min = pexConfig.RangeField(
         dtype=float,
-        doc="With less of the image covered by the template there is nothing to do.",
+        doc="Least fraction of the image covered by the template; with less there is no work.",
         default=0.2,
         min=0.0,
         max=1.0,
@@ -75,17 +75,15 @@ class SubtractConfig(pipeBase.PipelineTaskConfig, pipelineConnections=SubtractCo
     kernel_star_snr = pexConfig.Field[float](
         doc="Least signal to noise of a star for the kernel.", default=40.0
     )
-    kernel_star_max = pexConfig.Field[int](
-        doc="How many of the brightest are used for the kernel.", default=50
-    )
-    kernel_star_min = pexConfig.Field[int](doc="With fewer stars the image fails.", default=5)
+    kernel_star_max = pexConfig.Field[int](doc="Largest number of stars used for the kernel.", default=50)
+    kernel_star_min = pexConfig.Field[int](doc="Least number of stars; with fewer the task fails.", default=5)
     sky_mesh_px = pexConfig.Field[int](
-        doc="Size of the cells of the sky left in the difference.", default=128
+        doc="Size of the cells of the residual sky model, pixels.", default=128
     )
 
 
 class SubtractTask(pipeBase.PipelineTask):
-    """Warp the template, match its PSF to the image's, subtract."""
+    """Warp the template, match its PSF to the image's, and subtract it."""
 
     ConfigClass = SubtractConfig
     _DefaultName = "subtract"
@@ -101,7 +99,7 @@ class SubtractTask(pipeBase.PipelineTask):
         science : `lsst.images.MaskedImage`
             Calibrated image, nJy.
         stars : `astropy.table.Table`
-            Its sources.
+            Sources in the image, from `CalibrateTask`.
         templates : `~collections.abc.Sequence`
             Handles of `lsst.images.MaskedImage`, nJy.
 
@@ -114,12 +112,12 @@ class SubtractTask(pipeBase.PipelineTask):
         Raises
         ------
         lsst.pipe.base.NoWorkFound
-            Raised where the template covers too little of the image.
+            Raised if the template covers too little of the image.
         TooFewStarsError
-            Raised where no kernel can be fitted.
+            Raised if no kernel can be fitted.
         """
         margin = round(3.0 * psf_of(science).fwhm_px)
-        # What lies beyond the edge reaches in when the template is convolved.
+        # Template pixels beyond the edge contribute to the image after the convolution.
         around = _warp_around(science, templates, margin)
         warped = around.cropped(margin)
         self.metadata["template_patch_count"] = warped.patch_count
@@ -142,18 +140,18 @@ class SubtractTask(pipeBase.PipelineTask):
     def _subtract(
         self, science: MaskedImage, around: Warped, margin: int, kernel: MatchingKernel, bad: np.ndarray
     ) -> MaskedImage:
-        """Subtract the convolved template, then the sky that is left."""
+        """Subtract the convolved template, then the residual sky."""
         inner = slice(margin, -margin), slice(margin, -margin)
         matched = convolve(around.pixels, kernel.pixels)[inner]
         variance = science.variance.array + convolve(around.variance, kernel.pixels**2)[inner]
         difference = science.image.array - matched - np.float32(kernel.background)
-        # Beside a hole in the template the convolution misses light.
-        lost = ndimage.maximum_filter(around.no_data, 2 * margin + 1)[inner]
+        # Near a hole in the template the convolution misses light.
+        incomplete = ndimage.maximum_filter(around.no_data, 2 * margin + 1)[inner]
         mesh = self.config.sky_mesh_px
-        difference -= sep.Background(difference, mask=bad | lost, bw=mesh, bh=mesh).back()
-        difference[lost] = 0.0
+        difference -= sep.Background(difference, mask=bad | incomplete, bw=mesh, bh=mesh).back()
+        difference[incomplete] = 0.0
         planes = {name: plane(science, name) for name in science.mask.schema.names}
-        planes["NO_DATA"] = planes["NO_DATA"] | lost
+        planes["NO_DATA"] = planes["NO_DATA"] | incomplete
         planes["SATURATED"] = planes["SATURATED"] | around.saturated[inner]
         metadata = dict(science.metadata) | {
             "kernel_flux_ratio": kernel.flux_ratio,
@@ -172,7 +170,7 @@ class SubtractTask(pipeBase.PipelineTask):
     def _fit_kernel(
         self, science: MaskedImage, stars: Table, warped: Warped, bad: np.ndarray, half_width_px: int
     ) -> MatchingKernel:
-        """Fit the kernel around bright sources, whatever their shape."""
+        """Fit the kernel on bright sources of any shape."""
         psf = psf_of(science)
         bright = stars[stars["flux"] > self.config.kernel_star_snr * stars["flux_err"]]
         bright = bright[np.argsort(-np.asarray(bright["flux"]))][: self.config.kernel_star_max]
@@ -184,7 +182,7 @@ class SubtractTask(pipeBase.PipelineTask):
                 ~bad,
                 np.asarray(bright["x"]),
                 np.asarray(bright["y"]),
-                # A template of two thirds of the image's seeing is typical.
+                # The typical template has two thirds of the image's seeing.
                 width_px=0.35 * psf.fwhm_px,
                 half_width_px=half_width_px,
                 stamp_half_width_px=round(3.5 * psf.fwhm_px),

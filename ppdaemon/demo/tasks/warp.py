@@ -16,7 +16,7 @@ from ppdaemon.demo.tasks.planes import plane, projection_of, unusable
 __all__ = ("Warped", "warp_patches")
 
 _KNOT_SPACING_PX = 32
-"""Positions are computed this far apart and interpolated: exact to 1e-4 pixels in fields below a degree."""
+"""Positions are computed at this spacing and interpolated: exact to 1e-4 pixels in fields below a degree."""
 _SPLINE_REACH_PX = 2
 """A cubic spline at a pixel needs this many pixels beyond it."""
 
@@ -26,23 +26,23 @@ class Warped:
     """Template patches resampled to one pixel grid."""
 
     pixels: np.ndarray
-    """Flux per pixel of the new grid, 0 where nothing is known."""
+    """Flux per pixel of the new grid, 0 where there are no data."""
     variance: np.ndarray
     """Variance of ``pixels``."""
     no_data: np.ndarray
-    """Where no patch reaches."""
+    """Pixels outside all patches."""
     saturated: np.ndarray
-    """Where the template was saturated."""
+    """Pixels at which the template was saturated."""
     patch_count: int
-    """Patches that gave pixels."""
+    """Number of patches that contributed pixels."""
 
     @property
     def coverage(self) -> float:
-        """Fraction of the grid with data (`float`)."""
+        """Fraction of the grid with data."""
         return 1.0 - float(self.no_data.mean())
 
     def cropped(self, margin_px: int) -> "Warped":
-        """Return the same without a margin on all sides.
+        """Return the mosaic without a margin on all sides.
 
         Parameters
         ----------
@@ -60,12 +60,12 @@ class Warped:
 
 
 def warp_patches(patches: Iterable[MaskedImage], wcs: WCS, shape: tuple[int, int]) -> Warped:
-    """Resample patches with a cubic spline; the first to reach a pixel gives it.
+    """Resample patches with a cubic spline; where they overlap, the first one is used.
 
     Parameters
     ----------
     patches : `~collections.abc.Iterable` [`lsst.images.MaskedImage`]
-        Patches with a sky projection; read one after the other.
+        Patches with a sky projection; only one at a time is in memory.
     wcs : `astropy.wcs.WCS`
         The new grid's projection, 0-based.
     shape : `tuple` [`int`, `int`]
@@ -95,22 +95,22 @@ def _add_patch(
     saturated: np.ndarray,
     no_data: np.ndarray,
 ) -> bool:
-    """Fill what one patch can still give; tell whether it gave anything."""
+    """Fill the pixels without data that one patch covers; return whether there are any."""
     source_wcs = projection_of(patch)
     height, width = patch.image.array.shape
     rows, columns = _source_positions(wcs, source_wcs, pixels.shape)
     reach = _SPLINE_REACH_PX
-    wanted = (
+    covered = (
         no_data
         & (columns >= reach)
         & (columns < width - 1 - reach)
         & (rows >= reach)
         & (rows < height - 1 - reach)
     )
-    if not wanted.any():
+    if not covered.any():
         return False
-    at = np.stack([rows[wanted], columns[wanted]])
-    # The spline's filter runs over what it is given: only what is needed.
+    at = np.stack([rows[covered], columns[covered]])
+    # The spline's filter runs over its complete input: only the needed part is cut out.
     low, high = at.min(axis=1).astype(int) - reach, at.max(axis=1).astype(int) + reach + 2
     cut = slice(low[0], high[0]), slice(low[1], high[1])
     at -= low[:, None]
@@ -122,7 +122,7 @@ def _add_patch(
     area = proj_plane_pixel_area(wcs) / proj_plane_pixel_area(source_wcs)
     clean = np.where(unknown, np.float32(0.0), values)
     found = ndimage.map_coordinates(clean, at, order=3, mode="nearest", output=np.float32)
-    target = np.flatnonzero(wanted)[known]
+    target = np.flatnonzero(covered)[known]
     pixels.ravel()[target] = found[known] * area
     variance.ravel()[target] = patch.variance.array[cut][nearest][known] * area**2
     saturated.ravel()[target] = in_saturation[nearest][known]
@@ -136,7 +136,7 @@ def _source_positions(wcs: WCS, source_wcs: WCS, shape: tuple[int, int]) -> tupl
     knot_columns = np.linspace(0, shape[1] - 1, shape[1] // _KNOT_SPACING_PX + 1)
     grid_columns, grid_rows = np.meshgrid(knot_columns, knot_rows)
     sky = wcs.all_pix2world(grid_columns.ravel(), grid_rows.ravel(), 0)
-    # A tangent plane has no image of the other half of the sky.
+    # Patches are near the image; a tangent plane does not cover the other half of the sky.
     source_x, source_y = source_wcs.all_world2pix(*sky, 0)
     fine_rows, fine_columns = np.arange(shape[0]), np.arange(shape[1])
     found = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The floor below any engine: the tasks' own ``run``, called by hand on objects in memory."""
+"""The floor below any engine: the tasks' own ``run``, called on objects in memory."""
 
 import time
 from collections.abc import Callable
@@ -14,26 +14,18 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectRun
 from ppdaemon.states import Outcome
 
-__all__ = ("ByHand",)
+__all__ = ("TasksOnly",)
 
 
-class ByHand(ButlerWork):
-    """A worker that is prepared as any other, and then only runs tasks: no logs, no metadata, no reports."""
+class TasksOnly(ButlerWork):
+    """A worker that prepares as any other and then only runs tasks: no logs, metadata or reports."""
 
     def run_tasks(self, order: Process) -> dict[str, float]:
-        """Run the tasks of a visit, and write what they have made for export.
+        """Run the tasks of a visit, then write their exported outputs.
 
-        Parameters
-        ----------
-        order : `~ppdaemon.messages.Process`
-            Exposures that were ingested.
-
-        Returns
-        -------
-        figures : `dict` [`str`, `float`]
-            What the ``run`` methods took together, as ``total_ms``: inputs,
-            each an object that nobody else has, were there before. With
-            ``written_ms`` files of the outputs are written, too.
+        ``total_ms`` is the sum over the ``run`` methods; the inputs are in
+        memory before, each an object of its own. ``written_ms`` includes
+        writing the outputs.
         """
         visit = self._prepared()
         visit.raws.define_visits(order.exposures, visit.inputs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One worker of the bench: a process of its own that does visits when it is told to."""
+"""One worker of the bench: a process that does visits on request."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from enginebench.byhand import ByHand
+from enginebench.tasksonly import TasksOnly
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -27,31 +27,31 @@ from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
 from ppdaemon.worker.main import give_memory_back
 
-__all__ = ("DETECTOR", "Setup", "sit")
+__all__ = ("DETECTOR", "Setup", "run_worker")
 
 DETECTOR = 4
-"""In the middle."""
+"""In the middle of the camera."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker of the bench gets."""
+    """Configuration and folders of a worker of the bench."""
 
     config: Mapping[str, Any]
     """As ``ppdaemon.yaml``."""
     ramdisk: Path
-    """Its own folder for the template, the repo and what hosts share; empty."""
+    """Its own folder for the template, the repo and the shared cache; must not exist."""
     spool: Path
     """On a disk."""
     main: tuple[str, ...]
-    before: tuple[str, ...] = ()
+    preprocessing: tuple[str, ...] = ()
     """Paths of pipelines."""
-    by_hand: bool = False
+    tasks_only: bool = False
     """Whether tasks are run without an engine."""
 
 
-class _Reports:
-    """Notes when a visit reaches what."""
+class _StageTimes:
+    """Records the time at which a visit reaches each stage."""
 
     def __init__(self) -> None:
         self.at_s: dict[Stage, float] = {}
@@ -61,27 +61,23 @@ class _Reports:
             self.at_s[fact.stage] = time.perf_counter()
 
 
-def sit(setup: Setup, channel: Connection) -> None:
-    """Do visits until there are no more; as a worker that the zygote has forked.
+def run_worker(setup: Setup, channel: Connection) -> None:
+    """Do visits as a worker does that the zygote has forked.
 
-    Parameters
-    ----------
-    setup : `Setup`
-        Configuration and places.
-    channel : `multiprocessing.connection.Connection`
-        Gives visits (`~ppdaemon.demo.visits.VisitPlan`), then `None`, and
-        takes the figures of each.
+    The channel sends visits (`~ppdaemon.demo.visits.VisitPlan`), then `None`;
+    it receives the measurements of each visit.
     """
     setup.ramdisk.mkdir(parents=True)
-    with _said_into(setup.ramdisk / "log"):
+    with _stderr_to(setup.ramdisk / "log"):
         log.set_up("INFO", "json")
-        reports = _Reports()
+        reports = _StageTimes()
         context = _context(setup, reports)
         work.set_up_libraries()
         work.build_template(context)
+        # As in the zygote: collections in a worker need not visit the imported objects.
         gc.collect()
         gc.freeze()
-        make = ByHand if setup.by_hand else ButlerWork
+        make = TasksOnly if setup.tasks_only else ButlerWork
         assert context.config.butler is not None
         worker = make(context, context.config.butler)
         for number, plan in enumerate(iter(channel.recv, None)):
@@ -90,8 +86,8 @@ def sit(setup: Setup, channel: Connection) -> None:
 
 
 @contextmanager
-def _said_into(path: Path) -> Iterator[None]:
-    """Have all that this process and its children say in a file; a traceback still is seen."""
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Redirect stderr of this process and its children to a file; restored for a traceback."""
     stderr = os.dup(2)
     with path.open("w") as lines:
         os.dup2(lines.fileno(), 2)
@@ -102,7 +98,7 @@ def _said_into(path: Path) -> Iterator[None]:
         os.close(stderr)
 
 
-def _context(setup: Setup, reports: _Reports) -> WorkerContext:
+def _context(setup: Setup, reports: _StageTimes) -> WorkerContext:
     folder = setup.ramdisk
     (folder / "slot").mkdir()
     return WorkerContext(
@@ -124,15 +120,15 @@ def _visit(
     context: WorkerContext,
     setup: Setup,
     plan: VisitPlan,
-    reports: _Reports,
+    reports: _StageTimes,
     *,
     first: bool,
 ) -> dict[str, float]:
-    """Do one visit; return what it took."""
+    """Do one visit; return its measurements."""
     _reset_peak()
     start_s = time.perf_counter()
     prepared = worker.prepare(_order(setup, plan))
-    figures = {
+    results = {
         "prepare_ms": (time.perf_counter() - start_s) * 1e3,
         "warm_ms": float(prepared.detail["warm_ms"]),
     }
@@ -142,30 +138,30 @@ def _visit(
     start_s = time.perf_counter()
     for raw in raws:
         worker.ingest(raw)
-    if isinstance(worker, ByHand):
-        figures |= worker.run_tasks(exposures)
+    if isinstance(worker, TasksOnly):
+        results |= worker.run_tasks(exposures)
     else:
-        figures |= _processed(worker, context, exposures, reports, start_s, first=first)
-    figures |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(context.repo)}
+        results |= _process(worker, context, exposures, reports, start_s, first=first)
+    results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(context.repo)}
     worker.reset()
     give_memory_back()
     shutil.rmtree(context.spool, ignore_errors=True)
-    return figures
+    return results
 
 
-def _processed(
+def _process(
     worker: ButlerWork,
     context: WorkerContext,
     order: Process,
-    reports: _Reports,
+    reports: _StageTimes,
     start_s: float,
     *,
     first: bool,
 ) -> dict[str, float]:
     done = worker.process(order)
     if done.outcome != Outcome.SUCCEEDED or done.engine != context.config.engine.kind or done.spool is None:
-        raise RuntimeError(f"{context.config.engine.kind}: {done.model_dump()}")
-    if first:  # what each run has only once is exported now, as in a node's first visit
+        raise RuntimeError(f"engine {context.config.engine.kind} failed or was not used: {done.model_dump()}")
+    if first:  # the outputs that a run has only once are exported now, as in a node's first visit
         work.open_exporter(context).export([Path(done.spool)])
     at_ms = {stage: (at_s - start_s) * 1e3 for stage, at_s in reports.at_s.items()}
     return {
@@ -182,7 +178,7 @@ def _order(setup: Setup, plan: VisitPlan) -> Prepare:
         visit=read_next_visit(plan.next_visit(plan.announced_tai_s)),
         detector=DETECTOR,
         attempt=1,
-        pipelines=Pipelines(preprocessing=setup.before, main=setup.main),
+        pipelines=Pipelines(preprocessing=setup.preprocessing, main=setup.main),
     )
 
 
@@ -201,14 +197,15 @@ def _raws(root: Path, plan: VisitPlan) -> Iterator[Raw]:
 
 
 def _reset_peak() -> None:
+    # 5 resets the peak resident memory, see proc(5).
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_mb() -> float:
-    """Return the most memory that this process had resident, and its largest child."""
+    """Return the peak resident memory of this process plus that of its largest child."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (own_kb,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return (own_kb + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024 / 1e6
+    (process_kb,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return (process_kb + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024 / 1e6
 
 
 def _size_mb(folder: Path) -> float:

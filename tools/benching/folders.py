@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a bench works."""
+"""The folders in which a bench works."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,37 +7,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ("Ground", "Places")
+__all__ = ("FolderRoots", "BenchFolders")
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class BenchFolders:
     """Empty folders of one measurement, deleted after it."""
 
     scratch: Path
     """On a disk."""
     ramdisk: Path
-    """On a tmpfs; its path is short, sockets are in it."""
+    """On a tmpfs; the path is short because sockets are in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """Where the folders of measurements are made."""
+class FolderRoots:
+    """The parent folders of the measurements' folders."""
 
     disk: Path
     ramdisk: Path
 
     @contextmanager
-    def places(self) -> Iterator[Places]:
-        """Give empty folders, and delete them.
-
-        Yields
-        ------
-        places : `Places`
-            The folders.
-        """
+    def temporary(self) -> Iterator[BenchFolders]:
+        """Make empty folders for one measurement and delete them at the end."""
         with (
             tempfile.TemporaryDirectory(prefix="bench-", dir=self.disk) as scratch,
             tempfile.TemporaryDirectory(prefix="bench-", dir=self.ramdisk) as ramdisk,
         ):
-            yield Places(Path(scratch), Path(ramdisk))
+            yield BenchFolders(Path(scratch), Path(ramdisk))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures of what was found: cut-outs of the brightest alerts."""
+"""Draw cutouts of the brightest alerts."""
 
 import io
 from collections.abc import Iterable
@@ -20,69 +20,42 @@ __all__ = ("brightest_alerts", "plot_alerts")
 _ROWS = ("Science", "Template", "Difference")
 _INK, _PAPER, _MUTED = "#1b1f24", "#ffffff", "#6b7280"
 _SCALE_BAR_ARCSEC = 2.0
+# Width and height of one cutout in the picture.
 _PANEL_IN = 1.35
 
 
 def brightest_alerts(paths: Iterable[Path | str], count: int) -> list[dict[str, Any]]:
-    """Return the alerts of the highest significance, an object only once.
+    """Return the packets of highest significance that have all three cutouts.
 
-    Parameters
-    ----------
-    paths : `~collections.abc.Iterable`
-        Alert files.
-    count : `int`
-        How many at most.
-
-    Returns
-    -------
-    alerts : `list` [`dict`]
-        Packets that have all three cut-outs, the most significant first.
+    Each object appears only once; the most significant packet is first.
     """
     packets = [packet for path in paths for packet in read_alerts(path)]
     complete = [packet for packet in packets if all(packet[f"cutout{row}"] for row in _ROWS)]
     chosen: list[dict[str, Any]] = []
     for packet in sorted(complete, key=lambda each: -(each["diaSource"]["snr"] or 0.0)):
-        if not any(_same_place(packet, other) for other in chosen):
+        if not any(_same_position(packet, other) for other in chosen):
             chosen.append(packet)
         if len(chosen) == count:
             break
     return chosen
 
 
-def _same_place(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same_position(one: dict[str, Any], other: dict[str, Any]) -> bool:
     a, b = one["diaSource"], other["diaSource"]
     east = (a["ra"] - b["ra"]) * np.cos(np.radians(a["dec"]))
     return float(np.hypot(east, a["dec"] - b["dec"])) * 3600.0 < 1.0
 
 
 def plot_alerts(paths: Iterable[Path | str], output: Path | str, *, count: int = 8) -> int:
-    """Draw science, template and difference of the brightest alerts.
+    """Draw science, template and difference of the brightest alerts; return their number.
 
-    Science and template of an alert have one grey scale; the difference is
-    blue where the sky got fainter and red where it got brighter.
-
-    Parameters
-    ----------
-    paths : `~collections.abc.Iterable`
-        Alert files.
-    output : `pathlib.Path` or `str`
-        The picture; its suffix decides the format.
-    count : `int`, optional
-        Alerts at most.
-
-    Returns
-    -------
-    drawn : `int`
-        Alerts in the picture.
-
-    Raises
-    ------
-    ValueError
-        Raised where there is no alert: nothing is drawn.
+    Science and template of an alert share one gray scale; the difference is
+    blue where the sky became fainter and red where it became brighter. Raises
+    `ValueError` if there is no alert: no file is written then.
     """
     alerts = brightest_alerts(paths, count)
     if not alerts:
-        raise ValueError("no alert with cut-outs in the given files: there is nothing to draw")
+        raise ValueError("no alert with cutouts in the given files: there is nothing to draw")
     columns = len(alerts)
     figure = Figure(figsize=(0.45 + _PANEL_IN * columns, 1.0 + _PANEL_IN * len(_ROWS)), facecolor=_PAPER)
     axes = figure.subplots(len(_ROWS), columns, squeeze=False)
@@ -105,20 +78,19 @@ def plot_alerts(paths: Iterable[Path | str], output: Path | str, *, count: int =
 
 
 def _draw_alert(axes: list[Axes], packet: dict[str, Any]) -> None:
-    """Draw one column."""
     images = {row: _pixels(packet[f"cutout{row}"]) for row in _ROWS}
     for axis, (row, pixels) in zip(axes, images.items(), strict=True):
         noise = _noise(images["Science"])
         if row == "Difference":
             top = max(float(np.nanmax(np.abs(pixels))), 5.0 * noise)
-            low, colours = -top, "RdBu_r"
+            low, color_map = -top, "RdBu_r"
         else:
             top = max(float(np.nanmax(images["Science"])), float(np.nanmax(images["Template"])))
-            low, colours = -2.0 * noise, "gray"
+            low, color_map = -2.0 * noise, "gray"
         axis.imshow(
             _stretch(pixels, noise),
             origin="lower",
-            cmap=colours,
+            cmap=color_map,
             vmin=float(_stretch(low, noise)),
             vmax=float(_stretch(top, noise)),
         )
@@ -131,7 +103,7 @@ def _draw_alert(axes: list[Axes], packet: dict[str, Any]) -> None:
 
 
 def _caption(source: dict[str, Any]) -> str:
-    """Tell band, brightness of the change, significance and place."""
+    """Return band, brightness of the change, significance and position."""
     change = source["psfFlux"]
     magnitude = NJY_ZERO_POINT_MAG - 2.5 * np.log10(abs(change))
     verb = "brighter" if change > 0 else "fainter"
@@ -147,7 +119,7 @@ def _pixels(encoded: bytes) -> np.ndarray:
 
 
 def _noise(pixels: np.ndarray) -> float:
-    """Return the robust standard deviation, never 0."""
+    """Return the robust standard deviation, never 0, so that it can divide."""
     return max(1.4826 * float(np.nanmedian(np.abs(pixels - np.nanmedian(pixels)))), 1e-6)
 
 

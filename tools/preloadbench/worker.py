@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One worker of the bench: a process of its own, its own repo, the host's cache."""
+"""One worker of the bench: a process with its own repo and the host's cache."""
 
 import gc
 import time
@@ -27,7 +27,7 @@ from ppdaemon.visit import read_next_visit
 from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP
 from preloadbench.survey import CAMERA, OBSERVED, SurveyCam, load_survey_camera
 
-__all__ = ("Host", "build_template", "sit")
+__all__ = ("Host", "build_template", "run_worker")
 
 _BEGIN_TAI = astropy.time.Time("2026-11-23T03:25:16", scale="tai").unix_tai
 _CACHE_MAX = 100_000_000_000
@@ -35,28 +35,22 @@ _CACHE_MAX = 100_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the workers of one host share."""
+    """The folders and pipelines that the workers of one host share."""
 
     central: Path
     ramdisk: Path
-    """Cache, template and repos; empty before."""
+    """Cache, template and repos; empty at the start."""
     pipelines: tuple[str, ...]
     detectors: int
 
     @property
     def template(self) -> Path:
-        """Folder of the template (`pathlib.Path`)."""
+        """Folder of the template repo."""
         return self.ramdisk / "template"
 
 
 def build_template(host: Host) -> None:
-    """Make the repo that workers copy.
-
-    Parameters
-    ----------
-    host : `Host`
-        Where.
-    """
+    """Make the repo that workers copy."""
     with Butler.from_config(str(host.central), writeable=False) as central:
         types = {
             each.name: each
@@ -67,7 +61,7 @@ def build_template(host: Host) -> None:
         make_template(host.template, central.dimensions, [instrument], types.values(), "bench")
 
 
-def sit(
+def run_worker(
     host: Host,
     cache: str,
     detector: int,
@@ -77,22 +71,11 @@ def sit(
 ) -> None:
     """Preload field after field, as one worker does for visit after visit.
 
-    Parameters
-    ----------
-    host : `Host`
-        What is shared.
-    cache : `str`
-        Name of the cache's folder on the RAM disk.
-    detector : `int`
-        Whose worker this is.
-    fields : `~collections.abc.Sequence` [`float`]
-        Of each visit, how far it is from the middle of the templates in
-        right ascension, in degrees.
-    wait : `~collections.abc.Callable`
-        Returns when a visit may begin.
-    answers : `multiprocessing.connection.Connection`
-        Takes the figures of each visit; ``preload_ms`` is from the order
-        until all is in the worker's repo.
+    `cache` is the name of the cache's folder on the RAM disk. `fields` has the
+    distance of each visit from the center of the templates in right ascension,
+    in degrees. `wait` returns when a visit may begin. The answer has the
+    measurements of each visit; ``preload_ms`` is from the order until all
+    inputs are in the worker's repo.
     """
     set_up_libraries()
     repo = LocalRepo(host.template, host.ramdisk / f"{cache}-{detector}")
@@ -102,10 +85,10 @@ def sit(
     central = CentralReader(config.central)
     preload = Preload(config, central, SharedCache(host.ramdisk / cache, _CACHE_MAX), Library({}))
     camera = load_survey_camera(host.detectors)
-    told = []
+    samples = []
     for number, field in enumerate(fields):
         order = _order(host, detector, number, field)
-        gc.collect()  # as between visits
+        gc.collect()  # as a worker does between visits
         wait()
         timings = Timings(Clock())
         start = time.perf_counter()
@@ -113,9 +96,9 @@ def sit(
             order.visit, detector, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=_BEGIN_TAI
         )
         preload.fetch(preload.find(order, footprint, timings), repo, timings)
-        told.append(timings.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
+        samples.append(timings.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
         repo.renew()
-    answers.send(told)
+    answers.send(samples)
     repo.close()
     central.close()
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the figures of the pool should be; slopes and memory maps. Pure."""
+"""Goals of the pool, slopes, and memory maps. Pure."""
 
 from collections.abc import Mapping, Sequence
 
-from benching.figures import Goal
+from benching.results import Goal
 
 __all__ = ("GOALS", "per_thousand", "private_mb")
 
@@ -17,28 +17,14 @@ GOALS: Mapping[str, Goal] = {
     "reserve_205_ms": Goal(250),
     "replace_p95_ms": Goal(1000),
 }
-"""By figure; on two cores that do nothing else."""
+"""By name of the result, for two idle cores."""
 
 
 def per_thousand(counts: Sequence[float], values: Sequence[float]) -> float:
-    """Return by how much a value grows per 1000 counts: least squares.
+    """Return the least-squares slope of a value per 1000 counts.
 
-    Parameters
-    ----------
-    counts : `~collections.abc.Sequence` [`float`]
-        How much had been done.
-    values : `~collections.abc.Sequence` [`float`]
-        What was measured then.
-
-    Returns
-    -------
-    slope : `float`
-        In units of the values.
-
-    Raises
-    ------
-    ValueError
-        Raised if the counts are not as many as the values, or all the same.
+    Raises `ValueError` if counts and values differ in number or all counts are
+    equal.
     """
     n = len(counts)
     mean_count, mean_value = (sum(each) / max(n, 1) for each in (counts, values))
@@ -50,17 +36,9 @@ def per_thousand(counts: Sequence[float], values: Sequence[float]) -> float:
 
 
 def private_mb(smaps: str) -> float:
-    """Return the memory that only one process has.
+    """Return the private pages of a process, clean and dirty, in 10^6 bytes.
 
-    Parameters
-    ----------
-    smaps : `str`
-        Its ``smaps_rollup``.
-
-    Returns
-    -------
-    size : `float`
-        Private pages, clean and dirty, in 10^6 bytes.
+    `smaps` is the content of its ``smaps_rollup``.
     """
-    lines = (line.split() for line in smaps.splitlines() if line.startswith("Private_"))
-    return sum(int(words[1]) for words in lines) * 1024 / 1e6
+    rows = (line.split() for line in smaps.splitlines() if line.startswith("Private_"))
+    return sum(int(row[1]) for row in rows) * 1024 / 1e6

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the visits of the bench come to, and how engines compare. Pure."""
+"""Summarize the visits of the bench and compare the engines. Pure."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from benching.figures import Goal, Scalar
+from benching.results import Goal, Scalar
 
-__all__ = ("GOALS", "Sample", "flat", "of_visits", "ratios")
+__all__ = ("GOALS", "Sample", "flatten", "summarize", "ratios")
 
 type Sample = Mapping[str, float]
-"""Figures of one visit: times in milliseconds, sizes in 10^6 bytes."""
+"""Measurements of one visit: times in milliseconds, sizes in 10^6 bytes."""
 type Summary = dict[str, float | int]
 
 _TIMES = (
@@ -43,7 +43,7 @@ _PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
     ("direct_images", "separable_images", "_images", _TOTAL),
     ("direct_images_export", "separable_images_export", "_images_export", _TOTAL),
 )
-"""Who is compared with whom, suffix of the names, and which figures by name."""
+"""Two workers to compare, suffix of the names, and the compared results by name."""
 
 _TENTH, _FIFTEENTH, _FIFTIETH = Goal(1 / 10), Goal(1 / 15), Goal(1 / 50)
 GOALS: Mapping[str, Goal] = {
@@ -59,27 +59,17 @@ GOALS: Mapping[str, Goal] = {
     "ratios.total_of_floor_appipe": Goal(1.15),
     "ratios.total_of_separable_images": Goal(0.5),
 }
-"""By figure, as `flat` names it."""
+"""By name of the result, as in `flatten`."""
 
 
-def of_visits(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summary:
-    """Sum up one engine's visits.
+def summarize(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summary:
+    """Summarize one engine's visits: medians of times, maxima of sizes.
 
-    Parameters
-    ----------
-    visits : `~collections.abc.Sequence`
-        At least two; the first one, of a new worker, counts only as such.
-    task_count : `int`
-        How many tasks each visit has.
-    idle : `bool`
-        Whether these do nothing, so that all is overhead.
-
-    Returns
-    -------
-    summary : `dict`
-        Medians of times, the most of sizes.
+    There must be at least two visits; the first one, of a new worker, is
+    listed separately. With `idle` the tasks do nothing, so that all time is
+    overhead.
     """
-    first, *others = [_completed(each, task_count, idle=idle) for each in visits]
+    first, *others = [_with_overhead(each, task_count, idle=idle) for each in visits]
     summary: Summary = {
         name: median(each[name] for each in others) for name in _TIMES if all(name in each for each in others)
     }
@@ -92,47 +82,28 @@ def of_visits(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summa
     }
 
 
-def _completed(visit: Sample, task_count: int, *, idle: bool) -> dict[str, float]:
-    figures = dict(visit)
+def _with_overhead(visit: Sample, task_count: int, *, idle: bool) -> dict[str, float]:
+    results = dict(visit)
     if idle:
-        figures["between_tasks_ms"] = visit["tasks_ms"] / task_count
-        figures["overhead_ms"] = visit["total_ms"]
-    return figures
+        results["between_tasks_ms"] = visit["tasks_ms"] / task_count
+        results["overhead_ms"] = visit["total_ms"]
+    return results
 
 
 def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, float]:
-    """Compare engines.
+    """Compare the engines of which both were measured.
 
-    Parameters
-    ----------
-    summaries : `~collections.abc.Mapping`
-        By engine, with a suffix for the pipeline.
-
-    Returns
-    -------
-    ratios : `dict`
-        Of what was measured of both sides.
+    The keys of `summaries` are engines with a suffix for the pipeline.
     """
     found = {}
-    for one, other, suffix, figures in _PAIRS:
+    for one, other, suffix, results in _PAIRS:
         if one in summaries and other in summaries:
-            for name, (own, its) in figures.items():
-                named = f"{name}_of_{other.removesuffix(suffix)}{suffix}"
-                found[named] = summaries[one][own] / summaries[other][its]
+            for name, (numerator, denominator) in results.items():
+                ratio_name = f"{name}_of_{other.removesuffix(suffix)}{suffix}"
+                found[ratio_name] = summaries[one][numerator] / summaries[other][denominator]
     return found
 
 
-def flat(summaries: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
-    """Name all figures in one list, such as ``direct.total_ms``.
-
-    Parameters
-    ----------
-    summaries : `~collections.abc.Mapping`
-        Figures by group.
-
-    Returns
-    -------
-    figures : `dict`
-        Figures by name.
-    """
+def flatten(summaries: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
+    """Return all results in one dict, with names such as ``direct.total_ms``."""
     return {f"{group}.{name}": value for group, values in summaries.items() for name, value in values.items()}

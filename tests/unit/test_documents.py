@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What README.rst and the pages of ``doc/`` say is what the code does."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from doctools import DOC, codetext
+
+from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.ctl import cli
+from ppdaemon.raws.roots import RemoteRoot, RootConfig
+from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
+from ppdaemon.selection import Rule
+from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
+
+ROOT = DOC.parent
+README = ROOT / "README.rst"
+ENOUGH = 15
+"""Characters of a message that are not a name that is filled in."""
+OLD_WORDS = re.compile(r"\b(seats?|former li[fv]es?|last look|desk|verdict|naked)\b", re.IGNORECASE)
+
+
+def section(name: str, path: Path = README) -> str:
+    """Return the text between two markers."""
+    found = re.search(
+        rf"^\.\. {name}-begin$(.*)^\.\. {name}-end$", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert found, name
+    return found[1]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def test_every_command_is_listed_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    commands = capsys.readouterr().out.partition("Commands:")[2]
+    existing = set(re.findall(r"^  (\w+) ", commands, re.MULTILINE))
+    assert set(re.findall(r"^``(\w+)[^`]*``  ", section("ppctl-commands"), re.MULTILINE)) == existing
+    shown = re.findall(r"^``ppctl (\w+)``$", (DOC / "reference" / "programs.rst").read_text(), re.MULTILINE)
+    assert set(shown) == existing
+
+
+def test_the_arguments_are_those_of_the_commands() -> None:
+    group = cli._ppctl
+    assert isinstance(group, click.Group)
+    for name, arguments in re.findall(r"^``(\w+) ([A-Z.]+)``", section("ppctl-commands"), re.MULTILINE):
+        (argument,) = [p for p in group.commands[name].params if isinstance(p, click.Argument)]
+        assert argument.make_metavar(click.Context(group.commands[name])) == arguments
+
+
+def test_every_exit_code_is_listed_and_no_other() -> None:
+    text = section("exit-codes", DOC / "operators" / "exit-codes.rst")
+    assert [int(number) for number in re.findall(r"^(\d+) ", text, re.MULTILINE)] == sorted(ExitCode)
+
+
+def test_every_outcome_is_listed_and_no_other() -> None:
+    text = section("outcomes", DOC / "operators" / "outcomes.rst")
+    assert re.findall(r"^   \* - ``(\w+)``$", text, re.MULTILINE) == list(Outcome)
+
+
+def test_every_state_is_listed_and_no_other() -> None:
+    text = section("states", DOC / "operators" / "states.rst")
+    assert re.findall(r"^([a-z]+)  ", text, re.MULTILINE) == list(SlotState)
+
+
+def test_every_stage_is_listed_and_no_other() -> None:
+    text = section("stages", DOC / "operators" / "visits.rst")
+    assert re.findall(r"^([a-z_]+)  ", text, re.MULTILINE) == list(Stage)
+
+
+def test_the_configuration_by_hand_is_the_file_and_can_be_used() -> None:
+    shown = textwrap.dedent(section("by-hand").partition("::\n")[2]).strip()
+    path = ROOT / "etc" / "by-hand" / "ppdaemon.yaml"
+    assert path.read_text().strip() == shown
+    assert load_node(path, {"PWD": str(ROOT)}, writing=False).node.name == "hand"
+
+
+def test_relay_and_node_by_hand_fit_together(tmp_path: Path) -> None:
+    relay = load_relay(ROOT / "etc" / "by-hand" / "pprelay.yaml", {"PWD": str(tmp_path)})
+    node = load_node(ROOT / "etc" / "by-hand" / "ppdaemon.yaml", {"PWD": str(ROOT)}, writing=False)
+    assert node.relay.address == relay.nodes
+    assert {name: part.detectors for name, part in relay.instruments.items()} == node.node.instruments
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        (NodeConfig, ""),
+        (RelayConfig, "pprelay:"),
+        (RelayInstrument, "pprelay:instruments.NAME."),
+        (RootConfig, "arrivals.roots[]."),
+        (RemoteRoot, "arrivals.remote[]."),
+        (Rule, "rule."),
+    ],
+)
+def test_every_key_has_its_documentation(model, prefix) -> None:
+    text = codetext().config_keys(model, prefix)
+    assert text.count(".. confval:: ") == text.count("   :type: ") > 1
+
+
+def test_the_documentation_has_the_keys_of_the_example() -> None:
+    example = yaml.safe_load((ROOT / "etc" / "ppdaemon.yaml").read_text())
+    shown = re.findall(r"^\.\. confval:: (.+)$", codetext().config_keys(NodeConfig), re.MULTILINE)
+    assert {f"{part}.{key}" for part, keys in example.items() for key in keys} == {
+        ".".join(key.split(".")[:2]) for key in shown
+    }
+
+
+def test_every_package_is_in_the_reference() -> None:
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ppdaemon").rglob("__init__.py")
+    }
+    pages = [(DOC / "reference" / name).read_text() for name in ("modules.rst", "api.rst")]
+    shown = re.findall(r"^\.\. (?:module-map|automodule):: (\S+)$", "\n".join(pages), re.MULTILINE)
+    assert found - set(shown) == set()
+
+
+def test_the_messages_that_operators_look_up_are_those_of_the_programs() -> None:
+    text = (DOC / "operators" / "operations.rst").read_text().partition("If you see this message")[2]
+    terms = re.findall(r"^``.+``.*$", text.partition("Answers of the relay")[0], re.MULTILINE)
+    quoted = [message for term in terms for message in re.findall(r"``(.+?)``", term)]
+    parts = [
+        part.strip(" :,;()") for message in quoted for part in re.split(r"\.\.\.|\bN\b|[A-Z]{3,}", message)
+    ]
+    code = "".join(path.read_text() for path in (ROOT / "ppdaemon").rglob("*.py"))
+    assert len(quoted) > 30
+    unknown = [part for part in parts if len(part) >= ENOUGH and part not in code]
+    assert not unknown, "\n".join(unknown)
+
+
+@pytest.mark.parametrize("path", [README, *sorted(DOC.rglob("*.rst"))], ids=lambda path: path.name)
+def test_documents_use_the_words_of_the_programs(path: Path) -> None:
+    text = re.sub(r":(?:mod|class|func):`[^`]*`", "", path.read_text())  # names in the code have their own
+    assert not OLD_WORDS.findall(text)
