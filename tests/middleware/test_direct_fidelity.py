@@ -116,15 +116,12 @@ def test_a_fallback_of_an_unsupported_pipeline_reports_its_reason(rigs: MakeRig)
     assert why_not_direct(rig) == ["the raws are already ingested in the worker's repo"]
 
 
-def test_no_file_of_a_visit_stays_on_the_ram_disk(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_visit_stays_on_the_ram_disk(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"kind": "direct", "no_return": [], "memory_max": 1}, export={"types": [".*"]})
     write_many(rig)
     folder = rig.context.repo / "direct"
     worker.prepare(rig.order(main="Many", before=""))
     worker.ingest(rig.raw())
-    monkeypatch.setattr(
-        memory, "_MIN_BACKGROUND_BYTES", 0
-    )  # all that is exported is written beside the tasks
     worker.process(Process(exposures=(DAY * 100000 + 1,)))
     assert why_not_direct(rig) == [None]
     assert any(folder.iterdir())
@@ -139,9 +136,8 @@ def test_the_writer_of_a_visit_that_was_not_spooled_ends_at_the_reset(
     write_many(rig)
     worker.prepare(rig.order(main="Many", before=""))
     worker.ingest(rig.raw())
-    monkeypatch.setattr(
-        memory, "_MIN_BACKGROUND_BYTES", 0
-    )  # all that is exported is written beside the tasks
+    # All exported datasets are written in the background.
+    monkeypatch.setattr(memory, "_MIN_BACKGROUND_BYTES", 0)
 
     def refuse(*args: object) -> None:
         raise OSError("no such device")
