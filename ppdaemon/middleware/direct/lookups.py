@@ -45,16 +45,16 @@ class PrerequisiteLookups:
         """Has the records of the exposure while functions may be called."""
         self._collections = tuple(collections)
         self._entries = entries
-        self._answers: dict[Hashable, list[DatasetRef]] = {}
+        self._results: dict[Hashable, list[DatasetRef]] = {}
 
     def __call__(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
         """Return the prerequisites of a quantum; raise `LookupMiss` if the function cannot be called now."""
         key = finder.task_node.label, finder.edge.connection_name, self._conditions(finder, data_id)
-        if key not in self._answers:
+        if key not in self._results:
             if self._registry_butler is None:
                 raise LookupMiss
-            self._answers[key] = self._call_function(finder, data_id, self._registry_butler)
-        return self._answers[key]
+            self._results[key] = self._call_function(finder, data_id, self._registry_butler)
+        return self._results[key]
 
     @contextmanager
     def registry_access(self, records: Iterable[DimensionRecord]) -> Iterator[None]:

@@ -41,13 +41,13 @@ def count_reads(steps: Iterable[QuantumStep]) -> Counter[DatasetRef]:
     which one read is assumed.
     """
     steps = list(steps)
-    made = {ref.id for step in steps for refs in step.quantum.outputs.values() for ref in refs}
+    produced = {ref.id for step in steps for refs in step.quantum.outputs.values() for ref in refs}
     certain: Counter[DatasetRef] = Counter()
     likely: Counter[DatasetRef] = Counter()
     for step in steps:
         for dataset_type, refs in step.quantum.inputs.items():
             count = step.task.immediate.count(dataset_type.name)
-            external = [ref for ref in refs if ref.id not in made]
+            external = [ref for ref in refs if ref.id not in produced]
             certain.update({ref: count for ref in external if count})
             if dataset_type.name in step.task.deferred:
                 likely.update(external)

@@ -102,7 +102,7 @@ class QuantumRunner:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)
         except BaseException:
-            # Its thread must not write on while the worker handles the error.
+            # Its thread must not write any more while the worker handles the error.
             self._memory.background.finish()
             raise
         finally:

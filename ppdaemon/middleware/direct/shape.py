@@ -91,8 +91,8 @@ class PipelineShape:
     @property
     def tasks(self) -> Iterator[TaskShape]:
         """All tasks; those of one subgraph in topological order."""
-        for part in self.subgraphs:
-            yield from part.tasks
+        for subgraph in self.subgraphs:
+            yield from subgraph.tasks
 
 
 def pipeline_shape(graph: PipelineGraph) -> PipelineShape:

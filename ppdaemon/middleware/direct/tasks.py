@@ -77,7 +77,7 @@ class ReadyTasks(TaskFactory):
                 if isinstance(error, (KeyboardInterrupt, MemoryError)):
                     raise
                 _LOG.warning(
-                    "cannot construct task %s before the image, it is tried again with it: %s",
+                    "cannot construct task %s before the image, it is constructed again when it runs: %s",
                     step.task.label,
                     describe(error),
                 )

@@ -136,7 +136,7 @@ def note_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
     for ref in refs:
         if ref.run is not None and (ref.dataId is None or not ref.dataId.dataId):
             marker = _export_marker(folder, ref.run, ref.id)
-            if marker.parent.is_dir():  # made in this run of the daemon
+            if marker.parent.is_dir():  # else no worker of this daemon run needs the output run
                 marker.touch()
 
 
