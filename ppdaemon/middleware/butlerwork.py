@@ -43,7 +43,7 @@ from ppdaemon.middleware.run.runner import (
     BuiltPipeline,
     NoReturnReporter,
     PipelineRunner,
-    nothing_permanent_written,
+    nothing_permanent,
 )
 from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.states import Outcome, Stage
@@ -160,9 +160,7 @@ class ButlerWork:
                 self._report_stage(Stage.SPOOLED)
         except VisitFailed as error:
             raise VisitFailed(error.outcome, str(error), retriable=error.retriable and not passed) from error
-        repeatable = (
-            result.failure is not None and bool(passed) and self._nothing_permanent_written(visit, job)
-        )
+        repeatable = result.failure is not None and bool(passed) and self._nothing_permanent(visit, job)
         return Done(
             outcome=result.failure.outcome if result.failure else Outcome.SUCCEEDED,
             reason="; ".join(filter(None, (failed or result.caveats, visit.fallback(built)))),
@@ -320,10 +318,10 @@ class ButlerWork:
         jobs = self._jobs(visit, visit.raws.headers[exposures[0]].day_obs)
         return self._runs.build_first(jobs, query, visit.raws)
 
-    def _nothing_permanent_written(self, visit: _Visit, job: Job) -> bool:
+    def _nothing_permanent(self, visit: _Visit, job: Job) -> bool:
         """Return whether a failure after a point of no return has left nothing permanent."""
         visits = [record.id for record in visit.raws.records if record.definition.name == "visit"]
-        return nothing_permanent_written(
+        return nothing_permanent(
             self._context.config.engine,
             visit.order.visit.instrument,
             visit.order.detector,

@@ -201,7 +201,7 @@ class FullDisk:
     def start_tasks(self) -> None:
         pass
 
-    def wait_for_end(self) -> str:
+    def wait(self) -> str:
         return "exit status 1"
 
 

@@ -31,7 +31,7 @@ from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
 from ppdaemon.middleware.run import initoutputs
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import nothing_permanent_written
+from ppdaemon.middleware.run.runner import nothing_permanent
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -321,7 +321,7 @@ def check_database(
     config = EngineConfig(
         no_return=("associate", "alerts"), apdb={NAME: str(apdb)}, apdb_tasks=("associate",)
     )
-    return nothing_permanent_written(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
+    return nothing_permanent(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
 
 
 def test_the_alert_database_is_queried_for_the_visit(rigs: MakeRig, apdb: Path) -> None:

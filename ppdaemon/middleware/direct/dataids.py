@@ -51,13 +51,11 @@ class DataIds:
         They have the dimensions of exposures and detectors in any case.
         """
         for exposure in exposures:
-            start = self._with_implied_values(
-                {"instrument": instrument, "detector": detector}, "exposure", exposure
-            )
+            start = self._with_implied({"instrument": instrument, "detector": detector}, "exposure", exposure)
             for row in self._with_visits(start, dimensions) if "visit" in dimensions.names else [start]:
                 yield from self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]
 
-    def _with_implied_values(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
+    def _with_implied(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
         """Add a dimension and the values that its record implies."""
         values = {**row, dimension: value}
         element = self._universe[dimension]
@@ -65,7 +63,7 @@ class DataIds:
         for implied in element.implied.names:
             values[implied] = record.get(implied)
             if implied == "physical_filter" and values[implied] is not None:
-                values = self._with_implied_values(values, implied, values[implied])
+                values = self._with_implied(values, implied, values[implied])
         return values
 
     def _with_visits(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
@@ -73,7 +71,7 @@ class DataIds:
         for definition in list(self._records["visit_definition"].values()):
             if (definition.instrument, definition.exposure) != (row["instrument"], row["exposure"]):
                 continue
-            joined = self._with_implied_values(row, "visit", definition.visit)
+            joined = self._with_implied(row, "visit", definition.visit)
             if any(joined[name] != row[name] for name in ("physical_filter", "day_obs")):
                 continue
             if "visit_system" not in dimensions.names:
@@ -86,10 +84,8 @@ class DataIds:
     def _with_sky(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
         """Join the patches, or tracts, that a detector overlaps."""
         element = next((name for name in ("patch", "tract") if name in dimensions.names), "skymap")
-        region_record = self._records["visit_detector_region"].get(
-            (row["instrument"], row["detector"], row["visit"])
-        )
-        region = None if region_record is None else region_record.region
+        found = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
+        region = None if found is None else found.region
         for record in self._records[element].values():
             if element == "skymap" or regions_overlap(region, record.region, self._universe):
                 yield {**row, **record.dataId.required}

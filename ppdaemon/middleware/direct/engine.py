@@ -23,8 +23,8 @@ from ppdaemon.middleware.direct.exposures import (
     DetectorExposures,
     arrived_exposures,
     expected_exposures,
-    exposure_independent_records,
     raw_files,
+    static_records,
 )
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.inputs import InputDataset, InputIndex, find_datasets
@@ -33,7 +33,7 @@ from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher, count_reads
 from ppdaemon.middleware.direct.quanta import QuantumStep, build_steps
 from ppdaemon.middleware.direct.quantumrunner import QuantumRunner
-from ppdaemon.middleware.direct.shape import IndependentSubgraph, PipelineShape, pipeline_shape
+from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, pipeline_shape
 from ppdaemon.middleware.direct.tasks import ReadyTasks
 from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
@@ -46,7 +46,7 @@ from ppdaemon.middleware.run.engine import (
     PipelineRun,
     RunResult,
     Unsupported,
-    build_errors,
+    building,
 )
 
 __all__ = ("DirectEngine", "DirectRun")
@@ -160,7 +160,7 @@ class DirectEngine(Engine):
         """
         assert raws is not None  # preprocessing is always run by the separable engine
         visit_inputs, butler = self._find_inputs(job, raws), job.butler
-        with build_errors(job):
+        with building(job):
             steps, files = _steps(job, arrived_exposures(raws), visit_inputs)
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
@@ -228,9 +228,7 @@ class DirectEngine(Engine):
             types = [shape.types[name] for name in init.union(shape.external)]
             entries = find_datasets(butler, types, (job.run, *job.inputs))
             lookups = PrerequisiteLookups(butler, (job.run, *job.inputs), entries)
-            self._visit_inputs[key] = _VisitInputs(
-                shape, entries, exposure_independent_records(butler, shape), lookups
-            )
+            self._visit_inputs[key] = _VisitInputs(shape, entries, static_records(butler, shape), lookups)
         return self._visit_inputs[key]
 
     def _input_reader(
@@ -260,7 +258,7 @@ def _steps(
     refs = [file.refs[0] for file in raws]
     inputs = InputIndex(visit_inputs.entries, {(_RAW, ref.dataId.required_values): ref for ref in refs})
 
-    def rows(subgraph: IndependentSubgraph) -> Iterable[Row]:
+    def rows(subgraph: Subgraph) -> Iterable[Row]:
         return exposures.rows(data_ids, subgraph.dimensions)
 
     try:

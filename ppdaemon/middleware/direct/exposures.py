@@ -20,11 +20,11 @@ __all__ = (
     "DetectorExposures",
     "arrived_exposures",
     "expected_exposures",
-    "exposure_independent_records",
+    "static_records",
     "raw_files",
 )
 
-_EXPOSURE_INDEPENDENT = ("instrument", "detector", "physical_filter", "band", "visit_system")
+_STATIC = ("instrument", "detector", "physical_filter", "band", "visit_system")
 _SKY_ELEMENTS = ("skymap", "tract", "patch")
 
 
@@ -124,12 +124,12 @@ def raw_files(
         yield LocatedFile(path, get_full_type_name(formatter), (ref,))
 
 
-def exposure_independent_records(butler: Butler, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
+def static_records(butler: Butler, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
     """Return the records of instrument, detectors and filters, and of patches if the pipeline needs them."""
     names = {name for subgraph in shape.subgraphs for name in subgraph.dimensions.names}
     return tuple(
         record
-        for element in (*_EXPOSURE_INDEPENDENT, *_SKY_ELEMENTS)
-        if element in _EXPOSURE_INDEPENDENT or element in names
+        for element in (*_STATIC, *_SKY_ELEMENTS)
+        if element in _STATIC or element in names
         for record in butler.query_dimension_records(element, explain=False, limit=None)
     )

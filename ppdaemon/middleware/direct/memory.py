@@ -84,7 +84,7 @@ class MemoryButler(LimitedButler):
         self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
         """By dataset: unfinished quanta that read it."""
         self._predicted: set[uuid.UUID] = set()
-        self._put_ids: set[uuid.UUID] = set()
+        self._put: set[uuid.UUID] = set()
         self._running: QuantumStep | None = None
         self._reads_left: dict[uuid.UUID, float] | None = None
         """How often the running task will still read each of its inputs;
@@ -133,9 +133,7 @@ class MemoryButler(LimitedButler):
         `in_files` no object is passed, only files.
         """
         transferred = {
-            ref.id: TransferredDataset(ref.id)
-            for ref in _refs(step.quantum.outputs)
-            if ref.id in self._put_ids
+            ref.id: TransferredDataset(ref.id) for ref in _refs(step.quantum.outputs) if ref.id in self._put
         }
         for dataset in self._make_outputs_private(step):
             if in_files and dataset.in_memory:
@@ -184,7 +182,7 @@ class MemoryButler(LimitedButler):
     def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
         """Add a dataset; see `lsst.daf.butler.LimitedButler`."""
         with self._metrics.instrument_put(_LOG, msg="Dataset put in memory"):
-            if ref.id in self._put_ids:
+            if ref.id in self._put:
                 raise ConflictingDefinitionError(f"Dataset {ref} was put before.")
             dataset = self._dataset_for(ref)
             dataset.provenance = None if provenance is None else _copy_provenance(provenance)
@@ -206,7 +204,7 @@ class MemoryButler(LimitedButler):
                 ref = ref.overrideStorageClass(storageClass)
             dataset = self._datasets.get(ref.id)
             if dataset is None:
-                if ref.id in self._put_ids:
+                if ref.id in self._put:
                     raise FileNotFoundError(f"Dataset {ref} was released after its last expected read.")
                 return self._read_input(ref, parameters)
             if self._reads_left is not None and ref.id in self._reads_left:
@@ -218,7 +216,7 @@ class MemoryButler(LimitedButler):
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
         """Return which datasets exist; see `lsst.daf.butler.LimitedButler`."""
-        return {ref: ref.id in self._put_ids or ref.id not in self._predicted for ref in refs}
+        return {ref: ref.id in self._put or ref.id not in self._predicted for ref in refs}
 
     def pruneDatasets(  # noqa: N802
         self,
@@ -232,7 +230,7 @@ class MemoryButler(LimitedButler):
         """Remove datasets; see `lsst.daf.butler.LimitedButler`."""
         for ref in refs:
             self._datasets.pop(ref.id, None)
-            self._put_ids.discard(ref.id)
+            self._put.discard(ref.id)
 
     # When objects are copied, stored and released.
 
@@ -277,7 +275,7 @@ class MemoryButler(LimitedButler):
 
     def _store(self, dataset: MemoryDataset) -> None:
         """Store a dataset if it is to be exported or a quantum will read it."""
-        self._put_ids.add(dataset.ref.id)
+        self._put.add(dataset.ref.id)
         if dataset.to_export or self._is_read(dataset.ref.id):
             self._datasets[dataset.ref.id] = dataset
 

@@ -18,7 +18,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.inputs import InputIndex
-from ppdaemon.middleware.direct.shape import IndependentSubgraph, PipelineShape, TaskShape
+from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, TaskShape
 from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("LookupFunction", "QuantumStep", "build_steps")
@@ -56,7 +56,7 @@ class QuantumStep:
 def build_steps(
     shape: PipelineShape,
     data_ids: DataIds,
-    rows: Callable[[IndependentSubgraph], Iterable[Row]],
+    rows: Callable[[Subgraph], Iterable[Row]],
     inputs: InputIndex,
     run: str,
     find_by_function: LookupFunction,
@@ -68,17 +68,13 @@ def build_steps(
     """
     steps: list[QuantumStep] = []
     for subgraph in shape.subgraphs:
-        complete_rows = [
-            row for row in rows(subgraph) if _has_constraints(row, subgraph, shape, data_ids, inputs)
-        ]
-        steps += _SubgraphBuilder(subgraph, shape, data_ids, inputs, run, find_by_function).steps(
-            complete_rows
-        )
+        complete = [row for row in rows(subgraph) if _has_constraints(row, subgraph, shape, data_ids, inputs)]
+        steps += _SubgraphBuilder(subgraph, shape, data_ids, inputs, run, find_by_function).steps(complete)
     return steps
 
 
 def _has_constraints(
-    row: Row, subgraph: IndependentSubgraph, shape: PipelineShape, data_ids: DataIds, inputs: InputIndex
+    row: Row, subgraph: Subgraph, shape: PipelineShape, data_ids: DataIds, inputs: InputIndex
 ) -> bool:
     """Return whether all datasets exist that constrain the query of ``separable`` in a row."""
     return all(
@@ -91,7 +87,7 @@ def _has_constraints(
 class _SubgraphBuilder:
     """Builds the quanta of one independent subgraph."""
 
-    subgraph: IndependentSubgraph
+    subgraph: Subgraph
     shape: PipelineShape
     data_ids: DataIds
     inputs: InputIndex

@@ -15,7 +15,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, Prerequisite
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("EXPOSURE_DIMENSIONS", "IndependentSubgraph", "PipelineShape", "TaskShape", "pipeline_shape")
+__all__ = ("EXPOSURE_DIMENSIONS", "Subgraph", "PipelineShape", "TaskShape", "pipeline_shape")
 
 EXPOSURE_DIMENSIONS = frozenset(
     {
@@ -62,7 +62,7 @@ class TaskShape:
 
 
 @dataclass(frozen=True, slots=True)
-class IndependentSubgraph:
+class Subgraph:
     """Tasks that share no dataset with the other tasks of the pipeline.
 
     ``separable`` makes one query for each subgraph, so that a dataset that one
@@ -82,7 +82,7 @@ class PipelineShape:
     """A resolved pipeline."""
 
     graph: PipelineGraph
-    subgraphs: tuple[IndependentSubgraph, ...]
+    subgraphs: tuple[Subgraph, ...]
     external: dict[str, DatasetType]
     """Overall inputs by name, with init-inputs."""
     types: dict[str, DatasetType]
@@ -104,7 +104,7 @@ def pipeline_shape(graph: PipelineGraph) -> PipelineShape:
     return PipelineShape(graph, subgraphs, external, types)
 
 
-def _subgraph(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> IndependentSubgraph:
+def _subgraph(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Subgraph:
     dimensions = subgraph.get_all_dimensions(prerequisites=False)
     constraint = []
     for name, node in subgraph.iter_overall_inputs():
@@ -116,9 +116,7 @@ def _subgraph(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Independe
         raise Unsupported(f"datasets with dimension {', '.join(unknown)}")
     if dimensions.names & _SKY_DIMENSIONS and "visit" not in dimensions.names:
         raise Unsupported("spatial datasets in a pipeline without the dimension visit")
-    return IndependentSubgraph(
-        tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint))
-    )
+    return Subgraph(tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint)))
 
 
 def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:

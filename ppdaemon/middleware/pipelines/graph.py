@@ -170,13 +170,11 @@ class PipelineCache[T]:
     def __init__(self) -> None:
         self._cache: dict[str, tuple[T, list[str]]] = {}
 
-    def of(
-        self, pipeline: LoadedPipeline, butler: Butler, compute: Callable[[], tuple[T, Iterable[str]]]
-    ) -> T:
+    def of(self, pipeline: LoadedPipeline, butler: Butler, find: Callable[[], tuple[T, Iterable[str]]]) -> T:
         """Return the value from `compute`, which also returns the dataset types that it depends on."""
         cached = self._cache.get(pipeline.path)
         if cached is None or any(known_dataset_type(butler, name) is not None for name in cached[1]):
-            found, types = compute()
+            found, types = find()
             unknown = [name for name in types if known_dataset_type(butler, name) is None]
             cached = self._cache[pipeline.path] = found, unknown
         return cached[0]
@@ -209,8 +207,8 @@ class Library:
     def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
         """Return the overall inputs of a pipeline; see `overall_inputs`."""
 
-        def compute() -> tuple[tuple[Need, ...], Iterable[str]]:
+        def find() -> tuple[tuple[Need, ...], Iterable[str]]:
             needs = overall_inputs(pipeline, butler)
             return needs, (need.name for need in needs)
 
-        return self._needs.of(pipeline, butler, compute)
+        return self._needs.of(pipeline, butler, find)

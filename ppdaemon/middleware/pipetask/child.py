@@ -18,16 +18,7 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 
 from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
-from ppdaemon.middleware.pipetask.protocol import (
-    CHANNEL_FD,
-    GO,
-    MAX_PACKET_BYTES,
-    CommandFailed,
-    CommandSettings,
-    GraphBuilt,
-    Succeeded,
-    TaskFailed,
-)
+from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.run.engine import TaskFailure
 from ppdaemon.pointing import keep_astropy_offline
 from ppdaemon.wire import encode
@@ -45,10 +36,12 @@ class Gate(ExecutionGraphFixup):
 
         `RuntimeError` is raised if the worker closes the channel instead.
         """
-        with socket.socket(fileno=socket.dup(CHANNEL_FD)) as channel:
-            built = GraphBuilt(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta))
+        with socket.socket(fileno=socket.dup(protocol.CHANNEL_FD)) as channel:
+            built = protocol.GraphBuilt(
+                labels=tuple(label for label, quanta in quanta_by_task.items() if quanta)
+            )
             channel.send(encode(built))
-            if channel.recv(MAX_PACKET_BYTES) != GO:
+            if channel.recv(protocol.MAX_PACKET_BYTES) != protocol.GO:
                 raise RuntimeError("the worker closed the channel: these tasks are not run")
 
 
@@ -73,13 +66,17 @@ class _FailureReporter(logging.Handler):
         label = str(getattr(error, "mdc", {}).get("LABEL", "")).partition(":")[0]
         if label:
             failure = TaskFailure.of(label, error)
-            self._channel.send(encode(TaskFailed(label=label, text=failure.text, outcome=failure.outcome)))
+            self._channel.send(
+                encode(protocol.TaskFailed(label=label, text=failure.text, outcome=failure.outcome))
+            )
         else:
-            self._channel.send(encode(CommandFailed(text=describe(error), outcome=outcome_of(error))))
+            self._channel.send(
+                encode(protocol.CommandFailed(text=describe(error), outcome=outcome_of(error)))
+            )
 
 
-def run(channel: socket.socket, settings: CommandSettings, arguments: Sequence[str]) -> int:
-    """Run a command and return its exit status; the descriptor of `channel` is `CHANNEL_FD`."""
+def run(channel: socket.socket, settings: protocol.CommandSettings, arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status; the descriptor of `channel` is `protocol.CHANNEL_FD`."""
     log.set_up(settings.level, settings.form)
     structlog.contextvars.bind_contextvars(**settings.bound)
     for key, value in settings.context.items():
@@ -97,5 +94,5 @@ def run(channel: socket.socket, settings: CommandSettings, arguments: Sequence[s
         reporter.report(error)
         return 1
     if not status:
-        channel.send(encode(Succeeded()))
+        channel.send(encode(protocol.Succeeded()))
     return status or 0

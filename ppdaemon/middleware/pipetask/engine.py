@@ -19,17 +19,7 @@ from lsst.pipe.base import TaskMetadata
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.pipetask.protocol import (
-    GO,
-    MAX_PACKET_BYTES,
-    MESSAGES,
-    CommandFailed,
-    CommandSettings,
-    GraphBuilt,
-    Message,
-    Succeeded,
-    TaskFailed,
-)
+from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult, TaskFailure
 from ppdaemon.processes import signal_name
@@ -65,13 +55,13 @@ class PipetaskEngine(Engine):
         self._folder.mkdir()
         command = _Command(self._arguments(job, query), self._settings(query), self._folder)
         match command.receive():
-            case GraphBuilt(labels=labels):
+            case protocol.GraphBuilt(labels=labels):
                 return _PipetaskRun(job, command, labels)
-            case CommandFailed(text=text, outcome=Outcome.FAILED):
-                command.wait_for_end()
+            case protocol.CommandFailed(text=text, outcome=Outcome.FAILED):
+                command.wait()
                 raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {text}")
-            case CommandFailed(text=text, outcome=outcome):
-                command.wait_for_end()
+            case protocol.CommandFailed(text=text, outcome=outcome):
+                command.wait()
                 raise VisitFailed(outcome, f"{job.pipeline.name} cannot be built: {text}", retriable=True)
             case None:
                 raise command.crashed()
@@ -98,13 +88,13 @@ class PipetaskEngine(Engine):
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
         ]
 
-    def _settings(self, query: DataQuery) -> CommandSettings:
+    def _settings(self, query: DataQuery) -> protocol.CommandSettings:
         bound = {
             key: value
             for key, value in structlog.contextvars.get_contextvars().items()
             if isinstance(value, str | int)
         }
-        return CommandSettings(
+        return protocol.CommandSettings(
             level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context)
         )
 
@@ -112,7 +102,7 @@ class PipetaskEngine(Engine):
 class _Command:
     """A running command, which dies with the worker, and the worker's end of its channel."""
 
-    def __init__(self, arguments: list[str], settings: CommandSettings, folder: Path):
+    def __init__(self, arguments: list[str], settings: protocol.CommandSettings, folder: Path):
         self._folder = folder
         self._channel, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with command_end:
@@ -133,16 +123,16 @@ class _Command:
                 },
             )
 
-    def receive(self) -> Message | None:
+    def receive(self) -> protocol.Message | None:
         """Return its next message; `None` if it has ended."""
-        packet = self._channel.recv(MAX_PACKET_BYTES)
-        return MESSAGES.validate_json(packet) if packet else None
+        packet = self._channel.recv(protocol.MAX_PACKET_BYTES)
+        return protocol.MESSAGES.validate_json(packet) if packet else None
 
     def start_tasks(self) -> None:
         """Let it run its tasks."""
-        self._channel.send(GO)
+        self._channel.send(protocol.GO)
 
-    def wait_for_end(self) -> str:
+    def wait(self) -> str:
         """Wait for its end; return its exit status or signal as text."""
         self._channel.close()
         status = self._process.wait()
@@ -153,7 +143,7 @@ class _Command:
         """Return the failure of a visit whose command has ended without a message."""
         return VisitFailed(
             Outcome.CRASHED,
-            f"pipetask ended with {self.wait_for_end()} without reporting a result",
+            f"pipetask ended with {self.wait()} without reporting a result",
             retriable=True,
         )
 
@@ -178,14 +168,14 @@ class _PipetaskRun(PipelineRun):
 
     def _wait(self) -> TaskFailure | None:
         match self._command.receive():
-            case Succeeded():
-                self._command.wait_for_end()
+            case protocol.Succeeded():
+                self._command.wait()
                 return None
-            case TaskFailed(label=label, text=text, outcome=outcome):
-                self._command.wait_for_end()
+            case protocol.TaskFailed(label=label, text=text, outcome=outcome):
+                self._command.wait()
                 return TaskFailure(label, text, outcome)
-            case CommandFailed(text=text, outcome=outcome):
-                reason = f"pipetask failed outside of tasks ({self._command.wait_for_end()}): {text}"
+            case protocol.CommandFailed(text=text, outcome=outcome):
+                reason = f"pipetask failed outside of tasks ({self._command.wait()}): {text}"
                 raise VisitFailed(outcome, reason, retriable=outcome != Outcome.FAILED)
             case None:
                 raise self._command.crashed()

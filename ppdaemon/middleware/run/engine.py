@@ -17,16 +17,7 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
 
-__all__ = (
-    "DataQuery",
-    "Engine",
-    "Job",
-    "PipelineRun",
-    "RunResult",
-    "TaskFailure",
-    "Unsupported",
-    "build_errors",
-)
+__all__ = ("DataQuery", "Engine", "Job", "PipelineRun", "RunResult", "TaskFailure", "Unsupported", "building")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +143,7 @@ class Unsupported(Exception):
 
 
 @contextmanager
-def build_errors(job: Job) -> Iterator[None]:
+def building(job: Job) -> Iterator[None]:
     """Convert exceptions of building a graph to `UnusablePipeline`; see `Engine.build`."""
     try:
         yield

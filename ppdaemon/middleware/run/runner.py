@@ -30,7 +30,7 @@ from ppdaemon.middleware.run.initoutputs import ConstructionFailed, InitOutputs
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
-__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner", "nothing_permanent_written")
+__all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner", "nothing_permanent")
 
 _LOG = logging.getLogger(__name__)
 
@@ -130,9 +130,7 @@ class PipelineRunner:
                 return self._build(job, query, raws, tuple(reasons))
             except ConstructionFailed as error:
                 _LOG.exception("task %s cannot be constructed, the visit fails", error.failure.label)
-                return BuiltPipeline(
-                    job, _ConstructionFailedRun(error.failure), tuple(reasons), self._engines[0].name
-                )
+                return BuiltPipeline(job, _FailedRun(error.failure), tuple(reasons), self._engines[0].name)
             except UnusablePipeline as error:
                 _LOG.warning("falling back to the next pipeline: %s", error)
                 reasons.append(str(error))
@@ -164,7 +162,7 @@ class PipelineRunner:
         return text
 
 
-class _ConstructionFailedRun(PipelineRun):
+class _FailedRun(PipelineRun):
     """Replaces a run of which a task could not be constructed."""
 
     def __init__(self, failure: TaskFailure):
@@ -174,7 +172,7 @@ class _ConstructionFailedRun(PipelineRun):
         return RunResult(self._failure)
 
 
-def nothing_permanent_written(
+def nothing_permanent(
     config: EngineConfig,
     instrument: str,
     detector: int,

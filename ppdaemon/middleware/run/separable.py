@@ -23,7 +23,7 @@ from ppdaemon.middleware.run.engine import (
     PipelineRun,
     RunResult,
     TaskFailure,
-    build_errors,
+    building,
 )
 
 __all__ = ("SeparableEngine",)
@@ -42,7 +42,7 @@ class SeparableEngine(Engine):
         if raws is not None:
             raws.register()
         execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
-        with build_errors(job), ButlerMDC.set_mdc(dict(query.context)):
+        with building(job), ButlerMDC.set_mdc(dict(query.context)):
             builder = AllDimensionsQuantumGraphBuilder(
                 job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
             )
