@@ -112,6 +112,10 @@ class Camera(Model):
     site: Site | None = None
     """Where its telescope stands; needed for positions in azimuth and
     altitude."""
+    pixel_mm: float = pydantic.Field(default=0.01, gt=0)
+    visit_padding_pixels: int = pydantic.Field(default=250, ge=0)
+    """How far a detector's region in a visit goes beyond its sensitive area:
+    the ``padding`` with which ``lsst.obs.base`` defines this camera's visits."""
     detectors: Annotated[Mapping[int, DetectorGeometry], pydantic.BeforeValidator(_by_id)]
     """By id."""
 
@@ -169,8 +173,24 @@ class Camera(Model):
         place = self._detector(detector)
         return self._to_sky(place.x_mm, place.y_mm, ra_deg, dec_deg, sky_angle_deg)
 
+    @property
+    def visit_padding_mm(self) -> float:
+        """`visit_padding_pixels` in the focal plane (`float`)."""
+        return self.visit_padding_pixels * self.pixel_mm
+
+    @property
+    def visit_padding_arcsec(self) -> float:
+        """`visit_padding_pixels` on the sky, near the axis (`float`)."""
+        return self.visit_padding_mm * self.plate_scale_arcsec_per_mm * self.radial_coefficients.c1
+
     def footprint(
-        self, detector: int, ra_deg: float, dec_deg: float, sky_angle_deg: float
+        self,
+        detector: int,
+        ra_deg: float,
+        dec_deg: float,
+        sky_angle_deg: float,
+        *,
+        margin_mm: float = 0.0,
     ) -> tuple[SkyPoint, SkyPoint, SkyPoint, SkyPoint]:
         """Return the corners of a detector's sensitive area on the sky.
 
@@ -182,6 +202,8 @@ class Camera(Model):
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
             Position angle of focal-plane +Y, north through east, degrees.
+        margin_mm : `float`, optional
+            How far the area is widened on each side, in the focal plane.
 
         Returns
         -------
@@ -197,7 +219,7 @@ class Camera(Model):
             Raised if the declination is not within 90 degrees of the equator.
         """
         place = self._detector(detector)
-        half_x, half_y = place.width_mm / 2.0, place.height_mm / 2.0
+        half_x, half_y = place.width_mm / 2.0 + margin_mm, place.height_mm / 2.0 + margin_mm
 
         def corner(x_sign: float, y_sign: float) -> SkyPoint:
             x_mm, y_mm = place.x_mm + x_sign * half_x, place.y_mm + y_sign * half_y

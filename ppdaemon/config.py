@@ -230,8 +230,8 @@ class ButlerConfig(Model):
     ``obs_base`` means the tasks of lsst.obs.base."""
     visits: dict[Name, VisitGrouping] = {}
     """What a visit is, by instrument: ``one-to-one`` each exposure,
-    ``by-group`` all snaps of a group. Where nothing is said, what the
-    instrument's class says in ``visitSystem``, or else one-to-one."""
+    ``by-group`` all snaps of a group. Where nothing is said, one-to-one,
+    whatever ``visitSystem`` of the instrument's class is."""
     local: dict[str, Any] = {}
     """Configuration of the workers' own repos, merged into their
     ``butler.yaml``: formatters and write recipes, for instance."""
@@ -267,8 +267,9 @@ class ButlerConfig(Model):
 class PreloadConfig(Model):
     """What is brought to the host before the image."""
 
-    padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 30.0
-    """How far a detector's footprint is widened on each side."""
+    padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 50.1
+    """How far a detector's footprint is widened on each side; never less than
+    the regions of visits are, which is 250 pixels for most cameras."""
     cache_max: Annotated[Size, pydantic.Field(gt=0)] = 20_000_000_000
     """Files that the workers of a host share on its RAM disk: above this the
     least recently used ones are dropped, as far as no worker's repo holds

@@ -36,7 +36,7 @@ from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
-from ppdaemon.middleware.raws.visits import AnnouncedVisit, groups_snaps, insert_records
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.middleware.run.runner import (
@@ -244,7 +244,7 @@ class ButlerWork:
             order.detector,
             footprint,
             find_camera(self._cameras, name),
-            groups_snaps(self._config.visits.get(name), instrument),
+            self._config.visits.get(name) == "by-group",
         )
         obs_base = self._config.ingest_of(name) == "obs_base"
         files = RawFiles(config.arrivals)
@@ -348,7 +348,7 @@ class ButlerWork:
         used = {ref.run for ref in outputs.refs}
         chain = output_chain(order.visit.instrument, visit.raws.headers[exposures[0]].day_obs)
         chains = {chain: tuple(name for name in runs if name in used)}
-        records = [*visit.records, *visit.raws.records]
+        records = [*visit.records, *visit.raws.shared_records]
         folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed)
         return str(folder), len(outputs.refs)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import astropy.time
 
-from ppdaemon.camera import load_camera, padded
+from ppdaemon.camera import load_camera
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import Unavailable, VisitFailed
@@ -24,7 +24,14 @@ from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.preload.search import Found
-from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, corners_of, find_camera, footprint_of
+from ppdaemon.middleware.raws.regions import (
+    CameraLoader,
+    Footprint,
+    corners_of,
+    find_camera,
+    footprint_of,
+    preload_corners,
+)
 from ppdaemon.plan import models
 from ppdaemon.pointing import expected_begin
 from ppdaemon.selection import Aim, Selector, pipeline_name
@@ -170,8 +177,8 @@ class Planner:
         return models.FootprintPlan(
             center=self._camera.center(detector, *aim),
             corners=self._camera.footprint(detector, *aim),
-            padded=padded(self._camera.footprint(detector, *aim), padding_arcsec),
-            padding_arcsec=padding_arcsec,
+            padded=preload_corners(self._camera, detector, footprint.pointing, padding_arcsec),
+            padding_arcsec=max(padding_arcsec, self._camera.visit_padding_arcsec),
         )
 
     def _pipelines(

@@ -20,7 +20,8 @@ __all__ = ("OBSID", "PathFormat", "Values")
 type Values = dict[str, Any]
 """What a path contains, by field."""
 
-OBSID = r"[A-Z]{2}_[A-Z]_([0-9]{8})_0([0-9]{5})"
+OBSID = r"[A-Z]{2}_([A-Z])_([0-9]{8})_0([0-9]{5})"
+"""Its groups are controller, day and sequence number."""
 
 _SHAPES = {
     "day_obs": "[0-9]{8}",

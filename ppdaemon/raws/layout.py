@@ -23,10 +23,26 @@ from ppdaemon.raws.format import OBSID, PathFormat, Values
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import Model
 
-__all__ = ("PATHS", "CustomLayout", "Layout", "LayoutChoice", "LayoutName", "SearchFolder", "make_layout")
+__all__ = (
+    "PATHS",
+    "CustomLayout",
+    "Layout",
+    "LayoutChoice",
+    "LayoutName",
+    "SearchFolder",
+    "exposure_id",
+    "make_layout",
+)
 
 SEQUENCE_LIMIT = 100_000
-"""Exposure id = day_obs * 100000 + sequence number."""
+"""Exposure id = day * 100000 + sequence number."""
+CONTROLLERS = "OCHPQS"
+"""In the order of the years that they add to the day of an exposure id."""
+CONTROLLER_DAYS = 1000_00_00
+"""A thousand years for each place in `CONTROLLERS`."""
+COUNT_APART_UNTIL = {"O": 0, "C": 20231004, "P": 20250417, "Q": 20250417, "S": 20250417}
+"""Last day on which a controller counted exposures for itself; H always does.
+As ``LsstBaseTranslator.compute_exposure_id`` of obs_lsst w.2026.20."""
 MAX_NAME = 255
 """Of a file on Linux: an object with a longer name could not be copied."""
 SUPPLEMENTS = 2
@@ -250,7 +266,7 @@ class Layout:
 
     def _agrees(self, values: Values, expected: rawnames.Expected) -> bool:
         obsid = _OBSID.fullmatch(values.get("obsid", ""))
-        day = values.get("day_obs", obsid and int(obsid[1]))
+        day = values.get("day_obs", obsid and int(obsid[2]))
         group = values.get("group")
         return (
             self._instrument(values) == expected.instrument
@@ -321,14 +337,43 @@ def _exposure_and_day(values: Values) -> tuple[int, int] | None:
     day, exposure = values.get("day_obs"), values.get("exposure")
     obsid = _OBSID.fullmatch(values.get("obsid", ""))
     if obsid is not None:
-        if not rawnames.is_day_folder(obsid[1]) or day not in (None, int(obsid[1])):
+        if not rawnames.is_day_folder(obsid[2]) or day not in (None, int(obsid[2])):
             return None
-        day = int(obsid[1])
+        day = int(obsid[2])
         if exposure is None:
-            exposure = day * SEQUENCE_LIMIT + int(obsid[2])
+            exposure = exposure_id(obsid[1], day, int(obsid[3]))
     if exposure is None:
         return None
-    return exposure, exposure // SEQUENCE_LIMIT if day is None else day
+    return exposure, _day_of(exposure) if day is None else day
+
+
+def exposure_id(controller: str, day_obs: int, sequence: int) -> int:
+    """Return the exposure id that the observatory's translators give.
+
+    Parameters
+    ----------
+    controller : `str`
+        Letter; one that they do not know adds nothing.
+    day_obs : `int`
+        ``YYYYMMDD``.
+    sequence : `int`
+        Number of the exposure within the day, less than `SEQUENCE_LIMIT`.
+
+    Returns
+    -------
+    exposure : `int`
+        Id.
+    """
+    apart = controller in CONTROLLERS and day_obs <= COUNT_APART_UNTIL.get(controller, day_obs)
+    days = CONTROLLERS.index(controller) * CONTROLLER_DAYS if apart else 0
+    return (day_obs + days) * SEQUENCE_LIMIT + sequence
+
+
+def _day_of(exposure: int) -> int:
+    """Return the observing day, without the years of a controller."""
+    day = exposure // SEQUENCE_LIMIT
+    places = day // CONTROLLER_DAYS - 2
+    return day - places * CONTROLLER_DAYS if 0 < places < len(CONTROLLERS) else day
 
 
 def _detector_name(values: Values) -> str | None:

@@ -28,7 +28,7 @@ from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.raws.header import check_expected, contradictions, separation_deg, translate
 from ppdaemon.middleware.raws.records import exposure_records, make_record
 from ppdaemon.middleware.raws.regions import footprint_of
-from ppdaemon.middleware.raws.visits import AnnouncedVisit, groups_snaps, joined_visit
+from ppdaemon.middleware.raws.visits import AnnouncedVisit, joined_visit
 from ppdaemon.middleware.run.engine import Job, Unsupported
 from ppdaemon.pointing import Pointing
 from ppdaemon.states import Outcome
@@ -132,7 +132,7 @@ def test_each_exposure_is_a_visit_unless_something_else_is_said(rigs: MakeRig) -
     assert (visit.name, visit.exposure_time, visit.seq_num) == (f"TY_O_{DAY}_000001", 30.0, 1)
     assert visit.region.contains(region.region)
     width = visit.region.getBoundingBox().getWidth().asDegrees()
-    assert width == pytest.approx(0.4, abs=0.001), "the visit's region is the whole camera's"
+    assert width == pytest.approx(0.401, abs=0.0005), "the whole camera's, and 5 pixels on each side"
 
 
 def test_the_snaps_of_a_group_are_one_visit_where_that_is_configured(rigs: MakeRig) -> None:
@@ -168,11 +168,9 @@ def test_a_partial_set_runs_with_what_came_and_has_the_visits_id(rigs: MakeRig, 
     assert [each.name for each in records_in(repo, "visit")] == [name]
 
 
-def test_an_instrument_may_say_itself_that_it_groups_snaps() -> None:
-    assert not groups_snaps(None, toycam.ToyCam())
-    assert groups_snaps(None, GroupingCam())
-    assert not groups_snaps("one-to-one", GroupingCam())
-    assert groups_snaps("by-group", toycam.ToyCam())
+def test_each_exposure_is_a_visit_whatever_the_instruments_class_says(rigs: MakeRig) -> None:
+    rig, worker = rigs(butler={"instrument_class": {NAME: f"{__name__}.GroupingCam"}})
+    assert [visit for visit, _ in combined(take_snaps(rig, worker, (1, 2)))] == [FIRST, SECOND]
 
 
 @pytest.mark.parametrize("grouping", ["one-to-one", "by-group"])
@@ -187,7 +185,9 @@ def test_a_supplement_belongs_to_its_visit(rigs: MakeRig, grouping: str) -> None
     assert visits == ([FIRST] if grouping == "by-group" else [FIRST, SECOND])
     records = read_manifest(Path(done.spool or "")).records
     exposures = [dict(each.record) for each in records if each.definition == "exposure"]
-    assert [(each["id"], each["group"]) for each in exposures] == [(FIRST, GROUP), (SECOND, GROUP)]
+    assert [(each["id"], each["group"]) for each in exposures] == [(FIRST, GROUP), (SECOND, f"{GROUP}#1")]
+    groups = [dict(each.record)["name"] for each in records if each.definition == "group"]
+    assert set(groups) == {GROUP, f"{GROUP}#1"}
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])
@@ -197,6 +197,28 @@ def test_a_supplement_finds_what_was_made_before_the_image(rigs: MakeRig, kind: 
     worker.ingest(rig.raw(seq_num=2, GROUPID=f"{GROUP}#1"))
     done = worker.process(Process(exposures=(SECOND,)))
     assert (done.outcome, done.pipeline, done.engine) == (Outcome.SUCCEEDED, "Full", kind)
+
+
+@pytest.mark.parametrize("kind", ["direct", "separable"])
+@pytest.mark.parametrize("pipeline", ["Frame", "Full"])
+def test_a_supplement_stays_in_its_own_group_in_the_central_repo(
+    rigs: MakeRig, tmp_path: Path, central: Central, kind: str, pipeline: str
+) -> None:
+    rig, worker = rigs(engine={"kind": kind}, export={"types": ["toy_.*"]})
+    worker.prepare(rig.order(main=pipeline, before="Known"))
+    worker.ingest(rig.raw(GROUPID=f"{GROUP}#1"))
+    done = worker.process(Process(exposures=(FIRST,)))
+    assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
+    assert len(exporter.export([Path(done.spool or "")]).spools) == 1
+    exporter.close()
+    (exposure,) = records_in(central.root, "exposure")
+    assert exposure.group == f"{GROUP}#1"
+    assert {each.name for each in records_in(central.root, "group")} == {GROUP, f"{GROUP}#1"}
+    with Butler.from_config(str(central.root)) as butler:
+        chain = f"{NAME}/prompt/output-2026-11-22"
+        known = butler.query_datasets("toy_known", collections=chain, find_first=True)
+    assert [ref.dataId["group"] for ref in known] == [GROUP]
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])
@@ -328,6 +350,29 @@ def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
                 collections=f"{NAME}/prompt/output-2026-11-22",
             )
             assert found["snaps"] == list(snaps)
+
+
+@pytest.mark.parametrize("order", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_header_with_a_place_is_preferred_to_another_detectors_without(
+    rigs: MakeRig, tmp_path: Path, central: Central, order: tuple[int, int], together: bool
+) -> None:
+    spools = []
+    for detector in order:
+        rig, worker = rigs()
+        worker.prepare(rig.order(detector, main="Short", before=""))
+        place = {} if detector == 1 else {"RA": None, "DEC": None, "ROTPA": None}
+        worker.ingest(rig.raw(detector, **place))
+        done = worker.process(Process(exposures=(FIRST,)))
+        assert done.spool is not None
+        spools.append(Path(done.spool))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")
+    for batch in [spools] if together else [[spool] for spool in spools]:
+        assert len(exporter.export(batch).spools) == len(batch)
+    exporter.close()
+    (exposure,) = records_in(central.root, "exposure")
+    assert (exposure.tracking_ra, exposure.tracking_dec, exposure.sky_angle) == (RA, DEC, 0.0)
+    assert len(records_in(central.root, "visit")) == 1
 
 
 # --- what is not what was announced -------------------------------------------

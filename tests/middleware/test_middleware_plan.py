@@ -119,12 +119,12 @@ def test_the_plain_and_the_padded_footprint_have_the_same_order_of_corners(plann
     footprint = only(plan).footprint
     assert plan.boresight == (RA, DEC)
     assert footprint is not None
-    assert footprint.padding_arcsec == 30.0
+    assert footprint.padding_arcsec == 50.1
     assert footprint.center == pytest.approx((RA - 0.1, DEC - 0.1), abs=1e-3)
     for plain, wide in zip(footprint.corners, footprint.padded, strict=True):
         for axis in (0, 1):
             assert abs(wide[axis] - footprint.center[axis]) > abs(plain[axis] - footprint.center[axis])
-            assert wide[axis] == pytest.approx(plain[axis], abs=0.013)
+            assert wide[axis] == pytest.approx(plain[axis], abs=0.0145)
 
 
 def test_rules_before_the_matching_one_have_the_reason_why_they_do_not_match(

@@ -199,6 +199,7 @@ def load_toy_camera(instrument: str) -> Camera:
             "instrument": NAME,
             "focal_plane_parity": False,
             "plate_scale_arcsec_per_mm": 36.0,
+            "visit_padding_pixels": 5,
             "radial_coefficients": {"c1": 1.0, "c3": 0.0, "c5": 0.0},
             "detectors": detectors,
         }

@@ -99,7 +99,7 @@ def test_latiss_calls_its_detector_otherwise_in_files():
         ("DemoCam", "DC_O_20261122_000012", "R22_S12", "DemoCam", 5),
         ("TS8", "TS_C_20261122_000012", "R10_S12", "LSST-TS8", 5),
         ("LSST-TS8", "TS_C_20261122_000012", "R22_S00", "LSST-TS8", 0),
-        ("LSSTCam-imSim", "MC_H_20261122_000012", "R22_S11", "LSSTCam-imSim", 94),
+        ("LSSTCam-imSim", "MC_O_20261122_000012", "R22_S11", "LSSTCam-imSim", 94),
     ],
 )
 def test_aliases_and_cameras_without_a_table_of_their_own_are_known(
@@ -108,6 +108,33 @@ def test_aliases_and_cameras_without_a_table_of_their_own_are_known(
     name = assert_both_ways(LAYOUTS["lsst"], f"{folder}/20261122/{obsid}/{obsid}_{file}.fits")
     assert (name.instrument, name.exposure, name.detector) == (instrument, 2026112200012, detector)
     assert folder in folder_names(instrument)
+
+
+@pytest.mark.parametrize(
+    ("obsid", "exposure"),
+    [
+        ("MC_O_20230101_000093", 2023010100093),
+        ("MC_C_20231004_000093", 3023100400093),
+        ("MC_C_20231005_000093", 2023100500093),
+        ("MC_H_20240321_000093", 4024032100093),
+        ("MC_H_20261128_000093", 4026112800093),
+        ("CC_P_20240321_000093", 5024032100093),
+        ("CC_Q_20250417_000093", 6025041700093),
+        ("CC_S_20240321_000093", 7024032100093),
+        ("CC_S_20250417_099999", 7025041799999),
+        ("CC_S_20250418_000093", 2025041800093),
+        ("CC_P_20250418_000093", 2025041800093),
+        ("MC_S_20261128_000093", 2026112800093),
+        ("MC_Z_20240321_000093", 2024032100093),
+    ],
+)
+def test_a_controller_that_counts_for_itself_has_years_of_its_own(obsid, exposure):
+    day = int(obsid[5:13])
+    folder = "ComCam" if obsid.startswith("CC") else "LSSTCam"
+    name = assert_both_ways(LAYOUTS["lsst"], f"{folder}/{day}/{obsid}/{obsid}_R22_S11.fits")
+    assert (name.exposure, name.day_obs) == (exposure, day)
+    name = LAYOUTS["generic"].parse(f"LSSTCam/94/2024/0/{exposure}/r_03/x.fits")
+    assert (name.exposure, name.day_obs) == (exposure, day)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +211,9 @@ def test_lsst_paths_go_both_ways(instrument, day, sequence, data, suffix, contro
     folder = data.draw(st.sampled_from(folder_names(instrument)))
     path = f"{folder}/{day}/{obsid}/{obsid}_{name_in_files}{suffix}"
     name = assert_both_ways(LAYOUTS["lsst"], path)
-    exposure = int(day) * 100_000 + sequence
-    assert (name.instrument, name.exposure, name.day_obs) == (instrument, exposure, int(day))
+    exposure = name.exposure
+    assert exposure % 10**12 == (int(day) * 100_000 + sequence) % 10**12, "but for a controller's years"
+    assert (name.instrument, name.day_obs) == (instrument, int(day))
     assert (name.detector, name.obsid) == (detector, obsid)
     sidecar = assert_both_ways(LAYOUTS["lsst"], sidecar_path(path))
     assert (sidecar.kind, sidecar.exposure, sidecar.detector) == (Kind.SIDECAR, exposure, detector)

@@ -88,6 +88,7 @@ def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
             timespan=footprint.exposure,
             seq_num=exposure,
             seq_start=1,
+            seq_end=ids[-1],
             tracking_ra=None if pointing is None else pointing.ra_deg,
             tracking_dec=None if pointing is None else pointing.dec_deg,
             sky_angle=None if pointing is None else pointing.sky_angle_deg,

@@ -25,7 +25,7 @@ from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.export.spool import Manifest
-from ppdaemon.middleware.raws.visits import insert_records
+from ppdaemon.middleware.raws.visits import fuller, insert_records
 
 __all__ = ("Registrar",)
 
@@ -171,7 +171,7 @@ def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
-    """Return the records of all manifests, each once and in an order that all hosts have.
+    """Return the records of all manifests, each once, the fullest, and in an order that all hosts have.
 
     Two transactions that insert the same rows in different orders would wait
     for each other.
@@ -180,7 +180,8 @@ def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRec
     for manifest in manifests:
         for simple in manifest.records:
             record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
-            found.setdefault((record.definition.name, record.dataId.required_values), record)
+            key = record.definition.name, record.dataId.required_values
+            found[key] = fuller(found.get(key, record), record)
     return [found[key] for key in sorted(found)]
 
 

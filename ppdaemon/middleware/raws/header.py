@@ -52,7 +52,7 @@ _PROPERTIES = frozenset(
         "detector_num",
         "exposure_group",
         "exposure_id",
-        "exposure_time",
+        "exposure_time_requested",
         "group_counter_end",
         "group_counter_start",
         "has_simulated_content",
@@ -87,6 +87,7 @@ class ExposureHeader:
     day_obs: int
     begin: astropy.time.Time
     end: astropy.time.Time
+    """Not before it begins, whatever the header says."""
     info: ObservationInfo
     """For what may be missing."""
 
@@ -97,6 +98,16 @@ class ExposureHeader:
         """
         seen = self.info.can_see_sky
         return self.info.observation_type == "science" if seen is None else bool(seen)
+
+    @property
+    def has_visit(self) -> bool:
+        """Whether a visit is defined of it (`bool`): as ``lsst.obs.base`` does,
+        if it may see the sky and tells its place. A science image that does not
+        tell it has one too, at the announced place.
+        """
+        placed = self.boresight is not None and self.sky_angle is not None
+        science = self.info.observation_type == "science"
+        return self.info.can_see_sky is not False and (placed or science)
 
     @property
     def boresight(self) -> SkyPoint | None:
@@ -342,6 +353,10 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
     missing = [name for name, value in needed.items() if value is None]
     if missing:
         raise VisitFailed(Outcome.BAD_RAW, f"the header tells no {', '.join(missing)}")
+    if needed["end"] < needed["begin"]:
+        # An empty timespan would find no calibrations.
+        _LOG.warning("exposure %s ends before it begins, taken to end when it begins", raw.exposure)
+        needed["end"] = needed["begin"]
     return ExposureHeader(
         instrument=raw.instrument,
         detector=raw.detector,

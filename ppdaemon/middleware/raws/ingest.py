@@ -16,7 +16,7 @@ from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.raws.header import ExposureHeader, contradictions, understand
 from ppdaemon.middleware.raws.obsbase import ObsBaseIngester
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.middleware.raws.records import exposure_records
+from ppdaemon.middleware.raws.records import exposure_records, with_own_groups
 from ppdaemon.middleware.raws.remote import StoreError
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.states import Outcome
@@ -108,11 +108,19 @@ class VisitRaws:
         self.headers: dict[int, ExposureHeader] = {}
         """Of what came, by exposure."""
         self.records: list[DimensionRecord] = []
-        """Made for it; the central repo may lack them."""
+        """Made for it, as they are in the worker's repo; the central repo may lack
+        them and takes them as `shared_records`."""
         self.files: dict[int, Path] = {}
         """What is not in the repo, by exposure."""
         self.exposures: tuple[int, ...] = ()
         """Those of which visits were defined."""
+
+    @property
+    def shared_records(self) -> list[DimensionRecord]:
+        """The records for the central repo (`list`); see
+        `~ppdaemon.middleware.raws.records.with_own_groups`.
+        """
+        return with_own_groups(self.records, self.headers)
 
     def take(self, raw: Raw) -> ExposureHeader:
         """Copy a raw and check it.

@@ -4,6 +4,7 @@
 Visits are `ppdaemon.middleware.raws.visits`'.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import astropy.units as u
@@ -11,7 +12,7 @@ from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
 
 from ppdaemon.middleware.raws.header import ExposureHeader
 
-__all__ = ("exposure_records", "group_record", "make_record")
+__all__ = ("exposure_records", "group_record", "make_record", "with_own_groups")
 
 
 def group_record(universe: DimensionUniverse, instrument: str, group: str) -> DimensionRecord:
@@ -46,6 +47,11 @@ def exposure_records(universe: DimensionUniverse, header: ExposureHeader) -> lis
     -------
     records : `list` [`lsst.daf.butler.DimensionRecord`]
         In the order of insertion; the exposure is the last one.
+
+    Notes
+    -----
+    All is as ``lsst.obs.base.RawIngestTask`` makes it, but for the group: see
+    `with_own_groups`.
     """
     info = header.info
     ra, dec = header.boresight or (None, None)
@@ -58,7 +64,7 @@ def exposure_records(universe: DimensionUniverse, header: ExposureHeader) -> lis
         "day_obs": header.day_obs,
         "physical_filter": header.physical_filter,
         "timespan": Timespan(header.begin, header.end),
-        "exposure_time": _value(info.exposure_time, u.s),
+        "exposure_time": _value(info.exposure_time_requested, u.s),
         "dark_time": _value(info.dark_time, u.s),
         "observation_type": info.observation_type,
         "observation_reason": info.observation_reason,
@@ -75,18 +81,42 @@ def exposure_records(universe: DimensionUniverse, header: ExposureHeader) -> lis
         "has_simulated": info.has_simulated_content,
         "can_see_sky": info.can_see_sky,
     }
-    offset = 0 if info.observing_day_offset is None else round(info.observing_day_offset.to_value("s"))
+    offset = info.observing_day_offset
+    day = None if offset is None else Timespan.from_day_obs(header.day_obs, round(offset.to_value("s")))
     return [
-        make_record(
-            universe,
-            "day_obs",
-            instrument=header.instrument,
-            id=header.day_obs,
-            timespan=Timespan.from_day_obs(header.day_obs, offset=offset),
-        ),
+        make_record(universe, "day_obs", instrument=header.instrument, id=header.day_obs, timespan=day),
         group_record(universe, header.instrument, header.group),
         make_record(universe, "exposure", **exposure),
     ]
+
+
+def with_own_groups(
+    records: Iterable[DimensionRecord], headers: Mapping[int, ExposureHeader]
+) -> list[DimensionRecord]:
+    """Return records as a repo takes them that others write into, too.
+
+    Parameters
+    ----------
+    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
+        Of a worker's repo, where a supplement is an exposure of its visit's
+        group.
+    headers : `~collections.abc.Mapping` [`int`, `ExposureHeader`]
+        Of the exposures.
+
+    Returns
+    -------
+    records : `list` [`lsst.daf.butler.DimensionRecord`]
+        With the supplements in the groups of their headers, and these groups.
+    """
+    found = []
+    for record in records:
+        header = headers.get(record.id) if record.definition.name == "exposure" else None
+        own = None if header is None else header.info.exposure_group
+        if own is not None and own != record.group:
+            found.append(group_record(record.definition.universe, record.instrument, own))
+            record = type(record)(**record.toDict() | {"group": own})
+        found.append(record)
+    return found
 
 
 def make_record(universe: DimensionUniverse, element: str, **fields: Any) -> DimensionRecord:

@@ -25,6 +25,7 @@ __all__ = (
     "detector_region",
     "find_camera",
     "footprint_of",
+    "preload_corners",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def footprint_of(
     camera : `~ppdaemon.camera.Camera` or `None`
         The focal-plane table, if there is one.
     padding_arcsec : `float`
-        How far each edge of the footprint is moved outwards.
+        How far each edge of the footprint is moved outwards; where the regions
+        of visits are wider, it is these.
     patience_s : `float`
         How long the image is waited for.
     now_tai : `float`
@@ -104,10 +106,42 @@ def _padded_region(
     if camera is None or pointing is None:
         return None
     try:
-        return _polygon(padded(_corners(camera, detector, pointing), padding_arcsec))
+        return _polygon(preload_corners(camera, detector, pointing, padding_arcsec))
     except LookupError as error:
         _LOG.warning("no footprint: %s", error)
         return None
+
+
+def preload_corners(
+    camera: Camera, detector: int, pointing: Pointing, padding_arcsec: float
+) -> tuple[SkyPoint, ...]:
+    """Return the corners of the area for which a detector's inputs are preloaded.
+
+    Parameters
+    ----------
+    camera : `~ppdaemon.camera.Camera`
+        The focal-plane table.
+    detector : `int`
+        Id of the detector.
+    pointing : `~ppdaemon.pointing.Pointing`
+        Where the camera looks.
+    padding_arcsec : `float`
+        How far each edge of the sensitive area is moved outwards.
+
+    Returns
+    -------
+    corners : `tuple` [`tuple` [`float`, `float`]]
+        ICRS degrees. They contain `detector_region`, whatever the padding:
+        what a visit's region overlaps is what its tasks ask for.
+
+    Raises
+    ------
+    LookupError
+        Raised if the table has no such detector.
+    """
+    corners = _corners(camera, detector, pointing)
+    more_arcsec = padding_arcsec - camera.visit_padding_arcsec
+    return padded(corners, more_arcsec) if more_arcsec > 0.0 else corners
 
 
 def find_camera(load: CameraLoader, instrument: str) -> Camera | None:
@@ -133,7 +167,7 @@ def find_camera(load: CameraLoader, instrument: str) -> Camera | None:
 
 
 def detector_region(camera: Camera, detector: int, pointing: Pointing) -> ConvexPolygon:
-    """Return the sensitive area of one detector on the sky.
+    """Return the region that one detector has in a visit.
 
     Parameters
     ----------
@@ -147,7 +181,8 @@ def detector_region(camera: Camera, detector: int, pointing: Pointing) -> Convex
     Returns
     -------
     region : `lsst.sphgeom.ConvexPolygon`
-        Four corners.
+        Four corners: the sensitive area, and around it the padding with which
+        ``lsst.obs.base`` defines this camera's visits.
 
     Raises
     ------
@@ -166,7 +201,7 @@ def corners_of(region: Region | None) -> tuple[SkyPoint, ...] | None:
 
 
 def camera_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
-    """Return the convex hull of all detectors, the same for each of them.
+    """Return the convex hull of all detectors' regions, the same for each of them.
 
     Parameters
     ----------
@@ -190,7 +225,13 @@ def _timespan(begin_tai: float, end_tai: float) -> Timespan:
 
 
 def _corners(camera: Camera, detector: int, pointing: Pointing) -> tuple[SkyPoint, ...]:
-    return camera.footprint(detector, pointing.ra_deg, pointing.dec_deg, pointing.sky_angle_deg)
+    return camera.footprint(
+        detector,
+        pointing.ra_deg,
+        pointing.dec_deg,
+        pointing.sky_angle_deg,
+        margin_mm=camera.visit_padding_mm,
+    )
 
 
 def _polygon(corners: Iterable[SkyPoint]) -> ConvexPolygon:

@@ -8,12 +8,13 @@ id nevertheless, and the central repo's record is that of all exposures that
 came to any detector: see `insert_records`.
 """
 
+import cmath
 import logging
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import reduce
 from typing import Any
 
 from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
@@ -21,14 +22,13 @@ from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
 from ppdaemon.camera import Camera
-from ppdaemon.configtypes import VisitGrouping
 from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.records import exposure_records, make_record
 from ppdaemon.middleware.raws.regions import Footprint, camera_region, detector_region
 from ppdaemon.pointing import Pointing
 from ppdaemon.visit import NextVisit
 
-__all__ = ("AnnouncedVisit", "VisitSystem", "groups_snaps", "insert_records", "joined_visit")
+__all__ = ("AnnouncedVisit", "VisitSystem", "fuller", "insert_records", "joined_visit")
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,27 +45,6 @@ class VisitSystem(IntEnum):
     def title(self) -> str:
         """Name in the registry (`str`)."""
         return self.name.lower().replace("_", "-")
-
-
-def groups_snaps(chosen: VisitGrouping | None, instrument: Instrument) -> bool:
-    """Tell whether all snaps of a group are one visit.
-
-    Parameters
-    ----------
-    chosen : `str` or `None`
-        What is configured for the instrument.
-    instrument : `lsst.pipe.base.Instrument`
-        May say so itself, in ``visitSystem``, where nothing is configured.
-
-    Returns
-    -------
-    grouped : `bool`
-        `False` if each exposure is a visit.
-    """
-    if chosen is not None:
-        return chosen == "by-group"
-    system = getattr(instrument, "visitSystem", None)
-    return getattr(system, "value", system) not in (None, VisitSystem.ONE_TO_ONE.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +82,22 @@ class AnnouncedVisit:
         return [record for members, visit in sets for record in self._records(members, visit)]
 
     def visits_seen(self, headers: Iterable[ExposureHeader]) -> list[DimensionRecord]:
-        """Make the records of the visits of exposures, of those of the sky."""
+        """Make the records of the visits of exposures, of those that have one."""
         universe = self.butler.dimensions
         return self.visit_records(
-            exposure_records(universe, header)[-1] for header in headers if header.sees_sky
+            exposure_records(universe, header)[-1] for header in headers if header.has_visit
         )
 
     def _records(self, members: Sequence[DimensionRecord], visit: int) -> Iterator[DimensionRecord]:
         """Make the records of one visit."""
         universe, instrument = self.butler.dimensions, members[0].instrument
-        system = VisitSystem.BY_SEQ_START_END if self.grouped else VisitSystem.ONE_TO_ONE
         keys = {"instrument": instrument, "visit": visit}
-        region, own_region = self._regions(members[0])
-        yield make_record(universe, "visit_system", instrument=instrument, id=system.value, name=system.title)
+        region, own_region = self._regions(next(filter(_tells_place, members), members[0]))
         yield joined_visit(universe, visit, members, region)
-        yield make_record(universe, "visit_system_membership", visit_system=system.value, **keys)
+        for system in _systems(members, self.grouped):
+            named = {"id": system.value, "name": system.title}
+            yield make_record(universe, "visit_system", instrument=instrument, **named)
+            yield make_record(universe, "visit_system_membership", visit_system=system.value, **keys)
         for exposure in members:
             yield make_record(universe, "visit_definition", exposure=exposure.id, **keys)
         if own_region is not None:
@@ -125,7 +105,7 @@ class AnnouncedVisit:
             yield make_record(universe, "visit_detector_region", **own, **keys)
 
     def _regions(self, first: DimensionRecord) -> tuple[ConvexPolygon | None, ConvexPolygon | None]:
-        """Return the regions of camera and detector: where the first exposure looked.
+        """Return the regions of camera and detector: where the first exposure looked that tells it.
 
         The visit's own region covers the whole camera, so that it is the same
         for each detector.
@@ -171,14 +151,15 @@ def joined_visit(
         Named after the first exposure, with ``_rest`` where the visit began
         with an earlier one. Times are added up, angles averaged; what
         exposures differ in is left blank, but for a reason, which is
-        "various" then. These rules are those of ``DefineVisitsTask``.
+        "various" then. These rules are those of ``DefineVisitsTask``, which
+        compares what it makes with what is there, to the last bit.
     """
     ordered = sorted(exposures, key=lambda exposure: int(exposure.id))
 
     def each(name: str) -> list[Any]:
         return [getattr(exposure, name) for exposure in ordered]
 
-    spans = each("timespan")
+    spans, reason = each("timespan"), _common(each("observation_reason"))
     first = ordered[0]
     return make_record(
         universe,
@@ -190,10 +171,10 @@ def joined_visit(
         day_obs=min(each("day_obs")),
         seq_num=_reduced(min, each("seq_num")),
         physical_filter=_common(each("physical_filter")),
-        exposure_time=_reduced(lambda one, other: one + other, each("exposure_time")),
+        exposure_time=_reduced(operator.add, each("exposure_time")),
         target_name=_common(each("target_name")),
         science_program=_common(each("science_program")),
-        observation_reason=_common(each("observation_reason")) or "various",
+        observation_reason="various" if reason is None else reason,
         azimuth=_mean_angle(each("azimuth")),
         zenith_angle=_mean(each("zenith_angle")),
         timespan=Timespan(min(span.begin for span in spans), max(span.end for span in spans)),
@@ -213,11 +194,16 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
 
     Notes
     -----
-    What is there stays as it is, with one exception. Of a visit of several
-    snaps two detectors may have different ones, since a raw can be lost; each
-    of their workers makes a visit of what it has. Its definitions add up here,
-    and then the visit's record is made anew of all its exposures. The result
-    does not depend on who came first.
+    What is there stays as it is, with two exceptions. The result does not
+    depend on who came first.
+
+    One detector's header may lack what another's has, such as the pointing: the
+    fuller record of an exposure or visit takes the other's place.
+
+    Of a visit of several snaps two detectors may have different ones, since a
+    raw can be lost; each of their workers makes a visit of what it has. Its
+    definitions add up here, and then the visit's record is made anew of all its
+    exposures.
     """
     by_element: dict[str, list[DimensionRecord]] = {}
     for record in records:
@@ -225,6 +211,11 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
     with butler.transaction():
         for element in butler.dimensions.sorted(by_element):
             butler.registry.insertDimensionData(element, *by_element[element.name], skip_existing=True)
+        for name in ("exposure", "visit"):
+            for record in by_element.get(name, ()):
+                (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
+                if fuller(stored, record) is record:
+                    butler.registry.syncDimensionData(name, record, update=True)
         grouped = {
             record.visit
             for record in by_element.get("visit_system_membership", ())
@@ -235,6 +226,12 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
                 _join(butler, visit)
 
 
+def fuller(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
+    """Return the record that tells more; the first, if both tell the same."""
+    told = [sum(value is not None for value in record.toDict().values()) for record in (one, other)]
+    return other if told[1] > told[0] else one
+
+
 def _join(butler: Butler, visit: DimensionRecord) -> None:
     """Make a visit's record that of all exposures that belong to it now."""
     place = {"instrument": visit.instrument, "visit": visit.id}
@@ -242,6 +239,18 @@ def _join(butler: Butler, visit: DimensionRecord) -> None:
     (stored,) = butler.query_dimension_records("visit", data_id=place)
     whole = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
     butler.registry.syncDimensionData("visit", whole, update=True)
+
+
+def _tells_place(exposure: DimensionRecord) -> bool:
+    return None not in (exposure.tracking_ra, exposure.tracking_dec, exposure.sky_angle)
+
+
+def _systems(members: Sequence[DimensionRecord], grouped: bool) -> tuple[VisitSystem, ...]:
+    """Return the systems that a visit belongs to: of a sequence of one exposure it belongs to both."""
+    if not grouped:
+        return (VisitSystem.ONE_TO_ONE,)
+    single = len(members) == 1 and members[0].seq_start == members[0].seq_end
+    return tuple(VisitSystem) if single else (VisitSystem.BY_SEQ_START_END,)
 
 
 def _first_of_sequence(exposure: DimensionRecord) -> int:
@@ -256,23 +265,28 @@ def _first_of_sequence(exposure: DimensionRecord) -> int:
 
 def _reduced(rule: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
     """Reduce values to one, to `None` if one of them is."""
-    return None if None in values else reduce(rule, values)
+    if None in values:
+        return None
+    result = None
+    for value in values:
+        # Where a rule gives None in between, it begins anew with the next.
+        result = value if result is None else rule(result, value)
+    return result
 
 
 def _common(values: Sequence[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else None
+    return _reduced(lambda one, other: one if one == other else None, values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    total: float | None = _reduced(operator.add, values)
+    return None if total is None else total / len(values)
 
 
 def _mean_angle(values: Sequence[float | None]) -> float | None:
-    """Return the mean direction of angles, degrees."""
-    if len(set(values)) == 1:
-        return values[0]
-    angles = [math.radians(value) for value in values if value is not None]
-    if len(angles) != len(values):
-        return None
-    return math.degrees(math.atan2(sum(map(math.sin, angles)), sum(map(math.cos, angles)))) % 360.0
+    """Return the mean direction of angles, degrees, from -180 to 180; of one it is that one."""
+    angles = [value for value in values if value is not None]
+    if len(values) == 1 or len(angles) < len(values):
+        return values[0] if len(values) == 1 else None
+    total = sum(cmath.rect(1.0, math.radians(angle)) for angle in angles)
+    return math.degrees(cmath.phase(total / len(angles)))
