@@ -34,7 +34,7 @@ _CONFIG = click.option(
     "--config",
     required=True,
     type=click.Path(path_type=Path),
-    help="The node's configuration, a YAML file.",
+    help="Configuration file of the node (YAML).",
 )
 
 
@@ -75,15 +75,16 @@ async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Prompt processing on one node: a pool of workers, one visit-detector each."""
+    """Prompt processing on one node: runs workers, each with one detector of one visit."""
 
 
 @cli.command()
 @_CONFIG
 def run(config: Path) -> None:
-    """Run the daemon until SIGTERM; a second SIGTERM ends it at once.
+    """Run the daemon until SIGTERM. A second SIGTERM ends it at once.
 
-    SIGHUP reads the configuration again; an invalid one changes nothing.
+    SIGHUP reads the configuration file again. If the file has an error, the old
+    configuration stays in use.
     """
     settings = load_node(config, os.environ)
     log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
@@ -95,11 +96,11 @@ def run(config: Path) -> None:
 @cli.command("check-config")
 @_CONFIG
 def check_config(config: Path) -> None:
-    """Check a configuration and print every error."""
+    """Check a configuration file and list all errors."""
     settings = load_node(config, os.environ)
     for remark in remarks(config, settings):
         click.echo(f"ppdaemon: warning: {remark}", err=True)
-    click.echo(f"{config}: good, node {settings.node.name}")
+    click.echo(f"{config}: valid, node {settings.node.name}")
 
 
 @cli.command()
@@ -108,32 +109,32 @@ def check_config(config: Path) -> None:
     "--visit",
     required=True,
     type=click.Path(path_type=Path),
-    help="A next_visit event as JSON with SAL names, as for send_visit.py; - reads standard input.",
+    help="File with a next_visit: JSON with SAL field names, as for send_visit.py. - reads standard input.",
 )
 @click.option(
     "--detector",
     "detectors",
     required=True,
     multiple=True,
-    help="Detectors, such as 4, 0-8,12 or all; may be repeated.",
+    help="Detectors: a list such as 4 or 0-8,12, or all. The option can be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option(
     "--plot",
     metavar="PNG",
     type=click.Path(path_type=Path),
-    help="Also draw footprints and the datasets that would be preloaded around them.",
+    help="Also write a PNG chart of the footprints and the inputs around them.",
 )
 def plan(config: Path, visit: Path, detectors: Sequence[str], as_json: bool, plot: Path | None) -> None:
-    """Print the pipelines and inputs of a visit without processing it.
+    """Show which pipelines and inputs a visit would use, without processing it.
 
-    Reads the central repo as a worker's preload does and changes nothing; a
-    running daemon is not affected.
+    Reads the central repo like the preload of a worker. Changes nothing and does
+    not affect a running daemon.
 
-    Exits with 0 if a pipeline would run for each of the detectors, 1 if for
-    some the visit would be ignored or no pipeline could run, 65 if the visit
-    is invalid, 69 if the central repo is not available, 73 if the picture
-    cannot be written, 78 if the configuration is invalid.
+    Exit code: 0 if a pipeline would run for each detector; 1 if some detectors
+    would be ignored or have no pipeline that can run; 65 if the visit is not
+    valid; 69 if the central repo is not available; 73 if the PNG file cannot be
+    written; 78 if the configuration has errors.
     """
     settings = load_node(config, os.environ, writing=False)
     if settings.butler is None:

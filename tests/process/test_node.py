@@ -86,7 +86,7 @@ def test_a_visit_that_its_rule_ignores_uses_no_slot(node, group):
     entry = node.relay.outcome(group)
     assert (entry.outcome, entry.reason) == (
         Outcome.IGNORED,
-        "its rule says to ignore it (survey 'ignore', filters '', no position)",
+        "its rule ignores the visit (survey 'ignore', filters '', no position)",
     )
     assert node.visit(group)[0].slot is None
 

@@ -14,14 +14,14 @@ def changes():
 
 def test_without_a_raw_all_detectors_end_after_a_rescan_and_slots_are_free(node, group):
     """Fault 10: next_visit without any raw."""
-    before = node.status().counters.get("arrivals.last_looks", 0)
+    before = node.status().counters.get("arrivals.final_rescans", 0)
     node.land(f"{group}-other")
     node.relay.reserve(group, range(3))
     for detector in range(3):
         entry = node.relay.outcome(group, detector)
         assert (entry.outcome, entry.reason) == (Outcome.NO_IMAGE, "no raw arrived in time")
     node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
-    assert 1 <= node.status().counters["arrivals.last_looks"] - before <= 3
+    assert 1 <= node.status().counters["arrivals.final_rescans"] - before <= 3
     assert not node.marks(group)
 
 
