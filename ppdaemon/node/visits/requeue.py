@@ -7,7 +7,8 @@ from ppdaemon.states import Outcome, Stage
 
 __all__ = ("WITHDRAWN", "refusal_reason", "requeue_row", "requeue_warning")
 
-WITHDRAWN = "withdrawn: the relay has ended it, or assigned it to another node"
+# In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
+WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
 
 
