@@ -5,18 +5,7 @@ __all__ = ("full_turn",)
 
 
 def full_turn(angle_deg: float) -> float:
-    """Bring an angle into one turn.
-
-    Parameters
-    ----------
-    angle_deg : `float`
-        Any angle, degrees.
-
-    Returns
-    -------
-    angle : `float`
-        In [0, 360), degrees.
-    """
+    """Return an angle in degrees, reduced to [0, 360)."""
     turned = angle_deg % 360.0
     # The remainder of a tiny negative angle rounds to 360.
     return 0.0 if turned == 360.0 else turned

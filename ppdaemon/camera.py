@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Focal-plane tables, and where on the sky a detector looks.
+"""Focal-plane tables, and the positions of detectors on the sky.
 
-Covers detectors' places and footprints around a given boresight. Does not
-cover pixels, refraction or the offsets of a real pointing model: callers
-that need margins ask for them with `padded`.
+Covers centers and footprints of detectors for a given boresight. Does not cover
+pixels, refraction or the offsets of a pointing model: callers that need a margin
+use `padded`.
 """
 
 import functools
@@ -30,7 +30,7 @@ _ARCSEC = math.pi / 648000.0
 
 
 class DetectorGeometry(Model):
-    """A detector's place in the focal plane."""
+    """Position and size of a detector in the focal plane."""
 
     id: int
     name: str
@@ -39,7 +39,7 @@ class DetectorGeometry(Model):
     """``SCIENCE``, ``GUIDER`` or ``WAVEFRONT``."""
     type: str
     x_mm: float = pydantic.Field(alias="x")
-    """Centre in the focal plane."""
+    """Center in the focal plane."""
     y_mm: float = pydantic.Field(alias="y")
     width_mm: float = pydantic.Field(alias="width", gt=0)
     """Sensitive area along focal-plane x, after the rotation by yaw."""
@@ -65,7 +65,7 @@ class _Radial(Model):
 
 
 class Site(Model):
-    """Where a telescope stands, WGS 84."""
+    """Location of a telescope, WGS 84."""
 
     longitude_deg: Annotated[float, pydantic.Field(ge=-180, le=360)]
     """East is positive."""
@@ -85,24 +85,24 @@ def _by_id(value: Any) -> Any:
 
 
 class Camera(Model):
-    """The detectors of one instrument and the map from focal plane to sky.
+    """The detectors of one instrument and the mapping from focal plane to sky.
 
     Notes
     -----
     A point (x, y) of the focal plane, at r = sqrt(x^2 + y^2) mm from the
-    axis, is seen in the plane that touches the sky at the boresight, at the
-    distance
+    optical axis, is projected to the tangent plane of the sky at the boresight,
+    at the distance
 
         rho(r) = plate scale * r * (c1 + c3 r^2 + c5 r^4)
 
-    from it: its angular distance is arctan(rho). That is the gnomonic
-    projection (FITS ``TAN``), and how LSST's ``makeSkyWcs`` (afw) joins a
-    camera's field angles to the sky. At camera rotation 0 focal-plane +Y
-    points north and +X west (east where `focal_plane_parity` is true); the
-    rotation is the position angle of +Y, counted from north through east. The
-    point's position angle is therefore ``rotation + atan2(s x, y)`` with s = -1
-    (+1 with parity), and its place follows by spherical trigonometry, which
-    holds at the poles as anywhere.
+    from the boresight: its angular distance is arctan(rho). This is the gnomonic
+    projection (FITS ``TAN``), which LSST's ``makeSkyWcs`` (afw) uses for a
+    camera's field angles. At camera rotation 0, focal-plane +Y points north and
+    +X west (east where `focal_plane_parity` is true); the rotation is the
+    position angle of +Y, counted from north through east. The position angle of
+    the point is therefore ``rotation + atan2(s x, y)`` with s = -1 (+1 with
+    parity). Spherical trigonometry, which is also valid at the poles, gives its
+    position on the sky.
     """
 
     instrument: str
@@ -110,12 +110,12 @@ class Camera(Model):
     plate_scale_arcsec_per_mm: float = pydantic.Field(gt=0)
     radial_coefficients: _Radial
     site: Site | None = None
-    """Where its telescope stands; needed for positions in azimuth and
-    altitude."""
+    """Location of its telescope; needed for positions in azimuth and altitude."""
     pixel_mm: float = pydantic.Field(default=0.01, gt=0)
+    """Size of a pixel."""
     visit_padding_pixels: int = pydantic.Field(default=250, ge=0)
-    """How far a detector's region in a visit goes beyond its sensitive area:
-    the ``padding`` with which ``lsst.obs.base`` defines this camera's visits."""
+    """Margin of a detector's region in a visit beyond its sensitive area: the
+    ``padding`` with which ``lsst.obs.base`` defines this camera's visits."""
     detectors: Annotated[Mapping[int, DetectorGeometry], pydantic.BeforeValidator(_by_id)]
     """By id."""
 
@@ -124,7 +124,7 @@ class Camera(Model):
         return {detector.name: detector for detector in self.detectors.values()}
 
     def by_name(self, name: str) -> DetectorGeometry:
-        """Return the detector of a name.
+        """Return the detector with a name.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class Camera(Model):
         Returns
         -------
         detector : `DetectorGeometry`
-            The detector.
+            Its position and size in the focal plane, mm.
 
         Raises
         ------
@@ -147,12 +147,12 @@ class Camera(Model):
             raise LookupError(f"{self.instrument} has no detector called {name!r}") from None
 
     def center(self, detector: int, ra_deg: float, dec_deg: float, sky_angle_deg: float) -> SkyPoint:
-        """Return where the middle of a detector looks.
+        """Return the position of a detector's center on the sky.
 
         Parameters
         ----------
         detector : `int`
-            Id of the detector.
+            Detector id.
         ra_deg, dec_deg : `float`
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
@@ -168,10 +168,10 @@ class Camera(Model):
         LookupError
             Raised if the camera has no such detector.
         ValueError
-            Raised if the declination is not within 90 degrees of the equator.
+            Raised if the declination is not within [-90, 90] degrees.
         """
-        place = self._detector(detector)
-        return self._to_sky(place.x_mm, place.y_mm, ra_deg, dec_deg, sky_angle_deg)
+        geometry = self._detector(detector)
+        return self._to_sky(geometry.x_mm, geometry.y_mm, ra_deg, dec_deg, sky_angle_deg)
 
     @property
     def visit_padding_mm(self) -> float:
@@ -197,7 +197,7 @@ class Camera(Model):
         Parameters
         ----------
         detector : `int`
-            Id of the detector.
+            Detector id.
         ra_deg, dec_deg : `float`
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
@@ -216,13 +216,13 @@ class Camera(Model):
         LookupError
             Raised if the camera has no such detector.
         ValueError
-            Raised if the declination is not within 90 degrees of the equator.
+            Raised if the declination is not within [-90, 90] degrees.
         """
-        place = self._detector(detector)
-        half_x, half_y = place.width_mm / 2.0 + margin_mm, place.height_mm / 2.0 + margin_mm
+        geometry = self._detector(detector)
+        half_x, half_y = geometry.width_mm / 2.0 + margin_mm, geometry.height_mm / 2.0 + margin_mm
 
         def corner(x_sign: float, y_sign: float) -> SkyPoint:
-            x_mm, y_mm = place.x_mm + x_sign * half_x, place.y_mm + y_sign * half_y
+            x_mm, y_mm = geometry.x_mm + x_sign * half_x, geometry.y_mm + y_sign * half_y
             return self._to_sky(x_mm, y_mm, ra_deg, dec_deg, sky_angle_deg)
 
         return corner(-1, -1), corner(1, -1), corner(1, 1), corner(-1, 1)
@@ -239,7 +239,7 @@ class Camera(Model):
     def _to_sky(
         self, x_mm: float, y_mm: float, ra_deg: float, dec_deg: float, sky_angle_deg: float
     ) -> SkyPoint:
-        """Look through the optics at a point of the focal plane."""
+        """Return the position on the sky of a point of the focal plane."""
         if not -90.0 <= dec_deg <= 90.0:
             raise ValueError(f"declination {dec_deg} is not within -90 to 90 degrees")
         r2 = x_mm * x_mm + y_mm * y_mm
@@ -250,8 +250,8 @@ class Camera(Model):
         sign = 1.0 if self.focal_plane_parity else -1.0
         angle = math.radians(sky_angle_deg) + math.atan2(sign * x_mm, y_mm)
 
-        # The boresight and the directions to east and north form a basis that
-        # exists at the poles too, where it is turned by the right ascension.
+        # The boresight and the directions east and north form a basis that exists
+        # also at the poles, where the right ascension defines its orientation.
         ra, dec = math.radians(ra_deg), math.radians(dec_deg)
         axis = (math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec))
         east = (-math.sin(ra), math.cos(ra), 0.0)
@@ -261,34 +261,35 @@ class Camera(Model):
 
 
 def padded(corners: Sequence[SkyPoint], padding_arcsec: float) -> tuple[SkyPoint, ...]:
-    """Move the edges of a convex polygon on the sky outwards.
+    """Move the edges of a convex polygon on the sky outward.
 
     Parameters
     ----------
     corners : `~collections.abc.Sequence` [`tuple` [`float`, `float`]]
-        At least three (ra, dec) in degrees, in either sense of rotation,
+        At least three (ra, dec) in degrees, clockwise or counterclockwise,
         within a hemisphere.
     padding_arcsec : `float`
-        Distance of the new edges from the old ones, measured at the middle of
-        each edge; at the ends of an edge of length L it is shorter by the
-        factor cos(L/2).
+        Distance of the new edges from the old ones, at least 0, measured at the
+        middle of each edge; at the ends of an edge of length L it is smaller by
+        the factor cos(L/2).
 
     Returns
     -------
     corners : `tuple` [`tuple` [`float`, `float`]]
-        The corners of the wider polygon in the same order, degrees.
+        The corners of the larger polygon in the same order, degrees.
 
     Raises
     ------
     ValueError
-        Raised if the corners are no polygon or the padding is negative.
+        Raised if two corners coincide, if they are not within a hemisphere, or
+        if the padding is negative.
 
     Notes
     -----
-    An edge lies on the great circle with the pole n and has the middle m.
-    Points within it have ``n . v >= 0``. The great circle with the pole
-    ``n cos p + m sin p`` passes at the distance p outside of m. New corners are
-    where neighbouring circles meet.
+    An edge lies on the great circle with the pole n and has the middle m. Points
+    v on the inner side have ``n . v >= 0``. The great circle with the pole
+    ``n cos p + m sin p`` passes at the distance p outside of m. The new corners
+    are the intersections of adjacent circles.
     """
     if padding_arcsec < 0.0:
         raise ValueError(f"padding of {padding_arcsec} arcsec is negative")
@@ -335,16 +336,18 @@ def load_camera(instrument: str) -> Camera:
     Returns
     -------
     camera : `Camera`
-        The same object at each call.
+        Read from the package data once; later calls return the same object.
 
     Raises
     ------
     ppdaemon.errors.ConfigError
-        Raised if there is no table of this instrument; names those there are.
+        Raised if there is no table for this instrument; lists the known ones.
     """
     known = camera_names()
     if instrument not in known:
-        raise ConfigError([f"no focal-plane table for {instrument!r}; known are {', '.join(known)}"])
+        raise ConfigError(
+            [f"no focal-plane table for {instrument!r}; there are tables for {', '.join(known)}"]
+        )
     file = resources.files("ppdaemon").joinpath("cameras", f"{instrument}.yaml")
     return Camera.model_validate(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
 
@@ -375,5 +378,7 @@ def _cross(a: _Vector, b: _Vector) -> _Vector:
 def _unit(vector: _Vector) -> _Vector:
     length = math.hypot(*vector)
     if length < 1e-12:
-        raise ValueError("the corners are no polygon: two of them coincide, or they lie all around the sky")
+        raise ValueError(
+            "the corners are not a polygon: two of them coincide, or they are not within a hemisphere"
+        )
     return vector[0] / length, vector[1] / length, vector[2] / length

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Time: TAI for messages and the journal, monotonic for deadlines."""
+"""Clocks: TAI for messages and the journal, monotonic time for deadlines."""
 
 import datetime
 import time
@@ -18,16 +18,16 @@ def _tai() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The two clocks of a process; tests and chaos runs inject their own."""
+    """The two clocks of a process; tests pass their own functions."""
 
     mono: Callable[[], float] = field(default=time.monotonic)
-    """Seconds that never jump: deadlines (`float`)."""
+    """Returns monotonic seconds, for deadlines."""
     tai: Callable[[], float] = field(default=_tai)
-    """TAI seconds since 1970: what is told to others (`float`)."""
+    """Returns TAI seconds since 1970, for messages, journal and logs."""
 
 
 def tai_iso(tai_s: float) -> str:
-    """Write TAI seconds since 1970 as ``2026-11-22T03:25:16.951``.
+    """Return TAI seconds since 1970 as text, such as ``2026-11-22T03:25:16.951``.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def tai_iso(tai_s: float) -> str:
     Returns
     -------
     iso : `str`
-        The same instant in TAI, to a millisecond.
+        ISO 8601 in TAI, to a millisecond, without time zone.
     """
     instant = datetime.datetime.fromtimestamp(tai_s, tz=datetime.UTC).replace(tzinfo=None)
     return instant.isoformat(timespec="milliseconds")

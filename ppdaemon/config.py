@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration of a node, validated once at start.
+"""The configuration of a node, validated once at the start.
 
-The docstring under each field is its documentation; ``etc/ppdaemon.yaml`` shows
-every key. Selection rules are `ppdaemon.selection`'s, raw roots
-`ppdaemon.raws.roots`'s.
+The docstring under each field is its documentation; ``etc/ppdaemon.yaml`` has
+all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
+`ppdaemon.raws.roots`.
 """
 
 import re
@@ -29,104 +29,95 @@ class NodePart(Model):
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")]
     """Name of this node, unique among the nodes of a relay."""
     state_dir: WritableFolder
-    """Journal, spool and logs; on a local disk that outlives a restart."""
+    """Folder of journal, spool and logs, on a local disk that keeps its files over a
+    reboot."""
     ramdisk: WritableFolder
-    """Where workers have their repos; a tmpfs. Everything below
-    ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon."""
+    """Folder on a tmpfs for the workers' repos. Everything below
+    ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it."""
     control: Path
-    """The unix socket on which ``ppctl`` asks."""
+    """Path of the unix socket for ``ppctl``."""
     instruments: Annotated[dict[Name, Detectors], pydantic.Field(min_length=1)]
-    """Detectors that this node may serve, such as ``LSSTCam: 0-59``."""
+    """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
     expiry_s: Seconds = 3600.0
-    """Announcements older than this are not worth starting."""
+    """Visits announced longer ago are not started; their detectors end as ``expired``."""
 
 
 class RelayLink(Model):
     """The connection to the relay."""
 
     address: Address | None = None
-    """Where the relay's node socket listens; none to run without a relay."""
+    """ZeroMQ address of the relay's node socket; `None` to run without a relay."""
     heartbeat_s: Seconds = 1.0
     """Interval of heartbeats."""
     silence_s: Seconds = 4.0
-    """A relay silent for so long is gone: connect anew."""
+    """A relay that sends nothing for this long counts as disconnected: the node connects
+    again."""
 
 
 class ArrivalsConfig(Model):
-    """Where raws land and how that is noticed."""
+    """Where raws are written, and how they are found."""
 
     roots: tuple[RootConfig, ...]
-    """Raw roots: nothing outside of them is ever opened. A path, or a mapping
-    with what is special there."""
+    """Raw roots: files outside of them are never opened. Each is a path, or a mapping of
+    ``path`` and the keys that differ for it."""
     layout: LayoutField = "lsst"
-    """How paths below the roots are built; a name, or a mapping with
-    ``path``."""
+    """Layout of paths below the roots: ``lsst``, ``imsim``, ``generic``, or a mapping
+    with ``path``."""
     watch: WatchKind = "auto"
-    """How the roots are watched; ``auto`` goes by the filesystem."""
+    """How the roots are watched; ``auto`` depends on the type of the filesystem."""
     done: DoneMarker | None = None
-    """The file without which a raw is not complete."""
+    """Name of the marker file that must exist before a raw is used; `None` if there is
+    none."""
     remote: tuple[RemoteRoot, ...] = ()
-    """Prefixes of object stores: no other URI is ever fetched."""
+    """Prefixes of object stores; other URIs are never read."""
     poll_s: Seconds = 0.4
-    """Interval of the look for raws of open visits, where the kernel has no
-    news."""
+    """Interval of scanning for raws of open visits where inotify does not report them."""
     scan_s: Seconds = 2.0
-    """Interval of the look behind the watch at today's folders."""
+    """Interval of scanning today's folders for raws that the watch has missed."""
     subscribe: tuple[Address, ...] = ()
-    """Where ZeroMQ publishers of arrival notices listen."""
+    """Addresses of ZeroMQ publishers of arrival notices."""
     remember_s: Seconds = 900.0
-    """How long a raw without an announcement is remembered."""
+    """A raw without an announced visit is kept in memory for this long."""
     sidecar_wait_s: Seconds = 1.0
     """How long to wait for a late sidecar before the FITS header is read."""
     quiet_s: Seconds = 10.0
-    """A visit of an unknown number of images is over when none came for so
-    long after the last."""
+    """A visit with an unknown number of images is complete when no image has arrived
+    for this long after the last one."""
     image_timeout_s: Seconds = 120.0
-    """A visit waits 2 x duration + this, counted from its announcement."""
+    """A visit without an image ends 2 x its duration + this after its announcement."""
 
     @pydantic.field_validator("roots")
     @classmethod
     def _different(cls, value: tuple[RootConfig, ...]) -> tuple[RootConfig, ...]:
         paths = [root.path for root in value]
         if len(set(paths)) != len(paths):
-            raise ValueError("a root is named twice")
+            raise ValueError("a root is listed twice")
         return value
 
     @pydantic.model_validator(mode="after")
     def _somewhere(self) -> "ArrivalsConfig":
         if not self.roots and not self.remote:
-            raise ValueError("neither roots nor remote: there is nowhere to look for raws")
+            raise ValueError("roots and remote are both empty: name at least one place of raws")
         return self
 
     def image_deadline_s(self, visit: NextVisit) -> float:
-        """Return how long the images of a visit are waited for.
-
-        Parameters
-        ----------
-        visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
-
-        Returns
-        -------
-        patience_s : `float`
-            Seconds since the announcement.
-        """
+        """Return how long a visit waits for its images, in seconds after its announcement."""
         return 2 * visit.duration_s + self.image_timeout_s
 
 
 class MemoryConfig(Model):
-    """Memory limits of one worker: private bytes plus its RAM-disk repo."""
+    """Memory limits of one worker: its private memory plus its repo on the RAM disk."""
 
     soft: Size = 4_000_000_000
-    """Above this a worker is replaced after its visit."""
+    """A worker above this is replaced after its visit."""
     hard: Size = 8_000_000_000
-    """Above this it is stopped at once."""
+    """A worker above this is stopped at once."""
     ramdisk: Annotated[Size, pydantic.Field(gt=0)] = 2_000_000_000
-    """Above this in its RAM-disk repo it is stopped at once; what it shares
-    with other workers does not count."""
+    """A worker whose repo on the RAM disk is larger is stopped at once; files shared with
+    other workers do not count."""
     budget: Size | None = None
-    """What all workers together may use before no further one is started;
-    none for no such limit."""
+    """No further worker is started while all workers together use more; `None` for no
+    limit."""
     sample_s: Seconds = 1.0
     """Interval of the measurement."""
 
@@ -141,65 +132,64 @@ class TimesConfig(Model):
     """How long each state of a worker may last, in seconds."""
 
     boot_s: Seconds = 20.0
-    """From fork to ready."""
+    """From the fork until the worker accepts orders."""
     prepare_s: Seconds = 120.0
-    """Preload, preprocessing, and all else that needs no pixels."""
+    """Preload, preprocessing, and everything else that needs no pixels."""
     ingest_s: Seconds = 30.0
-    """One raw."""
+    """Ingest of one raw."""
     run_s: Seconds = 900.0
     """The pipeline."""
     export_s: Seconds = 120.0
-    """Writing outputs to the spool, or registering them centrally."""
+    """Writing outputs to the spool, or registering them in the central repo."""
     cpu_s: Seconds = 3600.0
-    """CPU time of one visit, in all its states and threads."""
+    """CPU time of one visit, over all states and threads."""
     grace_s: Seconds = 5.0
-    """Between TERM and KILL."""
+    """From SIGTERM to SIGKILL."""
     kill_s: Seconds = 10.0
-    """After KILL; then the worker counts as unkillable and is fenced."""
+    """After SIGKILL; then the worker counts as unkillable and its slot is not used."""
     stop_s: Seconds = 60.0
-    """How long running visits may take to end when the daemon is stopped."""
+    """When the daemon is stopped: until running visits are interrupted."""
 
 
 class WorkersConfig(Model):
-    """The pool."""
+    """The pool of workers."""
 
     min: Annotated[int, pydantic.Field(ge=1)] = 2
-    """Slots that are always filled."""
+    """Number of slots that always have a worker."""
     spare: Annotated[int, pydantic.Field(ge=0)] = 1
-    """Idle workers kept ready while the pool may still grow."""
+    """Number of idle workers that are kept ready until `max` is reached."""
     max: Annotated[int, pydantic.Field(ge=1, le=5000)] = 16
-    """Slots at the most."""
+    """Maximum number of slots."""
     retire_idle_s: Seconds = 600.0
-    """Surplus workers idle for so long are retired."""
+    """Workers above `min` and `spare` end after being idle for this long."""
     recycle_visits: Annotated[int, pydantic.Field(ge=1)] = 200
     """A worker is replaced after this many visits, up to a tenth more or
     less."""
     recycle_age_s: Seconds = 21_600.0
     """An idle worker is replaced at this age, up to a tenth more or less."""
     attempts: Annotated[int, pydantic.Field(ge=1, le=5)] = 2
-    """Tries of a visit-detector at the most; the second only while nothing
-    permanent was announced."""
+    """Maximum number of attempts at a visit-detector; there is another attempt only if
+    the worker has announced nothing permanent."""
     queue: Annotated[int, pydantic.Field(ge=0)] = 20_000
-    """Visit-detectors that may wait for a worker."""
+    """Maximum number of visit-detectors that wait for a worker."""
     work: Annotated[str, pydantic.Field(pattern=r"^[\w.]+$")] = "ppdaemon.middleware.work"
-    """What a worker does: a module as `ppdaemon.work.WorkModule` describes
-    it."""
+    """The module with the workers' code, an implementation of `ppdaemon.work.WorkModule`."""
     start: Literal["fork", "spawn"] = "fork"
-    """``fork``: from a zygote that has imported everything, in milliseconds.
-    ``spawn``: a fresh interpreter each, for stacks that cannot be forked;
-    each worker imports for itself and shares no memory."""
+    """``fork``: workers are forked in milliseconds from the zygote, which has imported
+    everything. ``spawn``: each worker is a new interpreter, for software that cannot
+    be forked; it imports everything itself and shares no memory."""
     preload: tuple[str, ...] = ()
-    """Modules that the zygote imports beside those of the work, such as the
-    tasks of the pipelines."""
+    """Modules that the zygote imports in addition to `work`, such as those of the
+    pipelines' tasks."""
     environment: dict[str, str] = {}
     """Environment variables of the zygote and its workers."""
     nice: Annotated[int, pydantic.Field(ge=0, le=19)] = 5
-    """Niceness of workers, so that the supervisor is never starved."""
+    """Niceness of workers; above 0 so that the supervisor always gets CPU time."""
     tasks_max: Annotated[int, pydantic.Field(ge=16)] = 1024
-    """Processes and threads of one worker at the most; enforced by the kernel
-    where a control group is delegated to the daemon."""
+    """Maximum number of processes and threads of one worker; enforced by the kernel if a
+    control group is delegated to the daemon."""
     log_max: Annotated[Size, pydantic.Field(gt=0)] = 50_000_000
-    """A worker's log is cut above this; its end is kept."""
+    """A larger log of a worker is cut at its beginning."""
     times: TimesConfig = TimesConfig()
     memory: MemoryConfig = MemoryConfig()
 
@@ -211,7 +201,7 @@ class WorkersConfig(Model):
 
 
 class ButlerConfig(Model):
-    """The central repo and what is taken from it."""
+    """The central repo, and the datasets that are read from it."""
 
     central: str
     """Root, configuration file or alias of the central repo."""
@@ -221,23 +211,22 @@ class ButlerConfig(Model):
     calibs: tuple[str, ...] = ("{instrument}/calib",)
     """Collections searched for calibrations, in order."""
     inputs: tuple[str, ...] = ("{instrument}/templates", "templates", "refcats", "skymaps")
-    """Collections searched for everything else; those that do not exist are
-    passed over."""
+    """Collections searched for all other inputs, in order; missing ones are skipped."""
     skymap: str | None = None
-    """Name of the sky map of templates."""
+    """Name of the sky map of the templates; `None` means any."""
     ingest: IngestKind | dict[Name, IngestKind] = "builtin"
-    """Who puts raws into workers' repos, for all instruments or by instrument:
-    ``obs_base`` means the tasks of lsst.obs.base."""
+    """How raws are ingested into the workers' repos, for all instruments or by
+    instrument: ``builtin``, or ``obs_base`` for the tasks of lsst.obs.base."""
     visits: dict[Name, VisitGrouping] = {}
-    """What a visit is, by instrument: ``one-to-one`` each exposure,
-    ``by-group`` all snaps of a group. Where nothing is said, one-to-one,
-    whatever ``visitSystem`` of the instrument's class is."""
+    """Definition of a visit, by instrument: ``one-to-one`` (each exposure) or
+    ``by-group`` (all snaps of a group). Default: one-to-one, whatever ``visitSystem``
+    of the instrument's class is."""
     local: dict[str, Any] = {}
-    """Configuration of the workers' own repos, merged into their
-    ``butler.yaml``: formatters and write recipes, for instance."""
+    """Configuration of the workers' repos, merged into their ``butler.yaml``, such as
+    formatters and write recipes."""
     deployment: Name = ""
-    """Last part of run names; made of versions, pipelines and configuration
-    where it is empty."""
+    """Last part of the names of output runs; if empty, computed from versions, pipelines
+    and configuration."""
 
     @pydantic.model_validator(mode="after")
     def _known(self) -> "ButlerConfig":
@@ -247,93 +236,80 @@ class ButlerConfig(Model):
         return self
 
     def ingest_of(self, instrument: str) -> IngestKind:
-        """Return who puts an instrument's raws into workers' repos.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-
-        Returns
-        -------
-        kind : `str`
-            ``builtin`` where nothing is said.
-        """
+        """Return how raws of an instrument are ingested; ``builtin`` by default."""
         if isinstance(self.ingest, dict):
             return self.ingest.get(instrument, "builtin")
         return self.ingest
 
 
 class PreloadConfig(Model):
-    """What is brought to the host before the image."""
+    """Inputs that are copied to this host before the image arrives."""
 
     padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 50.1
-    """How far a detector's footprint is widened on each side; never less than
-    the regions of visits are, which is 250 pixels for most cameras."""
+    """Margin on each side of a detector's footprint; templates and reference catalogs
+    that overlap it are loaded. Never less than the margin of the regions of visits,
+    which is 250 pixels for most cameras."""
     cache_max: Annotated[Size, pydantic.Field(gt=0)] = 20_000_000_000
-    """Files that the workers of a host share on its RAM disk: above this the
-    least recently used ones are dropped, as far as no worker's repo holds
-    them."""
+    """Size of the files that the workers of a host share on its RAM disk. Above this the
+    least recently used files are deleted that no worker's repo needs."""
 
 
 class PipelinesConfig(Model):
-    """Which pipelines a visit gets."""
+    """Selection of pipelines."""
 
     preprocessing: tuple[Rule, ...] = ()
-    """Rules for pipelines that run before the image comes."""
+    """Rules for pipelines that run before the image arrives; the first match is used."""
     main: Annotated[tuple[Rule, ...], pydantic.Field(min_length=1)]
-    """Rules for pipelines that run on the image; the first match wins."""
+    """Rules for pipelines that run on the image; the first match is used."""
     overrides: dict[Annotated[str, pydantic.Field(pattern=r"^\w+:[\w.]+$")], Any] = {}
-    """Configuration of tasks, as ``label:field: value``; applied in each
-    pipeline that has a task of that label."""
+    """Configuration of tasks, as ``label:field: value``; applied to all pipelines with a
+    task of that label."""
 
 
 class EngineConfig(Model):
     """How pipelines are run."""
 
     kind: Literal["direct", "separable", "pipetask"] = "direct"
-    """``direct``: in memory, all that needs no pixels done before the image;
-    what it does not handle is left to ``separable``. ``separable``: lsst's
-    SeparablePipelineExecutor, in the worker. ``pipetask``: the command-line
-    program, in a process of its own; costs seconds."""
+    """``direct``: in memory; everything that needs no pixels is done before the image.
+    Pipelines that it cannot run are run by ``separable``. ``separable``: LSST's
+    SeparablePipelineExecutor in the worker. ``pipetask``: the command-line program in
+    a separate process, which takes seconds more."""
     memory_max: Size | None = None
-    """``direct``: memory for what tasks of one visit hand on; what does not
-    fit goes through files on the RAM disk. None for a quarter of
-    ``workers.memory.hard``."""
+    """``direct``: memory for datasets passed between the tasks of a visit; larger ones are
+    passed as files on the RAM disk. `None`: a quarter of ``workers.memory.hard``."""
     read_ahead_max: Size | None = None
-    """``direct``: memory for inputs that are read before the image, and the
-    same again for calibrations that are kept for later visits. None for an
-    eighth of ``workers.memory.hard``."""
+    """``direct``: memory for inputs that are read before the image, and the same amount
+    for calibrations that stay in memory for later visits. `None`: one eighth of
+    ``workers.memory.hard``."""
     processes: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
-    """``direct``: how many quanta of a visit are run at once where they do not
-    need each other, such as those of two snaps, and how many of its large
-    outputs are written at once; all but one in forked children. Tasks of
-    `no_return` stay in the worker. Database connections
-    other than SQLAlchemy's do not outlast a fork."""
+    """``direct``: number of quanta of a visit that run in parallel if they are
+    independent, such as those of two snaps, and number of large outputs that are
+    written in parallel; all but one in forked child processes. Tasks in `no_return`
+    run in the worker. Database connections other than SQLAlchemy's cannot be used
+    after the fork."""
     no_return: tuple[str, ...] = ()
-    """Tasks that write what cannot be taken back (alert database, alert
-    stream): labels, or full names of classes, which stand for derived ones
-    too."""
+    """Tasks whose results are permanent (alert database, alert stream): labels, or full
+    names of classes, which include derived classes."""
     apdb: dict[Name, str] = {}
-    """Configuration of the alert database (`lsst.dax.apdb`) by instrument: it
-    is asked whether a failed task has left anything there."""
+    """Configuration of the alert database (`lsst.dax.apdb`), by instrument. After a
+    failure it is queried whether the visit has written anything to it."""
     apdb_tasks: tuple[str, ...] = ()
-    """Those of ``no_return`` that write nothing permanent elsewhere."""
+    """Tasks in ``no_return`` that write nothing permanent except to that database."""
 
     @pydantic.model_validator(mode="after")
     def _askable(self) -> "EngineConfig":
         if unknown := [name for name in self.apdb_tasks if name not in self.no_return]:
-            raise ValueError(f"apdb_tasks: {', '.join(unknown)} must stand in no_return too")
+            raise ValueError(f"apdb_tasks: {', '.join(unknown)} must be listed in no_return too")
         if self.apdb and not self.apdb_tasks:
-            raise ValueError("apdb_tasks: missing key, apdb needs to know which tasks write there")
+            raise ValueError("apdb_tasks: missing key, list the tasks that write to apdb")
         return self
 
 
 class ExposuresConfig(Model):
-    """How far an image of the sky may be from its announcement."""
+    """Allowed difference between an image of the sky and its announcement."""
 
     pointing_deg: Annotated[float, pydantic.Field(gt=0)] = 1.0
-    """Distance of the boresight on the sky."""
+    """Distance between the boresights on the sky."""
     rotation_deg: Annotated[float, pydantic.Field(gt=0)] = 1.0
     """Difference of the camera's position angle."""
     filter: Literal["exact", "ignore"] = "exact"
@@ -341,7 +317,7 @@ class ExposuresConfig(Model):
 
 
 class ExportConfig(Model):
-    """What leaves the worker."""
+    """Outputs that are copied to the central repo."""
 
     types: tuple[str, ...] = (
         r".*_metadata",
@@ -351,10 +327,9 @@ class ExportConfig(Model):
         "prompt_deployment",
         "preload_metrics",
     )
-    """Regular expressions on names of dataset types; a whole name must
-    match one of them."""
+    """Regular expressions; a dataset type is exported if its whole name matches one."""
     retry_s: Seconds = 10.0
-    """Pause after a failed export, doubled up to 16 times that."""
+    """Pause after a failed export; doubled after each further failure, up to 16 times."""
 
     @pydantic.field_validator("types")
     @classmethod
@@ -368,7 +343,7 @@ class ExportConfig(Model):
 
 
 class LogConfig(Model):
-    """Logs."""
+    """Logs: ``format`` is ``json`` (one object per line) or ``console`` (text)."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Messages below this level are not written."""
@@ -377,14 +352,14 @@ class LogConfig(Model):
 
 
 class NodeConfig(Model):
-    """Everything a ``ppdaemon`` needs to know."""
+    """The whole configuration of ``ppdaemon``."""
 
     node: NodePart
     relay: RelayLink = RelayLink()
     arrivals: ArrivalsConfig
     workers: WorkersConfig = WorkersConfig()
     butler: ButlerConfig | None = None
-    """Needed by `ppdaemon.middleware.work`; other work may do without."""
+    """Required if ``workers.work`` is `ppdaemon.middleware.work`."""
     preload: PreloadConfig = PreloadConfig()
     pipelines: PipelinesConfig
     exposures: ExposuresConfig = ExposuresConfig()
@@ -428,45 +403,46 @@ def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = Tru
     Parameters
     ----------
     path : `pathlib.Path`
-        A YAML file.
+        A YAML file; see ``etc/ppdaemon.yaml``.
     environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``${NAME}`` in values.
+        Values of ``${NAME}`` in the file.
     writing : `bool`, optional
-        Whether the node's folders have to be writable.
+        Whether to check that the node's folders are writable; `False` for a program
+        that only reads.
 
     Returns
     -------
     config : `NodeConfig`
-        The configuration.
+        The validated, immutable configuration.
 
     Raises
     ------
     ppdaemon.errors.ConfigError
-        Raised with every error, its line and key.
+        Raised with all errors, each with file, line and key.
     """
     return load_model(path, NodeConfig, environment, ThisHost(environment, writing=writing))
 
 
 def remarks(path: Path, config: NodeConfig) -> list[str]:
-    """Find what can be used and is hardly meant.
+    """Return warnings about valid settings that are probably mistakes.
 
     Parameters
     ----------
     path : `pathlib.Path`
-        The YAML file.
+        The YAML file of `config`; read for the line numbers.
     config : `NodeConfig`
-        What it says.
+        The configuration, as `load_node` returned it.
 
     Returns
     -------
     remarks : `list` [`str`]
-        Each with file, line and key.
+        One line each, with file, line and key; now only rules that no visit reaches.
     """
     _, lines = read_yaml(path)
     lists = {"preprocessing": config.pipelines.preprocessing, "main": config.pipelines.main}
     return [
-        f"{path}:{lines['pipelines', name, late]}: pipelines.{name}.{late}: never reached: "
-        f"all its visits go to pipelines.{name}.{early}"
+        f"{path}:{lines['pipelines', name, late]}: pipelines.{name}.{late}: never used: "
+        f"pipelines.{name}.{early} matches all its visits"
         for name, rules in lists.items()
         for late, early in never_reached(rules)
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Types of configuration values that people write in a way of their own."""
+"""Types of configuration values with their own notation, such as ``8GB`` and ``0-8,12``."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ _UNITS = {"B": 1} | {
 
 
 def _size(value: Any) -> Any:
-    """Read ``8GB`` or ``8GiB`` as a number of bytes."""
+    """Convert ``8GB`` or ``8GiB`` to a number of bytes."""
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
@@ -39,7 +39,7 @@ def _size(value: Any) -> Any:
 
 
 def _detectors(value: Any) -> Any:
-    """Read ``0-8,12`` as a list of detector ids."""
+    """Convert ``0-8,12`` to detector ids."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, str):
@@ -58,27 +58,14 @@ def _detectors(value: Any) -> Any:
 
 def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(value)) != len(value):
-        raise ValueError("a detector is named twice")
+        raise ValueError("a detector is listed twice")
     return value
 
 
 def detector_set(text: str) -> tuple[int, ...]:
-    """Read a list of detectors as people write it.
+    """Return the detector ids of a text such as ``0-8,12``, in the order written.
 
-    Parameters
-    ----------
-    text : `str`
-        For instance ``0-8,12``.
-
-    Returns
-    -------
-    detectors : `tuple` [`int`]
-        The ids in the order written.
-
-    Raises
-    ------
-    ValueError
-        Raised if the text is no such list; says how to write one.
+    Raises `ValueError` if the text is not such a list; the error shows an example.
     """
     return _unique(tuple(_detectors(text)))
 

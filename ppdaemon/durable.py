@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files that survive the machine."""
+"""Writes files that survive a crash of the host."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,7 @@ __all__ = ("sync", "write_durably")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Raises `OSError` if it cannot be opened or written.
-    """
+    """Wait until a file, or the names in a folder, are on the disk; raises OSError if that fails."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -20,7 +17,7 @@ def sync(path: Path) -> None:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small file into an existing folder, for good."""
+    """Write a small file into an existing folder, and wait until it is on the disk."""
     path.write_text(text)
     sync(path)
-    sync(path.parent)
+    sync(path.parent)  # the name of a new file is a part of its folder

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exceptions that say what the caller may do.
+"""Exceptions, grouped by what the caller can do.
 
-Every error of the programs derives from `PPDaemonError` and carries the exit
-code with which a program that cannot go on should end.
+All errors of the programs derive from `PPDaemonError` and have the exit code of a
+program that ends because of them.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,21 @@ from ppdaemon.states import ExitCode, Outcome
 
 
 class PPDaemonError(Exception):
-    """Base of all errors that are told to a person without a traceback."""
+    """Base of all errors that are shown to a user without a traceback."""
 
     exit_code = ExitCode.SOFTWARE
 
 
 class BadMessage(PPDaemonError):
-    """Words from outside that cannot be understood: drop them, go on.
+    """A message from another program is invalid: drop it and continue.
 
     Parameters
     ----------
     reason : `str`
-        What is wrong, naming the field if there is one.
+        The error, with the name of the field if there is one.
     kind : `str`
-        A short fixed word to count by, such as ``size`` or ``field``.
+        Category under which the message is counted, one word such as ``size``,
+        ``json`` or ``field``.
     """
 
     exit_code = ExitCode.DATA
@@ -35,12 +36,12 @@ class BadMessage(PPDaemonError):
 
 
 class ConfigError(PPDaemonError):
-    """A configuration that cannot be used: mend the file, start again.
+    """A configuration has errors: correct the file and start again.
 
     Parameters
     ----------
     problems : `~collections.abc.Sequence` [`str`]
-        One line for each error, with file, line and key.
+        One line for each error: file, line number, key, error.
     """
 
     exit_code = ExitCode.CONFIG
@@ -51,34 +52,34 @@ class ConfigError(PPDaemonError):
 
 
 class Unavailable(PPDaemonError):
-    """Another program does not answer: try again when it runs."""
+    """Another program or service does not answer: try again later."""
 
     exit_code = ExitCode.UNAVAILABLE
 
 
 class Refused(PPDaemonError):
-    """The request is understood and not granted in the present state."""
+    """A valid request cannot be done in the present state: try again later."""
 
     exit_code = ExitCode.TRY_LATER
 
 
 class StateUnusable(PPDaemonError):
-    """A program's own files cannot be made, opened or locked: mend the folder."""
+    """A program cannot create, open or lock its state files: correct the folder."""
 
     exit_code = ExitCode.CANNOT_CREATE
 
 
 class VisitFailed(PPDaemonError):
-    """This visit-detector ends here with the given outcome; the worker lives on.
+    """The visit-detector ends with this outcome; the worker continues.
 
     Parameters
     ----------
     outcome : `~ppdaemon.states.Outcome`
-        What to write into the journal.
+        Outcome for the journal.
     reason : `str`
         One sentence for the operator.
     retriable : `bool`
-        Whether a second attempt could fare better.
+        Whether another attempt may succeed, for example after a network error.
     """
 
     exit_code = ExitCode.DATA

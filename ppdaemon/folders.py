@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a node keeps what: the names of its folders and files."""
+"""The paths of a node's folders and files."""
 
 import shutil
 from pathlib import Path
@@ -10,178 +10,84 @@ from ppdaemon.config import NodeConfig
 __all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 
 REFUSAL = "refused.txt"
-"""Says in a spool why it cannot be exported; it stays there when an operator
-moves the spool back."""
+"""File in a quarantined spool with the reason why it cannot be exported; it is still
+there when an operator moves the spool back."""
 
 
 class NodeFolders:
-    """The folders of one node; nothing is made here.
-
-    Parameters
-    ----------
-    ramdisk, state : `pathlib.Path`
-        Of this node on the RAM disk, and what outlives a restart.
-    """
+    """The folders of one node; creates nothing."""
 
     def __init__(self, ramdisk: Path, state: Path):
         self.ramdisk = ramdisk
-        """Everything of this node on the RAM disk (`pathlib.Path`)."""
+        """Everything of this node on the RAM disk."""
         self.cache = ramdisk / "cache"
-        """Files shared between workers by hard link (`pathlib.Path`)."""
+        """Files shared between workers by hard links."""
         self.runs = ramdisk / "runs"
-        """What each output run has once, for all workers (`pathlib.Path`)."""
+        """Datasets that each output run has once, shared by all workers."""
         self.canaries = ramdisk / "canaries"
-        """Files whose changes the kernel must tell of (`pathlib.Path`)."""
+        """Files that are changed on purpose to check that inotify works."""
         self.slots = ramdisk / "slots"
-        """One folder per slot (`pathlib.Path`)."""
+        """One folder per slot."""
         self.marker = ramdisk / "ppdaemon.json"
-        """Says that the RAM-disk folder is a daemon's, and whose."""
+        """Identifies the RAM-disk folder as a daemon's, with the node's name."""
         self.state = state
-        """What outlives a restart (`pathlib.Path`)."""
+        """Files that must survive a reboot."""
         self.journal = state / "journal.sqlite"
-        """The journal's SQLite file (`pathlib.Path`)."""
+        """The journal's SQLite file."""
         self.spool = state / "spool"
-        """Outputs that wait for export (`pathlib.Path`)."""
+        """Outputs that wait for export."""
         self.refused = state / "refused"
-        """Outputs that cannot be exported, with the reasons (`pathlib.Path`)."""
+        """Quarantined spools: outputs that cannot be exported, with the reasons."""
         self.no_return = state / "no_return"
-        """Marks of workers that went past the point of no return."""
+        """Marker files of workers that passed the point of no return."""
         self.logs = state / "logs"
-        """Standard output and error of workers (`pathlib.Path`)."""
+        """Standard output and error of workers."""
         self.lock = state / "lock"
-        """Locked by the running daemon (`pathlib.Path`)."""
+        """Locked by the running daemon."""
 
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
-        """Return the folders that a configuration means.
-
-        Parameters
-        ----------
-        config : `~ppdaemon.config.NodeConfig`
-            The node's configuration.
-
-        Returns
-        -------
-        folders : `NodeFolders`
-            Their names.
-        """
+        """Return the folders of a configuration."""
         return cls(config.node.ramdisk / f"ppdaemon-{config.node.name}", config.node.state_dir)
 
     def template(self, generation: int) -> Path:
-        """Return the template repo of a generation.
-
-        Parameters
-        ----------
-        generation : `int`
-            Counts the configurations of a daemon's life, from 1.
-
-        Returns
-        -------
-        folder : `pathlib.Path`
-            On the RAM disk.
-        """
+        """Return the template repo of a configuration generation, on the RAM disk."""
         return self.ramdisk / f"template-{generation}"
 
     def repo(self, slot: int) -> Path:
-        """Return a slot's own folder.
-
-        Parameters
-        ----------
-        slot : `int`
-            The slot's number.
-
-        Returns
-        -------
-        folder : `pathlib.Path`
-            There while a worker is.
-        """
+        """Return the folder of a slot; it exists while the slot has a worker."""
         return self.slots / f"{slot:04d}"
 
     def settings(self, generation: int) -> Path:
-        """Return the configuration of a generation as its processes read it.
-
-        Parameters
-        ----------
-        generation : `int`
-            Counts the configurations of a daemon's life, from 1.
-
-        Returns
-        -------
-        path : `pathlib.Path`
-            On the RAM disk.
-        """
+        """Return the configuration file that the processes of a generation read."""
         return self.ramdisk / f"config-{generation}.json"
 
     def count_refused(self) -> int:
-        """Return how many spools cannot be exported.
-
-        Returns
-        -------
-        count : `int`
-            Folders in `refused`.
-        """
+        """Return the number of quarantined spools."""
         return sum(1 for _ in self.refused.glob("*"))
 
     def moved_back(self) -> list[Path]:
-        """Return the spools that an operator has moved back from `refused`.
-
-        Returns
-        -------
-        spools : `list` [`pathlib.Path`]
-            Folders among those that wait for export.
-        """
+        """Return the spools that an operator has moved back from `refused` for another export."""
         return sorted(note.parent for note in self.spool.glob(f"*/{REFUSAL}"))
 
     def spooled(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
-        """Return where one attempt's outputs wait for export.
-
-        Parameters
-        ----------
-        instrument, group : `str`
-            The visit; the group is quoted.
-        detector, attempt : `int`
-            Which attempt at which detector.
-
-        Returns
-        -------
-        folder : `pathlib.Path`
-            Exists only when it is complete.
-        """
+        """Return the spool of an attempt; the folder exists only when it is complete."""
         quoted = quote(group, safe="").replace("~", "%7E")
         return self.spool / f"{instrument}~{quoted}~{detector}~{attempt}"
 
     def mark(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
-        """Return the mark that an attempt may have done something permanent.
+        """Return the marker file of an attempt that may have written something permanent.
 
-        The worker makes it before it does; it outlives worker and supervisor.
-
-        Parameters
-        ----------
-        instrument, group : `str`
-            The visit; the group is quoted.
-        detector, attempt : `int`
-            Which attempt at which detector.
-
-        Returns
-        -------
-        path : `pathlib.Path`
-            A file that says what was announced.
+        The worker creates it before it passes the point of no return, on the state
+        disk, so that it exists even if worker and supervisor crash.
         """
         return self.no_return / self.spooled(instrument, group, detector, attempt).name
 
     @staticmethod
     def read_spooled(name: str) -> tuple[str, str, int, int] | None:
-        """Return what `spooled` has made a name of.
+        """Return the instrument, group, detector and attempt of a folder named by `spooled`.
 
-        Parameters
-        ----------
-        name : `str`
-            Last part of a folder's path.
-
-        Returns
-        -------
-        key : `tuple` or `None`
-            Instrument, group, detector and attempt; `None` for other names.
+        `None` for other names.
         """
         parts = name.split("~")
         if len(parts) != 4 or not (parts[2].isdigit() and parts[3].isdigit()):
@@ -190,14 +96,15 @@ class NodeFolders:
 
 
 def remove_spool(spool: Path) -> None:
-    """Delete a spool in such a way that half of one is never taken for one.
+    """Delete a spool; a crash never leaves half a spool under its name.
 
-    Of one that is gone, what is left is deleted: whoever deleted it may have
-    been killed meanwhile.
+    If the spool does not exist, delete what an interrupted deletion has left.
     """
     present, doomed = spool.exists(), spool.with_name(f"{spool.name}.done")
     if present:
+        # Renaming is atomic; deleting is not. The target must not exist for it.
         shutil.rmtree(doomed, ignore_errors=True)
         spool.rename(doomed)
-    # What is gone counts as exported: no error may have it tried for ever.
+    # A missing spool counts as exported. An error must not raise then, or the
+    # deletion would be repeated without end.
     shutil.rmtree(doomed, ignore_errors=not present)

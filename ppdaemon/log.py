@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Logs of all programs: one JSON object per line, or coloured lines.
+"""Logging of all programs: one JSON object per line, or colored text.
 
 Context such as group and detector is bound once with
-`structlog.contextvars.bind_contextvars` and stands in every line after.
+`structlog.contextvars.bind_contextvars` and added to all later lines.
 """
 
 import logging
@@ -14,7 +14,8 @@ import structlog
 __all__ = ("set_up",)
 
 MAX_MESSAGE = 4000
-"""Longer messages are cut, so that no line floods the journal."""
+"""Longer messages are cut, so that a library that prints large objects does not fill
+the log."""
 
 
 def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -24,17 +25,19 @@ def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> stru
     return event
 
 
-def _tell_task(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Tell the task, and of which data it is, in its own words.
+def _add_task_context(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Add the task label and the data ID, which LSST code stores in the record.
 
-    LSST code carries both in records, as ``MDC``: ``LABEL`` is the task's
-    label, then a colon and the data ID.
+    It is the dictionary ``MDC``; its ``LABEL`` is the task's label, a colon and
+    the data ID.
     """
     mapped = event.pop("MDC", None) or {}
     label, _, data_id = mapped.get("LABEL", "").partition(":")
-    told = {"task": label, "data_id": data_id}
-    told |= {key.lower(): mapped.get(key) for key in ("INSTRUMENT", "GROUP", "DETECTOR", "EXPOSURE")}
-    for key, value in told.items():
+    context = {"task": label, "data_id": data_id}
+    context |= {key.lower(): mapped.get(key) for key in ("INSTRUMENT", "GROUP", "DETECTOR", "EXPOSURE")}
+    for key, value in context.items():
         if value and key not in event:
             event[key] = value
     return event
@@ -43,18 +46,9 @@ def _tell_task(_logger: object, _name: str, event: structlog.typing.EventDict) -
 def set_up(
     level: str, form: Literal["json", "console"], *, stream: TextIO | None = None, **context: object
 ) -> None:
-    """Send all logs of this process to a stream.
+    """Send all logs of this process to a stream, by default standard error.
 
-    Parameters
-    ----------
-    level : `str`
-        Such as ``INFO``; libraries below are kept to warnings.
-    form : `str`
-        ``json`` or ``console``.
-    stream : `io.TextIOBase`, optional
-        Where to; standard error if not given.
-    **context
-        Stands in every line.
+    `context` is added to each line. Libraries that log much are limited to warnings.
     """
     stream = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
@@ -62,7 +56,7 @@ def set_up(
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
-        _tell_task,
+        _add_task_context,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _cut,
@@ -82,6 +76,7 @@ def set_up(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Their debug messages are about themselves and would hide those of ppdaemon.
     for noisy in ("asyncio", "botocore", "matplotlib", "urllib3", "watchdog"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     structlog.contextvars.clear_contextvars()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the processes say to each other.
+"""Messages between the processes.
 
-Four conversations: relay and node (ZeroMQ), supervisor and worker, zygote, and
-reader (SOCK_SEQPACKET, one message per packet). Orders are in
-the imperative, facts in the past tense. The control socket's requests are in
+Relay and node use ZeroMQ; the supervisor and its workers, zygote and reader use
+SOCK_SEQPACKET with one message per packet. Names of orders are in the imperative,
+names of facts in the past tense. The requests of the control socket are in
 `ppdaemon.reports`, the observatory's events in `ppdaemon.visit`.
 """
 
@@ -18,13 +18,13 @@ from ppdaemon.wire import Model
 _BY_TYPE = pydantic.Field(discriminator="type")
 
 SUBMIT_LIMIT = 65_536
-"""Largest next_visit accepted, bytes."""
+"""Largest request on the submit socket, bytes."""
 
 NODE_LIMIT = 1_048_576
-"""Largest message a relay takes from a node, bytes."""
+"""Largest message that a relay accepts from a node, bytes."""
 
 RELAY_LIMIT = 262_144
-"""Largest message a node takes from a relay, bytes."""
+"""Largest message that a node accepts from a relay, bytes."""
 
 PACKET_LIMIT = 131_072
 """Largest packet between supervisor and worker or zygote, bytes."""
@@ -34,10 +34,11 @@ PACKET_LIMIT = 131_072
 
 
 class DetectorOutcome(Model):
-    """How one detector of a visit stands."""
+    """State of one detector of a visit at the relay."""
 
     detector: int
     node: str | None = None
+    """The node that has it; `None` if it was not sent to a node."""
     outcome: Outcome | None = None
     """`None` while it is under way."""
     reason: str = ""
@@ -45,11 +46,17 @@ class DetectorOutcome(Model):
 
 
 class Accepted(Model):
-    """The relay's answer to whatever came in on its submit socket."""
+    """The relay's answer to a request on its submit socket.
+
+    ``duplicate``: it was accepted before. ``ignored``: nothing is to be done, for
+    example because the visit takes no image. ``rejected``: it has an error or
+    cannot be accepted now, see `reason`.
+    """
 
     status: Literal["accepted", "duplicate", "ignored", "rejected"]
     group: str = pydantic.Field("", alias="groupId")
     detectors: int = 0
+    """Number of detectors of the visit, or of those that a cancellation ends."""
     reason: str = ""
     outcomes: tuple[DetectorOutcome, ...] | None = None
     """Only in the answer to ``visit_status``."""
@@ -58,43 +65,43 @@ class Accepted(Model):
 
 
 class VisitStatus(Model):
-    """Asks the relay how a visit stands."""
+    """Request for the outcomes of a visit's detectors."""
 
     type: Literal["visit_status"]
     group: Group = pydantic.Field(alias="groupId")
 
 
 Storable = Annotated[int, pydantic.Field(ge=-(1 << 63), lt=1 << 63)]
-"""A number that the journal can take; a larger one would end the node."""
+"""An integer of 64 bits: SQLite raises an error for a larger one."""
 
 
 # --- relay and node --------------------------------------------------------
 
 
 class _Envelope(Model):
-    """What every message between relay and node carries."""
+    """Fields of all messages between relay and node."""
 
     model_config = pydantic.ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
 
     schema_version: Literal[1] = pydantic.Field(1, alias="schema")
-    """Version of this wire."""
+    """Version of this protocol."""
     origin: Name
-    """Name of the node or relay that speaks."""
+    """Name of the node or relay that sends it."""
     sent_tai: float
     sequence: int
-    """Counts the speaker's messages from 1 in each of its lives."""
+    """Number of the message, counted by the sender from 1 since its start."""
 
 
 class Hello(_Envelope):
-    """A node is there, or there again."""
+    """A node registers at the relay, after its start or a new connection."""
 
     type: Literal["hello"] = "hello"
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
-    """Nonce of this life of the node."""
+    """Random string that differs for each start of the node."""
     instruments: dict[Name, tuple[int, ...]]
-    """Detectors the node may serve, by instrument."""
+    """Detectors that the node may process, by instrument."""
     capacity: Annotated[int, pydantic.Field(ge=0)]
-    """Visit-detectors it can hold at once."""
+    """Number of visit-detectors that it can have at once; with 0 it gets none."""
 
 
 class VisitAccepted(_Envelope):
@@ -108,7 +115,7 @@ class VisitAccepted(_Envelope):
 
 
 class VisitRefused(_Envelope):
-    """The node does not take these detectors of a visit."""
+    """The node refuses these detectors of a visit."""
 
     type: Literal["nak"] = "nak"
     instrument: Name
@@ -117,11 +124,11 @@ class VisitRefused(_Envelope):
     attempt: int = 1
     reason: str
     final: bool
-    """Whether another try, here or elsewhere, is pointless."""
+    """Whether sending it again, to this or another node, is useless."""
 
 
 class ResultEntry(Model):
-    """The one outcome of a visit-detector."""
+    """The outcome of a visit-detector."""
 
     instrument: Name
     group: Group
@@ -132,24 +139,24 @@ class ResultEntry(Model):
 
 
 class Results(_Envelope):
-    """Outcomes; repeated until the relay has seen them."""
+    """Outcomes; sent again until the relay confirms them with `ResultsSeen`."""
 
     type: Literal["results"] = "results"
     entries: tuple[ResultEntry, ...]
 
 
 class Heartbeat(_Envelope):
-    """The speaker is alive."""
+    """The sender is running; sent when there is no other message."""
 
     type: Literal["heartbeat"] = "heartbeat"
 
 
 class Welcome(_Envelope):
-    """The relay knows the node; what is unacknowledged will follow."""
+    """The node is registered; visits that it has not acknowledged follow."""
 
     type: Literal["welcome"] = "welcome"
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
-    """Nonce of this life of the relay."""
+    """Random string that differs for each start of the relay."""
 
 
 class HelloRefused(_Envelope):
@@ -157,31 +164,32 @@ class HelloRefused(_Envelope):
 
     type: Literal["sorry"] = "sorry"
     code: Literal["stranger", "taken"]
-    """``stranger``: say hello (again) at once. ``taken``: a live node has the
-    name; say hello again after a heartbeat interval, at the latest it is
-    answered once the other one is silent."""
+    """``stranger``: the connection is not registered, send `Hello` at once.
+    ``taken``: a connected node has the same name, send `Hello` again after a
+    heartbeat interval. It is accepted when the other node has disconnected."""
     reason: str
 
 
 class ReserveVisit(_Envelope):
-    """One visit and the node's detectors of it; acknowledged, resent until then."""
+    """A visit and the node's detectors of it; sent again until acknowledged."""
 
     type: Literal["visit"] = "visit"
     visit: NextVisit
     detectors: tuple[int, ...]
     attempt: int = 1
     received_tai: float
-    """When the relay accepted the visit: the deadlines count from here."""
+    """When the relay accepted the visit, TAI seconds since 1970; deadlines are
+    counted from here."""
 
 
 class CancelVisit(_Envelope):
-    """A visit will not be taken; resent until its outcomes came."""
+    """A visit is canceled; sent again until its outcomes have arrived."""
 
     type: Literal["cancel"] = "cancel"
     instrument: Name
     group: Group
     detectors: tuple[int, ...] | None = None
-    """Only these, because another node has them now; `None` means all."""
+    """Only these detectors, because another node has them now; `None` means all."""
 
 
 class ResultsSeen(_Envelope):
@@ -203,16 +211,16 @@ FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)
 # --- supervisor and worker -------------------------------------------------
 
 Role = Literal["worker", "exporter", "template"]
-"""What a forked process is for."""
+"""Task of a forked process."""
 
 
 class Raw(Model):
     """One raw image of one detector, complete on the shared filesystem."""
 
     path: str
-    """Absolute path of the FITS file, or the URI of an object, escaped."""
+    """Absolute path of the FITS file, or the percent-encoded URI of an object."""
     sidecar: str | None = None
-    """Absolute path of the JSON file beside it, if there is one."""
+    """Absolute path of the JSON file beside it; `None` if there is none."""
     instrument: Name
     group: Group
     detector: int
@@ -223,7 +231,7 @@ class Raw(Model):
     snaps: int | None = None
     """Number of snaps of the visit (``MAXINDEX``)."""
     seen_tai: float
-    """When it was known to be complete, TAI seconds since 1970."""
+    """When it was found to be complete, TAI seconds since 1970."""
 
 
 class Pipelines(Model):
@@ -234,11 +242,11 @@ class Pipelines(Model):
 
 
 class Prepare(Model):
-    """Do everything for this visit-detector that needs no pixels."""
+    """Order to do everything for a visit-detector that needs no pixels."""
 
     type: Literal["prepare"] = "prepare"
     visit_number: int = 0
-    """Counts the visits of a worker from 1; every fact of this visit bears it."""
+    """Number of the visit, counted per worker from 1; all facts of this visit have it."""
     visit: NextVisit
     detector: int
     attempt: int = 1
@@ -246,38 +254,38 @@ class Prepare(Model):
 
 
 class Ingest(Model):
-    """Take this raw into the local repo."""
+    """Order to ingest a raw into the worker's repo."""
 
     type: Literal["ingest"] = "ingest"
     raw: Raw
 
 
 class Process(Model):
-    """Run the pipeline on these exposures and spool its outputs."""
+    """Order to run the pipeline on these exposures and spool its outputs."""
 
     type: Literal["process"] = "process"
     exposures: tuple[int, ...]
     partial: bool = False
-    """Whether fewer snaps came than announced."""
+    """Whether fewer snaps have arrived than were announced."""
 
 
 class GiveUp(Model):
-    """Forget the present visit; the next order is for another one."""
+    """Order to abandon the current visit; the next order is for another one."""
 
     type: Literal["give_up"] = "give_up"
     reason: str
 
 
 class ExportSpool(Model):
-    """Register these spooled visits' outputs in the central repo."""
+    """Order to register the outputs in these spools in the central repo."""
 
     type: Literal["export"] = "export"
     spools: tuple[str, ...]
-    """Directories with a manifest each."""
+    """Folders with a manifest each."""
 
 
 class Quit(Model):
-    """End now, with exit status 0."""
+    """Order to end with exit code 0."""
 
     type: Literal["quit"] = "quit"
 
@@ -287,14 +295,14 @@ ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
 class Fact(Model):
-    """What a worker tells; `visit_number` says of which visit."""
+    """Base of all messages of a worker."""
 
     visit_number: int = 0
-    """The `Prepare` that it belongs to; 0 before the first one."""
+    """`Prepare.visit_number` of the visit that it belongs to; 0 before the first visit."""
 
 
 class Ready(Fact):
-    """The process has booted and takes orders."""
+    """The process has started and accepts orders."""
 
     type: Literal["ready"] = "ready"
     pid: int
@@ -307,7 +315,7 @@ class Prepared(Fact):
     pipeline: str = ""
     """The pipeline that will run unless its graph cannot be built."""
     detail: dict[str, Any] = {}
-    """Figures of the preload, for the journal."""
+    """Times (``..._ms``) and counts of the preload, for the journal."""
 
 
 class Ingested(Fact):
@@ -316,7 +324,8 @@ class Ingested(Fact):
     type: Literal["ingested"] = "ingested"
     exposure: int
     shutter_close_tai: float | None = None
-    """End of the exposure by its header, TAI seconds since 1970."""
+    """End of the exposure from its header, TAI seconds since 1970; `None` if the
+    header does not have it."""
 
 
 class RawRefused(Fact):
@@ -329,7 +338,7 @@ class RawRefused(Fact):
 
 
 class StageReached(Fact):
-    """The visit-detector came so far."""
+    """The visit-detector has reached a stage."""
 
     type: Literal["stage"] = "stage"
     stage: Stage
@@ -338,30 +347,31 @@ class StageReached(Fact):
 
 
 class PointOfNoReturn(Fact):
-    """The next thing that happens can not be repeated; said before it."""
+    """The next step must not be repeated; sent before that step."""
 
     type: Literal["no_return"] = "no_return"
     what: Annotated[str, pydantic.Field(min_length=1)]
 
 
 class Done(Fact):
-    """The visit-detector ended; its outputs, if any, are in the spool."""
+    """The visit-detector has ended; its outputs, if any, are in the spool."""
 
     type: Literal["done"] = "done"
     outcome: Outcome
     reason: str = ""
     retriable: bool = False
     nothing_permanent: bool = False
-    """Whether it is known that nothing permanent has happened, although a
-    point of no return was announced."""
+    """Whether it was checked that nothing permanent was written, although
+    `PointOfNoReturn` was sent."""
     pipeline: str = ""
     engine: str = ""
     spool: str | None = None
-    """Directory with a manifest, complete on disk, waiting for export."""
+    """Folder with a manifest, complete on disk, that waits for export."""
     datasets: Storable = 0
-    """How many datasets are spooled."""
+    """Number of spooled datasets."""
     tainted: str = ""
-    """What the visit has changed in the process, which must end for it."""
+    """What the visit has changed in the process (such as its folder or signal
+    handlers), so that the worker must be replaced; empty if nothing."""
 
 
 type WorkerFact = Annotated[
@@ -371,18 +381,18 @@ FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)
 
 
 class Exported(Model):
-    """These spooled visits are in the central repo, and gone from the spool."""
+    """These spools are registered in the central repo and deleted."""
 
     type: Literal["exported"] = "exported"
     spools: tuple[str, ...]
     refused: tuple[str, ...] = ()
-    """Others that cannot be registered; they were set apart."""
+    """Other spools that cannot be registered; they were moved to quarantine."""
     tai: float
     datasets: int
 
 
 class SpoolRefused(Model):
-    """An export failed; the spool is as it was, try again later."""
+    """An export failed; the spools are unchanged, another export may succeed."""
 
     type: Literal["spool_refused"] = "spool_refused"
     spools: tuple[str, ...]
@@ -397,27 +407,27 @@ EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
 
 
 class ForkWorker(Model):
-    """Fork a process; its channel and pidfd come back with `Forked`."""
+    """Order to fork a process; `Forked` returns its channel and pidfd."""
 
     type: Literal["fork"] = "fork"
     role: Role
     slot: int
-    """The slot; below 0 for processes without one."""
+    """Number of the slot; negative for processes without a slot."""
     epoch: int
-    """Counts the lives in this slot."""
+    """Number of the process, counted per slot."""
     repo: str
-    """The process's own folder on the RAM disk."""
+    """The folder of this process on the RAM disk."""
     log: str
-    """The file that takes its standard output and error."""
+    """The file for its standard output and error."""
     generation: int = 1
-    """Whose configuration and template it has; see `ppdaemon.folders`."""
+    """Generation of its configuration and template repo; see `ppdaemon.folders`."""
 
 
 ZYGOTE_ORDERS = pydantic.TypeAdapter[ForkWorker](ForkWorker)
 
 
 class ZygoteReady(Model):
-    """Everything is imported and one thread is left."""
+    """The zygote has imported everything and has one thread, so that it can fork."""
 
     type: Literal["zygote_ready"] = "zygote_ready"
     pid: int
@@ -426,7 +436,7 @@ class ZygoteReady(Model):
 
 
 class Forked(Model):
-    """A process was forked; packet carries its channel and its pidfd."""
+    """A process was forked; the packet also transfers its channel and its pidfd."""
 
     type: Literal["forked"] = "forked"
     role: Role
@@ -436,7 +446,7 @@ class Forked(Model):
 
 
 class ForkFailed(Model):
-    """The fork did not happen."""
+    """The fork failed."""
 
     type: Literal["fork_failed"] = "fork_failed"
     role: Role
@@ -446,18 +456,18 @@ class ForkFailed(Model):
 
 
 class Reaped(Model):
-    """A process of this zygote ended."""
+    """A process of this zygote has ended."""
 
     type: Literal["reaped"] = "reaped"
     pid: int
     status: int
-    """Exit status, or minus the signal's number."""
+    """Exit code, or the negative number of the signal."""
     max_rss_bytes: int
     cpu_s: float
 
 
 type ForkFact = Annotated[Forked | ForkFailed | Reaped, _BY_TYPE]
-"""What became of a fork."""
+"""Result of a fork, or end of a forked process."""
 type ZygoteFact = Annotated[ZygoteReady | Forked | ForkFailed | Reaped, _BY_TYPE]
 ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 
@@ -465,19 +475,19 @@ ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 # --- supervisor and reader -------------------------------------------------
 
 FACT_KEYS = ("GROUPID", "OBSID", "CURINDEX", "MAXINDEX", "expectedSensors")
-"""What is told of a sidecar, a header, or a list of detectors."""
+"""The keys that the reader returns of a sidecar, a header, or a list of detectors."""
 
 
 class ReadObject(Model):
-    """Read what an object says of its exposure."""
+    """Order to read the metadata of an exposure from an object store."""
 
     type: Literal["read_object"] = "read_object"
     number: int
-    """Stands in the answer."""
+    """Number of the request, repeated in the answer."""
     what: Literal["json", "header"]
-    """The whole, or the primary header of a FITS file."""
+    """``json``: the whole object. ``header``: the primary header of a FITS file."""
     uri: str
-    """Escaped as URIs are."""
+    """Percent-encoded."""
 
 
 READER_ORDERS = pydantic.TypeAdapter[ReadObject](ReadObject)
@@ -496,7 +506,7 @@ class ObjectRead(Model):
     type: Literal["object_read"] = "object_read"
     number: int
     content: dict[str, Any]
-    """Those of `FACT_KEYS` that it has; not checked yet."""
+    """Those of `FACT_KEYS` that it has; the values are not validated."""
 
 
 class ObjectUnread(Model):
@@ -505,7 +515,7 @@ class ObjectUnread(Model):
     type: Literal["object_unread"] = "object_unread"
     number: int
     why: Literal["missing", "bad", "unavailable"]
-    """Not there; not to be understood; or the store does not serve now."""
+    """The object does not exist; it is invalid; or the store does not answer now."""
     reason: str
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The mount that a folder lies on, as the kernel names it."""
+"""Finds the mount that a folder is on, in the kernel's table."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """What a line of ``/proc/self/mountinfo`` says."""
+    """One line of ``/proc/self/mountinfo``."""
 
     point: str
     """Where it is mounted."""
@@ -24,23 +24,12 @@ class Mount:
 
     @property
     def filesystem(self) -> tuple[str, str, str]:
-        """What changes when another filesystem is mounted (`tuple`)."""
+        """Values that change when another filesystem is mounted."""
         return self.point, self.kind, self.source
 
 
 def read_mounts(text: str) -> dict[int, Mount]:
-    """Read the kernel's table of mounts.
-
-    Parameters
-    ----------
-    text : `str`
-        What is in ``/proc/self/mountinfo``; see proc_pid_mountinfo(5).
-
-    Returns
-    -------
-    mounts : `dict` [`int`, `Mount`]
-        By the number that the kernel gives them.
-    """
+    """Parse the text of ``/proc/self/mountinfo``, see proc_pid_mountinfo(5); return mounts by mount ID."""
     mounts = {}
     for line in filter(None, text.split("\n")):
         first, _, last = line.partition(" - ")
@@ -51,38 +40,25 @@ def read_mounts(text: str) -> dict[int, Mount]:
 
 
 def mount_of(path: str) -> Mount:
-    """Find the mount that a folder is on. Blocks as the filesystem does.
+    """Return the mount that a folder is on, also where mounts hide others.
 
-    Parameters
-    ----------
-    path : `str`
-        A folder.
-
-    Returns
-    -------
-    mount : `Mount`
-        That which is really used, whatever is mounted over what.
-
-    Raises
-    ------
-    OSError
-        Raised if the folder is not there or cannot be opened.
+    Blocks while the filesystem hangs; raises OSError if the folder cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{descriptor}") as file:
             information = dict(line.split(":", 1) for line in file)
-        # Any bytes can be the name of a folder, and some that end a line elsewhere.
+        # Folder names may contain any bytes, such as other line separators.
         with open("/proc/self/mountinfo", errors="backslashreplace", newline="\n") as file:
             mounts = read_mounts(file.read())
     finally:
         os.close(descriptor)
-    # A mount that was detached while it was in use is in no table.
+    # A mount that was detached while in use is not in the table.
     return mounts.get(int(information["mnt_id"]), Mount("", "detached", "", read_only=False))
 
 
 def is_ramdisk(folder: Path) -> bool:
-    """Return whether an existing folder lies on a tmpfs or ramfs."""
+    """Return whether an existing folder is on a tmpfs or ramfs."""
     return mount_of(str(folder)).kind in ("tmpfs", "ramfs")
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a visit will look: announced positions and rotations in ICRS.
+"""The announced position and rotation of a visit, converted to ICRS.
 
 Covers positions on the sky, azimuth and altitude, and rotations counted from
-north or from the zenith. Does not cover pointing models: positions of the
-mount are taken as observed ones, and mount rotations as unknown.
+north or from the zenith. Does not cover pointing models: mount positions are
+used as observed positions, and mount rotations are treated as unknown.
 """
 
 import contextlib
@@ -29,35 +29,36 @@ __all__ = (
 )
 
 type BeginField = Literal["startTime", "private_sndStamp", "now"]
-"""What tells when an exposure is expected to begin."""
+"""The source of the expected begin of an exposure: a field of the event, or the clock."""
 
 _LOG = logging.getLogger(__name__)
 
 EARLIEST_TAI, LATEST_TAI = 315532800.0, 4102444800.0
-"""1980 and 2100: outside of these years the Earth's rotation is not known, and
-no visit is begun."""
+"""1980 and 2100. Times outside this range are treated as missing: the Earth's rotation
+is not tabulated for them, and no visit is announced for them."""
 SEA_LEVEL_HPA = 1013.25
 SCALE_HEIGHT_M = 8400.0
-"""Of the atmosphere; with it refraction is good to a few percent."""
+"""Scale height of the atmosphere; the refraction is then accurate to a few percent."""
 STEP_DEG = 0.1
-"""How far apart two points are whose connection tells a direction."""
+"""Distance of the two points that define the direction to the zenith: small against
+the curvature of the sky, large against rounding."""
 
 _HORIZONTAL = (CoordinateSystem.OBSERVED, CoordinateSystem.MOUNT)
 
 
 @dataclass(frozen=True, slots=True)
 class Pointing:
-    """Boresight and rotation of an exposure."""
+    """Boresight (ICRS, degrees) and rotation of an exposure."""
 
     ra_deg: float
     dec_deg: float
     sky_angle_deg: float
-    """Position angle of focal-plane +Y, north through east."""
+    """Position angle of focal-plane +Y, north through east, degrees."""
 
 
 def needs_astropy(visit: NextVisit) -> bool:
-    """Tell whether `boresight` or `announced` would take long: the first time
-    about a second for astropy's import, later some 20 ms.
+    """Return whether `boresight` or `announced` need astropy: about 1 s for its
+    import at the first call, about 20 ms at later calls.
 
     Parameters
     ----------
@@ -67,88 +68,89 @@ def needs_astropy(visit: NextVisit) -> bool:
     Returns
     -------
     needed : `bool`
-        `False` for positions and rotations on the sky, and where there are
-        none.
+        `False` if position and rotation are on the sky already, or missing.
     """
     horizontal = visit.coordinate_system in _HORIZONTAL
     return horizontal or (visit.boresight is not None and visit.rotation_system == RotationSystem.HORIZON)
 
 
 def boresight(visit: NextVisit, site: Site | None) -> SkyPoint | None:
-    """Return where the telescope will point.
+    """Return the announced boresight of a visit.
 
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
         The announcement.
     site : `~ppdaemon.camera.Site` or `None`
-        Where the telescope stands, if that is known.
+        Location of the telescope; `None` if it is not known.
 
     Returns
     -------
     ra, dec : `float`
-        ICRS, degrees; `None`, with a line in the log, where the visit has no
+        ICRS, degrees; `None`, with a message in the log, if the visit has no
         position, or one that cannot be converted.
     """
     if visit.coordinate_system == CoordinateSystem.ICRS:
         if visit.boresight is None:
-            _LOG.warning("visit %s: no place on the sky: declination %g", visit.group, visit.position[1])
+            _LOG.warning(
+                "visit %s: position on the sky unknown: declination %g", visit.group, visit.position[1]
+            )
         return visit.boresight
     if visit.coordinate_system == CoordinateSystem.NONE:
-        _LOG.info("visit %s: announced without a place on the sky", visit.group)
+        _LOG.info("visit %s: announced without a position on the sky", visit.group)
         return None
     problem = _unconvertible(visit, site)
     if problem or site is None:
         _LOG.warning(
-            "visit %s: no place on the sky: %s position and %s",
+            "visit %s: position on the sky unknown: %s position and %s",
             visit.group,
             visit.coordinate_system.name,
             problem,
         )
         return None
     azimuth, altitude = visit.position
-    with _without_doubts():
-        return _Horizon(site, _when_tai(visit)).to_icrs(azimuth % 360.0, altitude)
+    with _without_astropy_warnings():
+        return _HorizonFrame(site, _when_tai(visit)).to_icrs(azimuth % 360.0, altitude)
 
 
 def announced(visit: NextVisit, site: Site | None) -> Pointing | None:
-    """Return where the telescope will point and how the camera is turned.
+    """Return the announced boresight and camera rotation of a visit.
 
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
         The announcement.
     site : `~ppdaemon.camera.Site` or `None`
-        Where the telescope stands, if that is known.
+        Location of the telescope; `None` if it is not known.
 
     Returns
     -------
     pointing : `Pointing` or `None`
-        `None`, with a line in the log, where position or rotation are not
-        known on the sky; `boresight` may still tell the position.
+        `None`, with a message in the log, if position or rotation on the sky are
+        not known; `boresight` may still return the position.
     """
-    place = boresight(visit, site)
-    if place is None:
+    point = boresight(visit, site)
+    if point is None:
         return None
     angle = visit.sky_angle
     if visit.rotation_system == RotationSystem.HORIZON:
         problem = _unconvertible(visit, site)
         if problem or site is None:
-            _LOG.warning("visit %s: HORIZON rotation and %s: no footprint", visit.group, problem)
+            _LOG.warning("visit %s: HORIZON rotation and %s: footprint unknown", visit.group, problem)
             return None
-        with _without_doubts():
-            angle = _Horizon(site, _when_tai(visit)).sky_angle(place, visit.camera_angle)
+        with _without_astropy_warnings():
+            angle = _HorizonFrame(site, _when_tai(visit)).sky_angle(point, visit.camera_angle)
     elif angle is None:
-        _LOG.warning("visit %s: %s rotation: no footprint", visit.group, visit.rotation_system.name)
+        _LOG.warning("visit %s: %s rotation: footprint unknown", visit.group, visit.rotation_system.name)
         return None
-    return Pointing(*place, angle)
+    return Pointing(*point, angle)
 
 
 def keep_astropy_offline() -> None:
-    """Have astropy use the tables of the Earth's rotation that come with it.
+    """Let astropy use only its installed tables of the Earth's rotation.
 
-    Nobody may wait for a network, nor fail because the installed tables are
-    old: the error is below a second of time.
+    No process may wait for a download, or fail because the installed tables are
+    old: the error of old tables is below 1 s of time (15 arcsec).
     """
     from astropy.utils import iers
 
@@ -165,14 +167,15 @@ def expected_begin(visit: NextVisit, now_tai: float) -> tuple[float, BeginField]
     visit : `~ppdaemon.visit.NextVisit`
         The announcement.
     now_tai : `float`
-        Taken where the announcement tells no time that can be one.
+        Time that is returned if the announcement has no valid time, TAI seconds
+        since 1970.
 
     Returns
     -------
     begin_tai : `float`
         TAI seconds since 1970.
     field : `str`
-        What tells it.
+        The field that the time is from, or ``now``.
     """
     if EARLIEST_TAI < visit.start_time_tai < LATEST_TAI:
         return visit.start_time_tai, "startTime"
@@ -182,14 +185,14 @@ def expected_begin(visit: NextVisit, now_tai: float) -> tuple[float, BeginField]
 
 
 def _when_tai(visit: NextVisit) -> float:
-    """Return the time of the conversion, 0 if the announcement tells none."""
+    """Return the time of the conversion, 0 if the announcement has none."""
     return expected_begin(visit, 0.0)[0]
 
 
 def _unconvertible(visit: NextVisit, site: Site | None) -> str:
-    """Say why directions cannot be converted; blank if they can."""
+    """Return why directions cannot be converted; blank if they can."""
     if site is None:
-        return f"no site of {visit.instrument!r}"
+        return f"no site for {visit.instrument!r}"
     if not _when_tai(visit):
         return "no time"
     if visit.coordinate_system in _HORIZONTAL and not -90.0 <= visit.position[1] <= 90.0:
@@ -198,9 +201,9 @@ def _unconvertible(visit: NextVisit, site: Site | None) -> str:
 
 
 @contextlib.contextmanager
-def _without_doubts() -> Iterator[None]:
-    """Silence doubts about leap seconds and polar motion of future years,
-    which are a few arcsec at most.
+def _without_astropy_warnings() -> Iterator[None]:
+    """Suppress warnings about leap seconds and polar motion of future years, whose
+    effect is a few arcsec at most.
     """
     from astropy.utils.exceptions import AstropyWarning
     from erfa import ErfaWarning
@@ -211,11 +214,11 @@ def _without_doubts() -> Iterator[None]:
         yield
 
 
-class _Horizon:
-    """Directions at one place and time, by astropy.
+class _HorizonFrame:
+    """Conversion of directions at one location and time, by astropy.
 
-    Air as it usually is at that height; where it differs, observed altitudes
-    are off by a few percent of the refraction (40 arcsec at 45 degrees).
+    Uses the usual air at that height. In other weather, observed altitudes are wrong
+    by a few percent of the refraction (40 arcsec at 45 degrees).
     """
 
     def __init__(self, site: Site, when_tai: float):
@@ -224,10 +227,10 @@ class _Horizon:
         from astropy.coordinates import AltAz, EarthLocation
         from astropy.time import Time
 
-        place = EarthLocation.from_geodetic(site.longitude_deg, site.latitude_deg, site.height_m)
+        location = EarthLocation.from_geodetic(site.longitude_deg, site.latitude_deg, site.height_m)
         self._frame = AltAz(
             obstime=Time(40587.0, when_tai / 86400.0, format="mjd", scale="tai"),
-            location=place,
+            location=location,
             pressure=SEA_LEVEL_HPA * math.exp(-site.height_m / SCALE_HEIGHT_M) * u.hPa,
             temperature=10.0 * u.deg_C,
             relative_humidity=0.2,
@@ -235,20 +238,20 @@ class _Horizon:
         )
 
     def to_icrs(self, azimuth_deg: float, altitude_deg: float) -> SkyPoint:
-        place = self._horizontal(azimuth_deg, altitude_deg).icrs
-        return full_turn(float(place.ra.deg)), float(place.dec.deg)
+        point = self._horizontal(azimuth_deg, altitude_deg).icrs
+        return full_turn(float(point.ra.deg)), float(point.dec.deg)
 
-    def sky_angle(self, place: SkyPoint, angle_deg: float) -> float:
-        """Return the position angle of what lies `angle_deg` from the direction
-        to the zenith, in the sense of north through east.
+    def sky_angle(self, point: SkyPoint, angle_deg: float) -> float:
+        """Return the position angle of the direction that is `angle_deg` from the
+        zenith direction, counted as from north through east.
         """
         from astropy.coordinates import SkyCoord
 
-        there = SkyCoord(*place, unit="deg")
-        seen = there.transform_to(self._frame)
-        # Away from the zenith, because a step towards it may pass it.
-        below = self._horizontal(float(seen.az.deg), float(seen.alt.deg) - STEP_DEG).icrs
-        parallactic_deg = float(there.position_angle(below).deg) + 180.0
+        target = SkyCoord(*point, unit="deg")
+        horizontal = target.transform_to(self._frame)
+        # The step goes away from the zenith, because a step toward it may pass it.
+        below = self._horizontal(float(horizontal.az.deg), float(horizontal.alt.deg) - STEP_DEG).icrs
+        parallactic_deg = float(target.position_angle(below).deg) + 180.0
         return full_turn(parallactic_deg + angle_deg)
 
     def _horizontal(self, azimuth_deg: float, altitude_deg: float) -> Any:

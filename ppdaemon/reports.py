@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket: what may be asked of a daemon, and what it answers.
+"""Requests and answers of the control socket.
 
-One JSON object per line, one reply per request, in order. `Watch` alone is
-answered by a stream: a `StatusReport` at once and after every change, until
-the client closes.
+One JSON object per line, one reply per request, in order. Only `Watch` is answered
+by a stream: a `StatusReport` at once and after each change, until the client
+closes the connection.
 """
 
 from typing import Annotated, Any, Literal
@@ -15,11 +15,11 @@ from ppdaemon.visit import Name
 from ppdaemon.wire import Model
 
 CONTROL_LIMIT = 65_536
-"""Largest request, bytes; replies may be larger."""
+"""Largest request in bytes; replies may be larger."""
 
 
 class StatusRequest(Model):
-    """How is the daemon? Answered with a `StatusReport`."""
+    """Answered with a `StatusReport`."""
 
     type: Literal["status"] = "status"
 
@@ -36,7 +36,7 @@ class VisitsRequest(Model):
     type: Literal["visits"] = "visits"
     limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
     failed: bool = False
-    """Only those whose outcome is a bad one."""
+    """Only those with an outcome in `~ppdaemon.states.BAD_OUTCOMES`."""
 
 
 class VisitRequest(Model):
@@ -54,47 +54,48 @@ class LateRequest(Model):
 
 
 class RequeueRequest(Model):
-    """Try detectors of a visit again that had their outcome; answered with a
+    """Process detectors of a visit again that have an outcome; answered with a
     list of `RequeueRow`.
     """
 
     type: Literal["requeue"] = "requeue"
     group: Name
     detectors: tuple[int, ...] | None = None
-    """All that the journal has, if not given."""
+    """Detector ids; `None` means all that the journal has of the group."""
     force: bool = False
-    """Also what may have done something permanent, or is another node's."""
+    """Also those that may have written something permanent, or that the relay has
+    sent to another node."""
 
 
 class DrainRequest(Model):
-    """Take no more visits; end those that run."""
+    """Accept no more visits; the running ones are finished."""
 
     type: Literal["drain"] = "drain"
 
 
 class ResumeRequest(Model):
-    """Take visits again."""
+    """Accept visits again."""
 
     type: Literal["resume"] = "resume"
 
 
 class ReloadRequest(Model):
-    """Read the configuration again; answered when it is in force, or when it
-    is clear that it will not be.
+    """Read the configuration again; answered when it is in use, or when it was
+    rejected.
     """
 
     type: Literal["reload"] = "reload"
 
 
 class RestartRequest(Model):
-    """Replace a slot's worker, in any state; a quarantined slot starts anew."""
+    """Replace the worker of a slot in any state; also ends a quarantine."""
 
     type: Literal["restart"] = "restart"
     slot: int
 
 
 class KillRequest(Model):
-    """Kill a slot's worker now."""
+    """Kill the worker of a slot at once."""
 
     type: Literal["kill"] = "kill"
     slot: int
@@ -125,14 +126,14 @@ REQUESTS = pydantic.TypeAdapter[Request](Request)
 
 
 class Ok(Model):
-    """The answer."""
+    """The request was done; `data` is its answer."""
 
     type: Literal["ok"] = "ok"
     data: Any = None
 
 
 class Failed(Model):
-    """Why there is no answer."""
+    """The request was not done; `text` is the reason."""
 
     type: Literal["failed"] = "failed"
     code: Literal["bad_request", "not_found", "refused", "config", "internal"]
@@ -153,27 +154,27 @@ class ArrivalSource(Model):
     files: int
     """Raws first seen through this source."""
     lag_p50_ms: float | None = None
-    """From the last change of a file to when the source told of it, of raws
-    of lately; `None` if there are none."""
+    """Median time from the last change of a file to the report of the source, for
+    recent raws, milliseconds; `None` if there are none."""
     lag_p99_ms: float | None = None
-    """The same, of 99 of 100 raws."""
+    """The same time, within which 99 % of the raws were reported."""
     note: str = ""
     """Why it does not work, or what else to know."""
 
 
 class RefusedRaw(Model):
-    """A file that was found and not delivered to any visit."""
+    """A raw that was found and delivered to no visit."""
 
     path: str
     kind: str
-    """One word, as it is counted."""
+    """Category of the reason, one word, as in `StatusReport.counters`."""
     reason: str
     seen_tai: float
-    """When it was given up, TAI seconds since 1970."""
+    """When it was refused, TAI seconds since 1970."""
 
 
 class StatusReport(Model):
-    """The daemon in one screen."""
+    """The state of the daemon."""
 
     node: str
     version: str
@@ -181,7 +182,7 @@ class StatusReport(Model):
     state: Literal["starting", "running", "draining", "stopping", "degraded"]
     """``degraded``: running, with a problem that limits it."""
     text: str
-    """One line for people."""
+    """The state in one line for an operator."""
     started_tai: float
     """When the daemon started."""
     tai: float
@@ -189,22 +190,22 @@ class StatusReport(Model):
     relay: str
     """State of the connection to the relay, such as ``connected relay``."""
     slots: dict[SlotState, int]
-    """How many slots are in each state."""
+    """Number of slots in each state."""
     workers_max: int
     """``workers.max`` of the configuration."""
     queued: int
     """Visit-detectors that wait for a worker."""
     open_visits: int
-    """Visit-detectors without an outcome that is in the journal."""
+    """Visit-detectors that have no outcome in the journal."""
     outcomes: dict[Outcome, int]
-    """Since the daemon started."""
+    """Number of visit-detectors with each outcome since the daemon started."""
     late_raws: int = 0
-    """Raws since the daemon started that came after the outcome of their
-    visit-detector."""
+    """Raws that arrived after the outcome of their visit-detector, since the daemon
+    started."""
     refused_raws: tuple[RefusedRaw, ...] = ()
-    """The last files of raws that no visit got."""
+    """The latest raws that were delivered to no visit."""
     spooled: int
-    """Visit-detectors that wait for export."""
+    """Number of visit-detectors that wait for export."""
     exporter: str
     """What the exporter does, or why it cannot."""
     arrivals: tuple[ArrivalSource, ...]
@@ -212,19 +213,19 @@ class StatusReport(Model):
     counters: dict[str, int]
     """Events by kind since the start, such as ``bad_message.json``."""
     problems: tuple[str, ...] = ()
-    """What an operator should look at, one line each."""
+    """Problems that an operator should check, one line each."""
     leftovers_removed: int = 0
-    """RAM-disk folders of previous runs removed at start."""
+    """RAM-disk folders of previous runs that were removed at the start."""
     template_ms: float | None = None
-    """How long the template repo took to make."""
+    """Time to make the template repo, milliseconds."""
     generation: int = 1
-    """Counts the configurations tried since the start; this one is in
-    force."""
+    """Number of the configuration in use, counted from 1 over all that were read since
+    the start."""
     reloaded_tai: float | None = None
-    """When it came into force, if it is not the first."""
+    """When it came into use, TAI seconds since 1970; `None` for the first one."""
     limits: dict[str, str] = {}
-    """What is limited, and by whom: such as ``memory``: ``supervisor every
-    1 s; kernel (cgroup)``."""
+    """How each limit is enforced, such as ``memory``: ``supervisor every 1 s;
+    kernel (cgroup)``."""
     supervisor_mb: float | None = None
     """Memory of the supervisor."""
     ramdisk_mb: float | None = None
@@ -240,19 +241,19 @@ class WorkerRow(Model):
     """Counts the workers of the slot."""
     pid: int | None = None
     since_s: float
-    """How long it has been in this state."""
+    """Seconds in this state."""
     instrument: str | None = None
     group: str | None = None
     detector: int | None = None
     attempt: int | None = None
     memory_mb: float | None = None
-    """Private bytes plus RAM-disk repo."""
+    """Private memory plus the repo on the RAM disk, 10^6 bytes."""
     visits: int = 0
-    """Visits of the present worker."""
+    """Number of visits of the current worker."""
     deadline_s: float | None = None
-    """Seconds until the present state's deadline."""
+    """Seconds until the deadline of the current state; `None` if it has none."""
     note: str = ""
-    """Why it was last stopped, or is quarantined."""
+    """Why the worker was stopped last, or why the slot is quarantined."""
 
 
 class VisitRow(Model):
@@ -280,39 +281,39 @@ class VisitRow(Model):
     retriable: bool = False
     """Whether another try could succeed."""
     datasets: int = 0
-    """Datasets spooled for export."""
+    """Number of datasets spooled for export."""
     stages: dict[Stage, float] = {}
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
-    """What its steps took (``..._ms``) and brought, as its worker says."""
+    """Times (``..._ms``) and counts of its steps, as the worker reported them."""
     shutter_close_tai: float | None = None
-    """End of the last exposure, by its header."""
+    """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
 
 
 class LateRow(Model):
-    """A raw that came after the outcome of its visit-detector, not used yet."""
+    """A raw that arrived after the outcome of its visit-detector and is not used yet."""
 
     instrument: str
     group: str
-    """The visit's."""
+    """Group of the visit."""
     detector: int
     exposure: int
     path: str
     seen_tai: float
-    """When it was known to be complete, TAI seconds since 1970."""
+    """When it was found to be complete, TAI seconds since 1970."""
     attempt: int
-    """The last one at the visit-detector."""
+    """The latest attempt of the visit-detector."""
     outcome: Outcome | None
     """Of that attempt; `None` while it is under way."""
 
 
 class RequeueRow(Model):
-    """What became of the wish to try a visit-detector again."""
+    """Result of a `RequeueRequest` for one detector."""
 
     instrument: str
     detector: int
     attempt: int | None = None
-    """The new one; `None` if it was refused."""
+    """Number of the new attempt; `None` if it was refused."""
     text: str = ""
-    """Why it was refused, or what to know about the new attempt."""
+    """Reason of the refusal, or a remark on the new attempt."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which pipelines for which visit-detector: rules, the first match wins.
+"""Selection of pipelines for a visit-detector: the first rule that matches.
 
-Covers conditions on what a next_visit says, and on the place in the sky where
-a detector will look. The spelling is that of Rubin Observatory's prompt
-processing service (lsst-dm/prompt_processing), whose lists can be taken over.
+Covers conditions on fields of a next_visit, and on the position of a detector on
+the sky. The syntax is that of Rubin Observatory's prompt processing service
+(lsst-dm/prompt_processing), whose lists of rules can be copied.
 """
 
 import functools
@@ -42,17 +42,17 @@ DOME_CLOSED = 1
 
 
 def pipeline_name(path: str) -> str:
-    """Return what a pipeline is called in the names of output runs.
+    """Return the name of a pipeline as it is in the names of output runs.
 
     Parameters
     ----------
     path : `str`
-        Its file, perhaps with ``#labels`` behind.
+        Pipeline file, optionally with ``#labels`` at the end.
 
     Returns
     -------
     name : `str`
-        Such as ``ApPipe``.
+        File name without suffix, such as ``ApPipe``.
     """
     return os.path.splitext(os.path.basename(path.partition("#")[0]))[0]
 
@@ -71,13 +71,13 @@ def _sky_map(value: Any, info: pydantic.ValidationInfo) -> SkyMap:
     if isinstance(value, SkyMap):
         return value
     if not isinstance(value, str) or not value:
-        raise ValueError("the path of a FITS file is needed")
+        raise ValueError("expected the path of a FITS file")
     host = this_host(info)
     return SkyMap(value) if host is None else host.sky_map(value)
 
 
 def _none_is_empty(value: Any) -> Any:
-    """Take an empty ``pipelines:`` or the word None for an empty list."""
+    """Convert an empty ``pipelines:`` or the text None to an empty list."""
     return () if value is None or value == "None" else value
 
 
@@ -96,7 +96,7 @@ type _MapFile = Annotated[
 
 
 class RaRange(Model):
-    """Right ascensions in degrees, both ends included; may pass 360."""
+    """Right ascensions in degrees, both ends included; the range may pass 360."""
 
     min: Annotated[float, pydantic.Field(ge=-360, le=720)]
     max: Annotated[float, pydantic.Field(ge=-360, le=720)]
@@ -106,7 +106,7 @@ class RaRange(Model):
         if self.min == self.max:
             raise ValueError("min and max are the same; leave the key out for all right ascensions")
         if self.max - self.min > 360.0:
-            raise ValueError("more than all right ascensions; leave the key out for all of them")
+            raise ValueError("more than 360 degrees; leave the key out for all right ascensions")
         return self
 
     def __contains__(self, ra_deg: float) -> bool:
@@ -137,10 +137,10 @@ class DecRange(Model):
 
 
 def image_type(visit: NextVisit) -> ImageType:
-    """Return what kind of image an announcement promises.
+    """Return the type of image that an announcement leads to.
 
-    A next_visit has no image type. Its images may show the sky if it has a
-    position and the dome is not said to be closed; all others are taken for
+    A next_visit has no image type. Its images are images of the sky if it has a
+    position and the dome is not announced as closed; all others count as
     calibrations.
 
     Parameters
@@ -158,7 +158,7 @@ def image_type(visit: NextVisit) -> ImageType:
 
 
 class Aim:
-    """Where the detectors of a visit will look; found out when a rule asks.
+    """The positions of a visit's detectors on the sky, computed when a rule needs them.
 
     Parameters
     ----------
@@ -175,19 +175,19 @@ class Aim:
         self._centers: dict[int, SkyPoint | None] = {}
 
     def at(self, coord_type: CoordType, detector: int) -> SkyPoint | None:
-        """Return the place that rules are held against.
+        """Return the position that the rules are compared with.
 
         Parameters
         ----------
         coord_type : `str`
-            ``detector`` for the middle of the detector, or ``boresight``.
+            ``detector`` for the center of the detector, or ``boresight``.
         detector : `int`
-            Id of the detector.
+            Detector id; not used for ``boresight``.
 
         Returns
         -------
         ra, dec : `float`
-            ICRS, degrees; `None` where it is not known.
+            ICRS, degrees; `None` if it is not known.
         """
         if coord_type == "boresight":
             return self._boresight
@@ -224,8 +224,8 @@ class Aim:
 class Rule(Model):
     """Conditions on a visit-detector, and the pipelines it gets.
 
-    A condition that is left out, or null, always holds. Where several values
-    are given, one of them has to fit.
+    A condition that is missing or null is always true. Where a condition has
+    several values, one of them must match.
     """
 
     model_config = pydantic.ConfigDict(
@@ -237,21 +237,20 @@ class Rule(Model):
     survey: _Several[Name] | None = None
     """The next_visit's survey."""
     filter: _Several[Name] | None = None
-    """A physical filter that the visit accepts; a visit with blank filters
-    accepts any."""
+    """A physical filter of the visit; a visit with blank filters matches any."""
     nimages: _Several[Annotated[int, pydantic.Field(ge=0)]] | None = None
-    """Number of snaps; 0 is that of visits which do not know it in
-    advance."""
+    """Number of snaps; 0 matches visits without a number known in advance."""
     image_type: _Several[ImageType] | None = pydantic.Field(None, alias="image-type")
-    """What `image_type` tells of the visit."""
+    """``sky`` or ``calibration``, see the function `image_type`."""
     ra: RaRange | None = None
     """Right ascension, degrees."""
     dec: DecRange | None = None
     """Declination, degrees."""
     binary_map: _MapFile | None = pydantic.Field(None, alias="binary-map")
-    """A HEALPix map of the sky that says yes there."""
+    """A HEALPix map of the sky that is 1 at the position."""
     coord_type: CoordType = pydantic.Field("detector", alias="coord-type")
-    """Whose place ``ra``, ``dec`` and ``binary-map`` are about."""
+    """The position that ``ra``, ``dec`` and ``binary-map`` are compared with: center of
+    the detector, or boresight."""
     pipelines: Annotated[
         tuple[Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(_pipeline_file)], ...],
         pydantic.BeforeValidator(_none_is_empty),
@@ -264,45 +263,48 @@ class Rule(Model):
         names = [pipeline_name(path) for path in value]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"{', '.join(twice)} is named twice; output runs are told apart by this name")
+            raise ValueError(
+                f"{', '.join(twice)} is listed twice; the names of output runs need different names"
+            )
         return value
 
     @property
     def on_sky(self) -> bool:
-        """Whether the rule asks where on the sky (`bool`)."""
+        """Whether the rule has a condition on the position on the sky (`bool`)."""
         return (self.ra, self.dec, self.binary_map) != (None, None, None)
 
     def matches(self, aim: Aim, detector: int) -> bool:
-        """Tell whether all conditions hold.
+        """Return whether all conditions are true.
 
         Parameters
         ----------
         aim : `Aim`
-            The visit.
+            Visit and positions of its detectors.
         detector : `int`
-            Id of the detector.
+            Detector id.
 
         Returns
         -------
         matches : `bool`
-            A rule without conditions matches every visit.
+            `True` for each visit if the rule has no conditions.
         """
         return next(self.unmet(aim, detector), None) is None
 
     def unmet(self, aim: Aim, detector: int) -> Iterator[str]:
-        """Find the conditions that do not hold.
+        """Return the conditions that are false.
 
         Parameters
         ----------
         aim : `Aim`
-            The visit.
+            Visit and positions of its detectors.
         detector : `int`
-            Id of the detector.
+            Detector id.
 
         Yields
         ------
         unmet : `str`
-            Which condition, and how it is.
+            Name of the condition and the value of the visit, such as
+            ``survey: 'BLOCK-365'``.
         """
         visit = aim.visit
         if self.instrument is not None and visit.instrument not in self.instrument:
@@ -321,7 +323,7 @@ class Rule(Model):
 
     def _unmet_on_sky(self, point: SkyPoint | None) -> Iterator[str]:
         if point is None:
-            yield f"coord-type: the {self.coord_type}'s place on the sky is not known"
+            yield f"coord-type: the {self.coord_type}'s position on the sky is not known"
             return
         if self.ra is not None and point[0] not in self.ra:
             yield f"ra: {point[0]:.4f} is not within {self.ra}"
@@ -331,31 +333,34 @@ class Rule(Model):
             yield f"binary-map: not at ra {point[0]:.4f}, dec {point[1]:.4f}"
 
     def covers(self, other: "Rule") -> bool:
-        """Tell whether this rule matches whatever another one matches, as far
-        as that can be seen without comparing ranges and maps.
+        """Return whether this rule matches all visits that another one matches.
+
+        Ranges and maps are compared for equality only, so that `False` is not
+        certain.
         """
         for name in ("instrument", "survey", "filter", "nimages", "image_type"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is not None and (theirs is None or not set(theirs) <= set(mine)):
+            own, others = getattr(self, name), getattr(other, name)
+            if own is not None and (others is None or not set(others) <= set(own)):
                 return False
         if self.on_sky and self.coord_type != other.coord_type:
             return False
-        places = ("ra", "dec", "binary_map")
-        return all(getattr(self, name) in (None, getattr(other, name)) for name in places)
+        position_conditions = ("ra", "dec", "binary_map")
+        return all(getattr(self, name) in (None, getattr(other, name)) for name in position_conditions)
 
 
 def never_reached(rules: Sequence[Rule]) -> list[tuple[int, int]]:
-    """Find rules that no visit can come to.
+    """Return the rules that can never be used.
 
     Parameters
     ----------
     rules : `~collections.abc.Sequence` [`Rule`]
-        In order.
+        In the order of the configuration.
 
     Returns
     -------
     pairs : `list` [`tuple` [`int`, `int`]]
-        Indices of such a rule and of the earlier one that takes its visits.
+        Index of such a rule, and index of the earlier rule that matches all its
+        visits.
     """
     pairs = []
     for late, rule in enumerate(rules):
@@ -371,23 +376,24 @@ def select(rules: Sequence[Rule], aim: Aim, detector: int) -> tuple[str, ...] | 
     Parameters
     ----------
     rules : `~collections.abc.Sequence` [`Rule`]
-        In order.
+        In the order of the configuration.
     aim : `Aim`
-        The visit.
+        Visit and positions of its detectors.
     detector : `int`
-        Id of the detector.
+        Detector id.
 
     Returns
     -------
     pipelines : `tuple` [`str`] or `None`
-        Empty if the rule says to ignore the visit, `None` if no rule matches.
+        Files in order of preference; empty if the rule ignores the visit, `None`
+        if no rule matches.
     """
     return next((rule.pipelines for rule in rules if rule.matches(aim, detector)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a visit-detector gets."""
+    """The pipelines of a visit-detector."""
 
     pipelines: Pipelines
     reason: str = ""
@@ -396,12 +402,12 @@ class Chosen:
 
 @dataclass(eq=False)
 class Selector:
-    """Both lists of rules, held against whole visits.
+    """Both lists of rules, applied to whole visits.
 
     Parameters
     ----------
     preprocessing, main : `~collections.abc.Sequence` [`Rule`]
-        In order.
+        In the order of the configuration.
     cameras : `~collections.abc.Callable`, optional
         Returns the focal-plane table of an instrument or raises
         `~ppdaemon.errors.ConfigError`.
@@ -415,7 +421,7 @@ class Selector:
         self._on_sky = any(rule.on_sky for rule in (*self.preprocessing, *self.main))
 
     def takes_long(self, visit: NextVisit) -> bool:
-        """Tell whether `choose` should not be called in an event loop.
+        """Return whether `choose` should run in a thread, not in an event loop.
 
         Parameters
         ----------
@@ -425,24 +431,25 @@ class Selector:
         Returns
         -------
         long : `bool`
-            Whether a rule asks for a place that astropy has to convert.
+            Whether a rule needs a position that astropy must convert, see
+            `ppdaemon.pointing.needs_astropy`.
         """
         return self._on_sky and needs_astropy(visit)
 
     def choose(self, visit: NextVisit, detectors: Sequence[int]) -> dict[int, Chosen]:
-        """Select pipelines.
+        """Select the pipelines of a visit's detectors.
 
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
             The announcement.
         detectors : `~collections.abc.Sequence` [`int`]
-            Ids of the detectors.
+            Detector ids.
 
         Returns
         -------
         chosen : `dict` [`int`, `Chosen`]
-            By detector.
+            The selected pipelines, by detector id.
         """
         aim = Aim(visit, self.cameras)
         return {detector: self._choose(aim, detector) for detector in detectors}
@@ -452,14 +459,14 @@ class Selector:
         if main:
             before = select(self.preprocessing, aim, detector)
             return Chosen(Pipelines(preprocessing=before or (), main=main))
-        verdict = "no rule matches" if main is None else "its rule says to ignore it"
-        return Chosen(Pipelines(), f"{verdict} ({self._described(aim, detector)})")
+        reason = "no rule matches" if main is None else "its rule ignores the visit"
+        return Chosen(Pipelines(), f"{reason} ({self._described(aim, detector)})")
 
     def _described(self, aim: Aim, detector: int) -> str:
         visit = aim.visit
-        place = aim.at("detector", detector) if self._on_sky else None
-        if place is not None:
-            where = f"ra {place[0]:.4f}, dec {place[1]:.4f}"
+        point = aim.at("detector", detector) if self._on_sky else None
+        if point is not None:
+            where = f"ra {point[0]:.4f}, dec {point[1]:.4f}"
         elif visit.coordinate_system == CoordinateSystem.NONE:
             where = "no position"
         else:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Yes-or-no maps of the whole sky: HEALPix maps in FITS files.
+"""Boolean maps of the whole sky: HEALPix maps in FITS files.
 
-Covers what healpy writes: one cell after the other, ring or nested, in
-equatorial, galactic or ecliptic coordinates. Does not cover partial maps.
+Covers the files of healpy: all cells in order, ring or nested, in equatorial,
+galactic or ecliptic coordinates. Does not cover partial maps.
 """
 
 import functools
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ("SkyMap",)
 
 UNKNOWN = 16
-"""Cells of this value are neither yes nor no."""
+"""Value of cells without information; they count as 0."""
 CELLS_AT_ONCE = 2**20
+"""Cells that are converted in one step, to limit the memory for large maps."""
 
 type _Matrix = tuple[tuple[float, float, float], ...]
 
@@ -47,13 +48,10 @@ _ORDERINGS = {"RING": False, "NESTED": True, "NEST": True}
 
 
 class SkyMap:
-    """A map that says yes, no or unknown for each place on the sky.
+    """A map that is true, false or unknown for each position on the sky.
 
-    Parameters
-    ----------
-    path : `str`
-        A FITS file, may be gzipped. It is read by `read`, or by the first
-        look-up; only the bits that say yes are kept: 6 MB at nside 2048.
+    `path` is a FITS file, optionally gzipped. It is read by `read` or by the first
+    `at`; one bit per cell is kept in memory: 6 MB at nside 2048.
     """
 
     def __init__(self, path: str):
@@ -69,34 +67,12 @@ class SkyMap:
         return hash(self.path)
 
     def read(self) -> "SkyMap":
-        """Read the file now.
-
-        Returns
-        -------
-        map : `SkyMap`
-            This one.
-
-        Raises
-        ------
-        ValueError
-            Raised if the file cannot be read or is no such map; says why.
-        """
+        """Read the file now and return this map; raise `ValueError` if it is not valid."""
         self._cells  # noqa: B018
         return self
 
     def at(self, point: SkyPoint) -> bool:
-        """Tell whether the map says yes.
-
-        Parameters
-        ----------
-        point : `tuple` [`float`, `float`]
-            Right ascension and declination, ICRS degrees.
-
-        Returns
-        -------
-        yes : `bool`
-            `False` also where the map does not know.
-        """
+        """Return the map's value at (ra, dec), ICRS degrees; `False` if it is unknown."""
         return self._cells.at(point)
 
     @functools.cached_property
@@ -106,7 +82,7 @@ class SkyMap:
 
         try:
             with warnings.catch_warnings(), fits.open(self.path, memmap=True) as hdus:
-                # A truncated file is a warning of astropy's, then an error.
+                # For a truncated file astropy warns first and then raises.
                 warnings.simplefilter("ignore", AstropyUserWarning)
                 table = next((hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)), None)
                 if table is None or not table.columns:
@@ -119,27 +95,27 @@ class SkyMap:
 
 
 class _Cells:
-    """The cells of a map that say yes, as bits."""
+    """The cells of a map as bits, 1 for true."""
 
     def __init__(self, table: Any):
         import hpgeom
 
         header = table.header
 
-        def word(key: str, default: str = "") -> str:
+        def keyword(key: str, default: str = "") -> str:
             return str(header.get(key, default)).strip().upper()
 
-        if word("PIXTYPE") != "HEALPIX":
+        if keyword("PIXTYPE") != "HEALPIX":
             raise ValueError("not a HEALPix map: PIXTYPE is not HEALPIX")
-        if word("ORDERING") not in _ORDERINGS:
+        if keyword("ORDERING") not in _ORDERINGS:
             raise ValueError(f"ORDERING is {header.get('ORDERING', 'missing')!r}, not RING or NESTED")
-        if word("COORDSYS") not in _SYSTEMS:
+        if keyword("COORDSYS") not in _SYSTEMS:
             raise ValueError(f"COORDSYS is {header['COORDSYS']!r}, not C, G or E")
-        if word("INDXSCHM", "IMPLICIT") != "IMPLICIT" or word("OBJECT", "FULLSKY") != "FULLSKY":
+        if keyword("INDXSCHM", "IMPLICIT") != "IMPLICIT" or keyword("OBJECT", "FULLSKY") != "FULLSKY":
             raise ValueError("only maps of the whole sky with implicit indexing can be used")
         cells, yes, no = _column(table)
-        self._nest = _ORDERINGS[word("ORDERING")]
-        self._matrix = _SYSTEMS[word("COORDSYS")]
+        self._nest = _ORDERINGS[keyword("ORDERING")]
+        self._matrix = _SYSTEMS[keyword("COORDSYS")]
         self._nside = _nside(cells.size, self._nest)
         if header.get("NSIDE", self._nside) != self._nside:
             raise ValueError(f"{cells.size} cells, but NSIDE is {header['NSIDE']}")
@@ -147,7 +123,7 @@ class _Cells:
         self._pixel = hpgeom.angle_to_pixel
 
     def at(self, point: SkyPoint) -> bool:
-        longitude, latitude = point if self._matrix is None else _turned(point, self._matrix)
+        longitude, latitude = point if self._matrix is None else _rotated(point, self._matrix)
         cell = int(self._pixel(self._nside, longitude, latitude, nest=self._nest, lonlat=True, degrees=True))
         return bool(self._bits[cell >> 3] >> (cell & 7) & 1)
 
@@ -162,17 +138,17 @@ def _nside(count: int, nest: bool) -> int:
 
 
 def _column(table: Any) -> tuple["np.ndarray[Any, Any]", int, tuple[int, ...]]:
-    """Return the cells as they lie in the file, and which values say yes, and
-    which no or unknown.
+    """Return the cells as stored in the file, the value for true, and the values for
+    false or unknown.
     """
     import numpy as np
 
     if table.columns[0].format.format == "L":
-        # astropy's own conversion takes ten bytes for each cell on the way.
-        place = table.fileinfo()
-        place["file"].seek(place["datLoc"])
+        # The conversion by astropy would use ten bytes per cell temporarily.
+        location = table.fileinfo()
+        location["file"].seek(location["datLoc"])
         kind = table.columns.dtype
-        rows = np.frombuffer(place["file"].read(kind.itemsize * table.header["NAXIS2"]), dtype=kind)
+        rows = np.frombuffer(location["file"].read(kind.itemsize * table.header["NAXIS2"]), dtype=kind)
         return rows[kind.names[0]].reshape(-1), ord("T"), (ord("F"), 0)
     cells = np.asarray(table.data.field(0)).reshape(-1)
     if cells.dtype.kind not in "iu":
@@ -181,22 +157,22 @@ def _column(table: Any) -> tuple["np.ndarray[Any, Any]", int, tuple[int, ...]]:
 
 
 def _pack(cells: "np.ndarray[Any, Any]", yes: int, no: tuple[int, ...]) -> bytes:
-    """Return a bit for each cell: whether it says yes."""
+    """Return one bit per cell, 1 for true."""
     import numpy as np
 
     packed = []
     for start in range(0, cells.size, CELLS_AT_ONCE):
         part = cells[start : start + CELLS_AT_ONCE]
-        says_yes = part == yes
-        wrong = ~(says_yes | np.isin(part, no))
+        is_true = part == yes
+        wrong = ~(is_true | np.isin(part, no))
         if wrong.any():
             cell = int(np.flatnonzero(wrong)[0])
             raise ValueError(f"cell {start + cell} is {part[cell]}, not 0, 1 or {UNKNOWN}")
-        packed.append(np.packbits(says_yes, bitorder="little").tobytes())
+        packed.append(np.packbits(is_true, bitorder="little").tobytes())
     return b"".join(packed)
 
 
-def _turned(point: SkyPoint, matrix: _Matrix) -> SkyPoint:
+def _rotated(point: SkyPoint, matrix: _Matrix) -> SkyPoint:
     ra, dec = math.radians(point[0]), math.radians(point[1])
     vector = (math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec))
     x, y, z = (math.sumprod(row, vector) for row in matrix)

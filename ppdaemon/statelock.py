@@ -14,13 +14,13 @@ class LockHeld(Exception):
     def __init__(self, holder: str):
         super().__init__(holder)
         self.holder = holder
-        """What it wrote into the file: its process id, or nothing yet (`str`)."""
+        """Process id in the lock file; empty if it has not been written yet."""
 
 
 class StateLock:
-    """Holds a lock file from the start on; the kernel drops it with the process.
+    """Holds the lock of a file; the kernel releases it when the process ends.
 
-    Raises `LockHeld` or, if the file cannot be made, `OSError`.
+    Raises LockHeld if another process has the lock, and OSError if the file cannot be created.
     """
 
     def __init__(self, path: Path):
@@ -35,5 +35,5 @@ class StateLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Unlock."""
+        """Release the lock."""
         os.close(self._fd)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names of states, stages, outcomes and exit codes, and their groups. Nothing else."""
+"""Names of states, stages, outcomes and exit codes, and groups of them."""
 
 from enum import IntEnum, StrEnum
 
 
 class SlotState(StrEnum):
-    """The states of a worker's slot."""
+    """The states of a slot."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -31,26 +31,26 @@ BUSY_STATES = frozenset(
         SlotState.EXPORTING,
     }
 )
-"""States in which a slot holds a visit-detector."""
+"""States in which a slot has a visit-detector."""
 
 
 class Stage(StrEnum):
-    """What a visit-detector reached, in the order in which it is reached."""
+    """The stages of a visit-detector, in the order of processing."""
 
     ACCEPTED = "accepted"
-    """Journaled by the node."""
+    """The node has written it into its journal."""
     ASSIGNED = "assigned"
-    """A worker was told to prepare."""
+    """The order to prepare was sent to a worker."""
     PREPARED = "prepared"
-    """Everything that needs no pixels is done; the worker waits."""
+    """Everything that needs no pixels is done; the worker waits for raws."""
     ARRIVED = "arrived"
-    """The first raw was seen, complete."""
+    """The first complete raw was found."""
     INGESTED = "ingested"
     """The last raw is in the worker's repo."""
     FIRST_TASK = "first_task"
-    """The pipeline's first task was called."""
+    """The pipeline's first task has started."""
     PROCESSED = "processed"
-    """The pipeline's last task has returned."""
+    """The pipeline's last task has ended."""
     SPOOLED = "spooled"
     """Outputs and manifest are on the node's disk."""
     CENTRAL = "central"
@@ -58,7 +58,7 @@ class Stage(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How an accepted visit-detector ended."""
+    """The result of an accepted visit-detector."""
 
     SUCCEEDED = "succeeded"
     NO_IMAGE = "no_image"
@@ -80,14 +80,14 @@ class Outcome(StrEnum):
 
 
 NEUTRAL_OUTCOMES = frozenset({Outcome.NO_IMAGE, Outcome.CANCELLED, Outcome.IGNORED})
-"""Nothing was processed and nothing went wrong on this side."""
+"""Nothing was processed, and nothing failed in ppdaemon."""
 
 BAD_OUTCOMES = frozenset(Outcome) - NEUTRAL_OUTCOMES - {Outcome.SUCCEEDED}
-"""What daytime catch-up has to look at."""
+"""Outcomes that need daytime reprocessing."""
 
 
 class ExitCode(IntEnum):
-    """Exit statuses of the programs: sysexits.h, and LSB for ``ppctl status``."""
+    """Exit codes of the programs: those of sysexits.h, and of LSB for ``ppctl status``."""
 
     OK = 0
     FAILED = 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the programs write for people in a terminal.
+"""Text output of the programs in a terminal.
 
-Consoles have markup off, and text of others is shown without its control
+Consoles have markup off, and text from other programs is printed without control
 characters.
 """
 
@@ -14,34 +14,17 @@ from rich.table import Table
 __all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "size", "terminal_console")
 
 PIPE_WIDTH = 200
-"""Columns where the output is no terminal: lines for ``grep``, not folded."""
+"""Width of output that does not go to a terminal: lines are not folded, for ``grep``."""
 
 
 def terminal_console() -> Console:
-    """Return a console on standard output.
-
-    Returns
-    -------
-    console : `rich.console.Console`
-        As wide as the terminal, or `PIPE_WIDTH`.
-    """
+    """Return a console on standard output, as wide as the terminal or `PIPE_WIDTH`."""
     wide = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(markup=False, highlight=False, emoji=False, width=wide)
 
 
 def plain(text: object) -> str:
-    """Return text that cannot move a terminal's cursor.
-
-    Parameters
-    ----------
-    text : `object`
-        Anything; `None` becomes empty.
-
-    Returns
-    -------
-    plain : `str`
-        Line breaks are spaces, other control characters are ``?``.
-    """
+    """Return text on one line without control characters; empty for `None`."""
     if text is None:
         return ""
     spaced = " ".join(str(text).splitlines())
@@ -49,18 +32,7 @@ def plain(text: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration with two units at the most.
-
-    Parameters
-    ----------
-    seconds : `float` or `None`
-        Seconds; `None` is written as nothing.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``42 ms``, ``3.2 s``, ``2 h 13 min``.
-    """
+    """Return a duration as text, such as ``42 ms``, ``3.2 s`` or ``2 h 13 min``."""
     if seconds is None:
         return ""
     if seconds < 0:
@@ -79,18 +51,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes with a decimal prefix.
-
-    Parameters
-    ----------
-    count : `float`
-        Bytes.
-
-    Returns
-    -------
-    text : `str`
-        Such as ``0 B``, ``4.2 kB``, ``21 MB``.
-    """
+    """Return a number of bytes as text with a decimal prefix, such as ``4.2 kB``."""
     units = iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while count >= 999.5 and unit != "TB":
@@ -100,18 +61,10 @@ def size(count: float) -> str:
 
 
 def new_table(*names: str) -> Table:
-    """Make a table without rules that fits 80 columns.
+    """Return a table without lines that fits 80 columns.
 
-    Parameters
-    ----------
-    *names : `str`
-        Headings; the column of a name that ends in ``>`` is aligned right, one
-        that ends in ``~`` is narrowed first, and wraps.
-
-    Returns
-    -------
-    table : `rich.table.Table`
-        Without rows.
+    A column whose name ends in ``>`` is aligned right; one that ends in ``~`` is
+    narrowed first, and its text wraps.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in names:

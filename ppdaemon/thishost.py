@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a configuration refers to on this host: variables, files, folders, maps.
+"""Checks of the variables, files, folders and maps that a configuration names.
 
-Covers checks while a file is validated; each raises `ValueError`, which the
-validation tells with its line.
+They run while the file is validated; each raises `ValueError`, which the validation
+reports with the line of the key.
 """
 
 import os
@@ -22,18 +22,11 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
 @dataclass(frozen=True, slots=True)
 class ThisHost:
-    """The context of a validation that looks at this host, too.
+    """Context of a validation that also checks this host.
 
-    Without it, a configuration is taken as another process has checked it.
-
-    Parameters
-    ----------
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``$NAME`` and ``${NAME}`` in paths.
-    maps : `dict` [`str`, `~ppdaemon.skymaps.SkyMap`], optional
-        Those read so far, by path: each is read once.
-    writing : `bool`, optional
-        Whether the configured folders will be written to by this process.
+    Without it, a configuration is used as another process has checked it. `maps` has
+    the sky maps read so far, so that each is read once. With `writing` false, folders
+    need not be writable.
     """
 
     environment: Mapping[str, str]
@@ -41,7 +34,7 @@ class ThisHost:
     writing: bool = True
 
     def path(self, text: str) -> str:
-        """Return an absolute path with its variables replaced."""
+        """Return an absolute path, with ``$NAME`` and ``${NAME}`` replaced."""
 
         def value(match: re.Match[str]) -> str:
             name = match[1] or match[2]
@@ -52,16 +45,17 @@ class ThisHost:
         return os.path.abspath(_VARIABLE.sub(value, text))
 
     def sky_map(self, text: str) -> SkyMap:
-        """Return the map of a path, read."""
+        """Return the sky map of a path, read from its file."""
         path = self.path(text)
         if path not in self.maps:
             self.maps[path] = SkyMap(path).read()
         return self.maps[path]
 
     def folder(self, path: Path) -> Path:
-        """Return a folder in which files can be made; it may not exist yet."""
+        """Return a folder in which files can be created; it may not exist yet."""
         if not self.writing:
             return path
+        # The daemon creates missing folders, so that the nearest existing one counts.
         nearest = path
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
@@ -73,16 +67,5 @@ class ThisHost:
 
 
 def this_host(info: pydantic.ValidationInfo) -> ThisHost | None:
-    """Return the context of a validation, if it is one with files.
-
-    Parameters
-    ----------
-    info : `pydantic.ValidationInfo`
-        As validators get it.
-
-    Returns
-    -------
-    host : `ThisHost` or `None`
-        The context.
-    """
+    """Return the context of a validation; `None` if it does not check this host."""
     return info.context if isinstance(info.context, ThisHost) else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Counting what may come in floods, and logging it now and then."""
+"""Counts events, and limits how often they are logged."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,39 +8,23 @@ __all__ = ("Throttle",)
 
 
 class Throttle:
-    """Lets one log line of each kind pass per interval, and counts them all.
-
-    Parameters
-    ----------
-    interval_s : `float`
-        Seconds between two lines of a kind.
-    mono : `~collections.abc.Callable`
-        The monotonic clock.
-    """
+    """Counts events by kind, and allows one log line of each kind per `interval_s` seconds."""
 
     def __init__(self, interval_s: float, mono: Callable[[], float]):
         self._interval_s = interval_s
         self._mono = mono
         self._passed_at: dict[str, float] = {}
         self.by_kind: Counter[str] = Counter()
-        """How many there were of each kind, ever."""
+        """Events of each kind since the start."""
 
     def count(self, kind: str) -> None:
-        """Count one."""
+        """Count an event."""
         self.by_kind[kind] += 1
 
     def passes(self, kind: str) -> bool:
-        """Count one and tell whether it may be logged.
+        """Count an event; return whether it may be logged, as the first of its kind in an interval.
 
-        Parameters
-        ----------
-        kind : `str`
-            A word out of a small set.
-
-        Returns
-        -------
-        passes : `bool`
-            `True` for the first one of its kind in an interval.
+        The set of kinds must be small: each is stored.
         """
         self.count(kind)
         now = self._mono()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The announcement of a visit, as the script queue publishes it.
 
-The wire keeps the field names of SAL ``ScriptQueue.logevent_nextVisit`` and
-``logevent_nextVisitCanceled`` (ts_xml); inside they have readable ones.
-Newer interfaces only add fields: unknown ones are carried along unread.
+Messages have the field names of SAL ``ScriptQueue.logevent_nextVisit`` and
+``logevent_nextVisitCanceled`` (ts_xml); attributes have readable names.
+Newer interfaces only add fields: unknown fields are preserved and not used.
 """
 
 import json
@@ -30,7 +30,7 @@ MAX_NAME = 200
 
 
 class CoordinateSystem(IntEnum):
-    """In which system `NextVisit.position` is given."""
+    """Coordinate system of `NextVisit.position`."""
 
     NONE = 1
     ICRS = 2
@@ -39,7 +39,7 @@ class CoordinateSystem(IntEnum):
 
 
 class RotationSystem(IntEnum):
-    """In which system `NextVisit.camera_angle` is given."""
+    """Reference of `NextVisit.camera_angle`."""
 
     NONE = 1
     SKY = 2
@@ -49,26 +49,27 @@ class RotationSystem(IntEnum):
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number, not true or false")
+        raise ValueError("expected a number, not true or false")
     return value
 
 
 def _plain(value: str) -> str:
-    # The first test is quick, and true of nearly all; what is no control may fail it too.
+    # `isprintable` is fast and true for nearly all names; names without control
+    # characters may fail it too (other kinds of spaces).
     if not value.isprintable() and any(
         unicodedata.category(character).startswith("C") for character in value
     ):
-        raise ValueError("no control characters")
+        raise ValueError("control characters are not allowed")
     return value
 
 
 def _numbers_from_text(value: Any) -> Any:
-    """Read ``"[10.5, -30.0]"``, as senders write it who know strings only."""
+    """Convert ``"[10.5, -30.0]"``: some senders can send strings only."""
     if isinstance(value, str):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            raise ValueError("two numbers, or a string such as '[10.5, -30.0]'") from None
+            raise ValueError("expected two numbers, or a string such as '[10.5, -30.0]'") from None
     return value
 
 
@@ -89,12 +90,12 @@ class _SalEvent(pydantic.BaseModel):
     )
 
     def to_sal(self) -> dict[str, Any]:
-        """Return the event under its SAL field names.
+        """Return the event with its SAL field names.
 
         Returns
         -------
-        fields : `dict`
-            What is sent on, unknown fields included.
+        fields : `dict` [`str`, `object`]
+            JSON values of the fields that the event had, unknown ones included.
         """
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
@@ -107,7 +108,7 @@ class NextVisit(_SalEvent):
     instrument: Name
     """Short name, or blank if the script takes no image."""
     script_sal_index: Count = pydantic.Field(0, alias="scriptSalIndex")
-    """The script's id, which a cancellation carries."""
+    """The script's id, to which a cancellation refers."""
     sal_index: Count = pydantic.Field(0, alias="salIndex")
     """Script queue: 1 main telescope, 2 auxiliary, 3 and 999 simulators."""
     coordinate_system: CoordinateSystem = pydantic.Field(CoordinateSystem.NONE, alias="coordinateSystem")
@@ -123,14 +124,14 @@ class NextVisit(_SalEvent):
     """Acceptable physical filters, comma-separated; blank means any."""
     dome: Count = 3
     duration_s: Annotated[Number, pydantic.Field(ge=0)] = pydantic.Field(0.0, alias="duration")
-    """The script's estimate in seconds (not the exposure time)."""
+    """The script's estimate of its duration in seconds (not the exposure time)."""
     nimages: Annotated[Count, pydantic.Field(ge=0)] = 0
     """Number of snaps; 0 means not known in advance."""
     survey: Name = ""
     """Purpose of the images, such as ``BLOCK-365``."""
     total_checkpoints: Count = pydantic.Field(0, alias="totalCheckpoints")
     published_tai: Number | None = pydantic.Field(None, alias="private_sndStamp")
-    """When it was published, TAI seconds since 1970, if it says so."""
+    """When it was published, TAI seconds since 1970; `None` if not in the event."""
 
     @property
     def filter_names(self) -> tuple[str, ...]:
@@ -139,8 +140,8 @@ class NextVisit(_SalEvent):
 
     @property
     def boresight(self) -> tuple[float, float] | None:
-        """Right ascension in [0, 360) and declination in degrees, or `None`
-        where the event has no place on the sky.
+        """Right ascension in [0, 360) and declination, ICRS degrees; `None` if the
+        position is in another system or its declination is not within [-90, 90].
         """
         if self.coordinate_system != CoordinateSystem.ICRS:
             return None
@@ -149,13 +150,13 @@ class NextVisit(_SalEvent):
 
     @property
     def sky_angle(self) -> float | None:
-        """Position angle of focal-plane +Y in degrees, or `None` if it is not
-        given on the sky.
+        """Position angle of focal-plane +Y in [0, 360) degrees; `None` if the rotation
+        is not relative to the sky.
         """
         return full_turn(self.camera_angle) if self.rotation_system == RotationSystem.SKY else None
 
     def age_s(self, now_tai: float) -> float:
-        """Return seconds since publication; 0 if the event has no stamp.
+        """Return the seconds since publication.
 
         Parameters
         ----------
@@ -165,13 +166,14 @@ class NextVisit(_SalEvent):
         Returns
         -------
         age : `float`
-            Negative for an event from the future.
+            Negative if it was published in the future; 0 if the event has no
+            publication time.
         """
         return 0.0 if self.published_tai is None else now_tai - self.published_tai
 
 
 class VisitCanceled(_SalEvent):
-    """An announced visit will not be taken."""
+    """The cancellation of an announced visit."""
 
     group: Group = pydantic.Field(alias="groupId")
     script_sal_index: Count = pydantic.Field(0, alias="scriptSalIndex")
@@ -183,17 +185,17 @@ def read_next_visit(fields: Any) -> NextVisit:
     Parameters
     ----------
     fields : `dict`
-        SAL field names and values; strings where a sender knows only strings.
+        SAL field names and values; numbers may be strings.
 
     Returns
     -------
     visit : `NextVisit`
-        The event.
+        The validated, immutable event.
 
     Raises
     ------
     ppdaemon.errors.BadMessage
-        Raised if it is no next_visit; the text names the field.
+        Raised if it is not a valid next_visit; the text has the field names.
     """
     try:
         return NextVisit.model_validate(fields)
@@ -202,17 +204,17 @@ def read_next_visit(fields: Any) -> NextVisit:
 
 
 def parent_group(group: str) -> str:
-    """Return the visit's own group for a supplement ``<group>#<n>``.
+    """Return the group without the suffix ``#<n>`` of a supplementary group.
 
     Parameters
     ----------
     group : `str`
-        A group as announced or as found in a header.
+        A group from an announcement or a FITS header.
 
     Returns
     -------
     parent : `str`
-        The group without its supplement.
+        The announced group; `group` itself if it has no such suffix.
     """
     head, mark, tail = group.rpartition("#")
     return head if mark and head and tail.isdigit() else group

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A visit in a file: one JSON object with SAL field names, as senders send it."""
+"""Reads a visit from a file: one JSON object with SAL field names."""
 
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,9 @@ __all__ = ("read_event", "read_visit")
 
 
 def read_event(path: Path) -> dict[str, Any]:
-    """Read an event from a JSON file.
+    """Return the fields of an event in a JSON file; ``-`` is standard input.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        One JSON object with SAL field names; ``-`` is standard input.
-
-    Returns
-    -------
-    fields : `dict`
-        The fields.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the file cannot be read or is no JSON object.
+    Raises `~ppdaemon.errors.BadMessage` if it cannot be read or is no JSON object.
     """
     try:
         data = Path("/dev/stdin" if str(path) == "-" else path).read_bytes()
@@ -44,23 +31,9 @@ def read_event(path: Path) -> dict[str, Any]:
 
 
 def read_visit(path: Path) -> NextVisit:
-    """Read a next_visit from a JSON file.
+    """Return the next_visit in a JSON file; ``-`` is standard input.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        As for `read_event`.
-
-    Returns
-    -------
-    visit : `~ppdaemon.visit.NextVisit`
-        The event.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the file cannot be read or is no next_visit; names file and
-        field.
+    Raises `~ppdaemon.errors.BadMessage` with file and field if it is not valid.
     """
     fields = read_event(path)
     try:

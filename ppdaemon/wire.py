@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bytes to objects and back: strict JSON with limits, and the base of all models.
+"""Conversion of bytes to objects and back: strict JSON, and the base of all models.
 
-JSON from anywhere passes through `parse_json`, which refuses what Python's
-parser lets through: too large, too deep, ``NaN``, duplicate keys.
+All JSON from outside is parsed by `parse_json`, which refuses texts that Python's
+parser accepts: too large, nested too deeply, with ``NaN``, with duplicate keys.
 """
 
 import json
@@ -17,10 +17,11 @@ from ppdaemon.errors import BadMessage
 __all__ = ("Model", "decode", "encode", "explain", "parse_json")
 
 MAX_DEPTH = 32
+"""Deepest nesting of a message, far above that of any valid one."""
 
 
 class Model(pydantic.BaseModel):
-    """Base of what is validated once, at the edge, and never changed."""
+    """Base of all models: validated when data enters the process, then immutable."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -46,30 +47,15 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(text: str) -> int:
-    """Return an upper bound of the nesting: brackets, those in strings too."""
+    """Return an upper bound of the nesting: the number of brackets, also in strings."""
     return max(text.count("["), text.count("{"))
 
 
 def parse_json(data: bytes, *, limit: int) -> Any:
-    """Parse one JSON text, strictly.
+    """Parse a JSON text in UTF-8 of at most `limit` bytes.
 
-    Parameters
-    ----------
-    data : `bytes`
-        UTF-8.
-    limit : `int`
-        Largest accepted size in bytes.
-
-    Returns
-    -------
-    value : `object`
-        What the text says.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the text is too large or too deep, not UTF-8, not JSON, or
-        has ``NaN``, ``Infinity`` or a key twice.
+    Raises `~ppdaemon.errors.BadMessage` if the text is too large or nested too deeply,
+    is not UTF-8 or JSON, or has ``NaN``, ``Infinity`` or a key twice.
     """
     if len(data) > limit:
         raise BadMessage(f"{len(data)} bytes are more than the {limit} accepted", "size")
@@ -87,13 +73,14 @@ def parse_json(data: bytes, *, limit: int) -> Any:
         raise BadMessage(f"not JSON: {error.msg} at character {error.pos}", "json") from None
     except ValueError as error:  # an integer of more than 4300 digits
         raise BadMessage(f"not JSON: {error}", "json") from None
+    # The number of brackets is fast to count and small in nearly all messages.
     if _depth(text) > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise BadMessage(f"nested more than {MAX_DEPTH} deep", "depth")
     return value
 
 
 def _deeper_than(value: Any, limit: int) -> bool:
-    """Tell whether a parsed value nests deeper than `limit` levels."""
+    """Return whether a parsed value has more than `limit` levels."""
     level = [value]
     for _ in range(limit):
         level = [
@@ -108,19 +95,9 @@ def _deeper_than(value: Any, limit: int) -> bool:
 
 
 def explain(error: pydantic.ValidationError, most: int = 3) -> str:
-    """Say in one line which fields are wrong and why.
+    """Return the errors of at most `most` fields in one line.
 
-    Parameters
-    ----------
-    error : `pydantic.ValidationError`
-        What pydantic raised.
-    most : `int`
-        How many fields to name.
-
-    Returns
-    -------
-    text : `str`
-        For instance ``nimages: Input should be a valid integer (got 'two')``.
+    Such as ``nimages: Input should be a valid integer (got 'two')``.
     """
     parts = []
     problems = error.errors(include_url=False, include_context=False)
@@ -135,33 +112,16 @@ def explain(error: pydantic.ValidationError, most: int = 3) -> str:
 
 
 def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T:
-    """Make a message of bytes.
+    """Return the message in a JSON text of at most `limit` bytes.
 
-    Parameters
-    ----------
-    data : `bytes`
-        One JSON object.
-    adapter : `pydantic.TypeAdapter`
-        The messages that may come here.
-    limit : `int`
-        Largest accepted size in bytes.
-
-    Returns
-    -------
-    message : `object`
-        A validated message.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if the bytes are no such message; the text names the field.
+    Raises `~ppdaemon.errors.BadMessage`, with the name of the field, if it is not valid.
     """
     value = parse_json(data, limit=limit)
-    if b"\\u" in data:  # else it was encoded once, and can be again
+    if b"\\u" in data:  # other texts are UTF-8, which can be encoded again
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise BadMessage("half of a surrogate pair, which no database takes", "encoding") from None
+            raise BadMessage("half of a surrogate pair, which cannot be stored", "encoding") from None
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:
@@ -169,16 +129,5 @@ def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T
 
 
 def encode(message: pydantic.BaseModel) -> bytes:
-    """Make bytes of a message, without the fields that are `None`.
-
-    Parameters
-    ----------
-    message : `pydantic.BaseModel`
-        Any message.
-
-    Returns
-    -------
-    data : `bytes`
-        UTF-8 JSON.
-    """
+    """Return a message as JSON in UTF-8, without the fields that are `None`."""
     return message.model_dump_json(by_alias=True, exclude_none=True).encode()

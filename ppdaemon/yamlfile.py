@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""YAML files whose errors name file, line and key, all of them at once."""
+"""Reads YAML files; reports all errors at once, with file, line and key."""
 
 import re
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ from ppdaemon.errors import ConfigError
 
 __all__ = ("expand", "load_model", "read_yaml")
 
-type Place = tuple[str | int, ...]
+type KeyPath = tuple[str | int, ...]
 
 MAX_DEPTH = 32
-"""An alias of what it stands in would nest without end."""
+"""Deepest nesting: an alias of a node inside that node would nest without end."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def _build(
-    node: yaml.Node, place: Place, lines: dict[Place, int], problems: list[tuple[int, str]]
+    node: yaml.Node, key_path: KeyPath, lines: dict[KeyPath, int], problems: list[tuple[int, str]]
 ) -> dict[str, Any] | list[Any] | Any:
-    """Make plain values of YAML nodes; note each one's line, double keys, and
-    scalars that are not what they look like.
+    """Convert YAML nodes to plain values; collect the line of each, duplicate keys, and
+    scalars that cannot be converted.
     """
-    lines[place] = node.start_mark.line + 1
-    if len(place) > MAX_DEPTH:
+    lines[key_path] = node.start_mark.line + 1
+    if len(key_path) > MAX_DEPTH:
         problems.append((node.start_mark.line + 1, f"nested more than {MAX_DEPTH} deep"))
         return None
     if isinstance(node, yaml.MappingNode):
@@ -37,15 +37,15 @@ def _build(
             key = str(key_node.value)
             if key in result:
                 problems.append((key_node.start_mark.line + 1, f"key {key!r} occurs twice"))
-            result[key] = _build(value_node, (*place, key), lines, problems)
-            lines[(*place, key)] = key_node.start_mark.line + 1
+            result[key] = _build(value_node, (*key_path, key), lines, problems)
+            lines[(*key_path, key)] = key_node.start_mark.line + 1
         return result
     if isinstance(node, yaml.SequenceNode):
-        return [_build(child, (*place, k), lines, problems) for k, child in enumerate(node.value)]
+        return [_build(child, (*key_path, k), lines, problems) for k, child in enumerate(node.value)]
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node, deep=True)
-    except (yaml.MarkedYAMLError, ValueError) as error:  # an unknown tag, the 45th of a month
+    except (yaml.MarkedYAMLError, ValueError) as error:  # an unknown tag, or a date such as 2026-11-45
         text = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
         problems.append((node.start_mark.line + 1, f"{node.value!r}: {text}"))
         return None
@@ -53,25 +53,11 @@ def _build(
         loader.dispose()
 
 
-def read_yaml(path: Path) -> tuple[Any, dict[Place, int]]:
-    """Read one YAML document and the line of each of its values.
+def read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
+    """Return the value of a YAML file, and the line number of each key path in it.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The file.
-
-    Returns
-    -------
-    value : `object`
-        Plain dictionaries, lists and scalars.
-    lines : `dict` [`tuple`, `int`]
-        Line number, from 1, of each place in `value`.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised if the file cannot be read, is not YAML, or has a key twice.
+    Raises `~ppdaemon.errors.ConfigError` if it cannot be read, is not YAML, or has a
+    key twice.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -86,7 +72,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Place, int]]:
         raise ConfigError([f"{path}: not YAML: {error}"]) from None
     if root is None:
         return {}, {(): 1}
-    lines: dict[Place, int] = {}
+    lines: dict[KeyPath, int] = {}
     problems: list[tuple[int, str]] = []
     value = _build(root, (), lines, problems)
     if problems:
@@ -95,20 +81,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Place, int]]:
 
 
 def expand(value: Any, environment: Mapping[str, str]) -> Any:
-    """Replace ``${NAME}`` in all strings of a value.
-
-    Parameters
-    ----------
-    value : `object`
-        Dictionaries, lists and scalars.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        The variables; an unknown one is left as it stands.
-
-    Returns
-    -------
-    expanded : `object`
-        The same, expanded.
-    """
+    """Replace ``${NAME}`` in all strings of a value; unknown variables stay unchanged."""
     if isinstance(value, str):
         return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), value)
     if isinstance(value, dict):
@@ -118,10 +91,10 @@ def expand(value: Any, environment: Mapping[str, str]) -> Any:
     return value
 
 
-def _line_of(place: Place, lines: Mapping[Place, int]) -> int:
-    while place not in lines and place:
-        place = place[:-1]
-    return lines.get(place, 1)
+def _line_of(key_path: KeyPath, lines: Mapping[KeyPath, int]) -> int:
+    while key_path not in lines and key_path:
+        key_path = key_path[:-1]
+    return lines.get(key_path, 1)
 
 
 def load_model[M: pydantic.BaseModel](
@@ -129,27 +102,10 @@ def load_model[M: pydantic.BaseModel](
 ) -> M:
     """Read a YAML file into a validated model.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The file.
-    model : `type`
-        A pydantic model.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``${NAME}`` in values.
-    context : `object`, optional
-        What validators may want to know.
-
-    Returns
-    -------
-    config : `pydantic.BaseModel`
-        An instance of `model`.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised with one line per error: file, line, key, what is wrong.
+    `environment` gives the values of ``${NAME}``, `context` is passed to validators.
+    Raises `~ppdaemon.errors.ConfigError` with one line per error: file, line, key, error.
     """
+    # Variables are replaced after parsing, so that a value cannot change the structure.
     value, lines = read_yaml(path)
     value = expand(value, environment)
     try:
@@ -157,13 +113,13 @@ def load_model[M: pydantic.BaseModel](
     except pydantic.ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False):
-            # The branch of a union, told in round brackets, is no key.
-            place = tuple(step for step in problem["loc"] if not str(step).startswith("("))
-            key = ".".join(str(step) for step in place) or "(the whole file)"
+            # pydantic adds the branch of a union in round brackets; it is not a key.
+            key_path = tuple(step for step in problem["loc"] if not str(step).startswith("("))
+            key = ".".join(str(step) for step in key_path) or "(the whole file)"
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 text = "unknown key"
             elif problem["type"] == "missing":
                 text = "missing key"
-            problems.append((_line_of(place, lines), f"{key}: {text}"))
+            problems.append((_line_of(key_path, lines), f"{key}: {text}"))
         raise ConfigError([f"{path}:{line}: {text}" for line, text in sorted(problems)]) from None

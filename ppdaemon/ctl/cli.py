@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The program ``ppctl``: asks a ppdaemon over its control socket.
+"""The program ``ppctl``: queries and controls a ppdaemon over its control socket.
 
-Exit statuses are those of `ppdaemon.states.ExitCode`; ``ppctl status`` alone
-follows LSB. Nothing a daemon does or says makes it show a traceback.
+Exit codes are those of `ppdaemon.states.ExitCode`, except that ``ppctl status``
+follows LSB. No answer of a daemon makes it print a traceback.
 """
 
 import contextlib
@@ -36,19 +36,20 @@ __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
 RELOAD_S = 300.0
-"""Imports and a template take seconds; the daemon gives up before this."""
+"""A reload takes seconds for imports and the template repo; the daemon's own limit
+is shorter than this one."""
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _daemon = click.make_pass_decorator(Daemon)
 
 
-def _answers(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the daemon, and the option to print JSON."""
+def _daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the daemon as an argument and ``--json`` as an option to a command."""
     return _as_json(_daemon(command))
 
 
 def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableType], as_json: bool) -> None:
-    """Print models as JSON, or a view of them."""
+    """Print models, as JSON or as text."""
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
@@ -56,7 +57,7 @@ def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableTyp
 
 
 def _socket_of(config: Path) -> Path:
-    """Return the control socket that a node's configuration names."""
+    """Return the control socket in a node's configuration."""
     return load_model(config, NodeConfig, os.environ).node.control
 
 
@@ -66,25 +67,29 @@ def _socket_of(config: Path) -> Path:
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"The daemon's control socket; {DEFAULT_SOCKET} if not given.",
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}.",
 )
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="The daemon's configuration, which names its socket."
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Configuration file of the daemon: use the socket in it.",
 )
 @click.pass_context
 def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None) -> None:
-    """Ask a ppdaemon how it is, and tell it what to do."""
+    """Show the state of a ppdaemon and control it."""
     if socket_path and config:
         raise click.UsageError("give --socket or --config, not both")
     context.obj = Daemon(_socket_of(config) if config else socket_path or DEFAULT_SOCKET)
 
 
 @_ppctl.command()
-@_answers
+@_daemon_command
 def status(daemon: Daemon, as_json: bool) -> None:
-    """Show the daemon in one screen.
+    """Show the state of the daemon.
 
-    Exit status: 0 running, 3 not running, 4 unknown.
+    Slots, visits, export, sources of raws, limits, and problems to check.
+
+    Exit code: 0 running, 3 not running, 4 unknown.
     """
     try:
         report = daemon.status()
@@ -97,26 +102,29 @@ def status(daemon: Daemon, as_json: bool) -> None:
 
 
 _limit = click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many at the most."
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of lines."
 )
 
 
 @_ppctl.command()
 @_limit
-@_answers
+@_daemon_command
 def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors, the newest first."""
+    """List visit-detectors, the newest first.
+
+    A visit-detector is one detector of one visit.
+    """
     _show(daemon.visits(limit), tables.visits_table, as_json)
 
 
 @_ppctl.command()
 @_limit
-@_answers
+@_daemon_command
 def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors that daytime catch-up has to look at.
+    """List visit-detectors that need daytime reprocessing.
 
-    Below them the last raws that were found and that no visit got; with
-    --json these are in the status.
+    Below them are the latest raws that were found but used by no visit. With
+    --json these are not printed here: see "ppctl status --json".
     """
     _show(daemon.visits(limit, failed=True), partial(_failed_view, daemon), as_json)
 
@@ -127,11 +135,12 @@ def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
 
 @_ppctl.command()
 @_limit
-@_answers
+@_daemon_command
 def late(daemon: Daemon, limit: int, as_json: bool) -> None:
-    """List raws that came after the outcome of their visit-detector.
+    """List raws that arrived after the end of their visit.
 
-    Those that another attempt has used are not listed any more.
+    A raw that another attempt has used is no longer listed. Use "ppctl requeue"
+    to process such visits again.
     """
     _show(daemon.late(limit), tables.late_table, as_json)
 
@@ -147,20 +156,26 @@ def _read_detectors(context: click.Context, _: click.Parameter, value: str | Non
 @click.argument("group")
 @click.argument("detectors", required=False, callback=_read_detectors)
 @click.option(
-    "--force", is_flag=True, help="Even if alerts or sources may then be there twice, or two nodes do it."
+    "--force",
+    is_flag=True,
+    help="Also if this may write alerts twice, or if another node may process it too.",
 )
-@_answers
+@_daemon_command
 def requeue(
     daemon: Daemon, group: str, detectors: tuple[int, ...] | None, force: bool, as_json: bool
 ) -> None:
-    """Try detectors of a visit again that had their outcome.
+    """Process detectors of a visit again that have ended.
 
-    All that did not succeed, or DETECTORS such as 0-8,12. Whatever raws are
-    there by now are used. Refused: what has succeeded, is under way, or whose
-    outputs wait for export; without --force also what went past a point of no
-    return. Exit status 1: one of DETECTORS was refused, or nothing is left.
+    GROUP is the visit. DETECTORS is a list such as 0-8,12; without it, all
+    detectors that did not succeed are processed again, with the raws that have
+    arrived by now.
+
+    Refused are detectors that succeeded, that are under way, or whose outputs
+    wait for export. Without --force, detectors are also refused if something
+    permanent may have been written. Exit code 1: one of DETECTORS was refused,
+    or there is no detector to process.
     """
-    daemon.status()  # a hung daemon is told from one that looks for raws
+    daemon.status()  # fails within 5 s if the daemon hangs; a requeue may take longer
     rows = daemon.requeue(group, detectors, force=force)
     _show(rows, tables.requeue_table, as_json)
     refused = [row for row in rows if row.attempt is None]
@@ -170,28 +185,28 @@ def requeue(
 
 @_ppctl.command()
 @click.argument("group")
-@_answers
+@_daemon_command
 def visit(daemon: Daemon, group: str, as_json: bool) -> None:
-    """Show all about one visit: stages, slots, reasons."""
+    """Show the details of one visit: stages, slots, reasons."""
     _show(daemon.visit(group), tables.visit_view, as_json)
 
 
 @_ppctl.command()
-@_answers
+@_daemon_command
 def workers(daemon: Daemon, as_json: bool) -> None:
-    """List the slots and who sits in them."""
+    """List the slots and their workers."""
     _show(daemon.workers(), tables.workers_table, as_json)
 
 
 @_ppctl.command()
 @_daemon
 def top(daemon: Daemon) -> None:
-    """Follow the daemon live; Ctrl-C ends."""
+    """Show the state of the daemon continuously, until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
         follow(daemon, terminal_console())
 
 
-def _tell(
+def _send_request(
     daemon: Daemon, request: Model, done: str, as_json: bool, *, timeout_s: float | None = None
 ) -> None:
     data = daemon.ask(request, timeout_s=timeout_s)
@@ -202,52 +217,53 @@ def _tell(
 
 
 @_ppctl.command()
-@_answers
+@_daemon_command
 def drain(daemon: Daemon, as_json: bool) -> None:
-    """Take no more visits; end those that run."""
-    _tell(daemon, DrainRequest(), "draining", as_json)
+    """Accept no more visits; the running ones are finished."""
+    _send_request(daemon, DrainRequest(), "draining", as_json)
 
 
 @_ppctl.command()
-@_answers
+@_daemon_command
 def resume(daemon: Daemon, as_json: bool) -> None:
-    """Take visits again."""
-    _tell(daemon, ResumeRequest(), "taking visits", as_json)
+    """Accept visits again, after drain."""
+    _send_request(daemon, ResumeRequest(), "taking visits", as_json)
 
 
 @_ppctl.command()
-@_answers
+@_daemon_command
 def reload(daemon: Daemon, as_json: bool) -> None:
-    """Read the configuration again; one that cannot be used changes nothing.
+    """Read the configuration file again and use it for new workers.
 
-    Waits until new workers can start. Running visits end as they began.
+    Returns when new workers can start. Running visits are finished with the old
+    configuration. If the file has an error, the old configuration stays in use.
     """
-    daemon.status()  # a hung daemon is told from a long reload
-    _tell(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)
+    daemon.status()  # fails within 5 s if the daemon hangs; a reload may take longer
+    _send_request(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)
 
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
-@_answers
+@_daemon_command
 def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Replace a slot's worker; a quarantined slot starts anew."""
-    _tell(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
+    """Replace the worker of a slot; also ends a quarantine."""
+    _send_request(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
 
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
-@_answers
+@_daemon_command
 def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Kill a slot's worker now."""
-    _tell(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
+    """Kill the worker of a slot at once, without waiting."""
+    _send_request(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
 
 
 @_ppctl.command()
 @click.argument("groups", metavar="GROUP...", nargs=-1, required=True)
-@click.option("--png", type=click.Path(path_type=Path), help="Draw a picture into this file.")
-@_answers
+@click.option("--png", type=click.Path(path_type=Path), help="Write the chart to this PNG file.")
+@_daemon_command
 def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json: bool) -> None:
-    """Show when each detector of a visit went through which stage."""
+    """Show the stages of each detector over time, as a chart."""
     rows = [row for group in dict.fromkeys(groups) for row in daemon.visit(group)]
     if png:
         timeline_png(rows, png)
@@ -265,12 +281,12 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
 )
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def demo(args: tuple[str, ...]) -> None:
-    """Run the whole system on a simulated camera: `ppctl demo --help`."""
+    """Run the system with a simulated camera (ppctl demo --help)."""
     os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Run one command; return its exit status."""
+    """Run one command; return its exit code."""
     try:
         result = _ppctl.main(arguments, prog_name="ppctl", standalone_mode=False)
         sys.stdout.flush()
@@ -280,25 +296,19 @@ def _run(arguments: Sequence[str] | None) -> int:
         error.show()
         return ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
-        return 130  # as a shell says of SIGINT
+        return 130  # a shell's exit code for SIGINT
     except PPDaemonError as error:
         click.echo("\n".join(f"ppctl: {plain(line)}" for line in str(error).splitlines()), err=True)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise the error again
         return ExitCode.OK
-    except Exception as error:  # operators get one line, whatever went wrong
+    except Exception as error:  # operators get one line, not a traceback
         click.echo(f"ppctl: internal error: {type(error).__name__}: {plain(error)}", err=True)
         return ExitCode.SOFTWARE
     return result if isinstance(result, int) else ExitCode.OK
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``ppctl`` and exit.
-
-    Parameters
-    ----------
-    arguments : `~collections.abc.Sequence` [`str`], optional
-        Those of the command line, if not given.
-    """
+    """Run ``ppctl`` and exit; without arguments, those of the process."""
     sys.exit(_run(arguments))

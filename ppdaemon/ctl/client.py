@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A daemon's control socket, asked with plain blocking calls and a deadline.
+"""Client of a daemon's control socket: blocking calls with a time limit.
 
-Covers connecting, asking, and what each way of not answering is called. Does
-not cover what is asked and answered: that is `ppdaemon.reports`.
+Covers the connection and the errors. Requests and answers are those of
+`ppdaemon.reports`.
 """
 
 import socket
@@ -21,40 +21,40 @@ from ppdaemon.wire import decode, encode, explain
 __all__ = ("Daemon", "Denied", "NotFound", "NotRunning")
 
 REPLY_LIMIT = 67_108_864
-"""Largest reply, bytes: 10,000 visits with long reasons fit in."""
+"""Largest reply in bytes: 10,000 visits with long reasons fit."""
 
 REQUEUE_S = 30.0
-"""A look for raws that came long ago takes 2 s of this at the most."""
+"""Time limit of a requeue, of which the search for raws takes at most 2 s."""
 
 BACKLOG_PAUSE_S = 0.05
-"""Pause before the next try where the socket's backlog is full."""
+"""Pause before connecting again when the socket's backlog is full."""
 
 
 class NotRunning(Unavailable):
-    """Nobody listens on the socket: start the daemon."""
+    """No process listens on the socket: start the daemon."""
 
 
 class Denied(PPDaemonError):
-    """The socket is another group's: become a member of that group."""
+    """This user may not connect: a member of the socket's group may."""
 
     exit_code = ExitCode.PERMISSION
 
 
 class NotFound(PPDaemonError):
-    """The daemon knows no such slot or visit: look at the name."""
+    """The daemon has no such slot or visit: check the number or the group."""
 
     exit_code = ExitCode.DATA
 
 
-class _Line:
-    """A connection that sends and takes lines, each before a deadline."""
+class _Connection:
+    """A connection that sends and receives lines, each before a deadline."""
 
     def __init__(self, path: Path):
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._buffer = bytearray()
 
-    def __enter__(self) -> "_Line":
+    def __enter__(self) -> "_Connection":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,7 +71,7 @@ class _Line:
             self._set_timeout(deadline)
             try:
                 self._socket.connect(str(self._path))
-            except BlockingIOError:  # a full backlog, which a unix socket does not wait for
+            except BlockingIOError:  # the backlog is full; connect() on a unix socket does not wait
                 time.sleep(BACKLOG_PAUSE_S)
             else:
                 return
@@ -81,8 +81,8 @@ class _Line:
         self._socket.sendall(line + b"\n")
 
     def receive(self, deadline: float) -> bytes:
-        """Return the next line; what came of a later one is kept."""
-        searched = 0
+        """Return the next line; bytes after it stay in the buffer."""
+        searched = 0  # so that a long reply is not searched from its start for each packet
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > REPLY_LIMIT:
@@ -98,17 +98,17 @@ class _Line:
 
 
 class Daemon:
-    """One daemon, asked over its control socket.
+    """A daemon, reached over its control socket.
 
-    Every call makes its own connection, and answers or raises within the
-    time-out.
+    Each call opens a connection of its own, and returns or raises before its
+    time limit. An object may be used by several threads.
 
     Parameters
     ----------
     path : `pathlib.Path`
-        The daemon's unix socket.
+        The daemon's unix socket, ``node.control`` of its configuration.
     timeout_s : `float`
-        How long one call may take altogether.
+        Time limit of one call in seconds, connecting included.
     """
 
     def __init__(self, path: Path, timeout_s: float = 5.0):
@@ -116,78 +116,84 @@ class Daemon:
         self._timeout_s = timeout_s
 
     def ask(self, request: pydantic.BaseModel, *, timeout_s: float | None = None) -> Any:
-        """Send one request, return the data of its answer.
+        """Send a request and return the data of the answer.
 
         Parameters
         ----------
         request : `pydantic.BaseModel`
             One of those in `ppdaemon.reports`.
         timeout_s : `float`, optional
-            How long this one may take.
+            Time limit of this call in seconds instead of that of the object.
 
         Returns
         -------
         data : `object`
-            Plain JSON values.
+            JSON values, as the docstring of the request describes them.
 
         Raises
         ------
         NotRunning
-            Raised if there is no socket, or nobody listens on it.
+            Raised if the socket does not exist, or no process listens on it.
         Denied
             Raised if this user may not connect.
         ppdaemon.errors.Unavailable
-            Raised if no answer comes in time, or none that is understood.
+            Raised if no valid answer arrives within the time limit.
         ppdaemon.errors.Refused
-            Raised if the daemon does not do this now.
+            Raised if the daemon cannot do this in its present state.
         ppdaemon.errors.ConfigError
-            Raised if the daemon's configuration file cannot be used.
+            Raised if the daemon's configuration file has errors (reload).
         NotFound
-            Raised if it knows no such slot or visit.
+            Raised if there is no such slot or visit.
+        ppdaemon.errors.PPDaemonError
+            Raised if the request caused an internal error in the daemon.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        with _Line(self._path) as line:
+        with _Connection(self._path) as line:
             try:
                 line.connect(deadline)
                 line.send(encode(request), deadline)
                 return _data(line.receive(deadline))
             except (OSError, EOFError, BadMessage) as error:
-                raise self._explained(error, timeout_s) from None
+                raise self._as_error(error, timeout_s) from None
 
-    def _explained(self, error: Exception, timeout_s: float) -> PPDaemonError:
+    def _as_error(self, error: Exception, timeout_s: float) -> PPDaemonError:
         match error:
             case TimeoutError():
-                return Unavailable(f"{self._path}: no answer within {timeout_s:g} s; is the daemon hung?")
+                return Unavailable(
+                    f"{self._path}: no answer within {timeout_s:g} s; the daemon may hang, see its log"
+                )
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-                return NotRunning(f"{self._path}: no daemon listens here ({error.strerror})")
+                return NotRunning(
+                    f"{self._path}: no daemon listens here ({error.strerror}); is ppdaemon running?"
+                )
             case PermissionError():
-                return Denied(f"{self._path}: not allowed; members of the socket's group are")
+                return Denied(f"{self._path}: permission denied; members of the socket's group may connect")
             case EOFError() | ConnectionError():
                 return Unavailable(f"{self._path}: the daemon has closed the connection")
             case BadMessage():
                 return Unavailable(
-                    f"{self._path}: answer not understood, the daemon may be newer than ppctl ({error})"
+                    f"{self._path}: invalid answer, the daemon may be newer than ppctl ({error})"
                 )
             case _:
                 return Unavailable(f"{self._path}: {error}")
 
-    def _ask_for[T](
+    def _request[T](
         self, request: pydantic.BaseModel, adapter: pydantic.TypeAdapter[T], *, timeout_s: float | None = None
     ) -> T:
         data = self.ask(request, timeout_s=timeout_s)
         try:
             return _validated(data, adapter)
         except BadMessage as error:
-            raise self._explained(error, self._timeout_s) from None
+            raise self._as_error(error, self._timeout_s) from None
 
     def status(self) -> reports.StatusReport:
-        """Return how the daemon is; raises as `ask` does."""
-        return self._ask_for(reports.StatusRequest(), _STATUS)
+        """Return the state of the daemon; raises as `ask` does."""
+        return self._request(reports.StatusRequest(), _STATUS)
 
     def workers(self) -> tuple[reports.WorkerRow, ...]:
-        """Return all slots; raises as `ask` does."""
-        return self._ask_for(reports.WorkersRequest(), _WORKERS)
+        """Return all slots with their workers; raises as `ask` does."""
+        return self._request(reports.WorkersRequest(), _WORKERS)
 
     def visits(self, limit: int, *, failed: bool = False) -> tuple[reports.VisitRow, ...]:
         """Return the newest visit-detectors; raises as `ask` does.
@@ -195,72 +201,78 @@ class Daemon:
         Parameters
         ----------
         limit : `int`
-            How many at the most.
+            Maximum number of rows, 1 to 10,000.
         failed : `bool`
-            Only those with a bad outcome.
+            Whether to return only those in `~ppdaemon.states.BAD_OUTCOMES`.
         """
-        return self._ask_for(reports.VisitsRequest(limit=limit, failed=failed), _VISITS)
+        return self._request(reports.VisitsRequest(limit=limit, failed=failed), _VISITS)
 
     def visit(self, group: str) -> tuple[reports.VisitRow, ...]:
-        """Return the visit-detectors of one group; raises as `ask` does.
+        """Return the visit-detectors of one group.
 
-        Parameters
-        ----------
-        group : `str`
-            Name of the group.
+        Raises as `ask` does, and `NotFound` if the journal has none.
         """
-        rows = self._ask_for(reports.VisitRequest(group=group), _VISITS)
+        rows = self._request(reports.VisitRequest(group=group), _VISITS)
         if not rows:
             raise NotFound(f"the daemon's journal has no visit {group!r}")
         return rows
 
     def late(self, limit: int) -> tuple[reports.LateRow, ...]:
-        """Return the newest raws that came too late; raises as `ask` does.
+        """Return the newest raws that arrived after their visit-detector had ended.
 
-        Parameters
-        ----------
-        limit : `int`
-            How many at the most.
+        At most `limit` rows, 1 to 10,000; raises as `ask` does.
         """
-        return self._ask_for(reports.LateRequest(limit=limit), _LATE)
+        return self._request(reports.LateRequest(limit=limit), _LATE)
 
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
     ) -> tuple[reports.RequeueRow, ...]:
-        """Try detectors of a visit again; raises as `ask` does.
+        """Process detectors of a visit again; raises as `ask` does.
 
         Parameters
         ----------
         group : `str`
-            Name of the group.
+            Group of the visit.
         detectors : `tuple` [`int`] or `None`
-            Which; `None` means all.
+            Detector ids; `None` means all that the journal has of the group.
         force : `bool`
-            Whether something may be done twice.
+            Whether to process again although permanent results, such as alerts,
+            may be written twice.
+
+        Returns
+        -------
+        rows : `tuple` [`~ppdaemon.reports.RequeueRow`]
+            The new attempt or the reason of the refusal, for each detector.
         """
         request = reports.RequeueRequest(group=group, detectors=detectors, force=force)
-        return self._ask_for(request, _REQUEUED, timeout_s=REQUEUE_S)
+        return self._request(request, _REQUEUED, timeout_s=REQUEUE_S)
 
     def watch(self, tick_s: float) -> Iterator[reports.StatusReport | None]:
-        """Follow the daemon until it goes away.
+        """Yield the state of the daemon until the connection ends.
 
         Parameters
         ----------
         tick_s : `float`
-            Longest pause between two yields.
+            Longest time between two yields, seconds.
 
         Yields
         ------
         report : `~ppdaemon.reports.StatusReport` or `None`
-            The status at once and after each change; `None` after a pause
-            without one.
+            The state at once and after each change; `None` if it has not
+            changed for `tick_s`.
+
+        Raises
+        ------
+        ppdaemon.errors.Unavailable
+            Raised when the daemon closes the connection.
         """
         deadline = time.monotonic() + self._timeout_s
-        with _Line(self._path) as line:
+        with _Connection(self._path) as line:
             try:
                 line.connect(deadline)
                 line.send(encode(reports.Watch()), deadline)
                 yield _validated(_data(line.receive(deadline)), _STATUS)
+                # No further time limit: a daemon without changes sends nothing.
                 while True:
                     try:
                         data = line.receive(time.monotonic() + tick_s)
@@ -269,7 +281,7 @@ class Daemon:
                     else:
                         yield _validated(_data(data), _STATUS)
             except (OSError, EOFError, BadMessage) as error:
-                raise self._explained(error, self._timeout_s) from None
+                raise self._as_error(error, self._timeout_s) from None
 
 
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
@@ -287,7 +299,7 @@ def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:
 
 
 def _data(line: bytes) -> Any:
-    """Return what an ``ok`` carries; raise what a ``failed`` means."""
+    """Return the data of an ``ok`` reply; raise the error of a ``failed`` one."""
     reply = decode(line, reports.REPLIES, limit=REPLY_LIMIT)
     if not isinstance(reply, reports.Failed):
         return reply.data
@@ -300,7 +312,7 @@ def _data(line: bytes) -> Any:
             raise ConfigError(reply.text.splitlines())
         case "bad_request":
             raise Unavailable(
-                f"the daemon does not understand ppctl, they may differ in version: {reply.text}"
+                f"the daemon rejects the request, its version may differ from ppctl's: {reply.text}"
             )
         case "internal":
-            raise PPDaemonError(f"the daemon failed: {reply.text}")
+            raise PPDaemonError(f"internal error in the daemon, see its log: {reply.text}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pictures of what the journal says. Needs matplotlib, which no daemon does."""
+"""Charts of the journal's visits as PNG files. Needs matplotlib; the daemons do not."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from ppdaemon.states import Outcome
 
 __all__ = ("timeline_png",)
 
-_COLOURS = dict(
+_COLORS = dict(
     zip(
         SPAN_NAMES,
         ("#d9d9d9", "#8fb8de", "#eef3f8", "#f2a541", "#e4572e", "#4c9f70", "#9b7ede", "#5b4b8a"),
         strict=True,
     )
 )
-"""Pale where nothing is at stake, strong after the raw has landed."""
+"""Pale before the raw has arrived, strong after it."""
 
 
 def _label(timeline: Timeline, index: int) -> str:
@@ -38,7 +38,7 @@ def _draw(axes: Any, timeline: Timeline) -> None:
                 span.end_s - span.begin_s,
                 left=span.begin_s,
                 height=0.8,
-                color=_COLOURS[span.name],
+                color=_COLORS[span.name],
                 hatch="" if span.finished else "xxx",
                 edgecolor="white" if span.finished else "#b00020",
                 linewidth=0.3,
@@ -54,35 +54,25 @@ def _draw(axes: Any, timeline: Timeline) -> None:
 
 
 def timeline_png(rows: Sequence[VisitRow], path: Path) -> None:
-    """Draw when each detector of a visit went through which stage.
+    """Draw the processing stages of each detector over time, one panel per group.
 
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows of one or more groups; each group gets its own panel.
-    path : `pathlib.Path`
-        The PNG file; overwritten.
-
-    Raises
-    ------
-    ppdaemon.pictures.CannotDraw
-        Raised if there is nothing to draw, matplotlib is missing, or the
-        file cannot be written.
+    Overwrites the file. Raises `~ppdaemon.pictures.CannotDraw` if there are no rows,
+    matplotlib is missing, or the file cannot be written.
     """
     timelines = lay_out(rows)
     if not timelines:
-        raise CannotDraw("there is no visit to draw")
+        raise CannotDraw("no visit to draw")
     heights = [0.8 + 0.16 * len(timeline.bars) for timeline in timelines]
     figure = new_figure(9.0, sum(heights) + 0.8)
-    from matplotlib.patches import Patch  # there, or there were no figure
+    from matplotlib.patches import Patch  # `new_figure` has raised if it is missing
 
     panels = figure.subplots(len(timelines), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axes, timeline in zip(panels, timelines, strict=True):
         _draw(axes, timeline)
     panels[-1].set_xlabel("seconds", fontsize=8)
     figure.legend(
-        handles=[Patch(facecolor=colour, edgecolor="#999999", linewidth=0.4, label=name)
-                 for name, colour in _COLOURS.items()],
-        loc="outside lower center", ncols=len(_COLOURS), fontsize=7, frameon=False,
+        handles=[Patch(facecolor=color, edgecolor="#999999", linewidth=0.4, label=name)
+                 for name, color in _COLORS.items()],
+        loc="outside lower center", ncols=len(_COLORS), fontsize=7, frameon=False,
     )  # fmt: skip
     save_png(figure, path)

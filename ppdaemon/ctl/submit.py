@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sending visits to a relay by hand: the inner part of ``send_visit.py``.
+"""Client of a relay's submit socket, for ``send_visit.py`` and the simulated camera.
 
-Covers making the event, asking the relay, and watching a visit until every
-detector has its outcome. The relay alone judges what an event says.
+Covers making a next_visit, sending it, and waiting until each detector has an
+outcome. Does not check the fields of an event: the relay does.
 """
 
 import json
@@ -38,35 +38,24 @@ __all__ = (
 )
 
 ANSWER_S = 5.0
-"""How long an answer is waited for, if nothing else is said."""
+"""Default time limit of an answer."""
 
 POLL_S = 0.3
-"""Interval of questions to the relay while a visit is followed."""
+"""Interval of status requests while waiting for outcomes."""
 
 LEAD_S = 30.0
-"""From the announcement to the expected start, if nothing else is said."""
+"""Default time from the announcement to the expected start."""
 
 ACCEPTED = pydantic.TypeAdapter(Accepted)
 
 
-def make_event(given: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
-    """Make a next_visit of what was said on a command line.
+def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
+    """Return the SAL fields of a next_visit from command-line options.
 
-    Parameters
-    ----------
-    given : `~collections.abc.Mapping` [`str`, `object`]
-        ``instrument``, ``ra``, ``dec``, ``angle``, ``filter``, ``nimages``,
-        ``survey``, ``duration``, ``group``; missing or `None` means not said.
-    now_tai : `float`
-        TAI seconds since 1970: names the group, if nothing else does, and
-        stamps the event.
-
-    Returns
-    -------
-    fields : `dict`
-        SAL field names and values.
+    `None` means that an option was not set; without ``group`` the group is named by
+    the time `now_tai`.
     """
-    said = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     names = {"group": "groupId", "filter": "filters"}
     plain = ("instrument", "nimages", "survey", "duration")
     fields: dict[str, Any] = {
@@ -75,30 +64,20 @@ def make_event(given: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
         "private_sndStamp": now_tai,
         "startTime": now_tai + LEAD_S,
     }
-    fields |= {names.get(name, name): value for name, value in said.items() if name in (*names, *plain)}
-    if "ra" in said or "dec" in said:
+    fields |= {names.get(name, name): value for name, value in options.items() if name in (*names, *plain)}
+    if "ra" in options or "dec" in options:
         fields["coordinateSystem"] = int(CoordinateSystem.ICRS)
-        fields["position"] = [said.get("ra", 0.0), said.get("dec", 0.0)]
-    if "angle" in said:
+        fields["position"] = [options.get("ra", 0.0), options.get("dec", 0.0)]
+    if "angle" in options:
         fields["rotationSystem"] = int(RotationSystem.SKY)
-        fields["cameraAngle"] = said["angle"]
+        fields["cameraAngle"] = options["angle"]
     return fields
 
 
 class RelayClient:
     """A connection to a relay's submit socket; use as a context manager.
 
-    Parameters
-    ----------
-    address : `str`
-        Such as ``tcp://127.0.0.1:5570``.
-    timeout_s : `float`, optional
-        How long to wait for each answer.
-
-    Raises
-    ------
-    ppdaemon.errors.Unavailable
-        Raised if the address cannot be used.
+    Raises `~ppdaemon.errors.Unavailable` if the address is not valid.
     """
 
     def __init__(self, address: str, timeout_s: float = ANSWER_S):
@@ -107,10 +86,10 @@ class RelayClient:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REQ)
         self._socket.linger = 0
-        self._socket.set(zmq.IMMEDIATE, 1)  # a message never waits for a relay that is not there
+        self._socket.set(zmq.IMMEDIATE, 1)  # do not queue messages while no relay is connected
         self._socket.set(zmq.MAXMSGSIZE, NODE_LIMIT)
-        # After a question without an answer another one may be asked; should the
-        # answer come late, it is not taken for that of the second.
+        # After a request without an answer another one may be sent, and a late
+        # answer is not taken for the answer to the second request.
         self._socket.set(zmq.REQ_RELAXED, 1)
         self._socket.set(zmq.REQ_CORRELATE, 1)
         self._socket.sndtimeo = self._socket.rcvtimeo = max(1, round(timeout_s * 1000))
@@ -127,36 +106,24 @@ class RelayClient:
         self._context.destroy()
 
     def ask(self, fields: Mapping[str, Any]) -> Accepted:
-        """Send one object and return the answer.
+        """Send a request and return the relay's answer.
 
-        Parameters
-        ----------
-        fields : `~collections.abc.Mapping`
-            A next_visit, a cancellation or a ``visit_status``.
-
-        Returns
-        -------
-        answer : `~ppdaemon.messages.Accepted`
-            What the relay says.
-
-        Raises
-        ------
-        ppdaemon.errors.Unavailable
-            Raised if no answer came in time.
-        ppdaemon.errors.BadMessage
-            Raised if what answers is not a relay.
+        Raises `~ppdaemon.errors.Unavailable` if none arrives in time, and
+        `~ppdaemon.errors.BadMessage` if the answer is not a relay's.
         """
         try:
             self._socket.send(json.dumps(fields).encode())
             data = self._socket.recv()
         except zmq.Again:
             raise Unavailable(
-                f"no answer from {self._address} in {self._timeout_s:g} s: does pprelay run there?"
+                f"no answer from {self._address} in {self._timeout_s:g} s: check address and pprelay"
             ) from None
         try:
             return decode(data, ACCEPTED, limit=NODE_LIMIT)
         except BadMessage as error:
-            raise BadMessage(f"{self._address} does not answer as a relay does: {error}") from None
+            raise BadMessage(
+                f"{self._address}: not the answer of a relay; check the address: {error}"
+            ) from None
 
 
 def follow(
@@ -168,79 +135,41 @@ def follow(
     mono: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Accepted:
-    """Ask how a visit stands until all its detectors have an outcome.
+    """Request the status of a visit until all its detectors have an outcome.
 
-    Parameters
-    ----------
-    client : `RelayClient`
-        Whom to ask.
-    group : `str`
-        The visit's group.
-    timeout_s : `float`
-        When to stop asking.
-    show : `~collections.abc.Callable`
-        Called with each answer.
-    mono, pause : `~collections.abc.Callable`
-        The monotonic clock, and how to wait.
-
-    Returns
-    -------
-    standing : `~ppdaemon.messages.Accepted`
-        The last answer; outcomes are missing in it if the time was up.
+    Call `show` with each answer and return the last one; after `timeout_s` it may
+    lack outcomes.
     """
     deadline = mono() + timeout_s
     while True:
-        standing = client.ask({"type": "visit_status", "groupId": group})
-        show(standing)
-        under_way = any(found.outcome is None for found in standing.outcomes or ())
+        status = client.ask({"type": "visit_status", "groupId": group})
+        show(status)
+        under_way = any(found.outcome is None for found in status.outcomes or ())
         if not under_way or mono() >= deadline:
-            return standing
+            return status
         pause(POLL_S)
 
 
 def exit_code(answer: Accepted, *, followed: bool, cancelling: bool) -> ExitCode:
-    """Say with which status the program ends.
+    """Return the exit code for the relay's last answer.
 
-    Parameters
-    ----------
-    answer : `~ppdaemon.messages.Accepted`
-        The relay's last answer.
-    followed : `bool`
-        Whether outcomes were waited for.
-    cancelling : `bool`
-        Whether a cancelled detector is what was wanted.
-
-    Returns
-    -------
-    code : `~ppdaemon.states.ExitCode`
-        ``OK`` if it was taken (with `followed`: if all succeeded), ``DATA`` if
-        it was refused, ``FAILED`` for other outcomes, ``TRY_LATER`` if some
-        are missing.
+    ``OK`` if it was accepted (with `followed`: if all detectors succeeded), ``DATA``
+    if it was refused, ``FAILED`` for other outcomes, ``TRY_LATER`` if outcomes are
+    missing. With `cancelling`, canceled detectors count as succeeded.
     """
     if answer.status == "rejected":
         return ExitCode.DATA
     if not followed:
         return ExitCode.OK
-    wanted = {Outcome.SUCCEEDED, Outcome.CANCELLED} if cancelling else {Outcome.SUCCEEDED}
+    expected = {Outcome.SUCCEEDED, Outcome.CANCELLED} if cancelling else {Outcome.SUCCEEDED}
     outcomes = {found.outcome for found in answer.outcomes or ()}
     if None in outcomes:
         return ExitCode.TRY_LATER
-    return ExitCode.OK if outcomes and outcomes <= wanted else ExitCode.FAILED
+    return ExitCode.OK if outcomes and outcomes <= expected else ExitCode.FAILED
 
 
 def summary(answer: Accepted) -> str:
-    """Write an answer as one line.
-
-    Parameters
-    ----------
-    answer : `~ppdaemon.messages.Accepted`
-        The relay's.
-
-    Returns
-    -------
-    line : `str`
-        For instance ``accepted: 2026-11-22T03:25:16.951, 9 detectors``.
-    """
+    """Return an answer as one line, such as ``accepted: 2026-11-22T03:25:16.951, 9 detectors``."""
     parts = [answer.group] if answer.group else []
     if answer.detectors:
         parts.append(f"{answer.detectors} detector{'s' if answer.detectors > 1 else ''}")
@@ -250,18 +179,7 @@ def summary(answer: Accepted) -> str:
 
 
 def outcome_table(outcomes: tuple[DetectorOutcome, ...]) -> rich.table.Table:
-    """Lay outcomes out for people.
-
-    Parameters
-    ----------
-    outcomes : `tuple` [`~ppdaemon.messages.DetectorOutcome`]
-        One for each detector.
-
-    Returns
-    -------
-    table : `rich.table.Table`
-        One row for each.
-    """
+    """Return a table with one row for each detector."""
     table = rich.table.Table("detector", "outcome", "node", "attempt", "reason")
     for found in sorted(outcomes, key=lambda found: found.detector):
         outcome = "(under way)" if found.outcome is None else found.outcome.value
@@ -273,20 +191,12 @@ def outcome_table(outcomes: tuple[DetectorOutcome, ...]) -> rich.table.Table:
 
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[Accepted], None]]:
-    """Show how a visit goes on: a bar on a terminal, else a line per change.
+    """Show progress: a bar on a terminal, otherwise a line per change.
 
-    Parameters
-    ----------
-    console : `rich.console.Console`
-        Where.
-
-    Yields
-    ------
-    show : `~collections.abc.Callable`
-        To be called with each answer.
+    Yields the function to call with each answer.
     """
     if not console.is_terminal:
-        yield _Lines(console).show
+        yield _ProgressLines(console).show
         return
     columns = ("{task.description}", rich.progress.BarColumn(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns, console=console, transient=True) as progress:
@@ -294,8 +204,8 @@ def watching(console: Console) -> Iterator[Callable[[Accepted], None]]:
         yield lambda answer: progress.update(bar, total=answer.detectors, completed=_ended(answer).total())
 
 
-class _Lines:
-    """Prints a line whenever more detectors have ended."""
+class _ProgressLines:
+    """Prints a line when more detectors have ended."""
 
     def __init__(self, console: Console):
         self._console = console

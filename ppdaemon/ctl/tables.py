@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a person sees in the terminal: status, slots, visits, timelines.
+"""Terminal output of ``ppctl``: status, slots, visits, timelines.
 
-Builds rich renderables of the reports and prints nothing.
+Makes rich renderables of the reports; does not print.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,8 +49,8 @@ _SPAN_STYLES = {
     "spool": "black on magenta",
     "export": "magenta",
 }
-_LETTERS = {name: "." if name in ("queue", "wait") else name[0] for name in SPAN_NAMES}
-"""A bar is readable without colours: prepare ``p``, wait ``.``, ingest ``i``..."""
+_SPAN_LETTERS = {name: "." if name in ("queue", "wait") else name[0] for name in SPAN_NAMES}
+"""Bars are readable without colors: prepare ``p``, wait ``.``, ingest ``i``..."""
 
 
 def _outcome_text(row: VisitRow) -> Text:
@@ -65,18 +65,7 @@ def _counted(counts: Iterable[tuple[str, int]]) -> str:
 
 
 def status_view(report: StatusReport) -> RenderableType:
-    """Show the daemon in one screen.
-
-    Parameters
-    ----------
-    report : `~ppdaemon.reports.StatusReport`
-        What the daemon says.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show the state of the daemon."""
     head = Text.assemble(
         ("ppdaemon ", "bold"),
         (plain(report.node), "bold cyan"),
@@ -94,7 +83,7 @@ def status_view(report: StatusReport) -> RenderableType:
 
 
 def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
-    """Name and value of each line below the head."""
+    """Yield name and value of each line below the first one."""
     yield (
         "process",
         f"{report.pid}, version {plain(report.version)}, up {duration(report.tai - report.started_tai)}",
@@ -109,10 +98,10 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
-        figures = f"{source.files} raws first seen"
+        figures = f"{source.files} raws found first"
         if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
             figures += (
-                f" {source.lag_p50_ms:.0f} ms after they landed, 99 % within {source.lag_p99_ms:.0f} ms"
+                f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
             )
         note = f", {plain(source.note)}" if source.note else ""
         yield "arrivals", Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
@@ -121,8 +110,8 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     memory = (("supervisor", report.supervisor_mb), ("RAM disk", report.ramdisk_mb))
     if shown := ", ".join(f"{name} {size:.0f} MB" for name, size in memory if size is not None):
         yield "memory", shown
-    for name, keeper in report.limits.items():
-        yield f"limit: {plain(name)}", plain(keeper)
+    for name, limited_by in report.limits.items():
+        yield f"limit: {plain(name)}", plain(limited_by)
     if report.template_ms is not None:
         yield "template", f"made in {duration(report.template_ms / 1000)}"
     if report.reloaded_tai is not None:
@@ -135,18 +124,7 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
 
 
 def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
-    """Show the slots.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.WorkerRow`]
-        One per slot.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show the slots."""
     if not rows:
         return Text("no slots", style="dim")
     table = new_table("slot>", "state", "for>", "left>", "pid>", "MB>", "visits>", "group", "det>")
@@ -169,16 +147,8 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
 def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
     """Show visit-detectors, one line each.
 
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print. ``start`` is from the raw's arrival to the pipeline's first
-        task, ``done`` from shutter close to the last task.
+    ``start`` is the time from the raw's arrival to the pipeline's first task,
+    ``done`` from shutter close to the end of the last task.
     """
     table = new_table("group", "det>", "try>", "outcome", "pipeline", "start>", "tasks>", "done>", "reason~")
     for row in rows:
@@ -199,18 +169,7 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 
 def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show visit-detectors with a bad outcome and why they have it.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show visit-detectors with a bad outcome, and the reasons."""
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
@@ -222,39 +181,17 @@ def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 
 def refused_table(raws: Sequence[RefusedRaw]) -> RenderableType:
-    """Show files of raws that no visit got.
-
-    Parameters
-    ----------
-    raws : `~collections.abc.Sequence` [`~ppdaemon.reports.RefusedRaw`]
-        The last ones.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print; ``given up`` in TAI. Blank if there are none.
-    """
+    """Show raws that no visit used; nothing if there are none. Times are TAI."""
     if not raws:
         return Text("")
     table = new_table("given up", "kind", "why~")
     for raw in raws:
         table.add_row(tai_iso(raw.seen_tai), plain(raw.kind), plain(raw.reason))
-    return Group(Text("raws that no visit got:"), table)
+    return Group(Text("raws that no visit used:"), table)
 
 
 def late_table(rows: Sequence[LateRow]) -> RenderableType:
-    """Show raws that came too late.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.LateRow`]
-        One per raw.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print. ``outcome`` is that of the visit-detector, ``seen`` in TAI.
-    """
+    """Show raws that arrived after their visit-detector had ended. Times are TAI."""
     if not rows:
         return Text("no late raws", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "seen", "path~")
@@ -266,18 +203,7 @@ def late_table(rows: Sequence[LateRow]) -> RenderableType:
 
 
 def requeue_table(rows: Sequence[RequeueRow]) -> RenderableType:
-    """Show which visit-detectors are tried again, and why others are not.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.RequeueRow`]
-        One per detector.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show the new attempts of visit-detectors, and the reasons of refusals."""
     table = new_table("det>", "result", "note~")
     for row in rows:
         result = Text("refused", style="yellow")
@@ -288,26 +214,15 @@ def requeue_table(rows: Sequence[RequeueRow]) -> RenderableType:
 
 
 def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show all about the detectors of one visit.
-
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        The visit's journal rows.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show the details of one visit; `rows` must not be empty."""
     later = [stage for stage in Stage if stage != Stage.ACCEPTED]
     stages = new_table("det>", "try>", *(f"{stage}>" for stage in later))
-    places = new_table("det>", "try>", "slot>", "pid>", "engine", "spooled>", "exposures")
+    processes = new_table("det>", "try>", "slot>", "pid>", "engine", "spooled>", "exposures")
     for row in rows:
         accepted = row.stages.get(Stage.ACCEPTED)
-        seconds = (_since(row.stages.get(stage), accepted) for stage in later)
+        seconds = (_seconds_since(row.stages.get(stage), accepted) for stage in later)
         stages.add_row(str(row.detector), str(row.attempt), *seconds)
-        places.add_row(
+        processes.add_row(
             str(row.detector),
             str(row.attempt),
             plain(row.slot),
@@ -322,28 +237,15 @@ def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
     head = Text(f"{plain(rows[0].instrument)} {plain(rows[0].group)}{survey}{accepted_at}", style="bold")
     note = Text("seconds since acceptance:", style="dim")
     reasons = [Text(f"detector {row.detector}: {plain(row.reason)}") for row in rows if row.reason]
-    return Group(head, visits_table(rows), *reasons, Text(), note, stages, Text(), places)
+    return Group(head, visits_table(rows), *reasons, Text(), note, stages, Text(), processes)
 
 
-def _since(tai: float | None, zero: float | None) -> str:
+def _seconds_since(tai: float | None, zero: float | None) -> str:
     return "" if tai is None or zero is None else f"{tai - zero:.3f}"
 
 
 def timeline_view(timeline: Timeline, width: int) -> RenderableType:
-    """Show a visit's spans as bars of letters on one axis.
-
-    Parameters
-    ----------
-    timeline : `~ppdaemon.ctl.timeline.Timeline`
-        The visit.
-    width : `int`
-        Columns of the terminal.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Show a visit's spans as bars of letters on one time axis, `width` columns wide."""
     columns = max(20, width - 28)
     span_s = max(timeline.end_s - timeline.begin_s, 1e-3)
     scale = columns / span_s
@@ -357,14 +259,16 @@ def timeline_view(timeline: Timeline, width: int) -> RenderableType:
         )
     grid.add_row("", _axis_text(timeline, scale, columns), f"s since {timeline.zero}")
     legend = Text("  ").join(
-        Text(f"{_LETTERS[name]} {name}", style=_SPAN_STYLES[name]) for name in SPAN_NAMES if name != "queue"
+        Text(f"{_SPAN_LETTERS[name]} {name}", style=_SPAN_STYLES[name])
+        for name in SPAN_NAMES
+        if name != "queue"
     )
     head = Text(f"{plain(timeline.bars[0].row.instrument)} {plain(timeline.group)}", style="bold")
     return Group(head, grid, legend, Text("x: ended here without success", style="dim"))
 
 
 def _bar_text(bar: Bar, begin_s: float, scale: float, columns: int) -> Text:
-    """Draw a bar; every span gets at least one letter, a later one wins."""
+    """Draw a bar; each span has at least one letter, later spans overwrite earlier ones."""
     text = Text(" " * (columns + 1))
     letters = [" "] * (columns + 1)
     styles: dict[int, str] = {}
@@ -372,7 +276,7 @@ def _bar_text(bar: Bar, begin_s: float, scale: float, columns: int) -> Text:
         first = min(columns, int((span.begin_s - begin_s) * scale))
         last = min(columns, max(first, int((span.end_s - begin_s) * scale)))
         for k in range(first, last + 1):
-            letters[k], styles[k] = _LETTERS[span.name], _SPAN_STYLES[span.name]
+            letters[k], styles[k] = _SPAN_LETTERS[span.name], _SPAN_STYLES[span.name]
         if not span.finished:
             letters[last], styles[last] = "x", "bold red"
     text = Text("".join(letters))
@@ -382,13 +286,13 @@ def _bar_text(bar: Bar, begin_s: float, scale: float, columns: int) -> Text:
 
 
 def _axis_text(timeline: Timeline, scale: float, columns: int) -> str:
-    """Write first, zero and last second below the bars, where they fit."""
+    """Write the first, last and zero second below the bars if there is room."""
     letters = [" "] * (columns + 1)
     for seconds in (timeline.begin_s, timeline.end_s, 0.0):
         label = f"{seconds:.1f}" if seconds else "0"
-        place = min(columns + 1 - len(label), int((seconds - timeline.begin_s) * scale))
-        if place >= 0 and all(
-            letter == " " for letter in letters[max(0, place - 1) : place + len(label) + 1]
+        column = min(columns + 1 - len(label), int((seconds - timeline.begin_s) * scale))
+        if column >= 0 and all(
+            letter == " " for letter in letters[max(0, column - 1) : column + len(label) + 1]
         ):
-            letters[place : place + len(label)] = label
+            letters[column : column + len(label)] = label
     return "".join(letters)

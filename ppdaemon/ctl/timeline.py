@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A visit's stages as spans of time on one axis, for terminal and picture.
+"""The stages of a visit as spans of time, computed from journal rows.
 
-Pure: journal rows in, spans out. Drawing is in `ppdaemon.ctl.plots` and
-`ppdaemon.ctl.tables`.
+Drawing is in `ppdaemon.ctl.plots` and `ppdaemon.ctl.tables`.
 """
 
 from collections.abc import Sequence
@@ -17,22 +16,22 @@ _SPANS: tuple[tuple[str, tuple[Stage, ...], Stage], ...] = (
     ("queue", (Stage.ACCEPTED,), Stage.ASSIGNED),
     ("prepare", (Stage.ASSIGNED,), Stage.PREPARED),
     ("wait", (Stage.PREPARED,), Stage.ARRIVED),
-    # A raw may be there before the worker is prepared: ingest begins with the later one.
+    # A raw may arrive before the worker is prepared: ingest begins with the later stage.
     ("ingest", (Stage.PREPARED, Stage.ARRIVED), Stage.INGESTED),
     ("build", (Stage.INGESTED,), Stage.FIRST_TASK),
     ("tasks", (Stage.FIRST_TASK,), Stage.PROCESSED),
     ("spool", (Stage.PROCESSED,), Stage.SPOOLED),
     ("export", (Stage.SPOOLED,), Stage.CENTRAL),
 )
-"""Name of each span, the stages it begins after, the stage it ends with."""
+"""Of each span: name, stages after which it begins, stage at which it ends."""
 
 SPAN_NAMES = tuple(name for name, _, _ in _SPANS)
-"""In the order in which a visit goes through them."""
+"""In the order of processing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a visit-detector did from one time to another."""
+    """One step of a visit-detector; times in seconds since `Timeline.zero_tai`."""
 
     name: str
     begin_s: float
@@ -43,7 +42,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One visit-detector's spans."""
+    """The spans of one visit-detector."""
 
     row: VisitRow
     spans: tuple[Span, ...]
@@ -51,40 +50,27 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A visit on one axis: seconds since `zero_tai`."""
+    """A visit on a time axis in seconds since `zero_tai`."""
 
     group: str
     zero: str
-    """What happened at 0, such as ``shutter close``."""
+    """The event at 0: ``shutter close`` or ``acceptance``."""
     zero_tai: float
     bars: tuple[Bar, ...]
 
     @property
     def begin_s(self) -> float:
-        """Where the first span begins (`float`)."""
+        """Begin of the first span."""
         return min((span.begin_s for bar in self.bars for span in bar.spans), default=0.0)
 
     @property
     def end_s(self) -> float:
-        """Where the last span ends (`float`)."""
+        """End of the last span."""
         return max((span.end_s for bar in self.bars for span in bar.spans), default=0.0)
 
 
 def elapsed_s(row: VisitRow, first: Stage, last: Stage) -> float | None:
-    """Return the seconds from one stage to another.
-
-    Parameters
-    ----------
-    row : `~ppdaemon.reports.VisitRow`
-        A journal row.
-    first, last : `~ppdaemon.states.Stage`
-        The stages.
-
-    Returns
-    -------
-    elapsed : `float` or `None`
-        `None` if either was not reached.
-    """
+    """Return the seconds between two stages; `None` if either was not reached."""
     begin, end = row.stages.get(first), row.stages.get(last)
     return None if begin is None or end is None else end - begin
 
@@ -97,6 +83,7 @@ def _spans(row: VisitRow, zero_tai: float) -> tuple[Span, ...]:
             continue
         begin_tai = max(begun)
         if end in row.stages:
+            # No span if the end came first, such as a raw that arrived before PREPARED.
             if row.stages[end] >= begin_tai:
                 spans.append(Span(name, begin_tai - zero_tai, row.stages[end] - zero_tai))
         elif row.outcome not in (None, Outcome.SUCCEEDED) and row.ended_tai is not None:
@@ -106,18 +93,9 @@ def _spans(row: VisitRow, zero_tai: float) -> tuple[Span, ...]:
 
 
 def lay_out(rows: Sequence[VisitRow]) -> tuple[Timeline, ...]:
-    """Put visits on axes of their own, each detector on a bar of its own.
+    """Return one timeline per group, sorted by name, with one bar per attempt of a detector.
 
-    Parameters
-    ----------
-    rows : `~collections.abc.Sequence` [`~ppdaemon.reports.VisitRow`]
-        Journal rows of one or more groups.
-
-    Returns
-    -------
-    timelines : `tuple` [`Timeline`]
-        One per group in order of name. 0 is the last shutter close, or where
-        no detector knows that, the first acceptance.
+    Zero is the last shutter close, or the first acceptance if no row has one.
     """
     groups: dict[str, list[VisitRow]] = {}
     for row in rows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``ppctl top``: a screen that follows the daemon until interrupted."""
+"""``ppctl top``: shows the state of the daemon continuously."""
 
 import time
 
@@ -16,34 +16,19 @@ from ppdaemon.states import BUSY_STATES, SlotState
 __all__ = ("follow", "screen")
 
 REFRESH_S = 1.0
-"""Longest pause between two pictures, shortest 0.25 s: a busy night changes
-hundreds of times a second."""
+"""Longest time between two screens."""
 
 SHORTEST_S = 0.25
+"""Shortest time between two screens: the state may change hundreds of times a second."""
 
-_DULL = frozenset({SlotState.IDLE, SlotState.STOPPED})
+_INACTIVE = frozenset({SlotState.IDLE, SlotState.STOPPED})
 
 
 def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
-    """Make one screenful: status, slots that do something, newest visits.
-
-    Parameters
-    ----------
-    report : `~ppdaemon.reports.StatusReport`
-        The newest status.
-    daemon : `~ppdaemon.ctl.client.Daemon`
-        Asked for slots and visits.
-    height : `int`
-        Lines of the terminal.
-
-    Returns
-    -------
-    view : `rich.console.RenderableType`
-        To print.
-    """
+    """Return one screen of `height` lines: status, active slots first, newest visits."""
     room = max(6, height - 16 - len(report.problems) - len(report.arrivals))
     slots = sorted(
-        daemon.workers(), key=lambda row: (row.state in _DULL, row.state not in BUSY_STATES, row.slot)
+        daemon.workers(), key=lambda row: (row.state in _INACTIVE, row.state not in BUSY_STATES, row.slot)
     )
     shown = slots[: max(3, room // 2)]
     hidden = len(slots) - len(shown)
@@ -59,19 +44,9 @@ def screen(report: StatusReport, daemon: Daemon, height: int) -> RenderableType:
 
 
 def follow(daemon: Daemon, console: Console) -> None:
-    """Show the screen until the user interrupts or the daemon goes away.
+    """Show the screen until the user interrupts; one screen if this is no terminal.
 
-    Parameters
-    ----------
-    daemon : `~ppdaemon.ctl.client.Daemon`
-        Whom to follow.
-    console : `rich.console.Console`
-        Where to; one that is no terminal gets one screen.
-
-    Raises
-    ------
-    ppdaemon.errors.Unavailable
-        Raised if the daemon does not answer, or stops to.
+    Raises `~ppdaemon.errors.Unavailable` when the daemon does not answer any more.
     """
     if not console.is_terminal:
         console.print(screen(daemon.status(), daemon, height=200))

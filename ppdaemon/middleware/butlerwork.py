@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One worker's visits: the steps of `ppdaemon.work.Work` in its own repo."""
+"""The visits of one worker: the steps of `ppdaemon.work.Work` in its local repo."""
 
 import gc
 import logging
@@ -39,7 +39,12 @@ from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camer
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import BuiltPipeline, NoReturnReporter, PipelineRunner, has_nothing
+from ppdaemon.middleware.run.runner import (
+    BuiltPipeline,
+    NoReturnReporter,
+    PipelineRunner,
+    nothing_permanent,
+)
 from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
@@ -55,37 +60,31 @@ class _Visit:
 
     order: Prepare
     records: list[DimensionRecord]
-    """Made before any image, and such that the central repo may lack them."""
+    """Dimension records created before the image that the central repo may lack."""
     reporter: NoReturnReporter
     raws: VisitRaws
-    """What came."""
+    """The raws that arrived."""
     preload_run: str = ""
     """Run of footprint and preprocessing outputs."""
     inputs: tuple[str, ...] = ()
-    """Collections of what was copied from the central repo."""
+    """Collections copied from the central repo."""
     pipelines: tuple[LoadedPipeline, ...] = ()
-    """Main pipelines whose inputs are there, in order of preference."""
-    passed_over: tuple[str, ...] = ()
-    """Why others can not run."""
+    """Main pipelines that have their inputs, in order of preference."""
+    rejected: tuple[str, ...] = ()
+    """Why the others cannot run."""
 
     def fallback(self, built: BuiltPipeline) -> str:
-        """Say why it is not the first pipeline that was built; empty if it is."""
+        """Return why the pipeline that was built is not the first one; empty if it is."""
         if built.job.pipeline.path == self.order.pipelines.main[0]:
             return ""
-        return f"fell back: {'; '.join((*self.passed_over, *built.passed_over))}"
+        return f"fell back: {'; '.join((*self.rejected, *built.rejected))}"
 
 
 class ButlerWork:
-    """Works on visits in one context, one after the other.
+    """Works on visits in one slot, one after the other.
 
-    Parameters
-    ----------
-    context : `~ppdaemon.work.WorkerContext`
-        Configuration and places.
-    config : `~ppdaemon.config.ButlerConfig`
-        The context's Butler configuration.
-    cameras : `~collections.abc.Callable`, optional
-        Returns focal-plane tables.
+    `cameras` returns the focal-plane table of an instrument; tests pass
+    another function.
     """
 
     def __init__(self, context: WorkerContext, config: ButlerConfig, cameras: CameraLoader = load_camera):
@@ -101,57 +100,32 @@ class ButlerWork:
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
         self._visit: _Visit | None = None
-        self._begun = False
+        self._used = False
 
     def prepare(self, order: Prepare) -> Prepared:
-        """Preload, preprocess, and find out which pipeline can run.
+        """Preload, preprocess, and decide which pipelines can run.
 
-        Parameters
-        ----------
-        order : `~ppdaemon.messages.Prepare`
-            The visit-detector.
-
-        Returns
-        -------
-        prepared : `~ppdaemon.messages.Prepared`
-            The pipeline that will run, and figures.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``PRELOAD_FAILED``, ``NO_PIPELINE`` or
-            ``RAMDISK_FULL``.
+        `VisitFailed` is raised with ``PRELOAD_FAILED``, ``NO_PIPELINE`` or
+        ``RAMDISK_FULL``.
         """
-        if self._begun:
+        if self._used:
             self.reset()
-        self._begun = True
+        self._used = True
         try:
             with space_watched():
                 return self._prepare(order)
         except VisitFailed:
             raise
         except Exception:
-            # Whatever is wrong, the next visit shall not begin with it.
+            # Any cached input may be the cause; the next visit fetches them again.
             self._repo.drop_kept()
             raise
 
     def ingest(self, raw: Raw) -> Ingested:
-        """Take a raw.
+        """Take a raw, whose file must be complete; a second time it is ignored.
 
-        Parameters
-        ----------
-        raw : `~ppdaemon.messages.Raw`
-            The file, complete; a second time it is not looked at again.
-
-        Returns
-        -------
-        ingested : `~ppdaemon.messages.Ingested`
-            With the time at which the shutter closed.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``BAD_RAW``, ``RAW_UNREADABLE`` or ``RAMDISK_FULL``.
+        Returns the time at which the shutter closed. `VisitFailed` is raised
+        with ``BAD_RAW``, ``RAW_UNREADABLE`` or ``RAMDISK_FULL``.
         """
         visit = self._prepared()
         with space_watched():
@@ -161,20 +135,8 @@ class ButlerWork:
     def process(self, order: Process) -> Done:
         """Run the first main pipeline that can be built; spool its outputs.
 
-        Parameters
-        ----------
-        order : `~ppdaemon.messages.Process`
-            The exposures.
-
-        Returns
-        -------
-        done : `~ppdaemon.messages.Done`
-            The outcome. Where a task failed, what others made is spooled.
-
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised with ``NO_PIPELINE`` or ``RAMDISK_FULL``.
+        If a task fails, the outputs of the others are spooled. `VisitFailed`
+        is raised with ``NO_PIPELINE`` or ``RAMDISK_FULL``.
         """
         visit = self._prepared()
         missing = [exposure for exposure in order.exposures if exposure not in visit.raws.headers]
@@ -191,19 +153,19 @@ class ButlerWork:
                 job = built.job
                 if built.declined:
                     timings.values["not_direct"] = built.declined
-                ran = built.run(visit.reporter.before(job.pipeline, timings.values))
-                self._reached(Stage.PROCESSED)
-                failed = ran.failure.reason if ran.failure else ""
+                result = built.run(visit.reporter.before(job.pipeline, timings.values))
+                self._report_stage(Stage.PROCESSED)
+                failed = result.failure.reason if result.failure else ""
                 spool, datasets = self._spool(visit, built, order.exposures, failed)
-                self._reached(Stage.SPOOLED)
+                self._report_stage(Stage.SPOOLED)
         except VisitFailed as error:
             raise VisitFailed(error.outcome, str(error), retriable=error.retriable and not passed) from error
-        undone = ran.failure is not None and bool(passed) and self._has_nothing(visit, job)
+        repeatable = result.failure is not None and bool(passed) and self._nothing_permanent(visit, job)
         return Done(
-            outcome=ran.failure.outcome if ran.failure else Outcome.SUCCEEDED,
-            reason="; ".join(filter(None, (failed or ran.caveats, visit.fallback(built)))),
-            retriable=ran.failure is not None and (undone or not passed),
-            nothing_permanent=undone,
+            outcome=result.failure.outcome if result.failure else Outcome.SUCCEEDED,
+            reason="; ".join(filter(None, (failed or result.caveats, visit.fallback(built)))),
+            retriable=result.failure is not None and (repeatable or not passed),
+            nothing_permanent=repeatable,
             pipeline=job.pipeline.name,
             engine=built.engine,
             spool=spool,
@@ -211,14 +173,14 @@ class ButlerWork:
         )
 
     def reset(self) -> None:
-        """Forget the visit and begin with a fresh copy of the template."""
+        """Release the visit and start with a fresh copy of the template."""
         self._visit = None
-        self._begun = False
+        self._used = False
         self._repo.renew()
-        self._runs.forget()
+        self._runs.reset()
         self._outputs.forget()
-        # An old Butler is full of cycles; collected now, between visits, they
-        # do not cost 0.5 s in the middle of the next one.
+        # A released Butler has many reference cycles. Collected now, between
+        # visits, they do not take 0.5 s during the next one.
         gc.collect()
 
     def close(self) -> None:
@@ -226,7 +188,7 @@ class ButlerWork:
         self._repo.close()
         self._central.close()
 
-    def _reached(self, stage: Stage) -> None:
+    def _report_stage(self, stage: Stage) -> None:
         self._context.report(StageReached(stage=stage, tai=self._context.clock.tai()))
 
     def _prepared(self) -> _Visit:
@@ -253,9 +215,9 @@ class ButlerWork:
         timings.values |= ready
         put_metrics(self._repo.butler, order, plan, timings, visit.preload_run)
         if ready and not visit.raws.registered:
-            # Init-outputs are in place, and no task will write into the repo.
+            # Init-outputs are in the repo, and no task will write into it.
             self._outputs.locate(self._repo.butler, (job.run, visit.preload_run))
-            gc.collect()  # now, and not in the milliseconds between raw and first task
+            gc.collect()  # now, instead of between the raw and the first task
         _LOG.info("prepared for %s", visit.pipelines[0].name, extra=timings.values)
         return Prepared(pipeline=visit.pipelines[0].name, detail=timings.values)
 
@@ -290,7 +252,6 @@ class ButlerWork:
         return _Visit(order, [record], NoReturnReporter(self._context), raws)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
-        """Return the name of an output run."""
         instrument = visit.order.visit.instrument
         return output_run(self._context.config, instrument, self._repo.versions, pipelines, day, name)
 
@@ -300,7 +261,7 @@ class ButlerWork:
         return Job(pipeline, inputs, run, digest, self._repo.butler)
 
     def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline]) -> str:
-        """Run the first preprocessing pipeline that can be built; say what went wrong."""
+        """Run the first preprocessing pipeline that can be built; return why it failed, or an empty text."""
         if not pipelines:
             return ""
         order = visit.order
@@ -320,30 +281,30 @@ class ButlerWork:
         return f"preprocessing {built.job.pipeline.name}: {failure.reason}"
 
     def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
-        """Return the main pipelines that have all they need, or end the visit."""
+        """Return the main pipelines that have all required inputs; raise `VisitFailed` if there is none."""
         reasons = list(plan.reasons)
         summary = self._repo.butler.collections.get_info(visit.preload_run, include_summary=True)
-        made = {str(name) for name in summary.dataset_types or ()}
+        produced = {str(name) for name in summary.dataset_types or ()}
         runnable = []
         for pipeline in plan.main:
-            if lacks := plan.lacks(pipeline, made):
-                reasons.append(lacks)
+            if missing := plan.lacks(pipeline, produced):
+                reasons.append(missing)
             else:
                 runnable.append(pipeline)
         if failure:
-            _LOG.warning("%s", failure)
+            _LOG.warning("%s; pipelines that need its outputs cannot run", failure)
             reasons.append(failure)
         if runnable:
             for reason in reasons:
-                _LOG.warning("not every pipeline can run: %s", reason)
-            visit.passed_over = tuple(reasons)
+                _LOG.warning("a pipeline cannot run, another one is used: %s", reason)
+            visit.rejected = tuple(reasons)
             return tuple(runnable)
-        # What preprocessing lacks, such as a database that is down, may be back later.
+        # A failed preprocessing may succeed later, for instance when its database is up again.
         outcome = Outcome.PRELOAD_FAILED if failure else Outcome.NO_PIPELINE
         raise VisitFailed(outcome, "no pipeline can run: " + "; ".join(reasons), retriable=bool(failure))
 
     def _jobs(self, visit: _Visit, day: int) -> list[Job]:
-        """Return the main pipelines with the runs that they have on a day."""
+        """Return the main pipelines with their output runs of a day."""
         raws = visit.raws.announced.instrument.makeDefaultRawIngestRunName()
         inputs = (visit.preload_run, *visit.inputs, raws)
         return [
@@ -357,10 +318,10 @@ class ButlerWork:
         jobs = self._jobs(visit, visit.raws.headers[exposures[0]].day_obs)
         return self._runs.build_first(jobs, query, visit.raws)
 
-    def _has_nothing(self, visit: _Visit, job: Job) -> bool:
-        """Ask whether a failure behind the point of no return has left nothing."""
+    def _nothing_permanent(self, visit: _Visit, job: Job) -> bool:
+        """Return whether a failure after a point of no return has left nothing permanent."""
         visits = [record.id for record in visit.raws.records if record.definition.name == "visit"]
-        return has_nothing(
+        return nothing_permanent(
             self._context.config.engine,
             visit.order.visit.instrument,
             visit.order.detector,
@@ -372,7 +333,7 @@ class ButlerWork:
     def _spool(
         self, visit: _Visit, built: BuiltPipeline, exposures: Sequence[int], failed: str
     ) -> tuple[str | None, int]:
-        """Write what is to be exported to the disk; return where, and how much."""
+        """Write the datasets to be exported to the disk; return their folder and their number."""
         runs = (built.job.run, visit.preload_run)
         outputs = self._outputs.of(self._repo.butler, runs, built.run)
         if not outputs.refs:
@@ -393,7 +354,7 @@ class ButlerWork:
 
 
 def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:
-    """Make the configured engine, and after ``direct`` the one that stands in for it."""
+    """Create the configured engine, and after ``direct`` the one that replaces it for some pipelines."""
     config, hard = context.config.engine, context.config.workers.memory.hard
     match config.kind:
         case "direct":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a worker does with the Butler: `ppdaemon.work.WorkModule` for real pipelines.
+"""The Butler work of a node's processes: `ppdaemon.work.WorkModule` for real pipelines.
 
 Nothing is opened at import, so that a zygote can import this and fork. The
-steps of a visit are `ppdaemon.middleware.butlerwork`'s.
+steps of a visit are in `ppdaemon.middleware.butlerwork`.
 """
 
 import importlib
@@ -53,42 +53,30 @@ PRELOAD = (
     "lsst.daf.butler.registry.dimensions.static",
     "lsst.pipe.base.formatters.pexConfig",
 )
-"""What the Butler imports by name when it is first needed: better once, in
-the zygote, than in each worker."""
+"""Modules that the Butler imports by name when it first needs them. The zygote
+imports them once, instead of each worker."""
 
 
 def set_up_libraries() -> None:
-    """Bring libraries into the state that workers inherit.
-
-    Called once, in the zygote, before any fork.
-    """
+    """Bring libraries into the state that workers inherit; called once, in the zygote, before any fork."""
     keep_astropy_offline()
-    ButlerMDC.add_mdc_log_record_factory()  # records tell which task they are of
+    ButlerMDC.add_mdc_log_record_factory()  # log records name their task
     for name in PRELOAD:
         importlib.import_module(name)
-    # What every Butler of the process shares and none changes. Made here, a
-    # worker is ready 20 ms sooner and has 4 MB less of its own.
+    # Shared by every Butler of a process and never changed. Created here, a
+    # worker is ready 20 ms sooner and has 4 MB less private memory.
     StorageClassFactory()
     for element in DimensionUniverse().elements:
         assert element.RecordClass is not None
 
 
 def build_template(context: WorkerContext) -> None:
-    """Make the repo that workers copy.
+    """Create the repo that workers copy.
 
-    Parameters
-    ----------
-    context : `~ppdaemon.work.WorkerContext`
-        Tells configuration and place.
-
-    Raises
-    ------
-    ppdaemon.errors.Unavailable
-        Raised if the central repo, whose dimensions are needed, is away.
-    ppdaemon.errors.ConfigError
-        Raised if it is too old or too new, its database's driver is not
-        installed, the configuration has no such part, or ``lsst.obs.base``
-        is wanted and missing.
+    `Unavailable` is raised if the central repo, whose dimensions are needed,
+    cannot be reached. `ConfigError` is raised if its version does not fit, its
+    database driver is not installed, the configuration has no ``butler``
+    section, or ``lsst.obs.base`` is configured and missing.
     """
     config = _butler_config(context.config)
     require_obs_base(config, context.config.node.instruments)
@@ -97,48 +85,26 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
-    _warn_of_strangers(context.config.engine, pipelines)
+    _warn_of_unknown_tasks(context.config.engine, pipelines)
     try:
         with _open_central(config.central) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
                 text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
-            dataset_types = _known_before(pipelines, central, instruments)
+            dataset_types = _template_dataset_types(pipelines, central, instruments)
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
     make_template(context.template, universe, instruments, dataset_types, hash_versions(), config.local)
 
 
 def open_work(context: WorkerContext) -> ButlerWork:
-    """Copy the template and be ready for visits.
-
-    Parameters
-    ----------
-    context : `~ppdaemon.work.WorkerContext`
-        Tells configuration and places.
-
-    Returns
-    -------
-    work : `~ppdaemon.middleware.butlerwork.ButlerWork`
-        The worker's work.
-    """
+    """Copy the template and return the work of a worker."""
     return ButlerWork(context, _butler_config(context.config))
 
 
 def open_exporter(context: WorkerContext) -> CentralExporter:
-    """Be ready for exports; the central repo is opened by the first one.
-
-    Parameters
-    ----------
-    context : `~ppdaemon.work.WorkerContext`
-        Tells the configuration.
-
-    Returns
-    -------
-    exporter : `~ppdaemon.middleware.export.exporter.CentralExporter`
-        Registers spools.
-    """
+    """Return the work of an exporter; the first export opens the central repo."""
     config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
     return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
 
@@ -149,7 +115,7 @@ def _open_central(uri: str) -> Butler:
     except ImportError as error:
         driver = f"{describe(error)}; install this driver, or name another one in its registry.db"
         raise ConfigError([f"butler.central: {uri} cannot be opened: {driver}"]) from error
-    except RuntimeError as error:  # that its tables are of another version
+    except RuntimeError as error:  # its tables have another version
         raise ConfigError([f"butler.central: {uri} cannot be opened: {describe(error)}"]) from error
 
 
@@ -160,10 +126,10 @@ def _butler_config(config: NodeConfig) -> ButlerConfig:
 
 
 def _configured_pipelines(config: NodeConfig) -> list[LoadedPipeline]:
-    """Return all configured pipelines.
+    """Return all configured pipelines that can be loaded.
 
-    A pipeline that is unusable now is left out; it is tried again, and its
-    failure told, when a visit selects it.
+    The others are loaded again, and the error reported, when a visit selects
+    one.
     """
     rules = (*config.pipelines.preprocessing, *config.pipelines.main)
     pipelines = []
@@ -175,7 +141,7 @@ def _configured_pipelines(config: NodeConfig) -> list[LoadedPipeline]:
     return pipelines
 
 
-def _known_before(
+def _template_dataset_types(
     pipelines: Iterable[LoadedPipeline], central: Butler, instruments: Iterable[Instrument]
 ) -> list[DatasetType]:
     """Return the dataset types of raws, of pipelines, of all runs and of all visits."""
@@ -193,19 +159,24 @@ def _known_before(
         for dataset_type in types:
             if found.setdefault(dataset_type.name, dataset_type) != dataset_type:
                 _LOG.warning(
-                    "%s defines %s differently than another pipeline", pipeline.path, dataset_type.name
+                    "%s defines %s differently than another pipeline, whose definition is used",
+                    pipeline.path,
+                    dataset_type.name,
                 )
     return list(found.values())
 
 
-def _warn_of_strangers(config: EngineConfig, pipelines: Sequence[LoadedPipeline]) -> None:
-    """Say which names of tasks that cannot be repeated are no task's.
+def _warn_of_unknown_tasks(config: EngineConfig, pipelines: Sequence[LoadedPipeline]) -> None:
+    """Log names in ``engine.no_return`` that select no task.
 
-    A misspelt one would have such a task repeated.
+    With a misspelled name a task would be repeated that must not be.
     """
     for name in config.no_return:
         if not any(labels_named(pipeline.graph, [name]) for pipeline in pipelines):
-            _LOG.warning("engine.no_return: no configured pipeline has a task %s", name)
+            _LOG.warning(
+                "engine.no_return: no configured pipeline has a task %s: check the spelling",
+                name,
+            )
 
 
 def _raw_type(instrument: Instrument, central: Butler) -> DatasetType:

@@ -34,7 +34,7 @@ _CONFIG = click.option(
     "--config",
     required=True,
     type=click.Path(path_type=Path),
-    help="The node's configuration, a YAML file.",
+    help="Configuration file of the node (YAML).",
 )
 
 
@@ -43,7 +43,7 @@ def _log_remarks(path: Path, settings: NodeConfig) -> None:
         _LOG.warning("%s", remark)
 
 
-def _read_again(path: Path, environment: Mapping[str, str]) -> NodeConfig:
+def _reload_config(path: Path, environment: Mapping[str, str]) -> NodeConfig:
     settings = load_node(path, environment)
     _log_remarks(path, settings)
     return settings
@@ -51,16 +51,16 @@ def _read_again(path: Path, environment: Mapping[str, str]) -> NodeConfig:
 
 async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -> None:
     watchdog_us = environment.get("WATCHDOG_USEC")
-    # What is meant for this process is not handed on to its children.
-    handed_on = {
+    # Variables for this process only, which its children must not inherit.
+    child_environment = {
         name: value
         for name, value in environment.items()
         if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID")
     }
     supervisor = Supervisor(
         config,
-        partial(_read_again, path, environment),
-        handed_on,
+        partial(_reload_config, path, environment),
+        child_environment,
         Clock(),
         Notifier(environment.get("NOTIFY_SOCKET")),
         int(watchdog_us) / 1e6 if watchdog_us else None,
@@ -75,16 +75,16 @@ async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Prompt processing on one node: a pool of workers, one visit-detector each."""
+    """Prompt processing on one node: runs workers, each with one detector of one visit."""
 
 
 @cli.command()
 @_CONFIG
 def run(config: Path) -> None:
-    """Run the daemon until SIGTERM; a second SIGTERM ends it at once.
+    """Run the daemon until SIGTERM. A second SIGTERM ends it at once.
 
-    SIGHUP reads the configuration again; one that cannot be used changes
-    nothing.
+    SIGHUP reads the configuration file again. If the file has an error, the old
+    configuration stays in use.
     """
     settings = load_node(config, os.environ)
     log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
@@ -96,11 +96,11 @@ def run(config: Path) -> None:
 @cli.command("check-config")
 @_CONFIG
 def check_config(config: Path) -> None:
-    """Say whether a configuration can be used; name every error."""
+    """Check a configuration file and list all errors."""
     settings = load_node(config, os.environ)
     for remark in remarks(config, settings):
         click.echo(f"ppdaemon: warning: {remark}", err=True)
-    click.echo(f"{config}: good, node {settings.node.name}")
+    click.echo(f"{config}: valid, node {settings.node.name}")
 
 
 @cli.command()
@@ -109,49 +109,49 @@ def check_config(config: Path) -> None:
     "--visit",
     required=True,
     type=click.Path(path_type=Path),
-    help="A next_visit, JSON with SAL names, as send_visit.py takes it; - is standard input.",
+    help="File with a next_visit: JSON with SAL field names, as for send_visit.py. - reads standard input.",
 )
 @click.option(
     "--detector",
     "detectors",
     required=True,
     multiple=True,
-    help="Such as 4, 0-8,12 or all; may be given several times.",
+    help="Detectors: a list such as 4 or 0-8,12, or all. The option can be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option(
     "--plot",
     metavar="PNG",
     type=click.Path(path_type=Path),
-    help="Also draw footprints and what would be preloaded around them.",
+    help="Also write a PNG chart of the footprints and the inputs around them.",
 )
 def plan(config: Path, visit: Path, detectors: Sequence[str], as_json: bool, plot: Path | None) -> None:
-    """Say what a visit would get, without processing anything.
+    """Show which pipelines and inputs a visit would use, without processing it.
 
-    Reads the central repo as a worker's preload does, and changes nothing: no
-    running daemon notices.
+    Reads the central repo like the preload of a worker. Changes nothing and does
+    not affect a running daemon.
 
-    Ends with 0 if a pipeline would run for each of the detectors, 1 if for
-    some the visit would be ignored or no pipeline could run, 65 if the visit
-    is bad, 69 if the central repo is away, 73 if the picture cannot be made,
-    78 if the configuration is wrong.
+    Exit code: 0 if a pipeline would run for each detector; 1 if some detectors
+    would be ignored or have no pipeline that can run; 65 if the visit is not
+    valid; 69 if the central repo is not available; 73 if the PNG file cannot be
+    written; 78 if the configuration has errors.
     """
     settings = load_node(config, os.environ, writing=False)
     if settings.butler is None:
         raise ConfigError([f"{config}: butler: missing key, it names the central repo"])
     announced = read_visit(visit)
     try:
-        wanted = requested_detectors(detectors, announced.instrument, settings.node.instruments)
+        requested = requested_detectors(detectors, announced.instrument, settings.node.instruments)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--detector") from None
     order = PlanOrder(
-        config_path=config, config=settings, visit=announced, now_tai=Clock().tai(), detectors=wanted
+        config_path=config, config=settings, visit=announced, now_tai=Clock().tai(), detectors=requested
     )
-    _become_planner(order, ["--json"] * as_json + ([f"--plot={plot}"] if plot else []))
+    _exec_planner(order, ["--json"] * as_json + ([f"--plot={plot}"] if plot else []))
 
 
-def _become_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
-    """Go on as a process in which pipelines may be imported."""
+def _exec_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
+    """Replace this process by one that may import pipelines."""
     descriptor = os.memfd_create("plan", 0)  # inherited: without MFD_CLOEXEC
     with open(descriptor, "wb", closefd=False) as file:
         file.write(order.model_dump_json(by_alias=True).encode())
@@ -160,7 +160,7 @@ def _become_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
 
 
 def main() -> None:
-    """Run the program and end with its exit code."""
+    """Run the program and exit with its code."""
     try:
         cli.main(prog_name="ppdaemon", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -174,7 +174,7 @@ def main() -> None:
         click.echo(f"ppdaemon: {error}", err=True)
         sys.exit(error.exit_code)
     except (OSError, sqlite3.OperationalError) as error:
-        _LOG.debug("the daemon ends", exc_info=True)
+        _LOG.debug("the daemon exits", exc_info=True)
         click.echo(f"ppdaemon: {error}", err=True)
         sys.exit(ExitCode.OS)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Locks a node's folders and deletes what the previous run left in them."""
+"""Locks a node's folders and deletes the leftovers of the previous run."""
 
 import contextlib
 import json
@@ -15,37 +15,37 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.processes import bearers
 from ppdaemon.statelock import LockHeld, StateLock
 
-__all__ = ("OWNER", "NodeLock", "lock_node")
+__all__ = ("OWNER_VARIABLE", "NodeLock", "lock_node")
 
 _LOG = logging.getLogger(__name__)
 
-OWNER = "PPDAEMON_OWNER"
-"""Environment variable of all processes that a daemon has: its state folder."""
+OWNER_VARIABLE = "PPDAEMON_OWNER"
+"""Environment variable that marks all processes of a daemon with its state folder."""
 
 
 @dataclass(slots=True)
 class NodeLock:
-    """The folders are this process's."""
+    """The lock of this process on a node's folders."""
 
     lock: StateLock
     removed: int
     """RAM-disk repos of previous runs that were deleted."""
     unknown: tuple[Path, ...]
-    """Paths in the RAM-disk folder that are not ppdaemon's; they are kept."""
+    """Paths in the RAM-disk folder that do not belong to ppdaemon; left in place."""
 
     def release(self, folders: NodeFolders) -> None:
         """Delete everything on the RAM disk and unlock."""
-        _remove_ours(folders)
+        _remove_ramdisk_files(folders)
         if not any(folders.ramdisk.iterdir()):
             folders.ramdisk.rmdir()
         self.lock.close()
 
 
 def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
-    """Make the folders of a node, lock them, delete a previous run's repos.
+    """Create the folders of a node, lock them, delete the previous run's repos.
 
-    Raises `~ppdaemon.errors.StateUnusable` if a daemon with these folders
-    runs, or if they cannot be made.
+    Raises `~ppdaemon.errors.StateUnusable` if a daemon with these folders is
+    running, or if they cannot be created.
     """
     try:
         for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
@@ -70,28 +70,28 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
 
 
 def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
-    """Delete what the previous run left; return the number of repos, and the
-    paths on the RAM disk that are not ppdaemon's.
+    """Delete the leftovers of the previous run; return the number of repos and
+    the paths on the RAM disk that do not belong to ppdaemon.
     """
-    _end_survivors(folders)
-    # The lock proves that the previous run is dead, and its workers die with
-    # it; the marker proves that the folder is a daemon's at all.
-    removed = _remove_ours(folders) if folders.marker.exists() else 0
+    _kill_survivors(folders)
+    # The lock proves that the previous run has ended, with its workers; the
+    # marker proves that a daemon has created these folders.
+    removed = _remove_ramdisk_files(folders) if folders.marker.exists() else 0
     unknown = tuple(folders.ramdisk.iterdir())
     for path in {folders.slots, folders.cache, folders.runs} & set(unknown):
-        raise StateUnusable(f"{path} exists and no ppdaemon has made it: move it away")
+        raise StateUnusable(f"{path} exists and no ppdaemon has created it: move it away")
     for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
-        shutil.rmtree(path)  # half written, or half deleted, when its process died
+        shutil.rmtree(path)  # its process died while it wrote or deleted the spool
     return removed, unknown
 
 
-def _end_survivors(folders: NodeFolders) -> None:
-    """Kill what the previous run has left running.
+def _kill_survivors(folders: NodeFolders) -> None:
+    """Kill processes of the previous run that are still running.
 
-    Workers die with their supervisor, but not what a pipeline has detached
-    from them if supervisor and zygote were killed together.
+    Workers die with their supervisor. Processes that a pipeline has detached
+    from them do not, if supervisor and zygote were killed together.
     """
-    survivors = bearers(OWNER, str(folders.state)) - {os.getpid()}
+    survivors = bearers(OWNER_VARIABLE, str(folders.state)) - {os.getpid()}
     for pid in survivors:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -99,8 +99,8 @@ def _end_survivors(folders: NodeFolders) -> None:
         _LOG.warning("killed %d processes of the previous run", len(survivors))
 
 
-def _remove_ours(folders: NodeFolders) -> int:
-    """Delete what daemons make on the RAM disk; return the number of repos."""
+def _remove_ramdisk_files(folders: NodeFolders) -> int:
+    """Delete all files of daemons on the RAM disk; return the number of repos."""
     repos = sum(1 for _ in folders.slots.iterdir()) if folders.slots.is_dir() else 0
     for folder in (
         folders.slots,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Makes the parts of a node and ties them together; nothing is decided here."""
+"""Creates and connects the parts of a node; nothing is decided here."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.node.control.answers import Answers
+from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.server import ControlServer
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
-from ppdaemon.node.lock import OWNER, NodeLock
+from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
 from ppdaemon.node.processes.child import Lifeline, end_children
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.reader import ReaderProcess
@@ -32,28 +32,29 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.facts import VisitFacts
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
+from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.notify import Notifier
 from ppdaemon.sqlitefile import BatchWriter
 
-__all__ = ("Node",)
+__all__ = ("NodeParts",)
 
 _LOG = logging.getLogger(__name__)
 
-GATHER_S = 0.02
-"""205 outcomes within a second are written in some 50 transactions."""
+COMMIT_BATCH_S = 0.02
+"""Writes within this time share a transaction: 205 outcomes within a second take
+some 50 instead of 205."""
 CHILDREN_S = 2.0
-"""How long processes that were killed may take to be gone."""
+"""How long a stop waits for killed processes to exit."""
 
 type Service = Callable[[], Coroutine[Any, Any, None]]
 """Runs until it is cancelled."""
 
 
-class Node:
-    """The parts of a node, tied together; nothing runs yet."""
+class NodeParts:
+    """The connected parts of a node. The constructor starts nothing."""
 
     def __init__(
         self,
@@ -67,16 +68,16 @@ class Node:
         lock: NodeLock,
         journal: Journal,
         stopping: asyncio.Event,
-        reload_asked: asyncio.Event,
+        reload_requested: asyncio.Event,
     ):
         folders, count = NodeFolders.of(config), Counter[str]()
-        environment = {**environment, OWNER: str(folders.state)}
+        environment = {**environment, OWNER_VARIABLE: str(folders.state)}
         self.clock = clock
         self._context = zmq.asyncio.Context()
         self._lifeline = Lifeline()
         self.inbox = inbox = Inbox()
         self._count = count
-        self.journal = BatchWriter(journal, "journal", self._journal_failed, gather_s=GATHER_S)
+        self.journal = BatchWriter(journal, "journal", self._journal_failed, gather_s=COMMIT_BATCH_S)
         self.generations = Generations(
             config, read_config, self._lifeline, environment, clock, self._forked, self._switch, count
         )
@@ -126,7 +127,7 @@ class Node:
             clock,
             count,
         )
-        self.facts = VisitFacts(
+        self.reprocessor = Reprocessor(
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
         )
         meters = Meters(config.workers, folders)
@@ -146,9 +147,9 @@ class Node:
             meters,
             self.generations,
         )
-        reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_asked)
-        answers = Answers(self.status, self.pool, self.journal, self.facts, self.relay, reloader)
-        self.control = ControlServer(config.node.control, answers.answer, self.status.report)
+        reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
+        handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
+        self.control = ControlServer(config.node.control, handler.handle, self.status.report)
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
             self.scheduler,
@@ -171,11 +172,13 @@ class Node:
             ticker.run_slowly,
             reloader.run,
         )
-        """What runs from the start to the stop."""
+        """Services that run from the start to the stop."""
 
     async def close(self) -> None:
-        """End all processes and release what the parts hold; services have
-        ended before, the journal is closed after.
+        """End all processes and release all resources.
+
+        The caller has ended the services before; it closes the journal
+        afterwards, because outcomes may still be written here.
         """
         await self.control.stop()
         await self.arrivals.stop()
@@ -187,13 +190,13 @@ class Node:
         self._context.term()
 
     def _journal_failed(self, reason: str) -> None:
-        """Count each failure, and log the first until it can be written again."""
+        """Count each failure, and log the first one of a series."""
         if not self.journal.problem:
-            _LOG.error("%s; no visits are taken", reason)
+            _LOG.error("%s; new visits are refused until it can be written", reason)
         self._count["journal_error"] += 1
 
     def _forked(self, fact: ForkFact, descriptors: list[int]) -> None:
-        """Hand on what became of a fork."""
+        """Pass the result of a fork to the part that requested it."""
         match fact:
             case Forked(role="worker"):
                 self.pool.forked(fact, descriptors)
@@ -207,7 +210,7 @@ class Node:
                 self.pool.reaped(fact)
 
     def _switch(self, config: NodeConfig) -> None:
-        """Go over to a configuration whose processes are ready."""
+        """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
         self.chooser.reconfigure(config)
@@ -216,4 +219,4 @@ class Node:
         self._meters.config = config.workers
         self.exporter.replace(config.export)
         self.relay.set_capacity(config.workers.max)
-        self.facts.find_moved_back()
+        self.reprocessor.export_moved_back()

@@ -14,10 +14,10 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.lock import lock_node
-from ppdaemon.node.parts import Node, Service
+from ppdaemon.node.parts import NodeParts, Service
 from ppdaemon.node.slots.events import KillAsked, RetireAsked
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.turn import AcceptanceChanged, StopBegun
+from ppdaemon.node.visits.model import AcceptanceChanged, StopStarted
 from ppdaemon.notify import Notifier
 from ppdaemon.processes import adopt_orphans
 from ppdaemon.states import BUSY_STATES, SlotState
@@ -27,30 +27,22 @@ __all__ = ("Supervisor",)
 _LOG = logging.getLogger(__name__)
 
 EXPORT_AT_STOP_S = 10.0
-SETTLE_S = 10.0
-"""How long a stop waits for a journal that cannot be written."""
+"""How long a stop waits for exports. Remaining spools are exported after the next start."""
+IDLE_TIMEOUT_S = 10.0
+"""How long a stop waits for a journal that cannot be written. Outcomes that are
+not written are recovered at the next start."""
 CONFIRM_S = 1.0
-"""How long a stop waits for the relay's confirmation."""
+"""How long a stop waits for the relay's confirmation. Unconfirmed outcomes are
+sent again after the next start."""
 
 
 @dataclass(eq=False)
 class Supervisor:
-    """A node.
+    """Starts the parts of a node, serves until it is stopped, stops them.
 
-    Parameters
-    ----------
-    config : `~ppdaemon.config.NodeConfig`
-        The configuration.
-    read_config : `~collections.abc.Callable`
-        Reads and checks the configuration file again.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        Handed on to the zygote and its children.
-    clock : `~ppdaemon.clock.Clock`
-        The two clocks.
-    notifier : `~ppdaemon.notify.Notifier`
-        To the service manager.
-    watchdog_s : `float` or `None`
-        How often the service manager wants a sign of life.
+    ``read_config`` reads and checks the configuration file again;
+    ``environment`` is for the zygote and its children; ``watchdog_s`` is the
+    longest interval between messages that the service manager accepts.
     """
 
     config: NodeConfig
@@ -69,28 +61,26 @@ class Supervisor:
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
-        """Stop; at the second call, at once."""
+        """Stop the daemon; a second call skips the waiting."""
         if self._stop.is_set():
             self._kill.set()
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the configuration again, as soon as the node has started."""
+        """Read the configuration again, after the start if the node is starting."""
         self._reload.set()
 
     async def run(self) -> None:
-        """Start, serve until told to stop, stop.
+        """Start, serve until `stop`, stop.
 
-        Raises
-        ------
-        ppdaemon.errors.PPDaemonError
-            Raised if the node cannot start; says what to do.
+        Raises `~ppdaemon.errors.PPDaemonError` if the node cannot start; its
+        text says what the operator can do.
         """
         adopt_orphans()
         folders, incarnation = NodeFolders.of(self.config), secrets.token_hex(8)
         lock = lock_node(folders, incarnation)
         try:
-            node = Node(
+            node = NodeParts(
                 self.config,
                 self.read_config,
                 self.environment,
@@ -107,7 +97,7 @@ class Supervisor:
         finally:
             await asyncio.to_thread(lock.release, folders)
 
-    async def _serve(self, node: Node) -> None:
+    async def _serve(self, node: NodeParts) -> None:
         writing = self._loop.create_task(node.journal.run())
         writing.add_done_callback(self._ended)
         try:
@@ -127,41 +117,42 @@ class Supervisor:
         if self._failure is not None:
             raise PPDaemonError(f"a part of the daemon failed: {self._failure}") from self._failure
 
-    async def _start(self, node: Node) -> None:
+    async def _start(self, node: NodeParts) -> None:
         started = self.clock.mono()
         await self._unless_stopped(node.generations.start())
         if not self._stop.is_set():
-            # Before the exporter starts: a spool that is gone is no success any more.
-            await self._unless_stopped(node.facts.recover())
+            # Before the exporter starts: an attempt counts as succeeded only while
+            # its spool exists.
+            await self._unless_stopped(node.reprocessor.recover())
         if self._stop.is_set():
             return
         node.exporter.start()
         await node.arrivals.start()
-        node.inbox.post(AcceptanceChanged(taking=True))
+        node.inbox.post(AcceptanceChanged(accepting=True))
         node.status.state = "running"
         for service in node.services:
             self._run(service)
         node.scheduler.decide()
-        await self._first_workers(node)
+        await self._wait_for_worker(node)
         _LOG.info("ready %.1f s after the start", self.clock.mono() - started)
         self.notifier.tell(READY=1, STATUS=node.status.report().text)
 
-    async def _first_workers(self, node: Node) -> None:
-        """Wait until some worker is ready, or it is clear that none will be."""
-        rising = {SlotState.STARTING, SlotState.BACKOFF, SlotState.KILLING}
+    async def _wait_for_worker(self, node: NodeParts) -> None:
+        """Wait until a worker is ready or all workers have failed to start."""
+        starting = {SlotState.STARTING, SlotState.BACKOFF, SlotState.KILLING}
 
-        def is_clear() -> bool:
-            return self._stop.is_set() or any(s.state not in rising for s in node.pool.slots.values())
+        def is_decided() -> bool:
+            return self._stop.is_set() or any(s.state not in starting for s in node.pool.slots.values())
 
-        await self._until(is_clear, self.config.workers.times.boot_s)
+        await self._wait_until(is_decided, self.config.workers.times.boot_s)
 
-    async def _drain(self, node: Node) -> None:
-        """End what can end in time, interrupt the rest."""
+    async def _drain(self, node: NodeParts) -> None:
+        """Let visits end in time, interrupt the others, export and report."""
         self.notifier.tell(STOPPING=1)
         node.status.state = "stopping"
         node.scheduler.growing = False
-        node.relay.set_taking(False)
-        node.inbox.post(StopBegun())
+        node.relay.set_accepting(False)
+        node.inbox.post(StopStarted())
         for number in list(node.pool.slots):
             node.pool.handle(number, RetireAsked())
 
@@ -170,22 +161,22 @@ class Supervisor:
             return all(slot.state in gone for slot in node.pool.slots.values())
 
         times = node.status.config.workers.times
-        if not await self._until(all_stopped, times.stop_s):
+        if not await self._wait_until(all_stopped, times.stop_s):
             for number, slot in node.pool.slots.items():
                 if slot.state in BUSY_STATES:
                     node.pool.handle(number, KillAsked("the daemon stopped"))
-            await self._until(all_stopped, times.grace_s + times.kill_s, hurry=False)
-        settling = self._loop.create_task(node.pump.settle())
-        await self._until(settling.done, SETTLE_S)
-        settling.cancel()
+            await self._wait_until(all_stopped, times.grace_s + times.kill_s, hurry=False)
+        idle = self._loop.create_task(node.pump.wait_until_idle())
+        await self._wait_until(idle.done, IDLE_TIMEOUT_S)
+        idle.cancel()
         exporter = node.exporter
         exporter.hurry()
-        await self._until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
-        await self._until_reported(node)
+        await self._wait_until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
+        await self._wait_until_reported(node)
 
-    async def _until_reported(self, node: Node) -> None:
-        """Give the relay a moment to confirm the last results."""
-        # A thread that hangs in the disk gives no answer.
+    async def _wait_until_reported(self, node: NodeParts) -> None:
+        """Wait a moment for the relay's confirmation of the last results."""
+        # The journal's thread may hang on the disk.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_S):
                 while node.relay.connected and not self._kill.is_set():
@@ -193,8 +184,11 @@ class Supervisor:
                         return
                     await asyncio.sleep(0.05)
 
-    async def _until(self, condition: Callable[[], bool], limit_s: float, *, hurry: bool = True) -> bool:
-        """Wait for a condition; a second stop ends the waiting."""
+    async def _wait_until(self, condition: Callable[[], bool], limit_s: float, *, hurry: bool = True) -> bool:
+        """Return whether a condition becomes true in time.
+
+        With ``hurry`` a second stop ends the waiting.
+        """
         until = self.clock.mono() + limit_s
         while not condition():
             if self.clock.mono() >= until or (hurry and self._kill.is_set()):
@@ -203,25 +197,28 @@ class Supervisor:
         return True
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something, or give it up when the daemon stops."""
-        doing, stopping = self._loop.create_task(work), self._loop.create_task(self._stop.wait())
+        """Run a coroutine, or cancel it when the daemon stops."""
+        running, stopping = self._loop.create_task(work), self._loop.create_task(self._stop.wait())
         try:
-            await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                doing.result()
+            await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
         finally:
-            for task in (doing, stopping):
+            for task in (running, stopping):
                 task.cancel()
-            await asyncio.gather(doing, stopping, return_exceptions=True)
+            await asyncio.gather(running, stopping, return_exceptions=True)
 
     def _run(self, service: Service) -> None:
-        """Run something that must not end; its end stops the daemon."""
+        """Start a service; if it fails, the daemon stops."""
         task = self._loop.create_task(service())
         task.add_done_callback(self._ended)
         self._tasks.append(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.critical("a part of the daemon failed, it stops", exc_info=error)
+            _LOG.critical(
+                "a part of the daemon failed; the daemon stops, its service manager restarts it",
+                exc_info=error,
+            )
             self._failure = error
             self._stop.set()

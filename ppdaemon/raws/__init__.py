@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names and layouts of raw files, their roots, and the outer structure of FITS."""
+"""Names and layouts of raw files, the configuration of raw roots, and the structure of FITS files."""

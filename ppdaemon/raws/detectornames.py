@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What detectors are called in the names of files."""
+"""Names of detectors in file names."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -9,20 +9,20 @@ from ppdaemon.camera import camera_names, load_camera
 __all__ = ("DetectorNames",)
 
 _TABLES_OF = {"LSSTCam-imSim": "LSSTCam"}
-"""Instruments whose detectors are called and numbered as another one's."""
+"""Instruments with the detector names and numbers of another instrument."""
 _SINGLE_RAFTS = ("LSST-TS8",)
-"""Test stands: detectors are numbered by slot, in whatever raft is mounted."""
+"""Test stands: detectors are numbered by slot, whichever raft is mounted."""
 
 
 class DetectorNames:
-    """Detectors' numbers by their names in files.
+    """Maps names of detectors in file names to numbers, and back.
 
     Parameters
     ----------
     numbers : `~collections.abc.Mapping` [`str`, `int`]
-        By name; a detector may have several.
+        Detector numbers by name; a detector may have several names.
     by_slot : `bool`, optional
-        Whether the names are only the slots, such as ``S11``.
+        Whether names contain only the slot, such as ``S11``.
     """
 
     def __init__(self, numbers: Mapping[str, int], *, by_slot: bool = False):
@@ -41,7 +41,7 @@ class DetectorNames:
         if table not in camera_names():
             return None
         numbers = {detector.name: detector.id for detector in load_camera(table).detectors.values()}
-        # A camera of one detector without a raft says R00 in files.
+        # A camera with one detector and no raft writes R00 in file names.
         return cls({name.replace("RXX_", "R00_"): number for name, number in numbers.items()} | numbers)
 
     def number_of(self, name: str) -> int | None:
@@ -49,5 +49,5 @@ class DetectorNames:
         return self._numbers.get(name.rpartition("_")[2] if self._by_slot else name)
 
     def names_of(self, detector: int) -> tuple[str, ...]:
-        """Return what a detector is called in files; empty if its raft is not known."""
+        """Return the names of a detector in file names; empty if its raft is unknown."""
         return () if self._by_slot else self._names.get(detector, ())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Opening a file below a raw root, and none that a link leads to elsewhere.
+"""Opens files below a raw root, and refuses links out of it.
 
-The supervisor looks at a raw, and later a worker copies it: each checks what
-it has opened, for a path may lead elsewhere by then.
+The supervisor reads a raw, and later a worker copies it: each checks the file
+that it has opened, because the path may have been replaced in between.
 """
 
 import os
@@ -15,17 +15,17 @@ __all__ = ("open_raw", "raw_descriptor")
 
 
 def raw_descriptor(path: str, root: str) -> int:
-    """Return a descriptor of a regular file below its root, not opened yet. The caller closes it.
+    """Return an ``O_PATH`` descriptor of a regular file below its root; the caller closes it.
 
-    The path is absolute; the root may be a symbolic link. Raise
+    The path is absolute; the root may be a symbolic link. Raises
     `~ppdaemon.errors.BadMessage` of the kind ``symlink`` or ``not_a_file``.
     """
-    # With O_PATH nothing happens to what a path leads to, be it a device or a FIFO,
-    # and what is checked is what is opened, whatever is renamed meanwhile.
+    # O_PATH has no effect on a device or a FIFO, and the file that is checked is the
+    # file that is opened, even if the path is renamed in between.
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{descriptor}")
-        # The same path means that there are no links on it, nor above the root.
+        # If the real path is equal, it contains no links, and the root need not be resolved.
         if real != path and not real.startswith(os.path.join(os.path.realpath(root), "")):
             raise BadMessage(f"{path!r} is a link out of the raw root", "symlink")
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -37,7 +37,7 @@ def raw_descriptor(path: str, root: str) -> int:
 
 
 def open_raw(path: str, root: str) -> BinaryIO:
-    """Open a regular file below its root for reading; raise as `raw_descriptor` does."""
+    """Open a regular file below its root for reading; raises the errors of `raw_descriptor`."""
     descriptor = raw_descriptor(path, root)
     try:
         return _open_checked(descriptor)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The outer structure of a FITS file: is it whole, and what its primary header says.
+"""Checks whether a FITS file is complete, and reads its primary header.
 
-Covers what the FITS standard 4.0 says of blocks (3.1), cards (4.1, 4.2) and
-the size of data (4.4.1, 6.1), for plain, tile-compressed and gzipped files.
-Does not cover pixels, checksums, or strings that continue over several cards.
+Implements the FITS standard 4.0 for blocks (3.1), cards (4.1, 4.2) and the size
+of data (4.4.1, 6.1), for plain, tile-compressed and gzipped files. Does not read
+pixels, checksums, or strings that continue over several cards.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ CARD = 80
 MAX_HEADER_BLOCKS = 1000
 """36,000 cards; real headers have a few hundred."""
 MAX_HDUS = 1000
+"""A raw has one for each amplifier: some 20."""
 MAX_UNZIPPED = 2**31
-"""A gzipped file must be unpacked to see its end; not further than this."""
+"""Bytes: a gzipped file must be unpacked to find its end, but not further than this."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
@@ -34,25 +35,25 @@ _STRING = re.compile(r" *'((?:[^']|'')*)'")
 
 
 class _NotFits(Exception):
-    """The bytes are no FITS, or not all of it."""
+    """The file is not FITS, or it is not complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What walking over the header-data units of a file showed."""
+    """The result of a walk over the header-data units of a file."""
 
     whole: bool
-    """Whether the file ends where its headers say."""
+    """Whether the file is as long as its headers require."""
     hdus: int
-    """Complete header-data units."""
+    """Number of complete header-data units."""
     data_bytes: int = 0
-    """Data in them, padding included."""
+    """Bytes of data in them, including padding."""
     problem: str = ""
-    """Why it is not whole."""
+    """Why the file is not complete; empty if it is."""
 
 
 def structure(file: BinaryIO) -> Structure:
-    """Tell whether a FITS file has all that its headers promise.
+    """Check whether a FITS file is as long as its headers require.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def structure(file: BinaryIO) -> Structure:
     Returns
     -------
     structure : `Structure`
-        Whatever the file contains.
+        Also for a file that is not FITS.
 
     Raises
     ------
@@ -97,13 +98,13 @@ def read_primary(file: BinaryIO) -> dict[str, Value]:
     Returns
     -------
     header : `dict` [`str`, `str` or `int` or `float` or `bool` or `None`]
-        Values by keyword, without comments; of a repeated keyword the first.
-        A value that cannot be read is left out.
+        Values by keyword, without comments; the first value of a repeated
+        keyword. Invalid values are omitted.
 
     Raises
     ------
     ValueError
-        Raised if the file does not begin with a whole FITS header.
+        Raised if the file does not begin with a complete FITS header.
     OSError
         Raised if the file cannot be read.
     """
@@ -113,7 +114,7 @@ def read_primary(file: BinaryIO) -> dict[str, Value]:
             for card in _cards(stream, primary=True):
                 key = card[:8].rstrip().decode("ascii", "replace")
                 if card[8:10] == b"= " and key not in header:
-                    # One odd card must not hide the others.
+                    # One invalid card must not hide the others.
                     with contextlib.suppress(ValueError):
                         header[key] = _value(card[10:].decode("ascii", "replace"))
     except (_NotFits, EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -125,7 +126,7 @@ def read_primary(file: BinaryIO) -> dict[str, Value]:
 
 @contextlib.contextmanager
 def _unpacked(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Rewind the file; read it through gzip if it is compressed as a whole."""
+    """Rewind the file, and yield it, or its uncompressed content if it is gzipped."""
     file.seek(0)
     zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
     file.seek(0)
@@ -137,10 +138,8 @@ def _unpacked(file: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _cards(stream: BinaryIO, *, primary: bool) -> Iterator[bytes]:
-    """Yield the cards of the header at the stream's place, with END.
-
-    The stream is then at the end of the header. Nothing is yielded at the end
-    of the file.
+    """Yield the cards of the header at the position of the stream, including END; none at the end of
+    the file. Afterwards the stream is at the end of the header.
     """
     for number in range(MAX_HEADER_BLOCKS):
         block = stream.read(BLOCK)
@@ -160,10 +159,7 @@ def _cards(stream: BinaryIO, *, primary: bool) -> Iterator[bytes]:
 
 
 def _sizes(stream: BinaryIO, *, primary: bool) -> tuple[int, int]:
-    """Return the padded bytes of the next header and of its data.
-
-    Both are 0 at the end of the file.
-    """
+    """Return the padded sizes of the next header and its data, bytes; both are 0 at the end of the file."""
     cards = 0
     sizes: dict[bytes, int] = {}
     groups = False
@@ -182,7 +178,7 @@ def _sizes(stream: BinaryIO, *, primary: bool) -> tuple[int, int]:
 
 
 def _data_bytes(sizes: dict[bytes, int], groups: bool) -> int:
-    """Apply equation 2 of the standard (4 for random groups), and pad."""
+    """Return the padded size, bytes, by equation 2 of the standard (4 for random groups)."""
     try:
         axes = [sizes[b"NAXIS%d" % n] for n in range(1, sizes[b"NAXIS"] + 1)]
         width = sizes[b"BITPIX"]
@@ -201,7 +197,7 @@ def _data_bytes(sizes: dict[bytes, int], groups: bool) -> int:
 
 
 def _require_end(stream: BinaryIO, offset: int) -> None:
-    """Go to an offset, which must be within the file or at its end."""
+    """Move the stream to an offset; raises _NotFits if the file ends before it."""
     if isinstance(stream, gzip.GzipFile):
         if offset > MAX_UNZIPPED:
             raise _NotFits(f"more than {MAX_UNZIPPED} bytes unpacked")
@@ -214,7 +210,7 @@ def _require_end(stream: BinaryIO, offset: int) -> None:
 
 
 def _value(text: str) -> Value:
-    """Read the value field of a card; ValueError if it has none of the forms."""
+    """Parse the value field of a card; raises ValueError if it has none of the forms."""
     match = _STRING.match(text)
     if match is not None:
         return match[1].replace("''", "'").rstrip(" ")

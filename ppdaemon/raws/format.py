@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Formats of paths below a raw root: one text that reads and writes them.
+"""Formats of paths below a raw root, used to read and to write them.
 
-A format is split at its slashes, and each part is read by itself, the last as
-the file's name without its ending. So it is known how deep files lie, and a
-folder can be judged before anything is in it.
+A format is split at its slashes, and each part is read separately, the last as
+the file name without its ending. So the depth of files is known, and a folder
+can be evaluated while it is empty.
 """
 
 import re
@@ -18,7 +18,7 @@ from ppdaemon.raws.path import instrument_of_folder, is_day_folder, read_ending,
 __all__ = ("OBSID", "PathFormat", "Values")
 
 type Values = dict[str, Any]
-"""What a path contains, by field."""
+"""Values in a path, by field."""
 
 OBSID = r"[A-Z]{2}_([A-Z])_([0-9]{8})_0([0-9]{5})"
 """Its groups are controller, day and sequence number."""
@@ -34,18 +34,18 @@ _TEXTS = frozenset({"instrument", "group", "filter", "label"})
 _FIELDS = _NUMBERS | _TEXTS | _SHAPES.keys() | {"detector_name"}
 
 _DIGITS = re.compile(r"(?:0([1-9]|1[0-8])d?)?", re.ASCII)
-"""Numbers have 18 digits at the most, which fit into 64 bits."""
+"""Numbers have at most 18 digits, so that they fit into 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A field of a name, or what stands between two fields."""
+    """A field of a name, or the text between two fields."""
 
     field: str
-    """Empty for what stands between."""
+    """Empty for text between fields."""
     pattern: str
     begins_in_digit: bool
-    """Whether it can; so the next."""
+    """Whether it can begin, or below end, in a digit."""
     ends_in_digit: bool
     any_length: bool = False
     any_character: bool = False
@@ -63,8 +63,8 @@ class PathFormat:
     Raises
     ------
     ValueError
-        Raised if the text is no such format, if it names no exposure or no
-        detector, or if a name could be read in several ways.
+        Raised if the format is invalid, has no exposure or no detector, or is
+        ambiguous.
     """
 
     def __init__(self, text: str):
@@ -72,8 +72,8 @@ class PathFormat:
         if not {"", ".", ".."}.isdisjoint(self._parts):
             raise ValueError("a path is relative to the root and has no empty part")
         if read_ending(self._parts[-1]) is not None:
-            raise ValueError("leave the ending away: .fits, .fits.fz and .fits.gz are all taken")
-        # Beside an exposure's number, an obsid is whatever a camera calls it.
+            raise ValueError("omit the ending: .fits, .fits.fz and .fits.gz are all accepted")
+        # If the exposure has a number too, an obsid may have any form.
         texts = _TEXTS | {"obsid"} if "{exposure" in text else _TEXTS
         pieces = [list(_pieces(part, texts)) for part in self._parts]
         self.levels = tuple(frozenset(piece.field for piece in each if piece.field) for each in pieces)
@@ -90,12 +90,12 @@ class PathFormat:
         self._readers = [_reader(part, each) for part, each in zip(self._parts, pieces, strict=True)]
 
     def read(self, names: Sequence[str]) -> Values | None:
-        """Read the names of a path's folders from the root on, and the file's without its ending.
+        """Parse the names of folders, from the root on, and of a file without its ending.
 
-        Return the values by field: numbers as such, aliases of the instrument
-        resolved, the group unquoted; `None` if the names do not fit or fields
-        that occur twice differ.
-        Raise `~ppdaemon.errors.BadMessage` for a quoted control character.
+        Returns the values by field, with numbers converted, aliases of the
+        instrument resolved and the group unquoted; `None` if the names do not match
+        or a repeated field has two values. Raises `~ppdaemon.errors.BadMessage` for
+        a quoted control character.
         """
         values: Values = {}
         if len(names) > len(self._readers) or "." in names:
@@ -111,9 +111,9 @@ class PathFormat:
         return values
 
     def write(self, values: Mapping[str, Any], levels: int | None = None) -> str:
-        """Write a path, or its first levels, with instrument and group as they are spelled.
+        """Return a path, or its first levels; raises `KeyError` if a value is missing.
 
-        Raise `KeyError` if a value is missing.
+        Instrument and group are written unchanged, without aliases or quoting.
         """
         return "/".join(part.format_map(values) for part in self._parts[:levels])
 
@@ -142,11 +142,11 @@ def _pieces(part: str, texts: Collection[str]) -> Iterator[_Piece]:
 
 
 def _reader(part: str, pieces: Sequence[_Piece]) -> tuple[list[str], re.Pattern[str]]:
-    """Return the fields of a name, and the expression that reads it in one way, in linear time.
+    """Return the fields of a name, and an unambiguous expression that parses it in linear time.
 
-    A field of any length ends where a character follows that it cannot have.
-    One field need not: it is what remains between those before and those
-    behind it, which then must also begin behind such a character.
+    A field of any length ends before a character that it cannot contain. One field
+    is exempt: it is the text between the fields before and after it, which then
+    must also begin after such a character.
     """
     remainder = ""
     for before, piece, after in zip([None, *pieces], pieces, [*pieces[1:], None], strict=False):
@@ -167,7 +167,7 @@ def _reader(part: str, pieces: Sequence[_Piece]) -> tuple[list[str], re.Pattern[
 
 
 def _value(field: str, text: str) -> Any:
-    """Return what a text means; `None` for a day that is none."""
+    """Return the value of a text; `None` for an invalid day."""
     match field:
         case "exposure" | "detector" | "snap":
             return int(text)
@@ -176,7 +176,7 @@ def _value(field: str, text: str) -> Any:
         case "instrument":
             return instrument_of_folder(text)
         case "group":
-            # Writers that cannot have ":" and "#" in names quote the group.
+            # Some writers cannot use ":" and "#" in names, and quote the group.
             group = unquote(text)
             refuse_control(group)
             return group

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How paths below a raw root are built, and read: the layouts.
+"""Layouts: how paths below a raw root are written and read.
 
-Those that the observatory's writers use, and others from the configuration,
+The layouts of the observatory's writers, and others from the configuration,
 each with ``.fits``, ``.fits.fz`` or ``.fits.gz``, and ``.json`` for sidecars.
-Pure: looks at names only, never at files.
+Pure: reads names, never files.
 """
 
 import itertools
@@ -44,10 +44,10 @@ COUNT_APART_UNTIL = {"O": 0, "C": 20231004, "P": 20250417, "Q": 20250417, "S": 2
 """Last day on which a controller counted exposures for itself; H always does.
 As ``LsstBaseTranslator.compute_exposure_id`` of obs_lsst w.2026.20."""
 MAX_NAME = 255
-"""Of a file on Linux: an object with a longer name could not be copied."""
+"""Bytes of a file name on Linux: an object with a longer name could not be copied."""
 SUPPLEMENTS = 2
-"""Groups ``<group>#1`` and so on whose folders are looked for by name; later
-ones are found by the scan."""
+"""Groups ``<group>#1`` and so on whose folders are searched by name; the survey
+finds further ones."""
 
 _OBSID = re.compile(OBSID)
 _STEADY = frozenset({"instrument", "day_obs", "detector", "raft", "slot"})
@@ -97,29 +97,29 @@ PATHS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SearchFolder:
-    """Where raws that are waited for will be."""
+    """A folder in which expected raws will be."""
 
     path: str
     """Relative to the root; empty for the root itself. It need not exist."""
     below: int
-    """Levels of folders between it and the files; 0 if they are in it."""
+    """Levels of folders between it and the files; 0 if the files are in it."""
 
 
 class Layout:
-    """Reads and writes the paths of raws of some instruments.
+    """Reads and writes the paths of raws.
 
     Parameters
     ----------
     paths : `~collections.abc.Collection` [`str`]
-        Formats, see `~ppdaemon.raws.format.PathFormat`. The first that reads a
-        path counts, and it writes.
+        Formats, see `~ppdaemon.raws.format.PathFormat`. The first one that matches
+        a path is used; the first of all writes paths.
     instruments : `~collections.abc.Collection` [`str`]
-        Those that are served.
+        Short names of the instruments that this node serves.
 
     Raises
     ------
     ppdaemon.errors.ConfigError
-        Raised if an instrument's detectors cannot be told by this layout.
+        Raised if this layout cannot identify an instrument's detectors.
     """
 
     def __init__(self, paths: Collection[str], instruments: Collection[str]):
@@ -128,19 +128,19 @@ class Layout:
             frozenset.intersection(*level)
             for level in zip(*(each.levels for each in self._formats), strict=True)
         )
-        """Fields that each folder names for sure from the root on, then those of
-        the file (`tuple` [`frozenset` [`str`]])."""
+        """Fields that all formats have in the name of each folder, from the root on,
+        and last in the file name (`tuple` [`frozenset` [`str`]])."""
         self.fields = frozenset.intersection(*(each.fields for each in self._formats))
-        """What each path says (`frozenset` [`str`])."""
+        """Fields that all paths contain (`frozenset` [`str`])."""
         self.depth = len(self.levels) - 1
-        """How many folders lead from the root to a file (`int`)."""
+        """Number of folders from the root to a file (`int`)."""
         self.steady_depth = min(_count(_STEADY, each.levels[:-1]) for each in self._formats)
-        """How many of these are not made anew for each exposure (`int`)."""
+        """Number of these that are not created for each exposure (`int`)."""
         self._names = {name: DetectorNames.of(name) for name in instruments}
         self._check()
 
     def parse(self, relative_path: str) -> rawnames.RawName | None:
-        """Read a path below a raw root.
+        """Parse a path below a raw root.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class Layout:
         Raises
         ------
         ppdaemon.errors.BadMessage
-            Raised if the path is not one to be opened in any case; its kind is
+            Raised if the path must never be opened; its kind is
             ``absolute``, ``escape``, ``control`` or ``size``.
         """
         *folders, file = rawnames.checked_parts(relative_path)
@@ -180,9 +180,9 @@ class Layout:
         return None
 
     def path_of(self, name: rawnames.RawName) -> str:
-        """Return where an image is written, with the ending ``.fits``.
+        """Return the relative path of an image, with the ending ``.fits``.
 
-        Raise `KeyError` if the name lacks something that stands in the path.
+        Raises `KeyError` if the name lacks a field of the path.
         """
         values = {field: value for field, value in asdict(name).items() if value is not None}
         if name.detector is not None:
@@ -193,12 +193,12 @@ class Layout:
         return f"{self._formats[0].write(values)}{guider}.fits"
 
     def folders(self, expected: rawnames.Expected) -> tuple[SearchFolder, ...]:
-        """Return where to look for raws that are waited for.
+        """Return the folders to search for expected raws.
 
-        As far down as names are known before the exposure is taken: for the
-        lsst layout to its day, for the generic one to the detector's and
-        group's folders, and never past a ``{label}``. What is in them is judged
-        by `admits`, and files by `parse` and `~ppdaemon.raws.path.Expected.wants`.
+        They are of the lowest level whose names are known before the exposure:
+        the day for the lsst layout, detector and group for the generic one, and
+        never below a ``{label}``. `admits` selects their subfolders; `parse` and
+        `~ppdaemon.raws.path.Expected.matches` select the files.
         """
         choices = [choice for choice in self._foreseen(expected) if choice]
         known = frozenset(
@@ -214,10 +214,9 @@ class Layout:
         return tuple(found)
 
     def admits(self, folder: str, expected: rawnames.Expected) -> bool:
-        """Return whether raws that are waited for can be in or below a folder.
+        """Return whether expected raws can be in or below a folder, relative to the root.
 
-        The folder is relative to the root. `False` also for what no folder of
-        this layout is called.
+        `False` also for a name that no folder of this layout has.
         """
         try:
             parts = rawnames.checked_parts(folder)
@@ -231,12 +230,12 @@ class Layout:
     def detector_of(self, instrument: str, detector_name: str) -> int | None:
         """Return the number of a detector by its name, such as ``R22_S11``.
 
-        `None` if there is none of this name, or no table of names.
+        `None` if there is no such detector, or no focal-plane table.
         """
         naming = self._names.get(instrument)
         return None if naming is None else naming.number_of(detector_name)
 
-    # --- from text to meaning ---
+    # --- reading ---
 
     def _name(self, kind: rawnames.Kind, values: Values) -> rawnames.RawName | None:
         instrument = self._instrument(values)
@@ -248,15 +247,15 @@ class Layout:
             detector, detector_name = self._detector(instrument, values), _detector_name(values)
             if detector is None:
                 return None
-        said: Values = {field: values.get(field) for field in ("obsid", "group", "snap", "filter", "label")}
-        return rawnames.RawName(kind, instrument, *time, detector, detector_name=detector_name, **said)
+        other: Values = {field: values.get(field) for field in ("obsid", "group", "snap", "filter", "label")}
+        return rawnames.RawName(kind, instrument, *time, detector, detector_name=detector_name, **other)
 
     def _instrument(self, values: Values) -> str | None:
         instrument: str = values.get("instrument", next(iter(self._names), ""))
         return instrument if instrument in self._names else None
 
     def _detector(self, instrument: str, values: Values) -> int | None:
-        """Return the number; `None` if there is none, or if it contradicts the name."""
+        """Return the number; `None` if there is none, or if it does not agree with the name."""
         number: int | None = values.get("detector")
         name = _detector_name(values)
         if name is None or self._names[instrument] is None:
@@ -278,10 +277,10 @@ class Layout:
             and (group is None or expected.group is None or parent_group(group) == expected.group)
         )
 
-    # --- from meaning to text ---
+    # --- writing ---
 
     def _foreseen(self, expected: rawnames.Expected) -> Iterator[list[Values]]:
-        """Return what fields can be, as far as it is known before an exposure."""
+        """Yield for each field that is known before an exposure its possible values."""
         yield _instruments(expected.instrument)
         yield [{"day_obs": day} for day in sorted(expected.days)]
         yield [
@@ -294,7 +293,7 @@ class Layout:
             yield [values for each in (group, *supplements) for values in _groups(each)]
 
     def _detectors(self, instrument: str, detector: int, name: str | None = None) -> list[Values]:
-        """Return what a detector can be called."""
+        """Return the possible values of a detector's fields."""
         naming = self._names.get(instrument)
         names = (name,) if name else naming.names_of(detector) if naming is not None else ()
         rafts_and_slots = [each.rpartition("_")[::2] for each in names]
@@ -312,7 +311,7 @@ class Layout:
             if "detector" not in self.fields and naming is None:
                 raise ConfigError(
                     [
-                        f"no focal-plane table for {instrument!r}, which the layout needs to tell detectors "
+                        f"no focal-plane table for {instrument!r}, which the layout needs to find detectors "
                         f"by name; known are {', '.join(camera_names())}. A layout with detectors' numbers "
                         "needs none"
                     ]
@@ -320,16 +319,16 @@ class Layout:
 
 
 def make_layout(choice: LayoutChoice, instruments: Collection[str]) -> Layout:
-    """Make the layout that a configuration names for the instruments that are served.
+    """Return the configured layout for the instruments that this node serves.
 
-    Raise `~ppdaemon.errors.ConfigError` if an instrument's detectors cannot be
-    told by this layout.
+    Raises `~ppdaemon.errors.ConfigError` if the layout cannot identify an
+    instrument's detectors.
     """
     return Layout((PATHS[choice],) if isinstance(choice, str) else choice.path, instruments)
 
 
 def _count(fields: frozenset[str], levels: tuple[frozenset[str], ...]) -> int:
-    """Return how many levels from the root on name no other fields."""
+    """Return how many levels, from the root on, contain no other fields."""
     return sum(1 for _ in itertools.takewhile(fields.issuperset, levels))
 
 
@@ -385,7 +384,7 @@ def _instruments(instrument: str) -> list[Values]:
 
 
 def _groups(group: str) -> list[Values]:
-    """Return how a group can be written in a name."""
+    """Return the possible spellings of a group in a name."""
     spellings = dict.fromkeys((group, quote(group, safe="")))
     return [
         {"group": text}

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names of raw files: what they say, and which are not to be opened.
+"""Parsed names of raw files, and checks for paths that must not be opened.
 
-Pure: looks at names only, never at files. How paths are built and read is
-`ppdaemon.raws.layout`'s.
+Pure: reads names, never files. `ppdaemon.raws.layout` builds and reads paths.
 """
 
 import datetime
@@ -30,6 +29,7 @@ __all__ = (
 )
 
 MAX_PATH = 1024
+"""Characters of a path relative to a raw root; real ones have some 100."""
 FITS_ENDINGS = (".fits", ".fits.fz", ".fits.gz")
 EXPECTED_SENSORS = "_expectedSensors.json"
 
@@ -39,12 +39,12 @@ _DAY = re.compile(r"\d{8}", re.ASCII)
 
 
 class Kind(StrEnum):
-    """What a file is."""
+    """Kinds of files below a raw root."""
 
     IMAGE = "image"
     """A raw image of a science detector, wavefront half or guider."""
     GUIDER = "guider"
-    """A guider's stamps, taken during the exposure: no raw image."""
+    """A guider's stamps, taken during the exposure: not a raw image."""
     SIDECAR = "sidecar"
     """The header of an image as JSON."""
     EXPECTED = "expected"
@@ -53,7 +53,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RawName:
-    """What a path below a raw root says."""
+    """The values in a path below a raw root."""
 
     kind: Kind
     instrument: str
@@ -63,36 +63,35 @@ class RawName:
     day_obs: int
     """``YYYYMMDD``."""
     detector: int | None
-    """Id; `None` for what is about a whole exposure."""
+    """Detector id; `None` for a file of the whole exposure."""
     obsid: str | None = None
-    """Such as ``MC_O_20251121_000156``; this and all below as far as the
-    layout has it."""
+    """Such as ``MC_O_20251121_000156``; this and the fields below are `None` if the
+    layout does not contain them."""
     group: str | None = None
     snap: int | None = None
     """As the layout counts it."""
     detector_name: str | None = None
-    """As in the file's name, such as ``R22_S11``."""
+    """As in the file name, such as ``R22_S11``."""
     filter: str | None = None
     label: str | None = None
-    """What else is in the file's name."""
+    """Other text in the file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Raws that are waited for."""
+    """The raws of a visit, or of a day, that have not arrived."""
 
     instrument: str
     detectors: frozenset[int]
     group: str | None = None
-    """The visit's; `None` for any."""
+    """Group of the visit; `None` for any."""
     days: frozenset[int] = frozenset()
     """Observing days on which the exposure may be taken; empty for any."""
 
-    def wants(self, name: RawName) -> bool:
-        """Return whether a file is one of these, or a sidecar of one.
+    def matches(self, name: RawName) -> bool:
+        """Return whether a file is one of these raws, or a sidecar of one.
 
-        A group that the path does not name counts as right. Guiders' stamps are
-        never wanted.
+        A path without a group matches any group. Guiders' stamps never match.
         """
         return (
             name.kind is not Kind.GUIDER
@@ -106,7 +105,7 @@ class Expected:
 def checked_parts(relative_path: str) -> list[str]:
     """Split a path relative to a raw root at its slashes; parts may be empty or ``.``.
 
-    Raise `~ppdaemon.errors.BadMessage` for one that is not to be opened, with
+    Raises `~ppdaemon.errors.BadMessage` for a path that must not be opened, with
     the kind ``absolute``, ``escape``, ``control`` or ``size``.
     """
     if len(relative_path) > MAX_PATH:
@@ -121,15 +120,15 @@ def checked_parts(relative_path: str) -> list[str]:
 
 
 def refuse_control(text: str) -> None:
-    """Raise `~ppdaemon.errors.BadMessage` of the kind ``control`` for control
-    characters, surrogates, and the like.
+    """Raise `~ppdaemon.errors.BadMessage` of the kind ``control`` for text with control characters or
+    surrogates.
     """
     if not text.isprintable() and any(unicodedata.category(character).startswith("C") for character in text):
         raise BadMessage(f"{text[:200]!r} has control characters", "control")
 
 
 def read_ending(file: str) -> tuple[Kind, str] | None:
-    """Return what a file is by the ending of its name, and the name without it.
+    """Return the kind of a file by the ending of its name, and the name without the ending.
 
     `None` for hidden files and other endings.
     """
@@ -137,7 +136,7 @@ def read_ending(file: str) -> tuple[Kind, str] | None:
     if match is None:
         return None
     if match["fits"] is None:
-        # A guider's sidecar tells the exposure's group as well as any other.
+        # A guider's sidecar contains the exposure's group as any other does.
         return Kind.SIDECAR, match["stem"]
     return (Kind.GUIDER if match["guider"] else Kind.IMAGE), match["stem"]
 
@@ -145,7 +144,7 @@ def read_ending(file: str) -> tuple[Kind, str] | None:
 def sidecar_path(path: str) -> str:
     """Return the path of the sidecar beside an image: ``.json`` instead of its ending.
 
-    Raise `ValueError` if the path does not end like an image's.
+    Raises `ValueError` if the path does not end like an image.
     """
     for ending in FITS_ENDINGS:
         if path.endswith(ending):
@@ -154,12 +153,12 @@ def sidecar_path(path: str) -> str:
 
 
 def folder_names(instrument: str) -> tuple[str, ...]:
-    """Return how an instrument's folder may be called: the short name, then its aliases."""
+    """Return the possible names of an instrument's folder: the short name, then its aliases."""
     return instrument, *(alias for alias, name in _ALIASES.items() if name == instrument)
 
 
 def instrument_of_folder(folder: str) -> str:
-    """Return the short name of the instrument that a folder is called after."""
+    """Return the short name of the instrument of a folder name, which may be an alias."""
     return _ALIASES.get(folder, folder)
 
 

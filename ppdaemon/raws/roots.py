@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration of raw roots: where raws land, how, and what proves them complete."""
+"""The configuration of raw roots: folders, layouts, and markers of complete files."""
 
 import os
 import re
@@ -20,23 +20,23 @@ __all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind",
 type WatchKind = Literal["auto", "inotify", "poll"]
 
 REMOTE_SCHEMES = ("s3", "gs", "https", "http", "davs", "dav")
-"""Of those that `lsst.resources` reads."""
+"""Schemes that `lsst.resources` reads."""
 MARKER_FIELDS = frozenset({"instrument", "day_obs", "obsid", "exposure", "group"})
 
 _SUFFIX = re.compile(r"\.[\w.-]+")
 
 
 def _layout_branch(value: Any) -> str:
-    # A branch in round brackets is left out of the key that an error names.
+    # Tags in parentheses are omitted from the key in error messages.
     return "(name)" if isinstance(value, str) else "(mapping)"
 
 
 def _marker(value: str) -> str:
-    """Check the name of a marker: a suffix, or a format of a name."""
+    """Check the configured name of a marker: a suffix, or a format of a file name."""
     if not value.isprintable() or "/" in value:
-        raise ValueError("a marker lies in the folder of its raw: no slash, no control character")
+        raise ValueError("a marker is in the folder of its raw: no slash, no control character")
     if not value or (value.startswith(".") and not _SUFFIX.fullmatch(value)):
-        raise ValueError(f"{value!r} is no suffix; write for instance .done")
+        raise ValueError(f"{value!r} is not a suffix; write for example .done")
     if value in (".fits", ".fz", ".gz", ".json"):
         raise ValueError(f"{value!r} is the ending of raws and sidecars themselves")
     try:
@@ -56,7 +56,7 @@ def _format_fields(text: str) -> set[str]:
 
 
 def _absolute(path: Path) -> Path:
-    """Refuse what is no root; leave symbolic links to be resolved when used."""
+    """Refuse a path that cannot be a root; symbolic links are resolved when the root is used."""
     if not path.is_absolute() or not str(path).isprintable():
         raise ValueError(f"{str(path)!r} is not an absolute path")
     normal = Path(os.path.abspath(path))
@@ -70,7 +70,7 @@ def _remote(uri: str) -> str:
     if parts.scheme not in REMOTE_SCHEMES or not parts.netloc:
         raise ValueError(f"{uri!r} is none of {', '.join(f'{name}://...' for name in REMOTE_SCHEMES)}")
     if "@" in parts.netloc:
-        raise ValueError("credentials do not belong into a URI; use the store's own settings")
+        raise ValueError("credentials must not be in a URI; use the settings of the store")
     if not uri.isprintable() or set(uri) & set("?#%") or ".." in parts.path.split("/"):
         raise ValueError(f"{uri!r}: no query, fragment, escapes, control characters or '..'")
     return uri.rstrip("/")
@@ -81,12 +81,12 @@ LayoutField = Annotated[
     pydantic.Discriminator(_layout_branch),
 ]
 DoneMarker = Annotated[str, pydantic.AfterValidator(_marker)]
-"""``.done`` stands beside each file, with that behind its whole name; another
-name, such as ``{obsid}.complete``, once in the folder of the files."""
+"""``.done`` is appended to the full name of each file; another name, such as
+``{obsid}.complete``, is one file in the folder of the raws."""
 
 
 class RootConfig(Model):
-    """A raw root: a path, or a mapping of ``path`` and what is special there."""
+    """A raw root: a path, or a mapping of ``path`` and the settings of this root."""
 
     path: Annotated[Path, pydantic.AfterValidator(_absolute)]
     """Absolute; may be a symbolic link, and need not exist yet."""
@@ -118,10 +118,10 @@ def unsuited(
     done: str | None,
     instruments: Mapping[str, Collection[int]],
 ) -> Iterator[tuple[int, str, str]]:
-    """Find roots whose layout cannot tell what has to be known.
+    """Find roots with an unsuitable layout or marker.
 
-    Layout and done are those of roots that have none of their own. Yield the
-    number of the root, ``layout`` or ``done``, and what is wrong.
+    `layout` and `done` apply to roots without these settings. Yields the number of
+    the root, ``layout`` or ``done``, and the problem.
     """
     for number, root in enumerate(roots):
         try:
@@ -132,4 +132,4 @@ def unsuited(
         marker = (root.done or done) if isinstance(root, RootConfig) else None
         missing = (_format_fields(marker or "") & {"obsid", "group"}) - built.fields
         if missing:
-            yield number, "done", f"{marker!r}: paths of this layout name no {', '.join(sorted(missing))}"
+            yield number, "done", f"{marker!r}: paths of this layout contain no {', '.join(sorted(missing))}"

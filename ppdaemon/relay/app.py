@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The program ``pprelay``: command line, exit codes, and putting parts together."""
+"""The program ``pprelay``: command line, exit codes, construction of the parts."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.relay.ledger import Ledger, lock_state
-from ppdaemon.relay.relay import Relay, Sockets
+from ppdaemon.relay.relay import Relay, RelaySockets
 from ppdaemon.states import ExitCode
 
 __all__ = ("main",)
@@ -37,18 +37,18 @@ _LOG = logging.getLogger(__name__)
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The configuration, YAML.",
+    help="Configuration file (YAML).",
 )
 @click.pass_obj
 def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
-    """Take next_visit events and give each detector to the node that serves it.
+    """Receive next_visit events and send each detector to a node.
 
-    run (the default) serves until SIGTERM; check-config only reads the file
-    and lists everything that is wrong in it.
+    run (the default) serves until SIGTERM. check-config reads the file, lists
+    all errors in it, and exits.
     """
     config = load_relay(path, environment)
     if action == "check-config":
-        click.echo(f"{path}: good; instruments: {', '.join(config.instruments)}")
+        click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
     log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
     asyncio.run(_serve(config, Notifier(environment.get("NOTIFY_SOCKET"))))
@@ -57,8 +57,8 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
 async def _serve(config: RelayConfig, notifier: Notifier) -> None:
     clock = Clock()
     relay: Relay
-    for number in (signal.SIGTERM, signal.SIGINT):  # called by the loop, which runs when the relay does
-        asyncio.get_running_loop().add_signal_handler(number, lambda: relay.ask_stop())
+    for number in (signal.SIGTERM, signal.SIGINT):  # the loop calls it later, when `relay` is set
+        asyncio.get_running_loop().add_signal_handler(number, lambda: relay.request_stop())
     with (
         closing(lock_state(config.state_dir)),
         zmq.asyncio.Context() as context,
@@ -68,7 +68,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
         relay = Relay(
             config,
             Ledger(config.state_dir, clock),
-            Sockets(submit, nodes),
+            RelaySockets(submit, nodes),
             clock=clock,
             notifier=notifier,
             incarnation=secrets.token_hex(8),
@@ -78,13 +78,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit.
-
-    Parameters
-    ----------
-    arguments : `~collections.abc.Sequence` [`str`], optional
-        Instead of those of the process.
-    """
+    """Run the command line and exit; without arguments, those of the process."""
     try:
         _command.main(args=arguments, prog_name="pprelay", standalone_mode=False, obj=os.environ)
     except click.ClickException as error:

@@ -25,55 +25,41 @@ class RelayInstrument(Model):
     """One instrument that the relay accepts visits of."""
 
     detectors: Detectors
-    """One reservation is made for each of them."""
+    """Detectors of each visit; one reservation is made for each of them."""
     sal_indexes: tuple[int, ...] = ()
-    """Script queues whose visits are taken; empty means any."""
+    """Script queues whose visits are accepted; empty means all."""
 
 
 class RelayConfig(Model):
-    """Everything a ``pprelay`` needs to know."""
+    """The whole configuration of ``pprelay``."""
 
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")] = "relay"
     """Name of this relay in its messages and logs."""
     submit: Address = "tcp://127.0.0.1:5570"
-    """Where next_visit events come in."""
+    """ZeroMQ address on which next_visit events are received."""
     nodes: Address = "tcp://127.0.0.1:5571"
-    """Where nodes connect."""
+    """ZeroMQ address to which nodes connect."""
     state_dir: WritableFolder
-    """The ledger; on a local disk that outlives a restart."""
+    """Folder of the ledger, on a local disk that keeps its files over a reboot."""
     instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
     """The instruments whose visits are accepted; others are refused."""
     expiry_s: Seconds = 3600.0
-    """Announcements older than this are refused, and unserved ones dropped."""
+    """Visits published longer ago are refused; detectors that no node has
+    acknowledged by then end as ``expired``."""
     heartbeat_s: Seconds = 1.0
     """Interval of heartbeats to the nodes."""
     silence_s: Seconds = 4.0
-    """A node silent for so long is gone."""
+    """A node that sends nothing for this long counts as disconnected."""
     resend_s: Seconds = 0.5
-    """What is unacknowledged for so long is sent again."""
+    """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Seconds = 30.0
-    """How long the ledger keeps what has ended."""
+    """Days that the ledger keeps visits of which all detectors have an outcome."""
     log: LogConfig = LogConfig()
 
 
 def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
-    """Read and check the configuration of a relay.
+    """Read and check a YAML file; raise `~ppdaemon.errors.ConfigError` with all errors.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        A YAML file.
-    environment : `~collections.abc.Mapping` [`str`, `str`]
-        For ``${NAME}`` in values.
-
-    Returns
-    -------
-    config : `RelayConfig`
-        The configuration.
-
-    Raises
-    ------
-    ppdaemon.errors.ConfigError
-        Raised with every error, its line and key.
+    `environment` gives the values of ``${NAME}``.
     """
     return load_model(path, RelayConfig, environment, ThisHost(environment))

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every open visit needs now: pure decisions of the relay.
+"""Assigns the detectors of open visits to nodes: the relay's decisions, as pure code.
 
-Events come in as method calls with the monotonic time, a `Turn` comes out:
-what to write into the ledger and what to send once that is on disk. Covers
-routing, resending, refusals, cancellation, expiry and nodes that come and go.
-Does not cover sockets, the ledger, or whether a visit is accepted at all.
+Events are method calls with the monotonic time; each returns an `Effects`: what
+to write into the ledger, and what to send when that is on disk. Covers routing,
+resending, refusals, cancellation, expiry, and nodes that connect or disconnect.
+Does not cover sockets, the ledger, or whether a visit is accepted.
 
-A detector goes to one node. If that node refuses, or vanishes before it
-acknowledged, the detector goes to another one with the next attempt number,
-and the first is told to give it up as soon as it is heard of again. What a
-node acknowledged stays with it: it alone knows what it did. It may even try
-again what has ended: that opens no visit here, the ledger notes the outcome.
+A detector is sent to one node. If that node refuses it, or disconnects before it
+has acknowledged, the detector is sent to another node with the next attempt
+number, and it is canceled at the first node as soon as that one connects again.
+An acknowledged detector stays with its node, because only that node has the
+record of what was done. The node may process a detector again that has an
+outcome: this opens no visit here, the ledger records the new outcome.
 """
 
 import itertools
@@ -29,231 +30,217 @@ __all__ = ("Dispatcher",)
 
 _LOG = logging.getLogger(__name__)
 
-UNASSIGNED, SENT, ACKED = ReservationState.UNASSIGNED, ReservationState.SENT, ReservationState.ACKED
+UNASSIGNED, SENT, ACKNOWLEDGED = (
+    ReservationState.UNASSIGNED,
+    ReservationState.SENT,
+    ReservationState.ACKNOWLEDGED,
+)
 
 REFUSAL_S = 5.0
-"""How long a node that did not take a detector is not asked again."""
+"""A detector is not sent again to a node that refused it within this time. Short
+against a visit, long enough that a full node is not asked at every tick."""
 
 MAX_RESERVATIONS = 200_000
 """Open reservations, a night of LSSTCam; about 100 MB of memory."""
 
 VISITS_PER_TICK = 500
-"""So many visits are looked at in a tick, some 10 ms; the others wait."""
+"""Visits that are checked in one tick, about 10 ms; the others wait for the next one."""
 
 MESSAGES_PER_TICK = 100
-"""So many visits are sent to a node in a tick: a node that comes back to
-thousands of visits gets them as fast as it can journal them."""
+"""Visits that are sent to one node in one tick: a node for which thousands of
+visits wait gets them about as fast as it can write its journal."""
 
 PAUSE_S = 1.0
-"""A longer gap between ticks (every 0.1 s) means that the process was stopped:
-then the nodes were not silent, nobody listened."""
+"""A longer gap between ticks (every 0.1 s) means that this process did not run and
+received nothing: the gap does not count as silence of the nodes."""
 
 
 class Dispatcher:
-    """All open visits, and the nodes they can go to.
+    """All open visits, and the nodes that they can be sent to.
 
-    Parameters
-    ----------
-    resend_s : `float`
-        What is unacknowledged for so long is sent again.
-    silence_s : `float`
-        A node silent for so long is gone.
-    settle_s : `float`
-        For so long after the first tick nothing is routed: nodes that lost
-        the former relay come back in this time, with what they hold.
+    What is not acknowledged within `resend_s` is sent again; a node that sends
+    nothing for `silence_s` is removed. Nothing is routed in the first `rejoin_s`
+    seconds, in which nodes connect again that were connected to the previous run
+    of the relay, with the detectors that they have.
     """
 
-    def __init__(self, *, resend_s: float, silence_s: float, settle_s: float):
+    def __init__(self, *, resend_s: float, silence_s: float, rejoin_s: float):
         self._resend_s = resend_s
-        self._settle_s = settle_s
-        self._settled_at = math.inf
+        self._rejoin_s = rejoin_s
+        self._routing_starts_at = math.inf
         self._ticked_at: float | None = None
         self._visits: dict[VisitKey, OpenVisit] = {}
         self.reservations = 0
-        """Number of detectors under way, of all visits (`int`)."""
+        """Number of detectors without an outcome, of all visits."""
         self._allowance: dict[str, int] = {}
         self.registry = NodeRegistry(silence_s)
 
-    # --- what is there ------------------------------------------------------
+    # --- queries ------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._visits)
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
-        """Return what has not ended of a visit.
-
-        Parameters
-        ----------
-        key : `VisitKey`
-            Instrument and group.
-
-        Returns
-        -------
-        states : `dict` [`int`, `ReservationState`]
-            By detector; empty for a visit that is not open.
-        """
+        """Return the detectors of a visit without an outcome; empty if it is not open."""
         visit = self._visits.get(key)
         return {} if visit is None else {r.detector: r.state for r in visit.reservations.values()}
 
-    # --- visits come and are cancelled --------------------------------------
+    # --- new and canceled visits --------------------------------------------
 
-    def add(self, visit: OpenVisit, now: float) -> orders.Turn:
-        """Take a visit that the ledger has."""
-        turn = orders.Turn()
+    def add(self, visit: OpenVisit, now: float) -> orders.Effects:
+        """Open a visit that is in the ledger."""
+        effects = orders.Effects()
         self._visits[visit.key] = visit
         self.reservations += len(visit.reservations)
-        self._serve(visit, now, turn)
-        return turn
+        self._serve(visit, now, effects)
+        return effects
 
     def has_room(self, detectors: int) -> bool:
-        """Tell whether so many reservations more can be kept track of."""
+        """Return whether this number of reservations can be added."""
         return self.reservations + detectors <= MAX_RESERVATIONS
 
-    def make_room(self, detectors: int) -> orders.Turn:
-        """Give up the oldest visits of which no node has anything, if need be.
+    def make_room(self, detectors: int) -> orders.Effects:
+        """Expire the oldest visits that no node has, until there is room.
 
-        Parameters
-        ----------
-        detectors : `int`
-            How many reservations are to come.
-
-        Returns
-        -------
-        turn : `Turn`
-            What was given up; see `has_room` for whether it suffices.
+        Call `has_room` afterwards: it may still be `False`.
         """
-        turn = orders.Turn()
+        effects = orders.Effects()
         for visit in list(self._visits.values()):
             if self.has_room(detectors):
                 break
-            if len(visit.holding(UNASSIGNED)) == len(visit.reservations):
-                for reservation in visit.holding(UNASSIGNED):
-                    self._end(visit, reservation, Outcome.EXPIRED, "made room for newer visits", turn)
-                self._close_if_ended(visit, turn)
-        return turn
+            # A visit of which a node may have a detector stays open, or the outcome that
+            # the node sends would be lost.
+            if len(visit.in_state(UNASSIGNED)) == len(visit.reservations):
+                for reservation in visit.in_state(UNASSIGNED):
+                    self._end(visit, reservation, Outcome.EXPIRED, "made room for newer visits", effects)
+                self._close_if_ended(visit, effects)
+        return effects
 
-    def cancel(self, key: VisitKey, now: float) -> orders.Turn:
-        """Call a visit off; one that is not open needs nothing."""
-        turn = orders.Turn()
+    def cancel(self, key: VisitKey, now: float) -> orders.Effects:
+        """Cancel a visit; no effects if it is not open or canceled already."""
+        effects = orders.Effects()
         visit = self._visits.get(key)
         if visit is not None and not visit.cancelled:
             visit.cancelled = True
-            turn.writes.append(orders.SetCancelled(visit.number))
-            self._serve(visit, now, turn)
-        return turn
+            effects.writes.append(orders.SetCancelled(visit.number))
+            self._serve(visit, now, effects)
+        return effects
 
-    # --- nodes speak --------------------------------------------------------
+    # --- messages of nodes --------------------------------------------------
 
-    def receive(self, peer: bytes, message: NodeMessage, now: float) -> orders.Turn:
-        """Take a message of a node.
-
-        Parameters
-        ----------
-        peer : `bytes`
-            The connection it came on.
-        message : `~ppdaemon.messages.NodeMessage`
-            What it says.
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        turn : `Turn`
-            What follows.
-        """
+    def receive(self, peer: bytes, message: NodeMessage, now: float) -> orders.Effects:
+        """Handle a message that arrived on the connection `peer`."""
         if isinstance(message, Hello):
-            return self._greet(peer, message, now)
+            return self._on_hello(peer, message, now)
         node = self.registry.receive(peer, now)
         if node is None:
-            return orders.Turn.of(
-                orders.TurnAway(peer, "stranger", "this relay does not know the connection: say hello")
+            return orders.Effects.of(
+                orders.RefuseHello(
+                    peer, "stranger", "this connection is not registered at the relay: send hello"
+                )
             )
-        turn = orders.Turn()
+        effects = orders.Effects()
         match message:
             case VisitAccepted():
-                self._accepted_visit(node, peer, message, now, turn)
+                self._accepted_visit(node, peer, message, now, effects)
             case VisitRefused():
-                self._refused_visit(node, message, now, turn)
+                self._refused_visit(node, message, now, effects)
             case Results():
                 for entry in message.entries:
-                    self._result(node, entry, now, turn)
+                    self._result(node, entry, now, effects)
+                # Confirmed even if an entry had no effect, or the node would repeat it
+                # without end. It is sent when the writes above are on disk.
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in message.entries)
-                turn.sends.append(orders.ConfirmResults(peer, keys))
+                effects.sends.append(orders.ConfirmResults(peer, keys))
             case Heartbeat():
                 pass
-        return turn
+        return effects
 
-    def lose(self, peer: bytes, now: float) -> None:
-        """Note that a connection is gone; the next tick does what follows."""
-        node = self.registry.lose(peer)
+    def disconnect(self, peer: bytes, now: float) -> None:
+        """Remove the node of a closed connection; the next tick does the rest."""
+        node = self.registry.disconnect(peer)
         if node is not None:
-            _LOG.warning("node lost its connection", extra={"node": node})
-            self._wake_all(now)
+            _LOG.warning(
+                "node disconnected; what it has not acknowledged goes to other nodes", extra={"node": node}
+            )
+            self._schedule_all(now)
 
-    def tick(self, now: float) -> orders.Turn:
-        """Do what is due at this time."""
-        turn = orders.Turn()
+    def tick(self, now: float) -> orders.Effects:
+        """Check nodes and visits that are due at this time."""
+        effects = orders.Effects()
+        # Counted from the first tick, not from the start: opening a large ledger takes
+        # time in which no node can register.
         if self._ticked_at is None:
-            self._settled_at = now + self._settle_s
-            self._wake_all(now)
+            self._routing_starts_at = now + self._rejoin_s
+            self._schedule_all(now)
         elif now - self._ticked_at > PAUSE_S:
             pause_s = now - self._ticked_at
-            _LOG.warning("this process did not run for a while", extra={"pause_s": round(pause_s, 3)})
-            self.registry.excuse(pause_s)
+            _LOG.warning(
+                "pprelay did not run for a time; nodes are not removed for it",
+                extra={"pause_s": round(pause_s, 3)},
+            )
+            self.registry.extend_silence(pause_s)
         self._ticked_at = now
         silent = self.registry.drop_silent(now)
         for node in silent:
-            _LOG.warning("node is silent", extra={"node": node})
+            _LOG.warning(
+                "no message from node; what it has not acknowledged goes to other nodes", extra={"node": node}
+            )
         if silent:
-            self._wake_all(now)
+            self._schedule_all(now)
         self._allowance.clear()
         due = (visit for visit in self._visits.values() if visit.due <= now)
+        # A list, because serving a visit may remove it from the dictionary.
         for visit in list(itertools.islice(due, VISITS_PER_TICK)):
-            self._serve(visit, now, turn)
-        return turn
+            self._serve(visit, now, effects)
+        return effects
 
-    def _greet(self, peer: bytes, hello: Hello, now: float) -> orders.Turn:
-        holder = self.registry.holder_of(hello, peer)
-        if holder is not None:
-            reason = f"another node named {hello.origin} is connected: names must differ"
-            # Sending proves at once whether the holder is still connected: a restarted
-            # node need not wait until its former life counts as silent.
-            return orders.Turn.of(orders.Beat(holder), orders.TurnAway(peer, "taken", reason))
-        _LOG.info("node is there", extra={"node": hello.origin, "capacity": hello.capacity})
-        self.registry.admit(hello, peer, now)
-        turn = orders.Turn.of(orders.Greet(peer))
+    def _on_hello(self, peer: bytes, hello: Hello, now: float) -> orders.Effects:
+        conflict = self.registry.conflicting_peer(hello, peer)
+        if conflict is not None:
+            reason = f"another node named {hello.origin} is connected: give each node its own node.name"
+            # The heartbeat shows at once whether the other connection is still open: a
+            # restarted node need not wait until its previous run counts as silent.
+            return orders.Effects.of(
+                orders.SendHeartbeat(conflict), orders.RefuseHello(peer, "taken", reason)
+            )
+        _LOG.info("node connected", extra={"node": hello.origin, "capacity": hello.capacity})
+        self.registry.register(hello, peer, now)
+        effects = orders.Effects.of(orders.SendWelcome(peer))
         for visit in self._visits.values():
             moved = []
             for reservation in visit.reservations.values():
                 if reservation.node == hello.origin:
+                    # A message to the previous connection may be lost: send at once.
                     reservation.sent_at = -math.inf
-                elif hello.origin in reservation.former:
+                elif hello.origin in reservation.previous_nodes:
                     moved.append(reservation.detector)
             if moved:
-                turn.sends.append(orders.Withdraw(peer, *visit.key, tuple(moved)))
-        self._wake_all(now)
-        return turn
+                effects.sends.append(orders.Withdraw(peer, *visit.key, tuple(moved)))
+        self._schedule_all(now)
+        return effects
 
     def _accepted_visit(
-        self, node: str, peer: bytes, ack: VisitAccepted, now: float, turn: orders.Turn
+        self, node: str, peer: bytes, ack: VisitAccepted, now: float, effects: orders.Effects
     ) -> None:
         visit = self._visits.get((ack.instrument, ack.group))
-        acked, astray = [], []
+        acked, not_reserved = [], []
         for detector in ack.detectors:
             reservation = None if visit is None else visit.reservations.get(detector)
             if reservation is None or reservation.node != node:
-                astray.append(detector)
-            elif reservation.state is not ACKED and reservation.attempt == ack.attempt:
-                # Held: it refused one copy of the message and took a later one.
-                reservation.state = ACKED
+                not_reserved.append(detector)
+            elif reservation.state is not ACKNOWLEDGED and reservation.attempt == ack.attempt:
+                # It may be UNASSIGNED: the node refused one copy of the message and
+                # accepted a later one.
+                reservation.state = ACKNOWLEDGED
                 acked.append(detector)
-        if astray:  # ended without it, or another node has it by now
-            turn.sends.append(orders.Withdraw(peer, ack.instrument, ack.group, tuple(astray)))
+        if not_reserved:  # it has an outcome already, or another node has it
+            effects.sends.append(orders.Withdraw(peer, ack.instrument, ack.group, tuple(not_reserved)))
         if visit is not None and acked:
-            turn.writes.append(orders.SetAcked(visit.number, tuple(acked)))
-            self._plan(visit, now)
+            effects.writes.append(orders.SetAcknowledged(visit.number, tuple(acked)))
+            self._schedule(visit, now)
 
-    def _refused_visit(self, node: str, nak: VisitRefused, now: float, turn: orders.Turn) -> None:
+    def _refused_visit(self, node: str, nak: VisitRefused, now: float, effects: orders.Effects) -> None:
         visit = self._visits.get((nak.instrument, nak.group))
         if visit is None:
             return
@@ -266,7 +253,7 @@ class Dispatcher:
             ):
                 continue
             if nak.final:
-                self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, turn, node)
+                self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects, node)
             else:
                 reservation.state = UNASSIGNED
                 reservation.refused_until[node] = now + REFUSAL_S
@@ -274,134 +261,139 @@ class Dispatcher:
             "node refused a visit",
             extra={"node": node, "group": nak.group, "detectors": len(nak.detectors), "reason": nak.reason},
         )
-        self._serve(visit, now, turn)
+        self._serve(visit, now, effects)
 
-    def _result(self, node: str, entry: ResultEntry, now: float, turn: orders.Turn) -> None:
-        """Take an outcome; that of a former node counts only if it succeeded."""
+    def _result(self, node: str, entry: ResultEntry, now: float, effects: orders.Effects) -> None:
+        """Record an outcome; that of a previous node counts only if it succeeded."""
         visit = self._visits.get((entry.instrument, entry.group))
         reservation = None if visit is None else visit.reservations.get(entry.detector)
         if visit is None or reservation is None:
-            # Repeated, which the ledger tells by its attempt; a first one always is.
+            # Only later attempts can be news; the ledger compares the attempt. A first
+            # attempt is always a repeated message.
             if entry.attempt > 1:
-                place = (entry.instrument, entry.group, entry.detector)
-                turn.writes.append(
-                    orders.AmendOutcome(*place, node, entry.attempt, entry.outcome, entry.reason)
+                key = (entry.instrument, entry.group, entry.detector)
+                effects.writes.append(
+                    orders.UpdateOutcome(*key, node, entry.attempt, entry.outcome, entry.reason)
                 )
             return
         holds = reservation.node == node and entry.attempt >= reservation.attempt
         if not holds and entry.outcome is not Outcome.SUCCEEDED:
             _LOG.info(
-                "outcome of a node that has the detector no more",
+                "ignored an outcome: the detector was moved to another node",
                 extra={"node": node, "group": entry.group, "detector": entry.detector},
             )
             return
         if reservation.node != node and reservation.node in self.registry:
             peer = self.registry.peer_of(reservation.node)
-            turn.sends.append(orders.Withdraw(peer, *visit.key, (entry.detector,)))
-        self._end(visit, reservation, entry.outcome, entry.reason, turn, node)
-        self._close_if_ended(visit, turn)
+            effects.sends.append(orders.Withdraw(peer, *visit.key, (entry.detector,)))
+        self._end(visit, reservation, entry.outcome, entry.reason, effects, node)
+        self._close_if_ended(visit, effects)
 
-    # --- what a visit needs -------------------------------------------------
+    # --- open visits --------------------------------------------------------
 
-    def _wake_all(self, now: float) -> None:
-        """Have all visits looked at, since a node came or went."""
+    def _schedule_all(self, now: float) -> None:
+        """Let the next tick check all visits, because the set of nodes has changed."""
         for visit in self._visits.values():
             visit.due = now
 
-    def _serve(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
-        """Do all that a visit needs now; doing it twice does no harm."""
+    def _serve(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
+        """Do everything that is due for a visit; repeating it is harmless."""
         if now >= visit.expires_at:
-            self._expire(visit, now, turn)
+            self._expire(visit, now, effects)
         if visit.cancelled:
-            self._call_off(visit, now, turn)
+            self._end_cancelled(visit, now, effects)
         else:
-            self._route(visit, now, turn)
-        self._send(visit, now, turn)
+            self._route(visit, now, effects)
+        self._send(visit, now, effects)
         if visit.cancelled:
-            self._send_cancel(visit, turn)
-        self._close_if_ended(visit, turn)
-        self._plan(visit, now)
+            self._send_cancel(visit, effects)
+        self._close_if_ended(visit, effects)
+        self._schedule(visit, now)
 
-    def _expire(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
+    def _expire(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
         outcome = Outcome.CANCELLED if visit.cancelled else Outcome.EXPIRED
         withdrawn: dict[str, list[int]] = defaultdict(list)
-        for reservation in visit.holding(UNASSIGNED, SENT):
+        for reservation in visit.in_state(UNASSIGNED, SENT):
             reason = f"no node served detector {reservation.detector} in time"
             if reservation.state is SENT:
                 reason = f"{reservation.node} did not acknowledge it in time"
                 withdrawn[reservation.node].append(reservation.detector)
-            self._end(visit, reservation, outcome, reason, turn)
+            self._end(visit, reservation, outcome, reason, effects)
         for node, detectors in withdrawn.items():
             if node in self.registry:
-                turn.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key, tuple(detectors)))
+                effects.sends.append(
+                    orders.Withdraw(self.registry.peer_of(node), *visit.key, tuple(detectors))
+                )
         if now >= visit.abandon_at:
-            for reservation in visit.holding(ACKED):
-                reason = f"{reservation.node} acknowledged it and never told its outcome"
-                self._end(visit, reservation, Outcome.INTERRUPTED, reason, turn)
+            for reservation in visit.in_state(ACKNOWLEDGED):
+                reason = f"{reservation.node} acknowledged it and sent no outcome"
+                self._end(visit, reservation, Outcome.INTERRUPTED, reason, effects)
 
-    def _call_off(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
-        """End what no node that is there can have; the others will answer."""
-        for reservation in visit.holding(UNASSIGNED, SENT):
+    def _end_cancelled(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
+        """End the detectors that no connected node has; the nodes send the others' outcomes."""
+        for reservation in visit.in_state(UNASSIGNED, SENT):
             if reservation.state is UNASSIGNED or (
-                now >= self._settled_at and reservation.node not in self.registry
+                now >= self._routing_starts_at and reservation.node not in self.registry
             ):
                 reason = "cancelled before a node acknowledged it"
-                self._end(visit, reservation, Outcome.CANCELLED, reason, turn)
+                self._end(visit, reservation, Outcome.CANCELLED, reason, effects)
 
-    def _route(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
-        """Give detectors to nodes: those without one, and those whose node is
-        gone without having acknowledged.
+    def _route(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
+        """Choose nodes for detectors without one, and for those whose node has
+        disconnected before it acknowledged.
         """
-        if now < self._settled_at:
+        if now < self._routing_starts_at:
             return
         routed: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for reservation in visit.holding(UNASSIGNED, SENT):
+        for reservation in visit.in_state(UNASSIGNED, SENT):
             if reservation.state is SENT and reservation.node in self.registry:
                 continue
-            barred = [node for node, until in reservation.refused_until.items() if now < until]
-            node = self.registry.routes.choose(visit.visit.instrument, reservation.detector, barred)
+            excluded = [node for node, until in reservation.refused_until.items() if now < until]
+            node = self.registry.routes.choose(visit.visit.instrument, reservation.detector, excluded)
             if node is None:
                 continue
+            # The attempt identifies the node in later messages. It is unchanged if the
+            # same node gets the detector again, because the node removes duplicates.
             if reservation.node not in ("", node):
-                reservation.former |= {reservation.node}
+                reservation.previous_nodes |= {reservation.node}
                 reservation.attempt += 1
             reservation.state = SENT
             reservation.node = node
             reservation.sent_at = -math.inf
             routed[node, reservation.attempt].append(reservation.detector)
         for (node, attempt), detectors in routed.items():
-            turn.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors)))
+            effects.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors)))
 
-    def _send(self, visit: OpenVisit, now: float, turn: orders.Turn) -> None:
-        """Send, and send again, what is unacknowledged: one message a node."""
-        parcels: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for reservation in visit.holding(SENT):
+    def _send(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
+        """Send what is not acknowledged, for the first time or again: one message per node."""
+        to_send: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for reservation in visit.in_state(SENT):
             if reservation.node in self.registry and now >= reservation.sent_at + self._resend_s:
                 reservation.sent_at = now
-                parcels[reservation.node, reservation.attempt].append(reservation.detector)
-        for (node, attempt), detectors in parcels.items():
+                to_send[reservation.node, reservation.attempt].append(reservation.detector)
+        for (node, attempt), detectors in to_send.items():
             allowance = self._allowance.get(node, MESSAGES_PER_TICK)
-            if allowance:  # else it is sent as if this one had been lost
+            if allowance:  # else it is sent after resend_s, like a lost message
                 self._allowance[node] = allowance - 1
                 peer = self.registry.peer_of(node)
-                turn.sends.append(
+                effects.sends.append(
                     orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai)
                 )
 
-    def _send_cancel(self, visit: OpenVisit, turn: orders.Turn) -> None:
-        for node in sorted({reservation.node for reservation in visit.holding(SENT, ACKED)}):
+    def _send_cancel(self, visit: OpenVisit, effects: orders.Effects) -> None:
+        for node in sorted({reservation.node for reservation in visit.in_state(SENT, ACKNOWLEDGED)}):
             if node in self.registry:
-                turn.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key))
+                effects.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key))
 
-    def _plan(self, visit: OpenVisit, now: float) -> None:
-        """Set when the visit has to be looked at again, if nothing happens."""
+    def _schedule(self, visit: OpenVisit, now: float) -> None:
+        """Set when the visit must be checked again if no event comes before."""
         if visit.cancelled:
             visit.due = now + self._resend_s
             return
         dues = [visit.expires_at if now < visit.expires_at else visit.abandon_at]
-        if now < self._settled_at:
-            dues.append(self._settled_at)
-        for reservation in visit.holding(UNASSIGNED, SENT):
+        if now < self._routing_starts_at:
+            dues.append(self._routing_starts_at)
+        for reservation in visit.in_state(UNASSIGNED, SENT):
             if reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
             dues.extend(until for until in reservation.refused_until.values() if now < until)
@@ -413,20 +405,20 @@ class Dispatcher:
         reservation: Reservation,
         outcome: Outcome,
         reason: str,
-        turn: orders.Turn,
+        effects: orders.Effects,
         node: str | None = None,
     ) -> None:
         del visit.reservations[reservation.detector]
         self.reservations -= 1
-        turn.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))
+        effects.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))
 
-    def _close_if_ended(self, visit: OpenVisit, turn: orders.Turn) -> None:
+    def _close_if_ended(self, visit: OpenVisit, effects: orders.Effects) -> None:
         if not visit.reservations and self._visits.pop(visit.key, None) is not None:
-            turn.writes.append(orders.CloseVisit(visit.number))
+            effects.writes.append(orders.CloseVisit(visit.number))
 
 
 def _outcome_of(reason: str) -> Outcome:
-    """Read the outcome off a final refusal such as ``no_pipeline: no rule``."""
+    """Return the outcome that a final refusal begins with, as in ``no_pipeline: no rule``."""
     word = reason.partition(":")[0].strip()
     known: Iterable[str] = Outcome
     return Outcome(word) if word in known else Outcome.EXPIRED

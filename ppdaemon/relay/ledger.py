@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The relay's memory: accepted visits and the fate of each of their detectors.
+"""The relay's database: accepted visits, and node and outcome of each detector.
 
 A `~ppdaemon.sqlitefile.SqliteFile` in the state directory. Blocking code; a
 `~ppdaemon.sqlitefile.BatchWriter` runs it in a thread.
@@ -21,13 +21,15 @@ from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("FoundVisit", "Ledger", "UnendedVisit", "lock_state")
+__all__ = ("FoundVisit", "Ledger", "UnfinishedVisit", "lock_state")
 
-PRUNE_AT_ONCE = 200
-"""Visits deleted in one transaction: 40,000 rows of LSSTCam, some 50 ms."""
+PRUNE_BATCH = 200
+"""Visits deleted in one transaction: 40,000 rows of LSSTCam, about 50 ms in which
+no other write can be committed."""
 
 LOCK_WAIT_S = 1.0
-"""For another program that reads or mends the file; clients wait with us."""
+"""How long a write waits for another program that has locked the file; clients get
+no answer in this time."""
 
 SCHEMA = """
 CREATE TABLE visits (
@@ -57,25 +59,25 @@ CREATE TABLE detectors (
 STEPS: tuple[Step, ...] = (lambda db: db.executescript(SCHEMA),)
 
 FORMER_SEPARATOR = "\n"
-"""Between names of former nodes; names have no control characters."""
+"""Separates the names of previous nodes; names have no control characters."""
 
 
 @dataclass(frozen=True, slots=True)
-class UnendedVisit:
-    """A visit that a former life of the relay left open."""
+class UnfinishedVisit:
+    """A visit that the previous run of the relay left open."""
 
     number: int
     fields: dict[str, Any]
-    """The announcement, under its SAL names."""
+    """The announcement, with SAL field names."""
     received_tai: float
     cancelled: bool
     reservations: tuple[Reservation, ...]
-    """Of the detectors that have not ended."""
+    """Of the detectors without an outcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundVisit:
-    """A visit of a group that was asked for."""
+    """A visit found by its group."""
 
     instrument: str
     script_sal_index: int
@@ -84,18 +86,18 @@ class FoundVisit:
 
 
 def lock_state(folder: Path) -> StateLock:
-    """Make the state directory and keep a second relay away from it.
+    """Create the state directory and lock it against a second relay.
 
-    Raises `~ppdaemon.errors.Refused` if another relay has it, and
-    `~ppdaemon.errors.StateUnusable` if it cannot be made.
+    Raises `~ppdaemon.errors.Refused` if another relay uses it, and
+    `~ppdaemon.errors.StateUnusable` if it cannot be created.
     """
     path = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return StateLock(path)
-    except LockHeld as held:
-        holder = held.holder or "unknown"
-        raise Refused(f"another pprelay (pid {holder}) runs on state_dir {folder}") from None
+    except LockHeld as error:
+        pid = error.holder or "unknown"
+        raise Refused(f"another pprelay (pid {pid}) uses state_dir {folder}; stop it first") from None
     except OSError as error:
         raise StateUnusable(f"state_dir: {path}: {error.strerror}") from None
 
@@ -103,7 +105,7 @@ def lock_state(folder: Path) -> StateLock:
 class Ledger(SqliteFile):
     """The open ledger in a state directory, which the caller has locked.
 
-    Its methods are works: each is called in a transaction.
+    Each method is called within a transaction of the `BatchWriter`.
     """
 
     def __init__(self, folder: Path, clock: Clock):
@@ -113,32 +115,17 @@ class Ledger(SqliteFile):
     def accept(
         self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
     ) -> tuple[int | None, str]:
-        """Enter a visit unless it is there.
+        """Insert a visit with a row per detector unless its group is there.
 
-        Parameters
-        ----------
-        visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
-        content : `str`
-            The same as JSON.
-        detectors : `~collections.abc.Sequence` [`int`]
-            One row is made for each.
-        received_tai : `float`
-            TAI seconds since 1970.
-
-        Returns
-        -------
-        number : `int` or `None`
-            The visit's row; `None` if its group was there before.
-        content : `str`
-            What the ledger has for the group.
+        Return its number, or `None` if the group is there, and the JSON that the
+        ledger has for the group.
         """
         cursor = self._db.execute(
             "INSERT INTO visits (instrument, group_id, content, received_tai) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (visit.instrument, visit.group, content, received_tai),
         )
-        if not cursor.rowcount:
+        if not cursor.rowcount:  # the group is there: return the content that was accepted
             (first,) = self._db.execute(
                 "SELECT content FROM visits WHERE group_id = ? AND instrument = ?",
                 (visit.group, visit.instrument),
@@ -146,12 +133,13 @@ class Ledger(SqliteFile):
             return None, first
         number = cursor.lastrowid
         self._db.executemany(
-            "INSERT INTO detectors (visit, detector) VALUES (?, ?)", [(number, found) for found in detectors]
+            "INSERT INTO detectors (visit, detector) VALUES (?, ?)",
+            [(number, detector) for detector in detectors],
         )
         return number, content
 
     def find(self, group: str) -> list[FoundVisit]:
-        """Look a group up: usually one visit, one per instrument at most."""
+        """Return the visits of a group: at most one per instrument."""
         found = []
         for number, instrument, content, cancelled in self._db.execute(
             "SELECT number, instrument, content, cancelled FROM visits WHERE group_id = ?", (group,)
@@ -175,14 +163,16 @@ class Ledger(SqliteFile):
             for detector, node, outcome, reason, attempt in rows
         )
 
-    def unended(self) -> list[UnendedVisit]:
-        """Return the visits that have not ended, the oldest first."""
+    def unfinished_visits(self) -> list[UnfinishedVisit]:
+        """Return the visits with detectors without an outcome, the oldest first."""
         rows = self._db.execute(
             "SELECT number, content, received_tai, cancelled FROM visits"
             " WHERE ended_tai IS NULL ORDER BY number"
         ).fetchall()
         return [
-            UnendedVisit(number, json.loads(content), received_tai, bool(cancelled), self._reserved(number))
+            UnfinishedVisit(
+                number, json.loads(content), received_tai, bool(cancelled), self._reserved(number)
+            )
             for number, content, received_tai, cancelled in rows
         ]
 
@@ -195,20 +185,20 @@ class Ledger(SqliteFile):
         return tuple(
             Reservation(
                 detector,
-                ReservationState.ACKED
+                ReservationState.ACKNOWLEDGED
                 if acked
                 else ReservationState.SENT
                 if node
                 else ReservationState.UNASSIGNED,
                 node,
                 attempt,
-                former=frozenset(former.split(FORMER_SEPARATOR)) - {""},
+                previous_nodes=frozenset(former.split(FORMER_SEPARATOR)) - {""},
             )
             for detector, node, attempt, former, acked in rows
         )
 
     def write(self, write: orders.Write) -> None:
-        """Carry out one write of a turn."""
+        """Perform one write of an `Effects`."""
         match write:
             case orders.SetRoute(number, node, attempt, detectors):
                 self._db.executemany(
@@ -217,24 +207,25 @@ class Ledger(SqliteFile):
                     " WHERE visit = ?4 AND detector = ?5",
                     [(node, attempt, FORMER_SEPARATOR, number, detector) for detector in detectors],
                 )
-            case orders.SetAcked(number, detectors):
+            case orders.SetAcknowledged(number, detectors):
                 now_tai = self._clock.tai()
                 self._db.executemany(
                     "UPDATE detectors SET acked_tai = ? WHERE visit = ? AND detector = ?",
                     [(now_tai, number, detector) for detector in detectors],
                 )
             case orders.SetOutcome(number, detector, outcome, reason, node):
+                # "outcome IS NULL": the first outcome of an attempt is final.
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
                     " WHERE visit = ? AND detector = ? AND outcome IS NULL",
-                    (outcome, _text(reason), node, number, detector),
+                    (outcome, _valid_unicode(reason), node, number, detector),
                 )
-            case orders.AmendOutcome(instrument, group, detector, node, attempt, outcome, reason):
+            case orders.UpdateOutcome(instrument, group, detector, node, attempt, outcome, reason):
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3 WHERE outcome IS NOT NULL"
                     " AND visit = (SELECT number FROM visits WHERE group_id = ?4 AND instrument = ?5)"
                     " AND detector = ?6 AND node = ?7 AND attempt < ?3",
-                    (outcome, _text(reason), attempt, group, instrument, detector, node),
+                    (outcome, _valid_unicode(reason), attempt, group, instrument, detector, node),
                 )
             case orders.SetCancelled(number):
                 self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
@@ -244,24 +235,16 @@ class Ledger(SqliteFile):
                 )
 
     def prune(self, before_tai: float) -> int:
-        """Delete some of the visits that ended before a time.
+        """Delete at most `PRUNE_BATCH` visits that ended before a time; return the number.
 
-        Parameters
-        ----------
-        before_tai : `float`
-            TAI seconds since 1970.
-
-        Returns
-        -------
-        visits : `int`
-            How many were deleted; ask again while it is not 0.
+        Call it again until it returns 0.
         """
         return self._db.execute(
             "DELETE FROM visits WHERE number IN (SELECT number FROM visits WHERE ended_tai < ? LIMIT ?)",
-            (before_tai, PRUNE_AT_ONCE),
+            (before_tai, PRUNE_BATCH),
         ).rowcount
 
 
-def _text(reason: str) -> str:
-    """Replace what is no text: a file's name in it may have such bytes."""
+def _valid_unicode(reason: str) -> str:
+    """Replace characters that UTF-8 cannot encode: a file name in the reason may have them."""
     return reason.encode(errors="replace").decode()

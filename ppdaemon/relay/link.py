@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The relay's two sockets: options, addresses, words on the wire."""
+"""The relay's two sockets: options, addresses, messages to nodes."""
 
 import errno
 import logging
@@ -24,7 +24,15 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
-from ppdaemon.relay.orders import Beat, ConfirmResults, Greet, Reserve, Send, TurnAway, Withdraw
+from ppdaemon.relay.orders import (
+    ConfirmResults,
+    RefuseHello,
+    Reserve,
+    Send,
+    SendHeartbeat,
+    SendWelcome,
+    Withdraw,
+)
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
 
@@ -33,26 +41,28 @@ __all__ = ("CannotBind", "NodeLink", "answer", "bind_nodes", "bind_submit")
 _LOG = logging.getLogger(__name__)
 
 COMMON_OPTIONS = {
-    # Nothing waits in a socket that is closed: what is unacknowledged is sent
-    # again by the next life, and a stop takes less than a second.
+    # Milliseconds that a closed socket may still send. Short, so that a stop takes
+    # less than a second: the next run sends unacknowledged messages again.
     zmq.LINGER: 100,
-    # Default 30 s: a port scanner would keep half a connection for that long.
+    # The default is 30 s, in which each half-open connection of a port scanner
+    # would use resources.
     zmq.HANDSHAKE_IVL: 5000,
-    # A peer that comes back under the same identity replaces its dead connection.
+    # A peer that connects again with the same identity replaces its old connection.
     zmq.ROUTER_HANDOVER: 1,
-    # Drops connections whose other end is gone without a word, and their queues.
+    # Closes connections whose other end has disappeared (host down, cable), and
+    # drops their queues.
     zmq.HEARTBEAT_IVL: 5000,
     zmq.HEARTBEAT_TIMEOUT: 15_000,
 }
 
 SUBMIT_OPTIONS = COMMON_OPTIONS | {
-    # Up to here an oversized message is refused with a reason; beyond, the
-    # connection is dropped before the message is in memory.
+    # An oversized message up to this size is refused with a reason; a larger one
+    # closes the connection before the message is in memory.
     zmq.MAXMSGSIZE: 16 * SUBMIT_LIMIT,
-    # Per client; a flood then waits in the senders.
+    # Messages per client; more wait at the sender.
     zmq.RCVHWM: 500,
     zmq.SNDHWM: 500,
-    # A client that did not wait for its answer is no error.
+    # A client that disconnects before its answer is not an error.
     zmq.ROUTER_MANDATORY: 0,
 }
 
@@ -60,35 +70,25 @@ NODE_OPTIONS = COMMON_OPTIONS | {
     zmq.MAXMSGSIZE: NODE_LIMIT,
     zmq.RCVHWM: 1000,
     zmq.SNDHWM: 1000,
-    # Sending to a connection that is gone says so, instead of losing the message.
+    # Sending to a closed connection raises an error instead of losing the message.
     zmq.ROUTER_MANDATORY: 1,
 }
 
 
 class CannotBind(PPDaemonError):
-    """An address cannot be listened on.
-
-    Parameters
-    ----------
-    key : `str`
-        The configuration key.
-    address : `str`
-        Its value.
-    error : `zmq.ZMQError`
-        What ZeroMQ says.
-    """
+    """The relay cannot listen on a configured address."""
 
     def __init__(self, key: str, address: str, error: zmq.ZMQError):
         text = str(error)
         self.exit_code = ExitCode.UNAVAILABLE
         if error.errno == errno.EADDRINUSE:
-            text = "the port is taken; does another pprelay run here?"
+            text = "the port is in use; check whether another pprelay runs on this host"
             self.exit_code = ExitCode.TRY_LATER
         elif error.errno == errno.EACCES:
-            text = "not allowed to listen there"
+            text = "this user may not listen there; choose a port above 1023"
             self.exit_code = ExitCode.PERMISSION
         elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL):
-            text = "no such address or name on this host"
+            text = "this host has no such address or name"
         super().__init__(f"{key}: cannot listen on {address}: {text}")
 
 
@@ -108,35 +108,20 @@ def _bind(
 
 
 def bind_submit(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
-    """Open the submit socket.
-
-    Parameters
-    ----------
-    context : `zmq.asyncio.Context`
-        Owns the socket.
-    address : `str`
-        Where to listen.
-
-    Returns
-    -------
-    socket : `zmq.asyncio.Socket`
-        A ROUTER.
-
-    Raises
-    ------
-    CannotBind
-        Raised if that address is taken or does not exist here.
-    """
+    """Open the submit socket, a ROUTER; raise `CannotBind` if the address is not free."""
     return _bind(context, "submit", address, SUBMIT_OPTIONS)
 
 
 def bind_nodes(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
-    """Open the node socket; the same as `bind_submit` otherwise."""
+    """Open the node socket, a ROUTER; raise `CannotBind` if the address is not free."""
     return _bind(context, "nodes", address, NODE_OPTIONS)
 
 
 def _send(socket: zmq.asyncio.Socket, frames: Sequence[bytes]) -> zmq.ZMQError | None:
-    """Send without waiting; the socket's future is finished on return."""
+    """Send without waiting; return the error if ZeroMQ does not accept the message.
+
+    With NOBLOCK the socket's future is done when `send_multipart` returns.
+    """
     sending = cast(Future[None], socket.send_multipart(frames, flags=zmq.NOBLOCK))
     error = sending.exception()
     if error is not None and not isinstance(error, zmq.ZMQError):
@@ -145,37 +130,17 @@ def _send(socket: zmq.asyncio.Socket, frames: Sequence[bytes]) -> zmq.ZMQError |
 
 
 def answer(socket: zmq.asyncio.Socket, envelope: Sequence[bytes], accepted: Accepted) -> None:
-    """Answer a client, if it is still there.
-
-    Parameters
-    ----------
-    socket : `zmq.asyncio.Socket`
-        The submit socket.
-    envelope : `~collections.abc.Sequence` [`bytes`]
-        The way back.
-    accepted : `~ppdaemon.messages.Accepted`
-        The answer.
-    """
+    """Send an answer to a client; ignored if the client has disconnected."""
     error = _send(socket, [*envelope, encode(accepted)])
     if error is not None:
-        _LOG.debug("client does not take its answer", extra={"group": accepted.group, "reason": str(error)})
+        _LOG.debug(
+            "client does not receive its answer", extra={"group": accepted.group, "reason": str(error)}
+        )
 
 
 @dataclass(eq=False)
 class NodeLink:
-    """Speaks to nodes.
-
-    Parameters
-    ----------
-    socket : `zmq.asyncio.Socket`
-        The node socket.
-    name : `str`
-        The relay's name.
-    life : `str`
-        Nonce of this life of the relay.
-    clock : `~ppdaemon.clock.Clock`
-        For the time in the messages.
-    """
+    """Sends messages to nodes."""
 
     socket: zmq.asyncio.Socket
     name: str
@@ -186,18 +151,9 @@ class NodeLink:
         self._sequence = 0
 
     def send(self, order: Send) -> bool:
-        """Send one message, without waiting.
+        """Send one message without waiting; return `False` if the connection is closed.
 
-        Parameters
-        ----------
-        order : `~ppdaemon.relay.orders.Send`
-            What to say, and on which connection.
-
-        Returns
-        -------
-        reachable : `bool`
-            `False` if the connection is gone. A connection that takes nothing
-            more at present is reachable; what it missed is sent again.
+        A connection whose queue is full counts as open: what it missed is sent again.
         """
         error = _send(self.socket, [order.peer, encode(self._message(order))])
         return error is None or error.errno != errno.EHOSTUNREACH
@@ -212,11 +168,11 @@ class NodeLink:
             "sequence": self._sequence,
         }
         match order:
-            case Beat():
+            case SendHeartbeat():
                 return Heartbeat(**common)
-            case Greet():
+            case SendWelcome():
                 return Welcome(**common, incarnation=self.incarnation)
-            case TurnAway(_, code, reason):
+            case RefuseHello(_, code, reason):
                 return HelloRefused(**common, code=code, reason=reason)
             case Reserve(_, visit, detectors, attempt, received_tai):
                 return ReserveVisit(

@@ -1,43 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which nodes are there: names, connections, silence.
+"""The connected nodes: names, connections, time of the last message.
 
-A node is there from its Hello until it is silent for too long or its
-connection is gone; then it has to say Hello again. Covers no visits.
+A node is registered from its Hello until it sends nothing for too long or its
+connection closes; then it must send Hello again. Does not cover visits.
 """
 
 from dataclasses import dataclass
 
 from ppdaemon.messages import Hello
-from ppdaemon.relay.routing import Offer, RouteTable
+from ppdaemon.relay.routing import NodeOffer, RouteTable
 
-__all__ = ("Node", "NodeRegistry")
+__all__ = ("RegisteredNode", "NodeRegistry")
 
 
 @dataclass(slots=True)
-class Node:
-    """A node that is there."""
+class RegisteredNode:
+    """A connected node."""
 
     peer: bytes
     """Identity of its connection."""
     incarnation: str
-    """Nonce that tells its lives apart."""
-    offer: Offer
-    heard_at: float
+    """Random string that differs for each start of the node."""
+    offer: NodeOffer
+    last_message_at: float
     """Monotonic seconds of its last message."""
 
 
 class NodeRegistry:
-    """The nodes that are there now.
+    """The nodes that are connected now.
 
-    Parameters
-    ----------
-    silence_s : `float`
-        A node silent for so long is gone.
+    A node that sends nothing for `silence_s` seconds is removed.
     """
 
     def __init__(self, silence_s: float):
         self._silence_s = silence_s
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, RegisteredNode] = {}
         self._names: dict[bytes, str] = {}
         self.routes = RouteTable()
 
@@ -49,131 +46,72 @@ class NodeRegistry:
 
     @property
     def peers(self) -> tuple[bytes, ...]:
-        """Connections of all nodes (`tuple` [`bytes`])."""
+        """Connections of all nodes."""
         return tuple(self._names)
 
     def peer_of(self, name: str) -> bytes:
-        """Return the connection of a node that is there."""
+        """Return the connection of a registered node."""
         return self._nodes[name].peer
 
-    def holder_of(self, hello: Hello, peer: bytes) -> bytes | None:
-        """Return the connection of another node that has the name already.
+    def conflicting_peer(self, hello: Hello, peer: bytes) -> bytes | None:
+        """Return the connection of another node with the same name.
 
-        Parameters
-        ----------
-        hello : `~ppdaemon.messages.Hello`
-            What the newcomer says.
-        peer : `bytes`
-            The newcomer's connection.
-
-        Returns
-        -------
-        holder : `bytes` or `None`
-            `None` if the name is free, or if the newcomer is the same life on
-            a new connection or a new life on the same connection.
+        `None` if the name is free, or if the sender is the same run of the node
+        on a new connection, or a new run on the same connection.
         """
         present = self._nodes.get(hello.origin)
         if present is None or present.incarnation == hello.incarnation or present.peer == peer:
             return None
         return present.peer
 
-    def admit(self, hello: Hello, peer: bytes, now: float) -> None:
-        """Take in a node whose name is free.
-
-        Parameters
-        ----------
-        hello : `~ppdaemon.messages.Hello`
-            What it says.
-        peer : `bytes`
-            Its connection.
-        now : `float`
-            Monotonic seconds.
-        """
+    def register(self, hello: Hello, peer: bytes, now: float) -> None:
+        """Add a node whose name is free (see `conflicting_peer`)."""
+        # Both the previous connection of this name and a previous name of this
+        # connection, so that `_nodes` and `_names` stay one-to-one.
         for name in {hello.origin, self._names.get(peer, hello.origin)}:
             self._remove(name)
-        offer = Offer(
+        offer = NodeOffer(
             hello.origin,
             {instrument: frozenset(ids) for instrument, ids in hello.instruments.items()},
             hello.capacity,
         )
-        self._nodes[hello.origin] = Node(peer, hello.incarnation, offer, now)
+        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now)
         self._names[peer] = hello.origin
-        self._renew_routes()
+        self._rebuild_routes()
 
     def receive(self, peer: bytes, now: float) -> str | None:
-        """Note that a connection is alive.
-
-        Parameters
-        ----------
-        peer : `bytes`
-            The connection.
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        name : `str` or `None`
-            The node's name; `None` for a stranger.
-        """
+        """Record a message; return the node's name, `None` for an unknown connection."""
         name = self._names.get(peer)
         if name is not None:
-            self._nodes[name].heard_at = now
+            self._nodes[name].last_message_at = now
         return name
 
-    def lose(self, peer: bytes) -> str | None:
-        """Forget the node of a connection that is gone.
-
-        Parameters
-        ----------
-        peer : `bytes`
-            The connection.
-
-        Returns
-        -------
-        name : `str` or `None`
-            The node's name; `None` for a stranger.
-        """
+    def disconnect(self, peer: bytes) -> str | None:
+        """Remove the node of a closed connection; return its name if it was registered."""
         name = self._names.get(peer)
         if name is not None:
             self._remove(name)
-            self._renew_routes()
+            self._rebuild_routes()
         return name
 
     def drop_silent(self, now: float) -> list[str]:
-        """Forget the nodes that are silent for too long.
-
-        Parameters
-        ----------
-        now : `float`
-            Monotonic seconds.
-
-        Returns
-        -------
-        names : `list` [`str`]
-            Who was dropped.
-        """
-        silent = [name for name, node in self._nodes.items() if now - node.heard_at > self._silence_s]
+        """Remove the nodes that have sent nothing for too long; return their names."""
+        silent = [name for name, node in self._nodes.items() if now - node.last_message_at > self._silence_s]
         for name in silent:
             self._remove(name)
         if silent:
-            self._renew_routes()
+            self._rebuild_routes()
         return silent
 
-    def excuse(self, pause_s: float) -> None:
-        """Discount a time in which nobody listened.
-
-        Parameters
-        ----------
-        pause_s : `float`
-            How long this process did not run.
-        """
+    def extend_silence(self, pause_s: float) -> None:
+        """Allow all nodes `pause_s` more seconds, because this process did not receive."""
         for node in self._nodes.values():
-            node.heard_at += pause_s
+            node.last_message_at += pause_s
 
     def _remove(self, name: str) -> None:
         node = self._nodes.pop(name, None)
         if node is not None:
             del self._names[node.peer]
 
-    def _renew_routes(self) -> None:
+    def _rebuild_routes(self) -> None:
         self.routes = RouteTable(node.offer for node in self._nodes.values())

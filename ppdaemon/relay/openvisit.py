@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A visit under way: one reservation for each detector that has not ended."""
+"""An open visit: one reservation for each detector that has no outcome yet."""
 
 import math
 from collections.abc import Iterable
@@ -8,25 +8,25 @@ from enum import StrEnum
 
 from ppdaemon.visit import NextVisit
 
-__all__ = ("OpenVisit", "Reservation", "ReservationState", "VisitKey", "opened")
+__all__ = ("OpenVisit", "Reservation", "ReservationState", "VisitKey", "make_open_visit")
 
 type VisitKey = tuple[str, str]
 """Instrument and group."""
 
 ABANDON_S = 86_400.0
-"""A node that acknowledged a visit a day ago and never told its outcome will
-not tell it any more; every time limit of a node is far below this."""
+"""A node that has sent no outcome one day after the visit was received will not
+send it: every time limit of a node is far below this."""
 
 
 class ReservationState(StrEnum):
-    """Where a visit-detector is. Ended ones are in the ledger only."""
+    """The state of a visit-detector. Those with an outcome are only in the ledger."""
 
-    UNASSIGNED = "held"
-    """No node was told, or the one that was told refused."""
+    UNASSIGNED = "unassigned"
+    """It was not sent to a node, or the node refused it."""
     SENT = "sent"
-    """A node was told and may have it."""
-    ACKED = "acked"
-    """The node's journal has it: that node answers for it."""
+    """It was sent to a node, which may have it."""
+    ACKNOWLEDGED = "acknowledged"
+    """The node's journal has it: the outcome must come from that node."""
 
 
 @dataclass(slots=True)
@@ -36,58 +36,47 @@ class Reservation:
     detector: int
     state: ReservationState = ReservationState.UNASSIGNED
     node: str = ""
-    """Who was told last; empty if nobody was."""
+    """The last node that it was sent to; empty if there is none."""
     attempt: int = 1
-    """Raised whenever it goes to another node: whatever the former one still
-    says or is told concerns its own attempt only."""
+    """Increased when it goes to another node, so that messages from and to the
+    previous node concern the previous attempt only."""
     sent_at: float = -math.inf
     """Monotonic seconds."""
-    former: frozenset[str] = frozenset()
+    previous_nodes: frozenset[str] = frozenset()
     """Nodes that may still have an earlier attempt."""
     refused_until: dict[str, float] = field(default_factory=dict)
-    """When to ask nodes again that did not take it, monotonic seconds."""
+    """For each node that refused it: when it may be sent there again, monotonic seconds."""
 
 
 @dataclass(slots=True)
 class OpenVisit:
-    """A visit of which not all detectors have ended."""
+    """A visit with at least one detector without an outcome."""
 
     number: int
     """Its row in the ledger."""
     visit: NextVisit
     received_tai: float
     expires_at: float
-    """When what no node acknowledged is given up, monotonic seconds."""
+    """When detectors that no node acknowledged expire, monotonic seconds."""
     abandon_at: float
-    """When acknowledged detectors are given up too, monotonic seconds."""
+    """When acknowledged detectors end as interrupted, monotonic seconds."""
     reservations: dict[int, Reservation]
-    """By detector; only those that have not ended."""
+    """By detector; only those without an outcome."""
     cancelled: bool = False
     due: float = -math.inf
-    """When something may have to be done, monotonic seconds."""
+    """When the visit must be checked next, monotonic seconds."""
 
     @property
     def key(self) -> VisitKey:
-        """Instrument and group (`tuple` [`str`])."""
+        """Instrument and group."""
         return self.visit.instrument, self.visit.group
 
-    def holding(self, *states: ReservationState) -> list[Reservation]:
-        """Return the reservations in some states.
-
-        Parameters
-        ----------
-        *states : `ReservationState`
-            Which.
-
-        Returns
-        -------
-        reservations : `list` [`Reservation`]
-            In the order of detectors as announced.
-        """
+    def in_state(self, *states: ReservationState) -> list[Reservation]:
+        """Return the reservations in some states."""
         return [found for found in self.reservations.values() if found.state in states]
 
 
-def opened(
+def make_open_visit(
     number: int,
     visit: NextVisit,
     reservations: Iterable[Reservation],
@@ -98,30 +87,9 @@ def opened(
     now_tai: float,
     cancelled: bool = False,
 ) -> OpenVisit:
-    """Make an open visit, with its wall-clock times turned into deadlines.
+    """Make an open visit and convert its TAI times to monotonic deadlines.
 
-    Parameters
-    ----------
-    number : `int`
-        Its row in the ledger.
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
-    reservations : `~collections.abc.Iterable` [`Reservation`]
-        One for each detector that has not ended.
-    received_tai : `float`
-        When the relay accepted it, TAI seconds since 1970.
-    expiry_s : `float`
-        Seconds after publication (or receipt, whichever is earlier) from
-        which on it is not worth starting.
-    now, now_tai : `float`
-        Monotonic seconds, and TAI seconds since 1970.
-    cancelled : `bool`
-        Whether the script queue cancelled it already.
-
-    Returns
-    -------
-    open_visit : `OpenVisit`
-        Due at once.
+    It expires `expiry_s` after publication or receipt, whichever is earlier.
     """
     announced_tai = min(received_tai, received_tai if visit.published_tai is None else visit.published_tai)
     return OpenVisit(

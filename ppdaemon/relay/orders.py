@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the relay's decisions ask to be done: send this, write that.
+"""The effects of the relay's decisions: messages to send, rows to write.
 
-Decisions are made in `ppdaemon.relay.dispatcher` and carried out by
-`ppdaemon.relay.relay`, which commits the writes of a `Turn` before it sends
-anything of it: no node and no client knows what the ledger could forget.
+Decisions are made in `ppdaemon.relay.dispatcher` and performed by
+`ppdaemon.relay.relay`. It commits the writes of an `Effects` before it sends the
+messages, so that no node and no client gets anything that a crash could lose.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ type ResultKey = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """Tell a node that the relay is alive, and learn if it is connected."""
+class SendHeartbeat:
+    """Send a heartbeat to a node; this also detects a closed connection."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Greet:
-    """Tell a node that it is known."""
+class SendWelcome:
+    """Confirm to a node that it is registered."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class TurnAway:
-    """Tell a connection that it is not served: ``stranger`` or ``taken``."""
+class RefuseHello:
+    """Refuse to serve a connection, with the code ``stranger`` or ``taken``."""
 
     peer: bytes
     code: str
@@ -41,7 +41,7 @@ class TurnAway:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Give a node its detectors of a visit."""
+    """Send a visit and the node's detectors of it."""
 
     peer: bytes
     visit: NextVisit
@@ -52,7 +52,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Tell a node to give up a visit, or only some detectors of it."""
+    """Cancel a visit at a node, or only some detectors of it."""
 
     peer: bytes
     instrument: str
@@ -62,7 +62,7 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmResults:
-    """Tell a node that these outcomes are on disk."""
+    """Confirm to a node that these outcomes are on disk."""
 
     peer: bytes
     keys: tuple[ResultKey, ...]
@@ -70,7 +70,7 @@ class ConfirmResults:
 
 @dataclass(frozen=True, slots=True)
 class SetRoute:
-    """These detectors are about to be sent to a node."""
+    """Record that these detectors will be sent to a node."""
 
     number: int
     """The visit's row in the ledger, here and below."""
@@ -80,8 +80,8 @@ class SetRoute:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAcked:
-    """The node has these detectors in its journal."""
+class SetAcknowledged:
+    """Record that the node's journal has these detectors."""
 
     number: int
     detectors: tuple[int, ...]
@@ -89,20 +89,21 @@ class SetAcked:
 
 @dataclass(frozen=True, slots=True)
 class SetOutcome:
-    """A detector of a visit has ended."""
+    """Record the outcome of a detector."""
 
     number: int
     detector: int
     outcome: Outcome
     reason: str
     node: str | None
-    """Who says so; `None` if it is the relay."""
+    """The node that sent the outcome; `None` if the relay decided it."""
 
 
 @dataclass(frozen=True, slots=True)
-class AmendOutcome:
-    """A node has tried a detector again that had ended there; counts if the
-    attempt is later than what the ledger knows.
+class UpdateOutcome:
+    """Replace the outcome of a detector that the same node has processed again.
+
+    Has no effect unless the attempt is later than the one in the ledger.
     """
 
     instrument: str
@@ -116,43 +117,30 @@ class AmendOutcome:
 
 @dataclass(frozen=True, slots=True)
 class SetCancelled:
-    """The script queue cancelled the visit."""
+    """Record that the script queue canceled the visit."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class CloseVisit:
-    """All detectors of the visit have ended."""
+    """Record that all detectors of the visit have an outcome."""
 
     number: int
 
 
-type Send = Beat | Greet | TurnAway | Reserve | Withdraw | ConfirmResults
-type Write = SetRoute | SetAcked | SetOutcome | AmendOutcome | SetCancelled | CloseVisit
+type Send = SendHeartbeat | SendWelcome | RefuseHello | Reserve | Withdraw | ConfirmResults
+type Write = SetRoute | SetAcknowledged | SetOutcome | UpdateOutcome | SetCancelled | CloseVisit
 
 
 @dataclass(slots=True)
-class Turn:
-    """What follows from one event: commit the writes, then send."""
+class Effects:
+    """The effects of one event: commit the writes, then send the messages."""
 
     writes: list[Write] = field(default_factory=list)
     sends: list[Send] = field(default_factory=list)
 
     @classmethod
-    def of(cls, *sends: Send, writes: Sequence[Write] = ()) -> "Turn":
-        """Make a turn of its parts.
-
-        Parameters
-        ----------
-        *sends : `Send`
-            In order.
-        writes : `~collections.abc.Sequence` [`Write`]
-            In order.
-
-        Returns
-        -------
-        turn : `Turn`
-            For comparison, mostly.
-        """
+    def of(cls, *sends: Send, writes: Sequence[Write] = ()) -> "Effects":
+        """Return an `Effects` with these messages and writes."""
         return cls(list(writes), list(sends))

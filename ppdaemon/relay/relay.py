@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The event pump of ``pprelay``: takes events, asks for decisions, acts.
+"""The event pump of ``pprelay``.
 
-Sockets and clock only put events into one bounded queue; the pump takes them
-out one by one. What is to be done is decided by `ppdaemon.relay.dispatcher`; here it
-is carried out: first written, then, when that is on disk, sent. Clients are
-served by `ppdaemon.relay.submitserver`.
+Sockets and clock put events into one bounded queue; the pump handles them one by
+one. `ppdaemon.relay.dispatcher` decides what follows from an event; this module
+does it: it commits the writes and, when they are on disk, sends the messages.
+Clients are served by `ppdaemon.relay.submitserver`.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
-from ppdaemon.relay.ledger import Ledger, UnendedVisit
-from ppdaemon.relay.openvisit import Reservation, opened
-from ppdaemon.relay.orders import Beat, CloseVisit, Send, SetOutcome, Turn
+from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
+from ppdaemon.relay.openvisit import Reservation, make_open_visit
+from ppdaemon.relay.orders import CloseVisit, Effects, Send, SendHeartbeat, SetOutcome
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
@@ -32,26 +32,29 @@ from ppdaemon.throttle import Throttle
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
 
-__all__ = ("Relay", "Sockets")
+__all__ = ("Relay", "RelaySockets")
 
 _LOG = logging.getLogger(__name__)
 
 TICK_S = 0.1
+"""Interval of ticks, short against the shortest resend_s in use (0.5 s)."""
 EVENTS = 200
-"""Events that may wait for the pump; then their sources wait."""
+"""Events that may wait for the pump; while the queue is full, sockets are not read."""
 LOG_INTERVAL_S = 10.0
-"""What comes in floods is logged at most so often, of each kind."""
-SETTLE_BEATS = 2.0
-"""Heartbeat intervals in which all nodes that are up find a new relay: the
-first tells them that they are strangers, then they say hello."""
+"""Warnings about bad messages are logged once in this time for each kind, because a
+faulty sender may send thousands of them."""
+REJOIN_HEARTBEATS = 2.0
+"""Heartbeat intervals after the start in which nothing is routed. Running nodes
+register in this time: their first message is refused, then they send hello."""
 PRUNE_S = 3600.0
-"""Interval of the look for ledger entries older than ``keep_days``."""
+"""Interval of deleting visits older than ``keep_days`` from the ledger."""
 STOP_S = 0.5
-"""How long a stop waits for the ledger."""
+"""How long a stop waits for pending writes of the ledger. What is not written was
+not answered either, so that clients and nodes send it again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sockets:
+class RelaySockets:
     """The two bound sockets."""
 
     submit: zmq.asyncio.Socket
@@ -59,29 +62,16 @@ class Sockets:
 
 
 class Relay:
-    """A running relay; built inside the event loop.
+    """A running relay; must be created inside the event loop.
 
-    Parameters
-    ----------
-    config : `~ppdaemon.relay.config.RelayConfig`
-        The configuration.
-    ledger : `~ppdaemon.relay.ledger.Ledger`
-        Opened; closed by `run`.
-    sockets : `Sockets`
-        Bound.
-    clock : `~ppdaemon.clock.Clock`
-        Time.
-    notifier : `~ppdaemon.notify.Notifier`
-        The service manager.
-    life : `str`
-        Nonce of this life.
+    `ledger` must be open; `run` closes it.
     """
 
     def __init__(
         self,
         config: RelayConfig,
         ledger: Ledger,
-        sockets: Sockets,
+        sockets: RelaySockets,
         *,
         clock: Clock,
         notifier: Notifier,
@@ -95,10 +85,10 @@ class Relay:
         self._dispatcher = Dispatcher(
             resend_s=config.resend_s,
             silence_s=config.silence_s,
-            settle_s=SETTLE_BEATS * config.heartbeat_s,
+            rejoin_s=REJOIN_HEARTBEATS * config.heartbeat_s,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
-        self._writer = BatchWriter(ledger, "ledger", self._complain)
+        self._writer = BatchWriter(ledger, "ledger", self._log_write_error)
         self._submit_server = SubmitServer(
             config=config,
             dispatcher=self._dispatcher,
@@ -106,28 +96,28 @@ class Relay:
             throttle=self._throttle,
             clock=clock,
             answer=partial(link.answer, sockets.submit),
-            carry_out=self._carry_out,
+            apply_effects=self._apply,
             open_visit=self._open,
         )
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
-        self._turn_of_tick_done = True
+        self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
-        self._stop_asked = False
-        self._restore(ledger.unended())
+        self._stop_requested = False
+        self._restore(ledger.unfinished_visits())
 
-    def ask_stop(self) -> None:
+    def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
-        self._stop_asked = True
+        self._stop_requested = True
         self._submit_server.closed = True
 
     async def run(self) -> None:
-        """Serve until a stop is asked for."""
+        """Serve until `request_stop` is called."""
         self._notifier.tell(READY=1, STATUS=self._status())
         sources = [
             self._read(self._sockets.submit, self._submit_server.serve),
-            self._read(self._sockets.nodes, self._node_spoke),
+            self._read(self._sockets.nodes, self._on_node_message),
             self._tick(),
         ]
         try:
@@ -135,6 +125,7 @@ class Relay:
                 group.create_task(self._writer.run())
                 tasks = [group.create_task(source) for source in sources]
                 await self._pump()
+                # Sources first: nothing new may reach the writer while it finishes.
                 for task in tasks:
                     task.cancel()
                 self._writer.finish()
@@ -145,6 +136,8 @@ class Relay:
 
     async def _read(self, socket: zmq.asyncio.Socket, handle: Callable[[list[bytes]], None]) -> None:
         while True:
+            # Read only while the ledger keeps up, so that messages wait in the sockets,
+            # which have limits, and not in memory.
             await self._writer.room()
             await self._events.put(partial(handle, await socket.recv_multipart()))
 
@@ -161,9 +154,9 @@ class Relay:
             handle = await self._events.get()
             try:
                 handle()
-            except Exception:  # an error in the program costs no more than this event
-                _LOG.exception("an event could not be handled")
-            if self._stop_asked and stop_by is None:
+            except Exception:  # a program error must cost this event only, not the relay
+                _LOG.exception("internal error: an event was dropped; please report this")
+            if self._stop_requested and stop_by is None:
                 _LOG.info("stopping")
                 self._notifier.tell(STOPPING=1, STATUS="stopping")
                 stop_by = self._clock.mono() + STOP_S
@@ -172,35 +165,42 @@ class Relay:
 
     def _ticked(self) -> None:
         now = self._clock.mono()
-        if self._turn_of_tick_done:  # else the ledger is behind, and so must resending be
-            turn = self._dispatcher.tick(now)
-            self._turn_of_tick_done = not turn.writes and not turn.sends
-            self._carry_out(turn, self._tick_done)
+        # While the ledger has not written the effects of the last tick, another tick
+        # would only resend messages whose first copy still waits.
+        if self._tick_effects_done:
+            effects = self._dispatcher.tick(now)
+            self._tick_effects_done = not effects.writes and not effects.sends
+            self._apply(effects, self._tick_done)
         if now - self._beat_at >= self._config.heartbeat_s:
             self._beat_at = now
-            self._send([Beat(peer) for peer in self._dispatcher.registry.peers])
+            self._send([SendHeartbeat(peer) for peer in self._dispatcher.registry.peers])
+            # Sent by the pump, so that systemd restarts a relay whose pump hangs.
             self._notifier.tell(WATCHDOG=1, STATUS=self._status())
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             self._prune()
 
     def _tick_done(self) -> None:
-        self._turn_of_tick_done = True
+        self._tick_effects_done = True
 
     def _status(self) -> str:
         return (
-            f"{len(self._dispatcher.registry)} nodes, {len(self._dispatcher)} visits"
-            f" with {self._dispatcher.reservations} detectors under way"
+            f"{len(self._dispatcher.registry)} nodes, {len(self._dispatcher)} open visits"
+            f" with {self._dispatcher.reservations} open detectors"
         )
 
-    # --- carrying out -------------------------------------------------------------
+    # --- effects ------------------------------------------------------------------
 
-    def _carry_out(self, turn: Turn, then: Callable[[], None] | None = None) -> None:
-        """Write, and when that and all before it is on disk, send."""
-        writes = tuple(turn.writes)
+    def _apply(self, effects: Effects, then: Callable[[], None] | None = None) -> None:
+        """Write, and send when this and all earlier writes are on disk.
+
+        Effects without writes wait in the same queue, so that the order of messages
+        is the order of decisions.
+        """
+        writes = tuple(effects.writes)
 
         def follow_up(_: object = None) -> None:
-            self._send(turn.sends)
+            self._send(effects.sends)
             if then is not None:
                 then()
 
@@ -210,14 +210,14 @@ class Relay:
 
         self._writer.put(Commit(record if writes else None, follow_up))
 
-    def _complain(self, reason: str) -> None:
+    def _log_write_error(self, reason: str) -> None:
         if self._throttle.passes("ledger write"):
             _LOG.error(reason, extra={"waiting": self._writer.backlog})
 
     def _send(self, orders: Sequence[Send]) -> None:
         for order in orders:
             if not self._link.send(order):
-                self._dispatcher.lose(order.peer, self._clock.mono())
+                self._dispatcher.disconnect(order.peer, self._clock.mono())
 
     def _prune(self) -> None:
         before_tai = self._clock.tai() - self._config.keep_days * 86_400.0
@@ -230,7 +230,7 @@ class Relay:
 
     # --- nodes ----------------------------------------------------------------------
 
-    def _node_spoke(self, frames: list[bytes]) -> None:
+    def _on_node_message(self, frames: list[bytes]) -> None:
         try:
             if len(frames) != 2:
                 raise BadMessage(f"{len(frames) - 1} frames, expected one", "frames")
@@ -239,30 +239,33 @@ class Relay:
             if self._throttle.passes(f"node {error.kind}"):
                 total = self._throttle.by_kind[f"node {error.kind}"]
                 _LOG.warning(
-                    "dropped a message of a node",
+                    "ignored an invalid message from a node",
                     extra={"kind": error.kind, "reason": str(error), "total": total},
                 )
             return
-        self._carry_out(self._dispatcher.receive(frames[0], message, self._clock.mono()))
+        self._apply(self._dispatcher.receive(frames[0], message, self._clock.mono()))
 
     # --- visits ---------------------------------------------------------------------
 
-    def _restore(self, visits: Sequence[UnendedVisit]) -> None:
-        """Go on with what a former life left open."""
+    def _restore(self, visits: Sequence[UnfinishedVisit]) -> None:
+        """Open the visits that the previous run left without all outcomes."""
         for row in visits:
             try:
                 visit = read_next_visit(row.fields)
             except BadMessage as error:
-                _LOG.exception("a visit in the ledger cannot be read any more", extra={"number": row.number})
+                _LOG.exception(
+                    "a visit in the ledger cannot be read; its detectors end as failed",
+                    extra={"number": row.number},
+                )
                 outcomes = [
                     SetOutcome(row.number, found.detector, Outcome.FAILED, f"unreadable: {error}", None)
                     for found in row.reservations
                 ]
-                self._carry_out(Turn([*outcomes, CloseVisit(row.number)]))
+                self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
             self._open(row.number, visit, row.reservations, row.received_tai, cancelled=row.cancelled)
         if visits:
-            _LOG.info("going on with unended visits", extra={"visits": len(visits)})
+            _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
 
     def _open(
         self,
@@ -274,7 +277,7 @@ class Relay:
         cancelled: bool = False,
     ) -> None:
         now = self._clock.mono()
-        open_visit = opened(
+        open_visit = make_open_visit(
             number,
             visit,
             reservations,
@@ -284,4 +287,4 @@ class Relay:
             now_tai=self._clock.tai(),
             cancelled=cancelled,
         )
-        self._carry_out(self._dispatcher.add(open_visit, now))
+        self._apply(self._dispatcher.add(open_visit, now))

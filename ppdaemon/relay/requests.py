@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What comes in on the submit socket: reading it, and the first judgement.
+"""Requests on the submit socket: parsing, and the checks that need no ledger.
 
-Covers everything that can be said without the ledger. Knows nothing of
-sockets beyond the frames of a message.
+Does not cover sockets, except for the frames of a message.
 """
 
 import json
@@ -17,54 +16,37 @@ from ppdaemon.relay.config import RelayConfig
 from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
 from ppdaemon.wire import explain, parse_json
 
-__all__ = ("Request", "content_of", "differences", "judge", "oddities", "read_request", "unwrap")
+__all__ = (
+    "Request",
+    "visit_json",
+    "differences",
+    "check_visit",
+    "visit_warnings",
+    "read_request",
+    "split_envelope",
+)
 
 type Request = NextVisit | VisitCanceled | VisitStatus
 
 CLOCK_SKEW_S = 5.0
-"""A stamp that is so far ahead is not explained by unsynchronised clocks."""
+"""A publication time further in the future than this is logged: clocks that are
+synchronized differ by less."""
 
 
-def unwrap(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Part a ROUTER's message into the way back and the body.
+def split_envelope(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Split a ROUTER's message into the envelope (return address) and the body.
 
-    Parameters
-    ----------
-    frames : `~collections.abc.Sequence` [`bytes`]
-        The sender's identity, what a REQ socket puts before its delimiter, the
-        empty delimiter itself if the sender uses one, the body.
-
-    Returns
-    -------
-    envelope : `list` [`bytes`]
-        What an answer has to begin with.
-    body : `list` [`bytes`]
-        One frame, if the sender is sane.
+    The envelope is the sender's identity and, if the sender uses a delimiter as
+    REQ sockets do, all frames up to the empty one.
     """
-    for place in range(1, len(frames) - 1):
-        if not frames[place]:
-            return list(frames[: place + 1]), list(frames[place + 1 :])
+    for k in range(1, len(frames) - 1):
+        if not frames[k]:
+            return list(frames[: k + 1]), list(frames[k + 1 :])
     return list(frames[:1]), list(frames[1:])
 
 
 def read_request(body: Sequence[bytes]) -> Request:
-    """Validate what was sent to the submit socket.
-
-    Parameters
-    ----------
-    body : `~collections.abc.Sequence` [`bytes`]
-        Frames after the envelope.
-
-    Returns
-    -------
-    request : `Request`
-        An announcement, a cancellation, or a question.
-
-    Raises
-    ------
-    ppdaemon.errors.BadMessage
-        Raised if it is none of them; its kind is a word to count by.
-    """
+    """Validate a request; raise `~ppdaemon.errors.BadMessage` if it is none."""
     if len(body) != 1:
         raise BadMessage(f"{len(body)} frames, expected one JSON object in one frame", "frames")
     if not body[0]:
@@ -72,7 +54,7 @@ def read_request(body: Sequence[bytes]) -> Request:
     fields = parse_json(body[0], limit=SUBMIT_LIMIT)
     if not isinstance(fields, dict):
         raise BadMessage(f"expected a JSON object, got {type(fields).__name__}", "json")
-    _check_carriable(fields)
+    _check_encodable(fields)
     try:
         if fields.get("type") == "visit_status":
             return VisitStatus.model_validate(fields)
@@ -83,49 +65,23 @@ def read_request(body: Sequence[bytes]) -> Request:
     return read_next_visit(fields)
 
 
-def _check_carriable(fields: Mapping[str, Any]) -> None:
-    """Refuse what the parser lets through but no JSON can carry on: 1e999,
-    which it takes for infinite, and half a surrogate pair.
+def _check_encodable(fields: Mapping[str, Any]) -> None:
+    """Refuse values that the parser accepts but JSON cannot encode again, such as
+    half a surrogate pair: the ledger and the nodes get the same fields.
     """
     try:
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
-        raise BadMessage(f"cannot be passed on: {error}"[:200], "content") from None
+        raise BadMessage(f"cannot be sent on to nodes: {error}"[:200], "content") from None
 
 
-def content_of(visit: NextVisit) -> str:
-    """Write an announcement as the JSON that is kept.
-
-    Parameters
-    ----------
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
-
-    Returns
-    -------
-    content : `str`
-        JSON with SAL names, unknown fields included.
-    """
+def visit_json(visit: NextVisit) -> str:
+    """Return the JSON of an announcement for the ledger, unknown fields included."""
     return json.dumps(visit.to_sal(), ensure_ascii=False, allow_nan=False)
 
 
-def judge(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accepted | None:
-    """Refuse or ignore a visit on its own merits.
-
-    Parameters
-    ----------
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
-    config : `~ppdaemon.relay.config.RelayConfig`
-        Instruments and expiry.
-    now_tai : `float`
-        TAI seconds since 1970.
-
-    Returns
-    -------
-    answer : `~ppdaemon.messages.Accepted` or `None`
-        `None` if nothing speaks against it.
-    """
+def check_visit(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accepted | None:
+    """Return the answer to a visit that is refused or ignored, else `None`."""
 
     def answer(status: str, reason: str) -> Accepted:
         return Accepted.model_validate({"status": status, "group": visit.group, "reason": reason})
@@ -144,21 +100,8 @@ def judge(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accepted | N
     return None
 
 
-def oddities(visit: NextVisit, now_tai: float) -> list[str]:
-    """Say what is strange about a visit that is accepted all the same.
-
-    Parameters
-    ----------
-    visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
-    now_tai : `float`
-        TAI seconds since 1970.
-
-    Returns
-    -------
-    oddities : `list` [`str`]
-        One sentence each.
-    """
+def visit_warnings(visit: NextVisit, now_tai: float) -> list[str]:
+    """Return warnings about a visit that is accepted nevertheless."""
     if visit.published_tai is None:
         return ["no private_sndStamp: its age is unknown"]
     if visit.age_s(now_tai) < -CLOCK_SKEW_S:
@@ -167,17 +110,9 @@ def oddities(visit: NextVisit, now_tai: float) -> list[str]:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Name the fields in which two announcements of a group differ.
+    """Return the names of the fields in which two announcements of a group differ.
 
-    Parameters
-    ----------
-    first, second : `~collections.abc.Mapping`
-        SAL field names and values.
-
-    Returns
-    -------
-    names : `list` [`str`]
-        Without the ``private_`` ones, which differ from delivery to delivery.
+    Without the ``private_`` fields, which differ between deliveries of one event.
     """
     names = {name for name in first.keys() | second.keys() if not name.startswith("private_")}
     return sorted(name for name in names if first.get(name) != second.get(name))

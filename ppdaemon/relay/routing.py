@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which node gets which detector.
+"""The node that each detector is sent to.
 
-Weighted rendezvous hashing: each node draws a number for each detector and
-the highest one wins. A detector stays with its node from visit to visit, which
-keeps that node's caches warm, and when a node comes or goes only its own
-detectors move. Covers nothing that depends on time or on a visit.
+Weighted rendezvous hashing: each pair of node and detector has a fixed score,
+and the node with the highest score gets the detector. A detector stays with its
+node from visit to visit, so that the node's cached inputs are used again, and
+when a node connects or disconnects only its own detectors move. Does not cover
+anything that depends on time or on a visit.
 """
 
 import hashlib
@@ -12,39 +13,26 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ("Offer", "RouteTable")
+__all__ = ("NodeOffer", "RouteTable")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What a connected node may serve."""
+class NodeOffer:
+    """What a connected node can process."""
 
     node: str
     detectors: Mapping[str, frozenset[int]]
     """Detector ids by instrument."""
     capacity: int
-    """Visit-detectors it can hold at once; with 0 it gets nothing."""
+    """Visit-detectors it can have at once; with 0 it gets nothing."""
 
-    def covers(self, instrument: str, detector: int) -> bool:
-        """Tell whether the node may serve a detector.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-        detector : `int`
-            Detector id.
-
-        Returns
-        -------
-        covers : `bool`
-            `False` for a node without capacity.
-        """
+    def serves(self, instrument: str, detector: int) -> bool:
+        """Return whether the node may get a detector."""
         return self.capacity > 0 and detector in self.detectors.get(instrument, ())
 
 
-def _draw(offer: Offer, instrument: str, detector: int) -> float:
-    """Return a node's number for a detector.
+def _score(offer: NodeOffer, instrument: str, detector: int) -> float:
+    """Return a node's score for a detector.
 
     With u uniform in (0, 1), the node with the largest -capacity / ln(u) wins
     with a probability proportional to its capacity (Schindelhauer & Schomaker
@@ -56,55 +44,24 @@ def _draw(offer: Offer, instrument: str, detector: int) -> float:
 
 
 class RouteTable:
-    """The order in which nodes are asked, for one set of nodes.
+    """The order of preference of one set of nodes for each detector."""
 
-    Parameters
-    ----------
-    offers : `~collections.abc.Iterable` [`Offer`]
-        The nodes that are there.
-    """
-
-    def __init__(self, offers: Iterable[Offer] = ()):
+    def __init__(self, offers: Iterable[NodeOffer] = ()):
         self._offers = tuple(offers)
         self._rankings: dict[tuple[str, int], tuple[str, ...]] = {}
 
     def ranking(self, instrument: str, detector: int) -> tuple[str, ...]:
-        """Return the nodes that may serve a detector, the best first.
-
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-        detector : `int`
-            Detector id.
-
-        Returns
-        -------
-        nodes : `tuple` [`str`]
-            Names; empty if nobody may serve it.
-        """
+        """Return the names of the nodes that may get a detector, the best first."""
         key = (instrument, detector)
         if key not in self._rankings:
-            able = [offer for offer in self._offers if offer.covers(instrument, detector)]
-            able.sort(key=lambda offer: (-_draw(offer, instrument, detector), offer.node))
+            able = [offer for offer in self._offers if offer.serves(instrument, detector)]
+            able.sort(key=lambda offer: (-_score(offer, instrument, detector), offer.node))
             self._rankings[key] = tuple(offer.node for offer in able)
         return self._rankings[key]
 
-    def choose(self, instrument: str, detector: int, barred: Collection[str] = ()) -> str | None:
-        """Return the node that gets a detector.
+    def choose(self, instrument: str, detector: int, excluded: Collection[str] = ()) -> str | None:
+        """Return the best node for a detector, `None` if there is none.
 
-        Parameters
-        ----------
-        instrument : `str`
-            Short name.
-        detector : `int`
-            Detector id.
-        barred : `~collections.abc.Collection` [`str`]
-            Nodes that refused it of late.
-
-        Returns
-        -------
-        node : `str` or `None`
-            `None` if nobody may serve it now.
+        `excluded` are the nodes that refused it recently.
         """
-        return next((node for node in self.ranking(instrument, detector) if node not in barred), None)
+        return next((node for node in self.ranking(instrument, detector) if node not in excluded), None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tasks that use all that a Butler offers: parts, conversions, deferred loads, shared memory, lookups."""
+"""Tasks that use components, conversions, deferred loads, shared objects and lookup functions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,7 +58,7 @@ class MakeConfig(PipelineTaskConfig, pipelineConnections=MakeConnections):
 
 
 class MakeTask(PipelineTask):
-    """Makes one object for two datasets, and spoils what it reads."""
+    """Puts one object as two datasets, and changes its inputs."""
 
     ConfigClass = MakeConfig
     _DefaultName = "make"
@@ -105,7 +105,7 @@ class SpoilTask(PipelineTask):
         return Struct(spoilt=box | {"sum": float(table["a"].sum())})
 
 
-class LookConnections(PipelineTaskConnections, dimensions=VISIT):
+class ReadAllConnections(PipelineTaskConnections, dimensions=VISIT):
     schema = InitInput(name="many_schema", doc="made once", storageClass=_DICT)
     bias = PrerequisiteInput(
         name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
@@ -137,13 +137,13 @@ class LookConnections(PipelineTaskConnections, dimensions=VISIT):
     )
     missing = Input(
         name="many_none",
-        doc="nobody makes it",
+        doc="never produced",
         storageClass=_DICT,
         dimensions=VISIT,
         minimum=0,
         deferGraphConstraint=True,
     )
-    seen = Output(name="many_seen", doc="all that was read", storageClass=_DICT, dimensions=VISIT)
+    result = Output(name="many_inputs", doc="all that was read", storageClass=_DICT, dimensions=VISIT)
     never = Output(
         name="many_never", doc="dropped by adjustQuantum", storageClass=_DICT, dimensions=VISIT, multiple=True
     )
@@ -156,15 +156,15 @@ class LookConnections(PipelineTaskConnections, dimensions=VISIT):
         return {"shards": (connection, shards[:1])}, {"never": (outputs["never"][0], ())}
 
 
-class LookConfig(PipelineTaskConfig, pipelineConnections=LookConnections):
+class ReadAllConfig(PipelineTaskConfig, pipelineConnections=ReadAllConnections):
     pass
 
 
-class LookTask(PipelineTask):
-    """Tells what it reads."""
+class ReadAllTask(PipelineTask):
+    """Outputs what it reads."""
 
-    ConfigClass = LookConfig
-    _DefaultName = "look"
+    ConfigClass = ReadAllConfig
+    _DefaultName = "readAll"
 
     def __init__(self, initInputs: Any, **kwargs: Any):  # noqa: N803
         super().__init__(initInputs=initInputs, **kwargs)
@@ -183,7 +183,7 @@ class LookTask(PipelineTask):
     ) -> Struct:
         assert missing is None
         return Struct(
-            seen={
+            result={
                 "schema": self.columns,
                 "bias": bias,
                 "shards": [handle.get()["shard"] for handle in shards for _ in range(2)],
@@ -210,7 +210,7 @@ class LateConfig(PipelineTaskConfig, pipelineConnections=LateConnections):
 
 
 class LateTask(PipelineTask):
-    """Reads parts when it likes, and spoils them."""
+    """Reads parts of deferred inputs, and changes them."""
 
     ConfigClass = LateConfig
     _DefaultName = "late"
@@ -235,7 +235,7 @@ class HookedConnections(LateConnections, dimensions=EXPOSURE):
     table = Input(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
 
     def adjust_all_quanta(self, adjuster: Any) -> None:
-        """Look at all quanta together, as no other task here does."""
+        """Adjust all quanta together."""
 
 
 class HookedConfig(PipelineTaskConfig, pipelineConnections=HookedConnections):
@@ -243,7 +243,7 @@ class HookedConfig(PipelineTaskConfig, pipelineConnections=HookedConnections):
 
 
 class HookedTask(PipelineTask):
-    """Has a hook that sees all quanta at once."""
+    """Its connections have a hook for all quanta."""
 
     ConfigClass = HookedConfig
     _DefaultName = "hooked"
@@ -269,7 +269,7 @@ class LaterConfig(PipelineTaskConfig, pipelineConnections=LaterConnections):
 
 
 class LaterTask(PipelineTask):
-    """Tells what it is given."""
+    """Outputs the type of its input."""
 
     ConfigClass = LaterConfig
     _DefaultName = "later"
@@ -288,7 +288,7 @@ class InVainConfig(PipelineTaskConfig, pipelineConnections=InVainConnections):
 
 
 class InVainTask(HookedTask):
-    """Has a hook that sees all quanta at once, and can not be built."""
+    """Its connections have a hook for all quanta, and it cannot be built."""
 
     ConfigClass = InVainConfig
 
@@ -334,7 +334,7 @@ class ShardsConfig(PipelineTaskConfig, pipelineConnections=ShardsConnections):
 
 
 class ShardsTask(PipelineTask):
-    """Asks what is known of the data IDs of shards."""
+    """Outputs whether data IDs of shards have records."""
 
     ConfigClass = ShardsConfig
     _DefaultName = "shards"
@@ -373,7 +373,7 @@ class AgainConfig(PipelineTaskConfig, pipelineConnections=AgainConnections):
 
 
 class AgainTask(PipelineTask):
-    """Reads again what it has spoilt, and goes on with what it has put."""
+    """Reads an input again after changing it, and changes an output after putting it."""
 
     ConfigClass = AgainConfig
     _DefaultName = "again"
@@ -387,7 +387,7 @@ class AgainTask(PipelineTask):
 
 
 PIPELINES = {
-    "Many": {"make": "MakeTask", "aSpoil": "SpoilTask", "look": "LookTask", "late": "LateTask"},
+    "Many": {"make": "MakeTask", "aSpoil": "SpoilTask", "readAll": "ReadAllTask", "late": "LateTask"},
     "Hooked": {"make": "MakeTask", "hooked": "HookedTask"},
     "Again": {"make": "MakeTask", "again": "AgainTask"},
     "Shards": {"shards": "ShardsTask"},

@@ -92,9 +92,9 @@ def test_a_canceled_visit_has_no_files(tool, tmp_path, socket_dir):
     ("reply", "status", "message"),
     [
         (b'{"status": "rejected", "reason": "no node"}', 75, "the relay did not accept the event: rejected"),
-        (b"hello", 65, "does not answer as a relay does: not JSON"),
-        (b"[1]", 65, "does not answer as a relay does: message"),
-        (b"\xff\xfe", 65, "does not answer as a relay does: not UTF-8"),
+        (b"hello", 65, "not the answer of a relay; check the address: not JSON"),
+        (b"[1]", 65, "not the answer of a relay; check the address: message"),
+        (b"\xff\xfe", 65, "not the answer of a relay; check the address: not UTF-8"),
     ],
 )
 def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, reply, status, message):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Quanta that run at once: what the forked ones make is what the reference makes."""
+"""Quanta in forked processes have the outputs of ``separable``."""
 
 import gc
 import os
@@ -16,8 +16,8 @@ import astropy.units as u
 import numpy as np
 import pytest
 import sqlalchemy
+from enginecompare import compare_engines, process_visit
 from lsst.daf.butler.logging import ButlerMDC
-from seen import same, see
 from toycam import MakeRig
 
 from ppdaemon.demo.geometry import detector_wcs
@@ -36,7 +36,7 @@ TWO = {"processes": 2}
 
 @pytest.fixture(autouse=True)
 def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
-    """Have the level of a node's processes, and records that carry their task."""
+    """Set the log level of a node's processes, and records that name their task."""
     caplog.set_level("INFO")
     ButlerMDC.add_mdc_log_record_factory()
     yield
@@ -44,68 +44,72 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
-    """Return the children that were begun."""
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
+    """Return the children that were started."""
     children: list[ForkedCall] = []
-    begin = ForkedCall.begin
+    start = ForkedCall.start
 
-    def counted(work: Callable[[], Any], plain: Callable[[Any], Any]) -> ForkedCall:
-        children.append(begin(work, plain))
+    def recorded(call: Callable[[], Any], fallback: Callable[[Any], Any]) -> ForkedCall:
+        children.append(start(call, fallback))
         return children[-1]
 
-    monkeypatch.setattr(ForkedCall, "begin", counted)
+    monkeypatch.setattr(ForkedCall, "start", recorded)
     return children
 
 
-def test_two_snaps_at_once_make_what_the_reference_makes(rigs: MakeRig, begun: list[ForkedCall]) -> None:
-    same(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
-    assert begun
-
-
-@pytest.mark.parametrize("deed", ["fail", "partial", "full"])
-def test_what_happens_in_a_child_is_told_as_if_it_had_happened_here(
-    rigs: MakeRig, begun: list[ForkedCall], deed: str
+def test_two_snaps_in_two_processes_have_the_outputs_of_separable(
+    rigs: MakeRig, started: list[ForkedCall]
 ) -> None:
-    same(rigs, ("separable", "direct"), deed=deed, snaps=(1, 2), settings=TWO)
-    assert begun
+    compare_engines(rigs, ("separable", "direct"), main="Full", before="Known", snaps=(1, 2), settings=TWO)
+    assert started
 
 
-def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, begun: list[ForkedCall]) -> None:
-    see(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
-    see(rigs, "direct", main="Short", settings=TWO)
-    assert not begun
-
-
-def test_what_cannot_be_taken_back_is_done_by_the_worker_itself(
-    rigs: MakeRig, begun: list[ForkedCall], tmp_path: Path
+@pytest.mark.parametrize("action", ["fail", "partial", "full"])
+def test_failures_in_a_child_are_reported_like_those_in_the_worker(
+    rigs: MakeRig, started: list[ForkedCall], action: str
 ) -> None:
-    settings = TWO | {"no_return": ["isr", "associate", "deed", "zAside", "after"]}
-    see(rigs, "direct", snaps=(1, 2), settings=settings)
-    assert not begun
+    compare_engines(rigs, ("separable", "direct"), action=action, snaps=(1, 2), settings=TWO)
+    assert started
 
 
-def test_a_child_that_ends_without_a_word_is_a_crash(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = ForkedCall.begin
-    monkeypatch.setattr(ForkedCall, "begin", lambda work, plain: begin(lambda: os._exit(3), plain))
+def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, started: list[ForkedCall]) -> None:
+    process_visit(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
+    process_visit(rigs, "direct", main="Short", settings=TWO)
+    assert not started
+
+
+def test_tasks_with_a_point_of_no_return_run_in_the_worker(
+    rigs: MakeRig, started: list[ForkedCall], tmp_path: Path
+) -> None:
+    settings = TWO | {"no_return": ["isr", "associate", "scripted", "zAside", "after"]}
+    process_visit(rigs, "direct", snaps=(1, 2), settings=settings)
+    assert not started
+
+
+def test_a_child_that_exits_without_a_result_is_a_crash(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ForkedCall.start
+    monkeypatch.setattr(ForkedCall, "start", lambda call, fallback: start(lambda: os._exit(3), fallback))
     with pytest.raises(VisitFailed, match=r"task \w+: its process ended with exit status 3") as caught:
-        see(rigs, "direct", snaps=(1, 2), settings=TWO)
+        process_visit(rigs, "direct", snaps=(1, 2), settings=TWO)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
 
 
-def test_without_another_process_all_is_done_here(
+def test_all_quanta_run_in_the_worker_if_no_process_can_be_forked(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse() -> int:
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refuse)
-    seen = see(rigs, "direct", snaps=(1, 2), settings=TWO)
-    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "")
-    assert "is not run in a process of its own: Resource temporarily unavailable" in caplog.text
+    result = process_visit(rigs, "direct", snaps=(1, 2), settings=TWO)
+    assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "")
+    assert "the worker runs it: Resource temporarily unavailable" in caplog.text
 
 
-class Slate:
-    """Writes bytes into files, and notes who does it."""
+class PidWriter:
+    """Writes its process id into each file."""
 
     def __init__(self, refuse: str = "", spared: int = 0):
         self._refuse, self._spared = refuse, spared
@@ -119,22 +123,22 @@ class Slate:
 
 
 def some(sizes_bytes: dict[str, int]) -> Any:
-    """Return datasets that look as large as told."""
+    """Return datasets with these sizes."""
     return [
-        MemoryDataset(SimpleNamespace(id=uuid.uuid4()), content=name, size_bytes=size, wanted=True)  # type: ignore[arg-type]
+        MemoryDataset(SimpleNamespace(id=uuid.uuid4()), content=name, size_bytes=size, to_export=True)  # type: ignore[arg-type]
         for name, size in sizes_bytes.items()
     ]
 
 
 def written_by(files: list[LocatedFile]) -> dict[str, int]:
-    """Return who wrote what."""
+    """Return the process that wrote each dataset."""
     return {name: int(pid) for name, pid in (file.path.read_text().split() for file in files)}
 
 
-def test_large_outputs_are_written_at_once_and_small_ones_here(tmp_path: Path) -> None:
+def test_large_outputs_are_written_by_children_and_small_ones_by_the_worker(tmp_path: Path) -> None:
     outputs = some({"big": 9_000_000, "log": 2000, "bigger": 9_500_000, "huge": 90_000_000})
     (tmp_path / "spool").mkdir()
-    files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", Slate(), 3)  # type: ignore[arg-type]
+    files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", PidWriter(), 3)  # type: ignore[arg-type]
     assert [file.refs[0] for file in files] == [dataset.ref for dataset in outputs]
     wrote = written_by(files)
     assert wrote["log"] == os.getpid()
@@ -144,25 +148,25 @@ def test_large_outputs_are_written_at_once_and_small_ones_here(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("processes", [1, 4])
-def test_what_one_process_can_do_is_done_by_one(tmp_path: Path, processes: int) -> None:
+def test_outputs_are_written_by_one_process_if_that_is_enough(tmp_path: Path, processes: int) -> None:
     outputs = some({"log": 2000, "big": 9_000_000} | ({"huge": 90_000_000} if processes == 1 else {}))
-    files = write_outputs(outputs, tmp_path, tmp_path / "link", Slate(), processes)  # type: ignore[arg-type]
+    files = write_outputs(outputs, tmp_path, tmp_path / "link", PidWriter(), processes)  # type: ignore[arg-type]
     assert set(written_by(files).values()) == {os.getpid()}
 
 
-def test_what_another_process_cannot_write_is_written_here(
+def test_outputs_that_a_child_cannot_write_are_written_by_the_worker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outputs, places = some({"big": 9_000_000, "huge": 90_000_000}), (tmp_path, tmp_path / "link")
-    files = write_outputs(outputs, *places, Slate("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
+    files = write_outputs(outputs, *places, PidWriter("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
     assert set(written_by(files).values()) == {os.getpid()}
-    assert "a process that wrote outputs has ended with exit status 1" in caplog.text
+    assert "a process that wrote outputs ended with exit status 1" in caplog.text
     with pytest.raises(OSError, match="No space left"):
-        write_outputs(outputs, *places, Slate("big"), 2)  # type: ignore[arg-type]
+        write_outputs(outputs, *places, PidWriter("big"), 2)  # type: ignore[arg-type]
 
 
-class Torn(Slate):
-    """Is killed where it writes its second file, anywhere but in one process."""
+class KilledWriter(PidWriter):
+    """Is killed while it writes a file, in any process but one."""
 
     def write(self, content: str, ref: Any, folder: Path, provenance: Any = None) -> LocatedFile:
         if content == self._refuse and os.getpid() != self._spared:
@@ -171,24 +175,24 @@ class Torn(Slate):
         return super().write(content, ref, folder, provenance)
 
 
-def test_nothing_is_left_of_a_process_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     outputs = some({"big": 9_000_000, "bigger": 9_100_000, "huge": 90_000_000})
     (spool := tmp_path / "spool").mkdir()
-    writer: Any = Torn("big", spared=os.getpid())
+    writer: Any = KilledWriter("big", spared=os.getpid())
     files = write_outputs(outputs, spool, tmp_path / "link", writer, 2)
     assert set(spool.iterdir()) == {file.path for file in files}
     assert set(written_by(files).values()) == {os.getpid()}
 
 
-def as_it_is(result: Any) -> Any:
+def unchanged(result: Any) -> Any:
     return result
 
 
-def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
+def test_arrays_are_returned_writable_and_share_memory_as_before() -> None:
     whole = np.arange(1e6)
-    made = ForkedCall.begin(
-        lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, as_it_is
-    ).take()
+    made = ForkedCall.start(
+        lambda: {"whole": whole, "same": whole, "odd": b"x" * 3, "int": whole[:3] * 2}, unchanged
+    ).result()
     assert np.array_equal(made["whole"], whole)
     made["same"][0] = -1.0
     assert made["whole"][0] == -1.0
@@ -196,29 +200,31 @@ def test_arrays_come_back_writable_and_share_what_they_shared() -> None:
     assert whole[0] == 0.0
 
 
-def test_what_is_changed_here_is_not_changed_in_a_child_that_still_reads_it() -> None:
-    array = ForkedCall.begin(lambda: np.zeros(100_000), as_it_is).take()
-    asked, go_on = os.pipe()
+def test_a_running_child_does_not_see_changes_of_the_parent() -> None:
+    array = ForkedCall.start(lambda: np.zeros(100_000), unchanged).result()
+    read_end, write_end = os.pipe()
 
     def sum_later() -> float:
-        os.read(asked, 1)
+        os.read(read_end, 1)
         return float(array.sum())
 
-    reader = ForkedCall.begin(sum_later, as_it_is)
+    reader = ForkedCall.start(sum_later, unchanged)
     array += 1.0
-    os.write(go_on, b"!")
-    os.close(asked)
-    os.close(go_on)
-    assert reader.take() == 0.0
+    os.write(write_end, b"!")
+    os.close(read_end)
+    os.close(write_end)
+    assert reader.result() == 0.0
 
 
-def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
+def test_a_small_array_does_not_keep_the_mapping_of_large_ones() -> None:
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count("memfd:quantum")
 
-    gc.collect()  # other tests have had arrays, too
+    gc.collect()  # release arrays of other tests
     before = mappings()
-    made = ForkedCall.begin(lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, as_it_is).take()
+    made = ForkedCall.start(
+        lambda: {"image": np.ones(1_000_000), "summary": np.arange(3.0)}, unchanged
+    ).result()
     assert mappings() == before + 1
     del made["image"]
     assert mappings() == before
@@ -238,31 +244,31 @@ def test_a_small_array_does_not_keep_the_large_ones_that_came_with_it() -> None:
     ],
     ids=["empty", "fortran", "strided", "packed", "masked", "objects"],
 )
-def test_arrays_of_any_kind_come_back(array: Any) -> None:
-    came = ForkedCall.begin(lambda: array, as_it_is).take()
-    assert (came.dtype, came.shape, came.flags.writeable) == (array.dtype, array.shape, True)
-    assert came.flags.f_contiguous or not array.flags.f_contiguous
-    assert came.tolist() == array.tolist()
+def test_arrays_of_any_kind_are_returned(array: Any) -> None:
+    received = ForkedCall.start(lambda: array, unchanged).result()
+    assert (received.dtype, received.shape, received.flags.writeable) == (array.dtype, array.shape, True)
+    assert received.flags.f_contiguous or not array.flags.f_contiguous
+    assert received.tolist() == array.tolist()
 
 
-def test_what_others_may_not_change_comes_back_like_that() -> None:
+def test_read_only_arrays_are_returned_read_only() -> None:
     array = np.arange(50_000.0)
     array.flags.writeable = False
-    assert not ForkedCall.begin(lambda: array, as_it_is).take().flags.writeable
+    assert not ForkedCall.start(lambda: array, unchanged).result().flags.writeable
 
 
 class OneWay:
-    """Can be pickled, but not read again."""
+    """Can be pickled, but not unpickled."""
 
-    def __init__(self, words: str):
-        self.words = words
+    def __init__(self, text: str):
+        self.text = text
 
     def __reduce__(self) -> Any:
         return OneWay, ()
 
 
-def test_what_cannot_be_read_again_comes_back_in_its_plain_form() -> None:
-    assert ForkedCall.begin(lambda: OneWay("some"), lambda it: it.words).take() == "some"
+def test_a_result_that_cannot_be_unpickled_is_returned_in_its_fallback_form() -> None:
+    assert ForkedCall.start(lambda: OneWay("some"), lambda it: it.text).result() == "some"
 
 
 def refuse_in(pid: int) -> None:
@@ -271,70 +277,70 @@ def refuse_in(pid: int) -> None:
 
 
 class NotHere:
-    """Can be read in any process but its maker's parent."""
+    """Can be unpickled in any process but the parent of the one that pickled it."""
 
     def __reduce__(self) -> Any:
         return refuse_in, (os.getppid(),)
 
 
-def test_what_nobody_wants_any_more_is_not_even_read() -> None:
-    child = ForkedCall.begin(NotHere, as_it_is)
-    assert ForkedCall.over([child], wait=True) == [child]
-    child.end()
+def test_the_result_of_a_killed_call_is_not_read() -> None:
+    child = ForkedCall.start(NotHere, unchanged)
+    assert ForkedCall.ended([child], wait=True) == [child]
+    child.kill()
     with pytest.raises(ChildProcessError):
         os.waitpid(child._pid, 0)
 
 
-def test_children_do_not_draw_the_same_random_numbers() -> None:
-    np.random.random()  # its state is there now
-    drawn = [ForkedCall.begin(np.random.random, as_it_is).take() for _ in range(2)]
+def test_children_draw_different_random_numbers() -> None:
+    np.random.random()  # initializes its state
+    drawn = [ForkedCall.start(np.random.random, unchanged).result() for _ in range(2)]
     assert len({*drawn, np.random.random()}) == 3
 
 
-def test_what_was_printed_before_is_not_printed_again(
+def test_text_printed_before_the_fork_is_printed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (tmp_path / "log").open("w") as log:  # as a worker's output: nothing is written at once
+    with (tmp_path / "log").open("w") as log:  # buffered, as the output of a worker
         monkeypatch.setattr("sys.stdout", log)
         print("before")
-        assert ForkedCall.begin(lambda: print("in the child"), as_it_is).take() is None
+        assert ForkedCall.start(lambda: print("in the child"), unchanged).result() is None
     assert (tmp_path / "log").read_text() == "before\nin the child\n"
 
 
-def test_a_child_that_is_interrupted_at_its_very_end_does_not_go_on_as_its_parent() -> None:
+def test_a_child_that_is_interrupted_at_its_end_exits() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    def work() -> int:
+    def call() -> int:
         sys.stdout = SimpleNamespace(flush=interrupt)  # type: ignore[assignment]
         return 1
 
     parent = os.getpid()
     try:
-        child = ForkedCall.begin(work, as_it_is)
+        child = ForkedCall.start(call, unchanged)
     finally:
         if os.getpid() != parent:
             os._exit(77)
-    assert child.take() == 1
+    assert child.result() == 1
 
 
-def test_what_cannot_be_pickled_comes_back_in_its_plain_form() -> None:
-    child = ForkedCall.begin(lambda: (k for k in range(3)), list)
-    assert child.take() == [0, 1, 2]
+def test_a_result_that_cannot_be_pickled_is_returned_in_its_fallback_form() -> None:
+    child = ForkedCall.start(lambda: (k for k in range(3)), list)
+    assert child.result() == [0, 1, 2]
 
 
-def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
+def test_an_image_is_returned_with_its_sky_projection() -> None:
     projection = sky_projection(detector_wcs(150.0, 2.0, 30.0, 4))
     image = make_image(np.ones((50, 60)), np.ones((50, 60)), {}, u.nJy, projection=projection)
-    came = ForkedCall.begin(lambda: image, lambda image: "through files").take()
-    assert np.array_equal(came.image.array, image.image.array)
-    assert came.sky_projection == image.sky_projection
-    assert came.unit == u.nJy
-    came.image.array[0, 0] = 2.0
+    received = ForkedCall.start(lambda: image, lambda image: "through files").result()
+    assert np.array_equal(received.image.array, image.image.array)
+    assert received.sky_projection == image.sky_projection
+    assert received.unit == u.nJy
+    received.image.array[0, 0] = 2.0
 
 
 @pytest.mark.parametrize(
-    ("work", "words"),
+    ("call", "text"),
     [
         (lambda: os._exit(0), "exit status 0"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
@@ -342,12 +348,12 @@ def test_an_image_comes_back_with_its_place_on_the_sky() -> None:
         (lambda: 1 / 0, "exit status 1"),
     ],
 )
-def test_how_a_child_has_ended_is_told(work: Callable[[], Any], words: str) -> None:
-    with pytest.raises(DiedWithoutResult, match=words):
-        ForkedCall.begin(work, as_it_is).take()
+def test_the_exit_of_a_child_is_reported(call: Callable[[], Any], text: str) -> None:
+    with pytest.raises(DiedWithoutResult, match=text):
+        ForkedCall.start(call, unchanged).result()
 
 
-def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_without_a_pidfd_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int) -> int:
         watched.append(pid)
         raise OSError(24, "Too many open files")
@@ -355,24 +361,24 @@ def test_a_child_that_cannot_be_watched_is_not_left(monkeypatch: pytest.MonkeyPa
     watched: list[int] = []
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
-        ForkedCall.begin(signal.pause, as_it_is)
+        ForkedCall.start(signal.pause, unchanged)
     with pytest.raises(ProcessLookupError):
         os.kill(watched[0], 0)
 
 
-def test_children_that_have_ended_are_told_from_those_that_run() -> None:
-    slow, quick = ForkedCall.begin(signal.pause, as_it_is), ForkedCall.begin(lambda: 1, as_it_is)
-    assert ForkedCall.over([slow, quick], wait=True) == [quick]
-    assert quick.take() == 1
-    assert ForkedCall.over([slow], wait=False) == []
+def test_ended_children_are_distinguished_from_running_ones() -> None:
+    slow, quick = ForkedCall.start(signal.pause, unchanged), ForkedCall.start(lambda: 1, unchanged)
+    assert ForkedCall.ended([slow, quick], wait=True) == [quick]
+    assert quick.result() == 1
+    assert ForkedCall.ended([slow], wait=False) == []
     begun_s = time.monotonic()
-    slow.end()
+    slow.kill()
     assert time.monotonic() - begun_s < 60
     with pytest.raises(ChildProcessError):
         os.waitpid(slow._pid, 0)
 
 
-def test_a_child_leaves_the_database_connections_of_its_parent_alone(tmp_path: Path) -> None:
+def test_a_child_does_not_use_database_connections_of_its_parent(tmp_path: Path) -> None:
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/known.db")
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("CREATE TABLE known (id INTEGER)"))
@@ -384,7 +390,7 @@ def test_a_child_leaves_the_database_connections_of_its_parent_alone(tmp_path: P
             connection.execute(sqlalchemy.text("INSERT INTO known VALUES (7)"))
             return id(connection.connection.dbapi_connection) == before
 
-    assert ForkedCall.begin(add, as_it_is).take() is False
+    assert ForkedCall.start(add, unchanged).result() is False
     with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("SELECT id FROM known")).scalar() == 7
         assert id(connection.connection.dbapi_connection) == before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who gets the object itself, who a copy, and what is forgotten; and what is read ahead."""
+"""When objects are copied, passed on and released in memory; prefetched inputs."""
 
 import threading
 import uuid
@@ -29,11 +29,11 @@ from lsst.pipe.base import PipelineTask
 from pandas import DataFrame
 
 from ppdaemon.middleware.direct import memory
-from ppdaemon.middleware.direct.copies import copied, size_bytes
+from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 from ppdaemon.testing.waiting import wait_until
 
@@ -54,9 +54,9 @@ def by_type(refs: Iterable[DatasetRef]) -> dict[DatasetType, list[DatasetRef]]:
 
 
 def step(
-    reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "", *, plain: bool = True
-) -> Step:
-    """Make a quantum that reads each dataset so many times; if not plain, whenever it likes."""
+    reads: Mapping[DatasetRef, int], makes: list[DatasetRef], deferred: str = "", *, single_reads: bool = True
+) -> QuantumStep:
+    """Make a quantum that reads each dataset that many times; without `single_reads`, at any time."""
     quantum = Quantum(
         taskName="task",
         taskClass=PipelineTask,
@@ -64,17 +64,23 @@ def step(
         inputs=by_type(reads),
         outputs=by_type(makes),
     )
-    direct = tuple(ref.datasetType.name for ref, often in reads.items() for _ in range(often))
+    immediate = tuple(ref.datasetType.name for ref, count in reads.items() for _ in range(count))
     task: Any = SimpleNamespace(
-        label="task", direct=direct, deferred=frozenset({deferred} - {""}), log="a_log", plain=plain
+        label="task",
+        immediate=immediate,
+        deferred=frozenset({deferred} - {""}),
+        log="a_log",
+        single_reads=single_reads,
     )
-    return Step(task, quantum, frozenset())
+    return QuantumStep(task, quantum, frozenset())
 
 
 class MemorySetup:
-    """A memory with its parts."""
+    """A memory Butler and its background writer."""
 
-    def __init__(self, folder: Path, steps: list[Step], exported: tuple[str, ...] = (), limit: int = 10**9):
+    def __init__(
+        self, folder: Path, steps: list[QuantumStep], exported: tuple[str, ...] = (), limit: int = 10**9
+    ):
         self.writer = DatasetWriter(ButlerConfig(), UNIVERSE)
         self.background = BackgroundWriter(self.writer, folder)
         self.source: dict[DatasetRef, Any] = {}
@@ -89,26 +95,26 @@ class MemorySetup:
         )
 
 
-def begin(desk: MemorySetup, step: Step) -> None:
-    desk.memory.begin(step)
-    if step.task.plain:  # type: ignore[attr-defined]
-        desk.memory.expect_single_reads()
+def begin(setup: MemorySetup, step: QuantumStep) -> None:
+    setup.memory.begin(step)
+    if step.task.single_reads:  # type: ignore[attr-defined]
+        setup.memory.expect_single_reads()
 
 
-def make(desk: MemorySetup, step: Step, **made: Any) -> None:
-    """Run a quantum that puts things."""
-    begin(desk, step)
-    for name, content in made.items():
+def make(setup: MemorySetup, step: QuantumStep, **outputs: Any) -> None:
+    """Run a quantum that puts datasets."""
+    begin(setup, step)
+    for name, content in outputs.items():
         (ref,) = step.quantum.outputs[name]
-        desk.memory.put(content, ref)
-    desk.memory.end(step)
+        setup.memory.put(content, ref)
+    setup.memory.end(step)
 
 
-def read(desk: MemorySetup, step: Step, ref: DatasetRef) -> Any:
-    """Run a quantum that reads one thing."""
-    begin(desk, step)
-    content = desk.memory.get(ref)
-    desk.memory.end(step)
+def read(setup: MemorySetup, step: QuantumStep, ref: DatasetRef) -> Any:
+    """Run a quantum that reads one dataset."""
+    begin(setup, step)
+    content = setup.memory.get(ref)
+    setup.memory.end(step)
     return content
 
 
@@ -116,26 +122,26 @@ def pixels() -> np.ndarray[Any, Any]:
     return np.zeros(50_000)
 
 
-def place(content: Any) -> int:
-    """Return where in memory pixels are."""
+def address_of(content: Any) -> int:
+    """Return the address of the pixels."""
     return int(content["pixels"].ctypes.data)
 
 
-def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path) -> None:
+def test_the_last_reader_gets_the_object_and_others_get_copies(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": pixels()}
-    made_at = place(content)
-    begin(desk, first)
-    desk.memory.put(content, one)
+    setup, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": pixels()}
+    made_at = address_of(content)
+    begin(setup, first)
+    setup.memory.put(content, one)
     del content
-    desk.memory.end(first)
-    copy = read(desk, second, one)
-    assert place(copy) != made_at
+    setup.memory.end(first)
+    copy = read(setup, second, one)
+    assert address_of(copy) != made_at
     copy["pixels"] += 1.0
-    last = read(desk, third, one)
-    assert (place(last), last["pixels"].sum()) == (made_at, 0.0)
-    assert desk.memory.used_bytes == 0, "nobody needs it any more"
+    last = read(setup, third, one)
+    assert (address_of(last), last["pixels"].sum()) == (made_at, 0.0)
+    assert setup.memory.used_bytes == 0, "no quantum reads it any more"
 
 
 @pytest.mark.parametrize(
@@ -148,208 +154,210 @@ def test_the_last_reader_gets_the_object_itself_and_others_copies(tmp_path: Path
     ],
     ids=["all", "array", "view", "buffer"],
 )
-def test_what_its_maker_keeps_is_copied_when_its_quantum_has_ended(tmp_path: Path, keep: Any) -> None:
+def test_an_object_that_its_task_still_references_is_copied_when_its_quantum_has_ended(
+    tmp_path: Path, keep: Any
+) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
-    made_at, kept = place(content), keep(content)
-    begin(desk, first)
-    desk.memory.put(content, one)
+    setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
+    made_at, kept = address_of(content), keep(content)
+    begin(setup, first)
+    setup.memory.put(content, one)
     del content
-    desk.memory.end(first)
-    assert place(read(desk, second, one)) != made_at
+    setup.memory.end(first)
+    assert address_of(read(setup, second, one)) != made_at
     assert kept is not None
 
 
-def test_what_is_part_of_something_larger_is_copied(tmp_path: Path) -> None:
+def test_a_view_of_a_larger_array_is_copied(tmp_path: Path) -> None:
     one, whole = ref_of("one"), pixels()
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = MemorySetup(tmp_path, [first, second])
-    make(desk, first, one={"pixels": whole[9:]})
+    setup = MemorySetup(tmp_path, [first, second])
+    make(setup, first, one={"pixels": whole[9:]})
     whole += 1.0
-    assert read(desk, second, one)["pixels"].sum() == 0.0
+    assert read(setup, second, one)["pixels"].sum() == 0.0
 
 
-def test_what_its_maker_refers_to_weakly_is_copied(tmp_path: Path) -> None:
+def test_a_weakly_referenced_array_is_copied(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
+    setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
     kept = weakref.ref(content["pixels"])
-    begin(desk, first)
-    desk.memory.put(content, one)
+    begin(setup, first)
+    setup.memory.put(content, one)
     del content
-    desk.memory.end(first)
+    setup.memory.end(first)
     assert kept() is None
-    assert read(desk, second, one)["pixels"].sum() == 0.0
+    assert read(setup, second, one)["pixels"].sum() == 0.0
 
 
-def test_several_datasets_of_a_type_may_be_one_object_that_changes_in_between(tmp_path: Path) -> None:
+def test_several_datasets_of_a_type_may_be_one_object_that_changes_between_puts(tmp_path: Path) -> None:
     refs = [DatasetRef(TYPES["one"], EMPTY, run=f"run{k}") for k in range(3)]
-    first, second = step({}, refs), step(dict.fromkeys(refs, 1), [], plain=False)
-    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
-    begin(desk, first)
+    first, second = step({}, refs), step(dict.fromkeys(refs, 1), [], single_reads=False)
+    setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": pixels()}
+    begin(setup, first)
     for k, ref in enumerate(refs):
         content["pixels"][:] = k
-        desk.memory.put(content, ref)
-    desk.memory.end(first)
-    desk.memory.begin(second)
-    assert [desk.memory.get(ref)["pixels"][0] for ref in refs] == [0.0, 1.0, 2.0]
+        setup.memory.put(content, ref)
+    setup.memory.end(first)
+    setup.memory.begin(second)
+    assert [setup.memory.get(ref)["pixels"][0] for ref in refs] == [0.0, 1.0, 2.0]
 
 
-def test_who_reads_what_another_has_read_last_is_refused(tmp_path: Path) -> None:
+def test_a_read_after_the_last_expected_one_fails(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = MemorySetup(tmp_path, [first, second])
-    make(desk, first, one={"pixels": [1]})
-    begin(desk, second)
-    assert desk.memory.get(one) == {"pixels": [1]}
-    with pytest.raises(FileNotFoundError, match="was read by the last that needed it"):
-        desk.memory.get(one)
+    setup = MemorySetup(tmp_path, [first, second])
+    make(setup, first, one={"pixels": [1]})
+    begin(setup, second)
+    assert setup.memory.get(one) == {"pixels": [1]}
+    with pytest.raises(FileNotFoundError, match="was released after its last expected read"):
+        setup.memory.get(one)
 
 
-def test_what_is_read_before_the_task_is_known_is_a_copy(tmp_path: Path) -> None:
+def test_a_read_before_the_task_is_known_returns_a_copy(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = MemorySetup(tmp_path, [first, second])
-    make(desk, first, one={"pixels": [1]})
-    desk.memory.begin(second)
-    desk.memory.get(one)["pixels"].append(2)
-    desk.memory.expect_single_reads()
-    assert desk.memory.get(one) == {"pixels": [1]}
+    setup = MemorySetup(tmp_path, [first, second])
+    make(setup, first, one={"pixels": [1]})
+    setup.memory.begin(second)
+    setup.memory.get(one)["pixels"].append(2)
+    setup.memory.expect_single_reads()
+    assert setup.memory.get(one) == {"pixels": [1]}
 
 
-def test_nobody_gets_an_object_that_is_still_to_be_written(tmp_path: Path) -> None:
+def test_an_object_that_is_still_to_be_written_is_copied_for_readers(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
-    make(desk, first, one=content)
-    read(desk, second, one)["pixels"].append(2)
-    (dataset,) = desk.memory.outputs
+    setup, content = MemorySetup(tmp_path, [first, second], exported=("one",)), {"pixels": [1]}
+    make(setup, first, one=content)
+    read(setup, second, one)["pixels"].append(2)
+    (dataset,) = setup.memory.outputs
     assert dataset.content == {"pixels": [1]}
 
 
-def test_objects_that_may_share_memory_are_not_given_away_while_another_is_needed(tmp_path: Path) -> None:
+def test_objects_that_may_share_memory_are_copied_while_another_is_needed(tmp_path: Path) -> None:
     one, two = ref_of("one"), ref_of("two")
     first = step({}, [one, two])
     second, third = step({one: 1}, []), step({two: 1}, [])
-    desk, shared = MemorySetup(tmp_path, [first, second, third]), [1]
-    make(desk, first, one={"pixels": shared}, two={"pixels": shared})
-    read(desk, second, one)["pixels"].append(2)
-    assert read(desk, third, two) == {"pixels": [1]}
+    setup, shared = MemorySetup(tmp_path, [first, second, third]), [1]
+    make(setup, first, one={"pixels": shared}, two={"pixels": shared})
+    read(setup, second, one)["pixels"].append(2)
+    assert read(setup, third, two) == {"pixels": [1]}
 
 
-def test_a_task_that_may_read_again_is_given_copies(tmp_path: Path) -> None:
+def test_a_task_that_may_read_again_gets_copies(tmp_path: Path) -> None:
     one = ref_of("one")
-    first, second = step({}, [one]), step({one: 1}, [], plain=False)
-    desk = MemorySetup(tmp_path, [first, second])
-    make(desk, first, one={"pixels": [1]})
-    desk.memory.begin(second)
-    desk.memory.get(one)["pixels"].append(2)
-    assert desk.memory.get(one) == {"pixels": [1]}
-    desk.memory.end(second)
-    assert desk.memory.used_bytes == 0
+    first, second = step({}, [one]), step({one: 1}, [], single_reads=False)
+    setup = MemorySetup(tmp_path, [first, second])
+    make(setup, first, one={"pixels": [1]})
+    setup.memory.begin(second)
+    setup.memory.get(one)["pixels"].append(2)
+    assert setup.memory.get(one) == {"pixels": [1]}
+    setup.memory.end(second)
+    assert setup.memory.used_bytes == 0
 
 
-def test_what_is_changed_after_it_was_put_is_handed_on_as_it_was(tmp_path: Path) -> None:
+def test_changes_after_a_put_do_not_reach_readers(tmp_path: Path) -> None:
     one = ref_of("one")
-    first, second = step({}, [one], plain=False), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
-    desk.memory.begin(first)
-    desk.memory.put(content, one)
+    first, second = step({}, [one], single_reads=False), step({one: 1}, [])
+    setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
+    setup.memory.begin(first)
+    setup.memory.put(content, one)
     content["pixels"].append(2)
-    desk.memory.end(first)
-    assert read(desk, second, one) == {"pixels": [1]}
+    setup.memory.end(first)
+    assert read(setup, second, one) == {"pixels": [1]}
 
 
-def test_what_can_not_be_copied_is_written_when_it_is_put_by_who_goes_on_with_it(
+def test_an_object_that_cannot_be_copied_is_written_at_the_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*words: Any, **more: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(memory, "copied", refuse)
+    monkeypatch.setattr(memory, "deep_copy", refuse)
     one = ref_of("one")
-    first, second = step({}, [one], plain=False), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
-    desk.memory.begin(first)
-    desk.memory.put(content, one)
+    first, second = step({}, [one], single_reads=False), step({one: 1}, [])
+    setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
+    setup.memory.begin(first)
+    setup.memory.put(content, one)
     content["pixels"].append(2)
-    desk.memory.end(first)
-    assert read(desk, second, one) == {"pixels": [1]}
+    setup.memory.end(first)
+    assert read(setup, second, one) == {"pixels": [1]}
 
 
-def test_what_nobody_needs_is_not_written(tmp_path: Path) -> None:
+def test_a_dataset_without_readers_is_not_written(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
     make(MemorySetup(tmp_path, [first], limit=1), first, one={"text": "long"})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quantum_that_never_runs_releases_what_it_would_have_read(tmp_path: Path) -> None:
+def test_a_skipped_quantum_releases_its_inputs(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second, third = step({}, [one]), step({one: 1}, []), step({one: 1}, [])
-    desk, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": [1]}
-    make(desk, first, one=content)
-    desk.memory.end(second)
-    assert read(desk, third, one) == content
-    assert desk.memory.used_bytes == 0
+    setup, content = MemorySetup(tmp_path, [first, second, third]), {"pixels": [1]}
+    make(setup, first, one=content)
+    setup.memory.end(second)
+    assert read(setup, third, one) == content
+    assert setup.memory.used_bytes == 0
 
 
-def test_a_deferred_reader_may_read_as_often_as_it_likes(tmp_path: Path) -> None:
+def test_a_deferred_reader_may_read_any_number_of_times(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 0}, [], deferred="one")
-    desk, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
-    make(desk, first, one=content)
-    begin(desk, second)
-    handle = desk.memory.getDeferred(one)
+    setup, content = MemorySetup(tmp_path, [first, second]), {"pixels": [1]}
+    make(setup, first, one=content)
+    begin(setup, second)
+    handle = setup.memory.getDeferred(one)
     handle.get()["pixels"].append(2)
     assert handle.get() == {"pixels": [1]}
-    desk.memory.end(second)
+    setup.memory.end(second)
     with pytest.raises(FileNotFoundError):
         handle.get()
 
 
-def test_what_was_not_made_is_not_there(tmp_path: Path) -> None:
+def test_a_dataset_that_was_not_put_is_not_stored(tmp_path: Path) -> None:
     one, two, outside = ref_of("one"), ref_of("two"), ref_of("three")
     first = step({}, [one, two])
-    desk = MemorySetup(tmp_path, [first, step({one: 1, two: 1}, [])])
-    make(desk, first, one={})
-    assert desk.memory.stored_many([one, two, outside]) == {one: True, two: False, outside: True}
+    setup = MemorySetup(tmp_path, [first, step({one: 1, two: 1}, [])])
+    make(setup, first, one={})
+    assert setup.memory.stored_many([one, two, outside]) == {one: True, two: False, outside: True}
 
 
 def test_a_dataset_is_put_once(tmp_path: Path) -> None:
     one = ref_of("one")
     first = step({}, [one])
-    desk = MemorySetup(tmp_path, [first])
-    make(desk, first, one={})
+    setup = MemorySetup(tmp_path, [first])
+    make(setup, first, one={})
     with pytest.raises(ConflictingDefinitionError):
-        make(desk, first, one={})
+        make(setup, first, one={})
 
 
-def test_what_is_of_another_type_is_refused_when_it_is_put(tmp_path: Path) -> None:
+def test_an_object_of_a_wrong_type_is_refused_at_the_put(tmp_path: Path) -> None:
     first = step({}, [ref_of("one")])
     with pytest.raises(TypeError):
         make(MemorySetup(tmp_path, [first]), first, one=7)
 
 
-def test_what_does_not_fit_into_memory_goes_through_a_file(tmp_path: Path) -> None:
+def test_a_dataset_beyond_the_memory_limit_is_passed_through_a_file(tmp_path: Path) -> None:
     one = ref_of("one")
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = MemorySetup(tmp_path, [first, second], limit=1)
-    make(desk, first, one={"text": "long"})
+    setup = MemorySetup(tmp_path, [first, second], limit=1)
+    make(setup, first, one={"text": "long"})
     assert [path.name for path in tmp_path.iterdir()] == [f"{one.id}.yaml"]
-    assert desk.memory.used_bytes == 0
-    assert read(desk, second, one) == {"text": "long"}
+    assert setup.memory.used_bytes == 0
+    assert read(setup, second, one) == {"text": "long"}
 
 
 class Slow:
-    """A writer that waits until it may go on."""
+    """A writer that waits until it may proceed."""
 
     def __init__(self) -> None:
-        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.started, self.proceed = threading.Event(), threading.Event()
 
     def write(self, content: Any, ref: Any, folder: Path, provenance: Any) -> str:
-        self.begun.set()
-        assert self.go_on.wait(10)
+        self.started.set()
+        assert self.proceed.wait(10)
         if content == "bad":
             raise ValueError("cannot be written")
         return f"file of {content}"
@@ -359,50 +367,48 @@ class Slow:
 def slow() -> Iterator[Slow]:
     writer = Slow()
     yield writer
-    writer.go_on.set()
+    writer.proceed.set()
 
 
-def waiting(content: str) -> Any:
+def pending_dataset(content: str) -> Any:
     return SimpleNamespace(ref=content, content=content, provenance=None, file=None)
 
 
-def test_the_background_writer_begins_when_it_is_allowed_and_finishes_what_it_has_begun(
-    tmp_path: Path, slow: Slow
-) -> None:
+def test_the_background_writer_begins_when_allowed_and_finishes_its_file(tmp_path: Path, slow: Slow) -> None:
     background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
-    first, second = waiting("one"), waiting("two")
+    first, second = pending_dataset("one"), pending_dataset("two")
     background.offer(first)
     background.offer(second)
-    assert not slow.begun.is_set()
+    assert not slow.started.is_set()
     background.allow()
-    assert slow.begun.wait(10)
-    threading.Timer(0.05, slow.go_on.set).start()
+    assert slow.started.wait(10)
+    threading.Timer(0.05, slow.proceed.set).start()
     background.finish()
     assert first.file == "file of one"
     assert all(each.name != "background-writer" for each in threading.enumerate())
 
 
-def test_the_background_writer_leaves_alone_what_a_reader_had_to_write(
+def test_the_background_writer_skips_a_dataset_that_a_reader_had_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*words: Any, **more: Any) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    monkeypatch.setattr(memory, "copied", refuse)
+    monkeypatch.setattr(memory, "deep_copy", refuse)
     one, content = ref_of("one"), {"text": "x" * 2_000_000}
     first, second = step({}, [one]), step({one: 1}, [])
-    desk = MemorySetup(tmp_path, [first, second], exported=("one",))
-    make(desk, first, one=content)
-    assert read(desk, second, one) == content
-    desk.background.allow()
-    wait_until(lambda: not desk.background._waiting, 10.0)
-    desk.background.finish()
-    (dataset,) = desk.memory.outputs
+    setup = MemorySetup(tmp_path, [first, second], exported=("one",))
+    make(setup, first, one=content)
+    assert read(setup, second, one) == content
+    setup.background.allow()
+    wait_until(lambda: not setup.background._queue, 10.0)
+    setup.background.finish()
+    (dataset,) = setup.memory.outputs
     assert dataset.file is not None
     assert read_dataset(dataset.file, one) == content
 
 
-def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path: Path) -> None:
+def test_a_table_is_written_with_provenance_and_not_changed(tmp_path: Path) -> None:
     table = Table({"a": [1.0, 2.0]}, meta={"epoch": "new"})
     ref = DatasetRef(DatasetType("stars", UNIVERSE.empty, "ArrowAstropy"), EMPTY, run="run")
     provenance = DatasetProvenance(quantum_id=uuid.uuid4())
@@ -411,67 +417,69 @@ def test_a_table_is_written_with_provenance_that_its_readers_do_not_see(tmp_path
     assert b"LSST.BUTLER.QUANTUM" in file.path.read_bytes()
 
 
-def test_what_the_background_writer_cannot_write_is_left_to_who_needs_it(tmp_path: Path, slow: Slow) -> None:
+def test_a_dataset_that_the_background_writer_cannot_write_stays_unwritten(
+    tmp_path: Path, slow: Slow
+) -> None:
     background: Any = BackgroundWriter(slow, tmp_path)  # type: ignore[arg-type]
-    slow.go_on.set()
-    bad = waiting("bad")
+    slow.proceed.set()
+    bad = pending_dataset("bad")
     background.offer(bad)
     background.allow()
-    assert slow.begun.wait(10)
+    assert slow.started.wait(10)
     background.finish()
     assert bad.file is None
 
 
-def test_calibrations_are_read_once_and_each_reader_has_its_own() -> None:
+def test_calibrations_are_read_once_and_copied_for_each_reader() -> None:
     one, read = ref_of("one"), []
 
     def get(ref: DatasetRef) -> dict[str, Any]:
         read.append(ref)
         return {"epoch": "new"}
 
-    ahead = Prefetcher(1000)
+    prefetcher = Prefetcher(1000)
     for _ in range(3):
-        ahead.read({one: 2}, get)
+        prefetcher.read({one: 2}, get)
         for _ in range(2):
-            content, found = ahead.take(one)
+            content, found = prefetcher.pop(one)
             assert found
             assert content == {"epoch": "new"}
-            content["epoch"] = "spoilt"
-        assert ahead.take(one) == (None, False)
-        ahead.forget()
+            content["epoch"] = "changed"
+        assert prefetcher.pop(one) == (None, False)
+        prefetcher.discard_unread()
     assert read == [one]
 
 
-def test_what_does_not_fit_is_not_read_ahead() -> None:
-    ahead = Prefetcher(5)
-    assert ahead.read({ref_of("one"): 1}, lambda ref: {"text": "longer"}) == 0
-    assert ahead.kept_bytes == 0
+def test_inputs_beyond_the_limit_are_not_prefetched() -> None:
+    prefetcher = Prefetcher(5)
+    assert prefetcher.read({ref_of("one"): 1}, lambda ref: {"text": "longer"}) == 0
+    assert prefetcher.cached_bytes == 0
 
 
-def test_what_cannot_be_read_ahead_is_left_to_the_task(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_input_that_cannot_be_prefetched_is_left_to_its_task(caplog: pytest.LogCaptureFixture) -> None:
     def get(ref: DatasetRef) -> Any:
         raise OSError("broken file")
 
-    ahead = Prefetcher(1000)
-    assert ahead.read({ref_of("one"): 1}, get) == 0
-    assert "is not read ahead: OSError: broken file" in caplog.text
+    prefetcher = Prefetcher(1000)
+    assert prefetcher.read({ref_of("one"): 1}, get) == 0
+    assert "its task reads it again: OSError: broken file" in caplog.text
 
 
-def test_what_is_in_the_cells_of_a_table_is_copied_too() -> None:
+def test_objects_in_cells_of_tables_are_copied() -> None:
     frame = DataFrame({"neighbors": [[1], [2, 3]]})
     table = Table({"neighbors": np.array([[1], [2, 3]], dtype=object)})
     for content, name in ((frame, "DataFrame"), (table, "ArrowAstropy")):
-        copied(content, StorageClassFactory().getStorageClass(name))["neighbors"][0].append(9)
+        deep_copy(content, StorageClassFactory().getStorageClass(name))["neighbors"][0].append(9)
         assert content["neighbors"][0] == [1]
 
 
-def test_the_size_of_what_is_held_is_about_known() -> None:
+def test_the_size_of_a_dataset_is_estimated() -> None:
     assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
     assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400
 
 
 class Stubborn:
-    """Can be copied only by its storage class's own delegate."""
+    """Can be copied only by the delegate of its storage class."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError("not me")
@@ -482,24 +490,24 @@ class Lenient(StorageClassDelegate):
         return "a copy"
 
 
-def test_a_storage_class_may_copy_what_python_cannot() -> None:
+def test_the_delegate_of_a_storage_class_may_copy_what_deepcopy_cannot() -> None:
     by_itself = StorageClass("Stubborn", pytype=Stubborn)
     with pytest.raises(NotImplementedError, match=r"Stubborn.* cannot be copied: not me"):
-        copied(Stubborn(), by_itself)
+        deep_copy(Stubborn(), by_itself)
     assert (
-        copied(Stubborn(), StorageClass("Lenient", pytype=Stubborn, delegate=f"{__name__}.Lenient"))
+        deep_copy(Stubborn(), StorageClass("Lenient", pytype=Stubborn, delegate=f"{__name__}.Lenient"))
         == "a copy"
     )
 
 
-def test_tables_are_copied_with_what_is_in_their_cells() -> None:
+def test_a_data_frame_is_copied_with_the_objects_in_its_cells() -> None:
     table = DataFrame({"a": [[1], [2]]})
-    copied(table, StorageClassFactory().getStorageClass("DataFrame"))["a"][0].append(3)
+    deep_copy(table, StorageClassFactory().getStorageClass("DataFrame"))["a"][0].append(3)
     assert table["a"][0] == [1]
 
 
-def test_a_dataset_in_one_file_or_in_memory_goes_to_another_process_and_is_taken_over(tmp_path: Path) -> None:
-    """As a forked child gives back what it has made, each way."""
+def test_outputs_are_transferred_to_another_process_in_memory_or_in_files(tmp_path: Path) -> None:
+    """As a forked child returns its outputs, both ways."""
     one, two = ref_of("one"), ref_of("two")
     maker, reader = step({}, [one, two]), step({one: 1, two: 1}, [])
     for in_files in (False, True):
@@ -507,22 +515,22 @@ def test_a_dataset_in_one_file_or_in_memory_goes_to_another_process_and_is_taken
         begin(child, maker)
         child.memory.put({"text": "one"}, one)
         child.memory.put({"text": "two"}, two)
-        made = child.memory.made_by(maker, in_files=in_files)
-        assert [each.file is None for each in made] == [not in_files] * 2
+        outputs = child.memory.outputs_for_transfer(maker, in_files=in_files)
+        assert [each.file is None for each in outputs] == [not in_files] * 2
         parent = MemorySetup(tmp_path / "parent", [maker, reader])
         parent.memory.end(maker)
-        parent.memory.adopt(maker, made)
+        parent.memory.adopt(maker, outputs)
         begin(parent, reader)
         assert (parent.memory.get(one), parent.memory.get(two)) == ({"text": "one"}, {"text": "two"})
 
 
-def test_what_another_process_has_made_is_written_if_it_is_too_much(tmp_path: Path) -> None:
+def test_transferred_outputs_beyond_the_limit_are_written(tmp_path: Path) -> None:
     one = ref_of("one")
     maker, reader = step({}, [one]), step({one: 1}, [])
     child = MemorySetup(tmp_path / "child", [maker, reader])
     begin(child, maker)
     child.memory.put({"pixels": "x" * 1000}, one)
     parent = MemorySetup(tmp_path / "parent", [maker, reader], limit=100)
-    parent.memory.adopt(maker, child.memory.made_by(maker))
+    parent.memory.adopt(maker, child.memory.outputs_for_transfer(maker))
     assert parent.memory.used_bytes == 0
     assert read(parent, reader, one) == {"pixels": "x" * 1000}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ``direct`` engine leaves to another, told by the pipeline alone; and rows of records in memory."""
+"""Which pipelines the ``direct`` engine refuses, and rows made of records in memory."""
 
 import types
 from collections.abc import Collection
@@ -13,8 +13,8 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.sphgeom import Angle, Ellipse, LonLat, Region, UnitVector3d
 from toycam import DAY, EXPOSURE, NAME, VISIT, box
 
-from ppdaemon.middleware.direct.dataids import DataIds, overlap
-from ppdaemon.middleware.direct.shape import Shape, shape_of
+from ppdaemon.middleware.direct.dataids import DataIds, regions_overlap
+from ppdaemon.middleware.direct.shape import PipelineShape, pipeline_shape
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.run.engine import Unsupported
 
@@ -23,7 +23,7 @@ SKY = ("skymap", "tract", "patch")
 
 
 class Plain(PipelineTaskConnections, dimensions=EXPOSURE):
-    """What each of these tasks has."""
+    """The output that each of these tasks has."""
 
     output = Output(name="output", doc="", storageClass="StructuredDataDict", dimensions=EXPOSURE)
 
@@ -41,7 +41,7 @@ class Bound(Plain, dimensions=VISIT):
 
 
 def reading(*inputs: BaseInput, dimensions: tuple[str, ...] = EXPOSURE) -> type[PipelineTaskConnections]:
-    """Return the connections of a task that reads something."""
+    """Return the connections of a task with these inputs."""
     names = {f"input{number}": each for number, each in enumerate(inputs)}
     output = Output(name="output", doc="", storageClass="StructuredDataDict", dimensions=dimensions)
     body = {"output": output} | names
@@ -54,8 +54,8 @@ def an_input(name: str, dimensions: tuple[str, ...], kind: type[BaseInput] = Inp
     return kind(name=name, dimensions=dimensions, **usual | more)
 
 
-def judged(connections: type[PipelineTaskConnections]) -> Shape:
-    """Judge a pipeline of one task."""
+def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
+    """Return the shape of a pipeline of one task."""
 
     class Config(PipelineTaskConfig, pipelineConnections=connections):
         pass
@@ -68,7 +68,7 @@ def judged(connections: type[PipelineTaskConnections]) -> Shape:
     graph.add_task("task", Task, Config())  # type: ignore[no-untyped-call]
     registered = DatasetType("one", EXPOSURE, "DataFrame", universe=UNIVERSE)
     graph.resolve(dimensions=UNIVERSE, dataset_types={"one": registered})
-    return shape_of(graph)
+    return pipeline_shape(graph)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def judged(connections: type[PipelineTaskConnections]) -> Shape:
     [
         (reading(dimensions=(*VISIT, *SKY)), "task: a task with dimension patch, skymap, tract"),
         (reading(dimensions=()), "task: a task without dimensions"),
-        (Together, "task: adjust_all_quanta"),
-        (Bound, "task: bounds given by other connections"),
+        (Together, "task: its connections override adjust_all_quanta"),
+        (Bound, "task: spatial or temporal bounds of other connections"),
         (
             reading(an_input("bias", ("instrument", "detector"), isCalibration=True)),
             "task.input0: a calibration that is a regular input",
@@ -88,7 +88,7 @@ def judged(connections: type[PipelineTaskConnections]) -> Shape:
         ),
         (
             reading(an_input("shards", ("htm7",), PrerequisiteInput, multiple=True)),
-            "task.input0: a prerequisite of the sky for a task that is not",
+            "task.input0: a spatial prerequisite of a task without region",
         ),
         (
             reading(an_input("shards", ("htm9",), PrerequisiteInput, multiple=True), dimensions=VISIT),
@@ -101,21 +101,21 @@ def judged(connections: type[PipelineTaskConnections]) -> Shape:
             "task: one read as two storage classes",
         ),
         (reading(an_input("part", (*EXPOSURE, "subfilter"))), "datasets with dimension subfilter"),
-        (reading(an_input("patches", SKY)), "datasets of the sky that no visit is joined with"),
+        (reading(an_input("patches", SKY)), "spatial datasets in a pipeline without the dimension visit"),
     ],
 )
-def test_a_pipeline_that_is_left_to_another_engine_is_told_why(
+def test_an_unsupported_pipeline_is_refused_with_the_reason(
     connections: type[PipelineTaskConnections], reason: str
 ) -> None:
-    with pytest.raises(Unsupported) as told:
-        judged(connections)
-    assert str(told.value) == reason
+    with pytest.raises(Unsupported) as caught:
+        shape_of_task(connections)
+    assert str(caught.value) == reason
 
 
-def test_a_pipeline_that_fits_tells_what_it_reads_and_makes() -> None:
-    shape = judged(reading(an_input("raw", EXPOSURE)))
+def test_the_shape_of_a_supported_pipeline_has_its_inputs_and_outputs() -> None:
+    shape = shape_of_task(reading(an_input("raw", EXPOSURE)))
     (task,) = shape.tasks
-    assert (set(shape.external), task.direct, task.deferred) == ({"raw"}, ("raw",), frozenset())
+    assert (set(shape.external), task.immediate, task.deferred) == ({"raw"}, ("raw",), frozenset())
     assert {"raw", "output"} <= set(shape.types)
 
 
@@ -149,7 +149,7 @@ def test_a_visit_of_another_day_is_not_joined() -> None:
     assert list(data_ids.rows(UNIVERSE.conform(VISIT), NAME, 3, [1])) == []
 
 
-def test_a_record_that_is_missing_is_told() -> None:
+def test_a_missing_record_is_reported() -> None:
     with pytest.raises(Unsupported, match=rf"no record of exposure \('{NAME}', 9\)"):
         list(DataIds(UNIVERSE, records()).rows(UNIVERSE.conform(EXPOSURE), NAME, 3, [9]))
 
@@ -159,11 +159,11 @@ def ellipse(ra_deg: float) -> Region:
     return Ellipse(center, Angle.fromDegrees(0.2), Angle.fromDegrees(0.1), Angle(0.0))
 
 
-def test_regions_overlap_as_the_registry_has_it() -> None:
+def test_regions_overlap_as_in_the_registry() -> None:
     field = box(10.0, -1.0, 11.0, 1.0)
-    assert overlap(field, box(10.5, 0.0, 12.0, 1.0), UNIVERSE)
-    assert not overlap(field, box(20.0, 0.0, 21.0, 1.0), UNIVERSE)
-    assert not overlap(field, None, UNIVERSE)
+    assert regions_overlap(field, box(10.5, 0.0, 12.0, 1.0), UNIVERSE)
+    assert not regions_overlap(field, box(20.0, 0.0, 21.0, 1.0), UNIVERSE)
+    assert not regions_overlap(field, None, UNIVERSE)
     assert ellipse(10.0).overlaps(ellipse(10.1)) is None, "then pixels decide"
-    assert overlap(ellipse(10.0), ellipse(10.1), UNIVERSE)
-    assert not overlap(ellipse(10.0), ellipse(80.0), UNIVERSE)
+    assert regions_overlap(ellipse(10.0), ellipse(10.1), UNIVERSE)
+    assert not regions_overlap(ellipse(10.0), ellipse(80.0), UNIVERSE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The engines make the same of the same visit, whatever its tasks do."""
+"""All engines have the same outputs and outcomes for a visit, whatever its tasks do."""
 
 import logging
 import socket
@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from enginecompare import ENGINES, EXPOSURE, compare_engines, process_visit
 from lsst.daf.butler.logging import ButlerMDC
-from seen import ENGINES, EXPOSURE, same, see
 from toycam import GROUP, NAME, MakeRig
-from toydeeds import DeedTask, write_deeds
+from toyscripted import ScriptedTask, write_scripted
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipetask import child
 from ppdaemon.middleware.pipetask import engine as pipetask
-from ppdaemon.middleware.pipetask.arguments import PACKET, WORDS, Broken, Built, Failed, Word
+from ppdaemon.middleware.pipetask.protocol import (
+    MAX_PACKET_BYTES,
+    MESSAGES,
+    CommandFailed,
+    GraphBuilt,
+    Message,
+    TaskFailed,
+)
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
@@ -30,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Have the level of a node's processes, and records that carry their task."""
+    """Set the log level of a node's processes, and records that name their task."""
     caplog.set_level("INFO")
     ButlerMDC.add_mdc_log_record_factory()
     yield
@@ -41,11 +48,11 @@ RUN = {"packages", "prompt_deployment"}
 
 
 def test_a_visit_with_preprocessing_is_the_same_in_each_engine(rigs: MakeRig) -> None:
-    seen = same(rigs, main="Full", before="Known")
-    assert (seen.outcome, seen.reason, seen.failed) == (Outcome.SUCCEEDED, "", "")
-    assert {"toy_known", "toy_association", "known_config", "toy_schema"} | RUN <= seen.types
-    assert seen.said[:2] == [Stage.FIRST_TASK, "no return: associate"]
-    (log,) = [content for (name, *_), content in seen.contents.items() if name == "isr_log"]
+    result = compare_engines(rigs, main="Full", before="Known")
+    assert (result.outcome, result.reason, result.failed) == (Outcome.SUCCEEDED, "", "")
+    assert {"toy_known", "toy_association", "known_config", "toy_schema"} | RUN <= result.types
+    assert result.reports[:2] == [Stage.FIRST_TASK, "no return: associate"]
+    (log,) = [content for (name, *_), content in result.contents.items() if name == "isr_log"]
     (context,) = map(dict, log[1])
     assert context.pop("LABEL").startswith("isr:{")
     assert context.pop("RUN")
@@ -53,82 +60,88 @@ def test_a_visit_with_preprocessing_is_the_same_in_each_engine(rigs: MakeRig) ->
 
 
 def test_two_snaps_are_the_same_in_each_engine(rigs: MakeRig) -> None:
-    seen = same(rigs, main="Full", before="Known", snaps=(1, 2))
-    assert len([name for name, *_ in seen.contents if name == "toy_association"]) == 2
+    result = compare_engines(rigs, main="Full", before="Known", snaps=(1, 2))
+    assert len([name for name, *_ in result.contents if name == "toy_association"]) == 2
 
 
 def test_a_failing_task_stops_only_what_depends_on_it(rigs: MakeRig) -> None:
-    seen = same(rigs, deed="fail", main="Deed,Short")
-    assert (seen.outcome, seen.retriable, seen.pipeline) == (Outcome.FAILED, True, "Deed")
-    assert seen.reason == seen.failed == "task deed: RuntimeError: no stars"
-    assert {"toy_isr", "toy_aside", "deed_log"} <= seen.types
-    assert not {"toy_deed", "deed_metadata", "after_log"} & seen.types
+    result = compare_engines(rigs, action="fail", main="Scripted,Short")
+    assert (result.outcome, result.retriable, result.pipeline) == (Outcome.FAILED, True, "Scripted")
+    assert result.reason == result.failed == "task scripted: RuntimeError: no stars"
+    assert {"toy_isr", "toy_aside", "scripted_log"} <= result.types
+    assert not {"toy_scripted", "scripted_metadata", "after_log"} & result.types
 
 
-def test_no_work_is_a_success_with_a_remark(rigs: MakeRig) -> None:
-    seen = same(rigs, deed="no work")
-    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "no work for deed, after")
-    assert {"deed_metadata", "after_metadata", "toy_aside"} <= seen.types
+def test_no_work_is_a_success_with_a_caveat(rigs: MakeRig) -> None:
+    result = compare_engines(rigs, action="no work")
+    assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "no work for scripted, after")
+    assert {"scripted_metadata", "after_metadata", "toy_aside"} <= result.types
 
 
-def test_partial_outputs_are_a_success_with_a_remark(rigs: MakeRig) -> None:
-    seen = same(rigs, deed="partial")
-    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "partial outputs of deed; no work for after")
-    assert "toy_deed" in seen.types
-    assert not {"toy_other", "toy_after"} & seen.types
+def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig) -> None:
+    result = compare_engines(rigs, action="partial")
+    assert (result.outcome, result.reason) == (
+        Outcome.SUCCEEDED,
+        "partial outputs of scripted; no work for after",
+    )
+    assert "toy_scripted" in result.types
+    assert not {"toy_other", "toy_after"} & result.types
 
 
 @pytest.mark.parametrize(
-    ("deed", "outcome", "text"),
+    ("action", "outcome", "text"),
     [
         ("exit", Outcome.CRASHED, "SystemExit: 0"),
         ("full", Outcome.RAMDISK_FULL, "RuntimeError: put failed"),
         ("memory", Outcome.OUT_OF_MEMORY, "MemoryError: 4 TB"),
     ],
 )
-def test_what_ends_a_task_is_called_by_its_name(
-    rigs: MakeRig, deed: str, outcome: Outcome, text: str
+def test_the_exception_that_ends_a_task_decides_the_outcome(
+    rigs: MakeRig, action: str, outcome: Outcome, text: str
 ) -> None:
-    seen = same(rigs, deed=deed)
-    assert (seen.outcome, seen.reason, seen.retriable) == (outcome, f"task deed: {text}", True)
-    assert {"toy_isr", "deed_log"} <= seen.types
+    result = compare_engines(rigs, action=action)
+    assert (result.outcome, result.reason, result.retriable) == (outcome, f"task scripted: {text}", True)
+    assert {"toy_isr", "scripted_log"} <= result.types
 
 
 def test_an_interrupt_in_a_task_is_a_crash(rigs: MakeRig) -> None:
-    seen = see(rigs, "separable", deed="interrupt")
-    assert (seen.outcome, seen.reason) == (Outcome.CRASHED, "task deed: KeyboardInterrupt")
+    result = process_visit(rigs, "separable", action="interrupt")
+    assert (result.outcome, result.reason) == (Outcome.CRASHED, "task scripted: KeyboardInterrupt")
 
 
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_task_that_cannot_be_constructed_fails_and_does_not_fall_back(
     rigs: MakeRig, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine, overrides = {"kind": kind}, {"deed:early": "fail"}
+    engine, overrides = {"kind": kind}, {"scripted:at_init": "fail"}
     rig, worker = rigs(engine=engine, pipelines={"overrides": overrides})
-    write_deeds(rig)
-    assert worker.prepare(rig.order(main="Deed,Short", before="")).pipeline == "Deed"
-    assert "Deed is not ready: task deed: RuntimeError: no stars" in caplog.text
+    write_scripted(rig)
+    assert worker.prepare(rig.order(main="Scripted,Short", before="")).pipeline == "Scripted"
+    assert (
+        "cannot prepare Scripted, it is tried again with the image: task scripted: RuntimeError: no stars"
+        in caplog.text
+    )
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(EXPOSURE,)))
-    assert (done.outcome, done.pipeline, done.retriable) == (Outcome.FAILED, "Deed", True)
-    assert done.reason == "task deed: RuntimeError: no stars"
-    assert Stage.FIRST_TASK not in [fact.stage for fact in rig.said]
+    assert (done.outcome, done.pipeline, done.retriable) == (Outcome.FAILED, "Scripted", True)
+    assert done.reason == "task scripted: RuntimeError: no stars"
+    assert Stage.FIRST_TASK not in [fact.stage for fact in rig.reports]
 
 
-def test_a_task_that_cannot_be_constructed_any_more_is_told_by_its_own_exception(
+def test_a_task_that_can_no_longer_be_constructed_is_reported_with_its_exception(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig, worker = rigs(engine={"kind": "separable"})
-    write_deeds(rig)
-    worker.prepare(rig.order(main="Deed", before=""))
+    write_scripted(rig)
+    worker.prepare(rig.order(main="Scripted", before=""))
     worker.ingest(rig.raw())
 
     def refuse(self: Any, **kwargs: Any) -> None:
         raise ConnectionError("alert database is away")
 
-    monkeypatch.setattr(DeedTask, "__init__", refuse)
+    monkeypatch.setattr(ScriptedTask, "__init__", refuse)
     done = worker.process(Process(exposures=(EXPOSURE,)))
-    assert done.reason == "task deed: ConnectionError: alert database is away"
+    assert done.reason == "task scripted: ConnectionError: alert database is away"
 
 
 @pytest.mark.parametrize("kind", ["direct", "separable"])
@@ -136,70 +149,76 @@ def test_a_task_that_can_be_constructed_again_runs_with_its_init_outputs(
     rigs: MakeRig, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig, worker = rigs(engine={"kind": kind}, export={"types": [".*"]})
-    write_deeds(rig)
+    write_scripted(rig)
 
     def refuse(self: Any, **kwargs: Any) -> None:
         raise ConnectionError("alert database is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DeedTask, "__init__", refuse)
-        worker.prepare(rig.order(main="Deed", before=""))
+        patch.setattr(ScriptedTask, "__init__", refuse)
+        worker.prepare(rig.order(main="Scripted", before=""))
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
     spooled = {ref.datasetType.name for file in read_manifest(Path(done.spool)).files for ref in file.refs}
-    assert {"deed_config", "toy_deed_schema", "packages"} <= spooled
+    assert {"scripted_config", "toy_scripted_schema", "packages"} <= spooled
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-def test_a_pipeline_that_cannot_be_built_gives_way_to_the_next(rigs: MakeRig, kind: str) -> None:
-    seen = see(rigs, kind, main="Unbuildable,Short")
-    assert (seen.outcome, seen.pipeline) == (Outcome.SUCCEEDED, "Short")
+def test_a_pipeline_that_cannot_be_built_is_replaced_by_the_next(rigs: MakeRig, kind: str) -> None:
+    result = process_visit(rigs, kind, main="Unbuildable,Short")
+    assert (result.outcome, result.pipeline) == (Outcome.SUCCEEDED, "Short")
     assert (
-        seen.types
+        result.types
         == {"toy_isr", "isr_metadata", "isr_log", "isr_config", "regionTimeInfo", "preload_metrics"} | RUN
     )
-    assert seen.said == [Stage.FIRST_TASK, Stage.PROCESSED, Stage.SPOOLED]
+    assert result.reports == [Stage.FIRST_TASK, Stage.PROCESSED, Stage.SPOOLED]
 
 
-def test_a_command_that_ends_without_a_word_is_a_crash(rigs: MakeRig) -> None:
-    with pytest.raises(VisitFailed, match="pipetask ended with exit status 0 in mid-run") as caught:
-        see(rigs, "pipetask", deed="die")
+def test_a_command_that_exits_without_a_message_is_a_crash(rigs: MakeRig) -> None:
+    with pytest.raises(
+        VisitFailed, match="pipetask ended with exit status 0 without reporting a result"
+    ) as caught:
+        process_visit(rigs, "pipetask", action="die")
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
 
 
 class FullDisk:
-    """Stands for a command that finds the disk full: while it builds, or once its graph is built."""
+    """Replaces a command that fails on a full disk: while it builds, or after that."""
 
-    words: ClassVar[list[Word]] = []
+    messages: ClassVar[list[Message]] = []
 
     def __init__(self, *args: Any):
         pass
 
-    def hear(self) -> Word:
-        return self.words.pop(0) if self.words else Broken(text="no space", outcome=Outcome.RAMDISK_FULL)
+    def receive(self) -> Message:
+        return (
+            self.messages.pop(0)
+            if self.messages
+            else CommandFailed(text="no space", outcome=Outcome.RAMDISK_FULL)
+        )
 
-    def go_on(self) -> None:
+    def start_tasks(self) -> None:
         pass
 
-    def end(self) -> str:
+    def wait(self) -> str:
         return "exit status 1"
 
 
-@pytest.mark.parametrize("words", [[], [Built(labels=("known",))]], ids=["building", "built"])
-def test_a_command_that_finds_the_disk_full_ends_the_visit_as_such(
-    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, words: list[Word]
+@pytest.mark.parametrize("messages", [[], [GraphBuilt(labels=("known",))]], ids=["building", "built"])
+def test_a_command_on_a_full_disk_ends_the_visit_with_ramdisk_full(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, messages: list[Message]
 ) -> None:
     monkeypatch.setattr(pipetask, "_Command", FullDisk)
     rig, worker = rigs(engine={"kind": "pipetask"})
-    monkeypatch.setattr(FullDisk, "words", list(words))
+    monkeypatch.setattr(FullDisk, "messages", list(messages))
     with pytest.raises(VisitFailed, match="no space") as caught:
         worker.prepare(rig.order(main="Short", before="Known"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
     worker.reset()
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
-    monkeypatch.setattr(FullDisk, "words", list(words))
+    monkeypatch.setattr(FullDisk, "messages", list(messages))
     with pytest.raises(VisitFailed, match="no space") as caught:
         worker.process(Process(exposures=(EXPOSURE,)))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
@@ -220,7 +239,7 @@ worker = subprocess.Popen([sys.executable, "-c", {WORKER!r}], stdin=subprocess.P
 command = int(worker.stdout.readline())
 deadline = time.monotonic() + 60
 while not os.path.realpath(f"/proc/{{command}}/fd/3").rpartition("/")[2].startswith("socket:"):
-    assert time.monotonic() < deadline  # it takes its channel once it is tied to the worker
+    assert time.monotonic() < deadline  # it takes its channel after die_with_parent
 worker.kill()
 worker.wait()
 print(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
@@ -234,29 +253,29 @@ def test_a_command_dies_with_its_worker() -> None:
     assert shown.stdout.strip() == "-9"
 
 
-def test_the_worker_is_told_of_the_first_failure_of_pipetask_and_of_no_other() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.settimeout(10.0)
-        log, witness = logging.Logger("pipetask"), child._Witness(theirs)
-        log.addHandler(witness)
+def test_only_the_first_failure_of_pipetask_is_reported() -> None:
+    worker_end, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker_end, command_end:
+        worker_end.settimeout(10.0)
+        log, reporter = logging.Logger("pipetask"), child._FailureReporter(command_end)
+        log.addHandler(reporter)
         log.error("without an exception")
         failed = RuntimeError("no stars\nat all")
-        failed.mdc = {"LABEL": "deed:{instrument: 'Toy'}"}  # type: ignore[attr-defined]
+        failed.mdc = {"LABEL": "scripted:{instrument: 'Toy'}"}  # type: ignore[attr-defined]
         log.error("a task has failed", exc_info=failed)
-        witness.note(SystemExit(1))
-        told = WORDS.validate_json(ours.recv(PACKET))
-        assert told == Failed(label="deed", text="RuntimeError: no stars", outcome=Outcome.FAILED)
-        ours.setblocking(False)
+        reporter.report(SystemExit(1))
+        reported = MESSAGES.validate_json(worker_end.recv(MAX_PACKET_BYTES))
+        assert reported == TaskFailed(label="scripted", text="RuntimeError: no stars", outcome=Outcome.FAILED)
+        worker_end.setblocking(False)
         with pytest.raises(BlockingIOError):
-            ours.recv(PACKET)
+            worker_end.recv(MAX_PACKET_BYTES)
 
 
-def test_what_fails_outside_of_tasks_is_told_in_few_words() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.settimeout(10.0)
-        child._Witness(theirs).note(MemoryError("x" * 100_000))
-        told = WORDS.validate_json(ours.recv(PACKET))
-    assert isinstance(told, Broken)
-    assert (told.outcome, len(told.text)) == (Outcome.OUT_OF_MEMORY, 4000)
+def test_a_long_error_outside_of_tasks_is_cut() -> None:
+    worker_end, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker_end, command_end:
+        worker_end.settimeout(10.0)
+        child._FailureReporter(command_end).report(MemoryError("x" * 100_000))
+        reported = MESSAGES.validate_json(worker_end.recv(MAX_PACKET_BYTES))
+    assert isinstance(reported, CommandFailed)
+    assert (reported.outcome, len(reported.text)) == (Outcome.OUT_OF_MEMORY, 4000)

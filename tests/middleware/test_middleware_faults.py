@@ -43,7 +43,7 @@ def test_a_locked_local_registry_is_replaced_with_its_repo(rigs: MakeRig) -> Non
         lock.close()
 
 
-def test_a_central_repo_that_is_away_ends_the_preload_as_retriable_and_comes_back(
+def test_a_preload_without_central_repo_is_retriable(
     rigs: MakeRig, toy_central: Path, tmp_path: Path
 ) -> None:
     """Fault 45: the central repo is down during preload, then it is back."""

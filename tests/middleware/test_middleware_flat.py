@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Two hundred visits of one worker leave no trace in its repo, its process or its speed.
 
-Good visits and bad ones, at several places, in two filters and on all
+Good visits and bad ones, at several positions, in two filters and on all
 detectors; the second hundred repeats the first with other groups and
 exposures. Times are only compared with each other.
 """
@@ -27,27 +27,27 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 pytest_plugins = ("toyfixtures",)
 
 ROUNDS = (20, pytest.param(100, marks=pytest.mark.slow))
-"""After so many visits they are repeated; the slow ones are of five places."""
+"""Visits before the repetition; the slow ones have five positions."""
 FEWEST_COSTS = 50
-"""The median of fewer says more of the machine than of the repo."""
+"""The median of fewer depends more on the machine than on the repo."""
 SLOWER_AT_MOST = 1.5
 """Median cost of a query in the last quarter of the visits over that in the first."""
 OBJECTS_AT_MOST = 1_000
 """Growth of what the garbage collector sees in the second hundred visits: ten
-for each; a single Butler that is kept alive has twenty times as many."""
+for each; a single Butler that is not released has twenty times as many."""
 PRIVATE_BYTES_AT_MOST = 20_000_000
 """Growth of private memory in the second hundred visits; a worker with an
 open Butler has about as much in all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
-    """What a worker has between two visits."""
+class ResourceUsage:
+    """The files, descriptors, threads, objects and memory of a worker between two visits."""
 
     repo: frozenset[tuple[str, int]]
-    """Path and size of each file in its own folder."""
+    """Path and size of each file in its folder."""
     shared: frozenset[tuple[str, int]]
-    """The same of all others on the RAM disk."""
+    """The same for all other files on the RAM disk."""
     databases: int
     """Open SQLite connections to files."""
     descriptors: int
@@ -56,12 +56,12 @@ class Stock:
     private_bytes: int
 
 
-def take_stock(rig: Rig) -> Stock:
+def measure_resources(rig: Rig) -> ResourceUsage:
     ramdisk = rig.config.node.ramdisk
     files = frozenset((str(path), path.stat().st_size) for path in ramdisk.rglob("*") if path.is_file())
     own = frozenset(each for each in files if each[0].startswith(f"{rig.context.repo}/"))
     opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return Stock(
+    return ResourceUsage(
         repo=own,
         shared=files - own,
         databases=sum(name.endswith(".sqlite3") for name in opened),
@@ -79,7 +79,7 @@ def private_bytes() -> int:
 
 def cost_of_query(butler: Butler) -> float:
     """Return how much CPU time it takes to list what a repo has, over that of
-    a yardstick: a core is slower while its neighbour works.
+    a fixed calculation: a core is slower while others are busy.
     """
     start = time.thread_time()
     butler.query_all_datasets("*", find_first=False, limit=None)
@@ -90,7 +90,7 @@ def cost_of_query(butler: Butler) -> float:
 
 
 class Night:
-    """The visits of one worker, told by their numbers from 1."""
+    """The visits of one worker, by number from 1."""
 
     def __init__(self, rig: Rig, worker: ButlerWork, visits: int):
         self._rig = rig
@@ -98,7 +98,7 @@ class Night:
         self._visits = visits
 
     def visit(self, number: int) -> str:
-        """Do a visit; return its outcome, or how it was left."""
+        """Run a visit; return its outcome, or "cancelled"."""
         try:
             match number % 10:
                 case 0 if number % 20 == 0:
@@ -120,10 +120,10 @@ class Night:
         except VisitFailed as failure:
             return failure.outcome
 
-    def forget(self) -> None:
+    def finish_visit(self) -> None:
         """End a visit, as a worker does, and export its outputs."""
         self._worker.reset()
-        self._rig.said.clear()
+        self._rig.reports.clear()
         for folder in (self._rig.context.spool, self._rig.raws):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -132,12 +132,12 @@ class Night:
         return cost_of_query(self._worker._repo.butler)
 
     def _order(self, number: int, **changes: Any) -> Any:
-        turn = number % self._visits
+        index = number % self._visits
         usual = {
             "groupId": f"group {number}",
-            "detector": (turn + turn // 20) % DETECTORS,
-            "filters": "r_03" if turn % 3 else "g_01",
-            "position": [RA + 0.05 * (turn // 20), DEC - 0.05 * (turn % 4)],
+            "detector": (index + index // 20) % DETECTORS,
+            "filters": "r_03" if index % 3 else "g_01",
+            "position": [RA + 0.05 * (index // 20), DEC - 0.05 * (index % 4)],
             "main": "Short",
             "before": "",
         }
@@ -156,30 +156,28 @@ class Night:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("visits", ROUNDS)
-def test_visits_done_twice_leave_no_trace(
-    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, visits: int
-) -> None:
-    # Pytest's handlers keep all records, and by tracebacks what failed.
+def test_repeated_visits_leave_no_trace(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, visits: int) -> None:
+    # Pytest's handlers keep all records, and objects in their tracebacks.
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
     rig, worker = rigs()
     night = Night(rig, worker, visits)
-    stocks, costs, outcomes = [take_stock(rig)], [], []
+    usages, costs, outcomes = [measure_resources(rig)], [], []
     few = visits // 2
     for number in range(1, 2 * visits + 1):
         outcomes.append(night.visit(number))
         if not few < number <= 2 * visits - few:
             costs.append(night.cost_of_query())
-        night.forget()
-        stocks.append(take_stock(rig))
+        night.finish_visit()
+        usages.append(measure_resources(rig))
     tenths = {name: 5 * outcomes.count(name) / visits for name in outcomes}
     assert tenths == {"succeeded": 2, "cancelled": 5, "no_pipeline": 2, "bad_raw": 1}
-    new, settled, last = stocks[0], stocks[visits], stocks[-1]
-    for earlier, later in zip(stocks[1 : visits + 1], stocks[visits + 1 :], strict=True):
-        assert later.repo == earlier.repo, "after the same visit the same is there"
-    assert last.shared == settled.shared, "what visits share was fetched in the first round"
-    assert {(stock.databases, stock.threads) for stock in stocks[1:]} == {(2, new.threads)}
-    assert last.descriptors == settled.descriptors
-    assert last.objects - settled.objects < OBJECTS_AT_MOST
-    assert last.private_bytes - settled.private_bytes < PRIVATE_BYTES_AT_MOST
+    new, middle, last = usages[0], usages[visits], usages[-1]
+    for earlier, later in zip(usages[1 : visits + 1], usages[visits + 1 :], strict=True):
+        assert later.repo == earlier.repo, "the same visit leaves the same files"
+    assert last.shared == middle.shared, "what visits share was fetched in the first round"
+    assert {(usage.databases, usage.threads) for usage in usages[1:]} == {(2, new.threads)}
+    assert last.descriptors == middle.descriptors
+    assert last.objects - middle.objects < OBJECTS_AT_MOST
+    assert last.private_bytes - middle.private_bytes < PRIVATE_BYTES_AT_MOST
     if few >= FEWEST_COSTS:
         assert statistics.median(costs[-few:]) < SLOWER_AT_MOST * statistics.median(costs[:few])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ingest by lsst.obs.base, against a stand-in.
+"""Ingest by lsst.obs.base, tested with a replacement of that package.
 
-The real package is not on PyPI, so that these tests do not show that it
-works: they show that its tasks are called as their signatures of 2025 demand,
-and that what they leave in the repo is found, run on, and exported.
+The real package is not on PyPI. These tests show that its tasks are called as
+their signatures of 2025 require, and that the datasets and records they leave
+in the repo are found, processed and exported.
 """
 
 import sys
@@ -33,7 +33,7 @@ pytest_plugins = ("toyfixtures",)
 
 FIRST = DAY * 100000 + 1
 GROUP_ID = 4711
-"""What the stand-in makes of any group's name."""
+"""Visit id that the replacement gives to any group."""
 
 
 class RawIngestConfig:
@@ -43,7 +43,7 @@ class RawIngestConfig:
 
 
 class RawIngestTask:
-    """Takes a file as the real one does: by its own header, into the run it is told."""
+    """Takes a file as the real one does: by its own header, into the given run."""
 
     _DefaultName: ClassVar[str] = "ingest"
 
@@ -57,7 +57,7 @@ class RawIngestTask:
 
     def _take(self, path: str, run: str | None) -> DatasetRef:
         header = dict(fits.getheader(path))
-        if header["OBJECT"] == "unheard of":
+        if header["OBJECT"] == "unknown":
             raise RuntimeError("Some failures encountered during ingestion")
         exposure = DAY * 100000 + header["SEQNUM"]
         raw = Raw(
@@ -138,8 +138,8 @@ class DefineVisitsTask:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[DefineVisitsTask]:
-    """Give a module that is called as lsst.obs.base."""
+def fake_obs_base(monkeypatch: pytest.MonkeyPatch) -> type[DefineVisitsTask]:
+    """Return a replacement of lsst.obs.base."""
     module: Any = ModuleType("lsst.obs.base")
     for each in (RawIngestConfig, RawIngestTask, DefineVisitsConfig, DefineVisitsTask):
         setattr(module, each.__name__, each)
@@ -151,13 +151,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[DefineVisitsTask]:
 
 @pytest.mark.parametrize(("grouping", "visit"), [("one-to-one", FIRST), ("by-group", GROUP_ID)])
 def test_its_tasks_ingest_and_define_visits(
-    rigs: MakeRig, stand_in: type[DefineVisitsTask], grouping: str, visit: int
+    rigs: MakeRig, fake_obs_base: type[DefineVisitsTask], grouping: str, visit: int
 ) -> None:
     rig, worker = rigs(butler={"ingest": {NAME: "obs_base"}, "visits": {NAME: grouping}})
     worker.prepare(rig.order(main="Frame", before=""))
     raw = rig.raw()
     worker.ingest(raw)
-    assert Path(raw.path).exists(), "its copy was moved"
+    assert Path(raw.path).exists(), "only its copy was moved"
     assert not list((rig.context.repo / "incoming").iterdir())
     done = worker.process(Process(exposures=(FIRST,)))
     assert done.outcome == Outcome.SUCCEEDED
@@ -176,12 +176,12 @@ def test_its_tasks_ingest_and_define_visits(
         "visit_detector_region",
         "visit_system",
         "visit_system_membership",
-    ], "of this detector alone, though it makes regions of all"
-    assert len(stand_in.searched[0]) > 0, "the camera may be among what was preloaded"
+    ], "records of this detector only, although regions of all are created"
+    assert len(fake_obs_base.searched[0]) > 0, "the camera may be one of the preloaded datasets"
 
 
 def test_a_supplement_finds_what_was_made_before_the_image(
-    rigs: MakeRig, stand_in: type[DefineVisitsTask]
+    rigs: MakeRig, fake_obs_base: type[DefineVisitsTask]
 ) -> None:
     rig, worker = rigs(butler={"ingest": "obs_base"})
     worker.prepare(rig.order(main="Full", before="Known"))
@@ -190,30 +190,34 @@ def test_a_supplement_finds_what_was_made_before_the_image(
     assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Full")
 
 
-def test_what_it_cannot_ingest_is_a_bad_raw(rigs: MakeRig, stand_in: type[DefineVisitsTask]) -> None:
+def test_a_file_that_obs_base_cannot_ingest_is_a_bad_raw(
+    rigs: MakeRig, fake_obs_base: type[DefineVisitsTask]
+) -> None:
     rig, worker = rigs(butler={"ingest": "obs_base"})
     worker.prepare(rig.order(main="Short", before=""))
     with pytest.raises(VisitFailed, match="obs_base cannot ingest it: RuntimeError: Some failures") as caught:
-        worker.ingest(rig.raw(OBJECT="unheard of"))
+        worker.ingest(rig.raw(OBJECT="unknown"))
     assert caught.value.outcome == Outcome.BAD_RAW
     assert worker.ingest(rig.raw(seq_num=2)).exposure == FIRST + 1
 
 
-def test_what_contradicts_never_gets_there(rigs: MakeRig, stand_in: type[DefineVisitsTask]) -> None:
+def test_a_raw_that_contradicts_its_announcement_is_not_ingested(
+    rigs: MakeRig, fake_obs_base: type[DefineVisitsTask]
+) -> None:
     rig, worker = rigs(butler={"ingest": "obs_base"})
     worker.prepare(rig.order(main="Short", before=""))
     with pytest.raises(VisitFailed, match="is set aside: the filter is g_01"):
         worker.ingest(rig.raw(FILTER="g_01"))
 
 
-def test_without_the_package_the_start_fails(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_fails_if_the_package_is_missing(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lsst.obs.base", None)
     rig, _ = rigs(butler={"ingest": {NAME: "obs_base"}})
     with pytest.raises(ConfigError, match=r"butler\.ingest: obs_base is configured for ToyCam"):
         work.build_template(rig.context)
 
 
-def test_who_does_not_want_it_does_not_import_it(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_is_imported_only_if_configured(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lsst.obs.base", None)
     classes = {name: f"{toycam.__name__}.ToyCam" for name in (NAME, "OtherCam")}
     rig, worker = rigs(butler={"ingest": {"OtherCam": "obs_base"}, "instrument_class": classes})

@@ -237,7 +237,7 @@ def test_a_pipeline_that_cannot_be_constructed_is_dropped_with_the_reason(
 
 @pytest.mark.parametrize(
     ("rules", "words"),
-    [([{"pipelines": None}], "its rule says to ignore it"), ([], "no rule matches")],
+    [([{"pipelines": None}], "its rule ignores the visit"), ([], "no rule matches")],
     ids=["ignored", "unmatched"],
 )
 def test_a_visit_without_pipelines_is_ignored_without_a_query(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Around the tasks: what a run has once and is called, what is told before a task, what can be undone."""
+"""Init-outputs and names of runs, points of no return, the template, the alert database."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Butler
 from toycam import DAY, NAME, MakeRig, Rig
-from toydeeds import write_deeds
+from toyscripted import write_scripted
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
@@ -31,7 +31,7 @@ from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
 from ppdaemon.middleware.run import initoutputs
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
-from ppdaemon.middleware.run.runner import has_nothing
+from ppdaemon.middleware.run.runner import nothing_permanent
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -79,7 +79,7 @@ def test_init_outputs_are_the_same_datasets_for_all_visits_of_a_host(
     assert first["toy_image"] != second["toy_image"]
 
 
-def test_what_the_central_repo_has_is_not_spooled_again(
+def test_init_outputs_in_the_central_repo_are_not_spooled_again(
     everything: tuple[Rig, ButlerWork], tmp_path: Path, toy_central: Path
 ) -> None:
     rig, worker = everything
@@ -93,9 +93,9 @@ def test_what_the_central_repo_has_is_not_spooled_again(
     assert not {"isr_config", "toy_schema", "packages"} & spooled(run_visit(rig, worker, 2)).keys()
     with Butler.from_config(str(tmp_path / "central")) as butler:
         (run,) = [name for name in butler.collections.query("*/Full/*")]
-        told = butler.get("prompt_deployment", collections=run)
-        assert told["digest"] == run.rpartition("/")[2]
-        assert "toycam.SubtractTask" in told["pipeline"]
+        reported = butler.get("prompt_deployment", collections=run)
+        assert reported["digest"] == run.rpartition("/")[2]
+        assert "toycam.SubtractTask" in reported["pipeline"]
         assert "numpy" in butler.get("packages", collections=run)
 
 
@@ -113,7 +113,7 @@ def names_in(butler: Butler, run: str) -> set[str]:
 @pytest.fixture
 def local(rigs: MakeRig) -> tuple[Rig, Butler]:
     rig, worker = rigs()
-    write_deeds(rig)
+    write_scripted(rig)
     worker.close()
     return rig, Butler.from_config(str(rig.context.repo / "repo"), writeable=True)
 
@@ -122,22 +122,22 @@ def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butle
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.context.runs)
-        outputs.provide(job_of(rig, butler, "Deed"))
-        assert {"deed_config", "toy_deed_schema", "packages"} <= names_in(butler, "run")
+        outputs.provide(job_of(rig, butler, "Scripted"))
+        assert {"scripted_config", "toy_scripted_schema", "packages"} <= names_in(butler, "run")
         outputs.provide(job_of(rig, butler, "Short"))
         assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
 
 
 def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork]) -> None:
     rig, worker = everything
-    for links in (1, 2):  # the first one makes them, the second one takes them
+    for links in (1, 2):  # the first worker creates them, the second one links them
         worker.prepare(rig.order(main="Short", before=""))
-        (kept,) = rig.context.runs.glob("*/*/*.py")
-        assert kept.stat().st_nlink == links
+        (config_file,) = rig.context.runs.glob("*/*/*.py")
+        assert config_file.stat().st_nlink == links
         worker.reset()
 
 
-def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
+def test_runs_of_former_days_are_deleted(local: tuple[Rig, Butler]) -> None:
     rig, butler = local
     with butler:
         outputs = InitOutputs(rig.context.runs)
@@ -147,28 +147,28 @@ def test_runs_of_former_days_are_dropped(local: tuple[Rig, Butler]) -> None:
     assert [path.name for path in rig.context.runs.iterdir()] == ["new"]
 
 
-def test_those_that_come_while_one_works_wait_for_it_and_then_go_on_together(tmp_path: Path) -> None:
-    went: list[bool] = []
+def test_workers_that_wait_for_the_first_one_continue_together(tmp_path: Path) -> None:
+    firsts: list[bool] = []
     lock = tmp_path / "lock"
     together = threading.Barrier(2, timeout=20)
 
-    def come() -> None:
-        with initoutputs._coming_first(lock) as first:
+    def take_lock() -> None:
+        with initoutputs._first_worker_alone(lock) as first:
             together.wait()
-            went.append(first)
+            firsts.append(first)
 
-    with initoutputs._coming_first(lock) as first:
-        others = [threading.Thread(target=come) for _ in range(2)]
+    with initoutputs._first_worker_alone(lock) as first:
+        others = [threading.Thread(target=take_lock) for _ in range(2)]
         for other in others:
             other.start()
         waiting = re.compile(rf"-> FLOCK .*:{lock.stat().st_ino} ")
         deadline = time.monotonic() + 20
         while len(waiting.findall(Path("/proc/locks").read_text())) < 2:
             assert time.monotonic() < deadline
-        assert (first, went) == (True, [])
+        assert (first, firsts) == (True, [])
     for other in others:
         other.join(20)
-    assert went == [False, False]
+    assert firsts == [False, False]
 
 
 # --- names of runs -----------------------------------------------------------
@@ -179,7 +179,7 @@ def changed(config: NodeConfig, part: str, **values: object) -> NodeConfig:
     return config.model_copy(update={part: inner})
 
 
-def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeRig, tmp_path: Path) -> None:
+def test_the_deployment_hash_depends_only_on_what_decides_outputs(rigs: MakeRig, tmp_path: Path) -> None:
     rig, _ = rigs()
     pipeline = load_pipeline(rig.paths["Short"], {})
 
@@ -190,13 +190,13 @@ def test_a_deployment_is_what_decides_about_outputs_and_nothing_else(rigs: MakeR
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(f"description: imports\nimports:\n  - {rig.paths['Short']}\n")
     assert usual == digest() == digest(path=str(elsewhere))
-    for same in (
+    for equal_config in (
         changed(rig.config, "engine", kind="pipetask"),
         changed(rig.config, "node", name="other"),
         changed(rig.config, "butler", central="/elsewhere"),
         changed(rig.config, "workers", max=99),
     ):
-        assert digest(same) == usual
+        assert digest(equal_config) == usual
     assert digest(**{"isr:note": "x"}) != usual
     elsewhere.write_text(
         f"description: imports\nimports:\n  - {rig.paths['Short']}\n"
@@ -224,22 +224,22 @@ def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -
     done = worker.process(Process(exposures=(exposure,)))
     (runs,) = read_manifest(Path(done.spool or "")).chains.values()
     assert runs[0].startswith(f"{NAME}/prompt/output-2026-11-21/Short/")
-    assert "isr_config" in spooled(done), "made again for the run that was not foreseen"
+    assert "isr_config" in spooled(done), "created again for the run that was not expected"
 
 
 # --- points of no return -----------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["associate", "toycam.AssociateTask", "lsst.pipe.base.PipelineTask"])
-def test_tasks_that_cannot_be_repeated_go_by_label_or_class(rigs: MakeRig, name: str) -> None:
+def test_tasks_that_cannot_be_repeated_are_named_by_label_or_class(rigs: MakeRig, name: str) -> None:
     rig, worker = rigs(engine={"no_return": [name]})
     run_visit(rig, worker)
-    said = {fact.what for fact in rig.said if isinstance(fact, PointOfNoReturn)}
+    reported = {fact.what for fact in rig.reports if isinstance(fact, PointOfNoReturn)}
     everyone = {"known", "isr", "calibrate", "subtract", "associate"}
-    assert said == (everyone if name.startswith("lsst") else {"associate"})
+    assert reported == (everyone if name.startswith("lsst") else {"associate"})
 
 
-def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_select_no_task_are_logged(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
     rig, _ = rigs(engine={"no_return": ["asociate", "associate"]})
     work.build_template(rig.context)
     assert "no configured pipeline has a task asociate" in caplog.text
@@ -249,18 +249,18 @@ def test_names_that_no_task_goes_by_are_told(rigs: MakeRig, caplog: pytest.LogCa
 # --- the template --------------------------------------------------------------
 
 
-def test_without_its_part_of_the_configuration_there_is_no_work(rigs: MakeRig) -> None:
+def test_a_configuration_without_a_butler_section_is_refused(rigs: MakeRig) -> None:
     rig, _ = rigs()
-    seat = dataclasses.replace(rig.context, config=rig.config.model_copy(update={"butler": None}))
-    for begin in (work.build_template, work.open_work, work.open_exporter):
+    context = dataclasses.replace(rig.context, config=rig.config.model_copy(update={"butler": None}))
+    for open_part in (work.build_template, work.open_work, work.open_exporter):
         with pytest.raises(ConfigError, match="butler: missing key"):
-            begin(seat)
+            open_part(context)
 
 
-def test_a_template_is_made_in_spite_of_pipelines_that_are_no_good(
+def test_a_template_is_made_in_spite_of_unusable_pipelines(
     rigs: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A visit that selects one of them is told."""
+    """A visit that selects one of them reports the error."""
     rig, _ = rigs()
     Path(rig.paths["Short"]).write_text("description: no tasks\ntasks:\n  isr: toycam.NoSuchTask\n")
     Path(rig.paths["Frame"]).write_text(
@@ -292,7 +292,7 @@ def test_raws_are_defined_by_the_central_repo_or_else_by_the_instrument(
 def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"no_return": ["known"]})
     worker.prepare(rig.order())
-    assert rig.said == [PointOfNoReturn(what="known")]
+    assert rig.reports == [PointOfNoReturn(what="known")]
 
 
 # --- the alert database ------------------------------------------------------
@@ -304,7 +304,7 @@ def apdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_source(apdb: Path, visit: int, detector: int) -> None:
-    """Put a row into the database as if an association had got so far."""
+    """Insert a row into the database, as an association task does."""
     with sqlite3.connect(apdb.with_suffix(".sqlite3")) as connection:
         columns = connection.execute("PRAGMA table_info('DiaSource')").fetchall()
         values = {name: 0 for _, name, _, required, default, _ in columns if required and default is None}
@@ -315,27 +315,31 @@ def write_source(apdb: Path, visit: int, detector: int) -> None:
     connection.close()
 
 
-def asked(apdb: Path, rig: Rig, visit: int = EXPOSURE, passed: tuple[str, ...] = ("associate",)) -> bool:
+def check_database(
+    apdb: Path, rig: Rig, visit: int = EXPOSURE, passed: tuple[str, ...] = ("associate",)
+) -> bool:
     config = EngineConfig(
         no_return=("associate", "alerts"), apdb={NAME: str(apdb)}, apdb_tasks=("associate",)
     )
-    return has_nothing(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
+    return nothing_permanent(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
 
 
-def test_the_alert_database_tells_what_it_has(rigs: MakeRig, apdb: Path) -> None:
+def test_the_alert_database_is_queried_for_the_visit(rigs: MakeRig, apdb: Path) -> None:
     rig, _ = rigs()
     write_source(apdb, visit=7, detector=1)
-    assert asked(apdb, rig, visit=8)
-    assert not asked(apdb, rig, visit=7)
-    assert not asked(apdb, rig, visit=8, passed=("associate", "alerts")), "alerts do not come back"
+    assert check_database(apdb, rig, visit=8)
+    assert not check_database(apdb, rig, visit=7)
+    assert not check_database(apdb, rig, visit=8, passed=("associate", "alerts")), (
+        "alerts cannot be taken back"
+    )
 
 
-def test_a_database_that_does_not_answer_has_something(
+def test_a_visit_is_not_repeated_if_the_database_does_not_answer(
     rigs: MakeRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig, _ = rigs()
-    assert not asked(tmp_path / "none.yaml", rig)
-    assert "does not tell what it has" in caplog.text
+    assert not check_database(tmp_path / "none.yaml", rig)
+    assert "the visit is not repeated" in caplog.text
 
 
 def test_a_failure_that_wrote_nothing_may_be_repeated(rigs: MakeRig, apdb: Path) -> None:

@@ -42,7 +42,7 @@ def names_in(spool: str) -> set[str]:
     return {ref.datasetType.name for file in read_manifest(Path(spool)).files for ref in file.refs}
 
 
-def test_a_visit_reads_what_the_central_repo_has_for_its_time_place_and_filter(rigs: MakeRig) -> None:
+def test_a_visit_reads_the_datasets_for_its_time_position_and_filter(rigs: MakeRig) -> None:
     rig, worker = rigs()
     prepared = worker.prepare(rig.order())
     assert prepared.pipeline == "Full"
@@ -56,7 +56,7 @@ def test_a_visit_reads_what_the_central_repo_has_for_its_time_place_and_filter(r
     assert "filter: r_03" in text
     assert "patches:\n  - 6\n  - 7\n  - 11\n  - 12" in text
     assert "width_deg: 0.227" in text, "0.2 degrees and twice 50.1 arcsec"
-    stages = [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.said]
+    stages = [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.reports]
     assert stages == [Stage.FIRST_TASK, "associate", Stage.PROCESSED, Stage.SPOOLED]
 
 
@@ -96,7 +96,7 @@ def test_an_unknown_filter_brings_the_calibrations_of_all(rigs: MakeRig, filters
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
 
 
-def test_without_a_place_on_the_sky_nothing_spatial_is_preloaded(
+def test_without_a_position_no_spatial_dataset_is_preloaded(
     rigs: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig, worker = rigs()
@@ -116,7 +116,7 @@ def test_a_missing_template_leaves_no_pipeline(rigs: MakeRig) -> None:
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
 
 
-def test_what_the_pipeline_lacks_is_named(rigs: MakeRig) -> None:
+def test_missing_inputs_of_a_pipeline_are_named(rigs: MakeRig) -> None:
     rig, worker = rigs()
     with pytest.raises(VisitFailed, match="NeedsModel lacks toy_model"):
         worker.prepare(rig.order(main="NeedsModel"))
@@ -132,7 +132,7 @@ def test_a_pipeline_that_cannot_be_built_falls_back_to_the_next(rigs: MakeRig) -
     assert done.reason.startswith("fell back: Unbuildable cannot be built: ")
 
 
-def test_only_what_was_preferred_is_said_to_be_passed_over(rigs: MakeRig) -> None:
+def test_only_preferred_pipelines_are_reported_as_rejected(rigs: MakeRig) -> None:
     rig, worker = rigs()
     reasons = []
     for attempt, main in enumerate(("Full,Unbuildable,Short", "Short,Full"), start=1):
@@ -144,7 +144,7 @@ def test_only_what_was_preferred_is_said_to_be_passed_over(rigs: MakeRig) -> Non
     assert second == ""
 
 
-def test_when_nothing_can_be_built_the_reasons_are_told(rigs: MakeRig) -> None:
+def test_the_reasons_are_reported_if_no_pipeline_can_be_built(rigs: MakeRig) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order(main="Unbuildable"))
     worker.ingest(rig.raw())
@@ -204,7 +204,7 @@ def test_two_snaps_are_two_exposures_of_one_run(rigs: MakeRig) -> None:
     assert sorted(visits) == [EXPOSURE, EXPOSURE + 1]
 
 
-def test_after_a_reset_nothing_of_the_visit_is_left(rigs: MakeRig) -> None:
+def test_a_reset_releases_the_visit(rigs: MakeRig) -> None:
     rig, worker = rigs()
     first = run_visit(rig, worker, main="Short", before="")
     worker.reset()
@@ -249,7 +249,7 @@ def test_where_links_cannot_be_made_files_are_copied(rigs: MakeRig, monkeypatch:
     assert run_visit(rig, worker, main="Short", before="").outcome == Outcome.SUCCEEDED
 
 
-def test_a_full_ram_disk_is_called_so(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_ram_disk_has_its_outcome(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig, worker = rigs()
 
     def refuse(source: Any, target: Any, **kwargs: Any) -> None:
@@ -261,7 +261,7 @@ def test_a_full_ram_disk_is_called_so(rigs: MakeRig, monkeypatch: pytest.MonkeyP
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
 
 
-def test_a_central_repo_that_is_away_fails_the_preload_until_it_is_back(
+def test_the_preload_fails_while_the_central_repo_is_away(
     rigs: MakeRig, tmp_path: Path, toy_central: Path
 ) -> None:
     central = tmp_path / "moved"
@@ -287,7 +287,7 @@ def test_overrides_reach_the_tasks_and_change_the_deployment(rigs: MakeRig) -> N
     assert all(run.startswith(f"{NAME}/prompt/output-2026-11-22/Short/") for run in runs)
 
 
-def test_visits_overlapping_in_two_contexts_do_not_disturb_each_other(rigs: MakeRig) -> None:
+def test_overlapping_visits_in_two_slots_are_independent(rigs: MakeRig) -> None:
     (one, first), (two, second) = rigs(), rigs()
     first.prepare(one.order(0, main="Short", before=""))
     second.prepare(two.order(3, main="Short", before=""))

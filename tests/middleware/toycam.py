@@ -537,7 +537,7 @@ type MakeRig = Callable[..., tuple["Rig", ButlerWork]]
 
 
 class Rig:
-    """A node's folders and configuration around one context, to be worked on by hand."""
+    """A node's folders and configuration around one context, without its other processes."""
 
     def __init__(self, root: Path, ramdisk: Path, central: Path, **changes: Any):
         self.central = central
@@ -546,7 +546,7 @@ class Rig:
         for folder in (self.raws, pipelines, ramdisk / "slot"):
             folder.mkdir(parents=True)
         self.paths = write_pipelines(pipelines)
-        self.said: list[StageReached | PointOfNoReturn] = []
+        self.reports: list[StageReached | PointOfNoReturn] = []
         self.config = self._configure(root, ramdisk, changes)
         self.context = WorkerContext(
             config=self.config,
@@ -558,7 +558,7 @@ class Rig:
             runs=ramdisk / "runs",
             spool=root / "spool",
             clock=Clock(),
-            report=self.said.append,
+            report=self.reports.append,
         )
 
     def _configure(self, root: Path, ramdisk: Path, changes: Mapping[str, Any]) -> NodeConfig:
@@ -607,7 +607,7 @@ class Rig:
         return Prepare(visit=visit, detector=detector, attempt=attempt, pipelines=pipelines)
 
     def raw(self, detector: int = 1, seq_num: int = 1, *, sidecar: bool = True, **header: Any) -> Raw:
-        """Write a raw; its header may say something else than it should."""
+        """Write a raw; `header` changes its header, not what is expected of it."""
         expected = make_header(detector, seq_num)
         path = write_raw(self.raws, make_header(detector, seq_num, **header), sidecar=sidecar)
         return Raw(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fixtures around ToyCam, for test modules that name this one in ``pytest_plugins``."""
+"""Fixtures with ToyCam, for test modules that name this one in ``pytest_plugins``."""
 
 import gc
 import shutil
@@ -19,7 +19,7 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 
 @pytest.fixture(scope="session", autouse=True)
 def installed_packages() -> Iterator[None]:
-    """Read once what is installed: it takes 0.2 s, and each output run lists it."""
+    """Read the list of installed packages once: it takes 0.2 s, and each output run has it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "packages_distributions", cache(packages.packages_distributions))
         yield
@@ -27,18 +27,18 @@ def installed_packages() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def toy_central(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the central repo; it is only read, whoever writes takes a copy."""
+    """Return the central repo; it is only read, and tests that write make a copy."""
     return made_once(tmp_path_factory, "toy-central", make_central)
 
 
 @pytest.fixture(scope="session")
 def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) -> Path:
-    """Give a template that all tests copy."""
+    """Return a template that all tests copy."""
     root = tmp_path_factory.mktemp("template")
     rig = Rig(root, root / "ram", toy_central)
     work.build_template(rig.context)
-    # As the zygote does: a full collection, which each reset of a worker asks
-    # for, then does not go through all that was ever imported.
+    # As the zygote does: the full collection at each reset of a worker then
+    # does not visit all imported modules.
     gc.collect()
     gc.freeze()
     return rig.context.template
@@ -46,7 +46,7 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) ->
 
 @pytest.fixture
 def rigs(tmp_path: Path, toy_central: Path, toy_template: Path) -> Iterator[MakeRig]:
-    """Give a function that makes a rig and its work; all are closed in the end."""
+    """Return a function that creates a rig and its work; all are closed at the end."""
     opened: list[ButlerWork] = []
 
     def make(central: Path = toy_central, **changes: Any) -> tuple[Rig, ButlerWork]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What tests of arrivals share: files as a camera writes them, and arrivals that watch for them."""
+"""Shared by tests of arrivals: files as a camera writes them, and Arrivals that watch for them."""
 
 import asyncio
 import json
@@ -26,11 +26,11 @@ from ppdaemon.testing.raws import fits_header, publish
 GROUP = "2026-11-22T03:25:16.951"
 DEADLINE_S = 20.0
 HANG_S = 60.0
-"""How long a call hangs: what is over sooner has not waited for it."""
+"""How long a call hangs: a test that ends sooner has not waited for it."""
 CAMERA = load_camera("LSSTCam")
 FOCAL_PLANE = range(189)
 BUSY_MACHINE = 4.0
-"""What takes 2 s on an idle machine may take so many times longer in a test."""
+"""Factor by which an action may take longer on a busy machine."""
 
 
 def fits_file(group: str | None = GROUP, snap: int = 1, snaps: int = 1) -> bytes:
@@ -107,7 +107,7 @@ class Catcher:
             await asyncio.sleep(0.005)
 
     async def watching(self) -> None:
-        """Wait until the sources do what they can."""
+        """Wait until all sources are live."""
         await self.until(lambda: all(source.live for source in self.arrivals.report()))
 
     async def one(self, deadline_s: float = DEADLINE_S) -> Raw:
@@ -149,7 +149,7 @@ async def arriving(
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str) -> list[object]:
-    """Return the first arguments that a function of a module is called with from now on."""
+    """Record and return the first argument of each further call of a function."""
     calls: list[object] = []
     real = getattr(module, function)
     monkeypatch.setattr(
@@ -171,8 +171,8 @@ def waiting_for(*detectors: int) -> Callable[[], list[Expected]]:
     return lambda: [Expected("LSSTCam", frozenset(detectors), GROUP)]
 
 
-async def told_by_the_kernel(catcher: Catcher, exposure: Exposure) -> None:
-    """Let raws land until inotify is the first to tell of one: a scan may be sooner."""
+async def reported_by_inotify(catcher: Catcher, exposure: Exposure) -> None:
+    """Write raws until inotify is the first to report one: a survey may be sooner."""
     before = source(catcher, "inotify").files
     for detector in range(100, 150):
         await asyncio.to_thread(exposure.put, detector)
@@ -183,7 +183,7 @@ async def told_by_the_kernel(catcher: Catcher, exposure: Exposure) -> None:
 
 
 class Publisher:
-    """A PUB socket; messages are repeated until somebody is seen to listen."""
+    """A PUB socket that waits for a subscriber."""
 
     def __init__(self) -> None:
         self.context = zmq.Context()
@@ -194,7 +194,7 @@ class Publisher:
     async def subscribed(self) -> None:
         await asyncio.to_thread(self.socket.recv)
 
-    def say(self, content: object) -> None:
+    def send(self, content: object) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.socket.send_multipart([b"raws", data])
 

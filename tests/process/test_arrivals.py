@@ -42,7 +42,7 @@ def test_of_200_raws_in_new_folders_none_is_missed(tmp_path, scan_s):
     run(body)
 
 
-def test_a_whole_focal_plane_at_once_is_delivered_once_each(tmp_path):
+def test_a_full_focal_plane_at_once_is_delivered_once_each(tmp_path):
     async def body() -> None:
         async with arriving(tmp_path, detectors=range(205)) as catcher:
             await catcher.watching()
@@ -56,7 +56,7 @@ def test_a_whole_focal_plane_at_once_is_delivered_once_each(tmp_path):
 
 
 def test_in_a_flood_each_raw_is_delivered_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.completion.FLOOD", 5)
+    monkeypatch.setattr("ppdaemon.node.arrivals.completion.FLOOD_QUEUED", 5)
     monkeypatch.setattr("ppdaemon.node.arrivals.completion.AT_ONCE", 2)
     monkeypatch.setattr("ppdaemon.node.arrivals.completion.CALM_S", 1.0)
     flooded = []
@@ -81,8 +81,8 @@ def test_in_a_flood_each_raw_is_delivered_once(tmp_path, monkeypatch):
     run(body)
 
 
-def test_above_what_can_be_looked_at_soon_surveys_pause_and_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.completion.BUSY", 3)
+def test_above_what_can_be_checked_soon_surveys_pause_and_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.completion.MAX_QUEUED", 3)
     monkeypatch.setattr("ppdaemon.node.arrivals.walk.CHUNK", 5)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.SLICE_FILES", 5)
     exposure = Exposure(tmp_path)
@@ -97,7 +97,7 @@ def test_above_what_can_be_looked_at_soon_surveys_pause_and_lose_nothing(tmp_pat
     run(body)
 
 
-def test_raws_that_landed_before_the_start_are_found(tmp_path):
+def test_raws_that_arrived_before_the_start_are_found(tmp_path):
     Exposure(tmp_path).put(94)
 
     async def body() -> None:
@@ -210,7 +210,7 @@ def test_the_generic_layout_and_gzipped_files_are_delivered_too(tmp_path):
 
 
 def test_fault_29_watch_polling_and_scan_of_one_file_make_one_delivery(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.mounts.LOCAL", frozenset())
+    monkeypatch.setattr("ppdaemon.node.arrivals.watchmethods.LOCAL", frozenset())
     surveys = count_calls(monkeypatch, Survey, "survey")
 
     async def body() -> None:
@@ -282,14 +282,14 @@ def test_fault_28_old_exposures_cost_nothing_at_the_start(tmp_path, monkeypatch)
     run(body)
 
 
-def test_each_source_says_how_soon_it_tells(tmp_path):
+def test_each_source_reports_its_latency(tmp_path):
     old = Exposure(tmp_path, 1)
     old.put(94)
 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             await catcher.one()
-            # What landed before the start says nothing of how soon it is found.
+            # Files from before the start do not count for the latency.
             assert source(catcher, "scan").lag_p99_ms is None
             await catcher.watching()
             for detector in range(20):

@@ -28,7 +28,7 @@ from ppdaemon.testing.waiting import wait_until
 @pytest.fixture
 def no_quiet(monkeypatch):
     """Let no file be taken because nothing happens to it for a while."""
-    for name in ("QUIET_WHOLE_S", "QUIET_BROKEN_S", "QUIET_UNCONFIRMED_S"):
+    for name in ("QUIET_INTACT_S", "QUIET_BROKEN_S", "QUIET_UNCONFIRMED_S"):
         monkeypatch.setattr(f"ppdaemon.node.arrivals.pending.{name}", 3.0 * DEADLINE_S)
 
 
@@ -59,8 +59,8 @@ def test_a_raw_renamed_into_place_is_delivered_with_all_that_is_known(tmp_path):
 
 
 @pytest.mark.usefixtures("no_quiet")
-def test_a_file_is_looked_at_while_it_is_written_and_not_delivered_before_it_is_closed(tmp_path, monkeypatch):
-    content, looks = fits_file(), count_calls(monkeypatch, files, "read_state")
+def test_a_file_is_checked_while_it_is_written_and_not_delivered_before_it_is_closed(tmp_path, monkeypatch):
+    content, checks = fits_file(), count_calls(monkeypatch, files, "read_state")
 
     async def body() -> None:
         async with arriving(tmp_path, scan_s=0.1) as catcher:
@@ -71,8 +71,8 @@ def test_a_file_is_looked_at_while_it_is_written_and_not_delivered_before_it_is_
                 for start in range(0, len(content) - 2880, 2880):
                     file.write(content[start : start + 2880])
                     file.flush()
-                    before = len(looks)
-                    await catcher.until(lambda: len(looks) > before + 1)  # noqa: B023
+                    before = len(checks)
+                    await catcher.until(lambda: len(checks) > before + 1)  # noqa: B023
                     assert catcher.raws == []
                 file.write(content[-2880:])
             await catcher.one()
@@ -82,7 +82,7 @@ def test_a_file_is_looked_at_while_it_is_written_and_not_delivered_before_it_is_
 
 @pytest.mark.usefixtures("no_quiet")
 def test_a_file_opened_twice_is_not_delivered_with_its_header_alone(tmp_path, monkeypatch):
-    content, looks = fits_file(), count_calls(monkeypatch, files, "read_state")
+    content, checks = fits_file(), count_calls(monkeypatch, files, "read_state")
 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
@@ -90,7 +90,7 @@ def test_a_file_opened_twice_is_not_delivered_with_its_header_alone(tmp_path, mo
             exposure.put_sidecar()
             await catcher.watching()
             exposure.image().write_bytes(content[:2880])
-            await catcher.until(lambda: len(looks) > 3)
+            await catcher.until(lambda: len(checks) > 3)
             assert catcher.raws == []
             with exposure.image().open("ab") as file:
                 file.write(content[2880:])
@@ -128,7 +128,7 @@ def test_a_truncated_raw_is_delivered_after_its_quiet_time(tmp_path):
     run(body)
 
 
-def test_a_raw_that_comes_back_while_it_is_given_up_is_delivered(tmp_path, monkeypatch):
+def test_a_raw_that_comes_back_while_it_is_abandoned_is_delivered(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.pending.MISSING_S", 0.0)
     read_state, exposure = files.read_state, Exposure(tmp_path)
     looked: list[FileState] = []
@@ -158,7 +158,7 @@ def test_a_raw_that_comes_back_while_it_is_given_up_is_delivered(tmp_path, monke
     run(body)
 
 
-def test_when_news_were_lost_nobody_waits_for_a_file_to_be_closed(tmp_path):
+def test_when_events_were_lost_no_close_event_is_awaited(tmp_path):
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             exposure = Exposure(tmp_path)
@@ -168,7 +168,7 @@ def test_when_news_were_lost_nobody_waits_for_a_file_to_be_closed(tmp_path):
                 file.write(fits_file())
                 file.flush()
                 await catcher.until(lambda: source(catcher, "inotify").files)
-                catcher.arrivals._sources[str(tmp_path)].events_lost("overflow")
+                catcher.arrivals._sources[str(tmp_path)].on_events_lost("overflow")
                 lost = time.monotonic()
                 await catcher.one()
                 assert time.monotonic() - lost < 2.0 * BUSY_MACHINE  # 10 s without
@@ -177,7 +177,7 @@ def test_when_news_were_lost_nobody_waits_for_a_file_to_be_closed(tmp_path):
 
 
 def test_incomplete_files_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.completion.MOST_PENDING", 3)
+    monkeypatch.setattr("ppdaemon.node.arrivals.completion.MAX_PENDING", 3)
 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which group raws are delivered with: by sidecars, headers, and what others of their exposure say."""
+"""With which group raws are delivered: from sidecars, headers, and other raws of the exposure."""
 
 import pytest
 from arrivalkit import (
@@ -11,11 +11,11 @@ from arrivalkit import (
     run,
 )
 
-from ppdaemon.node.arrivals import exposures
+from ppdaemon.node.arrivals import exposurefacts
 
 
-def test_raws_without_sidecars_wait_for_what_one_of_their_exposure_says(tmp_path, monkeypatch):
-    asked = count_calls(monkeypatch, exposures.files, "facts_of_sidecar")
+def test_raws_without_sidecars_wait_for_the_group_from_one_of_their_exposure(tmp_path, monkeypatch):
+    asked = count_calls(monkeypatch, exposurefacts.files, "facts_of_sidecar")
 
     async def body() -> None:
         async with arriving(tmp_path, detectors=range(205), sidecar_wait_s=0.5) as catcher:
@@ -31,8 +31,8 @@ def test_raws_without_sidecars_wait_for_what_one_of_their_exposure_says(tmp_path
     assert len(asked) == 2  # of one detector, at once and after the wait
 
 
-def test_a_raw_that_says_nothing_does_not_silence_those_that_wait_for_it(tmp_path, monkeypatch):
-    asked = count_calls(monkeypatch, exposures.files, "facts_of_sidecar")
+def test_a_raw_without_a_group_does_not_block_those_that_wait_for_it(tmp_path, monkeypatch):
+    asked = count_calls(monkeypatch, exposurefacts.files, "facts_of_sidecar")
 
     async def body() -> None:
         async with arriving(tmp_path, sidecar_wait_s=1.0) as catcher:
@@ -49,7 +49,7 @@ def test_a_raw_that_says_nothing_does_not_silence_those_that_wait_for_it(tmp_pat
     run(body)
 
 
-def test_a_raw_with_a_sidecar_tells_those_that_wait_without_one(tmp_path):
+def test_a_raw_with_a_sidecar_serves_those_that_wait_without_one(tmp_path):
     async def body() -> None:
         async with arriving(tmp_path, watch="poll", scan_s=0.1, sidecar_wait_s=60.0) as catcher:
             await catcher.watching()
@@ -65,7 +65,7 @@ def test_a_raw_with_a_sidecar_tells_those_that_wait_without_one(tmp_path):
 
 
 def test_a_late_sidecar_is_waited_for(tmp_path, monkeypatch):
-    asked = count_calls(monkeypatch, exposures.files, "facts_of_sidecar")
+    asked = count_calls(monkeypatch, exposurefacts.files, "facts_of_sidecar")
 
     async def body() -> None:
         async with arriving(tmp_path, sidecar_wait_s=30.0) as catcher:
@@ -84,7 +84,7 @@ def test_a_late_sidecar_is_waited_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sidecar", [None, b'{"GROUPID": "cut of', b'{"GROUPID": null}', b"[]"])
-def test_without_a_good_sidecar_the_header_tells_the_group(tmp_path, sidecar):
+def test_without_a_good_sidecar_the_header_has_the_group(tmp_path, sidecar):
     async def body() -> None:
         async with arriving(tmp_path, sidecar_wait_s=0.3) as catcher:
             exposure = Exposure(tmp_path)

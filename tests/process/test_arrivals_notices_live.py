@@ -31,9 +31,9 @@ def test_watch_and_notice_of_one_file_make_one_delivery(tmp_path, publisher):
             exposure = Exposure(tmp_path)
             path = exposure.put(94)
             for _ in range(3):
-                publisher.say(created(str(path.relative_to(tmp_path)), str(path)[1:]))
-                publisher.say({"path": str(path)})
-            publisher.say({"path": str(exposure.put(95))})
+                publisher.send(created(str(path.relative_to(tmp_path)), str(path)[1:]))
+                publisher.send({"path": str(path)})
+            publisher.send({"path": str(exposure.put(95))})
             await catcher.until(lambda: len(catcher.raws) >= 2)
             assert catcher.detectors == [94, 95]
 
@@ -50,7 +50,7 @@ def test_a_notice_finds_a_file_that_no_watch_can_see(tmp_path, publisher):
         async with arriving([empty, tmp_path], subscribe=[publisher.address], watch="poll") as catcher:
             await publisher.subscribed()
             os.utime(old.folder.parent, (0, 0))
-            publisher.say(created(str(old.image(94).relative_to(tmp_path))))
+            publisher.send(created(str(old.image(94).relative_to(tmp_path))))
             raw = await catcher.one()
             assert raw.path == str(old.image(94))
 
@@ -82,9 +82,9 @@ def test_junk_notices_are_counted_and_the_good_ones_used(tmp_path, publisher):
         async with arriving(root, subscribe=[publisher.address], watch="poll", scan_s=60.0) as catcher:
             await publisher.subscribed()
             for item in junk:
-                publisher.say(item)
+                publisher.send(item)
             exposure.put(94)
-            publisher.say(created(inside))
+            publisher.send(created(inside))
             raw = await catcher.one()
             assert raw.path == str(exposure.image(94))
             counted = dict(catcher.arrivals.counters)
@@ -108,7 +108,7 @@ def test_a_notice_before_its_file_is_remembered(tmp_path, publisher):
         async with arriving(tmp_path, subscribe=[publisher.address], watch="poll") as catcher:
             await publisher.subscribed()
             exposure = Exposure(tmp_path)
-            publisher.say({"path": str(exposure.image(94))})
+            publisher.send({"path": str(exposure.image(94))})
             await catcher.until(lambda: any(source.files for source in catcher.arrivals.report()))
             exposure.put(94)
             await catcher.one()
@@ -116,7 +116,7 @@ def test_a_notice_before_its_file_is_remembered(tmp_path, publisher):
     run(body)
 
 
-def test_an_address_nobody_can_publish_at_is_a_configuration_error(tmp_path):
+def test_an_address_that_is_invalid_is_a_configuration_error(tmp_path):
     async def body() -> None:
         with pytest.raises(ConfigError, match=r"arrivals\.subscribe"):
             async with arriving(tmp_path, subscribe=["tcp://127.0.0.1:*"]):

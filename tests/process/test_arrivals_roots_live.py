@@ -19,9 +19,9 @@ from arrivalkit import (
     Exposure,
     Publisher,
     arriving,
+    reported_by_inotify,
     run,
     source,
-    told_by_the_kernel,
     waiting_for,
 )
 
@@ -46,16 +46,16 @@ def test_raws_of_open_visits_are_polled_for_and_others_are_not(tmp_path):
 
 
 def test_without_open_visits_nothing_is_polled_for(tmp_path, monkeypatch):
-    looks = []
+    checks = []
 
     async def body() -> None:
         async with arriving(
-            tmp_path, watch="poll", poll_s=0.01, waiting=lambda: looks.append(1) or []
+            tmp_path, watch="poll", poll_s=0.01, waiting=lambda: checks.append(1) or []
         ) as catcher:
             await catcher.watching()
-            await catcher.until(lambda: len(looks) >= 5)
+            await catcher.until(lambda: len(checks) >= 5)
             Exposure(tmp_path, 1).put(94)
-            await catcher.until(lambda: len(looks) >= 20)
+            await catcher.until(lambda: len(checks) >= 20)
             assert source(catcher, "poll").files == 0
 
     run(body)
@@ -112,7 +112,7 @@ def unmount(path: Path) -> None:
         done = subprocess.run(["umount", str(path)], capture_output=True, check=False)
         if not os.path.ismount(path):
             return
-        time.sleep(0.05)  # a look at it may be under way
+        time.sleep(0.05)  # a check of it may be in progress
     raise AssertionError(done.stderr)
 
 
@@ -130,7 +130,7 @@ def overlay(tmp_path):
 
 
 def test_fault_25_a_filesystem_without_events_is_polled(overlay):
-    """What is written to a layer of an overlay raises no event on the whole."""
+    """A write to a layer of an overlay causes no event on the overlay."""
     merged, upper = overlay
     # The night exists in both layers, so that the new exposure shows at once.
     (merged / Exposure(upper, 1).folder.parent.relative_to(upper) / "any").touch()
@@ -153,7 +153,7 @@ def test_fault_25_a_filesystem_without_events_is_polled(overlay):
     run(body)
 
 
-def test_what_is_written_through_an_overlay_is_told_by_the_kernel(overlay):
+def test_what_is_written_through_an_overlay_is_reported_by_inotify(overlay):
     merged, _ = overlay
 
     async def body() -> None:
@@ -161,7 +161,7 @@ def test_what_is_written_through_an_overlay_is_told_by_the_kernel(overlay):
             await catcher.watching()
             exposure = Exposure(merged)
             exposure.folder.mkdir()
-            await told_by_the_kernel(catcher, exposure)
+            await reported_by_inotify(catcher, exposure)
 
     run(body)
 
@@ -187,8 +187,8 @@ def test_fault_26_a_root_that_is_unmounted_and_mounted_again_recovers(tmp_path):
             Exposure(root, 2).put(94)
             await catcher.until(lambda: len(catcher.raws) == 2)
             await catcher.watching()
-            await told_by_the_kernel(catcher, Exposure(root, 2))
-            # Read-only: nothing can land there.
+            await reported_by_inotify(catcher, Exposure(root, 2))
+            # Read-only: no file can be written there.
             await asyncio.to_thread(mount, "-o", "remount,ro", str(disk))
             await catcher.until(lambda: "read-only" in source(catcher, "scan").note)
             await asyncio.to_thread(mount, "-o", "remount,rw", str(disk))
@@ -201,7 +201,7 @@ def test_fault_26_a_root_that_is_unmounted_and_mounted_again_recovers(tmp_path):
 
 
 class Hanging:
-    """Lets all looks at one root hang, until it is let go."""
+    """Makes all calls on one root hang until they are released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path):
         self._root = str(root)
@@ -254,7 +254,7 @@ def test_a_filesystem_that_hangs_blocks_neither_the_loop_nor_the_stop(tmp_path, 
 
 def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.STUCK_S", 0.2)
-    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.ABANDON_S", 0.4)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.mkdir()
@@ -266,7 +266,7 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
             await catcher.watching()
             with hanging.hangs():
                 await asyncio.to_thread(lambda: [Exposure(bad, 1).put(d) for d in range(20)])
-                await catcher.until(lambda: "not answer" in catcher.arrivals.report()[0].note)
+                await catcher.until(lambda: "not responded" in catcher.arrivals.report()[0].note)
                 worst, last = 0.0, time.monotonic()
                 await asyncio.to_thread(Exposure(good, 2).put, 94)
                 while not catcher.raws:
@@ -284,7 +284,7 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
 
 
 def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.GIVE_UP_S", 0.4)
+    monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.ABANDON_S", 0.4)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     monkeypatch.setattr("ppdaemon.node.arrivals.completion.HANGING_PAUSE_S", 0.1)
     bad, good = tmp_path / "bad", tmp_path / "good"
@@ -299,7 +299,7 @@ def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_
             await publisher.subscribed()
             await catcher.watching()
             with hanging.hangs():
-                publisher.say({"path": str(exposure.image().relative_to(good))})
+                publisher.send({"path": str(exposure.image().relative_to(good))})
                 assert (await catcher.one()).path == str(exposure.image())
 
     try:

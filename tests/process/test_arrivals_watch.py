@@ -20,9 +20,9 @@ from arrivalkit import (
     arriving,
     fits_file,
     renamed_into_place,
+    reported_by_inotify,
     run,
     source,
-    told_by_the_kernel,
     waiting_for,
 )
 from watchdog.observers.inotify_c import InotifyFD
@@ -55,7 +55,7 @@ def test_fault_22_of_300_races_with_new_folders_none_is_missed(tmp_path, rename)
     run(body)
 
 
-def test_a_folder_that_is_moved_here_with_its_files_is_looked_into(tmp_path):
+def test_a_folder_that_is_moved_here_with_its_files_is_explored(tmp_path):
     root = tmp_path / "raw"
 
     async def body() -> None:
@@ -66,7 +66,7 @@ def test_a_folder_that_is_moved_here_with_its_files_is_looked_into(tmp_path):
             staged.put(94)
             await asyncio.to_thread(os.rename, staged.folder, Exposure(root, 2).folder)
             await catcher.one()
-            # What is put into it later is told under its present name.
+            # Files added to it later are reported under its present name.
             Exposure(root, 2).put(95)
             await catcher.until(lambda: catcher.detectors == [94, 95])
             assert catcher.raws[-1].path == str(Exposure(root, 2).image(95))
@@ -75,7 +75,7 @@ def test_a_folder_that_is_moved_here_with_its_files_is_looked_into(tmp_path):
 
 
 class Frozen:
-    """Holds back all that the kernel tells, until it is let go."""
+    """Holds back all events of the kernel until they are released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self._go = threading.Event()
@@ -100,7 +100,7 @@ class Frozen:
 
 
 def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
-    """20,000 files while nobody reads the events, of which 16,384 fit the queue."""
+    """20,000 files while no thread reads the events, of which 16,384 fit the queue."""
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 1000)
     frozen = Frozen(monkeypatch)
     count = 30 * len(FOCAL_PLANE)
@@ -148,7 +148,7 @@ def test_a_watch_that_is_stopped_before_it_reads_leaves_nothing_open(monkeypatch
     assert (queues(), watch.reading) == (before, False)
 
 
-def test_a_reader_that_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_reader_that_ends_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
     async def body() -> None:
         async with arriving(tmp_path, canaries=tmp_path / "own") as catcher:
             Exposure(tmp_path, 1).put(94)
@@ -167,7 +167,7 @@ def test_a_reader_that_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatc
             await catcher.until(lambda: len(catcher.raws) == 2)
             await catcher.watching()
             assert catcher.count("watch.silent") == 1
-            await told_by_the_kernel(catcher, Exposure(tmp_path, 2))
+            await reported_by_inotify(catcher, Exposure(tmp_path, 2))
 
     run(body)
 
@@ -184,7 +184,7 @@ def test_a_reader_that_stands_still_is_noticed_by_the_canary(tmp_path, monkeypat
             await catcher.watching()
             before = source(catcher, "inotify").files
             with frozen.frozen():
-                await catcher.until(lambda: "do not come through" in source(catcher, "inotify").note)
+                await catcher.until(lambda: "do not arrive" in source(catcher, "inotify").note)
                 # Meanwhile raws of open visits are polled for.
                 assert source(catcher, "poll").live
                 Exposure(tmp_path / "raw", 1).put(95)
@@ -240,7 +240,7 @@ def test_fault_24_a_limit_names_its_sysctl_and_polling_takes_over(tmp_path, monk
     run(body)
 
 
-def test_a_root_that_nobody_looks_at_any_more_is_not_told_to_be_live(tmp_path, monkeypatch):
+def test_a_root_that_is_no_longer_observed_is_not_reported_as_live(tmp_path, monkeypatch):
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             await catcher.watching()

@@ -48,10 +48,10 @@ def test_a_good_map_is_good_and_a_rule_never_reached_is_a_warning(tmp_path: Path
     write_map(tmp_path / "map.fits", np.zeros(12, dtype=np.uint8))
     done = check(tmp_path, maps=tmp_path)
     assert done.returncode == ExitCode.OK
-    assert done.stdout == f"{tmp_path}/c.yaml: good, node n1\n"
+    assert done.stdout == f"{tmp_path}/c.yaml: valid, node n1\n"
     assert done.stderr == (
-        f"ppdaemon: warning: {tmp_path}/c.yaml:16: pipelines.main.2: never reached: "
-        "all its visits go to pipelines.main.1\n"
+        f"ppdaemon: warning: {tmp_path}/c.yaml:16: pipelines.main.2: never used: "
+        "pipelines.main.1 matches all its visits\n"
     )
 
 

@@ -75,7 +75,7 @@ def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(tmp_path
         node.wait(lambda: node.status().spooled == 0)
         node.wait(lambda: node.status().state == "degraded")
         status = node.status()
-        assert f"export: 1 spools were set apart: see {folders.refused}/*/{REFUSAL}" in status.problems
+        assert f"export: 1 spools quarantined, see {folders.refused}/*/{REFUSAL}" in status.problems
         (node.state / "central-refuses").unlink()
         (spool,) = folders.refused.iterdir()
         spool.rename(folders.spool / spool.name)

@@ -33,7 +33,7 @@ def slot_of(node, group, state):
 
 
 @pytest.mark.parametrize("state", [SlotState.IDLE, SlotState.WAITING])
-def test_a_killed_worker_is_replaced_and_its_visit_goes_on(tmp_path, socket_dir, state):
+def test_a_killed_worker_is_replaced_and_its_visit_continues(tmp_path, socket_dir, state):
     """Fault 30: SIGKILL while idle and while waiting."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         if state == SlotState.WAITING:
@@ -49,8 +49,8 @@ def test_a_killed_worker_is_replaced_and_its_visit_goes_on(tmp_path, socket_dir,
         assert node.marks() == {"g1~0": 1}
 
 
-def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(node, group):
-    """Fault 30: SIGKILL while exporting, before the spool is whole."""
+def test_a_worker_that_dies_before_its_spool_is_complete_has_not_succeeded(node, group):
+    """Fault 30: SIGKILL while exporting, before the spool is complete."""
     node.relay.reserve(group, survey="export:die")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.CRASHED
@@ -58,7 +58,7 @@ def test_a_worker_that_dies_before_its_spool_is_complete_is_not_believed(node, g
     assert not any(group in name for name in node.exported())
 
 
-def test_an_endless_loop_is_killed_at_its_deadline_and_tried_again(tmp_path, socket_dir):
+def test_an_endless_loop_is_killed_at_its_deadline_and_retried(tmp_path, socket_dir):
     """Fault 32: an endless loop."""
     with running(tmp_path, socket_dir, times={"run_s": 3}) as node:  # enough for the second attempt
         node.relay.reserve("g1", survey="process:spin@1")
@@ -70,7 +70,7 @@ def test_an_endless_loop_is_killed_at_its_deadline_and_tried_again(tmp_path, soc
 
 
 @pytest.mark.skipif(not os.access(FREEZER / "tasks", os.W_OK), reason="needs a writable cgroup v1 freezer")
-def test_a_process_that_survives_kill_is_fenced_and_the_rest_goes_on(tmp_path, socket_dir):
+def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path, socket_dir):
     """Fault 33: unkillable, as on a frozen filesystem."""
     group = FREEZER / f"ppdaemon-test-{uuid.uuid4().hex}"
     group.mkdir()
@@ -102,7 +102,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_rest_goes_on(tmp_path, s
         group.rmdir()
 
 
-def test_a_worker_that_was_stopped_goes_on_with_its_next_visit(tmp_path, socket_dir):
+def test_a_worker_that_was_stopped_continues_with_its_next_visit(tmp_path, socket_dir):
     """Fault 34: stopped, and continued after its visit was cancelled."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         node.relay.reserve("g1")
@@ -123,8 +123,8 @@ def test_a_worker_that_was_stopped_goes_on_with_its_next_visit(tmp_path, socket_
         assert node.marks() == {"g2~0": 1}
 
 
-def test_repos_of_a_former_life_are_removed_and_unknown_things_kept(tmp_path, socket_dir):
-    """Fault 43: what lies on the RAM disk at start."""
+def test_repos_of_the_previous_run_are_removed_and_unknown_files_left(tmp_path, socket_dir):
+    """Fault 43: files on the RAM disk at the start."""
     relay = PlayedRelay()
     node = make_node(tmp_path, socket_dir, relay)
     ram = socket_dir / "ram" / "ppdaemon-n1"
@@ -136,7 +136,7 @@ def test_repos_of_a_former_life_are_removed_and_unknown_things_kept(tmp_path, so
         node.start()
         status = node.status()
         assert status.leftovers_removed >= 2
-        assert any(f"{ram}/photos is nobody's" in problem for problem in status.problems)
+        assert any(f"{ram}/photos does not belong to ppdaemon" in problem for problem in status.problems)
         assert node.stop() == 0
         assert list(ram.iterdir()) == [ram / "photos"]
     finally:

@@ -48,13 +48,13 @@ needs_mount = pytest.mark.skipif(not MAY_MOUNT, reason="needs the right to mount
 
 @pytest.fixture(scope="module")
 def changes() -> dict[str, object]:
-    """Have the slow look behind everything off in the daemon that tests share, too."""
+    """Turn the survey off in the shared daemon, too."""
     return {"arrivals": {"watch": "inotify", "scan_s": NEVER_S}}
 
 
 @contextmanager
 def daemon(folder: Path, sockets: Path, arrivals: dict | None = None, **workers) -> Iterator[NodeProcess]:
-    """Run a node whose slow look behind everything is off."""
+    """Run a node without surveys."""
     relay = PlayedRelay()
     node = make_node(folder, sockets, relay, **workers)
     node.rewrite(arrivals={"scan_s": NEVER_S} | (arrivals or {}))
@@ -82,7 +82,7 @@ class Publisher:
         assert self._socket.poll(20_000)
         self._socket.recv()
 
-    def say(self, message: object) -> None:
+    def send(self, message: object) -> None:
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
         self._socket.send_multipart([b"raw", data])
 
@@ -126,7 +126,7 @@ def reserve(node: NodeProcess, group: str, **fields: object) -> None:
 
 
 def turns(node: NodeProcess, state: str, words: str = "") -> None:
-    """Wait until the daemon is in a state and says why: another reason may come first."""
+    """Wait until the daemon is in a state for a reason: another reason may come first."""
     seen: list[StatusReport] = []
 
     def turned() -> bool:
@@ -140,7 +140,7 @@ def turns(node: NodeProcess, state: str, words: str = "") -> None:
 
 
 def succeeds(node: NodeProcess, group: str, number: int | None = None) -> None:
-    """Let a whole visit run, to show that all is well."""
+    """Run a complete visit, to show that the daemon works."""
     reserve(node, group)
     node.land(group, number=number)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
@@ -166,7 +166,7 @@ def watched_folders(pid: int) -> int:
 # --- notices and names ---
 
 
-def test_of_strange_notices_the_good_ones_are_used(tmp_path, socket_dir, publisher):
+def test_of_many_notices_the_good_ones_are_used(tmp_path, socket_dir, publisher):
     """Fault 16: URL-encoded key, several records, removals, sidecars, other
     buckets, one broken record.
     """
@@ -176,11 +176,11 @@ def test_of_strange_notices_the_good_ones_are_used(tmp_path, socket_dir, publish
         reserve(node, "g1")
         path = node.land("g1")
         key = str(path.relative_to(node.raw_root))
-        publisher.say({"Records": [record(key, "ObjectRemoved:Delete"), 5, {"s3": None}]})
-        publisher.say({"Records": [record("other/bucket/key", bucket="else")]})
-        publisher.say(b"\xff{")
+        publisher.send({"Records": [record(key, "ObjectRemoved:Delete"), 5, {"s3": None}]})
+        publisher.send({"Records": [record("other/bucket/key", bucket="else")]})
+        publisher.send(b"\xff{")
         assert not ingested(node)
-        publisher.say(
+        publisher.send(
             {"Records": [record(key.replace(".fits", ".json")), {"eventName": 5}, record(key), record(key)]}
         )
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -193,13 +193,13 @@ def test_paths_out_of_the_root_are_refused_and_never_opened(tmp_path, socket_dir
     with daemon(tmp_path, socket_dir, arrivals) as node:
         publisher.wait_for_subscriber()
         reserve(node, "g1")
-        # Whoever opened it would hang: nobody writes.
+        # A process that opened it would hang: there is no writer.
         trap = tmp_path / "trap.fits"
         os.mkfifo(trap)
         name = node.land("g1", detector=1).relative_to(node.raw_root)
-        publisher.say({"path": f"../{trap.name}"})
-        publisher.say({"path": str(trap)})
-        publisher.say({"path": f"{name}\n"})
+        publisher.send({"path": f"../{trap.name}"})
+        publisher.send({"path": str(trap)})
+        publisher.send({"path": f"{name}\n"})
         node.wait(
             lambda: [count(node, f"refused.{kind}") for kind in ("escape", "outside", "control")] == [1, 1, 1]
         )
@@ -325,7 +325,7 @@ def test_no_file_in_a_new_folder_is_missed(tmp_path, socket_dir):
 
 
 def test_after_an_overflow_everything_is_found(tmp_path, socket_dir):
-    """Fault 23: the queue of events overflows while nobody reads it."""
+    """Fault 23: the queue of events overflows while no thread reads it."""
     queue = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if queue > 100_000:
         pytest.skip(f"fs.inotify.max_queued_events is {queue}: too long to fill")
@@ -421,7 +421,7 @@ def hanging(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)  # whoever hangs gets an error now
+        os.close(descriptor)  # calls that hang get an error now
         libc.umount2(os.fsencode(path), 2)
 
 
@@ -435,7 +435,7 @@ def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path
     arrivals = {"watch": watch, "poll_s": 0.1, "scan_s": 0.5}
     with daemon(tmp_path, socket_dir, arrivals | {"roots": [str(tmp_path / "raw"), str(other)]}) as node:
         with hanging(other):
-            turns(node, "degraded", "has not answered")
+            turns(node, "degraded", "has not responded")
             for number in range(1, 4):
                 succeeds(node, f"g{number}", number)
         turns(node, "running")
@@ -446,7 +446,7 @@ def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path
 # --- very many files ---
 
 
-def test_old_files_are_neither_watched_nor_looked_at(tmp_path, socket_dir):
+def test_old_files_are_neither_watched_nor_read(tmp_path, socket_dir):
     """Fault 28: very many old files at start; the benchmark has a million."""
     root = tmp_path / "raw"
     write_old_files(root, "DemoCam", 5000, Clock().tai() - 3 * 86_400, exposures_a_day=250)
@@ -466,8 +466,8 @@ def test_a_file_that_all_sources_report_is_ingested_once(tmp_path, socket_dir, p
         path = node.land("g1", snaps=2)
         key = str(path.relative_to(node.raw_root))
         for _ in range(5):
-            publisher.say({"path": str(path)})
-            publisher.say({"Records": [record(key), record(key)]})
+            publisher.send({"path": str(path)})
+            publisher.send({"Records": [record(key), record(key)]})
         node.wait(lambda: ingested(node) == {("g1", 1): 1})
         node.land("g1", number=2, snap=2, snaps=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Last looks at real folders: what they deliver before they end."""
+"""Final rescans of real folders: the raws that they deliver before they end."""
 
 import asyncio
 import time
@@ -16,12 +16,12 @@ BLIND = {"watch": "poll", "poll_s": 600.0}
 
 @pytest.fixture
 def no_hurry(monkeypatch):
-    """Let no look be broken off because the machine is busy."""
+    """Allow a rescan more time, because the machine may be busy."""
     monkeypatch.setattr("ppdaemon.node.arrivals.arrivals.RESCAN_S", DEADLINE_S)
 
 
 @pytest.mark.usefixtures("no_hurry")
-def test_what_no_source_has_told_is_delivered_before_the_look_ends(tmp_path):
+def test_what_no_source_has_reported_is_delivered_before_the_rescan_ends(tmp_path):
     async def play():
         async with arriving(tmp_path, **BLIND) as catcher:
             await catcher.watching()
@@ -47,7 +47,7 @@ def test_what_was_delivered_before_is_delivered_again(tmp_path):
     run(play)
 
 
-def test_a_look_ends_in_time_when_an_image_is_not_complete(tmp_path):
+def test_a_rescan_ends_in_time_when_an_image_is_not_complete(tmp_path):
     async def play():
         async with arriving(tmp_path, **BLIND) as catcher:
             await catcher.watching()
@@ -58,7 +58,7 @@ def test_a_look_ends_in_time_when_an_image_is_not_complete(tmp_path):
             await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
             assert 1.5 < time.monotonic() - begun < 8.0  # it is taken after 10 s
             assert not catcher.raws
-            assert catcher.count("last_look_broken_off") == 1
+            assert catcher.count("final_rescan_cut_short") == 1
 
     run(play)
 
@@ -78,14 +78,14 @@ def test_many_exposures_of_other_visits_are_read_once_each(tmp_path):
                     *(catcher.arrivals.rescan(visit, {detector}, Clock().tai()) for detector in range(3))
                 )
             assert catcher.detectors == [0, 0, 1, 1, 2, 2]
-            assert catcher.count("last_look_broken_off") == 0
+            assert catcher.count("final_rescan_cut_short") == 0
 
     run(play)
 
 
 @pytest.mark.usefixtures("no_hurry")
 @pytest.mark.parametrize("first", [None, fits_file(group=None)])
-def test_a_look_waits_for_no_sidecar_and_asks_all_raws(tmp_path, first):
+def test_a_rescan_waits_for_no_sidecar_and_reads_all_raws(tmp_path, first):
     async def play():
         async with arriving(tmp_path, sidecar_wait_s=2.0 * DEADLINE_S, **BLIND) as catcher:
             await catcher.watching()

@@ -58,7 +58,7 @@ def test_several_visits_of_one_detector_are_in_flight(node, group):
     assert {node.relay.outcome(each).outcome for each in groups} == {Outcome.SUCCEEDED}
 
 
-def test_a_cancelled_visit_frees_its_slot(tmp_path, socket_dir):
+def test_a_canceled_visit_frees_its_slot(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         node.relay.reserve("g1")
         node.relay.reserve("g2")
@@ -81,17 +81,17 @@ def test_the_same_reservation_again_runs_once_and_repeats_the_result(node, group
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_visit_that_its_rule_ignores_takes_no_slot(node, group):
+def test_a_visit_that_its_rule_ignores_uses_no_slot(node, group):
     node.relay.reserve(group, survey="ignore")
     entry = node.relay.outcome(group)
     assert (entry.outcome, entry.reason) == (
         Outcome.IGNORED,
-        "its rule says to ignore it (survey 'ignore', filters '', no position)",
+        "its rule ignores the visit (survey 'ignore', filters '', no position)",
     )
     assert node.visit(group)[0].slot is None
 
 
-def test_detectors_of_others_are_refused(node, group):
+def test_detectors_that_are_not_served_are_refused(node, group):
     node.relay.reserve(group, (3, 99))
     (nak,) = node.relay.wait(lambda: [nak for nak in node.relay.naks if nak.group == group])
     assert nak.detectors == (99,)
@@ -101,7 +101,7 @@ def test_detectors_of_others_are_refused(node, group):
 
 @pytest.mark.parametrize("fault", ["die", "segv", "abort", "exit", "system_exit"])
 @pytest.mark.parametrize("stage", ["prepare", "ingest", "process"])
-def test_a_crash_before_anything_permanent_is_tried_again(node, group, stage, fault):
+def test_a_crash_before_the_point_of_no_return_is_retried(node, group, stage, fault):
     """Faults 30 and 31: a worker dies in any stage, in any manner."""
     node.relay.reserve(group, survey=f"{stage}:{fault}@1")
     node.land(group)
@@ -111,7 +111,7 @@ def test_a_crash_before_anything_permanent_is_tried_again(node, group, stage, fa
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_crash_after_something_permanent_is_final(node, group):
+def test_a_crash_after_the_point_of_no_return_is_final(node, group):
     """Fault 30: a worker dies after what cannot be repeated."""
     node.relay.reserve(group, survey="written:die")
     node.land(group)
@@ -120,7 +120,7 @@ def test_a_crash_after_something_permanent_is_final(node, group):
     assert len(node.visit(group)) == 1
 
 
-def test_partial_outputs_of_a_dead_worker_are_exported_and_not_called_a_success(node, group):
+def test_partial_outputs_of_a_dead_worker_are_exported_and_are_no_success(node, group):
     """Fault 30: a worker dies after it has spooled what a failed task left."""
     node.relay.reserve(group, survey="failed:told spooled:die")
     node.land(group)
@@ -182,7 +182,7 @@ def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
         assert node.workers()[0].note.startswith("recycled")
 
 
-def test_nonsense_on_the_channel_costs_only_that_worker(node, group):
+def test_an_invalid_message_on_the_channel_costs_only_that_worker(node, group):
     """Fault 36: garbage on the channel."""
     node.relay.reserve(group, survey="process:nonsense@1")
     node.land(group)
@@ -218,7 +218,7 @@ def test_a_bad_raw_ends_its_visit_only(node, group):
 
 
 @pytest.mark.parametrize("fault", ["fork", "detach"])
-def test_grandchildren_go_with_their_worker(node, group, fault):
+def test_grandchildren_end_with_their_worker(node, group, fault):
     """Fault 39: grandchildren, double forks."""
     note = node.state / "grandchild"
     note.unlink(missing_ok=True)
@@ -246,7 +246,7 @@ def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
     assert node.wait(replaced).note.startswith("recycled: its visit changed")
 
 
-def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_runs_on(tmp_path, socket_dir):
+def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_continues(tmp_path, socket_dir):
     """Fault 35: a crash at every boot."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         (node.state / "boot-fails").touch()
@@ -277,7 +277,7 @@ def test_a_killed_zygote_is_replaced_and_running_visits_finish(tmp_path, socket_
 
 
 def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, socket_dir):
-    """Faults 39 and 52: nobody is left below the supervisor that it does not know."""
+    """Faults 39 and 52: no unknown process is left below the supervisor."""
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1", survey="prepare:detach process:die@1")
         note = node.state / "grandchild"
@@ -290,7 +290,7 @@ def test_a_detached_grandchild_of_a_dead_zygotes_worker_is_ended_too(tmp_path, s
         wait_until(lambda: not alive(grandchild), TIMEOUT_S)
 
 
-def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(tmp_path, socket_dir):
+def test_workers_of_a_killed_supervisor_end_and_the_next_run_recovers_their_visits(tmp_path, socket_dir):
     """Fault 51: the supervisor is killed."""
     relay = PlayedRelay()
     node = make_node(tmp_path, socket_dir, relay)
@@ -313,14 +313,14 @@ def test_a_killed_supervisor_takes_its_workers_along_and_its_next_life_answers(t
         again = relay.outcome("g2")
         assert (again.outcome, again.attempt) == (Outcome.SUCCEEDED, 2)
         assert node.marks() == {"g1~0": 1, "g2~0": 1}
-        node.wait(lambda: not list((node.state / "no_return").iterdir()))  # gone after the result was told
+        node.wait(lambda: not list((node.state / "no_return").iterdir()))  # deleted after the result was sent
         assert node.stop() == 0
     finally:
         node.stop()
         relay.close()
 
 
-def test_a_failure_that_has_left_nothing_permanent_is_tried_again(node, group):
+def test_a_failure_before_the_point_of_no_return_is_retried(node, group):
     node.relay.reserve(group, survey="undone:1")
     node.land(group)
     again = node.relay.outcome(group)
@@ -347,7 +347,7 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
         assert node.status().state == "running"
 
 
-def test_a_stop_interrupts_what_cannot_end_and_tells_the_relay(tmp_path, socket_dir):
+def test_a_stop_interrupts_running_visits_and_reports_to_the_relay(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, times={"stop_s": 0.5}) as node:
         node.relay.reserve("g1")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
@@ -357,7 +357,7 @@ def test_a_stop_interrupts_what_cannot_end_and_tells_the_relay(tmp_path, socket_
         assert node.process.wait(TIMEOUT_S) == 0
 
 
-def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir):
+def test_a_draining_node_accepts_no_visit_and_finishes_its_own(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1")
         node.relay.wait(lambda: node.relay.acked)
@@ -373,7 +373,7 @@ def test_a_draining_node_takes_nothing_and_ends_what_it_has(tmp_path, socket_dir
         node.relay.wait(lambda: ("g2", 0) in node.relay.acked)
 
 
-def test_junk_from_the_relay_is_counted_and_stops_nothing(node, group):
+def test_invalid_messages_from_the_relay_are_counted_and_ignored(node, group):
     kinds = [f"bad_message.{kind}" for kind in ("encoding", "depth", "field")]
     before = node.status().counters
     node.relay.send_raw(b"\xff\xfe")
@@ -402,7 +402,7 @@ def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_
     assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
 
 
-def test_a_template_that_cannot_be_made_ends_the_start_with_its_traceback(tmp_path, socket_dir):
+def test_a_template_that_cannot_be_created_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None)
     node.state.mkdir()
     (node.state / "template-fails").touch()

@@ -47,7 +47,7 @@ def announce(client, node, group, number=1, *, detectors=9):
         node.land(group, detector, number=number)
 
 
-def test_a_visit_goes_through_both_and_is_asked_about(tmp_path, socket_dir):
+def test_a_visit_passes_relay_and_node_and_its_status_is_requested(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
         announce(client, node, "g1")
         all_ended(client, "g1", detectors=9)
@@ -55,7 +55,7 @@ def test_a_visit_goes_through_both_and_is_asked_about(tmp_path, socket_dir):
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
 
 
-def test_a_relay_that_is_killed_comes_back_and_learns_the_outcomes(tmp_path, socket_dir):
+def test_a_restarted_relay_receives_the_outcomes(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
         assert client.announce("g1", nimages=1)["status"] == "accepted"
         node.wait(lambda: node.status().open_visits == 9)
@@ -69,7 +69,7 @@ def test_a_relay_that_is_killed_comes_back_and_learns_the_outcomes(tmp_path, soc
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
 
 
-def test_a_relay_that_hangs_for_a_while_loses_and_doubles_nothing(tmp_path, socket_dir):
+def test_a_relay_that_hangs_for_a_while_loses_and_duplicates_no_visit(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
         announce(client, node, "g1")
         os.kill(relay.process.pid, signal.SIGSTOP)
@@ -83,7 +83,7 @@ def test_a_relay_that_hangs_for_a_while_loses_and_doubles_nothing(tmp_path, sock
         assert node.marks() == {f"{group}~{detector}": 1 for group in ("g1", "g2") for detector in range(9)}
 
 
-def test_a_visit_announced_while_no_node_is_there_waits_for_one(tmp_path, socket_dir):
+def test_a_visit_announced_while_no_node_is_connected_waits_for_one(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
         assert node.stop() == 0
         announce(client, node, "g1")
@@ -91,7 +91,7 @@ def test_a_visit_announced_while_no_node_is_there_waits_for_one(tmp_path, socket
         all_ended(client, "g1", detectors=9)
 
 
-def test_a_cancelled_visit_ends_at_the_node_too(tmp_path, socket_dir):
+def test_a_canceled_visit_ends_at_the_node_too(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
         client.announce("g1", nimages=1)
         node.wait(lambda: node.status().open_visits == 9)

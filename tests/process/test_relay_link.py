@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A real pprelay between clients and nodes: acceptance, hand-over, comebacks."""
+"""A real pprelay between clients and nodes: acceptance, sending, reconnecting."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_the_same_event_a_hundred_times_is_one_visit(relay, client, node):
     assert first["status"] == "accepted"
     assert {answer["status"] for answer in again} == {"duplicate"}
     assert {message.visit.group for message in node.wait_for("visit")} == {"g"}
-    assert len(relay.events("same group, other content")) == 1
+    assert len(relay.events("duplicate visit with other content")) == 1
 
 
 def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(client, node):
@@ -87,10 +87,10 @@ def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(cl
         return [message.visit.group for message in node.wait_for("visit")]
 
     wait_until(lambda: groups().count("h") >= 4, TIMEOUT_S, groups)
-    told = groups()
+    groups_sent = groups()
     # A last copy may have crossed the acknowledgement.
-    after = [place for place, group in enumerate(told) if group == "h"][1]
-    assert set(told[after:]) == {"h"}
+    after = [k for k, group in enumerate(groups_sent) if group == "h"][1]
+    assert set(groups_sent[after:]) == {"h"}
 
 
 def test_junk_is_refused_with_a_reason_counted_and_logged_once(relay, client):
@@ -109,7 +109,9 @@ def test_junk_is_refused_with_a_reason_counted_and_logged_once(relay, client):
             assert words in answer["reason"]
     assert client.announce("g")["status"] == "accepted"
     refusals = [
-        json.loads(line) for line in relay.log.read_text().splitlines() if "refused a message" in line
+        json.loads(line)
+        for line in relay.log.read_text().splitlines()
+        if "refused a request on the submit socket" in line
     ]
     assert sorted(line["kind"] for line in refusals) == ["depth", "empty", "encoding", "json", "size"]
 
@@ -147,7 +149,7 @@ def test_junk_of_a_node_is_dropped_and_the_link_goes_on(relay, client, node):
         node.send_raw(*frames)
     client.announce("g")
     node.ack(node.wait_for("visit")[0])
-    wait_until(lambda: relay.events("dropped a message of a node"), TIMEOUT_S, relay.events)
+    wait_until(lambda: relay.events("ignored an invalid message from a node"), TIMEOUT_S, relay.events)
 
 
 def test_a_cancelled_visit_that_no_node_has_ends_at_once(client):
@@ -163,7 +165,7 @@ def test_a_cancelled_visit_that_no_node_has_ends_at_once(client):
     assert client.request({"groupId": "unknown"})["status"] == "rejected"
 
 
-def test_a_cancellation_is_repeated_until_the_node_told_the_outcomes(client, node):
+def test_a_cancellation_is_repeated_until_the_node_has_sent_the_outcomes(client, node):
     client.announce("g", scriptSalIndex=7)
     order = node.wait_for("visit")[0]
     node.ack(order)
@@ -236,8 +238,8 @@ def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, 
         os.kill(relay.process.pid, signal.SIGCONT)
     node.wait_for("results_seen")
     assert client.outcomes("g") == all_of("succeeded")
-    assert relay.events("this process did not run for a while")
-    assert not relay.events("node is silent")
+    assert relay.events("pprelay did not run for a time")
+    assert not relay.events("no message from node")
 
 
 def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node, wires):
@@ -255,19 +257,19 @@ def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node,
     wait_until(welcomed, TIMEOUT_S)
 
 
-def test_the_service_manager_is_told_of_ready_status_watchdog_and_stop(socket_dir):
+def test_the_service_manager_is_informed_of_ready_status_watchdog_and_stop(socket_dir):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(socket_dir / "notify"))
         manager.settimeout(30.0)
         relay = RelayProcess(socket_dir).start(NOTIFY_SOCKET=str(socket_dir / "notify"))
-        told = [manager.recv(1000).decode()]
-        while "WATCHDOG=1" not in told[-1]:
-            told.append(manager.recv(1000).decode())
+        states = [manager.recv(1000).decode()]
+        while "WATCHDOG=1" not in states[-1]:
+            states.append(manager.recv(1000).decode())
         assert relay.stop() == 0
         assert relay.stop_took_s() < 5.0
-        while "STOPPING=1" not in told[-1]:
-            told.append(manager.recv(1000).decode())
-    assert told[0].startswith("READY=1\nSTATUS=0 nodes, 0 visits")
+        while "STOPPING=1" not in states[-1]:
+            states.append(manager.recv(1000).decode())
+    assert states[0].startswith("READY=1\nSTATUS=0 nodes, 0 open visits")
 
 
 def test_a_ledger_that_cannot_be_written_refuses_and_recovers(relay, client):

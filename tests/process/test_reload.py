@@ -170,7 +170,7 @@ def path_with(folder):
     return {"PYTHONPATH": str(folder)}
 
 
-def test_a_zygote_that_dies_again_and_again_is_waited_for_longer_and_longer(tmp_path, socket_dir):
+def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path, socket_dir):
     """Fault 52: the zygote dies, also while it imports."""
     mood = tmp_path / "bad-mood"
     (tmp_path / "moody.py").write_text(f"import os\nassert not os.path.exists({str(mood)!r}), 'bad mood'\n")
@@ -212,7 +212,7 @@ def limit_descriptors(pid, free):
     return resource.prlimit(pid, resource.RLIMIT_NOFILE, (unused[free] if free else 5, most))
 
 
-def test_a_zygote_without_descriptors_is_told_and_tried_again(tmp_path, socket_dir):
+def test_a_zygote_without_descriptors_is_reported_and_retried(tmp_path, socket_dir):
     """Fault 53: forks fail."""
     with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
         (zygote,) = node.zygotes()
@@ -228,7 +228,7 @@ def test_a_zygote_without_descriptors_is_told_and_tried_again(tmp_path, socket_d
         assert node.zygotes() == [zygote]
 
 
-def test_a_supervisor_without_descriptors_goes_on_with_those_it_has(tmp_path, socket_dir):
+def test_a_supervisor_without_free_descriptors_continues(tmp_path, socket_dir):
     """Fault 53: descriptors run out."""
     with running(tmp_path, socket_dir, min=2, spare=0, max=2, memory={"sample_s": 0.1}) as node:
         node.relay.reserve("g1")

@@ -14,7 +14,7 @@ NORTH = np.array([1] * 4 + [16] * 4 + [0] * 4, dtype=np.uint8)
 ON_SKY = {"coordinateSystem": 2, "rotationSystem": 2}
 
 
-def test_a_map_chooses_among_detectors_and_is_read_anew_at_a_reload(tmp_path, socket_dir):
+def test_a_map_selects_detectors_and_is_read_again_at_a_reload(tmp_path, socket_dir):
     sky_map = tmp_path / "map.fits"
     write_map(sky_map, NORTH)
     with running(tmp_path, socket_dir) as node:
@@ -45,7 +45,7 @@ def test_a_map_chooses_among_detectors_and_is_read_anew_at_a_reload(tmp_path, so
         assert node.relay.outcome("g3").outcome == Outcome.SUCCEEDED
 
 
-def test_a_position_that_cannot_be_converted_is_told_in_the_journal(tmp_path, socket_dir):
+def test_a_position_that_cannot_be_converted_is_recorded_in_the_journal(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.rewrite(pipelines={"main": [{"dec": {"min": -90, "max": 90}, "pipelines": []}]})
         reload(node.daemon)

@@ -116,7 +116,7 @@ def test_one_sidecar_is_read_for_all_detectors_of_an_exposure(tmp_path, publishe
         async with RemoteCatcher().catching(tmp_path, publisher, store, root) as catcher:
             exposure = StoredExposure(store)
             for detector in range(20):
-                publisher.say({"uri": store.uri + exposure.put_object(detector)})
+                publisher.send({"uri": store.uri + exposure.put_object(detector)})
             await catcher.until(lambda: len(catcher.raws) >= 20)
             assert catcher.detectors == list(range(20))
             raw = catcher.raws[0]
@@ -136,7 +136,7 @@ def test_without_a_sidecar_the_begin_of_one_image_is_read(tmp_path, publisher, s
             large = fits_file() + bytes(5_000_000)
             for detector in (94, 95, 96):
                 key = exposure.put_object(detector, sidecar=False, content=large)
-                publisher.say({"uri": store.uri + key})
+                publisher.send({"uri": store.uri + key})
             await catcher.until(lambda: len(catcher.raws) >= 3)
             assert {raw.group for raw in catcher.raws} == {GROUP}
             assert store.reads(".fits") == 1
@@ -152,10 +152,10 @@ def test_a_late_sidecar_is_waited_for(tmp_path, publisher, store):
             tmp_path, publisher, store, remote, sidecar_wait_s=30.0
         ) as catcher:
             exposure = StoredExposure(store)
-            publisher.say({"uri": store.uri + exposure.put_object(sidecar=False)})
+            publisher.send({"uri": store.uri + exposure.put_object(sidecar=False)})
             await catcher.until(lambda: store.reads(".json"))
             exposure.put_object()
-            publisher.say({"uri": store.uri + exposure.key(suffix=".json")})
+            publisher.send({"uri": store.uri + exposure.key(suffix=".json")})
             assert (await catcher.one()).snaps == 2
             assert store.reads(".fits") == 0
 
@@ -168,8 +168,8 @@ def test_the_list_of_an_exposure_s_detectors_is_read(tmp_path, publisher, store)
             exposure = StoredExposure(store)
             key = f"{exposure.folder}/{exposure.obsid}_expectedSensors.json"
             store.objects[key] = json.dumps({"expectedSensors": {"R22_S11": "science"}}).encode()
-            publisher.say({"uri": store.uri + key})
-            publisher.say({"uri": store.uri + exposure.put_object(94)})
+            publisher.send({"uri": store.uri + key})
+            publisher.send({"uri": store.uri + exposure.put_object(94)})
             await catcher.until(lambda: catcher.expected)
             assert catcher.expected == [ExpectedSensors("LSSTCam", GROUP, exposure.id, frozenset({94}))]
 
@@ -204,7 +204,7 @@ def test_fault_16_of_many_records_the_good_ones_below_a_root_are_used(tmp_path, 
             records += created("lsst-raw", multipart, event="s3:ObjectCreated:CompleteMultipartUpload")[
                 "Records"
             ]
-            publisher.say({"Records": records})
+            publisher.send({"Records": records})
             await catcher.until(lambda: len(catcher.raws) >= 2)
             assert catcher.detectors == [94, 96]
             assert {raw.group for raw in catcher.raws} == {group}
@@ -238,8 +238,8 @@ def test_fault_17_nothing_outside_of_the_configured_prefixes_is_asked_for(tmp_pa
                 f"ftp://{host}/raw/{image}",
                 f"{store.uri}/raw/{image}?token=x",
             ):
-                publisher.say({"uri": uri})
-            publisher.say({"uri": store.uri + exposure.put_object(95)})
+                publisher.send({"uri": uri})
+            publisher.send({"uri": store.uri + exposure.put_object(95)})
             assert (await catcher.one()).detector == 95
             refused = {kind: n for kind, n in catcher.arrivals.counters.items() if "refused" in kind}
             assert refused == {"refused.outside": 5, "refused.escape": 2, "refused.control": 1}
@@ -248,18 +248,18 @@ def test_fault_17_nothing_outside_of_the_configured_prefixes_is_asked_for(tmp_pa
     run(body)
 
 
-def test_an_image_that_tells_no_group_is_not_in_the_way_of_the_next(tmp_path, publisher, store):
+def test_an_image_that_has_no_group_does_not_block_the_next(tmp_path, publisher, store):
     async def body() -> None:
         async with RemoteCatcher().catching(tmp_path, publisher, store, f"{store.uri}/raw") as catcher:
             exposure = StoredExposure(store)
             bad = exposure.put_object(94, sidecar=False, content=b"not FITS")
-            publisher.say({"uri": store.uri + bad})
-            publisher.say({"uri": store.uri + exposure.put_object(95, sidecar=False)})
+            publisher.send({"uri": store.uri + bad})
+            publisher.send({"uri": store.uri + exposure.put_object(95, sidecar=False)})
             assert (await catcher.one()).detector == 95
             assert (catcher.count("no_group"), catcher.count("bad_header")) == (1, 1)
             assert [raw.path for raw in catcher.arrivals.refused] == [store.uri + bad]
             exposure.put_object(94, sidecar=False)
-            publisher.say({"uri": store.uri + bad})
+            publisher.send({"uri": store.uri + bad})
             await catcher.until(lambda: catcher.detectors == [94, 95])
 
     run(body)
@@ -271,7 +271,7 @@ def test_a_reader_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, 
             await catcher.watching()
             store.holding = True
             exposure = StoredExposure(store)
-            publisher.say({"uri": store.uri + exposure.put_object()})
+            publisher.send({"uri": store.uri + exposure.put_object()})
             await catcher.until(lambda: store.asked)
             first = catcher.reader.pid
             os.kill(first, signal.SIGKILL)
@@ -295,7 +295,7 @@ def test_a_reader_that_owes_an_answer_for_too_long_is_replaced(tmp_path, publish
             await catcher.watching()
             store.holding = True
             first = catcher.reader.pid
-            publisher.say({"uri": store.uri + StoredExposure(store).put_object()})
+            publisher.send({"uri": store.uri + StoredExposure(store).put_object()})
             await catcher.until(lambda: "has not answered for 1 s; the next one" in catcher.reader.note)
             assert not alive(first)
             store.holding = False
@@ -308,7 +308,7 @@ def test_a_store_that_does_not_serve_is_asked_again(tmp_path, publisher, store):
     async def body() -> None:
         async with RemoteCatcher().catching(tmp_path, publisher, store, f"{store.uri}/raw") as catcher:
             store.fails_with = 503
-            publisher.say({"uri": store.uri + StoredExposure(store).put_object()})
+            publisher.send({"uri": store.uri + StoredExposure(store).put_object()})
             await catcher.until(lambda: catcher.count("store_unavailable"))
             store.fails_with = None
             assert (await catcher.one()).group == GROUP
@@ -317,7 +317,7 @@ def test_a_store_that_does_not_serve_is_asked_again(tmp_path, publisher, store):
     run(body)
 
 
-def test_a_reader_that_cannot_start_is_said_and_tried_again(tmp_path, publisher, store, monkeypatch):
+def test_a_reader_that_cannot_start_is_reported_and_tried_again(tmp_path, publisher, store, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
 
     async def body() -> None:
@@ -346,7 +346,7 @@ def test_a_visit_whose_raw_is_in_a_store_runs_and_status_shows_the_reader(
         publisher.socket.recv()
         key = f"/raw/{node.raws.path(1).relative_to(node.raw_root)}"
         store.objects[key] = fits_file("g1")
-        publisher.say({"uri": store.uri + key})
+        publisher.send({"uri": store.uri + key})
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (first,) = readers(node)
         source = node.status().arrivals[-1]

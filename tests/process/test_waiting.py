@@ -35,11 +35,11 @@ def last_result(node, group="g1", detector=0):
 
 
 def ended(node, attempt, group="g1", detector=0):
-    """Wait for the one outcome of one attempt; it may be told again."""
-    told = (group, detector)
-    node.relay.wait(lambda: told in node.relay.results and last_result(node, *told).attempt == attempt)
-    assert len({(e.outcome, e.reason) for e in node.relay.results[told] if e.attempt == attempt}) == 1
-    return last_result(node, *told).outcome
+    """Wait for the one outcome of one attempt; it may be sent again."""
+    key = (group, detector)
+    node.relay.wait(lambda: key in node.relay.results and last_result(node, *key).attempt == attempt)
+    assert len({(e.outcome, e.reason) for e in node.relay.results[key] if e.attempt == attempt}) == 1
+    return last_result(node, *key).outcome
 
 
 def late(node, group="g1"):
@@ -63,7 +63,7 @@ def test_a_visit_announced_before_the_raws_of_the_one_before_and_raws_out_of_ord
 
 
 @pytest.mark.parametrize("state", ["queued", SlotState.PREPARING, SlotState.WAITING])
-def test_a_cancelled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state):
+def test_a_canceled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state):
     """Fault 10: cancelled."""
     with running(tmp_path, socket_dir, min=1, max=1, spare=0) as node:
         if state == "queued":
@@ -83,7 +83,7 @@ def test_a_cancelled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state
         assert not late(node)
 
 
-def test_a_raw_without_an_announcement_is_kept_for_one_that_follows(node, group):
+def test_a_raw_without_an_announcement_is_remembered_for_a_later_one(node, group):
     """Fault 11: a raw without next_visit."""
     before = node.status().counters.get("raw_without_visit", 0)
     node.land(group)
@@ -110,7 +110,7 @@ def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
         relay.close()
 
 
-def test_a_raw_that_comes_during_preload_is_processed_once(node, group):
+def test_a_raw_that_arrives_during_preload_is_processed_once(node, group):
     """Fault 12: during preload."""
     node.relay.reserve(group, survey="prepare:gate")
     node.wait(lambda: node.at_gate(group))
@@ -121,7 +121,7 @@ def test_a_raw_that_comes_during_preload_is_processed_once(node, group):
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_raw_that_no_source_tells_of_is_found_by_the_last_look(tmp_path, socket_dir):
+def test_a_raw_that_no_source_reports_is_found_by_the_final_rescan(tmp_path, socket_dir):
     """Fault 12: at the deadline, with all events lost."""
     with running(tmp_path, socket_dir, image_timeout_s=1.0, arrivals=BLIND) as node:
         node.land("other", number=1)
@@ -132,7 +132,7 @@ def test_a_raw_that_no_source_tells_of_is_found_by_the_last_look(tmp_path, socke
         assert node.marks() == {"g1~0": 1}
 
 
-def test_a_visit_tried_again_after_a_restart_finds_its_old_raw(tmp_path, socket_dir):
+def test_a_visit_retried_after_a_restart_finds_its_old_raw(tmp_path, socket_dir):
     relay = PlayedRelay()
     node = make_node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
     try:
@@ -162,7 +162,7 @@ def test_without_a_number_the_header_ends_the_wait(node, group):
 
 
 def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir):
-    """Fault 13: nimages 0, and the header says nothing."""
+    """Fault 13: nimages 0, and the header has no number."""
     with running(tmp_path, socket_dir, arrivals={"quiet_s": 0.5}) as node:
         node.relay.reserve("g1", nimages=0)
         waiting(node)
@@ -174,7 +174,7 @@ def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir)
 
 
 def test_without_any_number_the_list_of_detectors_ends_the_wait(node, group):
-    """Fault 13: nimages 0, and the header says nothing."""
+    """Fault 13: nimages 0, and the header has no number."""
     node.raws.list_detectors([0, 1, 2], node.raws.number(group, None))
     node.relay.reserve(group, (0, 1, 5), nimages=0)
     for detector in (0, 1, 5):
@@ -208,7 +208,7 @@ def test_three_snaps_for_two_run_and_are_flagged(node, group):
     )
 
 
-def test_a_raw_that_comes_while_the_pipeline_runs_is_late(node, group):
+def test_a_raw_that_arrives_while_the_pipeline_runs_is_late(node, group):
     node.relay.reserve(group, survey="process:gate")
     node.land(group, snap=1)
     node.wait(lambda: node.at_gate(group))
@@ -244,7 +244,7 @@ def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
         assert (refused.attempt, refused.text) == (None, "it has succeeded")
 
 
-def test_what_cannot_be_requeued_is_told_with_the_reason(node, group):
+def test_a_refused_requeue_is_answered_with_the_reason(node, group):
     with pytest.raises(NotFound, match=f"no visit of group '{group}'"):
         node.daemon.requeue(group, None, force=False)
     node.relay.reserve(group)
@@ -261,7 +261,7 @@ def test_what_cannot_be_requeued_is_told_with_the_reason(node, group):
         node.daemon.ask(ResumeRequest())
 
 
-def test_behind_a_point_of_no_return_only_force_tries_again(node, group):
+def test_after_the_point_of_no_return_a_requeue_needs_force(node, group):
     node.relay.reserve(group, survey="written:die@1")
     node.land(group)
     assert ended(node, 1, group) == Outcome.CRASHED
@@ -298,7 +298,7 @@ def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_
     assert [name for name in node.exported() if group in name] == [f"DemoCam~{group}~0~2"]
 
 
-def test_what_another_node_may_have_is_not_requeued(node, group):
+def test_a_visit_that_another_node_may_have_is_not_requeued(node, group):
     node.relay.reserve(group)
     waiting(node, group)
     node.relay.cancel(group, (0,))

@@ -12,16 +12,16 @@ def changes():
     return {"image_timeout_s": 1.0}
 
 
-def test_without_a_raw_all_detectors_end_after_a_look_and_slots_are_free(node, group):
+def test_without_a_raw_all_detectors_end_after_a_rescan_and_slots_are_free(node, group):
     """Fault 10: next_visit without any raw."""
-    before = node.status().counters.get("arrivals.last_looks", 0)
+    before = node.status().counters.get("arrivals.final_rescans", 0)
     node.land(f"{group}-other")
     node.relay.reserve(group, range(3))
     for detector in range(3):
         entry = node.relay.outcome(group, detector)
         assert (entry.outcome, entry.reason) == (Outcome.NO_IMAGE, "no raw arrived in time")
     node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
-    assert 1 <= node.status().counters["arrivals.last_looks"] - before <= 3
+    assert 1 <= node.status().counters["arrivals.final_rescans"] - before <= 3
     assert not node.marks(group)
 
 
@@ -61,7 +61,7 @@ def test_a_partial_success_keeps_its_outputs(node, group):
     node.wait(lambda: len(late(node, group)) == 1)
     (row,) = node.daemon.requeue(group, None, force=True)
     assert row.attempt == 2
-    assert "what the central repo has of attempt 1 stays" in row.text
+    assert "outputs of attempt 1 in the central repo stay there" in row.text
     assert ended(node, 2, group) == Outcome.SUCCEEDED
     exposures = tuple(node.raws.exposure(node.raws.number(group, snap)) for snap in (1, 2))
     assert node.visit(group)[1].exposures == exposures

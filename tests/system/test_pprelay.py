@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The programs pprelay and send_visit.py as people use them: words, exit codes."""
+"""The programs pprelay and send_visit.py as a user runs them: output, exit codes."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_check_config_says_that_a_file_is_good(socket_dir):
     relay = RelayProcess(socket_dir)
     found = run(*relay.command("check-config"))
     assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout == f"{relay.config}: good; instruments: DemoCam\n"
+    assert found.stdout == f"{relay.config}: valid; instruments: DemoCam\n"
 
 
 def test_every_error_of_a_configuration_is_listed_with_its_line(socket_dir):
@@ -92,7 +92,8 @@ def test_a_second_relay_on_the_same_state_directory_is_refused(relay):
     found = run(*relay.command())
     assert found.returncode == 75
     last = found.stderr.splitlines()[-1]
-    assert last == f"pprelay: another pprelay (pid {relay.process.pid}) runs on state_dir {relay.state_dir}"
+    other = f"another pprelay (pid {relay.process.pid})"
+    assert last == f"pprelay: {other} uses state_dir {relay.state_dir}; stop it first"
 
 
 def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir):
@@ -101,7 +102,7 @@ def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir)
         relay = RelayProcess(socket_dir, submit=f"tcp://127.0.0.1:{port}")
         found = run(*relay.command())
         assert found.returncode == 75
-        assert f"submit: cannot listen on tcp://127.0.0.1:{port}: the port is taken" in found.stderr
+        assert f"submit: cannot listen on tcp://127.0.0.1:{port}: the port is in use" in found.stderr
         relay = RelayProcess(socket_dir, nodes="tcp://no-such-interface:5571")
         found = run(*relay.command())
         assert found.returncode == 69
@@ -169,7 +170,7 @@ def test_without_a_relay_it_ends_with_69_and_one_line(socket_dir):
     address = f"ipc://{socket_dir}/nobody"
     found = send_visit("--instrument", "DemoCam", "--relay", address, "--timeout", "0.3")
     assert found.returncode == 69
-    assert found.stderr == f"send_visit: no answer from {address} in 0.3 s: does pprelay run there?\n"
+    assert found.stderr == f"send_visit: no answer from {address} in 0.3 s: check address and pprelay\n"
     assert send_visit("--instrument", "X", "--relay", "nonsense").returncode == 69
 
 
@@ -177,7 +178,7 @@ def test_neither_nor_both_ways_of_saying_what_to_send_is_a_usage_error(tmp_path)
     for words in ((), (tmp_path / "x.json", "--instrument", "X"), ("--cancel", "g", "--ra", "1")):
         found = send_visit(*words)
         assert found.returncode == 64
-        assert "give either" in found.stderr
+        assert "use either" in found.stderr
 
 
 def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How pending raws are looked at, grouped and delivered, with played files and headers."""
+"""How pending raws are checked, grouped and delivered, with simulated files and headers."""
 
 import asyncio
 import time
@@ -26,8 +26,8 @@ def sighting(detector: int, *, confirmed: bool = True) -> Sighting:
     return Sighting("scan /raw", name, RawPath(ROOT, f"{ROOT}/{detector}.fits"), confirmed)
 
 
-class PlayedThreads:
-    """Files that are all complete, unless something else is said of them."""
+class SimulatedThreads:
+    """Files that are all complete unless configured otherwise."""
 
     def __init__(self) -> None:
         self.states: dict[str, FileState | BadMessage] = {}
@@ -41,20 +41,20 @@ class PlayedThreads:
 
     def _state(self, files: Sequence[RawPath], structure: bool) -> FileState | BadMessage:
         self.orders.append((files[0].path, structure))
-        whole = FileState(files[0], 1, 5760, 1000, 1001, read=structure, whole=structure)
-        return self.states.get(files[0].path, whole)
+        intact = FileState(files[0], 1, 5760, 1000, 1001, read=structure, intact=structure)
+        return self.states.get(files[0].path, intact)
 
 
-class PlayedExposures:
-    """One exposure, whose group the raws of some detectors tell."""
+class SimulatedExposures:
+    """One exposure, whose group the raws of some detectors contain."""
 
-    def __init__(self, *telling: int):
-        self.telling = telling
+    def __init__(self, *with_group: int):
+        self.with_group = with_group
         self.broken: set[int] = set()
         self.asked: list[int | None] = []
         self.found: ExposureFacts | None = None
 
-    def known(self, name: RawName) -> ExposureFacts | None:
+    def cached(self, name: RawName) -> ExposureFacts | None:
         return self.found
 
     async def facts(self, name: RawName, image: RawPath, since_mono: float) -> ExposureFacts | None:
@@ -62,16 +62,16 @@ class PlayedExposures:
         await asyncio.sleep(0.01)
         if name.detector in self.broken:
             raise RuntimeError("broken")
-        if name.detector in self.telling:
+        if name.detector in self.with_group:
             self.found = ExposureFacts("g")
         return self.found
 
 
 class Played:
-    """A completion, and what becomes of its raws."""
+    """A RawCompletion, and the raws that it delivers."""
 
-    def __init__(self, exposures: PlayedExposures):
-        self.threads, self.exposures = PlayedThreads(), exposures
+    def __init__(self, exposures: SimulatedExposures):
+        self.threads, self.exposures = SimulatedThreads(), exposures
         self.raws: list[Raw] = []
         self.tasks: list[asyncio.Task[None]] = []
         clock = Clock()
@@ -102,7 +102,7 @@ class Played:
             await asyncio.sleep(0.002)
 
 
-def play(exposures: PlayedExposures, body: Callable[[Played], Awaitable[None]]) -> None:
+def play(exposures: SimulatedExposures, body: Callable[[Played], Awaitable[None]]) -> None:
     async def played() -> None:
         play = Played(exposures)
         play.completion.start()
@@ -125,10 +125,10 @@ def test_of_many_raws_of_an_exposure_one_is_asked():
         assert play.detectors == [*range(205)]
         assert len(play.exposures.asked) == 1
 
-    play(PlayedExposures(*range(205)), body)
+    play(SimulatedExposures(*range(205)), body)
 
 
-def test_raws_that_tell_nothing_are_refused_and_the_next_one_is_asked():
+def test_raws_without_a_group_are_refused_and_the_next_one_is_asked():
     async def body(play: Played) -> None:
         for detector in range(5):
             play.completion.take(sighting(detector))
@@ -137,7 +137,7 @@ def test_raws_that_tell_nothing_are_refused_and_the_next_one_is_asked():
         assert [refused.path for refused in play.completion.refused] == ["/raw/0.fits", "/raw/1.fits"]
         assert play.exposures.asked == [0, 1, 2]
 
-    play(PlayedExposures(2), body)
+    play(SimulatedExposures(2), body)
 
 
 def test_an_error_with_one_raw_is_not_in_the_way_of_the_others():
@@ -148,7 +148,7 @@ def test_an_error_with_one_raw_is_not_in_the_way_of_the_others():
         await play.until(lambda: len(play.raws) >= 4)
         assert play.detectors == [1, 2, 3, 4]
 
-    play(PlayedExposures(*range(5)), body)
+    play(SimulatedExposures(*range(5)), body)
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
@@ -159,7 +159,7 @@ def test_the_structure_is_ordered_at_once_only_of_what_was_reported_as_finished(
         orders = [("/raw/1.fits", True)]
         assert play.threads.orders == (orders if confirmed else [("/raw/1.fits", False), *orders])
 
-    play(PlayedExposures(1), body)
+    play(SimulatedExposures(1), body)
 
 
 def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
@@ -174,10 +174,10 @@ def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
         assert play.completion.delivered(sighting(1).name)
         assert play.counts.by_kind == {"refused.symlink": 1, "delivered": 1}
 
-    play(PlayedExposures(1), body)
+    play(SimulatedExposures(1), body)
 
 
-def test_whoever_waits_for_a_raw_goes_on_when_it_is_delivered_or_abandoned():
+def test_a_wait_for_a_raw_ends_when_it_is_delivered_or_abandoned():
     async def body(play: Played) -> None:
         play.threads.states["/raw/2.fits"] = BadMessage("a link", "symlink")
         taken = [play.completion.take(sighting(detector)) for detector in (1, 2)]
@@ -187,4 +187,4 @@ def test_whoever_waits_for_a_raw_goes_on_when_it_is_delivered_or_abandoned():
                 await until_concluded(pending)
         assert (play.detectors, len(play.completion.refused)) == ([1], 1)
 
-    play(PlayedExposures(1), body)
+    play(SimulatedExposures(1), body)

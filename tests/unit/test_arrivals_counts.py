@@ -3,7 +3,7 @@
 
 import logging
 
-from ppdaemon.node.arrivals.counts import LATELY, ErrorCounts, Latencies
+from ppdaemon.node.arrivals.counts import LATENCY_SAMPLES, ErrorCounts, Latencies
 
 
 def figures(latencies: Latencies, source: str) -> tuple[int, float | None, float | None]:
@@ -28,7 +28,7 @@ def test_the_median_and_the_slowest_are_of_each_source():
 def test_what_was_long_ago_is_forgotten():
     latencies = Latencies()
     latencies.delivered("poll /raw", 60.0)
-    for _ in range(LATELY):
+    for _ in range(LATENCY_SAMPLES):
         latencies.delivered("poll /raw", 0.001)
     assert figures(latencies, "poll /raw")[2] == 1.0
 
@@ -37,9 +37,9 @@ def test_a_complaint_is_logged_once_in_a_while_and_always_counted(clock, caplog)
     counts = ErrorCounts(clock.mono)
     with caplog.at_level(logging.WARNING):
         for _ in range(1000):
-            counts.complain("notice.json", "a notice is no JSON")
-        counts.complain("notice.size", "a notice is too large")
+            counts.warn("notice.json", "a notice is no JSON")
+        counts.warn("notice.size", "a notice is too large")
         clock.advance(10.0)
-        counts.complain("notice.json", "a notice is no JSON")
+        counts.warn("notice.json", "a notice is no JSON")
     assert [record.kind for record in caplog.records] == ["notice.json", "notice.size", "notice.json"]
     assert counts.by_kind == {"notice.json": 1001, "notice.size": 1}

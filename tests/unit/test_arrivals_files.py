@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Looking at files: which are opened, which are not, and what they say."""
+"""Reading files: which are opened, which are refused, and the facts in them."""
 
 import json
 import os
@@ -43,40 +43,40 @@ def look(*paths: RawPath) -> FileState:
     return read_state(paths, structure=True)
 
 
-def test_a_whole_file_is_whole_by_any_name_it_has(tmp_path):
+def test_an_intact_file_is_intact_with_any_ending(tmp_path):
     place = put(tmp_path / "raw/a/x.fits", fits())
     os.link(place.path, tmp_path / "raw/a/hard.fits")
     (tmp_path / "raw/a/soft.fits").symlink_to("x.fits")
     (tmp_path / "raw/b").symlink_to("a")
     for path in ("a/x.fits", "a/hard.fits", "a/soft.fits", "b/x.fits"):
         found = look(RawPath(place.root, f"{place.root}/{path}"))
-        assert found.whole
+        assert found.intact
         assert found.read
         assert found.size == 5760
 
 
-def test_the_first_place_that_exists_is_looked_at(tmp_path):
+def test_the_first_existing_path_is_checked(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     missing = RawPath(place.root, f"{place.root}/y.fits")
     assert look(missing, place).file == place
     assert look(missing).file is None
 
 
-def test_fault_18_empty_cut_and_foreign_files_are_not_whole_and_say_why(tmp_path):
+def test_fault_18_empty_cut_and_foreign_files_are_not_intact_and_the_problem_is_reported(tmp_path):
     for content, problem in ((b"", "empty"), (fits()[:-1], "ends at byte"), (b"x" * 9, "not a header")):
         found = look(put(tmp_path / "raw/x.fits", content))
-        assert not found.whole
+        assert not found.intact
         assert problem in found.problem
     assert not look(
         put(
             tmp_path / "raw/x.fits",
             fits()[:2880].replace(b"NAXIS   =                    1", b"NAXIS   =                    0"),
         )
-    ).whole
+    ).intact
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read all files")
-def test_fault_21_a_file_without_permission_is_not_whole(tmp_path):
+def test_fault_21_a_file_without_permission_is_not_intact(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     os.chmod(place.path, 0)
     assert "cannot be read: Permission denied" in look(place).problem
@@ -158,30 +158,30 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
 def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
     put(tmp_path / "raw/x.fits", fits())
     (tmp_path / "link").symlink_to("raw")
-    assert look(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).whole
+    assert look(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).intact
     assert are_regular([RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")]) == [True]
 
 
-def test_a_marker_is_looked_for_beside_the_file(tmp_path):
+def test_a_marker_is_checked_beside_the_file(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     marked = RawPath(place.root, place.path, f"{place.path}.done")
     found = look(marked)
     assert not found.marked
     assert not found.read
     put(tmp_path / "raw/x.fits.done")
-    assert look(marked).whole
+    assert look(marked).intact
 
 
 def test_the_structure_is_read_only_where_that_is_ordered(tmp_path, monkeypatch):
     place = put(tmp_path / "raw/x.fits", fits())
-    unmarked = RawPath(place.root, place.path, f"{place.path}.done")
+    raw_of_marker = RawPath(place.root, place.path, f"{place.path}.done")
     monkeypatch.setattr(files.fitsblocks, "structure", pytest.fail)
-    for path, structure in ((place, False), (unmarked, False), (unmarked, True)):
+    for path, structure in ((place, False), (raw_of_marker, False), (raw_of_marker, True)):
         found = read_state([path], structure=structure)
         assert (found.read, found.size) == (False, 5760)
 
 
-def test_with_the_structure_the_sidecar_is_looked_for(tmp_path):
+def test_with_the_structure_the_sidecar_is_checked(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     assert not look(place).has_sidecar
     put(tmp_path / "raw/x.json", b"{}")
@@ -196,10 +196,10 @@ def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
     assert isinstance(refused, BadMessage)
     assert refused.kind == "not_a_file"
     assert isinstance(found, FileState)
-    assert found.whole
+    assert found.intact
 
 
-def test_a_header_tells_group_and_snap(tmp_path):
+def test_a_header_contains_group_and_snap(tmp_path):
     image = put(tmp_path / "raw/x.fits", fits(f"{GROUP}#1"))
     assert facts_of_image(image) == ExposureFacts(f"{GROUP}#1", 1)
     said = {"GROUPID": GROUP, "CURINDEX": "1", "MAXINDEX": 2, "OBSID": "MC_O_20251121_000156"}
@@ -207,7 +207,7 @@ def test_a_header_tells_group_and_snap(tmp_path):
     assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP, 1, 2, "MC_O_20251121_000156")
 
 
-def test_a_count_that_nobody_could_mean_counts_as_unsaid(tmp_path):
+def test_a_count_that_is_not_valid_counts_as_missing(tmp_path):
     sidecar = put(tmp_path / "raw/x.json", json.dumps({"GROUPID": GROUP, "CURINDEX": "9" * 5000}).encode())
     assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP)
 

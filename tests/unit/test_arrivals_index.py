@@ -156,8 +156,8 @@ def test_recent_keys_are_known_for_a_while_and_only_so_many():
     recent: Recent[int] = Recent(10.0, 3)
     for key in range(5):
         recent.add(key, float(key))
-    assert [recent.knows(key, 5.0) for key in range(5)] == [False, False, True, True, True]
-    assert not recent.knows(2, 12.5)
-    assert recent.knows(3, 12.5)
+    assert [recent.contains(key, 5.0) for key in range(5)] == [False, False, True, True, True]
+    assert not recent.contains(2, 12.5)
+    assert recent.contains(3, 12.5)
     recent.add(9, 14.5)
     assert len(recent) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots
-from ppdaemon.node.arrivals.walk import Moment, Search
+from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
 from ppdaemon.raws.path import Expected
 
 ANNOUNCED = 1_763_781_879.0
@@ -34,8 +34,8 @@ def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
 def found(root: Path, expected: Expected = BOTH, layout: str | dict[str, str] = "lsst") -> list[str]:
     config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
     tree = RawRoots(config, {"LSSTCam": [94, 95]})
-    search = Search(tree, tree.roots[0], "last look", 900.0)
-    sightings = search.rescan(expected, ANNOUNCED - 900.0, Moment(0.0, ANNOUNCED + 60.0, frozenset()))
+    search = RawSearch(tree, tree.roots[0], "last look", 900.0)
+    sightings = search.rescan(expected, ANNOUNCED - 900.0, WalkTime(0.0, ANNOUNCED + 60.0, frozenset()))
     return sorted(sighting.file.path.removeprefix(f"{root}/") for sighting in sightings)
 
 
@@ -57,7 +57,7 @@ def test_exposures_and_days_from_before_the_announcement_are_not_opened(tmp_path
     assert names == ["LSSTCam", "20251121", "MC_O_20251121_000002"]
 
 
-def test_a_day_of_the_past_into_which_exposures_come_is_looked_at(tmp_path):
+def test_a_day_of_the_past_into_which_exposures_come_is_listed(tmp_path):
     put(tmp_path, raw(7, day=20240101))
     assert found(tmp_path) == [raw(7, day=20240101)]
 

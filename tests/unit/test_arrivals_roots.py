@@ -36,10 +36,10 @@ def test_fault_17_paths_that_lead_upwards_are_refused(path):
 
 def test_a_key_can_be_below_any_root():
     both = tree("/a", "/b")
-    places = both.spell_out(RAW)
+    places = both.absolute_paths(RAW)
     assert places == (f"/a/{RAW}", f"/b/{RAW}")
     assert all(both.locate(place) is not None for place in places)
-    assert both.spell_out("/x/y") == ("/x/y",)
+    assert both.absolute_paths("/x/y") == ("/x/y",)
 
 
 def test_a_path_below_two_roots_belongs_to_the_inner_one():
@@ -52,7 +52,7 @@ def test_a_path_below_two_roots_belongs_to_the_inner_one():
     assert nested.locate(f"/raw/{RAW}") is not None
 
 
-def test_each_root_has_what_is_said_of_it_and_else_what_is_said_of_all():
+def test_each_root_has_its_settings_or_the_common_ones():
     first, second = tree("/a", {"path": "/b", "layout": "generic", "watch": "poll"}, watch="inotify").roots
     assert (first.path, first.watch, first.layout.depth) == ("/a", "inotify", 3)
     assert (second.path, second.watch, second.layout.depth) == ("/b", "poll", 6)
@@ -68,7 +68,7 @@ def test_only_what_this_node_serves_is_located():
     assert listed[0].kind is Kind.EXPECTED
 
 
-def test_the_marker_behind_a_name_tells_of_its_raw():
+def test_the_marker_after_a_name_identifies_its_raw():
     marked = tree("/a", done=".done")
     located = marked.locate(f"/a/{RAW}")
     assert located is not None
@@ -85,7 +85,7 @@ def test_one_marker_may_stand_for_the_folder():
     assert located[1].marker == f"/a/LSSTCam/20251121/{OBSID}/{OBSID}.complete"
 
 
-def test_detectors_that_will_come_are_told_by_name():
+def test_detectors_that_will_come_are_found_by_name():
     served = tree("/a", {"path": "/b", "layout": "generic"})
     names = ["R22_S11", "R22_S12", "R22_S00", "R99_S99", ""]
     for root in ("/a", "/b"):

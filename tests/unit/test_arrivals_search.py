@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which folders are looked at for raws of open visits, and how often."""
+"""Which folders are searched for raws of open visits, and how often."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots
-from ppdaemon.node.arrivals.walk import Moment, Search
+from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
 from ppdaemon.raws.path import Expected
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
@@ -36,7 +36,7 @@ class Polled:
 
     def __init__(self, root: Path, instruments: Any, monkeypatch: pytest.MonkeyPatch, **keys: Any):
         tree = RawRoots(ArrivalsConfig.model_validate({"roots": [root]} | keys), instruments)
-        self.search = Search(tree, tree.roots[0], "poll", 900.0)
+        self.search = RawSearch(tree, tree.roots[0], "poll", 900.0)
         self.listed = 0
         scandir = os.scandir
 
@@ -50,7 +50,7 @@ class Polled:
         self, *expected: Expected, live: tuple[str, ...] = (), mono: float = 0.0, now: float = NOW
     ) -> list[str]:
         self.listed = 0
-        moment = Moment.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
+        moment = WalkTime.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
         found = self.search.poll(expected, live, moment)
         return sorted(sighting.file.path for portion in found for sighting in portion)
 
@@ -77,7 +77,7 @@ def test_exposures_of_tonight_are_read_until_all_detectors_were_seen(tmp_path, p
     assert polled.listed == 0
 
 
-def test_what_is_old_is_not_looked_at(tmp_path, polled):
+def test_what_is_old_is_not_listed(tmp_path, polled):
     for sequence in range(100):
         touch(tmp_path, raw(sequence), age_s=1000.0)
         touch(tmp_path, raw(sequence, day=20250101))
@@ -86,7 +86,7 @@ def test_what_is_old_is_not_looked_at(tmp_path, polled):
     assert polled.listed == 2
 
 
-def test_an_exposure_that_appears_is_read_whatever_its_stamps_say(tmp_path, polled):
+def test_an_exposure_that_appears_is_read_whatever_its_stamps(tmp_path, polled):
     touch(tmp_path, raw(1))
     polled.look(BOTH)
     file = touch(tmp_path, raw(2), age_s=5000.0)
@@ -109,13 +109,13 @@ def test_an_exposure_into_which_nothing_comes_is_left_to_the_scan(tmp_path, poll
     assert polled.listed == 0
 
 
-def test_a_night_that_is_replayed_is_looked_at_where_something_comes(tmp_path, polled):
+def test_a_night_that_is_replayed_is_listed_where_files_arrive(tmp_path, polled):
     file = touch(tmp_path, raw(day=20240102))
     assert polled.look(BOTH) == []
     assert polled.look(BOTH, live=(str(tmp_path / "LSSTCam/20240102"),)) == [file]
 
 
-def test_in_the_generic_layout_only_the_groups_own_folders_are_looked_at(tmp_path, monkeypatch):
+def test_in_the_generic_layout_only_the_groups_own_folders_are_listed(tmp_path, monkeypatch):
     polled = Polled(tmp_path, {"LATISS": [0, 1]}, monkeypatch, layout="generic")
     for number in range(100):
         touch(tmp_path, f"LATISS/0/other{number}/0/2025112100156/r/x.fits")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which folders are looked through, and what is found in them."""
+"""Which folders are surveyed, and which files are found in them."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots, Sighting
-from ppdaemon.node.arrivals.walk import Moment, Survey
+from ppdaemon.node.arrivals.walk import Survey, WalkTime
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
 
@@ -49,8 +49,8 @@ def survey(tmp_path):
     return surveying(tmp_path, {"LSSTCam": range(189)})
 
 
-def at(now: float = NOW, mono: float = 0.0) -> Moment:
-    return Moment.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
+def at(now: float = NOW, mono: float = 0.0) -> WalkTime:
+    return WalkTime.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
 
 
 def paths(found: Iterator[list[Sighting]]) -> list[str]:
@@ -167,7 +167,7 @@ def test_what_could_not_be_taken_is_listed_again(tmp_path, survey):
     file = touch(tmp_path, raw())
     for mono in (0.0, 2.0, 4.0):
         seen(survey, mono=mono)
-    survey.list_again()
+    survey.relist()
     assert seen(survey, mono=6.0) == [str(file)]
 
 

@@ -49,7 +49,7 @@ def test_what_a_call_returns_or_raises_comes_back():
     run(body)
 
 
-def test_a_call_that_hangs_is_given_up_and_the_next_one_runs(release):
+def test_a_call_that_hangs_is_abandoned_and_the_next_one_runs(release):
     now = [0.0]
 
     async def body() -> None:
@@ -58,16 +58,16 @@ def test_a_call_that_hangs_is_given_up_and_the_next_one_runs(release):
         await until(lambda: threads._running)
         now[0] = 11.0
         assert threads.stuck_s() == 11.0
-        threads.give_up(11.0)
+        threads.abandon_calls(11.0)
         assert not hanging.done()
-        threads.give_up(10.0)
+        threads.abandon_calls(10.0)
         with pytest.raises(TimeoutError):
             await hanging
         assert await threads.run(abs, -1) == 1
         # The operator is to see it as long as it hangs.
         assert threads.stuck_s() == 11.0
         release.set()
-        await until(lambda: not threads._given_up)
+        await until(lambda: not threads._abandoned)
         assert threads.stuck_s() == 0.0
         threads.close()
 
@@ -75,15 +75,15 @@ def test_a_call_that_hangs_is_given_up_and_the_next_one_runs(release):
 
 
 def test_threads_that_hang_are_replaced_up_to_a_bound(release, monkeypatch):
-    monkeypatch.setattr(module, "MOST_GIVEN_UP", 3)
+    monkeypatch.setattr(module, "MAX_ABANDONED", 3)
 
     async def body() -> None:
         threads = FileThreads(2, time.monotonic)
         hanging = [asyncio.create_task(threads.run(release.wait, HANG_S)) for _ in range(8)]
         for count in (2, 3, 3):
-            await until(lambda: len(threads._running) == len(threads._given_up) + 2)
-            threads.give_up(-1.0)
-            assert len(threads._given_up) == count
+            await until(lambda: len(threads._running) == len(threads._abandoned) + 2)
+            threads.abandon_calls(-1.0)
+            assert len(threads._abandoned) == count
             await asyncio.gather(*(task for task in hanging if task.done()), return_exceptions=True)
         release.set()
         ended = await asyncio.gather(*hanging, return_exceptions=True)
@@ -93,7 +93,7 @@ def test_threads_that_hang_are_replaced_up_to_a_bound(release, monkeypatch):
     run(body)
 
 
-def test_a_call_that_nobody_waits_for_any_more_is_not_made(release):
+def test_a_call_that_was_canceled_is_not_made(release):
     made = []
 
     async def body() -> None:
@@ -114,7 +114,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_not_made(release):
 
 
 class Loop:
-    """Counts how often it is woken, and calls when it is told to."""
+    """Counts how often it is woken, and runs the calls on request."""
 
     def __init__(self) -> None:
         self.due: list[Callable[[], object]] = []

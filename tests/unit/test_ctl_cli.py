@@ -232,9 +232,9 @@ def test_a_socket_that_a_dead_daemon_left_is_not_running(ppctl: Ppctl, socket_di
     ("answer", "words"),
     [
         ([], "has closed the connection"),
-        ([b"what?"], "not understood"),
-        ([b"\xff\xfe"], "not understood"),
-        ([b"[" * 5000], "not understood"),
+        ([b"what?"], "invalid answer"),
+        ([b"\xff\xfe"], "invalid answer"),
+        ([b"[" * 5000], "invalid answer"),
         ([b'{"type": "ok", "data": {"node": "n"}}'], "newer"),
         (ok(status(new_field=1)), "new_field"),
         (ok(status(state="hibernating")), "newer"),
@@ -271,7 +271,7 @@ def test_a_full_backlog_is_a_hung_daemon(impatient: Ppctl, socket_dir: Path) -> 
         first.connect(listener.getsockname())
         code, _, err = impatient("status")
     assert code == 4
-    assert "hung" in err
+    assert "may hang" in err
 
 
 @pytest.mark.parametrize(
@@ -411,4 +411,4 @@ def test_each_source_of_raws_says_how_soon_it_tells(
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))
     out = " ".join(ppctl("status")[1].split())
-    assert "inotify /raw: live, 7 raws first seen 1 ms after they landed, 99 % within 14 ms" in out
+    assert "inotify /raw: live, 7 raws found first 1 ms after they were written, 99 % within 14 ms" in out

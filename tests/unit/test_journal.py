@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The journal's file: what it promises, what it keeps, what it shows."""
+"""The journal's file: acceptance, outcomes, late raws, queries."""
 
 import os
 import signal
@@ -17,16 +17,16 @@ from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import journal as module
 from ppdaemon.node.visits.journal import Journal, RowMissing
-from ppdaemon.node.visits.turn import (
+from ppdaemon.node.visits.model import (
     Accept,
-    Entry,
-    NoteExported,
-    NoteRaws,
-    NoteReported,
+    JournalEntry,
+    MarkExported,
+    MarkReported,
+    MarkUnreported,
+    RecordLateRaws,
     Requeue,
     Reserved,
     Retry,
-    Unreport,
     Update,
 )
 from ppdaemon.reports import VisitRow
@@ -50,7 +50,7 @@ def journal(path):
 def an_entry(group="g", detector=0, attempt=1):
     visit = read_next_visit({"groupId": group, "instrument": "DemoCam", "survey": "S", "unknown": 7})
     key = Key("DemoCam", group, detector, attempt)
-    return Entry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0})
+    return JournalEntry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0})
 
 
 def ended(entry, outcome=Outcome.SUCCEEDED, *, final=True):
@@ -85,7 +85,7 @@ def test_a_later_attempt_is_new_only_after_a_cancellation(journal):
     assert accept(journal, [an_entry("a", attempt=2), an_entry("b", attempt=2)]) == [True, False]
 
 
-def test_what_was_written_is_shown(journal):
+def test_written_rows_are_returned(journal):
     accept(journal, [an_entry()])
     entry = ended(an_entry())
     entry.stages[Stage.PREPARED] = 7.0
@@ -128,43 +128,43 @@ def test_only_final_bad_outcomes_are_failures(journal):
     assert [row.group for row in journal.visits(2)] == ["retried", "bad"]
 
 
-def test_results_are_told_until_the_relay_has_them(journal):
+def test_results_are_unreported_until_the_relay_confirms_them(journal):
     accept(journal, [an_entry()])
     assert journal.unreported(10) == []
     update(journal, [ended(an_entry())])
-    told = ResultEntry(instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why")
-    assert journal.unreported(10) == [told]
-    journal.write(NoteReported([("DemoCam", "g", 0, 1)]))
+    result = ResultEntry(instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why")
+    assert journal.unreported(10) == [result]
+    journal.write(MarkReported([("DemoCam", "g", 0, 1)]))
     assert journal.unreported(10) == []
 
 
-def test_a_result_bears_the_attempt_that_the_relay_asked_for(journal):
+def test_a_result_has_the_attempt_number_of_the_relay(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
-    journal.write(NoteReported([("DemoCam", "g", 0, 1)]))
-    journal.write(Unreport([Key("DemoCam", "g", 0, 3)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 1)]))
+    journal.write(MarkUnreported([Key("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10)[0].attempt == 3
-    journal.write(NoteReported([("DemoCam", "g", 0, 3)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10) == []
 
 
-def test_only_the_last_attempt_is_told_again(journal):
+def test_only_the_last_attempt_is_reported_again(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry(), Outcome.CANCELLED)])
     accept(journal, [an_entry(attempt=3)])
     update(journal, [ended(an_entry(attempt=3))])
-    journal.write(NoteReported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)]))
-    journal.write(Unreport([Key("DemoCam", "g", 0, 3)]))
+    journal.write(MarkReported([("DemoCam", "g", 0, 1), ("DemoCam", "g", 0, 3)]))
+    journal.write(MarkUnreported([Key("DemoCam", "g", 0, 3)]))
     assert [(entry.attempt, entry.outcome) for entry in journal.unreported(10)] == [(3, Outcome.SUCCEEDED)]
 
 
-def test_a_later_attempt_that_is_asked_for_while_it_runs_is_kept_in_mind(journal):
+def test_a_later_attempt_requested_during_a_run_is_recorded(journal):
     accept(journal, [an_entry()])
     assert accept(journal, [an_entry(attempt=4)]) == [False]
     assert journal.unfinished()[0].asked == 4
 
 
-def test_a_former_life_has_to_be_answered_for(path):
+def test_unfinished_attempts_of_the_previous_run_are_returned(path):
     journal = Journal(path)
     accept(journal, [an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])
     update(journal, [ended(an_entry("done"))])
@@ -189,11 +189,11 @@ def test_unknown_fields_of_the_announcement_survive(journal):
 def test_the_time_of_export_is_added_to_the_stages(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
-    journal.write(NoteExported([Key("DemoCam", "g", 0)], 12.5))
+    journal.write(MarkExported([Key("DemoCam", "g", 0)], 12.5))
     assert journal.visit("g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
 
 
-def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(path):
+def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):
     path.write_bytes(b"this is no database" * 1000)
     journal = Journal(path)
     assert journal.moved_aside.read_bytes().startswith(b"this is no database")
@@ -217,14 +217,14 @@ def a_raw(group="g", detector=0, exposure=1):
     )
 
 
-def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
+def test_a_raw_after_the_outcome_is_listed_once_and_other_raws_are_not(journal):
     accept(journal, [an_entry(group) for group in ("g", "used", "refused", "open", "unwanted")])
     gone = [ended(an_entry(group)) for group in ("g", "used", "refused")]
     gone[1].exposures, gone[2].seen = (1,), (1,)
     update(journal, [*gone, ended(an_entry("unwanted"), Outcome.IGNORED)])
     raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unwanted", "unknown", "g#2")]
-    assert journal.write(NoteRaws(raws)) == (1, 1)
-    assert journal.write(NoteRaws(raws[:1])) == (0, 0)
+    assert journal.write(RecordLateRaws(raws)) == (1, 1)
+    assert journal.write(RecordLateRaws(raws[:1])) == (0, 0)
     (row,) = journal.late(10)
     assert (row.group, row.detector, row.exposure, row.path) == ("g", 0, 1, "/raw/1_0.fits")
     assert (row.attempt, row.outcome) == (1, Outcome.SUCCEEDED)
@@ -233,7 +233,7 @@ def test_a_raw_after_the_outcome_is_kept_once_and_other_raws_are_not(journal):
 def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry(), Outcome.NO_IMAGE)])
-    journal.write(NoteRaws([a_raw(exposure=7), a_raw(exposure=8)]))
+    journal.write(RecordLateRaws([a_raw(exposure=7), a_raw(exposure=8)]))
     requeue(journal, [an_entry()], [an_entry(attempt=2)])
     assert [(row.exposure, row.attempt, row.outcome) for row in journal.late(10)] == [
         (8, 2, None),
@@ -246,16 +246,16 @@ def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
     assert journal.late(1) == journal.late(10)
 
 
-def test_not_more_than_so_many_late_raws_are_kept(journal, monkeypatch):
-    monkeypatch.setattr(module, "MOST_LATE", 5)
+def test_the_number_of_late_raws_is_bounded(journal, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LATE_RAWS", 5)
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
     for exposure in range(20):
-        journal.write(NoteRaws([a_raw(exposure=exposure)]))
+        journal.write(RecordLateRaws([a_raw(exposure=exposure)]))
     assert [row.exposure for row in journal.late(10)] == [19, 18, 17, 16, 15]
 
 
-def test_a_requeued_attempt_takes_the_place_of_the_outcome_before(journal):
+def test_a_requeued_attempt_replaces_the_previous_outcome(journal):
     accept(journal, [an_entry(), an_entry(detector=1)])
     first = ended(an_entry(), Outcome.CRASHED)
     first.no_return = "alerts"
@@ -305,7 +305,7 @@ FIGURES = "ALTER TABLE attempt ADD COLUMN figures TEXT NOT NULL DEFAULT '{}'"
 
 @pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("more", [(), (SEEN,), (SEEN, FIGURES)])
-def test_a_file_of_an_older_version_is_read_and_gets_what_it_lacks(path, version, more):
+def test_a_file_of_an_older_version_is_read_and_gets_the_missing_columns(path, version, more):
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript(OLD_SCHEMA)
         for statement in more:
@@ -316,7 +316,7 @@ def test_a_file_of_an_older_version_is_read_and_gets_what_it_lacks(path, version
         entry = ended(an_entry())
         entry.seen, entry.figures = (3,), {"query_ms": 1.0}
         update(journal, [entry])
-        assert journal.write(NoteRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
+        assert journal.write(RecordLateRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
         assert journal.visit("g")[0].figures == {"query_ms": 1.0}
     with closing(Journal(path)) as journal:
         assert len(journal.late(10)) == 1
@@ -332,7 +332,7 @@ def test_a_file_of_a_newer_version_is_left_alone(path):
     assert not list(path.parent.glob("*corrupt*"))
 
 
-def test_an_update_of_a_row_that_is_not_there_is_an_error_and_writes_nothing(journal):
+def test_an_update_of_a_missing_row_is_an_error_and_writes_nothing(journal):
     accept(journal, [an_entry()])
     with pytest.raises(RowMissing, match="attempt 2"):
         update(journal, [ended(an_entry()), ended(an_entry(attempt=2))])
@@ -342,7 +342,7 @@ def test_an_update_of_a_row_that_is_not_there_is_an_error_and_writes_nothing(jou
     assert len(journal.visits(10)) == 1
 
 
-def test_what_was_acknowledged_survives_a_kill(path):
+def test_acknowledged_visits_survive_a_kill(path):
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -354,19 +354,19 @@ def test_what_was_acknowledged_survives_a_kill(path):
             print(k, flush=True)
     """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    told = path.with_name("told")
-    with told.open("w") as stream:
+    output = path.with_name("output")
+    with output.open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(path)],
             stdout=stream,
             env=environment,
             cwd=Path(__file__).parent,
         )
-    wait_until(lambda: told.read_text().count("\n") > 50, 60)
+    wait_until(lambda: output.read_text().count("\n") > 50, 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    acknowledged = int(told.read_text().split("\n")[-2])
+    acknowledged = int(output.read_text().split("\n")[-2])
     journal = Journal(path)
-    kept = len(journal.unfinished())
+    found = len(journal.unfinished())
     journal.close()
-    assert kept >= acknowledged + 1
+    assert found >= acknowledged + 1

@@ -52,7 +52,7 @@ def test_other_mounts_may_be_called_as_they_like(tmp_path, monkeypatch):
     assert mount_of(str(tmp_path)) == Mount("/", "ext4", "/dev/vda", read_only=False)
 
 
-def test_a_ram_disk_is_told_from_a_disk():
+def test_a_ram_disk_is_distinguished_from_a_disk():
     assert not is_ramdisk(Path("/proc/self"))
     if Path("/dev/shm").is_dir():
         assert is_ramdisk(Path("/dev/shm"))

@@ -9,7 +9,7 @@ import pytest
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.lock import OWNER, lock_node
+from ppdaemon.node.lock import OWNER_VARIABLE, lock_node
 
 
 @pytest.fixture
@@ -18,39 +18,39 @@ def folders(tmp_path):
 
 
 def test_a_claim_makes_the_folders_and_its_release_clears_the_ram_disk(folders):
-    held = lock_node(folders, "life")
+    lock = lock_node(folders, "run")
     assert folders.slots.is_dir()
     assert folders.spool.is_dir()
     (folders.slots / "0000").mkdir()
-    held.release(folders)
+    lock.release(folders)
     assert not folders.ramdisk.exists()
     assert folders.state.is_dir()
 
 
 def test_a_second_claim_is_refused_with_the_holders_pid(folders):
-    held = lock_node(folders, "life")
+    lock = lock_node(folders, "run")
     with pytest.raises(StateUnusable, match=f"process {os.getpid()}"):
         lock_node(folders, "other")
-    held.release(folders)
+    lock.release(folders)
     lock_node(folders, "other").release(folders)
 
 
 def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
     """Fault 43: only what is ours is removed."""
-    held = lock_node(folders, "life")
+    lock = lock_node(folders, "run")
     (folders.slots / "0000" / "repo").mkdir(parents=True)
     (folders.ramdisk / "stranger").mkdir()
-    held.lock.close()  # as if killed
-    held = lock_node(folders, "next")
-    assert (held.removed, held.unknown) == (1, (folders.ramdisk / "stranger",))
+    lock.lock.close()  # as if killed
+    lock = lock_node(folders, "next")
+    assert (lock.removed, lock.unknown) == (1, (folders.ramdisk / "stranger",))
     assert list(folders.slots.iterdir()) == []
-    held.release(folders)
+    lock.release(folders)
     assert list(folders.ramdisk.iterdir()) == [folders.ramdisk / "stranger"]
 
 
-def test_processes_of_a_previous_run_are_ended_and_those_of_other_nodes_are_not(folders):
+def test_processes_of_a_previous_run_are_killed_and_those_of_other_nodes_are_not(folders):
     def sleeper(owner):
-        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER: str(owner)})
+        return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER_VARIABLE: str(owner)})
 
     with sleeper(folders.state) as left, sleeper(folders.state / "other") as other:
         lock_node(folders, "next").release(folders)
@@ -59,23 +59,23 @@ def test_processes_of_a_previous_run_are_ended_and_those_of_other_nodes_are_not(
         other.kill()
 
 
-def test_spools_that_a_dead_process_left_half_done_are_removed(folders):
+def test_incomplete_spools_of_a_dead_process_are_removed(folders):
     for name in ("DemoCam~g~0~1", "DemoCam~g~1~1.part", "DemoCam~g~2~1.done"):
         (folders.spool / name).mkdir(parents=True)
-    held = lock_node(folders, "life")
+    lock = lock_node(folders, "run")
     assert [path.name for path in folders.spool.iterdir()] == ["DemoCam~g~0~1"]
-    held.release(folders)
+    lock.release(folders)
 
 
 def test_a_folder_without_the_marker_is_not_touched(folders):
     """Fault 43: a folder of the same name that no daemon has made."""
     (folders.ramdisk / "slots" / "photos").mkdir(parents=True)
-    with pytest.raises(StateUnusable, match="slots exists and no ppdaemon has made it"):
-        lock_node(folders, "life")
+    with pytest.raises(StateUnusable, match="slots exists and no ppdaemon has created it"):
+        lock_node(folders, "run")
     assert (folders.slots / "photos").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "state").write_text("a file")
     with pytest.raises(StateUnusable, match="state"):
-        lock_node(NodeFolders(tmp_path / "ram", tmp_path / "state"), "life")
+        lock_node(NodeFolders(tmp_path / "ram", tmp_path / "state"), "run")

@@ -15,8 +15,8 @@ from ppdaemon.node.slots.deadlines import Deadlines
 from ppdaemon.node.slots.events import NoteStage
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
+from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
-from ppdaemon.node.visits.turn import Entry
 from ppdaemon.raws.path import Expected
 from ppdaemon.states import Stage
 
@@ -63,28 +63,28 @@ def test_the_pause_has_at_most_a_quarter_of_jitter():
 
 def an_open_visit(detector=0):
     assignment = an_assignment(detector=detector)
-    entry = Entry(assignment.key, assignment.visit, received_tai=1.0)
+    entry = JournalEntry(assignment.key, assignment.visit, received_tai=1.0)
     return VisitDetector(entry, assignment, Phase.QUEUED)
 
 
-def test_each_change_is_taken_out_once_as_a_copy():
+def test_each_change_is_returned_once_as_a_copy():
     visits, visit = OpenVisits(), an_open_visit()
     visits.add(visit)
     visit.entry.stages[Stage.PREPARED] = 2.0
-    visits.touch(visit.entry)
+    visits.mark_changed(visit.entry)
     (copy,) = visits.take_changes()
     visit.entry.stages[Stage.INGESTED] = 3.0
-    visits.touch(visit.entry)
+    visits.mark_changed(visit.entry)
     assert copy.stages == {Stage.PREPARED: 2.0}
     assert visits.changed
     assert len(visits.take_changes()) == 1
     assert (visits.take_changes(), visits.changed) == ((), False)
 
 
-def test_a_row_that_is_written_now_is_not_written_again():
+def test_a_row_written_now_is_not_written_again():
     visits, visit = OpenVisits(), an_open_visit()
     visits.add(visit)
-    visits.touch(visit.entry)
+    visits.mark_changed(visit.entry)
     assert visits.take_change(visit.entry) == visit.entry
     assert not visits.changed
 
@@ -106,12 +106,12 @@ def test_open_visits_are_found_by_detector_attempt_and_group():
     first, second = an_open_visit(0), an_open_visit(1)
     for visit in (second, first):
         visits.add(visit)
-    assert visits.of_group("DemoCam", "g") == [first, second]
+    assert visits.in_group("DemoCam", "g") == [first, second]
     assert visits.find("DemoCam", "g", 1) is second
-    assert visits.of(first.key) is first
-    assert visits.of(first.key._replace(attempt=2)) is None
+    assert visits.get(first.key) is first
+    assert visits.get(first.key._replace(attempt=2)) is None
     visits.remove(first)
-    assert (len(visits), visits.of_group("DemoCam", "g"), visits.find("DemoCam", "g", 0)) == (
+    assert (len(visits), visits.in_group("DemoCam", "g"), visits.find("DemoCam", "g", 0)) == (
         1,
         [second],
         None,
@@ -131,7 +131,7 @@ def test_other_names_in_the_spool_are_not_visits():
         assert NodeFolders.read_spooled(name) is None
 
 
-def test_a_key_tells_itself():
+def test_a_key_is_readable_as_text():
     assert str(Key("DemoCam", "g", 3)) == "DemoCam g detector 3 attempt 1"
 
 

@@ -108,9 +108,9 @@ def test_a_place_on_the_sky_may_have_a_rotation_from_the_zenith() -> None:
 @pytest.mark.parametrize(
     ("event", "site", "said"),
     [
-        (visit(NONE, (0.0, 0.0)), SITE, "without a place on the sky"),
+        (visit(NONE, (0.0, 0.0)), SITE, "without a position on the sky"),
         (visit(ICRS, (0.0, 91.0)), SITE, "declination 91"),
-        (visit(OBSERVED, (0.0, 60.0)), None, "OBSERVED position and no site of 'LSSTCam'"),
+        (visit(OBSERVED, (0.0, 60.0)), None, "OBSERVED position and no site for 'LSSTCam'"),
         (visit(OBSERVED, (0.0, 91.0)), SITE, "altitude 91"),
         (visit(MOUNT, (0.0, 60.0), startTime=0.0), SITE, "MOUNT position and no time"),
         (visit(MOUNT, (0.0, 60.0), startTime=1e300), SITE, "no time"),
@@ -133,7 +133,7 @@ def test_without_a_usable_rotation_the_position_remains(
     event = visit(ICRS, (10.0, -30.0), rotation)
     assert announced(event, None) is None
     assert len(caplog.messages) == 1
-    assert "no footprint" in caplog.text
+    assert "footprint unknown" in caplog.text
     assert boresight(event, None) == (10.0, -30.0)
 
 

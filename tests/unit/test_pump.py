@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How events come to their consequences, with a real journal and nothing else of a node."""
+"""The pump with a real journal and no other part of a node."""
 
 import asyncio
 import sqlite3
@@ -15,15 +15,15 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Raw, Welcome
-from ppdaemon.node.control.answers import Answers
+from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
-from ppdaemon.node.visits.turn import Accept, Entry, Reserved
 from ppdaemon.reports import LateRequest
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
@@ -51,7 +51,7 @@ async def running(config, tmp_path, monkeypatch):
         writer.close()
 
 
-def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+def test_a_flush_of_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
@@ -59,7 +59,7 @@ def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_p
                 node.inbox.post(RawArrived(a_raw()))  # its lookup must be written
                 with pytest.raises(Refused, match="the journal cannot be written"):
                     await asyncio.wait_for(node.pump.flush(), 20.0)
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.count["raw_without_visit"] == 1
 
     asyncio.run(run())
@@ -68,18 +68,18 @@ def test_who_waits_for_a_journal_that_cannot_be_written_is_refused(config, tmp_p
 def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_path, monkeypatch):
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            nothing, facts = SimpleNamespace(), SimpleNamespace(pump=node.pump)
-            answers = Answers(nothing, nothing, node.writer, facts, nothing, nothing)
+            nothing, reprocessor = SimpleNamespace(), SimpleNamespace(pump=node.pump)
+            handler = RequestHandler(nothing, nothing, node.writer, reprocessor, nothing, nothing)
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 node.inbox.post(RawArrived(a_raw()))
-                answer = await asyncio.wait_for(answers.answer(LateRequest()), 20.0)
+                answer = await asyncio.wait_for(handler.handle(LateRequest()), 20.0)
                 assert answer.data == []
 
     asyncio.run(run())
 
 
-def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, tmp_path, monkeypatch):
+def test_raws_are_looked_up_although_the_journal_contradicts_their_decision(config, tmp_path, monkeypatch):
     assignment = an_assignment()
     key = assignment.key
     raw = Raw(
@@ -93,27 +93,27 @@ def test_raws_are_looked_up_although_the_journal_contradicts_their_turn(config, 
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            unknown = Entry(key, assignment.visit, received_tai=2e9)
+            unknown = JournalEntry(key, assignment.visit, received_tai=2e9)
             visit = VisitDetector(unknown, assignment, Phase.ASSIGNED, raws={8: raw})
             node.visits.open.add(visit)
             node.inbox.post(Finish(assignment, Outcome.FAILED))
             node.inbox.post(RawArrived(a_raw("another")))
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
 
     asyncio.run(run())
 
 
-async def turns_until(condition):
-    """Count the turns of the event loop until something holds."""
-    turns = 0
+async def loop_steps_until(condition):
+    """Count the steps of the event loop until a condition is true."""
+    steps = 0
     while not condition():
         await asyncio.sleep(0)
-        turns += 1
-    return turns
+        steps += 1
+    return steps
 
 
-def test_a_storm_of_events_leaves_the_loop_to_others_meanwhile(config, tmp_path, monkeypatch):
+def test_a_burst_of_events_does_not_block_the_loop(config, tmp_path, monkeypatch):
     handled = []
 
     async def run():
@@ -121,14 +121,14 @@ def test_a_storm_of_events_leaves_the_loop_to_others_meanwhile(config, tmp_path,
             monkeypatch.setattr(node.pump, "_handle", handled.append)
             for number in range(10_000):
                 node.inbox.post(number)
-            assert await turns_until(lambda: len(handled) == 10_000) >= 100
+            assert await loop_steps_until(lambda: len(handled) == 10_000) >= 100
             assert len(node.inbox) == 0
 
     asyncio.run(run())
     assert handled == list(range(10_000))
 
 
-def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
+def test_a_burst_of_messages_does_not_block_the_loop(config):
     posted = []
 
     async def run():
@@ -137,7 +137,7 @@ def test_a_storm_of_messages_leaves_the_loop_to_others_meanwhile(config):
         for _ in range(10_000):
             chooser.receive(message)
         task = asyncio.create_task(chooser.run())
-        assert await turns_until(lambda: len(posted) == 10_000) >= 100
+        assert await loop_steps_until(lambda: len(posted) == 10_000) >= 100
         task.cancel()
 
     asyncio.run(run())
@@ -148,7 +148,7 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            entry = Entry(assignment.key, assignment.visit, received_tai=2e9)
+            entry = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
             await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), (entry,))))
             node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
@@ -157,22 +157,22 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
                 with pytest.raises(Refused):
                     await asyncio.wait_for(node.pump.flush(), 20.0)
                 assert (len(node.visits.open), node.pump.open) == (0, 1)
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.pump.open == 0
             assert await node.writer.call(lambda journal: journal.unfinished()) == []
 
     asyncio.run(run())
 
 
-def test_a_visit_whose_outcome_the_journal_contradicts_is_not_open_for_ever(config, tmp_path, monkeypatch):
+def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_path, monkeypatch):
     assignment = an_assignment()
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            unknown = Entry(assignment.key, assignment.visit, received_tai=2e9)
+            unknown = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
             node.visits.open.add(VisitDetector(unknown, assignment, Phase.ASSIGNED))
             node.inbox.post(Finish(assignment, Outcome.FAILED))
-            await asyncio.wait_for(node.pump.settle(), 20.0)
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert (node.count["journal_contradicted"], node.pump.open) == (1, 0)
 
     asyncio.run(run())

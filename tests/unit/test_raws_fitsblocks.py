@@ -34,14 +34,14 @@ def look(content: bytes):
     return structure(io.BytesIO(content))
 
 
-def test_a_compressed_raw_is_whole():
+def test_a_compressed_raw_is_complete():
     found = look(RAW)
     assert found.whole
     assert found.hdus == 5
     assert found.data_bytes > 0
 
 
-def test_a_gzipped_raw_is_whole_and_a_cut_one_is_not():
+def test_a_gzipped_raw_is_complete_and_a_cut_one_is_not():
     packed = gzip.compress(RAW)
     assert look(packed).whole
     assert not look(packed[:-1]).whole
@@ -57,7 +57,7 @@ def test_images_tables_and_empty_units_are_walked_over():
 
 
 @given(st.integers(0, len(RAW) - 1))
-def test_a_file_cut_anywhere_but_between_units_is_not_whole(length):
+def test_a_file_cut_anywhere_but_between_units_is_not_complete(length):
     found = look(RAW[:length])
     boundaries = [2880]
     with fits.open(io.BytesIO(RAW)) as hdus:
@@ -88,7 +88,7 @@ def test_a_file_cut_anywhere_but_between_units_is_not_whole(length):
         ),
     ],
 )
-def test_what_is_not_whole_says_why(content, problem):
+def test_what_is_not_complete_has_a_problem(content, problem):
     found = look(content)
     assert not found.whole
     assert problem in found.problem
@@ -103,7 +103,7 @@ def test_an_absurd_axis_is_no_reason_to_fail():
 
 
 @given(st.binary(max_size=6000))
-def test_any_bytes_are_looked_at_without_an_error(content):
+def test_any_bytes_are_read_without_an_error(content):
     assert not look(content).whole
     with pytest.raises(ValueError, match="not a FITS file"):
         read_primary(io.BytesIO(content))

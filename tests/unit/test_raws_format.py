@@ -123,7 +123,7 @@ def test_an_obsid_of_another_camera_is_read_beside_the_exposure():
     }
 
 
-def test_a_format_writes_whole_paths_and_their_beginnings():
+def test_a_format_writes_complete_paths_and_their_beginnings():
     layout = PathFormat("{instrument}/{day_obs}/{exposure}-{detector:03d}")
     values = {"instrument": "LATISS", "day_obs": 20251121, "exposure": 5, "detector": 7}
     assert layout.write(values) == "LATISS/20251121/5-007"
@@ -206,9 +206,9 @@ def test_a_name_that_could_be_read_in_several_ways_is_refused(part, first, secon
         ("{detector}", "nothing names the exposure"),
         ("{exposure}", "nothing names the detector"),
         ("{exposure}_{raft}", "nothing names the detector"),
-        (NEEDED + ".fits", "leave the ending away"),
-        (NEEDED + ".fits.fz", "leave the ending away"),
-        (NEEDED + ".json", "leave the ending away"),
+        (NEEDED + ".fits", "omit the ending"),
+        (NEEDED + ".fits.fz", "omit the ending"),
+        (NEEDED + ".json", "omit the ending"),
     ],
 )
 def test_what_is_no_format_is_refused(text, said):

@@ -50,7 +50,7 @@ def test_the_example_of_the_configuration_shows_the_paths_of_each_layout():
         assert f"  #   {name:8} {path}\n" in shown
 
 
-def test_a_raw_says_exposure_and_detector():
+def test_a_raw_contains_exposure_and_detector():
     assert lsst(f"{STEM}_R22_S11.fits") == RawName(
         Kind.IMAGE,
         "LSSTCam",
@@ -268,7 +268,7 @@ def test_a_group_with_colons_need_not_be_quoted():
 
 
 @pytest.mark.parametrize("layout", ["lsst", "generic"])
-def test_what_a_path_needs_and_nobody_said_gives_no_path(layout):
+def test_what_a_path_needs_and_is_missing_gives_no_path(layout):
     with pytest.raises(KeyError):
         LAYOUTS[layout].path_of(RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94))
 
@@ -316,7 +316,7 @@ def expected(*detectors: int, instrument: str = "LSSTComCam", group: str | None 
     return Expected(instrument, frozenset(detectors), group, frozenset({20251121}))
 
 
-def test_raws_of_an_unknown_exposure_are_looked_for_below_their_day():
+def test_raws_of_an_unknown_exposure_are_searched_below_their_day():
     for layout in ("lsst", "imsim"):
         assert LAYOUTS[layout].folders(expected(3, 4)) == (
             SearchFolder("LSSTComCam/20251121", below=1),
@@ -324,7 +324,7 @@ def test_raws_of_an_unknown_exposure_are_looked_for_below_their_day():
         )
 
 
-def test_raws_of_a_known_group_are_looked_for_in_its_folders():
+def test_raws_of_a_known_group_are_searched_in_its_folders():
     found = LAYOUTS["generic"].folders(expected(0, instrument="LATISS"))
     assert {folder.below for folder in found} == {3}
     assert [folder.path for folder in found] == [
@@ -337,7 +337,7 @@ def test_raws_of_a_known_group_are_looked_for_in_its_folders():
     ]
 
 
-def test_free_text_in_a_folder_s_name_is_looked_through_and_ignored():
+def test_free_text_in_a_folder_s_name_is_searched_and_ignored():
     layout = Layout(["{instrument}/{label}/{exposure}/{label}_{detector}"], ["LATISS"])
     waited_for = expected(0, instrument="LATISS")
     assert layout.folders(waited_for) == (SearchFolder("LATISS", below=2),)
@@ -346,10 +346,10 @@ def test_free_text_in_a_folder_s_name_is_looked_through_and_ignored():
     name = layout.parse("LATISS/science run/2025112100156/x_y_0.fits")
     assert name is not None
     assert (name.exposure, name.detector) == (2025112100156, 0)
-    assert waited_for.wants(name)
+    assert waited_for.matches(name)
 
 
-def test_where_nothing_is_known_before_the_exposure_the_root_is_looked_through():
+def test_where_nothing_is_known_before_the_exposure_the_root_is_searched():
     layout = Layout(["{exposure}/{detector}"], ["LATISS"])
     assert layout.folders(expected(0, instrument="LATISS")) == (SearchFolder("", below=1),)
 
@@ -378,7 +378,7 @@ def test_folders_on_the_way_to_an_expected_raw_are_admitted(layout, folder, admi
 
 
 @given(st.sampled_from(sorted(LAYOUTS)), st.sets(st.integers(0, 8), min_size=1), groups)
-def test_what_is_looked_for_is_always_admitted(layout, detectors, group):
+def test_what_is_searched_is_always_admitted(layout, detectors, group):
     wanted = Expected("LSSTComCam", frozenset(detectors), group, frozenset({20251121}))
     found = LAYOUTS[layout].folders(wanted)
     assert found
@@ -389,11 +389,11 @@ def test_what_is_looked_for_is_always_admitted(layout, detectors, group):
 def test_only_files_of_the_visit_are_wanted():
     name = LAYOUTS["generic"].parse(f"LSSTComCam/3/{QUOTED}%231/0/2025112100156/r_03/x.fits")
     assert name is not None
-    assert expected(3).wants(name)
-    assert expected(3, group=None).wants(name)
-    assert not expected(4).wants(name)
-    assert not expected(3, group="other").wants(name)
-    assert not expected(3, instrument="LATISS").wants(name)
+    assert expected(3).matches(name)
+    assert expected(3, group=None).matches(name)
+    assert not expected(4).matches(name)
+    assert not expected(3, group="other").matches(name)
+    assert not expected(3, instrument="LATISS").matches(name)
 
 
 # --- layouts that cannot work ---
@@ -438,14 +438,14 @@ def test_of_several_paths_the_first_that_reads_it_counts():
     assert BOTH.parse("LATISS/20251121/5_0.fits") is None
 
 
-def test_raws_are_looked_for_in_the_folders_of_all_paths():
+def test_raws_are_searched_in_the_folders_of_all_paths():
     waited_for = expected(0, instrument="LATISS")
     found = BOTH.folders(waited_for)
     assert [folder.path for folder in found][:3] == ["LATISS/20251121", f"LATISS/{GROUP}", f"LATISS/{QUOTED}"]
     assert all(BOTH.admits(folder.path, waited_for) for folder in found)
 
 
-def test_a_layout_says_what_all_its_paths_say():
+def test_a_layout_has_the_fields_of_all_its_paths():
     assert BOTH.fields == {"instrument", "exposure", "detector"}
     assert (BOTH.depth, BOTH.steady_depth) == (2, 1)
 
@@ -463,7 +463,7 @@ def test_paths_that_do_not_go_together_are_refused(paths, said):
         CustomLayout(path=paths)
 
 
-def test_a_pattern_is_refused_and_says_what_to_write():
+def test_a_pattern_is_refused_and_the_error_has_the_replacement():
     with pytest.raises(ValueError, match=r"pattern is no longer supported.*\{instrument\}/\{day_obs\}"):
         CustomLayout.model_validate(
             {"pattern": r"(?P<exposure>\d+)_(?P<detector>\d+)", "path": "{exposure}_{detector}"}

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the relay decides: exact turns for each event, with a clock made of numbers."""
+"""What the relay decides: exact effects for each event, with a clock made of numbers."""
 
 import pytest
 
 from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
 from ppdaemon.relay import dispatcher as dispatcher_module
 from ppdaemon.relay.dispatcher import Dispatcher
-from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
+from ppdaemon.relay.openvisit import Reservation, ReservationState, make_open_visit
 from ppdaemon.relay.orders import (
-    AmendOutcome,
-    Beat,
     CloseVisit,
     ConfirmResults,
-    Greet,
+    Effects,
+    RefuseHello,
     Reserve,
-    SetAcked,
+    SendHeartbeat,
+    SendWelcome,
+    SetAcknowledged,
     SetCancelled,
     SetOutcome,
     SetRoute,
-    Turn,
-    TurnAway,
+    UpdateOutcome,
     Withdraw,
 )
 from ppdaemon.states import Outcome
@@ -29,7 +29,11 @@ VISIT = read_next_visit({"groupId": "g", "instrument": "DemoCam"})
 KEY = ("DemoCam", "g")
 ENVELOPE = {"sent_tai": 0.0, "sequence": 1}
 NAMES = {"instrument": "DemoCam", "group": "g"}
-UNASSIGNED, SENT, ACKED = ReservationState.UNASSIGNED, ReservationState.SENT, ReservationState.ACKED
+UNASSIGNED, SENT, ACKNOWLEDGED = (
+    ReservationState.UNASSIGNED,
+    ReservationState.SENT,
+    ReservationState.ACKNOWLEDGED,
+)
 
 RESEND_S = 0.5
 SILENCE_S = 4.0
@@ -75,25 +79,25 @@ def ended(detector, outcome, reason="", node=None):
 
 @pytest.fixture
 def dispatcher():
-    return Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=0.0)
+    return Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=0.0)
 
 
 def open_visit(*detectors, now=0.0, **fields):
     reservations = [Reservation(detector) for detector in detectors or (0, 1)]
     times = {"received_tai": 0.0, "now_tai": now, "expiry_s": EXPIRY_S}
-    return opened(1, VISIT, reservations, now=now, **times, **fields)
+    return make_open_visit(1, VISIT, reservations, now=now, **times, **fields)
 
 
 def join(dispatcher, name, detectors=(0, 1), now=0.0, **fields):
-    """Let a node say hello on the connection of its name; return what follows."""
-    turn = dispatcher.receive(name.encode(), hello(name, detectors, **fields), now)
+    """Register a node on the connection of its name; return the effects."""
+    effects = dispatcher.receive(name.encode(), hello(name, detectors, **fields), now)
     after = dispatcher.tick(now)
-    return Turn(turn.writes + after.writes, turn.sends + after.sends)
+    return Effects(effects.writes + after.writes, effects.sends + after.sends)
 
 
 def alive(dispatcher, now, *names):
     for name in names:
-        assert dispatcher.receive(name.encode(), Heartbeat(origin=name, **ENVELOPE), now) == Turn()
+        assert dispatcher.receive(name.encode(), Heartbeat(origin=name, **ENVELOPE), now) == Effects()
 
 
 # --- routing ---------------------------------------------------------------
@@ -101,15 +105,15 @@ def alive(dispatcher, now, *names):
 
 def test_a_visit_goes_to_the_node_at_once_in_one_message(dispatcher):
     join(dispatcher, "a")
-    turn = dispatcher.add(open_visit(), 0.0)
-    assert turn == Turn.of(reserve(b"a", 0, 1), writes=[SetRoute(1, "a", 1, (0, 1))])
+    effects = dispatcher.add(open_visit(), 0.0)
+    assert effects == Effects.of(reserve(b"a", 0, 1), writes=[SetRoute(1, "a", 1, (0, 1))])
 
 
 def test_each_node_gets_one_message_with_its_own_detectors(dispatcher):
     join(dispatcher, "a", (0, 2))
     join(dispatcher, "b", (1, 3))
-    turn = dispatcher.add(open_visit(0, 1, 2, 3), 0.0)
-    assert turn == Turn.of(
+    effects = dispatcher.add(open_visit(0, 1, 2, 3), 0.0)
+    assert effects == Effects.of(
         reserve(b"a", 0, 2),
         reserve(b"b", 1, 3),
         writes=[SetRoute(1, "a", 1, (0, 2)), SetRoute(1, "b", 1, (1, 3))],
@@ -117,19 +121,19 @@ def test_each_node_gets_one_message_with_its_own_detectors(dispatcher):
 
 
 def test_a_visit_is_held_until_a_node_says_hello(dispatcher):
-    assert dispatcher.add(open_visit(), 0.0) == Turn()
-    assert dispatcher.tick(100.0) == Turn()
-    turn = join(dispatcher, "a", now=200.0)
-    assert turn == Turn.of(Greet(b"a"), reserve(b"a", 0, 1), writes=[SetRoute(1, "a", 1, (0, 1))])
+    assert dispatcher.add(open_visit(), 0.0) == Effects()
+    assert dispatcher.tick(100.0) == Effects()
+    effects = join(dispatcher, "a", now=200.0)
+    assert effects == Effects.of(SendWelcome(b"a"), reserve(b"a", 0, 1), writes=[SetRoute(1, "a", 1, (0, 1))])
 
 
 def test_after_the_start_nothing_is_routed_until_nodes_had_time_to_come_back():
-    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0)
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0)
     dispatcher.tick(0.0)
     join(dispatcher, "a", now=0.1)
-    assert dispatcher.add(open_visit(), 0.2) == Turn()
+    assert dispatcher.add(open_visit(), 0.2) == Effects()
     join(dispatcher, "b", now=0.3)
-    assert dispatcher.tick(1.9) == Turn()
+    assert dispatcher.tick(1.9) == Effects()
     assert dispatcher.tick(2.1).sends
 
 
@@ -137,9 +141,9 @@ def test_detectors_that_no_node_serves_expire_and_the_others_do_not_wait(dispatc
     join(dispatcher, "a", (0,))
     dispatcher.add(open_visit(), 0.0)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
-    turn = dispatcher.tick(EXPIRY_S)
-    assert turn.writes == [ended(1, Outcome.EXPIRED, "no node served detector 1 in time")]
-    assert dispatcher.open_detectors(KEY) == {0: ACKED}
+    effects = dispatcher.tick(EXPIRY_S)
+    assert effects.writes == [ended(1, Outcome.EXPIRED, "no node served detector 1 in time")]
+    assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
 
 
 # --- resending and acknowledging -------------------------------------------
@@ -148,19 +152,19 @@ def test_detectors_that_no_node_serves_expire_and_the_others_do_not_wait(dispatc
 def test_what_is_unacknowledged_is_sent_again_after_the_interval(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(), 0.0)
-    assert dispatcher.tick(0.4) == Turn()
-    assert dispatcher.tick(0.5) == Turn.of(reserve(b"a", 0, 1))
-    assert dispatcher.receive(b"a", ack("a", 0), 0.6) == Turn.of(writes=[SetAcked(1, (0,))])
-    assert dispatcher.tick(1.0) == Turn.of(reserve(b"a", 1))
-    assert dispatcher.receive(b"a", ack("a", 1), 1.1) == Turn.of(writes=[SetAcked(1, (1,))])
-    assert dispatcher.tick(2.0) == Turn()
+    assert dispatcher.tick(0.4) == Effects()
+    assert dispatcher.tick(0.5) == Effects.of(reserve(b"a", 0, 1))
+    assert dispatcher.receive(b"a", ack("a", 0), 0.6) == Effects.of(writes=[SetAcknowledged(1, (0,))])
+    assert dispatcher.tick(1.0) == Effects.of(reserve(b"a", 1))
+    assert dispatcher.receive(b"a", ack("a", 1), 1.1) == Effects.of(writes=[SetAcknowledged(1, (1,))])
+    assert dispatcher.tick(2.0) == Effects()
 
 
 def test_an_acknowledgement_that_comes_twice_changes_nothing(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(), 0.0)
     dispatcher.receive(b"a", ack("a", 0, 1), 0.1)
-    assert dispatcher.receive(b"a", ack("a", 0, 1), 0.2) == Turn()
+    assert dispatcher.receive(b"a", ack("a", 0, 1), 0.2) == Effects()
 
 
 def test_thousands_of_held_visits_reach_a_node_little_by_little(dispatcher, monkeypatch):
@@ -168,15 +172,17 @@ def test_thousands_of_held_visits_reach_a_node_little_by_little(dispatcher, monk
     for number in range(5):
         visit = read_next_visit({"groupId": f"g{number}", "instrument": "DemoCam"})
         dispatcher.add(
-            opened(number, visit, [Reservation(0)], received_tai=0.0, expiry_s=60.0, now=0.0, now_tai=0.0),
+            make_open_visit(
+                number, visit, [Reservation(0)], received_tai=0.0, expiry_s=60.0, now=0.0, now_tai=0.0
+            ),
             0.0,
         )
     sent = [len([s for s in join(dispatcher, "a").sends if isinstance(s, Reserve)])]
     acked = 0
     for k in range(1, 30):
-        turn = dispatcher.tick(k * 0.1)
-        sent.append(len(turn.sends))
-        for send in turn.sends:
+        effects = dispatcher.tick(k * 0.1)
+        sent.append(len(effects.sends))
+        for send in effects.sends:
             name = send.visit.group
             message = VisitAccepted(origin="a", instrument="DemoCam", group=name, detectors=(0,), **ENVELOPE)
             acked += len(dispatcher.receive(b"a", message, k * 0.1).writes)
@@ -192,7 +198,7 @@ def test_results_are_confirmed_and_the_last_one_closes_the_visit(dispatcher):
     dispatcher.add(open_visit(), 0.0)
     dispatcher.receive(b"a", ack("a", 0, 1), 0.1)
     first = dispatcher.receive(b"a", results("a", 0), 1.0)
-    assert first == Turn.of(confirm(b"a", 0), writes=[ended(0, Outcome.SUCCEEDED, node="a")])
+    assert first == Effects.of(confirm(b"a", 0), writes=[ended(0, Outcome.SUCCEEDED, node="a")])
     last = dispatcher.receive(b"a", results("a", 1, outcome=Outcome.FAILED), 2.0)
     assert last.writes == [ended(1, Outcome.FAILED, node="a"), CloseVisit(1)]
     assert (len(dispatcher), dispatcher.reservations) == (0, 0)
@@ -202,18 +208,18 @@ def test_a_repeated_result_is_confirmed_again_and_nothing_else(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(), 0.0)
     dispatcher.receive(b"a", results("a", 0, 1), 1.0)
-    assert dispatcher.receive(b"a", results("a", 0, 1), 2.0) == Turn.of(confirm(b"a", 0, 1))
+    assert dispatcher.receive(b"a", results("a", 0, 1), 2.0) == Effects.of(confirm(b"a", 0, 1))
 
 
 def test_a_detector_that_its_node_tries_again_is_sent_to_nobody_and_its_outcome_noted(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", results("a", 0, outcome=Outcome.NO_IMAGE), 1.0)
-    turn = dispatcher.receive(b"a", results("a", 0, attempt=2), 2.0)
-    again = AmendOutcome("DemoCam", "g", 0, "a", 2, Outcome.SUCCEEDED, "")
-    assert turn == Turn.of(confirm(b"a", 0, attempt=2), writes=[again])
+    effects = dispatcher.receive(b"a", results("a", 0, attempt=2), 2.0)
+    again = UpdateOutcome("DemoCam", "g", 0, "a", 2, Outcome.SUCCEEDED, "")
+    assert effects == Effects.of(confirm(b"a", 0, attempt=2), writes=[again])
     assert (len(dispatcher), dispatcher.reservations) == (0, 0)
-    assert dispatcher.tick(3.0) == Turn()
+    assert dispatcher.tick(3.0) == Effects()
 
 
 def test_a_result_without_an_acknowledgement_counts(dispatcher):
@@ -227,17 +233,17 @@ def test_a_result_without_an_acknowledgement_counts(dispatcher):
 
 def test_a_result_of_a_visit_that_nobody_knows_is_confirmed(dispatcher):
     join(dispatcher, "a")
-    assert dispatcher.receive(b"a", results("a", 0), 1.0) == Turn.of(confirm(b"a", 0))
+    assert dispatcher.receive(b"a", results("a", 0), 1.0) == Effects.of(confirm(b"a", 0))
 
 
 def test_what_was_acknowledged_and_never_answered_is_given_up_after_a_day(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
-    assert dispatcher.tick(EXPIRY_S + 1.0) == Turn()
-    turn = dispatcher.tick(86_400.0)
-    reason = "a acknowledged it and never told its outcome"
-    assert turn.writes == [ended(0, Outcome.INTERRUPTED, reason), CloseVisit(1)]
+    assert dispatcher.tick(EXPIRY_S + 1.0) == Effects()
+    effects = dispatcher.tick(86_400.0)
+    reason = "a acknowledged it and sent no outcome"
+    assert effects.writes == [ended(0, Outcome.INTERRUPTED, reason), CloseVisit(1)]
 
 
 # --- refusals ---------------------------------------------------------------
@@ -248,24 +254,24 @@ def test_a_refused_detector_goes_elsewhere_as_the_next_attempt(dispatcher):
     join(dispatcher, "b")
     [first] = {send.peer for send in dispatcher.add(open_visit(0), 0.0).sends}
     other = {b"a": b"b", b"b": b"a"}[first]
-    turn = dispatcher.receive(first, nak(first.decode(), 0), 0.1)
-    assert turn == Turn.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+    effects = dispatcher.receive(first, nak(first.decode(), 0), 0.1)
+    assert effects == Effects.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
 
 
 def test_a_node_that_refuses_one_copy_of_a_message_and_takes_the_next_has_it(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", nak("a", 0), 0.1)
-    assert dispatcher.receive(b"a", ack("a", 0), 0.2) == Turn.of(writes=[SetAcked(1, (0,))])
-    assert dispatcher.tick(6.0) == Turn()
+    assert dispatcher.receive(b"a", ack("a", 0), 0.2) == Effects.of(writes=[SetAcknowledged(1, (0,))])
+    assert dispatcher.tick(6.0) == Effects()
 
 
 def test_a_refused_detector_that_nobody_else_serves_is_offered_again_later(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
-    assert dispatcher.receive(b"a", nak("a", 0), 0.1) == Turn()
+    assert dispatcher.receive(b"a", nak("a", 0), 0.1) == Effects()
     alive(dispatcher, 3.0, "a")
-    assert dispatcher.tick(5.0) == Turn()
+    assert dispatcher.tick(5.0) == Effects()
     assert dispatcher.tick(5.2).sends == [reserve(b"a", 0)]
 
 
@@ -281,19 +287,19 @@ def test_a_refused_detector_that_nobody_else_serves_is_offered_again_later(dispa
 def test_a_final_refusal_is_the_outcome(dispatcher, reason, outcome):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
-    turn = dispatcher.receive(b"a", nak("a", 0, reason=reason, final=True), 0.1)
-    assert turn.writes == [ended(0, outcome, reason, "a"), CloseVisit(1)]
+    effects = dispatcher.receive(b"a", nak("a", 0, reason=reason, final=True), 0.1)
+    assert effects.writes == [ended(0, outcome, reason, "a"), CloseVisit(1)]
 
 
 def test_a_refusal_of_what_was_acknowledged_or_unknown_is_not_heeded(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
-    assert dispatcher.receive(b"a", nak("a", 0, 7, final=True), 0.2) == Turn()
-    assert dispatcher.open_detectors(KEY) == {0: ACKED}
+    assert dispatcher.receive(b"a", nak("a", 0, 7, final=True), 0.2) == Effects()
+    assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
 
 
-# --- nodes come and go --------------------------------------------------------
+# --- nodes connect and disconnect --------------------------------------------------------
 
 
 def two_nodes_and_a_visit(dispatcher):
@@ -304,8 +310,8 @@ def two_nodes_and_a_visit(dispatcher):
     return first, {b"a": b"b", b"b": b"a"}[first]
 
 
-def fall_silent(dispatcher, silent, other):
-    """Let one of two nodes fall silent; return the turn that notices."""
+def stop_messages(dispatcher, silent, other):
+    """Stop the messages of one of two nodes; return the effects of the tick that removes it."""
     alive(dispatcher, 4.0, other.decode())
     for k in range(41):
         assert all(send.peer == silent for send in dispatcher.tick(k / 10).sends)
@@ -314,39 +320,41 @@ def fall_silent(dispatcher, silent, other):
 
 def test_what_a_silent_node_did_not_acknowledge_goes_to_another_as_the_next_attempt(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
-    turn = fall_silent(dispatcher, silent, other)
-    assert turn == Turn.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+    effects = stop_messages(dispatcher, silent, other)
+    assert effects == Effects.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
 
 
 def test_a_node_that_comes_back_is_told_what_it_has_no_more(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
-    fall_silent(dispatcher, silent, other)
-    turn = dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    assert turn.sends == [Greet(silent), Withdraw(silent, *KEY, (0,))]
+    stop_messages(dispatcher, silent, other)
+    effects = dispatcher.receive(silent, hello(silent.decode()), 6.0)
+    assert effects.sends == [SendWelcome(silent), Withdraw(silent, *KEY, (0,))]
 
 
 def test_a_late_acknowledgement_of_the_former_node_is_answered_with_a_withdrawal(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
-    fall_silent(dispatcher, silent, other)
+    stop_messages(dispatcher, silent, other)
     dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    assert dispatcher.receive(silent, ack(silent.decode(), 0), 6.1) == Turn.of(Withdraw(silent, *KEY, (0,)))
+    assert dispatcher.receive(silent, ack(silent.decode(), 0), 6.1) == Effects.of(
+        Withdraw(silent, *KEY, (0,))
+    )
 
 
 def test_a_success_of_the_former_node_counts_and_the_present_one_is_called_off(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
-    fall_silent(dispatcher, silent, other)
+    stop_messages(dispatcher, silent, other)
     dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    turn = dispatcher.receive(silent, results(silent.decode(), 0), 6.1)
-    assert turn.writes == [ended(0, Outcome.SUCCEEDED, node=silent.decode()), CloseVisit(1)]
-    assert turn.sends == [Withdraw(other, *KEY, (0,)), confirm(silent, 0)]
+    effects = dispatcher.receive(silent, results(silent.decode(), 0), 6.1)
+    assert effects.writes == [ended(0, Outcome.SUCCEEDED, node=silent.decode()), CloseVisit(1)]
+    assert effects.sends == [Withdraw(other, *KEY, (0,)), confirm(silent, 0)]
 
 
 def test_any_other_result_of_the_former_node_is_confirmed_and_not_counted(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
-    fall_silent(dispatcher, silent, other)
+    stop_messages(dispatcher, silent, other)
     dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    turn = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.CANCELLED), 6.1)
-    assert turn == Turn.of(confirm(silent, 0))
+    effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.CANCELLED), 6.1)
+    assert effects == Effects.of(confirm(silent, 0))
     assert dispatcher.open_detectors(KEY) == {0: SENT}
 
 
@@ -355,11 +363,11 @@ def test_what_a_silent_node_acknowledged_stays_with_it(dispatcher):
     dispatcher.receive(silent, ack(silent.decode(), 0), 0.1)
     alive(dispatcher, 4.0, other.decode())
     for k in range(45):
-        assert dispatcher.tick(k / 10) == Turn()
-    assert dispatcher.open_detectors(KEY) == {0: ACKED}
+        assert dispatcher.tick(k / 10) == Effects()
+    assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
     dispatcher.receive(silent, hello(silent.decode(), incarnation="life2"), 10.0)
-    turn = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.INTERRUPTED), 10.1)
-    assert ended(0, Outcome.INTERRUPTED, node=silent.decode()) in turn.writes
+    effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.INTERRUPTED), 10.1)
+    assert ended(0, Outcome.INTERRUPTED, node=silent.decode()) in effects.writes
 
 
 def test_what_only_a_silent_node_serves_waits_for_it_in_the_same_attempt(dispatcher):
@@ -367,49 +375,51 @@ def test_what_only_a_silent_node_serves_waits_for_it_in_the_same_attempt(dispatc
     dispatcher.add(open_visit(0), 0.0)
     for k in range(60):
         dispatcher.tick(k / 10)
-    turn = join(dispatcher, "a", now=6.0)
-    assert turn == Turn.of(Greet(b"a"), reserve(b"a", 0))
+    effects = join(dispatcher, "a", now=6.0)
+    assert effects == Effects.of(SendWelcome(b"a"), reserve(b"a", 0))
 
 
 def test_a_lost_connection_is_like_silence_but_at_once(dispatcher):
     first, other = two_nodes_and_a_visit(dispatcher)
-    dispatcher.lose(first, 0.2)
+    dispatcher.disconnect(first, 0.2)
     assert dispatcher.tick(0.3).sends == [reserve(other, 0, attempt=2)]
 
 
 def test_a_stranger_is_told_to_say_hello(dispatcher):
     for message in (ack("a", 0), results("a", 0), Heartbeat(origin="a", **ENVELOPE)):
         [order] = dispatcher.receive(b"x", message, 0.0).sends
-        assert isinstance(order, TurnAway)
+        assert isinstance(order, RefuseHello)
         assert (order.peer, order.code) == (b"x", "stranger")
 
 
 def test_a_second_node_of_a_name_is_turned_away_while_the_first_lives(dispatcher):
     join(dispatcher, "a")
-    turn = dispatcher.receive(b"second", hello("a", incarnation="other"), 1.0)
-    assert [type(order) for order in turn.sends] == [Beat, TurnAway]
-    assert turn.sends[0].peer == b"a"
-    assert (turn.sends[1].peer, turn.sends[1].code) == (b"second", "taken")
-    assert "another node named a" in turn.sends[1].reason
+    effects = dispatcher.receive(b"second", hello("a", incarnation="other"), 1.0)
+    assert [type(order) for order in effects.sends] == [SendHeartbeat, RefuseHello]
+    assert effects.sends[0].peer == b"a"
+    assert (effects.sends[1].peer, effects.sends[1].code) == (b"second", "taken")
+    assert "another node named a" in effects.sends[1].reason
 
 
 def test_a_second_node_of_a_name_is_admitted_when_the_first_is_gone(dispatcher):
     join(dispatcher, "a")
-    dispatcher.lose(b"a", 1.0)
-    assert dispatcher.receive(b"second", hello("a", incarnation="other"), 1.1).sends == [Greet(b"second")]
+    dispatcher.disconnect(b"a", 1.0)
+    assert dispatcher.receive(b"second", hello("a", incarnation="other"), 1.1).sends == [
+        SendWelcome(b"second")
+    ]
     [order] = dispatcher.receive(b"a", Heartbeat(origin="a", **ENVELOPE), 1.2).sends
     assert order.code == "stranger"
 
 
 def test_the_same_life_of_a_node_may_change_its_connection(dispatcher):
     join(dispatcher, "a")
-    assert dispatcher.receive(b"new", hello("a"), 1.0).sends == [Greet(b"new")]
+    assert dispatcher.receive(b"new", hello("a"), 1.0).sends == [SendWelcome(b"new")]
     assert dispatcher.add(open_visit(0), 1.1).sends == [reserve(b"new", 0)]
 
 
 def test_a_new_life_on_the_same_connection_is_the_node_restarted(dispatcher):
     join(dispatcher, "a")
-    assert dispatcher.receive(b"a", hello("a", incarnation="life2"), 1.0).sends == [Greet(b"a")]
+    assert dispatcher.receive(b"a", hello("a", incarnation="life2"), 1.0).sends == [SendWelcome(b"a")]
 
 
 def test_a_connection_that_says_hello_under_another_name_gives_up_the_first(dispatcher):
@@ -448,12 +458,12 @@ def test_a_cancellation_is_sent_again_until_the_outcome_comes(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
-    assert dispatcher.cancel(KEY, 1.0) == Turn.of(Withdraw(b"a", *KEY), writes=[SetCancelled(1)])
-    assert dispatcher.tick(1.4) == Turn()
-    assert dispatcher.tick(1.5) == Turn.of(Withdraw(b"a", *KEY))
-    turn = dispatcher.receive(b"a", results("a", 0, outcome=Outcome.CANCELLED), 1.6)
-    assert turn.writes == [ended(0, Outcome.CANCELLED, node="a"), CloseVisit(1)]
-    assert dispatcher.tick(2.5) == Turn()
+    assert dispatcher.cancel(KEY, 1.0) == Effects.of(Withdraw(b"a", *KEY), writes=[SetCancelled(1)])
+    assert dispatcher.tick(1.4) == Effects()
+    assert dispatcher.tick(1.5) == Effects.of(Withdraw(b"a", *KEY))
+    effects = dispatcher.receive(b"a", results("a", 0, outcome=Outcome.CANCELLED), 1.6)
+    assert effects.writes == [ended(0, Outcome.CANCELLED, node="a"), CloseVisit(1)]
+    assert dispatcher.tick(2.5) == Effects()
 
 
 def test_a_node_that_may_have_the_visit_gets_it_again_with_its_cancellation(dispatcher):
@@ -466,24 +476,24 @@ def test_a_node_that_may_have_the_visit_gets_it_again_with_its_cancellation(disp
 def test_a_cancelled_visit_does_not_move_to_another_node(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     dispatcher.cancel(KEY, 0.1)
-    turn = fall_silent(dispatcher, silent, other)
+    effects = stop_messages(dispatcher, silent, other)
     reason = "cancelled before a node acknowledged it"
-    assert turn == Turn.of(writes=[ended(0, Outcome.CANCELLED, reason), CloseVisit(1)])
+    assert effects == Effects.of(writes=[ended(0, Outcome.CANCELLED, reason), CloseVisit(1)])
 
 
 def test_a_cancellation_reaches_a_node_that_comes_back(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
-    dispatcher.lose(b"a", 0.2)
+    dispatcher.disconnect(b"a", 0.2)
     assert dispatcher.cancel(KEY, 0.3).sends == []
-    assert join(dispatcher, "a", now=0.4).sends == [Greet(b"a"), Withdraw(b"a", *KEY)]
+    assert join(dispatcher, "a", now=0.4).sends == [SendWelcome(b"a"), Withdraw(b"a", *KEY)]
 
 
 def test_cancelling_twice_or_what_is_not_open_does_nothing(dispatcher):
     dispatcher.add(open_visit(), 0.0)
     dispatcher.cancel(KEY, 1.0)
-    assert dispatcher.cancel(KEY, 2.0) == Turn()
+    assert dispatcher.cancel(KEY, 2.0) == Effects()
 
 
 # --- expiry, restart, room ------------------------------------------------------
@@ -493,30 +503,30 @@ def test_what_a_live_node_never_acknowledged_expires_and_is_withdrawn(dispatcher
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     alive(dispatcher, EXPIRY_S, "a")
-    turn = dispatcher.tick(EXPIRY_S)
-    assert turn.writes == [ended(0, Outcome.EXPIRED, "a did not acknowledge it in time"), CloseVisit(1)]
-    assert turn.sends == [Withdraw(b"a", *KEY, (0,))]
+    effects = dispatcher.tick(EXPIRY_S)
+    assert effects.writes == [ended(0, Outcome.EXPIRED, "a did not acknowledge it in time"), CloseVisit(1)]
+    assert effects.sends == [Withdraw(b"a", *KEY, (0,))]
 
 
 def test_expiry_counts_from_publication_if_that_is_known():
     visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "private_sndStamp": 60.0})
     times = {"expiry_s": 3600.0, "now": 5.0, "now_tai": 110.0}
-    assert opened(1, visit, [], received_tai=100.0, **times).expires_at == 5.0 + 3600.0 - 50.0
-    assert opened(1, visit, [], received_tai=50.0, **times).expires_at == 5.0 + 3600.0 - 60.0
+    assert make_open_visit(1, visit, [], received_tai=100.0, **times).expires_at == 5.0 + 3600.0 - 50.0
+    assert make_open_visit(1, visit, [], received_tai=50.0, **times).expires_at == 5.0 + 3600.0 - 60.0
 
 
 def test_a_restored_visit_goes_on_where_it_was():
-    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, settle_s=2.0)
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0)
     dispatcher.tick(0.0)
     visit = open_visit(0)
     visit.reservations = {
-        0: Reservation(0, ACKED, "a"),
-        1: Reservation(1, SENT, "a", former=frozenset({"b"}), attempt=2),
+        0: Reservation(0, ACKNOWLEDGED, "a"),
+        1: Reservation(1, SENT, "a", previous_nodes=frozenset({"b"}), attempt=2),
         2: Reservation(2),
     }
-    assert dispatcher.add(visit, 0.0) == Turn()
-    assert join(dispatcher, "b", now=0.1).sends == [Greet(b"b"), Withdraw(b"b", *KEY, (1,))]
-    assert join(dispatcher, "a", now=0.2).sends == [Greet(b"a"), reserve(b"a", 1, attempt=2)]
+    assert dispatcher.add(visit, 0.0) == Effects()
+    assert join(dispatcher, "b", now=0.1).sends == [SendWelcome(b"b"), Withdraw(b"b", *KEY, (1,))]
+    assert join(dispatcher, "a", now=0.2).sends == [SendWelcome(b"a"), reserve(b"a", 1, attempt=2)]
     dispatcher.receive(b"a", ack("a", 1, attempt=2), 0.3)
     assert dispatcher.tick(2.1).sends == []
     assert join(dispatcher, "c", (2,), now=2.2).sends[1:] == [reserve(b"c", 2)]
@@ -526,7 +536,7 @@ def test_the_oldest_visits_that_no_node_has_make_room_for_new_ones(dispatcher, m
     monkeypatch.setattr(dispatcher_module, "MAX_RESERVATIONS", 3)
     dispatcher.add(open_visit(0, 1), 0.0)
     assert dispatcher.has_room(1)
-    assert dispatcher.make_room(1) == Turn()
+    assert dispatcher.make_room(1) == Effects()
     assert not dispatcher.has_room(2)
     assert dispatcher.make_room(2).writes == [
         ended(0, Outcome.EXPIRED, "made room for newer visits"),
@@ -540,5 +550,5 @@ def test_visits_that_nodes_have_make_no_room(dispatcher, monkeypatch):
     monkeypatch.setattr(dispatcher_module, "MAX_RESERVATIONS", 3)
     join(dispatcher, "a")
     dispatcher.add(open_visit(0, 1), 0.0)
-    assert dispatcher.make_room(2) == Turn()
+    assert dispatcher.make_room(2) == Effects()
     assert not dispatcher.has_room(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The board between a bad network, dying nodes and its own deaths.
+"""The dispatcher with a bad network, crashing nodes and its own restarts.
 
 Random sequences of losses, delays, restarts and cancellations; then all is
 well for a while. Whatever happened, each detector has exactly one outcome.
@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
 from ppdaemon.relay.dispatcher import Dispatcher
-from ppdaemon.relay.openvisit import Reservation, ReservationState, opened
+from ppdaemon.relay.openvisit import Reservation, ReservationState, make_open_visit
 from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
+    RefuseHello,
     Reserve,
-    SetAcked,
+    SetAcknowledged,
     SetCancelled,
     SetOutcome,
     SetRoute,
-    TurnAway,
     Withdraw,
 )
 from ppdaemon.states import Outcome
@@ -68,12 +68,12 @@ class SimulatedNode:
                 self._say(VisitAccepted, **names, detectors=detectors, attempt=attempt)
             case Withdraw(_, instrument, group, detectors):
                 for key, outcome in self.journal.items():
-                    meant = key and key[:2] == (instrument, group) and key[2] in (detectors or DETECTORS)
-                    if meant and outcome is None:
+                    matching = key and key[:2] == (instrument, group) and key[2] in (detectors or DETECTORS)
+                    if matching and outcome is None:
                         self.journal[key] = Outcome.CANCELLED
             case ConfirmResults(_, keys):
                 self.confirmed.update(keys)
-            case TurnAway():
+            case RefuseHello():
                 self.hello()
 
     def work(self):
@@ -116,7 +116,7 @@ class World:
             node.hello()
 
     def boot(self):
-        self.dispatcher = Dispatcher(resend_s=0.5, silence_s=2.0, settle_s=1.0)
+        self.dispatcher = Dispatcher(resend_s=0.5, silence_s=2.0, rejoin_s=1.0)
         for number, (visit, cancelled, received) in self.visits.items():
             rows = [replace(self.rows[number, d]) for d in DETECTORS if (number, d) not in self.outcomes]
             if rows:
@@ -124,12 +124,14 @@ class World:
 
     def open(self, number, visit, rows, received, cancelled=False):
         times = {"received_tai": received, "expiry_s": EXPIRY_S, "now": self.now, "now_tai": self.now}
-        self.perform(self.dispatcher.add(opened(number, visit, rows, cancelled=cancelled, **times), self.now))
+        self.perform(
+            self.dispatcher.add(make_open_visit(number, visit, rows, cancelled=cancelled, **times), self.now)
+        )
 
-    def perform(self, turn):
-        for write in turn.writes:
+    def perform(self, effects):
+        for write in effects.writes:
             self.record(write)
-        for send in turn.sends:
+        for send in effects.sends:
             self.wires[send.peer.decode()].append(send)
 
     def record(self, write):
@@ -137,12 +139,16 @@ class World:
             case SetRoute(number, node, attempt, detectors):
                 for d in detectors:
                     row = self.rows[number, d]
-                    assert row.state is not ReservationState.ACKED, "moved although it was acknowledged"
-                    former = row.former | {row.node} if attempt > row.attempt else row.former
-                    self.rows[number, d] = Reservation(d, ReservationState.SENT, node, attempt, former=former)
-            case SetAcked(number, detectors):
+                    assert row.state is not ReservationState.ACKNOWLEDGED, (
+                        "moved although it was acknowledged"
+                    )
+                    former = row.previous_nodes | {row.node} if attempt > row.attempt else row.previous_nodes
+                    self.rows[number, d] = Reservation(
+                        d, ReservationState.SENT, node, attempt, previous_nodes=former
+                    )
+            case SetAcknowledged(number, detectors):
                 for d in detectors:
-                    self.rows[number, d].state = ReservationState.ACKED
+                    self.rows[number, d].state = ReservationState.ACKNOWLEDGED
             case SetOutcome(number, detector, outcome, _, _):
                 assert (number, detector) not in self.outcomes, "two outcomes"
                 self.outcomes[number, detector] = outcome
@@ -176,14 +182,14 @@ class World:
             while node.words:
                 self.perform(self.dispatcher.receive(name.encode(), node.words.popleft(), self.now))
 
-    def lose(self, name):
+    def disconnect(self, name):
         """Lose everything under way to and from a node."""
         self.wires[name].clear()
         self.nodes[name].words.clear()
 
     def hang_up(self, name):
-        self.lose(name)
-        self.dispatcher.lose(name.encode(), self.now)
+        self.disconnect(name)
+        self.dispatcher.disconnect(name.encode(), self.now)
 
     def tick(self):
         self.now += STEP_S
@@ -199,8 +205,8 @@ class World:
                 self.cancel()
             case "deliver":
                 self.deliver(name)
-            case "lose":
-                self.lose(name)
+            case "disconnect":
+                self.disconnect(name)
             case "hang up":
                 self.hang_up(name)
             case "node restarts":
@@ -209,13 +215,13 @@ class World:
                 self.nodes[name].work()
             case "relay restarts":
                 for each in self.nodes:
-                    self.lose(each)
+                    self.disconnect(each)
                 self.boot()
             case "tick":
                 self.tick()
 
 
-ACTIONS = ["announce", "cancel", "hang up", "node restarts", "work", "relay restarts", "lose"]
+ACTIONS = ["announce", "cancel", "hang up", "node restarts", "work", "relay restarts", "disconnect"]
 STEPS = st.lists(
     st.tuples(st.sampled_from(ACTIONS + ["tick"] * 7 + ["deliver"] * 7), st.sampled_from(sorted(OFFERS))),
     max_size=80,
@@ -244,7 +250,9 @@ def test_whatever_happened_each_detector_has_exactly_one_outcome_in_the_end(step
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["lose", "tick", "deliver", "relay restarts"]), st.sampled_from("abc"))
+        st.tuples(
+            st.sampled_from(["disconnect", "tick", "deliver", "relay restarts"]), st.sampled_from("abc")
+        )
     )
 )
 def test_a_lossy_network_alone_neither_loses_nor_doubles_work(steps):
@@ -253,8 +261,8 @@ def test_a_lossy_network_alone_neither_loses_nor_doubles_work(steps):
     for what, name in steps:
         if what != "deliver":
             world.act(what, name)
-        for each in world.nodes:  # nobody is silent for long enough to be given up
-            if (each, what) != (name, "lose"):
+        for each in world.nodes:  # no node is silent for silence_s
+            if (each, what) != (name, "disconnect"):
                 world.deliver(each)
     for _ in range(200):
         world.tick()

@@ -10,8 +10,15 @@ import pytest
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.openvisit import Reservation, ReservationState
-from ppdaemon.relay.orders import AmendOutcome, CloseVisit, SetAcked, SetCancelled, SetOutcome, SetRoute
-from ppdaemon.relay.requests import content_of
+from ppdaemon.relay.orders import (
+    CloseVisit,
+    SetAcknowledged,
+    SetCancelled,
+    SetOutcome,
+    SetRoute,
+    UpdateOutcome,
+)
+from ppdaemon.relay.requests import visit_json
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import read_next_visit
 
@@ -31,7 +38,7 @@ def transact(ledger, works):
 
 def accept(ledger, detectors=(0, 1, 2), **changes):
     visit = read_next_visit(FIELDS | changes)
-    [result] = transact(ledger, [lambda ledger: ledger.accept(visit, content_of(visit), detectors, 5.0)])
+    [result] = transact(ledger, [lambda ledger: ledger.accept(visit, visit_json(visit), detectors, 5.0)])
     return result
 
 
@@ -60,18 +67,18 @@ def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
         write(
             ledger,
             SetRoute(number, "n1", 1, (0, 1, 2)),
-            SetAcked(number, (0,)),
+            SetAcknowledged(number, (0,)),
             SetRoute(number, "n2", 2, (1,)),
             SetOutcome(number, 2, Outcome.EXPIRED, "late", None),
             SetCancelled(number),
         )
     with closing(Ledger(tmp_path, clock)) as ledger:
-        [unended] = ledger.unended()
+        [unended] = ledger.unfinished_visits()
         assert (unended.number, unended.fields, unended.received_tai) == (number, FIELDS, 5.0)
         assert unended.cancelled
         assert unended.reservations == (
-            Reservation(0, ReservationState.ACKED, "n1"),
-            Reservation(1, ReservationState.SENT, "n2", 2, former=frozenset({"n1"})),
+            Reservation(0, ReservationState.ACKNOWLEDGED, "n1"),
+            Reservation(1, ReservationState.SENT, "n2", 2, previous_nodes=frozenset({"n1"})),
         )
 
 
@@ -80,7 +87,7 @@ def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
     write(ledger, SetRoute(number, "n1", 1, (0, 1)), SetOutcome(number, 0, Outcome.NO_IMAGE, "none", "n1"))
 
     def amended(detector, node, attempt, outcome):
-        write(ledger, AmendOutcome("DemoCam", "g", detector, node, attempt, outcome, "why"))
+        write(ledger, UpdateOutcome("DemoCam", "g", detector, node, attempt, outcome, "why"))
         [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
         return visit.outcomes[detector].outcome
 
@@ -89,7 +96,7 @@ def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
     assert amended(1, "n1", 2, Outcome.FAILED) is None
     assert amended(0, "n1", 2, Outcome.SUCCEEDED) is Outcome.SUCCEEDED
     assert amended(0, "n1", 2, Outcome.FAILED) is Outcome.SUCCEEDED
-    assert [len(unended.reservations) for unended in ledger.unended()] == [1]
+    assert [len(unended.reservations) for unended in ledger.unfinished_visits()] == [1]
 
 
 def test_the_first_outcome_of_a_detector_stays(ledger):
@@ -119,7 +126,7 @@ def test_a_visit_that_is_not_understood_any_more_can_still_be_asked_for(ledger, 
 def test_a_closed_visit_is_not_unended_but_still_known(ledger):
     number, _ = accept(ledger, (0,))
     write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))
-    assert ledger.unended() == []
+    assert ledger.unfinished_visits() == []
     assert accept(ledger)[0] is None
 
 
@@ -149,7 +156,7 @@ def test_works_of_one_transaction_are_done_together_or_not_at_all(ledger):
     visit = read_next_visit(FIELDS)
 
     def enter(ledger):
-        ledger.accept(visit, content_of(visit), (0,), 5.0)
+        ledger.accept(visit, visit_json(visit), (0,), 5.0)
 
     def fail(ledger):
         raise sqlite3.OperationalError("database or disk is full")
@@ -169,7 +176,7 @@ def test_a_corrupt_file_is_moved_aside_and_an_empty_ledger_begins(tmp_path, cloc
     broken = b"not a database" * 1000 if damage == "garbage" else data[:8192] + b"\xa5" * (len(data) - 8192)
     path.write_bytes(broken)
     with closing(Ledger(tmp_path, clock)) as ledger:
-        assert ledger.unended() == []
+        assert ledger.unfinished_visits() == []
         assert accept(ledger)[0] == 1
     [kept] = tmp_path.glob("ledger.corrupt-*.sqlite")
     assert kept.read_bytes() == broken
@@ -187,7 +194,7 @@ def test_a_ledger_of_a_newer_relay_is_left_alone(tmp_path, clock):
 
 def test_a_state_directory_is_locked_against_a_second_relay(tmp_path):
     with closing(lock_state(tmp_path / "made" / "here")):
-        with pytest.raises(Refused, match=r"another pprelay \(pid \d+\) runs on") as caught:
+        with pytest.raises(Refused, match=r"another pprelay \(pid \d+\) uses") as caught:
             lock_state(tmp_path / "made" / "here")
         assert caught.value.exit_code is ExitCode.TRY_LATER
     with closing(lock_state(tmp_path / "made" / "here")):

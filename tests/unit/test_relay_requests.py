@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The submit socket's messages: envelopes, kinds of requests, judgement."""
+"""The submit socket's messages: envelopes, kinds of requests, checks."""
 
 import json
 
@@ -8,7 +8,14 @@ import pytest
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import VisitStatus
 from ppdaemon.relay.config import RelayConfig
-from ppdaemon.relay.requests import content_of, differences, judge, oddities, read_request, unwrap
+from ppdaemon.relay.requests import (
+    check_visit,
+    differences,
+    read_request,
+    split_envelope,
+    visit_json,
+    visit_warnings,
+)
 from ppdaemon.throttle import Throttle
 from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
 
@@ -41,7 +48,7 @@ def read(fields):
     ids=["REQ", "DEALER", "correlated", "REQ-empty", "DEALER-empty", "nothing", "REQ-extra", "DEALER-extra"],
 )
 def test_the_way_back_is_parted_from_the_body(frames, envelope, body):
-    assert unwrap(frames) == (envelope, body)
+    assert split_envelope(frames) == (envelope, body)
 
 
 def test_what_is_sent_is_recognised_by_its_fields():
@@ -65,7 +72,7 @@ def test_what_is_sent_is_recognised_by_its_fields():
         ([b'{"groupId": "g", "position": [0, 0]}'], "field", "instrument: Field required"),
         ([b'{"groupId": "g", "scriptSalIndex": "x"}'], "field", "scriptSalIndex"),
         ([b'{"groupId": "g", "instrument": "I", "x": 1e999}'], "json", "too large a number"),
-        ([b'{"groupId": "g", "instrument": "I", "x": "\\ud800"}'], "content", "cannot be passed on"),
+        ([b'{"groupId": "g", "instrument": "I", "x": "\\ud800"}'], "content", "cannot be sent on to nodes"),
         ([b"\xff"], "encoding", "not UTF-8"),
         ([b"{" + b" " * 70_000 + b"}"], "size", "70002 bytes"),
     ],
@@ -78,7 +85,7 @@ def test_junk_is_refused_with_a_kind_and_a_reason(body, kind, words):
 
 
 def test_a_visit_of_a_configured_instrument_passes(config):
-    assert judge(read(VISIT), config, NOW_TAI) is None
+    assert check_visit(read(VISIT), config, NOW_TAI) is None
 
 
 @pytest.mark.parametrize(
@@ -93,34 +100,34 @@ def test_a_visit_of_a_configured_instrument_passes(config):
     ids=str,
 )
 def test_a_visit_that_cannot_be_served_is_answered_with_a_reason(config, changes, status, words):
-    answer = judge(read(VISIT | changes), config, NOW_TAI)
+    answer = check_visit(read(VISIT | changes), config, NOW_TAI)
     assert (answer.status, answer.group) == (status, "g")
     assert words in answer.reason
 
 
 def test_the_edge_of_the_expiry_is_still_accepted(config):
-    assert judge(read(VISIT | {"private_sndStamp": NOW_TAI - 3600}), config, NOW_TAI) is None
-    assert judge(read(VISIT | {"instrument": "LATISS", "salIndex": 2}), config, NOW_TAI) is None
+    assert check_visit(read(VISIT | {"private_sndStamp": NOW_TAI - 3600}), config, NOW_TAI) is None
+    assert check_visit(read(VISIT | {"instrument": "LATISS", "salIndex": 2}), config, NOW_TAI) is None
 
 
 def test_a_stamp_in_utc_instead_of_tai_is_not_odd_but_one_in_the_future_is(config):
-    assert oddities(read(VISIT | {"private_sndStamp": NOW_TAI - 37}), NOW_TAI) == []
-    assert oddities(read(VISIT | {"private_sndStamp": NOW_TAI + 4}), NOW_TAI) == []
-    assert oddities(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), NOW_TAI) == [
+    assert visit_warnings(read(VISIT | {"private_sndStamp": NOW_TAI - 37}), NOW_TAI) == []
+    assert visit_warnings(read(VISIT | {"private_sndStamp": NOW_TAI + 4}), NOW_TAI) == []
+    assert visit_warnings(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), NOW_TAI) == [
         "published 37 s in the future"
     ]
-    assert judge(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), config, NOW_TAI) is None
+    assert check_visit(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), config, NOW_TAI) is None
 
 
 def test_a_visit_without_a_stamp_is_accepted_and_said_to_be_odd(config):
     visit = read({"groupId": "g", "instrument": "DemoCam"})
-    assert judge(visit, config, NOW_TAI) is None
-    assert "unknown" in oddities(visit, NOW_TAI)[0]
+    assert check_visit(visit, config, NOW_TAI) is None
+    assert "unknown" in visit_warnings(visit, NOW_TAI)[0]
 
 
 def test_the_kept_content_is_the_event_with_its_unknown_fields():
     fields = VISIT | {"novelty": {"a": [1, None]}}
-    assert json.loads(content_of(read_next_visit(fields))) == fields
+    assert json.loads(visit_json(read_next_visit(fields))) == fields
 
 
 def test_differences_name_fields_but_not_the_private_ones():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What may be tried again although it has its outcome."""
+"""Which visit-detectors with an outcome may be requeued."""
 
 import pytest
 from test_journal import an_entry, ended
 
-from ppdaemon.node.visits.requeue import WITHDRAWN, objection
+from ppdaemon.node.visits.requeue import WITHDRAWN, refusal_reason
 from ppdaemon.states import Outcome
 
 
@@ -16,27 +16,27 @@ def an_ended_one(outcome=Outcome.NO_IMAGE, **changes):
 
 
 @pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.SUCCEEDED}))
-def test_what_did_not_succeed_may_be_tried_again(outcome):
-    assert objection(an_ended_one(outcome), force=False) == ""
+def test_a_visit_that_has_not_succeeded_may_be_requeued(outcome):
+    assert refusal_reason(an_ended_one(outcome), force=False) == ""
 
 
-def test_a_partial_success_may_be_tried_again():
-    assert objection(an_ended_one(Outcome.SUCCEEDED, partial=True), force=False) == ""
+def test_a_partial_success_may_be_requeued():
+    assert refusal_reason(an_ended_one(Outcome.SUCCEEDED, partial=True), force=False) == ""
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_success_and_what_is_under_way_are_never_tried_again(force):
-    assert objection(an_ended_one(Outcome.SUCCEEDED), force=force) == "it has succeeded"
-    assert objection(an_entry(), force=force) == "it is under way"
-    assert objection(an_ended_one(Outcome.CRASHED, final=False), force=force) == "it is under way"
+def test_a_complete_success_and_an_open_visit_are_never_requeued(force):
+    assert refusal_reason(an_ended_one(Outcome.SUCCEEDED), force=force) == "it has succeeded"
+    assert refusal_reason(an_entry(), force=force) == "it is under way"
+    assert refusal_reason(an_ended_one(Outcome.CRASHED, final=False), force=force) == "it is under way"
 
 
-def test_what_may_be_done_twice_needs_force_which_says_what_it_risks():
+def test_a_requeue_that_may_send_outputs_twice_needs_force_and_names_the_risk():
     permanent = an_ended_one(Outcome.CRASHED, no_return="alert database")
-    text = objection(permanent, force=False)
+    text = refusal_reason(permanent, force=False)
     assert "point of no return (alert database)" in text
     assert "twice; --force accepts that" in text
-    assert objection(permanent, force=True) == ""
+    assert refusal_reason(permanent, force=True) == ""
     moved = an_ended_one(Outcome.CANCELLED, reason=WITHDRAWN)
-    assert "two nodes would process it; --force accepts that" in objection(moved, force=False)
-    assert objection(moved, force=True) == ""
+    assert "two nodes would process it; --force accepts that" in refusal_reason(moved, force=False)
+    assert refusal_reason(moved, force=True) == ""

@@ -6,13 +6,13 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.relay.routing import Offer, RouteTable
+from ppdaemon.relay.routing import NodeOffer, RouteTable
 
 DETECTORS = frozenset(range(205))
 
 
 def offer(node, capacity=60, detectors=DETECTORS, instrument="LSSTCam"):
-    return Offer(node, {instrument: frozenset(detectors)}, capacity)
+    return NodeOffer(node, {instrument: frozenset(detectors)}, capacity)
 
 
 OFFERS = st.lists(

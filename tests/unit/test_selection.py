@@ -239,7 +239,7 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
     assert "survey: 'BLOCK-365'" in told
     assert "dec: -30.0000 is not within 0 to 1" in told
     nowhere = list(rule(**ANYWHERE).unmet(Aim(visit(coordinateSystem=1)), CENTER))
-    assert nowhere == ["coord-type: the detector's place on the sky is not known"]
+    assert nowhere == ["coord-type: the detector's position on the sky is not known"]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
         ({"coord_type": "corner"}, "coord-type", "'detector' or 'boresight'"),
         ({"ra": {"min": 10}}, "ra", "Field required"),
         ({"ra": {"min": 10, "max": 10}}, "ra", "the same"),
-        ({"ra": {"min": -10, "max": 360}}, "ra", "more than all"),
+        ({"ra": {"min": -10, "max": 360}}, "ra", "more than 360"),
         ({"ra": {"min": 0, "max": 721}}, "ra", "less than or equal to 720"),
         ({"ra": {"min": -361, "max": 0}}, "ra", "greater than or equal to -360"),
         ({"ra": {"min": "nan", "max": 0}}, "ra", "finite"),
@@ -265,9 +265,9 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
         ({"binary_map": ""}, "binary-map", "path"),
         ({"binary_map": 3}, "binary-map", "path"),
         ({"pipelines": "/p/ApPipe.yaml"}, "pipelines", "valid tuple"),
-        ({"pipelines": ["/p/ApPipe.yaml", "/p/ApPipe.yaml"]}, "pipelines", "ApPipe is named twice"),
-        ({"pipelines": ["/p/ApPipe.yaml", "/q/ApPipe.yml"]}, "pipelines", "ApPipe is named twice"),
-        ({"pipelines": ["/p/ApPipe.yaml", "/p/ApPipe.yaml#isr"]}, "pipelines", "ApPipe is named twice"),
+        ({"pipelines": ["/p/ApPipe.yaml", "/p/ApPipe.yaml"]}, "pipelines", "ApPipe is listed twice"),
+        ({"pipelines": ["/p/ApPipe.yaml", "/q/ApPipe.yml"]}, "pipelines", "ApPipe is listed twice"),
+        ({"pipelines": ["/p/ApPipe.yaml", "/p/ApPipe.yaml#isr"]}, "pipelines", "ApPipe is listed twice"),
         ({"pipelines": [""]}, "pipelines", "at least 1"),
     ],
     ids=str,
@@ -441,7 +441,7 @@ def test_both_lists_are_held_against_each_detector() -> None:
         (
             {"pipelines": None},
             {"filters": ""},
-            "its rule says to ignore it (survey 'BLOCK-365', filters '', ICRS position 10, -30)",
+            "its rule ignores the visit (survey 'BLOCK-365', filters '', ICRS position 10, -30)",
         ),
     ],
 )

@@ -135,7 +135,7 @@ def add_both(file, first, second):
         file.add(second)
 
 
-def test_a_transaction_is_kept_whole_or_not_at_all(file):
+def test_a_transaction_is_kept_completely_or_not_at_all(file):
     with file.transaction():
         file.add(1)
     with pytest.raises(sqlite3.IntegrityError):
@@ -235,7 +235,7 @@ def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
             await until(lambda: log == [0])
             for number in (1, 2, 3):
                 writer.put(adding(number, log))
-                await sleep(0.01)  # without the pause each would be a transaction of its own
+                await sleep(0.01)  # without the pause each would be a separate transaction
             assert statements.count("COMMIT") == 1
             over.set()
             await until(lambda: log == [0, 1, 2, 3])
@@ -404,7 +404,7 @@ def test_a_file_that_cannot_be_written_can_be_read(file, locked):
     assert log == [1]
 
 
-def test_a_caller_that_was_cancelled_disturbs_nobody(file, caplog):
+def test_a_caller_that_was_canceled_affects_no_other(file, caplog):
     async def run():
         async with writing(file, start=False) as writer:
             calls = [asyncio.create_task(writer.call(work)) for work in (Numbers.all, lambda file: 1 // 0)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Decisions about visits, one by one; `test_visits_invariants` has the rest."""
+"""Single decisions about visits; `test_visits_invariants` covers random sequences."""
 
 import json
 import os
@@ -23,29 +23,29 @@ from ppdaemon.node.slots.events import (
 )
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import core
-from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import WITHDRAWN
-from ppdaemon.node.visits.turn import (
+from ppdaemon.node.visits.model import (
     Acknowledge,
-    Answer,
     AssignmentRefused,
     Discard,
     Export,
-    FlushAsked,
+    FlushRequested,
     LeaveIdle,
     Leftovers,
     LeftoversRead,
     Refuse,
     RemoveMark,
-    Report,
-    ReportAgain,
-    RequeueAsked,
+    Reply,
+    RequeueRequested,
     Rescan,
-    RescanEnded,
-    StopBegun,
-    ToSlot,
+    RescanFinished,
+    ResendResults,
+    SendResults,
+    SendToSlot,
+    StopStarted,
     WriteDue,
 )
+from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
+from ppdaemon.node.visits.requeue import WITHDRAWN
 from ppdaemon.selection import Chosen
 from ppdaemon.states import Outcome, Stage
 
@@ -60,7 +60,7 @@ def world(config, tmp_path):
 
 
 def reported(world):
-    return [(e.detector, e.attempt, e.outcome) for action in world.of(Report) for e in action.entries]
+    return [(e.detector, e.attempt, e.outcome) for action in world.of(SendResults) for e in action.entries]
 
 
 def accepted(world, detectors=(0,), **changes):
@@ -84,7 +84,7 @@ def test_nothing_is_acknowledged_or_queued_before_the_journal_has_it(world):
     assert list(world.queue) == [KEY]
 
 
-def test_what_the_journal_cannot_take_is_refused_and_may_be_asked_for_again(world):
+def test_a_visit_that_the_journal_cannot_write_is_refused_and_may_be_sent_again(world):
     world.reserve()
     assert world.refuse()
     (refused,) = world.of(Refuse)
@@ -94,7 +94,7 @@ def test_what_the_journal_cannot_take_is_refused_and_may_be_asked_for_again(worl
     assert list(world.queue) == [KEY]
 
 
-def test_a_repeated_order_gets_an_acknowledgement_and_no_second_run(world):
+def test_a_repeated_message_gets_an_acknowledgement_and_no_second_run(world):
     world.reserve()
     world.reserve()
     world.commit_all()
@@ -103,7 +103,7 @@ def test_a_repeated_order_gets_an_acknowledgement_and_no_second_run(world):
     assert len(world.rows()) == 1
 
 
-def test_a_repeated_order_whose_first_writing_failed_is_taken(world):
+def test_a_repeated_message_whose_first_write_failed_is_accepted(world):
     world.reserve()
     world.reserve()
     world.refuse()
@@ -111,7 +111,7 @@ def test_a_repeated_order_whose_first_writing_failed_is_taken(world):
     assert list(world.queue) == [KEY]
 
 
-def test_a_relay_that_asks_again_for_what_has_ended_gets_the_outcome_again(world):
+def test_a_relay_that_sends_an_ended_visit_again_gets_the_outcome_again(world):
     assigned(world)
     world.finish()
     world.commit_all()
@@ -119,7 +119,7 @@ def test_a_relay_that_asks_again_for_what_has_ended_gets_the_outcome_again(world
     world.commit_all()
     assert world.journal.unreported(10) == []
     accepted(world, attempt=2)
-    assert world.of(ReportAgain)
+    assert world.of(ResendResults)
     assert [(e.attempt, e.outcome) for e in world.journal.unreported(10)] == [(2, Outcome.SUCCEEDED)]
 
 
@@ -131,7 +131,7 @@ def test_an_attempt_that_the_relay_counts_higher_is_reported_by_that_number(worl
     assert reported(world) == [(0, 3, Outcome.SUCCEEDED)]
 
 
-def test_what_no_rule_takes_is_ignored_and_takes_no_slot(world):
+def test_a_visit_without_a_matching_rule_is_ignored_and_uses_no_slot(world):
     accepted(world, chosen=Chosen(Pipelines(), "no rule matches"))
     assert world.queue == {}
     assert [(row.outcome, row.reason) for row in world.rows()] == [(Outcome.IGNORED, "no rule matches")]
@@ -141,15 +141,15 @@ def test_what_no_rule_takes_is_ignored_and_takes_no_slot(world):
 @pytest.mark.parametrize(
     ("detectors", "refused", "final"), [((99,), (99,), True), ((0, 99), (99,), True), ((0,), None, None)]
 )
-def test_detectors_of_others_are_refused_by_number(world, detectors, refused, final):
+def test_detectors_that_are_not_served_are_refused_by_number(world, detectors, refused, final):
     accepted(world, detectors=detectors)
     answers = world.of(Refuse)
     assert [(a.detectors, a.final) for a in answers] == ([(refused, final)] if refused else [])
     assert len(world.queue) == (0 in detectors)
 
 
-def test_a_node_that_takes_nothing_refuses_and_says_so(world):
-    world.visits.taking = False
+def test_a_node_that_accepts_no_visits_refuses_with_the_reason(world):
+    world.visits.accepting = False
     world.reserve()
     assert [(a.reason, a.final) for a in world.of(Refuse)] == [("the node takes no visits now", False)]
 
@@ -162,7 +162,7 @@ def test_a_group_whose_name_fits_no_file_is_refused_for_good(world):
 # --- cancellations -------------------------------------------------------------
 
 
-def test_a_cancellation_that_comes_while_its_visit_is_written_down_is_obeyed(world):
+def test_a_cancellation_that_arrives_while_its_visit_is_committed_is_applied(world):
     world.reserve(detectors=(0, 1))
     world.cancel()
     world.commit_all()
@@ -170,7 +170,7 @@ def test_a_cancellation_that_comes_while_its_visit_is_written_down_is_obeyed(wor
     assert world.queue == {}
 
 
-def test_a_cancelled_visit_that_queues_leaves_the_queue_once_that_is_written(world):
+def test_a_canceled_visit_leaves_the_queue_after_the_commit(world):
     accepted(world)
     world.cancel()
     assert reported(world) == []
@@ -178,7 +178,7 @@ def test_a_cancelled_visit_that_queues_leaves_the_queue_once_that_is_written(wor
     assert (world.queue, reported(world)) == ({}, [(0, 1, Outcome.CANCELLED)])
 
 
-def test_a_slot_that_is_matched_with_what_was_cancelled_meanwhile_stays_idle(world):
+def test_a_slot_matched_with_a_canceled_visit_stays_idle(world):
     accepted(world)
     world.cancel()  # decided, not committed
     world.assign(slot=5)
@@ -186,7 +186,7 @@ def test_a_slot_that_is_matched_with_what_was_cancelled_meanwhile_stays_idle(wor
     assert world.of(LeaveIdle) == [LeaveIdle(5)]
 
 
-def test_only_the_detectors_that_were_withdrawn_are_cancelled(world):
+def test_only_withdrawn_detectors_are_canceled(world):
     accepted(world, detectors=(0, 1))
     world.cancel(detectors=(1,))
     world.commit_all()
@@ -199,7 +199,7 @@ def test_only_the_detectors_that_were_withdrawn_are_cancelled(world):
 def test_a_cancellation_goes_to_the_slot_that_has_the_visit(world):
     assigned(world)
     world.cancel()
-    assert world.done[-1] == ToSlot(0, KEY, CancelReceived())
+    assert world.done[-1] == SendToSlot(0, KEY, CancelReceived())
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,13 @@ def test_a_cancellation_goes_to_the_slot_that_has_the_visit(world):
     ],
 )
 @pytest.mark.parametrize("read_first", [False, True])
-def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
+def test_a_visit_canceled_while_its_worker_stops_is_not_retried(
     world, detectors, exposures, outcomes, read_first
 ):
     assigned(world)
     for exposure in exposures:
         world.handle(RawArrived(a_raw(exposure=exposure)))
-    if read_first:  # the worker is dead, its remains are being read
+    if read_first:  # the worker is dead, its leftovers are being read
         world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.cancel(detectors=detectors)
     if not read_first:
@@ -228,8 +228,8 @@ def test_what_was_cancelled_while_its_worker_was_stopped_is_not_tried_again(
     assert world.outcomes() == outcomes
 
 
-def test_nothing_is_told_of_a_cancellation_between_two_attempts_before_both_are_written(world):
-    """A supervisor that dies in between would queue it again in its next run."""
+def test_a_cancellation_between_two_attempts_is_reported_after_both_are_committed(world):
+    """A supervisor that dies in between must not queue it again in its next run."""
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.handle(LeftoversRead(KEY, Leftovers()))
@@ -246,7 +246,7 @@ def test_nothing_is_told_of_a_cancellation_between_two_attempts_before_both_are_
 # --- raws ----------------------------------------------------------------------
 
 
-def test_raws_of_before_the_announcement_are_given_to_the_slot(world):
+def test_raws_that_arrive_before_the_announcement_are_sent_to_the_slot(world):
     world.handle(RawArrived(a_raw()))
     world.commit_all()
     assert world.count["raw_without_visit"] == 1
@@ -254,7 +254,7 @@ def test_raws_of_before_the_announcement_are_given_to_the_slot(world):
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
 
 
-def test_raws_of_before_the_announcement_count_as_seen_if_no_worker_became_free(world):
+def test_raws_that_arrive_before_the_announcement_count_as_seen_if_no_worker_became_free(world):
     world.handle(RawArrived(a_raw()))
     accepted(world)
     world.handle(Drop(world.queue.pop(KEY), "no worker became free in time"))
@@ -263,7 +263,7 @@ def test_raws_of_before_the_announcement_count_as_seen_if_no_worker_became_free(
     assert entry == "[7]"
 
 
-def test_raws_that_come_in_the_queue_are_noted_and_given_to_the_slot(world):
+def test_raws_that_arrive_while_the_visit_is_queued_are_recorded_and_sent_to_the_slot(world):
     accepted(world)
     world.handle(RawArrived(a_raw()))
     world.handle(WriteDue())
@@ -273,21 +273,21 @@ def test_raws_that_come_in_the_queue_are_noted_and_given_to_the_slot(world):
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
 
 
-def test_a_raw_of_a_supplement_is_its_visits(world):
+def test_a_raw_of_a_supplement_belongs_to_its_visit(world):
     assigned(world)
     world.handle(RawArrived(a_raw(group="g#2")))
-    assert world.done[-1] == ToSlot(0, KEY, RawArrived(a_raw(group="g#2")))
+    assert world.done[-1] == SendToSlot(0, KEY, RawArrived(a_raw(group="g#2")))
 
 
 def test_a_raw_waits_for_no_commit(world):
     assigned(world)
     world.reserve(group="other")
     world.handle(RawArrived(a_raw()))
-    assert world.turns
+    assert world.uncommitted
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
 
 
-def test_a_raw_that_comes_while_the_outcome_is_being_written_is_late(world):
+def test_a_raw_that_arrives_while_the_outcome_is_committed_is_late(world):
     assigned(world)
     world.finish()
     world.handle(RawArrived(a_raw()))
@@ -296,7 +296,7 @@ def test_a_raw_that_comes_while_the_outcome_is_being_written_is_late(world):
     assert (world.count["late_raws"], world.count["raw_without_visit"]) == (1, 0)
 
 
-def test_a_raw_that_comes_while_the_pipeline_runs_is_late(world):
+def test_a_raw_that_arrives_while_the_pipeline_runs_is_late(world):
     assigned(world)
     world.handle(RawArrived(a_raw(exposure=7)))
     taken = world.slots[0]
@@ -307,7 +307,7 @@ def test_a_raw_that_comes_while_the_pipeline_runs_is_late(world):
     assert [row.exposure for row in world.journal.late(9)] == [8]
 
 
-def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
+def test_a_raw_that_arrives_between_two_attempts_is_used_by_the_next_one(world):
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, retriable=True)
     world.handle(RawArrived(a_raw()))
@@ -317,7 +317,7 @@ def test_a_raw_that_comes_between_two_attempts_is_the_next_ones(world):
     assert world.journal.late(9) == []
 
 
-def test_a_raw_that_comes_while_its_reservation_fails_is_unmatched(world):
+def test_a_raw_that_arrives_while_its_reservation_fails_is_unmatched(world):
     world.reserve()
     world.handle(RawArrived(a_raw()))
     assert world.count["raw_without_visit"] == 0
@@ -327,7 +327,7 @@ def test_a_raw_that_comes_while_its_reservation_fails_is_unmatched(world):
 
 
 def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(core, "MOST_UNMATCHED", 3)
+    monkeypatch.setattr(core, "MAX_UNMATCHED", 3)
     world = World(config, tmp_path / "journal.sqlite")
     assigned(world)
     world.finish()
@@ -343,15 +343,15 @@ def test_a_list_of_sensors_goes_to_all_slots_of_its_visit_and_is_remembered(worl
     accepted(world, detectors=(0, 1))
     world.assign(slot=3)
     world.handle(ExpectedSensors(CAMERA, "g", 7, frozenset({0})))
-    assert world.done[-1] == ToSlot(3, KEY, ExposureListed(7, True))
+    assert world.done[-1] == SendToSlot(3, KEY, ExposureListed(7, True))
     world.assign(slot=4)
-    assert world.done[-1] == ToSlot(4, KEY._replace(detector=1), ExposureListed(7, False))
+    assert world.done[-1] == SendToSlot(4, KEY._replace(detector=1), ExposureListed(7, False))
 
 
 # --- rescans -------------------------------------------------------------------
 
 
-def test_one_rescan_serves_all_detectors_whose_time_is_over_at_once(world):
+def test_one_rescan_serves_all_detectors_whose_deadlines_pass_together(world):
     accepted(world, detectors=range(9))
     for slot in range(9):
         world.assign(slot)
@@ -360,11 +360,11 @@ def test_one_rescan_serves_all_detectors_whose_time_is_over_at_once(world):
         world.handle(RescanRaws(key))
     (rescan,) = world.begin_rescans()
     assert rescan.keys == tuple(keys)
-    world.handle(RescanEnded(rescan.keys))
-    assert [action.slot for action in world.of(ToSlot) if action.event == RescanDone()] == list(range(9))
+    world.handle(RescanFinished(rescan.keys))
+    assert [action.slot for action in world.of(SendToSlot) if action.event == RescanDone()] == list(range(9))
 
 
-def test_what_wants_a_rescan_during_one_gets_the_next_one(world):
+def test_a_rescan_requested_during_another_one_runs_afterwards(world):
     accepted(world, detectors=(0, 1))
     for slot in (0, 1):
         world.assign(slot)
@@ -372,15 +372,15 @@ def test_what_wants_a_rescan_during_one_gets_the_next_one(world):
     (first,) = world.begin_rescans()
     world.handle(RescanRaws(KEY._replace(detector=1)))
     assert world.begin_rescans() == [first]
-    world.handle(RescanEnded(first.keys))
+    world.handle(RescanFinished(first.keys))
     (_, second) = world.begin_rescans()
     assert second.keys == (KEY._replace(detector=1),)
-    world.handle(RescanEnded(second.keys))
+    world.handle(RescanFinished(second.keys))
     world.handle(RescanRaws(KEY))
     assert len(world.begin_rescans()) == 3
 
 
-def test_no_rescan_begins_for_what_has_ended_meanwhile(world):
+def test_no_rescan_starts_for_an_ended_visit(world):
     assigned(world)
     world.handle(RescanRaws(KEY))
     world.finish(outcome=Outcome.NO_IMAGE)
@@ -390,17 +390,17 @@ def test_no_rescan_begins_for_what_has_ended_meanwhile(world):
 # --- outcomes ------------------------------------------------------------------
 
 
-def test_an_outcome_is_told_and_exported_after_it_is_written(world):
+def test_an_outcome_is_reported_and_exported_after_its_commit(world):
     assigned(world)
     world.finish(spool="/spool/x")
-    assert world.of(Report, Export) == []
+    assert world.of(SendResults, Export) == []
     world.commit()
     assert reported(world) == [(0, 1, Outcome.SUCCEEDED)]
     assert world.of(Export) == [Export("/spool/x")]
     assert world.visits.outcomes == {Outcome.SUCCEEDED: 1}
 
 
-def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
+def test_a_crash_before_the_point_of_no_return_is_retried_in_another_slot(world):
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
     world.handle(LeftoversRead(KEY, Leftovers()))
@@ -411,25 +411,25 @@ def test_a_crash_before_anything_permanent_is_tried_again_elsewhere(world):
 
 
 @pytest.mark.parametrize(
-    ("remains", "outcome", "exported"),
+    ("leftovers", "outcome", "exported"),
     [
         (Leftovers(no_return="alerts"), Outcome.CRASHED, []),
         (Leftovers(no_return="alerts", spool="/spool/x"), Outcome.SUCCEEDED, [Export("/spool/x")]),
         (Leftovers("alerts", "/spool/x", "a task failed"), Outcome.FAILED, [Export("/spool/x")]),
     ],
 )
-def test_what_a_dead_worker_left_decides(world, remains, outcome, exported):
+def test_the_leftovers_of_a_dead_worker_decide_the_outcome(world, leftovers, outcome, exported):
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, may_have_left=True)
-    assert not world.turns  # nothing is decided before the disk is read
-    world.handle(LeftoversRead(KEY, remains))
+    assert not world.uncommitted  # nothing is decided before the disk is read
+    world.handle(LeftoversRead(KEY, leftovers))
     world.commit_all()
     assert world.outcomes() == [outcome]
     assert world.of(Export) == exported
-    assert world.of(RemoveMark) == ([RemoveMark(KEY)] if remains.no_return else [])
+    assert world.of(RemoveMark) == ([RemoveMark(KEY)] if leftovers.no_return else [])
 
 
-def test_partial_outputs_of_an_attempt_that_is_tried_again_are_discarded(world):
+def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
     assigned(world)
     world.finish(outcome=Outcome.FAILED, retriable=True, spool="/spool/x")
     world.commit_all()
@@ -437,7 +437,7 @@ def test_partial_outputs_of_an_attempt_that_is_tried_again_are_discarded(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
 
 
-def test_what_the_scheduler_drops_is_expired_unless_it_has_ended(world):
+def test_a_visit_dropped_by_the_scheduler_is_expired_unless_it_has_ended(world):
     accepted(world)
     assignment = world.queue.pop(KEY)
     world.handle(Drop(assignment, "no worker became free in time"))
@@ -446,18 +446,18 @@ def test_what_the_scheduler_drops_is_expired_unless_it_has_ended(world):
     assert world.outcomes() == [Outcome.EXPIRED]
 
 
-def test_what_a_dead_slot_could_not_take_is_queued_again(world):
+def test_a_visit_refused_by_its_slot_is_queued_again(world):
     assigned(world)
     del world.slots[0]
     world.handle(AssignmentRefused(KEY))
     assert list(world.queue) == [KEY]
 
 
-def test_a_stop_interrupts_what_queues_and_tries_nothing_again(world):
+def test_a_stop_interrupts_queued_visits_and_retries_none(world):
     accepted(world, detectors=(0, 1))
     world.assign()
     world.reserve(group="late")
-    world.handle(StopBegun())
+    world.handle(StopStarted())
     world.finish(outcome=Outcome.CRASHED, retriable=True)
     world.commit_all()
     assert world.outcomes() == [Outcome.CRASHED, Outcome.INTERRUPTED]
@@ -471,15 +471,15 @@ def test_stages_and_figures_are_written_with_the_next_batch(world):
     world.handle(NoteStage(KEY, Stage.PREPARED, 6.0))  # the first time counts
     world.handle(NoteMeasurements(KEY, {"query_ms": 4.5}))
     assert world.rows()[0].figures == {}
-    world.handle(FlushAsked(3))
-    assert world.of(Answer) == []
+    world.handle(FlushRequested(3))
+    assert world.of(Reply) == []
     world.commit_all()
-    assert world.of(Answer) == [Answer(3)]
+    assert world.of(Reply) == [Reply(3)]
     (row,) = world.rows()
     assert (row.stages[Stage.PREPARED], row.figures) == (5.0, {"query_ms": 4.5})
 
 
-def test_exports_are_noted_also_of_what_the_journal_does_not_have(world):
+def test_exports_of_unknown_attempts_are_ignored(world):
     assigned(world)
     world.finish(spool="/spool/x")
     world.commit_all()
@@ -489,9 +489,9 @@ def test_exports_are_noted_also_of_what_the_journal_does_not_have(world):
     assert world.rows()[0].stages[Stage.CENTRAL] == 9.0
 
 
-def test_a_relay_that_comes_back_is_told_what_it_has_not_confirmed(world):
+def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):
     world.handle(Welcome(life="x", origin="relay", sent_tai=1.0, sequence=1))
-    assert world.of(ReportAgain) == [ReportAgain()]
+    assert world.of(ResendResults) == [ResendResults()]
 
 
 # --- a previous run --------------------------------------------------------------
@@ -504,7 +504,7 @@ def unfinished(world, assign=True):
     world.crash()
 
 
-def test_what_a_previous_run_left_is_tried_again_and_its_raws_are_sought(world):
+def test_an_attempt_of_the_previous_run_is_retried_and_its_raws_are_searched(world):
     unfinished(world)
     assert world.recover() == [KEY]
     world.commit_all()
@@ -515,23 +515,23 @@ def test_what_a_previous_run_left_is_tried_again_and_its_raws_are_sought(world):
 
 
 @pytest.mark.parametrize(
-    ("remains", "outcome", "reason"),
+    ("leftovers", "outcome", "reason"),
     [
         (Leftovers(spool="/spool/x"), Outcome.SUCCEEDED, ""),
         (Leftovers(spool="/spool/x", why_partial="a task failed"), Outcome.FAILED, "a task failed"),
         (Leftovers(no_return="alerts"), Outcome.INTERRUPTED, "the daemon ended before the visit did"),
     ],
 )
-def test_what_a_previous_run_left_on_disk_decides(world, remains, outcome, reason):
+def test_the_leftovers_of_the_previous_run_decide_the_outcome(world, leftovers, outcome, reason):
     unfinished(world)
-    world.recover(lambda key: remains)
+    world.recover(lambda key: leftovers)
     world.commit_all()
     (row,) = world.rows()
     assert (row.outcome, row.reason, world.queue) == (outcome, reason, {})
-    assert world.of(Export) == ([Export("/spool/x")] if remains.spool else [])
+    assert world.of(Export) == ([Export("/spool/x")] if leftovers.spool else [])
 
 
-def test_what_a_previous_run_left_too_long_ago_is_not_tried_again(world):
+def test_an_expired_attempt_of_the_previous_run_is_not_retried(world):
     unfinished(world)
     world.tai += world.config.node.expiry_s + 1
     world.recover()
@@ -539,7 +539,7 @@ def test_what_a_previous_run_left_too_long_ago_is_not_tried_again(world):
     assert [(row.outcome, row.retriable) for row in world.rows()] == [(Outcome.INTERRUPTED, True)]
 
 
-def test_what_no_rule_takes_any_more_is_not_tried_again(world):
+def test_an_attempt_that_no_rule_matches_any_more_is_not_retried(world):
     unfinished(world, assign=False)
     world.recover(chosen=Chosen(Pipelines(), "no rule matches (survey 'S')"))
     world.commit_all()
@@ -561,18 +561,18 @@ def ended(world, outcome=Outcome.FAILED, **changes):
 def ask(world, *, spool=""):
     before = tuple(world.journal.last_attempts("g"))
     spools = {KEY: spool} if spool else {}
-    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, spools, frozenset(), force=False))
+    world.handle(RequeueRequested(4, before, {KEY: CHOSEN}, spools, frozenset(), force=False))
 
 
 def answer(world):
-    (answer,) = world.of(Answer)
+    (answer,) = world.of(Reply)
     return [(row.attempt, row.text) for row in answer.rows] or answer.refused
 
 
-def test_what_has_failed_is_tried_again_once_that_is_in_the_journal(world):
+def test_a_failed_visit_is_requeued_after_the_commit(world):
     ended(world, spool="/spool/x")
     ask(world, spool="/spool/x")
-    assert (world.of(Answer), world.queue) == ([], {})
+    assert (world.of(Reply), world.queue) == ([], {})
     world.commit_all()
     assert answer(world) == [(2, "")]
     assert list(world.queue) == [KEY._replace(attempt=2)]
@@ -581,12 +581,12 @@ def test_what_has_failed_is_tried_again_once_that_is_in_the_journal(world):
     assert world.journal.unreported(9) == []  # its outcome is that of the next attempt
 
 
-def test_what_is_under_way_is_not_tried_again(world):
+def test_an_open_visit_is_not_requeued(world):
     ended(world)
     ask(world)
     ask(world)
     world.commit_all()
-    assert [[row.text for row in action.rows] for action in world.of(Answer)] == [["it is under way"], [""]]
+    assert [[row.text for row in action.rows] for action in world.of(Reply)] == [["it is under way"], [""]]
     assert len(world.rows()) == 2
 
 
@@ -597,19 +597,19 @@ def test_what_is_under_way_is_not_tried_again(world):
         (Outcome.SUCCEEDED, False, "its outputs wait for export"),
     ],
 )
-def test_outputs_that_are_on_their_way_are_in_the_way(world, outcome, exporting, text):
+def test_a_visit_whose_outputs_wait_for_export_is_not_requeued(world, outcome, exporting, text):
     ended(world, outcome, spool="/spool/x")
     before = tuple(replace(entry, partial=True) for entry in world.journal.last_attempts("g"))
     spools = {} if exporting else {KEY: "/spool/x"}
     under_way = frozenset({KEY} if exporting else ())
-    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, spools, under_way, force=False))
-    ((attempt, said),) = answer(world)
+    world.handle(RequeueRequested(4, before, {KEY: CHOSEN}, spools, under_way, force=False))
+    ((attempt, refusal),) = answer(world)
     assert attempt is None
-    assert said.startswith(text)
+    assert refusal.startswith(text)
     assert world.of(Export) == ([] if exporting else [Export("/spool/x")])
 
 
-def test_what_the_relay_asks_for_again_meanwhile_is_left_to_it(world):
+def test_a_requeue_fails_if_the_relay_has_requested_the_visit_again(world):
     ended(world, Outcome.CANCELLED)
     before = tuple(world.journal.last_attempts("g"))
     accepted(world, attempt=5)
@@ -617,13 +617,13 @@ def test_what_the_relay_asks_for_again_meanwhile_is_left_to_it(world):
     world.finish()
     world.commit_all()
     world.done.clear()
-    world.handle(RequeueAsked(4, before, {KEY: CHOSEN}, {KEY: "/spool/x"}, frozenset(), force=False))
-    with pytest.raises(Exception, match=r"the relay has asked for .* again meanwhile"):
+    world.handle(RequeueRequested(4, before, {KEY: CHOSEN}, {KEY: "/spool/x"}, frozenset(), force=False))
+    with pytest.raises(Exception, match=r"the relay has requested .* again in the meantime"):
         world.commit()
     assert [row.attempt for row in world.rows()] == [1, 5]
 
 
-def test_a_request_that_cannot_be_written_gives_its_spools_back(world):
+def test_a_requeue_that_cannot_be_committed_returns_its_spools_to_the_exporter(world):
     ended(world, spool="/spool/x")
     ask(world, spool="/spool/x")
     world.refuse()
@@ -643,7 +643,7 @@ def folders(config):
     return folders
 
 
-def test_remains_are_what_mark_and_manifest_say(folders):
+def test_leftovers_are_read_from_mark_and_manifest(folders):
     assert read_leftovers(folders, KEY) == Leftovers()
     folders.mark(*KEY).write_text("alerts")
     spool = folders.spooled(*KEY)
@@ -657,24 +657,24 @@ def test_remains_are_what_mark_and_manifest_say(folders):
     assert "cannot be read" in read_leftovers(folders, KEY).why_partial
 
 
-def test_remains_that_are_no_text_decide_all_the_same(world, folders):
-    """What was half written when the power failed, and names of files that are not UTF-8."""
+def test_leftovers_with_invalid_text_decide_the_outcome(world, folders):
+    """Files cut by a power failure, and file names that are not UTF-8."""
     mark, spool = folders.mark(*KEY), folders.spooled(*KEY)
     mark.write_bytes(b"alerts \xe2\x82")
     spool.mkdir()
     (spool / "manifest.json").write_text(json.dumps({"failed": "cannot read a\udce4.fits"}))
-    remains = read_leftovers(folders, KEY)
-    assert remains.no_return.startswith("alerts ")
+    leftovers = read_leftovers(folders, KEY)
+    assert leftovers.no_return.startswith("alerts ")
     assigned(world)
     world.finish(outcome=Outcome.CRASHED, may_have_left=True)
-    world.handle(LeftoversRead(KEY, remains))
+    world.handle(LeftoversRead(KEY, leftovers))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED]
     assert reported(world) == [(0, 1, Outcome.FAILED)]
     assert world.rows()[0].reason == "cannot read a?.fits"
 
 
-def test_spools_are_discarded_by_a_name_that_is_none_first(folders, monkeypatch):
+def test_spools_are_renamed_before_they_are_deleted(folders, monkeypatch):
     spool = folders.spooled(*KEY)
     spool.mkdir()
     (spool / "manifest.json").write_text("{}")
@@ -686,13 +686,13 @@ def test_spools_are_discarded_by_a_name_that_is_none_first(folders, monkeypatch)
     assert not spool.exists()
 
 
-def test_spools_left_are_told_from_other_folders(folders):
+def test_spools_left_are_distinguished_from_other_folders(folders):
     for name in (f"{CAMERA}~g~0~1", f"{CAMERA}~g~1~1.part", "lost+found", f"{CAMERA}~{'%23'}~2~1"):
         os.mkdir(folders.spool / name)
     assert spools_left(folders) == [Key(CAMERA, "#", 2, 1), KEY]
 
 
-def test_spools_of_attempts_that_another_one_followed_are_known(world):
+def test_attempts_with_a_later_attempt_are_found(world):
     assigned(world)
     world.finish(outcome=Outcome.FAILED, retriable=True, spool="/spool/x")
     world.commit_all()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What holds for visits in any order of events, commits, failures and crashes.
+"""Invariants of visits in any order of events, commits, failures and crashes.
 
-Turns are committed one by one at random moments, so that events come between a
-decision and its commit; a crash loses all turns that are not committed.
+Effects are committed one by one at random moments, so that events come between a
+decision and its commit; a crash loses all effects that are not committed.
 """
 
 import json
@@ -22,21 +22,21 @@ from ppdaemon.messages import Pipelines
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import NoteRaw, NoteStage, RawArrived, RescanRaws
 from ppdaemon.node.slots.scheduler import Drop
-from ppdaemon.node.visits.turn import (
+from ppdaemon.node.visits.model import (
     Acknowledge,
-    Answer,
     AssignmentRefused,
     Export,
     Leftovers,
     LeftoversRead,
-    NoteRaws,
-    Report,
-    RequeueAsked,
+    RecordLateRaws,
+    Reply,
+    RequeueRequested,
     Rescan,
     RescanDue,
-    RescanEnded,
-    StopBegun,
-    ToSlot,
+    RescanFinished,
+    SendResults,
+    SendToSlot,
+    StopStarted,
     WriteDue,
 )
 from ppdaemon.selection import Chosen
@@ -52,10 +52,10 @@ class Checked(World):
 
     def act(self, action):
         match action:
-            case Acknowledge(order=order, detectors=detectors):
-                have = {row.detector for row in self.rows(order.visit.group)}
+            case Acknowledge(message=message, detectors=detectors):
+                have = {row.detector for row in self.rows(message.visit.group)}
                 assert have.issuperset(detectors)
-            case Report(entries=entries):
+            case SendResults(entries=entries):
                 for entry in entries:
                     outcomes = {
                         row.outcome
@@ -64,7 +64,7 @@ class Checked(World):
                     }
                     assert entry.outcome in outcomes, "reported before it was written"
                     self.finals[entry.group, entry.detector, entry.attempt] += 1
-            case Answer(rows=rows):
+            case Reply(rows=rows):
                 self.requeued += sum(row.attempt is not None for row in rows)
             case Export(spool=spool):
                 folders = NodeFolders.of(self.config)
@@ -72,14 +72,19 @@ class Checked(World):
                 row = self.row(key)
                 assert row is not None, "exported without acceptance"
                 assert row.outcome is not None, "exported before its outcome was written"
-            case ToSlot(key=key, event=event) if type(event).__name__ == "VisitAssigned":
+            case SendToSlot(key=key, event=event) if type(event).__name__ == "VisitAssigned":
                 row = self.row(key)
                 assert row is not None, "given to a worker without acceptance"
                 assert row.outcome is None, "given to a worker after its outcome"
         super().act(action)
 
     def commit(self):
-        raws = [raw for write in self.turns[0].writes if isinstance(write, NoteRaws) for raw in write.raws]
+        raws = [
+            raw
+            for write in self.uncommitted[0].writes
+            if isinstance(write, RecordLateRaws)
+            for raw in write.raws
+        ]
         for raw in raws:
             if raw.detector not in {row.detector for row in self.rows(raw.group)}:
                 self.unmatched.add((raw.group, raw.detector, raw.exposure))
@@ -91,7 +96,7 @@ class Checked(World):
 
 
 class VisitsMachine(RuleBasedStateMachine):
-    """Random sequences of what can happen to the visits of a node."""
+    """Random sequences of events of a node's visits."""
 
     @initialize()
     def begin(self):
@@ -114,17 +119,17 @@ class VisitsMachine(RuleBasedStateMachine):
         self.world.finals, self.world.requeued, self.world.unmatched = Counter(), 0, set()
         self.world.__init__(config, self.folder / "journal.sqlite")
         self.raws = {}
-        """All that landed, by what names them."""
-        self.remains = {}
-        """What dead workers left, by attempt."""
+        """Raws that have arrived, by group, detector and exposure."""
+        self.leftovers = {}
+        """Leftovers of dead workers, by attempt."""
         self.stopped = False
 
     def teardown(self):
         if not hasattr(self, "world"):
             return
         try:
-            self.settle()
-            self.check_at_rest()
+            self.wait_until_idle()
+            self.check_final_state()
         finally:
             self.world.journal.close()
             shutil.rmtree(self.folder)
@@ -147,7 +152,7 @@ class VisitsMachine(RuleBasedStateMachine):
             self.world.handle(RawArrived(raw))
 
     # A commit takes less time than raws of unknown visits are remembered.
-    @precondition(lambda self: not self.world.turns)
+    @precondition(lambda self: not self.world.uncommitted)
     @rule(seconds=st.floats(0.0, 400.0))
     def time_passes(self, seconds):
         self.world.mono += seconds
@@ -201,7 +206,7 @@ class VisitsMachine(RuleBasedStateMachine):
         key = self.world.finish(
             slot, Outcome.CRASHED, reason="killed", retriable=retriable, may_have_left=True
         )
-        self.remains[key] = Leftovers(
+        self.leftovers[key] = Leftovers(
             "alerts" if mark else "",
             self.spool(key) if spool else None,
             "a task failed" if spool and partial else "",
@@ -209,9 +214,9 @@ class VisitsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.reading)
     @rule()
-    def remains_are_read(self):
+    def leftovers_are_read(self):
         key = self.world.reading.pop(0)
-        self.world.handle(LeftoversRead(key, self.remains[key]))
+        self.world.handle(LeftoversRead(key, self.leftovers[key]))
 
     def spool(self, key):
         return str(NodeFolders.of(self.world.config).spooled(*key))
@@ -220,7 +225,7 @@ class VisitsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.slots)
     @rule()
-    def rescan_wanted(self):
+    def rescan_requested(self):
         for assignment in list(self.world.slots.values()):
             self.world.handle(RescanRaws(assignment.key))
 
@@ -231,7 +236,7 @@ class VisitsMachine(RuleBasedStateMachine):
             before = len(self.world.of(Rescan))
             self.world.handle(RescanDue(visit))
             for rescan in self.world.of(Rescan)[before:]:
-                self.world.handle(RescanEnded(rescan.keys))
+                self.world.handle(RescanFinished(rescan.keys))
 
     # --- operators ---------------------------------------------------------
 
@@ -239,38 +244,38 @@ class VisitsMachine(RuleBasedStateMachine):
     def requeue(self, group, force, number):
         before = tuple(self.world.journal.last_attempts(group))
         chosen = {entry.key: CHOSEN for entry in before}
-        self.world.handle(RequeueAsked(number, before, chosen, {}, frozenset(), force=force))
+        self.world.handle(RequeueRequested(number, before, chosen, {}, frozenset(), force=force))
 
     @rule()
     def stop(self):
-        self.world.handle(StopBegun())
+        self.world.handle(StopStarted())
         self.stopped = True
 
     # --- the disk ----------------------------------------------------------
 
-    @precondition(lambda self: self.world.turns)
+    @precondition(lambda self: self.world.uncommitted)
     @rule()
     def commit(self):
         self.committed(self.world.commit)
 
-    @precondition(lambda self: self.world.turns)
+    @precondition(lambda self: self.world.uncommitted)
     @rule()
     def commit_all(self):
-        while self.world.turns:
+        while self.world.uncommitted:
             self.committed(self.world.commit)
 
     def committed(self, commit):
-        """Commit a turn; one that the journal contradicts is given back."""
-        turn = self.world.turns[0]
+        """Commit a effects; one that the journal contradicts is given back."""
+        effects = self.world.uncommitted[0]
         try:
             commit()
         except Exception as error:
-            if "again meanwhile" not in str(error):
+            if "again in the meantime" not in str(error):
                 raise
-            self.world.turns.appendleft(turn)
+            self.world.uncommitted.appendleft(effects)
             assert self.world.refuse()
 
-    @precondition(lambda self: self.world.turns)
+    @precondition(lambda self: self.world.uncommitted)
     @rule()
     def disk_is_full(self):
         self.world.refuse()
@@ -280,10 +285,10 @@ class VisitsMachine(RuleBasedStateMachine):
         """The supervisor dies, with its workers; the next run begins."""
         promised = self.not_final()
         for assignment in self.world.slots.values():
-            self.remains.setdefault(assignment.key, Leftovers())
+            self.leftovers.setdefault(assignment.key, Leftovers())
         self.world.crash()
         self.stopped = False
-        found = self.world.recover(lambda key: self.remains.get(key, Leftovers()))
+        found = self.world.recover(lambda key: self.leftovers.get(key, Leftovers()))
         assert {key[1:3] for key in found} == promised
         for raw in self.raws.values():  # a scan finds them again
             self.world.handle(RawArrived(raw))
@@ -310,20 +315,20 @@ class VisitsMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_open_that_the_journal_closed(self):
-        if not hasattr(self, "world") or self.world.turns:
+        if not hasattr(self, "world") or self.world.uncommitted:
             return
         for visit in self.world.visits.open:
             row = self.world.row(visit.key)
             assert row is not None
             assert row.outcome is None, visit
 
-    def settle(self):
-        """Let everything come to its end."""
+    def wait_until_idle(self):
+        """End all visits."""
         for _ in range(20):
-            while self.world.turns:
+            while self.world.uncommitted:
                 self.committed(self.world.commit)
             while self.world.reading:
-                self.remains_are_read()
+                self.leftovers_are_read()
             for slot in list(self.world.slots):
                 self.world.finish(slot, Outcome.SUCCEEDED)
             self.rescans_run()
@@ -332,10 +337,10 @@ class VisitsMachine(RuleBasedStateMachine):
                 if 0 in self.world.slots:
                     self.world.finish(0, Outcome.SUCCEEDED)
             self.world.handle(WriteDue())
-        while self.world.turns:
+        while self.world.uncommitted:
             self.committed(self.world.commit)
 
-    def check_at_rest(self):
+    def check_final_state(self):
         assert len(self.world.visits.open) == 0
         assert self.not_final() == set()
         accepted = set()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The visits of a node with a real journal, and nothing that runs by itself.
+"""The visits of a node with a real journal and without an event loop.
 
-Turns wait until a test commits them; what they ask for is written down.
+Effects wait until a test commits them; performed actions are listed.
 """
 
 from collections import Counter, deque
@@ -12,25 +12,25 @@ from ppdaemon.messages import CancelVisit, Pipelines, Raw, ReserveVisit
 from ppdaemon.node.slots.events import Finish, SlotAssigned
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.turn import (
+from ppdaemon.node.visits.model import (
     Accept,
     AcceptanceChanged,
     AttemptRecovered,
     BeginRescan,
     Dequeue,
     Enqueue,
-    FlushAsked,
+    FlushRequested,
     Leftovers,
-    NoteRaws,
-    NotRecorded,
     Now,
     ReadLeftovers,
-    Recorded,
+    RecordLateRaws,
     Requeue,
     Rescan,
     RescanDue,
     Reserved,
-    ToSlot,
+    SendToSlot,
+    WriteCommitted,
+    WriteFailed,
 )
 from ppdaemon.selection import Chosen
 from ppdaemon.states import Outcome
@@ -41,7 +41,7 @@ CHOSEN = Chosen(Pipelines(main=("/p/Any.yaml",)))
 
 
 class World:
-    """Visits, their journal, and what the rest of a node would do."""
+    """Visits, their journal, and a simple model of the other parts of a node."""
 
     def __init__(self, config, journal_path: Path):
         self.config = config
@@ -55,63 +55,63 @@ class World:
         self.count = Counter()
         self.journal = Journal(self.path)
         self.visits = Visits(self.config, self.count)
-        self.turns = deque()
+        self.uncommitted = deque()
         self.done = []
         self.queue = {}
-        """What the scheduler has, by key."""
+        """Assignments in the scheduler's queue, by key."""
         self.slots = {}
         """Assignments that slots have, by slot."""
         self.reading = []
-        """Keys whose remains are being read."""
+        """Keys of leftovers being read."""
         self.rescans = []
-        self.handle(AcceptanceChanged(taking=True))
+        self.handle(AcceptanceChanged(accepting=True))
 
     def crash(self):
         """End the run: what is not committed is lost."""
         self.journal.close()
         self.start()
 
-    def recover(self, remains=lambda key: Leftovers(), chosen=CHOSEN):
-        """Answer for the previous run."""
+    def recover(self, leftovers=lambda key: Leftovers(), chosen=CHOSEN):
+        """Recover the attempts of the previous run."""
         entries = self.journal.unfinished()
         for entry in entries:
-            self.handle(AttemptRecovered(entry, remains(entry.key), chosen))
+            self.handle(AttemptRecovered(entry, leftovers(entry.key), chosen))
         return [entry.key for entry in entries]
 
-    # --- what happens ------------------------------------------------------
+    # --- pump --------------------------------------------------------------
 
     def handle(self, event):
-        turn = self.visits.handle(event, Now(self.mono, self.tai))
-        if turn.writes or isinstance(event, FlushAsked):
-            self.turns.append(turn)
+        effects = self.visits.handle(event, Now(self.mono, self.tai))
+        if effects.writes or isinstance(event, FlushRequested):
+            self.uncommitted.append(effects)
         else:
-            self.perform(turn)
+            self.perform(effects)
 
     def commit(self):
-        """Commit the oldest turn, and perform it."""
-        turn = self.turns.popleft()
+        """Commit the oldest effects, and perform it."""
+        effects = self.uncommitted.popleft()
         with self.journal.transaction():
-            results = [self.journal.write(write) for write in turn.writes]
-        self.perform(turn)
-        for write, result in zip(turn.writes, results, strict=True):
-            if isinstance(write, Accept | Requeue | NoteRaws):
-                self.handle(Recorded(write, result))
+            results = [self.journal.write(write) for write in effects.writes]
+        self.perform(effects)
+        for write, result in zip(effects.writes, results, strict=True):
+            if isinstance(write, Accept | Requeue | RecordLateRaws):
+                self.handle(WriteCommitted(write, result))
 
     def commit_all(self):
-        while self.turns:
+        while self.uncommitted:
             self.commit()
 
     def refuse(self):
-        """Have the oldest turn not written, if it may fail."""
-        for write in self.turns[0].writes:
+        """Let the oldest write fail, if it may fail."""
+        for write in self.uncommitted[0].writes:
             if isinstance(write, Accept | Requeue):
-                self.turns.popleft()
-                self.handle(NotRecorded(write, "the disk is full"))
+                self.uncommitted.popleft()
+                self.handle(WriteFailed(write, "the disk is full"))
                 return True
         return False
 
-    def perform(self, turn):
-        for action in turn.actions:
+    def perform(self, effects):
+        for action in effects.actions:
             self.act(action)
             self.done.append(action)
 
@@ -125,34 +125,34 @@ class World:
                 self.reading.append(key)
             case BeginRescan(visit=visit):
                 self.rescans.append(visit)
-            case ToSlot(slot=slot, key=key, event=event):
+            case SendToSlot(slot=slot, key=key, event=event):
                 if type(event).__name__ == "VisitAssigned":
                     assert slot not in self.slots
                     self.slots[slot] = event.assignment
-                elif (held := self.slots.get(slot)) and held.key == key:
+                elif (assignment := self.slots.get(slot)) and assignment.key == key:
                     self.to_slot(slot, event)
 
     def to_slot(self, slot, event):
-        """Do with a raw what a slot does, as far as outcomes need it."""
-        held = self.slots[slot]
-        if type(event).__name__ == "RawArrived" and not held.has(event.raw.exposure):
-            self.slots[slot] = replace(held, raws=(*held.raws, event.raw))
+        """Add a raw to an assignment, as a slot does."""
+        assignment = self.slots[slot]
+        if type(event).__name__ == "RawArrived" and not assignment.has(event.raw.exposure):
+            self.slots[slot] = replace(assignment, raws=(*assignment.raws, event.raw))
 
     # --- events ------------------------------------------------------------
 
-    def _words(self):
+    def _envelope(self):
         self.sequence += 1
         return {"origin": "relay", "sent_tai": self.tai, "sequence": self.sequence}
 
     def reserve(self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN):
         visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": "new"})
-        order = ReserveVisit(
-            visit=visit, detectors=detectors, attempt=attempt, received_tai=self.tai, **self._words()
+        message = ReserveVisit(
+            visit=visit, detectors=detectors, attempt=attempt, received_tai=self.tai, **self._envelope()
         )
-        self.handle(Reserved(order, dict.fromkeys(detectors, chosen)))
+        self.handle(Reserved(message, dict.fromkeys(detectors, chosen)))
 
     def cancel(self, group="g", detectors=None):
-        self.handle(CancelVisit(instrument=CAMERA, group=group, detectors=detectors, **self._words()))
+        self.handle(CancelVisit(instrument=CAMERA, group=group, detectors=detectors, **self._envelope()))
 
     def assign(self, slot=0):
         """Match the oldest queued visit-detector and a slot."""
@@ -171,7 +171,7 @@ class World:
         self.rescans = []
         return [action for action in self.done if isinstance(action, Rescan)]
 
-    # --- what is there -------------------------------------------------------
+    # --- state ---------------------------------------------------------------
 
     def of(self, *kinds):
         """Return what was done of some kinds."""

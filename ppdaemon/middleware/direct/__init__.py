@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``direct`` engine: all that needs no pixels is done before them, and tasks hand on objects.
+"""The ``direct`` engine prepares a visit before the image and passes datasets between tasks in memory.
 
-`shape` knows a pipeline, `dataids` and `inputs` what is there, `quanta`
-decides what is to be done. `memory` hands objects on, `prefetch` reads ahead,
-`files` are read and written, `writing` writes beside the tasks and after them,
-`tasks` are constructed beforehand, `run` runs them, some of them `forked`.
-`engine` puts these together.
+`shape` describes a pipeline; `dataids`, `inputs` and `lookups` find its
+inputs; `quanta` builds the quanta. `tasks` constructs tasks and `prefetch`
+reads inputs before the image. `quantumrunner` runs the quanta, some of them in
+`forked` processes, with the Butler of `memory`. `files` and `writing` write
+the outputs. `engine` puts these together.
 """

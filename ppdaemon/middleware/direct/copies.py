@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Copies of datasets in memory, and about how much memory they take."""
+"""Copies of datasets in memory, and an estimate of their size."""
 
 import copy
 import pickle
@@ -11,53 +11,49 @@ from typing import Any
 import numpy as np
 from lsst.daf.butler import StorageClass, StorageClassDelegate
 
-__all__ = ("copied", "exclusive", "measured", "size_bytes")
+__all__ = ("deep_copy", "measure", "size_bytes", "unshared")
 
-_FEW = 500
-"""Objects looked at to find out a size: images and tables have few, and big
-ones; what has more of them is small in comparison."""
-_PIXELS = ("image", "mask", "variance", "array")
-"""Where classes written in C++ keep what counts."""
+_MAX_OBJECTS = 500
+"""Objects that are visited to measure a dataset. Images and tables consist of
+few large objects; a dataset of more objects is small in comparison."""
+_ARRAY_ATTRIBUTES = ("image", "mask", "variance", "array")
+"""Attributes of classes written in C++ that return the arrays."""
 _LARGE_BYTES = 100_000
-"""Smaller arrays are copied sooner than looked at."""
+"""A smaller array is copied faster than its references are counted."""
 
 
-def copied(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
-    """Return a deep copy of a dataset that shares nothing with it but the moved arrays.
+def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
+    """Return a deep copy of a dataset that shares only the arrays in `moved` with the original.
 
-    Raises
-    ------
-    NotImplementedError
-        Raised if it cannot be copied.
+    `NotImplementedError` is raised if its class cannot be copied.
     """
     try:
         delegate = storage.delegate()
-    except TypeError:  # says that it has none
+    except TypeError:  # the storage class has no delegate
         delegate = StorageClassDelegate(storage)
     if type(delegate).copy is not StorageClassDelegate.copy:
         return delegate.copy(content)
     try:
-        if (
-            type(content).__module__.partition(".")[0] == "pandas"
-        ):  # its deep copies share the objects in cells
+        # Deep copies of pandas share the objects in cells; pickling does not.
+        if type(content).__module__.partition(".")[0] == "pandas":
             return pickle.loads(pickle.dumps(content))
         return copy.deepcopy(content, {id(each): each for each in moved})
-    except Exception as error:  # classes are foreign code: anything may come out
+    except Exception as error:  # __deepcopy__ is foreign code and may raise anything
         raise NotImplementedError(f"{type(content)} cannot be copied: {error}") from error
 
 
-def measured(content: Any) -> tuple[int, list[Any]]:
-    """Return the bytes of a dataset, and its large arrays that are used elsewhere only if referred to."""
+def measure(content: Any) -> tuple[int, list[Any]]:
+    """Return the bytes of a dataset, and its large arrays that own their memory."""
     size_bytes, movable = 0, []
     for each in _walk(content):
-        size_bytes += _own_bytes(each) or 0
+        size_bytes += _leaf_bytes(each) or 0
         if _is_movable(each):
             movable.append(each)
     return size_bytes, movable
 
 
 def _is_movable(content: Any) -> bool:
-    """Return whether whatever shares an object's memory refers to the object: not so for views."""
+    """Return whether each user of an object's memory holds a reference to the object: not so for views."""
     return (
         type(content) is np.ndarray
         and content.nbytes >= _LARGE_BYTES
@@ -67,35 +63,35 @@ def _is_movable(content: Any) -> bool:
     )
 
 
-def exclusive(arrays: Sequence[Any]) -> list[Any]:
-    """Return those arrays that nothing refers to but this sequence and one object."""
-    one_object = [np.empty(0)]  # and its array is in a sequence, too: counted as the others are
-    *counts, alone = [sys.getrefcount(each) for each in [*arrays, one_object[0]]]
-    # The temporary list has one reference to each, the caller's sequence another.
-    return [each for each, count in zip(arrays, counts, strict=True) if count <= alone + 1]
+def unshared(arrays: Sequence[Any]) -> list[Any]:
+    """Return the arrays that are referenced only by this sequence and by one other object."""
+    reference = [np.empty(0)]  # referenced by a sequence only: it gives the count to compare with
+    *counts, baseline = [sys.getrefcount(each) for each in [*arrays, reference[0]]]
+    # The temporary list has one reference to each array, and the caller's sequence another.
+    return [each for each, count in zip(arrays, counts, strict=True) if count <= baseline + 1]
 
 
 def size_bytes(content: Any) -> int:
-    """Return the bytes of the arrays found in a dataset; memory that two of them share counts twice."""
-    return measured(content)[0]
+    """Return the bytes of the arrays in a dataset; memory that two arrays share counts twice."""
+    return measure(content)[0]
 
 
 def _walk(content: Any) -> Iterator[Any]:
     """Yield a dataset and the objects in it, each once."""
     seen: set[int] = set()
-    waiting = [content]
-    while waiting and len(seen) < _FEW:
-        each = waiting.pop()
+    pending = [content]
+    while pending and len(seen) < _MAX_OBJECTS:
+        each = pending.pop()
         if id(each) in seen:
             continue
         seen.add(id(each))
         yield each
-        if _own_bytes(each) is None:
-            waiting.extend(_parts(each))
+        if _leaf_bytes(each) is None:
+            pending.extend(_parts(each))
 
 
-def _own_bytes(content: Any) -> int | None:
-    """Return the size of what has nothing in it, `None` of anything else."""
+def _leaf_bytes(content: Any) -> int | None:
+    """Return the size of an object that contains no other objects, `None` for a container."""
     if isinstance(content, np.ndarray):
         return int(content.nbytes)
     if isinstance(content, (str, bytes, bytearray)):
@@ -113,5 +109,5 @@ def _parts(content: Any) -> Collection[Any]:
         return list(content)
     if fields := getattr(content, "__dict__", None):
         return list(fields.values())
-    names = [*getattr(type(content), "__slots__", ()), *_PIXELS]
+    names = [*getattr(type(content), "__slots__", ()), *_ARRAY_ATTRIBUTES]
     return [getattr(content, name, None) for name in names]

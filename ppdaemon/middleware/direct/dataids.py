@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Data IDs made of dimension records in memory: the rows that the reference gets by one query.
+"""Data IDs made of dimension records in memory: the rows that ``separable`` gets by a query.
 
-A row is a value for each dimension of a part of a pipeline. Rows are joined
-as the database does it: exposures with their visits, where filter, day and
-group agree, and visits with patches of the sky that the detector overlaps.
+A row has a value for each dimension of an independent subgraph. Rows are
+joined as the database joins them: exposures with their visits if filter, day
+and group agree, and visits with the patches that the detector overlaps.
 """
 
 from collections import defaultdict
@@ -15,102 +15,63 @@ from lsst.sphgeom import Region
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DataIds", "Row", "overlap")
+__all__ = ("DataIds", "Row", "regions_overlap")
 
 type Row = Mapping[str, Any]
 """Values by dimension."""
 
 
 class DataIds:
-    """Data IDs with records, each made once.
-
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-        All records that data IDs may need. Of the same one the last counts.
-    """
+    """Data IDs with records, each made once; of two records with the same key the last is used."""
 
     def __init__(self, universe: DimensionUniverse, records: Iterable[DimensionRecord]):
         self._universe = universe
         self._records: dict[str, dict[tuple[Any, ...], DimensionRecord]] = defaultdict(dict)
-        self._made: dict[tuple[DimensionGroup, tuple[Any, ...]], DataCoordinate] = {}
+        self._cache: dict[tuple[DimensionGroup, tuple[Any, ...]], DataCoordinate] = {}
         for record in records:
             self._records[record.definition.name][record.dataId.required_values] = record
 
     def of(self, dimensions: DimensionGroup, row: Row) -> DataCoordinate:
-        """Return the data ID that is the part of a row.
-
-        Parameters
-        ----------
-        dimensions : `lsst.daf.butler.DimensionGroup`
-            Dimensions of the data ID.
-        row : `~collections.abc.Mapping`
-            Values by dimension.
-
-        Returns
-        -------
-        data_id : `lsst.daf.butler.DataCoordinate`
-            With records.
-
-        Raises
-        ------
-        Unsupported
-            Raised if a record is missing.
+        """Return the data ID of these dimensions in a row, with records; raise `Unsupported`
+        without a record.
         """
         values = tuple(row[name] for name in dimensions.data_coordinate_keys)
         key = dimensions, values
-        if key not in self._made:
+        if key not in self._cache:
             data_id = DataCoordinate.from_full_values(dimensions, values)
             found = {name: self._record(name, row) for name in dimensions.elements}
-            self._made[key] = data_id.expanded(found)
-        return self._made[key]
+            self._cache[key] = data_id.expanded(found)
+        return self._cache[key]
 
     def rows(
         self, dimensions: DimensionGroup, instrument: str, detector: int, exposures: Iterable[int]
     ) -> Iterator[Row]:
-        """Return the rows of one detector of some exposures.
+        """Yield the rows of one detector of some exposures.
 
-        Parameters
-        ----------
-        dimensions : `lsst.daf.butler.DimensionGroup`
-            Dimensions that rows must have; they have those of exposures and
-            detectors in any case.
-        instrument : `str`
-            Short name.
-        detector : `int`
-            Id of the detector.
-        exposures : `~collections.abc.Iterable` [`int`]
-            Ids of the exposures.
-
-        Yields
-        ------
-        row : `~collections.abc.Mapping`
-            Values by dimension.
+        They have the dimensions of exposures and detectors in any case.
         """
         for exposure in exposures:
-            start = self._filled({"instrument": instrument, "detector": detector}, "exposure", exposure)
+            start = self._with_implied({"instrument": instrument, "detector": detector}, "exposure", exposure)
             for row in self._with_visits(start, dimensions) if "visit" in dimensions.names else [start]:
                 yield from self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]
 
-    def _filled(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
-        """Add a dimension, and what follows from it."""
-        filled = {**row, dimension: value}
+    def _with_implied(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
+        """Add a dimension and the values that its record implies."""
+        values = {**row, dimension: value}
         element = self._universe[dimension]
-        record = self._record(dimension, filled)
+        record = self._record(dimension, values)
         for implied in element.implied.names:
-            filled[implied] = record.get(implied)
-            if implied == "physical_filter" and filled[implied] is not None:
-                filled = self._filled(filled, implied, filled[implied])
-        return filled
+            values[implied] = record.get(implied)
+            if implied == "physical_filter" and values[implied] is not None:
+                values = self._with_implied(values, implied, values[implied])
+        return values
 
     def _with_visits(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
-        """Join the visits of an exposure, as far as filter and day are the same."""
+        """Join the visits of an exposure that have the same filter and day."""
         for definition in list(self._records["visit_definition"].values()):
             if (definition.instrument, definition.exposure) != (row["instrument"], row["exposure"]):
                 continue
-            joined = self._filled(row, "visit", definition.visit)
+            joined = self._with_implied(row, "visit", definition.visit)
             if any(joined[name] != row[name] for name in ("physical_filter", "day_obs")):
                 continue
             if "visit_system" not in dimensions.names:
@@ -123,10 +84,10 @@ class DataIds:
     def _with_sky(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
         """Join the patches, or tracts, that a detector overlaps."""
         element = next((name for name in ("patch", "tract") if name in dimensions.names), "skymap")
-        place = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
-        region = None if place is None else place.region
+        found = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
+        region = None if found is None else found.region
         for record in self._records[element].values():
-            if element == "skymap" or overlap(region, record.region, self._universe):
+            if element == "skymap" or regions_overlap(region, record.region, self._universe):
                 yield {**row, **record.dataId.required}
 
     def _record(self, name: str, row: Row) -> DimensionRecord:
@@ -138,25 +99,16 @@ class DataIds:
         return record
 
 
-def overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
-    """Tell whether two regions overlap, as the registry judges it.
+def regions_overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
+    """Return whether two regions overlap, as the registry decides it.
 
-    Parameters
-    ----------
-    one, other : `lsst.sphgeom.Region` or `None`
-        The regions; where one is missing, nothing overlaps it.
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Has the pixelization by which the database joins regions.
-
-    Returns
-    -------
-    overlap : `bool`
-        Where geometry cannot tell, whether both touch one common pixel.
+    Nothing overlaps a missing region. If the geometry cannot decide, regions
+    overlap if both touch one pixel of the common sky pixelization.
     """
     if one is None or other is None:
         return False
-    verdict = one.overlaps(other)
-    if verdict is None:
+    result = one.overlaps(other)
+    if result is None:
         pixels = universe.commonSkyPix.pixelization
         return bool(pixels.envelope(one).intersects(pixels.envelope(other)))
-    return bool(verdict)
+    return bool(result)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``direct`` engine: warm before the image, build from records in memory, run without files.
+"""The ``direct`` engine: builds quanta from records in memory and runs them without files in between.
 
-Any worker has one. For each visit it is warmed once, with an exposure as it
-was announced; then it builds and runs with what really came. Whatever was
-foreseen is used where it fits, and done again where it does not.
+Each worker has one. Before the image it prepares a visit with the exposures as
+announced; then it builds and runs with the exposures that arrived. What was
+prepared is used where it fits, and made again where it does not.
 """
 
 import logging
@@ -19,19 +19,25 @@ from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, DimensionRecord
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.exposures import Exposures, arrived, expected, lasting_records, raw_files
+from ppdaemon.middleware.direct.exposures import (
+    DetectorExposures,
+    arrived_exposures,
+    expected_exposures,
+    raw_files,
+    static_records,
+)
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
-from ppdaemon.middleware.direct.inputs import Entry, Inputs, look_up
-from ppdaemon.middleware.direct.lookups import LookupMiss, LookUps
+from ppdaemon.middleware.direct.inputs import InputDataset, InputIndex, find_datasets
+from ppdaemon.middleware.direct.lookups import LookupMiss, PrerequisiteLookups
 from ppdaemon.middleware.direct.memory import MemoryButler
-from ppdaemon.middleware.direct.prefetch import Prefetcher, readings
-from ppdaemon.middleware.direct.quanta import Step, build_steps
-from ppdaemon.middleware.direct.run import Runner
-from ppdaemon.middleware.direct.shape import Part, Shape, shape_of
+from ppdaemon.middleware.direct.prefetch import Prefetcher, count_reads
+from ppdaemon.middleware.direct.quanta import QuantumStep, build_steps
+from ppdaemon.middleware.direct.quantumrunner import QuantumRunner
+from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, pipeline_shape
 from ppdaemon.middleware.direct.tasks import ReadyTasks
 from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
-from ppdaemon.middleware.pipelines.graph import PerPipeline, UnusablePipeline, labels_named, resolved
+from ppdaemon.middleware.pipelines.graph import PipelineCache, UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
     DataQuery,
@@ -51,25 +57,25 @@ _RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A visit's inputs, looked up for one job."""
+class _VisitInputs:
+    """The inputs of a visit, queried once for one job."""
 
-    shape: Shape
-    entries: Mapping[str, tuple[Entry, ...]]
+    shape: PipelineShape
+    entries: Mapping[str, tuple[InputDataset, ...]]
     records: tuple[DimensionRecord, ...]
-    look_ups: LookUps
+    lookups: PrerequisiteLookups
 
 
 @dataclass(frozen=True, slots=True)
 class DirectRun(PipelineRun):
-    """A visit's quanta, to be run once."""
+    """The quanta of a visit, to be run once."""
 
-    runner: Runner
+    runner: QuantumRunner
     memory: MemoryButler
     link: Path
-    """Place for a symbolic link."""
+    """Location of a temporary symbolic link to the folder of outputs."""
     processes: int
-    """How many may work at once."""
+    """How many processes may run quanta or write files at once."""
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all tasks; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
@@ -77,7 +83,7 @@ class DirectRun(PipelineRun):
 
     @property
     def outputs(self) -> list[DatasetRef]:
-        """What was made and is to be exported (`list`)."""
+        """Datasets that were produced and are to be exported (`list`)."""
         return [dataset.ref for dataset in self.memory.outputs]
 
     def write(self, folder: Path) -> list[LocatedFile]:
@@ -90,22 +96,12 @@ class DirectRun(PipelineRun):
 class DirectEngine(Engine):
     """Runs pipelines in memory.
 
-    Parameters
-    ----------
-    types : `~collections.abc.Collection` [`str`]
-        Regular expressions on names of dataset types that are exported.
-    folder : `pathlib.Path`
-        Takes what is too big for memory; on the RAM disk.
-    memory_bytes : `int`
-        Memory for what tasks hand on.
-    read_ahead_bytes : `int`
-        Memory for inputs that are read before they are needed, and the same
-        again for those that are kept for later visits.
-    urgent : `~collections.abc.Collection` [`str`], optional
-        Tasks that nothing may hold up: labels, or full names of classes.
-        While one of them is ahead nothing is written.
-    processes : `int`, optional
-        How many quanta of a visit are run at once.
+    `types` are regular expressions on the names of dataset types that are
+    exported. `folder`, on the RAM disk, takes outputs that do not fit into
+    `memory_bytes`. `read_ahead_bytes` limits the inputs that are read before
+    the image, and again the inputs that are cached for later visits. While a
+    task named in `urgent` (label or full class name) is still to be run, no
+    file is written. `processes` quanta of a visit run at once.
     """
 
     name = "direct"
@@ -127,105 +123,102 @@ class DirectEngine(Engine):
         self._memory_bytes = memory_bytes
         self._prefetcher = Prefetcher(read_ahead_bytes)
         self._tasks = ReadyTasks()
-        self._shapes = PerPipeline[Shape | Unsupported]()
-        self._known: dict[tuple[str, str, tuple[str, ...]], _Known] = {}
+        self._shapes = PipelineCache[PipelineShape | Unsupported]()
+        self._visit_inputs: dict[tuple[str, str, tuple[str, ...]], _VisitInputs] = {}
         self._writer: DatasetWriter | None = None
         self._run: DirectRun | None = None
-        """The visit's; its files are in the folder."""
+        """The run of the present visit; its files are in the folder."""
 
     def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
-        """Look up, construct tasks, read ahead; see `~ppdaemon.middleware.run.engine.Engine`.
+        """Query inputs, construct tasks and prefetch; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Returns
-        -------
-        done : `~collections.abc.Mapping`
-            How many ``quanta`` are expected, none of which could be foreseen
-            if it is 0; ``read_bytes`` that were read ahead, and
-            ``kept_bytes`` of them that later visits may use, too.
+        Returns the number of ``quanta`` that are expected, 0 if none can be
+        predicted; the ``read_bytes`` that were prefetched, and the
+        ``kept_bytes`` of them that are cached for later visits.
         """
-        known = self._look_up(job, raws)
-        images = expected(raws.announced)
+        visit_inputs = self._find_inputs(job, raws)
+        images = expected_exposures(raws.announced)
         try:
-            steps, _ = _steps(job, images, known)
-        except Exception as error:  # what is expected may lack what the real exposure has
-            _LOG.info("%s cannot be foreseen: %s", job.pipeline.name, describe(error))
+            steps, _ = _steps(job, images, visit_inputs)
+        except Exception as error:  # the announcement may lack what the real exposure has
+            _LOG.info("quanta of %s cannot be predicted: %s", job.pipeline.name, describe(error))
             steps = []
         self._tasks.prepare(steps, job.butler)
-        wanted = {
-            ref: often
-            for ref, often in readings(steps).items()
+        reads = {
+            ref: count
+            for ref, count in count_reads(steps).items()
             if (ref.datasetType.nameAndComponent()[0], ref.run) != (_RAW, images.run)
         }
-        read_bytes = self._prefetcher.read(wanted, job.butler.get)
-        return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._prefetcher.kept_bytes}
+        read_bytes = self._prefetcher.read(reads, job.butler.get)
+        return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._prefetcher.cached_bytes}
 
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> DirectRun:
-        """Build the quanta of exposures that came; see `~ppdaemon.middleware.run.engine.Engine`.
+        """Build the quanta of the exposures that arrived; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Neither raws nor their records need be in the repo. A required input
-        that is missing makes the pipeline unusable.
+        Neither raws nor their records need be in the repo. A missing required
+        input makes the pipeline unusable.
         """
-        assert raws is not None  # what runs before the image is left to the reference
-        known, butler = self._look_up(job, raws), job.butler
+        assert raws is not None  # preprocessing is always run by the separable engine
+        visit_inputs, butler = self._find_inputs(job, raws), job.butler
         with building(job):
-            steps, files = _steps(job, arrived(raws), known)
+            steps, files = _steps(job, arrived_exposures(raws), visit_inputs)
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        assert self._writer is not None  # made with the shape
+        assert self._writer is not None  # created with the shape
         memory = MemoryButler(
             butler.dimensions,
-            known.shape.types,
+            visit_inputs.shape.types,
             steps,
-            self._source(files, butler),
+            self._input_reader(files, butler),
             lambda name: self._exported.fullmatch(name) is not None,
             self._memory_bytes,
             BackgroundWriter(self._writer, self._folder),
         )
-        urgent = labels_named(known.shape.graph, self._urgent)
-        runner = Runner(steps, memory, self._tasks, query.context, urgent, self._processes)
+        urgent = labels_named(visit_inputs.shape.graph, self._urgent)
+        runner = QuantumRunner(steps, memory, self._tasks, query.context, urgent, self._processes)
         self._run = DirectRun(runner, memory, self._folder / "target", self._processes)
         return self._run
 
-    def forget(self) -> None:
-        """Go on with another visit; what does not depend on the visit is kept."""
+    def reset(self) -> None:
+        """Release a visit; what does not depend on the visit stays cached."""
         if self._run is not None:
-            self._run.memory.background.finish()  # it may not have been asked for its files
+            self._run.memory.background.finish()  # its outputs may not have been written
             self._run = None
-        if self._folder.exists():  # the RAM disk is memory, too
+        if self._folder.exists():  # files on the RAM disk take memory
             shutil.rmtree(self._folder)
-        self._known.clear()
-        self._tasks.forget()
-        self._prefetcher.forget()
+        self._visit_inputs.clear()
+        self._tasks.discard()
+        self._prefetcher.discard_unread()
 
-    def _check(self, job: Job) -> Shape:
-        """Return the shape of a pipeline that this engine handles."""
+    def _check(self, job: Job) -> PipelineShape:
+        """Return the shape of a pipeline; raise `Unsupported` if this engine cannot run it."""
 
-        def judge() -> tuple[Shape | Unsupported, Iterable[str]]:
+        def find_shape() -> tuple[PipelineShape | Unsupported, Iterable[str]]:
             try:
                 shape = self._shape(job)
             except Unsupported as reason:
                 return reason, ()
             return shape, shape.external
 
-        found = self._shapes.of(job.pipeline, job.butler, judge)
+        found = self._shapes.of(job.pipeline, job.butler, find_shape)
         if isinstance(found, Unsupported):
             raise found
         return found
 
-    def _shape(self, job: Job) -> Shape:
+    def _shape(self, job: Job) -> PipelineShape:
         if self._writer is None:
             roots = [root for root in job.butler.get_datastore_roots().values() if root is not None]
             self._writer = DatasetWriter(ButlerConfig(str(roots[0])), job.butler.dimensions)
             warm_up(job.butler.dimensions, self._writer, self._folder / "warmup")
-        return shape_of(resolved(job.pipeline, job.butler))
+        return pipeline_shape(resolved(job.pipeline, job.butler))
 
-    def _look_up(self, job: Job, raws: VisitRaws) -> _Known:
-        """Ask the repo for all that a job may read, once per visit."""
+    def _find_inputs(self, job: Job, raws: VisitRaws) -> _VisitInputs:
+        """Query the repo once per visit for all datasets that a job may read."""
         if raws.registered:
-            self._check(job)  # a reason that the pipeline itself gives comes first
-            raise Unsupported("the raws were put into the repo")
+            self._check(job)  # if the pipeline is unsupported, that is the reason to report
+            raise Unsupported("the raws are already ingested in the worker's repo")
         key = job.pipeline.path, job.run, job.inputs
-        if key not in self._known:
+        if key not in self._visit_inputs:
             shape, butler = self._check(job), job.butler
             init = {
                 edge.parent_dataset_type_name
@@ -233,21 +226,21 @@ class DirectEngine(Engine):
                 for edge in task.node.init.iter_all_inputs()
             }
             types = [shape.types[name] for name in init.union(shape.external)]
-            entries = look_up(butler, types, (job.run, *job.inputs))
-            look_ups = LookUps(butler, (job.run, *job.inputs), entries)
-            self._known[key] = _Known(shape, entries, lasting_records(butler, shape), look_ups)
-        return self._known[key]
+            entries = find_datasets(butler, types, (job.run, *job.inputs))
+            lookups = PrerequisiteLookups(butler, (job.run, *job.inputs), entries)
+            self._visit_inputs[key] = _VisitInputs(shape, entries, static_records(butler, shape), lookups)
+        return self._visit_inputs[key]
 
-    def _source(
+    def _input_reader(
         self, raws: Mapping[object, LocatedFile], butler: Butler
     ) -> Callable[[DatasetRef, Mapping[str, Any] | None], Any]:
-        """Return what reads overall inputs: what waits in memory, raws, and the rest."""
+        """Return a function that reads overall inputs: prefetched ones, raws, and the rest from the repo."""
 
         def get(ref: DatasetRef, parameters: Mapping[str, Any] | None) -> Any:
             if (file := raws.get(ref.id)) is not None:
                 return read_dataset(file, ref, parameters)
             if not parameters:
-                content, found = self._prefetcher.take(ref)
+                content, found = self._prefetcher.pop(ref)
                 if found:
                     return content
             return butler.get(ref, parameters=dict(parameters or {}))
@@ -255,20 +248,22 @@ class DirectEngine(Engine):
         return get
 
 
-def _steps(job: Job, exposures: Exposures, known: _Known) -> tuple[list[Step], dict[object, LocatedFile]]:
+def _steps(
+    job: Job, exposures: DetectorExposures, visit_inputs: _VisitInputs
+) -> tuple[list[QuantumStep], dict[object, LocatedFile]]:
     """Build quanta; return them, and the files of the raws by dataset id."""
-    data_ids = DataIds(job.butler.dimensions, (*known.records, *exposures.records))
-    raw_type = known.shape.external.get(_RAW)
+    data_ids = DataIds(job.butler.dimensions, (*visit_inputs.records, *exposures.records))
+    raw_type = visit_inputs.shape.external.get(_RAW)
     raws = [] if raw_type is None else list(raw_files(raw_type, exposures, data_ids))
     refs = [file.refs[0] for file in raws]
-    inputs = Inputs(known.entries, {(_RAW, ref.dataId.required_values): ref for ref in refs})
+    inputs = InputIndex(visit_inputs.entries, {(_RAW, ref.dataId.required_values): ref for ref in refs})
 
-    def rows(part: Part) -> Iterable[Row]:
-        return exposures.rows(data_ids, part.dimensions)
+    def rows(subgraph: Subgraph) -> Iterable[Row]:
+        return exposures.rows(data_ids, subgraph.dimensions)
 
     try:
-        steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
-    except LookupMiss:
-        with known.look_ups.asking(exposures.records):
-            steps = build_steps(known.shape, data_ids, rows, inputs, job.run, known.look_ups)
+        steps = build_steps(visit_inputs.shape, data_ids, rows, inputs, job.run, visit_inputs.lookups)
+    except LookupMiss:  # building has no side effects, so that it can be repeated
+        with visit_inputs.lookups.registry_access(exposures.records):
+            steps = build_steps(visit_inputs.shape, data_ids, rows, inputs, job.run, visit_inputs.lookups)
     return steps, {file.refs[0].id: file for file in raws}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of a detector's exposures, before they are taken or when they are here."""
+"""The exposures of a detector: as announced, or as they arrived."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,35 +10,43 @@ from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.shape import Shape
+from ppdaemon.middleware.direct.shape import PipelineShape
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.records import group_record, make_record
 from ppdaemon.middleware.raws.visits import AnnouncedVisit
 
-__all__ = ("MOST_EXPECTED", "Exposures", "arrived", "expected", "lasting_records", "raw_files")
+__all__ = (
+    "MOST_EXPECTED",
+    "DetectorExposures",
+    "arrived_exposures",
+    "expected_exposures",
+    "static_records",
+    "raw_files",
+)
 
-_LASTING = ("instrument", "detector", "physical_filter", "band", "visit_system")
-_SKY = ("skymap", "tract", "patch")
+_STATIC = ("instrument", "detector", "physical_filter", "band", "visit_system")
+_SKY_ELEMENTS = ("skymap", "tract", "patch")
 
 
 MOST_EXPECTED = 50
-"""Images that are prepared for: an announcement can tell any number."""
+"""Exposures of a visit that are prepared for at the most: an announcement can
+contain any number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Exposures:
-    """A detector's exposures, as they are announced or as they came; not in the repo."""
+class DetectorExposures:
+    """The exposures of a detector, announced or arrived; their records are not in the repo."""
 
     announced: AnnouncedVisit
     ids: tuple[int, ...]
     records: tuple[DimensionRecord, ...]
     """Of days, groups, exposures and visits."""
     files: Mapping[int, Path] = field(default_factory=dict)
-    """The raws; none before they came."""
+    """The raws by exposure; empty before they arrive."""
 
     @property
     def run(self) -> str:
-        """Where raws belong (`str`)."""
+        """Collection of the raws (`str`)."""
         return str(self.announced.instrument.makeDefaultRawIngestRunName())
 
     def rows(self, data_ids: DataIds, dimensions: DimensionGroup) -> Iterator[Row]:
@@ -48,16 +56,16 @@ class Exposures:
         )
 
 
-def arrived(raws: VisitRaws) -> Exposures:
-    """Return the exposures of which visits were defined."""
-    return Exposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
+def arrived_exposures(raws: VisitRaws) -> DetectorExposures:
+    """Return the exposures for which visits were defined."""
+    return DetectorExposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
 
 
-def expected(announced: AnnouncedVisit) -> Exposures:
-    """Return what was announced, as if it had come.
+def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
+    """Return the announced exposures as if they had arrived.
 
-    It has the first of the announced filters, ids that no exposure has, and
-    never more than `MOST_EXPECTED` exposures.
+    They have the first of the announced filters and ids that no exposure has.
+    There are never more than `MOST_EXPECTED`.
     """
     universe, footprint, pointing = (
         announced.butler.dimensions,
@@ -93,33 +101,20 @@ def expected(announced: AnnouncedVisit) -> Exposures:
         *exposures,
         *announced.visit_records(exposures),
     )
-    return Exposures(announced, ids, records)
+    return DetectorExposures(announced, ids, records)
 
 
 def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str:
-    """Return the first announced filter that the instrument has, or else any; blank if it has none."""
+    """Return the first announced filter that the instrument has, else any of its filters, else ""."""
     records = butler.query_dimension_records("physical_filter", instrument=instrument, explain=False)
-    known = sorted(str(record.name) for record in records)
-    return next((name for name in (*names, *known) if name in known), "")
+    available = sorted(str(record.name) for record in records)
+    return next((name for name in (*names, *available) if name in available), "")
 
 
-def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) -> Iterator[LocatedFile]:
-    """Return the raws as datasets.
-
-    Parameters
-    ----------
-    raw_type : `lsst.daf.butler.DatasetType`
-        The type of raws.
-    exposures : `Exposures`
-        The exposures.
-    data_ids : `~ppdaemon.middleware.direct.dataids.DataIds`
-        With their records.
-
-    Yields
-    ------
-    file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
-        Without a path that exists, if the exposure is only expected.
-    """
+def raw_files(
+    raw_type: DatasetType, exposures: DetectorExposures, data_ids: DataIds
+) -> Iterator[LocatedFile]:
+    """Yield the raws as datasets; the path of an exposure that is only expected does not exist."""
     universe = raw_type.dimensions.universe
     dimensions = universe.conform(("instrument", "exposure", "detector"))
     for row in exposures.rows(data_ids, dimensions):
@@ -130,25 +125,12 @@ def raw_files(raw_type: DatasetType, exposures: Exposures, data_ids: DataIds) ->
         yield LocatedFile(path, get_full_type_name(formatter), (ref,))
 
 
-def lasting_records(butler: Butler, shape: Shape) -> tuple[DimensionRecord, ...]:
-    """Return the records that the exposure has no part in.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    shape : `~ppdaemon.middleware.direct.shape.Shape`
-        The pipeline: tells whether places on the sky are needed.
-
-    Returns
-    -------
-    records : `tuple` [`lsst.daf.butler.DimensionRecord`]
-        Of instrument, detectors, filters and patches.
-    """
-    names = {name for part in shape.parts for name in part.dimensions.names}
+def static_records(butler: Butler, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
+    """Return the records of instrument, detectors and filters, and of patches if the pipeline needs them."""
+    names = {name for subgraph in shape.subgraphs for name in subgraph.dimensions.names}
     return tuple(
         record
-        for element in (*_LASTING, *_SKY)
-        if element in _LASTING or element in names
+        for element in (*_STATIC, *_SKY_ELEMENTS)
+        if element in _STATIC or element in names
         for record in butler.query_dimension_records(element, explain=False, limit=None)
     )

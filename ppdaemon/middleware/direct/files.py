@@ -43,76 +43,58 @@ class MemoryDataset:
     """A dataset that a task has put."""
 
     ref: DatasetRef
-    """As the repo defines it."""
+    """With the storage class of the repo's definition."""
     content: Any = None
     file: LocatedFile | None = None
-    """Where it is written."""
+    """The file, once it is written."""
     in_memory: bool = True
     shared: bool = False
-    """Whether anybody else may have the object, or a part of it."""
+    """Whether the task that put the object may still have it, or a part of it."""
     provenance: DatasetProvenance | None = None
     size_bytes: int = 0
-    wanted: bool = False
+    to_export: bool = False
     """Whether it is to be written for export."""
 
     @property
     def unwritten(self) -> bool:
-        """Whether it is still to be written (`bool`)."""
-        return self.wanted and self.file is None
+        """Whether it is still to be written for export (`bool`)."""
+        return self.to_export and self.file is None
 
     def drop(self) -> None:
-        """Forget the object."""
+        """Release the object."""
         self.content, self.in_memory = None, False
 
 
 @dataclass(frozen=True, slots=True)
 class TransferredDataset:
-    """A dataset on its way from one process to another."""
+    """A dataset that one process passes to another."""
 
     id: uuid.UUID
     content: Any = None
     file: tuple[Path, str] | None = None
-    """Where it is instead, and the class that reads it."""
+    """Path and formatter of a file that has it instead of `content`."""
     provenance: DatasetProvenance | None = None
     size_bytes: int = 0
 
 
 def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
-    """Read a dataset, or a component of it.
+    """Read a dataset, or the component or storage class that `ref` names, from a file.
 
-    Parameters
-    ----------
-    file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
-        The file, of one dataset as the repo defines it, without component.
-    ref : `lsst.daf.butler.DatasetRef`
-        What is asked for: a component, or another storage class.
-    parameters : `~collections.abc.Mapping`, optional
-        What the storage class offers to read less.
-
-    Returns
-    -------
-    content : `object`
-        Of the type of the reference's storage class.
-
-    Raises
-    ------
-    OSError
-        Raised if the file cannot be read.
-    ValueError
-        Raised if the formatter cannot read it.
+    `OSError` is raised if the file cannot be read, `ValueError` if its
+    formatter cannot.
     """
-    (own,) = file.refs
+    (stored_ref,) = file.refs
     info = StoredFileInfo(
         formatter=file.formatter,
         path=str(file.path),
-        storageClass=own.datasetType.storageClass,
+        storageClass=stored_ref.datasetType.storageClass,
         component=None,
         checksum=None,
         file_size=-1,
     )
     information = generate_datastore_get_information(
         [(Location(None, file.path.as_uri()), info)],
-        registry_ref=own,
+        registry_ref=stored_ref,
         read_ref=ref,
         parameters=parameters,
     )
@@ -122,19 +104,9 @@ def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, An
 
 
 class DatasetWriter:
-    """Writes datasets into single files, with the formatters of a repo.
+    """Writes each dataset into one file, with the formatters of a repo.
 
-    Parameters
-    ----------
-    config : `lsst.daf.butler.ButlerConfig`
-        The repo's configuration.
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-
-    Raises
-    ------
-    Unsupported
-        Raised if the repo does not keep each dataset in one file.
+    `Unsupported` is raised for a repo with another kind of datastore.
     """
 
     def __init__(self, config: ButlerConfig, universe: DimensionUniverse):
@@ -147,57 +119,24 @@ class DatasetWriter:
     def write(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
     ) -> LocatedFile:
-        """Write a dataset.
+        """Write a dataset into a file in a folder that is named after the dataset's id.
 
-        Parameters
-        ----------
-        content : `object`
-            The dataset; converted to the storage class of `ref` where the
-            formatter does not take it as it is.
-        ref : `lsst.daf.butler.DatasetRef`
-            As the repo defines it, with dimension records.
-        folder : `pathlib.Path`
-            Where the file goes; it is named after the dataset's id.
-        provenance : `lsst.daf.butler.DatasetProvenance`, optional
-            What the file is to tell of its making.
-
-        Returns
-        -------
-        file : `~ppdaemon.middleware.butler.datafiles.LocatedFile`
-            The file.
-
-        Raises
-        ------
-        TypeError
-            Raised if it is of a type that cannot be converted.
-        Exception
-            Raised by formatters.
+        An object that the formatter does not accept is converted to the
+        storage class of `ref`, which must have dimension records; `TypeError`
+        is raised if that is impossible. Formatters may raise anything.
         """
         location, formatter = self._formatter(ref, folder)
         if not formatter.can_accept(content):
             content = ref.datasetType.storageClass.coerce_type(content)
         if isinstance(content, Table):
             content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
-        _modern(formatter, ref).write(
+        _as_formatter_v2(formatter, ref).write(
             content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
         )
         return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
 
     def accepts(self, content: object, ref: DatasetRef) -> bool:
-        """Tell whether a formatter takes a dataset as it is.
-
-        Parameters
-        ----------
-        content : `object`
-            The dataset.
-        ref : `lsst.daf.butler.DatasetRef`
-            As for `write`.
-
-        Returns
-        -------
-        accepts : `bool`
-            Whether it need not be converted.
-        """
+        """Return whether the formatter takes an object without conversion."""
         return bool(self._formatter(ref, Path("/"))[1].can_accept(content))
 
     def _formatter(self, ref: DatasetRef, folder: Path) -> tuple[Location, Formatter | FormatterV2]:
@@ -207,8 +146,7 @@ class DatasetWriter:
         return formatter.make_updated_location(location), formatter
 
 
-def _modern(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
-    """Return a formatter as one of the present kind."""
+def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
     if isinstance(formatter, FormatterV2):
         return formatter
     return FormatterV1inV2(

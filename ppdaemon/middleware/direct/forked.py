@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Calls in a forked process, which has all that is in memory and leaves its result in memory, too."""
+"""Calls in a forked process, which has a copy of this process's memory and returns its result in memory."""
 
 import gc
 import logging
@@ -29,8 +29,9 @@ _LOG = logging.getLogger(__name__)
 _ALIGNMENT_BYTES = 64
 """Arrays begin at cache lines."""
 _SMALL_BYTES = 100_000
-"""Smaller arrays are copied: one that is kept would keep all that came with it."""
-_POSITION = struct.Struct("<Q")
+"""A smaller array is copied out of the result: otherwise it would keep the
+whole mapping in memory."""
+_OFFSET = struct.Struct("<Q")
 
 
 class DiedWithoutResult(Exception):
@@ -40,69 +41,62 @@ class DiedWithoutResult(Exception):
 class ForkedCall:
     """A forked process that makes one call.
 
-    Only a process whose other threads do nothing may begin one.
+    It may be started only while no other thread of this process is active: a
+    lock that another thread has would stay locked in the child.
     """
 
     def __init__(self, pid: int, result: int):
         self._pid = pid
         self._result = result
-        """Descriptor of the file in memory where the result will be."""
-        self._end = os.pidfd_open(pid)
+        """Descriptor of the file in memory that receives the result."""
+        self._pidfd = os.pidfd_open(pid)
 
     @classmethod
-    def begin[T](cls, work: Callable[[], T], plain: Callable[[T], object]) -> Self:
-        """Fork a child, which dies with this process, and let it call `work`.
+    def start[T](cls, call: Callable[[], T], fallback: Callable[[T], object]) -> Self:
+        """Fork a child, which dies with this process, and let it make the call.
 
-        A result that cannot be pickled is given to `plain`, which returns it
-        in a form that can.
-
-        Raises
-        ------
-        OSError
-            Raised if there cannot be another process.
+        If the result cannot be pickled, `fallback` converts it to a form that
+        can. `OSError` is raised if no process can be forked.
         """
-        _flush()  # or the child would write the same once more
+        _flush_streams()  # otherwise the child would print the buffered text a second time
         result = os.memfd_create("quantum", os.MFD_CLOEXEC)
         parent = os.getpid()
         try:
             with warnings.catch_warnings():
-                # Idle threads of libraries written in C++ know what a fork is.
+                # Python warns about any other thread; idle ones of C++ libraries handle a fork.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
         except OSError:
             os.close(result)
             raise
         if pid == 0:
-            _be_child(work, plain, result, parent)
+            _run_child(call, fallback, result, parent)
         try:
             return cls(pid, result)
-        except OSError:  # no descriptor is left
+        except OSError:  # no descriptor is free for the pidfd: nothing could wait for the child
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             os.close(result)
             raise
 
-    def take(self) -> Any:
+    def result(self) -> Any:
         """Wait for the end, and return the result.
 
-        Its large arrays lie where the child has written them; nobody else has
-        them, nor has a process that is forked later.
-
-        Raises
-        ------
-        DiedWithoutResult
-            Raised, with the way it has ended, if there is none.
+        Its large arrays stay in the pages that the child has written; no other
+        process shares them, nor does one that is forked later.
+        `DiedWithoutResult` is raised with the exit status or signal if there
+        is no result.
         """
         try:
             _, status = os.waitpid(self._pid, 0)
             if (code := os.waitstatus_to_exitcode(status)) != 0:
                 raise DiedWithoutResult(signal_name(-code) if code < 0 else f"exit status {code}")
-            return _unpacked(self._result)
+            return _read_result(self._result)
         finally:
             self._close()
 
-    def end(self) -> None:
-        """Kill the child; nobody wants the result any more."""
+    def kill(self) -> None:
+        """Kill the child and discard its result."""
         try:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -111,104 +105,101 @@ class ForkedCall:
             self._close()
 
     @staticmethod
-    def over(running: Collection["ForkedCall"], *, wait: bool) -> list["ForkedCall"]:
-        """Return those that have ended, in the order given; if asked to, wait until there is one."""
+    def ended(running: Collection["ForkedCall"], *, wait: bool) -> list["ForkedCall"]:
+        """Return the calls that have ended, in the order given; with `wait`, wait until there is one."""
         poll = select.poll()
         for each in running:
-            poll.register(each._end, select.POLLIN)
+            poll.register(each._pidfd, select.POLLIN)
         ended = {descriptor for descriptor, _ in poll.poll(None if wait else 0)}
-        return [each for each in running if each._end in ended]
+        return [each for each in running if each._pidfd in ended]
 
     def _close(self) -> None:
-        os.close(self._end)
+        os.close(self._pidfd)
         os.close(self._result)
 
 
-def _be_child[T](work: Callable[[], T], plain: Callable[[T], object], result: int, parent: int) -> NoReturn:
-    """Make the call and end, whatever happens, without running what the parent has registered for its end."""
+def _run_child[T](
+    call: Callable[[], T], fallback: Callable[[T], object], result: int, parent: int
+) -> NoReturn:
+    """Make the call and end in any case, without the exit handlers of the parent."""
     status = 1
     try:
         die_with_parent()
-        if os.getppid() == parent:
-            gc.freeze()  # or a collection would touch, and so copy, each page of the parent's
-            # All children inherit the same random state; that of ``random`` Python itself makes anew.
+        if os.getppid() == parent:  # the parent may have died before die_with_parent took effect
+            gc.freeze()  # a collection would write to, and so copy, each page of the parent
+            # All children inherit the same random state; Python reseeds only its own ``random``.
             if "numpy.random" in sys.modules:
                 sys.modules["numpy.random"].seed()
-            _leave_connections_alone()
-            content = work()
+            _abandon_connections()
+            content = call()
             try:
-                _pack(content, result)
-            except Exception as error:  # classes are foreign code: anything may come out
-                _LOG.info("what a task has made goes through files: %s", describe(error))
-                _pack(plain(content), result)
+                _write_result(content, result)
+            except Exception as error:  # pickling runs foreign code, which may raise anything
+                _LOG.info("a result cannot be pickled, its fallback is sent: %s", describe(error))
+                _write_result(fallback(content), result)
             status = 0
     except BaseException:
-        _LOG.exception("a process for one quantum has failed")
+        _LOG.exception("a forked process failed; its parent handles the missing result")
     finally:
         try:
-            _flush()
+            _flush_streams()
         finally:
             os._exit(status)
 
 
-def _flush() -> None:
+def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # closed, or none
+        with suppress(Exception):  # the stream may be closed or None
             stream.flush()
 
 
-def _leave_connections_alone() -> None:
+def _abandon_connections() -> None:
     """Use no database connection that was opened before the fork; open new ones.
 
     SQLAlchemy's recipe for connection pools and ``os.fork``: tasks that were
-    constructed before the fork have engines of their own. The old connections
-    are not closed either: the server, or SQLite, would take that for the
-    parent's request.
+    constructed before the fork have their own engines. The old connections are
+    not closed: the server, or SQLite, would take that for a request of the
+    parent.
     """
-    own: set[int] = set()
-    others: list[object] = []
+    child_connections: set[int] = set()
+    abandoned: list[object] = []
 
     @event.listens_for(Pool, "connect")
-    def note(connection: Any, record: Any) -> None:
-        own.add(id(connection))
+    def on_connect(connection: Any, record: Any) -> None:
+        child_connections.add(id(connection))
 
     @event.listens_for(Pool, "checkout")
-    def check(connection: Any, record: Any, proxy: Any) -> None:
-        if id(connection) not in own:
-            others.append(connection)
+    def on_checkout(connection: Any, record: Any, proxy: Any) -> None:
+        if id(connection) not in child_connections:
+            abandoned.append(connection)
             record.dbapi_connection = proxy.dbapi_connection = None
             raise DisconnectionError("opened before the fork")
 
 
-def _pack(content: object, target: int) -> None:
-    """Write arrays as they lie in memory, then the object without them, then where that begins.
-
-    Raises
-    ------
-    Exception
-        Raised if the object's classes cannot write or read it.
-    """
+def _write_result(content: object, target: int) -> None:
+    """Write the arrays as they are in memory, then the pickled object without them, then its offset."""
     arrays: list[pickle.PickleBuffer] = []
     body = pickle.dumps(content, protocol=5, buffer_callback=arrays.append)
-    pickle.loads(body, buffers=arrays)  # only here is a way left for what cannot be read
-    places = []
+    # Checked here, where the fallback is still possible: the parent has no other form.
+    pickle.loads(body, buffers=arrays)
+    spans = []
     with open(target, "wb", closefd=False) as file:
         for array in arrays:
-            begin = file.seek(-file.tell() % _ALIGNMENT_BYTES, os.SEEK_CUR)
-            places.append((begin, begin + file.write(array.raw())))
-        begin = file.tell()
-        pickle.dump((body, places), file)
-        file.write(_POSITION.pack(begin))
+            start = file.seek(-file.tell() % _ALIGNMENT_BYTES, os.SEEK_CUR)
+            spans.append((start, start + file.write(array.raw())))
+        start = file.tell()
+        pickle.dump((body, spans), file)
+        file.write(_OFFSET.pack(start))
 
 
-def _unpacked(source: int) -> Any:
+def _read_result(source: int) -> Any:
     if not os.fstat(source).st_size:
         raise DiedWithoutResult("exit status 0")
-    # Private: what is changed here is not changed in children that are forked later, nor the reverse.
+    # Private: neither this process nor children forked later see changes of the other.
     content = memoryview(mmap.mmap(source, 0, flags=mmap.MAP_PRIVATE))
-    (begin,) = _POSITION.unpack(content[-_POSITION.size :])
-    body, places = pickle.loads(content[begin:])
-    arrays = [content[start:stop] for start, stop in places]
+    (start,) = _OFFSET.unpack(content[-_OFFSET.size :])
+    body, spans = pickle.loads(content[start:])
+    arrays = [content[start:stop] for start, stop in spans]
     return pickle.loads(
         body, buffers=[bytearray(array) if len(array) < _SMALL_BYTES else array for array in arrays]
     )

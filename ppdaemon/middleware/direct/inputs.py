@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a pipeline can read, as an index in memory, made by one query per dataset type before any image.
+"""An index of the datasets that a pipeline can read, made by one query per dataset type before the image.
 
-Regular inputs are found by their data ID. Prerequisites are joined as the
-reference joins them: by all dimensions that are known, calibrations by the
-exposure's own time, datasets of the sky by overlap.
+Regular inputs are found by their data ID. Prerequisites are joined as
+``separable`` joins them: by all dimensions that are known, calibrations by the
+time of the exposure, spatial datasets by overlap.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,32 +23,32 @@ from lsst.daf.butler import (
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 from lsst.sphgeom import RangeSet, Region
 
-from ppdaemon.middleware.direct.dataids import overlap
+from ppdaemon.middleware.direct.dataids import regions_overlap
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("Entry", "Inputs", "look_up")
+__all__ = ("InputDataset", "InputIndex", "find_datasets")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InputDataset:
     """A dataset in a collection."""
 
     ref: DatasetRef
     """With dimension records."""
     rank: int
-    """Position of its collection in the order of search."""
+    """Position of its collection in the search order."""
     timespan: Timespan | None
     """When it is valid; `None` for always."""
 
 
 @dataclass(slots=True)
-class Inputs:
-    """Datasets that exist before the exposure, and those of the exposure itself."""
+class InputIndex:
+    """The datasets that exist before the exposure, and those of the exposure itself."""
 
-    entries: Mapping[str, Sequence[Entry]]
+    entries: Mapping[str, Sequence[InputDataset]]
     """By name of the dataset type."""
-    own: Mapping[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
-    """What came with the exposures, by dataset type and values of the data ID."""
+    exposure_datasets: Mapping[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
+    """Datasets that arrived with the exposures, by dataset type and values of the data ID."""
     _first: dict[tuple[str, tuple[Any, ...]], DatasetRef] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,90 +56,65 @@ class Inputs:
             for entry in sorted(entries, key=lambda entry: entry.rank):
                 self._first.setdefault((name, entry.ref.dataId.required_values), entry.ref)
 
-    def regular(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
-        """Find a regular input, or an init-input.
-
-        Parameters
-        ----------
-        name : `str`
-            The dataset type.
-        data_id : `lsst.daf.butler.DataCoordinate`
-            Its data ID.
-
-        Returns
-        -------
-        ref : `lsst.daf.butler.DatasetRef` or `None`
-            That of the first collection that has it.
-        """
+    def find_regular(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
+        """Return the regular input or init-input in the first collection that has it."""
         key = name, data_id.required_values
-        return self.own.get(key) or self._first.get(key)
+        return self.exposure_datasets.get(key) or self._first.get(key)
 
-    def prerequisites(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
-        """Find the prerequisites of a quantum.
+    def find_prerequisites(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
+        """Return the prerequisites of a quantum: for each data ID the one in the first collection
+        that has it.
 
-        Parameters
-        ----------
-        finder : `lsst.pipe.base.prerequisite_helpers.PrerequisiteFinder`
-            The connection, one without a lookup function.
-        data_id : `lsst.daf.butler.DataCoordinate`
-            The quantum's, with records.
-
-        Returns
-        -------
-        refs : `list` [`lsst.daf.butler.DatasetRef`]
-            For each data ID that of the first collection that has it.
-
-        Raises
-        ------
-        Unsupported
-            Raised where several are valid at the time: it is an error, and
-            the reference finds the words for it.
+        `Unsupported` is raised if several are valid at the time: that is an
+        error, and ``separable`` reports it in the usual text.
         """
         node = finder.dataset_type_node
         time = data_id.timespan if finder.dataset_has_timespan else None
         if finder.dataset_has_timespan and time is None:
             return []
-        joined = _Join.of(finder, data_id)
-        best: dict[tuple[Any, ...], list[Entry]] = {}
+        condition = _JoinCondition.of(finder, data_id)
+        best: dict[tuple[Any, ...], list[InputDataset]] = {}
         for entry in self.entries.get(node.name, ()):
-            if not _valid(entry, time) or not joined.takes(entry.ref.dataId):
+            if not _is_valid(entry, time) or not condition.matches(entry.ref.dataId):
                 continue
-            rivals = best.setdefault(entry.ref.dataId.required_values, [])
-            if rivals and entry.rank < rivals[0].rank:
-                rivals.clear()
-            if not rivals or entry.rank == rivals[0].rank:
-                rivals.append(entry)
-        if any(len(rivals) > 1 for rivals in best.values()):
-            raise Unsupported(f"several {node.name} are valid")
-        return [rivals[0].ref for rivals in best.values()]
+            candidates = best.setdefault(entry.ref.dataId.required_values, [])
+            if candidates and entry.rank < candidates[0].rank:
+                candidates.clear()
+            if not candidates or entry.rank == candidates[0].rank:
+                candidates.append(entry)
+        if any(len(candidates) > 1 for candidates in best.values()):
+            raise Unsupported(f"several {node.name} datasets are valid at the same time")
+        return [candidates[0].ref for candidates in best.values()]
 
 
 @dataclass(frozen=True, slots=True)
-class _Join:
-    """What a dataset's data ID must agree with."""
+class _JoinCondition:
+    """The dimension values, regions and sky pixels that a prerequisite must match."""
 
-    known: tuple[tuple[str, Any], ...]
+    shared_values: tuple[tuple[str, Any], ...]
     region: Region | None
-    """The quantum's, where datasets have places that it does not name."""
+    """Region of the quantum, if the datasets are spatial and it does not name them."""
     elements: tuple[str, ...]
-    """Whose regions must overlap it."""
+    """Dimension elements whose regions must overlap it."""
     pixels: tuple[tuple[str, RangeSet], ...]
-    """Sky pixels that touch it."""
+    """Sky pixels that overlap it, by dimension."""
 
     @classmethod
-    def of(cls, finder: PrerequisiteFinder, data_id: DataCoordinate) -> "_Join":
+    def of(cls, finder: PrerequisiteFinder, data_id: DataCoordinate) -> "_JoinCondition":
         dimensions = finder.dataset_type_node.dimensions
         spatial = bool(finder.dataset_skypix or finder.dataset_other_spatial)
         region = data_id.region if spatial else None
         return cls(
-            known=tuple((name, data_id[name]) for name in dimensions.required if name in data_id.mapping),
+            shared_values=tuple(
+                (name, data_id[name]) for name in dimensions.required if name in data_id.mapping
+            ),
             region=region,
             elements=tuple(finder.dataset_other_spatial),
             pixels=tuple((name, _envelope(skypix, region)) for name, skypix in finder.dataset_skypix.items()),
         )
 
-    def takes(self, other: DataCoordinate) -> bool:
-        if any(other[name] != value for name, value in self.known):
+    def matches(self, other: DataCoordinate) -> bool:
+        if any(other[name] != value for name, value in self.shared_values):
             return False
         if any(not pixels.contains(int(other[name])) for name, pixels in self.pixels):
             return False
@@ -147,47 +122,32 @@ class _Join:
 
     def _overlaps(self, other: DataCoordinate, name: str) -> bool:
         record = other.records[name]
-        return record is not None and overlap(self.region, record.region, other.universe)
+        return record is not None and regions_overlap(self.region, record.region, other.universe)
 
 
 def _envelope(skypix: SkyPixDimension, region: Region | None) -> RangeSet:
     return RangeSet() if region is None else skypix.pixelization.envelope(region)
 
 
-def _valid(entry: Entry, time: Timespan | None) -> bool:
+def _is_valid(entry: InputDataset, time: Timespan | None) -> bool:
     return time is None or entry.timespan is None or bool(entry.timespan.overlaps(time))
 
 
-def look_up(
+def find_datasets(
     butler: Butler, dataset_types: Iterable[DatasetType], collections: Sequence[str]
-) -> dict[str, tuple[Entry, ...]]:
-    """Find all datasets of some types.
-
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo, which has only what the visit may need.
-    dataset_types : `~collections.abc.Iterable` [`lsst.daf.butler.DatasetType`]
-        What is read.
-    collections : `~collections.abc.Sequence` [`str`]
-        Collections in the order of search.
-
-    Returns
-    -------
-    entries : `dict` [`str`, `tuple` [`Entry`]]
-        By name of the dataset type.
-    """
-    flat = butler.collections.query(collections, flatten_chains=True)
-    ranks = {name: rank for rank, name in enumerate(flat)}
+) -> dict[str, tuple[InputDataset, ...]]:
+    """Return all datasets of some types by name of the type: the worker has only what a visit needs."""
+    searched = butler.collections.query(collections, flatten_chains=True)
+    ranks = {name: rank for rank, name in enumerate(searched)}
     return {
-        dataset_type.name: tuple(_entries(butler, dataset_type, flat, ranks))
+        dataset_type.name: tuple(_entries(butler, dataset_type, searched, ranks))
         for dataset_type in dataset_types
     }
 
 
 def _entries(
     butler: Butler, dataset_type: DatasetType, collections: Sequence[str], ranks: Mapping[str, int]
-) -> list[Entry]:
+) -> list[InputDataset]:
     name = dataset_type.name
     try:
         with butler.query() as query:
@@ -203,4 +163,4 @@ def _entries(
             associations = list(DatasetAssociation.from_query_result(result, dataset_type))
     except MissingDatasetTypeError:
         return []
-    return [Entry(found.ref, ranks[found.collection], found.timespan) for found in associations]
+    return [InputDataset(found.ref, ranks[found.collection], found.timespan) for found in associations]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Prerequisites that a task's own function finds: asked before the image, with a data ID as announced.
+"""Prerequisites that a task's lookup function finds: called before the image, with a data ID as announced.
 
-Such a function is given the registry, and may look for the exposure's records
-there. They are inserted for as long as it is asked, and taken back.
+Such a function gets the registry, and may query the records of the exposure
+there. They are inserted while it is called, and then rolled back.
 
-An answer counts for another exposure if both have the same filter, day and
+A result is used for another exposure if both have the same filter, day and
 group, and if the same datasets of the type are valid at their times and
-overlap their places. Else the function is asked again.
+overlap their regions. Otherwise the function is called again.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -15,120 +15,93 @@ from contextlib import contextmanager, suppress
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionRecord
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
-from ppdaemon.middleware.direct.dataids import overlap
-from ppdaemon.middleware.direct.inputs import Entry
+from ppdaemon.middleware.direct.dataids import regions_overlap
+from ppdaemon.middleware.direct.inputs import InputDataset
 from ppdaemon.middleware.raws.visits import insert_records
 
-__all__ = ("LookUps", "LookupMiss")
+__all__ = ("PrerequisiteLookups", "LookupMiss")
 
-_IDS = frozenset({"exposure", "visit"})
-"""What is not known before the image, and cannot decide which dataset fits."""
+_EXPOSURE_IDS = frozenset({"exposure", "visit"})
+"""Dimensions whose values are not known before the image, and do not decide
+which dataset is found."""
 
 
 class LookupMiss(Exception):
-    """The registry has to be asked, with the exposure's records."""
+    """A lookup function has to be called, which needs the records of the exposure in the registry."""
 
 
-class _TakeBack(Exception):
-    """Ends a transaction."""
+class _RollBack(Exception):
+    """Ends a transaction without a commit."""
 
 
-class LookUps:
-    """Answers of tasks' lookup functions.
+class PrerequisiteLookups:
+    """Cached results of lookup functions."""
 
-    Parameters
-    ----------
-    butler : `lsst.daf.butler.Butler`
-        The worker's repo.
-    collections : `~collections.abc.Sequence` [`str`]
-        Collections in the order of search.
-    entries : `~collections.abc.Mapping`
-        All datasets that may be found, by type.
-    """
-
-    def __init__(self, butler: Butler, collections: Sequence[str], entries: Mapping[str, Sequence[Entry]]):
+    def __init__(
+        self, butler: Butler, collections: Sequence[str], entries: Mapping[str, Sequence[InputDataset]]
+    ):
         self._butler = butler
-        self._asked: Butler | None = None
-        """Has the exposure's records, for as long as functions may be asked."""
+        self._registry_butler: Butler | None = None
+        """Has the records of the exposure while functions may be called."""
         self._collections = tuple(collections)
         self._entries = entries
-        self._answers: dict[Hashable, list[DatasetRef]] = {}
+        self._results: dict[Hashable, list[DatasetRef]] = {}
 
     def __call__(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> list[DatasetRef]:
-        """Find a prerequisite.
-
-        Parameters
-        ----------
-        finder : `lsst.pipe.base.prerequisite_helpers.PrerequisiteFinder`
-            The connection.
-        data_id : `lsst.daf.butler.DataCoordinate`
-            The quantum's.
-
-        Returns
-        -------
-        refs : `list` [`lsst.daf.butler.DatasetRef`]
-            What the function has found.
-
-        Raises
-        ------
-        LookupMiss
-            Raised if it has to be asked, and cannot now.
-        """
-        key = finder.task_node.label, finder.edge.connection_name, self._circumstances(finder, data_id)
-        if key not in self._answers:
-            if self._asked is None:
+        """Return the prerequisites of a quantum; raise `LookupMiss` if the function cannot be called now."""
+        key = finder.task_node.label, finder.edge.connection_name, self._conditions(finder, data_id)
+        if key not in self._results:
+            if self._registry_butler is None:
                 raise LookupMiss
-            self._answers[key] = self._ask(finder, data_id, self._asked)
-        return self._answers[key]
+            self._results[key] = self._call_function(finder, data_id, self._registry_butler)
+        return self._results[key]
 
     @contextmanager
-    def asking(self, records: Iterable[DimensionRecord]) -> Iterator[None]:
-        """Allow functions to be asked.
-
-        Parameters
-        ----------
-        records : `~collections.abc.Iterable` [`lsst.daf.butler.DimensionRecord`]
-            Of the exposures; in the registry for as long as this lasts.
-        """
-        # The clone has a connection of its own: what is asked must go through
-        # that, as any other would wait for this transaction to end.
-        asked = self._butler.clone(collections=self._collections)
-        self._asked = asked
+    def registry_access(self, records: Iterable[DimensionRecord]) -> Iterator[None]:
+        """Allow functions to be called, with these records in the registry."""
+        # The clone has a separate connection. Functions must query through it:
+        # any other connection would wait until this transaction ends.
+        butler = self._butler.clone(collections=self._collections)
+        self._registry_butler = butler
         try:
-            with suppress(_TakeBack), asked.transaction():
-                insert_records(asked, records)
+            with suppress(_RollBack), butler.transaction():
+                insert_records(butler, records)
                 yield
-                raise _TakeBack
+                raise _RollBack
         finally:
-            self._asked = None
+            self._registry_butler = None
 
-    def _ask(self, finder: PrerequisiteFinder, data_id: DataCoordinate, asked: Butler) -> list[DatasetRef]:
+    def _call_function(
+        self, finder: PrerequisiteFinder, data_id: DataCoordinate, butler: Butler
+    ) -> list[DatasetRef]:
         function: Callable[..., Iterable[DatasetRef | None]] | None = finder.lookup_function
-        assert function is not None  # else nobody would ask here
+        assert function is not None  # other prerequisites are found by InputIndex
         node = finder.dataset_type_node
         dataset_type = finder.edge.adapt_dataset_type(node.dataset_type)
-        found = function(dataset_type, asked.registry, data_id, self._collections)
-        return [node.generalize_ref(_with_records(ref, asked)) for ref in found if ref is not None]
+        found = function(dataset_type, butler.registry, data_id, self._collections)
+        return [node.generalize_ref(_with_records(ref, butler)) for ref in found if ref is not None]
 
-    def _circumstances(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> Hashable:
-        """Return what an answer may depend on."""
-        values = tuple(item for item in sorted(data_id.mapping.items()) if item[0] not in _IDS)
-        fitting = frozenset(
+    def _conditions(self, finder: PrerequisiteFinder, data_id: DataCoordinate) -> Hashable:
+        """Return the values and datasets that a result may depend on."""
+        values = tuple(item for item in sorted(data_id.mapping.items()) if item[0] not in _EXPOSURE_IDS)
+        applicable = frozenset(
             (entry.ref.id, entry.rank)
             for entry in self._entries.get(finder.dataset_type_node.name, ())
-            if _fits(entry, data_id)
+            if _applies(entry, data_id)
         )
-        return values, fitting
+        return values, applicable
 
 
-def _with_records(ref: DatasetRef, asked: Butler) -> DatasetRef:
-    """Return a reference that can tell of its data ID, as those in the reference's graph can."""
-    return ref if ref.dataId.hasRecords() else ref.expanded(asked.registry.expandDataId(ref.dataId))
+def _with_records(ref: DatasetRef, butler: Butler) -> DatasetRef:
+    """Return a reference with dimension records, as the quantum graph of ``separable`` has them."""
+    return ref if ref.dataId.hasRecords() else ref.expanded(butler.registry.expandDataId(ref.dataId))
 
 
-def _fits(entry: Entry, data_id: DataCoordinate) -> bool:
-    """Tell whether a dataset is valid at the time, and touches the place, of an exposure."""
-    time, place, own = data_id.timespan, data_id.region, entry.ref.dataId.region
+def _applies(entry: InputDataset, data_id: DataCoordinate) -> bool:
+    """Return whether a dataset is valid at the time of an exposure and overlaps its region."""
+    time, region, dataset_region = data_id.timespan, data_id.region, entry.ref.dataId.region
     if entry.timespan is not None and time is not None and not entry.timespan.overlaps(time):
         return False
-    return place is None or own is None or overlap(place, own, data_id.universe)
+    return (
+        region is None or dataset_region is None or regions_overlap(region, dataset_region, data_id.universe)
+    )

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Butler that hands on objects: what a task puts, the next one gets, without a file in between.
+"""A Butler that passes objects from one task to the next, without a file in between.
 
-What is in memory belongs to this Butler alone. A task that puts an object may
-keep it, and change it: a copy of it is taken, at once or, from a task that has
-nothing left to do (`~ppdaemon.middleware.direct.tasks.reads_once_puts_last`),
-when its quantum has ended. Large arrays that are not used anywhere else by
-then need not be copied.
+Objects in memory belong to this Butler alone. A task that puts an object may
+keep a reference and change it: the object is copied at once or, if the task
+does nothing after it puts
+(`~ppdaemon.middleware.direct.tasks.reads_once_puts_last`), when its quantum
+has ended. Large arrays that are not referenced anywhere else by then need no
+copy.
 
-A task gets a copy of what it reads. It gets the object itself only if nobody
-can ask for it again: no other quantum that has not ended reads it, it is not
-to be written any more, and the task itself reads it no second time.
+A task gets a copy of what it reads. It gets the object itself only if nothing
+can read it again: no other unfinished quantum reads it, it is not to be
+written, and the task itself reads it no second time.
 """
 
 import logging
@@ -32,53 +33,42 @@ from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.direct.copies import copied, exclusive, measured
+from ppdaemon.middleware.direct.copies import deep_copy, measure, unshared
 from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, read_dataset
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 
-__all__ = ("MemoryButler", "Source")
+__all__ = ("MemoryButler", "InputReader")
 
 _LOG = logging.getLogger(__name__)
 
-_BIG_BYTES = 1_000_000
-"""Smaller datasets are written in the end: a thread beside the tasks would
-take more from them than it saves."""
+_MIN_BACKGROUND_BYTES = 1_000_000
+"""Smaller datasets are written at the end: a thread beside the tasks would
+slow them by more than it saves."""
 
-type Source = Callable[[DatasetRef, Mapping[str, Any] | None], Any]
-"""Returns an overall input, an object that nobody else has."""
+type InputReader = Callable[[DatasetRef, Mapping[str, Any] | None], Any]
+"""Reads an overall input; returns an object that is not referenced anywhere else."""
 
 _Parameters = Mapping[str, Any]
 
 
 class MemoryButler(LimitedButler):
-    """Hands on objects between the quanta of one visit.
+    """Passes objects between the quanta of one visit.
 
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-    definitions : `~collections.abc.Mapping` [`str`, `DatasetType`]
-        What the repo has for each dataset type.
-    steps : `~collections.abc.Iterable` [`~ppdaemon.middleware.direct.quanta.Step`]
-        All quanta that will be run, or ended without.
-    source : `~collections.abc.Callable`
-        Reads overall inputs.
-    is_wanted : `~collections.abc.Callable`
-        Returns by a dataset type's name whether it is to be written.
-    limit_bytes : `int`
-        Memory for what tasks have put.
-    background : `~ppdaemon.middleware.direct.writing.BackgroundWriter`
-        Writes what is too big, and is offered what is to be written.
+    `definitions` are the repo's dataset types by name. `steps` are all quanta
+    that will be run or skipped. `read_input` reads overall inputs.
+    `is_exported` returns by the name of a dataset type whether it is to be
+    written. `limit_bytes` limits the memory of what tasks have put;
+    `background` writes the rest to files.
     """
 
     def __init__(
         self,
         universe: DimensionUniverse,
         definitions: Mapping[str, DatasetType],
-        steps: Iterable[Step],
-        source: Source,
-        is_wanted: Callable[[str], bool],
+        steps: Iterable[QuantumStep],
+        read_input: InputReader,
+        is_exported: Callable[[str], bool],
         limit_bytes: int,
         background: BackgroundWriter,
     ):
@@ -86,78 +76,78 @@ class MemoryButler(LimitedButler):
         self._metrics = ButlerMetrics()
         self._universe = universe
         self._definitions = definitions
-        self._source = source
-        self._is_wanted = is_wanted
+        self._read_input = read_input
+        self._is_exported = is_exported
         self._limit_bytes = limit_bytes
         self.background = background
         self._datasets: dict[uuid.UUID, MemoryDataset] = {}
         self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
-        """By dataset: quanta that read it and have not ended."""
+        """By dataset: unfinished quanta that read it."""
         self._predicted: set[uuid.UUID] = set()
-        self._made: set[uuid.UUID] = set()
-        self._running: Step | None = None
-        self._left: dict[uuid.UUID, float] | None = None
+        self._put: set[uuid.UUID] = set()
+        self._running: QuantumStep | None = None
+        self._reads_left: dict[uuid.UUID, float] | None = None
         """How often the running task will still read each of its inputs;
-        `None` if it may read and put whenever it likes."""
+        `None` if it may read and put at any time."""
         for step in steps:
             for ref in _refs(step.quantum.inputs):
                 self._readers.setdefault(ref.id, set()).add(step.id)
             self._predicted.update(ref.id for ref in _refs(step.quantum.outputs))
 
-    # What the engine calls.
+    # Called by the engine.
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: QuantumStep) -> None:
         """Let a quantum read and write."""
-        self._running, self._left = step, None
+        self._running, self._reads_left = step, None
 
     def expect_single_reads(self) -> None:
-        """Rely on the running task to read each connection once, and to be through when it puts."""
+        """Assume that the running task reads each connection once, and does nothing after it puts."""
         assert self._running is not None
-        task, self._left = self._running.task, {}
+        task, self._reads_left = self._running.task, {}
         for dataset_type, refs in self._running.quantum.inputs.items():
             name = dataset_type.name
-            often = math.inf if name in task.deferred else task.direct.count(name)
+            count = math.inf if name in task.deferred else task.immediate.count(name)
             for ref in refs:
-                self._left[ref.id] = self._left.get(ref.id, 0) + often
+                self._reads_left[ref.id] = self._reads_left.get(ref.id, 0) + count
 
-    def end(self, step: Step) -> None:
-        """Forget what nobody reads any more, now that a quantum has ended, or never begins."""
-        self._running = self._left = None
-        for dataset in self._own_all(step):
-            if dataset.unwritten and dataset.size_bytes >= _BIG_BYTES:
-                self.background.offer(dataset)  # now that nobody can change it any more
+    def end(self, step: QuantumStep) -> None:
+        """Release datasets that no quantum reads any more, after a quantum has ended or was skipped."""
+        self._running = self._reads_left = None
+        for dataset in self._make_outputs_private(step):
+            if dataset.unwritten and dataset.size_bytes >= _MIN_BACKGROUND_BYTES:
+                self.background.offer(dataset)  # private now: no task can change it
         for ref in _refs(step.quantum.inputs):
             self._readers[ref.id].discard(step.id)
         for dataset in list(self._datasets.values()):
             if self._is_read(dataset.ref.id):
                 continue
-            if not dataset.wanted:
+            if not dataset.to_export:
                 del self._datasets[dataset.ref.id]
             elif dataset.file is not None:
                 dataset.drop()
 
-    def made_by(self, step: Step, *, in_files: bool = False) -> list[TransferredDataset]:
-        """Return what a quantum has put, for the memory of another process.
+    def outputs_for_transfer(self, step: QuantumStep, *, in_files: bool = False) -> list[TransferredDataset]:
+        """Return the outputs of a quantum in a form for the memory of another process.
 
-        Of what nobody needs there is no more than the id. With `in_files`
-        nothing is handed over as an object.
+        For a dataset that no quantum needs that is only its id. With
+        `in_files` no object is passed, only files.
         """
-        made = {
-            ref.id: TransferredDataset(ref.id) for ref in _refs(step.quantum.outputs) if ref.id in self._made
+        transferred = {
+            ref.id: TransferredDataset(ref.id) for ref in _refs(step.quantum.outputs) if ref.id in self._put
         }
-        for dataset in self._own_all(step):
+        for dataset in self._make_outputs_private(step):
             if in_files and dataset.in_memory:
-                self._move_out(dataset)
+                self._move_to_file(dataset)
             file = None if dataset.file is None else (dataset.file.path, dataset.file.formatter)
-            made[dataset.ref.id] = TransferredDataset(
+            transferred[dataset.ref.id] = TransferredDataset(
                 dataset.ref.id, dataset.content, file, dataset.provenance, dataset.size_bytes
             )
-        return list(made.values())
+        return list(transferred.values())
 
-    def adopt(self, step: Step, made: Iterable[TransferredDataset]) -> None:
-        """Take over what `made_by` has returned in another process."""
+    def adopt(self, step: QuantumStep, transferred: Iterable[TransferredDataset]) -> None:
+        """Add the outputs of a quantum that another process has run; see `outputs_for_transfer`."""
         refs = {ref.id: ref for ref in _refs(step.quantum.outputs)}
-        for each in made:
+        for each in transferred:
             dataset = self._dataset_for(refs[each.id])
             dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
             dataset.content = each.content
@@ -165,20 +155,20 @@ class MemoryButler(LimitedButler):
                 dataset.file = LocatedFile(*each.file, (dataset.ref,))
                 dataset.drop()
             elif self.used_bytes + dataset.size_bytes > self._limit_bytes:
-                self._move_out(dataset)
-            self._keep(dataset)
+                self._move_to_file(dataset)
+            self._store(dataset)
 
     @property
     def outputs(self) -> Sequence[MemoryDataset]:
-        """What is to be written (`~collections.abc.Sequence` [`MemoryDataset`])."""
-        return [dataset for dataset in self._datasets.values() if dataset.wanted]
+        """Datasets to be exported (`~collections.abc.Sequence` [`MemoryDataset`])."""
+        return [dataset for dataset in self._datasets.values() if dataset.to_export]
 
     @property
     def used_bytes(self) -> int:
         """Memory of what tasks have put (`int`)."""
         return sum(dataset.size_bytes for dataset in self._datasets.values() if dataset.in_memory)
 
-    # What tasks and executors call.
+    # Called by tasks and executors.
 
     def isWriteable(self) -> bool:  # noqa: N802
         """Return `True`."""
@@ -190,14 +180,14 @@ class MemoryButler(LimitedButler):
         return self._universe
 
     def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
-        """Take a dataset over; see `lsst.daf.butler.LimitedButler`."""
-        with self._metrics.instrument_put(_LOG, msg="Dataset handed on"):
-            if ref.id in self._made:
+        """Add a dataset; see `lsst.daf.butler.LimitedButler`."""
+        with self._metrics.instrument_put(_LOG, msg="Dataset put in memory"):
+            if ref.id in self._put:
                 raise ConflictingDefinitionError(f"Dataset {ref} was put before.")
             dataset = self._dataset_for(ref)
-            dataset.provenance = None if provenance is None else _as_it_is(provenance)
-            self._take(dataset, obj)
-            self._keep(dataset)
+            dataset.provenance = None if provenance is None else _copy_provenance(provenance)
+            self._accept(dataset, obj)
+            self._store(dataset)
         return ref
 
     def get(
@@ -208,25 +198,25 @@ class MemoryButler(LimitedButler):
         parameters: dict[str, Any] | None = None,
         storageClass: StorageClass | str | None = None,  # noqa: N803
     ) -> Any:
-        """Give a dataset, a part of it, or a copy; see `lsst.daf.butler.LimitedButler`."""
+        """Return a dataset or a component of it; see `lsst.daf.butler.LimitedButler`."""
         with self._metrics.instrument_get(_LOG, msg="Got dataset"):
             if storageClass is not None:
                 ref = ref.overrideStorageClass(storageClass)
             dataset = self._datasets.get(ref.id)
             if dataset is None:
-                if ref.id in self._made:
-                    raise FileNotFoundError(f"Dataset {ref} was read by the last that needed it.")
-                return self._source(ref, parameters)
-            if self._left is not None and ref.id in self._left:
-                self._left[ref.id] -= 1
+                if ref.id in self._put:
+                    raise FileNotFoundError(f"Dataset {ref} was released after its last expected read.")
+                return self._read_input(ref, parameters)
+            if self._reads_left is not None and ref.id in self._reads_left:
+                self._reads_left[ref.id] -= 1
             if not dataset.in_memory:
-                assert dataset.file is not None  # it was moved out
+                assert dataset.file is not None  # the object was moved to a file
                 return read_dataset(dataset.file, ref, parameters)
             return self._hand_out(dataset, ref, parameters)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
-        """Return what is there; see `lsst.daf.butler.LimitedButler`."""
-        return {ref: ref.id in self._made or ref.id not in self._predicted for ref in refs}
+        """Return which datasets exist; see `lsst.daf.butler.LimitedButler`."""
+        return {ref: ref.id in self._put or ref.id not in self._predicted for ref in refs}
 
     def pruneDatasets(  # noqa: N802
         self,
@@ -237,102 +227,103 @@ class MemoryButler(LimitedButler):
         tags: Iterable[str] = (),
         purge: bool = False,
     ) -> None:
-        """Forget datasets; see `lsst.daf.butler.LimitedButler`."""
+        """Remove datasets; see `lsst.daf.butler.LimitedButler`."""
         for ref in refs:
             self._datasets.pop(ref.id, None)
-            self._made.discard(ref.id)
+            self._put.discard(ref.id)
 
-    # The rules.
+    # When objects are copied, stored and released.
 
     def _is_read(self, dataset: uuid.UUID) -> bool:
         """Return whether a quantum may still read a dataset."""
         readers = self._readers.get(dataset, set())
-        if self._running is None or self._left is None or self._running.id not in readers:
+        if self._running is None or self._reads_left is None or self._running.id not in readers:
             return bool(readers)
-        return len(readers) > 1 or self._left[dataset] > 0
+        return len(readers) > 1 or self._reads_left[dataset] > 0
 
     def _dataset_for(self, ref: DatasetRef) -> MemoryDataset:
         name = ref.datasetType.name
-        own = ref.overrideStorageClass(self._definitions[name].storageClass)
-        return MemoryDataset(own, wanted=self._is_wanted(name))
+        stored_ref = ref.overrideStorageClass(self._definitions[name].storageClass)
+        return MemoryDataset(stored_ref, to_export=self._is_exported(name))
 
-    def _take(self, dataset: MemoryDataset, content: Any) -> None:
-        """Take an object over, as what the repo's definition makes of it."""
+    def _accept(self, dataset: MemoryDataset, content: Any) -> None:
+        """Add an object, converted to the storage class of the repo's definition."""
         dataset.content = content
-        needed = dataset.wanted or self._is_read(dataset.ref.id)
+        needed = dataset.to_export or self._is_read(dataset.ref.id)
         try:
-            dataset.content = _accepted(content, dataset.ref)
+            dataset.content = _coerced(content, dataset.ref)
         except TypeError:
             if not self.background.writer.accepts(content, dataset.ref):
                 raise
             if needed:
-                self._move_out(dataset)  # only the formatter knows how it becomes what it should be
+                self._move_to_file(dataset)  # only the formatter can convert it
             return
         if not needed or self._is_log(dataset):
             return
         dataset.shared = True
-        if self._left is None or self._is_one_of_several(dataset):
-            self._own(dataset)
+        if self._reads_left is None or self._is_one_of_several(dataset):
+            self._make_private(dataset)
 
     def _is_log(self, dataset: MemoryDataset) -> bool:
-        """Return whether only this engine has the object: the log, which may be long."""
+        """Return whether a dataset is the log: no task has that object, and it may be too long to copy."""
         return self._running is not None and dataset.ref.datasetType.name == self._running.task.log
 
     def _is_one_of_several(self, dataset: MemoryDataset) -> bool:
-        """Return whether a task puts several datasets of a type: it may make each when it is asked for it."""
+        """Return whether a task puts several datasets of a type: it may reuse one object for them."""
         assert self._running is not None
         return len(self._running.quantum.outputs[dataset.ref.datasetType.name]) > 1
 
-    def _keep(self, dataset: MemoryDataset) -> None:
-        """Keep a dataset if somebody needs it."""
-        self._made.add(dataset.ref.id)
-        if dataset.wanted or self._is_read(dataset.ref.id):
+    def _store(self, dataset: MemoryDataset) -> None:
+        """Store a dataset if it is to be exported or a quantum will read it."""
+        self._put.add(dataset.ref.id)
+        if dataset.to_export or self._is_read(dataset.ref.id):
             self._datasets[dataset.ref.id] = dataset
 
-    def _own_all(self, step: Step) -> list[MemoryDataset]:
-        """Take over what a quantum has put, now that it has ended."""
+    def _make_outputs_private(self, step: QuantumStep) -> list[MemoryDataset]:
+        """Make the outputs of a quantum private, now that it has ended."""
         datasets = [self._datasets[ref.id] for ref in _refs(step.quantum.outputs) if ref.id in self._datasets]
         for dataset in datasets:
             if dataset.shared:
-                self._own(dataset)
+                self._make_private(dataset)
         return datasets
 
-    def _own(self, dataset: MemoryDataset) -> None:
-        """Make an object this Butler's own: copy it, but for arrays that nobody else has; or write it."""
+    def _make_private(self, dataset: MemoryDataset) -> None:
+        """Copy an object, except arrays that nothing else references; write it if it cannot be copied."""
         storage = dataset.ref.datasetType.storageClass
         used_bytes = self.used_bytes
         dataset.shared = False
-        dataset.size_bytes, arrays = measured(dataset.content)
+        dataset.size_bytes, arrays = measure(dataset.content)
         if used_bytes + dataset.size_bytes > self._limit_bytes:
-            self._move_out(dataset)
+            self._move_to_file(dataset)
             return
         try:
-            # Moved arrays are referred to by the copy, and by the original if that is not gone now.
-            dataset.content = copied(dataset.content, storage, moved=arrays)
-            own = exclusive(arrays)
-            if len(own) < len(arrays):
-                dataset.content = copied(dataset.content, storage, moved=own)
+            # After the copy, an array that was moved is referenced by the copy
+            # alone, unless the task or another object still refers to it.
+            dataset.content = deep_copy(dataset.content, storage, moved=arrays)
+            private = unshared(arrays)
+            if len(private) < len(arrays):
+                dataset.content = deep_copy(dataset.content, storage, moved=private)
         except NotImplementedError:
-            self._move_out(dataset)
+            self._move_to_file(dataset)
 
     def _hand_out(self, dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
-        content = _part(dataset, ref, parameters)
+        content = _requested_part(dataset, ref, parameters)
         if not dataset.unwritten and not self._is_read(ref.id):
             dataset.drop()
             if dataset.file is None:
                 del self._datasets[ref.id]
             return content
         try:
-            return copied(content, ref.datasetType.storageClass)
+            return deep_copy(content, ref.datasetType.storageClass)
         except NotImplementedError:
-            # What cannot be copied goes the way that everything goes in the
-            # reference: through a file.
-            self._move_out(dataset)
-            assert dataset.file is not None  # it was written
+            # What cannot be copied is passed through a file, as the separable
+            # engine passes everything.
+            self._move_to_file(dataset)
+            assert dataset.file is not None  # _move_to_file wrote it
             return read_dataset(dataset.file, ref, parameters)
 
-    def _move_out(self, dataset: MemoryDataset) -> None:
-        """Write a dataset to the RAM disk and forget the object."""
+    def _move_to_file(self, dataset: MemoryDataset) -> None:
+        """Write a dataset to the RAM disk and release the object."""
         self.background.write(dataset)
         dataset.drop()
 
@@ -341,8 +332,8 @@ def _refs(by_type: Mapping[DatasetType, Collection[DatasetRef]]) -> Iterator[Dat
     return (ref for refs in by_type.values() for ref in refs)
 
 
-def _accepted(content: Any, ref: DatasetRef) -> Any:
-    """Convert a dataset to the repo's storage class."""
+def _coerced(content: Any, ref: DatasetRef) -> Any:
+    """Convert a dataset to the storage class of the repo's definition."""
     storage = ref.datasetType.storageClass
     content = storage.coerce_type(content)
     if not isinstance(content, storage.pytype):
@@ -353,8 +344,8 @@ def _accepted(content: Any, ref: DatasetRef) -> Any:
     return content
 
 
-def _as_it_is(provenance: DatasetProvenance) -> DatasetProvenance:
-    """Return a copy: a task that reads on adds to it."""
+def _copy_provenance(provenance: DatasetProvenance) -> DatasetProvenance:
+    """Return a copy: the executor adds to the original when the task reads again."""
     return DatasetProvenance(
         inputs=list(provenance.inputs),
         quantum_id=provenance.quantum_id,
@@ -362,22 +353,22 @@ def _as_it_is(provenance: DatasetProvenance) -> DatasetProvenance:
     )
 
 
-def _part(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
-    """Return what of a dataset is asked for: it may be the object itself, or share memory with it."""
+def _requested_part(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
+    """Return the requested component and storage class; it may share memory with the dataset."""
     storage = dataset.ref.datasetType.storageClass
-    asked = ref.datasetType.storageClass
+    requested = ref.datasetType.storageClass
     component = ref.datasetType.component()
-    content, given = dataset.content, dict(parameters or {})
+    content, remaining = dataset.content, dict(parameters or {})
     if component in storage.derivedComponents:
-        storage.validateParameters(given)
-        content, given = storage.delegate().handleParameters(content, given), {}
+        storage.validateParameters(remaining)
+        content, remaining = storage.delegate().handleParameters(content, remaining), {}
     else:
-        asked.validateParameters(given)
+        requested.validateParameters(remaining)
     if component is not None:
         if component not in storage.allComponents():
             parent = ref.datasetType.parentStorageClass
-            assert parent is not None  # a component's type knows it
+            assert parent is not None  # the dataset type of a component has it
             storage, content = parent, parent.coerce_type(content)
         content = storage.delegate().getComponent(content, component)
-    content = post_process_get(content, asked, given, isComponent=component is not None)
-    return asked.coerce_type(content)
+    content = post_process_get(content, requested, remaining, isComponent=component is not None)
+    return requested.coerce_type(content)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Inputs that are read before any image: each reader has an object of its own waiting.
+"""Inputs that are read before the image: one private object for each read that is expected.
 
-What has nothing to do with the place on the sky, the calibrations above all,
-is kept for later visits, too: as one object that no task ever sees.
+Inputs without a region, above all calibrations, are cached for later visits,
+too: as one object that no task ever gets.
 """
 
 import logging
@@ -14,118 +14,117 @@ from typing import Any
 from lsst.daf.butler import DatasetRef
 
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.direct.copies import copied, size_bytes
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
+from ppdaemon.middleware.direct.quanta import QuantumStep
 
-__all__ = ("Prefetcher", "readings")
+__all__ = ("Prefetcher", "count_reads")
 
 _LOG = logging.getLogger(__name__)
 
-_PASSING = frozenset({"exposure", "visit", "day_obs", "group"})
-"""What has one of these dimensions is of no use to later visits."""
+_VISIT_DIMENSIONS = frozenset({"exposure", "visit", "day_obs", "group"})
+"""A dataset with one of these dimensions is useless for later visits."""
 
 type _Key = tuple[object, str, str]
-"""Dataset id, dataset type with component, storage class: what a task asks for."""
+"""Dataset id, dataset type with component, storage class: what a task requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _CachedInput:
     content: Any
     size_bytes: int
 
 
-def readings(steps: Iterable[Step]) -> Counter[DatasetRef]:
-    """Return what tasks will read that no task makes, and how often.
+def count_reads(steps: Iterable[QuantumStep]) -> Counter[DatasetRef]:
+    """Return how often tasks will read each overall input.
 
-    First comes what they read in any case, then what they read when they
-    like, for which once is assumed.
+    Inputs that are read in any case come first. Deferred ones follow, for
+    which one read is assumed.
     """
     steps = list(steps)
-    made = {ref.id for step in steps for refs in step.quantum.outputs.values() for ref in refs}
+    produced = {ref.id for step in steps for refs in step.quantum.outputs.values() for ref in refs}
     certain: Counter[DatasetRef] = Counter()
     likely: Counter[DatasetRef] = Counter()
     for step in steps:
         for dataset_type, refs in step.quantum.inputs.items():
-            often = step.task.direct.count(dataset_type.name)
-            external = [ref for ref in refs if ref.id not in made]
-            certain.update({ref: often for ref in external if often})
+            count = step.task.immediate.count(dataset_type.name)
+            external = [ref for ref in refs if ref.id not in produced]
+            certain.update({ref: count for ref in external if count})
             if dataset_type.name in step.task.deferred:
                 likely.update(external)
     return certain + likely
 
 
 class Prefetcher:
-    """Objects that were read before they are asked for."""
+    """Reads inputs before the image, and caches some of them for later visits."""
 
     def __init__(self, limit_bytes: int):
         self._limit_bytes = limit_bytes
-        """For one visit's objects and, the same again, for those that are kept for later visits."""
-        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
-        self._waiting: dict[_Key, list[Any]] = defaultdict(list)
+        """For the objects of one visit and, again, for those that are cached for later visits."""
+        self._cache: OrderedDict[_Key, _CachedInput] = OrderedDict()
+        self._prefetched: dict[_Key, list[Any]] = defaultdict(list)
 
     @property
-    def kept_bytes(self) -> int:
-        """Memory of what is kept for later visits (`int`)."""
-        return sum(kept.size_bytes for kept in self._kept.values())
+    def cached_bytes(self) -> int:
+        """Memory of what is cached for later visits (`int`)."""
+        return sum(cached.size_bytes for cached in self._cache.values())
 
-    def forget(self) -> None:
-        """Drop what a visit did not read; keep what later ones may."""
-        self._waiting.clear()
+    def discard_unread(self) -> None:
+        """Release what a visit did not read; the cache stays."""
+        self._prefetched.clear()
 
-    def read(self, wanted: Mapping[DatasetRef, int], get: Callable[[DatasetRef], Any]) -> int:
-        """Read each dataset so often, as far as there is room; return the bytes that wait now.
+    def read(self, reads: Mapping[DatasetRef, int], get: Callable[[DatasetRef], Any]) -> int:
+        """Read each dataset as often as given while there is room; return the bytes that are ready now.
 
-        What cannot be read is logged, and left to the task that will read the
-        same again.
+        A dataset that cannot be read is logged; the task will read it again.
         """
-        self._waiting.clear()
+        self._prefetched.clear()
         total = 0
-        for ref, often in wanted.items():
+        for ref, count in reads.items():
             try:
-                total += self._read(ref, often, get, self._limit_bytes - total)
+                total += self._read(ref, count, get, self._limit_bytes - total)
             except Exception as error:  # formatters are foreign code
-                _LOG.warning("%s is not read ahead: %s", ref, describe(error))
+                _LOG.warning("cannot prefetch %s, its task reads it again: %s", ref, describe(error))
         return total
 
-    def take(self, ref: DatasetRef) -> tuple[Any, bool]:
-        """Take an object for good; return it, and whether there was one."""
-        waiting = self._waiting.get(_key(ref))
-        return (waiting.pop(), True) if waiting else (None, False)
+    def pop(self, ref: DatasetRef) -> tuple[Any, bool]:
+        """Remove a prefetched object and return it; the second value is whether there was one."""
+        prefetched = self._prefetched.get(_key(ref))
+        return (prefetched.pop(), True) if prefetched else (None, False)
 
-    def _read(self, ref: DatasetRef, often: int, get: Callable[[DatasetRef], Any], room_bytes: int) -> int:
+    def _read(self, ref: DatasetRef, count: int, get: Callable[[DatasetRef], Any], room_bytes: int) -> int:
         key = _key(ref)
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-            content, size = kept.content, kept.size_bytes
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            content, size = cached.content, cached.size_bytes
         elif room_bytes <= 0:
             return 0
         else:
             content = get(ref)
             size = size_bytes(content)
-        if size * often > room_bytes:
+        if size * count > room_bytes:
             return 0
-        waiting = self._waiting[key]
-        if kept is None and not self._keep(ref, key, _Kept(content, size)):
-            waiting.append(content)
-        while len(waiting) < often:
+        prefetched = self._prefetched[key]
+        if cached is None and not self._add_to_cache(ref, key, _CachedInput(content, size)):
+            prefetched.append(content)
+        while len(prefetched) < count:
             try:
-                waiting.append(copied(content, ref.datasetType.storageClass))
+                prefetched.append(deep_copy(content, ref.datasetType.storageClass))
             except NotImplementedError:
-                waiting.append(get(ref))
-        return size * often
+                prefetched.append(get(ref))
+        return size * count
 
-    def _keep(self, ref: DatasetRef, key: _Key, kept: _Kept) -> bool:
-        """Keep an object for later visits, if that makes sense and there is room."""
+    def _add_to_cache(self, ref: DatasetRef, key: _Key, cached: _CachedInput) -> bool:
+        """Cache an object if later visits can use it and there is room; return whether it is cached."""
         dimensions = ref.dataId.dimensions
-        if dimensions.spatial or not _PASSING.isdisjoint(dimensions.names):
+        if dimensions.spatial or not _VISIT_DIMENSIONS.isdisjoint(dimensions.names):
             return False
-        if kept.size_bytes > self._limit_bytes:
+        if cached.size_bytes > self._limit_bytes:
             return False
-        self._kept[key] = kept
-        while self.kept_bytes > self._limit_bytes:
-            self._kept.popitem(last=False)
-        return key in self._kept
+        self._cache[key] = cached
+        while self.cached_bytes > self._limit_bytes:
+            self._cache.popitem(last=False)
+        return key in self._cache
 
 
 def _key(ref: DatasetRef) -> _Key:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Quanta, made of rows and an index in memory by the rules of ``QuantumGraphBuilder``; pure.
+"""Builds quanta from rows and an index in memory, by the rules of ``QuantumGraphBuilder``; pure.
 
-Tasks are gone through in topological order. What a task without work would
-have made is not there for those that follow.
+Tasks are processed in topological order. The outputs of a task without work do
+not exist for the tasks that follow.
 """
 
 import uuid
@@ -17,23 +17,23 @@ from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.direct.dataids import DataIds, Row
-from ppdaemon.middleware.direct.inputs import Inputs
-from ppdaemon.middleware.direct.shape import Part, Shape, TaskShape
+from ppdaemon.middleware.direct.inputs import InputIndex
+from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, TaskShape
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("LookUp", "Step", "build_steps")
+__all__ = ("LookupFunction", "QuantumStep", "build_steps")
 
-type LookUp = Callable[[PrerequisiteFinder, DataCoordinate], list[DatasetRef]]
-"""Calls a task's own function that finds a prerequisite."""
+type LookupFunction = Callable[[PrerequisiteFinder, DataCoordinate], list[DatasetRef]]
+"""Calls a task's lookup function for a prerequisite."""
 
 type _Key = tuple[str, tuple[Any, ...]]
-"""Dataset type or task, and values of the data ID."""
+"""Dataset type, and values of the data ID."""
 type _Refs = NamedKeyDict[DatasetType, Sequence[DatasetRef]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """A quantum, and what runs it."""
+class QuantumStep:
+    """A quantum and its task."""
 
     task: TaskShape
     quantum: Quantum
@@ -48,104 +48,83 @@ class Step:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """By this the reference decides which of several is run first (`tuple`)."""
+        """Key by which ``separable`` sorts quanta that can be run (`tuple`)."""
         assert self.quantum.dataId is not None  # each step has a data ID
         return (self.task.label, *self.quantum.dataId.required_values)
 
 
 def build_steps(
-    shape: Shape,
+    shape: PipelineShape,
     data_ids: DataIds,
-    rows: Callable[[Part], Iterable[Row]],
-    inputs: Inputs,
+    rows: Callable[[Subgraph], Iterable[Row]],
+    inputs: InputIndex,
     run: str,
-    look_up: LookUp,
-) -> list[Step]:
-    """Decide what is to be done.
+    find_by_function: LookupFunction,
+) -> list[QuantumStep]:
+    """Return the quanta in topological order, none if there is nothing to do.
 
-    Parameters
-    ----------
-    shape : `~ppdaemon.middleware.direct.shape.Shape`
-        The pipeline.
-    data_ids : `~ppdaemon.middleware.direct.dataids.DataIds`
-        Makes data IDs of rows.
-    rows : `~collections.abc.Callable`
-        Returns the rows of a part.
-    inputs : `~ppdaemon.middleware.direct.inputs.Inputs`
-        What there is.
-    run : `str`
-        Output run.
-    look_up : `~collections.abc.Callable`
-        Finds prerequisites that have a lookup function.
-
-    Returns
-    -------
-    steps : `list` [`Step`]
-        Quanta in topological order; empty if there is nothing to do.
-
-    Raises
-    ------
-    Exception
-        Raised by ``adjustQuantum`` where a quantum must not be built, for
-        instance without a required prerequisite.
+    ``adjustQuantum`` of a task may raise anything if a quantum must not be
+    built, for instance without a required prerequisite.
     """
-    steps: list[Step] = []
-    for part in shape.parts:
-        chosen = [row for row in rows(part) if _complete(row, part, shape, data_ids, inputs)]
-        steps += _PartBuilder(part, shape, data_ids, inputs, run, look_up).steps(chosen)
+    steps: list[QuantumStep] = []
+    for subgraph in shape.subgraphs:
+        complete = [row for row in rows(subgraph) if _has_constraints(row, subgraph, shape, data_ids, inputs)]
+        steps += _SubgraphBuilder(subgraph, shape, data_ids, inputs, run, find_by_function).steps(complete)
     return steps
 
 
-def _complete(row: Row, part: Part, shape: Shape, data_ids: DataIds, inputs: Inputs) -> bool:
-    """Tell whether a row has all that constrains the reference's query."""
+def _has_constraints(
+    row: Row, subgraph: Subgraph, shape: PipelineShape, data_ids: DataIds, inputs: InputIndex
+) -> bool:
+    """Return whether all datasets exist that constrain the query of ``separable`` in a row."""
     return all(
-        inputs.regular(name, data_ids.of(shape.external[name].dimensions, row)) is not None
-        for name in part.constraint
+        inputs.find_regular(name, data_ids.of(shape.external[name].dimensions, row)) is not None
+        for name in subgraph.constraint
     )
 
 
 @dataclass(slots=True)
-class _PartBuilder:
-    """Builds the quanta of one part of a pipeline."""
+class _SubgraphBuilder:
+    """Builds the quanta of one independent subgraph."""
 
-    part: Part
-    shape: Shape
+    subgraph: Subgraph
+    shape: PipelineShape
     data_ids: DataIds
-    inputs: Inputs
+    inputs: InputIndex
     run: str
-    look_up: LookUp
-    present: dict[_Key, DatasetRef] = field(default_factory=dict)
-    """Datasets that are there, or will be."""
-    maker: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
-    """The quantum that makes a dataset."""
+    find_by_function: LookupFunction
+    available: dict[_Key, DatasetRef] = field(default_factory=dict)
+    """Datasets that exist or will be produced."""
+    producers: dict[uuid.UUID, uuid.UUID] = field(default_factory=dict)
+    """The quantum that produces a dataset."""
 
-    def steps(self, rows: Sequence[Row]) -> Iterator[Step]:
-        for task in self.part.tasks:
-            for data_id, edges in self._wanted(task, rows).items():
+    def steps(self, rows: Sequence[Row]) -> Iterator[QuantumStep]:
+        for task in self.subgraph.tasks:
+            for data_id, edges in self._data_ids_of(task, rows).items():
                 step = self._step(task, data_id, edges)
                 if step is not None:
-                    self._note(step)
+                    self._record_outputs(step)
                     yield step
 
-    def _wanted(
+    def _data_ids_of(
         self, task: TaskShape, rows: Sequence[Row]
     ) -> dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]]:
         """Return the data IDs of a task, and those of its inputs and outputs by dataset type."""
         names = [*(edge.parent_dataset_type_name for edge in task.inputs), *task.outputs]
         types = {name: self.shape.types[name].dimensions for name in names}
-        wanted: dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]] = {}
+        by_data_id: dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]] = {}
         for row in rows:
-            edges = wanted.setdefault(
+            edges = by_data_id.setdefault(
                 self.data_ids.of(task.node.dimensions, row), {name: {} for name in types}
             )
             for name, dimensions in types.items():
                 edges[name][self.data_ids.of(dimensions, row)] = None
-        return wanted
+        return by_data_id
 
     def _step(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
-    ) -> Step | None:
-        """Return a quantum, or nothing if it has no work."""
+    ) -> QuantumStep | None:
+        """Return a quantum, `None` if it has no work."""
         helper = AdjustQuantumHelper(
             inputs=self._adapted_inputs(task, data_id, edges), outputs=self._adapted_outputs(task, edges)
         )
@@ -166,8 +145,8 @@ class _PartBuilder:
             outputs=helper.outputs,
         )
         read = {ref.id for refs in helper.inputs.values() for ref in refs}
-        after = frozenset(self.maker[each] for each in read if each in self.maker)
-        return Step(task, quantum, after)
+        after = frozenset(self.producers[each] for each in read if each in self.producers)
+        return QuantumStep(task, quantum, after)
 
     def _adapted_inputs(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
@@ -177,7 +156,7 @@ class _PartBuilder:
             name = edge.parent_dataset_type_name
             found[name].update(ref for each in edges[name] if (ref := self._input(name, each)) is not None)
         for finder in task.finders:
-            find = self.inputs.prerequisites if finder.lookup_function is None else self.look_up
+            find = self.inputs.find_prerequisites if finder.lookup_function is None else self.find_by_function
             found[finder.dataset_type_node.name].update(find(finder, data_id))
         adapted: _Refs = NamedKeyDict()
         for edge in task.node.iter_all_inputs():
@@ -188,8 +167,8 @@ class _PartBuilder:
 
     def _input(self, name: str, data_id: DataCoordinate) -> DatasetRef | None:
         if self.shape.graph.producer_of(name) is None:
-            return self.inputs.regular(name, data_id)
-        return self.present.get((name, data_id.required_values))
+            return self.inputs.find_regular(name, data_id)
+        return self.available.get((name, data_id.required_values))
 
     def _adapted_outputs(self, task: TaskShape, edges: dict[str, dict[DataCoordinate, None]]) -> _Refs:
         adapted: _Refs = NamedKeyDict()
@@ -204,18 +183,18 @@ class _PartBuilder:
         adapted = {}
         for edge in task.node.init.iter_all_inputs():
             empty = DataCoordinate.make_empty(task.node.dimensions.universe)
-            ref = self.inputs.regular(edge.parent_dataset_type_name, empty)
+            ref = self.inputs.find_regular(edge.parent_dataset_type_name, empty)
             if ref is None:
                 raise Unsupported(f"init-input {edge.parent_dataset_type_name} of {task.label} is missing")
             found = edge.adapt_dataset_ref(ref)
             adapted[found.datasetType] = found
         return adapted
 
-    def _note(self, step: Step) -> None:
-        """Note what a step will make; later steps may read it."""
+    def _record_outputs(self, step: QuantumStep) -> None:
+        """Add the outputs of a quantum to the datasets that later ones may read."""
         for edge in step.node.iter_all_outputs():
             name = edge.parent_dataset_type_name
             for ref in step.quantum.outputs[edge.dataset_type_name]:
-                own = ref.overrideStorageClass(self.shape.types[name].storageClass)
-                self.present[name, ref.dataId.required_values] = own
-                self.maker[ref.id] = step.id
+                stored_ref = ref.overrideStorageClass(self.shape.types[name].storageClass)
+                self.available[name, ref.dataId.required_values] = stored_ref
+                self.producers[ref.id] = step.id

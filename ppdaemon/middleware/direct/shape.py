@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The shape of a pipeline: all that building quanta needs to know of it, found out once per worker.
+"""The shape of a pipeline: what building quanta needs to know of it, computed once per worker.
 
-Covers which pipelines the engine handles. What it does not handle it says
-here, when the pipeline is loaded, and another engine runs it.
+Decides which pipelines the engine supports. For any other `Unsupported` is
+raised, with the reason, when the pipeline is loaded; another engine runs it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, Prerequisite
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("EXPOSURE_DIMENSIONS", "Part", "Shape", "TaskShape", "shape_of")
+__all__ = ("EXPOSURE_DIMENSIONS", "Subgraph", "PipelineShape", "TaskShape", "pipeline_shape")
 
 EXPOSURE_DIMENSIONS = frozenset(
     {
@@ -33,7 +33,7 @@ EXPOSURE_DIMENSIONS = frozenset(
 """Dimensions that a task may have."""
 
 _SKY_DIMENSIONS = frozenset({"skymap", "tract", "patch"})
-"""Dimensions that inputs of tasks may have, too."""
+"""Dimensions that only inputs of tasks may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class TaskShape:
 
     node: TaskNode
     inputs: tuple[ReadEdge, ...]
-    """Regular ones."""
+    """Regular inputs."""
     finders: tuple[PrerequisiteFinder, ...]
-    """Prerequisite ones; they know how each is joined."""
+    """Prerequisite inputs; a finder knows how they are joined."""
     outputs: tuple[str, ...]
-    """Dataset types, metadata and log included."""
-    direct: tuple[str, ...]
-    """Dataset types that are read at once, as the task calls them; twice, if
-    two connections read them."""
+    """Dataset types, with metadata and log."""
+    immediate: tuple[str, ...]
+    """Dataset types that are read before the task runs, named as the task
+    names them; twice if two connections read one."""
     deferred: frozenset[str]
-    """Dataset types that the task reads when it likes."""
+    """Dataset types that the task reads by itself, at any time."""
     log: str | None
     """Dataset type of its log."""
 
@@ -62,65 +62,49 @@ class TaskShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Tasks that no other part of the pipeline has to do with.
+class Subgraph:
+    """Tasks that share no dataset with the other tasks of the pipeline.
 
-    The reference asks one query for each such part, so that a dataset which
-    one part lacks does not matter to another.
+    ``separable`` makes one query for each subgraph, so that a dataset that one
+    of them lacks does not affect another.
     """
 
     tasks: tuple[TaskShape, ...]
     """In topological order."""
     dimensions: DimensionGroup
-    """Of tasks and regular datasets together, and of the constraint."""
+    """Of tasks, regular datasets and the constraint."""
     constraint: tuple[str, ...]
     """Overall inputs without which there is no row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class PipelineShape:
     """A resolved pipeline."""
 
     graph: PipelineGraph
-    parts: tuple[Part, ...]
+    subgraphs: tuple[Subgraph, ...]
     external: dict[str, DatasetType]
-    """What it reads and does not make, by name; init-inputs too."""
+    """Overall inputs by name, with init-inputs."""
     types: dict[str, DatasetType]
-    """All that it reads and makes, by name."""
+    """All dataset types by name."""
 
     @property
     def tasks(self) -> Iterator[TaskShape]:
-        """All tasks; those of one part in topological order."""
-        for part in self.parts:
-            yield from part.tasks
+        """All tasks; those of one subgraph in topological order."""
+        for subgraph in self.subgraphs:
+            yield from subgraph.tasks
 
 
-def shape_of(graph: PipelineGraph) -> Shape:
-    """Return the shape of a pipeline.
-
-    Parameters
-    ----------
-    graph : `lsst.pipe.base.PipelineGraph`
-        The pipeline, resolved; not to be changed any more.
-
-    Returns
-    -------
-    shape : `Shape`
-        All that building quanta needs to know.
-
-    Raises
-    ------
-    Unsupported
-        Raised, saying why, if this engine does not handle the pipeline.
-    """
+def pipeline_shape(graph: PipelineGraph) -> PipelineShape:
+    """Return the shape of a resolved pipeline; raise `Unsupported`, with the reason, for others."""
     tasks = {label: _task_shape(node, graph) for label, node in graph.tasks.items()}
-    parts = tuple(_part(subgraph, tasks) for subgraph in graph.split_independent())
+    subgraphs = tuple(_subgraph(subgraph, tasks) for subgraph in graph.split_independent())
     external = {name: node.dataset_type for name, node in graph.iter_overall_inputs() if node is not None}
     types = {name: node.dataset_type for name, node in graph.dataset_types.items()}
-    return Shape(graph, parts, external, types)
+    return PipelineShape(graph, subgraphs, external, types)
 
 
-def _part(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Part:
+def _subgraph(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Subgraph:
     dimensions = subgraph.get_all_dimensions(prerequisites=False)
     constraint = []
     for name, node in subgraph.iter_overall_inputs():
@@ -131,8 +115,8 @@ def _part(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Part:
     if unknown := sorted(dimensions.names - EXPOSURE_DIMENSIONS - _SKY_DIMENSIONS):
         raise Unsupported(f"datasets with dimension {', '.join(unknown)}")
     if dimensions.names & _SKY_DIMENSIONS and "visit" not in dimensions.names:
-        raise Unsupported("datasets of the sky that no visit is joined with")
-    return Part(tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint)))
+        raise Unsupported("spatial datasets in a pipeline without the dimension visit")
+    return Subgraph(tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint)))
 
 
 def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
@@ -142,46 +126,46 @@ def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
         raise Unsupported(f"{node.label}: a task without dimensions")
     connections = node.get_connections()
     if type(connections).adjust_all_quanta is not PipelineTaskConnections.adjust_all_quanta:
-        raise Unsupported(f"{node.label}: adjust_all_quanta")
+        raise Unsupported(f"{node.label}: its connections override adjust_all_quanta")
     if node.get_spatial_bounds_connections() or node.get_temporal_bounds_connections():
-        raise Unsupported(f"{node.label}: bounds given by other connections")
+        raise Unsupported(f"{node.label}: spatial or temporal bounds of other connections")
     for edge in node.inputs.values():
         if graph.dataset_types[edge.parent_dataset_type_name].dataset_type.isCalibration():
             raise Unsupported(f"{node.label}.{edge.connection_name}: a calibration that is a regular input")
     finders = tuple(PrerequisiteInfo(node, graph).finders.values())
     for finder in finders:
-        if finder.dataset_type_node.name == "raw":  # is not where prerequisites are looked for
+        if finder.dataset_type_node.name == "raw":  # raws are not in the index of prerequisites
             raise Unsupported(f"{node.label}.{finder.edge.connection_name}: a raw that is a prerequisite")
         _check_prerequisite(finder)
-    direct, deferred = _readings(node)
+    immediate, deferred = _input_reads(node)
     return TaskShape(
         node=node,
         inputs=tuple(node.inputs.values()),
         finders=finders,
         outputs=tuple(edge.parent_dataset_type_name for edge in node.iter_all_outputs()),
-        direct=direct,
+        immediate=immediate,
         deferred=deferred,
         log=None if node.log_output is None else node.log_output.dataset_type_name,
     )
 
 
 def _check_prerequisite(finder: PrerequisiteFinder) -> None:
-    """Refuse prerequisites that the reference does not join by one query per task."""
+    """Raise `Unsupported` for prerequisites that ``separable`` does not join by one query per task."""
     if finder.lookup_function is not None:
         return
     name = f"{finder.task_node.label}.{finder.edge.connection_name}"
     if (finder.dataset_skypix or finder.dataset_other_spatial) and not finder.task_node.dimensions.spatial:
-        raise Unsupported(f"{name}: a prerequisite of the sky for a task that is not")
+        raise Unsupported(f"{name}: a spatial prerequisite of a task without region")
     common = finder.task_node.dimensions.universe.commonSkyPix.name
     for element in finder.dataset_type_node.dimensions.elements:
         if isinstance(finder.task_node.dimensions.universe[element], SkyPixDimension) and element != common:
             raise Unsupported(f"{name}: dimension {element}")
 
 
-def _readings(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return what a task reads at once, and what it reads when it likes."""
+def _input_reads(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the dataset types that are read before the task runs, and the deferred ones."""
     connections = node.get_connections()
-    direct: list[str] = []
+    immediate: list[str] = []
     deferred: set[str] = set()
     adapted: dict[str, str] = {}
     for edge in node.iter_all_inputs():
@@ -191,5 +175,5 @@ def _readings(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:
         if getattr(connections, edge.connection_name).deferLoad:
             deferred.add(edge.dataset_type_name)
         else:
-            direct.append(edge.dataset_type_name)
-    return tuple(direct), frozenset(deferred)
+            immediate.append(edge.dataset_type_name)
+    return tuple(immediate), frozenset(deferred)

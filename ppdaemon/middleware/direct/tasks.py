@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tasks that were constructed before the image: one for each quantum that is expected, used once.
+"""Tasks that are constructed before the image: one for each expected quantum, used once.
 
-So no task carries anything from one quantum to the next: neither metadata nor
-what it may remember.
+So no task carries metadata or other state from one quantum to the next.
 """
 
 import copy
@@ -20,7 +19,7 @@ from lsst.pipe.base import PipelineTask, TaskFactory
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import QuantumStep
 
 __all__ = ("ReadyTasks", "reads_once_puts_last")
 
@@ -31,39 +30,39 @@ type _Key = tuple[int, frozenset[object]]
 
 
 def reads_once_puts_last(task: PipelineTask) -> bool:
-    """Return whether a task reads each connection once, and is through when it puts.
+    """Return whether a task reads each connection once and does nothing after it puts.
 
-    So does whatever leaves reading and putting to `lsst.pipe.base.PipelineTask`.
-    Of any other task nothing is known.
+    That holds if it leaves reading and putting to
+    `lsst.pipe.base.PipelineTask`; nothing is known of any other task.
     """
     return all(
         getattr(getattr(task, name), "__func__", None) is getattr(PipelineTask, name)
-        for name in ("runQuantum", "getFullMetadata")  # the latter is called after the former has put
+        for name in ("runQuantum", "getFullMetadata")  # the executor calls the latter after the last put
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
+class _ReadyTask:
     task: PipelineTask
-    said: tuple[logging.LogRecord, ...]
+    log_records: tuple[logging.LogRecord, ...]
     """What it logged while it was constructed."""
 
 
 class ReadyTasks(TaskFactory):
-    """Hands out tasks that are ready, and constructs those that are not."""
+    """Returns tasks that were constructed before, and constructs the others."""
 
     def __init__(self) -> None:
-        self._ready: dict[_Key, list[_Ready]] = defaultdict(list)
+        self._ready: dict[_Key, list[_ReadyTask]] = defaultdict(list)
 
-    def forget(self) -> None:
-        """Drop what was not used."""
+    def discard(self) -> None:
+        """Discard the tasks that were not used."""
         self._ready.clear()
 
-    def prepare(self, steps: Iterable[Step], butler: LimitedButler) -> None:
-        """Construct the tasks of all quanta that are expected.
+    def prepare(self, steps: Iterable[QuantumStep], butler: LimitedButler) -> None:
+        """Construct the tasks of all expected quanta.
 
-        A task that cannot be constructed is logged, and constructed again when
-        it is to be run.
+        If one cannot be constructed, that is logged; it is constructed again
+        when it is to be run.
         """
         counts: Counter[_Key] = Counter()
         for step in steps:
@@ -74,10 +73,14 @@ class ReadyTasks(TaskFactory):
                 continue
             try:
                 self._ready[key].append(self._construct(step.node, butler, refs))
-            except BaseException as error:  # tasks are foreign code: SystemExit is no Exception
+            except BaseException as error:  # tasks are foreign code and may raise SystemExit
                 if isinstance(error, (KeyboardInterrupt, MemoryError)):
                     raise
-                _LOG.warning("task %s is not ready: %s", step.task.label, describe(error))
+                _LOG.warning(
+                    "cannot construct task %s before the image, it is constructed again when it runs: %s",
+                    step.task.label,
+                    describe(error),
+                )
                 return
 
     def makeTask(  # noqa: N802
@@ -87,20 +90,20 @@ class ReadyTasks(TaskFactory):
         butler: LimitedButler,
         initInputRefs: Iterable[DatasetRef] | None,  # noqa: N803
     ) -> PipelineTask:
-        """Hand out a task; see `lsst.pipe.base.TaskFactory`."""
+        """Return a task; see `lsst.pipe.base.TaskFactory`."""
         refs = list(initInputRefs or ())
-        waiting = self._ready.get(_key(task_node, refs))
-        if not waiting:
+        ready_tasks = self._ready.get(_key(task_node, refs))
+        if not ready_tasks:
             return super().makeTask(task_node, butler, refs)
-        ready = waiting.pop()
-        _say_again(ready.said)
+        ready = ready_tasks.pop()
+        _replay_log(ready.log_records)
         return ready.task
 
-    def _construct(self, node: TaskNode, butler: LimitedButler, refs: list[DatasetRef]) -> _Ready:
-        node.config.freeze()  # type: ignore[no-untyped-call]  # as before each quantum
-        with _listening() as said:
+    def _construct(self, node: TaskNode, butler: LimitedButler, refs: list[DatasetRef]) -> _ReadyTask:
+        node.config.freeze()  # type: ignore[no-untyped-call]  # as executors do before each quantum
+        with _captured_log() as log_records:
             task = super().makeTask(node, butler, refs)
-        return _Ready(task, tuple(said))
+        return _ReadyTask(task, tuple(log_records))
 
 
 def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
@@ -108,25 +111,25 @@ def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
 
 
 @contextmanager
-def _listening() -> Iterator[list[logging.LogRecord]]:
-    listener = BufferingHandler(sys.maxsize)
-    logging.getLogger().addHandler(listener)
+def _captured_log() -> Iterator[list[logging.LogRecord]]:
+    handler = BufferingHandler(sys.maxsize)
+    logging.getLogger().addHandler(handler)
     try:
-        yield listener.buffer
+        yield handler.buffer
     finally:
-        logging.getLogger().removeHandler(listener)
+        logging.getLogger().removeHandler(handler)
 
 
-def _say_again(said: Iterable[logging.LogRecord]) -> None:
-    """Put records into the log dataset of the running quantum, where the reference has them.
+def _replay_log(log_records: Iterable[logging.LogRecord]) -> None:
+    """Add records to the log dataset of the running quantum, where ``separable`` has them.
 
-    The node's own log has had them when they were made.
+    The worker's log got them when they were logged.
     """
     context = getattr(logging.makeLogRecord({}), "MDC", None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, ButlerLogRecordHandler):
-            for record in said:
-                again = copy.copy(record)
+            for record in log_records:
+                replayed = copy.copy(record)
                 if context is not None:
-                    again.MDC = context  # the quantum's, as the reference has it
-                handler.handle(again)
+                    replayed.MDC = context  # that of the quantum, as in the log of separable
+                handler.handle(replayed)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running a task that does nothing once, so that the first visit of a worker is not slow.
+"""Runs an empty task once, so that the first visit of a worker is not slower than the others.
 
 What the interpreter and the middleware do only once, such as imports inside
-functions, compiled schemas and caches, takes tens of milliseconds together.
+functions, compiled schemas and caches, takes tens of milliseconds.
 """
 
 import logging
@@ -19,17 +19,17 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from ppdaemon.middleware.direct.dataids import DataIds
 from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
-from ppdaemon.middleware.direct.inputs import Inputs
+from ppdaemon.middleware.direct.inputs import InputIndex
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import build_steps
-from ppdaemon.middleware.direct.run import Runner
-from ppdaemon.middleware.direct.shape import shape_of
+from ppdaemon.middleware.direct.quantumrunner import QuantumRunner
+from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.direct.tasks import ReadyTasks
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 
 __all__ = ("warm_up",)
 
-_ROOM_BYTES = 1_000_000
+_MEMORY_BYTES = 1_000_000
 
 
 class WarmupConnections(PipelineTaskConnections, dimensions=("instrument",)):
@@ -51,22 +51,22 @@ class WarmupTask(PipelineTask):
     _DefaultName = "warmup"
 
     def run(self) -> Struct:
-        """Return nothing much."""
+        """Return an empty dictionary."""
         return Struct(output={})
 
 
 def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) -> None:
-    """Run a task that does nothing; write what it makes into a folder, read it, and remove the folder."""
+    """Run an empty task, write its outputs into a folder, read them, and remove the folder."""
     graph = PipelineGraph(universe=universe)
     graph.add_task("warmup", WarmupTask, WarmupConfig())  # type: ignore[no-untyped-call]
     graph.resolve(dimensions=universe, dataset_types={})
-    shape, row = shape_of(graph), {"instrument": "warmup"}
+    shape, row = pipeline_shape(graph), {"instrument": "warmup"}
     data_ids = DataIds(universe, [universe["instrument"].RecordClass(name="warmup")])
-    steps = build_steps(shape, data_ids, lambda part: [row], Inputs({}), "warmup", _nothing)
+    steps = build_steps(shape, data_ids, lambda subgraph: [row], InputIndex({}), "warmup", _no_dataset)
     background = BackgroundWriter(writer, folder)
-    memory = MemoryButler(universe, shape.types, steps, _nothing, bool, _ROOM_BYTES, background)
-    with _quietly():
-        Runner(steps, memory, ReadyTasks(), {}, ())(lambda label: None)
+    memory = MemoryButler(universe, shape.types, steps, _no_dataset, bool, _MEMORY_BYTES, background)
+    with _info_logs_disabled():
+        QuantumRunner(steps, memory, ReadyTasks(), {}, ())(lambda label: None)
     background.finish()
     folder.mkdir(parents=True, exist_ok=True)
     for dataset in memory.outputs:
@@ -75,16 +75,16 @@ def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) ->
     shutil.rmtree(folder)
 
 
-def _nothing(*asked: Any) -> Any:
-    raise FileNotFoundError(str(asked))
+def _no_dataset(*arguments: Any) -> Any:
+    raise FileNotFoundError(str(arguments))
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep what the executor logs of it out of the node's log."""
-    before = logging.root.manager.disable
+def _info_logs_disabled() -> Iterator[None]:
+    """Keep the executor's messages about the empty task out of the worker's log."""
+    previous_level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(previous_level)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writing what a visit exports: beside its tasks, and when they are done.
+"""Writes the exported outputs of a visit: in the background of its tasks, and after them.
 
-Beside them writes a thread that begins when no alert can be late by it; in
-the end as many processes as may run tasks.
+A thread writes in the background once that can delay no alert; after the tasks
+as many processes write as may run tasks.
 """
 
 import logging
@@ -24,13 +24,13 @@ __all__ = ("BackgroundWriter", "write_outputs")
 
 _LOG = logging.getLogger(__name__)
 
-_EACH_BYTES = 100_000
-"""A file takes as long as so many bytes more."""
-_WORTH_BYTES = 4_000_000
-"""Less is written sooner than a process is forked."""
+_FILE_OVERHEAD_BYTES = 100_000
+"""Writing a file takes as long as writing that many bytes more."""
+_MIN_FORK_BYTES = 4_000_000
+"""Less is written faster than a process is forked."""
 
-type _Names = Mapping[uuid.UUID, tuple[str, str]]
-"""Name of the file and class that reads it, by dataset."""
+type _FileNames = Mapping[uuid.UUID, tuple[str, str]]
+"""File name and formatter, by dataset."""
 
 
 class BackgroundWriter:
@@ -39,63 +39,63 @@ class BackgroundWriter:
     def __init__(self, writer: DatasetWriter, folder: Path):
         self.writer = writer
         self._folder = folder
-        self._waiting: deque[MemoryDataset] = deque()
-        self._news = threading.Condition()
-        """Guards all below, which both threads change."""
+        self._queue: deque[MemoryDataset] = deque()
+        self._condition = threading.Condition()
+        """Guards the fields below, which both threads change."""
         self._allowed = False
-        self._over = False
+        self._finished = False
         self._thread: threading.Thread | None = None
 
     def offer(self, dataset: MemoryDataset) -> None:
-        """Write a dataset some time, and set its file; nobody may change its content from now on."""
-        with self._news:
-            self._waiting.append(dataset)
+        """Queue a dataset to be written; its content must not change from now on."""
+        with self._condition:
+            self._queue.append(dataset)
             self._start()
-            self._news.notify()
+            self._condition.notify()
 
     def write(self, dataset: MemoryDataset) -> None:
-        """Write a dataset now, unless it is written, and set its file."""
+        """Write a dataset now, unless it is written."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if dataset.file is None:
             dataset.file = self.writer.write(dataset.content, dataset.ref, self._folder, dataset.provenance)
 
     def allow(self) -> None:
-        """Begin: no task is left for which each millisecond counts."""
-        with self._news:
+        """Let the thread begin: no urgent task is left."""
+        with self._condition:
             self._allowed = True
             self._start()
 
     def finish(self) -> None:
-        """End; what is being written is finished, what waits is left to who needs it."""
-        with self._news:
-            self._over = True
-            self._news.notify()
+        """Finish the file that is being written and end; queued datasets stay unwritten."""
+        with self._condition:
+            self._finished = True  # before the join: the thread must not start another file
+            self._condition.notify()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def _start(self) -> None:
-        if self._allowed and self._waiting and self._thread is None and not self._over:
+        if self._allowed and self._queue and self._thread is None and not self._finished:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._thread = threading.Thread(target=self._work, name="background-writer", daemon=True)
+            self._thread = threading.Thread(target=self._write_queued, name="background-writer", daemon=True)
             self._thread.start()
 
-    def _work(self) -> None:
+    def _write_queued(self) -> None:
         while (dataset := self._next()) is not None:
             content = dataset.content
-            if dataset.file is not None:  # written meanwhile: only then the content is forgotten
+            if dataset.file is not None:  # a reader has written it: its content may be released
                 continue
             try:
                 dataset.file = self.writer.write(content, dataset.ref, self._folder, dataset.provenance)
-            except Exception as error:  # formatters are foreign code; whoever spools will get it again
-                _LOG.info("%s is not written yet: %s", dataset.ref, describe(error))
-            del content  # or it would be kept for as long as this thread waits
+            except Exception as error:  # formatters are foreign code; write_outputs raises it again
+                _LOG.info("cannot write %s in the background: %s", dataset.ref, describe(error))
+            del content  # otherwise it stays in memory while this thread waits
 
     def _next(self) -> MemoryDataset | None:
-        with self._news:
-            while not self._waiting and not self._over:
-                self._news.wait()
-            return None if self._over else self._waiting.popleft()
+        with self._condition:
+            while not self._queue and not self._finished:
+                self._condition.wait()
+            return None if self._finished else self._queue.popleft()
 
 
 def write_outputs(
@@ -103,38 +103,35 @@ def write_outputs(
 ) -> list[LocatedFile]:
     """Write datasets into a folder, each into a file named after its id; return the files in the same order.
 
-    Some may be written already. `link` is the place for a symbolic link. All
-    but one of the processes are forked: with more than one no other thread
-    may be at work.
-
-    Raises
-    ------
-    Exception
-        Raised by formatters.
+    Some may be written already. `link` is the location of a temporary symbolic
+    link. All but one of the processes are forked: with more than one no other
+    thread may be active. Formatters may raise anything.
     """
-    own, *others = _shares(outputs, processes)
+    own_share, *others = _shares(outputs, processes)
     names: dict[uuid.UUID, tuple[str, str]] = {}
     children: dict[ForkedCall, list[MemoryDataset]] = {}
-    with _plainly_named(folder, link) as plain:
+    with _link_without_percent(folder, link) as link_path:
         try:
             for share in others:
                 try:
-                    children[ForkedCall.begin(partial(_write, share, plain, writer), dict)] = share
+                    children[ForkedCall.start(partial(_write, share, link_path, writer), dict)] = share
                 except OSError as error:
-                    _LOG.warning("outputs are written by fewer processes: %s", error)
-                    own += share
-            names |= _write(own, plain, writer)
+                    _LOG.warning(
+                        "cannot fork a process to write outputs, fewer processes write them: %s", error
+                    )
+                    own_share += share
+            names |= _write(own_share, link_path, writer)
             for child in list(children):
                 share = children.pop(child)
                 try:
-                    names |= child.take()
-                except DiedWithoutResult as error:  # if it was a formatter, it will raise here
-                    _LOG.warning("a process that wrote outputs has ended with %s", error)
+                    names |= child.result()
+                except DiedWithoutResult as error:  # a formatter that failed there raises here again
+                    _LOG.warning("a process that wrote outputs ended with %s, the worker writes them", error)
                     _remove_unfinished(share, folder)
-                    names |= _write(share, plain, writer)
+                    names |= _write(share, link_path, writer)
         finally:
             for child in children:
-                child.end()
+                child.kill()
     return [
         LocatedFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], (dataset.ref,))
         for dataset in outputs
@@ -142,28 +139,31 @@ def write_outputs(
 
 
 def _shares(outputs: Sequence[MemoryDataset], processes: int) -> list[list[MemoryDataset]]:
-    """Divide the work; the first share is this process's own, and has all that is small.
+    """Divide the work; the first share is this process's own, and has all small datasets.
 
-    For a single large one nothing is forked: that takes as long as the small ones.
+    For a single large one nothing is forked: it takes as long as the small
+    ones.
     """
-    big = {dataset.ref.id for dataset in outputs if dataset.unwritten and dataset.size_bytes >= _WORTH_BYTES}
-    own = [dataset for dataset in outputs if dataset.ref.id not in big]
-    shares = [own, *([] for _ in range(min(processes, len(big)) - 1))]
-    loads = [_EACH_BYTES * len(share) for share in shares]
+    large = {
+        dataset.ref.id for dataset in outputs if dataset.unwritten and dataset.size_bytes >= _MIN_FORK_BYTES
+    }
+    own_share = [dataset for dataset in outputs if dataset.ref.id not in large]
+    shares = [own_share, *([] for _ in range(min(processes, len(large)) - 1))]
+    loads = [_FILE_OVERHEAD_BYTES * len(share) for share in shares]
     for dataset in sorted(outputs, key=lambda dataset: -dataset.size_bytes):
-        if dataset.ref.id in big:
+        if dataset.ref.id in large:
             least = loads.index(min(loads))
             shares[least].append(dataset)
             loads[least] += dataset.size_bytes
     return shares
 
 
-def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter) -> _Names:
-    files = ((dataset, _written(dataset, folder, writer)) for dataset in outputs)
+def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter) -> _FileNames:
+    files = ((dataset, _write_one(dataset, folder, writer)) for dataset in outputs)
     return {dataset.ref.id: (file.path.name, file.formatter) for dataset, file in files}
 
 
-def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> LocatedFile:
+def _write_one(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> LocatedFile:
     if dataset.file is None:
         return writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
     target = folder / dataset.file.path.name
@@ -172,15 +172,15 @@ def _written(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> Loc
 
 
 def _remove_unfinished(outputs: Iterable[MemoryDataset], folder: Path) -> None:
-    """Remove what a killed process has left: its temporary files would be spooled, too."""
+    """Remove the files of a killed process: its temporary files would be spooled, too."""
     for dataset in outputs:
         for path in folder.glob(f"*{dataset.ref.id}*"):
             path.unlink()
 
 
 @contextmanager
-def _plainly_named(folder: Path, link: Path) -> Iterator[Path]:
-    """Give a name without percent signs: some formatters take these for a mistake, and log it."""
+def _link_without_percent(folder: Path, link: Path) -> Iterator[Path]:
+    """Create a link without percent signs in its path: some formatters log a warning about these."""
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(folder)

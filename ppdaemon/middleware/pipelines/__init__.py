@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pipelines: their graphs, what they need, where their versions come from."""
+"""Pipelines: their graphs, their inputs, and the names of their output runs."""

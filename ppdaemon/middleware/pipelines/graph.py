@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Pipelines as this system sees them: parsed once, their overall inputs known before any image."""
+"""Pipelines: parsed once, with their overall inputs known before the image."""
 
 import hashlib
 import logging
@@ -20,12 +20,12 @@ __all__ = (
     "Library",
     "LoadedPipeline",
     "Need",
-    "PerPipeline",
+    "PipelineCache",
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
     "load_pipeline",
-    "needs_of",
+    "overall_inputs",
     "resolved",
 )
 
@@ -41,24 +41,24 @@ class LoadedPipeline:
     """A parsed and configured pipeline."""
 
     name: str
-    """The file's name without suffix; part of run names."""
+    """File name without suffix; part of run names."""
     path: str
     graph: PipelineGraph
     """Not resolved; copy it before use."""
     text: str
-    """All that the file says and imports, and the overrides, as YAML."""
+    """The content of the file, its imports and the overrides, as YAML."""
     fingerprint: str
-    """Digest of task classes and complete configurations, wherever the file
-    lies and whoever runs it."""
+    """Hash of task classes and complete configurations; it does not depend on
+    the location of the file or on the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A dataset type that a pipeline reads and does not make."""
+    """An overall input: a dataset type that a pipeline reads and does not produce."""
 
     dataset_type: DatasetType
     required: bool
-    """Whether some task cannot run without any such dataset."""
+    """Whether a task cannot run without any such dataset."""
 
     @property
     def name(self) -> str:
@@ -67,25 +67,11 @@ class Need:
 
 
 def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
-    """Parse a pipeline file, configure its tasks and import them.
+    """Parse a pipeline file, import its tasks and configure them.
 
-    Parameters
-    ----------
-    path : `str`
-        The YAML file.
-    overrides : `~collections.abc.Mapping` [`str`, `object`]
-        Values by ``label:field``; those of other pipelines' labels are
-        passed over.
-
-    Returns
-    -------
-    pipeline : `LoadedPipeline`
-        Ready to be resolved.
-
-    Raises
-    ------
-    UnusablePipeline
-        Raised, saying why, if it cannot be constructed.
+    `overrides` are values by ``label:field``; labels of other pipelines are
+    ignored. `UnusablePipeline` is raised if the pipeline cannot be
+    constructed.
     """
     try:
         pipeline = Pipeline.from_uri(path)
@@ -94,35 +80,24 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
             if label in pipeline.task_labels:
                 pipeline.addConfigOverride(label, field, value)
         graph = pipeline.to_graph()
-    except Exception as error:  # pipelines and configurations are code: anything may come out
+    except Exception as error:  # pipelines and configurations are code, which may raise anything
         raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
     return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
 
 
 def labels_named(graph: PipelineGraph, names: Collection[str]) -> frozenset[str]:
-    """Return the tasks that go by some names.
+    """Return the labels of the tasks that these labels or full class names select.
 
-    Parameters
-    ----------
-    graph : `lsst.pipe.base.PipelineGraph`
-        A pipeline, its tasks imported.
-    names : `~collections.abc.Collection` [`str`]
-        Labels, or full names of task classes; a class stands for those
-        derived from it too.
-
-    Returns
-    -------
-    labels : `frozenset` [`str`]
-        Their labels.
+    A class also selects the tasks of classes derived from it.
     """
-    classes = tuple(found for name in names if isinstance(found := _imported(name), type))
+    classes = tuple(found for name in names if isinstance(found := _imported_object(name), type))
     return frozenset(
         label for label, task in graph.tasks.items() if label in names or issubclass(task.task_class, classes)
     )
 
 
-def _imported(name: str) -> object:
-    """Return what goes by a name, in whatever module; a pipeline's classes are imported."""
+def _imported_object(name: str) -> object:
+    """Return an object of an imported module by its full name; the classes of a pipeline are imported."""
     module, _, attribute = name.rpartition(".")
     return getattr(sys.modules.get(module), attribute, None)
 
@@ -134,8 +109,8 @@ def _fingerprint(graph: PipelineGraph) -> str:
     return digest.hexdigest()
 
 
-def needs_of(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
-    """Return what a pipeline reads and does not make itself, init-inputs too; see `resolved`."""
+def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+    """Return the datasets that a pipeline reads and does not produce, with init-inputs; see `resolved`."""
     graph = resolved(pipeline, butler)
     required = {
         edge.parent_dataset_type_name
@@ -163,77 +138,61 @@ def dataset_types_of(pipeline: LoadedPipeline, butler: Butler) -> list[DatasetTy
 
 
 def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
-    """Return a pipeline's graph with the dimensions of a repo, and its dataset
-    types as far as it has them.
+    """Return a copy of a pipeline's graph that is resolved with the dimensions and dataset types of a repo.
 
-    The graph's tasks can be constructed. `UnusablePipeline` is raised, saying
-    why, if dataset types contradict each other.
+    Its tasks can be constructed. `UnusablePipeline` is raised if dataset types
+    contradict each other.
     """
     graph = pipeline.graph.copy()
     known = ((name, known_dataset_type(butler, name)) for name in graph.dataset_types)
     definitions = {name: found for name, found in known if found is not None}
     try:
         graph.resolve(dimensions=butler.dimensions, dataset_types=definitions)
-    except Exception as error:  # resolving runs the connections' own code
+    except Exception as error:  # resolving runs code of the connections
         raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
     return graph
 
 
 def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
-    """Return each reading of each task, init-inputs included."""
+    """Return each input edge of each task, with init-inputs."""
     for task in graph.tasks.values():
         for edge in (*task.iter_all_inputs(), *task.init.iter_all_inputs()):
             yield task, edge
 
 
-class PerPipeline[T]:
-    """What was found out of pipelines; found out again if the repo has got a type that it did not know.
+class PipelineCache[T]:
+    """Values computed for pipelines; computed again if the repo gets a dataset type that it did not know.
 
-    Of types that no repo has defined so far the pipeline's own word counts.
+    The pipeline's own definition is used for a type that the repo does not
+    know.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[T, list[str]]] = {}
+        self._cache: dict[str, tuple[T, list[str]]] = {}
 
     def of(self, pipeline: LoadedPipeline, butler: Butler, find: Callable[[], tuple[T, Iterable[str]]]) -> T:
-        """Return what `find` has found, which also tells the dataset types that it depends on."""
-        kept = self._kept.get(pipeline.path)
-        if kept is None or any(known_dataset_type(butler, name) is not None for name in kept[1]):
+        """Return the value from `compute`, which also returns the dataset types that it depends on."""
+        cached = self._cache.get(pipeline.path)
+        if cached is None or any(known_dataset_type(butler, name) is not None for name in cached[1]):
             found, types = find()
             unknown = [name for name in types if known_dataset_type(butler, name) is None]
-            kept = self._kept[pipeline.path] = found, unknown
-        return kept[0]
+            cached = self._cache[pipeline.path] = found, unknown
+        return cached[0]
 
 
 class Library:
-    """Pipelines that were parsed, and what they read; kept for a worker's life.
+    """Parsed pipelines and their overall inputs, cached as long as the worker runs.
 
-    Parameters
-    ----------
-    overrides : `~collections.abc.Mapping` [`str`, `object`]
-        Task configuration by ``label:field``.
+    `overrides` is task configuration by ``label:field``.
     """
 
     def __init__(self, overrides: Mapping[str, Any]):
         self._overrides = overrides
         self._loaded: dict[str, LoadedPipeline] = {}
-        self._needs = PerPipeline[tuple[Need, ...]]()
+        self._needs = PipelineCache[tuple[Need, ...]]()
 
     def load(self, paths: Iterable[str]) -> tuple[list[LoadedPipeline], list[str]]:
-        """Return the pipelines of some files.
-
-        Parameters
-        ----------
-        paths : `~collections.abc.Iterable` [`str`]
-            Pipeline files.
-
-        Returns
-        -------
-        pipelines : `list` [`LoadedPipeline`]
-            Those that can be constructed.
-        reasons : `list` [`str`]
-            Why the others cannot.
-        """
+        """Return the pipelines of these files that can be constructed, and why the others cannot."""
         pipelines, reasons = [], []
         for path in paths:
             try:
@@ -246,10 +205,10 @@ class Library:
         return pipelines, reasons
 
     def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
-        """Return what a pipeline reads; see `needs_of`."""
+        """Return the overall inputs of a pipeline; see `overall_inputs`."""
 
         def find() -> tuple[tuple[Need, ...], Iterable[str]]:
-            needs = needs_of(pipeline, butler)
+            needs = overall_inputs(pipeline, butler)
             return needs, (need.name for need in needs)
 
         return self._needs.of(pipeline, butler, find)

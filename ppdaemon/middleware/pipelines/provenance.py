@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names that tell what made a dataset: deployments, output runs and their chains."""
+"""Names that identify what produced a dataset: deployments, output runs and their chains."""
 
 import hashlib
 import importlib.metadata
@@ -15,19 +15,15 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline
 __all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_chain", "output_run")
 
 NO_PIPELINE_RUN = "NoPipeline"
-"""Stands for the pipeline in the name of the run of what preload made."""
+"""Replaces the pipeline in the name of the run of footprints, metrics and preprocessing."""
 
 _DIGITS = 8
 
 
 def hash_versions() -> str:
-    """Return a digest of the versions of all installed packages.
+    """Return a hexadecimal hash of the versions of all installed packages, also those set up by EUPS.
 
-    Returns
-    -------
-    digest : `str`
-        Hexadecimal; takes ~0.1 s to make. Packages that EUPS has set up
-        count too.
+    Takes about 0.1 s.
     """
     versions = {
         f"{distribution.metadata['Name']} {distribution.version}"
@@ -42,30 +38,13 @@ def hash_versions() -> str:
 def deployment_hash(
     config: NodeConfig, instrument: str, versions: str, pipelines: Iterable[LoadedPipeline]
 ) -> str:
-    """Return a short hash of all that decides what pipelines make.
+    """Return eight hexadecimal digits of a hash of all that decides the outputs of pipelines.
 
-    Parameters
-    ----------
-    config : `~ppdaemon.config.NodeConfig`
-        The node's configuration.
-    instrument : `str`
-        Whose data they process.
-    versions : `str`
-        From `hash_versions`.
-    pipelines : `~collections.abc.Iterable`
-        The pipelines, configured.
-
-    Returns
-    -------
-    digits : `str`
-        Eight hexadecimal digits.
-
-    Notes
-    -----
     Task classes and complete configurations are hashed, not the text of
-    pipeline files, so that imported files and overrides count too. Of the
-    node's configuration there is what decides which data pipelines get, and
-    nothing that differs between hosts or engines.
+    pipeline files, so that imported files and overrides count, too. The node's
+    configuration contributes the keys that decide which data pipelines get,
+    and nothing that differs between hosts or engines. `versions` is from
+    `hash_versions`.
     """
     digest = hashlib.sha256(versions.encode())
     digest.update(json.dumps(_settings(config, instrument), sort_keys=True).encode())
@@ -75,7 +54,7 @@ def deployment_hash(
 
 
 def _settings(config: NodeConfig, instrument: str) -> dict[str, object]:
-    assert config.butler is not None  # no pipeline was loaded without
+    assert config.butler is not None  # no pipeline can be loaded without it
     butler = config.butler
     return {
         **butler.model_dump(mode="json", include={"calibs", "inputs", "skymap", "local"}),
@@ -87,19 +66,9 @@ def _settings(config: NodeConfig, instrument: str) -> dict[str, object]:
 
 
 def output_chain(instrument: str, day_obs: int) -> str:
-    """Return the name of the chain that finds all outputs of a day.
+    """Return the name of the chain of all outputs of a day (``YYYYMMDD``).
 
-    Parameters
-    ----------
-    instrument : `str`
-        Short name.
-    day_obs : `int`
-        ``YYYYMMDD``.
-
-    Returns
-    -------
-    chain : `str`
-        For instance ``LSSTCam/prompt/output-2026-11-22``.
+    For instance ``LSSTCam/prompt/output-2026-11-22``.
     """
     digits = f"{day_obs:08d}"
     return f"{instrument}/prompt/output-{digits[:4]}-{digits[4:6]}-{digits[6:]}"
@@ -113,23 +82,11 @@ def output_run(
     day_obs: int,
     name: str,
 ) -> str:
-    """Return the name of an output run.
+    """Return the name of an output run for a pipeline, or for `NO_PIPELINE_RUN`.
 
-    Parameters
-    ----------
-    config, instrument, versions, pipelines
-        As for `deployment_hash`, which is the last part of the name unless
-        another is configured.
-    day_obs : `int`
-        ``YYYYMMDD`` of the exposure.
-    name : `str`
-        Name of the pipeline, or `NO_PIPELINE_RUN`.
-
-    Returns
-    -------
-    run : `str`
-        For instance ``LSSTCam/prompt/output-2026-11-22/ApPipe/0a1b2c3d``.
+    For instance ``LSSTCam/prompt/output-2026-11-22/ApPipe/0a1b2c3d``. The last
+    part is `deployment_hash`, unless another is configured.
     """
-    assert config.butler is not None  # no pipeline was loaded without
+    assert config.butler is not None  # no pipeline can be loaded without it
     deployment = config.butler.deployment or deployment_hash(config, instrument, versions, pipelines)
     return f"{output_chain(instrument, day_obs)}/{name}/{deployment}"

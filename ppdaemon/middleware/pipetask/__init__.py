@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The engine that is the command-line program, in a process of its own."""
+"""The ``pipetask`` engine: the command-line program in a separate process."""

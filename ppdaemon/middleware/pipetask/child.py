@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A ``pipetask`` command at work: unchanged, but it waits at a gate and tells the worker how it fares."""
+"""Runs an unchanged ``pipetask`` command that waits between building and running and reports its result."""
 
 import logging
 import socket
@@ -18,7 +18,7 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 
 from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
-from ppdaemon.middleware.pipetask.arguments import CHANNEL, GO, PACKET, Broken, Built, Ended, Failed, Setting
+from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.run.engine import TaskFailure
 from ppdaemon.pointing import keep_astropy_offline
 from ppdaemon.wire import encode
@@ -27,91 +27,72 @@ __all__ = ("Gate", "run")
 
 
 class Gate(ExecutionGraphFixup):
-    """Stands between building and running: pipetask calls it as ``--graph-fixup``."""
+    """Waits between building and running; ``pipetask`` calls it as ``--graph-fixup``."""
 
     def fixup_graph(
         self, xgraph: networkx.DiGraph, quanta_by_task: Mapping[str, Mapping[DataCoordinate, uuid.UUID]]
     ) -> None:
-        """Change nothing; wait until the worker lets the tasks run.
+        """Wait until the worker allows the tasks to run; change nothing.
 
-        Parameters
-        ----------
-        xgraph : `networkx.DiGraph`
-            The quanta.
-        quanta_by_task : `~collections.abc.Mapping`
-            The quanta by label.
-
-        Raises
-        ------
-        RuntimeError
-            Raised if the worker does not want them to run.
+        `RuntimeError` is raised if the worker closes the channel instead.
         """
-        with socket.socket(fileno=socket.dup(CHANNEL)) as channel:
-            built = Built(labels=tuple(label for label, quanta in quanta_by_task.items() if quanta))
+        with socket.socket(fileno=socket.dup(protocol.CHANNEL_FD)) as channel:
+            built = protocol.GraphBuilt(
+                labels=tuple(label for label, quanta in quanta_by_task.items() if quanta)
+            )
             channel.send(encode(built))
-            if channel.recv(PACKET) != GO:
-                raise RuntimeError("the worker does not want these tasks to run")
+            if channel.recv(protocol.MAX_PACKET_BYTES) != protocol.GO:
+                raise RuntimeError("the worker closed the channel: these tasks are not run")
 
 
-class _Witness(logging.Handler):
-    """Sees the exceptions that the command logs and does not raise."""
+class _FailureReporter(logging.Handler):
+    """Reports exceptions that the command logs and does not raise."""
 
     def __init__(self, channel: socket.socket):
         super().__init__(logging.ERROR)
         self._channel = channel
-        self._told = False
+        self._reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[1] is not None:
-            self.note(record.exc_info[1])
+            self.report(record.exc_info[1])
 
-    def note(self, error: BaseException) -> None:
-        """Tell the worker of the first failure; the others follow from it or come too late."""
-        if self._told:
+    def report(self, error: BaseException) -> None:
+        """Send the first failure to the worker; others follow from it or come too late."""
+        if self._reported:
             return
-        self._told = True
-        # An exception that leaves a task's execution carries its log context.
+        self._reported = True
+        # An exception raised while a task is executed has its log context.
         label = str(getattr(error, "mdc", {}).get("LABEL", "")).partition(":")[0]
         if label:
             failure = TaskFailure.of(label, error)
-            self._channel.send(encode(Failed(label=label, text=failure.text, outcome=failure.outcome)))
+            self._channel.send(
+                encode(protocol.TaskFailed(label=label, text=failure.text, outcome=failure.outcome))
+            )
         else:
-            self._channel.send(encode(Broken(text=describe(error), outcome=outcome_of(error))))
+            self._channel.send(
+                encode(protocol.CommandFailed(text=describe(error), outcome=outcome_of(error)))
+            )
 
 
-def run(channel: socket.socket, setting: Setting, arguments: Sequence[str]) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    channel : `socket.socket`
-        To the worker; its descriptor is `CHANNEL`.
-    setting : `~ppdaemon.middleware.pipetask.arguments.Setting`
-        For logs.
-    arguments : `~collections.abc.Sequence` [`str`]
-        Of ``pipetask``.
-
-    Returns
-    -------
-    status : `int`
-        The command's exit status.
-    """
-    log.set_up(setting.level, setting.form)
-    structlog.contextvars.bind_contextvars(**setting.bound)
-    for key, value in setting.context.items():
+def run(channel: socket.socket, settings: protocol.CommandSettings, arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status; the descriptor of `channel` is `protocol.CHANNEL_FD`."""
+    log.set_up(settings.level, settings.form)
+    structlog.contextvars.bind_contextvars(**settings.bound)
+    for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)
     keep_astropy_offline()
-    witness = _Witness(channel)
-    for source in (MPGraphExecutor, catch_and_exit):  # both log what they catch
-        logging.getLogger(source.__module__).addHandler(witness)
+    reporter = _FailureReporter(channel)
+    for source in (MPGraphExecutor, catch_and_exit):  # both log exceptions and do not raise them
+        logging.getLogger(source.__module__).addHandler(reporter)
     try:
         status = cli.main(args=list(arguments), prog_name="pipetask", standalone_mode=False)
-    except click.Abort as error:  # how click calls a KeyboardInterrupt
-        witness.note(error.__cause__ or error)
+    except click.Abort as error:  # click's form of KeyboardInterrupt
+        reporter.report(error.__cause__ or error)
         return 1
     except BaseException as error:  # such as the SystemExit of a task
-        witness.note(error)
+        reporter.report(error)
         return 1
     if not status:
-        channel.send(encode(Ended()))
+        channel.send(encode(protocol.Succeeded()))
     return status or 0

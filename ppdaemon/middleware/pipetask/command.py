@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a worker starts ``pipetask``: tied to the worker before anything heavy is imported.
+"""Starts ``pipetask`` so that it dies with its worker, also while it imports its modules.
 
-``python -m ppdaemon.middleware.pipetask.command WORKER SETTING ARGUMENT...``
+``python -m ppdaemon.middleware.pipetask.command WORKER SETTINGS ARGUMENT...``
 has the worker's socket as its standard input. ``WORKER`` is a process id,
-``SETTING`` the JSON of `ppdaemon.middleware.pipetask.arguments.Setting`.
+``SETTINGS`` the JSON of
+`ppdaemon.middleware.pipetask.protocol.CommandSettings`.
 """
 
 import os
@@ -19,25 +20,25 @@ def main() -> None:
     """Run one ``pipetask`` command."""
     die_with_parent()
     if os.getppid() != int(sys.argv[1]):
-        return  # the worker died before this could be tied to it
+        return  # the worker died before die_with_parent took effect
     channel = _take_channel()
 
-    # Takes more than a second, in which the worker may be killed.
-    from ppdaemon.middleware.pipetask.arguments import Setting
+    # This import takes more than a second, in which the worker may be killed.
     from ppdaemon.middleware.pipetask.child import run
+    from ppdaemon.middleware.pipetask.protocol import CommandSettings
 
-    sys.exit(run(channel, Setting.model_validate_json(sys.argv[2]), sys.argv[3:]))
+    sys.exit(run(channel, CommandSettings.model_validate_json(sys.argv[2]), sys.argv[3:]))
 
 
 def _take_channel() -> socket.socket:
-    """Move the socket out of the way of whoever reads standard input, children included."""
-    from ppdaemon.middleware.pipetask.arguments import CHANNEL
+    """Move the socket to `CHANNEL_FD`, so that no task or child reads it as standard input."""
+    from ppdaemon.middleware.pipetask.protocol import CHANNEL_FD
 
-    os.dup2(0, CHANNEL, inheritable=False)
+    os.dup2(0, CHANNEL_FD, inheritable=False)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    return socket.socket(fileno=CHANNEL)
+    return socket.socket(fileno=CHANNEL_FD)
 
 
 if __name__ == "__main__":

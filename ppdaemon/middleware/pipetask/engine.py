@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``pipetask`` engine: the command-line program, in a process of its own.
+"""The ``pipetask`` engine: the command-line program in a separate process.
 
-One command builds and runs, with a stop between the two, where the worker
-learns whether there is a graph and announces what can not be taken back.
+One command builds and runs. In between it waits until the worker has checked
+that the graph has quanta and has reported points of no return.
 """
 
 import os
@@ -19,17 +19,7 @@ from lsst.pipe.base import TaskMetadata
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
-from ppdaemon.middleware.pipetask.arguments import (
-    GO,
-    PACKET,
-    WORDS,
-    Broken,
-    Built,
-    Ended,
-    Failed,
-    Setting,
-    Word,
-)
+from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult, TaskFailure
 from ppdaemon.processes import signal_name
@@ -39,16 +29,11 @@ __all__ = ("PipetaskEngine",)
 
 
 class PipetaskEngine(Engine):
-    """Has ``pipetask run`` do everything, on the worker's repo.
+    """Runs ``pipetask run`` on the worker's repo.
 
-    Parameters
-    ----------
-    repo : `pathlib.Path`
-        The worker's repo.
-    folder : `pathlib.Path`
-        For what the command reads and leaves; the worker's own too.
-    log : `~ppdaemon.config.LogConfig`
-        As for the worker's log, which gets the command's output.
+    `folder` takes the files that the command reads and writes; it is deleted
+    after each command. `log` is the configuration of the worker's log, which
+    gets the command's output.
     """
 
     name = "pipetask"
@@ -61,25 +46,22 @@ class PipetaskEngine(Engine):
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> PipelineRun:
         """Start a command that builds its graph; see `~ppdaemon.middleware.run.engine.Engine`.
 
-        Raises
-        ------
-        ppdaemon.errors.VisitFailed
-            Raised if the command has ended without a word, or could not work
-            for want of space or memory.
+        `VisitFailed` is raised if the command ends without a message, or lacks
+        space or memory.
         """
         if raws is not None:
             raws.register()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        command = _Command(self._arguments(job, query), self._setting(query), self._folder)
-        match command.hear():
-            case Built(labels=labels):
-                return _Run(job, command, labels)
-            case Broken(text=text, outcome=Outcome.FAILED):
-                command.end()
+        command = _Command(self._arguments(job, query), self._settings(query), self._folder)
+        match command.receive():
+            case protocol.GraphBuilt(labels=labels):
+                return _PipetaskRun(job, command, labels)
+            case protocol.CommandFailed(text=text, outcome=Outcome.FAILED):
+                command.wait()
                 raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {text}")
-            case Broken(text=text, outcome=outcome):
-                command.end()
+            case protocol.CommandFailed(text=text, outcome=outcome):
+                command.wait()
                 raise VisitFailed(outcome, f"{job.pipeline.name} cannot be built: {text}", retriable=True)
             case None:
                 raise command.crashed()
@@ -87,7 +69,7 @@ class PipetaskEngine(Engine):
                 raise AssertionError(unexpected)
 
     def _arguments(self, job: Job, query: DataQuery) -> list[str]:
-        """Return the command line; the worker's log level holds for all loggers."""
+        """Return the command line; the worker's log level is used for all loggers."""
         pipeline = self._folder / f"{job.pipeline.name}.yaml"
         pipeline.write_text(job.pipeline.text)
         level = self._log.level
@@ -102,68 +84,71 @@ class PipetaskEngine(Engine):
         return [
             *("--log-level", f".={level}", "--log-level", f"lsst={level}", "run"),
             *(part for option in options.items() for part in option),
-            # The run is there and has its init-outputs.
+            # The run exists and has its init-outputs.
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
         ]
 
-    def _setting(self, query: DataQuery) -> Setting:
+    def _settings(self, query: DataQuery) -> protocol.CommandSettings:
         bound = {
             key: value
             for key, value in structlog.contextvars.get_contextvars().items()
             if isinstance(value, str | int)
         }
-        return Setting(level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context))
+        return protocol.CommandSettings(
+            level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context)
+        )
 
 
 class _Command:
-    """A running command and the worker's end of its channel.
+    """A running command, which dies with the worker, and the worker's end of its channel."""
 
-    It dies with the worker.
-    """
-
-    def __init__(self, arguments: list[str], setting: Setting, folder: Path):
+    def __init__(self, arguments: list[str], settings: protocol.CommandSettings, folder: Path):
         self._folder = folder
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._channel, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with command_end:
             self._process = subprocess.Popen(
                 [
-                    # Without the current folder, which is not the worker's, on its path.
+                    # -P: modules are not imported from the current folder.
                     *(sys.executable, "-P", "-m", "ppdaemon.middleware.pipetask.command"),
-                    *(str(os.getpid()), setting.model_dump_json(), *arguments),
+                    *(str(os.getpid()), settings.model_dump_json(), *arguments),
                 ],
-                stdin=theirs.fileno(),
+                stdin=command_end.fileno(),
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     "DAF_BUTLER_CACHE_DIRECTORY_IF_UNSET": str(folder / "cache"),
-                    # A graph names its user; the password database may not
-                    # know that of a service.
+                    # A graph contains its user's name; the password database may
+                    # not have the dynamic user of a service.
                     "LOGNAME": "ppdaemon",
                 },
             )
 
-    def hear(self) -> Word | None:
-        """Return what it says next; `None` if it has ended."""
-        packet = self._channel.recv(PACKET)
-        return WORDS.validate_json(packet) if packet else None
+    def receive(self) -> protocol.Message | None:
+        """Return its next message; `None` if it has ended."""
+        packet = self._channel.recv(protocol.MAX_PACKET_BYTES)
+        return protocol.MESSAGES.validate_json(packet) if packet else None
 
-    def go_on(self) -> None:
+    def start_tasks(self) -> None:
         """Let it run its tasks."""
-        self._channel.send(GO)
+        self._channel.send(protocol.GO)
 
-    def end(self) -> str:
-        """Wait for its end; say what the end was like."""
+    def wait(self) -> str:
+        """Wait for its end; return its exit status or signal as text."""
         self._channel.close()
         status = self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
         return f"exit status {status}" if status >= 0 else signal_name(-status)
 
     def crashed(self) -> VisitFailed:
-        """Return what becomes of the visit if it has ended without a word."""
-        return VisitFailed(Outcome.CRASHED, f"pipetask ended with {self.end()} in mid-run", retriable=True)
+        """Return the failure of a visit whose command has ended without a message."""
+        return VisitFailed(
+            Outcome.CRASHED,
+            f"pipetask ended with {self.wait()} without reporting a result",
+            retriable=True,
+        )
 
 
-class _Run(PipelineRun):
+class _PipetaskRun(PipelineRun):
     """A command that waits with its graph."""
 
     def __init__(self, job: Job, command: _Command, labels: tuple[str, ...]):
@@ -172,33 +157,33 @@ class _Run(PipelineRun):
         self._labels = labels
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
-        # The command does not wait between its tasks: all are announced now.
+        # The command does not wait between its tasks: all are reported now.
         for label in self._labels:
             before_task(label)
-        self._command.go_on()
+        self._command.start_tasks()
         failure = self._wait()
-        # Collections and dataset types were made behind this Butler's back.
+        # The command has registered collections and dataset types in another process.
         self._job.butler.registry.refresh()
-        return RunResult.of(failure, self._ended())
+        return RunResult.of(failure, self._task_metadata())
 
     def _wait(self) -> TaskFailure | None:
-        match self._command.hear():
-            case Ended():
-                self._command.end()
+        match self._command.receive():
+            case protocol.Succeeded():
+                self._command.wait()
                 return None
-            case Failed(label=label, text=text, outcome=outcome):
-                self._command.end()
+            case protocol.TaskFailed(label=label, text=text, outcome=outcome):
+                self._command.wait()
                 return TaskFailure(label, text, outcome)
-            case Broken(text=text, outcome=outcome):
-                reason = f"pipetask failed outside of tasks ({self._command.end()}): {text}"
+            case protocol.CommandFailed(text=text, outcome=outcome):
+                reason = f"pipetask failed outside of tasks ({self._command.wait()}): {text}"
                 raise VisitFailed(outcome, reason, retriable=outcome != Outcome.FAILED)
             case None:
                 raise self._command.crashed()
             case unexpected:
                 raise AssertionError(unexpected)
 
-    def _ended(self) -> Iterator[tuple[str, TaskMetadata]]:
-        """Return the metadata of all quanta that have ended well."""
+    def _task_metadata(self) -> Iterator[tuple[str, TaskMetadata]]:
+        """Yield the metadata of all quanta that have succeeded."""
         for label in self._labels:
             for ref in self._job.butler.query_datasets(
                 f"{label}_metadata", collections=self._job.run, find_first=False, explain=False, limit=None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running pipelines: what an engine is, init-outputs, the reference engine."""
+"""Running pipelines: the interface of an engine, init-outputs, the ``separable`` engine."""

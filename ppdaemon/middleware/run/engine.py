@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an engine is: it builds a graph for the data of a visit and runs it, one task after the other."""
+"""The interface of an engine: it builds a graph for the data of a visit and runs it, task by task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class DataQuery:
     where: str
     bind: Mapping[str, Any]
     context: Mapping[str, str]
-    """What the log records of tasks tell of the visit."""
+    """Added to the log records of tasks: instrument, group, detector, exposures."""
 
     @classmethod
     def of_exposures(
@@ -48,18 +48,13 @@ class DataQuery:
         return cls(where, {"visit_group": group}, _context(instrument, group, detector))
 
     def literal(self) -> str:
-        """Return the expression with the values in place.
-
-        Returns
-        -------
-        where : `str`
-            For a command line.
+        """Return the expression with the values inserted, for a command line.
 
         Raises
         ------
         ppdaemon.middleware.pipelines.graph.UnusablePipeline
-            Raised for a value with an apostrophe: the language has no way to
-            write one.
+            Raised for a value with an apostrophe: the query language has no escape
+            for it.
         """
         where = self.where
         for name, value in self.bind.items():
@@ -81,24 +76,11 @@ class TaskFailure:
     text: str
     """Type and first line of the exception."""
     outcome: Outcome
-    """What it makes of the visit."""
+    """Outcome of the visit."""
 
     @classmethod
     def of(cls, label: str, error: BaseException) -> "TaskFailure":
-        """Judge what a task has raised.
-
-        Parameters
-        ----------
-        label : `str`
-            The task.
-        error : `BaseException`
-            What came out of it.
-
-        Returns
-        -------
-        failure : `TaskFailure`
-            The judgement.
-        """
+        """Return the failure of a task with this label that raised this exception."""
         error = unmasked(error)
         return cls(label, describe(error), outcome_of(error))
 
@@ -110,141 +92,135 @@ class TaskFailure:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a graph that was run."""
+    """The result of running a graph."""
 
     failure: TaskFailure | None
-    """`None` if all succeeded."""
+    """`None` if all tasks succeeded."""
     caveats: str = ""
-    """What successful tasks did not make, in words."""
+    """Which successful tasks lack outputs or had no work, as a sentence."""
 
     @classmethod
-    def of(cls, failure: TaskFailure | None, ended: Iterable[tuple[str, TaskMetadata]]) -> "RunResult":
-        """Say what became of a graph.
+    def of(cls, failure: TaskFailure | None, succeeded: Iterable[tuple[str, TaskMetadata]]) -> "RunResult":
+        """Return the result of a graph.
 
         Parameters
         ----------
         failure : `TaskFailure` or `None`
             The first failure.
-        ended : `~collections.abc.Iterable` [`tuple`]
-            Label and metadata of each quantum that was successful, in order.
-
-        Returns
-        -------
-        result : `RunResult`
-            Without caveats if each had work and did all of it.
+        succeeded : `~collections.abc.Iterable` [`tuple` [`str`, `TaskMetadata`]]
+            Label and metadata of each successful quantum, in the order of running.
         """
         partial: dict[str, None] = {}
-        idle: dict[str, None] = {}
-        for label, metadata in ended:
+        without_work: dict[str, None] = {}
+        for label, metadata in succeeded:
             flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
             if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
                 partial[label] = None
             elif QuantumSuccessCaveats.NO_WORK in flags:
-                idle[label] = None
-        parts = ((partial, "partial outputs of"), (idle, "no work for"))
-        return cls(failure, "; ".join(f"{words} {', '.join(labels)}" for labels, words in parts if labels))
+                without_work[label] = None
+        parts = ((partial, "partial outputs of"), (without_work, "no work for"))
+        return cls(failure, "; ".join(f"{text} {', '.join(labels)}" for labels, text in parts if labels))
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A pipeline and where its data are: what is known before any image."""
+    """A pipeline and the collections of its data, known before the image."""
 
     pipeline: LoadedPipeline
     inputs: tuple[str, ...]
-    """Collections in the order of search."""
+    """Collections in search order."""
     run: str
     """Output run."""
     digest: str
-    """Of all that decides what the run's datasets are; part of its name,
+    """Hash of all that decides the datasets of the run; part of its name,
     unless a fixed name is configured."""
     butler: Butler
     """The worker's repo."""
 
 
 class Unsupported(Exception):
-    """This engine does not handle it; the next one does."""
+    """This engine cannot run the pipeline, for the reason in the text; the next one does."""
 
 
 @contextmanager
 def building(job: Job) -> Iterator[None]:
-    """Hold against a pipeline what building its graph raises; see `Engine.build`."""
+    """Convert exceptions of building a graph to `UnusablePipeline`; see `Engine.build`."""
     try:
         yield
     except Unsupported:
         raise
-    except Exception as error:  # building runs the tasks' own code: anything may come out
+    except Exception as error:  # building runs code of tasks, which may raise anything
         if is_out_of_space(error) or isinstance(error, MemoryError):
-            raise
+            raise  # not the fault of the pipeline
         raise UnusablePipeline(f"{job.pipeline.name} cannot be built: {describe(error)}") from error
 
 
 class PipelineRun(ABC):
-    """A graph that was built, with quanta."""
+    """A built graph with quanta."""
 
     @abstractmethod
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
-        """Run all tasks.
+        """Run all tasks, once.
 
         Parameters
         ----------
-        before_task : `~collections.abc.Callable`
-            Called with the label of each task before it is run: right
-            before, or, by an engine that cannot tell, for all tasks before
-            the first of them.
-
-        Returns
-        -------
-        result : `RunResult`
-            What became of it.
+        before_task : `~collections.abc.Callable` [[`str`], `None`]
+            Called with the label of each task immediately before it is run. An
+            engine that runs tasks in another process may call it for all tasks
+            before the first one.
 
         Raises
         ------
         ppdaemon.errors.VisitFailed
-            Raised if a process with the tasks has failed outside of them;
-            with ``CRASHED`` if it has ended without a word.
+            Raised if a process that runs tasks fails outside of them; with
+            ``CRASHED`` if it ends without a result.
         """
 
     @property
     def outputs(self) -> Sequence[DatasetRef]:
-        """Datasets to be exported that it holds itself. If there are any, it
-        has written none into the worker's repo.
+        """Datasets to be exported that this object holds (`~collections.abc.Sequence`
+        [`lsst.daf.butler.DatasetRef`]).
+
+        If there are any, it has written none into the worker's repo.
         """
         return ()
 
     def write(self, folder: Path) -> list[LocatedFile]:
-        """Write these outputs, one file each, named after the dataset's id."""
+        """Write these outputs into a folder, one file each, named after the dataset's id."""
         return []
 
 
 class Engine(ABC):
-    """Runs pipelines in a worker's repo; this one has raws put there, and keeps nothing itself."""
+    """Runs pipelines in a worker's repo.
+
+    This base class ingests the raws there and keeps no state.
+    """
 
     name: str
-    """As in the configuration."""
+    """Name in the configuration."""
 
     def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
-        """Do what needs no image.
+        """Do the work that needs no image.
 
         Parameters
         ----------
         job : `Job`
-            What will be run, as far as it is known; the run has its
-            init-outputs.
+            What will be run, as far as it is known; its run has its init-outputs.
         raws : `~ppdaemon.middleware.raws.ingest.VisitRaws`
-            Takes what will come. An engine that reads raws from the repo has
-            them put there.
+            Takes the raws when they arrive. An engine that reads raws from the
+            repo calls its ``register``.
 
         Returns
         -------
-        done : `~collections.abc.Mapping`
-            What was done, in numbers for the journal.
+        done : `~collections.abc.Mapping` [`str`, `object`]
+            Numbers for the journal.
 
         Raises
         ------
         Unsupported
-            Raised, saying why, if another engine has to run it.
+            Raised if another engine has to run it.
         ppdaemon.middleware.pipelines.graph.UnusablePipeline
-            Raised if no engine can.
+            Raised if no engine can run it.
         """
         raws.register()
         return {}
@@ -256,24 +232,19 @@ class Engine(ABC):
         Parameters
         ----------
         job : `Job`
-            What to run; the run has its init-outputs.
+            What to run; its run has its init-outputs.
         query : `DataQuery`
-            On which data.
+            The data to run it on.
         raws : `~ppdaemon.middleware.raws.ingest.VisitRaws` or `None`
-            What came; `None` for a pipeline that needs no image.
-
-        Returns
-        -------
-        run : `PipelineRun`
-            Runs it.
+            The raws that arrived; `None` for a pipeline that needs no image.
 
         Raises
         ------
         Unsupported
-            Raised, saying why, if another engine has to run it.
+            Raised if another engine has to run it.
         ppdaemon.middleware.pipelines.graph.UnusablePipeline
-            Raised, saying why, if there is no graph or an empty one.
+            Raised if the graph cannot be built or is empty.
         """
 
-    def forget(self) -> None:  # noqa: B027  # an engine may have nothing to forget
-        """Go on with a repo that has nothing yet."""
+    def reset(self) -> None:  # noqa: B027  # an engine may have no state
+        """Release the state of a visit; the worker's repo is a fresh copy now."""

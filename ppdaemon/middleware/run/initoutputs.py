@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What each output run has once: task configurations, init-outputs, packages and what the deployment is.
+"""Datasets of which each output run has one: task configurations, init-outputs, packages, deployment.
 
-The first worker of a host that needs a run's makes them, which takes a
-quarter of a second and constructs every task. The others link the same files
-into their repos, so that on one host they are the same datasets.
+The first worker of a host that needs those of a run creates them, which takes
+a quarter of a second and constructs every task. The others link the same files
+into their repos, so that these are the same datasets on the whole host.
 """
 
 import fcntl
@@ -36,74 +36,56 @@ from ppdaemon.wire import Model
 __all__ = ("DEPLOYMENT_TYPE", "ConstructionFailed", "InitOutputs", "note_exported", "types_of_runs")
 
 DEPLOYMENT_TYPE = "prompt_deployment"
-"""Dataset type of what a run's deployment is: pipeline and configuration."""
+"""Dataset type of the deployment of a run: its pipeline and configuration."""
 
 _LISTING = "files.json"
 _KEEP_S = 3 * 86_400.0
-"""Runs that no worker has asked for so long are of former days."""
+"""Runs that no worker has needed for that long are of former days."""
 
 
 class ConstructionFailed(Exception):
-    """A task's constructor has raised.
-
-    Parameters
-    ----------
-    failure : `~ppdaemon.middleware.run.engine.TaskFailure`
-        Which task, and what it raised.
-    """
+    """The constructor of a task has raised an exception."""
 
     def __init__(self, failure: TaskFailure):
         super().__init__(failure.reason)
         self.failure = failure
 
 
-class _Kept(Model):
-    """A dataset of a run, as it lies in the shared folder."""
+class _SharedFile(Model):
+    """A dataset of a run in the shared folder."""
 
     name: str
     formatter: str
     ref: SerializedDatasetRef
 
 
-_LISTED = pydantic.TypeAdapter(tuple[_Kept, ...])
+_LISTED = pydantic.TypeAdapter(tuple[_SharedFile, ...])
 
 
 class InitOutputs:
     """Provides runs with their init-outputs.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        Shared between the workers of a host, on the filesystem of their
-        repos.
+    The folder is shared by the workers of a host, on the filesystem of their
+    repos: files are hard links.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._graphs: dict[str, PipelineGraph] = {}
         self._provided: dict[str, tuple[str, list[DatasetRef]]] = {}
-        """Digest and datasets by run: what the present repo has."""
+        """Digest and datasets by run, in the present repo."""
 
-    def forget(self) -> None:
-        """Go on with a repo that has nothing yet."""
+    def reset(self) -> None:
+        """Assume a fresh repo."""
         self._provided.clear()
 
     def provide(self, job: Job) -> None:
-        """Put a run's init-outputs into a worker's repo, if they are not there yet.
+        """Put the init-outputs of a run into a worker's repo, unless they are there.
 
-        Parameters
-        ----------
-        job : `~ppdaemon.middleware.run.engine.Job`
-            Pipeline and run. If the run has those of another pipeline, which
-            could not be built, they are removed. All types that the pipeline
-            writes are registered, too.
-
-        Raises
-        ------
-        ConstructionFailed
-            Raised if a task cannot be constructed.
-        ppdaemon.middleware.pipelines.graph.UnusablePipeline
-            Raised if the pipeline does not fit the repo.
+        Those of another pipeline, which could not be built, are removed. All
+        types that the pipeline writes are registered. `ConstructionFailed` is
+        raised if a task cannot be constructed, `UnusablePipeline` if the
+        pipeline does not fit the repo.
         """
         digest, refs = self._provided.get(job.run, ("", []))
         if digest == job.digest:
@@ -115,37 +97,26 @@ class InitOutputs:
         if refs:
             butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
             del self._provided[job.run]
-        self._provided[job.run] = job.digest, self._take_or_make(graph, job)
+        self._provided[job.run] = job.digest, self._link_or_create(graph, job)
 
     def is_exported(self, ref: DatasetRef) -> bool:
-        """Tell whether an init-output is in the central repo already.
+        """Return whether an init-output is in the central repo; see `note_exported`."""
+        return not ref.dataId.dimensions and _export_marker(self._folder, ref.run, ref.id).exists()
 
-        Parameters
-        ----------
-        ref : `lsst.daf.butler.DatasetRef`
-            A dataset of the worker's repo.
-
-        Returns
-        -------
-        exported : `bool`
-            True once `note_exported` was told so.
-        """
-        return not ref.dataId.dimensions and _note(self._folder, ref.run, ref.id).exists()
-
-    def _take_or_make(self, graph: PipelineGraph, job: Job) -> list[DatasetRef]:
-        place = _place(self._folder, job.run)
-        place.mkdir(parents=True, exist_ok=True)
-        shared = place / job.digest
+    def _link_or_create(self, graph: PipelineGraph, job: Job) -> list[DatasetRef]:
+        run_folder = _run_folder(self._folder, job.run)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        shared = run_folder / job.digest
         if not shared.exists():
-            with _coming_first(place / ".lock") as first:
-                if not shared.exists():
-                    _make(graph, job)
+            with _first_worker_alone(run_folder / ".lock") as first:
+                if not shared.exists():  # again, since another worker may have published meanwhile
+                    _create(graph, job)
                     refs = _init_refs(graph, job)
                     if first:
                         _publish(refs, job.butler, shared)
-                        _drop_former(self._folder)
+                        _delete_old_runs(self._folder)
                     return refs
-        os.utime(place)
+        os.utime(run_folder)  # it is in use: _delete_old_runs goes by this time
         files = _read(shared, job.butler.dimensions)
         ingest_shared(job.butler, files)
         return [ref for file in files for ref in file.refs]
@@ -158,35 +129,19 @@ class InitOutputs:
 
 
 def note_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
-    """Note what is in the central repo now: no other visit needs to bring a run's init-outputs.
+    """Record which init-outputs are in the central repo, so that no other visit exports them.
 
-    Parameters
-    ----------
-    folder : `pathlib.Path`
-        The folder of `InitOutputs`.
-    refs : `~collections.abc.Iterable`
-        Datasets that were exported; those with dimensions do not count.
+    Datasets with dimensions are ignored. `folder` is that of `InitOutputs`.
     """
     for ref in refs:
         if ref.run is not None and (ref.dataId is None or not ref.dataId.dataId):
-            note = _note(folder, ref.run, ref.id)
-            if note.parent.is_dir():  # made in this run of the daemon
-                note.touch()
+            marker = _export_marker(folder, ref.run, ref.id)
+            if marker.parent.is_dir():  # else no worker of this daemon run needs the output run
+                marker.touch()
 
 
 def types_of_runs(universe: DimensionUniverse) -> list[DatasetType]:
-    """Return the types that each run has, whatever the pipeline.
-
-    Parameters
-    ----------
-    universe : `lsst.daf.butler.DimensionUniverse`
-        Dimensions of the repo.
-
-    Returns
-    -------
-    dataset_types : `list` [`lsst.daf.butler.DatasetType`]
-        Packages and deployment.
-    """
+    """Return the dataset types that each run has, whatever the pipeline: packages and deployment."""
     return [
         PipelineGraph(universe=universe).packages_dataset_type,
         DatasetType(DEPLOYMENT_TYPE, universe.empty, "StructuredDataDict"),
@@ -194,12 +149,13 @@ def types_of_runs(universe: DimensionUniverse) -> list[DatasetType]:
 
 
 @contextmanager
-def _coming_first(lock: Path) -> Iterator[bool]:
-    """Let one worker go on alone; those that come meanwhile wait for it and then go on together.
+def _first_worker_alone(lock: Path) -> Iterator[bool]:
+    """Let one worker create init-outputs alone; others wait for it and then continue together.
 
-    So if the first one fails after a while, because a task's database does
-    not answer, the others do not fail one after the other.
+    So if the first one fails after a while, because the database of a task
+    does not answer, the others do not fail one after the other.
     """
+    # A lock on the file, since the workers are processes; it ends with a dead worker.
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -213,20 +169,19 @@ def _coming_first(lock: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _drop_former(folder: Path) -> None:
-    """Delete runs of former days."""
-    for place in folder.iterdir():
-        with suppress(FileNotFoundError):  # another worker does the same
-            if time.time() - place.stat().st_mtime > _KEEP_S:
-                shutil.rmtree(place)
+def _delete_old_runs(folder: Path) -> None:
+    for run_folder in folder.iterdir():
+        with suppress(FileNotFoundError):  # another worker may delete it at the same time
+            if time.time() - run_folder.stat().st_mtime > _KEEP_S:
+                shutil.rmtree(run_folder)
 
 
-def _place(folder: Path, run: str) -> Path:
+def _run_folder(folder: Path, run: str) -> Path:
     return folder / quote(run, safe="")
 
 
-def _note(folder: Path, run: str, dataset: uuid.UUID) -> Path:
-    return _place(folder, run) / f"{dataset}.exported"
+def _export_marker(folder: Path, run: str, dataset: uuid.UUID) -> Path:
+    return _run_folder(folder, run) / f"{dataset}.exported"
 
 
 def _output_types(graph: PipelineGraph, universe: DimensionUniverse) -> Iterator[DatasetType]:
@@ -236,21 +191,21 @@ def _output_types(graph: PipelineGraph, universe: DimensionUniverse) -> Iterator
     yield from types_of_runs(universe)
 
 
-def _make(graph: PipelineGraph, job: Job) -> None:
-    """Write a run's init-outputs, as far as a former try has not done so."""
+def _create(graph: PipelineGraph, job: Job) -> None:
+    """Write the init-outputs of a run that an earlier attempt has not written."""
     execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
     graph.write_configs(execution)
     for label in graph.tasks:
-        made: list[tuple[object, DatasetType]] = []
+        outputs: list[tuple[object, DatasetType]] = []
         try:
-            graph.instantiate_tasks(execution.get, made, [label])
-        except BaseException as error:  # tasks are foreign code: NoWorkFound and SystemExit are no Exception
+            graph.instantiate_tasks(execution.get, outputs, [label])
+        except BaseException as error:  # NoWorkFound and SystemExit are not subclasses of Exception
             raise ConstructionFailed(TaskFailure.of(label, error)) from error
-        for content, dataset_type in made:
+        for content, dataset_type in outputs:
             _put_new(execution, content, dataset_type)
     deployment = {"digest": job.digest, "name": job.pipeline.name, "pipeline": job.pipeline.text}
     _put_new(execution, deployment, DEPLOYMENT_TYPE)
-    # Not PipelineGraph.write_packages, which is content with those of an input collection.
+    # Not PipelineGraph.write_packages, which writes none if an input collection has them.
     _put_new(execution, Packages.fromSystem(), graph.packages_dataset_type)
 
 
@@ -269,12 +224,12 @@ def _init_refs(graph: PipelineGraph, job: Job) -> list[DatasetRef]:
 
 
 def _publish(refs: list[DatasetRef], butler: Butler, shared: Path) -> None:
-    """Let the other workers have the files; they appear all at once."""
+    """Copy the files into the shared folder; they appear there all at once."""
     partial = shared.with_name(f"{shared.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     listed = tuple(
-        _Kept(name=file.path.name, formatter=file.formatter, ref=file.refs[0].to_simple())
+        _SharedFile(name=file.path.name, formatter=file.formatter, ref=file.refs[0].to_simple())
         for file in copied(located(butler, refs), partial)
     )
     (partial / _LISTING).write_bytes(_LISTED.dump_json(listed, exclude_none=True))
@@ -284,7 +239,9 @@ def _publish(refs: list[DatasetRef], butler: Butler, shared: Path) -> None:
 def _read(shared: Path, universe: DimensionUniverse) -> list[FileDataset]:
     return [
         file_dataset(
-            shared / kept.name, [DatasetRef.from_simple(kept.ref, universe=universe)], kept.formatter
+            shared / shared_file.name,
+            [DatasetRef.from_simple(shared_file.ref, universe=universe)],
+            shared_file.formatter,
         )
-        for kept in _LISTED.validate_json((shared / _LISTING).read_bytes())
+        for shared_file in _LISTED.validate_json((shared / _LISTING).read_bytes())
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``separable`` engine: lsst's own executors, in this process."""
+"""The ``separable`` engine: executors of ``lsst.pipe.base``, in this process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +28,8 @@ from ppdaemon.middleware.run.engine import (
 
 __all__ = ("SeparableEngine",)
 
-_NEVER_S = 2_592_000.0
-"""Deadlines are the supervisor's; in one process the executor has none."""
+_NO_TIMEOUT_S = 2_592_000.0
+"""A month: the supervisor enforces deadlines; in one process the executor has none."""
 
 
 class SeparableEngine(Engine):
@@ -46,16 +46,16 @@ class SeparableEngine(Engine):
             builder = AllDimensionsQuantumGraphBuilder(
                 job.pipeline.graph.copy(), execution, where=query.where, bind=dict(query.bind)
             )
-            # Named, since the default asks the password database, which does not
-            # know a service's dynamic user.
+            # The default queries the password database, which does not have the
+            # dynamic user of a service.
             built = builder.finish(metadata={"user": "ppdaemon"}, attach_datastore_records=False)
             graph = built.assemble()
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        return _Run(graph, query, execution)
+        return _SeparableRun(graph, query, execution)
 
 
-class _Run(PipelineRun):
+class _SeparableRun(PipelineRun):
     """A built graph and the Butler it is run with."""
 
     def __init__(self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler):
@@ -68,28 +68,28 @@ class _Run(PipelineRun):
             butler=self._execution, assume_no_existing_outputs=True, raise_on_partial_outputs=False
         )
         observed = _ObservedExecutor(single, before_task)
-        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NEVER_S, quantum_executor=observed)
+        graph_executor = MPGraphExecutor(num_proc=1, timeout=_NO_TIMEOUT_S, quantum_executor=observed)
         try:
             with ButlerMDC.set_mdc(dict(self._query.context)):
                 SeparablePipelineExecutor(self._execution).run_pipeline(
                     self._graph, graph_executor=graph_executor
                 )
         except BaseException:
-            # What ends the executor after a task has failed is its verdict,
-            # or the SystemExit of a task; the failure is known.
+            # After a failed task the executor raises its own error, or the task's
+            # SystemExit; the failure itself is recorded.
             if observed.failure is None:
                 raise
-        return RunResult.of(observed.failure, observed.ended)
+        return RunResult.of(observed.failure, observed.succeeded)
 
 
 class _ObservedExecutor(QuantumExecutor):
-    """Announces each task before it is run, remembers the first failure."""
+    """Reports each task before it is run, and records the first failure."""
 
     def __init__(self, inner: QuantumExecutor, before_task: Callable[[str], None]):
         self._inner = inner
         self._before_task = before_task
         self.failure: TaskFailure | None = None
-        self.ended: list[tuple[str, TaskMetadata]] = []
+        self.succeeded: list[tuple[str, TaskMetadata]] = []
 
     def execute(self, task_node: Any, /, quantum: Any, *args: Any, **kwargs: Any) -> QuantumExecutionResult:
         self._before_task(task_node.label)
@@ -100,5 +100,5 @@ class _ObservedExecutor(QuantumExecutor):
                 self.failure = TaskFailure.of(task_node.label, error)
             raise
         if result.task_metadata is not None:
-            self.ended.append((task_node.label, result.task_metadata))
+            self.succeeded.append((task_node.label, result.task_metadata))
         return result

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the supervisor learns of raws: sources, completeness, and what landed.
+"""Finds raws as they arrive: sources, the check for completeness, and an index of delivered raws.
 
-`arrivals` composes it. `rootsource` (with `watch`, `walk`, `mounts`), `notices`
-and `stores` are the sources: they report a `~ppdaemon.node.arrivals.roots.Sighting`.
-`completion` keeps each as a `~ppdaemon.node.arrivals.pending.PendingRaw` until
-it is complete and `exposures` knows its group, and delivers a
-`~ppdaemon.messages.Raw`; `index` remembers those. Files are looked at in
-`threads`, by `files`.
+`arrivals` composes the parts. `rootsource` (with `watch`, `walk` and `watchmethods`),
+`notices` and `stores` are the sources; each reports a `~ppdaemon.node.arrivals.roots.Sighting`.
+`completion` turns it into a `~ppdaemon.node.arrivals.pending.PendingRaw` until the file is
+complete and `exposurefacts` has its group, and then delivers a `~ppdaemon.messages.Raw`.
+`index` stores delivered raws. `files` reads files, in `threads`.
 """

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Raw images as they land: from the sources' sightings to complete raws.
+"""Connects the sources of raws with the check for completeness, and runs the final rescan.
 
-Covers the merging of sources and the final rescan. When a raw is complete, and
-that it is delivered once, is `ppdaemon.node.arrivals.completion`'s; which
-worker waits for it is decided elsewhere. Nothing here touches the filesystem
-of raws in the event loop: if that filesystem hangs, raws are late and the
-supervisor is not.
+The event loop never touches the filesystem of raws: if that filesystem hangs,
+raws are late, but the supervisor is not blocked.
 """
 
 import asyncio
@@ -23,15 +20,15 @@ from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.completion import READERS, RawCompletion, until_concluded
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import Exposures, FileReading, Reading
+from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader, FileReader
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
-from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReading
+from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReader
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.node.arrivals.walk import Moment, Search
+from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Expected, Kind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
@@ -41,23 +38,23 @@ __all__ = ("Arrivals",)
 
 _LOG = logging.getLogger(__name__)
 
-MOST_TASKS = 20_000
-"""Above, sidecars and lists that were sighted by themselves are not read."""
+MAX_TASKS = 20_000
+"""With more tasks, sidecars and lists of detectors are not read when they are sighted."""
 STOP_S = 3.0
+"""Time for closing the watches; a filesystem that hangs would block the stop."""
 RESCAN_S = 2.0
-"""A final rescan that takes longer is broken off."""
+"""Time limit of a final rescan: a worker slot is occupied meanwhile."""
 
 
 class Arrivals:
     """Watches the raw roots and delivers each raw once, when it is complete.
 
-    `deliver` is called with each raw in the event loop's thread, `expect` with
-    the detectors of an exposure where a list of them came. `waiting` returns
-    what open visits wait for, which is looked for where the kernel reports
-    nothing. `canaries` is a folder of our own, outside of all raw roots, whose
-    files prove that the kernel's events come through; without it they are
-    trusted. `reader` reads what lies in object stores; it is started and closed
-    here. Raises ConfigError if an instrument has no focal-plane table.
+    `deliver` is called in the event loop with each raw, `expect` with each list
+    of the detectors of an exposure. `waiting` returns the raws that open visits
+    need; they are polled for where inotify does not report them. `canaries` is a
+    folder outside all raw roots for files that test inotify; without it inotify
+    is not tested. `reader` reads object stores; it is started and closed here.
+    Raises ConfigError if an instrument has no focal-plane table.
     """
 
     def __init__(
@@ -77,9 +74,9 @@ class Arrivals:
         self._counts = ErrorCounts(clock.mono)
         self._tasks: set[asyncio.Task[None]] = set()
         self._raw_roots = RawRoots(config, instruments)
-        # Threads of its own for each root: one that hangs stops no other.
+        # Separate threads for each root: a root that hangs must not block the others.
         self._threads = {root.path: FileThreads(READERS, clock.mono) for root in self._raw_roots.roots}
-        self._exposures = self._new_exposures(FileReading(self._threads), self._raw_roots)
+        self._exposures = self._new_exposures(FileReader(self._threads), self._raw_roots)
         self._completion = RawCompletion(
             self._threads,
             self._exposures,
@@ -88,7 +85,7 @@ class Arrivals:
             config.remember_s,
             deliver,
             self._spawn,
-            self._list_again,
+            self._relist_all,
             self._is_local,
         )
         context = SourceContext(
@@ -96,9 +93,9 @@ class Arrivals:
             config,
             clock,
             self._counts,
-            self._sighted,
+            self._on_sighting,
             self._completion.room,
-            self._completion.expect_no_end,
+            self._completion.expect_no_close,
             waiting,
             canaries,
         )
@@ -108,14 +105,12 @@ class Arrivals:
         }
         self._reader = reader
         self._stores = None if reader is None else self._new_stores(reader, instruments)
-        self._runs: dict[str, asyncio.Task[None]] = {}
-        self._listeners: dict[str, asyncio.Task[None]] = {}
+        self._source_tasks: dict[str, asyncio.Task[None]] = {}
+        self._listener_tasks: dict[str, asyncio.Task[None]] = {}
         self._context: zmq.asyncio.Context | None = None
 
     async def start(self) -> None:
-        """Begin to watch, survey and listen; raises ConfigError if an address of
-        ``arrivals.subscribe`` cannot be used.
-        """
+        """Start all sources; raises ConfigError if an address of ``arrivals.subscribe`` cannot be used."""
         try:
             self._subscribe(self._config.subscribe)
         except ConfigError:
@@ -124,10 +119,10 @@ class Arrivals:
         self._completion.start()
         if self._reader is not None:
             self._reader.start()
-        self._runs = {path: self._spawn(source.run()) for path, source in self._sources.items()}
+        self._source_tasks = {path: self._spawn(source.run()) for path, source in self._sources.items()}
 
     async def stop(self) -> None:
-        """End all watching; what is not complete yet is forgotten."""
+        """Stop all sources, and discard raws that are not complete."""
         self._completion.stop()
         tasks = [*self._tasks]
         for task in tasks:
@@ -146,44 +141,49 @@ class Arrivals:
             threads.close()
 
     def report(self) -> tuple[ArrivalSource, ...]:
-        """Return the states of watch, polling and survey of each root, then of the subscriptions,
-        then of the reader of object stores.
+        """Return the states of each root's watch, polling and survey, of the subscriptions, and of the
+        reader of object stores.
         """
         report = self._completion.latencies.report
         sources = [
             report(state.name, live=False, note="ended by an error, see the log")
-            if path in self._runs and self._runs[path].done()
+            if path in self._source_tasks and self._source_tasks[path].done()
             else report(state.name, live=state.live, note=state.note)
             for path, source in self._sources.items()
             for state in source.states()
         ]
-        sources += [report(name, live=not task.done(), note="") for name, task in self._listeners.items()]
+        sources += [
+            report(name, live=not task.done(), note="") for name, task in self._listener_tasks.items()
+        ]
         if self._reader is not None:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
 
     async def rescan(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
-        """Look where raws of a visit must be, whatever the sources have reported.
+        """List the folders that can contain raws of a visit, and deliver the complete raws found there.
 
-        What is found and complete is delivered before this returns, also what
-        was delivered before; it returns after `RESCAN_S` at the latest. Where paths do not name
-        the group, exposures that were complete `remember_s` before the announcement are not looked at.
+        Raws that were delivered before are delivered again. Returns after `RESCAN_S` at the latest.
+        Where paths do not contain the group, folders of exposures that have not changed since
+        `remember_s` before the announcement are skipped.
         """
         expected = Expected(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
-        self._counts.count("last_looks")
+        self._counts.count("final_rescans")
         try:
             async with asyncio.timeout(RESCAN_S):
                 await asyncio.gather(
                     *(self._rescan_root(root, expected, since_unix) for root in self._raw_roots.roots)
                 )
         except TimeoutError:
-            text = f"a final rescan for {visit.group} took {RESCAN_S:g} s"
-            self._counts.complain("last_look_broken_off", text)
+            text = (
+                f"the final rescan for {visit.group} was stopped after {RESCAN_S:g} s; raws that it has not "
+                "found may be reported as missing: check that the filesystem of the raw roots is not slow"
+            )
+            self._counts.warn("final_rescan_cut_short", text)
 
     @property
     def refused(self) -> tuple[RefusedRaw, ...]:
-        """The last raws that were not delivered."""
+        """The most recent raws that were not delivered."""
         return tuple(self._completion.refused)
 
     @property
@@ -200,60 +200,60 @@ class Arrivals:
         for address in addresses:
             source = f"zmq {address}"
             socket = subscriber(self._context, address)
-            self._listeners[source] = self._spawn(
+            self._listener_tasks[source] = self._spawn(
                 listen(
                     socket,
-                    lambda path, source=source: self._noticed(source, path),  # type: ignore[misc]
-                    lambda error: self._counts.complain(f"notice.{error.kind}", f"notice refused: {error}"),
+                    lambda path, source=source: self._on_notice(source, path),  # type: ignore[misc]
+                    lambda error: self._counts.warn(f"notice.{error.kind}", f"ignoring a notice: {error}"),
                 )
             )
 
-    def _noticed(self, source: str, file: str | StoredObject) -> None:
-        """A notice named a finished file."""
+    def _on_notice(self, source: str, file: str | StoredObject) -> None:
+        """Pass on a finished file that a notice names."""
         try:
             if isinstance(file, StoredObject):
-                self._object_noticed(source, file)
+                self._on_object_notice(source, file)
             else:
-                self._path_noticed(source, file)
+                self._on_path_notice(source, file)
         except BadMessage as error:
-            self._counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+            self._counts.warn(f"refused.{error.kind}", f"{source}: ignoring a file: {error}")
 
-    def _object_noticed(self, source: str, file: StoredObject) -> None:
+    def _on_object_notice(self, source: str, file: StoredObject) -> None:
         if self._stores is not None and self._stores.serves(file):
-            self._stores.noticed(source, file)
-        elif file.scheme == "s3":  # a raw root may be what a bucket is on this host
-            self._path_noticed(source, file.key)
+            self._stores.on_notice(source, file)
+        elif file.scheme == "s3":  # a bucket may be mounted on this host as a raw root
+            self._on_path_notice(source, file.key)
         else:
             raise BadMessage(f"{file.uri[:200]!r} is not below a root of arrivals.remote", "outside")
 
-    def _path_noticed(self, source: str, path: str) -> None:
-        for absolute in self._raw_roots.spell_out(path):
+    def _on_path_notice(self, source: str, path: str) -> None:
+        for absolute in self._raw_roots.absolute_paths(path):
             located = self._raw_roots.locate(absolute)
             if located is not None:
-                self._sighted(Sighting(source, *located, confirmed=True))
+                self._on_sighting(Sighting(source, *located, confirmed=True))
 
-    def _sighted(self, sighting: Sighting) -> None:
-        """A source met a raw or a sidecar of this node."""
+    def _on_sighting(self, sighting: Sighting) -> None:
+        """Handle a raw, a sidecar or a list of detectors that a source reports."""
         name = sighting.name
         if name.kind is Kind.EXPECTED:
-            if self._exposures.unlisted(name) and len(self._tasks) < MOST_TASKS:
+            if self._exposures.needs_list(name) and len(self._tasks) < MAX_TASKS:
                 self._spawn(self._list(sighting))
             return
         if name.kind is Kind.SIDECAR:
-            if self._exposures.unknown(name) and len(self._tasks) < MOST_TASKS:
-                self._spawn(self._exposures.learn_from(name, sighting.file))
+            if self._exposures.needs_sidecar(name) and len(self._tasks) < MAX_TASKS:
+                self._spawn(self._exposures.read_sidecar(name, sighting.file))
             return
         if not self._completion.delivered(name):
             self._completion.take(sighting)
 
-    def _new_exposures(self, reading: Reading, roots: RawRoots) -> Exposures:
-        return Exposures(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
+    def _new_exposures(self, reading: ExposureReader, roots: RawRoots) -> ExposureFactsCache:
+        return ExposureFactsCache(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
 
     def _new_stores(self, reader: ReaderProcess, instruments: Mapping[str, Collection[int]]) -> StoreArrivals:
         roots = RawRoots(self._config, instruments, stores=True)
         return StoreArrivals(
             roots,
-            self._new_exposures(StoreReading(reader), roots),
+            self._new_exposures(StoreReader(reader), roots),
             self._completion,
             self._counts,
             self._clock.mono,
@@ -262,9 +262,9 @@ class Arrivals:
             self._expect,
         )
 
-    def _list_again(self) -> None:
+    def _relist_all(self) -> None:
         for source in self._sources.values():
-            source.list_again()
+            source.relist()
 
     def _is_local(self, root: str) -> bool:
         return self._sources[root].is_local
@@ -272,14 +272,14 @@ class Arrivals:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counts.count("internal")
-            _LOG.error("an error in the arrivals", exc_info=error)
+            _LOG.error("internal error: a task that handles raw arrivals has ended", exc_info=error)
 
     async def _list(self, sighting: Sighting) -> None:
         expected = await self._exposures.expected(sighting.name, sighting.file)
@@ -289,24 +289,24 @@ class Arrivals:
     # --- the final rescan ---
 
     async def _rescan_root(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
-        search = Search(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s)
+        search = RawSearch(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s)
         threads = self._threads[root.path]
-        sightings = await threads.run(search.rescan, expected, since_unix, Moment.by(self._clock))
+        sightings = await threads.run(search.rescan, expected, since_unix, WalkTime.by(self._clock))
         exposures: dict[int, list[Sighting]] = {}
         for sighting in sightings:
             exposures.setdefault(sighting.name.exposure, []).append(sighting)
-        await asyncio.gather(*(self._take_found(expected, found) for found in exposures.values()))
+        await asyncio.gather(*(self._deliver_found(expected, found) for found in exposures.values()))
 
-    async def _take_found(self, expected: Expected, sightings: list[Sighting]) -> None:
-        """Deliver the raws of one exposure, if it is one of the visit."""
-        facts = await self._group_named_by(sightings)
+    async def _deliver_found(self, expected: Expected, sightings: list[Sighting]) -> None:
+        """Deliver the raws of one exposure if it belongs to the visit."""
+        facts = await self._find_facts(sightings)
         if facts is None or parent_group(facts.group) != expected.group:
             return
         taken = [self._completion.take(sighting) for sighting in sightings]
         await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
 
-    async def _group_named_by(self, sightings: list[Sighting]) -> ExposureFacts | None:
-        """Ask one raw of an exposure after the other, and wait for no sidecar."""
+    async def _find_facts(self, sightings: list[Sighting]) -> ExposureFacts | None:
+        """Read the raws of an exposure one by one until one has the group; wait for no late sidecar."""
         long_ago = self._clock.mono() - self._config.sidecar_wait_s
         for sighting in sightings:
             if (facts := await self._exposures.facts(sighting.name, sighting.file, long_ago)) is not None:

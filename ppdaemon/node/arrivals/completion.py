@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From sightings to complete raws: each is delivered once, when it is complete.
+"""Checks pending raws until they are complete, and delivers each once.
 
-`ppdaemon.node.arrivals.pending` decides, in the event loop; threads read what
-it asks for. Files are looked at many at a time, because handing one to a
-thread and back costs more than the look itself. What is not complete yet has
-a timer, and only the first raw of an exposure that nothing is known of yet
-gets a task.
+`ppdaemon.node.arrivals.pending` decides in the event loop; threads read the files.
+Files are checked in batches, because passing one to a thread and back costs more
+than the check. An incomplete raw has a timer; only the first raw of an exposure
+with unknown group gets a task.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
-from ppdaemon.node.arrivals.exposures import Exposures
+from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, read_states, sidecar_of
 from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileState, PendingRaw, Recheck
@@ -34,24 +33,25 @@ from ppdaemon.reports import RefusedRaw
 __all__ = ("READERS", "RawCompletion", "until_concluded")
 
 READERS = 4
-"""Files of one root that are looked at at once."""
+"""Threads, and tasks, that check the files of one root."""
 AT_ONCE = 50
-"""Files looked at in one go: some 5 ms of a thread, and 2 ms of the loop."""
-MOST_PENDING = 40_000
-"""Files looked at until they are complete, 0.7 kB each: ten exposures of 205
-detectors are 2050."""
-BUSY = 25_000
-"""Files that wait for a look; above, surveys pause. A hundred exposures are
-found at once, and the kernel's queue (16,384 events) has room beside them."""
-FLOOD = 1000
-"""Files that wait for a look; above, only one reader of a root goes on while raws are still
-being sighted: threads share one interpreter, and to be found comes first."""
+"""Files in one batch: some 5 ms of a thread, and 2 ms of the event loop."""
+MAX_PENDING = 40_000
+"""Raws that are not complete, 0.7 kB each; ten exposures of 205 detectors are 2050."""
+MAX_QUEUED = 25_000
+"""Queued files above which surveys pause: enough for a hundred exposures found at
+once and for the kernel's queue of 16,384 events."""
+FLOOD_QUEUED = 1000
+"""Queued files above which only one task of a root checks files while sightings continue: threads
+share one interpreter, and finding files is more urgent."""
 CALM_S = 0.05
-"""Without a sighting for so long, the others go on too."""
-MOST_DELIVERED = 200_000
-MOST_REFUSED = 50
+"""Time without a sighting after which the other tasks continue."""
+MAX_DELIVERED = 200_000
+"""Keys of delivered raws that are remembered: almost 1000 exposures of 205 detectors."""
+MAX_REFUSED = 50
+"""Refused raws that `ppctl` shows."""
 HANGING_PAUSE_S = 1.0
-"""Until the next look at a file whose filesystem did not answer."""
+"""Pause before a file is checked again whose filesystem did not respond."""
 
 type _Key = tuple[str, int, int]
 type _ExposureKey = tuple[str, int, str]
@@ -60,87 +60,88 @@ type _ExposureKey = tuple[str, int, str]
 
 @dataclass(eq=False)
 class RawCompletion:
-    """Waits for raws to be complete, and delivers each once.
+    """Checks raws until they are complete, and delivers each once.
 
-    Files are looked at in the `threads` of their root. A survey may find a
-    file again within `remember_s`. `overfull` is called when a raw could not
-    be taken; `same_clock` returns whether time stamps below a root are by this
-    host's clock.
+    Files are read in the `threads` of their root. A survey may find a file again
+    within `remember_s`. `on_overflow` is called when a raw is dropped; `same_clock`
+    returns whether the time stamps below a root come from this host's clock.
     """
 
     threads: Mapping[str, FileThreads]
-    exposures: Exposures
+    exposures: ExposureFactsCache
     clock: Clock
     counts: ErrorCounts
     remember_s: float
     deliver: Callable[[Raw], None]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
-    overfull: Callable[[], None]
+    on_overflow: Callable[[], None]
     same_clock: Callable[[str], bool]
 
     def __post_init__(self) -> None:
         self.latencies = Latencies()
-        """How soon each source reports raws."""
-        self.refused: deque[RefusedRaw] = deque(maxlen=MOST_REFUSED)
-        """What was not delivered, the last at the end."""
+        """Latency of each source."""
+        self.refused: deque[RefusedRaw] = deque(maxlen=MAX_REFUSED)
+        """Raws that were not delivered, the most recent at the end."""
         self._pending: dict[_Key, PendingRaw] = {}
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
-        self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MOST_DELIVERED)
+        self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MAX_DELIVERED)
         self._queues = {root: _Queue() for root in self.threads}
         self._ungrouped: dict[_ExposureKey, deque[PendingRaw]] = {}
-        """Complete raws of exposures of which nothing is known; the first is being asked."""
+        """Complete raws of exposures with unknown group; the first is being read."""
         self._room = asyncio.Event()
         self._room.set()
         self._started_unix = self._unix()
 
     def start(self) -> None:
-        """Begin to look at files."""
+        """Start checking files."""
         for root in self._queues:
             for number in range(READERS):
-                self.spawn(self._look_forever(root, gives_way=number > 0))
+                self.spawn(self._check_forever(root, yields_to_sightings=number > 0))
 
     def stop(self) -> None:
-        """Forget what is not complete."""
+        """Cancel the checks that are due later."""
         for timer in self._timers.values():
             timer.cancel()
 
     async def room(self) -> None:
-        """Wait while more was sighted than can be looked at soon."""
+        """Wait while too many files are queued."""
         await self._room.wait()
 
     def delivered(self, name: RawName) -> bool:
-        """Return whether a raw was delivered lately."""
-        return self._delivered.knows(_key(name), self.clock.mono())
+        """Return whether a raw was delivered recently."""
+        return self._delivered.contains(_key(name), self.clock.mono())
 
     def take(self, sighting: Sighting) -> PendingRaw | None:
-        """Wait until an image is complete, if it is not waited for, and deliver it then; return
-        what is waited for, `None` if too much is already.
+        """Add a sighting of an image, to be delivered when it is complete; return its pending raw,
+        `None` if there are too many.
         """
         key = _key(sighting.name)
         pending = self._pending.get(key)
         if pending is not None:
-            if pending.sighted_again(sighting, self._unix()):
+            if pending.add_sighting(sighting, self._unix()):
                 self._timers.pop(key).cancel()
-                self._look_again(pending)
+                self._recheck(pending)
             return pending
-        if len(self._pending) >= MOST_PENDING:
-            self.counts.complain("dropped", f"{len(self._pending)} raws are incomplete, one more put off")
-            self.overfull()
+        if len(self._pending) >= MAX_PENDING:
+            self.counts.warn(
+                "dropped", f"{len(self._pending)} raws are incomplete; one more is left to the next survey"
+            )
+            self.on_overflow()
             return None
         self.latencies.sighted(sighting.source)
         pending = self._pending[key] = PendingRaw.of(sighting, self.clock.mono(), self._unix())
         self._queue(pending)
         return pending
 
-    def expect_no_end(self, root: str) -> None:
-        """Wait for no file below a root to be closed: the event may have been lost."""
+    def expect_no_close(self, root: str) -> None:
+        """Stop waiting for close events below a root, because events may have been lost."""
         for pending in self._pending.values():
             if pending.files[0].root == root:
-                pending.expect_no_end()
+                pending.expect_no_close()
 
     def take_stored(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
-        """Deliver a raw in an object store, which needs no look, unless it was delivered; raises
-        BadMessage if the values of its exposure's headers are not acceptable.
+        """Deliver a raw in an object store, which needs no check, unless it was delivered before; raises
+        BadMessage if header values are not valid.
         """
         if self.delivered(name):
             return
@@ -151,29 +152,30 @@ class RawCompletion:
         self.deliver(raw)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
-        """Count and list a raw that is not delivered."""
-        self.counts.complain(kind, reason)
+        """Count, log and list a raw that is not delivered."""
+        self.counts.warn(kind, reason)
         self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self.clock.tai()))
 
     def _unix(self) -> float:
         return self.clock.tai() - TAI_MINUS_UTC_S
 
-    # --- looks ---
+    # --- checks ---
 
-    async def _look_forever(self, root: str, *, gives_way: bool) -> None:
+    async def _check_forever(self, root: str, *, yields_to_sightings: bool) -> None:
         queue, threads = self._queues[root], self.threads[root]
         while True:
-            if gives_way and queue.is_flooded:
+            if yields_to_sightings and queue.is_flooded:
                 await asyncio.sleep(CALM_S)
                 continue
             batch = await queue.take()
             if not self._room.is_set() and not self._is_busy():
                 self._room.set()
             try:
-                states = await threads.run(read_states, [pending.order() for pending in batch])
+                # While a raw is CHECKING, sightings only mark it: none queues it twice.
+                states = await threads.run(read_states, [pending.start_check() for pending in batch])
             except TimeoutError:
                 for pending in batch:
-                    pending.not_answered()
+                    pending.timed_out()
                     self._pause(pending, HANGING_PAUSE_S)
                 continue
             same_clock = self.same_clock(root)
@@ -181,16 +183,16 @@ class RawCompletion:
                 if isinstance(state, BadMessage):
                     self._conclude(pending, _refusal(state))
                 else:
-                    self._judge(pending, state, same_clock=same_clock)
+                    self._evaluate(pending, state, same_clock=same_clock)
 
-    def _judge(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
+    def _evaluate(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
         changed_unix = max(state.modified_ns, state.changed_ns) / 1e9
         age_s = max(0.0, self._unix() - changed_unix) if same_clock and changed_unix else 0.0
-        match pending.judge(state, self.clock.mono(), age_s):
+        match pending.evaluate(state, self.clock.mono(), age_s):
             case Recheck(pause_s) if pause_s > 0.0:
                 self._pause(pending, pause_s)
             case Recheck():
-                pending.look_again()
+                pending.recheck()
                 self._queues[pending.files[0].root].add_first(pending)
             case Abandon(kind, reason):
                 self._conclude(pending, Abandon(kind, f"{pending.files[0].path}: {reason}"))
@@ -203,10 +205,10 @@ class RawCompletion:
 
     def _pause_ended(self, pending: PendingRaw) -> None:
         del self._timers[_key(pending.name)]
-        self._look_again(pending)
+        self._recheck(pending)
 
-    def _look_again(self, pending: PendingRaw) -> None:
-        pending.look_again()
+    def _recheck(self, pending: PendingRaw) -> None:
+        pending.recheck()
         self._queue(pending)
 
     def _queue(self, pending: PendingRaw) -> None:
@@ -215,13 +217,13 @@ class RawCompletion:
             self._room.clear()
 
     def _is_busy(self) -> bool:
-        return sum(len(queue.waiting) for queue in self._queues.values()) > BUSY
+        return sum(len(queue.waiting) for queue in self._queues.values()) > MAX_QUEUED
 
     # --- the group ---
 
     def _find_group(self, pending: PendingRaw, complete: Deliver) -> None:
-        """Deliver a complete raw when the group of its exposure is known; ask one raw at a time."""
-        facts = self.exposures.known(pending.name)
+        """Deliver a complete raw when the group of its exposure is known; read one raw at a time."""
+        facts = self.exposures.cached(pending.name)
         if facts is not None:
             self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
             return
@@ -229,41 +231,41 @@ class RawCompletion:
         waiting = self._ungrouped.setdefault(key, deque())
         waiting.append(pending)
         if len(waiting) == 1:
-            self.spawn(self._ask_one_by_one(key))
+            self.spawn(self._resolve_exposure(key))
         elif complete.has_sidecar and not _complete(waiting[0]).has_sidecar:
-            # Else all would wait as long as the one that is asked waits for its sidecar.
-            self.spawn(self.exposures.learn_from(pending.name, sidecar_of(complete.file)))
+            # Otherwise all would wait until the first raw has its own sidecar.
+            self.spawn(self.exposures.read_sidecar(pending.name, sidecar_of(complete.file)))
 
-    async def _ask_one_by_one(self, key: _ExposureKey) -> None:
-        """Find the group of an exposure, and deliver its raws; a raw without a group is refused."""
+    async def _resolve_exposure(self, key: _ExposureKey) -> None:
+        """Find the group of an exposure, deliver its raws, and refuse raws without a group."""
         waiting, threads = self._ungrouped[key], self.threads[key[2]]
         asked: PendingRaw | None = None
         try:
             while waiting:
                 asked = waiting[0]
                 file, since_mono = _complete(asked).file, asked.complete_mono
-                facts = self.exposures.known(asked.name) or await self._answered(
+                facts = self.exposures.cached(asked.name) or await self._retry_hanging(
                     self.exposures.facts, asked.name, file, since_mono
                 )
-                # A group that only the path of this raw names is not that of the others.
-                alike = self.exposures.known(asked.name) is not None
+                # A group that only the path of this raw contains does not apply to the others.
+                alike = self.exposures.cached(asked.name) is not None
                 batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
-                # Sidecars may have come while the group was looked for.
+                # Sidecars may have arrived while the group was read.
                 sidecars = [sidecar_of(_complete(each).file) for each in batch]
-                found = await self._answered(threads.run, are_regular, sidecars)
+                found = await self._retry_hanging(threads.run, are_regular, sidecars)
                 for pending, has_sidecar in zip(batch, found, strict=True):
                     waiting.popleft()
-                    known = self.exposures.known(pending.name) or facts
+                    known = self.exposures.cached(pending.name) or facts
                     self._conclude_with(pending, known, has_sidecar=has_sidecar)
         finally:
             del self._ungrouped[key]
-            # An error with the one that was asked is not to be in the way of the others.
+            # An internal error with one raw must not block the others.
             for pending in waiting:
                 if pending is not asked:
-                    self._look_again(pending)
+                    self._recheck(pending)
 
-    async def _answered[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Ask again and again while the filesystem hangs."""
+    async def _retry_hanging[T](self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Call a function again while the filesystem hangs."""
         while True:
             try:
                 return await ask(*args)
@@ -273,7 +275,7 @@ class RawCompletion:
     # --- the end ---
 
     def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts | None, *, has_sidecar: bool) -> None:
-        """Deliver a complete raw with what is known of its exposure, or refuse it."""
+        """Deliver a complete raw with the facts of its exposure, or refuse it without."""
         path = _complete(pending).file.path
         try:
             if facts is None:
@@ -285,7 +287,7 @@ class RawCompletion:
             self._conclude(pending, raw)
 
     def _conclude(self, pending: PendingRaw, end: Raw | Abandon) -> None:
-        """Deliver a raw, or abandon it, and forget that it was pending."""
+        """Deliver or abandon a raw; remove it from the pending raws unless it was reported again."""
         delivered, now = isinstance(end, Raw), self.clock.mono()
         if not pending.conclude(delivered=delivered, mono=now):
             self._queue(pending)
@@ -294,15 +296,16 @@ class RawCompletion:
         if isinstance(end, Abandon):
             self.refuse(pending.files[0].path, end.kind, end.reason)
             return
+        # Before `deliver`: a sighting that it causes must not deliver the raw again.
         self._delivered.add(_key(pending.name), now)
-        self.counts.count("delivered" if _complete(pending).whole else "delivered_broken")
+        self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
-            self.latencies.delivered(pending.source, pending.lag_s)
+            self.latencies.delivered(pending.source, pending.latency_s)
         self.deliver(end)
 
 
 class _Queue:
-    """Raws that wait for a look, shared by some readers."""
+    """Raws to be checked, shared by the `READERS` tasks of a root."""
 
     def __init__(self) -> None:
         self.waiting: deque[PendingRaw] = deque()
@@ -315,17 +318,17 @@ class _Queue:
         self._filled.set()
 
     def add_first(self, pending: PendingRaw) -> None:
-        """Add one whose look goes on; it is no new one, to which readers give way."""
+        """Add a raw whose check continues; it does not count as a new sighting."""
         self.waiting.appendleft(pending)
         self._filled.set()
 
     @property
     def is_flooded(self) -> bool:
-        """Whether many wait and more are being added."""
-        return len(self.waiting) > FLOOD and time.monotonic() - self._added_mono < CALM_S
+        """Whether many raws are queued and more are being added."""
+        return len(self.waiting) > FLOOD_QUEUED and time.monotonic() - self._added_mono < CALM_S
 
     async def take(self) -> list[PendingRaw]:
-        """Wait for some; leave the others their share."""
+        """Wait for raws; return at most an equal share for each reader."""
         while not self.waiting:
             self._filled.clear()
             await self._filled.wait()
@@ -357,7 +360,7 @@ def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen
             seen_tai=seen_tai,
         )
     except pydantic.ValidationError as error:
-        raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not acceptable", "header") from None
+        raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not valid", "header") from None
 
 
 def _key(name: RawName) -> _Key:
@@ -366,7 +369,7 @@ def _key(name: RawName) -> _Key:
 
 
 async def until_concluded(pending: PendingRaw) -> None:
-    """Wait until a raw was delivered, or abandoned."""
+    """Wait until a raw is delivered or abandoned."""
     concluded = asyncio.Event()
     pending.when_concluded(concluded.set)
     await concluded.wait()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Counters of the arrivals: what went wrong, and how soon each source reports raws."""
+"""Counters of arrival errors, and the latencies of the sources."""
 
 import logging
 from collections import Counter, defaultdict, deque
@@ -13,8 +13,9 @@ __all__ = ("ErrorCounts", "Latencies")
 _LOG = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
-LATELY = 1000
-"""Raws of a source that its latency is computed from: five exposures of 205 detectors."""
+"""One broken file or publisher can cause hundreds of events a second."""
+LATENCY_SAMPLES = 1000
+"""Raws from which the latency of a source is computed: five exposures of 205 detectors."""
 
 
 class ErrorCounts(Throttle):
@@ -23,30 +24,30 @@ class ErrorCounts(Throttle):
     def __init__(self, mono: Callable[[], float]):
         super().__init__(LOG_EVERY_S, mono)
 
-    def complain(self, kind: str, text: str) -> None:
-        """Count an event and log it, unless its kind was logged lately."""
+    def warn(self, kind: str, text: str) -> None:
+        """Count an event; log it unless its kind was logged recently."""
         if self.passes(kind):
             _LOG.warning("%s", text, extra={"kind": kind, "count": self.by_kind[kind]})
 
 
 class Latencies:
-    """Counts raws by the source that reported them first."""
+    """Counts raws and measures latencies by the source that reported each raw first."""
 
     def __init__(self) -> None:
         self._files: Counter[str] = Counter()
-        self._lags: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LATELY))
+        self._latencies: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LATENCY_SAMPLES))
 
     def sighted(self, source: str) -> None:
         """Count a raw that a source reported first."""
         self._files[source] += 1
 
-    def delivered(self, source: str, lag_s: float) -> None:
-        """Record how soon a source reported a raw that is delivered now."""
-        self._lags[source].append(lag_s)
+    def delivered(self, source: str, latency_s: float) -> None:
+        """Record the time from the last change of a delivered file to the sighting, seconds."""
+        self._latencies[source].append(latency_s)
 
     def report(self, name: str, *, live: bool, note: str) -> ArrivalSource:
-        """Return the state of a source with its figures: latencies are those of the last `LATELY`."""
-        lags = sorted(self._lags.get(name, ()))
+        """Return the state, the count and the latencies of a source."""
+        lags = sorted(self._latencies.get(name, ()))
         return ArrivalSource(
             name=name,
             live=live,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Looks at raws and sidecars, which block: to be called in `ppdaemon.node.arrivals.threads`.
+"""Blocking reads of raws and sidecars, to be called in `ppdaemon.node.arrivals.threads`.
 
-They return facts; what follows is decided in the event loop. A file is opened
-only where its real path lies below its raw root. What is no regular file is
-refused like a symbolic link out of the root.
+They return facts; the event loop decides. A file is opened only if it is a
+regular file whose real path is below its raw root.
 """
 
 import os
@@ -34,16 +33,16 @@ __all__ = (
 )
 
 MAX_SIDECAR = 1_000_000
-"""Bytes; real ones have 3 to 4 kB."""
+"""Bytes; real sidecars have 3 to 4 kB."""
 MAX_CARD = 80
-"""Characters; a longer value is in no header."""
-MOST_SIDECARS = 5
-"""Read to learn the group of an exposure that its own files do not name."""
+"""Characters of a FITS card; no header has a longer value."""
+MAX_SIDECARS = 5
+"""Other detectors' sidecars that are read to find the group of an exposure."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureFacts:
-    """What the headers of all detectors of an exposure have in common."""
+    """Header values that all detectors of an exposure share."""
 
     group: str
     snap: int | None = None
@@ -54,7 +53,7 @@ class ExposureFacts:
 
 
 def read_states(orders: Sequence[tuple[Sequence[RawPath], bool]]) -> list[FileState | BadMessage]:
-    """Look at several raws; return what `read_state` returns or raises, in their order."""
+    """Check several raws; return in their order what `read_state` returns or raises."""
     states: list[FileState | BadMessage] = []
     for files, structure in orders:
         try:
@@ -65,17 +64,17 @@ def read_states(orders: Sequence[tuple[Sequence[RawPath], bool]]) -> list[FileSt
 
 
 def read_state(files: Sequence[RawPath], *, structure: bool) -> FileState:
-    """Look at the first that exists of the files that may be one raw.
+    """Check the first existing one of several paths of one raw.
 
-    The structure is read, and the sidecar looked for, only if that is asked for, and not where the
-    raw's marker is missing. Raises BadMessage if the path leads out of its root or is no regular file.
+    The FITS structure and the existence of the sidecar are read only if requested, and not while the
+    raw's marker is missing. Raises BadMessage for a link out of the root or no regular file.
     """
     for path in files:
         try:
             with _open(path) as file:
-                # The stamps are from before the reading: a write during it shows later.
+                # The time stamps are read first: a write during the read is then detected later.
                 stamps = _stamps(path, os.fstat(file.fileno()))
-                return _with_structure(stamps, path, file) if structure and stamps.marked else stamps
+                return _with_fits_structure(stamps, path, file) if structure and stamps.marked else stamps
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -96,11 +95,13 @@ def _stamps(path: RawPath, status: os.stat_result) -> FileState:
     )
 
 
-def _with_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
+def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
     found = fitsblocks.structure(file)
-    whole = found.whole and found.data_bytes > 0
-    problem = "" if whole else found.problem or "no data"
-    return replace(stamps, read=True, whole=whole, problem=problem, has_sidecar=_is_regular(sidecar_of(path)))
+    intact = found.whole and found.data_bytes > 0
+    problem = "" if intact else found.problem or "no data"
+    return replace(
+        stamps, read=True, intact=intact, problem=problem, has_sidecar=_is_regular(sidecar_of(path))
+    )
 
 
 def sidecar_of(image: RawPath) -> RawPath:
@@ -111,14 +112,14 @@ def sidecar_of(image: RawPath) -> RawPath:
 def facts_of_sidecar(sidecar: RawPath) -> ExposureFacts:
     """Read the group and the snap from a sidecar.
 
-    Raises FileNotFoundError if there is none, another OSError if it cannot be read, and BadMessage
-    if it is no JSON object with a group, or not to be opened; so do the other readers below.
+    This and the functions below raise FileNotFoundError if the file does not exist, another OSError
+    if it cannot be read, and BadMessage if its content is invalid or it must not be opened.
     """
     return facts_in(_json_object(sidecar))
 
 
 def expected_sensors(path: RawPath) -> frozenset[str]:
-    """Read from ``<obsid>_expectedSensors.json`` the names of the detectors that will come."""
+    """Read the names of the detectors of an exposure from ``<obsid>_expectedSensors.json``."""
     return sensors_in(_json_object(path))
 
 
@@ -140,7 +141,7 @@ def facts_of_image(image: RawPath) -> ExposureFacts:
 
 
 def sidecars_beside(image: RawPath) -> tuple[RawPath, ...]:
-    """List at most `MOST_SIDECARS` sidecars in the folder of an image, its own left out."""
+    """Return at most `MAX_SIDECARS` sidecars of other images in the folder of an image."""
     folder, own = os.path.dirname(image.path), os.path.basename(sidecar_path(image.path))
     with os.scandir(folder) as entries:
         names = [
@@ -151,11 +152,11 @@ def sidecars_beside(image: RawPath) -> tuple[RawPath, ...]:
             and not entry.name.startswith(".")
             and entry.name != own
         ]
-    return tuple(RawPath(image.root, f"{folder}/{name}") for name in sorted(names)[:MOST_SIDECARS])
+    return tuple(RawPath(image.root, f"{folder}/{name}") for name in sorted(names)[:MAX_SIDECARS])
 
 
 def are_regular(paths: Sequence[RawPath]) -> list[bool]:
-    """Return of each path whether there is a file that may be opened."""
+    """Return for each path whether it is a file that may be opened."""
     return [_is_regular(path) for path in paths]
 
 
@@ -180,7 +181,7 @@ def _json_object(path: RawPath) -> dict[str, Any]:
 
 
 def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
-    """Return the facts in a sidecar or a primary header; raises BadMessage if it names no group."""
+    """Return the facts in a sidecar or a primary header; raises BadMessage if it has no group."""
     group = header.get("GROUPID")
     if not isinstance(group, str) or not group.strip():
         raise BadMessage("GROUPID: missing or blank", "group")
@@ -194,7 +195,7 @@ def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
 
 
 def _index(value: Any) -> int | None:
-    """Return a count from 1; anything else, such as null, counts as missing."""
+    """Return a number of at least 1; anything else, such as null, counts as missing."""
     if isinstance(value, str) and len(value) <= MAX_CARD and value.strip().isdecimal():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What landed lately: bounded memories of raws. Pure, the clock is an argument."""
+"""Bounded indexes of recently delivered raws. Pure: the clock is an argument."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -11,28 +11,28 @@ from ppdaemon.visit import parent_group
 
 __all__ = ("ArrivalIndex", "ExpectedSensors", "Recent")
 
-MOST_LISTED = 1000
-"""Visits whose lists of detectors are kept, a night's; some 10 MB."""
-MOST_LISTS = 32
-"""Lists of one visit."""
+MAX_LISTED_VISITS = 1000
+"""Visits whose lists of detectors are stored, as many as in a night; some 10 MB."""
+MAX_LISTS = 32
+"""Lists of one visit: one for each exposure, snaps and supplements included."""
 
 type _VisitKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedSensors:
-    """An exposure has been taken, and these of its detectors will come."""
+    """The detectors of an exposure whose raws will arrive, as the observatory listed them."""
 
     instrument: str
     group: str
-    """As in the header: a supplement has its own."""
+    """As in the header: a supplement has a separate group."""
     exposure: int
     detectors: frozenset[int]
-    """Those that this node serves."""
+    """Only those that this node serves."""
 
 
 class Recent[K: Hashable]:
-    """Keys added within the last `remember_s`, and not more than `most`."""
+    """Keys that were added within the last `remember_s` seconds, at most `max_keys`."""
 
     def __init__(self, remember_s: float, most: int):
         self._remember_s = remember_s
@@ -43,31 +43,31 @@ class Recent[K: Hashable]:
         return len(self._added)
 
     def add(self, key: K, now: float) -> None:
-        """Remember a key from now on; forget those whose time is over."""
+        """Add a key, and remove expired keys."""
         self._added[key] = now
         self._added.move_to_end(key)
         while len(self._added) > self._most or now - next(iter(self._added.values())) > self._remember_s:
             self._added.popitem(last=False)
 
-    def knows(self, key: K, now: float) -> bool:
-        """Return whether a key was added and its time is not over."""
+    def contains(self, key: K, now: float) -> bool:
+        """Return whether a key was added and has not expired."""
         added = self._added.get(key)
         return added is not None and now - added <= self._remember_s
 
 
-class _Landed(NamedTuple):
-    """One raw, without what all raws of its exposure have in common."""
+class _StoredRaw(NamedTuple):
+    """One raw, without the values that all raws of its exposure share."""
 
     added: float
     seen_tai: float
     folder: str
     file: str
     sidecar: str | None
-    """The file's name, or all of its path where it is in another folder."""
+    """File name, or the full path if it is in another folder."""
 
 
 class _ExposureKey(NamedTuple):
-    """What all raws of an exposure have in common."""
+    """Values that all raws of an exposure share."""
 
     instrument: str
     exposure: int
@@ -80,20 +80,20 @@ class _ExposureKey(NamedTuple):
 class _Exposure:
     key: _ExposureKey
     added: float = 0.0
-    """When the last of them came."""
-    raws: dict[int, _Landed] = field(default_factory=dict)
+    """When the last raw was added, monotonic seconds."""
+    raws: dict[int, _StoredRaw] = field(default_factory=dict)
     """By detector, in the order of arrival."""
 
     def add(self, raw: Raw, now: float) -> None:
         folder, _, file = raw.path.rpartition("/")
         first = next(iter(self.raws.values()), None)
         if first is not None and first.folder == folder:
-            folder = first.folder  # one object for all: a path is most of what a raw takes
+            folder = first.folder  # one string for all: most of the memory of a raw is its path
         sidecar = raw.sidecar
         if sidecar is not None and sidecar.rpartition("/")[0] == folder:
             sidecar = sidecar.rpartition("/")[2]
         self.added = now
-        self.raws[raw.detector] = _Landed(now, raw.seen_tai, folder, file, sidecar)
+        self.raws[raw.detector] = _StoredRaw(now, raw.seen_tai, folder, file, sidecar)
 
     def raw(self, detector: int) -> Raw:
         landed = self.raws[detector]
@@ -114,9 +114,8 @@ class ArrivalIndex:
     """Delivered raws by visit and detector, for visits announced after them.
 
     A raw of a supplement's group belongs to the visit of its parent group. A
-    raw takes some 0.4 kB. The raws of an exposure are kept for `remember_s` after
-    the last of them; above `most` raws those of the oldest exposure are
-    forgotten first.
+    raw needs some 0.4 kB. The raws of an exposure expire `remember_s` after the
+    last one; above `most` raws the oldest exposure is removed first.
     """
 
     remember_s: float
@@ -133,7 +132,7 @@ class ArrivalIndex:
         return self._count
 
     def add(self, raw: Raw) -> bool:
-        """Remember a raw; return `False` if this exposure of the detector is already here."""
+        """Add a raw; return `False` if this exposure of the detector is already stored."""
         now = self.mono()
         self._expire(now)
         key = _ExposureKey(raw.instrument, raw.exposure, raw.group, raw.snap, raw.snaps)
@@ -150,7 +149,7 @@ class ArrivalIndex:
         return True
 
     def of(self, instrument: str, group: str, detector: int) -> list[Raw]:
-        """Return what landed of a visit-detector, in the order of arrival."""
+        """Return the raws of a visit-detector, in the order of arrival."""
         self._expire(self.mono())
         exposures = self._visits.get(_visit_key(instrument, group), {}).values()
         found = [exposure for exposure in exposures if detector in exposure.raws]
@@ -158,17 +157,20 @@ class ArrivalIndex:
         return [exposure.raw(detector) for exposure in found]
 
     def add_list(self, listed: ExpectedSensors) -> None:
-        """Remember of which detectors an exposure is."""
+        """Add the list of an exposure's detectors."""
         now = self.mono()
         visit = _visit_key(listed.instrument, listed.group)
-        lists = [*self.lists_of(*visit), listed][-MOST_LISTS:]
+        lists = [*self.lists_of(*visit), listed][-MAX_LISTS:]
         self._lists[visit] = (now, lists)
         self._lists.move_to_end(visit)
-        while len(self._lists) > MOST_LISTED or now - next(iter(self._lists.values()))[0] > self.remember_s:
+        while (
+            len(self._lists) > MAX_LISTED_VISITS
+            or now - next(iter(self._lists.values()))[0] > self.remember_s
+        ):
             self._lists.popitem(last=False)
 
     def lists_of(self, instrument: str, group: str) -> list[ExpectedSensors]:
-        """Return the lists of a visit's exposures, in the order in which they came."""
+        """Return the lists of a visit's exposures, in the order of arrival."""
         _, lists = self._lists.get(_visit_key(instrument, group), (0.0, []))
         return lists
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrival notices over ZeroMQ: object-store events, plain paths, and URIs.
+"""Receives arrival notices over ZeroMQ: object-store events, plain paths, and URIs.
 
-Whether what a notice names is fetched is not decided here.
-Notices come from PUB sockets, which lose messages without an error: the survey
-finds what a lost notice named.
+PUB sockets lose messages without an error; the survey finds the files of a lost notice.
 """
 
 import asyncio
@@ -23,20 +21,23 @@ __all__ = ("Notice", "StoredObject", "listen", "read_notice", "subscriber")
 NOTICE_LIMIT = 1_000_000
 """Bytes; some 1500 records."""
 MAX_FRAMES = 4
+"""The JSON, and up to three topics."""
 RECEIVE_QUEUE = 20_000
+"""Messages: a hundred exposures of 205 detectors."""
 HEARTBEAT_MS = 2000
+"""A publisher's host that has crashed is detected after three of these."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object, as a notice names it."""
+    """An object in an object store, as named in a notice."""
 
     scheme: str
     """Such as ``s3``."""
     host: str
-    """Or the bucket."""
+    """Host or bucket."""
     key: str
-    """Without escapes, and without the first slash."""
+    """Without escapes and without the leading slash."""
 
     @property
     def uri(self) -> str:
@@ -46,20 +47,19 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What one message announces."""
+    """The content of one message."""
 
     files: tuple[str | StoredObject, ...]
-    """What is finished: objects, and files by an absolute path or one relative
-    to a raw root."""
+    """Finished objects, and finished files by a path that is absolute or relative to a raw root."""
     problems: tuple[BadMessage, ...] = ()
-    """Records that cannot be used."""
+    """One for each invalid record."""
 
 
 def read_notice(frames: Sequence[bytes]) -> Notice:
-    """Read one message, whose last frame is the JSON; those before it are topics.
+    """Parse one message: topics, then a frame of JSON.
 
-    Returns good records, and what is wrong with the others; events that do not announce a file,
-    such as removals, give nothing. Raises BadMessage if nothing of the message can be used.
+    Returns the valid records, and the problems of the others; events other than the creation of a
+    file, such as removals, are skipped. Raises BadMessage if the whole message is invalid.
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise BadMessage(f"{len(frames)} frames, 1 to {MAX_FRAMES} are accepted", "frames")
@@ -73,20 +73,20 @@ def read_notice(frames: Sequence[bytes]) -> Notice:
             value = content[field]
             if not isinstance(value, str) or not value:
                 raise BadMessage(f"{field}: not a string", "field")
-            return Notice((value if field == "path" else _named_by(value),))
+            return Notice((value if field == "path" else _parse_uri(value),))
     raise BadMessage("none of the fields Records, path and uri", "field")
 
 
 def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
-    """Return a socket, for the caller to close, that subscribes to a publisher, which may start later.
+    """Return a socket, to be closed by the caller, that subscribes to a publisher, which may start later.
 
-    Raises ConfigError if there can be no publisher at the address.
+    Raises ConfigError if the address is invalid.
     """
     socket = context.socket(zmq.SUB)
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.RCVHWM, RECEIVE_QUEUE)
     socket.set(zmq.MAXMSGSIZE, NOTICE_LIMIT)
-    # A publisher's host that vanished is noticed, and connected to again.
+    # Without heartbeats the crash of a publisher's host would not be detected.
     socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
     socket.set(zmq.SUBSCRIBE, b"")
@@ -100,22 +100,22 @@ def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket
 
 async def listen(
     socket: zmq.asyncio.Socket,
-    noticed: Callable[[str | StoredObject], None],
-    complain: Callable[[BadMessage], None],
+    on_file: Callable[[str | StoredObject], None],
+    on_problem: Callable[[BadMessage], None],
 ) -> None:
-    """Receive notices until cancelled; pass on each path and each object, and what cannot be used."""
+    """Receive notices until canceled; call `on_file` for each path and object, `on_problem` for errors."""
     while True:
         frames = await socket.recv_multipart()
         try:
             notice = read_notice(frames)
         except BadMessage as error:
-            complain(error)
+            on_problem(error)
         else:
             for problem in notice.problems:
-                complain(problem)
+                on_problem(problem)
             for file in notice.files:
-                noticed(file)
-        # Receiving what is already there does not give way to other tasks.
+                on_file(file)
+        # recv_multipart does not yield to other tasks while messages are queued.
         await asyncio.sleep(0)
 
 
@@ -138,9 +138,7 @@ def _read_records(records: Any) -> Notice:
 
 
 def _is_creation(event_name: Any) -> bool:
-    """Return whether it is ``ObjectCreated:Put`` or its like, and no removal; some stores
-    prefix ``s3:``.
-    """
+    """Return whether an event is ``ObjectCreated:Put`` or similar; some stores prefix ``s3:``."""
     return _text(event_name).removeprefix("s3:").startswith("ObjectCreated:")
 
 
@@ -150,9 +148,9 @@ def _text(value: Any) -> str:
     return value
 
 
-def _named_by(uri: str) -> str | StoredObject:
-    """Return the path of a file's URI, or the object that another one names."""
-    # Groups have "#" in them, which a URI parser would take for a fragment.
+def _parse_uri(uri: str) -> str | StoredObject:
+    """Return the path of a ``file`` URI, or the object of another URI."""
+    # Groups contain "#", which a URI parser would treat as the start of a fragment.
     scheme, separator, rest = uri.partition("://")
     host, _, path = rest.partition("/")
     if scheme == "file" and host in ("", "localhost"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all sources of arrivals share: the raw roots, and what a source reports."""
+"""The raw roots, and the sightings that all sources report."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -16,17 +16,17 @@ __all__ = ("RawPath", "RawRoot", "RawRoots", "Sighting")
 
 @dataclass(frozen=True, slots=True)
 class RawPath:
-    """A path and the raw root that it must not leave."""
+    """A path, and the raw root that its real path must not leave."""
 
     root: str
     path: str
     marker: str | None = None
-    """Path of the file without which it is not complete, if there is to be one."""
+    """Path of the marker without which the file is not complete; `None` if none is configured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A source met the name of a raw, or of a sidecar, of this node."""
+    """A source reports the name of a raw, a sidecar or a list of detectors that this node serves."""
 
     source: str
     """Name of the source, as in `~ppdaemon.reports.ArrivalSource`."""
@@ -34,13 +34,13 @@ class Sighting:
     file: RawPath
     confirmed: bool
     """Whether the source knows that the file is finished."""
-    begun: bool = False
-    """Whether it saw the file appear, so that it will see it closed."""
+    close_expected: bool = False
+    """Whether the source reported the creation of the file, so that it will report its close."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRoot:
-    """One raw root, with its own settings or those of all."""
+    """One raw root with its settings; those that it lacks come from the common ones."""
 
     path: str
     """Absolute; may be a symbolic link."""
@@ -59,13 +59,14 @@ class RawRoot:
         file = self.done.format_map(fields | {"obsid": name.obsid, "group": name.group})
         return f"{os.path.dirname(path)}/{file}"
 
-    def unmarked(self, path: str) -> str:
-        """Return the path that a marker's path is about; other paths as they are."""
+    def raw_of_marker(self, path: str) -> str:
+        """Return the path of the raw that a marker belongs to; any other path unchanged."""
         return path.removesuffix(self.done) if self.done is not None and self.done.startswith(".") else path
 
 
 class RawRoots:
-    """The raw roots, or those in object stores, and what this node serves of them; looks at names only.
+    """The raw roots, in folders or in object stores, and the detectors that this node serves; reads
+    names only.
 
     Roots may overlap: a path belongs to the innermost one. Paths in stores are URIs without
     escapes. Raises ConfigError if a root's layout cannot name an instrument's detectors.
@@ -80,15 +81,15 @@ class RawRoots:
         self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
 
     def locate(self, path: str) -> tuple[RawName, RawPath] | None:
-        """Read an absolute path of a raw, a sidecar, a list of an exposure's detectors, or a marker,
-        which stands for its raw.
+        """Parse an absolute path of a raw, a sidecar, a list of detectors, or a marker, which is
+        replaced by its raw.
 
-        Returns `None` for what is no file of a detector that this node serves; raises BadMessage
-        if the path is outside of all roots, or not to be opened.
+        Returns `None` for other files and for detectors that this node does not serve; raises
+        BadMessage if the path is outside all roots, or must not be opened.
         """
         for root in self._inner_first:
             if path.startswith(root.path + "/"):
-                file = root.unmarked(path)
+                file = root.raw_of_marker(path)
                 name = root.layout.parse(file[len(root.path) + 1 :])
                 if name is None or not self._serves(name):
                     return None
@@ -96,8 +97,8 @@ class RawRoots:
                 return name, RawPath(root.path, file, root.marker(name, file) if image else None)
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
-    def spell_out(self, path: str) -> tuple[str, ...]:
-        """Return the absolute paths that a path, or a key relative to one of the roots, can mean."""
+    def absolute_paths(self, path: str) -> tuple[str, ...]:
+        """Return the absolute paths that a path, or a key relative to any root, may refer to."""
         return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)
 
     def all_of(self, instrument: str, days: Collection[int] = ()) -> Expected:
@@ -105,9 +106,7 @@ class RawRoots:
         return Expected(instrument, self.served[instrument], days=frozenset(days))
 
     def detectors_named(self, instrument: str, file: RawPath, names: Collection[str]) -> frozenset[int]:
-        """Return which detectors that this node serves are among names such as ``R22_S11``, which
-        were read from a file: its root's layout knows them.
-        """
+        """Return the served detectors among names such as ``R22_S11`` that were read from a file."""
         layout = self._by_path[file.root].layout
         found = (layout.detector_of(instrument, name) for name in names)
         return self.served[instrument].intersection(number for number in found if number is not None)
@@ -135,7 +134,7 @@ def _folders(config: ArrivalsConfig, instruments: Mapping[str, Collection[int]])
 
 
 def _stores(config: ArrivalsConfig, instruments: Mapping[str, Collection[int]]) -> tuple[RawRoot, ...]:
-    # An object is there as a whole or not at all: it needs no marker.
+    # An object is never visible before it is complete: it needs no marker.
     return tuple(
         RawRoot(root.uri, make_layout(root.layout or config.layout, instruments), config.watch, None)
         for root in config.remote

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One raw root: the watch on it, the walks through it, and whether they work.
+"""Finds the files of one raw root by watch, polling and survey, and tests whether these work.
 
-When its filesystem hangs, vanishes or comes back from another device,
-everything that observes it is made anew, and all is looked through again.
+When its filesystem hangs, disappears or is mounted from another device, all
+observers are replaced, and a survey finds every file again.
 """
 
 import asyncio
@@ -18,83 +18,85 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.mounts import Mount, mount_of
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.mounts import LOCAL, methods_for
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.node.arrivals.walk import Moment, Search, Survey
+from ppdaemon.node.arrivals.walk import RawSearch, Survey, WalkTime
 from ppdaemon.node.arrivals.watch import FolderWatch
+from ppdaemon.node.arrivals.watchmethods import LOCAL, methods_for
 from ppdaemon.raws.path import Expected
 
 __all__ = ("RootSource", "SourceContext", "SourceState")
 
 THREADS = 4
-"""One each for the survey, the polling and the canary, and one for a watch that is being closed."""
+"""One each for the survey, the polling, the canary, and a watch that is being closed."""
 STUCK_S = 5.0
-"""A look at the filesystem that lasts longer is reported to the operator."""
-GIVE_UP_S = 10.0
-"""One that lasts longer is given up."""
+"""A filesystem call that takes longer is reported to the operator."""
+ABANDON_S = 10.0
+"""A filesystem call that takes longer is abandoned."""
 CANARY_S = 1.0
-"""Interval of touching the canary."""
+"""Interval of canary tests."""
 CANARY_STEPS, CANARY_STEP_S = 12, 0.25
-"""How long its event may take. Steps, because the whole daemon may have been
-stopped for a while."""
+"""How long its event may take: 3 s. In steps, because the whole daemon may have been
+stopped meanwhile."""
 SURVEY_SHARE = 20.0
-"""A survey is followed by a pause of so many times its CPU time: it costs 5 %
-of a core at the most, however many folders there are."""
+"""Pause after a survey as a multiple of its CPU time: surveys take at most 5 % of a
+core, for any number of folders."""
 LONGEST_PAUSE_S = 60.0
+"""Limit of that pause."""
 FAILED_PAUSE_S = 5.0
-"""One that failed costs nothing, and is not waited for longer than this."""
+"""A failed survey takes no CPU time, and is soon repeated."""
 SLICE_S = 0.02
-"""Work in a thread after which the loop gets what was found."""
+"""Time in a thread after which the files found so far go to the event loop."""
 SLICE_FILES = 500
+"""Number of files after which they go to the event loop, which must not be blocked for long."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What the sources of all roots share."""
+    """Objects that the sources of all roots share."""
 
     roots: RawRoots
     config: ArrivalsConfig
     clock: Clock
     counts: ErrorCounts
-    """Counts what goes wrong."""
-    sighted: Callable[[Sighting], None]
-    """Gets each sighting."""
-    room: Callable[[], Awaitable[None]]
-    """Returns when not too much waits that was sighted before."""
-    lost: Callable[[str], None]
-    """To be called when events of a root were lost."""
+    """Counts and logs problems."""
+    on_sighting: Callable[[Sighting], None]
+    """Receives each sighting."""
+    wait_for_room: Callable[[], Awaitable[None]]
+    """Waits while too many sighted files are queued."""
+    on_events_lost: Callable[[str], None]
+    """Called with a root when its events were lost."""
     expected: Callable[[], Sequence[Expected]]
-    """Returns what is waited for."""
+    """Returns the raws that open visits need."""
     canaries: Path | None
-    """A folder of our own, outside of all raw roots."""
+    """A folder outside all raw roots, for the canary files."""
 
 
 class SourceState(NamedTuple):
-    """How one source is."""
+    """The state of one source."""
 
     name: str
     live: bool
     note: str
-    """Why it is not, or what else to know."""
+    """Why it is not live, or other information for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Observers:
-    """What observes the filesystem that is there now."""
+    """The observers of the filesystem that is mounted now."""
 
     mount: Mount
     survey: Survey
-    search: Search
+    search: RawSearch
     watch: FolderWatch | None
 
 
 class RootSource:
     """Watches, polls and surveys one raw root.
 
-    New folders are first watched, then listed, and whatever both find is
-    reported twice: the receiver drops duplicates. In this order nothing is
-    missed. `reading` are the threads in which the root's files are read.
+    New folders are first watched, then listed: in this order no file is missed,
+    and the receiver drops duplicates. `reading` are the threads in which the
+    root's files are read.
     """
 
     def __init__(self, root: RawRoot, number: int, context: SourceContext, reading: FileThreads):
@@ -103,7 +105,7 @@ class RootSource:
         self._clock = context.clock
         self._canary = None if context.canaries is None else context.canaries / f"canary-{number}"
         self._reading = reading
-        # Not the same: all of those may be busy with files.
+        # Separate from `reading`, whose threads may all be busy with files.
         self._threads = FileThreads(THREADS, context.clock.mono)
         self._inotify, self._poll, self._scan = (
             f"{kind} {root.path}" for kind in ("inotify", "poll", "scan")
@@ -112,7 +114,7 @@ class RootSource:
         self._methods = methods_for(root.watch, "")
         self._usual_mount: Mount | None = None
         self._wake = asyncio.Event()
-        self._survey_wanted = True
+        self._survey_requested = True
         self._new_folders: set[str] = set()
         self._problem = "not scanned yet"
         self._poll_problem = ""
@@ -121,33 +123,33 @@ class RootSource:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Watch, poll and survey until cancelled."""
+        """Watch, poll and survey until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._survey_forever())
             tasks.create_task(self._poll_forever())
-            tasks.create_task(self._prove_forever())
-            tasks.create_task(self._give_up_forever())
+            tasks.create_task(self._test_watch_forever())
+            tasks.create_task(self._abandon_forever())
 
     async def stop(self) -> None:
-        """End the watch."""
+        """Close the watch and the threads."""
         self._close_watch()
         try:
             await asyncio.gather(*self._closing)
         finally:
             self._threads.close()
 
-    def list_again(self) -> None:
-        """Have all folders listed again: what was sighted could not be taken."""
+    def relist(self) -> None:
+        """Make the next survey list all folders again, because sighted files were dropped."""
         if self._observers is not None:
-            self._observers.survey.list_again()
+            self._observers.survey.relist()
 
     @property
     def is_local(self) -> bool:
-        """Whether only this host writes there, as far as is known."""
+        """Whether all writes go through this host's kernel, as far as is known."""
         return self._observers is not None and self._observers.mount.kind in LOCAL
 
     def states(self) -> tuple[SourceState, ...]:
-        """Return the states of the watch and of the polling, if there are to be, and of the survey."""
+        """Return the states of the survey and, where used, of the watch and the polling."""
         problem = self._stuck() or self._problem
         states = []
         if self._methods.watch:
@@ -155,7 +157,7 @@ class RootSource:
             states.append(SourceState(self._inotify, not trouble, trouble))
         if self._polls:
             trouble = problem or self._poll_problem
-            states.append(SourceState(self._poll, not trouble, trouble or self._why_polled()))
+            states.append(SourceState(self._poll, not trouble, trouble or self._polling_note()))
         seen = problem or (self._observers.survey.problem if self._observers is not None else "")
         return (*states, SourceState(self._scan, not problem, seen))
 
@@ -165,25 +167,25 @@ class RootSource:
 
     def _stuck(self) -> str:
         stuck_s = max(self._threads.stuck_s(), self._reading.stuck_s())
-        return f"the filesystem has not answered for {stuck_s:.0f} s" if stuck_s > STUCK_S else ""
+        return f"the filesystem has not responded for {stuck_s:.0f} s" if stuck_s > STUCK_S else ""
 
     def _watch_problem(self) -> str:
         if self._observers is None or self._observers.watch is None:
             return ""
         return self._canary_problem or self._observers.watch.problem
 
-    def _why_polled(self) -> str:
+    def _polling_note(self) -> str:
         if self._observers is None or self._root.watch == "poll":
             return ""
         if not self._methods.poll:
-            return "because the watch does not work"
-        return f"because this is {self._observers.mount.kind}"
+            return "polling because the watch does not work"
+        return f"polling because the filesystem type is {self._observers.mount.kind}"
 
-    async def _give_up_forever(self) -> None:
+    async def _abandon_forever(self) -> None:
         while True:
             await asyncio.sleep(CANARY_S)
             for threads in (self._threads, self._reading):
-                threads.give_up(GIVE_UP_S)
+                threads.abandon_calls(ABANDON_S)
 
     # --- the survey ---
 
@@ -191,8 +193,8 @@ class RootSource:
         due = self._clock.mono()
         while True:
             self._wake.clear()
-            if self._survey_wanted or self._clock.mono() >= due:
-                self._survey_wanted = False
+            if self._survey_requested or self._clock.mono() >= due:
+                self._survey_requested = False
                 self._survey_cost_s = 0.0
                 succeeded = await self._survey()
                 due = self._clock.mono() + self._pause_s(succeeded)
@@ -202,73 +204,73 @@ class RootSource:
                 await asyncio.wait_for(self._wake.wait(), max(0.0, due - self._clock.mono()))
 
     def _pause_s(self, succeeded: bool) -> float:
-        """Return how long after a survey the next one is due."""
+        """Return the pause until the next survey, seconds."""
         scan_s = self._context.config.scan_s
         if not succeeded:
             return min(scan_s, FAILED_PAUSE_S)
         return max(scan_s, min(SURVEY_SHARE * self._survey_cost_s, LONGEST_PAUSE_S))
 
     async def _survey(self) -> bool:
-        """Look through all folders in which something new can be; return whether that was possible."""
+        """List all folders that may contain new files; return whether that succeeded."""
         try:
             mount = await self._threads.run(mount_of, self._root.path)
             observers = self._observers
             if observers is None or observers.mount.filesystem != mount.filesystem:
-                observers = self._observe_anew(mount)
+                observers = self._replace_observers(mount)
             survey, watch = observers.survey, observers.watch
             if watch is not None:
                 await self._threads.run(watch.start)
-            await self._collect(survey.survey(Moment.by(self._clock)), observers)
+            await self._collect(survey.survey(WalkTime.by(self._clock)), observers)
             if watch is not None:
-                await self._threads.run(watch.keep, survey.folders)
+                await self._threads.run(watch.watch_only, survey.folders)
         except OSError as error:
             self._failed(error)
         else:
-            self._problem = self._lacking(mount)
+            self._problem = self._mount_problem(mount)
             return True
         return False
 
     async def _explore(self, observers: _Observers) -> None:
         folders, self._new_folders = self._new_folders, set()
         try:
-            await self._collect(observers.survey.explore(folders, Moment.by(self._clock)))
+            await self._collect(observers.survey.explore(folders, WalkTime.by(self._clock)))
         except OSError as error:
             self._failed(error)
-            self._want_survey()
+            self._request_survey()
 
     async def _collect(self, found: Iterator[list[Sighting]], surveying: _Observers | None = None) -> None:
-        """Report what a walk finds; a survey looks into new folders in between."""
+        """Report the files that a walk finds; between the slices of a survey, explore new folders."""
         more = True
         while more:
             sightings, more, cost_s = await self._threads.run(_slice, found)
             for sighting in sightings:
-                self._context.sighted(sighting)
+                self._context.on_sighting(sighting)
             if surveying is not None:
                 self._survey_cost_s += cost_s
                 while surveying.survey.refusals:
-                    self._complain_of(surveying.survey.refusals.popleft(), self._scan)
+                    self._warn_refused(surveying.survey.refusals.popleft(), self._scan)
                 if self._new_folders:
                     await self._explore(surveying)
-            await self._context.room()
+            await self._context.wait_for_room()
 
-    def _complain_of(self, error: BadMessage, source: str) -> None:
-        self._context.counts.complain(f"refused.{error.kind}", f"{source}: {error}")
+    def _warn_refused(self, error: BadMessage, source: str) -> None:
+        self._context.counts.warn(f"refused.{error.kind}", f"{source}: {error}")
 
     def _failed(self, error: OSError) -> None:
-        self._problem = self._explained(error)
-        self._context.lost(self._root.path)
-        # All is watched and listed anew when the root is back. A thread that hangs may still
-        # go on with these.
+        self._problem = self._describe(error)
+        self._context.on_events_lost(self._root.path)
+        # Everything is watched and listed again when the root is back. The old observers are
+        # not reused: a thread that hangs may still be using them.
         self._close_watch()
         self._observers = None
 
-    def _explained(self, error: OSError) -> str:
+    def _describe(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
-            return f"{self._root.path}: the filesystem does not answer"
+            return f"{self._root.path}: the filesystem does not respond"
         return f"{error.filename}: {error.strerror}"
 
-    def _lacking(self, mount: Mount) -> str:
-        """Return what is wrong with where the root lies now, if anything."""
+    def _mount_problem(self, mount: Mount) -> str:
+        """Return the problem of the root's current mount, or an empty text."""
         usual = self._usual_mount
         if usual is not None and len(mount.point) < len(usual.point):
             return f"{usual.point} is not mounted any more"
@@ -277,8 +279,8 @@ class RootSource:
         self._usual_mount = mount
         return ""
 
-    def _observe_anew(self, mount: Mount) -> _Observers:
-        """Make anew what observes the root; the next survey finds everything."""
+    def _replace_observers(self, mount: Mount) -> _Observers:
+        """Replace the observers of the root; the next survey finds all files again."""
         self._close_watch()
         self._methods = methods_for(self._root.watch, mount.kind)
         watch = None
@@ -294,11 +296,11 @@ class RootSource:
         self._observers = _Observers(mount, survey, self._new_search(), watch)
         return self._observers
 
-    def _new_search(self) -> Search:
-        return Search(self._context.roots, self._root, self._poll, self._context.config.remember_s)
+    def _new_search(self) -> RawSearch:
+        return RawSearch(self._context.roots, self._root, self._poll, self._context.config.remember_s)
 
     def _close_watch(self) -> None:
-        """End the watch, if there is one, which may take as long as the filesystem likes."""
+        """Close the watch, if there is one, in a thread: it blocks if the filesystem hangs."""
         if self._observers is None or self._observers.watch is None:
             return
         task = asyncio.create_task(self._close(self._observers.watch))
@@ -306,41 +308,43 @@ class RootSource:
         task.add_done_callback(self._closing.discard)
 
     async def _close(self, watch: FolderWatch) -> None:
-        with contextlib.suppress(TimeoutError):  # its thread is left behind
+        with contextlib.suppress(TimeoutError):  # abandoned: its thread hangs
             await self._threads.run(watch.stop)
 
-    def _want_survey(self) -> None:
-        self._survey_wanted = True
+    def _request_survey(self) -> None:
+        self._survey_requested = True
         self._wake.set()
 
-    # --- what the watch reports ---
+    # --- events from the watch ---
 
     def admits(self, folder: str) -> bool:
-        """Return whether a new folder is to be watched; in the reader's thread."""
+        """Return whether a new folder is to be watched; called in the thread that reads inotify."""
         observers = self._observers
         return observers is not None and observers.survey.admits(folder)
 
-    def file_seen(self, path: str, *, finished: bool) -> None:
-        """Report a file that appeared, or that is finished."""
+    def on_file(self, path: str, *, finished: bool) -> None:
+        """Report a file that was created, or that is finished."""
         try:
             located = self._context.roots.locate(path)
         except BadMessage as error:
-            self._complain_of(error, self._inotify)
+            self._warn_refused(error, self._inotify)
             return
         if located is not None:
-            self._context.sighted(Sighting(self._inotify, *located, confirmed=finished, begun=not finished))
+            self._context.on_sighting(
+                Sighting(self._inotify, *located, confirmed=finished, close_expected=not finished)
+            )
 
-    def folder_seen(self, path: str) -> None:
-        """Have a new folder looked into."""
+    def on_folder(self, path: str) -> None:
+        """Request the exploration of a new folder."""
         self._new_folders.add(path)
         self._wake.set()
 
-    def events_lost(self, kind: str) -> None:
-        """Have everything looked through."""
-        text = f"{self._inotify}: {kind}: everything is looked through"
-        self._context.counts.complain(f"watch.{kind}", text)
-        self._context.lost(self._root.path)
-        self._want_survey()
+    def on_events_lost(self, kind: str) -> None:
+        """Count lost events, and request a survey."""
+        text = f"{self._inotify}: events were lost ({kind}); surveying the whole root"
+        self._context.counts.warn(f"watch.{kind}", text)
+        self._context.on_events_lost(self._root.path)
+        self._request_survey()
 
     # --- polling ---
 
@@ -352,55 +356,55 @@ class RootSource:
                 continue
             expected = self._context.expected()
             if not expected:
-                self._poll_problem = ""  # what the survey reports is newer
+                self._poll_problem = ""  # from an older poll: the survey reports newer problems
                 continue
             search, live = observers.search, observers.survey.live
             try:
-                await self._collect(search.poll(expected, live, Moment.by(self._clock)))
+                await self._collect(search.poll(expected, live, WalkTime.by(self._clock)))
             except OSError as error:
-                self._poll_problem = self._explained(error)
+                self._poll_problem = self._describe(error)
                 if self._observers is observers:
-                    # A thread that hangs may still go on with this search.
+                    # Not reused: a thread that hangs may still be using it.
                     self._observers = replace(observers, search=self._new_search())
             else:
                 self._poll_problem = search.problem
 
-    # --- whether the watch works ---
+    # --- tests of the watch ---
 
-    async def _prove_forever(self) -> None:
+    async def _test_watch_forever(self) -> None:
         while True:
             await asyncio.sleep(CANARY_S)
             observers = self._observers
             if observers is None or observers.watch is None or not observers.watch.reading:
                 continue
-            if await self._canary_heard(observers.watch):
+            if await self._canary_works(observers.watch):
                 self._canary_problem = ""
-            elif self._observers is observers:
-                self._canary_problem = "the kernel's news do not come through; watching anew"
-                self._context.counts.complain("watch.silent", f"{self._inotify}: {self._canary_problem}")
-                self._context.lost(self._root.path)
-                self._observe_anew(observers.mount)
-                self._want_survey()
+            elif self._observers is observers:  # not replaced during the test
+                self._canary_problem = "inotify events do not arrive; restarting the watch"
+                self._context.counts.warn("watch.silent", f"{self._inotify}: {self._canary_problem}")
+                self._context.on_events_lost(self._root.path)
+                self._replace_observers(observers.mount)
+                self._request_survey()
 
-    async def _canary_heard(self, watch: FolderWatch) -> bool:
-        """Touch the canary and wait for the kernel's event."""
+    async def _canary_works(self, watch: FolderWatch) -> bool:
+        """Touch the canary file, and return whether inotify reports it."""
         try:
             await self._threads.run(watch.touch)
         except OSError as error:
             why = error.strerror or error
-            text = f"{self._canary}: {why}: nothing proves that inotify works"
-            self._context.counts.complain("no_canary", text)
+            text = f"{self._canary}: {why}: cannot test whether inotify works; make this folder writable"
+            self._context.counts.warn("no_canary", text)
         for _ in range(CANARY_STEPS):
             if not watch.alive:
                 return False
-            if watch.canary_heard:
+            if watch.canary_reported:
                 return True
             await asyncio.sleep(CANARY_STEP_S)
         return False
 
 
 def _slice(found: Iterator[list[Sighting]]) -> tuple[list[Sighting], bool, float]:
-    """Return what is found within a short while, whether there is more, and the CPU time of it, s."""
+    """Return what is found within `SLICE_S`, whether there is more, and the CPU time used, seconds."""
     sightings: list[Sighting] = []
     until, began = time.monotonic() + SLICE_S, time.thread_time()
     for portion in found:

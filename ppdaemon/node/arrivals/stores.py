@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Raws in object stores, which only notices report.
+"""Delivers raws in object stores, which only notices report.
 
-Only what lies below ``arrivals.remote`` is ever asked for. An object is there
-as a whole or not at all, so all that is missing is its group: one object of an
-exposure is read, by the reader process, and serves all its detectors.
+Only objects below ``arrivals.remote`` are read. An object is never visible
+before it is complete, so only its group is missing: the reader process reads
+one object of an exposure for all its detectors.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.completion import RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import Exposures, Reading
+from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader
 from ppdaemon.node.arrivals.files import ExposureFacts, facts_in, sensors_in
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import StoredObject
@@ -24,19 +24,20 @@ from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import Kind, RawName
 
-__all__ = ("StoreArrivals", "StoreReading", "escaped")
+__all__ = ("StoreArrivals", "StoreReader", "escaped")
 
-MOST_EXPOSURES = 1000
-"""Of which something is being read; a night has some 1000 in all."""
+MAX_EXPOSURES = 1000
+"""Exposures that are being read at the same time; a whole night has some 1000."""
 FIRST_PAUSE_S = 0.5
+"""Pause after the first failed read of an object."""
 LONGEST_PAUSE_S = 15.0
-"""Between tries while a store does not serve."""
+"""Limit of the growing pauses between further reads."""
 
 type _Key = tuple[str, int]
 
 
 def escaped(uri: str) -> str:
-    """Escape the key of an object, as URI parsers need it: groups have ``#`` and ``:`` in them."""
+    """Escape the key of an object for URI parsers: groups contain ``#`` and ``:``."""
     scheme, _, rest = uri.partition("://")
     host, _, key = rest.partition("/")
     return f"{scheme}://{host}/{quote(key, safe='/')}"
@@ -44,12 +45,10 @@ def escaped(uri: str) -> str:
 
 @dataclass(eq=False)
 class StoreArrivals:
-    """Takes notices of objects, and has their raws delivered; a store that does not serve is asked
-    again for `retry_s`.
-    """
+    """Receives notices of objects and delivers their raws; repeats failed reads for `retry_s` seconds."""
 
     roots: RawRoots
-    exposures: Exposures
+    exposures: ExposureFactsCache
     completion: RawCompletion
     counts: ErrorCounts
     mono: Callable[[], float]
@@ -63,11 +62,11 @@ class StoreArrivals:
         self._sidecars: set[_Key] = set()
 
     def serves(self, object_: StoredObject) -> bool:
-        """Return whether there is a root in an object's bucket, or on its host."""
+        """Return whether there is a configured root in an object's bucket, or on its host."""
         return f"{object_.scheme}://{object_.host}" in self._hosts
 
-    def noticed(self, source: str, object_: StoredObject) -> None:
-        """Take a notice; raises BadMessage if it is below no root, or not to be asked for."""
+    def on_notice(self, source: str, object_: StoredObject) -> None:
+        """Handle a notice; raises BadMessage if the object is outside all roots, or must not be read."""
         located = self.roots.locate(object_.uri)
         if located is None:
             return
@@ -76,42 +75,45 @@ class StoreArrivals:
             case Kind.IMAGE:
                 self._take(sighting)
             case Kind.SIDECAR:
-                self._learn(sighting)
+                self._on_sidecar(sighting)
             case Kind.EXPECTED:
                 self.spawn(self._list(sighting))
             case unexpected:
                 raise AssertionError(unexpected)
 
     def _take(self, sighting: Sighting) -> None:
-        """Deliver a raw, once its group is known."""
+        """Deliver a raw when its group is known."""
         name = sighting.name
         assert name.detector is not None
         if self.completion.delivered(name):
             return
-        if (facts := self.exposures.known(name)) is not None:
+        if (facts := self.exposures.cached(name)) is not None:
             self._deliver(sighting, facts)
         elif (key := _key(name)) in self._images:
             self._images[key].setdefault(name.detector, sighting)
-        elif len(self._images) >= MOST_EXPOSURES:
-            self.counts.complain("dropped", f"{sighting.file.path}: {MOST_EXPOSURES} exposures are unread")
+        elif len(self._images) >= MAX_EXPOSURES:
+            self.counts.warn(
+                "dropped",
+                f"{sighting.file.path}: not delivered, {MAX_EXPOSURES} exposures are being read already",
+            )
         else:
             self._images[key] = {name.detector: sighting}
             self.spawn(self._resolve(key))
 
-    def _learn(self, sighting: Sighting) -> None:
-        """Read a sidecar, unless one of the exposure was or is being read."""
+    def _on_sidecar(self, sighting: Sighting) -> None:
+        """Read a sidecar unless one of its exposure was read or is being read."""
         key = _key(sighting.name)
         if (
-            self.exposures.unknown(sighting.name)
+            self.exposures.needs_sidecar(sighting.name)
             and key not in self._sidecars
-            and len(self._sidecars) < MOST_EXPOSURES
+            and len(self._sidecars) < MAX_EXPOSURES
         ):
             self._sidecars.add(key)
             self.spawn(self._read_sidecar(key, sighting))
 
     async def _read_sidecar(self, key: _Key, sighting: Sighting) -> None:
         try:
-            await self.exposures.learn_from(sighting.name, sighting.file)
+            await self.exposures.read_sidecar(sighting.name, sighting.file)
         finally:
             self._sidecars.discard(key)
 
@@ -120,13 +122,13 @@ class StoreArrivals:
             self.expect(listed)
 
     async def _resolve(self, key: _Key) -> None:
-        """Find out the visit of an exposure, and deliver its raws."""
+        """Find the group of an exposure, and deliver its raws."""
         images = self._images[key]
         try:
             while images:
                 first = next(iter(images))
                 facts = await self._facts(images[first])
-                if facts is None:  # one without a group must not be in the way of the others
+                if facts is None:  # a raw without a group must not block the others
                     path = images.pop(first).file.path
                     text = f"{path}: no group in sidecar or header, not delivered"
                     self.completion.refuse(path, "no_group", text)
@@ -138,13 +140,14 @@ class StoreArrivals:
             del self._images[key]
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
-        """Ask again while the store does not serve."""
+        """Return the facts of an exposure; repeat the read while the store is unavailable."""
         until, backoff = self.mono() + self.retry_s, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return await self.exposures.facts(sighting.name, sighting.file)
             except TimeoutError as error:
-                self.counts.complain("store_unavailable", f"{sighting.file.path}: {error}")
+                text = f"{sighting.file.path}: store unavailable, retrying for {self.retry_s:g} s: {error}"
+                self.counts.warn("store_unavailable", text)
                 if self.mono() >= until:
                     return None
             await asyncio.sleep(backoff.failed(self.mono()))
@@ -159,26 +162,26 @@ class StoreArrivals:
             self.completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
 
 
-class StoreReading(Reading):
-    """Reads objects by the reader process."""
+class StoreReader(ExposureReader):
+    """Reads objects in the reader process."""
 
     def __init__(self, reader: ReaderProcess):
         self._reader = reader
 
     async def sidecar(self, path: RawPath) -> ExposureFacts:
-        """Read a sidecar; see `~ppdaemon.node.arrivals.exposures.Reading`."""
+        """Read a sidecar."""
         return facts_in(await self._reader.ask("json", escaped(path.path)))
 
     async def header(self, path: RawPath) -> ExposureFacts:
-        """Read a primary header, as above."""
+        """Read the primary header of an image."""
         return facts_in(await self._reader.ask("header", escaped(path.path)))
 
     async def listed(self, path: RawPath) -> frozenset[str]:
-        """Read a list of detectors, as above."""
+        """Read the list of an exposure's detectors."""
         return sensors_in(await self._reader.ask("json", escaped(path.path)))
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
-        """Find none: stores are not listed."""
+        """Return none: stores are not listed."""
         return ()
 
 

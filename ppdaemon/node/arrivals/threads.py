@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Threads for blocking looks at the filesystem of raws, and the way back to the event loop.
+"""Threads for blocking calls on the filesystem of raws, with results in the event loop.
 
 `concurrent.futures.ThreadPoolExecutor` joins its threads when the interpreter
-ends, so that a filesystem that hangs would keep the daemon from ending. These
-threads are daemons, a hanging one is visible in `FileThreads.stuck_s`, and
-calls that hang can be given up: another thread takes the place of theirs.
+exits, so a filesystem that hangs would block the exit of the daemon. These are
+daemon threads, `FileThreads.stuck_s` shows a hanging call, and a call that hangs
+can be abandoned: a new thread replaces its thread.
 
-Each raw root has threads of its own: one that hangs stops no other.
+Each raw root has separate threads: a root that hangs does not block the others.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from typing import Any
 __all__ = ("FileThreads", "Mailbox")
 
 AT_ONCE = 100
-"""Calls from a mailbox without a pause: some 2 ms."""
-MOST_GIVEN_UP = 30
-"""Threads that hang and are replaced; when so many hang, calls wait."""
+"""Calls from a mailbox before the event loop runs other tasks: some 2 ms."""
+MAX_ABANDONED = 30
+"""Hanging threads that are replaced; beyond that, calls wait: threads need memory."""
 
 
 @dataclass(eq=False)
 class Mailbox:
-    """Has the loop call what other threads put in, in order.
+    """Runs calls from other threads in the event loop, in order.
 
-    Above `most` waiting calls further ones are dropped, and `overflowed` is called once in
-    their place.
+    When `max_calls` calls are waiting, further ones are dropped, and `overflowed` is called once
+    instead.
     """
 
     loop: asyncio.AbstractEventLoop
-    most: int = sys.maxsize
+    max_calls: int = sys.maxsize
     overflowed: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
@@ -45,27 +45,27 @@ class Mailbox:
         self._woken = False
 
     def put(self, call: Callable[[], object]) -> None:
-        """Have something called in the loop; from any thread."""
-        if len(self._calls) > self.most:
+        """Queue a call for the event loop; from any thread."""
+        if len(self._calls) > self.max_calls:
             return
-        self._calls.append(call if len(self._calls) < self.most else self.overflowed)
-        # The loop is woken once for many calls: waking it costs a write.
+        self._calls.append(call if len(self._calls) < self.max_calls else self.overflowed)
+        # Wake the loop once for many calls: each wake-up is a write to a socket.
         if not self._woken:
             self._woken = True
             self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self._empty)
 
     def _empty(self) -> None:
-        # Cleared first: what is appended from here on wakes the loop again.
+        # Cleared before the queue is read: a call appended from here on wakes the loop again.
         self._woken = False
         for _ in range(AT_ONCE):
             if not self._calls:
                 return
             self._calls.popleft()()
-        # The loop has other things to do too.
+        # Give other tasks a turn before the remaining calls.
         self._woken = True
         self._wake()
 
@@ -83,54 +83,51 @@ class _Running:
 
 
 class FileThreads:
-    """Runs blocking calls beside one event loop, so many at once; the others queue.
-
-    The threads start with the first call.
-    """
+    """Runs blocking calls in a fixed number of threads, which start with the first call."""
 
     def __init__(self, threads: int, mono: Callable[[], float]):
         self._mono = mono
         self._mailbox: Mailbox | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._wanted = threads
+        self._thread_count = threads
         self._threads: set[int] = set()
-        self._given_up: set[int] = set()
+        self._abandoned: set[int] = set()
         self._started = 0
         self._running: dict[int, _Running] = {}
 
     async def run[T](self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in a thread, and return or raise what it does; TimeoutError if it is given up."""
+        """Call a function in a thread; raises TimeoutError if the call is abandoned."""
         loop = asyncio.get_running_loop()
         if self._mailbox is None:
             self._mailbox = Mailbox(loop)
-        while len(self._threads) < self._wanted:
+        while len(self._threads) < self._thread_count:
             self._start_thread()
         future: asyncio.Future[T] = loop.create_future()
         self._jobs.put(_Job(future, lambda: function(*args)))
         return await future
 
     def stuck_s(self) -> float:
-        """Return for how long the oldest running call has been running, s."""
+        """Return how long the oldest running call has been running, seconds."""
         running = [*self._running.values()]
         return self._mono() - min(call.since for call in running) if running else 0.0
 
-    def give_up(self, after_s: float) -> None:
-        """Give up the calls that have been running for longer; other threads go on in their place."""
+    def abandon_calls(self, after_s: float) -> None:
+        """Abandon calls that have been running for more than `after_s` seconds, and replace their threads."""
         now = self._mono()
         for number, call in [*self._running.items()]:
-            if now - call.since <= after_s or number in self._given_up:
+            if now - call.since <= after_s or number in self._abandoned:
                 continue
-            if len(self._given_up) >= MOST_GIVEN_UP:
+            if len(self._abandoned) >= MAX_ABANDONED:
                 return
-            self._given_up.add(number)
+            self._abandoned.add(number)
             self._threads.discard(number)
             self._start_thread()
             if not call.job.future.done():
                 call.job.future.set_exception(TimeoutError("the filesystem does not answer"))
 
     def close(self) -> None:
-        """Let the threads end after what they do now; waits for none."""
-        for _ in self._threads | self._given_up:
+        """Make each thread exit after its current call; returns at once."""
+        for _ in self._threads | self._abandoned:
             self._jobs.put(None)
 
     def _start_thread(self) -> None:
@@ -144,24 +141,24 @@ class FileThreads:
         assert self._mailbox is not None
         while (job := self._jobs.get()) is not None:
             if job.future.done():
-                continue  # cancelled
+                continue  # canceled
             self._running[number] = _Running(job, self._mono())
             result: Any = None
             failure: Exception | None = None
             try:
                 result = job.call()
-            except Exception as error:  # raised again where the call is awaited
+            except Exception as error:  # raised again in `run`
                 failure = error
             del self._running[number]
             self._mailbox.put(partial(_answer, job.future, result, failure))
-            if number in self._given_up:
-                self._given_up.discard(number)
-                return  # another one serves in its place
+            if number in self._abandoned:
+                self._abandoned.discard(number)
+                return  # this thread was replaced
 
 
 def _answer(future: asyncio.Future[Any], result: Any, failure: Exception | None) -> None:
     if future.done():
-        return  # cancelled, or given up
+        return  # canceled or abandoned
     if failure is not None:
         future.set_exception(failure)
     else:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What operators and the service manager see of a node, and what they ask of it."""
+"""Status and control of a node for operators and the service manager."""

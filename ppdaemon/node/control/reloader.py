@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reloads the configuration when SIGHUP or an operator asks for it."""
+"""Reloads the configuration after SIGHUP or a request of an operator."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,32 +16,29 @@ __all__ = ("Reloader",)
 
 @dataclass(frozen=True, slots=True)
 class Reloader:
-    """Has one reload after another."""
+    """Runs one reload after another."""
 
     generations: Generations
     status: Status
     notifier: Notifier
     clock: Clock
     stopping: asyncio.Event
-    asked: asyncio.Event
-    """Set by SIGHUP; several at once are one."""
+    requested: asyncio.Event
+    """Set by SIGHUP; several signals during a reload cause one more."""
 
     async def run(self) -> None:
         """Reload after each signal until cancelled."""
         while True:
-            await self.asked.wait()
-            self.asked.clear()
+            await self.requested.wait()
+            self.requested.clear()
             self.notifier.tell(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
             await self.generations.reload_unattended()
             self.notifier.tell(READY=1, STATUS=self.status.report().text)
 
     async def reload(self) -> Ok | Failed:
-        """Reload for a client that waits for the outcome.
+        """Reload for a client that waits for the result.
 
-        Raises
-        ------
-        ppdaemon.errors.Refused
-            Raised if the daemon is not running, or stops meanwhile.
+        Raises `~ppdaemon.errors.Refused` if the daemon is starting or stopping.
         """
         if self.status.state in ("starting", "stopping"):
             raise Refused(f"the daemon is {self.status.state}")

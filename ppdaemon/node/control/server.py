@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The control socket: one JSON object per line in, one per line out.
 
-A client that sends nonsense, sends nothing or does not read costs itself
-only; the number of clients is bounded.
+A client that sends invalid requests, sends nothing or does not read its
+replies affects no other client; the number of clients is bounded.
 """
 
 import asyncio
@@ -23,31 +23,26 @@ __all__ = ("ControlServer",)
 
 _LOG = logging.getLogger(__name__)
 
-MOST_CLIENTS = 64
+MAX_CLIENTS = 64
+"""More would use up the descriptors that the daemon needs for its workers."""
 WRITE_S = 5.0
-"""A client that does not read for so long is cut off."""
+"""A client that does not read a reply for this long is disconnected."""
 SILENCE_S = 300.0
-"""A client that asks nothing for so long is sent away."""
+"""A client that sends no request for this long is disconnected."""
 
-type Answer = Callable[[pydantic.BaseModel], Awaitable[Ok | Failed]]
+type Handle = Callable[[pydantic.BaseModel], Awaitable[Ok | Failed]]
 
 
 @dataclass(eq=False)
 class ControlServer:
     """Serves the control socket.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The unix socket; made with mode 0660.
-    answer : `~collections.abc.Callable`
-        Gets a request, returns its reply.
-    status : `~collections.abc.Callable`
-        Returns the `~ppdaemon.reports.StatusReport` of now.
+    ``handle`` gets a request and returns its reply; ``status`` returns the
+    current status for clients that watch it.
     """
 
     path: Path
-    answer: Answer
+    handle: Handle
     status: Callable[[], StatusReport]
 
     def __post_init__(self) -> None:
@@ -56,16 +51,10 @@ class ControlServer:
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises
-        ------
-        OSError
-            Raised if the socket cannot be made.
-        """
+        """Create the socket, with mode 0660, and listen."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()  # the previous run's; the state directory's lock says that it is dead
+            self.path.unlink()  # left by the previous run, which has ended: this one holds the state lock
         before = os.umask(0o117)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self.path, limit=CONTROL_LIMIT)
@@ -73,7 +62,7 @@ class ControlServer:
             os.umask(before)
 
     async def stop(self) -> None:
-        """Send all clients away and remove the socket."""
+        """Disconnect all clients and remove the socket."""
         if self._server is not None:
             self._server.close()
         for client in self._clients:
@@ -82,27 +71,27 @@ class ControlServer:
         self.path.unlink(missing_ok=True)
 
     def changed(self) -> None:
-        """Let the watchers know that something is different."""
+        """Send the status to the clients that watch it."""
         self._changed.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._clients.add(task)
-        writer.transport.set_write_buffer_limits(high=0)  # drained means sent
+        writer.transport.set_write_buffer_limits(high=0)  # so that drain() waits until all is sent
         try:
-            if len(self._clients) > MOST_CLIENTS:
+            if len(self._clients) > MAX_CLIENTS:
                 await self._reply(writer, Failed(code="refused", text="too many clients"))
             else:
-                await self._converse(reader, writer)
+                await self._exchange(reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone, or the daemon is stopping
+            pass  # the client has disconnected, or the daemon is stopping
         finally:
             self._clients.discard(task)
             # Not close(): that waits for a client that does not read.
             writer.transport.abort()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
                 line = await asyncio.wait_for(reader.readline(), SILENCE_S)
@@ -124,15 +113,15 @@ class ControlServer:
 
     async def _try(self, request: pydantic.BaseModel) -> Ok | Failed:
         try:
-            return await self.answer(request)
+            return await self.handle(request)
         except PPDaemonError as error:
             return Failed(code="refused", text=str(error))
-        except Exception as error:  # one client's question must not end the daemon
-            _LOG.exception("no answer to %r", request)
+        except Exception as error:  # one client's request must not end the daemon
+            _LOG.exception("cannot handle the control request %r; the client gets an error", request)
             return Failed(code="internal", text=f"{type(error).__name__}: {error}")
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
-        """Tell the state at once, and after changes, at most 5 times a second."""
+        """Send the status now and after changes, at least once and at most 5 times a second."""
         while True:
             await self._reply(writer, Ok(data=self.status().model_dump(mode="json")))
             with contextlib.suppress(TimeoutError):

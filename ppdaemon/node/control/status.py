@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The state of a node, as it is reported to operators."""
+"""The status of a node for operators."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ State = Literal["starting", "running", "draining", "stopping", "degraded"]
 
 @dataclass(slots=True)
 class Status:
-    """Reads the parts of a node when asked."""
+    """Collects the status from the parts of a node."""
 
     config: NodeConfig
     clock: Clock
@@ -53,7 +53,7 @@ class Status:
     generations: Generations
     state: State = "starting"
     spools_refused: int = 0
-    """As last counted on the state disk."""
+    """Number of quarantined spools, as last counted on the state disk."""
     started_tai: float = field(init=False)
     _fixed_problems: tuple[str, ...] = field(init=False)
     _on_ramdisk: bool = field(init=False)
@@ -61,20 +61,16 @@ class Status:
     def __post_init__(self) -> None:
         self.started_tai = self.clock.tai()
         folders = NodeFolders.of(self.config)
-        problems = [f"{path} is nobody's; delete it if you know it" for path in self.lock.unknown]
+        problems = [
+            f"{path} does not belong to ppdaemon; delete it if it is not needed" for path in self.lock.unknown
+        ]
         self._on_ramdisk = is_ramdisk(folders.ramdisk)
         if not self._on_ramdisk:
-            problems.append(f"{folders.ramdisk} is not on a tmpfs: workers will be slow")
+            problems.append(f"{folders.ramdisk} is not on a tmpfs: workers are slow; mount a tmpfs there")
         self._fixed_problems = tuple(problems)
 
     def report(self) -> StatusReport:
-        """Return the node in one screen.
-
-        Returns
-        -------
-        report : `~ppdaemon.reports.StatusReport`
-            As of now.
-        """
+        """Return the current status."""
         problems = self._problems()
         state: State = "degraded" if problems and self.state == "running" else self.state
         problems = (*self._fixed_problems, *problems)
@@ -114,13 +110,7 @@ class Status:
         )
 
     def workers(self) -> list[WorkerRow]:
-        """Return all slots.
-
-        Returns
-        -------
-        rows : `list` [`~ppdaemon.reports.WorkerRow`]
-            By number.
-        """
+        """Return one row for each slot, by number."""
         now = self.clock.mono()
         rows = []
         for slot in self.pool.slots.values():
@@ -142,7 +132,7 @@ class Status:
         return rows
 
     def _limits(self) -> dict[str, str]:
-        """Return who enforces which limit, by what a worker might use up."""
+        """Return each limit of a worker with the process that enforces it."""
         memory, times = self.config.workers.memory, self.config.workers.times
         sampled = f"supervisor every {memory.sample_s:g} s"
         kernel = self.pool.cgroups.keeper
@@ -166,7 +156,7 @@ class Status:
             problems.append(f"export: {self.exporter.problem}")
         if self.spools_refused:
             refused = NodeFolders.of(self.config).refused
-            problems.append(f"export: {self.spools_refused} spools were set apart: see {refused}/*/{REFUSAL}")
+            problems.append(f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}")
         problems += [
             f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
         ]
@@ -180,7 +170,7 @@ class Status:
 
 
 def _own_mb() -> float | None:
-    """Return the memory of this process, if there is a descriptor to ask with."""
+    """Return the memory of this process, or `None` if no descriptor is free to read it."""
     try:
         return float(psutil.Process().memory_info().rss / 1e6)
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Does once a second what time alone brings."""
+"""Periodic work of a node, once a second."""
 
 import asyncio
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ __all__ = ("Ticker",)
 
 @dataclass(frozen=True, slots=True)
 class Ticker:
-    """Wakes the scheduler, ends orphans, feeds the watchdog, repeats results."""
+    """Wakes the scheduler, kills orphans, triggers the watchdog, resends results."""
 
     scheduler: SchedulerLoop
     pump: VisitPump
@@ -35,8 +35,8 @@ class Ticker:
     watchdog_s: float | None
 
     async def run(self) -> None:
-        """Tick until cancelled. Nothing here waits for a disk, on which the
-        watchdog would hang, too.
+        """Tick until cancelled. Nothing here reads a disk: a disk that does not
+        answer must not let the watchdog end the daemon.
         """
         while True:
             self.scheduler.tick()
@@ -45,14 +45,16 @@ class Ticker:
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
-        """Read journal and state disk now and then, until cancelled."""
+        """Read journal and state disk once a second until cancelled."""
         while True:
-            await self.pump.report_again()
+            await self.pump.resend_results()
             self.status.spools_refused = await asyncio.to_thread(self.folders.count_refused)
             await asyncio.sleep(1.0)
 
     def _sweep(self) -> None:
-        """End what workers have left whose zygote is gone: it comes here."""
+        """Reap and kill orphans: processes of workers whose zygote has ended
+        become children of this process.
+        """
         zygotes, forked = self.generations.processes()
         reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
         reap(children() - zygotes - reader)

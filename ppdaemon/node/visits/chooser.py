@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import CancelVisit, ReserveVisit, ResultsSeen, Welcome
-from ppdaemon.node.visits.turn import Reserved
+from ppdaemon.node.visits.model import Reserved
 from ppdaemon.selection import Chosen, Selector
 from ppdaemon.visit import NextVisit
 
@@ -18,11 +18,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class PipelineChooser:
-    """Turns what the relay sends into events, in the order in which it came.
+    """Turns the relay's messages into events, in the order of their arrival.
 
-    A rule that asks for a place on the sky may take long; it is asked in a
-    thread. A cancellation must not overtake its visit, so what comes behind
-    such a visit waits with it.
+    A rule that uses a position on the sky may take long and is evaluated in a
+    thread. Messages behind such a visit wait for it: a cancellation must not
+    overtake its visit.
     """
 
     def __init__(self, config: NodeConfig, post: Callable[[object], None], count: Counter[str]):
@@ -33,31 +33,34 @@ class PipelineChooser:
         self.reconfigure(config)
 
     def reconfigure(self, config: NodeConfig) -> None:
-        """Use other rules from now on."""
+        """Use the rules of another configuration from now on."""
         self._selector = Selector(config.pipelines.preprocessing, config.pipelines.main)
 
     def receive(self, message: ReserveVisit | CancelVisit | ResultsSeen | Welcome) -> None:
-        """Take a message of the relay."""
+        """Queue a message of the relay."""
         self._messages.put_nowait(message)
 
     async def run(self) -> None:
         """Post events until cancelled."""
         while True:
             message = await self._messages.get()
-            await asyncio.sleep(0)  # neither this nor a choice waits while there are messages
+            # A filled queue and a quick choice never suspend this task: other
+            # tasks run here.
+            await asyncio.sleep(0)
             if not isinstance(message, ReserveVisit):
                 self._post(message)
                 continue
             served = self._served.get(message.visit.instrument, ())
-            ours = [detector for detector in message.detectors if detector in served]
+            detectors = [detector for detector in message.detectors if detector in served]
             try:
-                self._post(Reserved(message, await self.choose(message.visit, ours) if ours else {}))
-            except Exception:  # costs this message, which the relay will repeat, not the daemon
+                chosen = await self.choose(message.visit, detectors) if detectors else {}
+                self._post(Reserved(message, chosen))
+            except Exception:  # costs this message, which the relay repeats, not the daemon
                 self._count["background_error"] += 1
-                _LOG.exception("no pipelines can be selected for %r", message.visit)
+                _LOG.exception("cannot select pipelines for %r; the relay sends it again", message.visit)
 
     async def choose(self, visit: NextVisit, detectors: Sequence[int]) -> Mapping[int, Chosen]:
-        """Return what each detector of a visit gets."""
+        """Return the pipelines of each detector of a visit."""
         if self._selector.takes_long(visit):
             return await asyncio.to_thread(self._selector.choose, visit, detectors)
         return self._selector.choose(visit, detectors)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the node has promised and what became of it: one SQLite file.
+"""The node's accepted visits and their outcomes: one SQLite file.
 
-One row per attempt at a visit-detector. What a call has returned from
-survives the machine. `Journal` blocks and belongs to one thread, that of a
-`~ppdaemon.sqlitefile.BatchWriter`.
+One row per attempt at a visit-detector. When a call has returned, its changes
+survive a crash of the machine. All calls of `Journal` block; it belongs to one
+thread, that of a `~ppdaemon.sqlitefile.BatchWriter`.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, assert_never
 
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
-from ppdaemon.node.visits import turn as t
+from ppdaemon.node.visits import model
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -25,9 +25,9 @@ from ppdaemon.wire import encode
 __all__ = ("Journal", "RowMissing")
 
 BUSY_S = 5.0
-"""For another program that reads or mends the file."""
-MOST_LATE = 10_000
-"""Late raws that are kept, the newest: fifty exposures of 205 detectors."""
+"""How long a call waits for another program that reads or repairs the file."""
+MAX_LATE_RAWS = 10_000
+"""Only the newest late raws are stored: fifty exposures of 205 detectors."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS late (
 
 
 def _complete(db: sqlite3.Connection) -> None:
-    """Make what is missing."""
+    """Create the missing tables, indexes and columns."""
     db.executescript(_SCHEMA)
     known = {row[1] for row in db.execute("PRAGMA table_info(attempt)")}
     for column, empty in (("seen", "[]"), ("figures", "{}")):
@@ -63,11 +63,13 @@ def _complete(db: sqlite3.Connection) -> None:
 
 
 _STEPS = (_complete, _complete)
-"""Files of version 1 may lack as much as a new one: columns and tables were
-added without counting."""
+"""Files of version 1 may lack the same tables and columns as new ones: early
+versions added some without a new number."""
 
 _WRITTEN = [
-    field.name for field in fields(t.Entry) if field.name not in ("key", "visit", "received_tai", "asked")
+    field.name
+    for field in fields(model.JournalEntry)
+    if field.name not in ("key", "visit", "received_tai", "asked")
 ]
 """Columns that change while an attempt is open."""
 
@@ -86,24 +88,20 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "stages": lambda text: {Stage(name): tai for name, tai in json.loads(text).items()},
     "visit": NextVisit.model_validate_json,
 }
-"""How columns are read that are not kept as they are."""
+"""Converters of columns that have another type in SQLite."""
 
-_IS_PLACE = "instrument = ? AND grp = ? AND detector = ?"
-_IS_KEY = f"{_IS_PLACE} AND attempt = ?"
+_IS_VISIT_DETECTOR = "instrument = ? AND grp = ? AND detector = ?"
+_IS_KEY = f"{_IS_VISIT_DETECTOR} AND attempt = ?"
 
 
 class RowMissing(LookupError):
-    """A row that must be there is not: the transaction was undone."""
+    """A row to update does not exist; the transaction was rolled back."""
 
 
 class Journal(SqliteFile):
-    """The file; all calls block, each one is a single transaction.
+    """The file; each call is one transaction.
 
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The SQLite file. One that cannot be read is moved aside, and a new one
-        begun.
+    A corrupt file is moved aside and a new one is created.
     """
 
     def __init__(self, path: Path):
@@ -111,89 +109,79 @@ class Journal(SqliteFile):
 
     # --- writing -----------------------------------------------------------
 
-    def write(self, write: t.Write) -> object:
-        """Do what a decision asks for.
+    def write(self, write: model.Write) -> object:
+        """Perform one write of a decision and return its result, if it has one.
 
-        Parameters
-        ----------
-        write : `~ppdaemon.node.visits.turn.Write`
-            What to do.
-
-        Returns
-        -------
-        result : `object`
-            As the write says; most have none.
-
-        Raises
-        ------
-        RowMissing, sqlite3.IntegrityError
-            Raised if the journal contradicts it; then nothing is written.
+        Raises `RowMissing` or `sqlite3.IntegrityError` if the journal
+        contradicts it; then nothing is written.
         """
         with self.transaction():
             match write:
-                case t.Update(entries=entries):
+                case model.Update(entries=entries):
                     self._update(*entries)
-                case t.Accept(entries=entries):
+                case model.Accept(entries=entries):
                     return [self._accept(entry) for entry in entries]
-                case t.Retry(before=ended, entry=entry):
+                case model.Retry(before=ended, entry=entry):
                     self._update(ended)
                     self._insert(entry)
-                case t.Requeue(before=before, entries=entries):
+                case model.Requeue(before=before, entries=entries):
                     for last, entry in zip(before, entries, strict=True):
                         self._requeue(last, entry)
-                case t.NoteRaws(raws=raws):
-                    return self._note_late(raws)
-                case t.NoteReported(keys=reported):
+                case model.RecordLateRaws(raws=raws):
+                    return self._record_late_raws(raws)
+                case model.MarkReported(keys=reported):
                     self._db.executemany(
                         "UPDATE attempt SET reported = 1"
-                        f" WHERE final = 1 AND {_IS_PLACE} AND max(attempt, asked) = ?",
+                        f" WHERE final = 1 AND {_IS_VISIT_DETECTOR} AND max(attempt, asked) = ?",
                         reported,
                     )
-                case t.NoteExported(keys=keys, tai=tai):
+                case model.MarkExported(keys=keys, tai=tai):
                     self._db.executemany(
                         f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
                         [(tai, *key) for key in keys],
                     )
-                case t.Unreport(keys=keys):
+                case model.MarkUnreported(keys=keys):
                     self._db.executemany(
-                        f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_PLACE}"
-                        f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_PLACE})",
+                        f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_VISIT_DETECTOR}"
+                        f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_VISIT_DETECTOR})",
                         [(key.attempt, *key[:3], *key[:3]) for key in keys],
                     )
                 case _:
                     assert_never(write)
         return None
 
-    def _accept(self, entry: t.Entry) -> bool:
-        """Promise a visit-detector; return `False` if the journal already has
-        it, unless it was cancelled before the relay asked for a later attempt.
+    def _accept(self, entry: model.JournalEntry) -> bool:
+        """Insert a visit-detector and return `True`, or return `False` if the
+        journal has it. A canceled one is inserted again if the relay requests
+        a later attempt.
         """
-        *place, attempt = entry.key
+        *visit_detector, attempt = entry.key
         known = self._db.execute(
-            f"SELECT 1 FROM attempt WHERE {_IS_PLACE} AND (attempt >= ? OR outcome IS NOT ?)",
-            (*place, attempt, Outcome.CANCELLED),
+            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND (attempt >= ? OR outcome IS NOT ?)",
+            (*visit_detector, attempt, Outcome.CANCELLED),
         ).fetchone()
         if known is None:
             self._insert(entry)
         else:
             self._db.execute(
-                f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_PLACE}", (attempt, *place)
+                f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_VISIT_DETECTOR}",
+                (attempt, *visit_detector),
             )
         return known is None
 
-    def _requeue(self, before: t.Entry, entry: t.Entry) -> None:
-        """Insert one more attempt at a visit-detector that had its outcome,
-        which is its no more.
+    def _requeue(self, before: model.JournalEntry, entry: model.JournalEntry) -> None:
+        """Insert one more attempt at a visit-detector whose outcome was final,
+        which it is no longer.
         """
         (last,) = self._db.execute(
-            f"SELECT max(attempt) FROM attempt WHERE {_IS_PLACE}", before.key[:3]
+            f"SELECT max(attempt) FROM attempt WHERE {_IS_VISIT_DETECTOR}", before.key[:3]
         ).fetchone()
         if last != before.key.attempt:
-            raise sqlite3.IntegrityError(f"the relay has asked for {before.key} again meanwhile")
-        self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_PLACE}", entry.key[:3])
+            raise sqlite3.IntegrityError(f"the relay has requested {before.key} again in the meantime")
+        self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_VISIT_DETECTOR}", entry.key[:3])
         self._insert(entry)
 
-    def _insert(self, entry: t.Entry) -> None:
+    def _insert(self, entry: model.JournalEntry) -> None:
         visit, stages = encode(entry.visit).decode(), json.dumps(entry.stages)
         self._db.execute(
             "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
@@ -201,7 +189,7 @@ class Journal(SqliteFile):
             (*entry.key, visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
         )
 
-    def _update(self, *entries: t.Entry) -> None:
+    def _update(self, *entries: model.JournalEntry) -> None:
         for entry in entries:
             values = (getattr(entry, name) for name in _WRITTEN)
             changed = self._db.execute(
@@ -211,16 +199,16 @@ class Journal(SqliteFile):
             if not changed:
                 raise RowMissing(f"the journal has no row of {entry.key}")
 
-    def _note_late(self, raws: Sequence[Raw]) -> tuple[int, int]:
-        """Keep those raws whose visit-detector had its outcome without them,
-        unless nobody wants them; return how many, and how many are of visits
-        that were never announced. The others were known.
+    def _record_late_raws(self, raws: Sequence[Raw]) -> tuple[int, int]:
+        """List those raws as late whose visit-detector has ended without them,
+        unless it was ignored; return their number and that of the raws without
+        a visit-detector in the journal.
         """
         late = unmatched = 0
         for raw in raws:
             group = parent_group(raw.group)
             last = self._db.execute(
-                f"SELECT final AND outcome != ?, exposures, seen FROM attempt WHERE {_IS_PLACE}"
+                f"SELECT final AND outcome != ?, exposures, seen FROM attempt WHERE {_IS_VISIT_DETECTOR}"
                 " ORDER BY attempt DESC LIMIT 1",
                 (Outcome.IGNORED, raw.instrument, group, raw.detector),
             ).fetchone()
@@ -231,13 +219,15 @@ class Journal(SqliteFile):
                     "INSERT OR IGNORE INTO late VALUES (?, ?, ?, ?, ?, ?)",
                     (raw.instrument, raw.exposure, raw.detector, group, raw.path, raw.seen_tai),
                 ).rowcount
-        self._db.execute("DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MOST_LATE,))
+        self._db.execute(
+            "DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MAX_LATE_RAWS,)
+        )
         return late, unmatched
 
     # --- reading -----------------------------------------------------------
 
     def _rows(self, query: str, *values: object) -> Iterator[dict[str, Any]]:
-        """Yield the values of each row by the names of their columns."""
+        """Yield each row as a mapping of column names to converted values."""
         cursor = self._db.execute(query, values)
         names = [column for column, *_ in cursor.description]
         for row in cursor:
@@ -246,24 +236,14 @@ class Journal(SqliteFile):
                 for name, value in zip(names, row, strict=True)
             }
 
-    def _entries(self, query: str, *values: object) -> list[t.Entry]:
-        """Return the attempts that a query yields, whose first four columns are their keys."""
+    def _entries(self, query: str, *values: object) -> list[model.JournalEntry]:
+        """Return the attempts that a query yields; its first four columns are the key."""
         rows = (list(row.items()) for row in self._rows(query, *values))
-        return [t.Entry(Key(*(value for _, value in row[:4])), **dict(row[4:])) for row in rows]
+        return [model.JournalEntry(Key(*(value for _, value in row[:4])), **dict(row[4:])) for row in rows]
 
-    def last_attempts(self, group: str) -> list[t.Entry]:
-        """Return the last attempt at each detector of a visit.
-
-        Parameters
-        ----------
-        group : `str`
-            The visit's group.
-
-        Returns
-        -------
-        entries : `list` [`~ppdaemon.node.visits.turn.Entry`]
-            By instrument and detector. ``no_return`` is what any of the
-            attempts announced.
+    def last_attempts(self, group: str) -> list[model.JournalEntry]:
+        """Return the last attempt at each detector of a visit, by instrument
+        and detector; ``no_return`` is set if any attempt passed that point.
         """
         return self._entries(
             "SELECT instrument, grp, detector, max(attempt), visit, received_tai, stages, outcome, reason,"
@@ -273,13 +253,9 @@ class Journal(SqliteFile):
             group,
         )
 
-    def unfinished(self) -> list[t.Entry]:
-        """Return the attempts that no outcome of their visit-detector follows.
-
-        Returns
-        -------
-        entries : `list` [`~ppdaemon.node.visits.turn.Entry`]
-            The oldest first; the last attempt of each visit-detector.
+    def unfinished(self) -> list[model.JournalEntry]:
+        """Return the last attempt at each visit-detector without a final
+        outcome, the oldest first.
         """
         return self._entries(
             "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
@@ -290,35 +266,12 @@ class Journal(SqliteFile):
         )
 
     def followed(self, keys: Sequence[Key]) -> set[Key]:
-        """Return those attempts that another attempt at their visit-detector
-        has followed.
-
-        Parameters
-        ----------
-        keys : `~collections.abc.Sequence` [`~ppdaemon.node.slots.assignment.Key`]
-            Attempts, in the journal or not.
-
-        Returns
-        -------
-        followed : `set` [`~ppdaemon.node.slots.assignment.Key`]
-            Some of them.
-        """
-        query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_PLACE} AND attempt > ?)"
+        """Return those attempts that have a later attempt in the journal."""
+        query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND attempt > ?)"
         return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
 
     def unreported(self, limit: int) -> list[ResultEntry]:
-        """Return outcomes that no relay has confirmed.
-
-        Parameters
-        ----------
-        limit : `int`
-            How many at the most.
-
-        Returns
-        -------
-        entries : `list` [`~ppdaemon.messages.ResultEntry`]
-            The oldest first.
-        """
+        """Return outcomes that the relay has not confirmed, the oldest first."""
         rows = self._rows(
             'SELECT instrument, grp AS "group", detector, max(attempt, asked) AS attempt, outcome, reason'
             " FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
@@ -327,18 +280,7 @@ class Journal(SqliteFile):
         return [ResultEntry(**row) for row in rows]
 
     def late(self, limit: int) -> list[LateRow]:
-        """Return the raws that came too late and that no attempt has used.
-
-        Parameters
-        ----------
-        limit : `int`
-            How many at the most.
-
-        Returns
-        -------
-        rows : `list` [`~ppdaemon.reports.LateRow`]
-            The newest first.
-        """
+        """Return late raws that no attempt has used, the newest first."""
         rows = self._rows(
             'SELECT late.instrument, late.grp AS "group", late.detector, late.exposure, late.path,'
             " late.seen_tai, max(attempt.attempt) AS attempt, attempt.outcome FROM late JOIN attempt"
@@ -350,19 +292,8 @@ class Journal(SqliteFile):
         return [LateRow(**row) for row in rows]
 
     def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:
-        """Return the newest rows.
-
-        Parameters
-        ----------
-        limit : `int`
-            How many at the most.
-        bad_only : `bool`, optional
-            Only those with a bad outcome that is final.
-
-        Returns
-        -------
-        rows : `list` [`~ppdaemon.reports.VisitRow`]
-            The newest first.
+        """Return the newest rows, the newest first; with ``bad_only`` those
+        with a final bad outcome.
         """
         where, values = "", []
         if bad_only:
@@ -372,18 +303,7 @@ class Journal(SqliteFile):
         return [VisitRow(**row) for row in rows]
 
     def visit(self, group: str) -> list[VisitRow]:
-        """Return all rows of one group.
-
-        Parameters
-        ----------
-        group : `str`
-            The visit's group.
-
-        Returns
-        -------
-        rows : `list` [`~ppdaemon.reports.VisitRow`]
-            By detector and attempt; empty if the group is not known.
-        """
+        """Return all rows of one group, by instrument, detector and attempt."""
         rows = self._rows(
             f"SELECT {_SHOWN} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt", group
         )

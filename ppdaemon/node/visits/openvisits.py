@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The visit-detectors of a node that have no outcome yet. Pure."""
+"""The visit-detectors of a node that have no outcome yet. Pure code."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from enum import Enum, auto
 from ppdaemon.messages import Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
-from ppdaemon.node.visits.turn import Entry, VisitKey
+from ppdaemon.node.visits.model import JournalEntry, VisitKey
 from ppdaemon.raws.path import Expected
 from ppdaemon.states import Stage
 
@@ -17,49 +17,47 @@ __all__ = ("OpenVisits", "Phase", "VisitDetector", "snapshot")
 
 
 class Phase(Enum):
-    """Where a visit-detector is on its way through the node."""
+    """How far a visit-detector without an outcome has come."""
 
     RESERVED = auto()
-    """The journal does not have it yet."""
+    """The journal does not have it yet; it may still be refused."""
     QUEUED = auto()
-    """It waits for a worker."""
+    """It waits for an idle slot."""
     ASSIGNED = auto()
     """A slot has it: ``entry.slot``."""
-    LEFT = auto()
-    """Its worker died; what it left on disk is being read."""
+    RECOVERING = auto()
+    """Its worker has ended; its leftovers on disk are being read."""
 
 
 @dataclass(slots=True)
 class VisitDetector:
-    """One visit-detector in its present attempt."""
+    """One visit-detector in its current attempt."""
 
-    entry: Entry
+    entry: JournalEntry
     assignment: Assignment
     phase: Phase
     raws: dict[int, Raw] = field(default_factory=dict)
-    """What has landed of it, by exposure."""
+    """Raws that have arrived, by exposure."""
     cancelled: str = ""
-    """Why it is not to be tried again."""
+    """Why it must not be retried; blank if it may be."""
     ignored: str = ""
-    """Why no pipeline takes it."""
+    """Why no pipeline is configured for it; blank if there is one."""
     finish: Finish | None = None
-    """What its slot made of its worker's death."""
+    """The slot's report of the end, in phase RECOVERING."""
 
     @property
     def key(self) -> Key:
-        """Which attempt it is."""
+        """The key of the current attempt."""
         return self.entry.key
 
 
 class OpenVisits:
-    """Finds open visit-detectors by detector and by visit, and keeps which
-    of their rows have changed.
-    """
+    """Open visit-detectors by detector and by visit, and their changed rows."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, str, int], VisitDetector] = {}
         self._groups: dict[VisitKey, set[int]] = defaultdict(set)
-        self._changed: dict[Key, Entry] = {}
+        self._changed: dict[Key, JournalEntry] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -86,18 +84,18 @@ class OpenVisits:
         """Return a visit-detector, whatever its attempt."""
         return self._open.get((instrument, group, detector))
 
-    def of(self, key: Key) -> VisitDetector | None:
-        """Return a visit-detector if it is in this attempt."""
+    def get(self, key: Key) -> VisitDetector | None:
+        """Return a visit-detector if this is its current attempt."""
         visit = self._open.get(key[:3])
         return visit if visit is not None and visit.key == key else None
 
-    def of_group(self, instrument: str, group: str) -> list[VisitDetector]:
+    def in_group(self, instrument: str, group: str) -> list[VisitDetector]:
         """Return the open detectors of a visit, sorted."""
         detectors = self._groups.get((instrument, group), ())
         return [self._open[instrument, group, detector] for detector in sorted(detectors)]
 
     def expected(self) -> list[Expected]:
-        """Return one item for each visit of which some detector lacks raws."""
+        """Return one item for each visit with detectors that wait for raws."""
         found = []
         for (instrument, group), detectors in self._groups.items():
             missing = frozenset(
@@ -111,27 +109,30 @@ class OpenVisits:
 
     # --- changed rows ------------------------------------------------------
 
-    def touch(self, entry: Entry) -> None:
-        """Have an entry written with the next batch."""
+    def mark_changed(self, entry: JournalEntry) -> None:
+        """Include an entry in the next batch of writes."""
         self._changed[entry.key] = entry
 
-    def take_changes(self) -> tuple[Entry, ...]:
-        """Take out copies of what has changed, safe for another thread."""
+    def take_changes(self) -> tuple[JournalEntry, ...]:
+        """Remove and return copies of all changed entries.
+
+        Copies, because the journal's thread reads them while they change here.
+        """
         entries = tuple(snapshot(entry) for entry in self._changed.values())
         self._changed.clear()
         return entries
 
-    def take_change(self, entry: Entry) -> Entry:
-        """Take out a copy of one entry: it is written now."""
+    def take_change(self, entry: JournalEntry) -> JournalEntry:
+        """Remove one entry from the changed ones and return a copy to write now."""
         self._changed.pop(entry.key, None)
         return snapshot(entry)
 
     @property
     def changed(self) -> bool:
-        """Whether an entry waits to be written."""
+        """Whether there are changed entries."""
         return bool(self._changed)
 
 
-def snapshot(entry: Entry) -> Entry:
-    """Return a copy that later changes do not reach."""
+def snapshot(entry: JournalEntry) -> JournalEntry:
+    """Return a copy that later changes of the entry do not alter."""
     return replace(entry, stages=dict(entry.stages), figures=dict(entry.figures))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one loop that everything concerning visits goes through.
+"""The loop that handles all events of visits, one after another.
 
-Events wait in the `Inbox`, `Visits` decides, the writes of the turn are
-committed, and only then is what it asks for performed, in order. What blocks
-runs beside the loop and ends in an event.
+Events wait in the `Inbox`; `Visits` decides; the writes are committed, and
+only then are the actions performed, in order. Blocking work runs in the
+background and posts an event when it is done.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
-from ppdaemon.node.visits import turn as t
+from ppdaemon.node.visits import model
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.recovery import discard, read_leftovers
-from ppdaemon.node.visits.relayclient import RESULTS_AT_ONCE, RelayClient
+from ppdaemon.node.visits.relayclient import MAX_RESULTS_PER_MESSAGE, RelayClient
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -38,10 +38,11 @@ __all__ = ("Inbox", "VisitPump")
 
 _LOG = logging.getLogger(__name__)
 
-GATHER_S = 0.05
-"""Stages and figures of a burst are written in one commit."""
-EVENTS_AT_ONCE = 100
-"""Some 10 ms; then timers and sockets have their turn."""
+BATCH_S = 0.05
+"""Changes that need no immediate commit are collected this long: the stages of
+many detectors come in bursts."""
+MAX_EVENTS_PER_STEP = 100
+"""100 events take some 10 ms; then timers and sockets are served."""
 
 
 class Inbox:
@@ -55,21 +56,21 @@ class Inbox:
         return len(self._events)
 
     def post(self, event: object) -> None:
-        """Add an event; never waits."""
+        """Add an event without waiting."""
         self._events.append(event)
         self._filled.set()
 
     async def take(self) -> Sequence[object]:
-        """Wait for events and take some out, the oldest first."""
+        """Wait for events, then remove and return the oldest."""
         await self._filled.wait()
-        events = tuple(self._events.popleft() for _ in range(min(len(self._events), EVENTS_AT_ONCE)))
+        events = tuple(self._events.popleft() for _ in range(min(len(self._events), MAX_EVENTS_PER_STEP)))
         if not self._events:
             self._filled.clear()
         return events
 
 
-def _write(writes: Sequence[t.Write], journal: Journal) -> Sequence[object] | Exception:
-    """Write a turn, or return why the journal contradicts it."""
+def _write(writes: Sequence[model.Write], journal: Journal) -> Sequence[object] | Exception:
+    """Write in one transaction, or return how the journal contradicts it."""
     try:
         with journal.transaction():
             return [journal.write(write) for write in writes]
@@ -79,7 +80,7 @@ def _write(writes: Sequence[t.Write], journal: Journal) -> Sequence[object] | Ex
 
 @dataclass(eq=False)
 class VisitPump:
-    """Takes events from the inbox to their consequences."""
+    """Handles the events of the inbox and performs the effects."""
 
     inbox: Inbox
     visits: Visits
@@ -97,15 +98,15 @@ class VisitPump:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
-        self._answers: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
+        self._replies: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
         self._results: list[ResultEntry] = []
-        self._gathering: asyncio.TimerHandle | None = None
-        self._ending = 0
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._uncommitted_outcomes = 0
 
     @property
     def open(self) -> int:
-        """Visit-detectors without an outcome that is in the journal."""
-        return len(self.visits.open) + self._ending
+        """Visit-detectors whose outcome is not yet in the journal."""
+        return len(self.visits.open) + self._uncommitted_outcomes
 
     async def run(self) -> None:
         """Handle events until cancelled."""
@@ -115,224 +116,234 @@ class VisitPump:
             await asyncio.sleep(0)
 
     async def flush(self) -> None:
-        """Wait until everything that happened so far is in the journal.
+        """Wait until all previous events are in the journal.
 
-        Raises
-        ------
-        ppdaemon.errors.Refused
-            Raised if the journal cannot be written at present.
+        Raises `~ppdaemon.errors.Refused` if it cannot be written now.
         """
-        await self.ask(t.FlushAsked)
+        await self.request(model.FlushRequested)
 
-    async def settle(self) -> None:
-        """Wait until nothing is under way any more."""
+    async def wait_until_idle(self) -> None:
+        """Wait until no event, commit or background work is pending."""
         while True:
             try:
                 await self.flush()
             except Refused:
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(BATCH_S)
                 continue
             if self._tasks:
                 await asyncio.wait(self._tasks)
             elif not self.inbox and not self.journal.backlog:
                 return
 
-    async def report_again(self) -> None:
+    async def resend_results(self) -> None:
         """Send the relay all outcomes that it has not confirmed."""
         if not self.relay.connected:
             return
         try:
-            self.relay.results(await self.journal.call(lambda file: file.unreported(RESULTS_AT_ONCE)))
+            self.relay.send_results(
+                await self.journal.call(lambda file: file.unreported(MAX_RESULTS_PER_MESSAGE))
+            )
         except sqlite3.Error as error:
-            _LOG.warning("outcomes cannot be read from the journal: %s", error)
+            _LOG.warning("cannot read unreported outcomes from the journal, trying again in 1 s: %s", error)
 
-    async def ask(self, make_event: Callable[[int], object]) -> tuple[RequeueRow, ...]:
-        """Post an event that is made with the number of a request, and return
-        what its `Answer` brings.
+    async def request(self, make_event: Callable[[int], object]) -> tuple[RequeueRow, ...]:
+        """Post the event that ``make_event`` returns for a request number, and
+        return the rows of the `Reply`.
 
-        Raises
-        ------
-        ppdaemon.errors.Refused
-            Raised if the answer is that the request is refused.
+        Raises `~ppdaemon.errors.Refused` if the request is refused.
         """
         number = next(self._numbers)
-        answer: asyncio.Future[tuple[RequeueRow, ...]] = self._loop.create_future()
-        self._answers[number] = answer
+        reply: asyncio.Future[tuple[RequeueRow, ...]] = self._loop.create_future()
+        self._replies[number] = reply
         self.inbox.post(make_event(number))
         try:
-            return await answer
+            return await reply
         finally:
-            del self._answers[number]
+            del self._replies[number]
 
     # --- events ------------------------------------------------------------
 
     def _handle(self, event: object) -> None:
-        now = t.Now(self.clock.mono(), self.clock.tai())
+        now = model.Now(self.clock.mono(), self.clock.tai())
         try:
-            turn = self.visits.handle(event, now)
+            effects = self.visits.handle(event, now)
         except Exception:  # costs this event, not the daemon
             self.count["background_error"] += 1
-            _LOG.exception("event %r was not handled", event)
+            _LOG.exception("cannot handle event %r; it is dropped", event)
             return
-        if isinstance(event, t.FlushAsked):
-            self._flush(event, turn)
-        elif turn.writes:
-            self._commit(turn)
+        if isinstance(event, model.FlushRequested):
+            self._flush(event, effects)
+        elif effects.writes:
+            self._commit(effects)
         else:
-            # It need not wait for a commit: what it is about is committed.
-            self._perform(turn)
-        if turn.write_soon and self._gathering is None:
-            self._gathering = self._loop.call_later(GATHER_S, self._write_due)
+            # These actions need not wait for earlier commits: they concern
+            # attempts that are in the journal already.
+            self._perform(effects)
+        if effects.write_soon and self._write_timer is None:
+            self._write_timer = self._loop.call_later(BATCH_S, self._write_due)
 
     def _write_due(self) -> None:
-        self._gathering = None
-        self.inbox.post(t.WriteDue())
+        self._write_timer = None
+        self.inbox.post(model.WriteDue())
 
     # --- commits -----------------------------------------------------------
 
-    def _commit(self, turn: t.Turn) -> None:
-        may_fail = next((write for write in turn.writes if isinstance(write, t.Accept | t.Requeue)), None)
-        ending = sum(len(action.entries) for action in turn.actions if isinstance(action, t.Report))
-        self._ending += ending
+    def _commit(self, effects: model.Effects) -> None:
+        may_fail = next(
+            (write for write in effects.writes if isinstance(write, model.Accept | model.Requeue)), None
+        )
+        ending = sum(
+            len(action.entries) for action in effects.actions if isinstance(action, model.SendResults)
+        )
+        self._uncommitted_outcomes += ending
 
         def done(results: Sequence[object] | Exception) -> None:
-            self._ending -= ending
+            self._uncommitted_outcomes -= ending
             if isinstance(results, Exception):
-                self._refused(turn, may_fail, results)
+                self._refused(effects, may_fail, results)
                 return
-            self._perform(turn)
-            for write, result in zip(turn.writes, results, strict=True):
-                if isinstance(write, t.Accept | t.Requeue | t.NoteRaws):
-                    self.inbox.post(t.Recorded(write, result))
+            self._perform(effects)
+            for write, result in zip(effects.writes, results, strict=True):
+                if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
+                    self.inbox.post(model.WriteCommitted(write, result))
 
         def failed(error: Exception) -> None:
-            self._ending -= ending
-            self._refused(turn, may_fail, error)
+            self._uncommitted_outcomes -= ending
+            self._refused(effects, may_fail, error)
 
-        # What is promised to nobody yet may fail with the file; all else is
-        # tried again until it is written.
-        self.journal.put(Commit(partial(_write, turn.writes), done, failed if may_fail else None))
+        # A write that has not been acknowledged to the relay or an operator may
+        # fail with the file; all others are repeated until they succeed.
+        self.journal.put(Commit(partial(_write, effects.writes), done, failed if may_fail else None))
 
-    def _flush(self, event: t.FlushAsked, turn: t.Turn) -> None:
-        """Commit what has changed; who asked for it does not wait for a
-        journal that cannot be written at present.
+    def _flush(self, event: model.FlushRequested, effects: model.Effects) -> None:
+        """Commit the changes and reply; the reply does not wait for a journal
+        that cannot be written now.
         """
-        if turn.writes:
-            self._commit(t.Turn(turn.writes))
+        if effects.writes:
+            self._commit(model.Effects(effects.writes))
 
         def failed(error: Exception) -> None:
-            self._answer(t.Answer(event.request, refused=str(error)))
+            self._reply(model.Reply(event.request, refused=str(error)))
 
-        self.journal.put(Commit(None, lambda _: self._perform(turn), failed))
+        self.journal.put(Commit(None, lambda _: self._perform(effects), failed))
 
-    def _refused(self, turn: t.Turn, may_fail: t.Accept | t.Requeue | None, error: Exception) -> None:
-        """Drop a turn of which nothing was written."""
+    def _refused(
+        self, effects: model.Effects, may_fail: model.Accept | model.Requeue | None, error: Exception
+    ) -> None:
+        """Drop effects of which nothing was written."""
         if may_fail is not None:
-            self.inbox.post(t.NotRecorded(may_fail, str(error)))
+            self.inbox.post(model.WriteFailed(may_fail, str(error)))
             return
-        # The next start answers for its visit-detectors by the journal.
+        # The next start of the daemon recovers these visit-detectors from the
+        # journal.
         self.count["journal_contradicted"] += 1
-        _LOG.error("the journal contradicts this turn, which is dropped: %r", turn, exc_info=error)
-        raws: list[t.Write] = [write for write in turn.writes if isinstance(write, t.NoteRaws)]
-        if len(raws) < len(turn.writes) and raws:  # others wait for its result
-            self._commit(t.Turn(raws))
+        _LOG.error(
+            "the journal contradicts a decision, which is dropped until the next start: %r",
+            effects,
+            exc_info=error,
+        )
+        raws: list[model.Write] = [
+            write for write in effects.writes if isinstance(write, model.RecordLateRaws)
+        ]
+        if len(raws) < len(effects.writes) and raws:  # further lookups wait for the result of this one
+            self._commit(model.Effects(raws))
 
     # --- actions -----------------------------------------------------------
 
-    def _perform(self, turn: t.Turn) -> None:
-        for action in turn.actions:
+    def _perform(self, effects: model.Effects) -> None:
+        for action in effects.actions:
             try:
                 self._do(action)
             except Exception:  # costs this action, not the daemon
                 self.count["background_error"] += 1
-                _LOG.exception("action %r failed", action)
+                _LOG.exception("cannot perform %r; it is dropped", action)
 
-    def _do(self, action: t.Action) -> None:
+    def _do(self, action: model.Action) -> None:
         match action:
-            case t.ToSlot():
+            case model.SendToSlot():
                 self._to_slot(action)
-            case t.Acknowledge(order=order, detectors=detectors):
-                self.relay.ack(order, detectors)
-            case t.Refuse(order=order, detectors=detectors, reason=reason, final=final):
-                self.relay.nak(order, detectors, reason, final=final)
-            case t.Report(entries=entries):
+            case model.Acknowledge(message=message, detectors=detectors):
+                self.relay.send_accepted(message, detectors)
+            case model.Refuse(message=message, detectors=detectors, reason=reason, final=final):
+                self.relay.send_refused(message, detectors, reason, final=final)
+            case model.SendResults(entries=entries):
                 self._report(entries)
-            case t.ReportAgain():
-                self.beside(self.report_again())
-            case t.Enqueue(assignment=assignment):
+            case model.ResendResults():
+                self.run_in_background(self.resend_results())
+            case model.Enqueue(assignment=assignment):
                 self.scheduler.add(assignment)
-            case t.Dequeue(key=key):
+            case model.Dequeue(key=key):
                 self.scheduler.remove(key)
-            case t.LeaveIdle(slot=slot):
+            case model.LeaveIdle(slot=slot):
                 self.scheduler.leave_idle(slot)
-            case t.Export(spool=spool):
+            case model.Export(spool=spool):
                 self.exporter.add(spool)
-            case t.Discard(folders=folders):
-                self.beside(asyncio.to_thread(discard, folders))
-            case t.RemoveMark(key=key):
-                self.beside(asyncio.to_thread(self.folders.mark(*key).unlink, missing_ok=True))
-            case t.ReadLeftovers():
-                self.beside(self._read_leftovers(action))
-            case t.BeginRescan(visit=visit):
-                self._loop.call_soon(self.inbox.post, t.RescanDue(visit))
-            case t.Rescan():
-                self.beside(self._rescan(action))
-            case t.Answer():
-                self._answer(action)
+            case model.Discard(folders=folders):
+                self.run_in_background(asyncio.to_thread(discard, folders))
+            case model.RemoveMark(key=key):
+                self.run_in_background(asyncio.to_thread(self.folders.mark(*key).unlink, missing_ok=True))
+            case model.ReadLeftovers():
+                self.run_in_background(self._read_leftovers(action))
+            case model.BeginRescan(visit=visit):
+                self._loop.call_soon(self.inbox.post, model.RescanDue(visit))
+            case model.Rescan():
+                self.run_in_background(self._rescan(action))
+            case model.Reply():
+                self._reply(action)
             case _:
                 assert_never(action)
 
-    def _to_slot(self, action: t.ToSlot) -> None:
+    def _to_slot(self, action: model.SendToSlot) -> None:
         if isinstance(action.event, VisitAssigned):
             # The scheduler matched an idle slot; its worker may have died since.
             if self.pool.slots[action.slot].state == SlotState.IDLE:
                 self.pool.handle(action.slot, action.event)
             else:
-                self.inbox.post(t.AssignmentRefused(action.key))
+                self.inbox.post(model.AssignmentRefused(action.key))
             return
         assignment = self.pool.slots[action.slot].assignment
-        if assignment is not None and assignment.key == action.key:  # else it has ended meanwhile
+        if assignment is not None and assignment.key == action.key:  # the attempt may have ended
             self.pool.handle(action.slot, action.event)
 
     def _report(self, entries: Sequence[ResultEntry]) -> None:
-        """Send outcomes with others of the same commit in one message."""
+        """Send outcomes in one message with others of the same commit."""
         if not self._results:
             self._loop.call_soon(self._send_results)
         self._results += entries
 
     def _send_results(self) -> None:
-        self.relay.results(self._results)
+        self.relay.send_results(self._results)
         self._results = []
 
-    def _answer(self, answer: t.Answer) -> None:
-        waiting = self._answers.get(answer.request)
-        if waiting is None or waiting.done():  # who asked is gone
+    def _reply(self, reply: model.Reply) -> None:
+        pending = self._replies.get(reply.request)
+        if pending is None or pending.done():  # the client has disconnected
             return
-        if answer.refused:
-            waiting.set_exception(Refused(answer.refused))
+        if reply.refused:
+            pending.set_exception(Refused(reply.refused))
         else:
-            waiting.set_result(answer.rows)
+            pending.set_result(reply.rows)
 
-    # --- beside the loop ---------------------------------------------------
+    # --- in the background ---------------------------------------------------
 
-    async def _read_leftovers(self, action: t.ReadLeftovers) -> None:
+    async def _read_leftovers(self, action: model.ReadLeftovers) -> None:
         try:
-            remains = await asyncio.to_thread(read_leftovers, self.folders, action.key)
+            leftovers = await asyncio.to_thread(read_leftovers, self.folders, action.key)
         except OSError as error:
-            # The state disk cannot be read: it may have crossed, so that
-            # nothing is tried again.
-            remains = t.Leftovers(no_return=f"unknown: {error}")
-        self.inbox.post(t.LeftoversRead(action.key, remains))
+            # The state disk cannot be read: assume that the worker has passed
+            # the point of no return, so that the attempt is not retried.
+            leftovers = model.Leftovers(no_return=f"unknown: {error}")
+        self.inbox.post(model.LeftoversRead(action.key, leftovers))
 
-    async def _rescan(self, action: t.Rescan) -> None:
+    async def _rescan(self, action: model.Rescan) -> None:
         detectors = {key.detector for key in action.keys}
         try:
             await self.arrivals.rescan(action.visit, detectors, action.since_tai)
         finally:  # else no further rescan would begin for this visit
-            self.inbox.post(t.RescanEnded(action.keys))
+            self.inbox.post(model.RescanFinished(action.keys))
 
-    def beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something to its end beside the loop, and log its failure."""
+    def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task and log its failure."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -341,4 +352,4 @@ class VisitPump:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self.count["background_error"] += 1
-            _LOG.error("background work failed", exc_info=error)
+            _LOG.error("a background task failed; its work is not repeated", exc_info=error)

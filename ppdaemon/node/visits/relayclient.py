@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The node's end of the link to the relay.
 
-Sends HELLO until it is welcomed, and connects anew when nothing comes from the
-relay for a while: a ROUTER that was away has
-forgotten its peers, and what it sent meanwhile is lost without an error.
+Sends HELLO until WELCOME arrives, and opens a new connection when no message
+has arrived for a while: a ROUTER that was restarted has no record of its peers,
+and its messages to them are lost without an error.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import decode, encode
 
-__all__ = ("RESULTS_AT_ONCE", "RelayClient")
+__all__ = ("MAX_RESULTS_PER_MESSAGE", "RelayClient")
 
 _LOG = logging.getLogger(__name__)
 
-RESULTS_AT_ONCE = 500
-"""Outcomes in one message, which stays far below what a relay takes."""
+MAX_RESULTS_PER_MESSAGE = 500
+"""With this many outcomes a message is far below the relay's size limit."""
 HIGH_WATER = 1000
-"""Messages that may wait on either side of the socket."""
+"""Messages that may queue in either direction; messages beyond it are lost and sent again."""
 
 type OnMessage = Callable[
     [messages.ReserveVisit | messages.CancelVisit | messages.ResultsSeen | messages.Welcome], None
@@ -38,26 +38,10 @@ type OnMessage = Callable[
 
 @dataclass(eq=False)
 class RelayClient:
-    """Holds the link to one relay.
+    """Keeps the connection to one relay.
 
-    Parameters
-    ----------
-    link : `~ppdaemon.config.RelayLink`
-        Where the relay is, and how long it may be silent.
-    name, incarnation : `str`
-        The node's name and the nonce of this run.
-    instruments : `~collections.abc.Mapping`
-        Detectors served, by instrument.
-    capacity : `int`
-        Visit-detectors that the node can hold at once.
-    clock : `~ppdaemon.clock.Clock`
-        For stamps and silence.
-    context : `zmq.asyncio.Context`
-        The process's only one.
-    on_message : `~collections.abc.Callable`
-        Called in the event loop with what concerns visits.
-    count : `collections.Counter`
-        Counts bad messages by kind.
+    ``incarnation`` is the nonce of this run; ``on_message`` is called in the
+    event loop with messages about visits; ``count`` counts invalid messages.
     """
 
     link: RelayLink
@@ -77,11 +61,11 @@ class RelayClient:
         self._relay: str | None = None
         self._problem = ""
         self._last_received = 0.0
-        self._taking = True
+        self._accepting = True
 
     @property
     def text(self) -> str:
-        """The link in a few words (`str`)."""
+        """The state of the connection, for operators."""
         if self.link.address is None:
             return "none configured"
         if self._problem:
@@ -92,83 +76,45 @@ class RelayClient:
 
     @property
     def connected(self) -> bool:
-        """Whether a relay has welcomed this node and speaks (`bool`)."""
+        """Whether a relay has welcomed this node and sends messages."""
         return self._relay is not None
 
     async def run(self) -> None:
-        """Keep the link until cancelled."""
+        """Connect and exchange messages until cancelled."""
         if self.link.address is None:
             return
         try:
             while True:
                 self._connect(self.link.address)
-                await self._converse()
+                await self._exchange()
         finally:
             self._disconnect()
 
-    def set_taking(self, taking: bool) -> None:
-        """Offer the node's slots, or none while it drains.
-
-        Parameters
-        ----------
-        taking : `bool`
-            Whether visits are taken.
-        """
-        self._taking = taking
+    def set_accepting(self, accepting: bool) -> None:
+        """Offer the node's slots to the relay, or none while it drains."""
+        self._accepting = accepting
         self._hello()
 
     def set_capacity(self, capacity: int) -> None:
-        """Offer another number of slots.
-
-        Parameters
-        ----------
-        capacity : `int`
-            Visit-detectors that the node can hold at once.
-        """
+        """Offer another number of visit-detectors at once."""
         self.capacity = capacity
         self._hello()
 
-    def ack(self, visit: messages.ReserveVisit, detectors: Sequence[int]) -> None:
-        """Report that the journal has these detectors.
+    def send_accepted(self, visit: messages.ReserveVisit, detectors: Sequence[int]) -> None:
+        """Send that the journal has these detectors."""
+        self._send(messages.VisitAccepted, **_names(visit, detectors))
 
-        Parameters
-        ----------
-        visit : `~ppdaemon.messages.ReserveVisit`
-            What was asked.
-        detectors : `~collections.abc.Sequence` [`int`]
-            Which of them.
-        """
-        self._send(messages.VisitAccepted, **_about(visit, detectors))
-
-    def nak(
+    def send_refused(
         self, visit: messages.ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool
     ) -> None:
-        """Report that these detectors are not taken.
+        """Send that these detectors are not accepted; ``final`` if another try is useless."""
+        self._send(messages.VisitRefused, **_names(visit, detectors), reason=reason, final=final)
 
-        Parameters
-        ----------
-        visit : `~ppdaemon.messages.ReserveVisit`
-            What was asked.
-        detectors : `~collections.abc.Sequence` [`int`]
-            Which of them.
-        reason : `str`
-            Why.
-        final : `bool`
-            Whether another try is pointless.
-        """
-        self._send(messages.VisitRefused, **_about(visit, detectors), reason=reason, final=final)
-
-    def results(self, entries: Sequence[messages.ResultEntry]) -> None:
-        """Send outcomes.
-
-        Parameters
-        ----------
-        entries : `~collections.abc.Sequence` [`~ppdaemon.messages.ResultEntry`]
-            Outcomes that are in the journal.
-        """
+    def send_results(self, entries: Sequence[messages.ResultEntry]) -> None:
+        """Send outcomes that are in the journal."""
         if self.connected:
-            for first in range(0, len(entries), RESULTS_AT_ONCE):
-                self._send(messages.Results, entries=tuple(entries[first : first + RESULTS_AT_ONCE]))
+            for first in range(0, len(entries), MAX_RESULTS_PER_MESSAGE):
+                self._send(messages.Results, entries=tuple(entries[first : first + MAX_RESULTS_PER_MESSAGE]))
 
     def _connect(self, address: str) -> None:
         self._disconnect()
@@ -179,7 +125,7 @@ class RelayClient:
             (zmq.RCVHWM, HIGH_WATER),
             (zmq.MAXMSGSIZE, messages.RELAY_LIMIT),
             (zmq.HANDSHAKE_IVL, 3000),
-            (zmq.IMMEDIATE, 1),  # nothing queues up for a relay that is not there
+            (zmq.IMMEDIATE, 1),  # no messages are queued for an absent relay
             (zmq.RECONNECT_IVL, 100),
             (zmq.RECONNECT_IVL_MAX, 2000),
         ):
@@ -194,8 +140,8 @@ class RelayClient:
             self._socket.close()
             self._socket = None
 
-    async def _converse(self) -> None:
-        """Receive and send heartbeats until nothing comes from the relay any more."""
+    async def _exchange(self) -> None:
+        """Receive, and send heartbeats, until the relay has been silent too long."""
         assert self._socket is not None
         while self.clock.mono() - self._last_received < self.link.silence_s:
             if self.connected:
@@ -203,11 +149,11 @@ class RelayClient:
             else:
                 self._hello()
             until = self.clock.mono() + self.link.heartbeat_s
-            while (rest := until - self.clock.mono()) > 0:
-                if await self._socket.poll(rest * 1000):
+            while (remaining := until - self.clock.mono()) > 0:
+                if await self._socket.poll(remaining * 1000):
                     self._receive(await self._socket.recv_multipart())
         if self._relay is not None:
-            _LOG.warning("relay %s is silent for %g s: connecting anew", self._relay, self.link.silence_s)
+            _LOG.warning("no message from relay %s for %g s; reconnecting", self._relay, self.link.silence_s)
 
     def _receive(self, frames: list[bytes]) -> None:
         try:
@@ -216,7 +162,7 @@ class RelayClient:
             message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
             self.count[f"bad_message.{error.kind}"] += 1
-            _LOG.warning("invalid message from the relay: %s", error)
+            _LOG.warning("invalid message from the relay, ignored: %s", error)
             return
         self._last_received = self.clock.mono()
         match message:
@@ -224,7 +170,7 @@ class RelayClient:
                 return
             case messages.Welcome(origin=origin, incarnation=incarnation):
                 if self._relay is None:
-                    _LOG.info("welcomed by relay %s, life %s", origin, incarnation)
+                    _LOG.info("connected to relay %s, incarnation %s", origin, incarnation)
                 self._relay, self._problem = origin, ""
                 self.on_message(message)
             case messages.HelloRefused(code="stranger"):
@@ -232,7 +178,7 @@ class RelayClient:
                 self._hello()
             case messages.HelloRefused(reason=reason):
                 if self._problem != reason:
-                    _LOG.error("refused by relay %s: %s", message.origin, reason)
+                    _LOG.error("relay %s refuses this node: %s; trying again", message.origin, reason)
                 self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
             case _:
                 self.on_message(message)
@@ -242,21 +188,21 @@ class RelayClient:
             messages.Hello,
             incarnation=self.incarnation,
             instruments=self._instruments,
-            capacity=self.capacity if self._taking else 0,
+            capacity=self.capacity if self._accepting else 0,
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:
-        """Send one message, or nothing if the relay is not there."""
+        """Send one message, or drop it if the relay is absent."""
         if self._socket is None:
             return
         self._sequence += 1
         message = kind(origin=self.name, sent_tai=self.clock.tai(), sequence=self._sequence, **fields)
-        # Done at once, because it may not wait; zmq.Again means that the relay
-        # is away, and what matters is repeated.
+        # DONTWAIT: the future is done at once. Its exception, zmq.Again, means
+        # that the relay is absent; important messages are sent again later.
         cast("asyncio.Future[object]", self._socket.send(encode(message), zmq.DONTWAIT)).exception()
 
 
-def _about(order: messages.ReserveVisit, detectors: Sequence[int]) -> dict[str, Any]:
-    visit = order.visit
+def _names(message: messages.ReserveVisit, detectors: Sequence[int]) -> dict[str, Any]:
+    visit = message.visit
     names = {"instrument": visit.instrument, "group": visit.group}
-    return {**names, "detectors": tuple(detectors), "attempt": order.attempt}
+    return {**names, "detectors": tuple(detectors), "attempt": message.attempt}

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What may be tried again although it has its outcome. Pure."""
+"""Which visit-detectors with an outcome may be retried by an operator. Pure."""
 
-from ppdaemon.node.visits.turn import Entry
+from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("WITHDRAWN", "objection", "requeue_row", "risk")
+__all__ = ("WITHDRAWN", "refusal_reason", "requeue_row", "requeue_warning")
 
+# In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
-"""Reason of a visit-detector that the relay took back without a cancellation."""
+"""Reason of a visit-detector that the relay withdrew without a cancellation."""
 
 
-def objection(entry: Entry, *, force: bool) -> str:
-    """Return why a visit-detector is not tried again, or a blank.
+def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
+    """Return why a visit-detector cannot be retried, or a blank.
 
-    Parameters
-    ----------
-    entry : `~ppdaemon.node.visits.turn.Entry`
-        Its last attempt; ``no_return`` of all attempts.
-    force : `bool`
-        Whether an operator takes the risk of doing things twice.
+    ``entry`` is its last attempt, with ``no_return`` of all attempts; with
+    ``force`` the operator accepts that outputs may be sent twice.
     """
     if not entry.final:
         return "it is under way"
@@ -29,24 +26,24 @@ def objection(entry: Entry, *, force: bool) -> str:
         return ""
     if entry.no_return:
         return (
-            f"attempt {entry.key.attempt} went past the point of no return ({entry.no_return}):"
-            " what it wrote to the alert database or stream would be there twice; --force accepts that"
+            f"attempt {entry.key.attempt} passed the point of no return ({entry.no_return}):"
+            " its writes to the alert database or stream would be there twice; --force accepts that"
         )
     if entry.reason == WITHDRAWN:
         return f"{WITHDRAWN}: two nodes would process it; --force accepts that"
     return ""
 
 
-def risk(before: Entry) -> str:
-    """Return what an operator should know about trying this again."""
+def requeue_warning(before: JournalEntry) -> str:
+    """Return what an operator should know about retrying this attempt."""
     if Stage.CENTRAL not in before.stages:
         return ""
     return (
-        f"what the central repo has of attempt {before.key.attempt} stays there, only what it lacks is added"
+        f"outputs of attempt {before.key.attempt} in the central repo stay there, only missing ones are added"
     )
 
 
-def requeue_row(entry: Entry, text: str, attempt: int | None = None) -> RequeueRow:
-    """Return one line of the answer; ``attempt`` is the new one."""
+def requeue_row(entry: JournalEntry, text: str, attempt: int | None = None) -> RequeueRow:
+    """Return one row of the reply; ``attempt`` is the new one."""
     key = entry.key
     return RequeueRow(instrument=key.instrument, detector=key.detector, attempt=attempt, text=text)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which group an exposure belongs to: one read serves all its detectors.
+"""Finds and caches the group of each exposure: one read serves all its detectors.
 
-All detectors of an exposure share OBSID and GROUPID. The first sidecar or,
-where none comes in time, the first FITS header that can be read names the
-group, and at last the sidecars of other nodes' detectors. One that is another
-exposure's by its OBSID does not count: else a single misplaced file would lead
-all detectors astray.
+All detectors of an exposure share OBSID and GROUPID. The group is read from the
+first sidecar, else from the first FITS header if no sidecar arrives in time, else
+from the sidecars of other nodes' detectors. A file with the OBSID of another
+exposure is ignored: one misplaced file must not assign all detectors wrongly.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from ppdaemon.node.arrivals.roots import RawPath, RawRoots
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName
 
-__all__ = ("Exposures", "FileReading", "Reading")
+__all__ = ("ExposureFactsCache", "FileReader", "ExposureReader")
 
 type _Key = tuple[str, int]
 type _Read = Callable[[RawPath], Awaitable[files.ExposureFacts]]
@@ -31,16 +30,14 @@ type _Read = Callable[[RawPath], Awaitable[files.ExposureFacts]]
 MOST = 5000
 """Exposures remembered; a night has some 1000."""
 LIST_WAIT_S = 120.0
-"""The list of an exposure's detectors comes before its images, which name the
-group that it is for."""
+"""The list of an exposure's detectors arrives before its images, which contain its group."""
 
 
-class Reading(Protocol):
+class ExposureReader(Protocol):
     """Reads the sidecars, headers and lists of an exposure.
 
-    Each method may raise `FileNotFoundError` if there is no such file,
-    `TimeoutError` if it cannot be reached now, another `OSError` if it
-    cannot be read, and `~ppdaemon.errors.BadMessage` if it cannot be used.
+    Each method raises FileNotFoundError if the file does not exist, TimeoutError if it cannot be
+    reached at present, another OSError if it cannot be read, and BadMessage if its content is invalid.
     """
 
     async def sidecar(self, path: RawPath) -> files.ExposureFacts:
@@ -53,34 +50,34 @@ class Reading(Protocol):
         """Read the list of an exposure's detectors."""
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
-        """Find other sidecars of an image's exposure."""
+        """Return other sidecars of an image's exposure."""
 
 
-class FileReading:
-    """Reads files in the threads of their root."""
+class FileReader:
+    """Reads files, each in the threads of its root."""
 
     def __init__(self, threads: Mapping[str, FileThreads]):
         self._threads = threads
 
     async def sidecar(self, path: RawPath) -> files.ExposureFacts:
-        """Read a sidecar; see `Reading`."""
+        """Read a sidecar."""
         return await self._threads[path.root].run(files.facts_of_sidecar, path)
 
     async def header(self, path: RawPath) -> files.ExposureFacts:
-        """Read a primary header; see `Reading`."""
+        """Read the primary header of an image."""
         return await self._threads[path.root].run(files.facts_of_image, path)
 
     async def listed(self, path: RawPath) -> frozenset[str]:
-        """Read a list; see `Reading`."""
+        """Read the list of an exposure's detectors."""
         return await self._threads[path.root].run(files.expected_sensors, path)
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
-        """List the folder of an image; see `Reading`."""
+        """Return the other sidecars in the folder of an image."""
         return await self._threads[image.root].run(files.sidecars_beside, image)
 
 
-class _Unknown:
-    """Ties together those who want to know an exposure that nobody knows yet."""
+class _Unresolved:
+    """Synchronizes the tasks that wait for, or read, an exposure without facts."""
 
     def __init__(self) -> None:
         self.known = asyncio.Event()
@@ -91,34 +88,32 @@ class _Unknown:
 class _Exposure:
     facts: files.ExposureFacts | None = None
     listed: bool = False
-    unknown: _Unknown | None = field(default_factory=_Unknown)
-    """Not kept once it is known: it takes more than all the rest."""
+    unresolved: _Unresolved | None = field(default_factory=_Unresolved)
+    """Deleted when the facts are known: it needs more memory than all other fields."""
 
     @property
     def reading(self) -> asyncio.Lock:
-        """Held while a file of this exposure is read."""
-        return asyncio.Lock() if self.unknown is None else self.unknown.reading
+        """Lock held while a file of this exposure is read, so that 205 detectors cause one read."""
+        return asyncio.Lock() if self.unresolved is None else self.unresolved.reading
 
     async def until_known(self, limit_s: float) -> None:
-        """Wait until the facts are known, or as long as this."""
-        if self.unknown is not None:
+        """Wait until the facts are known, at most `limit_s` seconds."""
+        if self.unresolved is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.unknown.known.wait(), limit_s)
+                await asyncio.wait_for(self.unresolved.known.wait(), limit_s)
 
-    def learn(self, facts: files.ExposureFacts) -> None:
+    def set_facts(self, facts: files.ExposureFacts) -> None:
         self.facts = facts
-        if self.unknown is not None:
-            self.unknown.known.set()
-            self.unknown = None
+        if self.unresolved is not None:
+            self.unresolved.known.set()
+            self.unresolved = None
 
 
 @dataclass(eq=False)
-class Exposures:
-    """Reads and remembers the facts of exposures; `sidecar_wait_s` is how long a late
-    sidecar is waited for.
-    """
+class ExposureFactsCache:
+    """Reads and caches the facts of exposures; waits up to `sidecar_wait_s` for a late sidecar."""
 
-    reading: Reading
+    reading: ExposureReader
     sidecar_wait_s: float
     mono: Callable[[], float]
     counts: ErrorCounts
@@ -127,36 +122,36 @@ class Exposures:
     def __post_init__(self) -> None:
         self._exposures: OrderedDict[_Key, _Exposure] = OrderedDict()
 
-    def unknown(self, name: RawName) -> bool:
-        """Return whether a sidecar of this exposure would add something."""
+    def needs_sidecar(self, name: RawName) -> bool:
+        """Return whether a sidecar of this exposure should be read."""
         return name.group is None and self._exposure(name).facts is None
 
-    def unlisted(self, name: RawName) -> bool:
-        """Return whether the list of this exposure's detectors was not read yet."""
+    def needs_list(self, name: RawName) -> bool:
+        """Return whether the list of this exposure's detectors should be read."""
         return not self._exposure(name).listed
 
-    async def learn_from(self, name: RawName, sidecar: RawPath) -> None:
-        """Read a sidecar that was met by itself."""
+    async def read_sidecar(self, name: RawName, sidecar: RawPath) -> None:
+        """Read a sidecar that a source reported."""
         exposure = self._exposure(name)
         async with exposure.reading:
             try:
                 await self._read(exposure, name, self.reading.sidecar, sidecar)
             except (OSError, BadMessage):
-                # It may be half written: the image, or the next sidecar, follows.
+                # It may be incomplete: the image, or another sidecar, follows.
                 self.counts.count("sidecar_unread")
 
     async def expected(self, name: RawName, path: RawPath) -> ExpectedSensors | None:
-        """Return which detectors of an exposure will come, when its group is known, which the list
-        does not name; `None` if the list cannot be read, was read before, or nothing named the group.
+        """Read the list of an exposure's detectors, and wait for its group, which the list does not
+        contain; `None` if the list cannot be read or was read before, or if the group stays unknown.
         """
         exposure = self._exposure(name)
         try:
             names = await self.reading.listed(path)
         except (OSError, BadMessage) as error:
-            self.counts.complain("bad_list", f"{path.path}: {error}")
+            self.counts.warn("bad_list", f"{path.path}: ignoring this list of detectors: {error}")
             return None
-        # Told more than once, it is read more than once: the first may have
-        # met half of it.
+        # Checked after the read: a list may be reported several times, and the
+        # first read may have found an incomplete file.
         if exposure.listed:
             return None
         exposure.listed = True
@@ -169,50 +164,50 @@ class Exposures:
     async def facts(
         self, name: RawName, image: RawPath, since_mono: float | None = None
     ) -> files.ExposureFacts | None:
-        """Return the exposure's facts; `None` if neither path nor sidecar nor header name a group.
+        """Return the exposure's facts; `None` if path, sidecar and header contain no group.
 
-        A late sidecar is waited for from `since_mono` on, or from now on. Raises TimeoutError if
-        the filesystem hangs.
+        The wait for a late sidecar starts at `since_mono` (monotonic seconds), or now. Raises
+        TimeoutError if the filesystem hangs.
         """
         exposure = self._exposure(name)
         sidecar = files.sidecar_of(image)
         deadline = (self.mono() if since_mono is None else since_mono) + self.sidecar_wait_s
-        late = not await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+        late = not await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
         if late and exposure.facts is None and name.group is None:
             await exposure.until_known(deadline - self.mono())
-            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
-        await self._try(exposure, name, self.reading.header, image, "bad_header")
+            await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+        await self._try_read(exposure, name, self.reading.header, image, "bad_header")
         if name.group is None:
             if exposure.facts is None:
-                await self._ask_neighbors(exposure, name, image)
+                await self._read_neighbors(exposure, name, image)
             if exposure.facts is None and (wait_s := deadline - self.mono()) > 0.0:
-                # Its sidecar is there, but perhaps half of it.
+                # Its sidecar exists, but may be incomplete.
                 await exposure.until_known(wait_s)
-                await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+                await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
             return exposure.facts
-        said = exposure.facts or files.ExposureFacts(name.group, name.snap)
-        return replace(said, group=name.group)
+        facts = exposure.facts or files.ExposureFacts(name.group, name.snap)
+        return replace(facts, group=name.group)
 
-    def known(self, name: RawName) -> files.ExposureFacts | None:
-        """Return what `facts` returns, if no file has to be read for it; else `None`."""
+    def cached(self, name: RawName) -> files.ExposureFacts | None:
+        """Return the cached facts of an exposure; `None` if a file has to be read."""
         facts = self._exposure(name).facts
         return facts if facts is None or name.group is None else replace(facts, group=name.group)
 
-    async def _ask_neighbors(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
-        """Learn from the sidecars of detectors that this node does not serve.
+    async def _read_neighbors(self, exposure: _Exposure, name: RawName, image: RawPath) -> None:
+        """Read the sidecars of detectors that this node does not serve.
 
-        So a raw whose header is another exposure's comes to its own visit,
-        which then reports that it is bad.
+        Then a raw with the header of another exposure is delivered to the visit
+        that its path belongs to, which reports it as bad.
         """
         try:
             sidecars = await self.reading.neighbors(image)
         except OSError as error:
-            self.counts.complain("bad_sidecar", f"{image.path}: {error}")
+            self.counts.warn("bad_sidecar", f"{image.path}: cannot list its folder for sidecars: {error}")
             return
         for sidecar in sidecars:
-            await self._try(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
+            await self._try_read(exposure, name, self.reading.sidecar, sidecar, "bad_sidecar")
 
-    async def _try(
+    async def _try_read(
         self,
         exposure: _Exposure,
         name: RawName,
@@ -220,7 +215,7 @@ class Exposures:
         path: RawPath,
         kind: str,
     ) -> bool:
-        """Read a file unless the exposure is known; `False` if it is not there."""
+        """Read a file unless the facts are known; return `False` if it does not exist."""
         if exposure.facts is not None:
             return True
         async with exposure.reading:
@@ -229,18 +224,18 @@ class Exposures:
             except FileNotFoundError:
                 return False
             except TimeoutError:
-                raise  # the filesystem hangs: the file may be good
+                raise  # the filesystem hangs: the file may be valid
             except (OSError, BadMessage) as error:
-                self.counts.complain(kind, f"{path.path}: {error}")
+                self.counts.warn(kind, f"{path.path}: not used to find the group: {error}")
         return True
 
     async def _read(self, exposure: _Exposure, name: RawName, read: _Read, path: RawPath) -> None:
-        if exposure.facts is not None:
+        if exposure.facts is not None:  # another task has read them while this one waited for the lock
             return
         facts = await read(path)
         if name.obsid is not None and facts.obsid not in (None, name.obsid):
-            raise BadMessage(f"OBSID is {facts.obsid!r}, another exposure's", "obsid")
-        exposure.learn(facts)
+            raise BadMessage(f"OBSID is {facts.obsid!r}, which is another exposure", "obsid")
+        exposure.set_facts(facts)
 
     def _exposure(self, name: RawName) -> _Exposure:
         key = (name.instrument, name.exposure)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running quanta in the order and with the failures of ``MPGraphExecutor``."""
+"""Runs quanta in the order of ``MPGraphExecutor``, and with its handling of failures."""
 
 import logging
 import uuid
@@ -19,30 +19,30 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.direct.files import TransferredDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.direct.memory import MemoryButler
-from ppdaemon.middleware.direct.quanta import Step
+from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure
 from ppdaemon.states import Outcome
 
-__all__ = ("Runner",)
+__all__ = ("QuantumRunner",)
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class _QuantumResult:
     """How a quantum has ended."""
 
     failure: TaskFailure | None = None
     fatal: bool = False
-    """Whether nothing is run after it: the reference ends its process here."""
+    """Whether no other quantum is run: here ``separable`` ends its process."""
     metadata: TaskMetadata | None = None
-    made: Sequence[TransferredDataset] = ()
-    """What it has put, if that was in another process."""
+    outputs: Sequence[TransferredDataset] = ()
+    """Datasets that it has put, if another process has run it."""
 
 
-class _Factory(TaskFactory):
-    """Passes on to the memory what is known of the task that will run."""
+class _NotifyingFactory(TaskFactory):
+    """Informs the memory Butler about the task that will run."""
 
     def __init__(self, tasks: TaskFactory, memory: MemoryButler):
         self._tasks = tasks
@@ -61,18 +61,18 @@ class _Factory(TaskFactory):
         return task
 
 
-class Runner:
+class QuantumRunner:
     """Runs the quanta of one visit.
 
-    With more than one process, quanta that do not need each other are run at
-    once: one here, others in forked children. Nothing may hold up those with
-    an urgent label: no child runs them, and while one is left nothing is
-    written beside them. `context` goes into all log records.
+    With more than one process, independent quanta are run at once: one in this
+    process, others in forked children. Nothing may delay quanta with an urgent
+    label: no child runs them, and while one is left no file is written.
+    `context` goes into all log records.
     """
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[QuantumStep],
         memory: MemoryButler,
         tasks: TaskFactory,
         context: Mapping[str, str],
@@ -80,107 +80,112 @@ class Runner:
         processes: int = 1,
     ):
         self._steps = {step.id: step for step in steps}
-        self._own = frozenset(step.id for step in steps if step.task.label in urgent)
+        self._urgent = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
         self._context = dict(context)
         self._executor = SingleQuantumExecutor(
             butler=memory,
-            task_factory=_Factory(tasks, memory),
+            task_factory=_NotifyingFactory(tasks, memory),
             assume_no_existing_outputs=True,
             raise_on_partial_outputs=False,
         )
         self._processes = processes
-        self._left = set(self._steps)
-        """What has not ended."""
-        self._children: dict[ForkedCall, Step] = {}
+        self._unfinished = set(self._steps)
+        """Quanta that have not ended."""
+        self._children: dict[ForkedCall, QuantumStep] = {}
         self._failure: TaskFailure | None = None
-        self._ended: list[tuple[str, TaskMetadata]] = []
+        self._succeeded: list[tuple[str, TaskMetadata]] = []
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
-        """Run all; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
+        """Run all quanta; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         try:
             with ButlerMDC.set_mdc(self._context):
                 self._run(before_task)
         except BaseException:
+            # Its thread must not write any more while the worker handles the error.
             self._memory.background.finish()
             raise
         finally:
             for child in self._children:
-                child.end()
-        return RunResult.of(self._failure, self._ended)
+                child.kill()
+        return RunResult.of(self._failure, self._succeeded)
 
     def _run(self, before_task: Callable[[str], None]) -> None:
         graph = networkx.DiGraph()
         graph.add_nodes_from(self._steps)
-        graph.add_edges_from((made, step.id) for step in self._steps.values() for made in step.after)
+        graph.add_edges_from((producer, step.id) for step in self._steps.values() for producer in step.after)
         walker = GraphWalker[uuid.UUID](graph)
-        ready: list[Step] = []
-        freed: list[Step] = []
-        self._let_write()
+        ready: list[QuantumStep] = []
+        released: list[QuantumStep] = []
+        self._allow_writing()
         for ids in walker:
-            freed += (self._steps[each] for each in ids)
-            # One process does all that is ready before it looks again, as the reference does.
+            released += (self._steps[each] for each in ids)
+            # One process runs all ready quanta before it adds released ones: the order of MPGraphExecutor.
             if not ready or self._processes > 1:
-                ready += sorted(freed, key=lambda step: step.order)
-                freed.clear()
-            self._spread(ready, before_task)
-            ends: list[tuple[Step, _End]] = []
+                ready += sorted(released, key=lambda step: step.order)
+                released.clear()
+            self._start_children(ready, before_task)
+            ends: list[tuple[QuantumStep, _QuantumResult]] = []
             if ready:
                 step = ready.pop(0)
                 before_task(step.task.label)
                 ends.append((step, self._execute(step)))
                 self._memory.end(step)
             if self._children:
-                ended = ForkedCall.over(self._children, wait=not ends)
-                ends += ((self._children[child], self._take(child)) for child in ended)
+                # Wait only if there was nothing to run here.
+                ended = ForkedCall.ended(self._children, wait=not ends)
+                ends += ((self._children[child], self._collect(child)) for child in ended)
             for step, end in ends:
-                self._note(step, end, walker)
+                self._record_result(step, end, walker)
             if any(end.fatal for _, end in ends):
                 return
 
-    def _spread(self, ready: list[Step], before_task: Callable[[str], None]) -> None:
-        """Let children run all but one of what can be run now, as far as there may be more of them."""
-        for_children = [step for step in ready if step.id not in self._own]
+    def _start_children(self, ready: list[QuantumStep], before_task: Callable[[str], None]) -> None:
+        """Let children run all but one of the quanta that can be run now, up to the limit of processes."""
+        for_children = [step for step in ready if step.id not in self._urgent]
         while for_children and len(ready) > 1 and len(self._children) + 1 < self._processes:
-            step = for_children.pop()  # what comes first in the order is run here
+            step = for_children.pop()  # the first in the order is run in this process
             before_task(step.task.label)
             try:
-                child = ForkedCall.begin(partial(self._work, step), partial(self._plain, step))
+                child = ForkedCall.start(partial(self._run_in_child, step), partial(self._with_files, step))
             except OSError as error:
-                _LOG.warning("%s is not run in a process of its own: %s", step.task.label, error)
+                _LOG.warning(
+                    "cannot fork a process for task %s, the worker runs it: %s", step.task.label, error
+                )
                 return
             ready.remove(step)
             self._children[child] = step
-            self._memory.end(step)  # the child has all that it reads
+            self._memory.end(step)  # the child has a copy of all that it reads
 
-    def _work(self, step: Step) -> _End:
+    def _run_in_child(self, step: QuantumStep) -> _QuantumResult:
         """Run a quantum in a child."""
         end = self._execute(step)
-        return replace(end, made=self._memory.made_by(step))
+        return replace(end, outputs=self._memory.outputs_for_transfer(step))
 
-    def _plain(self, step: Step, end: _End) -> _End:
-        return replace(end, made=self._memory.made_by(step, in_files=True))
+    def _with_files(self, step: QuantumStep, end: _QuantumResult) -> _QuantumResult:
+        return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=True))
 
-    def _take(self, child: ForkedCall) -> _End:
-        """Take over what a child has done."""
+    def _collect(self, child: ForkedCall) -> _QuantumResult:
+        """Add the outputs of a child to the memory; raise `VisitFailed` if it died."""
         step = self._children.pop(child)
         try:
-            end: _End = child.take()
+            end: _QuantumResult = child.result()
         except DiedWithoutResult as error:
             reason = f"task {step.task.label}: its process ended with {error}"
             raise VisitFailed(Outcome.CRASHED, reason, retriable=True) from None
-        self._memory.adopt(step, end.made)
+        self._memory.adopt(step, end.outputs)
         return end
 
-    def _execute(self, step: Step) -> _End:
+    def _execute(self, step: QuantumStep) -> _QuantumResult:
         self._memory.begin(step)
         try:
             result = self._executor.execute(
                 step.node, step.quantum, quantum_id=step.id, log_records=ButlerLogRecords([])
             )
         except InvalidQuantumError as error:
-            return _End(TaskFailure.of(step.task.label, error), fatal=True)
-        except Exception as error:  # what a task raises concerns those that read its outputs
+            return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
+        except Exception as error:  # only quanta that need its outputs are skipped
+            # The text of MPGraphExecutor: logs of both engines are the same.
             _LOG.error(
                 "%s (%s@%s) failed; processing will continue for remaining tasks.",
                 step.id,
@@ -188,26 +193,26 @@ class Runner:
                 step.quantum.dataId,
                 exc_info=error,
             )
-            return _End(TaskFailure.of(step.task.label, error))
-        except BaseException as error:  # of a task, as Runner does not raise one: it ends all
-            return _End(TaskFailure.of(step.task.label, error), fatal=True)
-        return _End(metadata=result.task_metadata)
+            return _QuantumResult(TaskFailure.of(step.task.label, error))
+        except BaseException as error:  # SystemExit or KeyboardInterrupt of a task
+            return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
+        return _QuantumResult(metadata=result.task_metadata)
 
-    def _note(self, step: Step, end: _End, walker: GraphWalker[uuid.UUID]) -> None:
-        """Go on with what a quantum has made, or without it."""
-        self._left.discard(step.id)
+    def _record_result(self, step: QuantumStep, end: _QuantumResult, walker: GraphWalker[uuid.UUID]) -> None:
+        """Release the quanta that depend on this one, or skip them if it failed."""
+        self._unfinished.discard(step.id)
         if end.metadata is not None:
-            self._ended.append((step.task.label, end.metadata))
+            self._succeeded.append((step.task.label, end.metadata))
         if end.failure is None:
             walker.finish(step.id)
         else:
             self._failure = self._failure or end.failure
             if not end.fatal:
                 self._skip_after(step, walker)
-        self._let_write()
+        self._allow_writing()
 
-    def _skip_after(self, step: Step, walker: GraphWalker[uuid.UUID]) -> None:
-        """Go on without what a task did not make."""
+    def _skip_after(self, step: QuantumStep, walker: GraphWalker[uuid.UUID]) -> None:
+        """Skip the quanta that need the outputs of a failed one."""
         for each in walker.fail(step.id):
             blocked = self._steps[each]
             _LOG.error(
@@ -217,11 +222,12 @@ class Runner:
                 blocked.quantum.dataId,
             )
             self._memory.end(blocked)
-            self._left.discard(each)
+            self._unfinished.discard(each)
 
-    def _let_write(self) -> None:
-        """Let writing begin beside the tasks when nothing urgent is ahead and
-        nothing will be forked: a fork wants no other thread.
+    def _allow_writing(self) -> None:
+        """Let the background writer begin if no urgent quantum is left and nothing will be forked.
+
+        A fork must not happen while another thread is active.
         """
-        if self._left and not self._own & self._left and self._processes == 1:
+        if self._unfinished and not self._urgent & self._unfinished and self._processes == 1:
             self._memory.background.allow()

@@ -21,7 +21,7 @@ from lsst.pipe.base.connectionTypes import Input, Output
 from toycam import EXPOSURE, Rig
 
 _ROWS = 20_000
-"""Arrays of so many numbers are not copied if nobody else has them."""
+"""Arrays of that length are not copied if nothing else references them."""
 _columns = partial(dict, doc="large arrays", storageClass="ArrowNumpyDict", dimensions=EXPOSURE)
 RAW = Input(name="raw", doc="raw", storageClass="StructuredDataDict", dimensions=EXPOSURE)
 STARS = Input(**_columns(name="stars"))
@@ -58,22 +58,22 @@ def task(name: str, connections: dict[str, Any], *bases: type, **attributes: Any
     return types.new_class(f"{name}Task", (*bases, PipelineTask), {}, partial(fill, attributes))
 
 
-# --- makers: of what they have put, something is left ------------------------
+# --- makers: they keep references to the objects that they have put ----------
 
 STASH: list[Callable[[], Any]] = []
-"""Returns what tasks have put; for as long as this process lives."""
+"""Functions that return arrays that tasks have put; never released by the process."""
 
 
 def spoil_stash() -> None:
-    """Change all that was put, as far as it can be reached."""
-    for kept in STASH:
-        if (array := kept()) is not None and array.flags.writeable:
+    """Change all arrays that were put and are still referenced."""
+    for array_of in STASH:
+        if (array := array_of()) is not None and array.flags.writeable:
             array += 1000.0
 
 
 def _make(keep: Callable[[dict[str, Any]], Callable[[], Any]]) -> Callable[..., Struct]:
     def run(self: PipelineTask, raw: Any) -> Struct:
-        spoil_stash()  # what another quantum of this task has put
+        spoil_stash()  # arrays that another quantum of this task has put
         stars = new_stars(float(raw["exposure"] % 10))
         STASH.append(keep(stars))
         return Struct(stars=stars, twin=stars)
@@ -116,7 +116,7 @@ for _name, _keep in KEEPERS.items():
 
 
 class _KeepInside:
-    """Keeps what it has made in attributes, and puts by itself."""
+    """Keeps its outputs in attributes, and overrides runQuantum."""
 
     def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: N802, N803
         self.stars = new_stars(float(butlerQC.get(inputRefs.raw)["exposure"] % 10))
@@ -159,33 +159,33 @@ GoOnUnseenTask = task("GoOnUnseen", {"raw": RAW} | TWO_STARS, __init__=_bind)
 # --- readers: they run after the makers, in the order of their labels ----------
 
 
-def _told(stars: dict[str, Any]) -> dict[str, float]:
+def _sums(stars: dict[str, Any]) -> dict[str, float]:
     return {name: float(values.sum()) for name, values in stars.items()}
 
 
 def _output(name: str) -> dict[str, Any]:
-    return {"told": Output(name=name, doc="sums", storageClass="StructuredDataDict", dimensions=EXPOSURE)}
+    return {"sums": Output(name=name, doc="sums", storageClass="StructuredDataDict", dimensions=EXPOSURE)}
 
 
 def _spoil(self: Any, stars: Any) -> Struct:
-    told = _told(stars)
+    sums = _sums(stars)
     STASH.append(keep_all(stars))
     add(stars, "flux", -200.0)
-    return Struct(told=told)
+    return Struct(sums=sums)
 
 
-RSpoilTask = task("RSpoil", {"stars": STARS} | _output("told_spoilt"), run=_spoil)
+RSpoilTask = task("RSpoil", {"stars": STARS} | _output("sums_spoilt"), run=_spoil)
 
 
 def _see_both(self: Any, stars: Any, again: Any, twin: Any) -> Struct:
     add(stars, "flux", 3.0)
     add(twin, "size", 3.0)
-    return Struct(told={"stars": _told(stars), "again": _told(again), "twin": _told(twin)})
+    return Struct(sums={"stars": _sums(stars), "again": _sums(again), "twin": _sums(twin)})
 
 
 STwiceTask = task(
     "STwice",
-    {"stars": STARS, "again": Input(**_columns(name="stars")), "twin": TWIN} | _output("told_twice"),
+    {"stars": STARS, "again": Input(**_columns(name="stars")), "twin": TWIN} | _output("sums_twice"),
     run=_see_both,
 )
 
@@ -195,7 +195,7 @@ def _see_deferred(self: Any, stars: Any, direct: Any) -> Struct:
     first = stars.get()
     add(first, "flux", 5.0)
     STASH.append(keep_array(first))
-    return Struct(told={"direct": _told(direct), "first": _told(first), "second": _told(stars.get())})
+    return Struct(sums={"direct": _sums(direct), "first": _sums(first), "second": _sums(stars.get())})
 
 
 TDeferredTask = task(
@@ -204,7 +204,7 @@ TDeferredTask = task(
         "direct": Input(**_columns(name="stars_twin")),
         "stars": Input(**_columns(name="stars_twin", deferLoad=True)),
     }
-    | _output("told_deferred"),
+    | _output("sums_deferred"),
     run=_see_deferred,
 )
 
@@ -265,7 +265,7 @@ VPartialTask = task(
 
 def _see_last(self: Any, bright: Any, part: Any, rest: Any) -> Struct:
     spoil_stash()
-    return Struct(told={"bright": _told(bright), "part": _told(part), "rest": _told(rest)})
+    return Struct(sums={"bright": _sums(bright), "part": _sums(part), "rest": _sums(rest)})
 
 
 WLastTask = task(
@@ -275,7 +275,7 @@ WLastTask = task(
         "part": Input(**_columns(name="stars_part")),
         "rest": Input(**_columns(name="stars_rest")),
     }
-    | _output("told_last"),
+    | _output("sums_last"),
     run=_see_last,
 )
 
@@ -283,9 +283,9 @@ MAKERS = (*(f"Keep{name}Task" for name in KEEPERS), "GoOnTask", "GoOnLateTask", 
 READERS = ("RSpoilTask", "STwiceTask", "TDeferredTask", "UShareTask", "VPartialTask", "WLastTask")
 
 
-def write_habits(rig: Rig) -> None:
+def write_object_tasks(rig: Rig) -> None:
     """Add a pipeline for each maker, named after it, that all readers follow."""
-    STASH.clear()  # another engine's
+    STASH.clear()  # of another engine
     for maker in MAKERS:
         tasks = {f"{each[0].lower()}{each[1:-4]}": each for each in (maker, *READERS)}
         write_pipeline(rig, maker[:-4], tasks, __name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One visit through each engine, and what became of it."""
+"""Runs one visit with each engine and compares the outputs."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet
 from toycam import DAY, MakeRig, Rig
-from toydeeds import write_deeds
+from toyscripted import write_scripted
 
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware.export.spool import read_manifest
@@ -22,8 +22,8 @@ _CHANGING = re.compile(r"id=[-0-9a-f]{36}|took [0-9.]+ seconds")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What became of a visit."""
+class VisitResult:
+    """The result of a visit."""
 
     outcome: Outcome
     reason: str
@@ -31,19 +31,19 @@ class Seen:
     pipeline: str
     failed: str
     contents: dict[tuple[str, str, str], Any]
-    """Of each dataset, by type, data ID and run; of metadata and logs what does not
-    change from run to run."""
+    """Content of each dataset, by type, data ID and run; of metadata and logs only what
+    does not change from run to run."""
     records: dict[str, int]
-    """How many dimension records go with it, by element."""
-    said: list[str]
+    """How many dimension records are exported, by element."""
+    reports: list[str]
 
     @property
     def types(self) -> set[str]:
         return {name for name, _, _ in self.contents}
 
 
-def essence(name: str, path: Path) -> Any:
-    """Return what of a file's content must be the same for all engines."""
+def comparable_content(name: str, path: Path) -> Any:
+    """Return the part of a file's content that must be the same for all engines."""
     if path.suffix == ".parq":
         table = pyarrow.parquet.read_table(path)
         return table.to_pydict(), sorted(table.schema.metadata)
@@ -52,9 +52,9 @@ def essence(name: str, path: Path) -> Any:
         return sorted(keys(json.loads(text)))
     if name.endswith("_log"):
         records = json.loads(text).get("records", [])
-        told = {tuple(sorted(record["MDC"].items())) for record in records}
-        # In which order missing inputs are told differs between processes.
-        return sorted(_CHANGING.sub("", record["message"]) for record in records), told
+        contexts = {tuple(sorted(record["MDC"].items())) for record in records}
+        # The order in which missing inputs are logged differs between processes.
+        return sorted(_CHANGING.sub("", record["message"]) for record in records), contexts
     return None if name == "preload_metrics" else text
 
 
@@ -67,24 +67,24 @@ def keys(value: Any, above: str = "") -> Iterator[str]:
         yield above
 
 
-def see(
+def process_visit(
     rigs: MakeRig,
     kind: str,
     *,
-    main: str = "Deed",
+    main: str = "Scripted",
     before: str = "",
-    deed: str = "",
-    write: Callable[[Rig], None] = write_deeds,
+    action: str = "",
+    write: Callable[[Rig], None] = write_scripted,
     snaps: Sequence[int] = (1,),
     butler: dict[str, Any] | None = None,
     ran_by: str = "",
     settings: dict[str, Any] | None = None,
     sal: dict[str, Any] | None = None,
     **overrides: Any,
-) -> Seen:
-    """Have an engine process a visit, and look at what it spools."""
+) -> VisitResult:
+    """Process a visit with an engine, and read its spool."""
     engine = {"kind": kind, "no_return": ["associate"]} | (settings or {})
-    overrides |= {"deed:deed": deed} if deed else {}
+    overrides |= {"scripted:action": action} if action else {}
     rig, worker = rigs(engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
     if butler:
         rig.config = rig.config.model_copy(
@@ -103,18 +103,20 @@ def see(
         (ref,) = file.refs
         where = (ref.datasetType.name, str(sorted(ref.dataId.dataId.items())), ref.run)
         assert where not in contents
-        contents[where] = essence(where[0], Path(done.spool, file.name))
+        contents[where] = comparable_content(where[0], Path(done.spool, file.name))
     elements = [record.definition for record in manifest.records]
     records = {name: elements.count(name) for name in sorted(set(elements))}
-    said = [fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.said]
-    return Seen(
-        done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, said
+    reports = [
+        fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.reports
+    ]
+    return VisitResult(
+        done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, reports
     )
 
 
-def same(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> Seen:
-    """Have engines process a visit; return what they agree about."""
-    first, *others = (see(rigs, kind, **visit) for kind in engines)
+def compare_engines(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> VisitResult:
+    """Process a visit with several engines; check that all results are equal, and return one."""
+    first, *others = (process_visit(rigs, kind, **visit) for kind in engines)
     for other in others:
         assert not (lost := first.contents.keys() ^ other.contents.keys()), lost
         for where, content in first.contents.items():

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An attempt at a visit-detector, what happens to visits (facts), and what the
-node does about it (orders).
+"""The data classes that `Visits` and the pump exchange.
 
-Decisions are made in `ppdaemon.node.visits.core`. Of each `Turn` the writes
-are committed to the journal first, the actions performed afterwards: no relay,
-worker or exporter learns what the journal could forget.
+A `JournalEntry` is one attempt at a visit-detector. Events (past tense) go
+into `Visits.handle`; the `Effects` that it returns consist of journal writes
+and actions (imperatives). The pump commits the writes first and performs the
+actions afterwards: no relay, worker or exporter learns what a crash could
+undo.
 """
 
 from collections.abc import Mapping
@@ -24,20 +25,23 @@ type VisitKey = tuple[str, str]
 
 
 @dataclass(slots=True)
-class Entry:
-    """One open row as the supervisor holds it; written when it changes."""
+class JournalEntry:
+    """One row of the journal in memory: an attempt at a visit-detector.
+
+    Its fields have the names of the columns.
+    """
 
     key: Key
     visit: NextVisit
     received_tai: float
     stages: dict[Stage, float] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
-    """What its steps took and brought, as its worker says."""
+    """Durations and counts that the worker has measured."""
     outcome: Outcome | None = None
     reason: str = ""
     retriable: bool = False
     final: bool = False
-    """Whether this attempt's outcome is the visit-detector's."""
+    """Whether this attempt's outcome is the outcome of the visit-detector."""
     pipeline: str = ""
     engine: str = ""
     slot: int | None = None
@@ -49,126 +53,126 @@ class Entry:
     ended_tai: float | None = None
     no_return: str = ""
     seen: tuple[int, ...] = ()
-    """Exposures whose raws had come when it ended, used or not."""
+    """Exposures whose raws had arrived when the attempt ended, used or not."""
     asked: int = 1
-    """The attempt that the relay has asked for last; it counts its own."""
+    """The last attempt number of the relay, which counts attempts on its own."""
 
 
-# --- facts -------------------------------------------------------------------
+# --- events ------------------------------------------------------------------
 # Besides these: `CancelVisit`, `ResultsSeen`, `Welcome` and `Exported` of
 # `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the
-# scheduler, and what slots ask for their visit (`ppdaemon.node.slots.events`).
+# scheduler, and the actions of slots that concern their visit
+# (`ppdaemon.node.slots.events`).
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """The relay gives this node detectors of a visit."""
+    """The relay has reserved detectors of a visit on this node."""
 
-    order: ReserveVisit
+    message: ReserveVisit
     chosen: Mapping[int, Chosen]
-    """By detector, of those that the node serves."""
+    """By detector, only those that the node serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssignmentRefused:
-    """The slot was not idle any more when the assignment reached it."""
+    """The slot was no longer idle when the assignment reached it."""
 
     key: Key
 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What an attempt left on the state disk."""
+    """The files of an attempt on the state disk after its worker's death."""
 
     no_return: str = ""
-    """What its mark says; blank if there is no mark."""
+    """Text of the point-of-no-return mark; blank if there is no mark."""
     spool: str | None = None
-    """A complete spool."""
+    """Path of a complete spool folder."""
     why_partial: str = ""
-    """Why the spool holds partial outputs only; blank if it is complete."""
+    """Why the spool has partial outputs only; blank if it has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftoversRead:
-    """The disk was read after a worker's death."""
+    """The leftovers of a dead worker have been read."""
 
     key: Key
-    remains: Leftovers
+    leftovers: Leftovers
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecovered:
-    """The previous run left this attempt without an outcome."""
+    """The previous run ended before this attempt had an outcome."""
 
-    entry: Entry
-    remains: Leftovers
+    entry: JournalEntry
+    leftovers: Leftovers
     chosen: Chosen
 
 
 @dataclass(frozen=True, slots=True)
-class RequeueAsked:
-    """An operator wants detectors of a visit tried again."""
+class RequeueRequested:
+    """An operator has requested another attempt at detectors of a visit."""
 
     request: int
-    before: tuple[Entry, ...]
+    before: tuple[JournalEntry, ...]
     """The last attempts in the journal."""
     chosen: Mapping[Key, Chosen]
     spools: Mapping[Key, str]
-    """Outputs of those attempts that wait for export, withdrawn from the
-    exporter."""
+    """Spools of those attempts that were withdrawn from the exporter."""
     exporting: frozenset[Key]
-    """Attempts whose outputs are being exported at this moment."""
+    """Attempts whose outputs are being exported now."""
     force: bool
 
 
 @dataclass(frozen=True, slots=True)
 class RescanDue:
-    """The turn of the event loop in which a rescan was wanted is over."""
+    """A rescan of this visit was requested in the last step of the event loop."""
 
     visit: VisitKey
 
 
 @dataclass(frozen=True, slots=True)
-class RescanEnded:
-    """The expected names were looked at; what was found has been delivered."""
+class RescanFinished:
+    """The expected paths were checked; the raws found have been delivered."""
 
     keys: tuple[Key, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceChanged:
-    """The node takes new visits from now on, or none."""
+    """The node accepts new visits from now on, or stops accepting them."""
 
-    taking: bool
+    accepting: bool
 
 
 @dataclass(frozen=True, slots=True)
-class StopBegun:
-    """The daemon is stopping: nothing is tried again."""
+class StopStarted:
+    """The daemon is stopping: nothing is retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteDue:
-    """Changes that nobody waits for have gathered long enough."""
+    """Changes that need no immediate commit were collected long enough."""
 
 
 @dataclass(frozen=True, slots=True)
-class FlushAsked:
-    """Somebody waits until everything before this is in the journal."""
+class FlushRequested:
+    """A request waits until all previous events are in the journal."""
 
     request: int
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class WriteCommitted:
     """A write whose result matters is committed."""
 
-    write: "Accept | Requeue | NoteRaws"
+    write: "Accept | Requeue | RecordLateRaws"
     result: object
 
 
 @dataclass(frozen=True, slots=True)
-class NotRecorded:
+class WriteFailed:
     """A write that may fail has failed; nothing of it is in the journal."""
 
     write: "Accept | Requeue"
@@ -183,71 +187,71 @@ class Accept:
     """Insert attempts; the result is which of them are new (`list` [`bool`])."""
 
     reserved: Reserved
-    entries: tuple[Entry, ...]
+    entries: tuple[JournalEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Write what has changed in existing rows."""
+    """Write the changes of existing rows."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[JournalEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """End an attempt and insert the next one."""
+    """Write the end of an attempt and insert the next one."""
 
-    before: Entry
-    entry: Entry
+    before: JournalEntry
+    entry: JournalEntry
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Insert one more attempt after outcomes that were final, unless another
-    attempt has been accepted meanwhile.
+    """Insert one more attempt after final outcomes, unless another attempt
+    has been accepted in the meantime.
     """
 
     request: int
-    before: tuple[Entry, ...]
-    entries: tuple[Entry, ...]
+    before: tuple[JournalEntry, ...]
+    entries: tuple[JournalEntry, ...]
     spools: tuple[str, ...]
-    """Outputs that the next attempts make again."""
+    """Outputs that the next attempts produce again."""
     rows: tuple[RequeueRow, ...]
-    """What the operator is told if it succeeds."""
+    """The reply to the operator if the write succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
-class NoteRaws:
+class RecordLateRaws:
     """List those raws as late whose visit-detector ended without them; the
-    result is how many were late and how many unmatched.
+    result is the number of late raws and of unmatched raws.
     """
 
     raws: tuple[Raw, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class NoteReported:
-    """The relay has these outcomes: instrument, group, detector, attempt."""
+class MarkReported:
+    """Mark outcomes that the relay has: instrument, group, detector, attempt."""
 
     keys: tuple[tuple[str, str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Unreport:
-    """The relay has asked again for what has ended."""
+class MarkUnreported:
+    """Mark outcomes to be sent again: the relay has requested these attempts."""
 
     keys: tuple[Key, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class NoteExported:
-    """Outputs of these attempts are in the central repo."""
+class MarkExported:
+    """Mark attempts whose outputs are in the central repo."""
 
     keys: tuple[Key, ...]
     tai: float
 
 
-type Write = Accept | Update | Retry | Requeue | NoteRaws | NoteReported | Unreport | NoteExported
+type Write = Accept | Update | Retry | Requeue | RecordLateRaws | MarkReported | MarkUnreported | MarkExported
 
 
 # --- actions -----------------------------------------------------------------
@@ -255,37 +259,38 @@ type Write = Accept | Update | Retry | Requeue | NoteRaws | NoteReported | Unrep
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Tell the relay that the journal has these detectors."""
+    """Send the relay that the journal has these detectors."""
 
-    order: ReserveVisit
+    message: ReserveVisit
     detectors: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell the relay that these detectors are not taken."""
+    """Send the relay that these detectors are not accepted."""
 
-    order: ReserveVisit
+    message: ReserveVisit
     detectors: tuple[int, ...]
     reason: str
     final: bool
+    """Whether sending them again is useless."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class SendResults:
     """Send outcomes to the relay."""
 
     entries: tuple[ResultEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class ReportAgain:
+class ResendResults:
     """Send all outcomes that the relay has not confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
-class ToSlot:
-    """Give a slot an event of its visit, if it still has that attempt."""
+class SendToSlot:
+    """Send a slot an event of its visit, if it still has that attempt."""
 
     slot: int
     key: Key
@@ -294,63 +299,63 @@ class ToSlot:
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Give a visit-detector to the scheduler."""
+    """Add a visit-detector to the scheduler's queue."""
 
     assignment: Assignment
 
 
 @dataclass(frozen=True, slots=True)
 class Dequeue:
-    """Take a visit-detector from the scheduler, if it still waits there."""
+    """Remove a visit-detector from the scheduler's queue, if it is there."""
 
     key: Key
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveIdle:
-    """The slot gets no visit after all."""
+    """Free the slot that the scheduler has matched: it gets no visit."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Give the exporter a spool."""
+    """Add a spool to the exporter's queue."""
 
     spool: str
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Delete folders, beside the event loop."""
+    """Delete folders in a thread."""
 
     folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveMark:
-    """Delete the mark of an attempt whose outcome is final."""
+    """Delete the point-of-no-return mark of an attempt whose outcome is final."""
 
     key: Key
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLeftovers:
-    """Read what an attempt left on disk; `LeftoversRead` follows."""
+    """Read the leftovers of an attempt; `LeftoversRead` follows."""
 
     key: Key
 
 
 @dataclass(frozen=True, slots=True)
 class BeginRescan:
-    """Post `RescanDue` in the next turn of the event loop."""
+    """Post `RescanDue` in the next step of the event loop."""
 
     visit: VisitKey
 
 
 @dataclass(frozen=True, slots=True)
 class Rescan:
-    """Look for raws at the expected names; `RescanEnded` follows."""
+    """Search for raws at the expected paths; `RescanFinished` follows."""
 
     visit: NextVisit
     since_tai: float
@@ -359,8 +364,8 @@ class Rescan:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Answer a request."""
+class Reply:
+    """Reply to a request."""
 
     request: int
     rows: tuple[RequeueRow, ...] = ()
@@ -370,9 +375,9 @@ class Answer:
 type Action = (
     Acknowledge
     | Refuse
-    | Report
-    | ReportAgain
-    | ToSlot
+    | SendResults
+    | ResendResults
+    | SendToSlot
     | Enqueue
     | Dequeue
     | LeaveIdle
@@ -382,24 +387,24 @@ type Action = (
     | ReadLeftovers
     | BeginRescan
     | Rescan
-    | Answer
+    | Reply
 )
 
 
 @dataclass(slots=True)
-class Turn:
-    """What follows from one event."""
+class Effects:
+    """The result of one event: writes to commit, then actions to perform."""
 
     writes: list[Write] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     write_soon: bool = False
-    """Whether rows have changed that may be written with others later."""
+    """Whether rows have changed that may be committed later with others."""
 
 
 class Now(NamedTuple):
-    """One moment on both clocks."""
+    """The current time on both clocks."""
 
     mono: float
     """Monotonic seconds: deadlines."""
     tai: float
-    """TAI seconds since 1970: what is written down."""
+    """TAI seconds since 1970: recorded times."""

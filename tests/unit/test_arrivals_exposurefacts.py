@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One read tells the group to all detectors of an exposure."""
+"""One read finds the group for all detectors of an exposure."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import files as module
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.exposures import Exposures, FileReading
+from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, FileReader
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
@@ -35,8 +35,8 @@ class Night:
         self.tree = RawRoots(ArrivalsConfig.model_validate({"roots": [root]}), {"LSSTCam": range(205)})
         self.threads = FileThreads(4, time.monotonic)
         self.counts = ErrorCounts(time.monotonic)
-        self.exposures = Exposures(
-            FileReading({str(root): self.threads}), sidecar_wait_s, time.monotonic, self.counts, self.tree
+        self.exposures = ExposureFactsCache(
+            FileReader({str(root): self.threads}), sidecar_wait_s, time.monotonic, self.counts, self.tree
         )
         self.reads: Counter[str] = Counter()
         self._root = root
@@ -108,23 +108,23 @@ def test_a_sidecar_met_by_itself_saves_the_detectors_their_reads(night):
     async def body() -> None:
         name, image = night.file(5)
         night.put_sidecar(image)
-        assert night.exposures.unknown(name)
+        assert night.exposures.needs_sidecar(name)
         await asyncio.gather(
-            *(night.exposures.learn_from(*night.file(5, ending=".json")) for _ in range(205))
+            *(night.exposures.read_sidecar(*night.file(5, ending=".json")) for _ in range(205))
         )
-        assert not night.exposures.unknown(name)
+        assert not night.exposures.needs_sidecar(name)
         assert await night.facts(range(205)) == [ExposureFacts(GROUP)] * 205
         assert night.reads == {"facts_of_sidecar": 1}
 
     run(body)
 
 
-def test_a_late_sidecar_of_one_detector_tells_all_of_them(night):
+def test_a_late_sidecar_of_one_detector_serves_all_of_them(night):
     async def body() -> None:
         waiting = asyncio.create_task(night.facts(range(205)))
         await asyncio.sleep(0)
         night.put_sidecar(night.file(204)[1])
-        await night.exposures.learn_from(*night.file(204, ending=".json"))
+        await night.exposures.read_sidecar(*night.file(204, ending=".json"))
         assert await waiting == [ExposureFacts(GROUP)] * 205
         assert night.reads == {"facts_of_sidecar": 1}
 
@@ -154,12 +154,12 @@ def test_a_supplement_is_an_exposure_of_its_own(night):
     run(body)
 
 
-def test_fault_18_a_misplaced_file_does_not_lead_the_other_detectors_astray(night):
+def test_fault_18_a_misplaced_file_does_not_affect_the_other_detectors(night):
     async def body() -> None:
         night.put_sidecar(night.file(0)[1], GROUPID="other", OBSID="MC_O_20251121_000155")
         night.put_header(night.file(0)[1], "")
         night.put_sidecar(night.file(1)[1], OBSID="MC_O_20251121_000156")
-        # The sidecar of a detector that is not asked for tells where it belongs.
+        # The sidecar of a detector that is not served has the group.
         assert await night.facts(range(1)) == [ExposureFacts(GROUP, obsid="MC_O_20251121_000156")]
         assert night.counts.by_kind["bad_sidecar"] >= 1
 
@@ -179,47 +179,47 @@ def test_fault_18_where_nothing_names_the_group_there_is_none(tmp_path, monkeypa
     night.threads.close()
 
 
-def test_a_broken_sidecar_is_counted_and_the_next_one_tells(night):
+def test_a_broken_sidecar_is_counted_and_the_next_one_is_read(night):
     async def body() -> None:
         night.put(RawPath(night.file(0)[1].root, sidecar_path(night.file(0)[1].path)), b'{"GROUPID": "2')
         night.put_sidecar(night.file(1)[1])
-        await night.exposures.learn_from(*night.file(0, ending=".json"))
+        await night.exposures.read_sidecar(*night.file(0, ending=".json"))
         assert night.counts.by_kind == {"sidecar_unread": 1}
         assert await night.facts(range(1, 2)) == [ExposureFacts(GROUP)]
 
     run(body)
 
 
-def test_the_list_of_detectors_is_told_when_the_group_is_known(night):
+def test_the_list_of_detectors_is_reported_when_the_group_is_known(night):
     async def body() -> None:
         name, place = night.file(0, ending="_expectedSensors.json")
         expected = {CAMERA.detectors[detector].name: "SCIENCE" for detector in (3, 4)}
         night.put(place, {"expectedSensors": expected | {"R99_S99": "SCIENCE"}})
-        assert night.exposures.unlisted(name)
+        assert night.exposures.needs_list(name)
         listing = asyncio.create_task(night.exposures.expected(name, place))
         night.put_sidecar(night.file(3)[1])
         assert await night.facts(range(3, 4)) == [ExposureFacts(GROUP)]
         assert await listing == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3, 4}))
-        assert not night.exposures.unlisted(name)
+        assert not night.exposures.needs_list(name)
         assert await night.exposures.expected(name, place) is None
 
     run(body)
 
 
-def test_a_list_that_is_told_again_while_half_of_it_is_read_is_read_again(night, monkeypatch):
+def test_a_list_that_is_reported_again_while_half_of_it_is_read_is_read_again(night, monkeypatch):
     name, place = night.file(0, ending="_expectedSensors.json")
-    telling: list[asyncio.Task[ExpectedSensors | None]] = []
+    with_group: list[asyncio.Task[ExpectedSensors | None]] = []
     listed = module.expected_sensors
 
     async def body() -> None:
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
-            telling.append(asyncio.create_task(night.exposures.expected(name, place)))
+            with_group.append(asyncio.create_task(night.exposures.expected(name, place)))
 
         def read(place: RawPath) -> frozenset[str]:
-            if not telling:
-                # Its writer closes it, which is told, after this has read half of it.
+            if not with_group:
+                # Its writer closes it, which is reported, after this has read half of it.
                 night.put(place, {"expectedSensors": [CAMERA.detectors[3].name]})
                 loop.call_soon_threadsafe(tell)
                 raise BadMessage("no JSON object", "sidecar")
@@ -229,21 +229,21 @@ def test_a_list_that_is_told_again_while_half_of_it_is_read_is_read_again(night,
         night.put_sidecar(night.file(3)[1])
         await night.facts(range(3, 4))
         assert await night.exposures.expected(name, place) is None
-        assert await telling[0] == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3}))
+        assert await with_group[0] == ExpectedSensors("LSSTCam", GROUP, 2025112100156, frozenset({3}))
 
     run(body)
 
 
-def test_a_raw_that_lands_before_the_end_of_its_sidecar_waits_for_that(night, monkeypatch):
+def test_a_raw_that_arrives_before_the_end_of_its_sidecar_waits_for_that(night, monkeypatch):
     read = module.facts_of_image
-    telling: list[asyncio.Task[None]] = []
+    with_group: list[asyncio.Task[None]] = []
 
     async def body() -> None:
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
             sidecar = night.file(0, ending=".json")
-            telling.append(asyncio.create_task(night.exposures.learn_from(*sidecar)))
+            with_group.append(asyncio.create_task(night.exposures.read_sidecar(*sidecar)))
 
         def read_header(image: RawPath) -> ExposureFacts:
             try:
@@ -266,7 +266,7 @@ def test_a_broken_list_of_detectors_may_come_again(night):
         name, place = night.file(0, ending="_expectedSensors.json")
         night.put(place, b"{")
         assert await night.exposures.expected(name, place) is None
-        assert night.exposures.unlisted(name)
+        assert night.exposures.needs_list(name)
         assert night.counts.by_kind == {"bad_list": 1}
 
     run(body)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which filesystems tell of what is written to them."""
+"""Which methods find new files on which filesystems."""
 
 import pytest
 
-from ppdaemon.node.arrivals.mounts import WatchMethods, methods_for
+from ppdaemon.node.arrivals.watchmethods import WatchMethods, methods_for
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,6 @@ def test_where_it_is_in_doubt_both_are_done(kind):
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs4", "overlay"])
-def test_the_configuration_has_the_last_word(kind):
+def test_the_configuration_decides(kind):
     assert methods_for("inotify", kind) == WatchMethods(watch=True, poll=False)
     assert methods_for("poll", kind) == WatchMethods(watch=False, poll=True)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""On what kind of filesystem a raw root lies, and how its new files are found.
+"""Chooses how new files of a raw root are found, by the type of its filesystem.
 
-The kernel reports what goes through it on this host. What another host
-writes to a network filesystem, or what is written to a layer below an overlay
-or a FUSE filesystem, raises no event here.
+inotify reports only writes through this host's kernel: not those of other hosts
+to a network filesystem, nor those to a layer below an overlay or FUSE filesystem.
 """
 
 from dataclasses import dataclass
@@ -17,28 +16,28 @@ LOCAL = frozenset({
     "bcachefs", "btrfs", "devtmpfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "jfs", "msdos",
     "nilfs2", "ntfs", "ntfs3", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs",
 })
-"""All that is written there goes through this host's kernel."""
+"""All writes go through this host's kernel."""
 REMOTE = frozenset({
     "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
     "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "wekafs",
 })
-"""Raws are written there by other hosts."""
+"""Other hosts write raws there."""
 # fmt: on
 
 
 @dataclass(frozen=True, slots=True)
 class WatchMethods:
-    """How raws of a root are found, besides the slow survey."""
+    """How raws of a root are found, in addition to the slow survey."""
 
     watch: bool
-    """Whether the kernel is asked for events."""
+    """Whether inotify is used."""
     poll: bool
-    """Whether raws of open visits are looked for."""
+    """Whether the folders of open visits are polled."""
 
 
 def methods_for(choice: WatchKind, kind: str) -> WatchMethods:
-    """Return how raws are found on a type of filesystem, as the kernel names it: both ways where it
-    is in doubt who writes there, as on overlays, FUSE and unknown filesystems.
+    """Return how raws are found on a type of filesystem, as the kernel names it: by both methods
+    where other writers are possible, as on overlays, FUSE and unknown filesystems.
     """
     match choice:
         case "inotify":

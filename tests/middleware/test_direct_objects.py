@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whatever tasks keep, share and change, the ``direct`` engine makes what ``separable`` makes."""
+"""The ``direct`` engine has the outputs of ``separable``, whatever tasks keep, share and change."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import directhabits
+import objecttasks
 import pytest
-from directhabits import MAKERS, write_habits
+from enginecompare import compare_engines
 from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import PipelineTask
-from seen import same
+from objecttasks import MAKERS, write_object_tasks
 from toycam import DAY, MakeRig
 
 from ppdaemon.demo.tasks.associate import AssociateTask
@@ -34,28 +34,30 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("maker", "processes"), [*((maker[:-4], 1) for maker in MAKERS), ("KeepAll", 2), ("GoOn", 2)]
 )
-def test_what_tasks_do_with_their_objects_is_no_other_tasks_business(
+def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
     rigs: MakeRig, maker: str, processes: int
 ) -> None:
-    seen = same(rigs, PAIR, main=maker, write=write_habits, snaps=(1, 2), settings={"processes": processes})
-    assert (seen.outcome, seen.reason) == (Outcome.SUCCEEDED, "partial outputs of vPartial")
-    assert len([name for name, *_ in seen.contents if name == "told_last"]) == 2
+    result = compare_engines(
+        rigs, PAIR, main=maker, write=write_object_tasks, snaps=(1, 2), settings={"processes": processes}
+    )
+    assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "partial outputs of vPartial")
+    assert len([name for name, *_ in result.contents if name == "sums_last"]) == 2
 
 
 @pytest.mark.parametrize("maker", ["KeepAll", "GoOn"])
-def test_what_is_not_exported_is_handed_on_as_it_was_put(rigs: MakeRig, maker: str) -> None:
-    """Nothing is exported here but what tasks tell of their inputs; a second attempt is the same."""
-    told = []
+def test_datasets_that_are_not_exported_are_passed_on_as_they_were_put(rigs: MakeRig, maker: str) -> None:
+    """Only sums of the inputs of tasks are exported here; a second attempt has the same ones."""
+    reported = []
     for kind, attempts in (("separable", 1), ("direct", 2)):
-        rig, worker = rigs(engine={"kind": kind, "no_return": []}, export={"types": ["told_.*"]})
-        write_habits(rig)
+        rig, worker = rigs(engine={"kind": kind, "no_return": []}, export={"types": ["sums_.*"]})
+        write_object_tasks(rig)
         for attempt in range(1, attempts + 1):
             worker.prepare(rig.order(main=maker, before="", attempt=attempt))
             worker.ingest(rig.raw())
             done = worker.process(Process(exposures=(DAY * 100000 + 1,)))
             assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
             files = read_manifest(Path(done.spool)).files
-            told.append(
+            reported.append(
                 {
                     ref.datasetType.name: Path(done.spool, file.name).read_text()
                     for file in files
@@ -63,20 +65,20 @@ def test_what_is_not_exported_is_handed_on_as_it_was_put(rigs: MakeRig, maker: s
                 }
             )
             worker.reset()
-    assert set(told[0]) == {"told_spoilt", "told_twice", "told_deferred", "told_last"}
-    assert told == [told[0]] * 3
+    assert set(reported[0]) == {"sums_spoilt", "sums_twice", "sums_deferred", "sums_last"}
+    assert reported == [reported[0]] * 3
 
 
 def made(name: str) -> PipelineTask:
     """Return a task that was not constructed."""
-    return object.__new__(getattr(directhabits, name))
+    return object.__new__(getattr(objecttasks, name))
 
 
-def test_a_task_that_leaves_reading_and_putting_to_the_base_class_is_known() -> None:
+def test_a_task_with_run_quantum_of_the_base_class_reads_once_and_puts_last() -> None:
     assert reads_once_puts_last(made("KeepAllTask"))
 
 
-def test_any_other_task_may_do_anything() -> None:
+def test_nothing_is_assumed_of_any_other_task() -> None:
     assert not reads_once_puts_last(made("GoOnTask"))
     assert not reads_once_puts_last(made("GoOnLateTask"))
     assert not reads_once_puts_last(object.__new__(AssociateTask))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tasks that do in the middle of a pipeline whatever an engine has to cope with."""
+"""A pipeline with a task that fails, exits or lacks outputs, as its configuration says."""
 
 import errno
 import os
@@ -58,62 +58,62 @@ def _take_all_memory() -> NoReturn:
     raise MemoryError("4 TB")
 
 
-def _end_at_once() -> NoReturn:
+def _exit_process() -> NoReturn:
     os._exit(0)
 
 
-DEEDS = {
+ACTIONS = {
     "fail": _fail,
     "full": _fill_the_disk,
     "no work": _find_no_work,
     "exit": _exit,
     "interrupt": _interrupt,
     "memory": _take_all_memory,
-    "die": _end_at_once,
+    "die": _exit_process,
 }
 
 
-class DeedConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+class ScriptedConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
     hint = PrerequisiteInput(
-        name="toy_hint", doc="nobody has it", storageClass=_DICT, dimensions=("instrument",), minimum=0
+        name="toy_hint", doc="does not exist", storageClass=_DICT, dimensions=("instrument",), minimum=0
     )
-    schema = InitOutput(name="toy_deed_schema", doc="made once", storageClass=_DICT)
-    output = Output(name="toy_deed", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
+    schema = InitOutput(name="toy_scripted_schema", doc="made once", storageClass=_DICT)
+    output = Output(name="toy_scripted", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
     other = Output(name="toy_other", doc="not made in part", storageClass=_DICT, dimensions=EXPOSURE)
 
 
-class DeedConfig(PipelineTaskConfig, pipelineConnections=DeedConnections):
-    deed = Field[str](doc="What it does when it runs.", default="")
-    early = Field[str](doc="What it does when it is constructed.", default="")
+class ScriptedConfig(PipelineTaskConfig, pipelineConnections=ScriptedConnections):
+    action = Field[str](doc="Key of ACTIONS: what the task does when it runs.", default="")
+    at_init = Field[str](doc="Key of ACTIONS: what its constructor does.", default="")
 
 
-class DeedTask(PipelineTask):
-    ConfigClass = DeedConfig
-    _DefaultName = "deed"
+class ScriptedTask(PipelineTask):
+    ConfigClass = ScriptedConfig
+    _DefaultName = "scripted"
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        if self.config.early:
-            DEEDS[self.config.early]()
-        self.schema = {"columns": ["deed"]}
+        if self.config.at_init:
+            ACTIONS[self.config.at_init]()
+        self.schema = {"columns": ["scripted"]}
 
     def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:  # noqa: N802, N803
         inputs = butlerQC.get(inputRefs)
-        self.log.warning("about to do %s", self.config.deed or "nothing")
+        self.log.warning("about to do %s", self.config.action or "nothing")
         result = {"image": inputs["image"], "hint": inputs.get("hint")}
-        if self.config.deed == "partial":
+        if self.config.action == "partial":
             butlerQC.put(result, outputRefs.output)
             error = BadStars("three stars")
             raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
-        if self.config.deed:
-            DEEDS[self.config.deed]()
+        if self.config.action:
+            ACTIONS[self.config.action]()
         butlerQC.put(Struct(output=result, other=result), outputRefs)
 
 
 class AfterConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    schema = InitInput(name="toy_deed_schema", doc="made once", storageClass=_DICT)
-    deed = Input(name="toy_deed", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
+    schema = InitInput(name="toy_scripted_schema", doc="made once", storageClass=_DICT)
+    scripted = Input(name="toy_scripted", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
     other = Input(name="toy_other", doc="may be missing", storageClass=_DICT, dimensions=EXPOSURE, minimum=0)
     output = Output(name="toy_after", doc="after", storageClass=_DICT, dimensions=EXPOSURE)
 
@@ -130,10 +130,10 @@ class AfterTask(PipelineTask):
         super().__init__(initInputs=initInputs, **kwargs)
         self.columns = initInputs["schema"]["columns"]
 
-    def run(self, deed: Any, other: Any = None) -> Struct:
+    def run(self, scripted: Any, other: Any = None) -> Struct:
         if other is None:
             raise UpstreamFailureNoWorkFound("half of it is missing")
-        return Struct(output={"deed": deed, "columns": self.columns})
+        return Struct(output={"scripted": scripted, "columns": self.columns})
 
 
 class AsideConnections(PipelineTaskConnections, dimensions=EXPOSURE):
@@ -153,17 +153,17 @@ class AsideTask(PipelineTask):
         return Struct(output={"image": image})
 
 
-def write_deeds(rig: Rig) -> None:
-    """Add the pipeline ``Deed``: a task does something, one depends on it, one does not."""
+def write_scripted(rig: Rig) -> None:
+    """Add the pipeline ``Scripted``: a task with an action, one that depends on it, one that does not."""
     folder = Path(next(iter(rig.paths.values()))).parent
     tasks = {
         "isr": "toycam.IsrTask",
-        "deed": f"{__name__}.DeedTask",
+        "scripted": f"{__name__}.ScriptedTask",
         "after": f"{__name__}.AfterTask",
         "zAside": f"{__name__}.AsideTask",
     }
-    path = folder / "Deed.yaml"
-    lines = ["description: Deed", "instrument: toycam.ToyCam", "tasks:"]
+    path = folder / "Scripted.yaml"
+    lines = ["description: Scripted", "instrument: toycam.ToyCam", "tasks:"]
     lines += [f"  {label}: {task}" for label, task in tasks.items()]
     path.write_text("\n".join(lines) + "\n")
-    rig.paths["Deed"] = str(path)
+    rig.paths["Scripted"] = str(path)

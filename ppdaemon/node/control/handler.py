@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Answers the requests of the control socket."""
+"""Handles the requests of the control socket."""
 
 import contextlib
 from collections.abc import Sequence
@@ -13,34 +13,31 @@ from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.slots.events import KillAsked, RestartAsked
 from ppdaemon.node.slots.pool import Pool
-from ppdaemon.node.visits.facts import VisitFacts
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.node.visits.relayclient import RelayClient
-from ppdaemon.node.visits.turn import AcceptanceChanged
+from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.wire import Model
 
-__all__ = ("Answers",)
+__all__ = ("RequestHandler",)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers one request at a time for each client."""
+class RequestHandler:
+    """Handles one request at a time for each client."""
 
     status: Status
     pool: Pool
     journal: BatchWriter[Journal]
-    facts: VisitFacts
+    reprocessor: Reprocessor
     relay: RelayClient
     reloader: Reloader
 
-    async def answer(self, request: pydantic.BaseModel) -> reports.Ok | reports.Failed:
-        """Answer one request.
+    async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.Failed:
+        """Handle one request and return the reply.
 
-        Raises
-        ------
-        ppdaemon.errors.Refused
-            Raised if it cannot be done now.
+        Raises `~ppdaemon.errors.Refused` if it cannot be done now.
         """
         match request:
             case reports.StatusRequest():
@@ -59,7 +56,7 @@ class Answers:
             case reports.RequeueRequest():
                 return await self._requeue(request)
             case reports.DrainRequest() | reports.ResumeRequest():
-                self.take(isinstance(request, reports.ResumeRequest))
+                self.set_accepting(isinstance(request, reports.ResumeRequest))
                 return reports.Ok()
             case reports.ReloadRequest():
                 return await self.reloader.reload()
@@ -74,28 +71,26 @@ class Answers:
                 raise AssertionError(unexpected)
 
     async def _flush(self) -> None:
-        """Have the journal up to date, or read it as it is."""
+        """Bring the journal up to date; if it cannot be written, it is read as it is."""
         with contextlib.suppress(Refused):
-            await self.facts.pump.flush()
+            await self.reprocessor.pump.flush()
 
-    def take(self, taking: bool) -> None:
-        """Take new visits from now on, or none.
+    def set_accepting(self, accepting: bool) -> None:
+        """Accept new visits from now on, or none.
 
-        Raises
-        ------
-        ppdaemon.errors.Refused
-            Raised if the daemon is starting, which would undo it, or stopping.
+        Raises `~ppdaemon.errors.Refused` while the daemon starts, which would
+        undo the change, or stops.
         """
         if self.status.state in ("starting", "stopping"):
             raise Refused(f"the daemon is {self.status.state}")
-        self.facts.inbox.post(AcceptanceChanged(taking))
-        self.relay.set_taking(taking)
-        self.status.state = "running" if taking else "draining"
+        self.reprocessor.inbox.post(AcceptanceChanged(accepting))
+        self.relay.set_accepting(accepting)
+        self.status.state = "running" if accepting else "draining"
 
     async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.Failed:
         if self.status.state != "running":
             raise Refused("the node takes no visits now")
-        rows = await self.facts.requeue(request.group, request.detectors, force=request.force)
+        rows = await self.reprocessor.requeue(request.group, request.detectors, force=request.force)
         which = "" if request.detectors is None else " with one of these detectors"
         return _rows(rows) if rows else _unknown(f"no visit of group {request.group!r}{which} in the journal")
 

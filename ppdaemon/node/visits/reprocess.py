@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reads journal and state disk for recovery and requeue.
+
+Decides nothing: each reading is posted as one event to
+`ppdaemon.node.visits.core`, which checks whether it is still valid.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from ppdaemon.errors import ConfigError
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import Pipelines
+from ppdaemon.node.arrivals.arrivals import Arrivals
+from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.slots.assignment import Key
+from ppdaemon.node.visits.chooser import PipelineChooser
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, RequeueRequested
+from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
+from ppdaemon.node.visits.requeue import refusal_reason
+from ppdaemon.reports import RequeueRow
+from ppdaemon.selection import Chosen
+from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.states import Outcome
+
+__all__ = ("Reprocessor",)
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reprocessor:
+    """Recovers the visits of a previous run and requeues visits for operators."""
+
+    folders: NodeFolders
+    journal: BatchWriter[Journal]
+    chooser: PipelineChooser
+    inbox: Inbox
+    pump: VisitPump
+    exporter: ExporterProcess
+    arrivals: Arrivals
+    _lock: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+
+    # --- a previous run --------------------------------------------------
+
+    async def recover(self) -> None:
+        """End or retry every attempt without an outcome, and export the spools."""
+        entries = await self.journal.call(lambda journal: journal.unfinished())
+        leftovers = await asyncio.to_thread(lambda: [read_leftovers(self.folders, e.key) for e in entries])
+        for entry, left in zip(entries, leftovers, strict=True):
+            self.inbox.post(AttemptRecovered(entry, left, await self._choose(entry)))
+        await self.pump.wait_until_idle()
+        if entries:
+            _LOG.warning("recovered %d visit-detectors left by the previous run", len(entries))
+        await asyncio.to_thread(self._remove_marks)
+        await self._export_spools()
+
+    async def _choose(self, entry: JournalEntry) -> Chosen:
+        try:
+            return (await self.chooser.choose(entry.visit, [entry.key.detector]))[entry.key.detector]
+        except ConfigError as error:  # its instrument may have been removed from the configuration
+            return Chosen(Pipelines(), str(error))
+
+    def _remove_marks(self) -> None:
+        for mark in self.folders.no_return.iterdir():
+            mark.unlink()
+
+    async def _export_spools(self) -> None:
+        """Export the spools of a previous run, except those of attempts with a
+        later attempt, which writes the same datasets.
+        """
+        keys = await asyncio.to_thread(spools_left, self.folders)
+        followed = await self.journal.call(lambda journal: journal.followed(keys))
+        await asyncio.to_thread(discard, [self.folders.spooled(*key) for key in followed])
+        for key in keys:
+            if key not in followed:
+                self.exporter.add(str(self.folders.spooled(*key)))
+
+    def export_moved_back(self) -> None:
+        """Export spools that an operator has moved back from quarantine."""
+        self.pump.run_in_background(self._export_moved_back())
+
+    async def _export_moved_back(self) -> None:
+        for spool in await asyncio.to_thread(self.folders.moved_back):
+            self.exporter.add(str(spool))
+
+    # --- operators -------------------------------------------------------
+
+    async def requeue(
+        self, group: str, detectors: Collection[int] | None, *, force: bool
+    ) -> list[RequeueRow] | None:
+        """Retry detectors of a visit, all of them if ``detectors`` is `None`.
+
+        Return one row for each detector, or `None` if the journal has none of
+        them. Raises `~ppdaemon.errors.Refused` if the journal cannot be
+        written.
+        """
+        # One request at a time: a second one would return to the exporter what
+        # the first one has withdrawn.
+        async with self._lock:
+            await self.pump.flush()
+            known = await self.journal.call(lambda journal: journal.last_attempts(group))
+            entries = [entry for entry in known if detectors is None or entry.key.detector in detectors]
+            if not entries:
+                return None
+            rows = list(await self._requeue(entries, force=force))
+        instrument = entries[0].key.instrument
+        for detector in set(detectors or ()) - {entry.key.detector for entry in entries}:
+            rows.append(RequeueRow(instrument=instrument, detector=detector, text="not in the journal"))
+        return sorted(rows, key=lambda row: (row.instrument, row.detector))
+
+    async def _requeue(self, entries: Sequence[JournalEntry], *, force: bool) -> Sequence[RequeueRow]:
+        allowed = [entry for entry in entries if not refusal_reason(entry, force=force)]
+        await self._rescan(allowed)
+        chosen = {entry.key: await self._choose(entry) for entry in allowed}
+        existing = await asyncio.to_thread(self._existing_spools, allowed)
+        # No await from here to the event: the exporter must not start with a
+        # spool reported as withdrawn, nor finish one reported as being exported.
+        exporting = {
+            key
+            for entry in allowed
+            if (key := entry.key) in existing
+            and entry.outcome != Outcome.SUCCEEDED
+            and not self.exporter.withdraw(existing[key])
+        }
+        spools = {key: spool for key, spool in existing.items() if key not in exporting}
+        return await self.pump.request(
+            lambda number: RequeueRequested(
+                number, tuple(entries), chosen, spools, frozenset(exporting), force=force
+            )
+        )
+
+    def _existing_spools(self, entries: Sequence[JournalEntry]) -> dict[Key, str]:
+        spools = {entry.key: self.folders.spooled(*entry.key) for entry in entries}
+        return {key: str(spool) for key, spool in spools.items() if spool.exists()}
+
+    async def _rescan(self, entries: Sequence[JournalEntry]) -> None:
+        """Find late raws again, also those that are no longer in memory."""
+        for _, group in itertools.groupby(entries, key=lambda entry: entry.key.instrument):
+            visit_entries = list(group)
+            detectors = {entry.key.detector for entry in visit_entries}
+            since_tai = min(entry.received_tai for entry in visit_entries)
+            await self.arrivals.rescan(visit_entries[0].visit, detectors, since_tai)
