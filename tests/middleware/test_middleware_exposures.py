@@ -345,7 +345,7 @@ def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
     assert pairs_of(records_in(repo, "visit_definition")) == [(FIRST, FIRST), (FIRST, SECOND)]
     assert sorted(each.detector for each in records_in(repo, "visit_detector_region")) == [1, 2, 3]
     with Butler.from_config(str(repo)) as butler:
-        for detector, snaps in came.items():
+        for detector, snaps in arrived.items():
             found = butler.get(
                 "toy_combined",
                 {"instrument": NAME, "visit": FIRST, "detector": detector},
@@ -520,7 +520,7 @@ def test_the_directions_of_snaps_are_averaged_across_north(
 
 
 def visits_of(exposures: list[Any], **announced: Any) -> list[DimensionRecord]:
-    """Return the records of the visits of exposures that were announced without a sky position."""
+    """Return the records of the visits of exposures that were announced without a position on the sky."""
     usual = {"detector": 1, "camera": None, "grouped": False}
     places: Any = (SimpleNamespace(dimensions=DimensionUniverse()), None, None)
     footprint = SimpleNamespace(pointing=None)

@@ -198,7 +198,7 @@ def test_without_a_pointing_no_spatial_dataset_is_planned(planned: MakePlan) -> 
     assert {each.dataset_type for each in detector.datasets} == {"bias", "flat"}
     lost = {each.dataset_type for each in detector.missing if each.pipeline == "Full" and each.required}
     assert {"toy_refcat", "toy_template"} <= lost
-    assert any("without a sky position" in note for note in (*plan.notes, *detector.notes))
+    assert any("without a position on the sky" in note for note in (*plan.notes, *detector.notes))
 
 
 def test_a_pipeline_without_its_required_input_is_dropped(planned: MakePlan) -> None:

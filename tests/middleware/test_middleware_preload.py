@@ -168,8 +168,8 @@ def test_without_a_sky_position_the_reason_is_that_it_is_missing(context: Preloa
     assert [each.name for each in plan.main] == ["Short"]
     assert plan.preprocessing == ()
     text = "; ".join(plan.reasons)
-    assert "Known lacks regionTimeInfo (the sky position is not known)" in text
-    assert "toy_template (the sky position is not known)" in text
+    assert "Known lacks regionTimeInfo (position on the sky unknown)" in text
+    assert "toy_template (position on the sky unknown)" in text
 
 
 def test_a_type_that_the_central_repo_does_not_know_is_missing(context: PreloadSetup) -> None:

@@ -90,7 +90,7 @@ class Preload:
     def fetch(self, plan: PreloadPlan, repo: LocalRepo, timings: Timings) -> tuple[str, ...]:
         """Copy the datasets that the pipelines that can run read; return the collections that have them.
 
-        The repo must have been renewed. Datasets without a sky position are
+        The repo must have been renewed. Datasets without a position on the sky are
         saved there for later visits, and those with one if two visits in
         succession have the same; a visit that needs exactly these finds them
         in place. Raises `~ppdaemon.errors.VisitFailed`: ``NO_PIPELINE``,
@@ -226,7 +226,7 @@ def _collection_types(central: Butler, found: Iterable[Found]) -> dict[str, Coll
 
 
 def _layers(found: Iterable[Found]) -> tuple[list[Found], list[Found]]:
-    """Return the datasets without a sky position, and those with one."""
+    """Return the datasets without a position on the sky, and those with one."""
     fixed: list[Found] = []
     spatial: list[Found] = []
     for each in found:

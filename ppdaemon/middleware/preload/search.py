@@ -25,7 +25,7 @@ of other exposures are not needed."""
 _OF_THE_GROUP = frozenset({"group"})
 """Datasets with this dimension are not in the central repo: preprocessing
 produces them."""
-NO_POSITION = "the sky position is not known"
+NO_POSITION = "position on the sky unknown"
 """Why a spatial dataset type was not searched."""
 
 
@@ -44,7 +44,7 @@ class Search:
     timespan: Timespan
     """Time within which the exposure may be taken."""
     region: Region | None
-    """Padded footprint; `None` if the sky position is not known."""
+    """Padded footprint; `None` if the position on the sky is unknown."""
     calibs: tuple[str, ...]
     """Existing collections searched for calibrations, without chains."""
     inputs: tuple[str, ...]
@@ -128,7 +128,7 @@ def find_inputs(
         found.append(replace(each, query_ms=(clock.mono() - start) * 1e3))
     if not_searched:
         _LOG.warning(
-            "the visit was announced without a sky position: not preloading %s",
+            "the visit was announced without a position on the sky: not preloading %s",
             ", ".join(sorted(not_searched)),
         )
     return found

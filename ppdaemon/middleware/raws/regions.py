@@ -44,7 +44,7 @@ class Footprint:
     """Region and time of one detector, as announced."""
 
     region: ConvexPolygon | None
-    """Padded footprint; `None` if the sky position is not known."""
+    """Padded footprint; `None` if the position on the sky is unknown."""
     exposure: Timespan
     """Expected time of the exposure."""
     validity: Timespan
