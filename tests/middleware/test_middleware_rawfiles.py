@@ -222,6 +222,6 @@ def test_errors_of_a_store_differ_from_those_of_this_host(
         raise raised
 
     monkeypatch.setattr(type(ResourcePath("file:///a.json")), "read", fail)
-    with pytest.raises(expected) as raised:
+    with pytest.raises(expected) as caught:
         remote.read_json("file:///a.json")
-    assert isinstance(raised.value, remote.StoreError) == (expected is remote.StoreError)
+    assert isinstance(caught.value, remote.StoreError) == (expected is remote.StoreError)

@@ -103,7 +103,7 @@ def test_without_a_position_no_spatial_dataset_is_preloaded(
     prepared = worker.prepare(rig.order(main="Full,Short", coordinateSystem=4))
     assert prepared.pipeline == "Short"
     assert prepared.detail["datasets"] == 2
-    assert "no toy_refcat, toy_template is preloaded" in caplog.text
+    assert "not preloading toy_refcat, toy_template" in caplog.text
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Short")
