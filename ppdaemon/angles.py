@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Angles in degrees."""
 
-__all__ = ("full_turn",)
+__all__ = ("wrap_degrees",)
 
 
-def full_turn(angle_deg: float) -> float:
+def wrap_degrees(angle_deg: float) -> float:
     """Return an angle in degrees, reduced to [0, 360)."""
     turned = angle_deg % 360.0
     # The remainder of a tiny negative angle rounds to 360.

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pydantic
 import yaml
 
-from ppdaemon.angles import full_turn
+from ppdaemon.angles import wrap_degrees
 from ppdaemon.errors import ConfigError
 from ppdaemon.wire import Model
 
@@ -359,7 +359,7 @@ def _to_vector(point: SkyPoint) -> _Vector:
 
 def _to_point(vector: _Vector) -> SkyPoint:
     x, y, z = vector
-    return full_turn(math.degrees(math.atan2(y, x))), math.degrees(math.atan2(z, math.hypot(x, y)))
+    return wrap_degrees(math.degrees(math.atan2(y, x))), math.degrees(math.atan2(z, math.hypot(x, y)))
 
 
 def _sum(weights: Sequence[float], vectors: Sequence[_Vector]) -> _Vector:

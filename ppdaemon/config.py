@@ -15,9 +15,9 @@ import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
-from ppdaemon.raws.roots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuited
+from ppdaemon.raws.roots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuitable_roots
 from ppdaemon.selection import Rule, never_reached
-from ppdaemon.thishost import ThisHost
+from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model, read_yaml
@@ -380,7 +380,7 @@ class NodeConfig(Model):
                 input=None,
             )
             for kind, roots in (("roots", value.roots), ("remote", value.remote))
-            for number, key, text in unsuited(roots, value.layout, value.done, node.instruments)
+            for number, key, text in unsuitable_roots(roots, value.layout, value.done, node.instruments)
         ]
         if problems:
             raise pydantic.ValidationError.from_exception_data("arrivals", problems)
@@ -420,7 +420,7 @@ def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = Tru
     ppdaemon.errors.ConfigError
         Raised with all errors, each with file, line and key.
     """
-    return load_model(path, NodeConfig, environment, ThisHost(environment, writing=writing))
+    return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))
 
 
 def remarks(path: Path, config: NodeConfig) -> list[str]:

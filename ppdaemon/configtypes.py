@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ppdaemon.thishost import this_host
+from ppdaemon.thishost import host_context
 
 __all__ = (
     "Address",
@@ -17,7 +17,7 @@ __all__ = (
     "Size",
     "VisitGrouping",
     "WritableFolder",
-    "detector_set",
+    "parse_detector_list",
 )
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
@@ -62,7 +62,7 @@ def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
-def detector_set(text: str) -> tuple[int, ...]:
+def parse_detector_list(text: str) -> tuple[int, ...]:
     """Return the detector ids of a text such as ``0-8,12``, in the order written.
 
     Raises `ValueError` if the text is not such a list; the error shows an example.
@@ -71,7 +71,7 @@ def detector_set(text: str) -> tuple[int, ...]:
 
 
 def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
-    host = this_host(info)
+    host = host_context(info)
     return value if host is None else host.folder(value)
 
 

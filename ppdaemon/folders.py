@@ -62,11 +62,11 @@ class NodeFolders:
         """Return the configuration file that the processes of a generation read."""
         return self.ramdisk / f"config-{generation}.json"
 
-    def count_refused(self) -> int:
+    def count_quarantined(self) -> int:
         """Return the number of quarantined spools."""
         return sum(1 for _ in self.refused.glob("*"))
 
-    def moved_back(self) -> list[Path]:
+    def returned_spools(self) -> list[Path]:
         """Return the spools that an operator has moved back from `refused` for another export."""
         return sorted(note.parent for note in self.spool.glob(f"*/{REFUSAL}"))
 
@@ -84,7 +84,7 @@ class NodeFolders:
         return self.no_return / self.spooled(instrument, group, detector, attempt).name
 
     @staticmethod
-    def read_spooled(name: str) -> tuple[str, str, int, int] | None:
+    def parse_spool_name(name: str) -> tuple[str, str, int, int] | None:
         """Return the instrument, group, detector and attempt of a folder named by `spooled`.
 
         `None` for other names.

@@ -17,7 +17,7 @@ class Notifier:
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._sender.setblocking(False)
 
-    def tell(self, **fields: str | int) -> None:
+    def notify(self, **fields: str | int) -> None:
         """Send assignments such as ``READY=1`` or ``STATUS=...``; a line break in a value becomes a space."""
         if not self._address:
             return

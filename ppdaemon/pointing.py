@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ppdaemon.angles import full_turn
+from ppdaemon.angles import wrap_degrees
 from ppdaemon.camera import Site, SkyPoint
 from ppdaemon.visit import CoordinateSystem, NextVisit, RotationSystem
 
@@ -24,7 +24,7 @@ __all__ = (
     "announced",
     "boresight",
     "expected_begin",
-    "keep_astropy_offline",
+    "disable_astropy_downloads",
     "needs_astropy",
 )
 
@@ -146,7 +146,7 @@ def announced(visit: NextVisit, site: Site | None) -> Pointing | None:
     return Pointing(*point, angle)
 
 
-def keep_astropy_offline() -> None:
+def disable_astropy_downloads() -> None:
     """Let astropy use only its installed tables of the Earth's rotation.
 
     No process may wait for a download, or fail because the installed tables are
@@ -222,7 +222,7 @@ class _HorizonFrame:
     """
 
     def __init__(self, site: Site, when_tai: float):
-        keep_astropy_offline()
+        disable_astropy_downloads()
         import astropy.units as u
         from astropy.coordinates import AltAz, EarthLocation
         from astropy.time import Time
@@ -239,7 +239,7 @@ class _HorizonFrame:
 
     def to_icrs(self, azimuth_deg: float, altitude_deg: float) -> SkyPoint:
         point = self._horizontal(azimuth_deg, altitude_deg).icrs
-        return full_turn(float(point.ra.deg)), float(point.dec.deg)
+        return wrap_degrees(float(point.ra.deg)), float(point.dec.deg)
 
     def sky_angle(self, point: SkyPoint, angle_deg: float) -> float:
         """Return the position angle of the direction that is `angle_deg` from the
@@ -252,7 +252,7 @@ class _HorizonFrame:
         # The step goes away from the zenith, because a step toward it may pass it.
         below = self._horizontal(float(horizontal.az.deg), float(horizontal.alt.deg) - STEP_DEG).icrs
         parallactic_deg = float(target.position_angle(below).deg) + 180.0
-        return full_turn(parallactic_deg + angle_deg)
+        return wrap_degrees(parallactic_deg + angle_deg)
 
     def _horizontal(self, azimuth_deg: float, altitude_deg: float) -> Any:
         from astropy.coordinates import SkyCoord

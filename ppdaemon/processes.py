@@ -11,11 +11,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 __all__ = (
-    "adopt_orphans",
-    "bearers",
+    "become_subreaper",
+    "processes_with_variable",
     "children",
     "die_with_parent",
-    "end_orphans",
+    "kill_orphans",
     "process_tree",
     "signal_name",
 )
@@ -35,7 +35,7 @@ def die_with_parent() -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
 
 
-def adopt_orphans() -> None:
+def become_subreaper() -> None:
     """Become the parent of descendants whose own parent ends.
 
     Processes that a pipeline has left behind by a double fork stay below their worker; when
@@ -64,7 +64,7 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def bearers(variable: str, value: str) -> set[int]:
+def processes_with_variable(variable: str, value: str) -> set[int]:
     """Return the processes that were started with this value of an environment variable, and
     whose environment is readable; children inherit it.
     """
@@ -86,7 +86,7 @@ def process_tree(pid: int) -> list[int]:
     return members
 
 
-def end_orphans(keep: Collection[int]) -> None:
+def kill_orphans(keep: Collection[int]) -> None:
     """Kill the children of this process that are not to be kept: orphans of its descendants. They
     still have to be reaped.
     """

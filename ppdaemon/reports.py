@@ -132,7 +132,7 @@ class Ok(Model):
     data: Any = None
 
 
-class Failed(Model):
+class RequestFailed(Model):
     """The request was not done; `text` is the reason."""
 
     type: Literal["failed"] = "failed"
@@ -140,7 +140,7 @@ class Failed(Model):
     text: str
 
 
-type Reply = Annotated[Ok | Failed, pydantic.Field(discriminator="type")]
+type Reply = Annotated[Ok | RequestFailed, pydantic.Field(discriminator="type")]
 REPLIES = pydantic.TypeAdapter[Reply](Reply)
 
 

@@ -19,13 +19,13 @@ from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Pipelines
 from ppdaemon.pointing import Pointing, announced, boresight, needs_astropy
 from ppdaemon.skymaps import SkyMap
-from ppdaemon.thishost import this_host
+from ppdaemon.thishost import host_context
 from ppdaemon.visit import CoordinateSystem, Name, NextVisit
 from ppdaemon.wire import Model
 
 __all__ = (
-    "Aim",
-    "Chosen",
+    "TargetPositions",
+    "PipelineChoice",
     "Rule",
     "Selector",
     "image_type",
@@ -58,7 +58,7 @@ def pipeline_name(path: str) -> str:
 
 
 def _pipeline_file(value: str, info: pydantic.ValidationInfo) -> str:
-    host = this_host(info)
+    host = host_context(info)
     if host is None:
         return value
     path = host.path(value)
@@ -72,7 +72,7 @@ def _sky_map(value: Any, info: pydantic.ValidationInfo) -> SkyMap:
         return value
     if not isinstance(value, str) or not value:
         raise ValueError("expected the path of a FITS file")
-    host = this_host(info)
+    host = host_context(info)
     return SkyMap(value) if host is None else host.sky_map(value)
 
 
@@ -157,7 +157,7 @@ def image_type(visit: NextVisit) -> ImageType:
     return "calibration" if dark else "sky"
 
 
-class Aim:
+class TargetPositions:
     """The positions of a visit's detectors on the sky, computed when a rule needs them.
 
     Parameters
@@ -273,12 +273,12 @@ class Rule(Model):
         """Whether the rule has a condition on the position on the sky (`bool`)."""
         return (self.ra, self.dec, self.binary_map) != (None, None, None)
 
-    def matches(self, aim: Aim, detector: int) -> bool:
+    def matches(self, aim: TargetPositions, detector: int) -> bool:
         """Return whether all conditions are true.
 
         Parameters
         ----------
-        aim : `Aim`
+        aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
             Detector id.
@@ -290,12 +290,12 @@ class Rule(Model):
         """
         return next(self.unmet(aim, detector), None) is None
 
-    def unmet(self, aim: Aim, detector: int) -> Iterator[str]:
+    def unmet(self, aim: TargetPositions, detector: int) -> Iterator[str]:
         """Return the conditions that are false.
 
         Parameters
         ----------
-        aim : `Aim`
+        aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
             Detector id.
@@ -370,14 +370,14 @@ def never_reached(rules: Sequence[Rule]) -> list[tuple[int, int]]:
     return pairs
 
 
-def select(rules: Sequence[Rule], aim: Aim, detector: int) -> tuple[str, ...] | None:
+def select(rules: Sequence[Rule], aim: TargetPositions, detector: int) -> tuple[str, ...] | None:
     """Return the pipelines of the first rule that matches.
 
     Parameters
     ----------
     rules : `~collections.abc.Sequence` [`Rule`]
         In the order of the configuration.
-    aim : `Aim`
+    aim : `TargetPositions`
         Visit and positions of its detectors.
     detector : `int`
         Detector id.
@@ -392,7 +392,7 @@ def select(rules: Sequence[Rule], aim: Aim, detector: int) -> tuple[str, ...] | 
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class PipelineChoice:
     """The pipelines of a visit-detector."""
 
     pipelines: Pipelines
@@ -436,7 +436,7 @@ class Selector:
         """
         return self._on_sky and needs_astropy(visit)
 
-    def choose(self, visit: NextVisit, detectors: Sequence[int]) -> dict[int, Chosen]:
+    def choose(self, visit: NextVisit, detectors: Sequence[int]) -> dict[int, PipelineChoice]:
         """Select the pipelines of a visit's detectors.
 
         Parameters
@@ -448,21 +448,21 @@ class Selector:
 
         Returns
         -------
-        chosen : `dict` [`int`, `Chosen`]
+        chosen : `dict` [`int`, `PipelineChoice`]
             The selected pipelines, by detector id.
         """
-        aim = Aim(visit, self.cameras)
+        aim = TargetPositions(visit, self.cameras)
         return {detector: self._choose(aim, detector) for detector in detectors}
 
-    def _choose(self, aim: Aim, detector: int) -> Chosen:
+    def _choose(self, aim: TargetPositions, detector: int) -> PipelineChoice:
         main = select(self.main, aim, detector)
         if main:
             before = select(self.preprocessing, aim, detector)
-            return Chosen(Pipelines(preprocessing=before or (), main=main))
+            return PipelineChoice(Pipelines(preprocessing=before or (), main=main))
         reason = "no rule matches" if main is None else "its rule ignores the visit"
-        return Chosen(Pipelines(), f"{reason} ({self._described(aim, detector)})")
+        return PipelineChoice(Pipelines(), f"{reason} ({self._described(aim, detector)})")
 
-    def _described(self, aim: Aim, detector: int) -> str:
+    def _described(self, aim: TargetPositions, detector: int) -> str:
         visit = aim.visit
         point = aim.at("detector", detector) if self._on_sky else None
         if point is not None:

@@ -20,7 +20,7 @@ from typing import Any
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import Refused, StateUnusable
 
-__all__ = ("BatchWriter", "Commit", "SqliteFile", "Step")
+__all__ = ("BatchWriter", "Commit", "SqliteFile", "SchemaStep")
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ BATCH = 200
 """Commits in one transaction; for LSSTCam some 40,000 rows of a ledger."""
 
 ROOM = 1000
-"""Queued commits above which `BatchWriter.room` waits."""
+"""Queued commits above which `BatchWriter.wait_for_room` waits."""
 
 RETRY_S = 0.5
 """Pause after a failed write: a lock of another program is usually short."""
 
-type Step = Callable[[sqlite3.Connection], object]
+type SchemaStep = Callable[[sqlite3.Connection], object]
 """Upgrades the schema of a file to the next version, inside a transaction."""
 
 
@@ -58,7 +58,7 @@ class SqliteFile:
     written by a newer program.
     """
 
-    def __init__(self, path: Path, program: str, steps: Sequence[Step], *, busy_s: float):
+    def __init__(self, path: Path, program: str, steps: Sequence[SchemaStep], *, busy_s: float):
         self.moved_aside: Path | None = None
         """New path of a corrupt file."""
         try:
@@ -102,7 +102,7 @@ class SqliteFile:
             raise
 
 
-def _open(path: Path, program: str, steps: Sequence[Step], busy_s: float) -> sqlite3.Connection:
+def _open(path: Path, program: str, steps: Sequence[SchemaStep], busy_s: float) -> sqlite3.Connection:
     # autocommit=True: only `transaction` and `_upgrade` begin and end transactions.
     db = sqlite3.connect(path, timeout=busy_s, autocommit=True, check_same_thread=False)
     try:
@@ -127,7 +127,7 @@ def _open(path: Path, program: str, steps: Sequence[Step], busy_s: float) -> sql
     return db
 
 
-def _upgrade(db: sqlite3.Connection, path: Path, program: str, steps: Sequence[Step]) -> None:
+def _upgrade(db: sqlite3.Connection, path: Path, program: str, steps: Sequence[SchemaStep]) -> None:
     """Upgrade the schema to the program's version, or change nothing."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > len(steps):
@@ -182,7 +182,7 @@ class BatchWriter[F: SqliteFile]:
     performed, in the order of `put`. Nothing else may use `file`; `name` is its
     name in messages. `on_problem` is called in the event loop with the reason each
     time the file cannot be written, the first time while `problem` is still
-    empty. `retry_s` is the pause before the next attempt, and `gather_s` the pause
+    empty. `retry_s` is the pause before the next attempt, and `batch_s` the pause
     after a transaction, seconds: a burst then needs few transactions.
     """
 
@@ -193,13 +193,13 @@ class BatchWriter[F: SqliteFile]:
         on_problem: Callable[[str], None],
         *,
         retry_s: float = RETRY_S,
-        gather_s: float = 0.0,
+        batch_s: float = 0.0,
     ):
         self._file = file
         self._name = name
         self._on_problem = on_problem
         self._retry_s = retry_s
-        self._gather_s = gather_s
+        self._gather_s = batch_s
         self._thread = ThreadPoolExecutor(1, name)
         self._waiting: deque[Commit[F]] = deque()
         self._under_way = 0
@@ -236,7 +236,7 @@ class BatchWriter[F: SqliteFile]:
         self.put(Commit(work, answer.set_result, answer.set_exception, alone=True))
         return await asyncio.shield(answer)  # shielded: it must accept a result after the caller was canceled
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until fewer than `ROOM` commits are queued."""
         await self._room.wait()
 

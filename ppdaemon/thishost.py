@@ -15,13 +15,13 @@ import pydantic
 
 from ppdaemon.skymaps import SkyMap
 
-__all__ = ("ThisHost", "this_host")
+__all__ = ("HostContext", "host_context")
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
 
 @dataclass(frozen=True, slots=True)
-class ThisHost:
+class HostContext:
     """Context of a validation that also checks this host.
 
     Without it, a configuration is used as another process has checked it. `maps` has
@@ -66,6 +66,6 @@ class ThisHost:
         return path
 
 
-def this_host(info: pydantic.ValidationInfo) -> ThisHost | None:
+def host_context(info: pydantic.ValidationInfo) -> HostContext | None:
     """Return the context of a validation; `None` if it does not check this host."""
-    return info.context if isinstance(info.context, ThisHost) else None
+    return info.context if isinstance(info.context, HostContext) else None

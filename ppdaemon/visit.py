@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.angles import full_turn
+from ppdaemon.angles import wrap_degrees
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import explain
 
@@ -146,14 +146,14 @@ class NextVisit(_SalEvent):
         if self.coordinate_system != CoordinateSystem.ICRS:
             return None
         ra, dec = self.position
-        return (full_turn(ra), dec) if -90.0 <= dec <= 90.0 else None
+        return (wrap_degrees(ra), dec) if -90.0 <= dec <= 90.0 else None
 
     @property
     def sky_angle(self) -> float | None:
         """Position angle of focal-plane +Y in [0, 360) degrees; `None` if the rotation
         is not relative to the sky.
         """
-        return full_turn(self.camera_angle) if self.rotation_system == RotationSystem.SKY else None
+        return wrap_degrees(self.camera_angle) if self.rotation_system == RotationSystem.SKY else None
 
     def age_s(self, now_tai: float) -> float:
         """Return the seconds since publication.

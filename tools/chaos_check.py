@@ -140,7 +140,7 @@ def read_exports(names: Iterable[str]) -> dict[VisitDetector, list[int]]:
     """Return the exported attempts, from the names of their spools."""
     exports: dict[VisitDetector, list[int]] = defaultdict(list)
     for name in names:
-        spooled = NodeFolders.read_spooled(name)
+        spooled = NodeFolders.parse_spool_name(name)
         if spooled is not None:
             exports[spooled[1], spooled[2]].append(spooled[3])
     return exports

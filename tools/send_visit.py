@@ -69,7 +69,7 @@ def command(
     answer_s = timeout or submit.ANSWER_S
     if wait:
         answer_s = min(answer_s, submit.ANSWER_S)
-    with submit.RelayClient(relay, answer_s) as client:
+    with submit.VisitSubmitter(relay, answer_s) as client:
         answer = client.ask(fields)
         followed = wait and answer.status in ("accepted", "duplicate")
         if not as_json:
@@ -81,7 +81,7 @@ def command(
     sys.exit(submit.exit_code(answer, followed=wait, cancelling=cancel is not None))
 
 
-def _follow(client: submit.RelayClient, answer: Accepted, timeout_s: float, *, quiet: bool) -> Accepted:
+def _follow(client: submit.VisitSubmitter, answer: Accepted, timeout_s: float, *, quiet: bool) -> Accepted:
     console = Console(quiet=quiet)
     with submit.watching(console) as show:
         answer = submit.follow(client, answer.group, timeout_s=timeout_s, show=show)

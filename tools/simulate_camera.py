@@ -12,7 +12,7 @@ import click
 import pydantic
 
 from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.ctl.submit import ANSWER_S, RelayClient
+from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.faults import NOT_FITS, Faults, HeaderFault, Rewrite
 from ppdaemon.demo.geometry import CAMERA_NAME
@@ -390,7 +390,7 @@ def run(options: dict[str, Any], stack: ExitStack) -> int:
     )
     options["raw_root"].mkdir(parents=True, exist_ok=True)
     if options["relay"]:
-        relay = stack.enter_context(RelayClient(options["relay"], options["relay_timeout"]))
+        relay = stack.enter_context(VisitSubmitter(options["relay"], options["relay_timeout"]))
     if options["notices"]:
         kind = NoticeKind(options["notice_kind"])
         notices = stack.enter_context(NoticeSender(options["notices"], kind, bind=options["notices_bind"]))

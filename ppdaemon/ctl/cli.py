@@ -19,11 +19,11 @@ from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import detector_set
+from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl import tables
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.plots import timeline_png
-from ppdaemon.ctl.timeline import lay_out
+from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRequest, ResumeRequest, VisitRow
@@ -147,7 +147,7 @@ def late(daemon: Daemon, limit: int, as_json: bool) -> None:
 
 def _read_detectors(context: click.Context, _: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     try:
-        return None if value is None else detector_set(value)
+        return None if value is None else parse_detector_list(value)
     except ValueError as error:
         raise click.BadParameter(str(error), context) from None
 
@@ -272,7 +272,7 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
         _show(rows, tables.visits_table, as_json=True)
     elif not png:
         console = terminal_console()
-        for each in lay_out(rows):
+        for each in build_timelines(rows):
             console.print(tables.timeline_view(each, min(console.width, 160)))
 
 

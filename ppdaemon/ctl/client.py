@@ -301,7 +301,7 @@ def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:
 def _data(line: bytes) -> Any:
     """Return the data of an ``ok`` reply; raise the error of a ``failed`` one."""
     reply = decode(line, reports.REPLIES, limit=REPLY_LIMIT)
-    if not isinstance(reply, reports.Failed):
+    if not isinstance(reply, reports.RequestFailed):
         return reply.data
     match reply.code:
         case "not_found":

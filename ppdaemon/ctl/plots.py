@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppdaemon.ctl.timeline import SPAN_NAMES, Timeline, lay_out
+from ppdaemon.ctl.timeline import SPAN_NAMES, Timeline, build_timelines
 from ppdaemon.pictures import CannotDraw, new_figure, save_png
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome
@@ -59,7 +59,7 @@ def timeline_png(rows: Sequence[VisitRow], path: Path) -> None:
     Overwrites the file. Raises `~ppdaemon.pictures.CannotDraw` if there are no rows,
     matplotlib is missing, or the file cannot be written.
     """
-    timelines = lay_out(rows)
+    timelines = build_timelines(rows)
     if not timelines:
         raise CannotDraw("no visit to draw")
     heights = [0.8 + 0.16 * len(timeline.bars) for timeline in timelines]

@@ -28,7 +28,7 @@ from ppdaemon.wire import decode
 
 __all__ = (
     "ANSWER_S",
-    "RelayClient",
+    "VisitSubmitter",
     "exit_code",
     "follow",
     "make_event",
@@ -74,7 +74,7 @@ def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
     return fields
 
 
-class RelayClient:
+class VisitSubmitter:
     """A connection to a relay's submit socket; use as a context manager.
 
     Raises `~ppdaemon.errors.Unavailable` if the address is not valid.
@@ -127,7 +127,7 @@ class RelayClient:
 
 
 def follow(
-    client: RelayClient,
+    client: VisitSubmitter,
     group: str,
     *,
     timeout_s: float,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("SPAN_NAMES", "Bar", "Span", "Timeline", "elapsed_s", "lay_out")
+__all__ = ("SPAN_NAMES", "Bar", "Span", "Timeline", "elapsed_s", "build_timelines")
 
 _SPANS: tuple[tuple[str, tuple[Stage, ...], Stage], ...] = (
     ("queue", (Stage.ACCEPTED,), Stage.ASSIGNED),
@@ -92,7 +92,7 @@ def _spans(row: VisitRow, zero_tai: float) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def lay_out(rows: Sequence[VisitRow]) -> tuple[Timeline, ...]:
+def build_timelines(rows: Sequence[VisitRow]) -> tuple[Timeline, ...]:
     """Return one timeline per group, sorted by name, with one bar per attempt of a detector.
 
     Zero is the last shutter close, or the first acceptance if no row has one.

@@ -21,9 +21,9 @@ from rich.console import Console
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon, NotFound
 from ppdaemon.ctl.plots import timeline_png
-from ppdaemon.ctl.submit import RelayClient
+from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.ctl.tables import timeline_view
-from ppdaemon.ctl.timeline import lay_out
+from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.demo.alertplot import plot_alerts
 from ppdaemon.demo.central import make_central_repo
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
@@ -99,7 +99,7 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
         with contextlib.suppress(ValueError):  # no alerts: the report shows a count of 0
             plot_alerts(sorted(paths.alerts.glob("*.avro")), output / "alerts.png")
     show_report(report, rows, console)
-    for each in lay_out([row for row in rows if row.group == visits[0].group]):
+    for each in build_timelines([row for row in rows if row.group == visits[0].group]):
         console.print(timeline_view(each, console.width))
     console.print(f"\n{output}/report.json, alerts.png, timeline.png", highlight=False)
     return report
@@ -154,7 +154,7 @@ def _take_visits(
     stop = threading.Event()
     with (
         NightScreen(console, visits, DETECTOR_COUNT) as screen,
-        RelayClient(paths.submit) as client,
+        VisitSubmitter(paths.submit) as client,
         NoticeSender(paths.notices, NoticeKind.PLAIN, bind=True) as sender,
     ):
         # The daemon subscribes some time after its start; earlier notices would be lost.

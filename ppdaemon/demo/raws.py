@@ -28,7 +28,7 @@ from ppdaemon.camera import load_camera
 from ppdaemon.demo.geometry import AMPLIFIERS, RAW_SHAPE
 from ppdaemon.demo.plan import ExposurePlan, primary_header
 from ppdaemon.raws.layout import Layout
-from ppdaemon.raws.path import Kind, RawName
+from ppdaemon.raws.path import RawFileKind, RawName
 
 __all__ = (
     "detector_names",
@@ -76,7 +76,7 @@ def raw_path(plan: ExposurePlan, name: str) -> Path:
 def path_in_layout(layout: Layout, plan: ExposurePlan, detector: int, name: str) -> Path:
     """Return a raw's path in any layout, relative to the raw root, ending in ``.fits``."""
     raw = RawName(
-        Kind.GUIDER if _GUIDER in name else Kind.IMAGE,
+        RawFileKind.GUIDER if _GUIDER in name else RawFileKind.IMAGE,
         plan.instrument,
         plan.exposure_id,
         plan.day_obs,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.ctl.submit import RelayClient, summary
+from ppdaemon.ctl.submit import VisitSubmitter, summary
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.faults import WRONG_GROUP, Faults, HeaderFault, with_cards
 from ppdaemon.demo.geometry import CAMERA_NAME
@@ -213,7 +213,7 @@ class Telescope:
         self,
         camera: SimulatedCamera,
         delivery: Delivery,
-        relay: RelayClient | None = None,
+        relay: VisitSubmitter | None = None,
         *,
         clock: Clock | None = None,
         sleep: Callable[[float], None] = time.sleep,

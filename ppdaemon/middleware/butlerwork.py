@@ -14,13 +14,13 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
 from ppdaemon.middleware.butler.central import CentralReader
-from ppdaemon.middleware.butler.failures import space_watched
+from ppdaemon.middleware.butler.failures import ramdisk_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.export.outputs import Outputs
 from ppdaemon.middleware.export.spool import SpoolKey, write_spool
-from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_hash,
@@ -92,7 +92,7 @@ class ButlerWork:
         self._config = config
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
-        self._library = Library(context.config.pipelines.overrides)
+        self._library = PipelineLibrary(context.config.pipelines.overrides)
         self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         self._preload = Preload(config, self._central, cache, self._library)
@@ -112,13 +112,13 @@ class ButlerWork:
             self.reset()
         self._used = True
         try:
-            with space_watched():
+            with ramdisk_full_errors():
                 return self._prepare(order)
         except VisitFailed:
             raise
         except Exception:
             # Any cached input may be the cause; the next visit fetches them again.
-            self._repo.drop_kept()
+            self._repo.drop_layers()
             raise
 
     def ingest(self, raw: Raw) -> Ingested:
@@ -128,7 +128,7 @@ class ButlerWork:
         with ``BAD_RAW``, ``RAW_UNREADABLE`` or ``RAMDISK_FULL``.
         """
         visit = self._prepared()
-        with space_watched():
+        with ramdisk_full_errors():
             header = visit.raws.take(raw)
         return Ingested(exposure=raw.exposure, shutter_close_tai=header.shutter_close_tai)
 
@@ -145,7 +145,7 @@ class ButlerWork:
         timings = Timings(self._context.clock)
         passed = visit.reporter.passed
         try:
-            with space_watched():
+            with ramdisk_full_errors():
                 with timings.timed("visits"):
                     visit.raws.define_visits(order.exposures, visit.inputs)
                 with timings.timed("graph"):

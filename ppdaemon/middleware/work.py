@@ -32,7 +32,7 @@ from ppdaemon.middleware.pipelines.provenance import hash_versions
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
-from ppdaemon.pointing import keep_astropy_offline
+from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.work import WorkerContext
 
 __all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "set_up_libraries")
@@ -59,7 +59,7 @@ imports them once, instead of each worker."""
 
 def set_up_libraries() -> None:
     """Bring libraries into the state that workers inherit; called once, in the zygote, before any fork."""
-    keep_astropy_offline()
+    disable_astropy_downloads()
     ButlerMDC.add_mdc_log_record_factory()  # log records name their task
     for name in PRELOAD:
         importlib.import_module(name)

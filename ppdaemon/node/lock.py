@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
-from ppdaemon.processes import bearers
+from ppdaemon.processes import processes_with_variable
 from ppdaemon.statelock import LockHeld, StateLock
 
 __all__ = ("OWNER_VARIABLE", "NodeLock", "lock_node")
@@ -91,7 +91,7 @@ def _kill_survivors(folders: NodeFolders) -> None:
     Workers die with their supervisor. Processes that a pipeline has detached
     from them do not, if supervisor and zygote were killed together.
     """
-    survivors = bearers(OWNER_VARIABLE, str(folders.state)) - {os.getpid()}
+    survivors = processes_with_variable(OWNER_VARIABLE, str(folders.state)) - {os.getpid()}
     for pid in survivors:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

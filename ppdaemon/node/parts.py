@@ -77,16 +77,16 @@ class NodeParts:
         self._lifeline = Lifeline()
         self.inbox = inbox = Inbox()
         self._count = count
-        self.journal = BatchWriter(journal, "journal", self._journal_failed, gather_s=COMMIT_BATCH_S)
+        self.journal = BatchWriter(journal, "journal", self._journal_failed, batch_s=COMMIT_BATCH_S)
         self.generations = Generations(
             config, read_config, self._lifeline, environment, clock, self._forked, self._switch, count
         )
-        ask_fork = self.generations.ask
+        request_fork = self.generations.ask
         self.visits = Visits(config, count)
-        self.pool = Pool(config, clock, ask_fork, inbox.post, count)
+        self.pool = Pool(config, clock, request_fork, inbox.post, count)
         self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
         self.exporter = ExporterProcess(
-            config.export, folders.slots / "exporter", folders.logs / "exporter.log", ask_fork, inbox.post
+            config.export, folders.slots / "exporter", folders.logs / "exporter.log", request_fork, inbox.post
         )
         self.chooser = PipelineChooser(config, inbox.post, count)
         self.relay = RelayClient(

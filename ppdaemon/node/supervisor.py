@@ -15,11 +15,11 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.lock import lock_node
 from ppdaemon.node.parts import NodeParts, Service
-from ppdaemon.node.slots.events import KillAsked, RetireAsked
+from ppdaemon.node.slots.events import KillRequested, RetireRequested
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import AcceptanceChanged, StopStarted
 from ppdaemon.notify import Notifier
-from ppdaemon.processes import adopt_orphans
+from ppdaemon.processes import become_subreaper
 from ppdaemon.states import BUSY_STATES, SlotState
 
 __all__ = ("Supervisor",)
@@ -76,7 +76,7 @@ class Supervisor:
         Raises `~ppdaemon.errors.PPDaemonError` if the node cannot start; its
         text says what the operator can do.
         """
-        adopt_orphans()
+        become_subreaper()
         folders, incarnation = NodeFolders.of(self.config), secrets.token_hex(8)
         lock = lock_node(folders, incarnation)
         try:
@@ -135,7 +135,7 @@ class Supervisor:
         node.scheduler.decide()
         await self._wait_for_worker(node)
         _LOG.info("ready %.1f s after the start", self.clock.mono() - started)
-        self.notifier.tell(READY=1, STATUS=node.status.report().text)
+        self.notifier.notify(READY=1, STATUS=node.status.report().text)
 
     async def _wait_for_worker(self, node: NodeParts) -> None:
         """Wait until a worker is ready or all workers have failed to start."""
@@ -148,13 +148,13 @@ class Supervisor:
 
     async def _drain(self, node: NodeParts) -> None:
         """Let visits end in time, interrupt the others, export and report."""
-        self.notifier.tell(STOPPING=1)
+        self.notifier.notify(STOPPING=1)
         node.status.state = "stopping"
-        node.scheduler.growing = False
+        node.scheduler.resizing = False
         node.relay.set_accepting(False)
         node.inbox.post(StopStarted())
         for number in list(node.pool.slots):
-            node.pool.handle(number, RetireAsked())
+            node.pool.handle(number, RetireRequested())
 
         def all_stopped() -> bool:
             gone = {SlotState.STOPPED, SlotState.QUARANTINED, SlotState.UNKILLABLE}
@@ -164,7 +164,7 @@ class Supervisor:
         if not await self._wait_until(all_stopped, times.stop_s):
             for number, slot in node.pool.slots.items():
                 if slot.state in BUSY_STATES:
-                    node.pool.handle(number, KillAsked("the daemon stopped"))
+                    node.pool.handle(number, KillRequested("the daemon stopped"))
             await self._wait_until(all_stopped, times.grace_s + times.kill_s, hurry=False)
         idle = self._loop.create_task(node.pump.wait_until_idle())
         await self._wait_until(idle.done, IDLE_TIMEOUT_S)

@@ -22,7 +22,7 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.plan.models import Plan, PlanOrder, exit_code
 from ppdaemon.plan.sky import sky_png
 from ppdaemon.plan.tables import plan_view
-from ppdaemon.pointing import keep_astropy_offline
+from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
 
@@ -47,7 +47,7 @@ def _make_plan(order: PlanOrder) -> Plan:
     ):
         from ppdaemon.plan.planner import Planner
 
-        keep_astropy_offline()
+        disable_astropy_downloads()
         count = len(order.detectors)
         status.update(f"querying {plain(config.central)} for {count} detector{'s' if count > 1 else ''}")
         with closing(Planner(order, config, Path(scratch), Clock())) as planner:

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import detector_set
+from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.errors import BadMessage, PPDaemonError
 from ppdaemon.pointing import BeginField
-from ppdaemon.selection import Aim, Rule
+from ppdaemon.selection import Rule, TargetPositions
 from ppdaemon.states import ExitCode
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import Model
@@ -223,7 +223,7 @@ class Plan(Model):
     """Remarks about the visit itself."""
 
 
-def choice_of(rules: Sequence[Rule], aim: Aim, detector: int) -> Choice:
+def choice_of(rules: Sequence[Rule], aim: TargetPositions, detector: int) -> Choice:
     """Select pipelines as `ppdaemon.selection.select` does, with the reason for each rule."""
     tried = []
     for number, rule in enumerate(rules, 1):
@@ -267,7 +267,7 @@ def requested_detectors(
         )
     chosen: dict[int, None] = {}
     for text in texts:
-        chosen.update(dict.fromkeys(offered if text.strip() == "all" else detector_set(text)))
+        chosen.update(dict.fromkeys(offered if text.strip() == "all" else parse_detector_list(text)))
     unserved = [detector for detector in chosen if detector not in offered]
     if unserved:
         raise BadMessage(
@@ -277,7 +277,7 @@ def requested_detectors(
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Format numbers as `ppdaemon.configtypes.detector_set` reads them, such as ``0-8,12``."""
+    """Format numbers as `ppdaemon.configtypes.parse_detector_list` reads them, such as ``0-8,12``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:

@@ -18,7 +18,7 @@ from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_chain, output_run
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
@@ -34,7 +34,7 @@ from ppdaemon.middleware.raws.regions import (
 )
 from ppdaemon.plan import models
 from ppdaemon.pointing import expected_begin
-from ppdaemon.selection import Aim, Selector, pipeline_name
+from ppdaemon.selection import Selector, TargetPositions, pipeline_name
 
 __all__ = ("Planner",)
 
@@ -61,7 +61,7 @@ class Planner:
         self._notes: dict[str, None] = {}
         with _log_messages() as messages:
             self._camera = find_camera(cameras, order.visit.instrument)
-            self._aim = Aim(order.visit, cameras)
+            self._aim = TargetPositions(order.visit, cameras)
             self._boresight = self._aim.at("boresight", order.detectors[0])
         self._notes.update(dict.fromkeys(messages))
         age_s, expiry_s = order.visit.age_s(order.now_tai), order.config.node.expiry_s
@@ -70,7 +70,7 @@ class Planner:
             self._notes[note] = None
         self._rules = order.config.pipelines
         self._selector = Selector(self._rules.preprocessing, self._rules.main, cameras)
-        self._library = Library(order.config.pipelines.overrides)
+        self._library = PipelineLibrary(order.config.pipelines.overrides)
         self._central = CentralReader(config.central)
         self._preload = Preload(
             config, self._central, SharedCache(scratch, order.config.preload.cache_max), self._library

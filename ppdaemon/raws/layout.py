@@ -162,7 +162,7 @@ class Layout:
         if len(folders) != self.depth or len(file) > MAX_NAME:
             return None
         if file.endswith(rawnames.EXPECTED_SENSORS):
-            kind, parts = rawnames.Kind.EXPECTED, folders
+            kind, parts = rawnames.RawFileKind.EXPECTED, folders
         elif (ending := rawnames.read_ending(file)) is not None:
             kind, parts = ending[0], [*folders, ending[1]]
         else:
@@ -171,7 +171,7 @@ class Layout:
             values = each.read(parts)
             if values is None:
                 continue
-            if kind is rawnames.Kind.EXPECTED and values.get("obsid") != file.removesuffix(
+            if kind is rawnames.RawFileKind.EXPECTED and values.get("obsid") != file.removesuffix(
                 rawnames.EXPECTED_SENSORS
             ):
                 continue
@@ -189,16 +189,16 @@ class Layout:
             values |= self._detectors(name.instrument, name.detector, name.detector_name)[0]
         if name.group is not None:
             values |= _groups(name.group)[0]
-        guider = "_guider" if name.kind is rawnames.Kind.GUIDER else ""
+        guider = "_guider" if name.kind is rawnames.RawFileKind.GUIDER else ""
         return f"{self._formats[0].write(values)}{guider}.fits"
 
-    def folders(self, expected: rawnames.Expected) -> tuple[SearchFolder, ...]:
+    def folders(self, expected: rawnames.ExpectedRaws) -> tuple[SearchFolder, ...]:
         """Return the folders to search for expected raws.
 
         They are of the lowest level whose names are known before the exposure:
         the day for the lsst layout, detector and group for the generic one, and
         never below a ``{label}``. `admits` selects their subfolders; `parse` and
-        `~ppdaemon.raws.path.Expected.matches` select the files.
+        `~ppdaemon.raws.path.ExpectedRaws.matches` select the files.
         """
         choices = [choice for choice in self._foreseen(expected) if choice]
         known = frozenset(
@@ -213,7 +213,7 @@ class Layout:
                 found[SearchFolder(each.write(values, count), self.depth - count)] = None
         return tuple(found)
 
-    def admits(self, folder: str, expected: rawnames.Expected) -> bool:
+    def admits(self, folder: str, expected: rawnames.ExpectedRaws) -> bool:
         """Return whether expected raws can be in or below a folder, relative to the root.
 
         `False` also for a name that no folder of this layout has.
@@ -237,13 +237,13 @@ class Layout:
 
     # --- reading ---
 
-    def _name(self, kind: rawnames.Kind, values: Values) -> rawnames.RawName | None:
+    def _name(self, kind: rawnames.RawFileKind, values: Values) -> rawnames.RawName | None:
         instrument = self._instrument(values)
         time = _exposure_and_day(values)
         if instrument is None or time is None:
             return None
         detector = detector_name = None
-        if kind is not rawnames.Kind.EXPECTED:
+        if kind is not rawnames.RawFileKind.EXPECTED:
             detector, detector_name = self._detector(instrument, values), _detector_name(values)
             if detector is None:
                 return None
@@ -263,7 +263,7 @@ class Layout:
         by_name = self.detector_of(instrument, name)
         return by_name if number in (None, by_name) else None
 
-    def _agrees(self, values: Values, expected: rawnames.Expected) -> bool:
+    def _agrees(self, values: Values, expected: rawnames.ExpectedRaws) -> bool:
         obsid = _OBSID.fullmatch(values.get("obsid", ""))
         day = values.get("day_obs", obsid and int(obsid[2]))
         group = values.get("group")
@@ -279,7 +279,7 @@ class Layout:
 
     # --- writing ---
 
-    def _foreseen(self, expected: rawnames.Expected) -> Iterator[list[Values]]:
+    def _foreseen(self, expected: rawnames.ExpectedRaws) -> Iterator[list[Values]]:
         """Yield for each field that is known before an exposure its possible values."""
         yield _instruments(expected.instrument)
         yield [{"day_obs": day} for day in sorted(expected.days)]

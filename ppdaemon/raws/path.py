@@ -16,8 +16,8 @@ from ppdaemon.visit import parent_group
 __all__ = (
     "EXPECTED_SENSORS",
     "FITS_ENDINGS",
-    "Expected",
-    "Kind",
+    "ExpectedRaws",
+    "RawFileKind",
     "RawName",
     "checked_parts",
     "folder_names",
@@ -38,7 +38,7 @@ _ENDING = re.compile(r"(?P<stem>.+?)(?P<guider>_guider)?(?:(?P<fits>\.fits(?:\.f
 _DAY = re.compile(r"\d{8}", re.ASCII)
 
 
-class Kind(StrEnum):
+class RawFileKind(StrEnum):
     """Kinds of files below a raw root."""
 
     IMAGE = "image"
@@ -55,7 +55,7 @@ class Kind(StrEnum):
 class RawName:
     """The values in a path below a raw root."""
 
-    kind: Kind
+    kind: RawFileKind
     instrument: str
     """Short name; aliases such as ``ComCam`` are resolved."""
     exposure: int
@@ -78,7 +78,7 @@ class RawName:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedRaws:
     """The raws of a visit, or of a day, that have not arrived."""
 
     instrument: str
@@ -94,7 +94,7 @@ class Expected:
         A path without a group matches any group. Guiders' stamps never match.
         """
         return (
-            name.kind is not Kind.GUIDER
+            name.kind is not RawFileKind.GUIDER
             and name.instrument == self.instrument
             and (name.detector is None or name.detector in self.detectors)
             and (not self.days or name.day_obs in self.days)
@@ -127,7 +127,7 @@ def refuse_control(text: str) -> None:
         raise BadMessage(f"{text[:200]!r} has control characters", "control")
 
 
-def read_ending(file: str) -> tuple[Kind, str] | None:
+def read_ending(file: str) -> tuple[RawFileKind, str] | None:
     """Return the kind of a file by the ending of its name, and the name without the ending.
 
     `None` for hidden files and other endings.
@@ -137,8 +137,8 @@ def read_ending(file: str) -> tuple[Kind, str] | None:
         return None
     if match["fits"] is None:
         # A guider's sidecar contains the exposure's group as any other does.
-        return Kind.SIDECAR, match["stem"]
-    return (Kind.GUIDER if match["guider"] else Kind.IMAGE), match["stem"]
+        return RawFileKind.SIDECAR, match["stem"]
+    return (RawFileKind.GUIDER if match["guider"] else RawFileKind.IMAGE), match["stem"]
 
 
 def sidecar_path(path: str) -> str:

@@ -15,7 +15,7 @@ from ppdaemon.errors import ConfigError
 from ppdaemon.raws.layout import CustomLayout, LayoutName, make_layout
 from ppdaemon.wire import Model
 
-__all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind", "unsuited")
+__all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind", "unsuitable_roots")
 
 type WatchKind = Literal["auto", "inotify", "poll"]
 
@@ -112,7 +112,7 @@ class RemoteRoot(Model):
     """Layout below this prefix; null: ``arrivals.layout``."""
 
 
-def unsuited(
+def unsuitable_roots(
     roots: Sequence[RootConfig | RemoteRoot],
     layout: LayoutName | CustomLayout,
     done: str | None,

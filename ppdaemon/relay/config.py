@@ -13,7 +13,7 @@ import pydantic
 
 from ppdaemon.config import LogConfig
 from ppdaemon.configtypes import Address, Detectors, Seconds, WritableFolder
-from ppdaemon.thishost import ThisHost
+from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import load_model
@@ -62,4 +62,4 @@ def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
 
     `environment` gives the values of ``${NAME}``.
     """
-    return load_model(path, RelayConfig, environment, ThisHost(environment))
+    return load_model(path, RelayConfig, environment, HostContext(environment))

@@ -16,7 +16,7 @@ from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import DetectorOutcome
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState
-from ppdaemon.sqlitefile import SqliteFile, Step
+from ppdaemon.sqlitefile import SchemaStep, SqliteFile
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
@@ -56,7 +56,7 @@ CREATE TABLE detectors (
 ) STRICT, WITHOUT ROWID;
 """
 
-STEPS: tuple[Step, ...] = (lambda db: db.executescript(SCHEMA),)
+STEPS: tuple[SchemaStep, ...] = (lambda db: db.executescript(SCHEMA),)
 
 FORMER_SEPARATOR = "\n"
 """Separates the names of previous nodes; names have no control characters."""

@@ -114,7 +114,7 @@ class Relay:
 
     async def run(self) -> None:
         """Serve until `request_stop` is called."""
-        self._notifier.tell(READY=1, STATUS=self._status())
+        self._notifier.notify(READY=1, STATUS=self._status())
         sources = [
             self._read(self._sockets.submit, self._submit_server.serve),
             self._read(self._sockets.nodes, self._on_node_message),
@@ -138,7 +138,7 @@ class Relay:
         while True:
             # Read only while the ledger keeps up, so that messages wait in the sockets,
             # which have limits, and not in memory.
-            await self._writer.room()
+            await self._writer.wait_for_room()
             await self._events.put(partial(handle, await socket.recv_multipart()))
 
     async def _tick(self) -> None:
@@ -158,7 +158,7 @@ class Relay:
                 _LOG.exception("internal error: an event was dropped; please report this")
             if self._stop_requested and stop_by is None:
                 _LOG.info("stopping")
-                self._notifier.tell(STOPPING=1, STATUS="stopping")
+                self._notifier.notify(STOPPING=1, STATUS="stopping")
                 stop_by = self._clock.mono() + STOP_S
             if stop_by is not None and (not self._writer.backlog or self._clock.mono() >= stop_by):
                 return
@@ -175,7 +175,7 @@ class Relay:
             self._beat_at = now
             self._send([SendHeartbeat(peer) for peer in self._dispatcher.registry.peers])
             # Sent by the pump, so that systemd restarts a relay whose pump hangs.
-            self._notifier.tell(WATCHDOG=1, STATUS=self._status())
+            self._notifier.notify(WATCHDOG=1, STATUS=self._status())
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             self._prune()

@@ -31,7 +31,7 @@ from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode, encode
 
-__all__ = ("PlayedNode", "PlayedRelay", "Sockets", "VisitDetector")
+__all__ = ("PlayedNode", "PlayedRelay", "ClientSockets", "VisitDetector")
 
 type VisitDetector = tuple[str, int]
 """Group and detector."""
@@ -39,7 +39,7 @@ type VisitDetector = tuple[str, int]
 HEARTBEAT_S = 0.1
 
 
-class Sockets:
+class ClientSockets:
     """Creates client sockets and closes all of them; a context manager."""
 
     def __init__(self) -> None:
@@ -289,7 +289,7 @@ class PlayedNode(_LinkEnd):
 
     Parameters
     ----------
-    sockets : `Sockets`
+    sockets : `ClientSockets`
         Creates the socket.
     address : `str`
         The relay's node socket.
@@ -310,7 +310,7 @@ class PlayedNode(_LinkEnd):
 
     def __init__(
         self,
-        sockets: Sockets,
+        sockets: ClientSockets,
         address: str,
         name: str,
         *,
@@ -380,7 +380,7 @@ class PlayedNode(_LinkEnd):
         ]
         self.send(Results, entries=tuple(entries))
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection without a message."""
         self._socket.close(linger=0)
 

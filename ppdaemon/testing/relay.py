@@ -14,7 +14,7 @@ import yaml
 import zmq
 
 from ppdaemon.clock import Clock
-from ppdaemon.testing.played import Sockets
+from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 __all__ = ("SILENCE_S", "RelayProcess", "SubmitClient")
@@ -87,7 +87,7 @@ class RelayProcess:
         events = [json.loads(line)["event"] if line.startswith("{") else line for line in lines]
         return [event for event in events if text in event]
 
-    def stop_took_s(self) -> float:
+    def stop_duration_s(self) -> float:
         """Return the duration of the last stop in seconds, according to its log."""
         events = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
         times = {event["event"]: datetime.fromisoformat(event["timestamp"]) for event in events}
@@ -109,7 +109,7 @@ class SubmitClient:
 
     Parameters
     ----------
-    sockets : `~ppdaemon.testing.played.Sockets`
+    sockets : `~ppdaemon.testing.played.ClientSockets`
         Creates the socket.
     address : `str`
         The relay's submit socket.
@@ -117,7 +117,7 @@ class SubmitClient:
         Instrument of the announced visits.
     """
 
-    def __init__(self, sockets: Sockets, address: str, instrument: str = "DemoCam"):
+    def __init__(self, sockets: ClientSockets, address: str, instrument: str = "DemoCam"):
         self._socket = sockets.connect(zmq.REQ, address)
         self._instrument = instrument
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import setproctitle
 
-from ppdaemon.processes import adopt_orphans
+from ppdaemon.processes import become_subreaper
 
 __all__ = ("ChildSettings", "arm_lifeline", "set_up_child")
 
@@ -104,7 +104,7 @@ def _arm_lifeline(child: ChildSettings) -> None:
 
 def _adopt_grandchildren(child: ChildSettings) -> None:
     """Keep detached grandchildren below this process."""
-    adopt_orphans()
+    become_subreaper()
 
 
 def _set_nice(child: ChildSettings) -> None:

@@ -181,7 +181,7 @@ class VisitLoop:
 
     def _forget(self, work: Work) -> None:
         work.reset()
-        give_memory_back()
+        trim_memory()
         structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
 
     def _send_refused(self, exposure: int, error: Exception) -> None:
@@ -193,7 +193,7 @@ class VisitLoop:
         self.report(messages.RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
 
 
-def give_memory_back() -> None:
+def trim_memory() -> None:
     """Return memory that a visit has freed to the system.
 
     Once per visit: a low ``MALLOC_TRIM_THRESHOLD_`` would do it at every large ``free``

@@ -24,7 +24,7 @@ import setproctitle
 
 from ppdaemon import messages
 from ppdaemon.config import NodeConfig
-from ppdaemon.processes import adopt_orphans, die_with_parent, end_orphans
+from ppdaemon.processes import become_subreaper, die_with_parent, kill_orphans
 from ppdaemon.wire import decode, encode
 from ppdaemon.worker.childmain import import_work, run_child
 
@@ -112,7 +112,7 @@ class Zygote:
             if pid == 0:
                 return
             # Its descendants are children of this process now.
-            end_orphans(self._children)
+            kill_orphans(self._children)
             if pid not in self._children:
                 continue  # an orphan that was killed; its own children were killed just now
             self._children.discard(pid)
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the configuration as JSON")
     options = parser.parse_args()
     die_with_parent()
-    adopt_orphans()
+    become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     started = time.monotonic()
     config = NodeConfig.model_validate_json(options.config.read_bytes())

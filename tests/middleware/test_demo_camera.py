@@ -28,7 +28,7 @@ from ppdaemon.demo.render import render_raw
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.skymap import PATCH_COUNT, TractMap
 from ppdaemon.raws.layout import make_layout
-from ppdaemon.raws.path import Kind, sidecar_path
+from ppdaemon.raws.path import RawFileKind, sidecar_path
 
 DETECTOR = 4
 MAY_BE_NULL = {"boresight_rotation_angle", "tracking_radec", "altaz_begin", "altaz_end", "boresight_airmass"}
@@ -271,9 +271,9 @@ def test_paths_are_parsed_to_the_values_they_were_made_from(instrument, tmp_path
     for detector, (name, purpose) in detector_names(instrument).items():
         path = raw_path(plan, name).as_posix()
         read = layout.parse(path)
-        kind = Kind.GUIDER if purpose == "GUIDER" else Kind.IMAGE
+        kind = RawFileKind.GUIDER if purpose == "GUIDER" else RawFileKind.IMAGE
         assert (read.kind, read.exposure, read.detector) == (kind, plan.exposure_id, detector)
-        assert layout.parse(sidecar_path(path)).kind is Kind.SIDECAR
+        assert layout.parse(sidecar_path(path)).kind is RawFileKind.SIDECAR
     listed = write_expected_sensors(tmp_path, plan, [0])
-    assert layout.parse(listed.relative_to(tmp_path).as_posix()).kind is Kind.EXPECTED
+    assert layout.parse(listed.relative_to(tmp_path).as_posix()).kind is RawFileKind.EXPECTED
     assert len(json.loads(listed.read_text())["expectedSensors"]) == 1

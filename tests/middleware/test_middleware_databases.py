@@ -37,7 +37,7 @@ from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
-from ppdaemon.middleware.pipelines.graph import Library
+from ppdaemon.middleware.pipelines.graph import PipelineLibrary
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
@@ -65,7 +65,9 @@ def find_all(central: Central, folder: Path, *, padding_arcsec: float = 30.0, **
         now_tai=0.0,
     )
     with closing(CentralReader(str(central.root))) as reader:
-        preload = Preload(rig.config.butler, reader, SharedCache(rig.context.cache, 10**9), Library({}))
+        preload = Preload(
+            rig.config.butler, reader, SharedCache(rig.context.cache, 10**9), PipelineLibrary({})
+        )
         return preload.find(prepare, footprint, Timings(Clock()))
 
 

@@ -232,7 +232,7 @@ def test_a_repaired_spool_that_was_moved_back_is_exported(
     assert exporter.export([bad]).refused == (str(bad),)
     (tmp_path / "refused" / bad.name / MANIFEST).write_text(manifest)
     shutil.copytree(tmp_path / "refused" / bad.name, bad)  # copied, where it should be moved
-    assert NodeFolders(tmp_path, tmp_path).moved_back() == [bad]
+    assert NodeFolders(tmp_path, tmp_path).returned_spools() == [bad]
     exported = exporter.export([bad])
     assert (exported.spools, exported.refused, exported.datasets) == ((str(bad),), (), 8)
 
@@ -356,8 +356,8 @@ def test_a_half_deleted_spool_is_no_spool(
         exporter.export(spools[:1])
     monkeypatch.undo()
     (left,) = set((spools[0].parent).iterdir()) - set(spools)
-    assert NodeFolders.read_spooled(spools[0].name)
-    assert not NodeFolders.read_spooled(left.name), "the node does not list it as a spool"
+    assert NodeFolders.parse_spool_name(spools[0].name)
+    assert not NodeFolders.parse_spool_name(left.name), "the node does not list it as a spool"
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
     assert not left.exists()
 

@@ -22,7 +22,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
-from ppdaemon.middleware.direct.exposures import MOST_EXPECTED
+from ppdaemon.middleware.direct.exposures import MAX_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.raws.header import check_expected, contradictions, separation_deg, translate
@@ -258,7 +258,7 @@ def test_a_pipeline_after_one_that_another_engine_could_not_build_finds_its_raws
 def test_any_number_of_snaps_can_be_announced(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"kind": "direct"})
     order = rig.order(main="Short", before="", nimages=10**9)
-    assert worker.prepare(order).detail["quanta"] <= MOST_EXPECTED
+    assert worker.prepare(order).detail["quanta"] <= MAX_EXPECTED
 
 
 def test_a_calibration_exposure_makes_no_visit(rigs: MakeRig) -> None:

@@ -20,7 +20,7 @@ from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import Library
+from ppdaemon.middleware.pipelines.graph import PipelineLibrary
 from ppdaemon.middleware.preload import cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
@@ -40,7 +40,7 @@ class PreloadSetup:
         self.timings = Timings(Clock())
         self.central = CentralReader(rig.config.butler.central)
         shared = SharedCache(rig.context.cache, rig.config.preload.cache_max)
-        self.preload = Preload(rig.config.butler, self.central, shared, Library({}))
+        self.preload = Preload(rig.config.butler, self.central, shared, PipelineLibrary({}))
         self.repo = LocalRepo(rig.context.template, rig.context.repo)
 
     def order(self, *tasks: str, **order: Any) -> Prepare:
@@ -279,7 +279,7 @@ def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path:
     for each in (one, other):
         config = each.rig.config.butler
         assert config is not None
-        each.preload = Preload(config, each.central, shared, Library({}))
+        each.preload = Preload(config, each.central, shared, PipelineLibrary({}))
     assert one.fetch(one.order()) == other.fetch(other.order())
     assert (one.stats["misses"], other.stats["misses"]) == (8, 0)
     neighbor = other.fetch(other.order(detector=0))
@@ -395,7 +395,7 @@ def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: Prelo
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):
         context.preload.fetch(plan, context.repo, context.timings)
-    context.repo.drop_kept()
+    context.repo.drop_layers()
     assert len(context.fetch(context.order())) == 8
 
 

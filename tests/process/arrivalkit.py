@@ -19,7 +19,7 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.arrivals import Arrivals
-from ppdaemon.raws.path import Expected
+from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.reports import ArrivalSource
 from ppdaemon.testing.raws import fits_header, publish
 
@@ -127,7 +127,7 @@ async def arriving(
     root: Path | Sequence[Path],
     detectors: Sequence[int] = range(189),
     *,
-    waiting: Callable[[], Sequence[Expected]] = tuple,
+    waiting: Callable[[], Sequence[ExpectedRaws]] = tuple,
     canaries: Path | None = None,
     **config: object,
 ) -> AsyncIterator[Catcher]:
@@ -167,8 +167,8 @@ def source(catcher: Catcher, kind: str) -> ArrivalSource:
     return found
 
 
-def waiting_for(*detectors: int) -> Callable[[], list[Expected]]:
-    return lambda: [Expected("LSSTCam", frozenset(detectors), GROUP)]
+def waiting_for(*detectors: int) -> Callable[[], list[ExpectedRaws]]:
+    return lambda: [ExpectedRaws("LSSTCam", frozenset(detectors), GROUP)]
 
 
 async def reported_by_inotify(catcher: Catcher, exposure: Exposure) -> None:

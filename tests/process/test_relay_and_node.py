@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from node import make_node
 
-from ppdaemon.testing.played import Sockets
+from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import wait_until
 
@@ -21,7 +21,7 @@ def observatory(folder, sockets, **workers):
     node = make_node(folder, sockets, None, **workers)
     node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0}
     try:
-        with Sockets() as wires:
+        with ClientSockets() as wires:
             node.start()
             node.wait(lambda: node.status().relay.startswith("connected"))
             yield relay, node, SubmitClient(wires, relay.submit)

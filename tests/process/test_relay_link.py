@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from ppdaemon.states import Outcome
-from ppdaemon.testing.played import PlayedNode, Sockets
+from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import SILENCE_S, RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -30,7 +30,7 @@ def relay(socket_dir):
 
 @pytest.fixture
 def wires():
-    with Sockets() as made:
+    with ClientSockets() as made:
         yield made
 
 
@@ -216,7 +216,7 @@ def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, 
     node.wait_for("visit")
     other = PlayedNode(wires, relay.nodes, "n2")
     other.wait_for("welcome")
-    node.hang_up()
+    node.disconnect()
     order = other.wait_for("visit")[0]
     assert order.attempt == 2
     other.ack(order)
@@ -247,7 +247,7 @@ def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node,
     sorry = second.wait_for("sorry")[0]
     assert sorry.code == "taken"
     assert "another node named n1" in sorry.reason
-    node.hang_up()
+    node.disconnect()
 
     def welcomed():
         second.hello()
@@ -266,7 +266,7 @@ def test_the_service_manager_is_informed_of_ready_status_watchdog_and_stop(socke
         while "WATCHDOG=1" not in states[-1]:
             states.append(manager.recv(1000).decode())
         assert relay.stop() == 0
-        assert relay.stop_took_s() < 5.0
+        assert relay.stop_duration_s() < 5.0
         while "STOPPING=1" not in states[-1]:
             states.append(manager.recv(1000).decode())
     assert states[0].startswith("READY=1\nSTATUS=0 nodes, 0 open visits")

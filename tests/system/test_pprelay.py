@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir)
 def test_a_signal_stops_it_soon(relay, number):
     assert relay.stop(number) == 0
     assert relay.events()[-1] == "stopped"
-    assert relay.stop_took_s() < 5.0
+    assert relay.stop_duration_s() < 5.0
 
 
 def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):

@@ -16,13 +16,13 @@ from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
-from ppdaemon.raws.path import Kind, RawName
+from ppdaemon.raws.path import RawFileKind, RawName
 
 ROOT = "/raw"
 
 
 def sighting(detector: int, *, confirmed: bool = True) -> Sighting:
-    name = RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, detector)
+    name = RawName(RawFileKind.IMAGE, "LSSTCam", 2025112100156, 20251121, detector)
     return Sighting("scan /raw", name, RawPath(ROOT, f"{ROOT}/{detector}.fits"), confirmed)
 
 

@@ -19,7 +19,7 @@ from ppdaemon.node.arrivals.pending import (
     Recheck,
 )
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
-from ppdaemon.raws.path import Kind, RawName
+from ppdaemon.raws.path import RawFileKind, RawName
 
 HERE = RawPath("/raw", "/raw/x.fits")
 MARKED = RawPath("/raw", "/raw/x.fits", "/raw/x.fits.done")
@@ -250,7 +250,7 @@ def test_whatever_is_seen_every_file_has_an_end(story):
 
 # --- one raw, whichever sources sight it ---
 
-NAME = RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94)
+NAME = RawName(RawFileKind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94)
 ELSEWHERE = RawPath("/other", "/other/x.fits")
 
 

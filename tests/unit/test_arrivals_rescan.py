@@ -9,12 +9,12 @@ import pytest
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
-from ppdaemon.raws.path import Expected
+from ppdaemon.raws.path import ExpectedRaws
 
 ANNOUNCED = 1_763_781_879.0
 GROUP = "2025-11-22T03:25:16.951"
 NAMES = {94: "R22_S11", 95: "R22_S12"}
-BOTH = Expected("LSSTCam", frozenset(NAMES), GROUP)
+BOTH = ExpectedRaws("LSSTCam", frozenset(NAMES), GROUP)
 
 
 def raw(sequence: int = 156, detector: int = 94, day: int = 20251121) -> str:
@@ -31,7 +31,7 @@ def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
         os.utime(folder, (at, at))
 
 
-def found(root: Path, expected: Expected = BOTH, layout: str | dict[str, str] = "lsst") -> list[str]:
+def found(root: Path, expected: ExpectedRaws = BOTH, layout: str | dict[str, str] = "lsst") -> list[str]:
     config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
     tree = RawRoots(config, {"LSSTCam": [94, 95]})
     search = RawSearch(tree, tree.roots[0], "last look", 900.0)
@@ -43,7 +43,7 @@ def test_images_of_the_detectors_are_found_whatever_their_age(tmp_path):
     for path in (raw(detector=94), raw(detector=95), raw(157), raw().replace(".fits", ".json")):
         put(tmp_path, path)
     assert found(tmp_path) == [raw(detector=94), raw(detector=95), raw(157)]
-    assert found(tmp_path, Expected("LSSTCam", frozenset({95}), GROUP)) == [raw(detector=95)]
+    assert found(tmp_path, ExpectedRaws("LSSTCam", frozenset({95}), GROUP)) == [raw(detector=95)]
 
 
 def test_exposures_and_days_from_before_the_announcement_are_not_opened(tmp_path, monkeypatch):

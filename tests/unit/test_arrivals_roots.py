@@ -9,7 +9,7 @@ import pytest
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots
-from ppdaemon.raws.path import Expected, Kind
+from ppdaemon.raws.path import ExpectedRaws, RawFileKind
 
 OBSID = "MC_O_20251121_000156"
 RAW = f"LSSTCam/20251121/{OBSID}/{OBSID}_R22_S11.fits"
@@ -65,7 +65,7 @@ def test_only_what_this_node_serves_is_located():
     assert served.locate(f"/a/{RAW.replace('_R22_S11.fits', '_R40_SG1_guider.fits')}") is None
     listed = served.locate(f"/a/LSSTCam/20251121/{OBSID}/{OBSID}_expectedSensors.json")
     assert listed is not None
-    assert listed[0].kind is Kind.EXPECTED
+    assert listed[0].kind is RawFileKind.EXPECTED
 
 
 def test_the_marker_after_a_name_identifies_its_raw():
@@ -93,7 +93,7 @@ def test_detectors_that_will_come_are_found_by_name():
 
 
 def test_all_that_is_served_of_an_instrument_can_be_expected():
-    assert tree("/a").all_of("LSSTCam", [20251121]) == Expected(
+    assert tree("/a").all_of("LSSTCam", [20251121]) == ExpectedRaws(
         "LSSTCam", frozenset({94, 95}), days=frozenset({20251121})
     )
 

@@ -11,7 +11,7 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
-from ppdaemon.raws.path import Expected
+from ppdaemon.raws.path import ExpectedRaws
 
 NOW = 1_763_781_916.0 - TAI_MINUS_UTC_S  # 2025-11-22T03:25:16 TAI, day_obs 20251121
 GROUP = "2025-11-22T03:25:16.951"
@@ -47,7 +47,7 @@ class Polled:
         monkeypatch.setattr("os.scandir", counted)
 
     def look(
-        self, *expected: Expected, live: tuple[str, ...] = (), mono: float = 0.0, now: float = NOW
+        self, *expected: ExpectedRaws, live: tuple[str, ...] = (), mono: float = 0.0, now: float = NOW
     ) -> list[str]:
         self.listed = 0
         moment = WalkTime.by(Clock(mono=lambda: mono, tai=lambda: now + TAI_MINUS_UTC_S))
@@ -55,7 +55,7 @@ class Polled:
         return sorted(sighting.file.path for portion in found for sighting in portion)
 
 
-BOTH = Expected("LSSTCam", frozenset({94, 95}), GROUP)
+BOTH = ExpectedRaws("LSSTCam", frozenset({94, 95}), GROUP)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_in_the_generic_layout_only_the_groups_own_folders_are_listed(tmp_path, 
     polled = Polled(tmp_path, {"LATISS": [0, 1]}, monkeypatch, layout="generic")
     for number in range(100):
         touch(tmp_path, f"LATISS/0/other{number}/0/2025112100156/r/x.fits")
-    expected = Expected("LATISS", frozenset({0}), GROUP)
+    expected = ExpectedRaws("LATISS", frozenset({0}), GROUP)
     assert polled.look(expected) == []
     assert polled.listed == 0
     files = [

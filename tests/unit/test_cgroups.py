@@ -66,7 +66,7 @@ def test_the_supervisor_moves_into_a_leaf_and_enables_the_controllers(host):
     cgroups = host.claim()
     assert (host.base / "supervisor" / "cgroup.procs").read_text() == str(os.getpid())
     assert (host.base / "cgroup.subtree_control").read_text() == "+memory +pids"
-    assert {cgroups.keeper(limit) for limit in ("memory", "pids", "kill")} == {"kernel (cgroup)"}
+    assert {cgroups.enforced_by(limit) for limit in ("memory", "pids", "kill")} == {"kernel (cgroup)"}
 
 
 def test_a_group_that_the_service_manager_has_already_divided_is_used(host):
@@ -91,7 +91,7 @@ def test_a_kernel_without_swap_accounting_still_limits_memory(host):
     cgroups.add_worker(SLOT, 4711)
     assert (host.leaf / "memory.max").read_text() == "1500"
     assert not (host.leaf / "memory.swap.max").exists()
-    assert not cgroups.trouble
+    assert not cgroups.problem
 
 
 def test_only_kills_of_the_present_worker_count(host):
@@ -129,25 +129,25 @@ def test_a_worker_that_cannot_be_limited_is_reported_until_one_can(host):
     cgroups = host.claim()
     (host.leaf / "memory.max").rename(host.leaf / "gone")
     cgroups.add_worker(SLOT, 4711)
-    assert cgroups.trouble.startswith(f"worker 4711 of slot {SLOT} runs without limits by the kernel")
+    assert cgroups.problem.startswith(f"worker 4711 of slot {SLOT} runs without limits by the kernel")
     (host.leaf / "gone").rename(host.leaf / "memory.max")
     cgroups.add_worker(SLOT, 4712)
-    assert not cgroups.trouble
+    assert not cgroups.problem
 
 
 def test_a_missing_controller_is_reported_and_the_other_used(host):
     (host.base / "cgroup.controllers").write_text("cpu pids\n")
     cgroups = host.claim()
     cgroups.add_worker(SLOT, 4711)
-    assert cgroups.keeper("memory") == "not by the kernel: unit has no memory controller"
-    assert cgroups.keeper("pids") == "kernel (cgroup)"
+    assert cgroups.enforced_by("memory") == "not by the kernel: unit has no memory controller"
+    assert cgroups.enforced_by("pids") == "kernel (cgroup)"
     assert (host.leaf / "memory.max").read_text() == ""
     assert (host.leaf / "pids.max").read_text() == "99"
 
 
 def test_an_old_kernel_does_not_kill_groups(host):
     (host.base / "supervisor" / "cgroup.kill").unlink()
-    assert host.claim().keeper("kill") == "not by the kernel: cgroup.kill needs Linux 5.14"
+    assert host.claim().enforced_by("kill") == "not by the kernel: cgroup.kill needs Linux 5.14"
 
 
 def test_a_group_with_other_processes_is_not_delegated(host):
@@ -174,7 +174,7 @@ def test_without_a_group_nothing_is_enforced_and_the_reason_reported(host, name,
     (host.proc / name).write_text(text)
     cgroups = host.claim()
     for limit in ("memory", "pids", "kill"):
-        assert cgroups.keeper(limit) == f"not by the kernel: {reason}"
+        assert cgroups.enforced_by(limit) == f"not by the kernel: {reason}"
     cgroups.add_worker(SLOT, 4711)
     cgroups.kill(SLOT)
     cgroups.wait_empty(SLOT)

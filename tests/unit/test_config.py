@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ppdaemon.config import NodeConfig, load_node
-from ppdaemon.configtypes import detector_set
+from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
 from ppdaemon.states import ExitCode
@@ -224,13 +224,13 @@ def test_sizes(node: dict[str, Any], text: str | int, size: int) -> None:
     ("text", "ids"), [("0-3", (0, 1, 2, 3)), ("7", (7,)), (" 1 , 3-4 ", (1, 3, 4)), ("0-0", (0,))]
 )
 def test_detectors_are_lists_and_ranges(text: str, ids: tuple[int, ...]) -> None:
-    assert detector_set(text) == ids
+    assert parse_detector_list(text) == ids
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0-99999", "1,1"])
 def test_what_is_no_list_of_detectors_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="detector"):
-        detector_set(text)
+        parse_detector_list(text)
 
 
 def test_a_relay_needs_instruments_and_a_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.tables import timeline_view
-from ppdaemon.ctl.timeline import SPAN_NAMES, lay_out
+from ppdaemon.ctl.timeline import SPAN_NAMES, build_timelines
 from ppdaemon.pictures import CannotDraw
 from ppdaemon.reports import VisitRow
 from ppdaemon.terminal import duration
@@ -26,7 +26,7 @@ def stages(**after: float) -> dict[str, float]:
 
 
 def spans(one: VisitRow) -> list[tuple[str, float, float, bool]]:
-    (timeline,) = lay_out([one])
+    (timeline,) = build_timelines([one])
     return [(s.name, round(s.begin_s, 3), round(s.end_s, 3), s.finished) for s in timeline.bars[0].spans]
 
 
@@ -44,7 +44,7 @@ def test_a_visit_without_an_image_counts_from_acceptance_and_ends_waiting() -> N
         stages=stages(accepted=0, assigned=0.1, prepared=4),
         ended_tai=ACCEPTED_TAI + 180,
     )
-    (timeline,) = lay_out([late])
+    (timeline,) = build_timelines([late])
     assert timeline.zero == "acceptance"
     assert spans(late)[-1] == ("wait", 4.0, 180.0, False)
 
@@ -63,7 +63,7 @@ def test_a_visit_under_way_shows_what_is_behind_it() -> None:
 
 
 def test_detectors_of_a_visit_share_the_last_shutter_close() -> None:
-    (timeline,) = lay_out(
+    (timeline,) = build_timelines(
         [row(1), row(0, shutter_close_tai=None), row(2, shutter_close_tai=ACCEPTED_TAI + 70)]
     )
     assert timeline.zero_tai == ACCEPTED_TAI + 70
@@ -71,12 +71,12 @@ def test_detectors_of_a_visit_share_the_last_shutter_close() -> None:
 
 
 def test_each_group_has_an_axis_of_its_own() -> None:
-    assert [each.group for each in lay_out([row(0, group="b"), row(0, group="a")])] == ["a", "b"]
+    assert [each.group for each in build_timelines([row(0, group="b"), row(0, group="a")])] == ["a", "b"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_terminal_bar_shows_even_the_shortest_span(width: int) -> None:
-    (timeline,) = lay_out(
+    (timeline,) = build_timelines(
         [row(), row(1, outcome="crashed", stages=stages(accepted=0, assigned=1, prepared=4))]
     )
     console = Console(file=io.StringIO(), width=width, markup=False)

@@ -10,7 +10,7 @@ from ppdaemon.messages import Done, Quit, Ready
 from ppdaemon.node.processes.reload import needs_restart
 from ppdaemon.node.slots.events import (
     RecycleRequested,
-    RetireAsked,
+    RetireRequested,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -130,7 +130,7 @@ def test_forks_that_fail_never_quarantine_and_pause_two_seconds_at_most():
 
 def test_a_retired_slot_without_a_fork_is_stopped():
     slot = Driver()
-    slot(RetireAsked())
+    slot(RetireRequested())
     slot(WorkerNotForked("EAGAIN"), 4.0)
     assert slot.slot.state == S.STOPPED
 

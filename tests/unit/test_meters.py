@@ -104,7 +104,7 @@ def test_both_disks_are_watched_and_an_unreadable_one_is_reported(folders):
 
     measured = meters(folders, disk)
     measured.read({})
-    assert measured.troubles == (
+    assert measured.problems == (
         f"{folders.ramdisk} has only 0.1 % of its space free",
         f"{folders.state}: Input/output error",
     )

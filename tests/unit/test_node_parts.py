@@ -17,7 +17,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
-from ppdaemon.raws.path import Expected
+from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.states import Stage
 
 
@@ -95,7 +95,7 @@ def test_expected_raws_are_those_that_are_not_ingested():
     for visit in open_visits:
         visits.add(visit)
     open_visits[1].entry.stages[Stage.INGESTED] = 2.0
-    assert visits.expected() == [Expected("DemoCam", frozenset({0, 2}), "g")]
+    assert visits.expected() == [ExpectedRaws("DemoCam", frozenset({0, 2}), "g")]
     visits.remove(open_visits[0])
     open_visits[2].entry.stages[Stage.INGESTED] = 3.0
     assert visits.expected() == []
@@ -123,12 +123,12 @@ def test_a_spool_folder_names_its_visit_and_cannot_leave_the_spool(tmp_path, gro
     folders = NodeFolders(tmp_path, tmp_path)
     folder = folders.spooled("DemoCam", group, 3, 2)
     assert folder.parent == folders.spool
-    assert NodeFolders.read_spooled(folder.name) == ("DemoCam", group, 3, 2)
+    assert NodeFolders.parse_spool_name(folder.name) == ("DemoCam", group, 3, 2)
 
 
 def test_other_names_in_the_spool_are_not_visits():
     for name in (".part", "a~b", "a~b~c~d", "lost+found"):
-        assert NodeFolders.read_spooled(name) is None
+        assert NodeFolders.parse_spool_name(name) is None
 
 
 def test_a_key_is_readable_as_text():

@@ -19,8 +19,8 @@ from ppdaemon.pointing import (
     Pointing,
     announced,
     boresight,
+    disable_astropy_downloads,
     expected_begin,
-    keep_astropy_offline,
     needs_astropy,
 )
 from ppdaemon.visit import NextVisit, read_next_visit
@@ -48,7 +48,7 @@ def of_date(azimuth: float, altitude: float) -> tuple[SkyCoord, float]:
     """Return where a direction without refraction lies, and the parallactic
     angle, by the textbook's triangle of pole, zenith and star.
     """
-    keep_astropy_offline()
+    disable_astropy_downloads()
     assert SITE is not None
     place = EarthLocation.from_geodetic(SITE.longitude_deg, SITE.latitude_deg, SITE.height_m)
     when = Time(40587.0, START_TAI / 86400.0, format="mjd", scale="tai", location=place)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ppdaemon.camera import load_camera
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.raws.layout import PATHS, CustomLayout, Layout, SearchFolder, make_layout
-from ppdaemon.raws.path import Expected, Kind, RawName, folder_names, is_day_folder, sidecar_path
+from ppdaemon.raws.path import ExpectedRaws, RawFileKind, RawName, folder_names, is_day_folder, sidecar_path
 
 SERVED = {
     "LSSTCam": range(205),
@@ -39,7 +39,7 @@ def assert_both_ways(layout: Layout, path: str) -> RawName:
     """Read a path; what is written of an image must be read alike."""
     name = layout.parse(path)
     assert name is not None
-    if name.kind in (Kind.IMAGE, Kind.GUIDER):
+    if name.kind in (RawFileKind.IMAGE, RawFileKind.GUIDER):
         assert layout.parse(layout.path_of(name)) == name
     return name
 
@@ -52,7 +52,7 @@ def test_the_example_of_the_configuration_shows_the_paths_of_each_layout():
 
 def test_a_raw_contains_exposure_and_detector():
     assert lsst(f"{STEM}_R22_S11.fits") == RawName(
-        Kind.IMAGE,
+        RawFileKind.IMAGE,
         "LSSTCam",
         2025112100156,
         20251121,
@@ -70,13 +70,13 @@ def test_compressed_raws_are_raws(suffix):
 @pytest.mark.parametrize(
     ("file", "kind", "detector"),
     [
-        ("_R22_S11.json", Kind.SIDECAR, 94),
-        ("_R00_SW0.fits", Kind.IMAGE, 191),
-        ("_R04_SW1.json", Kind.SIDECAR, 196),
-        ("_R40_SG1.fits", Kind.IMAGE, 198),
-        ("_R40_SG1_guider.fits", Kind.GUIDER, 198),
-        ("_R40_SG1_guider.json", Kind.SIDECAR, 198),
-        ("_expectedSensors.json", Kind.EXPECTED, None),
+        ("_R22_S11.json", RawFileKind.SIDECAR, 94),
+        ("_R00_SW0.fits", RawFileKind.IMAGE, 191),
+        ("_R04_SW1.json", RawFileKind.SIDECAR, 196),
+        ("_R40_SG1.fits", RawFileKind.IMAGE, 198),
+        ("_R40_SG1_guider.fits", RawFileKind.GUIDER, 198),
+        ("_R40_SG1_guider.json", RawFileKind.SIDECAR, 198),
+        ("_expectedSensors.json", RawFileKind.EXPECTED, None),
     ],
 )
 def test_the_other_files_of_an_exposure_are_recognised(file, kind, detector):
@@ -181,7 +181,7 @@ def test_fault_17_dangerous_paths_are_refused_with_a_kind(layout, path, kind):
     with pytest.raises(BadMessage) as caught:
         layout.parse(path)
     assert caught.value.kind == kind
-    assert not layout.admits(path, Expected("LSSTCam", frozenset({94})))
+    assert not layout.admits(path, ExpectedRaws("LSSTCam", frozenset({94})))
 
 
 def test_a_quoted_control_character_in_a_group_is_refused():
@@ -216,7 +216,7 @@ def test_lsst_paths_go_both_ways(instrument, day, sequence, data, suffix, contro
     assert (name.instrument, name.day_obs) == (instrument, int(day))
     assert (name.detector, name.obsid) == (detector, obsid)
     sidecar = assert_both_ways(LAYOUTS["lsst"], sidecar_path(path))
-    assert (sidecar.kind, sidecar.exposure, sidecar.detector) == (Kind.SIDECAR, exposure, detector)
+    assert (sidecar.kind, sidecar.exposure, sidecar.detector) == (RawFileKind.SIDECAR, exposure, detector)
 
 
 @given(days, st.integers(1, 10**13), st.integers(0, 188), suffixes)
@@ -270,7 +270,7 @@ def test_a_group_with_colons_need_not_be_quoted():
 @pytest.mark.parametrize("layout", ["lsst", "generic"])
 def test_what_a_path_needs_and_is_missing_gives_no_path(layout):
     with pytest.raises(KeyError):
-        LAYOUTS[layout].path_of(RawName(Kind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94))
+        LAYOUTS[layout].path_of(RawName(RawFileKind.IMAGE, "LSSTCam", 2025112100156, 20251121, 94))
 
 
 def test_an_image_is_written_under_the_names_of_today():
@@ -312,8 +312,8 @@ def test_day_folders_are_dates(name, is_day):
 # --- what is waited for ---
 
 
-def expected(*detectors: int, instrument: str = "LSSTComCam", group: str | None = GROUP) -> Expected:
-    return Expected(instrument, frozenset(detectors), group, frozenset({20251121}))
+def expected(*detectors: int, instrument: str = "LSSTComCam", group: str | None = GROUP) -> ExpectedRaws:
+    return ExpectedRaws(instrument, frozenset(detectors), group, frozenset({20251121}))
 
 
 def test_raws_of_an_unknown_exposure_are_searched_below_their_day():
@@ -379,7 +379,7 @@ def test_folders_on_the_way_to_an_expected_raw_are_admitted(layout, folder, admi
 
 @given(st.sampled_from(sorted(LAYOUTS)), st.sets(st.integers(0, 8), min_size=1), groups)
 def test_what_is_searched_is_always_admitted(layout, detectors, group):
-    wanted = Expected("LSSTComCam", frozenset(detectors), group, frozenset({20251121}))
+    wanted = ExpectedRaws("LSSTComCam", frozenset(detectors), group, frozenset({20251121}))
     found = LAYOUTS[layout].folders(wanted)
     assert found
     if "#" not in group:  # the group of a visit, not of a supplement

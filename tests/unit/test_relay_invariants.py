@@ -187,7 +187,7 @@ class World:
         self.wires[name].clear()
         self.nodes[name].words.clear()
 
-    def hang_up(self, name):
+    def drop_messages(self, name):
         self.disconnect(name)
         self.dispatcher.disconnect(name.encode(), self.now)
 
@@ -208,7 +208,7 @@ class World:
             case "disconnect":
                 self.disconnect(name)
             case "hang up":
-                self.hang_up(name)
+                self.drop_messages(name)
             case "node restarts":
                 self.nodes[name].restart()
             case "work":

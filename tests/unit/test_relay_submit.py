@@ -143,7 +143,7 @@ def test_after_a_question_without_an_answer_another_one_can_be_asked(socket_dir)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as relay:
         relay.linger, relay.rcvtimeo = 0, 30_000
         relay.bind(address)
-        with submit.RelayClient(address, 3.0) as client:
+        with submit.VisitSubmitter(address, 3.0) as client:
             with pytest.raises(Unavailable, match="no answer from"):
                 client.ask({})
             thread = threading.Thread(target=answer)

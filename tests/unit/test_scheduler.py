@@ -11,10 +11,10 @@ from ppdaemon.node.slots.scheduler import Assign, Drop, OpenSlot, RetireSlot, Sc
 from ppdaemon.visit import read_next_visit
 
 
-def an_assignment(group="g", detector=0, pointless_at=1000.0):
+def an_assignment(group="g", detector=0, expires_at=1000.0):
     visit = read_next_visit({"groupId": group, "instrument": "DemoCam"})
     key = Key("DemoCam", group, detector)
-    return Assignment(key, visit, Pipelines(main=("a",)), no_image_at=100.0, pointless_at=pointless_at)
+    return Assignment(key, visit, Pipelines(main=("a",)), image_deadline=100.0, expires_at=expires_at)
 
 
 def a_scheduler(**numbers):
@@ -81,8 +81,8 @@ def test_slots_that_are_starting_are_not_opened_twice():
 
 def test_expired_visits_are_dropped_and_the_others_stay():
     scheduler = a_scheduler()
-    scheduler.add(an_assignment("old", pointless_at=10.0))
-    scheduler.add(an_assignment("new", pointless_at=20.0))
+    scheduler.add(an_assignment("old", expires_at=10.0))
+    scheduler.add(an_assignment("new", expires_at=20.0))
     (drop,) = scheduler.drop_expired(10.0)
     assert drop.assignment.key.group == "old"
     assert scheduler.queued == 1
@@ -150,7 +150,7 @@ def test_whatever_happens_each_visit_goes_to_one_idle_slot_and_slots_stay_in_bou
         now += 1.0
         if step == "add":
             added += 1
-            drop = scheduler.add(an_assignment(f"g{added}", added % 3, pointless_at=now + 5.0))
+            drop = scheduler.add(an_assignment(f"g{added}", added % 3, expires_at=now + 5.0))
             dropped |= {drop.assignment.key} if drop else set()
         elif step == "ready" and starting:
             slot = starting.pop()

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from skymapfiles import write_map
 
 from ppdaemon.camera import load_camera
-from ppdaemon.selection import Aim, Rule, Selector, image_type, never_reached, pipeline_name, select
+from ppdaemon.selection import (
+    Rule,
+    Selector,
+    TargetPositions,
+    image_type,
+    never_reached,
+    pipeline_name,
+    select,
+)
 from ppdaemon.skymaps import SkyMap
-from ppdaemon.thishost import ThisHost
+from ppdaemon.thishost import HostContext
 from ppdaemon.visit import NextVisit, read_next_visit
 
 SCIENCE = {
@@ -45,7 +53,7 @@ def rule(**conditions: Any) -> Rule:
 
 
 def matches(conditions: dict[str, Any], detector: int = CENTER, **changes: Any) -> bool:
-    return rule(**conditions).matches(Aim(visit(**changes)), detector)
+    return rule(**conditions).matches(TargetPositions(visit(**changes)), detector)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +221,14 @@ def test_the_first_rule_that_matches_wins() -> None:
         rule(filter="r_57", pipelines=["/p/First.yaml", "/p/Second.yaml"]),
         rule(pipelines=["/p/Third.yaml"]),
     ]
-    assert select(rules, Aim(visit()), CENTER) == ("/p/First.yaml", "/p/Second.yaml")
-    assert select(rules, Aim(visit(filters="g_6")), CENTER) == ("/p/Third.yaml",)
-    assert select(rules[:2], Aim(visit(filters="g_6")), CENTER) is None
+    assert select(rules, TargetPositions(visit()), CENTER) == ("/p/First.yaml", "/p/Second.yaml")
+    assert select(rules, TargetPositions(visit(filters="g_6")), CENTER) == ("/p/Third.yaml",)
+    assert select(rules[:2], TargetPositions(visit(filters="g_6")), CENTER) is None
 
 
 @pytest.mark.parametrize("nothing", [None, "None", []])
 def test_none_or_empty_means_ignore(nothing: Any) -> None:
-    assert select([rule(pipelines=nothing)], Aim(visit()), CENTER) == ()
+    assert select([rule(pipelines=nothing)], TargetPositions(visit()), CENTER) == ()
 
 
 def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
@@ -232,13 +240,13 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
         dec={"min": 0, "max": 1},
         binary_map=north_map,
     )
-    told = list(strict.unmet(Aim(visit()), CENTER))
+    told = list(strict.unmet(TargetPositions(visit()), CENTER))
     assert [text.partition(":")[0] for text in told] == [
         "survey", "filter", "nimages", "image-type", "dec", "binary-map",
     ]  # fmt: skip
     assert "survey: 'BLOCK-365'" in told
     assert "dec: -30.0000 is not within 0 to 1" in told
-    nowhere = list(rule(**ANYWHERE).unmet(Aim(visit(coordinateSystem=1)), CENTER))
+    nowhere = list(rule(**ANYWHERE).unmet(TargetPositions(visit(coordinateSystem=1)), CENTER))
     assert nowhere == ["coord-type: the detector's position on the sky is not known"]
 
 
@@ -295,7 +303,7 @@ def test_a_pipeline_is_called_by_its_file(path: str, name: str) -> None:
 
 def on_host(environment: dict[str, str], **conditions: Any) -> Rule:
     named = {name.replace("_", "-"): value for name, value in conditions.items()}
-    return Rule.model_validate({"pipelines": []} | named, context=ThisHost(environment))
+    return Rule.model_validate({"pipelines": []} | named, context=HostContext(environment))
 
 
 @pytest.mark.parametrize(
@@ -324,12 +332,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_map_is_read_at_once_and_once(north_map: str) -> None:
-    host = ThisHost({})
+    host = HostContext({})
     values = {"binary-map": north_map, "pipelines": []}
     first, second = (Rule.model_validate(values, context=host) for _ in range(2))
     Path(north_map).unlink()
     assert first.binary_map is second.binary_map
-    assert first.matches(Aim(visit(position=[45.0, 60.0])), CENTER)
+    assert first.matches(TargetPositions(visit(position=[45.0, 60.0])), CENTER)
 
 
 def test_rules_reach_other_processes_as_they_were_checked(north_map: str, tmp_path: Path) -> None:
@@ -399,8 +407,8 @@ def test_the_first_match_is_taken_and_no_unreachable_rule_is_ever_it(
     written: list[dict[str, Any]], event: NextVisit, detector: int
 ) -> None:
     rules = [rule(pipelines=[f"/p/{number}.yaml"], **each) for number, each in enumerate(written)]
-    matching = [each.pipelines for each in rules if not list(each.unmet(Aim(event), detector))]
-    taken = select(rules, Aim(event), detector)
+    matching = [each.pipelines for each in rules if not list(each.unmet(TargetPositions(event), detector))]
+    taken = select(rules, TargetPositions(event), detector)
     assert taken == (matching[0] if matching else None)
     assert taken not in [rules[late].pipelines for late, _ in never_reached(rules)]
 

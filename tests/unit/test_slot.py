@@ -30,15 +30,15 @@ from ppdaemon.node.slots.events import (
     ExposureListed,
     Finish,
     Fork,
-    KillAsked,
+    KillRequested,
     MemorySampled,
     NoteMeasurements,
     ProtocolViolation,
     RawArrived,
     RescanDone,
     RescanRaws,
-    RestartAsked,
-    RetireAsked,
+    RestartRequested,
+    RetireRequested,
     Send,
     SetDeadline,
     Signal,
@@ -62,11 +62,11 @@ CONFIG = WorkersConfig(
 )
 
 
-def an_assignment(nimages=1, no_image_at=500.0):
+def an_assignment(nimages=1, image_deadline=500.0):
     visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "nimages": nimages})
     key = Key("DemoCam", "g", 3)
     pipelines = Pipelines(main=("a.yaml",))
-    return Assignment(key, visit, pipelines, no_image_at=no_image_at, pointless_at=9999.0, quiet_s=10.0)
+    return Assignment(key, visit, pipelines, image_deadline=image_deadline, expires_at=9999.0, quiet_s=10.0)
 
 
 def a_raw(exposure=1, snaps=None):
@@ -167,7 +167,7 @@ def test_a_worker_that_a_visit_has_changed_is_recycled(slot):
 
 def test_a_raw_of_a_late_second_attempt_has_its_full_time(slot):
     slot.to(S.IDLE)
-    slot(VisitAssigned(an_assignment(no_image_at=500.0)), 800.0)
+    slot(VisitAssigned(an_assignment(image_deadline=500.0)), 800.0)
     slot(RawArrived(a_raw()), 800.0)
     slot(Prepared(visit_number=1), 801.0)
     slot(DeadlinePassed(), 801.0)
@@ -542,7 +542,7 @@ def test_a_failure_without_permanent_writes_may_be_retried(slot):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "spool", "may_have_left"),
+    ("outcome", "spool", "may_have_leftovers"),
     [
         (Outcome.SUCCEEDED, "/s", False),
         (Outcome.SUCCEEDED, None, False),
@@ -550,14 +550,14 @@ def test_a_failure_without_permanent_writes_may_be_retried(slot):
         (Outcome.FAILED, None, True),  # it may have failed after the spool was renamed
     ],
 )
-def test_a_worker_that_fails_without_a_spool_may_have_left_one(slot, outcome, spool, may_have_left):
+def test_a_worker_that_fails_without_a_spool_may_have_left_one(slot, outcome, spool, may_have_leftovers):
     slot.to(S.PROCESSING)
     (finish,) = [
         action
         for action in slot(Done(visit_number=1, outcome=outcome, spool=spool))
         if isinstance(action, Finish)
     ]
-    assert finish.may_have_left == may_have_left
+    assert finish.may_have_leftovers == may_have_leftovers
 
 
 @pytest.mark.parametrize("event", [WorkerDied(-9), CancelReceived(), None])
@@ -567,7 +567,7 @@ def test_only_a_worker_that_ended_may_have_left_something(slot, event):
         slot(DeadlinePassed())
         event = RescanDone()
     (finish,) = [action for action in slot(event) if isinstance(action, Finish)]
-    assert finish.may_have_left == isinstance(event, WorkerDied)
+    assert finish.may_have_leftovers == isinstance(event, WorkerDied)
 
 
 def test_messages_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
@@ -579,11 +579,11 @@ def test_messages_about_a_raw_that_cross_a_cancellation_are_harmless(slot):
 
 
 def test_a_slot_without_a_process_is_not_unkillable(slot):
-    for event in (DeadlinePassed(), KillAsked()):
+    for event in (DeadlinePassed(), KillRequested()):
         driver = Driver()
         assert not any(isinstance(action, Signal) for action in driver(event, 20.0))
         assert driver.slot.state == S.BACKOFF
-    assert Fork(2) in Driver()(RestartAsked(), 20.0)
+    assert Fork(2) in Driver()(RestartRequested(), 20.0)
 
 
 def test_a_worker_that_hangs_at_every_boot_is_quarantined(slot):
@@ -613,7 +613,7 @@ def test_five_failures_quarantine_the_slot_until_an_operator_restarts_it(slot):
             slot(DeadlinePassed(), k)
     assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6])
     assert slot.slot.state == S.QUARANTINED
-    assert Fork(6) in slot(RestartAsked())
+    assert Fork(6) in slot(RestartRequested())
 
 
 def test_a_failed_fork_backs_off(slot):
@@ -655,7 +655,7 @@ def test_a_second_result_is_refused(slot):
 
 def test_a_retired_idle_slot_stops_for_good(slot):
     slot.to(S.IDLE)
-    assert orders(slot(RetireAsked())) == [Quit()]
+    assert orders(slot(RetireRequested())) == [Quit()]
     actions = slot(WorkerDied(0))
     assert slot.slot.state == S.STOPPED
     assert not any(isinstance(action, SetDeadline) for action in actions)
@@ -663,14 +663,14 @@ def test_a_retired_idle_slot_stops_for_good(slot):
 
 def test_a_retired_busy_slot_ends_its_visit_first(slot):
     slot.to(S.PROCESSING)
-    assert slot(RetireAsked()) == []
+    assert slot(RetireRequested()) == []
     slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
     assert slot.slot.state == S.STOPPING
 
 
 def test_a_killed_slot_interrupts_its_visit(slot):
     slot.to(S.PROCESSING)
-    assert Signal(signal.SIGKILL) in slot(KillAsked())
+    assert Signal(signal.SIGKILL) in slot(KillRequested())
     assert finished(slot(WorkerDied(-9))) == [(Outcome.INTERRUPTED, True)]
 
 

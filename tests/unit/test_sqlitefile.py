@@ -170,9 +170,9 @@ def test_a_transaction_that_the_database_has_ended_hides_no_error(file):
 
 
 @asynccontextmanager
-async def writing(file, complaints=None, *, start=True, gather_s=0.0):
+async def writing(file, complaints=None, *, start=True, batch_s=0.0):
     complain = (complaints if complaints is not None else []).append
-    writer = BatchWriter(file, "list", complain, retry_s=0.01, gather_s=gather_s)
+    writer = BatchWriter(file, "list", complain, retry_s=0.01, batch_s=batch_s)
     run = asyncio.create_task(writer.run()) if start else None
     try:
         yield writer
@@ -230,7 +230,7 @@ def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
     async def run():
         over = asyncio.Event()
         monkeypatch.setattr(asyncio, "sleep", lambda s: over.wait() if s == pause_s else sleep(s))
-        async with writing(file, gather_s=pause_s) as writer:
+        async with writing(file, batch_s=pause_s) as writer:
             writer.put(adding(0, log))
             await until(lambda: log == [0])
             for number in (1, 2, 3):
@@ -420,9 +420,9 @@ def test_callers_wait_for_room(file):
     async def run():
         async with writing(file, start=False) as writer:
             for number in range(ROOM):
-                await asyncio.wait_for(writer.room(), 20.0)
+                await asyncio.wait_for(writer.wait_for_room(), 20.0)
                 writer.put(adding(number, []))
-            waiting = asyncio.create_task(writer.room())
+            waiting = asyncio.create_task(writer.wait_for_room())
             await asyncio.sleep(0)
             assert not waiting.done()
             run = asyncio.create_task(writer.run())

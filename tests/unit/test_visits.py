@@ -46,7 +46,7 @@ from ppdaemon.node.visits.model import (
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import WITHDRAWN
-from ppdaemon.selection import Chosen
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
 KEY = Key(CAMERA, "g", 0, 1)
@@ -132,7 +132,7 @@ def test_an_attempt_that_the_relay_counts_higher_is_reported_by_that_number(worl
 
 
 def test_a_visit_without_a_matching_rule_is_ignored_and_uses_no_slot(world):
-    accepted(world, chosen=Chosen(Pipelines(), "no rule matches"))
+    accepted(world, chosen=PipelineChoice(Pipelines(), "no rule matches"))
     assert world.queue == {}
     assert [(row.outcome, row.reason) for row in world.rows()] == [(Outcome.IGNORED, "no rule matches")]
     assert reported(world) == [(0, 1, Outcome.IGNORED)]
@@ -219,10 +219,10 @@ def test_a_visit_canceled_while_its_worker_stops_is_not_retried(
     for exposure in exposures:
         world.handle(RawArrived(a_raw(exposure=exposure)))
     if read_first:  # the worker is dead, its leftovers are being read
-        world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
+        world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_leftovers=True)
     world.cancel(detectors=detectors)
     if not read_first:
-        world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
+        world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_leftovers=True)
     world.handle(LeftoversRead(KEY, Leftovers()))
     world.commit_all()
     assert world.outcomes() == outcomes
@@ -231,7 +231,7 @@ def test_a_visit_canceled_while_its_worker_stops_is_not_retried(
 def test_a_cancellation_between_two_attempts_is_reported_after_both_are_committed(world):
     """A supervisor that dies in between must not queue it again in its next run."""
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
+    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_leftovers=True)
     world.handle(LeftoversRead(KEY, Leftovers()))
     world.cancel()
     assert reported(world) == []
@@ -402,7 +402,7 @@ def test_an_outcome_is_reported_and_exported_after_its_commit(world):
 
 def test_a_crash_before_the_point_of_no_return_is_retried_in_another_slot(world):
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_left=True)
+    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_leftovers=True)
     world.handle(LeftoversRead(KEY, Leftovers()))
     world.commit_all()
     assert list(world.queue) == [KEY._replace(attempt=2)]
@@ -420,7 +420,7 @@ def test_a_crash_before_the_point_of_no_return_is_retried_in_another_slot(world)
 )
 def test_the_leftovers_of_a_dead_worker_decide_the_outcome(world, leftovers, outcome, exported):
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, may_have_left=True)
+    world.finish(outcome=Outcome.CRASHED, reason="killed", retriable=True, may_have_leftovers=True)
     assert not world.uncommitted  # nothing is decided before the disk is read
     world.handle(LeftoversRead(KEY, leftovers))
     world.commit_all()
@@ -541,7 +541,7 @@ def test_an_expired_attempt_of_the_previous_run_is_not_retried(world):
 
 def test_an_attempt_that_no_rule_matches_any_more_is_not_retried(world):
     unfinished(world, assign=False)
-    world.recover(chosen=Chosen(Pipelines(), "no rule matches (survey 'S')"))
+    world.recover(chosen=PipelineChoice(Pipelines(), "no rule matches (survey 'S')"))
     world.commit_all()
     (row,) = world.rows()
     assert (row.outcome, row.retriable) == (Outcome.INTERRUPTED, True)
@@ -666,7 +666,7 @@ def test_leftovers_with_invalid_text_decide_the_outcome(world, folders):
     leftovers = read_leftovers(folders, KEY)
     assert leftovers.no_return.startswith("alerts ")
     assigned(world)
-    world.finish(outcome=Outcome.CRASHED, may_have_left=True)
+    world.finish(outcome=Outcome.CRASHED, may_have_leftovers=True)
     world.handle(LeftoversRead(KEY, leftovers))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED]

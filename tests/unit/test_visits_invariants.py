@@ -39,12 +39,12 @@ from ppdaemon.node.visits.model import (
     StopStarted,
     WriteDue,
 )
-from ppdaemon.selection import Chosen
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
 GROUPS = st.sampled_from(["a", "b"])
 DETECTORS = st.sets(st.sampled_from([0, 1]), min_size=1).map(lambda found: tuple(sorted(found)))
-IGNORED = Chosen(Pipelines(), "no rule matches")
+IGNORED = PipelineChoice(Pipelines(), "no rule matches")
 
 
 class Checked(World):
@@ -68,7 +68,7 @@ class Checked(World):
                 self.requeued += sum(row.attempt is not None for row in rows)
             case Export(spool=spool):
                 folders = NodeFolders.of(self.config)
-                key = Key(*folders.read_spooled(Path(spool).name))
+                key = Key(*folders.parse_spool_name(Path(spool).name))
                 row = self.row(key)
                 assert row is not None, "exported without acceptance"
                 assert row.outcome is not None, "exported before its outcome was written"
@@ -204,7 +204,7 @@ class VisitsMachine(RuleBasedStateMachine):
     def worker_dies(self, retriable, mark, spool, partial):
         slot = next(iter(self.world.slots))
         key = self.world.finish(
-            slot, Outcome.CRASHED, reason="killed", retriable=retriable, may_have_left=True
+            slot, Outcome.CRASHED, reason="killed", retriable=retriable, may_have_leftovers=True
         )
         self.leftovers[key] = Leftovers(
             "alerts" if mark else "",

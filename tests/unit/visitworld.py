@@ -32,12 +32,12 @@ from ppdaemon.node.visits.model import (
     WriteCommitted,
     WriteFailed,
 )
-from ppdaemon.selection import Chosen
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
 
 CAMERA = "DemoCam"
-CHOSEN = Chosen(Pipelines(main=("/p/Any.yaml",)))
+CHOSEN = PipelineChoice(Pipelines(main=("/p/Any.yaml",)))
 
 
 class World:

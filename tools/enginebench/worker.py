@@ -25,7 +25,7 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
-from ppdaemon.worker.main import give_memory_back
+from ppdaemon.worker.main import trim_memory
 
 __all__ = ("DETECTOR", "Setup", "run_worker")
 
@@ -144,7 +144,7 @@ def _visit(
         results |= _process(worker, context, exposures, reports, start_s, first=first)
     results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(context.repo)}
     worker.reset()
-    give_memory_back()
+    trim_memory()
     shutil.rmtree(context.spool, ignore_errors=True)
     return results
 

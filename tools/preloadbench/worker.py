@@ -18,7 +18,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import Library, dataset_types_of, load_pipeline
+from ppdaemon.middleware.pipelines.graph import PipelineLibrary, dataset_types_of, load_pipeline
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.raws.regions import footprint_of
@@ -83,7 +83,7 @@ def run_worker(
         central=str(host.central), instrument_class={CAMERA: "SurveyCam"}, skymap=SKYMAP, inputs=COLLECTIONS
     )
     central = CentralReader(config.central)
-    preload = Preload(config, central, SharedCache(host.ramdisk / cache, _CACHE_MAX), Library({}))
+    preload = Preload(config, central, SharedCache(host.ramdisk / cache, _CACHE_MAX), PipelineLibrary({}))
     camera = load_survey_camera(host.detectors)
     samples = []
     for number, field in enumerate(fields):

@@ -17,7 +17,7 @@ __all__ = (
     "is_link_refusal",
     "is_out_of_space",
     "outcome_of",
-    "space_watched",
+    "ramdisk_full_errors",
     "unmasked",
 )
 
@@ -82,7 +82,7 @@ def is_link_refusal(error: OSError) -> bool:
 
 
 @contextmanager
-def space_watched() -> Iterator[None]:
+def ramdisk_full_errors() -> Iterator[None]:
     """Raise `~ppdaemon.errors.VisitFailed` (``RAMDISK_FULL``, retriable) for any error of a full disk."""
     try:
         yield

@@ -101,7 +101,7 @@ class LocalRepo:
                     " cannot be opened: %s",
                     describe(error),
                 )
-                self.drop_kept()
+                self.drop_layers()
         self._open_copy(self._template / _REPO)
 
     def _layer(self, number: int) -> Path:
@@ -127,7 +127,7 @@ class LocalRepo:
             raise
         self.layers = (*self.layers, key)
 
-    def drop_kept(self, beyond: int = 0) -> None:
+    def drop_layers(self, beyond: int = 0) -> None:
         """Delete all layers but the lowest `beyond`."""
         for number in range(len(self.layers), beyond, -1):
             shutil.rmtree(self._layer(number))

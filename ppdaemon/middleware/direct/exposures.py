@@ -16,7 +16,7 @@ from ppdaemon.middleware.raws.records import group_record, make_record
 from ppdaemon.middleware.raws.visits import AnnouncedVisit
 
 __all__ = (
-    "MOST_EXPECTED",
+    "MAX_EXPECTED",
     "DetectorExposures",
     "arrived_exposures",
     "expected_exposures",
@@ -28,7 +28,7 @@ _STATIC = ("instrument", "detector", "physical_filter", "band", "visit_system")
 _SKY_ELEMENTS = ("skymap", "tract", "patch")
 
 
-MOST_EXPECTED = 50
+MAX_EXPECTED = 50
 """Exposures of a visit that are prepared for at the most: an announcement can
 contain any number."""
 
@@ -65,7 +65,7 @@ def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
     """Return the announced exposures as if they had arrived.
 
     They have the first of the announced filters and ids that no exposure has.
-    There are never more than `MOST_EXPECTED`.
+    There are never more than `MAX_EXPECTED`.
     """
     universe, footprint, pointing = (
         announced.butler.dimensions,
@@ -73,7 +73,7 @@ def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
         announced.footprint.pointing,
     )
     name, group, day = announced.instrument.getName(), announced.visit.group, footprint.day_obs
-    ids = tuple(range(1, min(max(announced.visit.nimages, 1), MOST_EXPECTED) + 1))
+    ids = tuple(range(1, min(max(announced.visit.nimages, 1), MAX_EXPECTED) + 1))
     likely = _likely_filter(announced.butler, name, announced.visit.filter_names)
     exposures = [
         make_record(

@@ -27,7 +27,7 @@ from ppdaemon.middleware.butler.central import close
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.export.register import Registrar
 from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest
-from ppdaemon.middleware.run.initoutputs import note_exported
+from ppdaemon.middleware.run.initoutputs import record_exported
 
 __all__ = ("CentralExporter",)
 
@@ -97,7 +97,7 @@ class CentralExporter:
             # Before the spool is deleted: after a crash in between, it is exported
             # again, and recorded then.
             if self._runs is not None:
-                note_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
+                record_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
             remove_spool(path)
         for path in gone:  # a half-deleted folder may be left of it
             remove_spool(path)

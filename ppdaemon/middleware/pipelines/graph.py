@@ -17,9 +17,9 @@ from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.selection import pipeline_name
 
 __all__ = (
-    "Library",
+    "PipelineLibrary",
     "LoadedPipeline",
-    "Need",
+    "OverallInput",
     "PipelineCache",
     "UnusablePipeline",
     "dataset_types_of",
@@ -53,7 +53,7 @@ class LoadedPipeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class OverallInput:
     """An overall input: a dataset type that a pipeline reads and does not produce."""
 
     dataset_type: DatasetType
@@ -109,7 +109,7 @@ def _fingerprint(graph: PipelineGraph) -> str:
     return digest.hexdigest()
 
 
-def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[OverallInput, ...]:
     """Return the datasets that a pipeline reads and does not produce, with init-inputs; see `resolved`."""
     graph = resolved(pipeline, butler)
     required = {
@@ -118,7 +118,7 @@ def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]
         if not task.is_optional(edge.connection_name)
     }
     return tuple(
-        Need(node.dataset_type, name in required)
+        OverallInput(node.dataset_type, name in required)
         for name, node in graph.iter_overall_inputs()
         if node is not None
     )
@@ -180,7 +180,7 @@ class PipelineCache[T]:
         return cached[0]
 
 
-class Library:
+class PipelineLibrary:
     """Parsed pipelines and their overall inputs, cached as long as the worker runs.
 
     `overrides` is task configuration by ``label:field``.
@@ -189,7 +189,7 @@ class Library:
     def __init__(self, overrides: Mapping[str, Any]):
         self._overrides = overrides
         self._loaded: dict[str, LoadedPipeline] = {}
-        self._needs = PipelineCache[tuple[Need, ...]]()
+        self._needs = PipelineCache[tuple[OverallInput, ...]]()
 
     def load(self, paths: Iterable[str]) -> tuple[list[LoadedPipeline], list[str]]:
         """Return the pipelines of these files that can be constructed, and why the others cannot."""
@@ -204,10 +204,10 @@ class Library:
                 reasons.append(str(error))
         return pipelines, reasons
 
-    def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[Need, ...]:
+    def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[OverallInput, ...]:
         """Return the overall inputs of a pipeline; see `overall_inputs`."""
 
-        def find() -> tuple[tuple[Need, ...], Iterable[str]]:
+        def find() -> tuple[tuple[OverallInput, ...], Iterable[str]]:
             needs = overall_inputs(pipeline, butler)
             return needs, (need.name for need in needs)
 

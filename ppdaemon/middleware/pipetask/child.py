@@ -20,7 +20,7 @@ from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
 from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.run.engine import TaskFailure
-from ppdaemon.pointing import keep_astropy_offline
+from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.wire import encode
 
 __all__ = ("Gate", "run")
@@ -81,7 +81,7 @@ def run(channel: socket.socket, settings: protocol.CommandSettings, arguments: S
     structlog.contextvars.bind_contextvars(**settings.bound)
     for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)
-    keep_astropy_offline()
+    disable_astropy_downloads()
     reporter = _FailureReporter(channel)
     for source in (MPGraphExecutor, catch_and_exit):  # both log exceptions and do not raise them
         logging.getLogger(source.__module__).addHandler(reporter)

@@ -8,7 +8,7 @@ from typing import Any
 from lsst.daf.butler import CollectionType, DatasetId
 
 from ppdaemon.middleware.butler.datafiles import DataFile
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline, Need
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline, OverallInput
 from ppdaemon.middleware.preload.search import NO_POSITION, Found, Search, requires_exposure
 
 __all__ = ("FOOTPRINT_TYPE", "Missing", "PreloadPlan", "missing_inputs", "output_types")
@@ -44,7 +44,7 @@ class PreloadPlan:
     found: tuple[Found, ...]
     """Datasets in the central repo, one entry for each dataset type searched;
     includes types that only pipelines that cannot run would read."""
-    needs: Mapping[str, tuple[Need, ...]]
+    needs: Mapping[str, tuple[OverallInput, ...]]
     """Inputs of each constructible pipeline, by its path."""
     missing: Mapping[str, tuple[Missing, ...]]
     """Inputs of each constructible pipeline that were not found, by its path;
@@ -68,7 +68,7 @@ class PreloadPlan:
         *,
         search: Search,
         found: tuple[Found, ...],
-        needs: Mapping[str, tuple[Need, ...]],
+        needs: Mapping[str, tuple[OverallInput, ...]],
         **locations: Any,
     ) -> "PreloadPlan":
         """Select the pipelines whose required inputs were found or will be produced by preprocessing.
@@ -120,7 +120,7 @@ class PreloadPlan:
 
 
 def missing_inputs(
-    needs: Iterable[Need], found: Mapping[str, int], produced: Set[str], search: Search
+    needs: Iterable[OverallInput], found: Mapping[str, int], produced: Set[str], search: Search
 ) -> tuple[Missing, ...]:
     """Return the inputs of a pipeline that it will not find, sorted by name.
 
@@ -133,7 +133,7 @@ def missing_inputs(
     )
 
 
-def _sought(need: Need, search: Search) -> str:
+def _sought(need: OverallInput, search: Search) -> str:
     """Describe the search for an input, or why there was none."""
     if need.name == FOOTPRINT_TYPE:
         return NO_POSITION

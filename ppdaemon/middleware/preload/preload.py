@@ -18,7 +18,12 @@ from ppdaemon.middleware.butler.central import CentralReader, existing_collectio
 from ppdaemon.middleware.butler.datafiles import DataFile, LocationCache
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import Library, LoadedPipeline, Need, UnusablePipeline
+from ppdaemon.middleware.pipelines.graph import (
+    LoadedPipeline,
+    OverallInput,
+    PipelineLibrary,
+    UnusablePipeline,
+)
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan, output_types
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
@@ -40,7 +45,9 @@ _LOG = logging.getLogger(__name__)
 class Preload:
     """Finds and copies the inputs of visits."""
 
-    def __init__(self, config: ButlerConfig, central: CentralReader, cache: SharedCache, library: Library):
+    def __init__(
+        self, config: ButlerConfig, central: CentralReader, cache: SharedCache, library: PipelineLibrary
+    ):
         self._config = config
         self._central = central
         self._cache = cache
@@ -122,7 +129,7 @@ class Preload:
             present += 1
         if present < len(repo.layers):
             with timings.timed("renew"):
-                repo.drop_kept(beyond=present)
+                repo.drop_layers(beyond=present)
                 repo.renew()
         with timings.timed("cache"):
             self._touch((each for layer in layers[:present] for each in layer), plan.files, stats)
@@ -165,7 +172,7 @@ class Preload:
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], central: Butler, reasons: list[str]
-    ) -> dict[str, tuple[Need, ...]]:
+    ) -> dict[str, tuple[OverallInput, ...]]:
         needs = {}
         for pipeline in pipelines:
             try:
@@ -196,7 +203,7 @@ class Preload:
 
 
 def _searched_types(
-    central: Butler, needs: Iterable[Sequence[Need]], preprocessing: Iterable[LoadedPipeline]
+    central: Butler, needs: Iterable[Sequence[OverallInput]], preprocessing: Iterable[LoadedPipeline]
 ) -> list[DatasetType]:
     """Return the types to search for, as the central repo defines them."""
     names = {need.name for each in needs for need in each} - output_types(preprocessing)

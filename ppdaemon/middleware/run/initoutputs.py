@@ -33,7 +33,7 @@ from ppdaemon.middleware.pipelines.graph import resolved
 from ppdaemon.middleware.run.engine import Job, TaskFailure
 from ppdaemon.wire import Model
 
-__all__ = ("DEPLOYMENT_TYPE", "ConstructionFailed", "InitOutputs", "note_exported", "types_of_runs")
+__all__ = ("DEPLOYMENT_TYPE", "ConstructionFailed", "InitOutputs", "record_exported", "types_of_runs")
 
 DEPLOYMENT_TYPE = "prompt_deployment"
 """Dataset type of the deployment of a run: its pipeline and configuration."""
@@ -100,7 +100,7 @@ class InitOutputs:
         self._provided[job.run] = job.digest, self._link_or_create(graph, job)
 
     def is_exported(self, ref: DatasetRef) -> bool:
-        """Return whether an init-output is in the central repo; see `note_exported`."""
+        """Return whether an init-output is in the central repo; see `record_exported`."""
         return not ref.dataId.dimensions and _export_marker(self._folder, ref.run, ref.id).exists()
 
     def _link_or_create(self, graph: PipelineGraph, job: Job) -> list[DatasetRef]:
@@ -128,7 +128,7 @@ class InitOutputs:
         return self._graphs[path]
 
 
-def note_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
+def record_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
     """Record which init-outputs are in the central repo, so that no other visit exports them.
 
     Datasets with dimensions are ignored. `folder` is that of `InitOutputs`.

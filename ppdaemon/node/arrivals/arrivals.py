@@ -30,7 +30,7 @@ from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReader
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
 from ppdaemon.node.processes.reader import ReaderProcess
-from ppdaemon.raws.path import Expected, Kind
+from ppdaemon.raws.path import ExpectedRaws, RawFileKind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit, parent_group
 
@@ -64,7 +64,7 @@ class Arrivals:
         clock: Clock,
         deliver: Callable[[Raw], None],
         expect: Callable[[ExpectedSensors], None] | None = None,
-        waiting: Callable[[], Sequence[Expected]] = tuple,
+        waiting: Callable[[], Sequence[ExpectedRaws]] = tuple,
         canaries: Path | None = None,
         reader: ReaderProcess | None = None,
     ):
@@ -166,7 +166,7 @@ class Arrivals:
         Where paths do not contain the group, folders of exposures that have not changed since
         `remember_s` before the announcement are skipped.
         """
-        expected = Expected(visit.instrument, frozenset(detectors), visit.group)
+        expected = ExpectedRaws(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
         self._counts.count("final_rescans")
         try:
@@ -235,11 +235,11 @@ class Arrivals:
     def _on_sighting(self, sighting: Sighting) -> None:
         """Handle a raw, a sidecar or a list of detectors that a source reports."""
         name = sighting.name
-        if name.kind is Kind.EXPECTED:
+        if name.kind is RawFileKind.EXPECTED:
             if self._exposures.needs_list(name) and len(self._tasks) < MAX_TASKS:
                 self._spawn(self._list(sighting))
             return
-        if name.kind is Kind.SIDECAR:
+        if name.kind is RawFileKind.SIDECAR:
             if self._exposures.needs_sidecar(name) and len(self._tasks) < MAX_TASKS:
                 self._spawn(self._exposures.read_sidecar(name, sighting.file))
             return
@@ -288,7 +288,7 @@ class Arrivals:
 
     # --- the final rescan ---
 
-    async def _rescan_root(self, root: RawRoot, expected: Expected, since_unix: float) -> None:
+    async def _rescan_root(self, root: RawRoot, expected: ExpectedRaws, since_unix: float) -> None:
         search = RawSearch(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s)
         threads = self._threads[root.path]
         sightings = await threads.run(search.rescan, expected, since_unix, WalkTime.by(self._clock))
@@ -297,7 +297,7 @@ class Arrivals:
             exposures.setdefault(sighting.name.exposure, []).append(sighting)
         await asyncio.gather(*(self._deliver_found(expected, found) for found in exposures.values()))
 
-    async def _deliver_found(self, expected: Expected, sightings: list[Sighting]) -> None:
+    async def _deliver_found(self, expected: ExpectedRaws, sightings: list[Sighting]) -> None:
         """Deliver the raws of one exposure if it belongs to the visit."""
         facts = await self._find_facts(sightings)
         if facts is None or parent_group(facts.group) != expected.group:

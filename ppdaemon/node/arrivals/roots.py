@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.raws.layout import Layout, make_layout
-from ppdaemon.raws.path import Expected, Kind, RawName
+from ppdaemon.raws.path import ExpectedRaws, RawFileKind, RawName
 from ppdaemon.raws.roots import WatchKind
 
 __all__ = ("RawPath", "RawRoot", "RawRoots", "Sighting")
@@ -93,7 +93,7 @@ class RawRoots:
                 name = root.layout.parse(file[len(root.path) + 1 :])
                 if name is None or not self._serves(name):
                     return None
-                image = name.kind is Kind.IMAGE
+                image = name.kind is RawFileKind.IMAGE
                 return name, RawPath(root.path, file, root.marker(name, file) if image else None)
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
@@ -101,9 +101,9 @@ class RawRoots:
         """Return the absolute paths that a path, or a key relative to any root, may refer to."""
         return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)
 
-    def all_of(self, instrument: str, days: Collection[int] = ()) -> Expected:
+    def all_of(self, instrument: str, days: Collection[int] = ()) -> ExpectedRaws:
         """Return all raws of an instrument that this node serves, of some observing days or of any."""
-        return Expected(instrument, self.served[instrument], days=frozenset(days))
+        return ExpectedRaws(instrument, self.served[instrument], days=frozenset(days))
 
     def detectors_named(self, instrument: str, file: RawPath, names: Collection[str]) -> frozenset[int]:
         """Return the served detectors among names such as ``R22_S11`` that were read from a file."""
@@ -113,9 +113,9 @@ class RawRoots:
 
     def _serves(self, name: RawName) -> bool:
         match name.kind:
-            case Kind.IMAGE | Kind.SIDECAR:
+            case RawFileKind.IMAGE | RawFileKind.SIDECAR:
                 return name.detector in self.served.get(name.instrument, ())
-            case Kind.EXPECTED:
+            case RawFileKind.EXPECTED:
                 return name.instrument in self.served
             case _:
                 return False

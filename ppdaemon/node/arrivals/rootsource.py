@@ -23,7 +23,7 @@ from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.walk import RawSearch, Survey, WalkTime
 from ppdaemon.node.arrivals.watch import FolderWatch
 from ppdaemon.node.arrivals.watchmethods import LOCAL, methods_for
-from ppdaemon.raws.path import Expected
+from ppdaemon.raws.path import ExpectedRaws
 
 __all__ = ("RootSource", "SourceContext", "SourceState")
 
@@ -66,7 +66,7 @@ class SourceContext:
     """Waits while too many sighted files are queued."""
     on_events_lost: Callable[[str], None]
     """Called with a root when its events were lost."""
-    expected: Callable[[], Sequence[Expected]]
+    expected: Callable[[], Sequence[ExpectedRaws]]
     """Returns the raws that open visits need."""
     canaries: Path | None
     """A folder outside all raw roots, for the canary files."""

@@ -22,7 +22,7 @@ from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
-from ppdaemon.raws.path import Kind, RawName
+from ppdaemon.raws.path import RawFileKind, RawName
 
 __all__ = ("StoreArrivals", "StoreReader", "escaped")
 
@@ -72,11 +72,11 @@ class StoreArrivals:
             return
         sighting = Sighting(source, *located, confirmed=True)
         match sighting.name.kind:
-            case Kind.IMAGE:
+            case RawFileKind.IMAGE:
                 self._take(sighting)
-            case Kind.SIDECAR:
+            case RawFileKind.SIDECAR:
                 self._on_sidecar(sighting)
-            case Kind.EXPECTED:
+            case RawFileKind.EXPECTED:
                 self.spawn(self._list(sighting))
             case unexpected:
                 raise AssertionError(unexpected)

@@ -28,7 +28,7 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.watch import Identity
-from ppdaemon.raws.path import Expected, Kind
+from ppdaemon.raws.path import ExpectedRaws, RawFileKind
 
 __all__ = ("WalkTime", "RawSearch", "Survey")
 
@@ -69,7 +69,7 @@ class _Scope:
     """The parameters of one walk."""
 
     now: WalkTime
-    admitted: tuple[Expected, ...]
+    admitted: tuple[ExpectedRaws, ...]
     """Folders that cannot contain any of these are not entered."""
     detectors: frozenset[int] = frozenset()
     """A search stops listing an exposure's folder after it has found all of these."""
@@ -145,7 +145,7 @@ class FolderWalker(ABC):
     def _files(self, folder: str, scope: _Scope) -> Iterator[list[Sighting]]:
         """Yield the files found in a folder of the lowest level."""
 
-    def _admits(self, folder: str, admitted: Iterable[Expected]) -> bool:
+    def _admits(self, folder: str, admitted: Iterable[ExpectedRaws]) -> bool:
         path = folder[len(self._root) + 1 :]
         return any(self._layout.admits(path, expected) for expected in admitted)
 
@@ -293,7 +293,7 @@ class RawSearch(FolderWalker):
         self._one_exposure = not in_folders.isdisjoint(("exposure", "obsid"))
 
     def poll(
-        self, expected: Sequence[Expected], live: Collection[str], now: WalkTime
+        self, expected: Sequence[ExpectedRaws], live: Collection[str], now: WalkTime
     ) -> Iterator[list[Sighting]]:
         """Yield files that the last poll did not find, including those of other detectors and visits;
         `live` folders are searched too, because the exposure may belong to another day.
@@ -313,7 +313,7 @@ class RawSearch(FolderWalker):
         ]:
             del self._folders[folder]
 
-    def rescan(self, expected: Expected, since_unix: float, now: WalkTime) -> list[Sighting]:
+    def rescan(self, expected: ExpectedRaws, since_unix: float, now: WalkTime) -> list[Sighting]:
         """Return the images of one visit that this object has not reported before.
 
         Where paths do not contain the group, folders of exposures that have not changed since
@@ -326,11 +326,11 @@ class RawSearch(FolderWalker):
             for folder in self._layout.folders(expected)
             for portion in self._walk(f"{self._root}/{folder.path}".rstrip("/"), scope)
             for sighting in portion
-            if sighting.name.kind is Kind.IMAGE and expected.matches(sighting.name)
+            if sighting.name.kind is RawFileKind.IMAGE and expected.matches(sighting.name)
         ]
 
     def _targets(
-        self, expected: Sequence[Expected], live: Collection[str], now: WalkTime
+        self, expected: Sequence[ExpectedRaws], live: Collection[str], now: WalkTime
     ) -> dict[str, set[int]]:
         """Return the folders to search, with the detectors to find in each."""
         targets: dict[str, set[int]] = {}
@@ -411,7 +411,7 @@ class RawSearch(FolderWalker):
             known.found_detectors.update(
                 each.name.detector
                 for each in sightings
-                if each.name.kind is Kind.IMAGE and each.name.detector is not None
+                if each.name.kind is RawFileKind.IMAGE and each.name.detector is not None
             )
         yield sightings
 

@@ -11,7 +11,7 @@ from ppdaemon import reports
 from ppdaemon.errors import Refused
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
-from ppdaemon.node.slots.events import KillAsked, RestartAsked
+from ppdaemon.node.slots.events import KillRequested, RestartRequested
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import AcceptanceChanged
@@ -34,7 +34,7 @@ class RequestHandler:
     relay: RelayClient
     reloader: Reloader
 
-    async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.Failed:
+    async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
         """Handle one request and return the reply.
 
         Raises `~ppdaemon.errors.Refused` if it cannot be done now.
@@ -64,7 +64,8 @@ class RequestHandler:
                 if number not in self.pool.slots:
                     return _unknown(f"there is no slot {number}")
                 self.pool.handle(
-                    number, RestartAsked() if isinstance(request, reports.RestartRequest) else KillAsked()
+                    number,
+                    RestartRequested() if isinstance(request, reports.RestartRequest) else KillRequested(),
                 )
                 return reports.Ok()
             case unexpected:
@@ -87,7 +88,7 @@ class RequestHandler:
         self.relay.set_accepting(accepting)
         self.status.state = "running" if accepting else "draining"
 
-    async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.Failed:
+    async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.RequestFailed:
         if self.status.state != "running":
             raise Refused("the node takes no visits now")
         rows = await self.reprocessor.requeue(request.group, request.detectors, force=request.force)
@@ -99,5 +100,5 @@ def _rows(rows: Sequence[Model]) -> reports.Ok:
     return reports.Ok(data=[row.model_dump(mode="json") for row in rows])
 
 
-def _unknown(text: str) -> reports.Failed:
-    return reports.Failed(code="not_found", text=text)
+def _unknown(text: str) -> reports.RequestFailed:
+    return reports.RequestFailed(code="not_found", text=text)

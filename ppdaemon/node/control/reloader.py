@@ -9,7 +9,7 @@ from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.notify import Notifier
-from ppdaemon.reports import Failed, Ok
+from ppdaemon.reports import Ok, RequestFailed
 
 __all__ = ("Reloader",)
 
@@ -31,11 +31,11 @@ class Reloader:
         while True:
             await self.requested.wait()
             self.requested.clear()
-            self.notifier.tell(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
+            self.notifier.notify(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
             await self.generations.reload_unattended()
-            self.notifier.tell(READY=1, STATUS=self.status.report().text)
+            self.notifier.notify(READY=1, STATUS=self.status.report().text)
 
-    async def reload(self) -> Ok | Failed:
+    async def reload(self) -> Ok | RequestFailed:
         """Reload for a client that waits for the result.
 
         Raises `~ppdaemon.errors.Refused` if the daemon is starting or stopping.
@@ -50,7 +50,7 @@ class Reloader:
                 raise Refused("the daemon is stopping")
             reloading.result()
         except ConfigError as error:
-            return Failed(code="config", text=str(error))
+            return RequestFailed(code="config", text=str(error))
         finally:
             for task in (reloading, stopping):
                 task.cancel()

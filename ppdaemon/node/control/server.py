@@ -16,7 +16,7 @@ from pathlib import Path
 import pydantic
 
 from ppdaemon.errors import BadMessage, PPDaemonError
-from ppdaemon.reports import CONTROL_LIMIT, REQUESTS, Failed, Ok, StatusReport, Watch
+from ppdaemon.reports import CONTROL_LIMIT, REQUESTS, Ok, RequestFailed, StatusReport, Watch
 from ppdaemon.wire import decode, encode
 
 __all__ = ("ControlServer",)
@@ -30,7 +30,7 @@ WRITE_S = 5.0
 SILENCE_S = 300.0
 """A client that sends no request for this long is disconnected."""
 
-type Handle = Callable[[pydantic.BaseModel], Awaitable[Ok | Failed]]
+type Handle = Callable[[pydantic.BaseModel], Awaitable[Ok | RequestFailed]]
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ class ControlServer:
         writer.transport.set_write_buffer_limits(high=0)  # so that drain() waits until all is sent
         try:
             if len(self._clients) > MAX_CLIENTS:
-                await self._reply(writer, Failed(code="refused", text="too many clients"))
+                await self._reply(writer, RequestFailed(code="refused", text="too many clients"))
             else:
                 await self._exchange(reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
@@ -97,28 +97,28 @@ class ControlServer:
                 line = await asyncio.wait_for(reader.readline(), SILENCE_S)
             except ValueError:
                 text = f"a request of more than {CONTROL_LIMIT} bytes"
-                await self._reply(writer, Failed(code="bad_request", text=text))
+                await self._reply(writer, RequestFailed(code="bad_request", text=text))
                 return
             if not line:
                 return
             try:
                 request = decode(line, REQUESTS, limit=CONTROL_LIMIT)
             except BadMessage as error:
-                await self._reply(writer, Failed(code="bad_request", text=str(error)))
+                await self._reply(writer, RequestFailed(code="bad_request", text=str(error)))
                 continue
             if isinstance(request, Watch):
                 await self._stream(writer)
                 return
             await self._reply(writer, await self._try(request))
 
-    async def _try(self, request: pydantic.BaseModel) -> Ok | Failed:
+    async def _try(self, request: pydantic.BaseModel) -> Ok | RequestFailed:
         try:
             return await self.handle(request)
         except PPDaemonError as error:
-            return Failed(code="refused", text=str(error))
+            return RequestFailed(code="refused", text=str(error))
         except Exception as error:  # one client's request must not end the daemon
             _LOG.exception("cannot handle the control request %r; the client gets an error", request)
-            return Failed(code="internal", text=f"{type(error).__name__}: {error}")
+            return RequestFailed(code="internal", text=f"{type(error).__name__}: {error}")
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
         """Send the status now and after changes, at least once and at most 5 times a second."""
@@ -130,6 +130,6 @@ class ControlServer:
             await asyncio.sleep(0.2)
 
     @staticmethod
-    async def _reply(writer: asyncio.StreamWriter, reply: Ok | Failed) -> None:
+    async def _reply(writer: asyncio.StreamWriter, reply: Ok | RequestFailed) -> None:
         writer.write(encode(reply) + b"\n")
         await asyncio.wait_for(writer.drain(), WRITE_S)

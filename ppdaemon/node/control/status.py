@@ -135,7 +135,7 @@ class Status:
         """Return each limit of a worker with the process that enforces it."""
         memory, times = self.config.workers.memory, self.config.workers.times
         sampled = f"supervisor every {memory.sample_s:g} s"
-        kernel = self.pool.cgroups.keeper
+        kernel = self.pool.cgroups.enforced_by
         limits = {
             "memory": f"{memory.hard / 1e9:g} GB, {sampled}; {kernel('memory')}",
             "RAM disk": f"{memory.ramdisk / 1e9:g} GB, supervisor every {REPO_EVERY * memory.sample_s:g} s",
@@ -160,9 +160,9 @@ class Status:
         problems += [
             f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
         ]
-        problems += self.meters.troubles
-        if self.pool.cgroups.trouble:
-            problems.append(self.pool.cgroups.trouble)
+        problems += self.meters.problems
+        if self.pool.cgroups.problem:
+            problems.append(self.pool.cgroups.problem)
         for slot in self.pool.slots.values():
             if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
                 problems.append(f"slot {slot.number} is {slot.state}: {slot.note}")

@@ -14,7 +14,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.notify import Notifier
-from ppdaemon.processes import children, end_orphans
+from ppdaemon.processes import children, kill_orphans
 
 __all__ = ("Ticker",)
 
@@ -41,14 +41,14 @@ class Ticker:
         while True:
             self.scheduler.tick()
             self._sweep()
-            self.notifier.tell(STATUS=self.status.report().text, WATCHDOG=1)
+            self.notifier.notify(STATUS=self.status.report().text, WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
         """Read journal and state disk once a second until cancelled."""
         while True:
             await self.pump.resend_results()
-            self.status.spools_refused = await asyncio.to_thread(self.folders.count_refused)
+            self.status.spools_refused = await asyncio.to_thread(self.folders.count_quarantined)
             await asyncio.sleep(1.0)
 
     def _sweep(self) -> None:
@@ -59,4 +59,4 @@ class Ticker:
         reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
         reap(children() - zygotes - reader)
         exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
-        end_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader})
+        kill_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader})

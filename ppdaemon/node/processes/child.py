@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppdaemon.messages import Forked
-from ppdaemon.processes import children, end_orphans
+from ppdaemon.processes import children, kill_orphans
 
 __all__ = ("ENVIRONMENT", "ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
 
@@ -169,6 +169,6 @@ async def end_children(mono: Callable[[], float], limit_s: float) -> None:
     """
     until = mono() + limit_s
     while (left := children()) and mono() < until:
-        end_orphans(())
+        kill_orphans(())
         reap(left)
         await asyncio.sleep(PAUSE_S)

@@ -40,12 +40,12 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         config: ExportConfig,
         repo: Path,
         log: Path,
-        ask_fork: Callable[[messages.ForkWorker], bool],
+        request_fork: Callable[[messages.ForkWorker], bool],
         done: Callable[[messages.Exported], None],
     ):
         pauses = {"first_pause_s": config.retry_s, "longest_pause_s": LONGEST_PAUSE * config.retry_s}
         lifecycle = Lifecycle(boot_s=BOOT_S, answer_s=EXPORT_S, **pauses)
-        super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, ask_fork)
+        super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, request_fork)
         self._failure = ""
         self._done = done
         self._spools: dict[str, None] = {}  # in order

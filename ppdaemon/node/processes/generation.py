@@ -55,10 +55,16 @@ class ZygoteFailed(PPDaemonError):
 class TemplateProcess(ForkedProcess[messages.Ready]):
     """One process that creates the template and ends."""
 
-    def __init__(self, repo: Path, log: Path, ask_fork: Callable[[messages.ForkWorker], bool]):
+    def __init__(self, repo: Path, log: Path, request_fork: Callable[[messages.ForkWorker], bool]):
         lifecycle = Lifecycle(boot_s=TEMPLATE_S, answer_s=TEMPLATE_S, first_pause_s=0.0, longest_pause_s=0.0)
         super().__init__(
-            "template", TEMPLATE_SLOT, repo, log, pydantic.TypeAdapter(messages.Ready), lifecycle, ask_fork
+            "template",
+            TEMPLATE_SLOT,
+            repo,
+            log,
+            pydantic.TypeAdapter(messages.Ready),
+            lifecycle,
+            request_fork,
         )
         self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
 

@@ -241,13 +241,13 @@ class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
         log: Path,
         messages: pydantic.TypeAdapter[Message],
         lifecycle: Lifecycle,
-        ask_fork: Callable[[ForkWorker], bool],
+        request_fork: Callable[[ForkWorker], bool],
     ):
         super().__init__(role, log, messages, lifecycle)
         self._role = role
         self._slot = slot
         self._repo = repo
-        self._ask_fork = ask_fork
+        self._ask_fork = request_fork
         self._epoch = 0
 
     def _launch(self) -> None:

@@ -32,9 +32,9 @@ class Assignment:
     key: Key
     visit: NextVisit
     pipelines: Pipelines
-    no_image_at: float
+    image_deadline: float
     """Monotonic seconds: without a raw until then, the outcome is `no_image`."""
-    pointless_at: float
+    expires_at: float
     """Monotonic seconds: the visit-detector is not started after this time."""
     quiet_s: float = math.inf
     """Where the number of exposures is unknown, the wait ends after this time without a new raw."""
@@ -98,8 +98,8 @@ class Assignment:
         listed = any(included and not self.has(exposure) for exposure, included in self.detector_lists)
         enough = self.visit.nimages or self._snaps_by_headers or 1
         if listed or self.all_arrived or len(self.raws) < enough:
-            return self.no_image_at
-        return min(self.no_image_at, self.last_raw_at + self.quiet_s)
+            return self.image_deadline
+        return min(self.image_deadline, self.last_raw_at + self.quiet_s)
 
     @property
     def partial(self) -> bool:
@@ -126,7 +126,7 @@ class Assignment:
         return start empty.
         """
         key = self.key._replace(attempt=self.key.attempt + 1)
-        times = self.no_image_at, self.pointless_at, self.quiet_s
+        times = self.image_deadline, self.expires_at, self.quiet_s
         return Assignment(key, self.visit, self.pipelines, *times, avoid=avoid)
 
     @property

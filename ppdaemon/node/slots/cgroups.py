@@ -79,7 +79,7 @@ class Cgroups:
     config: WorkersConfig
     base: Path | None
     reason: str = ""
-    trouble: str = field(default="", init=False)
+    problem: str = field(default="", init=False)
     """Why the last worker has no limits by the kernel, or blank."""
     _refused: dict[str, str] = field(default_factory=dict)
     """Why a limit is not enforced, by ``memory``, ``pids``, ``kill``."""
@@ -119,7 +119,7 @@ class Cgroups:
             self._kill(leaf)
             _remove(leaf)
 
-    def keeper(self, limit: str) -> str:
+    def enforced_by(self, limit: str) -> str:
         """Return a text that says whether the kernel enforces a limit: ``memory``, ``pids`` or ``kill``."""
         reason = self.reason or self._refused.get(limit, "")
         return f"not by the kernel: {reason}" if reason else "kernel (cgroup)"
@@ -139,10 +139,10 @@ class Cgroups:
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 _write(leaf / "cgroup.procs", str(pid))
         except OSError as error:
-            self.trouble = f"worker {pid} of slot {slot} runs without limits by the kernel: {error}"
-            _LOG.error("%s", self.trouble)
+            self.problem = f"worker {pid} of slot {slot} runs without limits by the kernel: {error}"
+            _LOG.error("%s", self.problem)
         else:
-            self.trouble = ""
+            self.problem = ""
 
     def _limit(self, leaf: Path) -> None:
         memory = self.config.memory

@@ -108,7 +108,7 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
-class RetireAsked:
+class RetireRequested:
     """The slot is no longer needed."""
 
 
@@ -118,12 +118,12 @@ class RecycleRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class RestartAsked:
+class RestartRequested:
     """An operator asked for a new worker."""
 
 
 @dataclass(frozen=True, slots=True)
-class KillAsked:
+class KillRequested:
     """An operator asked to kill the worker, or the daemon stops."""
 
     reason: str = "killed by an operator"
@@ -216,7 +216,7 @@ class Finish:
     engine: str = ""
     spool: str | None = None
     datasets: int = 0
-    may_have_left: bool = False
+    may_have_leftovers: bool = False
     """Whether a mark or a spool may be on disk that the worker did not report: it died or failed."""
 
 

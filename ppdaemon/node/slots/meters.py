@@ -145,7 +145,7 @@ class Meters:
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
 
     def __post_init__(self) -> None:
-        self.troubles: tuple[str, ...] = ()
+        self.problems: tuple[str, ...] = ()
         """Problems such as nearly full disks, one line each."""
         self.ramdisk_bytes = 0
         """Used space of the whole RAM disk."""
@@ -167,7 +167,7 @@ class Meters:
                 try:
                     samples = await loop.run_in_executor(thread, self.read, pids)
                 except OSError as error:  # such as too many open files
-                    self.troubles = (
+                    self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
                     )
                     continue
@@ -182,7 +182,7 @@ class Meters:
     def read(self, pids: Mapping[int, int]) -> dict[int, MemorySampled]:
         """Measure the processes, given by slot. Blocks for some milliseconds."""
         # First: `_is_filling` compares the RAM disk with its last measurement.
-        self.troubles = (*self._check_disks(), *self._cut_logs())
+        self.problems = (*self._check_disks(), *self._cut_logs())
         if self._samples % REPO_EVERY == 0 or self._is_filling():
             self._repos.clear()
             self._ramdisk_measured = self.ramdisk_bytes

@@ -39,13 +39,13 @@ VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | event
 
 @dataclass(eq=False)
 class Pool:
-    """All slots of a node. `ask_fork` returns whether the order was sent to a zygote; `post`
+    """All slots of a node. `request_fork` returns whether the order was sent to a zygote; `post`
     takes the actions that concern visits.
     """
 
     config: NodeConfig
     clock: Clock
-    ask_fork: Callable[[ForkWorker], bool]
+    request_fork: Callable[[ForkWorker], bool]
     post: Callable[[VisitAction], None]
     count: Counter[str]
 
@@ -282,7 +282,7 @@ class Pool:
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
         order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
-        if not self.ask_fork(order):
+        if not self.request_fork(order):
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked("no zygote"))
 
     def _wipe(self, slot: Slot) -> None:

@@ -105,16 +105,16 @@ class Scheduler:
         if last is not None and self._last_slot.get(last) == slot:
             del self._last_slot[last]
 
-    def decide(self, now: float, *, growing: bool = True, room: int | None = None) -> list[SchedulerAction]:
+    def decide(self, now: float, *, resizing: bool = True, room: int | None = None) -> list[SchedulerAction]:
         """Return the assignments and changes of slots to be carried out in order; the scheduler
-        already counts with them. `growing` is whether slots may be opened or retired; `room`
+        already counts with them. `resizing` is whether slots may be opened or retired; `room`
         is for how many more workers the host has memory, `None` for any number. The minimum
         number of slots is opened regardless of `room`.
         """
         # Before the match: an idle slot above a lowered maximum must not get a visit.
-        decisions = self._shrink() if growing else []
+        decisions = self._shrink() if resizing else []
         decisions += self._match()
-        if growing:
+        if resizing:
             decisions += self._resize(now, room)
         return decisions
 
@@ -123,7 +123,7 @@ class Scheduler:
         drops = [
             Drop(assignment, "no worker became free in time")
             for assignment in self._queue.values()
-            if now >= assignment.pointless_at
+            if now >= assignment.expires_at
         ]
         for drop in drops:
             del self._queue[drop.assignment.key]

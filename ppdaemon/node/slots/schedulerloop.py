@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ppdaemon.clock import Clock
 from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots.assignment import Assignment, Key
-from ppdaemon.node.slots.events import RetireAsked, SlotAssigned, SlotChanged
+from ppdaemon.node.slots.events import RetireRequested, SlotAssigned, SlotChanged
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.scheduler import Assign, OpenSlot, RetireSlot, Scheduler
 from ppdaemon.node.slots.slot import Slot
@@ -27,7 +27,7 @@ class SchedulerLoop:
     post: Callable[[object], None]
 
     def __post_init__(self) -> None:
-        self.growing = True
+        self.resizing = True
         """Whether slots may be opened or retired; `False` while the daemon stops."""
         self._watchers: list[Callable[[], None]] = []
         self._scheduler = Scheduler(self.config)
@@ -60,7 +60,7 @@ class SchedulerLoop:
         """Remove a visit-detector from the queue, if it is queued."""
         self._scheduler.remove(key)
 
-    def leave_idle(self, slot: int) -> None:
+    def mark_idle(self, slot: int) -> None:
         """Make a slot available again whose assigned visit ended before the slot received it."""
         if self.pool.slots[slot].state == SlotState.IDLE:
             self._scheduler.slot_idle(slot, self.clock.mono())
@@ -75,14 +75,14 @@ class SchedulerLoop:
     def decide(self) -> None:
         """Carry out the present decisions of the scheduler."""
         self._waking = False
-        for decision in self._scheduler.decide(self.clock.mono(), growing=self.growing, room=self._room()):
+        for decision in self._scheduler.decide(self.clock.mono(), resizing=self.resizing, room=self._room()):
             match decision:
                 case Assign(assignment=assignment, slot=number):
                     self.post(SlotAssigned(assignment, number, self.pool.slots[number].pid))
                 case OpenSlot():
                     self._scheduler.slot_opened(self.pool.open_slot().number)
                 case RetireSlot(slot=number):
-                    self.pool.handle(number, RetireAsked())
+                    self.pool.handle(number, RetireRequested())
         for decided in self._watchers:
             decided()
 

@@ -139,10 +139,10 @@ class Slot:
         self.note = f"not ready after {self.config.times.boot_s:g} s"
         return self._kill(now) if self.pid is not None else self._back_off_without_process(now)
 
-    def _restart_start(self, event: events.RestartAsked, now: float) -> Actions:
+    def _restart_start(self, event: events.RestartRequested, now: float) -> Actions:
         return self._restart(event, now) if self.pid is not None else self._fork(now)
 
-    def _kill_start(self, event: events.KillAsked, now: float) -> Actions:
+    def _kill_start(self, event: events.KillRequested, now: float) -> Actions:
         return self._kill_now(event, now) if self.pid is not None else self._back_off_without_process(now)
 
     # --- a visit ---------------------------------------------------------
@@ -382,7 +382,7 @@ class Slot:
         if self.assignment is not None:
             # Not where memory was exceeded: the second attempt would exceed it, too.
             retriable = outcome == Outcome.CRASHED
-            finish = self._finish(outcome, self.note, retriable=retriable, may_have_left=True)
+            finish = self._finish(outcome, self.note, retriable=retriable, may_have_leftovers=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = (
                 "quarantined: the worker reported a wrong configuration; see its log, then restart the slot"
@@ -411,11 +411,11 @@ class Slot:
 
     # --- operators -------------------------------------------------------
 
-    def _restart(self, event: events.RestartAsked, now: float) -> Actions:
+    def _restart(self, event: events.RestartRequested, now: float) -> Actions:
         pending = PendingOutcome(Outcome.INTERRUPTED, "an operator restarted the worker", retriable=True)
         return self._stop(pending, "restarted by an operator", now)
 
-    def _restart_now(self, event: events.RestartAsked, now: float) -> Actions:
+    def _restart_now(self, event: events.RestartRequested, now: float) -> Actions:
         self._budget.reset()
         return self._fork(now)
 
@@ -426,21 +426,21 @@ class Slot:
         self._recycle_at = now
         return []
 
-    def _kill_now(self, event: events.KillAsked, now: float) -> Actions:
+    def _kill_now(self, event: events.KillRequested, now: float) -> Actions:
         self.note = event.reason
         if self.assignment is not None and self._pending is None:
             self._pending = PendingOutcome(Outcome.INTERRUPTED, event.reason, retriable=True)
         return self._kill(now)
 
-    def _retire(self, event: events.RetireAsked, now: float) -> Actions:
+    def _retire(self, event: events.RetireRequested, now: float) -> Actions:
         self.after_exit = S.STOPPED
         return self._quit("retired", now)
 
-    def _retire_later(self, event: events.RetireAsked, now: float) -> Actions:
+    def _retire_later(self, event: events.RetireRequested, now: float) -> Actions:
         self.after_exit = S.STOPPED
         return []
 
-    def _close(self, event: events.RetireAsked, now: float) -> Actions:
+    def _close(self, event: events.RetireRequested, now: float) -> Actions:
         self.after_exit = S.STOPPED
         return self._enter(S.STOPPED, now, None)
 
@@ -474,13 +474,13 @@ class Slot:
         return [events.Fork(self.epoch), *self._enter(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
-        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_left: bool = False
+        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_leftovers: bool = False
     ) -> Actions:
         assignment, self.assignment = self._current, None
         # Past the point of no return a second attempt would write twice.
         retriable = retriable and not assignment.no_return
         reason = assignment.with_remarks(reason)
-        return [events.Finish(assignment, outcome, reason, retriable, may_have_left=may_have_left)]
+        return [events.Finish(assignment, outcome, reason, retriable, may_have_leftovers=may_have_leftovers)]
 
     def _finish_done(self, done: messages.Done) -> Actions:
         assignment, self.assignment = self._current, None
@@ -496,7 +496,7 @@ class Slot:
                 done.engine,
                 done.spool,
                 done.datasets,
-                may_have_left=done.spool is None and done.outcome != Outcome.SUCCEEDED,
+                may_have_leftovers=done.spool is None and done.outcome != Outcome.SUCCEEDED,
             )
         ]
 
@@ -535,11 +535,11 @@ class Slot:
         if self.assignment is None:
             return []
         if pending is None:
-            return self._finish(Outcome.CRASHED, self.note, retriable=retriable, may_have_left=True)
+            return self._finish(Outcome.CRASHED, self.note, retriable=retriable, may_have_leftovers=True)
         if pending.done is not None:
             return self._finish_done(pending.done)
         retriable = pending.retriable and retriable
-        return self._finish(pending.outcome, pending.reason, retriable=retriable, may_have_left=True)
+        return self._finish(pending.outcome, pending.reason, retriable=retriable, may_have_leftovers=True)
 
     def _back_off(self, now: float) -> Actions:
         pause = self._budget.failed(now)
@@ -571,15 +571,15 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.STARTING, events.WorkerNotForked): Slot._retry_fork,
     (S.STARTING, messages.Ready): Slot._mark_ready,
     (S.STARTING, events.DeadlinePassed): Slot._kill_slow_start,
-    (S.STARTING, events.RestartAsked): Slot._restart_start,
-    (S.STARTING, events.KillAsked): Slot._kill_start,
-    (S.STARTING, events.RetireAsked): Slot._retire_later,
+    (S.STARTING, events.RestartRequested): Slot._restart_start,
+    (S.STARTING, events.KillRequested): Slot._kill_start,
+    (S.STARTING, events.RetireRequested): Slot._retire_later,
     (S.STARTING, events.RecycleRequested): Slot._recycle_later,
     (S.IDLE, events.VisitAssigned): Slot._prepare,
     (S.IDLE, events.DeadlinePassed): Slot._recycle_old,
     (S.IDLE, messages.Ingested): Slot._ignore,  # sent before the worker received the cancellation
     (S.IDLE, messages.RawRefused): Slot._ignore,
-    (S.IDLE, events.RetireAsked): Slot._retire,
+    (S.IDLE, events.RetireRequested): Slot._retire,
     (S.IDLE, events.RecycleRequested): Slot._recycle,
     (S.PREPARING, events.RawArrived): Slot._store_raw,
     (S.PREPARING, events.ExposureListed): Slot._store_list,
@@ -600,25 +600,25 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.STOPPING, events.DeadlinePassed): Slot._kill_after_grace,
     (S.STOPPING, events.WorkerDied): Slot._handle_stop,
     (S.STOPPING, messages.Done): Slot._accept_late_result,
-    (S.STOPPING, events.RestartAsked): Slot._ignore,
+    (S.STOPPING, events.RestartRequested): Slot._ignore,
     (S.KILLING, events.DeadlinePassed): Slot._mark_unkillable,
     (S.KILLING, events.WorkerDied): Slot._handle_stop,
     (S.KILLING, messages.Done): Slot._accept_late_result,
-    (S.KILLING, events.RestartAsked): Slot._ignore,
-    (S.KILLING, events.KillAsked): Slot._ignore,
+    (S.KILLING, events.RestartRequested): Slot._ignore,
+    (S.KILLING, events.KillRequested): Slot._ignore,
     (S.UNKILLABLE, events.WorkerDied): Slot._handle_stop,
-    (S.UNKILLABLE, events.RestartAsked): Slot._ignore,
-    (S.UNKILLABLE, events.KillAsked): Slot._ignore,
+    (S.UNKILLABLE, events.RestartRequested): Slot._ignore,
+    (S.UNKILLABLE, events.KillRequested): Slot._ignore,
     (S.BACKOFF, events.DeadlinePassed): Slot._fork_again,
-    (S.BACKOFF, events.RestartAsked): Slot._restart_now,
-    (S.BACKOFF, events.KillAsked): Slot._ignore,
-    (S.BACKOFF, events.RetireAsked): Slot._close,
-    (S.QUARANTINED, events.RestartAsked): Slot._restart_now,
-    (S.QUARANTINED, events.KillAsked): Slot._ignore,
-    (S.QUARANTINED, events.RetireAsked): Slot._close,
+    (S.BACKOFF, events.RestartRequested): Slot._restart_now,
+    (S.BACKOFF, events.KillRequested): Slot._ignore,
+    (S.BACKOFF, events.RetireRequested): Slot._close,
+    (S.QUARANTINED, events.RestartRequested): Slot._restart_now,
+    (S.QUARANTINED, events.KillRequested): Slot._ignore,
+    (S.QUARANTINED, events.RetireRequested): Slot._close,
     (S.QUARANTINED, events.RecycleRequested): Slot._restart_now,
-    (S.STOPPED, events.RestartAsked): Slot._restart_now,
-    (S.STOPPED, events.KillAsked): Slot._ignore,
+    (S.STOPPED, events.RestartRequested): Slot._restart_now,
+    (S.STOPPED, events.KillRequested): Slot._ignore,
 }
 """The handler of each event in each state."""
 
@@ -641,7 +641,7 @@ _ALIVE = {
     for state in (S.STARTING, S.IDLE, *BUSY_STATES)
     for event, rule in (
         (events.WorkerDied, Slot._handle_crash),
-        (events.RestartAsked, Slot._restart),
+        (events.RestartRequested, Slot._restart),
         (events.MemorySampled, Slot._check_limits),
     )
 }
@@ -658,8 +658,8 @@ ANY_STATE: dict[type, Handler] = {
     events.MemorySampled: Slot._record_usage,
     events.ProtocolViolation: Slot._stop_faulty,
     messages.PointOfNoReturn: Slot._record_no_return,
-    events.RetireAsked: Slot._retire_later,
-    events.KillAsked: Slot._kill_now,
+    events.RetireRequested: Slot._retire_later,
+    events.KillRequested: Slot._kill_now,
     # The next worker of this slot has the new configuration anyway.
     events.RecycleRequested: Slot._ignore,
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import CancelVisit, ReserveVisit, ResultsSeen, Welcome
 from ppdaemon.node.visits.model import Reserved
-from ppdaemon.selection import Chosen, Selector
+from ppdaemon.selection import PipelineChoice, Selector
 from ppdaemon.visit import NextVisit
 
 __all__ = ("PipelineChooser",)
@@ -59,7 +59,7 @@ class PipelineChooser:
                 self._count["background_error"] += 1
                 _LOG.exception("cannot select pipelines for %r; the relay sends it again", message.visit)
 
-    async def choose(self, visit: NextVisit, detectors: Sequence[int]) -> Mapping[int, Chosen]:
+    async def choose(self, visit: NextVisit, detectors: Sequence[int]) -> Mapping[int, PipelineChoice]:
         """Return the pipelines of each detector of a visit."""
         if self._selector.takes_long(visit):
             return await asyncio.to_thread(self._selector.choose, visit, detectors)

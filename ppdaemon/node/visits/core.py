@@ -33,7 +33,7 @@ from ppdaemon.node.visits import model
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import WITHDRAWN, refusal_reason, requeue_row, requeue_warning
 from ppdaemon.reports import RequeueRow
-from ppdaemon.selection import Chosen
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import parent_group
 
@@ -121,20 +121,22 @@ class Visits:
         stages = {Stage.ACCEPTED: self._now.tai}
         return model.JournalEntry(key, message.visit, message.received_tai, stages, asked=message.attempt)
 
-    def _open_reserved(self, entry: model.JournalEntry, age_s: float, chosen: Chosen) -> VisitDetector:
+    def _open_reserved(
+        self, entry: model.JournalEntry, age_s: float, chosen: PipelineChoice
+    ) -> VisitDetector:
         assignment = self._assignment(entry, age_s, chosen)
         visit = VisitDetector(entry, assignment, Phase.RESERVED, ignored=chosen.reason)
         self.open.add(visit)
         return visit
 
-    def _assignment(self, entry: model.JournalEntry, age_s: float, chosen: Chosen) -> Assignment:
+    def _assignment(self, entry: model.JournalEntry, age_s: float, chosen: PipelineChoice) -> Assignment:
         announced = self._now.mono - max(0.0, age_s)
         return Assignment(
             key=entry.key,
             visit=entry.visit,
             pipelines=chosen.pipelines,
-            no_image_at=announced + self.config.arrivals.image_deadline_s(entry.visit),
-            pointless_at=announced + self.config.node.expiry_s,
+            image_deadline=announced + self.config.arrivals.image_deadline_s(entry.visit),
+            expires_at=announced + self.config.node.expiry_s,
             quiet_s=self.config.arrivals.quiet_s,
         )
 
@@ -365,7 +367,7 @@ class Visits:
         visit = self.open.get(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
-        if event.may_have_left:
+        if event.may_have_leftovers:
             # The worker may have renamed its spool or written its mark, and
             # then failed or died before it could send a message about it.
             visit.phase, visit.finish = Phase.RECOVERING, event
@@ -450,7 +452,7 @@ class Visits:
         return again
 
     def _may_retry(self, visit: VisitDetector) -> bool:
-        in_time = self._now.mono < visit.assignment.pointless_at
+        in_time = self._now.mono < visit.assignment.expires_at
         more = visit.key.attempt < self.config.workers.attempts
         return visit.entry.retriable and in_time and more and not self._stopping
 
@@ -470,7 +472,7 @@ class Visits:
         # The image deadline may have passed already, but existing raws have to
         # be found first.
         earliest = self._now.mono + RETRY_WAIT_S + self.config.arrivals.scan_s
-        assignment = replace(assignment, no_image_at=max(assignment.no_image_at, earliest))
+        assignment = replace(assignment, image_deadline=max(assignment.image_deadline, earliest))
         entry = self._next(before.entry)
         effects.writes.append(model.Retry(self.open.take_change(before.entry), snapshot(entry)))
         self.open.add(VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws))
@@ -565,7 +567,7 @@ class Visits:
         effects.actions.append(model.ResendResults())
 
     def _mark_exported(self, event: Exported, effects: model.Effects) -> None:
-        names = (self._folders.read_spooled(spool.rpartition("/")[2]) for spool in event.spools)
+        names = (self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in event.spools)
         effects.writes.append(model.MarkExported(tuple(Key(*name) for name in names if name), event.tai))
         self._count["datasets_exported"] += event.datasets
         self._count["spools_refused"] += len(event.refused)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ppdaemon.messages import Raw, ReserveVisit, ResultEntry
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.reports import RequeueRow
-from ppdaemon.selection import Chosen
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
 
@@ -70,7 +70,7 @@ class Reserved:
     """The relay has reserved detectors of a visit on this node."""
 
     message: ReserveVisit
-    chosen: Mapping[int, Chosen]
+    chosen: Mapping[int, PipelineChoice]
     """By detector, only those that the node serves."""
 
 
@@ -107,7 +107,7 @@ class AttemptRecovered:
 
     entry: JournalEntry
     leftovers: Leftovers
-    chosen: Chosen
+    chosen: PipelineChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class RequeueRequested:
     request: int
     before: tuple[JournalEntry, ...]
     """The last attempts in the journal."""
-    chosen: Mapping[Key, Chosen]
+    chosen: Mapping[Key, PipelineChoice]
     spools: Mapping[Key, str]
     """Spools of those attempts that were withdrawn from the exporter."""
     exporting: frozenset[Key]

@@ -10,7 +10,7 @@ from ppdaemon.messages import Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
 from ppdaemon.node.visits.model import JournalEntry, VisitKey
-from ppdaemon.raws.path import Expected
+from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.states import Stage
 
 __all__ = ("OpenVisits", "Phase", "VisitDetector", "snapshot")
@@ -94,7 +94,7 @@ class OpenVisits:
         detectors = self._groups.get((instrument, group), ())
         return [self._open[instrument, group, detector] for detector in sorted(detectors)]
 
-    def expected(self) -> list[Expected]:
+    def expected(self) -> list[ExpectedRaws]:
         """Return one item for each visit with detectors that wait for raws."""
         found = []
         for (instrument, group), detectors in self._groups.items():
@@ -104,7 +104,7 @@ class OpenVisits:
                 if Stage.INGESTED not in self._open[instrument, group, detector].entry.stages
             )
             if missing:
-                found.append(Expected(instrument, missing, group))
+                found.append(ExpectedRaws(instrument, missing, group))
         return found
 
     # --- changed rows ------------------------------------------------------

@@ -275,7 +275,7 @@ class VisitPump:
             case model.Dequeue(key=key):
                 self.scheduler.remove(key)
             case model.LeaveIdle(slot=slot):
-                self.scheduler.leave_idle(slot)
+                self.scheduler.mark_idle(slot)
             case model.Export(spool=spool):
                 self.exporter.add(spool)
             case model.Discard(folders=folders):

@@ -47,4 +47,4 @@ def discard(folders: Iterable[Path]) -> None:
 def spools_left(folders: NodeFolders) -> Sequence[Key]:
     """Return the attempts whose spools wait for export, sorted by folder name."""
     names = sorted(folder.name for folder in folders.spool.iterdir())
-    return [Key(*name) for name in map(folders.read_spooled, names) if name]
+    return [Key(*name) for name in map(folders.parse_spool_name, names) if name]

@@ -24,7 +24,7 @@ from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import refusal_reason
 from ppdaemon.reports import RequeueRow
-from ppdaemon.selection import Chosen
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
 
@@ -60,11 +60,11 @@ class Reprocessor:
         await asyncio.to_thread(self._remove_marks)
         await self._export_spools()
 
-    async def _choose(self, entry: JournalEntry) -> Chosen:
+    async def _choose(self, entry: JournalEntry) -> PipelineChoice:
         try:
             return (await self.chooser.choose(entry.visit, [entry.key.detector]))[entry.key.detector]
         except ConfigError as error:  # its instrument may have been removed from the configuration
-            return Chosen(Pipelines(), str(error))
+            return PipelineChoice(Pipelines(), str(error))
 
     def _remove_marks(self) -> None:
         for mark in self.folders.no_return.iterdir():
@@ -86,7 +86,7 @@ class Reprocessor:
         self.pump.run_in_background(self._export_moved_back())
 
     async def _export_moved_back(self) -> None:
-        for spool in await asyncio.to_thread(self.folders.moved_back):
+        for spool in await asyncio.to_thread(self.folders.returned_spools):
             self.exporter.add(str(spool))
 
     # --- operators -------------------------------------------------------
