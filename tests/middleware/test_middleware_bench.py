@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).parents[2] / "tools" / "bench_preload.py"
 SMALL = {
     "workers": 1,
@@ -20,6 +22,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_the_bench_measures_and_deletes_all_files(tmp_path: Path) -> None:
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:

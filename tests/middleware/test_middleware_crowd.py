@@ -51,6 +51,7 @@ def test_the_exporter_and_20_preloading_workers_do_not_lock_each_other_out(
     assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_workers_that_wait_for_images_hold_no_connection(tmp_path: Path) -> None:
     """A host has more workers than a server has connections: here 15 and 10."""
     with running_server(max_connections=10) as server:

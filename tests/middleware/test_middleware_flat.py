@@ -26,7 +26,7 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 
 pytest_plugins = ("toyfixtures",)
 
-ROUNDS = (20, pytest.param(100, marks=pytest.mark.slow))
+ROUNDS = (8, pytest.param(100, marks=pytest.mark.slow))
 """Visits before the repetition; the slow ones have five positions."""
 FEWEST_COSTS = 50
 """The median of fewer depends more on the machine than on the repo."""
