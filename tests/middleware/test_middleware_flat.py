@@ -26,8 +26,8 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 
 pytest_plugins = ("toyfixtures",)
 
-ROUNDS = (10, pytest.param(100, marks=pytest.mark.slow))
-"""Visits before the repetition: all kinds of visits are in ten; the slow ones have five positions."""
+ROUNDS = (20, pytest.param(100, marks=pytest.mark.slow))
+"""Visits before the repetition: all kinds of visits are in twenty; the slow ones have five positions."""
 FEWEST_COSTS = 50
 """The median of fewer depends more on the machine than on the repo."""
 SLOWER_AT_MOST = 1.5
