@@ -349,7 +349,10 @@ def load_camera(instrument: str) -> Camera:
             [f"no focal-plane table for {instrument!r}; there are tables for {', '.join(known)}"]
         )
     file = resources.files("ppdaemon").joinpath("cameras", f"{instrument}.yaml")
-    return Camera.model_validate(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
+    table = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    if "same_as" in table:
+        return load_camera(table["same_as"]).model_copy(update={"instrument": table["instrument"]})
+    return Camera.model_validate(table)
 
 
 def _to_vector(point: SkyPoint) -> _Vector:

@@ -11,7 +11,15 @@ from ppdaemon.demo.geometry import CAMERA_NAME
 
 __all__ = ("CAMERA_CODES", "ExposurePlan", "ImageType", "primary_header")
 
-CAMERA_CODES = {"LATISS": "AT", "LSSTComCam": "CC", "LSSTCam": "MC", "LSST-TS8": "TS", CAMERA_NAME: "DC"}
+CAMERA_CODES = {
+    "LATISS": "AT",
+    "LSSTComCam": "CC",
+    "LSSTComCamSim": "CC",
+    "LSSTCam": "MC",
+    "LSSTCamSim": "MC",
+    "LSST-TS8": "TS",
+    CAMERA_NAME: "DC",
+}
 """The cameras that can be simulated, and the first part of their obsids."""
 
 _MJD_OF_1970 = 40587.0

@@ -22,6 +22,8 @@ SERVED = {
     "DemoCam": range(9),
     "LSST-TS8": range(9),
     "LSSTCam-imSim": range(189),
+    "LSSTCamSim": range(205),
+    "LSSTComCamSim": range(9),
 }
 LAYOUTS = {name: make_layout(name, SERVED) for name in ("lsst", "imsim", "generic")}
 OWN = Layout(["night{day_obs}/{group}/raw_{exposure}-{snap}_{detector:03d}"], ["LSSTCam"])
@@ -100,6 +102,8 @@ def test_latiss_calls_its_detector_otherwise_in_files():
         ("TS8", "TS_C_20261122_000012", "R10_S12", "LSST-TS8", 5),
         ("LSST-TS8", "TS_C_20261122_000012", "R22_S00", "LSST-TS8", 0),
         ("LSSTCam-imSim", "MC_O_20261122_000012", "R22_S11", "LSSTCam-imSim", 94),
+        ("LSSTCamSim", "MC_S_20261122_000012", "R44_SW1", "LSSTCamSim", 204),
+        ("LSSTComCamSim", "CC_S_20261122_000012", "R22_S11", "LSSTComCamSim", 4),
     ],
 )
 def test_aliases_and_cameras_without_a_table_of_their_own_are_known(
