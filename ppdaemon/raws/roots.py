@@ -15,7 +15,15 @@ from ppdaemon.errors import ConfigError
 from ppdaemon.raws.layout import CustomLayout, LayoutName, make_layout
 from ppdaemon.wire import Model
 
-__all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind", "unsuitable_roots")
+__all__ = (
+    "DoneMarker",
+    "LayoutField",
+    "RemoteRoot",
+    "RootConfig",
+    "WatchKind",
+    "unsuitable_roots",
+    "without_profile",
+)
 
 type WatchKind = Literal["auto", "inotify", "poll"]
 
@@ -24,6 +32,7 @@ REMOTE_SCHEMES = ("s3", "gs", "https", "http", "davs", "dav")
 MARKER_FIELDS = frozenset({"instrument", "day_obs", "obsid", "exposure", "group"})
 
 _SUFFIX = re.compile(r"\.[\w.-]+")
+_PROFILE = re.compile(r"[\w.-]+")
 
 
 def _layout_branch(value: Any) -> str:
@@ -69,8 +78,12 @@ def _remote(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme not in REMOTE_SCHEMES or not parts.netloc:
         raise ValueError(f"{uri!r} is none of {', '.join(f'{name}://...' for name in REMOTE_SCHEMES)}")
-    if "@" in parts.netloc:
-        raise ValueError("credentials must not be in a URI; use the settings of the store")
+    profile, at, _ = parts.netloc.rpartition("@")
+    if at and (parts.scheme != "s3" or not _PROFILE.fullmatch(profile)):
+        raise ValueError(
+            "credentials must not be in a URI; use the settings of the store, in s3:// also the name of "
+            "a profile, such as s3://profile@bucket"
+        )
     if not uri.isprintable() or set(uri) & set("?#%") or ".." in parts.path.split("/"):
         raise ValueError(f"{uri!r}: no query, fragment, escapes, control characters or '..'")
     return uri.rstrip("/")
@@ -103,11 +116,19 @@ class RootConfig(Model):
         return {"path": value} if isinstance(value, str | Path) else value
 
 
+def without_profile(uri: str) -> str:
+    """Return a URI as notices name it: they never have the profile of ``s3://profile@bucket``."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, key = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{key}"
+
+
 class RemoteRoot(Model):
     """A prefix of an object store from which raws may be fetched."""
 
     uri: Annotated[str, pydantic.AfterValidator(_remote)]
-    """Such as ``s3://bucket/prefix``."""
+    """Such as ``s3://bucket/prefix``, or ``s3://profile@bucket/prefix`` with the name of a
+    profile of `lsst.resources`."""
     layout: LayoutField | None = None
     """Layout below this prefix; null: ``arrivals.layout``."""
 

@@ -23,6 +23,7 @@ REMOTE = [
     {"uri": "s3://lsst-raw/embargo/test", "layout": "generic"},
     {"uri": "https://host:8443/raw"},
     {"uri": "s3://whole-bucket"},
+    {"uri": "s3://summit@own-bucket/raw"},
 ]
 
 
@@ -48,9 +49,20 @@ def test_an_object_belongs_to_the_innermost_root(tree, uri, root):
     assert (name.exposure, name.detector, place.root, place.path) == (2025112100156, 94, root, uri)
 
 
+def test_an_object_is_read_with_the_profile_of_its_root(tree):
+    name, place = tree.locate(f"s3://own-bucket/raw/{IMAGE}")
+    assert name.detector == 94
+    assert (place.root, place.path) == (
+        "s3://summit@own-bucket/raw",
+        f"s3://summit@own-bucket/raw/{IMAGE}",
+    )
+
+
 @pytest.mark.parametrize(
     ("uri", "kind"),
     [
+        (f"s3://own-bucket/{IMAGE}", "outside"),
+        (f"s3://summit/raw/{IMAGE}", "outside"),
         (f"s3://lsst-raw/{IMAGE}", "outside"),
         (f"s3://lsst-raw/embargoed/{IMAGE}", "outside"),
         (f"s3://other/embargo/{IMAGE}", "outside"),

@@ -348,7 +348,7 @@ def test_a_broken_configuration_is_78_with_file_and_line(
     with pytest.raises(SystemExit) as ended:
         cli.main(["--config", str(config), "status"])
     assert ended.value.code == 78
-    assert f"ppctl: {config}:2: node.nmae: unknown key" in capsys.readouterr().err
+    assert f"ppctl: {config}:2: node: unknown key nmae, missing keys name, " in capsys.readouterr().err
 
 
 def test_demo_becomes_the_demo(ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,20 @@ def test_without_coordsys_a_map_is_equatorial(tmp_path: Path) -> None:
     assert sky_map.at((200.0, -30.0)) == expected(200.0, -30.0, nest=False)
 
 
+@pytest.mark.parametrize("ordering", ["RING", "NESTED"])
+def test_a_map_needs_no_pixtype(tmp_path: Path, ordering: str) -> None:
+    bare = {"PIXTYPE": None, "INDXSCHM": None, "OBJECT": None, "COORDSYS": None}
+    sky_map = SkyMap(write_map(tmp_path / "m.fits", PATTERN, ORDERING=ordering, **bare))
+    for ra in np.linspace(0, 359, 50):
+        assert sky_map.at((float(ra), 40.0)) == expected(ra, 40.0, nest=ordering == "NESTED")
+
+
 @pytest.mark.parametrize(
     ("cells", "header", "said"),
     [
-        (PATTERN, {"PIXTYPE": None}, "not a HEALPix map: PIXTYPE"),
+        (PATTERN, {"PIXTYPE": "HTM"}, "not a HEALPix map: PIXTYPE is 'HTM'"),
+        (PATTERN[:-1], {"PIXTYPE": None}, "3071 cells: not 12 nside^2"),
+        (PATTERN, {"PIXTYPE": None, "ORDERING": None}, "ORDERING is 'missing'"),
         (PATTERN, {"ORDERING": None}, "ORDERING is 'missing', not RING or NESTED"),
         (PATTERN, {"ORDERING": "NUNIQ"}, "ORDERING is 'NUNIQ'"),
         (PATTERN, {"COORDSYS": "X"}, "COORDSYS is 'X', not C, G or E"),

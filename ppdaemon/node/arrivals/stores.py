@@ -57,7 +57,7 @@ class StoreArrivals:
     expect: Callable[[ExpectedSensors], None]
 
     def __post_init__(self) -> None:
-        self._hosts = frozenset("/".join(root.path.split("/", 3)[:3]) for root in self.roots.roots)
+        self._hosts = frozenset("/".join(root.announced.split("/", 3)[:3]) for root in self.roots.roots)
         self._images: dict[_Key, dict[int, Sighting]] = {}
         self._sidecars: set[_Key] = set()
 
