@@ -226,7 +226,13 @@ class ButlerConfig(Model):
     ``package.module.Class``."""
     calibs: tuple[str, ...] = ("{instrument}/calib",)
     """Collections searched for calibrations, in order."""
-    inputs: tuple[str, ...] = ("{instrument}/templates", "templates", "refcats", "skymaps")
+    inputs: tuple[str, ...] = (
+        "{instrument}/templates",
+        "templates",
+        "refcats",
+        "skymaps",
+        "{instrument}/defaults",
+    )
     """Collections searched for all other inputs, in order; missing ones are skipped."""
     skymap: str | None = None
     """Name of the sky map of the templates; `None` means any."""

@@ -109,6 +109,7 @@ class Planner:
             detectors=tuple(plans),
             distinct_datasets=len(sizes),
             distinct_bytes=sum(sizes.values()),
+            fallbacks=tuple(models.find_fallbacks(plans)),
             notes=tuple(self._notes),
         )
 
