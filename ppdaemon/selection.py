@@ -9,6 +9,7 @@ the sky. The syntax is that of Rubin Observatory's prompt processing service
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -39,6 +40,7 @@ type CoordType = Literal["detector", "boresight"]
 type ImageType = Literal["sky", "calibration"]
 
 BEYOND_POLE_DEG = 1000.0
+_NO_LABEL = re.compile(r"[^\w.]+")
 DOME_CLOSED = 1
 """Value of `~ppdaemon.visit.NextVisit.dome`."""
 
@@ -54,9 +56,13 @@ def pipeline_name(path: str) -> str:
     Returns
     -------
     name : `str`
-        File name without suffix, such as ``ApPipe``.
+        File name without suffix, such as ``ApPipe``, with its labels, such as
+        ``ApPipe-isr``: subsets of one file are different pipelines.
     """
-    return os.path.splitext(os.path.basename(path.partition("#")[0]))[0]
+    file, _, labels = path.partition("#")
+    # A folder with # is lost by lsst.resources, and commas separate collections.
+    steps = [os.path.splitext(os.path.basename(file))[0], *_NO_LABEL.split(labels)]
+    return "-".join(filter(None, steps))
 
 
 def _pipeline_file(value: str, info: pydantic.ValidationInfo) -> str:

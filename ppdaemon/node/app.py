@@ -24,7 +24,7 @@ from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.node.processes.child import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
-from ppdaemon.plan.models import CheckOrder, DroppedPipeline, PlanOrder, requested_detectors
+from ppdaemon.plan.models import CheckOrder, PlanOrder, RuleFallback, requested_detectors
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 from ppdaemon.visitfile import read_visit
@@ -131,7 +131,7 @@ def check_config(config: Path, allow_fallback: bool) -> None:
         sys.exit(ExitCode.FAILED)
 
 
-def _dropped_pipelines(settings: NodeConfig) -> list[DroppedPipeline]:
+def _dropped_pipelines(settings: NodeConfig) -> list[RuleFallback]:
     """Return the rules whose first pipeline no visit can get; print a warning if that is not known."""
     command, environment, descriptor = _planner(CheckOrder(config=settings), settings, ["--check"])
     done = subprocess.run(command, env=environment, pass_fds=[descriptor], capture_output=True, text=True)
@@ -140,7 +140,7 @@ def _dropped_pipelines(settings: NodeConfig) -> list[DroppedPipeline]:
         reason = plain((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
         click.echo(f"ppdaemon: warning: inputs of the pipelines not checked: {reason}", err=True)
         return []
-    return pydantic.TypeAdapter(list[DroppedPipeline]).validate_json(done.stdout)
+    return pydantic.TypeAdapter(list[RuleFallback]).validate_json(done.stdout)
 
 
 @cli.command()

@@ -20,7 +20,7 @@ from rich.status import Status
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.plan.models import CheckOrder, DroppedPipeline, Plan, PlanOrder, exit_code
+from ppdaemon.plan.models import CheckOrder, Plan, PlanOrder, exit_code
 from ppdaemon.plan.sky import sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.pointing import disable_astropy_downloads
@@ -59,7 +59,7 @@ def _check(order: CheckOrder) -> ExitCode:
     """Print the rules whose first pipeline is dropped, as JSON."""
     config = order.config.butler
     assert config is not None  # ppdaemon has checked it before it executed this module
-    from ppdaemon.plan.rulecheck import RuleChecker
+    from ppdaemon.middleware.preload.rulecheck import DroppedPipeline, RuleChecker
 
     found = RuleChecker(order.config, config).check()
     click.echo(pydantic.TypeAdapter(list[DroppedPipeline]).dump_json(found))

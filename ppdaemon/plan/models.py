@@ -21,7 +21,6 @@ from ppdaemon.wire import Model
 
 __all__ = (
     "CheckOrder",
-    "DroppedPipeline",
     "Choice",
     "DatasetPlan",
     "DetectorPlan",
@@ -31,6 +30,7 @@ __all__ = (
     "Plan",
     "PlanOrder",
     "QueryPlan",
+    "RuleFallback",
     "RuleTried",
     "Validity",
     "VisitIgnored",
@@ -92,8 +92,10 @@ class CheckOrder(Model):
     config: NodeConfig
 
 
-class DroppedPipeline(Model):
-    """The first pipeline of a rule, if no visit can get it."""
+class RuleFallback(Model):
+    """The first pipeline of a rule, if no visit can get it; as
+    `ppdaemon.middleware.preload.rulecheck` prints it.
+    """
 
     part: Literal["preprocessing", "main"]
     rule: int

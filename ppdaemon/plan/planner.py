@@ -215,7 +215,7 @@ def _pipeline(
     if missing:
         why = f"lacks {', '.join(missing)}"
     else:
-        why = next((reason for reason in preload_plan.reasons if reason.startswith(path)), "")
+        why = next((reason for reason in preload_plan.reasons if reason.startswith(f"{path} ")), "")
     return models.PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
 
 

@@ -20,9 +20,9 @@ from toycam import BEGIN_TAI, DEC, EPOCH, NAME, RA, Rig, load_toy_camera, write_
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import Unavailable
+from ppdaemon.middleware.preload.rulecheck import RuleChecker
 from ppdaemon.plan.models import DetectorPlan, Plan, PlanOrder, exit_code
 from ppdaemon.plan.planner import Planner
-from ppdaemon.plan.rulecheck import RuleChecker
 from ppdaemon.states import ExitCode
 
 pytest_plugins = ["toyfixtures"]
@@ -251,6 +251,21 @@ def test_a_first_pipeline_that_is_dropped_for_every_detector_is_a_failure(planne
     assert fallback.endswith("detector 1-3: lacks toy_model")
     assert exit_code(plan) is ExitCode.FAILED
     assert exit_code(plan, allow_fallback=True) is ExitCode.OK
+
+
+def test_subsets_of_one_file_are_planned_apart(planned: MakePlan, pipelines: dict[str, str]) -> None:
+    pipelines |= {"A": f"{pipelines['Full']}#subtract", "B": f"{pipelines['Full']}#isr"}
+    detector = only(planned(main="A,B,Full", position=[RA + 2.0, DEC]))
+    main = [(each.name, each.state, each.why) for each in detector.pipelines if each.part == "main"]
+    assert main == [
+        ("Full-subtract", "dropped", "lacks toy_template"),
+        ("Full-isr", "first", ""),
+        ("Full", "dropped", "lacks toy_template"),
+    ]
+    assert {each.pipeline for each in detector.missing} == {"Full-subtract", "Full"}
+    Path(pipelines["Full"]).write_text("tasks: {isr: no.such.Task}\n")
+    whys = [each.why for each in only(planned(main="A,Full,Short")).pipelines if each.state == "dropped"]
+    assert [why.partition(" cannot ")[0] for why in whys] == [pipelines["A"], pipelines["Full"]]
 
 
 CheckRules = Callable[..., list[tuple[str, int, str, str]]]

@@ -309,7 +309,8 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
         ({"pipelines": "/p/ApPipe.yaml"}, "pipelines", "valid tuple"),
         ({"pipelines": ["/p/ApPipe.yaml", "/p/ApPipe.yaml"]}, "pipelines", "ApPipe is listed twice"),
         ({"pipelines": ["/p/ApPipe.yaml", "/q/ApPipe.yml"]}, "pipelines", "ApPipe is listed twice"),
-        ({"pipelines": ["/p/ApPipe.yaml", "/p/ApPipe.yaml#isr"]}, "pipelines", "ApPipe is listed twice"),
+        ({"pipelines": ["/p/A.yaml#isr,b", "/q/A.yml#isr,b"]}, "pipelines", "A-isr-b is listed twice"),
+        ({"pipelines": ["/p/A.yaml#isr", "/p/A-isr.yaml"]}, "pipelines", "A-isr is listed twice"),
         ({"pipelines": [""]}, "pipelines", "at least 1"),
     ],
     ids=str,
@@ -329,10 +330,22 @@ def test_a_rule_without_pipelines_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("/p/ApPipe.yaml", "ApPipe"), ("/p.d/Ap.Pipe.yaml", "Ap.Pipe"), ("ApPipe.yaml#isr,b.c", "ApPipe")],
+    [
+        ("/p/ApPipe.yaml", "ApPipe"),
+        ("/p.d/Ap.Pipe.yaml", "Ap.Pipe"),
+        ("ApPipe.yaml#isr,b.c", "ApPipe-isr-b.c"),
+        ("/p/ApPipe.yaml#", "ApPipe"),
+        ("/p/ApPipe.yaml#isr, /../x:y", "ApPipe-isr-..-x-y"),
+    ],
 )
-def test_a_pipeline_is_called_by_its_file(path: str, name: str) -> None:
+def test_a_pipeline_is_called_by_its_file_and_labels(path: str, name: str) -> None:
     assert pipeline_name(path) == name
+
+
+def test_subsets_of_one_file_are_different_pipelines() -> None:
+    paths = ("/p/A.yaml#a", "/p/A.yaml#b", "/p/A.yaml", "/p/A.yaml#a,b")
+    assert rule(pipelines=list(paths)).pipelines == paths
+    assert len({pipeline_name(path) for path in paths}) == 4
 
 
 def on_host(environment: dict[str, str], **conditions: Any) -> Rule:

@@ -2,6 +2,7 @@
 """Finds rules whose first pipeline no visit can get, because the central repo lacks an input."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from lsst.daf.butler import Butler
@@ -14,10 +15,20 @@ from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import OverallInput, PipelineLibrary, UnusablePipeline
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, output_types
 from ppdaemon.middleware.preload.search import requires_exposure
-from ppdaemon.plan.models import DroppedPipeline
 from ppdaemon.selection import Rule, pipeline_name
 
-__all__ = ("RuleChecker",)
+__all__ = ("DroppedPipeline", "RuleChecker")
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedPipeline:
+    """The first pipeline of a rule, if no visit can get it."""
+
+    part: Literal["preprocessing", "main"]
+    rule: int
+    """Position in the list of rules, from 0 as in keys."""
+    name: str
+    why: str
 
 
 class RuleChecker:
@@ -78,7 +89,7 @@ class RuleChecker:
             reasons = [self._lacks(butler, instrument, sought) for instrument in instruments]
         if all(reasons):
             reason = "; ".join(dict.fromkeys(reasons))
-            yield DroppedPipeline(part=part, rule=number, name=pipeline_name(path), why=reason)
+            yield DroppedPipeline(part, number, pipeline_name(path), reason)
 
     def _served(self, instrument: str) -> frozenset[int]:
         return frozenset(self._node.node.instruments.get(instrument, ()))
