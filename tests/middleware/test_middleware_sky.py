@@ -3,18 +3,17 @@
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import astropy.time
 import numpy as np
 import pytest
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
-from lsst.sphgeom import Box, ConvexPolygon, HtmPixelization, LonLat, UnitVector3d
+from lsst.sphgeom import ConvexPolygon, HtmPixelization, LonLat, UnitVector3d
 
 from ppdaemon.camera import SkyPoint, load_camera
 from ppdaemon.clock import Clock
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
-from ppdaemon.middleware.raws.regions import detector_region, preload_corners
+from ppdaemon.middleware.raws.regions import corners_of, detector_region, preload_corners
 from ppdaemon.pointing import Pointing
 
 PADDING_ARCSEC = 50.1
@@ -161,6 +160,11 @@ def test_templates_and_shards_are_those_of_plane_geometry(central: Butler) -> No
             gaps = {key: gap(footprint, region) for key, region in regions.items()}
             assert {key for key, value in gaps.items() if value < -SLACK} <= got, pointing
             assert got <= {key for key, value in gaps.items() if value < SLACK}, pointing
+        for ref in results["template"].refs:  # what `ppdaemon plan` shows of them
+            drawn = corners_of(ref.dataId.region)
+            assert drawn is not None
+            original = vectors(TRACTS[ref.dataId["tract"]][ref.dataId["patch"]])
+            assert all(min(np.linalg.norm(original - corner, axis=1)) < 1e-12 for corner in vectors(drawn))
         counts.append((len(got_patches), len(got_shards)))
     assert min(shard for _, shard in counts) >= 1
     assert min(patch for patch, _ in counts[-len(AIMS) :]) >= 1

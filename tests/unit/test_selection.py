@@ -207,6 +207,47 @@ def test_the_detectors_place_turns_with_the_camera() -> None:
     assert not matches(there, EAST_CORNER, cameraAngle=0.0)
 
 
+def test_detectors_near_right_ascension_0_and_the_poles_are_selected_as_by_plane_geometry() -> None:
+    random, camera = np.random.default_rng(5), load_camera("LSSTCam")
+    outcomes = []
+    for number in range(400):
+        dec = (0.0, -30.0, 60.0, 90.0, -90.0)[number % 5]
+        if abs(dec) == 90.0:
+            dec *= 1 - random.uniform(0, 2) ** 2 / 90
+        width = min(180.0, 3.0 / max(np.cos(np.radians(dec)), 1e-9))
+        ra = random.uniform(-width, width) + random.choice([0, 360])
+        angle, detector = random.uniform(-360, 360), int(random.integers(189))
+        place = camera.detectors[detector]
+        r = np.hypot(place.x_mm, place.y_mm)
+        c = camera.radial_coefficients
+        scale = np.radians(camera.plate_scale_arcsec_per_mm / 3600) * (c.c1 + c.c3 * r**2 + c.c5 * r**4)
+        # +Y is at the position angle, +X a quarter turn before it: west at 0.
+        sine, cosine = np.sin(np.radians(angle)), np.cos(np.radians(angle))
+        east = scale * (-place.x_mm * cosine + place.y_mm * sine)
+        north = scale * (place.x_mm * sine + place.y_mm * cosine)
+        x, y, z = np.array([1.0, east, north]) / np.sqrt(1 + east**2 + north**2)
+        sin_dec, cos_dec = np.sin(np.radians(dec)), np.cos(np.radians(dec))
+        x, z = x * cos_dec - z * sin_dec, x * sin_dec + z * cos_dec
+        center_ra, center_dec = ra + np.degrees(np.arctan2(y, x)), np.degrees(np.arcsin(z))
+        low, high = random.uniform(-20, 0), random.uniform(0, 20)
+        low_dec, high_dec = dec - random.uniform(0, 3), dec + random.uniform(0.01, 3)
+        # Turns of the range and of the announcement must not matter.
+        turned = ((center_ra - low) % 360.0) <= high - low
+        want = turned and low_dec <= center_dec <= high_dec
+        turns = 360 * random.integers(-1, 2)
+        rules = {
+            "ra": {"min": float(low % 360), "max": float(high)} if number % 2 else
+                  {"min": float(low + turns), "max": float(high + turns)},
+            "dec": {"min": float(low_dec), "max": float(high_dec)},
+        }  # fmt: skip
+        got = matches(rules, detector, position=[float(ra), float(dec)], cameraAngle=float(angle))
+        edges = (center_ra - low) % 360, (center_ra - high) % 360, center_dec - low_dec, center_dec - high_dec
+        if min(abs(edge) for edge in edges) > 1e-7:
+            assert got == want, (ra, dec, angle, detector)
+            outcomes.append(want)
+    assert 50 < sum(outcomes) < len(outcomes) - 50
+
+
 ANYWHERE = {"dec": {"min": -90, "max": 90}}
 
 
