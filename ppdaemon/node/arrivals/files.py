@@ -100,7 +100,12 @@ def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> Fi
     intact = found.whole and found.data_bytes > 0
     problem = "" if intact else found.problem or "no data"
     return replace(
-        stamps, read=True, intact=intact, problem=problem, has_sidecar=_is_regular(sidecar_of(path))
+        stamps,
+        read=True,
+        intact=intact,
+        problem=problem,
+        unusual=bool(found.warning),
+        has_sidecar=_is_regular(sidecar_of(path)),
     )
 
 
@@ -132,10 +137,10 @@ def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
 
 
 def facts_of_image(image: RawPath) -> ExposureFacts:
-    """Read the group and the snap from a primary header."""
+    """Read the group and the snap from a FITS header."""
     try:
         with _open(image) as file:
-            return facts_in(fitsblocks.read_primary(file))
+            return facts_in(fitsblocks.read_header(file, until="GROUPID"))
     except ValueError as error:
         raise BadMessage(str(error), "header") from None
 
@@ -181,8 +186,10 @@ def _json_object(path: RawPath) -> dict[str, Any]:
 
 
 def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
-    """Return the facts in a sidecar or a primary header; raises BadMessage if it has no group."""
+    """Return the facts in a sidecar or a FITS header; raises BadMessage if it has no group."""
     group = header.get("GROUPID")
+    if isinstance(group, int) and not isinstance(group, bool):
+        group = str(group)
     if not isinstance(group, str) or not group.strip():
         raise BadMessage("GROUPID: missing or blank", "group")
     obsid = header.get("OBSID")

@@ -73,6 +73,8 @@ class FileState:
     """Whether the file has data and is as long as its headers require."""
     problem: str = ""
     """Why the file is not intact."""
+    unusual: bool = False
+    """Whether an intact file has bytes after its last HDU, or a last block that is too short."""
     has_sidecar: bool = False
 
     @property
@@ -195,7 +197,10 @@ def _required_quiet_s(state: FileState, confirmed: bool, close_expected: bool) -
     if not state.read or state.intact:
         if confirmed or state.moved_into_place or has_marker:
             return 0.0
-        return QUIET_UNCONFIRMED_S if close_expected else QUIET_INTACT_S
+        if close_expected:
+            return QUIET_UNCONFIRMED_S
+        # Further HDUs may be written into space that was allocated before.
+        return QUIET_BROKEN_S if state.unusual else QUIET_INTACT_S
     # A broken file that was renamed into place may still be written: it counts as unconfirmed.
     return QUIET_BROKEN_S if confirmed or has_marker else QUIET_UNCONFIRMED_S
 
