@@ -290,3 +290,16 @@ def test_a_raw_with_a_nonstandard_card_is_read(tmp_path: Path, whole: bytes) -> 
     path.write_bytes(whole.replace(b"conforms", b"conf\xe9rms", 1))
     assert path.read_bytes() != whole
     assert read_fits_header(path, "x.fits")["NAXIS"] == 0
+
+
+@pytest.mark.parametrize("ending", [".FITS", ".fit", ".fz", ".gz", ".FITS.GZ"])
+def test_a_raw_with_another_ending_is_processed(rigs: MakeRig, ending: str) -> None:
+    rig, worker = rigs(engine={"kind": "separable"})
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw(sidecar=False)
+    content = Path(raw.path).read_bytes()
+    renamed = Path(raw.path).with_suffix("").with_name(f"x{ending}")
+    renamed.write_bytes(gzip.compress(content) if ending.lower().endswith(".gz") else content)
+    raw = raw.model_copy(update={"path": str(renamed)})
+    assert worker.ingest(raw).exposure == EXPOSURE
+    assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
