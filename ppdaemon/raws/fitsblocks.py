@@ -13,8 +13,8 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 __all__ = ("Structure", "Value", "read_header", "structure")
@@ -71,15 +71,19 @@ class Structure:
     warning: str = ""
     """What is unusual in a complete file: bytes after the last HDU, or a last block that is
     too short; empty if nothing is."""
+    header: dict[str, Value] = field(default_factory=dict)
+    """Values of the requested keywords, from the first header that has the first of them."""
 
 
-def structure(file: BinaryIO) -> Structure:
+def structure(file: BinaryIO, keywords: Sequence[str] = ()) -> Structure:
     """Check whether a FITS file is as long as its headers require.
 
     Parameters
     ----------
     file : binary file
         Seekable; read from its start.
+    keywords : `~collections.abc.Sequence` [`str`], optional
+        Keywords whose values are returned, of at most eight characters.
 
     Returns
     -------
@@ -91,6 +95,12 @@ def structure(file: BinaryIO) -> Structure:
     OSError
         Raised if the file cannot be read.
     """
+    header: dict[str, Value] = {}
+    return replace(_walk(file, keywords, header), header=header)
+
+
+def _walk(file: BinaryIO, keywords: Sequence[str], header: dict[str, Value]) -> Structure:
+    """Check the structure of a file, and add the values of the keywords to the header."""
     hdus = offset = total = 0
     warning = ""
     try:
@@ -109,6 +119,10 @@ def structure(file: BinaryIO) -> Structure:
                 if not cards:
                     return Structure(hdus > 0, hdus, total, "" if hdus else "the file is empty", warning)
                 data_bytes = _data_bytes(cards)
+                if keywords and keywords[0] not in header:
+                    found = _values(_selected(cards, keywords))
+                    if hdus == 0 or found.get("ZIMAGE") is True or found.get("XTENSION") == "IMAGE":
+                        header |= {key: value for key, value in found.items() if key in keywords}
                 offset += _padded(len(cards) * CARD)
                 missing = _missing_bytes(stream, offset, data_bytes)
                 offset += _padded(data_bytes)
@@ -289,6 +303,16 @@ def _extra_bytes(stream: BinaryIO, offset: int) -> int:
         if size > MAX_EXTRA:
             raise _NotFits(f"more than {MAX_EXTRA} bytes that belong to no HDU")
     return size
+
+
+def _selected(cards: Iterable[bytes], keywords: Iterable[str]) -> Iterator[bytes]:
+    """Yield the cards of some keywords and of the kind of extension: parsing all takes 0.5 ms."""
+    wanted = {key.ljust(8).encode() for key in (*keywords, "XTENSION", "ZIMAGE")}
+    continues = False
+    for card in cards:
+        continues = card[:8] in wanted or (continues and card[:8] == b"CONTINUE")
+        if continues:
+            yield card
 
 
 def _values(cards: Iterable[bytes]) -> dict[str, Value]:

@@ -243,8 +243,7 @@ class Arrivals:
             if self._exposures.needs_sidecar(name) and len(self._tasks) < MAX_TASKS:
                 self._spawn(self._exposures.read_sidecar(name, sighting.file))
             return
-        if not self._completion.delivered(name):
-            self._completion.take(sighting)
+        self._completion.take(sighting)
 
     def _new_exposures(self, reading: ExposureReader, roots: RawRoots) -> ExposureFactsCache:
         return ExposureFactsCache(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
@@ -298,11 +297,14 @@ class Arrivals:
         await asyncio.gather(*(self._deliver_found(expected, found) for found in exposures.values()))
 
     async def _deliver_found(self, expected: ExpectedRaws, sightings: list[Sighting]) -> None:
-        """Deliver the raws of one exposure if it belongs to the visit."""
+        """Deliver the raws of one exposure if it belongs to the visit, or if they were not delivered."""
         facts = await self._find_facts(sightings)
-        if facts is None or parent_group(facts.group) != expected.group:
+        if facts is None:
             return
-        taken = [self._completion.take(sighting) for sighting in sightings]
+        belongs = parent_group(facts.group) == expected.group
+        # The file with the group may be wrong: raws with another group in their own header go by that.
+        found = [each for each in sightings if belongs or not self._completion.delivered(each.name)]
+        taken = [self._completion.take(sighting, again=belongs) for sighting in found]
         await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
 
     async def _find_facts(self, sightings: list[Sighting]) -> ExposureFacts | None:

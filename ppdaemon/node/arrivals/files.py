@@ -5,13 +5,14 @@ They return facts; the event loop decides. A file is opened only if it is a
 regular file whose real path is below its raw root.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.pending import FileState
+from ppdaemon.node.arrivals.pending import ExposureFacts, FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import fitsblocks
 from ppdaemon.raws.files import open_raw, raw_descriptor
@@ -32,24 +33,14 @@ __all__ = (
     "sidecars_beside",
 )
 
+_SHARED = ("GROUPID", "CURINDEX", "MAXINDEX", "OBSID")
+"""Keywords that all detectors of an exposure share."""
 MAX_SIDECAR = 1_000_000
 """Bytes; real sidecars have 3 to 4 kB."""
 MAX_CARD = 80
 """Characters of a FITS card; no header has a longer value."""
 MAX_SIDECARS = 5
 """Other detectors' sidecars that are read to find the group of an exposure."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExposureFacts:
-    """Header values that all detectors of an exposure share."""
-
-    group: str
-    snap: int | None = None
-    """``CURINDEX``, from 1."""
-    snaps: int | None = None
-    """``MAXINDEX``."""
-    obsid: str | None = None
 
 
 def read_states(orders: Sequence[tuple[Sequence[RawPath], bool]]) -> list[FileState | BadMessage]:
@@ -92,11 +83,12 @@ def _stamps(path: RawPath, status: os.stat_result) -> FileState:
         status.st_ctime_ns,
         marked=marked,
         read=False,
+        device=status.st_dev,
     )
 
 
 def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
-    found = fitsblocks.structure(file)
+    found = fitsblocks.structure(file, _SHARED)
     intact = found.whole and found.data_bytes > 0
     problem = "" if intact else found.problem or "no data"
     return replace(
@@ -105,6 +97,7 @@ def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> Fi
         intact=intact,
         problem=problem,
         unusual=bool(found.warning),
+        facts=_optional_facts(found.header),
         has_sidecar=_is_regular(sidecar_of(path)),
     )
 
@@ -199,6 +192,12 @@ def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
         _index(header.get("MAXINDEX")),
         obsid.strip() if isinstance(obsid, str) and obsid.strip() else None,
     )
+
+
+def _optional_facts(header: Mapping[str, Any]) -> ExposureFacts | None:
+    with contextlib.suppress(BadMessage):
+        return facts_in(header)
+    return None
 
 
 def _index(value: Any) -> int | None:
