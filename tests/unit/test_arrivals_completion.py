@@ -4,6 +4,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -261,3 +262,30 @@ def test_an_exposure_number_used_for_another_group_is_delivered_to_that():
         assert [raw.group for raw in play.raws] == ["g", "h"]
 
     play(SimulatedExposures(1), body)
+
+
+@pytest.mark.parametrize("in_path", [True, False])
+def test_fault_18_a_misplaced_file_of_another_exposure_stays_with_the_visit_of_its_path(in_path):
+    async def body(play: Played) -> None:
+        play.exposures.found = ExposureFacts("g", obsid=None if in_path else "MC_O_20251121_000156")
+        state = replace(state_of(1), facts=ExposureFacts("other", obsid="MC_O_20251121_000155"))
+        play.threads.states["/raw/1.fits"] = state
+        here = sighting(1)
+        obsid = "MC_O_20251121_000156" if in_path else None
+        play.completion.take(replace(here, name=replace(here.name, obsid=obsid)))
+        await play.until(lambda: play.raws)
+        assert play.raws[0].group == "g"
+
+    play(SimulatedExposures(), body)
+
+
+def test_a_group_in_the_path_counts_more_than_the_header():
+    async def body(play: Played) -> None:
+        play.exposures.found = ExposureFacts("g")
+        play.threads.states["/raw/1.fits"] = state_of(1, group="other")
+        here = sighting(1)
+        play.completion.take(replace(here, name=replace(here.name, group="g")))
+        await play.until(lambda: play.raws)
+        assert play.raws[0].group == "g"
+
+    play(SimulatedExposures(), body)

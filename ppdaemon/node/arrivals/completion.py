@@ -303,13 +303,10 @@ class RawCompletion:
         """
         complete, name = _complete(pending), pending.name
         path, own = complete.file.path, complete.facts
-        if (
-            facts is not None
-            and own is not None
-            and name.group is None
-            and own.group != facts.group
-            and (name.obsid is None or own.obsid in (None, name.obsid))
-        ):
+        # A misplaced file of another exposure stays with the visit of its path, which reports it as bad.
+        obsid = name.obsid or (facts and facts.obsid)
+        is_misplaced = own is not None and None not in (own.obsid, obsid) and own.obsid != obsid
+        if own and facts and own.group != facts.group and name.group is None and not is_misplaced:
             text = f"{path}: its header has the group {own.group!r}, other files of its exposure have "
             self.counts.warn("contradiction", f"{text}{facts.group!r}; its own header is used")
             facts = own
