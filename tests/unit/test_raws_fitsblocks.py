@@ -259,6 +259,8 @@ def test_a_text_may_run_over_several_cards():
     broken = read_header(io.BytesIO(content.replace(b"CONTINUE  '", b"CONTINUE   ", 1)))
     assert "GROUPID" not in broken, "a part of a text is another text"
     assert broken["LAST"] == 2
+    halved = read_header(io.BytesIO(content.replace(b"x&'", b"'&'", 1)))
+    assert "GROUPID" not in halved, "a doubled quote is divided"
 
 
 def test_hierarchical_keywords_are_read_as_astropy_reads_them():
