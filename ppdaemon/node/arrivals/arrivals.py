@@ -297,14 +297,11 @@ class Arrivals:
         await asyncio.gather(*(self._deliver_found(expected, found) for found in exposures.values()))
 
     async def _deliver_found(self, expected: ExpectedRaws, sightings: list[Sighting]) -> None:
-        """Deliver the raws of one exposure if it belongs to the visit, or if they were not delivered."""
+        """Deliver the raws of one exposure if it belongs to the visit."""
         facts = await self._find_facts(sightings)
-        if facts is None:
+        if facts is None or parent_group(facts.group) != expected.group:
             return
-        belongs = parent_group(facts.group) == expected.group
-        # The file with the group may be wrong: raws with another group in their own header go by that.
-        found = [each for each in sightings if belongs or not self._completion.delivered(each.name)]
-        taken = [self._completion.take(sighting, again=belongs) for sighting in found]
+        taken = [self._completion.take(sighting, again=True) for sighting in sightings]
         await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
 
     async def _find_facts(self, sightings: list[Sighting]) -> ExposureFacts | None:
