@@ -2,7 +2,7 @@
 """Layouts: how paths below a raw root are written and read.
 
 The layouts of the observatory's writers, and others from the configuration,
-each with ``.fits``, ``.fits.fz`` or ``.fits.gz``, and ``.json`` for sidecars.
+each with ``.fits`` or another ending of FITS files, and ``.json`` for sidecars.
 Pure: reads names, never files.
 """
 
@@ -19,7 +19,7 @@ from ppdaemon.camera import camera_names
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.raws import path as rawnames
 from ppdaemon.raws.detectornames import DetectorNames
-from ppdaemon.raws.format import OBSID, PathFormat, Values
+from ppdaemon.raws.format import OBSID, PathFormat, Values, read_number
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import Model
 
@@ -48,6 +48,9 @@ MAX_NAME = 255
 SUPPLEMENTS = 2
 """Groups ``<group>#1`` and so on whose folders are searched by name; the survey
 finds further ones."""
+
+DETECTOR_DIGITS = 3
+"""Folders of detectors are searched as ``42`` and as ``042``; the largest cameras have three digits."""
 
 _OBSID = re.compile(OBSID)
 _STEADY = frozenset({"instrument", "day_obs", "detector", "raft", "slot"})
@@ -261,7 +264,8 @@ class Layout:
         if name is None or self._names[instrument] is None:
             return number
         by_name = self.detector_of(instrument, name)
-        return by_name if number in (None, by_name) else None
+        # The number of the path is returned, which may have leading zeros.
+        return by_name if number is None else number if number == by_name else None
 
     def _agrees(self, values: Values, expected: rawnames.ExpectedRaws) -> bool:
         obsid = _OBSID.fullmatch(values.get("obsid", ""))
@@ -287,6 +291,7 @@ class Layout:
             values
             for detector in sorted(expected.detectors)
             for values in self._detectors(expected.instrument, detector)
+            for values in _spellings(values)
         ]
         if (group := expected.group) is not None:
             supplements = [f"{group}#{number}" for number in range(1, SUPPLEMENTS + 1)]
@@ -377,6 +382,12 @@ def _day_of(exposure: int) -> int:
 
 def _detector_name(values: Values) -> str | None:
     return f"{values['raft']}_{values['slot']}" if values.keys() >= {"raft", "slot"} else None
+
+
+def _spellings(values: Values) -> list[Values]:
+    """Return the values of a detector, without and with leading zeros of its number."""
+    texts = dict.fromkeys(f"{values['detector']:0{digits}d}" for digits in range(1, DETECTOR_DIGITS + 1))
+    return [values | {"detector": read_number(text)} for text in texts]
 
 
 def _instruments(instrument: str) -> list[Values]:

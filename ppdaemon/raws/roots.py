@@ -13,6 +13,7 @@ import pydantic
 
 from ppdaemon.errors import ConfigError
 from ppdaemon.raws.layout import CustomLayout, LayoutName, make_layout
+from ppdaemon.raws.path import COMPRESSED_ENDINGS, FITS_ENDINGS
 from ppdaemon.wire import Model
 
 __all__ = (
@@ -46,7 +47,7 @@ def _marker(value: str) -> str:
         raise ValueError("a marker is in the folder of its raw: no slash, no control character")
     if not value or (value.startswith(".") and not _SUFFIX.fullmatch(value)):
         raise ValueError(f"{value!r} is not a suffix; write for example .done")
-    if value in (".fits", ".fz", ".gz", ".json"):
+    if value in (*FITS_ENDINGS, *COMPRESSED_ENDINGS, ".json"):
         raise ValueError(f"{value!r} is the ending of raws and sidecars themselves")
     try:
         fields = _format_fields(value)

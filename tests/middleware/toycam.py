@@ -126,6 +126,7 @@ class ToyFormatter(FormatterV2):
 
     can_read_from_local_file: ClassVar[bool] = True
     default_extension: ClassVar[str] = ".fits"
+    supported_extensions: ClassVar[frozenset[str]] = frozenset({".fits", ".fits.fz", ".fits.gz"})
 
     def read_from_local_file(self, path: str, component: str | None = None, expected_size: int = -1) -> Any:
         with fits.open(path) as hdus:

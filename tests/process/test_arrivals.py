@@ -182,16 +182,24 @@ def test_links_out_of_the_root_fifos_and_folders_are_refused(tmp_path):
     run(body)
 
 
-def test_a_file_that_is_replaced_after_delivery_is_not_delivered_again(tmp_path):
+def test_only_another_file_is_delivered_again(tmp_path):
+    """Fault 20: links and repeated listings of a delivered file have no effect."""
+
     async def body() -> None:
         async with arriving(tmp_path, scan_s=0.1) as catcher:
             exposure = Exposure(tmp_path)
-            exposure.put(94)
+            path = exposure.put(94)
             await catcher.one()
-            exposure.put(94)
+            os.link(path, path.with_suffix(".fit"))
+            path.chmod(0o640)
             exposure.put(95)
             await catcher.until(lambda: len(catcher.raws) >= 2)
             assert catcher.detectors == [94, 95]
+            exposure.put(94)
+            await catcher.until(lambda: len(catcher.raws) >= 3)
+            exposure.put(96)
+            await catcher.until(lambda: len(catcher.raws) >= 4)
+            assert catcher.detectors == [94, 94, 95, 96]
 
     run(body)
 

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from arrivalkit import (
@@ -23,6 +24,11 @@ from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.testing.waiting import wait_until
+
+
+def file_id(path: Path) -> tuple[int, int, int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @pytest.fixture
@@ -52,6 +58,7 @@ def test_a_raw_renamed_into_place_is_delivered_with_all_that_is_known(tmp_path):
                 snap=1,
                 snaps=1,
                 seen_tai=raw.seen_tai,
+                file_id=file_id(path),
             )
             assert began <= raw.seen_tai <= Clock().tai()
 

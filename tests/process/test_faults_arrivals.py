@@ -234,7 +234,7 @@ def overwritten(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", [b"", small_fits()[:3000], b"not FITS at all\n"])
+@pytest.mark.parametrize("content", [b"", small_fits()[:2880], b"not FITS at all\n"])
 def test_a_broken_raw_is_its_worker_s_to_refuse_and_stays_as_it_is(node, group, content):
     """Fault 18: empty, truncated, not FITS."""
     before = node.status().counters

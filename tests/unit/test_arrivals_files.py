@@ -25,6 +25,7 @@ from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import files as raws_files
 from ppdaemon.testing.raws import small_fits
 
+CASES = Path(__file__).parents[1] / "data" / "raws"
 GROUP = "2025-11-22T03:25:16.951"
 
 
@@ -63,7 +64,7 @@ def test_the_first_existing_path_is_checked(tmp_path):
 
 
 def test_fault_18_empty_cut_and_foreign_files_are_not_intact_and_the_problem_is_reported(tmp_path):
-    for content, problem in ((b"", "empty"), (fits()[:-1], "ends at byte"), (b"x" * 9, "not a header")):
+    for content, problem in ((b"", "empty"), (fits()[:-2880], "ends at byte"), (b"x" * 9, "not a header")):
         found = look(put(tmp_path / "raw/x.fits", content))
         assert not found.intact
         assert problem in found.problem
@@ -212,8 +213,26 @@ def test_a_count_that_is_not_valid_counts_as_missing(tmp_path):
     assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP)
 
 
+def test_a_group_that_is_a_number_is_its_digits(tmp_path):
+    digits = put(tmp_path / "raw/x.json", b'{"GROUPID": 20261128000018}')
+    assert facts_of_sidecar(digits).group == "20261128000018"
+    image = put(tmp_path / "raw/x.fits", (CASES / "groupid_is_a_number.fits").read_bytes())
+    assert facts_of_image(image).group == "20261128000018"
+
+
+def test_an_unusual_file_is_intact_and_marked(tmp_path):
+    for name in ("special_records_2880_zeros.fits", "trailing_100_zeros.fits", "last_block_not_filled.fits"):
+        found = look(put(tmp_path / "raw/x.fits", (CASES / name).read_bytes()))
+        assert (found.intact, found.unusual) == (True, True)
+
+
+def test_a_group_in_the_first_extension_is_found(tmp_path):
+    image = put(tmp_path / "raw/x.fits", (CASES / "fpacked_single_image.fits.fz").read_bytes())
+    assert facts_of_image(image).group == "2026-11-28T20:16:03.034"
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"GROUPID": " "}', b'{"GROUPID": 5}', b"\xff", b'{"GROUPID": "a']
+    "content", [b"", b"[]", b"{}", b'{"GROUPID": " "}', b'{"GROUPID": true}', b"\xff", b'{"GROUPID": "a']
 )
 def test_a_sidecar_without_a_group_is_refused(tmp_path, content):
     with pytest.raises(BadMessage):

@@ -67,6 +67,16 @@ def test_fault_20_an_intact_file_that_was_renamed_into_place_is_taken_at_once():
     assert seen(CompletenessCheck(10.0), intact(moved_into_place=True), 10.0) == Deliver(HERE, intact=True)
 
 
+def test_an_unusual_file_is_taken_at_once_if_it_was_closed_and_must_be_quiet_longer_otherwise():
+    unusual = replace(intact(), unusual=True)
+    taken = Deliver(HERE, intact=True)
+    assert seen(CompletenessCheck(10.0), unusual, 10.0, confirmed=True) == taken
+    check = CompletenessCheck(10.0)
+    seen(check, unusual, 10.0)
+    assert isinstance(seen(check, unusual, 11.9), Recheck)
+    assert seen(check, unusual, 12.1) == taken
+
+
 def test_an_intact_file_without_confirmation_must_be_quiet_first():
     check = CompletenessCheck(10.0)
     assert isinstance(seen(check, intact(), 10.0), Recheck)

@@ -436,6 +436,41 @@ def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):
     assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(2,), partial=True)]
 
 
+def another_file(exposure: int, size: int = 2):
+    return a_raw(exposure).model_copy(update={"file_id": (1, 1, size, 1)})
+
+
+def test_another_file_of_a_refused_raw_is_tried(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1)))
+    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
+    assert orders(slot(RawArrived(a_raw(1)))) == [], "the same file"
+    assert orders(slot(RawArrived(another_file(1)))) == [Ingest(raw=another_file(1))]
+    slot(Ingested(visit_number=1, exposure=1))
+    assert orders(slot(RawArrived(another_file(1, size=3)))) == [], "it is ingested"
+    slot(RawArrived(a_raw(2)))
+    assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(1, 2))]
+
+
+def test_another_file_that_arrives_during_an_ingest_is_tried_after_a_refusal(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)))
+    assert orders(slot(RawArrived(another_file(1)))) == []
+    refusal = RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut")
+    assert orders(slot(refusal)) == [Ingest(raw=another_file(1))]
+    assert slot.slot.state == S.WAITING
+    assert finished(slot(refusal)) == [(Outcome.BAD_RAW, False)], "it is tried once"
+
+
+def test_another_file_that_arrives_while_preparing_is_the_one_to_ingest(slot):
+    slot.to(S.PREPARING)
+    slot(RawArrived(a_raw(1)))
+    slot(RawArrived(another_file(1)))
+    assert [order for order in orders(slot(Prepared(visit_number=1))) if isinstance(order, Ingest)] == [
+        Ingest(raw=another_file(1))
+    ]
+
+
 def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):
     slot.to(S.PREPARING)
     assert without_notes(slot(CancelReceived(), 2.0)) == [Signal(signal.SIGTERM), SetDeadline(7.0)]

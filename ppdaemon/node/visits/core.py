@@ -236,12 +236,14 @@ class Visits:
 
     def _raw_arrived(self, event: events.RawArrived, effects: model.Effects) -> None:
         raw = event.raw
-        self._arrived.add(raw)
+        is_new = self._arrived.add(raw)
         visit = self.open.find(raw.instrument, parent_group(raw.group), raw.detector)
         if visit is None:
-            self._add_unmatched([raw], effects)
+            if is_new:  # a rescan for another detector delivers files again
+                self._add_unmatched([raw], effects)
             return
-        visit.raws.setdefault(raw.exposure, raw)
+        # A file may be replaced, or compressed to another file: the latest is used.
+        visit.raws[raw.exposure] = raw
         if visit.phase is Phase.ASSIGNED:
             self._to_slot(visit, event, effects)
         elif visit.phase is Phase.QUEUED:
