@@ -136,12 +136,20 @@ def announced(visit: NextVisit, site: Site | None) -> Pointing | None:
     if visit.rotation_system == RotationSystem.HORIZON:
         problem = _unconvertible(visit, site)
         if problem or site is None:
-            _LOG.warning("visit %s: HORIZON rotation and %s: footprint unknown", visit.group, problem)
+            _LOG.warning(
+                "visit %s: footprint unknown, spatial datasets are not preloaded: HORIZON rotation and %s",
+                visit.group,
+                problem,
+            )
             return None
         with _without_astropy_warnings():
             angle = _HorizonFrame(site, _when_tai(visit)).sky_angle(point, visit.camera_angle)
     elif angle is None:
-        _LOG.warning("visit %s: %s rotation: footprint unknown", visit.group, visit.rotation_system.name)
+        _LOG.warning(
+            "visit %s: footprint unknown, spatial datasets are not preloaded: %s rotation",
+            visit.group,
+            visit.rotation_system.name,
+        )
         return None
     return Pointing(*point, angle)
 

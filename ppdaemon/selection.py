@@ -264,7 +264,7 @@ class Rule(Model):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"{', '.join(twice)} is listed twice; the names of output runs need different names"
+                f"{', '.join(twice)} is listed twice: file names without folder and suffix must differ"
             )
         return value
 

@@ -74,7 +74,7 @@ class Supervisor:
         """Start, serve until `stop`, stop.
 
         Raises `~ppdaemon.errors.PPDaemonError` if the node cannot start; its
-        text says what the operator can do.
+        text contains what the operator can do.
         """
         become_subreaper()
         folders, incarnation = NodeFolders.of(self.config), secrets.token_hex(8)

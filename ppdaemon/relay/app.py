@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
         sys.exit(error.exit_code)
     except Exception:
-        _LOG.exception("internal error")
+        _LOG.exception("internal error; pprelay stops, please report this")
         sys.exit(ExitCode.SOFTWARE)
 
 

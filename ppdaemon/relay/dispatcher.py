@@ -161,7 +161,8 @@ class Dispatcher:
         node = self.registry.disconnect(peer)
         if node is not None:
             _LOG.warning(
-                "node disconnected; what it has not acknowledged goes to other nodes", extra={"node": node}
+                "node disconnected; detectors that it has not acknowledged are sent to other nodes",
+                extra={"node": node},
             )
             self._schedule_all(now)
 
@@ -176,7 +177,7 @@ class Dispatcher:
         elif now - self._ticked_at > PAUSE_S:
             pause_s = now - self._ticked_at
             _LOG.warning(
-                "pprelay did not run for a time; nodes are not removed for it",
+                "pprelay did not run for a time, which does not count as silence of nodes",
                 extra={"pause_s": round(pause_s, 3)},
             )
             self.registry.extend_silence(pause_s)
@@ -184,7 +185,8 @@ class Dispatcher:
         silent = self.registry.drop_silent(now)
         for node in silent:
             _LOG.warning(
-                "no message from node; what it has not acknowledged goes to other nodes", extra={"node": node}
+                "no message from node; detectors that it has not acknowledged are sent to other nodes",
+                extra={"node": node},
             )
         if silent:
             self._schedule_all(now)

@@ -140,7 +140,7 @@ class SubmitServer:
             changed = differences(json.loads(first), json.loads(content))
             if changed and self.throttle.passes("different duplicate"):
                 _LOG.warning(
-                    "duplicate visit with other content ignored: the first one counts",
+                    "duplicate visit with different content ignored; the first content is used",
                     extra={**context, "fields": changed},
                 )
             return

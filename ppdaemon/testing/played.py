@@ -314,7 +314,7 @@ class PlayedNode(_LinkEnd):
         address: str,
         name: str,
         *,
-        incarnation: str = "life1",
+        incarnation: str = "run1",
         detectors: Iterable[int] = range(9),
         instrument: str = "DemoCam",
     ):

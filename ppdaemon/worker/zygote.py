@@ -41,7 +41,9 @@ def assert_single_threaded() -> None:
     tasks = os.listdir("/proc/self/task")
     if len(tasks) > 1:
         names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks]
-        raise RuntimeError(f"the zygote cannot fork, a module has started threads: {', '.join(names)}")
+        raise RuntimeError(
+            f"the zygote cannot fork, a module has started threads ({', '.join(names)}): see workers.start"
+        )
 
 
 class Zygote:

@@ -539,7 +539,7 @@ def test_the_first_snap_of_a_sequence_names_the_visit(counters: dict[str, Any], 
     _, snap = exposures_of({}, counters)
     records = visits_of([snap], grouped=True)
     (record,) = [each for each in records if each.definition.name == "visit"]
-    assert record.id == visit, "a sequence that began before the day's first exposure is nonsense"
+    assert record.id == visit, "a sequence that began before the day's first exposure is invalid"
 
 
 def test_a_detector_missing_in_the_table_has_no_region(caplog: pytest.LogCaptureFixture) -> None:

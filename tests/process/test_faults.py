@@ -212,7 +212,7 @@ def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(tmp_path, s
             node.wait(lambda: "cannot be deleted" in node.workers()[0].note)
             assert node.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
         finally:
-            # Lazily: the daemon may be looking into it just now.
+            # Lazily: the daemon may be reading it now.
             subprocess.run(["umount", "--lazy", held], check=True)
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
         assert not held.exists()

@@ -119,7 +119,7 @@ def test_a_stamp_in_utc_instead_of_tai_is_not_odd_but_one_in_the_future_is(confi
     assert check_visit(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), config, NOW_TAI) is None
 
 
-def test_a_visit_without_a_stamp_is_accepted_and_said_to_be_odd(config):
+def test_a_visit_without_a_stamp_is_accepted_with_a_warning(config):
     visit = read({"groupId": "g", "instrument": "DemoCam"})
     assert check_visit(visit, config, NOW_TAI) is None
     assert "unknown" in visit_warnings(visit, NOW_TAI)[0]

@@ -69,7 +69,7 @@ def test_without_coordsys_a_map_is_equatorial(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "header", "said"),
+    ("cells", "header", "message"),
     [
         (PATTERN, {"PIXTYPE": None}, "not a HEALPix map: PIXTYPE"),
         (PATTERN, {"ORDERING": None}, "ORDERING is 'missing', not RING or NESTED"),
@@ -84,12 +84,12 @@ def test_without_coordsys_a_map_is_equatorial(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_map_is_refused_saying_why(
-    tmp_path: Path, cells: np.ndarray, header: dict[str, Any], said: str
+    tmp_path: Path, cells: np.ndarray, header: dict[str, Any], message: str
 ) -> None:
     path = write_map(tmp_path / "m.fits", cells, **header)
     with pytest.raises(ValueError, match=r"m\.fits: ") as caught:
         SkyMap(path).read()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_numbers_with_fractions_are_refused(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def cut(path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "directory"),
@@ -115,12 +115,12 @@ def cut(path: Path, size: int) -> None:
     ],
     ids=["missing", "folder", "text", "empty", "image", "cut in the header", "cut in the cells"],
 )
-def test_what_is_no_table_is_refused_naming_the_file(tmp_path: Path, make: Any, said: str) -> None:
+def test_what_is_no_table_is_refused_naming_the_file(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / "m.fits"
     make(path)
     with pytest.raises(ValueError, match=r"m\.fits: ") as caught:
         SkyMap(str(path)).read()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_map_that_was_read_keeps_a_bit_for_each_cell(tmp_path: Path) -> None:

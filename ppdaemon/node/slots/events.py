@@ -172,7 +172,7 @@ class WipeRepo:
 
 @dataclass(frozen=True, slots=True)
 class RescanRaws:
-    """Look in the raw roots once more for the expected raws of a visit-detector."""
+    """Search the raw roots once more for the expected raws of a visit-detector."""
 
     key: Key
 

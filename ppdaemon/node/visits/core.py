@@ -485,7 +485,7 @@ class Visits:
     def _recover(self, event: model.AttemptRecovered, effects: model.Effects) -> None:
         """End or retry an attempt of the previous run.
 
-        With a spool it has succeeded, or failed as the manifest says. Without
+        With a spool, the outcome is that in the manifest. Without
         one it was interrupted, and is retried if it has written nothing
         permanent and there is time.
         """

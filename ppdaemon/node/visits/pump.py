@@ -238,7 +238,7 @@ class VisitPump:
         # journal.
         self.count["journal_contradicted"] += 1
         _LOG.error(
-            "the journal contradicts a decision, which is dropped until the next start: %r",
+            "the journal contradicts a decision, which is dropped; the next start recovers its visits: %r",
             effects,
             exc_info=error,
         )
