@@ -146,7 +146,7 @@ def image_type(visit: NextVisit) -> ImageType:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement, with coordinate system and state of the dome.
 
     Returns
     -------
@@ -163,7 +163,7 @@ class TargetPositions:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement with position and rotation of the camera.
     cameras : `~collections.abc.Callable`, optional
         Returns the focal-plane table of an instrument or raises
         `~ppdaemon.errors.ConfigError`.
@@ -281,7 +281,7 @@ class Rule(Model):
         aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
-            Detector id.
+            Id of a detector in the visit's instrument.
 
         Returns
         -------
@@ -298,7 +298,7 @@ class Rule(Model):
         aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
-            Detector id.
+            Id of a detector in the visit's instrument.
 
         Yields
         ------
@@ -380,7 +380,7 @@ def select(rules: Sequence[Rule], aim: TargetPositions, detector: int) -> tuple[
     aim : `TargetPositions`
         Visit and positions of its detectors.
     detector : `int`
-        Detector id.
+        Id of a detector in the visit's instrument.
 
     Returns
     -------
@@ -426,7 +426,7 @@ class Selector:
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
+            Announcement; its coordinate system decides.
 
         Returns
         -------
@@ -442,9 +442,9 @@ class Selector:
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
+            Announcement, with which the conditions are compared.
         detectors : `~collections.abc.Sequence` [`int`]
-            Detector ids.
+            Ids of detectors in the visit's instrument.
 
         Returns
         -------

@@ -232,7 +232,7 @@ class Daemon:
         Parameters
         ----------
         group : `str`
-            Group of the visit.
+            Group of the visit, as announced in the next_visit.
         detectors : `tuple` [`int`] or `None`
             Detector ids; `None` means all that the journal has of the group.
         force : `bool`

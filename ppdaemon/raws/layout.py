@@ -356,14 +356,14 @@ def exposure_id(controller: str, day_obs: int, sequence: int) -> int:
     controller : `str`
         Letter; one that they do not know adds nothing.
     day_obs : `int`
-        ``YYYYMMDD``.
+        Observing day as a number ``YYYYMMDD``.
     sequence : `int`
         Number of the exposure within the day, less than `SEQUENCE_LIMIT`.
 
     Returns
     -------
     exposure : `int`
-        Id.
+        Id as in the header and in the Butler's dimension.
     """
     separate = controller in CONTROLLERS and day_obs <= SEPARATE_COUNT_UNTIL.get(controller, day_obs)
     days = CONTROLLERS.index(controller) * CONTROLLER_DAYS if separate else 0

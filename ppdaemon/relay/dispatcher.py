@@ -302,6 +302,7 @@ class Dispatcher:
         """Do everything that is due for a visit; repeating it is harmless."""
         if now >= visit.expires_at:
             self._expire(visit, now, effects)
+        # Before sending: a new route is sent in the same tick, after its write.
         if visit.cancelled:
             self._end_cancelled(visit, now, effects)
         else:

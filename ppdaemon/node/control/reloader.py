@@ -30,6 +30,7 @@ class Reloader:
         """Reload after each signal until cancelled."""
         while True:
             await self.requested.wait()
+            # Before the reload: a signal during it causes another one.
             self.requested.clear()
             self.notifier.notify(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
             await self.generations.reload_unattended()

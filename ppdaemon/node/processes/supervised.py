@@ -33,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 LAST_LINES = 15
 """Of a log, in an error message: enough for a traceback."""
 LAST_BYTES = 20_000
+"""Read from the end of the log to find these lines."""
 
 
 class SupervisedProcess[Message: pydantic.BaseModel](ABC):

@@ -645,6 +645,7 @@ _ALIVE = {
         (events.MemorySampled, Slot._check_limits),
     )
 }
+# `TABLE` last: the rows of a single state take precedence.
 TABLE = _ALIVE | _WAITING | TABLE
 
 ANY_STATE: dict[type, Handler] = {
