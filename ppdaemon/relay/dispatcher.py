@@ -338,7 +338,7 @@ class Dispatcher:
             if reservation.state is UNASSIGNED or (
                 now >= self._routing_starts_at and reservation.node not in self.registry
             ):
-                reason = "cancelled before a node acknowledged it"
+                reason = "canceled before a node acknowledged it"
                 self._end(visit, reservation, Outcome.CANCELLED, reason, effects)
 
     def _route(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:

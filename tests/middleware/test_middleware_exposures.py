@@ -391,7 +391,7 @@ def test_an_exposure_that_contradicts_is_set_aside_and_the_others_run(
         worker.ingest(rig.raw(seq_num=2, CURINDEX=2, FILTER="g_01", ROTPA=200.0, RA=RA + 3.0, **SNAPS))
     assert caught.value.outcome == Outcome.BAD_RAW
     assert str(caught.value) == (
-        f"exposure {SECOND} is set aside: the boresight is 3 deg from the announced,"
+        f"exposure {SECOND} is not used: the boresight is 3 deg from the announced,"
         " the sky angle is 160 deg from the announced, the filter is g_01 instead of r_03"
     )
     assert not caught.value.retriable

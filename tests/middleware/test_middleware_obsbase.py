@@ -208,7 +208,7 @@ def test_a_raw_that_contradicts_its_announcement_is_not_ingested(
 ) -> None:
     rig, worker = rigs(butler={"ingest": "obs_base"})
     worker.prepare(rig.order(main="Short", before=""))
-    with pytest.raises(VisitFailed, match="is set aside: the filter is g_01"):
+    with pytest.raises(VisitFailed, match="is not used: the filter is g_01"):
         worker.ingest(rig.raw(FILTER="g_01"))
 
 

@@ -335,7 +335,7 @@ class KnownTask(PipelineTask):
 class NeedsModelConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
     model = PrerequisiteInput(name="toy_model", doc="never written", storageClass=_DICT, dimensions=())
-    output = Output(name="toy_modelled", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
+    output = Output(name="toy_modeled", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
 
 
 class NeedsModelConfig(PipelineTaskConfig, pipelineConnections=NeedsModelConnections):

@@ -103,7 +103,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path
 
 
 def test_a_worker_that_was_stopped_continues_with_its_next_visit(tmp_path, socket_dir):
-    """Fault 34: stopped, and continued after its visit was cancelled."""
+    """Fault 34: stopped, and continued after its visit was canceled."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)

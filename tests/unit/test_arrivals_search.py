@@ -139,8 +139,8 @@ def test_where_exposures_share_a_folder_each_is_found(tmp_path, monkeypatch):
 
 
 def test_folders_whose_names_cannot_be_known_are_listed(tmp_path, monkeypatch):
-    labelled = {"path": "{day_obs}/{label}/{exposure}-{detector}"}
-    polled = Polled(tmp_path, {"LSSTCam": range(189)}, monkeypatch, layout=labelled)
+    labeled = {"path": "{day_obs}/{label}/{exposure}-{detector}"}
+    polled = Polled(tmp_path, {"LSSTCam": range(189)}, monkeypatch, layout=labeled)
     assert polled.poll(BOTH) == []
     for number in range(1, 4):
         folder = f"20251121/run {number}"

@@ -79,7 +79,7 @@ def test_compressed_raws_are_raws(suffix):
         ("_expectedSensors.json", RawFileKind.EXPECTED, None),
     ],
 )
-def test_the_other_files_of_an_exposure_are_recognised(file, kind, detector):
+def test_the_other_files_of_an_exposure_are_recognized(file, kind, detector):
     name = assert_both_ways(LAYOUTS["lsst"], STEM + file)
     assert (name.kind, name.detector, name.exposure) == (kind, detector, 2025112100156)
 

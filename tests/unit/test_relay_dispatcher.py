@@ -445,7 +445,7 @@ def test_nodes_are_not_silent_if_it_was_the_relay_that_did_not_listen(dispatcher
 
 def test_cancelling_ends_at_once_what_no_node_has(dispatcher):
     dispatcher.add(open_visit(), 0.0)
-    reason = "cancelled before a node acknowledged it"
+    reason = "canceled before a node acknowledged it"
     assert dispatcher.cancel(KEY, 1.0).writes == [
         SetCancelled(1),
         ended(0, Outcome.CANCELLED, reason),
@@ -477,7 +477,7 @@ def test_a_cancelled_visit_does_not_move_to_another_node(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     dispatcher.cancel(KEY, 0.1)
     effects = stop_messages(dispatcher, silent, other)
-    reason = "cancelled before a node acknowledged it"
+    reason = "canceled before a node acknowledged it"
     assert effects == Effects.of(writes=[ended(0, Outcome.CANCELLED, reason), CloseVisit(1)])
 
 

@@ -51,7 +51,7 @@ def test_the_way_back_is_parted_from_the_body(frames, envelope, body):
     assert split_envelope(frames) == (envelope, body)
 
 
-def test_what_is_sent_is_recognised_by_its_fields():
+def test_what_is_sent_is_recognized_by_its_fields():
     assert isinstance(read(VISIT), NextVisit)
     assert isinstance(read({"groupId": "g", "scriptSalIndex": 3}), VisitCanceled)
     assert isinstance(read({"groupId": "g", "position": [0, 0], "instrument": ""}), NextVisit)

@@ -411,21 +411,21 @@ def reasons(actions):
 def test_refused_raws_are_reported_with_any_outcome(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
-    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is set aside"))
+    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is not used"))
     slot(RawArrived(a_raw(2)))
     slot(Ingested(visit_number=1, exposure=2))
     actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
-    assert reasons(actions) == ["exposure 1 is set aside"]
+    assert reasons(actions) == ["exposure 1 is not used"]
 
 
 def test_when_all_raws_are_refused_the_reason_of_each_is_reported(slot):
     slot.to(S.WAITING, nimages=2)
-    for exposure, reason in ((1, "cut"), (2, "exposure 2 is set aside")):
+    for exposure, reason in ((1, "cut"), (2, "exposure 2 is not used")):
         slot(RawArrived(a_raw(exposure)))
         actions = slot(RawRefused(visit_number=1, exposure=exposure, outcome=Outcome.BAD_RAW, reason=reason))
     assert finished(actions) == [(Outcome.BAD_RAW, False)]
-    assert reasons(actions) == ["cut; exposure 2 is set aside"]
+    assert reasons(actions) == ["cut; exposure 2 is not used"]
 
 
 def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):

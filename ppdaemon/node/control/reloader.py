@@ -27,7 +27,7 @@ class Reloader:
     """Set by SIGHUP; several signals during a reload cause one more."""
 
     async def run(self) -> None:
-        """Reload after each signal until cancelled."""
+        """Reload after each signal until canceled."""
         while True:
             await self.requested.wait()
             # Before the reload: a signal during it causes another one.

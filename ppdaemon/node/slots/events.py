@@ -70,7 +70,7 @@ class RescanDone:
 class CancelReceived:
     """The slot's visit will not be taken, or not by this node."""
 
-    reason: str = "cancelled by the telescope"
+    reason: str = "canceled by the telescope"
 
 
 @dataclass(frozen=True, slots=True)

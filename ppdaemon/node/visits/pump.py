@@ -109,7 +109,7 @@ class VisitPump:
         return len(self.visits.open) + self._uncommitted_outcomes
 
     async def run(self) -> None:
-        """Handle events until cancelled."""
+        """Handle events until canceled."""
         while True:
             for event in await self.inbox.take():
                 self._handle(event)

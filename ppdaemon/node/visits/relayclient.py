@@ -80,7 +80,7 @@ class RelayClient:
         return self._relay is not None
 
     async def run(self) -> None:
-        """Connect and exchange messages until cancelled."""
+        """Connect and exchange messages until canceled."""
         if self.link.address is None:
             return
         try:
