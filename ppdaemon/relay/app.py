@@ -59,6 +59,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
     relay: Relay
     for number in (signal.SIGTERM, signal.SIGINT):  # the loop calls it later, when `relay` is set
         asyncio.get_running_loop().add_signal_handler(number, lambda: relay.request_stop())
+    # The lock first and released last: neither ledger nor sockets are shared with another relay.
     with (
         closing(lock_state(config.state_dir)),
         zmq.asyncio.Context() as context,

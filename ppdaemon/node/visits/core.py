@@ -462,6 +462,7 @@ class Visits:
         self.outcomes[entry.outcome] += 1
         effects.writes.append(model.Update((self.open.take_change(entry),)))
         effects.actions.append(model.SendResults((_result(entry),)))
+        # Performed after the commit: a crash before it leaves the mark for the next start.
         if entry.no_return:
             effects.actions.append(model.RemoveMark(entry.key))
         self._add_unmatched(missed, effects)
