@@ -358,7 +358,7 @@ def exposure_id(controller: str, day_obs: int, sequence: int) -> int:
     day_obs : `int`
         Observing day as a number ``YYYYMMDD``.
     sequence : `int`
-        Number of the exposure within the day, less than `SEQUENCE_LIMIT`.
+        Number of the exposure within the day, less than ``SEQUENCE_LIMIT``.
 
     Returns
     -------

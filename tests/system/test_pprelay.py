@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ppdaemon.testing.played import PlayedNode, Sockets
+from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import wait_until
 
@@ -182,7 +182,7 @@ def test_neither_nor_both_ways_of_saying_what_to_send_is_a_usage_error(tmp_path)
 
 
 def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
-    with Sockets() as wires:
+    with ClientSockets() as wires:
         node = PlayedNode(wires, relay.nodes, "n1")
         node.wait_for("welcome")
         words = ("--instrument", "DemoCam", "--group", "g", "--relay", relay.submit, "--wait")
