@@ -547,4 +547,4 @@ def test_a_detector_missing_in_the_table_has_no_region(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         records = visits_of(exposures_of({}), detector=99, camera=camera)
     assert "visit_detector_region" not in {each.definition.name for each in records}
-    assert "has no region" in caplog.text
+    assert "is recorded without a region" in caplog.text

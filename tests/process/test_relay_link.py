@@ -72,7 +72,7 @@ def test_the_same_event_a_hundred_times_is_one_visit(relay, client, node):
     assert first["status"] == "accepted"
     assert {answer["status"] for answer in again} == {"duplicate"}
     assert {message.visit.group for message in node.wait_for("visit")} == {"g"}
-    assert len(relay.events("duplicate visit with other content")) == 1
+    assert len(relay.events("duplicate visit with different content")) == 1
 
 
 def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(client, node):
