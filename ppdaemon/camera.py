@@ -129,7 +129,7 @@ class Camera(Model):
         Parameters
         ----------
         name : `str`
-            Such as ``R22_S11``.
+            Name as in file names, such as ``R22_S11``.
 
         Returns
         -------
@@ -152,7 +152,7 @@ class Camera(Model):
         Parameters
         ----------
         detector : `int`
-            Detector id.
+            Id in the focal-plane table; others raise LookupError.
         ra_deg, dec_deg : `float`
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
@@ -197,7 +197,7 @@ class Camera(Model):
         Parameters
         ----------
         detector : `int`
-            Detector id.
+            Id in the focal-plane table; others raise LookupError.
         ra_deg, dec_deg : `float`
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
@@ -318,7 +318,7 @@ def camera_names() -> tuple[str, ...]:
     Returns
     -------
     names : `tuple` [`str`]
-        Sorted.
+        Short names of instruments, sorted.
     """
     files = resources.files("ppdaemon").joinpath("cameras").iterdir()
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))

@@ -113,7 +113,9 @@ class ArrivalsConfig(Model):
     @pydantic.model_validator(mode="after")
     def _somewhere(self) -> "ArrivalsConfig":
         if not self.roots and not self.remote:
-            raise ValueError("roots and remote are both empty: name at least one place of raws")
+            raise ValueError(
+                "roots and remote are both empty: list at least one folder or object store of raws"
+            )
         return self
 
     def image_deadline_s(self, visit: NextVisit) -> float:

@@ -175,7 +175,7 @@ def image_type(visit: NextVisit) -> ImageType:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement, with coordinate system and state of the dome.
 
     Returns
     -------
@@ -192,7 +192,7 @@ class TargetPositions:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement with position and rotation of the camera.
     cameras : `~collections.abc.Callable`, optional
         Returns the focal-plane table of an instrument or raises
         `~ppdaemon.errors.ConfigError`.
@@ -295,7 +295,7 @@ class Rule(Model):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"{', '.join(twice)} is listed twice; the names of output runs need different names"
+                f"{', '.join(twice)} is listed twice: file names without folder and suffix must differ"
             )
         return value
 
@@ -312,7 +312,7 @@ class Rule(Model):
         aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
-            Detector id.
+            Id of a detector in the visit's instrument.
 
         Returns
         -------
@@ -329,7 +329,7 @@ class Rule(Model):
         aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
-            Detector id.
+            Id of a detector in the visit's instrument.
 
         Yields
         ------
@@ -411,7 +411,7 @@ def select(rules: Sequence[Rule], aim: TargetPositions, detector: int) -> tuple[
     aim : `TargetPositions`
         Visit and positions of its detectors.
     detector : `int`
-        Detector id.
+        Id of a detector in the visit's instrument.
 
     Returns
     -------
@@ -457,7 +457,7 @@ class Selector:
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
+            Announcement; its coordinate system decides.
 
         Returns
         -------
@@ -473,9 +473,9 @@ class Selector:
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
+            Announcement, with which the conditions are compared.
         detectors : `~collections.abc.Sequence` [`int`]
-            Detector ids.
+            Ids of detectors in the visit's instrument.
 
         Returns
         -------

@@ -27,6 +27,7 @@ __all__ = (
 )
 
 MAX_NAME = 200
+"""Characters of a name or a group, which become part of file names."""
 
 
 class CoordinateSystem(IntEnum):

@@ -40,7 +40,7 @@ CONTROLLERS = "OCHPQS"
 """In the order of the years that they add to the day of an exposure id."""
 CONTROLLER_DAYS = 1000_00_00
 """A thousand years for each place in `CONTROLLERS`."""
-COUNT_APART_UNTIL = {"O": 0, "C": 20231004, "P": 20250417, "Q": 20250417, "S": 20250417}
+SEPARATE_COUNT_UNTIL = {"O": 0, "C": 20231004, "P": 20250417, "Q": 20250417, "S": 20250417}
 """Last day on which a controller counted exposures for itself; H always does.
 As ``LsstBaseTranslator.compute_exposure_id`` of obs_lsst w.2026.20."""
 MAX_NAME = 255
@@ -84,7 +84,9 @@ class CustomLayout(Model):
     def _are_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         depths = sorted(len(PathFormat(text).levels) - 1 for text in value)
         if depths[0] != depths[-1]:
-            raise ValueError(f"{depths[0]} folders in one, {depths[-1]} in another: all need the same number")
+            raise ValueError(
+                f"{depths[0]} folders in one path, {depths[-1]} in another: all need the same number"
+            )
         return value
 
 
@@ -359,17 +361,17 @@ def exposure_id(controller: str, day_obs: int, sequence: int) -> int:
     controller : `str`
         Letter; one that they do not know adds nothing.
     day_obs : `int`
-        ``YYYYMMDD``.
+        Observing day as a number ``YYYYMMDD``.
     sequence : `int`
         Number of the exposure within the day, less than ``SEQUENCE_LIMIT``.
 
     Returns
     -------
     exposure : `int`
-        Id.
+        Id as in the header and in the Butler's dimension.
     """
-    apart = controller in CONTROLLERS and day_obs <= COUNT_APART_UNTIL.get(controller, day_obs)
-    days = CONTROLLERS.index(controller) * CONTROLLER_DAYS if apart else 0
+    separate = controller in CONTROLLERS and day_obs <= SEPARATE_COUNT_UNTIL.get(controller, day_obs)
+    days = CONTROLLERS.index(controller) * CONTROLLER_DAYS if separate else 0
     return (day_obs + days) * SEQUENCE_LIMIT + sequence
 
 

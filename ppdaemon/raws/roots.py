@@ -71,7 +71,7 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"{str(path)!r} is not an absolute path")
     normal = Path(os.path.abspath(path))
     if normal == Path(normal.anchor):
-        raise ValueError("the whole file system is no raw root")
+        raise ValueError("/ cannot be a raw root, use a folder")
     return normal
 
 

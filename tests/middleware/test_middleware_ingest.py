@@ -44,7 +44,7 @@ def test_a_taken_raw_is_read_from_the_ram_disk(rigs: MakeRig) -> None:
     raw = rig.raw()
     worker.ingest(raw)
     Path(raw.path).unlink()
-    assert worker.ingest(raw).exposure == EXPOSURE, "a repeat does not look again"
+    assert worker.ingest(raw).exposure == EXPOSURE, "a repeat does not read again"
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
     assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
 

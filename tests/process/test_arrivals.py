@@ -303,10 +303,10 @@ def test_each_source_reports_its_latency(tmp_path):
             for detector in range(20):
                 Exposure(tmp_path, 1).put(detector)
             await catcher.until(lambda: len(catcher.raws) == 21)
-            told = source(catcher, "inotify")
-            assert told.files >= 1
-            assert told.lag_p50_ms is not None
-            assert told.lag_p99_ms is not None
-            assert 0.0 <= told.lag_p50_ms <= told.lag_p99_ms < 1000.0 * DEADLINE_S
+            report = source(catcher, "inotify")
+            assert report.files >= 1
+            assert report.lag_p50_ms is not None
+            assert report.lag_p99_ms is not None
+            assert 0.0 <= report.lag_p50_ms <= report.lag_p99_ms < 1000.0 * DEADLINE_S
 
     run(body)

@@ -294,8 +294,8 @@ def test_a_reader_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, 
             first = catcher.reader.pid
             os.kill(first, signal.SIGKILL)
             await catcher.until(lambda: not catcher.reader.live)
-            *_, told = catcher.arrivals.report()
-            assert (told.live, "killed by SIGKILL" in told.note) == (False, True)
+            *_, report = catcher.arrivals.report()
+            assert (report.live, "killed by SIGKILL" in report.note) == (False, True)
             store.holding = False
             raw = await catcher.one()
             assert raw.group == GROUP

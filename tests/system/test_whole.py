@@ -190,7 +190,7 @@ def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
             "--instrument",
             "DemoCam",
         ]
-        send += ["--survey", "of nobody", "--wait", "--json"]
+        send += ["--survey", "unknown", "--wait", "--json"]
         waited = subprocess.run(send, capture_output=True, text=True, timeout=TIMEOUT_S)
         assert "ignored" in waited.stdout, waited
         last = telescope.plan()

@@ -46,7 +46,7 @@ def undistorted_deg(camera: Camera, x: float, y: float) -> tuple[float, float]:
 
 
 def tangent_wcs(camera: Camera, ra: float, dec: float, angle: float) -> WCS:
-    """Degrees of the touching plane to the sky, as FITS would say it."""
+    """Degrees of the touching plane to the sky, as FITS defines it."""
     sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
     x_sign = 1.0 if camera.focal_plane_parity else -1.0
     wcs = WCS(naxis=2)

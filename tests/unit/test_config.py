@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration: what is taken, and what each refusal says."""
+"""The configuration: valid values, and the message of each refusal."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "message"),
     [
         ("node.nmae", "x", "node.nmae: unknown key"),
         ("node.name", "two words", "node.name: "),
@@ -83,7 +83,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("engine.apdb", {"DemoCam": "apdb.yaml"}, "apdb_tasks: missing key"),
         ("engine.apdb_tasks", ["associate"], "apdb_tasks: associate must be listed in no_return too"),
         ("arrivals.roots", ["raw"], "arrivals.roots.0.path: 'raw' is not an absolute path"),
-        ("arrivals.roots", ["/"], "arrivals.roots.0.path: the whole file system is no raw root"),
+        ("arrivals.roots", ["/"], "arrivals.roots.0.path: / cannot be a raw root, use a folder"),
         ("arrivals.roots", ["/raw", "/raw/"], "arrivals.roots: a root is listed twice"),
         ("arrivals.roots", [], "arrivals: roots and remote are both empty"),
         ("arrivals.roots", [{"path": "/raw", "wach": "poll"}], "arrivals.roots.0.wach: unknown key"),
@@ -100,7 +100,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         (
             "arrivals.layout",
             {"path": ["{exposure}-{detector}", "{day_obs}/{exposure}-{detector}"]},
-            "arrivals.layout.path: 0 folders in one, 1 in another",
+            "arrivals.layout.path: 0 folders in one path, 1 in another",
         ),
         (
             "arrivals.layout",
@@ -160,7 +160,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_file_and_line(
-    node: dict[str, Any], tmp_path: Path, place: str, value: Any, said: str
+    node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
     *steps, last = place.split(".")
     part = node
@@ -168,7 +168,7 @@ def test_a_wrong_value_is_named_with_file_and_line(
         part = part.setdefault(step, {})
     part[last] = value
     (problem,) = problems(tmp_path, node)
-    assert said in problem
+    assert message in problem
     file, line, _ = problem.split(":", 2)
     assert file == str(tmp_path / "c.yaml")
     assert int(line) >= 1
@@ -181,7 +181,7 @@ def test_a_root_may_differ_from_the_others(node: dict[str, Any], tmp_path: Path)
     assert (second.path, second.layout, second.watch) == (Path("/nfs/raw"), "generic", "poll")
 
 
-def test_a_layout_that_cannot_tell_the_detectors_is_refused_at_its_root(
+def test_a_layout_that_cannot_identify_the_detectors_is_refused_at_its_root(
     node: dict[str, Any], tmp_path: Path
 ) -> None:
     node["node"]["instruments"] = {"Hubble": "0-1"}
@@ -192,7 +192,7 @@ def test_a_layout_that_cannot_tell_the_detectors_is_refused_at_its_root(
     assert f":{line}: arrivals.roots.1.layout: no focal-plane table for 'Hubble'" in problem
 
 
-def test_all_errors_are_told_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
+def test_all_errors_are_listed_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
     node["node"]["expiry_s"] = "soon"
     del node["arrivals"]["roots"]
     node["workers"] = {"min": 0, "maximum": 4}
@@ -224,12 +224,12 @@ def test_butler_may_be_missing_only_for_other_work(node: dict[str, Any], tmp_pat
     assert load_node(write(tmp_path, node), {}).butler is None
 
 
-def test_what_is_said_of_an_instrument_is_said_of_a_known_one(node: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_of_an_instrument_need_a_known_instrument(node: dict[str, Any], tmp_path: Path) -> None:
     node["butler"] |= {"visits": {"NoCam": "by-group"}, "ingest": {"OtherCam": "obs_base"}}
     assert "butler: instrument_class: no entry for NoCam, OtherCam" in problems(tmp_path, node)[0]
 
 
-def test_who_ingests_is_said_for_all_or_by_instrument(node: dict[str, Any]) -> None:
+def test_ingest_is_set_for_all_or_by_instrument(node: dict[str, Any]) -> None:
     for ingest, kinds in (
         ("obs_base", ["obs_base", "obs_base"]),
         ({"LATISS": "obs_base"}, ["obs_base", "builtin"]),

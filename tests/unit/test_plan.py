@@ -203,9 +203,9 @@ def test_bad_arguments_are_refused_before_the_repo_is_queried(
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == code
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert words in output.err
+    assert output.out == ""
 
 
 def test_the_exit_code_is_good_only_if_each_detector_gets_a_pipeline() -> None:

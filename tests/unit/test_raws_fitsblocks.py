@@ -32,12 +32,12 @@ CASES = Path(__file__).parents[1] / "data" / "raws"
 RAW = encode(*amplifiers(), GROUPID="2025-11-22T03:25:16.951")
 
 
-def look(content: bytes):
+def parse(content: bytes):
     return structure(io.BytesIO(content))
 
 
 def test_a_compressed_raw_is_complete():
-    found = look(RAW)
+    found = parse(RAW)
     assert found.whole
     assert found.hdus == 5
     assert found.data_bytes > 0
@@ -45,9 +45,9 @@ def test_a_compressed_raw_is_complete():
 
 def test_a_gzipped_raw_is_complete_and_a_cut_one_is_not():
     packed = gzip.compress(RAW)
-    assert look(packed).whole
-    assert not look(packed[:-1]).whole
-    assert not look(packed[: len(packed) // 2]).whole
+    assert parse(packed).whole
+    assert not parse(packed[:-1]).whole
+    assert not parse(packed[: len(packed) // 2]).whole
 
 
 def test_images_tables_and_empty_units_are_walked_over():
@@ -55,12 +55,12 @@ def test_images_tables_and_empty_units_are_walked_over():
         [fits.Column("a", "PE()", array=np.array([[1, 2], [3]], dtype=object))]
     )
     content = encode(fits.ImageHDU(np.zeros((3, 5, 7))), table, fits.ImageHDU())
-    assert look(content).hdus == 4
+    assert parse(content).hdus == 4
 
 
 @given(st.integers(0, len(RAW) - 1))
 def test_a_file_cut_anywhere_but_between_units_is_not_complete(length):
-    found = look(RAW[:length])
+    found = parse(RAW[:length])
     with fits.open(io.BytesIO(RAW), disable_image_compression=True) as hdus:
         units = [hdu.fileinfo() | {"size": hdu.size} for hdu in hdus]
     primary_cards = RAW.index(b"END".ljust(80))
@@ -98,7 +98,7 @@ def test_a_file_cut_anywhere_but_between_units_is_not_complete(length):
     ],
 )
 def test_what_is_not_complete_has_a_problem(content, problem):
-    found = look(content)
+    found = parse(content)
     assert not found.whole
     assert problem in found.problem
 
@@ -106,14 +106,14 @@ def test_what_is_not_complete_has_a_problem(content, problem):
 def test_an_absurd_axis_is_no_reason_to_fail():
     content = encode(fits.ImageHDU(np.zeros((2, 2))))
     card = b"NAXIS1  =                    2"
-    found = look(content.replace(card, b"NAXIS1  = 99999999999999999999", 1))
+    found = parse(content.replace(card, b"NAXIS1  = 99999999999999999999", 1))
     assert not found.whole
     assert "ends at byte" in found.problem
 
 
 @given(st.binary(max_size=6000))
 def test_any_bytes_are_read_without_an_error(content):
-    assert not look(content).whole
+    assert not parse(content).whole
     with pytest.raises(ValueError, match="not a FITS file"):
         read_header(io.BytesIO(content))
 
@@ -123,7 +123,7 @@ def test_random_groups_are_measured_by_their_own_rule(tmp_path):
         np.zeros((4, 3), dtype=np.float32), bitpix=-32, parnames=["p"], pardata=[np.arange(4.0)]
     )
     fits.GroupsHDU(data).writeto(tmp_path / "groups.fits")
-    assert look((tmp_path / "groups.fits").read_bytes()).whole
+    assert parse((tmp_path / "groups.fits").read_bytes()).whole
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -194,7 +194,7 @@ def test_other_bytes_after_the_last_hdu_are_a_warning(content, warning):
     if warning == "1 bytes":  # a header that ends at its END card, without padding
         end = content.rindex(b"END") + 3
         content, warning = content[:end], "the last block is"
-    found = look(content)
+    found = parse(content)
     assert found.whole, found.problem
     assert warning in found.warning
     assert bool(warning) is bool(found.warning)
@@ -202,7 +202,7 @@ def test_other_bytes_after_the_last_hdu_are_a_warning(content, warning):
 
 def test_a_gzipped_file_with_a_wrong_checksum_is_not_complete():
     packed = gzip.compress(RAW)
-    assert not look(packed[:-8] + b"\0" * 8).whole
+    assert not parse(packed[:-8] + b"\0" * 8).whole
 
 
 def test_keywords_of_a_single_compressed_image_are_in_its_extension():

@@ -89,7 +89,7 @@ def test_compressed_raws_are_raws(suffix):
         ("_expectedSensors.json", RawFileKind.EXPECTED, None),
     ],
 )
-def test_the_other_files_of_an_exposure_are_recognised(file, kind, detector):
+def test_the_other_files_of_an_exposure_are_recognized(file, kind, detector):
     name = assert_both_ways(LAYOUTS["lsst"], STEM + file)
     assert (name.kind, name.detector, name.exposure) == (kind, detector, 2025112100156)
 
@@ -140,7 +140,7 @@ def test_aliases_and_cameras_without_a_table_of_their_own_are_known(
         ("MC_Z_20240321_000093", 2024032100093),
     ],
 )
-def test_a_controller_that_counts_for_itself_has_years_of_its_own(obsid, exposure):
+def test_a_controller_with_separate_counts_has_separate_years(obsid, exposure):
     day = int(obsid[5:13])
     folder = "ComCam" if obsid.startswith("CC") else "LSSTCam"
     name = assert_both_ways(LAYOUTS["lsst"], f"{folder}/{day}/{obsid}/{obsid}_R22_S11.fits")
@@ -412,14 +412,14 @@ def test_only_files_of_the_visit_are_wanted():
 
 
 @pytest.mark.parametrize(
-    ("instruments", "said"),
+    ("instruments", "message"),
     [
         ({"Hubble": [0]}, "no focal-plane table for 'Hubble'"),
         ({"LSSTCam": [0], "Hubble": [0]}, "no focal-plane table for 'Hubble'"),
     ],
 )
-def test_an_instrument_without_a_table_is_refused_in_the_layout_that_needs_it(instruments, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_instrument_without_a_table_is_refused_in_the_layout_that_needs_it(instruments, message):
+    with pytest.raises(ConfigError, match=message):
         make_layout("lsst", instruments)
     make_layout("imsim", instruments)
     make_layout("generic", instruments)
@@ -463,15 +463,15 @@ def test_a_layout_has_the_fields_of_all_its_paths():
 
 
 @pytest.mark.parametrize(
-    ("paths", "said"),
+    ("paths", "message"),
     [
-        (["{exposure}_{detector}", "{day_obs}/{exposure}_{detector}"], "0 folders in one, 1 in another"),
+        (["{exposure}_{detector}", "{day_obs}/{exposure}_{detector}"], "0 folders in one path, 1 in another"),
         ([], "at least 1 item"),
         (["{exposure}_{detector}", "{exposure}"], "nothing names the detector"),
     ],
 )
-def test_paths_that_do_not_go_together_are_refused(paths, said):
-    with pytest.raises(ValueError, match=said):
+def test_paths_that_do_not_go_together_are_refused(paths, message):
+    with pytest.raises(ValueError, match=message):
         CustomLayout(path=paths)
 
 

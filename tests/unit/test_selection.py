@@ -191,7 +191,7 @@ def test_the_position_that_counts_is_named_in_any_case_of_letters(written: str) 
     assert rule(coord_type=written).coord_type == written.lower()
 
 
-def test_a_condition_is_about_the_middle_of_the_detector_unless_said_otherwise() -> None:
+def test_a_condition_is_about_the_middle_of_the_detector_by_default() -> None:
     ra, dec = load_camera("LSSTCam").center(EAST_CORNER, 10.0, -30.0, 0.0)
     there = {"ra": {"min": ra - 0.1, "max": ra + 0.1}, "dec": {"min": dec - 0.1, "max": dec + 0.1}}
     assert matches(there, EAST_CORNER)
@@ -287,7 +287,7 @@ def north_map(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(("dec", "met"), [(60.0, True), (0.0, False), (-60.0, False)])
-def test_a_map_matches_where_it_says_yes(north_map: str, dec: float, met: bool) -> None:
+def test_a_map_matches_where_it_is_one(north_map: str, dec: float, met: bool) -> None:
     assert matches({"binary_map": north_map}, position=[45.0, dec]) is met
 
 
@@ -307,7 +307,7 @@ def test_none_or_empty_means_ignore(nothing: Any) -> None:
     assert select([rule(pipelines=nothing)], TargetPositions(visit()), CENTER) == ()
 
 
-def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
+def test_unmet_conditions_are_listed_with_the_value(north_map: str) -> None:
     strict = rule(
         survey="other",
         filter="g_6",
@@ -316,18 +316,18 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
         dec={"min": 0, "max": 1},
         binary_map=north_map,
     )
-    told = list(strict.unmet(TargetPositions(visit()), CENTER))
-    assert [text.partition(":")[0] for text in told] == [
+    unmet = list(strict.unmet(TargetPositions(visit()), CENTER))
+    assert [text.partition(":")[0] for text in unmet] == [
         "survey", "filter", "nimages", "image-type", "dec", "binary-map",
     ]  # fmt: skip
-    assert "survey: 'BLOCK-365'" in told
-    assert "dec: -30.0000 is not within 0 to 1" in told
+    assert "survey: 'BLOCK-365'" in unmet
+    assert "dec: -30.0000 is not within 0 to 1" in unmet
     nowhere = list(rule(**ANYWHERE).unmet(TargetPositions(visit(coordinateSystem=1)), CENTER))
     assert nowhere == ["coord-type: the detector's position on the sky is not known"]
 
 
 @pytest.mark.parametrize(
-    ("conditions", "key", "said"),
+    ("conditions", "key", "message"),
     [
         ({"reason": "x"}, "reason", "Extra inputs"),
         ({"survey": 365}, "survey", "valid string"),
@@ -356,12 +356,12 @@ def test_what_does_not_hold_is_told_with_how_it_is(north_map: str) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_rule_is_refused_naming_the_key(conditions: dict[str, Any], key: str, said: str) -> None:
+def test_a_wrong_rule_is_refused_naming_the_key(conditions: dict[str, Any], key: str, message: str) -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
         rule(**conditions)
     (problem, *_) = caught.value.errors()
     assert problem["loc"][0] == key
-    assert said in problem["msg"]
+    assert message in problem["msg"]
 
 
 def test_a_rule_without_pipelines_is_refused() -> None:
@@ -517,7 +517,7 @@ def test_both_lists_are_held_against_each_detector() -> None:
 
 
 @pytest.mark.parametrize(
-    ("conditions", "changes", "said"),
+    ("conditions", "changes", "message"),
     [
         (
             {"survey": "x"},
@@ -541,11 +541,11 @@ def test_both_lists_are_held_against_each_detector() -> None:
         ),
     ],
 )
-def test_a_visit_without_a_pipeline_is_told_why(
-    conditions: dict[str, Any], changes: dict[str, Any], said: str
+def test_a_visit_without_a_pipeline_has_the_reason(
+    conditions: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     chosen = Selector([], [rule(**conditions)]).choose(visit(**changes), [CENTER])[CENTER]
-    assert (chosen.reason, chosen.pipelines.main) == (said, ())
+    assert (chosen.reason, chosen.pipelines.main) == (message, ())
 
 
 def test_only_rules_about_the_sky_make_a_conversion_necessary() -> None:

@@ -261,7 +261,7 @@ def check_expected(info: ObservationInfo, raw: Raw, *, has_group: bool = True) -
         raise VisitFailed(Outcome.BAD_RAW, f"the header has no {', '.join(missing)}")
     if needed["end"] < needed["begin"]:
         # An empty timespan would find no calibrations.
-        _LOG.warning("exposure %s ends before it begins, its begin is used as its end, too", raw.exposure)
+        _LOG.warning("exposure %s ends before it begins; its begin is also used as its end", raw.exposure)
         needed["end"] = needed["begin"]
     return ExposureHeader(
         instrument=raw.instrument,

@@ -87,5 +87,5 @@ def _store_errors(uri: str) -> Iterator[None]:
         if error.errno is None:  # errors of a store have no errno, those of this host have
             raise StoreError(f"{uri}: {describe(error)}") from error
         raise
-    except Exception as error:  # each scheme has a library of its own, with its own exceptions
+    except Exception as error:  # each scheme uses another library, with other exceptions
         raise StoreError(f"{uri}: {describe(error)}") from error

@@ -106,7 +106,7 @@ class RunResult:
         Parameters
         ----------
         failure : `TaskFailure` or `None`
-            The first failure.
+            The first failure of a task; `None` if all succeeded.
         succeeded : `~collections.abc.Iterable` [`tuple` [`str`, ``TaskMetadata``]]
             Label and metadata of each successful quantum, in the order of running.
         """

@@ -278,7 +278,10 @@ class Arrivals:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counts.count("internal")
-            _LOG.error("internal error: a task that handles raw arrivals has ended", exc_info=error)
+            _LOG.error(
+                "internal error: a task that handles raw arrivals has failed; please report this",
+                exc_info=error,
+            )
 
     async def _list(self, sighting: Sighting) -> None:
         expected = await self._exposures.expected(sighting.name, sighting.file)

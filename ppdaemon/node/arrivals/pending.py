@@ -37,6 +37,7 @@ FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
 """With 60 slow writers at once the checks take 2 % of a core."""
 PAUSE_GROWTH = 1.5
+"""Of the pause after each check: most files are complete at the first ones."""
 
 QUIET_INTACT_S = 0.5
 """For an intact file that no event confirmed: a slow writer may be compressing the

@@ -34,7 +34,7 @@ class Sighting:
     name: RawName
     file: RawPath
     confirmed: bool
-    """Whether the source knows that the file is finished."""
+    """Whether the source reports the file as finished."""
     close_expected: bool = False
     """Whether the source reported the creation of the file, so that it will report its close."""
 

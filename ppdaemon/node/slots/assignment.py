@@ -130,7 +130,9 @@ class Assignment:
         announced, by_headers = self.visit.nimages, self._snaps_by_headers
         contradict = announced and by_headers and announced != by_headers
         contradiction = (
-            f"{announced} images were announced, their headers say {by_headers}" if contradict else ""
+            f"{announced} images were announced, but the headers contain {by_headers} as their number"
+            if contradict
+            else ""
         )
         return "; ".join(filter(None, (reason, *self.remarks, contradiction)))
 

@@ -334,7 +334,7 @@ class Slot:
     def _cancel_preparing(self, event: events.CancelReceived, now: float) -> Actions:
         # The worker may be in a long query: a new fork is available sooner.
         pending = PendingOutcome(Outcome.CANCELLED, event.reason, retriable=False)
-        return self._stop(pending, "its visit was cancelled", now)
+        return self._stop(pending, "its visit was canceled", now)
 
     # --- limits ----------------------------------------------------------
 
@@ -666,6 +666,7 @@ _ALIVE = {
         (events.MemorySampled, Slot._check_limits),
     )
 }
+# `TABLE` last: the rows of a single state take precedence.
 TABLE = _ALIVE | _WAITING | TABLE
 
 ANY_STATE: dict[type, Handler] = {

@@ -464,6 +464,7 @@ class Visits:
         self.outcomes[entry.outcome] += 1
         effects.writes.append(model.Update((self.open.take_change(entry),)))
         effects.actions.append(model.SendResults((_result(entry),)))
+        # Performed after the commit: a crash before it leaves the mark for the next start.
         if entry.no_return:
             effects.actions.append(model.RemoveMark(entry.key))
         self._add_unmatched(missed, effects)
@@ -487,7 +488,7 @@ class Visits:
     def _recover(self, event: model.AttemptRecovered, effects: model.Effects) -> None:
         """End or retry an attempt of the previous run.
 
-        With a spool it has succeeded, or failed as the manifest says. Without
+        With a spool, the outcome is that in the manifest. Without
         one it was interrupted, and is retried if it has written nothing
         permanent and there is time.
         """
