@@ -152,12 +152,13 @@ class Journal(SqliteFile):
 
     def _accept(self, entry: model.JournalEntry) -> bool:
         """Insert a visit-detector and return `True`, or return `False` if the
-        journal has it. A canceled one is inserted again if the relay requests
-        a later attempt.
+        journal has it. A canceled one is inserted again if the relay requests a
+        later attempt than any before: a repeated message must not be a second visit.
         """
         *visit_detector, attempt = entry.key
         known = self._db.execute(
-            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND (attempt >= ? OR outcome IS NOT ?)",
+            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
+            " AND (max(attempt, asked) >= ? OR outcome IS NOT ?)",
             (*visit_detector, attempt, Outcome.CANCELLED),
         ).fetchone()
         if known is None:
