@@ -372,4 +372,4 @@ def _value(text: str) -> Value:
         return int(token)
     if _REAL.fullmatch(token) and math.isfinite(number := float(token.upper().replace("D", "E"))):
         return number
-    raise ValueError(f"{token!r} is no value")
+    raise ValueError(f"{token!r} is not a value of a FITS card")

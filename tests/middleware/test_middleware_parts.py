@@ -58,7 +58,7 @@ def test_the_central_repo_may_be_named_by_the_profile_of_a_store(
         for name, value in store.s3_environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("S3_ENDPOINT_URL")
-        endpoint = store.uri.replace("http://", "http://somebody:nothing@")
+        endpoint = store.uri.replace("http://", "http://user:nothing@")
         monkeypatch.setenv("LSST_RESOURCES_S3_PROFILE_summit", endpoint)
         store.objects["/bucket/repo/butler.yaml"] = yaml.safe_dump(config).encode()
         reader = CentralReader("s3://summit@bucket/repo/butler.yaml")

@@ -253,7 +253,7 @@ def test_a_first_pipeline_that_is_dropped_for_every_detector_is_a_failure(planne
     assert exit_code(plan, allow_fallback=True) is ExitCode.OK
 
 
-def test_subsets_of_one_file_are_planned_apart(planned: MakePlan, pipelines: dict[str, str]) -> None:
+def test_subsets_of_one_file_are_planned_separately(planned: MakePlan, pipelines: dict[str, str]) -> None:
     pipelines |= {"A": f"{pipelines['Full']}#subtract", "B": f"{pipelines['Full']}#isr"}
     detector = only(planned(main="A,B,Full", position=[RA + 2.0, DEC]))
     main = [(each.name, each.state, each.why) for each in detector.pipelines if each.part == "main"]

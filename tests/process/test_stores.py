@@ -221,7 +221,7 @@ def test_fault_16_of_many_records_the_good_ones_below_a_root_are_used(tmp_path, 
 
 def test_a_store_may_be_named_by_a_profile(tmp_path, publisher, store, monkeypatch):
     pytest.importorskip("boto3")
-    endpoint = store.uri.replace("http://", "http://somebody:nothing@")
+    endpoint = store.uri.replace("http://", "http://user:nothing@")
     monkeypatch.setenv("LSST_RESOURCES_S3_PROFILE_summit", endpoint)
 
     async def body() -> None:

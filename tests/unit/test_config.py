@@ -298,7 +298,7 @@ pipelines:
     assert main[2].dec is not None
 
 
-def test_an_error_that_anchors_repeat_is_told_once(node: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_that_anchors_repeat_is_listed_once(node: dict[str, Any], tmp_path: Path) -> None:
     del node["pipelines"]
     rules = """
 pipelines:
