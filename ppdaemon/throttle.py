@@ -1,10 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Counts events, and limits how often they are logged."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
-__all__ = ("Throttle",)
+__all__ = ("Throttle", "sample_of")
+
+SAMPLE_LENGTH = 300
+"""Bytes of a message that are kept as a sample: the begin shows who has sent it."""
+
+
+def sample_of(data: bytes | str) -> str:
+    """Return the begin of a message on one line, without control characters."""
+    begin = data[:SAMPLE_LENGTH]
+    text = begin.decode(errors="replace") if isinstance(begin, bytes) else begin
+    return "".join(
+        "?" if unicodedata.category(letter).startswith("C") else letter for letter in " ".join(text.split())
+    )
 
 
 class Throttle:
@@ -16,16 +29,20 @@ class Throttle:
         self._passed_at: dict[str, float] = {}
         self.by_kind: Counter[str] = Counter()
         """Events of each kind since the start."""
+        self.samples: dict[str, str] = {}
+        """For some kinds: the begin of one message."""
 
     def count(self, kind: str) -> None:
         """Count an event."""
         self.by_kind[kind] += 1
 
-    def passes(self, kind: str) -> bool:
+    def passes(self, kind: str, sample: bytes | str | None = None) -> bool:
         """Count an event; return whether it may be logged, as the first of its kind in an interval.
 
-        The set of kinds must be small: each is stored.
+        The set of kinds must be small: each is stored, with the first sample of it.
         """
+        if sample is not None and kind not in self.samples:
+            self.samples[kind] = sample_of(sample)
         self.count(kind)
         now = self._mono()
         if now - self._passed_at.get(kind, now - self._interval_s) < self._interval_s:

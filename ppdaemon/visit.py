@@ -7,13 +7,16 @@ Newer interfaces only add fields: unknown fields are preserved and not used.
 """
 
 import json
+import math
 import unicodedata
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated, Any
 
 import pydantic
 
 from ppdaemon.angles import wrap_degrees
+from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import explain
 
@@ -28,6 +31,25 @@ __all__ = (
 
 MAX_NAME = 200
 """Characters of a name or a group, which become part of file names."""
+
+NUMBER_FIELDS = (
+    "salIndex",
+    "scriptSalIndex",
+    "startTime",
+    "dome",
+    "duration",
+    "nimages",
+    "totalCheckpoints",
+    "detector",
+    "private_sndStamp",
+    "private_efdStamp",
+)
+"""SAL names of the numbers that a visit does not need."""
+STAMPS = ("private_sndStamp", "private_efdStamp")
+SMALLEST_STAMP = 1.0
+"""Seconds since 1970: a smaller stamp is not set."""
+UNSET_TEXTS = frozenset({"", "null", "none", "nan"})
+"""Numbers without a value, from senders that can send strings only."""
 
 
 class CoordinateSystem(IntEnum):
@@ -72,6 +94,74 @@ def _numbers_from_text(value: Any) -> Any:
         except (ValueError, RecursionError):
             raise ValueError("expected two numbers, or a string such as '[10.5, -30.0]'") from None
     return value
+
+
+def _number(value: Any) -> float | None:
+    """Return the number that a field has, also as text; `None` if it is no number."""
+    if isinstance(value, bool | list | dict | None):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _is_unset(value: Any) -> bool:
+    """Return whether a sender writes a number or a list so that has no value.
+
+    Avro writes nulls and NaN; senders that can send strings only write them as text.
+    """
+    if isinstance(value, str) and value.strip().lower() in UNSET_TEXTS:
+        return True
+    number = _number(value)
+    return value is None or (number is not None and not math.isfinite(number))
+
+
+def _is_unset_position(value: Any) -> bool:
+    if isinstance(value, str) and not _is_unset(value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False  # refused with the name of the field
+    if isinstance(value, list | tuple):
+        return not value or any(map(_is_unset, value))
+    return _is_unset(value)
+
+
+def _is_below(limit: float, value: Any) -> bool:
+    number = _number(value)
+    return number is not None and number < limit
+
+
+def _is_unknown(enum: type[IntEnum], value: Any) -> bool:
+    """Return whether a value is an integer that an enumeration does not have, such as Avro's default 0."""
+    number = _number(value)
+    return number is not None and number.is_integer() and number not in frozenset(enum)
+
+
+def _fields_without_meaning(fields: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
+    """Return the names of the fields to be dropped, and of those among them that had to have a value."""
+    unset = {name for name in NUMBER_FIELDS if name in fields and _is_unset(fields[name])}
+    unset |= {name for name in ("filters", "survey", "detector") if name in fields and fields[name] is None}
+    unset |= {name for name in ("duration", "nimages") if _is_below(0.0, fields.get(name))}
+    # 0 is Avro's default; earlier times than 1970 do not occur.
+    stamps = {name for name in STAMPS if name in fields and _is_below(SMALLEST_STAMP, fields[name])}
+    warned = {name for name in unset if name not in STAMPS}
+    unset |= stamps
+    for name, system, enum, is_unset in (
+        ("position", "coordinateSystem", CoordinateSystem, _is_unset_position),
+        ("cameraAngle", "rotationSystem", RotationSystem, _is_unset),
+    ):
+        if system in fields and (_is_unset(fields[system]) or _is_unknown(enum, fields[system])):
+            unset.add(system)
+            warned.add(system)
+        if name in fields and is_unset(fields[name]):
+            unset.add(name)
+            # Without its value the system would refer to the default 0.0.
+            if system in fields and system not in unset and _number(fields[system]) != enum["NONE"]:
+                unset.add(system)
+                warned.add(name)
+    return unset, tuple(sorted(warned))
 
 
 Number = Annotated[float, pydantic.BeforeValidator(_no_bool)]
@@ -131,8 +221,32 @@ class NextVisit(_SalEvent):
     survey: Name = ""
     """Purpose of the images, such as ``BLOCK-365``."""
     total_checkpoints: Count = pydantic.Field(0, alias="totalCheckpoints")
-    published_tai: Number | None = pydantic.Field(None, alias="private_sndStamp")
-    """When it was published, TAI seconds since 1970; `None` if not in the event."""
+    detector: Annotated[Count, pydantic.Field(ge=0)] | None = pydantic.Field(None, exclude=True)
+    """The only detector that the message concerns; `None` means all. It is not sent on,
+    because other messages add detectors to the same visit."""
+    sent_stamp_tai: Number | None = pydantic.Field(None, alias="private_sndStamp")
+    """TAI seconds since 1970; `None` if it is not set."""
+    efd_stamp_utc: Number | None = pydantic.Field(None, alias="private_efdStamp")
+    """UTC seconds since 1970; `None` if it is not set."""
+    without_meaning: tuple[str, ...] = pydantic.Field((), exclude=True)
+    """SAL names of the fields that were sent without a meaning, such as a null angle; the
+    visit has their defaults."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _drop_fields_without_meaning(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        unset, warned = _fields_without_meaning(fields)
+        kept = {name: value for name, value in fields.items() if name not in unset}
+        return kept | {"without_meaning": warned}
+
+    @property
+    def published_tai(self) -> float | None:
+        """When it was published, TAI seconds since 1970; `None` if no stamp is set."""
+        if self.sent_stamp_tai is None and self.efd_stamp_utc is not None:
+            return self.efd_stamp_utc + TAI_MINUS_UTC_S
+        return self.sent_stamp_tai
 
     @property
     def filter_names(self) -> tuple[str, ...]:
@@ -178,6 +292,13 @@ class VisitCanceled(_SalEvent):
 
     group: Group = pydantic.Field(alias="groupId")
     script_sal_index: Count = pydantic.Field(0, alias="scriptSalIndex")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _drop_unset_index(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and _is_unset(fields.get("scriptSalIndex")):
+            return {name: value for name, value in fields.items() if name != "scriptSalIndex"}
+        return fields
 
 
 def read_next_visit(fields: Any) -> NextVisit:

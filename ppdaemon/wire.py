@@ -30,6 +30,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise BadMessage(f"{name} is not a JSON number", "json")
 
 
+def _null(name: str) -> None:
+    return None
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if value in (math.inf, -math.inf):
@@ -51,11 +55,12 @@ def _depth(text: str) -> int:
     return max(text.count("["), text.count("{"))
 
 
-def parse_json(data: bytes, *, limit: int) -> Any:
+def parse_json(data: bytes, *, limit: int, nan_as_null: bool = False) -> Any:
     """Parse a JSON text in UTF-8 of at most `limit` bytes.
 
     Raises `~ppdaemon.errors.BadMessage` if the text is too large or nested too deeply,
-    is not UTF-8 or JSON, or has ``NaN``, ``Infinity`` or a key twice.
+    is not UTF-8 or JSON, or has ``NaN``, ``Infinity`` or a key twice. With `nan_as_null`,
+    ``NaN`` and ``Infinity`` are read as ``null``.
     """
     if len(data) > limit:
         raise BadMessage(f"{len(data)} bytes are more than the {limit} accepted", "size")
@@ -65,7 +70,10 @@ def parse_json(data: bytes, *, limit: int) -> Any:
         raise BadMessage(f"not UTF-8 at byte {error.start}", "encoding") from None
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_null if nan_as_null else _refuse_constant,
+            parse_float=_finite,
         )
     except RecursionError:
         raise BadMessage("nested too deeply", "depth") from None

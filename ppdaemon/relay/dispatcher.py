@@ -88,10 +88,14 @@ class Dispatcher:
     # --- new and canceled visits --------------------------------------------
 
     def add(self, visit: OpenVisit, now: float) -> orders.Effects:
-        """Open a visit that is in the ledger."""
+        """Open a visit that is in the ledger, or add its reservations to the open visit of its group."""
         effects = orders.Effects()
-        self._visits[visit.key] = visit
         self.reservations += len(visit.reservations)
+        if (present := self._visits.get(visit.key)) is not None:
+            present.reservations |= visit.reservations
+            present.cancelled |= visit.cancelled
+            visit = present
+        self._visits[visit.key] = visit
         self._serve(visit, now, effects)
         return effects
 

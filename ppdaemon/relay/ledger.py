@@ -21,7 +21,7 @@ from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("FoundVisit", "Ledger", "UnfinishedVisit", "lock_state")
+__all__ = ("AcceptedVisit", "FoundVisit", "Ledger", "UnfinishedVisit", "lock_state")
 
 PRUNE_BATCH = 200
 """Visits deleted in one transaction: 40,000 rows of LSSTCam, about 50 ms in which
@@ -76,6 +76,20 @@ class UnfinishedVisit:
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptedVisit:
+    """What the ledger has for an announcement."""
+
+    number: int
+    content: str
+    """The JSON of the first announcement of the group."""
+    added: tuple[int, ...]
+    """The detectors that this announcement has added."""
+    cancelled: bool
+    is_new: bool
+    """Whether it is the first announcement of the group."""
+
+
+@dataclass(frozen=True, slots=True)
 class FoundVisit:
     """A visit found by its group."""
 
@@ -114,29 +128,38 @@ class Ledger(SqliteFile):
 
     def accept(
         self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
-    ) -> tuple[int | None, str]:
-        """Insert a visit with a row per detector unless its group is there.
-
-        Return its number, or `None` if the group is there, and the JSON that the
-        ledger has for the group.
-        """
+    ) -> AcceptedVisit:
+        """Insert a visit unless its group is there, and a row for each detector without one."""
         cursor = self._db.execute(
             "INSERT INTO visits (instrument, group_id, content, received_tai) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (visit.instrument, visit.group, content, received_tai),
         )
         if not cursor.rowcount:  # the group is there: return the content that was accepted
-            (first,) = self._db.execute(
-                "SELECT content FROM visits WHERE group_id = ? AND instrument = ?",
+            number, content, cancelled = self._db.execute(
+                "SELECT number, content, cancelled FROM visits WHERE group_id = ? AND instrument = ?",
                 (visit.group, visit.instrument),
             ).fetchone()
-            return None, first
-        number = cursor.lastrowid
+            known = {
+                row[0]
+                for row in self._db.execute("SELECT detector FROM detectors WHERE visit = ?", (number,))
+            }
+            added = tuple(detector for detector in detectors if detector not in known)
+            if added:  # a visit whose other detectors have ended is open again
+                self._db.execute(
+                    "UPDATE visits SET ended_tai = NULL,"
+                    " received_tai = CASE WHEN ended_tai IS NULL THEN received_tai ELSE ? END"
+                    " WHERE number = ?",
+                    (received_tai, number),
+                )
+        else:
+            assert cursor.lastrowid is not None
+            number, cancelled, added = cursor.lastrowid, 0, tuple(detectors)
         self._db.executemany(
             "INSERT INTO detectors (visit, detector) VALUES (?, ?)",
-            [(number, detector) for detector in detectors],
+            [(number, detector) for detector in added],
         )
-        return number, content
+        return AcceptedVisit(number, content, added, bool(cancelled), is_new=bool(cursor.rowcount))
 
     def find(self, group: str) -> list[FoundVisit]:
         """Return the visits of a group: at most one per instrument."""

@@ -28,7 +28,7 @@ from ppdaemon.relay.orders import CloseVisit, Effects, Send, SendHeartbeat, SetO
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
-from ppdaemon.throttle import Throttle
+from ppdaemon.throttle import Throttle, sample_of
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
 
@@ -241,7 +241,12 @@ class Relay:
                 total = self._throttle.by_kind[f"node {error.kind}"]
                 _LOG.warning(
                     "ignored an invalid message from a node",
-                    extra={"kind": error.kind, "reason": str(error), "total": total},
+                    extra={
+                        "kind": error.kind,
+                        "reason": str(error),
+                        "total": total,
+                        "sample": sample_of(frames[-1]),
+                    },
                 )
             return
         self._apply(self._dispatcher.receive(frames[0], message, self._clock.mono()))
@@ -264,7 +269,7 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(row.number, visit, row.reservations, row.received_tai, cancelled=row.cancelled)
+            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled)
         if visits:
             _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
 
@@ -274,8 +279,7 @@ class Relay:
         visit: NextVisit,
         reservations: Sequence[Reservation],
         received_tai: float,
-        *,
-        cancelled: bool = False,
+        cancelled: bool,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(

@@ -22,6 +22,7 @@ __all__ = (
     "differences",
     "check_visit",
     "visit_warnings",
+    "chosen_detectors",
     "read_request",
     "split_envelope",
 )
@@ -31,6 +32,15 @@ type Request = NextVisit | VisitCanceled | VisitStatus
 CLOCK_SKEW_S = 5.0
 """A publication time further in the future than this is logged: clocks that are
 synchronized differ by less."""
+
+
+POINTING = frozenset({"position", "coordinateSystem", "cameraAngle", "rotationSystem"})
+"""The fields without which the place of a visit on the sky is unknown."""
+
+EVENT_FIELDS = frozenset({"instrument", "position"})
+"""A next_visit has one of these fields, a cancellation has none."""
+MAX_WRAPPERS = 3
+"""An event is wrapped once by a bridge, and once more by the bus that it writes to."""
 
 
 def split_envelope(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
@@ -51,18 +61,52 @@ def read_request(body: Sequence[bytes]) -> Request:
         raise BadMessage(f"{len(body)} frames, expected one JSON object in one frame", "frames")
     if not body[0]:
         raise BadMessage("empty message, expected one JSON object", "empty")
-    fields = parse_json(body[0], limit=SUBMIT_LIMIT)
+    fields = _unwrap(parse_json(body[0], limit=SUBMIT_LIMIT, nan_as_null=True))
     if not isinstance(fields, dict):
         raise BadMessage(f"expected a JSON object, got {type(fields).__name__}", "json")
     _check_encodable(fields)
     try:
         if fields.get("type") == "visit_status":
             return VisitStatus.model_validate(fields)
-        if "groupId" in fields and not fields.keys() & {"instrument", "position"}:
+        if "groupId" in fields and not fields.keys() & EVENT_FIELDS:
             return VisitCanceled.model_validate(fields)
     except pydantic.ValidationError as error:
         raise BadMessage(explain(error), "field") from None
     return read_next_visit(fields)
+
+
+def _unwrap(content: Any) -> Any:
+    """Return the object with a group within an envelope such as ``{"message": {...}}``.
+
+    The object may also be JSON text, and an element of a list, as in entries of a Redis
+    stream. Any other content is returned unchanged, to be refused with its own reason.
+    """
+    level = [content]
+    for _ in range(MAX_WRAPPERS + 1):
+        parsed = [_parse_text(item) if isinstance(item, str) else item for item in level]
+        found = [item for item in parsed if isinstance(item, dict) and "groupId" in item]
+        if len(found) > 1:
+            raise BadMessage(f"an envelope with {len(found)} events, expected one", "envelope")
+        if found:
+            return found[0]
+        level = [
+            child
+            for item in parsed
+            # An event without its group must not become the cancellation of one that it names.
+            if isinstance(item, list) or (isinstance(item, dict) and not item.keys() & EVENT_FIELDS)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return content
+
+
+def _parse_text(text: str) -> Any:
+    """Return the object or list in a JSON text; `None` for other text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return parse_json(text.encode(errors="replace"), limit=SUBMIT_LIMIT, nan_as_null=True)
+    except BadMessage:
+        return None
 
 
 def _check_encodable(fields: Mapping[str, Any]) -> None:
@@ -92,8 +136,10 @@ def check_visit(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accept
     if known is None:
         names = ", ".join(sorted(config.instruments))
         return answer("rejected", f"instrument {visit.instrument!r} is not one of {names}")
-    if known.sal_indexes and visit.sal_index not in known.sal_indexes:
+    if known.sal_indexes and visit.sal_index not in (0, *known.sal_indexes):  # 0: not set
         return answer("ignored", f"salIndex {visit.sal_index} is not configured for {visit.instrument}")
+    if not chosen_detectors(visit, config):
+        return answer("ignored", f"detector {visit.detector} is not configured for {visit.instrument}")
     age_s = visit.age_s(now_tai)
     if age_s > config.expiry_s:
         return answer("rejected", f"stale: published {age_s:.0f} s ago, the limit is {config.expiry_s:g} s")
@@ -102,11 +148,24 @@ def check_visit(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accept
 
 def visit_warnings(visit: NextVisit, now_tai: float) -> list[str]:
     """Return warnings about a visit that is accepted nevertheless."""
+    warnings = []
     if visit.published_tai is None:
-        return ["no private_sndStamp: its age is unknown"]
-    if visit.age_s(now_tai) < -CLOCK_SKEW_S:
-        return [f"published {-visit.age_s(now_tai):.0f} s in the future"]
-    return []
+        warnings.append("neither private_sndStamp nor private_efdStamp: its age is unknown")
+    elif visit.age_s(now_tai) < -CLOCK_SKEW_S:
+        warnings.append(f"published {-visit.age_s(now_tai):.0f} s in the future")
+    if visit.without_meaning:
+        names = ", ".join(visit.without_meaning)
+        text = f"taken without {names}: no meaning in what was sent"
+        if POINTING.intersection(visit.without_meaning):
+            text += "; nothing is preloaded by position"
+        warnings.append(text)
+    return warnings
+
+
+def chosen_detectors(visit: NextVisit, config: RelayConfig) -> tuple[int, ...]:
+    """Return the configured detectors that an announcement concerns."""
+    detectors = config.instruments[visit.instrument].detectors
+    return tuple(each for each in detectors if visit.detector in (None, each))
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ is new. Does not cover sockets; all methods are called by the event pump.
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +18,12 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Accepted, VisitStatus
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
-from ppdaemon.relay.ledger import FoundVisit, Ledger
+from ppdaemon.relay.ledger import AcceptedVisit, FoundVisit, Ledger
 from ppdaemon.relay.openvisit import Reservation
-from ppdaemon.relay.orders import Effects
+from ppdaemon.relay.orders import Effects, SetCancelled
 from ppdaemon.relay.requests import (
     check_visit,
+    chosen_detectors,
     differences,
     read_request,
     split_envelope,
@@ -29,8 +31,8 @@ from ppdaemon.relay.requests import (
     visit_warnings,
 )
 from ppdaemon.sqlitefile import BatchWriter, Commit
-from ppdaemon.throttle import Throttle
-from ppdaemon.visit import NextVisit, VisitCanceled
+from ppdaemon.throttle import Throttle, sample_of
+from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
 
 __all__ = ("ApplyEffects", "SubmitServer", "OpenVisitCallback")
 
@@ -39,8 +41,14 @@ _LOG = logging.getLogger(__name__)
 type Reply = Callable[[Accepted], None]
 type ApplyEffects = Callable[[Effects, Callable[[], None] | None], None]
 """Commits the writes, sends the messages, then calls the function if there is one."""
-type OpenVisitCallback = Callable[[int, NextVisit, Sequence[Reservation], float], None]
-"""Opens an accepted visit: number, visit, reservations, received_tai."""
+type OpenVisitCallback = Callable[[int, NextVisit, Sequence[Reservation], float, bool], None]
+"""Opens an accepted visit: number, visit, reservations, received_tai, whether it is canceled."""
+
+EARLY_CANCEL_S = 60.0
+"""How long a cancellation without a visit is remembered: far longer than two events of the
+script queue can overtake each other, far shorter than it takes until a group is used again."""
+MAX_EARLY_CANCELS = 1000
+"""Remembered cancellations; a night has fewer."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -56,6 +64,10 @@ class SubmitServer:
     apply_effects: ApplyEffects
     open_visit: OpenVisitCallback
 
+    early_cancels: OrderedDict[str, tuple[VisitCanceled, float]] = field(
+        default_factory=OrderedDict, init=False
+    )
+    """By group: cancellations whose visit has not arrived, and when they arrived, monotonic seconds."""
     closed: bool = field(default=False, init=False)
     """Set when the relay stops: all requests are refused from then on."""
 
@@ -66,7 +78,7 @@ class SubmitServer:
         try:
             request = read_request(body)
         except BadMessage as error:
-            self._refuse(reply, error.kind, str(error))
+            self._refuse(reply, error.kind, str(error), sample=body[0] if body else b"")
             return
         if self.closed:
             self._refuse(reply, "closed", "the relay is stopping", request.group)
@@ -87,12 +99,14 @@ class SubmitServer:
     def _refuse_on_error(self, reply: Reply, group: str) -> Callable[[Exception], None]:
         return lambda error: self._refuse(reply, "ledger", str(error), group)
 
-    def _refuse(self, reply: Reply, kind: str, reason: str, group: str = "") -> None:
+    def _refuse(
+        self, reply: Reply, kind: str, reason: str, group: str = "", sample: bytes | None = None
+    ) -> None:
         if self.throttle.passes(kind):
-            _LOG.warning(
-                "refused a request on the submit socket",
-                extra={"kind": kind, "reason": reason, "group": group, "total": self.throttle.by_kind[kind]},
-            )
+            context = {"kind": kind, "reason": reason, "group": group, "total": self.throttle.by_kind[kind]}
+            if sample is not None:
+                context["sample"] = sample_of(sample)
+            _LOG.warning("refused a request on the submit socket", extra=context)
         reply(Accepted(status="rejected", group=group, reason=reason))
 
     def _on_announcement(self, visit: NextVisit, reply: Reply) -> None:
@@ -104,7 +118,7 @@ class SubmitServer:
                 _LOG.warning("visit not accepted", extra=context)
             reply(refusal)
             return
-        detectors = self.config.instruments[visit.instrument].detectors
+        detectors = chosen_detectors(visit, self.config)
         # Visits that no node has are expired for newer ones; if this is not enough, the
         # new visit is refused.
         if not self.dispatcher.has_room(len(detectors)):
@@ -117,7 +131,7 @@ class SubmitServer:
         self.writer.put(
             Commit(
                 lambda ledger: ledger.accept(visit, content, detectors, now_tai),
-                lambda result: self._accepted(visit, content, now_tai, result, reply),
+                lambda accepted: self._accepted(visit, content, now_tai, accepted, reply),
                 self._refuse_on_error(reply, visit.group),
             )
         )
@@ -127,35 +141,71 @@ class SubmitServer:
         visit: NextVisit,
         content: str,
         received_tai: float,
-        result: tuple[int | None, str],
+        accepted: AcceptedVisit,
         reply: Reply,
     ) -> None:
         # Called when the visit is on disk: an accepted visit is never lost.
-        number, first = result
-        detectors = self.config.instruments[visit.instrument].detectors
-        status: Literal["accepted", "duplicate"] = "duplicate" if number is None else "accepted"
-        reply(Accepted(status=status, group=visit.group, detectors=len(detectors)))
+        status: Literal["accepted", "duplicate"] = "accepted" if accepted.added else "duplicate"
+        detectors = len(chosen_detectors(visit, self.config))
+        reply(Accepted(status=status, group=visit.group, detectors=detectors))
         context = {"group": visit.group, "instrument": visit.instrument}
-        if number is None:
-            changed = differences(json.loads(first), json.loads(content))
+        if not accepted.is_new:
+            changed = differences(json.loads(accepted.content), json.loads(content))
             if changed and self.throttle.passes("different duplicate"):
                 _LOG.warning(
                     "duplicate visit with different content ignored; the first content is used",
                     extra={**context, "fields": changed},
                 )
+        if not accepted.added:
             return
         for warning in visit_warnings(visit, received_tai):
             if self.throttle.passes("odd visit"):
                 _LOG.warning(warning, extra=context)
-        _LOG.info("visit accepted", extra={**context, "detectors": len(detectors)})
-        self.open_visit(number, visit, [Reservation(detector) for detector in detectors], received_tai)
+        _LOG.info("visit accepted", extra={**context, "detectors": len(accepted.added)})
+        cancelled = accepted.cancelled
+        if not cancelled and self._was_cancelled_early(visit):
+            _LOG.info("visit cancelled: its cancellation arrived first", extra=context)
+            self.apply_effects(Effects([SetCancelled(accepted.number)]), None)
+            cancelled = True
+        # The first announcement counts also for the detectors that a later one adds.
+        first = visit if accepted.is_new else read_next_visit(json.loads(accepted.content))
+        reservations = [Reservation(detector) for detector in accepted.added]
+        self.open_visit(accepted.number, first, reservations, received_tai, cancelled)
+
+    def _was_cancelled_early(self, visit: NextVisit) -> bool:
+        """Return whether a cancellation of this visit arrived before it, at most `EARLY_CANCEL_S` ago.
+
+        The cancellation stays: a group may have a visit of another instrument, too.
+        """
+        request, arrived = self.early_cancels.get(visit.group, (None, 0.0))
+        return (
+            request is not None
+            and self.clock.mono() - arrived <= EARLY_CANCEL_S
+            and (request.script_sal_index in (0, visit.script_sal_index) or not visit.script_sal_index)
+        )
+
+    def _remember_cancel(self, request: VisitCanceled) -> None:
+        """Remember a cancellation whose visit has not arrived; forget the old ones."""
+        now = self.clock.mono()
+        self.early_cancels[request.group] = (request, now)
+        self.early_cancels.move_to_end(request.group)
+        while (
+            len(self.early_cancels) > MAX_EARLY_CANCELS
+            or now - next(iter(self.early_cancels.values()))[1] > EARLY_CANCEL_S
+        ):
+            self.early_cancels.popitem(last=False)
 
     def _cancel(self, request: VisitCanceled, reply: Reply, found: Sequence[FoundVisit]) -> None:
         group, index = request.group, request.script_sal_index
         matching = [visit for visit in found if not index or visit.script_sal_index in (0, index)]
+        if not found:
+            self._remember_cancel(request)
+            reason = f"no such group; its visit is cancelled if it arrives within {EARLY_CANCEL_S:g} s"
+            _LOG.info("cancellation without a visit", extra={"group": group, "reason": reason})
+            reply(Accepted(status="accepted", group=group, reason=reason))
+            return
         if not matching:
-            reason = f"no visit of script {index} has this group" if found else "no such group"
-            self._refuse(reply, "cancel", reason, group)
+            self._refuse(reply, "cancel", f"no visit of script {index} has this group", group)
             return
         keys = [(visit.instrument, group) for visit in matching]
         under_way = sum(len(self.dispatcher.open_detectors(key)) for key in keys)

@@ -47,15 +47,35 @@ def write(ledger, *writes):
 
 
 def test_a_group_is_entered_once_and_its_first_content_stays(ledger):
-    number, _ = accept(ledger)
-    assert number is not None
-    again, first = accept(ledger, survey="other")
-    assert again is None
-    assert json.loads(first) == FIELDS
+    first = accept(ledger)
+    assert (first.added, first.is_new) == ((0, 1, 2), True)
+    again = accept(ledger, survey="other")
+    assert (again.number, again.added, again.is_new) == (first.number, (), False)
+    assert json.loads(again.content) == FIELDS
+
+
+def test_a_message_of_another_detector_adds_it_to_the_visit(ledger):
+    first = accept(ledger, (0,))
+    added = accept(ledger, (1,))
+    assert (added.number, added.added, added.is_new) == (first.number, (1,), False)
+    [unfinished] = ledger.unfinished_visits()
+    assert [reservation.detector for reservation in unfinished.reservations] == [0, 1]
+    assert accept(ledger, (0, 1, 2)).added == (2,)
+
+
+def test_a_detector_that_is_added_to_a_closed_visit_opens_it_again(ledger):
+    number = accept(ledger, (0,)).number
+    write(
+        ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), SetCancelled(number), CloseVisit(number)
+    )
+    assert ledger.unfinished_visits() == []
+    assert accept(ledger, (1,)).cancelled
+    [unfinished] = ledger.unfinished_visits()
+    assert [reservation.detector for reservation in unfinished.reservations] == [1]
 
 
 def test_a_group_of_another_instrument_is_another_visit(ledger):
-    assert accept(ledger)[0] != accept(ledger, instrument="LATISS")[0]
+    assert accept(ledger).number != accept(ledger, instrument="LATISS").number
     [visits] = transact(ledger, [lambda ledger: ledger.find("g")])
     assert sorted(visit.instrument for visit in visits) == ["DemoCam", "LATISS"]
     assert {visit.script_sal_index for visit in visits} == {7}
@@ -63,7 +83,7 @@ def test_a_group_of_another_instrument_is_another_visit(ledger):
 
 def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
     with closing(Ledger(tmp_path, clock)) as ledger:
-        number, _ = accept(ledger)
+        number = accept(ledger).number
         write(
             ledger,
             SetRoute(number, "n1", 1, (0, 1, 2)),
@@ -83,7 +103,7 @@ def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
 
 
 def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
-    number, _ = accept(ledger, (0, 1))
+    number = accept(ledger, (0, 1)).number
     write(ledger, SetRoute(number, "n1", 1, (0, 1)), SetOutcome(number, 0, Outcome.NO_IMAGE, "none", "n1"))
 
     def amended(detector, node, attempt, outcome):
@@ -100,7 +120,7 @@ def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):
 
 
 def test_the_first_outcome_of_a_detector_stays(ledger):
-    number, _ = accept(ledger, (0,))
+    number = accept(ledger, (0,)).number
     write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"))
     write(ledger, SetOutcome(number, 0, Outcome.FAILED, "again", "n2"))
     [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
@@ -109,7 +129,7 @@ def test_the_first_outcome_of_a_detector_stays(ledger):
 
 
 def test_a_reason_that_is_no_text_is_kept_as_far_as_it_is(ledger):
-    number, _ = accept(ledger)
+    number = accept(ledger).number
     write(ledger, SetOutcome(number, 0, Outcome.BAD_RAW, "raw\udcff.fits", "n1"))
     [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
     assert visit.outcomes[0].reason == "raw?.fits"
@@ -124,18 +144,18 @@ def test_a_visit_that_is_not_understood_any_more_can_still_be_asked_for(ledger, 
 
 
 def test_a_closed_visit_is_not_unended_but_still_known(ledger):
-    number, _ = accept(ledger, (0,))
+    number = accept(ledger, (0,)).number
     write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))
     assert ledger.unfinished_visits() == []
-    assert accept(ledger)[0] is None
+    assert accept(ledger, (0,)).added == ()
 
 
 def test_only_what_ended_before_is_pruned(ledger, clock):
-    closed, _ = accept(ledger, groupId="old")
+    closed = accept(ledger, groupId="old").number
     write(ledger, CloseVisit(closed))
     accept(ledger, groupId="open")
     clock.advance(100.0)
-    young, _ = accept(ledger, groupId="young")
+    young = accept(ledger, groupId="young").number
     write(ledger, CloseVisit(young))
     before = clock.tai() - 50.0
     assert transact(ledger, [lambda ledger: ledger.prune(before)]) == [1]
@@ -145,7 +165,7 @@ def test_only_what_ended_before_is_pruned(ledger, clock):
 
 
 def test_pruning_takes_the_rows_of_detectors_too(ledger, clock, tmp_path):
-    number, _ = accept(ledger)
+    number = accept(ledger).number
     write(ledger, CloseVisit(number))
     transact(ledger, [lambda ledger: ledger.prune(clock.tai() + 1.0)])
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
@@ -177,7 +197,7 @@ def test_a_corrupt_file_is_moved_aside_and_an_empty_ledger_begins(tmp_path, cloc
     path.write_bytes(broken)
     with closing(Ledger(tmp_path, clock)) as ledger:
         assert ledger.unfinished_visits() == []
-        assert accept(ledger)[0] == 1
+        assert accept(ledger).number == 1
     [kept] = tmp_path.glob("ledger.corrupt-*.sqlite")
     assert kept.read_bytes() == broken
     assert "corrupt" in caplog.text

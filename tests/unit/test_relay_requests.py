@@ -2,6 +2,7 @@
 """The submit socket's messages: envelopes, kinds of requests, checks."""
 
 import json
+import math
 
 import pytest
 
@@ -10,13 +11,14 @@ from ppdaemon.messages import VisitStatus
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.requests import (
     check_visit,
+    chosen_detectors,
     differences,
     read_request,
     split_envelope,
     visit_json,
     visit_warnings,
 )
-from ppdaemon.throttle import Throttle
+from ppdaemon.throttle import Throttle, sample_of
 from ppdaemon.visit import NextVisit, VisitCanceled, read_next_visit
 
 NOW_TAI = 1_763_781_916.0
@@ -117,6 +119,79 @@ def test_a_stamp_in_utc_instead_of_tai_is_not_odd_but_one_in_the_future_is(confi
         "published 37 s in the future"
     ]
     assert check_visit(read(VISIT | {"private_sndStamp": NOW_TAI + 37}), config, NOW_TAI) is None
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"message": VISIT},
+        {"message": json.dumps(VISIT)},
+        {"value": {"schema": 5, "payload": VISIT}, "key": None},
+        {"specversion": "1.0", "id": "7", "data": VISIT, "note": "{broken"},
+        ["1700000000000-0", {"message": json.dumps(VISIT)}],
+        json.dumps(VISIT),
+    ],
+    ids=lambda wrapped: json.dumps(wrapped)[:30],
+)
+def test_an_envelope_is_opened(wrapped):
+    assert read(wrapped).to_sal() == VISIT
+
+
+def test_cancellations_come_in_envelopes_too():
+    assert read({"message": {"groupId": "g", "scriptSalIndex": "3"}}).script_sal_index == 3
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "kind"),
+    [
+        ({"message": VISIT, "before": VISIT}, "envelope"),
+        ([VISIT, VISIT], "envelope"),
+        ({"a": {"b": {"c": {"d": VISIT}}}}, "field"),
+        ({"message": "{"}, "field"),
+        ({"instrument": "DemoCam", "before": {"groupId": "h"}}, "field"),
+        ({"message": "\ud800"}, "content"),
+        ("text", "json"),
+    ],
+    ids=lambda wrapped: json.dumps(wrapped)[:30],
+)
+def test_an_envelope_without_one_event_is_refused(wrapped, kind):
+    with pytest.raises(BadMessage) as caught:
+        read(wrapped)
+    assert caught.value.kind == kind
+
+
+def test_nan_in_json_costs_its_field_only():
+    visit = read_request([json.dumps(VISIT | {"cameraAngle": math.nan, "novelty": math.inf}).encode()])
+    assert visit.without_meaning == ()
+    assert visit.to_sal() == VISIT | {"novelty": None}
+    visit = read_request([json.dumps(VISIT | {"rotationSystem": 2, "cameraAngle": math.nan}).encode()])
+    assert visit_warnings(visit, NOW_TAI) == [
+        "taken without cameraAngle: no meaning in what was sent; nothing is preloaded by position"
+    ]
+
+
+def test_an_unset_sal_index_costs_no_visit(config):
+    assert check_visit(read(VISIT | {"instrument": "LATISS", "salIndex": None}), config, NOW_TAI) is None
+
+
+def test_a_detector_that_is_not_configured_is_ignored(config):
+    assert chosen_detectors(read(VISIT | {"detector": "8"}), config) == (8,)
+    answer = check_visit(read(VISIT | {"detector": 9}), config, NOW_TAI)
+    assert (answer.status, answer.reason) == ("ignored", "detector 9 is not configured for DemoCam")
+
+
+@pytest.mark.parametrize(
+    ("data", "sample"),
+    [
+        (b"junk", "junk"),
+        (b'{\n "a":\t1}', '{ "a": 1}'),
+        (b"\x00\x1b[31m\xff\xe2\x80\xae", "??[31m\N{REPLACEMENT CHARACTER}?"),
+        (b"x" * 10_000, "x" * 300),
+    ],
+    ids=["text", "lines", "control", "long"],
+)
+def test_a_sample_is_short_and_without_control_characters(data, sample):
+    assert sample_of(data) == sample
 
 
 def test_a_visit_without_a_stamp_is_accepted_with_a_warning(config):
