@@ -170,6 +170,8 @@ def test_a_later_attempt_that_was_canceled_is_not_accepted_again(journal):
     (entry,) = journal.unfinished()
     update(journal, [ended(entry, Outcome.CANCELLED)])
     assert accept(journal, [an_entry(attempt=3)]) == [False]
+    journal.write(MarkUnreported([Key("DemoCam", "g", 0, 1)]))  # an older reservation is repeated
+    assert accept(journal, [an_entry(attempt=3)]) == [False]
     assert accept(journal, [an_entry(attempt=4)]) == [True]
 
 

@@ -141,8 +141,10 @@ class Journal(SqliteFile):
                         [(tai, *key) for key in keys],
                     )
                 case model.MarkUnreported(keys=keys):
+                    # Never lower: a repeated older reservation must not hide a later one.
                     self._db.executemany(
-                        f"UPDATE attempt SET reported = 0, asked = ? WHERE final = 1 AND {_IS_VISIT_DETECTOR}"
+                        "UPDATE attempt SET reported = 0, asked = max(asked, ?)"
+                        f" WHERE final = 1 AND {_IS_VISIT_DETECTOR}"
                         f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_VISIT_DETECTOR})",
                         [(key.attempt, *key[:3], *key[:3]) for key in keys],
                     )
