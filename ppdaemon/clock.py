@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ("Clock", "TAI_MINUS_UTC_S", "day_obs", "tai_iso")
+from ppdaemon.timescale import TAI_MINUS_UTC_S
 
-TAI_MINUS_UTC_S = 37.0
-"""TAI - UTC since 2017-01-01 (IERS Bulletin C 52); no leap second is announced."""
+__all__ = ("Clock", "TAI_MINUS_UTC_S", "day_obs", "tai_iso")
 
 
 def _tai() -> float:

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import pydantic
 
 from ppdaemon.angles import wrap_degrees
-from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.errors import BadMessage
+from ppdaemon.timescale import TAI_MINUS_UTC_S
 from ppdaemon.wire import explain
 
 __all__ = (

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import pydantic
@@ -15,7 +15,15 @@ from ppdaemon.errors import ConfigError
 from ppdaemon.raws.layout import CustomLayout, LayoutName, make_layout
 from ppdaemon.wire import Model
 
-__all__ = ("DoneMarker", "LayoutField", "RemoteRoot", "RootConfig", "WatchKind", "unsuitable_roots")
+__all__ = (
+    "DoneMarker",
+    "LayoutField",
+    "RemoteRoot",
+    "RootConfig",
+    "StoreHost",
+    "WatchKind",
+    "unsuitable_roots",
+)
 
 type WatchKind = Literal["auto", "inotify", "poll"]
 
@@ -23,6 +31,8 @@ REMOTE_SCHEMES = ("s3", "gs", "https", "http", "davs", "dav")
 """Schemes that `lsst.resources` reads."""
 MARKER_FIELDS = frozenset({"instrument", "day_obs", "obsid", "exposure", "group"})
 
+_PROFILE = re.compile(r"[\w.-]+")
+"""Name of a section of the AWS configuration files, without a password."""
 _SUFFIX = re.compile(r"\.[\w.-]+")
 
 
@@ -69,7 +79,8 @@ def _remote(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme not in REMOTE_SCHEMES or not parts.netloc:
         raise ValueError(f"{uri!r} is none of {', '.join(f'{name}://...' for name in REMOTE_SCHEMES)}")
-    if "@" in parts.netloc:
+    profile, at, _ = parts.netloc.rpartition("@")
+    if at and (parts.scheme != "s3" or not _PROFILE.fullmatch(profile)):
         raise ValueError("credentials must not be in a URI; use the settings of the store")
     if not uri.isprintable() or set(uri) & set("?#%") or ".." in parts.path.split("/"):
         raise ValueError(f"{uri!r}: no query, fragment, escapes, control characters or '..'")
@@ -107,9 +118,27 @@ class RemoteRoot(Model):
     """A prefix of an object store from which raws may be fetched."""
 
     uri: Annotated[str, pydantic.AfterValidator(_remote)]
-    """Such as ``s3://bucket/prefix``."""
+    """Such as ``s3://bucket/prefix``, ``s3://profile@bucket/prefix`` with a section of the
+    AWS configuration files, or ``s3://tenant:bucket/prefix`` of Ceph. Notices are matched by
+    the bucket; the tenant in them decides only where two roots fit."""
     layout: LayoutField | None = None
     """Layout below this prefix; null: ``arrivals.layout``."""
+
+
+class StoreHost(NamedTuple):
+    """The host in the URI of a store; of S3, the bucket and how to reach it."""
+
+    tenant: str | None
+    """The owner of the bucket; `None` if it is not named."""
+    bucket: str
+
+    @classmethod
+    def of(cls, scheme: str, host: str) -> "StoreHost":
+        """Split ``profile@tenant:bucket``; hosts of other schemes have none of these parts."""
+        if scheme != "s3":
+            return cls(None, host)
+        tenant, colon, bucket = host.rpartition("@")[2].rpartition(":")
+        return cls(tenant if colon else None, bucket)
 
 
 def unsuitable_roots(
