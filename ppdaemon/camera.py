@@ -129,7 +129,7 @@ class Camera(Model):
         Parameters
         ----------
         name : `str`
-            Such as ``R22_S11``.
+            Name as in file names, such as ``R22_S11``.
 
         Returns
         -------
@@ -152,7 +152,7 @@ class Camera(Model):
         Parameters
         ----------
         detector : `int`
-            Detector id.
+            Id in the focal-plane table; others raise LookupError.
         ra_deg, dec_deg : `float`
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
@@ -197,7 +197,7 @@ class Camera(Model):
         Parameters
         ----------
         detector : `int`
-            Detector id.
+            Id in the focal-plane table; others raise LookupError.
         ra_deg, dec_deg : `float`
             ICRS position of the boresight, degrees.
         sky_angle_deg : `float`
@@ -318,7 +318,7 @@ def camera_names() -> tuple[str, ...]:
     Returns
     -------
     names : `tuple` [`str`]
-        Sorted.
+        Short names of instruments, sorted.
     """
     files = resources.files("ppdaemon").joinpath("cameras").iterdir()
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
@@ -349,7 +349,10 @@ def load_camera(instrument: str) -> Camera:
             [f"no focal-plane table for {instrument!r}; there are tables for {', '.join(known)}"]
         )
     file = resources.files("ppdaemon").joinpath("cameras", f"{instrument}.yaml")
-    return Camera.model_validate(yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
+    table = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    if "same_as" in table:
+        return load_camera(table["same_as"]).model_copy(update={"instrument": table["instrument"]})
+    return Camera.model_validate(table)
 
 
 def _to_vector(point: SkyPoint) -> _Vector:

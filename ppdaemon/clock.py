@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ppdaemon.timescale import TAI_MINUS_UTC_S
+from ppdaemon.timescales import TAI_MINUS_UTC_S
 
 __all__ = ("Clock", "TAI_MINUS_UTC_S", "day_obs", "tai_iso")
 

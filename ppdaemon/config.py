@@ -15,12 +15,20 @@ import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
-from ppdaemon.raws.roots import DoneMarker, LayoutField, RemoteRoot, RootConfig, WatchKind, unsuitable_roots
+from ppdaemon.raws.roots import (
+    DoneMarker,
+    LayoutField,
+    RemoteRoot,
+    RootConfig,
+    WatchKind,
+    unsuitable_roots,
+    without_profile,
+)
 from ppdaemon.selection import Rule, never_reached
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
-from ppdaemon.yamlfile import load_model, read_yaml
+from ppdaemon.yamlfile import KeyPath, load_model, read_yaml
 
 
 class NodePart(Model):
@@ -94,10 +102,20 @@ class ArrivalsConfig(Model):
             raise ValueError("a root is listed twice")
         return value
 
+    @pydantic.field_validator("remote")
+    @classmethod
+    def _distinct(cls, value: tuple[RemoteRoot, ...]) -> tuple[RemoteRoot, ...]:
+        uris = [without_profile(root.uri) for root in value]
+        if len(set(uris)) != len(uris):
+            raise ValueError("a prefix is listed twice; notices do not name the profile of a store")
+        return value
+
     @pydantic.model_validator(mode="after")
     def _somewhere(self) -> "ArrivalsConfig":
         if not self.roots and not self.remote:
-            raise ValueError("roots and remote are both empty: name at least one place of raws")
+            raise ValueError(
+                "roots and remote are both empty: list at least one folder or object store of raws"
+            )
         return self
 
     def image_deadline_s(self, visit: NextVisit) -> float:
@@ -210,7 +228,13 @@ class ButlerConfig(Model):
     ``package.module.Class``."""
     calibs: tuple[str, ...] = ("{instrument}/calib",)
     """Collections searched for calibrations, in order."""
-    inputs: tuple[str, ...] = ("{instrument}/templates", "templates", "refcats", "skymaps")
+    inputs: tuple[str, ...] = (
+        "{instrument}/templates",
+        "templates",
+        "refcats",
+        "skymaps",
+        "{instrument}/defaults",
+    )
     """Collections searched for all other inputs, in order; missing ones are skipped."""
     skymap: str | None = None
     """Name of the sky map of the templates; `None` means any."""
@@ -436,13 +460,20 @@ def remarks(path: Path, config: NodeConfig) -> list[str]:
     Returns
     -------
     remarks : `list` [`str`]
-        One line each, with file, line and key; now only rules that no visit reaches.
+        One line each, with file, line and key: rules that no visit reaches, and ranges of
+        right ascension that are probably not the intended ones.
     """
     _, lines = read_yaml(path)
     lists = {"preprocessing": config.pipelines.preprocessing, "main": config.pipelines.main}
-    return [
-        f"{path}:{lines['pipelines', name, late]}: pipelines.{name}.{late}: never used: "
-        f"pipelines.{name}.{early} matches all its visits"
+    found: list[tuple[KeyPath, str]] = [
+        (("pipelines", name, late), f"never used: pipelines.{name}.{early} matches all its visits")
         for name, rules in lists.items()
         for late, early in never_reached(rules)
     ]
+    found += [
+        (("pipelines", name, number, "ra"), f"{rule.ra} is used as {rule.ra.described}")
+        for name, rules in lists.items()
+        for number, rule in enumerate(rules)
+        if rule.ra is not None and rule.ra.surprising
+    ]
+    return [f"{path}:{lines[key]}: {'.'.join(map(str, key))}: {text}" for key, text in found]

@@ -39,9 +39,15 @@ def _size(value: Any) -> Any:
 
 
 def _detectors(value: Any) -> Any:
-    """Convert ``0-8,12`` to detector ids."""
+    """Convert ``0-8,12``, or a mapping such as ``{0: true, 1-8: false}``, to detector ids."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
+    if isinstance(value, dict):
+        switches = [(_detectors(str(key)), switch) for key, switch in value.items()]
+        if wrong := [switch for _, switch in switches if switch not in (True, False)]:
+            raise ValueError(f"{wrong[0]!r} is not a switch of a detector; write true or false")
+        _unique(tuple(number for numbers, _ in switches for number in numbers))
+        return tuple(number for numbers, switch in switches if switch for number in numbers)
     if isinstance(value, str):
         ids: list[int] = []
         for part in value.split(","):

@@ -75,7 +75,7 @@ class VisitFailed(PPDaemonError):
     Parameters
     ----------
     outcome : `~ppdaemon.states.Outcome`
-        Outcome for the journal.
+        Outcome that the journal and the relay get.
     reason : `str`
         One sentence for the operator.
     retriable : `bool`

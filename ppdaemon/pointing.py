@@ -37,6 +37,7 @@ EARLIEST_TAI, LATEST_TAI = 315532800.0, 4102444800.0
 """1980 and 2100. Times outside this range are treated as missing: the Earth's rotation
 is not tabulated for them, and no visit is announced for them."""
 SEA_LEVEL_HPA = 1013.25
+"""Pressure of the standard atmosphere."""
 SCALE_HEIGHT_M = 8400.0
 """Scale height of the atmosphere; the refraction is then accurate to a few percent."""
 STEP_DEG = 0.1
@@ -63,7 +64,7 @@ def needs_astropy(visit: NextVisit) -> bool:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement; its coordinate and rotation systems decide.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def boresight(visit: NextVisit, site: Site | None) -> SkyPoint | None:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement; its position may be ICRS or horizontal.
     site : `~ppdaemon.camera.Site` or `None`
         Location of the telescope; `None` if it is not known.
 
@@ -119,7 +120,7 @@ def announced(visit: NextVisit, site: Site | None) -> Pointing | None:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement; its position and rotation may be horizontal.
     site : `~ppdaemon.camera.Site` or `None`
         Location of the telescope; `None` if it is not known.
 
@@ -136,12 +137,20 @@ def announced(visit: NextVisit, site: Site | None) -> Pointing | None:
     if visit.rotation_system == RotationSystem.HORIZON:
         problem = _unconvertible(visit, site)
         if problem or site is None:
-            _LOG.warning("visit %s: HORIZON rotation and %s: footprint unknown", visit.group, problem)
+            _LOG.warning(
+                "visit %s: footprint unknown, spatial datasets are not preloaded: HORIZON rotation and %s",
+                visit.group,
+                problem,
+            )
             return None
         with _without_astropy_warnings():
             angle = _HorizonFrame(site, _when_tai(visit)).sky_angle(point, visit.camera_angle)
     elif angle is None:
-        _LOG.warning("visit %s: %s rotation: footprint unknown", visit.group, visit.rotation_system.name)
+        _LOG.warning(
+            "visit %s: footprint unknown, spatial datasets are not preloaded: %s rotation",
+            visit.group,
+            visit.rotation_system.name,
+        )
         return None
     return Pointing(*point, angle)
 
@@ -165,7 +174,8 @@ def expected_begin(visit: NextVisit, now_tai: float) -> tuple[float, BeginField]
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement with ``startTime`` and ``private_sndStamp``, either of
+        which may be missing.
     now_tai : `float`
         Time that is returned if the announcement has no valid time, TAI seconds
         since 1970.
@@ -173,7 +183,7 @@ def expected_begin(visit: NextVisit, now_tai: float) -> tuple[float, BeginField]
     Returns
     -------
     begin_tai : `float`
-        TAI seconds since 1970.
+        Expected begin of the exposure, TAI seconds since 1970.
     field : `str`
         The field that the time is from, or ``now``.
     """

@@ -22,6 +22,7 @@ __all__ = (
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+"""Both from linux/prctl.h."""
 
 
 def _prctl(option: int, value: int, name: str) -> None:

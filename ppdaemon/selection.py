@@ -7,7 +7,9 @@ the sky. The syntax is that of Rubin Observatory's prompt processing service
 """
 
 import functools
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -37,6 +39,8 @@ __all__ = (
 type CoordType = Literal["detector", "boresight"]
 type ImageType = Literal["sky", "calibration"]
 
+BEYOND_POLE_DEG = 1000.0
+_NO_LABEL = re.compile(r"[^\w.]+")
 DOME_CLOSED = 1
 """Value of `~ppdaemon.visit.NextVisit.dome`."""
 
@@ -52,9 +56,13 @@ def pipeline_name(path: str) -> str:
     Returns
     -------
     name : `str`
-        File name without suffix, such as ``ApPipe``.
+        File name without suffix, such as ``ApPipe``, with its labels, such as
+        ``ApPipe-isr``: subsets of one file are different pipelines.
     """
-    return os.path.splitext(os.path.basename(path.partition("#")[0]))[0]
+    file, _, labels = path.partition("#")
+    # A folder with # is lost by lsst.resources, and commas separate collections.
+    steps = [os.path.splitext(os.path.basename(file))[0], *_NO_LABEL.split(labels)]
+    return "-".join(filter(None, steps))
 
 
 def _pipeline_file(value: str, info: pydantic.ValidationInfo) -> str:
@@ -81,6 +89,10 @@ def _none_is_empty(value: Any) -> Any:
     return () if value is None or value == "None" else value
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _one_is_a_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
@@ -96,18 +108,25 @@ type _MapFile = Annotated[
 
 
 class RaRange(Model):
-    """Right ascensions in degrees, both ends included; the range may pass 360."""
+    """Right ascensions in degrees, both ends included; the range may pass 360.
 
-    min: Annotated[float, pydantic.Field(ge=-360, le=720)]
-    max: Annotated[float, pydantic.Field(ge=-360, le=720)]
+    Whole turns do not count: -20 to 20 is 340 to 20, and 0 to 360 or 10 to 10 are all right
+    ascensions, as in Rubin Observatory's service.
+    """
 
-    @pydantic.model_validator(mode="after")
-    def _clear(self) -> "RaRange":
-        if self.min == self.max:
-            raise ValueError("min and max are the same; leave the key out for all right ascensions")
-        if self.max - self.min > 360.0:
-            raise ValueError("more than 360 degrees; leave the key out for all right ascensions")
-        return self
+    min: float
+    max: float
+
+    @property
+    def surprising(self) -> bool:
+        """Whether the range is probably not the intended one (`bool`): more than a turn, or a point."""
+        return self.min == self.max or self.max - self.min > 360.0
+
+    @property
+    def described(self) -> str:
+        """The range without whole turns, such as ``350 to 10`` (`str`)."""
+        low, high = self.min % 360.0, self.max % 360.0
+        return "all right ascensions" if low == high else f"{low:g} to {high:g}"
 
     def __contains__(self, ra_deg: float) -> bool:
         low, high, ra = self.min % 360.0, self.max % 360.0, ra_deg % 360.0
@@ -117,11 +136,21 @@ class RaRange(Model):
         return f"{self.min:g} to {self.max:g}"
 
 
-class DecRange(Model):
-    """Declinations in degrees, both ends included."""
+def _declination(value: float) -> float:
+    """Limit a bound, which may be infinite, to numbers that JSON has; beyond the poles all are alike."""
+    if math.isnan(value):
+        raise ValueError("not a number")
+    return max(-BEYOND_POLE_DEG, min(BEYOND_POLE_DEG, value))
 
-    min: Annotated[float, pydantic.Field(ge=-90, le=90)]
-    max: Annotated[float, pydantic.Field(ge=-90, le=90)]
+
+type _Declination = Annotated[float, pydantic.AllowInfNan(), pydantic.AfterValidator(_declination)]
+
+
+class DecRange(Model):
+    """Declinations in degrees, both ends included; the bounds may be beyond the poles."""
+
+    min: _Declination
+    max: _Declination
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "DecRange":
@@ -146,7 +175,7 @@ def image_type(visit: NextVisit) -> ImageType:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement, with coordinate system and state of the dome.
 
     Returns
     -------
@@ -163,7 +192,7 @@ class TargetPositions:
     Parameters
     ----------
     visit : `~ppdaemon.visit.NextVisit`
-        The announcement.
+        Announcement with position and rotation of the camera.
     cameras : `~collections.abc.Callable`, optional
         Returns the focal-plane table of an instrument or raises
         `~ppdaemon.errors.ConfigError`.
@@ -248,9 +277,11 @@ class Rule(Model):
     """Declination, degrees."""
     binary_map: _MapFile | None = pydantic.Field(None, alias="binary-map")
     """A HEALPix map of the sky that is 1 at the position."""
-    coord_type: CoordType = pydantic.Field("detector", alias="coord-type")
+    coord_type: Annotated[CoordType, pydantic.BeforeValidator(_lower)] = pydantic.Field(
+        "detector", alias="coord-type"
+    )
     """The position that ``ra``, ``dec`` and ``binary-map`` are compared with: center of
-    the detector, or boresight."""
+    the detector, or boresight; in any case of letters."""
     pipelines: Annotated[
         tuple[Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(_pipeline_file)], ...],
         pydantic.BeforeValidator(_none_is_empty),
@@ -264,7 +295,7 @@ class Rule(Model):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"{', '.join(twice)} is listed twice; the names of output runs need different names"
+                f"{', '.join(twice)} is listed twice: file names without folder and suffix must differ"
             )
         return value
 
@@ -281,7 +312,7 @@ class Rule(Model):
         aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
-            Detector id.
+            Id of a detector in the visit's instrument.
 
         Returns
         -------
@@ -298,7 +329,7 @@ class Rule(Model):
         aim : `TargetPositions`
             Visit and positions of its detectors.
         detector : `int`
-            Detector id.
+            Id of a detector in the visit's instrument.
 
         Yields
         ------
@@ -380,7 +411,7 @@ def select(rules: Sequence[Rule], aim: TargetPositions, detector: int) -> tuple[
     aim : `TargetPositions`
         Visit and positions of its detectors.
     detector : `int`
-        Detector id.
+        Id of a detector in the visit's instrument.
 
     Returns
     -------
@@ -426,7 +457,7 @@ class Selector:
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
+            Announcement; its coordinate system decides.
 
         Returns
         -------
@@ -442,9 +473,9 @@ class Selector:
         Parameters
         ----------
         visit : `~ppdaemon.visit.NextVisit`
-            The announcement.
+            Announcement, with which the conditions are compared.
         detectors : `~collections.abc.Sequence` [`int`]
-            Detector ids.
+            Ids of detectors in the visit's instrument.
 
         Returns
         -------

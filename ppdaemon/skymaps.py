@@ -105,8 +105,9 @@ class _Cells:
         def keyword(key: str, default: str = "") -> str:
             return str(header.get(key, default)).strip().upper()
 
-        if keyword("PIXTYPE") != "HEALPIX":
-            raise ValueError("not a HEALPix map: PIXTYPE is not HEALPIX")
+        # healpy writes PIXTYPE and does not need it: without it, ORDERING and the number of cells count.
+        if keyword("PIXTYPE", "HEALPIX") != "HEALPIX":
+            raise ValueError(f"not a HEALPix map: PIXTYPE is {header['PIXTYPE']!r}")
         if keyword("ORDERING") not in _ORDERINGS:
             raise ValueError(f"ORDERING is {header.get('ORDERING', 'missing')!r}, not RING or NESTED")
         if keyword("COORDSYS") not in _SYSTEMS:

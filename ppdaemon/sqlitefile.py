@@ -325,7 +325,11 @@ class BatchWriter[F: SqliteFile]:
             # Queries first: the file may be readable.
             self._waiting.extend(sorted(retained, key=lambda commit: not commit.alone))
         elif retained:
-            _LOG.error("%d changes were not written before the end: %s", len(retained), error)
+            _LOG.error(
+                "%d changes could not be written before the program ended and are dropped: %s",
+                len(retained),
+                error,
+            )
         reason = Refused(self.problem)
         self._perform(
             [partial(commit.failed, reason) for commit in batch if commit.failed and may_fail(commit)]

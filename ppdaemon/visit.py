@@ -17,7 +17,7 @@ import pydantic
 
 from ppdaemon.angles import wrap_degrees
 from ppdaemon.errors import BadMessage
-from ppdaemon.timescale import TAI_MINUS_UTC_S
+from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.wire import explain
 
 __all__ = (
@@ -30,6 +30,7 @@ __all__ = (
 )
 
 MAX_NAME = 200
+"""Characters of a name or a group, which become part of file names."""
 
 NUMBER_FIELDS = (
     "salIndex",

@@ -31,7 +31,7 @@ class Store:
         """Whether requests are kept waiting."""
 
     def reads(self, ending: str) -> int:
-        """Tell how many GET requests were about paths with an ending."""
+        """Return how many GET requests were for paths with an ending."""
         return sum(n for (method, path), n in self.asked.items() if method == "GET" and path.endswith(ending))
 
     @property
@@ -91,7 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

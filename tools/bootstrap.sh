@@ -3,7 +3,7 @@
 # Makes .venv and installs this checkout with one of its extras into it:
 #     tools/bootstrap.sh demo|test|dev|doc
 # The Makefile calls it where .venv/.installed-EXTRA is missing or older than
-# setup.py. PYTHON=... names an interpreter to use instead of looking for one.
+# setup.py. PYTHON=... names the interpreter; default: the first suitable one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extra=${1:?usage: tools/bootstrap.sh demo|test|dev|doc}

@@ -27,11 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Undocumented(Exception):
-    """The code does not say what a page has to say."""
+    """The code lacks what a page must show."""
 
 
 def _plain(document: str) -> str:
-    """Return a docstring with its references as literals: most are names of its own module."""
+    """Return a docstring with its references as literals: most are names in the same module."""
     return re.sub(r"(?<![`:])`~?([^`]+)`(?!`)", r"``\1``", document)
 
 
@@ -49,7 +49,7 @@ def _rule_of(state: SlotState, event: type) -> Any:
 
 def slot_table(states: Sequence[SlotState]) -> str:
     """Return the table event x state, with a column for each of some states."""
-    # In the order of a worker's life: by the first state that expects the event.
+    # In the order of a worker's states: by the first state that expects the event.
     expected = [event for state in SlotState for when, event in TABLE if when == state]
     lines = [
         ".. list-table::",

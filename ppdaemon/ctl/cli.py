@@ -159,7 +159,7 @@ def _read_detectors(context: click.Context, _: click.Parameter, value: str | Non
 @click.option(
     "--force",
     is_flag=True,
-    help="Also if this may write alerts twice, or if another node may process it too.",
+    help="Process detectors even if alerts may be written twice or another node may process them.",
 )
 @_daemon_command
 def requeue(
@@ -171,8 +171,8 @@ def requeue(
     detectors that did not succeed are processed again, with the raws that have
     arrived by now.
 
-    Refused are detectors that succeeded, that are under way, or whose outputs
-    wait for export. Without --force, detectors are also refused if something
+    Detectors that succeeded, are being processed, or have outputs that wait for
+    export are refused. Without --force, detectors are also refused if something
     permanent may have been written. Exit code 1: one of DETECTORS was refused,
     or there is no detector to process.
     """

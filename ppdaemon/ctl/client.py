@@ -100,7 +100,7 @@ class _Connection:
 class Daemon:
     """A daemon, reached over its control socket.
 
-    Each call opens a connection of its own, and returns or raises before its
+    Each call opens a new connection, and returns or raises before its
     time limit. An object may be used by several threads.
 
     Parameters
@@ -232,7 +232,7 @@ class Daemon:
         Parameters
         ----------
         group : `str`
-            Group of the visit.
+            Group of the visit, as announced in the next_visit.
         detectors : `tuple` [`int`] or `None`
             Detector ids; `None` means all that the journal has of the group.
         force : `bool`

@@ -27,7 +27,7 @@ __all__ = ("Delivery", "NoticeKind", "NoticeSender", "WriteMode", "notice")
 
 # A slow file has this many sizes while it grows.
 _PIECES = 20
-# One FITS block: the header looks complete, the data are missing.
+# One FITS block: the header is complete, the data are missing.
 _BLOCK = 2880
 # Time to send queued notices when the socket is closed.
 _LINGER_MS = 1000

@@ -11,7 +11,15 @@ from ppdaemon.demo.geometry import CAMERA_NAME
 
 __all__ = ("CAMERA_CODES", "ExposurePlan", "ImageType", "primary_header")
 
-CAMERA_CODES = {"LATISS": "AT", "LSSTComCam": "CC", "LSSTCam": "MC", "LSST-TS8": "TS", CAMERA_NAME: "DC"}
+CAMERA_CODES = {
+    "LATISS": "AT",
+    "LSSTComCam": "CC",
+    "LSSTComCamSim": "CC",
+    "LSSTCam": "MC",
+    "LSSTCamSim": "MC",
+    "LSST-TS8": "TS",
+    CAMERA_NAME: "DC",
+}
 """The cameras that can be simulated, and the first part of their obsids."""
 
 _MJD_OF_1970 = 40587.0
@@ -69,7 +77,7 @@ class ExposurePlan(BaseModel):
         if self.instrument not in CAMERA_CODES:
             raise ValueError(f"unknown instrument {self.instrument!r}, known are {sorted(CAMERA_CODES)}")
         if self.snap_index > self.snap_count:
-            raise ValueError(f"snap {self.snap_index} of {self.snap_count}")
+            raise ValueError(f"snap index {self.snap_index} is not within 0 to {self.snap_count - 1}")
         position = (self.ra_deg, self.dec_deg, self.rotpa_deg)
         if self.image_type is ImageType.SCIENCE and None in position:
             raise ValueError("a science exposure needs ra_deg, dec_deg and rotpa_deg")

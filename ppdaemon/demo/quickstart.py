@@ -182,7 +182,9 @@ def _take_visits(
                     return rows
                 until = until or (time.monotonic() + END_S if finished else None)
                 if until and time.monotonic() > until:
-                    raise DemoFailed(f"not done {END_S:g} s after the last raw: {status.text}\n{node.tail()}")
+                    raise DemoFailed(
+                        f"visits have not ended {END_S:g} s after the last raw: {status.text}\n{node.tail()}"
+                    )
                 time.sleep(POLL_S)
 
 

@@ -100,7 +100,7 @@ class Conditions:
     sky_slope: tuple[float, float]
     """Relative change of the sky over a detector, along x and y."""
     pointing_error_arcsec: tuple[float, float]
-    """True minus announced boresight, towards east and north."""
+    """True minus announced boresight, toward east and north."""
     rotation_error_deg: float
 
 

@@ -6,7 +6,7 @@ band. `ppdaemon.demo.render` adds the effects of atmosphere and camera.
 
 Densities follow a field at high galactic latitude: star counts rising as
 10^(0.25 r), galaxy counts as 10^(0.35 r) [Yasuda et al. 2001, AJ 122, 1104],
-exponential disks with smaller radii towards the faint end.
+exponential disks with smaller radii toward the faint end.
 """
 
 import math

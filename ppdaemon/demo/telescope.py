@@ -57,7 +57,7 @@ class Compression(enum.StrEnum):
 
     NONE = "none"
     FZ = "fz"
-    """Only the file name says so: the tiles are compressed in any case."""
+    """Only the file name differs: the tiles are compressed in any case."""
     GZ = "gz"
 
     @property

@@ -110,6 +110,7 @@ class ButlerWork:
         """
         if self._used:
             self.reset()
+        # Before the work: after a failure, too, the next visit gets a fresh repo.
         self._used = True
         try:
             with ramdisk_full_errors():

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+import pydantic
 import setproctitle
 
 from ppdaemon import __version__, log
@@ -22,9 +24,11 @@ from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.node.processes.child import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
-from ppdaemon.plan.models import PlanOrder, requested_detectors
+from ppdaemon.plan.models import CheckOrder, PlanOrder, RuleFallback, requested_detectors
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import plain
 from ppdaemon.visitfile import read_visit
+from ppdaemon.yamlfile import read_yaml
 
 __all__ = ("main",)
 
@@ -35,6 +39,11 @@ _CONFIG = click.option(
     required=True,
     type=click.Path(path_type=Path),
     help="Configuration file of the node (YAML).",
+)
+_ALLOW_FALLBACK = click.option(
+    "--allow-fallback",
+    is_flag=True,
+    help="Exit with 0 although the first pipeline of a rule is dropped for every detector.",
 )
 
 
@@ -95,12 +104,43 @@ def run(config: Path) -> None:
 
 @cli.command("check-config")
 @_CONFIG
-def check_config(config: Path) -> None:
-    """Check a configuration file and list all errors."""
+@_ALLOW_FALLBACK
+def check_config(config: Path, allow_fallback: bool) -> None:
+    """Check a configuration file and list all errors.
+
+    Also reads the central repo, if it is available: lists the rules whose first
+    pipeline no visit can get, because the repo lacks an input for every detector.
+
+    Exit code: 0 if the file is valid; 1 if there is such a rule (0 with
+    --allow-fallback); 78 if the configuration has errors.
+    """
     settings = load_node(config, os.environ)
     for remark in remarks(config, settings):
         click.echo(f"ppdaemon: warning: {remark}", err=True)
+    dropped = _dropped_pipelines(settings) if settings.butler is not None else []
+    _, lines = read_yaml(config)
+    for each in dropped:
+        key = "pipelines", each.part, each.rule
+        click.echo(
+            f"ppdaemon: {'warning: ' * allow_fallback}{config}:{lines[key]}: {'.'.join(map(str, key))}: "
+            f"the first pipeline, {each.name}, is dropped for every detector: {plain(each.why)}",
+            err=True,
+        )
     click.echo(f"{config}: valid, node {settings.node.name}")
+    if dropped and not allow_fallback:
+        sys.exit(ExitCode.FAILED)
+
+
+def _dropped_pipelines(settings: NodeConfig) -> list[RuleFallback]:
+    """Return the rules whose first pipeline no visit can get; print a warning if that is not known."""
+    command, environment, descriptor = _planner(CheckOrder(config=settings), settings, ["--check"])
+    done = subprocess.run(command, env=environment, pass_fds=[descriptor], capture_output=True, text=True)
+    os.close(descriptor)
+    if done.returncode != ExitCode.OK:
+        reason = plain((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        click.echo(f"ppdaemon: warning: inputs of the pipelines not checked: {reason}", err=True)
+        return []
+    return pydantic.TypeAdapter(list[RuleFallback]).validate_json(done.stdout)
 
 
 @cli.command()
@@ -125,14 +165,23 @@ def check_config(config: Path) -> None:
     type=click.Path(path_type=Path),
     help="Also write a PNG chart of the footprints and the inputs around them.",
 )
-def plan(config: Path, visit: Path, detectors: Sequence[str], as_json: bool, plot: Path | None) -> None:
+@_ALLOW_FALLBACK
+def plan(
+    config: Path,
+    visit: Path,
+    detectors: Sequence[str],
+    as_json: bool,
+    plot: Path | None,
+    allow_fallback: bool,
+) -> None:
     """Show which pipelines and inputs a visit would use, without processing it.
 
     Reads the central repo like the preload of a worker. Changes nothing and does
     not affect a running daemon.
 
     Exit code: 0 if a pipeline would run for each detector; 1 if some detectors
-    would be ignored or have no pipeline that can run; 65 if the visit is not
+    would be ignored or have no pipeline that can run, or if the first pipeline of
+    a rule is dropped for all of them (0 with --allow-fallback); 65 if the visit is not
     valid; 69 if the central repo is not available; 73 if the PNG file cannot be
     written; 78 if the configuration has errors.
     """
@@ -147,16 +196,27 @@ def plan(config: Path, visit: Path, detectors: Sequence[str], as_json: bool, plo
     order = PlanOrder(
         config_path=config, config=settings, visit=announced, now_tai=Clock().tai(), detectors=requested
     )
-    _exec_planner(order, ["--json"] * as_json + ([f"--plot={plot}"] if plot else []))
+    options = ["--json"] * as_json + ["--allow-fallback"] * allow_fallback
+    _exec_planner(order, options + ([f"--plot={plot}"] if plot else []))
 
 
 def _exec_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
     """Replace this process by one that may import pipelines."""
+    command, environment, _ = _planner(order, order.config, options)
+    os.execve(sys.executable, command, environment)
+
+
+def _planner(
+    order: pydantic.BaseModel, settings: NodeConfig, options: Sequence[str]
+) -> tuple[list[str], dict[str, str], int]:
+    """Return command and environment of a process that may import pipelines, and the descriptor
+    of the order that it inherits.
+    """
     descriptor = os.memfd_create("plan", 0)  # inherited: without MFD_CLOEXEC
     with open(descriptor, "wb", closefd=False) as file:
         file.write(order.model_dump_json(by_alias=True).encode())
     command = [sys.executable, "-m", "ppdaemon.plan", f"--order=/proc/self/fd/{descriptor}", *options]
-    os.execve(sys.executable, command, {**os.environ, **order.config.workers.environment, **ENVIRONMENT})
+    return command, {**os.environ, **settings.workers.environment, **ENVIRONMENT}, descriptor
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
         lock = StateLock(folders.lock)
         try:
             removed, unknown = _clear(folders)
+            # Before the folders: after a crash they are recognized by the marker.
             folders.marker.write_text(json.dumps({"life": incarnation, "pid": os.getpid()}))
             for folder in (folders.slots, folders.cache, folders.runs):
                 folder.mkdir(exist_ok=True)
@@ -113,5 +114,6 @@ def _remove_ramdisk_files(folders: NodeFolders) -> int:
             shutil.rmtree(folder)
     for settings in folders.ramdisk.glob("config-*.json"):
         settings.unlink()
+    # Last: if a deletion fails, the next start still has the marker.
     folders.marker.unlink(missing_ok=True)
     return repos

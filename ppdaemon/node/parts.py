@@ -50,7 +50,7 @@ CHILDREN_S = 2.0
 """How long a stop waits for killed processes to exit."""
 
 type Service = Callable[[], Coroutine[Any, Any, None]]
-"""Runs until it is cancelled."""
+"""Runs until it is canceled."""
 
 
 class NodeParts:

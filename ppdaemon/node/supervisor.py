@@ -74,10 +74,13 @@ class Supervisor:
         """Start, serve until `stop`, stop.
 
         Raises `~ppdaemon.errors.PPDaemonError` if the node cannot start; its
-        text says what the operator can do.
+        text contains what the operator can do.
         """
+        # Before any child: what a worker and its zygote leave behind becomes a child of this
+        # process, which reaps it.
         become_subreaper()
         folders, incarnation = NodeFolders.of(self.config), secrets.token_hex(8)
+        # Before the journal is opened and any folder is used: another daemon may have them.
         lock = lock_node(folders, incarnation)
         try:
             node = NodeParts(
@@ -101,12 +104,15 @@ class Supervisor:
         writing = self._loop.create_task(node.journal.run())
         writing.add_done_callback(self._ended)
         try:
+            # Before the start of the workers, which takes long: `ppctl status` shows its progress.
             await node.control.start()
             self._run(node.pump.run)
             await self._start(node)
             await self._stop.wait()
             await self._drain(node)
         finally:
+            # Services before the parts that they use; the journal last, because closing a part
+            # may still end visits.
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -128,6 +134,7 @@ class Supervisor:
             return
         node.exporter.start()
         await node.arrivals.start()
+        # Only now: raws can be found and outputs exported.
         node.inbox.post(AcceptanceChanged(accepting=True))
         node.status.state = "running"
         for service in node.services:
@@ -150,6 +157,8 @@ class Supervisor:
         """Let visits end in time, interrupt the others, export and report."""
         self.notifier.notify(STOPPING=1)
         node.status.state = "stopping"
+        # Before the workers are asked to end: a stopped slot would be opened again, and the
+        # relay would send more visits.
         node.scheduler.resizing = False
         node.relay.set_accepting(False)
         node.inbox.post(StopStarted())
@@ -169,6 +178,7 @@ class Supervisor:
         idle = self._loop.create_task(node.pump.wait_until_idle())
         await self._wait_until(idle.done, IDLE_TIMEOUT_S)
         idle.cancel()
+        # After the last visit has ended: its spool is exported, too.
         exporter = node.exporter
         exporter.hurry()
         await self._wait_until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
@@ -204,6 +214,7 @@ class Supervisor:
             if running.done():
                 running.result()
         finally:
+            # Both: this coroutine itself may have been canceled.
             for task in (running, stopping):
                 task.cancel()
             await asyncio.gather(running, stopping, return_exceptions=True)

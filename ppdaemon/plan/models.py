@@ -4,7 +4,7 @@
 `ppdaemon.selection` evaluates the rules, `ppdaemon.plan.planner` queries the central repo.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from ppdaemon.visit import NextVisit
 from ppdaemon.wire import Model
 
 __all__ = (
+    "CheckOrder",
     "Choice",
     "DatasetPlan",
     "DetectorPlan",
@@ -29,11 +30,13 @@ __all__ = (
     "Plan",
     "PlanOrder",
     "QueryPlan",
+    "RuleFallback",
     "RuleTried",
     "Validity",
     "VisitIgnored",
     "choice_of",
     "exit_code",
+    "find_fallbacks",
     "ranges",
     "requested_detectors",
 )
@@ -81,6 +84,24 @@ class PlanOrder(Model):
     now_tai: float
     """Used as the time of an event that has no time, TAI seconds since 1970."""
     detectors: Annotated[tuple[int, ...], pydantic.Field(min_length=1)]
+
+
+class CheckOrder(Model):
+    """Input of the check of all rules."""
+
+    config: NodeConfig
+
+
+class RuleFallback(Model):
+    """The first pipeline of a rule, if no visit can get it; as
+    `ppdaemon.middleware.preload.rulecheck` prints it.
+    """
+
+    part: Literal["preprocessing", "main"]
+    rule: int
+    """Position in the list of rules, from 0 as in keys."""
+    name: str
+    why: str
 
 
 class FootprintPlan(Model):
@@ -219,6 +240,9 @@ class Plan(Model):
     """Number of datasets of all detectors; a dataset that several detectors share counts once."""
     distinct_bytes: int
     """Their size on the RAM disk, bytes."""
+    fallbacks: tuple[str, ...] = ()
+    """Rules whose first pipeline is dropped for each of these detectors that they match, with the
+    reason."""
     notes: tuple[str, ...] = ()
     """Remarks about the visit itself."""
 
@@ -287,7 +311,31 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
-def exit_code(plan: Plan) -> ExitCode:
-    """Return ``OK`` if a pipeline would run for each detector, else ``FAILED``."""
+def find_fallbacks(detectors: Iterable[DetectorPlan]) -> Iterator[str]:
+    """Yield a line for each rule whose first pipeline is dropped for each detector that it matches.
+
+    The usual cause is a collection that the configuration does not name: visits then succeed,
+    with another pipeline than the intended one.
+    """
+    first: dict[tuple[str, int], list[tuple[int, PipelinePlan]]] = {}
+    for detector in detectors:
+        for part, choice in (("preprocessing", detector.preprocessing), ("main", detector.main)):
+            own = [each for each in detector.pipelines if each.part == part]
+            if own:
+                first.setdefault((part, choice.tried[-1].number), []).append((detector.detector, own[0]))
+    for (part, number), pipelines in first.items():
+        if all(pipeline.state == "dropped" for _, pipeline in pipelines):
+            reasons = dict.fromkeys(pipeline.why for _, pipeline in pipelines)
+            numbers = ranges(detector for detector, _ in pipelines)
+            yield (
+                f"pipelines.{part}, rule {number}: the first pipeline, {pipelines[0][1].name}, is dropped "
+                f"for detector {numbers}: {'; '.join(reasons)}"
+            )
+
+
+def exit_code(plan: Plan, *, allow_fallback: bool = False) -> ExitCode:
+    """Return ``OK`` if a pipeline would run for each detector and, unless it is allowed, no rule
+    falls back for all of them; else ``FAILED``.
+    """
     good = all(each.outcome == "would_run" for each in plan.detectors)
-    return ExitCode.OK if good else ExitCode.FAILED
+    return ExitCode.OK if good and (allow_fallback or not plan.fallbacks) else ExitCode.FAILED

@@ -109,6 +109,7 @@ class Planner:
             detectors=tuple(plans),
             distinct_datasets=len(sizes),
             distinct_bytes=sum(sizes.values()),
+            fallbacks=tuple(models.find_fallbacks(plans)),
             notes=tuple(self._notes),
         )
 
@@ -214,7 +215,7 @@ def _pipeline(
     if missing:
         why = f"lacks {', '.join(missing)}"
     else:
-        why = next((reason for reason in preload_plan.reasons if reason.startswith(path)), "")
+        why = next((reason for reason in preload_plan.reasons if reason.startswith(f"{path} ")), "")
     return models.PipelinePlan(part=part, name=name, path=path, state="dropped", why=why)
 
 

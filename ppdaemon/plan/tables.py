@@ -25,6 +25,7 @@ def plan_view(plan: models.Plan) -> RenderableType:
     else:
         parts += _several(plan)
     notes = dict.fromkeys((*plan.notes, *(note for each in plan.detectors for note in each.notes)))
+    parts += _section("Fallbacks", [Text(f"- {plain(each)}", style="bold red") for each in plan.fallbacks])
     parts += _section("Notes", [Text(f"- {plain(note)}") for note in notes])
     return Group(*parts[:-1])
 

@@ -8,8 +8,6 @@ from ppdaemon.camera import camera_names, load_camera
 
 __all__ = ("DetectorNames",)
 
-_TABLES_OF = {"LSSTCam-imSim": "LSSTCam"}
-"""Instruments with the detector names and numbers of another instrument."""
 _SINGLE_RAFTS = ("LSST-TS8",)
 """Test stands: detectors are numbered by slot, whichever raft is mounted."""
 
@@ -37,10 +35,9 @@ class DetectorNames:
         """Return the names of an instrument's detectors; `None` without a focal-plane table."""
         if instrument in _SINGLE_RAFTS:
             return cls({f"S{number // 3}{number % 3}": number for number in range(9)}, by_slot=True)
-        table = _TABLES_OF.get(instrument, instrument)
-        if table not in camera_names():
+        if instrument not in camera_names():
             return None
-        numbers = {detector.name: detector.id for detector in load_camera(table).detectors.values()}
+        numbers = {detector.name: detector.id for detector in load_camera(instrument).detectors.values()}
         # A camera with one detector and no raft writes R00 in file names.
         return cls({name.replace("RXX_", "R00_"): number for name, number in numbers.items()} | numbers)
 

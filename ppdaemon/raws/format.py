@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from ppdaemon.raws.path import instrument_of_folder, is_day_folder, read_ending, refuse_control
 
-__all__ = ("OBSID", "PathFormat", "Values")
+__all__ = ("OBSID", "PathFormat", "Values", "read_number")
 
 type Values = dict[str, Any]
 """Values in a path, by field."""
@@ -35,6 +35,24 @@ _FIELDS = _NUMBERS | _TEXTS | _SHAPES.keys() | {"detector_name"}
 
 _DIGITS = re.compile(r"(?:0([1-9]|1[0-8])d?)?", re.ASCII)
 """Numbers have at most 18 digits, so that they fit into 64 bits."""
+
+
+class _Padded(int):
+    """A number that a name contains with leading zeros; it is written as it was read."""
+
+    digits: str
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec) if spec else self.digits
+
+
+def read_number(text: str) -> int:
+    """Return the number in a name, which keeps its leading zeros when it is formatted."""
+    if not text.startswith("0") or text == "0":
+        return int(text)
+    number = _Padded(text)
+    number.digits = text
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ class PathFormat:
         if not {"", ".", ".."}.isdisjoint(self._parts):
             raise ValueError("a path is relative to the root and has no empty part")
         if read_ending(self._parts[-1]) is not None:
-            raise ValueError("omit the ending: .fits, .fits.fz and .fits.gz are all accepted")
+            raise ValueError("omit the ending: .fits, .fit, .fts, .fz and .gz are all accepted")
         # If the exposure has a number too, an obsid may have any form.
         texts = _TEXTS | {"obsid"} if "{exposure" in text else _TEXTS
         pieces = [list(_pieces(part, texts)) for part in self._parts]
@@ -170,7 +188,7 @@ def _value(field: str, text: str) -> Any:
     """Return the value of a text; `None` for an invalid day."""
     match field:
         case "exposure" | "detector" | "snap":
-            return int(text)
+            return read_number(text)
         case "day_obs":
             return int(text) if is_day_folder(text) else None
         case "instrument":

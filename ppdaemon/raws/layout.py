@@ -2,7 +2,7 @@
 """Layouts: how paths below a raw root are written and read.
 
 The layouts of the observatory's writers, and others from the configuration,
-each with ``.fits``, ``.fits.fz`` or ``.fits.gz``, and ``.json`` for sidecars.
+each with ``.fits`` or another ending of FITS files, and ``.json`` for sidecars.
 Pure: reads names, never files.
 """
 
@@ -19,7 +19,7 @@ from ppdaemon.camera import camera_names
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.raws import path as rawnames
 from ppdaemon.raws.detectornames import DetectorNames
-from ppdaemon.raws.format import OBSID, PathFormat, Values
+from ppdaemon.raws.format import OBSID, PathFormat, Values, read_number
 from ppdaemon.visit import parent_group
 from ppdaemon.wire import Model
 
@@ -40,7 +40,7 @@ CONTROLLERS = "OCHPQS"
 """In the order of the years that they add to the day of an exposure id."""
 CONTROLLER_DAYS = 1000_00_00
 """A thousand years for each place in `CONTROLLERS`."""
-COUNT_APART_UNTIL = {"O": 0, "C": 20231004, "P": 20250417, "Q": 20250417, "S": 20250417}
+SEPARATE_COUNT_UNTIL = {"O": 0, "C": 20231004, "P": 20250417, "Q": 20250417, "S": 20250417}
 """Last day on which a controller counted exposures for itself; H always does.
 As ``LsstBaseTranslator.compute_exposure_id`` of obs_lsst w.2026.20."""
 MAX_NAME = 255
@@ -48,6 +48,9 @@ MAX_NAME = 255
 SUPPLEMENTS = 2
 """Groups ``<group>#1`` and so on whose folders are searched by name; the survey
 finds further ones."""
+
+DETECTOR_DIGITS = 3
+"""Folders of detectors are searched as ``42`` and as ``042``; the largest cameras have three digits."""
 
 _OBSID = re.compile(OBSID)
 _STEADY = frozenset({"instrument", "day_obs", "detector", "raft", "slot"})
@@ -81,7 +84,9 @@ class CustomLayout(Model):
     def _are_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         depths = sorted(len(PathFormat(text).levels) - 1 for text in value)
         if depths[0] != depths[-1]:
-            raise ValueError(f"{depths[0]} folders in one, {depths[-1]} in another: all need the same number")
+            raise ValueError(
+                f"{depths[0]} folders in one path, {depths[-1]} in another: all need the same number"
+            )
         return value
 
 
@@ -261,7 +266,8 @@ class Layout:
         if name is None or self._names[instrument] is None:
             return number
         by_name = self.detector_of(instrument, name)
-        return by_name if number in (None, by_name) else None
+        # The number of the path is returned, which may have leading zeros.
+        return by_name if number is None else number if number == by_name else None
 
     def _agrees(self, values: Values, expected: rawnames.ExpectedRaws) -> bool:
         obsid = _OBSID.fullmatch(values.get("obsid", ""))
@@ -287,6 +293,7 @@ class Layout:
             values
             for detector in sorted(expected.detectors)
             for values in self._detectors(expected.instrument, detector)
+            for values in _spellings(values)
         ]
         if (group := expected.group) is not None:
             supplements = [f"{group}#{number}" for number in range(1, SUPPLEMENTS + 1)]
@@ -354,17 +361,17 @@ def exposure_id(controller: str, day_obs: int, sequence: int) -> int:
     controller : `str`
         Letter; one that they do not know adds nothing.
     day_obs : `int`
-        ``YYYYMMDD``.
+        Observing day as a number ``YYYYMMDD``.
     sequence : `int`
-        Number of the exposure within the day, less than `SEQUENCE_LIMIT`.
+        Number of the exposure within the day, less than ``SEQUENCE_LIMIT``.
 
     Returns
     -------
     exposure : `int`
-        Id.
+        Id as in the header and in the Butler's dimension.
     """
-    apart = controller in CONTROLLERS and day_obs <= COUNT_APART_UNTIL.get(controller, day_obs)
-    days = CONTROLLERS.index(controller) * CONTROLLER_DAYS if apart else 0
+    separate = controller in CONTROLLERS and day_obs <= SEPARATE_COUNT_UNTIL.get(controller, day_obs)
+    days = CONTROLLERS.index(controller) * CONTROLLER_DAYS if separate else 0
     return (day_obs + days) * SEQUENCE_LIMIT + sequence
 
 
@@ -377,6 +384,12 @@ def _day_of(exposure: int) -> int:
 
 def _detector_name(values: Values) -> str | None:
     return f"{values['raft']}_{values['slot']}" if values.keys() >= {"raft", "slot"} else None
+
+
+def _spellings(values: Values) -> list[Values]:
+    """Return the values of a detector, without and with leading zeros of its number."""
+    texts = dict.fromkeys(f"{values['detector']:0{digits}d}" for digits in range(1, DETECTOR_DIGITS + 1))
+    return [values | {"detector": read_number(text)} for text in texts]
 
 
 def _instruments(instrument: str) -> list[Values]:

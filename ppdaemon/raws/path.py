@@ -14,6 +14,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.visit import parent_group
 
 __all__ = (
+    "COMPRESSED_ENDINGS",
     "EXPECTED_SENSORS",
     "FITS_ENDINGS",
     "ExpectedRaws",
@@ -23,6 +24,7 @@ __all__ = (
     "folder_names",
     "instrument_of_folder",
     "is_day_folder",
+    "plain_name",
     "read_ending",
     "refuse_control",
     "sidecar_path",
@@ -30,11 +32,18 @@ __all__ = (
 
 MAX_PATH = 1024
 """Characters of a path relative to a raw root; real ones have some 100."""
-FITS_ENDINGS = (".fits", ".fits.fz", ".fits.gz")
+FITS_ENDINGS = (".fits", ".fit", ".fts")
+"""Each may be followed by one of `COMPRESSED_ENDINGS`, in capital letters, too."""
+COMPRESSED_ENDINGS = (".fz", ".gz")
+"""Also complete endings, unless they follow the ending of another kind of file, such as ``.tar``."""
 EXPECTED_SENSORS = "_expectedSensors.json"
 
 _ALIASES = {"ComCam": "LSSTComCam", "TS8": "LSST-TS8"}
-_ENDING = re.compile(r"(?P<stem>.+?)(?P<guider>_guider)?(?:(?P<fits>\.fits(?:\.fz|\.gz)?)|\.json)")
+_FITS = (
+    r"(?i:\.(?:fits|fit|fts)(?:\.fz|\.gz)?|(?<!\.tar)(?<!\.json)(?<!\.txt)(?<!\.log)(?<!\.csv)\.(?:fz|gz))"
+)
+_ENDING = re.compile(rf"(?P<stem>.+?)(?P<guider>_guider)?(?:(?P<fits>{_FITS})|\.json)")
+_FITS_AT_END = re.compile(rf".*?[^/](?P<fits>{_FITS})", re.DOTALL)
 _DAY = re.compile(r"\d{8}", re.ASCII)
 
 
@@ -146,10 +155,23 @@ def sidecar_path(path: str) -> str:
 
     Raises `ValueError` if the path does not end like an image.
     """
-    for ending in FITS_ENDINGS:
-        if path.endswith(ending):
-            return path.removesuffix(ending) + ".json"
-    raise ValueError(f"{path!r} does not end in .fits, .fits.fz or .fits.gz")
+    return path.removesuffix(_fits_ending(path)) + ".json"
+
+
+def plain_name(file: str) -> str:
+    """Return the name of a raw with the ending ``.fits``, ``.fits.fz`` or ``.fits.gz``, which every
+    reader accepts. Raises `ValueError` if the name does not end like an image.
+    """
+    ending = _fits_ending(file)
+    compressed = [each for each in COMPRESSED_ENDINGS if ending.lower().endswith(each)]
+    return f"{file.removesuffix(ending)}.fits{''.join(compressed)}"
+
+
+def _fits_ending(path: str) -> str:
+    match = _FITS_AT_END.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path!r} does not end in .fits, .fit, .fts, .fz or .gz")
+    return match["fits"]
 
 
 def folder_names(instrument: str) -> tuple[str, ...]:

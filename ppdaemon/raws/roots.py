@@ -13,6 +13,7 @@ import pydantic
 
 from ppdaemon.errors import ConfigError
 from ppdaemon.raws.layout import CustomLayout, LayoutName, make_layout
+from ppdaemon.raws.path import COMPRESSED_ENDINGS, FITS_ENDINGS
 from ppdaemon.wire import Model
 
 __all__ = (
@@ -23,6 +24,7 @@ __all__ = (
     "StoreHost",
     "WatchKind",
     "unsuitable_roots",
+    "without_profile",
 )
 
 type WatchKind = Literal["auto", "inotify", "poll"]
@@ -31,9 +33,8 @@ REMOTE_SCHEMES = ("s3", "gs", "https", "http", "davs", "dav")
 """Schemes that `lsst.resources` reads."""
 MARKER_FIELDS = frozenset({"instrument", "day_obs", "obsid", "exposure", "group"})
 
-_PROFILE = re.compile(r"[\w.-]+")
-"""Name of a section of the AWS configuration files, without a password."""
 _SUFFIX = re.compile(r"\.[\w.-]+")
+_PROFILE = re.compile(r"[\w.-]+")
 
 
 def _layout_branch(value: Any) -> str:
@@ -47,7 +48,7 @@ def _marker(value: str) -> str:
         raise ValueError("a marker is in the folder of its raw: no slash, no control character")
     if not value or (value.startswith(".") and not _SUFFIX.fullmatch(value)):
         raise ValueError(f"{value!r} is not a suffix; write for example .done")
-    if value in (".fits", ".fz", ".gz", ".json"):
+    if value in (*FITS_ENDINGS, *COMPRESSED_ENDINGS, ".json"):
         raise ValueError(f"{value!r} is the ending of raws and sidecars themselves")
     try:
         fields = _format_fields(value)
@@ -71,7 +72,7 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"{str(path)!r} is not an absolute path")
     normal = Path(os.path.abspath(path))
     if normal == Path(normal.anchor):
-        raise ValueError("the whole file system is no raw root")
+        raise ValueError("/ cannot be a raw root, use a folder")
     return normal
 
 
@@ -81,7 +82,10 @@ def _remote(uri: str) -> str:
         raise ValueError(f"{uri!r} is none of {', '.join(f'{name}://...' for name in REMOTE_SCHEMES)}")
     profile, at, _ = parts.netloc.rpartition("@")
     if at and (parts.scheme != "s3" or not _PROFILE.fullmatch(profile)):
-        raise ValueError("credentials must not be in a URI; use the settings of the store")
+        raise ValueError(
+            "credentials must not be in a URI; use the settings of the store, in s3:// also the name of "
+            "a profile, such as s3://profile@bucket"
+        )
     if not uri.isprintable() or set(uri) & set("?#%") or ".." in parts.path.split("/"):
         raise ValueError(f"{uri!r}: no query, fragment, escapes, control characters or '..'")
     return uri.rstrip("/")
@@ -114,19 +118,26 @@ class RootConfig(Model):
         return {"path": value} if isinstance(value, str | Path) else value
 
 
+def without_profile(uri: str) -> str:
+    """Return a URI as notices name it: they never have the profile of ``s3://profile@bucket``."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, key = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{key}"
+
+
 class RemoteRoot(Model):
     """A prefix of an object store from which raws may be fetched."""
 
     uri: Annotated[str, pydantic.AfterValidator(_remote)]
-    """Such as ``s3://bucket/prefix``, ``s3://profile@bucket/prefix`` with a section of the
-    AWS configuration files, or ``s3://tenant:bucket/prefix`` of Ceph. Notices are matched by
-    the bucket; the tenant in them decides only where two roots fit."""
+    """Such as ``s3://bucket/prefix``, ``s3://profile@bucket/prefix`` with the name of a
+    profile of `lsst.resources`, or ``s3://tenant:bucket/prefix`` of Ceph. Notices are matched
+    by the bucket; the tenant in them decides only where two roots fit."""
     layout: LayoutField | None = None
     """Layout below this prefix; null: ``arrivals.layout``."""
 
 
 class StoreHost(NamedTuple):
-    """The host in the URI of a store; of S3, the bucket and how to reach it."""
+    """The host in the URI of a store; of S3, the bucket and its owner."""
 
     tenant: str | None
     """The owner of the bucket; `None` if it is not named."""
@@ -134,7 +145,7 @@ class StoreHost(NamedTuple):
 
     @classmethod
     def of(cls, scheme: str, host: str) -> "StoreHost":
-        """Split ``profile@tenant:bucket``; hosts of other schemes have none of these parts."""
+        """Split ``tenant:bucket`` of S3; the colon of other schemes separates a port."""
         if scheme != "s3":
             return cls(None, host)
         tenant, colon, bucket = host.rpartition("@")[2].rpartition(":")

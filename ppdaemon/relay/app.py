@@ -59,6 +59,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
     relay: Relay
     for number in (signal.SIGTERM, signal.SIGINT):  # the loop calls it later, when `relay` is set
         asyncio.get_running_loop().add_signal_handler(number, lambda: relay.request_stop())
+    # The lock first and released last: neither ledger nor sockets are shared with another relay.
     with (
         closing(lock_state(config.state_dir)),
         zmq.asyncio.Context() as context,
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
         sys.exit(error.exit_code)
     except Exception:
-        _LOG.exception("internal error")
+        _LOG.exception("internal error; pprelay stops, please report this")
         sys.exit(ExitCode.SOFTWARE)
 
 

@@ -165,7 +165,8 @@ class Dispatcher:
         node = self.registry.disconnect(peer)
         if node is not None:
             _LOG.warning(
-                "node disconnected; what it has not acknowledged goes to other nodes", extra={"node": node}
+                "node disconnected; detectors that it has not acknowledged are sent to other nodes",
+                extra={"node": node},
             )
             self._schedule_all(now)
 
@@ -180,7 +181,7 @@ class Dispatcher:
         elif now - self._ticked_at > PAUSE_S:
             pause_s = now - self._ticked_at
             _LOG.warning(
-                "pprelay did not run for a time; nodes are not removed for it",
+                "pprelay did not run for a time, which does not count as silence of nodes",
                 extra={"pause_s": round(pause_s, 3)},
             )
             self.registry.extend_silence(pause_s)
@@ -188,7 +189,8 @@ class Dispatcher:
         silent = self.registry.drop_silent(now)
         for node in silent:
             _LOG.warning(
-                "no message from node; what it has not acknowledged goes to other nodes", extra={"node": node}
+                "no message from node; detectors that it has not acknowledged are sent to other nodes",
+                extra={"node": node},
             )
         if silent:
             self._schedule_all(now)
@@ -304,6 +306,7 @@ class Dispatcher:
         """Do everything that is due for a visit; repeating it is harmless."""
         if now >= visit.expires_at:
             self._expire(visit, now, effects)
+        # Before sending: a new route is sent in the same tick, after its write.
         if visit.cancelled:
             self._end_cancelled(visit, now, effects)
         else:
@@ -339,7 +342,7 @@ class Dispatcher:
             if reservation.state is UNASSIGNED or (
                 now >= self._routing_starts_at and reservation.node not in self.registry
             ):
-                reason = "cancelled before a node acknowledged it"
+                reason = "canceled before a node acknowledged it"
                 self._end(visit, reservation, Outcome.CANCELLED, reason, effects)
 
     def _route(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:

@@ -156,6 +156,7 @@ class Relay:
                 handle()
             except Exception:  # a program error must cost this event only, not the relay
                 _LOG.exception("internal error: an event was dropped; please report this")
+            # Checked after each event: a tick comes every `TICK_S`.
             if self._stop_requested and stop_by is None:
                 _LOG.info("stopping")
                 self._notifier.notify(STOPPING=1, STATUS="stopping")

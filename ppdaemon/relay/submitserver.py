@@ -153,7 +153,7 @@ class SubmitServer:
             changed = differences(json.loads(accepted.content), json.loads(content))
             if changed and self.throttle.passes("different duplicate"):
                 _LOG.warning(
-                    "duplicate visit with other content ignored: the first one counts",
+                    "duplicate visit with different content ignored; the first content is used",
                     extra={**context, "fields": changed},
                 )
         if not accepted.added:
@@ -214,7 +214,7 @@ class SubmitServer:
             answer = Accepted(status="ignored", group=group, reason="all its detectors have ended")
         elif all(visit.cancelled for visit in matching):
             answer = Accepted(status="duplicate", group=group, detectors=under_way)
-        _LOG.info("visit cancelled", extra={"group": group, "status": answer.status, "detectors": under_way})
+        _LOG.info("visit canceled", extra={"group": group, "status": answer.status, "detectors": under_way})
         combined = Effects()
         for key in keys:
             effects = self.dispatcher.cancel(key, self.clock.mono())

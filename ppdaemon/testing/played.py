@@ -93,18 +93,18 @@ class PlayedRelay(_LinkEnd):
     address : `str`, optional
         Where to listen; a free TCP port by default.
     heartbeat_s : `float`, optional
-        Period of its heartbeats.
+        Period of its heartbeats, in seconds.
 
     Attributes
     ----------
     address : `str`
-        For the node's configuration.
+        Address for the key ``relay.address`` of the node.
     hellos : `list` [`~ppdaemon.messages.Hello`]
-        The node's introductions.
+        Hello messages of the node, in order of arrival.
     acked : `set` [`tuple` [`str`, `int`]]
         Visit-detectors that the node has accepted.
     naks : `list` [`~ppdaemon.messages.VisitRefused`]
-        Its refusals.
+        Refusals of the node, in order of arrival.
     results : `dict`
         By visit-detector, all outcomes that were received, repetitions included.
     open : `set` [`tuple` [`str`, `int`]]
@@ -161,11 +161,11 @@ class PlayedRelay(_LinkEnd):
         Parameters
         ----------
         group : `str`
-            The visit's group.
+            Group of the visit, unique in the test.
         detectors : `~collections.abc.Iterable` [`int`], optional
-            Detectors of this node.
+            Detectors that the node is to process.
         instrument : `str`, optional
-            The camera.
+            Short name of the visit's camera.
         **fields
             Further fields of the next_visit by their SAL names; ``survey`` scripts the workers of
             `ppdaemon.testing.work`. One image is announced by default.
@@ -258,16 +258,16 @@ class PlayedRelay(_LinkEnd):
         Parameters
         ----------
         group : `str`
-            The visit's group.
+            Group of a visit that was reserved before.
         detector : `int`, optional
-            Detector number.
+            Id of one of the reserved detectors.
         deadline_s : `float`, optional
             How long it may take.
 
         Returns
         -------
         entry : `~ppdaemon.messages.ResultEntry`
-            Outcome, attempt and reason.
+            Outcome with attempt and reason, as the node sent it.
 
         Raises
         ------
@@ -290,17 +290,17 @@ class PlayedNode(_LinkEnd):
     Parameters
     ----------
     sockets : `ClientSockets`
-        Creates the socket.
+        Creates the socket, and closes it at the end of the test.
     address : `str`
-        The relay's node socket.
+        ZeroMQ address of the relay's node socket.
     name : `str`
         Its name in the introduction.
     incarnation : `str`, optional
         Identifies one run of the node.
     detectors : `~collections.abc.Iterable` [`int`], optional
-        Detectors that it offers.
+        Detectors of the instrument that it offers.
     instrument : `str`, optional
-        The camera.
+        Short name of the camera that it serves.
 
     Attributes
     ----------
@@ -314,7 +314,7 @@ class PlayedNode(_LinkEnd):
         address: str,
         name: str,
         *,
-        incarnation: str = "life1",
+        incarnation: str = "run1",
         detectors: Iterable[int] = range(9),
         instrument: str = "DemoCam",
     ):

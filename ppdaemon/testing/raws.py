@@ -36,7 +36,7 @@ class RawWriter:
     Parameters
     ----------
     root : `pathlib.Path`
-        The raw root.
+        Folder that the daemon has as a raw root.
     instrument : `str`, optional
         A camera with a focal-plane table.
     code : `str`, optional
@@ -88,7 +88,7 @@ class RawWriter:
         Parameters
         ----------
         group : `str`
-            The visit's group.
+            Group in the sidecars, which names the visit.
         detectors : `~collections.abc.Iterable` [`int`], optional
             Detectors that are read out.
         number : `int`, optional
@@ -101,7 +101,7 @@ class RawWriter:
         Returns
         -------
         paths : `list` [`pathlib.Path`]
-            Paths of the raws.
+            Paths of the raws, in the order of the detectors.
         """
         if number is None:
             number = self.number(group, snap)

@@ -36,9 +36,9 @@ class RelayProcess:
     Attributes
     ----------
     submit, nodes : `str`
-        Its addresses.
+        Addresses of its sockets, below `folder`.
     state_dir, config, log : `pathlib.Path`
-        Its folder and files.
+        Its state folder, configuration file and log file.
     """
 
     def __init__(self, folder: Path, **changes: Any):
@@ -110,9 +110,9 @@ class SubmitClient:
     Parameters
     ----------
     sockets : `~ppdaemon.testing.played.ClientSockets`
-        Creates the socket.
+        Creates the socket, and closes it at the end of the test.
     address : `str`
-        The relay's submit socket.
+        ZeroMQ address of the relay's submit socket.
     instrument : `str`, optional
         Instrument of the announced visits.
     """

@@ -337,7 +337,7 @@ def _send_garbage(work: ScriptedWork) -> None:
     os.write(_channel(), b'{"type": "done", "outcome": "splendid"}')
 
 
-def _send_nonsense(work: ScriptedWork) -> None:
+def _send_invalid(work: ScriptedWork) -> None:
     """Send an invalid message, and hang."""
     _send_garbage(work)
     _hang(work)
@@ -364,7 +364,7 @@ def _leave_child(work: ScriptedWork) -> None:
 
 
 def _leave_daemon(work: ScriptedWork) -> None:
-    """Leave a grandchild in a session of its own."""
+    """Leave a grandchild in a separate session."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -406,7 +406,7 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "burst": _burst,
     "fill": _fill,
     "garbage": _send_garbage,
-    "nonsense": _send_nonsense,
+    "invalid": _send_invalid,
     "other_visit": _send_for_another,
     "sent_twice": _send_twice,
     "fork": _leave_child,

@@ -138,6 +138,7 @@ class VisitLoop:
         """Serve until an order to quit, or until the supervisor has ended. An exception ends a
         visit, not the process.
         """
+        # Before the first visit: the state after each visit is compared with this one.
         self._snapshot = ProcessSnapshot.now()
         self._channel.send(messages.Ready(pid=os.getpid()))
         while True:

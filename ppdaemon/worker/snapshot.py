@@ -26,6 +26,7 @@ class ProcessSnapshot:
     @classmethod
     def now(cls) -> "ProcessSnapshot":
         """Return the present state of this process."""
+        # The function returns the present value only when it sets another one.
         umask = os.umask(0)
         os.umask(umask)
         try:

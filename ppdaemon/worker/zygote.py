@@ -41,7 +41,9 @@ def assert_single_threaded() -> None:
     tasks = os.listdir("/proc/self/task")
     if len(tasks) > 1:
         names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks]
-        raise RuntimeError(f"the zygote cannot fork, a module has started threads: {', '.join(names)}")
+        raise RuntimeError(
+            f"the zygote cannot fork, a module has started threads ({', '.join(names)}): see workers.start"
+        )
 
 
 class Zygote:
@@ -58,7 +60,9 @@ class Zygote:
     def run(self) -> None:
         """Serve until the supervisor closes its end."""
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # The handler only wakes the poll below: children are reaped in the loop.
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # A full pipe wakes the poll as well: no warning.
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
@@ -66,6 +70,7 @@ class Zygote:
         while True:
             for descriptor, _ in poll.poll():
                 if descriptor == wake_r:
+                    # Read before the reaping: a child that ends meanwhile wakes the poll again.
                     os.read(wake_r, 4096)
                     self._reap()
                 elif not self._serve():
@@ -91,6 +96,7 @@ class Zygote:
                 self._refuse(order, error)
                 return
             self._children.add(pid)
+            # Valid even if the child has ended: only this thread reaps it, and not before.
             pidfd = os.pidfd_open(pid)
             try:
                 message = messages.Forked(role=order.role, slot=order.slot, epoch=order.epoch, pid=pid)

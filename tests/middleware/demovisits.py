@@ -64,7 +64,7 @@ def observe(root: Path, raw_root: Path, plan: ExposurePlan, detector: int, sky: 
 
 
 def insert_records(butler: Butler, plan: ExposurePlan, detector: int) -> None:
-    """Insert group, exposure, visit and footprint as the header tells them."""
+    """Insert group, exposure, visit and footprint from the header."""
     header = primary_header(plan, detector, detector_name(detector))
     info = ObservationInfo(header, quiet=True)
     camera, timespan = {"instrument": "DemoCam"}, Timespan(info.datetime_begin, _after(info))
@@ -113,7 +113,7 @@ def _after(info: ObservationInfo) -> astropy.time.Time:
 
 
 def footprint(plan: ExposurePlan, detector: int) -> Any:
-    """Return where a detector looks."""
+    """Return the footprint of a detector."""
     return polygon_from_degrees(detector_corners(plan.ra_deg, plan.dec_deg, plan.rotpa_deg, detector))
 
 

@@ -130,7 +130,7 @@ class _KeepInside:
         return super().getFullMetadata()  # type: ignore[misc]
 
 
-GoOnTask = task("GoOn", {"raw": RAW} | TWO_STARS, _KeepInside)
+ContinueTask = task("Continue", {"raw": RAW} | TWO_STARS, _KeepInside)
 
 
 def _run_and_note(self: Any, raw: Any) -> Struct:
@@ -143,8 +143,8 @@ def _change_at_the_end(self: Any) -> Any:
     return PipelineTask.getFullMetadata(self)
 
 
-GoOnLateTask = task(
-    "GoOnLate", {"raw": RAW} | TWO_STARS, run=_run_and_note, getFullMetadata=_change_at_the_end
+ContinueLateTask = task(
+    "ContinueLate", {"raw": RAW} | TWO_STARS, run=_run_and_note, getFullMetadata=_change_at_the_end
 )
 
 
@@ -153,7 +153,7 @@ def _bind(self: Any, **kwargs: Any) -> None:
     self.runQuantum = partial(_KeepInside.runQuantum, self)
 
 
-GoOnUnseenTask = task("GoOnUnseen", {"raw": RAW} | TWO_STARS, __init__=_bind)
+ContinueUnseenTask = task("ContinueUnseen", {"raw": RAW} | TWO_STARS, __init__=_bind)
 
 
 # --- readers: they run after the makers, in the order of their labels ----------
@@ -279,7 +279,7 @@ WLastTask = task(
     run=_see_last,
 )
 
-MAKERS = (*(f"Keep{name}Task" for name in KEEPERS), "GoOnTask", "GoOnLateTask", "GoOnUnseenTask")
+MAKERS = (*(f"Keep{name}Task" for name in KEEPERS), "ContinueTask", "ContinueLateTask", "ContinueUnseenTask")
 READERS = ("RSpoilTask", "STwiceTask", "TDeferredTask", "UShareTask", "VPartialTask", "WLastTask")
 
 

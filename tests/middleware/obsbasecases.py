@@ -2,7 +2,7 @@
 """Headers of five kinds of cameras, instruments that take them, and a repo that has these instruments.
 
 Keywords are those that the observatory's translators read, values are made up.
-The module is imported by tests, and by `obsbasejudge` in a process of its own
+The module is imported by tests, and by `obsbasejudge` in a separate process
 where ``lsst.obs.base`` can be imported.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs the tasks of ``lsst.obs.base`` itself on headers, in a process of its own.
+"""Runs the tasks of ``lsst.obs.base`` itself on headers, in a separate process.
 
 It takes work trees of obs_base and, for Rubin's translators, obs_lsst, from
 ``PPDAEMON_OBS_BASE`` and ``PPDAEMON_OBS_LSST``. What these import and is on no
@@ -249,7 +249,7 @@ def tree_version(variable: str) -> str:
 
 
 def write_raws(folder: Path, sidecars: dict[str, dict[str, Any]]) -> list[str]:
-    """Write files that are no images, and sidecars that say all."""
+    """Write files that are no images, and sidecars that contain all fields."""
     paths = []
     for number, sidecar in enumerate(sidecars.values()):
         path = folder / f"{number:03d}.fits"

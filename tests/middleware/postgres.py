@@ -143,8 +143,8 @@ def find_programs() -> Path | None:
         if found := shutil.which(name):
             folders.append(Path(found).resolve().parent)
     if tool := shutil.which("pg_config"):
-        said = subprocess.run([tool, "--bindir"], check=False, capture_output=True, text=True)
-        folders.append(Path(said.stdout.strip()))
+        done = subprocess.run([tool, "--bindir"], check=False, capture_output=True, text=True)
+        folders.append(Path(done.stdout.strip()))
     for folder in reversed(folders):
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
             return folder
@@ -172,7 +172,7 @@ def running_server(max_connections: int = 100) -> Iterator[PostgresServer]:
 
 
 def _identity(folder: Path) -> dict[str, Any]:
-    """Return as whom to run, and give that user the folder: the server refuses to be root."""
+    """Return the user to run as, and give that user the folder: the server refuses to be root."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):

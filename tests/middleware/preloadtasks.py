@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tasks that only read, each in a way of its own; none of them is ever run."""
+"""Tasks that only read, each in another way; none of them is run."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ _DICT = "StructuredDataDict"
 
 def refuse(dataset_type: Any, registry: Any, data_id: Any, collections: Any) -> Any:
     """Stand for a lookup that needs the exposure's data ID."""
-    raise AssertionError("nobody may look up what belongs to an exposure before there is one")
+    raise AssertionError("inputs with the dimension exposure are not searched before the image")
 
 
 class OptionalConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
     bias = PrerequisiteInput(
         name="bias",
-        doc="found by a function of its own",
+        doc="found by a lookup function",
         storageClass=_DICT,
         dimensions=("instrument", "detector"),
         isCalibration=True,
@@ -70,7 +70,7 @@ class TableTask(PipelineTask):
 
 
 class EarlyConnections(PipelineTaskConnections, dimensions=GROUP_DETECTOR):
-    model = PrerequisiteInput(name="toy_model", doc="nobody has it", storageClass=_DICT, dimensions=())
+    model = PrerequisiteInput(name="toy_model", doc="never written", storageClass=_DICT, dimensions=())
     known = Output(name="toy_known", doc="known objects", storageClass=_DICT, dimensions=GROUP_DETECTOR)
 
 

@@ -34,6 +34,8 @@ from ppdaemon.demo.tasks.errors import AlreadyAssociatedError, BadRawError, TooF
 from ppdaemon.demo.tasks.isr import IsrTask
 from ppdaemon.demo.tasks.subtract import SubtractTask
 
+pytestmark = pytest.mark.slow
+
 DETECTOR = 4
 CAMERA: dict[str, Any] = {"instrument": "DemoCam", "detector": DETECTOR}
 

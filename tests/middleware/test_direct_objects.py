@@ -32,7 +32,7 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("maker", "processes"), [*((maker[:-4], 1) for maker in MAKERS), ("KeepAll", 2), ("GoOn", 2)]
+    ("maker", "processes"), [*((maker[:-4], 1) for maker in MAKERS), ("KeepAll", 2), ("Continue", 2)]
 )
 def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
     rigs: MakeRig, maker: str, processes: int
@@ -44,7 +44,7 @@ def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
     assert len([name for name, *_ in result.contents if name == "sums_last"]) == 2
 
 
-@pytest.mark.parametrize("maker", ["KeepAll", "GoOn"])
+@pytest.mark.parametrize("maker", ["KeepAll", "Continue"])
 def test_datasets_that_are_not_exported_are_passed_on_as_they_were_put(rigs: MakeRig, maker: str) -> None:
     """Only sums of the inputs of tasks are exported here; a second attempt has the same ones."""
     reported = []
@@ -79,8 +79,8 @@ def test_a_task_with_run_quantum_of_the_base_class_reads_once_and_puts_last() ->
 
 
 def test_nothing_is_assumed_of_any_other_task() -> None:
-    assert not reads_once_puts_last(made("GoOnTask"))
-    assert not reads_once_puts_last(made("GoOnLateTask"))
+    assert not reads_once_puts_last(made("ContinueTask"))
+    assert not reads_once_puts_last(made("ContinueLateTask"))
     assert not reads_once_puts_last(object.__new__(AssociateTask))
-    (unseen := made("KeepAllTask")).runQuantum = made("GoOnTask").runQuantum  # type: ignore[method-assign]
+    (unseen := made("KeepAllTask")).runQuantum = made("ContinueTask").runQuantum  # type: ignore[method-assign]
     assert not reads_once_puts_last(unseen)

@@ -40,7 +40,7 @@ DATA = Path(__file__).with_name("data") / "obs_base.json"
 JUDGED = json.loads(DATA.read_text())
 UNIVERSE = DimensionUniverse()
 NO_VISIT_OF_THEIRS = ("MC no pointing", "DECam moving target")
-"""Science images that do not tell where they looked."""
+"""Science images without a pointing."""
 
 needs_obs_base = pytest.mark.skipif(
     OBS_BASE not in os.environ, reason=f"{OBS_BASE} names no work tree of obs_base"
@@ -48,7 +48,7 @@ needs_obs_base = pytest.mark.skipif(
 
 
 def info_of(name: str) -> ObservationInfo:
-    """Return what the translator said of a header."""
+    """Return the translation of a header."""
     return ObservationInfo.from_simple(JUDGED["infos"][name])
 
 
@@ -149,7 +149,7 @@ def rubin(header: Header) -> dict[str, Any]:
         header["IMGTYPE"].lower(), header["IMGTYPE"].lower()
     )
     latiss = header["INSTRUME"] == "LATISS"
-    # That of LATISS is not believed, but where it says that the shutter stayed closed.
+    # That of LATISS is ignored, except that the shutter stayed closed.
     shutter = None if latiss and header["SHUTTIME"] else header["SHUTTIME"]
     actual = shutter if shutter else header["EXPTIME"]
     begin = seconds_of(header["DATE-BEG"])
@@ -282,7 +282,7 @@ def test_an_exposures_record_is_what_its_keywords_mean(name: str, headers: dict[
 
 
 @pytest.mark.parametrize("name", ["MC ends before it begins", "DECam ends before it begins"])
-def test_an_end_before_the_beginning_is_told(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_end_before_the_beginning_is_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:
     header = header_of(name)
     assert header.end == header.begin
     assert f"exposure {header.exposure} ends before it begins" in caplog.text
@@ -334,10 +334,10 @@ def assert_same_region(ours: Region, other: Region) -> None:
     """Compare the corners of two polygons, to a thousandth of an arcsecond."""
     assert isinstance(ours, ConvexPolygon)
     assert isinstance(other, ConvexPolygon)
-    apart = math.radians(0.001 / 3600.0)
+    tolerance = math.radians(0.001 / 3600.0)
 
     def near(point: UnitVector3d, points: list[UnitVector3d]) -> bool:
-        return min((point - each).getNorm() for each in points) < apart
+        return min((point - each).getNorm() for each in points) < tolerance
 
     for one, another in ((ours, other), (other, ours)):
         corners = list(another.getVertices())
@@ -345,14 +345,14 @@ def assert_same_region(ours: Region, other: Region) -> None:
         outside = [point for point in one.getVertices() if not near(point, corners)]
         wider = ConvexPolygon.convexHull([*corners, *outside])
         assert wider.getBoundingCircle().getOpeningAngle().asRadians() == pytest.approx(
-            another.getBoundingCircle().getOpeningAngle().asRadians(), abs=apart
+            another.getBoundingCircle().getOpeningAngle().asRadians(), abs=tolerance
         )
         assert len(outside) <= len(corners) // 2
 
 
 @pytest.fixture(scope="module")
 def science(headers: dict[str, ExposureHeader]) -> list[ExposureHeader]:
-    """Give the exposures of which obs_base makes visits, or would if it knew where they look."""
+    """Return the exposures of which obs_base makes visits, or would if it had their pointing."""
     return [header for name, header in headers.items() if name not in NO_VISIT_OF_THEIRS]
 
 
@@ -369,7 +369,7 @@ def without(record: dict[str, Any], field: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != field}
 
 
-def test_what_does_not_tell_its_place_has_a_visit_only_if_it_is_science(
+def test_an_image_without_a_pointing_has_a_visit_only_if_it_is_science(
     headers: dict[str, ExposureHeader],
 ) -> None:
     definitions = theirs("one-to-one", "visit_definition").values()

@@ -233,8 +233,8 @@ sys.stdin.read()
 """
 REAPER = f"""
 import os, subprocess, sys, time
-from ppdaemon.processes import adopt_orphans
-adopt_orphans()
+from ppdaemon.processes import become_subreaper
+become_subreaper()
 worker = subprocess.Popen([sys.executable, "-c", {WORKER!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 command = int(worker.stdout.readline())
 deadline = time.monotonic() + 60

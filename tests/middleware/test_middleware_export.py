@@ -99,9 +99,9 @@ def test_new_runs_are_prepended_to_the_chain_and_old_ones_stay(
     exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     with Butler.from_config(str(central.root), writeable=True) as butler:
-        butler.collections.register("u/somebody")
+        butler.collections.register("u/person")
         butler.collections.register(CHAIN, butler.collections.get_info(f"{NAME}/calib").type)
-        butler.collections.redefine_chain(CHAIN, "u/somebody")
+        butler.collections.redefine_chain(CHAIN, "u/person")
     exporter.export(spools[:1])
     with Butler.from_config(str(central.root)) as butler:
         runs = butler.collections.get_info(CHAIN).children

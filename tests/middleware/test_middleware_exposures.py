@@ -391,7 +391,7 @@ def test_an_exposure_that_contradicts_is_set_aside_and_the_others_run(
         worker.ingest(rig.raw(seq_num=2, CURINDEX=2, FILTER="g_01", ROTPA=200.0, RA=RA + 3.0, **SNAPS))
     assert caught.value.outcome == Outcome.BAD_RAW
     assert str(caught.value) == (
-        f"exposure {SECOND} is set aside: the boresight is 3 deg from the announced,"
+        f"exposure {SECOND} is not used: the boresight is 3 deg from the announced,"
         " the sky angle is 160 deg from the announced, the filter is g_01 instead of r_03"
     )
     assert not caught.value.retriable
@@ -539,7 +539,7 @@ def test_the_first_snap_of_a_sequence_names_the_visit(counters: dict[str, Any], 
     _, snap = exposures_of({}, counters)
     records = visits_of([snap], grouped=True)
     (record,) = [each for each in records if each.definition.name == "visit"]
-    assert record.id == visit, "a sequence that began before the day's first exposure is nonsense"
+    assert record.id == visit, "a sequence that began before the day's first exposure is invalid"
 
 
 def test_a_detector_missing_in_the_table_has_no_region(caplog: pytest.LogCaptureFixture) -> None:
@@ -547,4 +547,4 @@ def test_a_detector_missing_in_the_table_has_no_region(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         records = visits_of(exposures_of({}), detector=99, camera=camera)
     assert "visit_detector_region" not in {each.definition.name for each in records}
-    assert "has no region" in caplog.text
+    assert "is recorded without a region" in caplog.text

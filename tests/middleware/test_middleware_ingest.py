@@ -4,6 +4,7 @@
 import gzip
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from lsst.daf.butler import Butler
-from toycam import DAY, GROUP, MakeRig
+from toycam import DAY, GROUP, MakeRig, ToyTranslator, make_header
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
 from ppdaemon.middleware.raws import ingest, rawfiles
-from ppdaemon.middleware.raws.header import BadFits, read_primary_header
+from ppdaemon.middleware.raws.header import BadFits, read_fits_header
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -43,7 +44,7 @@ def test_a_taken_raw_is_read_from_the_ram_disk(rigs: MakeRig) -> None:
     raw = rig.raw()
     worker.ingest(raw)
     Path(raw.path).unlink()
-    assert worker.ingest(raw).exposure == EXPOSURE, "a repeat does not look again"
+    assert worker.ingest(raw).exposure == EXPOSURE, "a repeat does not read again"
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
     assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
 
@@ -80,16 +81,16 @@ def test_a_header_that_contradicts_is_a_bad_raw(rigs: MakeRig) -> None:
         assert caught.value.outcome == Outcome.BAD_RAW
 
 
-def test_a_sidecar_of_another_detector_is_a_bad_raw(rigs: MakeRig) -> None:
+def test_a_sidecar_of_another_detector_is_ignored(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault 82: each detector goes by its own header."""
     rig, worker = rigs()
     worker.prepare(rig.order(main="Short", before=""))
     raw = rig.raw()
     assert raw.sidecar is not None
     sidecar = json.loads(Path(raw.sidecar).read_text())
     Path(raw.sidecar).write_text(json.dumps(sidecar | {"DETECTOR": 2}))
-    with pytest.raises(VisitFailed, match="DETECTOR is 1 in the FITS file and 2 in its sidecar") as caught:
-        worker.ingest(raw)
-    assert caught.value.outcome == Outcome.BAD_RAW
+    assert worker.ingest(raw).exposure == EXPOSURE
+    assert "DETECTOR is 1 in the FITS file and 2 in its sidecar" in caplog.text
 
 
 def test_after_a_bad_raw_a_good_one_is_taken(rigs: MakeRig) -> None:
@@ -98,11 +99,11 @@ def test_after_a_bad_raw_a_good_one_is_taken(rigs: MakeRig) -> None:
     worker.prepare(rig.order(main="Short", before=""))
     raw = rig.raw()
     whole = Path(raw.path).read_bytes()
-    Path(raw.path).write_bytes(whole[:-100])
+    Path(raw.path).write_bytes(whole[:-2880])
     with pytest.raises(VisitFailed, match="the file ends at byte") as caught:
         worker.ingest(raw)
     assert caught.value.outcome == Outcome.BAD_RAW
-    assert Path(raw.path).read_bytes() == whole[:-100], "the file is not touched"
+    assert Path(raw.path).read_bytes() == whole[:-2880], "the file is not touched"
     Path(raw.path).write_bytes(whole)
     assert worker.ingest(raw).exposure == EXPOSURE
 
@@ -174,6 +175,66 @@ def test_a_raw_that_reappears_is_taken(rigs: MakeRig, monkeypatch: pytest.Monkey
 # --- the structure of FITS files -------------------------------------------
 
 
+@pytest.mark.parametrize("unusual", ["special records", "no padding", "NaN", "gzipped with zeros"])
+def test_an_unusual_raw_with_all_its_pixels_is_processed(rigs: MakeRig, unusual: str) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw(sidecar=False, AIRTEMP=5)
+    path = Path(raw.path)
+    content = path.read_bytes()
+    match unusual:
+        case "special records":
+            path.write_bytes(content + b"\0" * 2880)
+        case "no padding":
+            path.write_bytes(content.removesuffix(b"\0" * 100))
+        case "NaN":
+            card = b"AIRTEMP =                    5"
+            assert card in content
+            path.write_bytes(content.replace(card, b"AIRTEMP =                  NaN"))
+        case "gzipped with zeros":
+            path.write_bytes(gzip.compress(content) + b"\0" * 512)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy warns of the same when the task reads the pixels
+        assert worker.ingest(raw).exposure == EXPOSURE
+        assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
+
+
+def test_keywords_may_be_in_the_first_extension(rigs: MakeRig) -> None:
+    """As fpack writes a single image: the primary header is empty."""
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw(sidecar=False)
+    image = fits.CompImageHDU(np.ones((40, 50), dtype=np.int16))
+    image.header.update(make_header(1))
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(raw.path, overwrite=True)
+    assert worker.ingest(raw).exposure == EXPOSURE
+
+
+def test_a_group_that_is_a_number_is_its_digits(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before="", groupId="20261128000018"))
+    raw = rig.raw(sidecar=False, GROUPID=20261128000018)
+    assert worker.ingest(raw.model_copy(update={"group": "20261128000018"})).exposure == EXPOSURE
+
+
+def test_a_header_without_a_group_contradicts_nothing(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base translator returns the exposure id, as for DECam, HSC and MegaPrime."""
+
+    def to_exposure_group(translator: ToyTranslator) -> str:
+        return str(translator._header.get("GROUPID", translator.to_exposure_id()))
+
+    monkeypatch.setattr(ToyTranslator, "to_exposure_group", to_exposure_group)
+    rig, worker = rigs()
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw(sidecar=False)
+    content = Path(raw.path).read_bytes()
+    Path(raw.path).write_bytes(content.replace(b"GROUPID =", b"NOGROUP ="))
+    assert worker.ingest(raw).exposure == EXPOSURE
+    other = rig.raw(seq_num=2, sidecar=False, GROUPID=str(EXPOSURE + 1))
+    with pytest.raises(VisitFailed, match="group"):
+        worker.ingest(other)
+
+
 @pytest.fixture
 def whole(tmp_path: Path) -> bytes:
     """Return a FITS file of three HDUs, one of them compressed."""
@@ -194,11 +255,12 @@ def overwritten(data: bytes) -> bytes:
     [
         (lambda data: b"", "the file is empty"),
         (lambda data: b"{}", "HDU 1: not a header"),
-        (lambda data: data[:1000], "HDU 1: the file ends within a header"),
-        (lambda data: data[: 2880 * 2 - 80], "HDU 2: the file ends within a header"),
+        (lambda data: data[:300], "HDU 1: the file ends within a header"),
+        (lambda data: data[: 2880 + 400], "HDU 2: the file ends within a header"),
         (lambda data: data[: 2880 * 4], "HDU 2: the file ends at byte"),
-        (lambda data: data[:-1], "HDU 3: the file ends at byte"),
-        (lambda data: data + b"\0" * 2880, "HDU 4: bytes that belong to no HDU"),
+        (lambda data: data[:2880], "no data"),
+        (lambda data: data[:-2880], "HDU 3: the file ends at byte"),
+        (lambda data: data + b"\0" * 2880 + data[2880:], "HDU 4: bytes that belong to no HDU"),
         (lambda data: data.replace(b"BITPIX  ", b"BITPOX  ", 1), "without BITPIX"),
         (
             lambda data: data.replace(b"NAXIS1  =                    3", b"NAXIS1  =                -2880"),
@@ -212,19 +274,32 @@ def test_a_damaged_file_is_detected(tmp_path: Path, whole: bytes, damage: Any, r
     path = tmp_path / "damaged.fits"
     path.write_bytes(damage(whole))
     with pytest.raises(BadFits, match=reason):
-        read_primary_header(path)
+        read_fits_header(path, "x.fits")
 
 
 def test_the_header_of_a_complete_file_is_read_compressed_or_not(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(whole)
-    assert read_primary_header(path)["SIMPLE"]
+    assert read_fits_header(path, "x.fits")["SIMPLE"]
     path.write_bytes(gzip.compress(whole))
-    assert read_primary_header(path)["SIMPLE"]
+    assert read_fits_header(path, "x.fits")["SIMPLE"]
 
 
 def test_a_raw_with_a_nonstandard_card_is_read(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "odd.fits"
     path.write_bytes(whole.replace(b"conforms", b"conf\xe9rms", 1))
     assert path.read_bytes() != whole
-    assert read_primary_header(path)["NAXIS"] == 0
+    assert read_fits_header(path, "x.fits")["NAXIS"] == 0
+
+
+@pytest.mark.parametrize("ending", [".FITS", ".fit", ".fz", ".gz", ".FITS.GZ"])
+def test_a_raw_with_another_ending_is_processed(rigs: MakeRig, ending: str) -> None:
+    rig, worker = rigs(engine={"kind": "separable"})
+    worker.prepare(rig.order(main="Short", before=""))
+    raw = rig.raw(sidecar=False)
+    content = Path(raw.path).read_bytes()
+    renamed = Path(raw.path).with_suffix("").with_name(f"x{ending}")
+    renamed.write_bytes(gzip.compress(content) if ending.lower().endswith(".gz") else content)
+    raw = raw.model_copy(update={"path": str(renamed)})
+    assert worker.ingest(raw).exposure == EXPOSURE
+    assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED

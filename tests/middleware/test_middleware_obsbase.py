@@ -195,7 +195,9 @@ def test_a_file_that_obs_base_cannot_ingest_is_a_bad_raw(
 ) -> None:
     rig, worker = rigs(butler={"ingest": "obs_base"})
     worker.prepare(rig.order(main="Short", before=""))
-    with pytest.raises(VisitFailed, match="obs_base cannot ingest it: RuntimeError: Some failures") as caught:
+    with pytest.raises(
+        VisitFailed, match="obs_base cannot ingest the raw: RuntimeError: Some failures"
+    ) as caught:
         worker.ingest(rig.raw(OBJECT="unknown"))
     assert caught.value.outcome == Outcome.BAD_RAW
     assert worker.ingest(rig.raw(seq_num=2)).exposure == FIRST + 1
@@ -206,7 +208,7 @@ def test_a_raw_that_contradicts_its_announcement_is_not_ingested(
 ) -> None:
     rig, worker = rigs(butler={"ingest": "obs_base"})
     worker.prepare(rig.order(main="Short", before=""))
-    with pytest.raises(VisitFailed, match="is set aside: the filter is g_01"):
+    with pytest.raises(VisitFailed, match="is not used: the filter is g_01"):
         worker.ingest(rig.raw(FILTER="g_01"))
 
 

@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from lsst.daf.butler import Butler
+from storeserver import serving
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
+from ppdaemon.clock import Clock
+from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
@@ -39,6 +45,27 @@ with Butler.from_config(sys.argv[1]) as butler, butler.query() as query:
     list(query.datasets("bias", "ToyCam/calib/new", find_first=False))
 print(*sorted(set(sys.modules) - before))
 """
+
+
+def test_the_central_repo_may_be_named_by_the_profile_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    Butler.makeRepo(str(tmp_path / "repo"))
+    config = yaml.safe_load((tmp_path / "repo" / "butler.yaml").read_text())
+    config["registry"] = {"db": f"sqlite:///{tmp_path}/repo/gen3.sqlite3"}
+    with serving() as store:
+        for name, value in store.s3_environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("S3_ENDPOINT_URL")
+        endpoint = store.uri.replace("http://", "http://user:nothing@")
+        monkeypatch.setenv("LSST_RESOURCES_S3_PROFILE_summit", endpoint)
+        store.objects["/bucket/repo/butler.yaml"] = yaml.safe_dump(config).encode()
+        reader = CentralReader("s3://summit@bucket/repo/butler.yaml")
+        with reader.reading(Timings(Clock())) as butler:
+            assert list(butler.collections.query("*")) == []
+        reader.close()
+        assert store.reads("butler.yaml") >= 1
 
 
 def test_a_zygote_has_one_thread_nothing_open_and_everything_imported(toy_central: Path) -> None:

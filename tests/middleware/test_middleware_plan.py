@@ -4,6 +4,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from demovisits import BEGIN_TAI_S
+from lsst.daf.butler import Butler, CollectionType, DatasetType
 from toycam import BEGIN_TAI, DEC, EPOCH, NAME, RA, Rig, load_toy_camera, write_pipelines
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import Unavailable
+from ppdaemon.middleware.preload.rulecheck import RuleChecker
 from ppdaemon.plan.models import DetectorPlan, Plan, PlanOrder, exit_code
 from ppdaemon.plan.planner import Planner
 from ppdaemon.states import ExitCode
@@ -215,6 +218,117 @@ def test_a_pipeline_without_its_required_input_is_dropped(planned: MakePlan) -> 
     assert exit_code(plan) is ExitCode.FAILED
 
 
+@pytest.fixture
+def central_with_defaults(tmp_path: Path, toy_central: Path) -> Path:
+    """Give a copy of the central repo whose model is only in the instrument's defaults."""
+    copy = tmp_path / "with-defaults"
+    shutil.copytree(toy_central, copy)
+    with Butler.from_config(str(copy), writeable=True) as butler:
+        model = DatasetType("toy_model", butler.dimensions.empty, "StructuredDataDict")
+        butler.registry.registerDatasetType(model)
+        run = "pretrained_models/toy"
+        butler.collections.register(run)
+        butler.put({"weights": 1}, "toy_model", run=run)
+        butler.collections.register(f"{NAME}/defaults", CollectionType.CHAINED)
+        butler.collections.redefine_chain(f"{NAME}/defaults", [run, f"{NAME}/templates"])
+    return copy
+
+
+def test_the_defaults_of_an_instrument_are_searched(planned: MakePlan, central_with_defaults: Path) -> None:
+    plan = planned(main="NeedsModel,Short", central=central_with_defaults)
+    assert [each.state for each in only(plan).pipelines if each.part == "main"] == ["first", "fallback"]
+    assert {each.run for each in only(plan).datasets if each.dataset_type == "toy_model"} == {
+        "pretrained_models/toy"
+    }
+    assert plan.fallbacks == ()
+
+
+def test_a_first_pipeline_that_is_dropped_for_every_detector_is_a_failure(planned: MakePlan) -> None:
+    plan = planned(main="NeedsModel,Short", detectors=(1, 2, 3))
+    assert {each.outcome for each in plan.detectors} == {"would_run"}
+    (fallback,) = plan.fallbacks
+    assert fallback.startswith("pipelines.main, rule 1: the first pipeline, NeedsModel, is dropped for det")
+    assert fallback.endswith("detector 1-3: lacks toy_model")
+    assert exit_code(plan) is ExitCode.FAILED
+    assert exit_code(plan, allow_fallback=True) is ExitCode.OK
+
+
+def test_subsets_of_one_file_are_planned_separately(planned: MakePlan, pipelines: dict[str, str]) -> None:
+    pipelines |= {"A": f"{pipelines['Full']}#subtract", "B": f"{pipelines['Full']}#isr"}
+    detector = only(planned(main="A,B,Full", position=[RA + 2.0, DEC]))
+    main = [(each.name, each.state, each.why) for each in detector.pipelines if each.part == "main"]
+    assert main == [
+        ("Full-subtract", "dropped", "lacks toy_template"),
+        ("Full-isr", "first", ""),
+        ("Full", "dropped", "lacks toy_template"),
+    ]
+    assert {each.pipeline for each in detector.missing} == {"Full-subtract", "Full"}
+    Path(pipelines["Full"]).write_text("tasks: {isr: no.such.Task}\n")
+    whys = [each.why for each in only(planned(main="A,Full,Short")).pipelines if each.state == "dropped"]
+    assert [why.partition(" cannot ")[0] for why in whys] == [pipelines["A"], pipelines["Full"]]
+
+
+CheckRules = Callable[..., list[tuple[str, int, str, str]]]
+
+
+@pytest.fixture
+def checked(tmp_path: Path, toy_central: Path, pipelines: dict[str, str]) -> CheckRules:
+    """Give a function that checks the rules of a configuration; each rule is one text of names."""
+
+    def check(
+        *main: str, before: tuple[str, ...] = (), central: Path = toy_central, **changes: Any
+    ) -> list[tuple[str, int, str, str]]:
+        rules = {
+            part: [{"pipelines": [pipelines[name] for name in rule.split(",")]} for rule in names]
+            for part, names in (("main", main), ("preprocessing", before))
+        }
+        rig = Rig(tmp_path / "rig", tmp_path / "ram", central, pipelines=rules, **changes)
+        assert rig.config.butler is not None
+        found = RuleChecker(rig.config, rig.config.butler).check()
+        return [(each.part, each.rule, each.name, each.why) for each in found]
+
+    return check
+
+
+def test_rules_whose_first_pipeline_no_visit_can_get_are_found(checked: CheckRules) -> None:
+    assert checked("Short,NeedsModel", "NeedsModel,Short", "Full", before=("Known",)) == [
+        ("main", 1, "NeedsModel", f"{NAME} lacks toy_model")
+    ]
+
+
+def test_inputs_in_the_defaults_are_no_lack(checked: CheckRules, central_with_defaults: Path) -> None:
+    assert checked("NeedsModel,Short", "Full", before=("Known",), central=central_with_defaults) == []
+
+
+def test_outputs_of_no_preprocessing_pipeline_are_a_lack(checked: CheckRules) -> None:
+    ((part, rule, name, why),) = checked("Full")
+    assert (part, rule, name) == ("main", 0, "Full")
+    assert "known" in why
+
+
+def test_detectors_without_calibrations_are_a_lack_only_if_they_are_all(checked: CheckRules) -> None:
+    assert checked("Short") == []
+
+
+def test_detectors_without_calibrations_are_a_lack_if_they_are_all(checked: CheckRules) -> None:
+    found = checked("Short", node={"instruments": {NAME: "90-95"}})
+    assert [(each[2], each[3]) for each in found] == [("Short", f"{NAME} lacks bias, flat")]
+
+
+def test_a_pipeline_that_cannot_be_constructed_is_found(
+    checked: CheckRules, pipelines: dict[str, str]
+) -> None:
+    Path(pipelines["Full"]).write_text("tasks: {isr: no.such.Task}\n")
+    ((_, _, name, why),) = checked("Full,Short", "Short")
+    assert name == "Full"
+    assert "cannot be constructed" in why
+
+
+def test_the_rules_of_a_repo_that_cannot_be_read_are_not_checked(checked: CheckRules, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="nowhere"):
+        checked("Short", central=tmp_path / "nowhere")
+
+
 def test_a_pipeline_without_templates_at_its_position_is_dropped(planned: MakePlan) -> None:
     detector = only(planned(main="Full,Frame", position=[RA + 2.0, DEC]))
     states = {each.name: (each.state, each.why) for each in detector.pipelines}
@@ -324,10 +438,19 @@ class Command:
         }
 
     def __call__(self, *options: str, detector: str = "4", **sal: Any) -> "subprocess.CompletedProcess[str]":
+        return self._run("plan", "--visit=-", "--detector", detector, *options, **sal)
+
+    def check(self, *options: str) -> "subprocess.CompletedProcess[str]":
+        """Run ``ppdaemon check-config``."""
+        return self._run("check-config", *options)
+
+    def _run(self, *arguments: str, **sal: Any) -> "subprocess.CompletedProcess[str]":
         (self._folder / "node.yaml").write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "ppdaemon.node.app", "plan", "--visit=-", "--detector", detector]
         return subprocess.run(
-            [*command, f"--config={self._folder / 'node.yaml'}", *options],
+            [
+                *(sys.executable, "-m", "ppdaemon.node.app", *arguments),
+                f"--config={self._folder / 'node.yaml'}",
+            ],
             input=json.dumps(DEMO_VISIT | sal),
             capture_output=True,
             text=True,
@@ -392,3 +515,46 @@ def test_the_command_reports_an_unavailable_central_repo(command: Command, tmp_p
     assert (done.returncode, done.stdout) == (ExitCode.UNAVAILABLE, "")
     assert "nowhere" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def falling_back(command: Command, pipelines: dict[str, str]) -> Command:
+    """Give the command with a rule whose first pipeline lacks an input."""
+    command.config["pipelines"]["main"][1]["pipelines"].insert(0, pipelines["NeedsModel"])
+    command.config["workers"] = {"environment": {"PYTHONPATH": str(Path(__file__).parent)}}
+    return command
+
+
+def test_the_command_exits_with_1_if_a_rule_falls_back_for_all_detectors(falling_back: Command) -> None:
+    done = falling_back()
+    assert done.returncode == ExitCode.FAILED
+    assert "the first pipeline, NeedsModel, is dropped for" in " ".join(done.stdout.split())
+    allowed = falling_back("--allow-fallback")
+    assert allowed.returncode == ExitCode.OK
+    assert "NeedsModel" in allowed.stdout
+
+
+def test_check_config_names_the_rule_that_falls_back(
+    falling_back: Command, tmp_path: Path, pipelines: dict[str, str]
+) -> None:
+    done = falling_back.check()
+    line = (tmp_path / "node.yaml").read_text().splitlines().index("  - pipelines:") + 1
+    text = (
+        f"{tmp_path}/node.yaml:{line}: pipelines.main.1: the first pipeline, NeedsModel, is dropped for "
+        f"every detector: {pipelines['NeedsModel']} does not fit the repo: "
+    )
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr.startswith(f"ppdaemon: {text}")
+    assert len(done.stderr.splitlines()) == 1
+    allowed = falling_back.check("--allow-fallback")
+    assert allowed.returncode == ExitCode.OK
+    assert allowed.stderr.startswith(f"ppdaemon: warning: {text}")
+
+
+def test_check_config_does_not_need_the_central_repo(command: Command, tmp_path: Path) -> None:
+    command.config["butler"] = {**command.config["butler"], "central": str(tmp_path / "nowhere")}
+    done = command.check()
+    assert done.returncode == ExitCode.OK
+    assert done.stdout == f"{tmp_path}/node.yaml: valid, node demo\n"
+    assert done.stderr.startswith("ppdaemon: warning: inputs of the pipelines not checked: ")
+    assert "nowhere" in done.stderr

@@ -225,3 +225,24 @@ def test_errors_of_a_store_differ_from_those_of_this_host(
     with pytest.raises(expected) as caught:
         remote.read_json("file:///a.json")
     assert isinstance(caught.value, remote.StoreError) == (expected is remote.StoreError)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("fpacked_single_image.fits.fz", "2026-11-28T20:16:03.034"),
+        ("groupid_is_a_number.fits", 20261128000018),
+        ("nan_in_a_card_nobody_needs.fits", "2026-11-28T20:25:49.223"),
+    ],
+)
+def test_the_group_of_an_object_may_be_in_its_first_extension(name: str, group: str | int) -> None:
+    path = Path(__file__).parents[1] / "data" / "raws" / name
+    assert remote.read_header(path.as_uri())["GROUPID"] == group
+
+
+def test_an_object_without_a_group_has_its_other_keywords(tmp_path: Path) -> None:
+    header = make_header(1)
+    del header["GROUPID"]
+    path = write_raw(tmp_path, header, sidecar=False)
+    found = remote.read_header(path.as_uri())
+    assert (found["DETECTOR"], "GROUPID" in found) == (1, False)

@@ -38,6 +38,10 @@ def read_output(spool: str, dataset_type: str) -> Any:
     return Path(spool, name).read_text()
 
 
+def runs_in(spool: str) -> set[str]:
+    return {str(ref.run) for file in read_manifest(Path(spool)).files for ref in file.refs}
+
+
 def names_in(spool: str) -> set[str]:
     return {ref.datasetType.name for file in read_manifest(Path(spool)).files for ref in file.refs}
 
@@ -130,6 +134,17 @@ def test_a_pipeline_that_cannot_be_built_falls_back_to_the_next(rigs: MakeRig) -
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Short")
     assert done.reason.startswith("fell back: Unbuildable cannot be built: ")
+
+
+def test_subsets_of_one_file_are_two_pipelines_in_outcome_run_and_reason(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    rig.paths |= {"A": f"{rig.paths['Full']}#subtract", "B": f"{rig.paths['Full']}#isr"}
+    assert worker.prepare(rig.order(main="A,B")).pipeline == "Full-subtract"
+    worker.ingest(rig.raw())
+    done = worker.process(Process(exposures=(EXPOSURE,)))
+    assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Full-isr")
+    assert done.reason.startswith("fell back: Full-subtract ")
+    assert {run.split("/")[-2] for run in runs_in(done.spool)} == {"Full-isr", "NoPipeline"}
 
 
 def test_only_preferred_pipelines_are_reported_as_rejected(rigs: MakeRig) -> None:

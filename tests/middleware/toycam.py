@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A tiny instrument, tasks that do next to nothing, and a central repo with all they need.
 
-Everything stored is a dictionary, so that each output tells which inputs made it.
+Everything stored is a dictionary, so that each output lists its inputs.
 """
 
 import json
@@ -126,6 +126,7 @@ class ToyFormatter(FormatterV2):
 
     can_read_from_local_file: ClassVar[bool] = True
     default_extension: ClassVar[str] = ".fits"
+    supported_extensions: ClassVar[frozenset[str]] = frozenset({".fits", ".fits.fz", ".fits.gz"})
 
     def read_from_local_file(self, path: str, component: str | None = None, expected_size: int = -1) -> Any:
         with fits.open(path) as hdus:
@@ -334,8 +335,8 @@ class KnownTask(PipelineTask):
 
 class NeedsModelConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    model = PrerequisiteInput(name="toy_model", doc="nobody has it", storageClass=_DICT, dimensions=())
-    output = Output(name="toy_modelled", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
+    model = PrerequisiteInput(name="toy_model", doc="never written", storageClass=_DICT, dimensions=())
+    output = Output(name="toy_modeled", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
 
 
 class NeedsModelConfig(PipelineTaskConfig, pipelineConnections=NeedsModelConnections):

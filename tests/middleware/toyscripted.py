@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A pipeline with a task that fails, exits or lacks outputs, as its configuration says."""
+"""A pipeline with a task that fails, exits or lacks outputs, as configured."""
 
 import errno
 import os

@@ -182,16 +182,24 @@ def test_links_out_of_the_root_fifos_and_folders_are_refused(tmp_path):
     run(body)
 
 
-def test_a_file_that_is_replaced_after_delivery_is_not_delivered_again(tmp_path):
+def test_only_another_file_is_delivered_again(tmp_path):
+    """Fault 20: links and repeated listings of a delivered file have no effect."""
+
     async def body() -> None:
         async with arriving(tmp_path, scan_s=0.1) as catcher:
             exposure = Exposure(tmp_path)
-            exposure.put(94)
+            path = exposure.put(94)
             await catcher.one()
-            exposure.put(94)
+            os.link(path, path.with_suffix(".fit"))
+            path.chmod(0o640)
             exposure.put(95)
             await catcher.until(lambda: len(catcher.raws) >= 2)
             assert catcher.detectors == [94, 95]
+            exposure.put(94)
+            await catcher.until(lambda: len(catcher.raws) >= 3)
+            exposure.put(96)
+            await catcher.until(lambda: len(catcher.raws) >= 4)
+            assert catcher.detectors == [94, 94, 95, 96]
 
     run(body)
 
@@ -295,10 +303,10 @@ def test_each_source_reports_its_latency(tmp_path):
             for detector in range(20):
                 Exposure(tmp_path, 1).put(detector)
             await catcher.until(lambda: len(catcher.raws) == 21)
-            told = source(catcher, "inotify")
-            assert told.files >= 1
-            assert told.lag_p50_ms is not None
-            assert told.lag_p99_ms is not None
-            assert 0.0 <= told.lag_p50_ms <= told.lag_p99_ms < 1000.0 * DEADLINE_S
+            report = source(catcher, "inotify")
+            assert report.files >= 1
+            assert report.lag_p50_ms is not None
+            assert report.lag_p99_ms is not None
+            assert 0.0 <= report.lag_p50_ms <= report.lag_p99_ms < 1000.0 * DEADLINE_S
 
     run(body)

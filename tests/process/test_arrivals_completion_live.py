@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from arrivalkit import (
@@ -23,6 +24,11 @@ from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.testing.waiting import wait_until
+
+
+def file_id(path: Path) -> tuple[int, int, int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @pytest.fixture
@@ -52,6 +58,7 @@ def test_a_raw_renamed_into_place_is_delivered_with_all_that_is_known(tmp_path):
                 snap=1,
                 snaps=1,
                 seen_tai=raw.seen_tai,
+                file_id=file_id(path),
             )
             assert began <= raw.seen_tai <= Clock().tai()
 
@@ -131,29 +138,29 @@ def test_a_truncated_raw_is_delivered_after_its_quiet_time(tmp_path):
 def test_a_raw_that_comes_back_while_it_is_abandoned_is_delivered(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.pending.MISSING_S", 0.0)
     read_state, exposure = files.read_state, Exposure(tmp_path)
-    looked: list[FileState] = []
+    states: list[FileState] = []
 
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             exposure.put_sidecar()
             await catcher.watching()
 
-            def look(paths: Sequence[RawPath], *, structure: bool) -> FileState:
+            def read(paths: Sequence[RawPath], *, structure: bool) -> FileState:
                 """Find it gone; at once it is here again, and reported."""
-                if looked:
+                if states:
                     return read_state(paths, structure=structure)
                 exposure.image().unlink()
-                looked.append(read_state(paths, structure=structure))
+                states.append(read_state(paths, structure=structure))
                 (pending,) = catcher.arrivals._completion._pending.values()
                 pending._reported = False
                 exposure.put(94, sidecar=False)
                 wait_until(lambda: pending._reported)
-                return looked[0]
+                return states[0]
 
-            monkeypatch.setattr(files, "read_state", look)
+            monkeypatch.setattr(files, "read_state", read)
             exposure.put(94, sidecar=False)
             await catcher.one()
-            assert [found.file for found in looked] == [None]
+            assert [found.file for found in states] == [None]
 
     run(body)
 

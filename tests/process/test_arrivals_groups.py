@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """With which group raws are delivered: from sidecars, headers, and other raws of the exposure."""
 
+import gzip
+import json
+
 import pytest
 from arrivalkit import (
     GROUP,
@@ -8,6 +11,7 @@ from arrivalkit import (
     arriving,
     count_calls,
     fits_file,
+    renamed_into_place,
     run,
 )
 
@@ -105,5 +109,70 @@ def test_a_raw_that_nothing_assigns_to_a_group_is_counted(tmp_path):
             Exposure(tmp_path).put(94, fits_file(group=None), sidecar=False)
             await catcher.until(lambda: catcher.count("refused.no_group"))
             assert catcher.raws == []
+
+    run(body)
+
+
+def test_fault_82_one_wrong_sidecar_is_not_believed_against_the_headers_of_the_others(tmp_path, monkeypatch):
+    asked = count_calls(monkeypatch, exposurefacts.files, "facts_of_sidecar")
+
+    async def body() -> None:
+        async with arriving(tmp_path) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            exposure.put_sidecar(0, json.dumps({"GROUPID": "2020-01-01T00:00:00.000"}).encode())
+            await catcher.until(lambda: asked)
+            for detector in range(4):
+                exposure.put(detector, sidecar=detector > 0)
+            await catcher.until(lambda: len(catcher.raws) >= 4)
+            assert catcher.detectors == [0, 1, 2, 3]
+            assert {raw.group for raw in catcher.raws} == {GROUP}
+            assert catcher.count("contradiction") >= 1
+
+    run(body)
+
+
+def test_a_header_that_was_corrected_is_delivered_to_its_group(tmp_path):
+    async def body() -> None:
+        async with arriving(tmp_path, sidecar_wait_s=0.1) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            exposure.put(1, fits_file(group="wrong"), sidecar=False)
+            await catcher.one()
+            exposure.put(1, sidecar=False)
+            await catcher.until(lambda: len(catcher.raws) == 2)
+            assert [raw.group for raw in catcher.raws] == ["wrong", GROUP]
+
+    run(body)
+
+
+@pytest.mark.parametrize("watch", ["inotify", "poll"])
+def test_a_raw_that_becomes_a_compressed_file_is_found_under_its_new_name(tmp_path, watch):
+    async def body() -> None:
+        async with arriving(tmp_path, watch=watch, scan_s=0.2, sidecar_wait_s=0.1) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            plain = exposure.put(1)
+            await catcher.one()
+            compressed = plain.with_name(f"{plain.name}.gz")
+            renamed_into_place(compressed, gzip.compress(plain.read_bytes()))
+            plain.unlink()
+            await catcher.until(lambda: len(catcher.raws) == 2)
+            assert [raw.path for raw in catcher.raws] == [str(plain), str(compressed)]
+
+    run(body)
+
+
+@pytest.mark.parametrize("watch", ["inotify", "poll"])
+def test_a_cut_file_that_is_sent_again_whole_is_delivered_again(tmp_path, watch):
+    async def body() -> None:
+        async with arriving(tmp_path, watch=watch, scan_s=0.2, sidecar_wait_s=0.1) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            exposure.put(1, fits_file()[:3000])
+            await catcher.until(lambda: catcher.raws, 30.0)
+            exposure.put(1)
+            await catcher.until(lambda: len(catcher.raws) == 2, 30.0)
+            assert (catcher.count("delivered"), catcher.count("delivered_broken")) == (1, 1)
 
     run(body)

@@ -56,7 +56,7 @@ def test_a_good_map_is_good_and_a_rule_never_reached_is_a_warning(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("cells", "said"),
+    ("cells", "message"),
     [
         (np.full(12, 7, dtype=np.uint8), "cell 0 is 7, not 0, 1 or 16"),
         (np.zeros(13, dtype=np.uint8), "13 cells: not 12 nside^2"),
@@ -64,14 +64,14 @@ def test_a_good_map_is_good_and_a_rule_never_reached_is_a_warning(tmp_path: Path
     ],
 )
 def test_a_bad_map_ends_with_the_line_of_its_rule(
-    tmp_path: Path, cells: np.ndarray | None, said: str
+    tmp_path: Path, cells: np.ndarray | None, message: str
 ) -> None:
     if cells is not None:
         write_map(tmp_path / "map.fits", cells)
     done = check(tmp_path, maps=tmp_path)
     assert done.returncode == ExitCode.CONFIG
     key = "pipelines.main.0.binary-map"
-    assert done.stderr == f"ppdaemon: {tmp_path}/c.yaml:12: {key}: {tmp_path}/map.fits: {said}\n"
+    assert done.stderr == f"ppdaemon: {tmp_path}/c.yaml:12: {key}: {tmp_path}/map.fits: {message}\n"
 
 
 def test_a_variable_that_is_not_set_ends_with_the_line_of_its_rule(tmp_path: Path) -> None:

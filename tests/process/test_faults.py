@@ -103,7 +103,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path
 
 
 def test_a_worker_that_was_stopped_continues_with_its_next_visit(tmp_path, socket_dir):
-    """Fault 34: stopped, and continued after its visit was cancelled."""
+    """Fault 34: stopped, and continued after its visit was canceled."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
         node.relay.reserve("g1")
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
@@ -212,7 +212,7 @@ def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(tmp_path, s
             node.wait(lambda: "cannot be deleted" in node.workers()[0].note)
             assert node.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
         finally:
-            # Lazily: the daemon may be looking into it just now.
+            # Lazily: the daemon may be reading it now.
             subprocess.run(["umount", "--lazy", held], check=True)
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
         assert not held.exists()

@@ -69,7 +69,7 @@ def daemon(folder: Path, sockets: Path, arrivals: dict | None = None, **workers)
 
 
 class Publisher:
-    """Tells a daemon of files."""
+    """Reports files to a daemon."""
 
     def __init__(self, sockets: Path):
         self.address = f"ipc://{sockets}/notices"
@@ -147,10 +147,10 @@ def succeeds(node: NodeProcess, group: str, number: int | None = None) -> None:
 
 
 def place_of(node: NodeProcess, group: str, **fields: int) -> Path:
-    """Return where the raw of detector 0 belongs; its neighbour and sidecar are there."""
-    neighbour = node.land(group, detector=1, **fields)
-    target = neighbour.with_name(neighbour.name.replace("_S01", "_S00"))
-    shutil.copy(neighbour.with_suffix(".json"), target.with_suffix(".json"))
+    """Return where the raw of detector 0 belongs; the raw of detector 1 and its sidecar are there."""
+    other = node.land(group, detector=1, **fields)
+    target = other.with_name(other.name.replace("_S01", "_S00"))
+    shutil.copy(other.with_suffix(".json"), target.with_suffix(".json"))
     return target
 
 
@@ -234,7 +234,7 @@ def overwritten(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", [b"", small_fits()[:3000], b"not FITS at all\n"])
+@pytest.mark.parametrize("content", [b"", small_fits()[:2880], b"not FITS at all\n"])
 def test_a_broken_raw_is_its_worker_s_to_refuse_and_stays_as_it_is(node, group, content):
     """Fault 18: empty, truncated, not FITS."""
     before = node.status().counters

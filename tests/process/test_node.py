@@ -122,10 +122,10 @@ def test_a_crash_after_the_point_of_no_return_is_final(node, group):
 
 def test_partial_outputs_of_a_dead_worker_are_exported_and_are_no_success(node, group):
     """Fault 30: a worker dies after it has spooled what a failed task left."""
-    node.relay.reserve(group, survey="failed:told spooled:die")
+    node.relay.reserve(group, survey="failed:ordered spooled:die")
     node.land(group)
     entry = node.relay.outcome(group)
-    assert (entry.outcome, entry.reason) == (Outcome.FAILED, "told")
+    assert (entry.outcome, entry.reason) == (Outcome.FAILED, "ordered")
     node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
 
 
@@ -184,7 +184,7 @@ def test_a_leaking_worker_is_recycled_between_visits(tmp_path, socket_dir):
 
 def test_an_invalid_message_on_the_channel_costs_only_that_worker(node, group):
     """Fault 36: garbage on the channel."""
-    node.relay.reserve(group, survey="process:nonsense@1")
+    node.relay.reserve(group, survey="process:invalid@1")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     assert node.visit(group)[0].reason.startswith("invalid message from the worker")

@@ -72,7 +72,7 @@ def test_the_same_event_a_hundred_times_is_one_visit(relay, client, node):
     assert first["status"] == "accepted"
     assert {answer["status"] for answer in again} == {"duplicate"}
     assert {message.visit.group for message in node.wait_for("visit")} == {"g"}
-    assert len(relay.events("duplicate visit with other content")) == 1
+    assert len(relay.events("duplicate visit with different content")) == 1
 
 
 def test_an_unacknowledged_visit_is_sent_again_and_an_acknowledged_one_is_not(client, node):
@@ -146,7 +146,7 @@ def test_unknown_blank_and_stale_are_answered_and_reach_no_node(client, node):
     assert {message.visit.group for message in node.received if message.type == "visit"} == {"d"}
 
 
-def test_junk_of_a_node_is_dropped_and_the_link_goes_on(relay, client, node):
+def test_junk_of_a_node_is_dropped_and_the_link_continues(relay, client, node):
     for frames in ((b"junk",), (b"{}",), (b"a", b"b"), (b"",), (b'{"type": "dance"}',)):
         node.send_raw(*frames)
     client.announce("g")
@@ -246,9 +246,9 @@ def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, 
 
 def test_a_second_node_of_a_name_is_refused_until_the_first_is_gone(relay, node, wires):
     second = PlayedNode(wires, relay.nodes, "n1", incarnation="other")
-    sorry = second.wait_for("sorry")[0]
-    assert sorry.code == "taken"
-    assert "another node named n1" in sorry.reason
+    refusal = second.wait_for("sorry")[0]
+    assert refusal.code == "taken"
+    assert "another node named n1" in refusal.reason
     node.disconnect()
 
     def welcomed():

@@ -216,7 +216,7 @@ def test_a_zygote_without_descriptors_is_reported_and_retried(tmp_path, socket_d
     """Fault 53: forks fail."""
     with running(tmp_path, socket_dir, min=1, spare=0, max=2) as node:
         (zygote,) = node.zygotes()
-        limit = limit_descriptors(zygote, 1)  # it looks around before it forks
+        limit = limit_descriptors(zygote, 1)  # it lists its threads before it forks
         os.kill(node.workers()[0].pid, signal.SIGKILL)
         node.wait(lambda: any("forking fails: " in text for text in node.status().problems))
         assert node.status().state == "degraded"

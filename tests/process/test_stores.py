@@ -219,6 +219,24 @@ def test_fault_16_of_many_records_the_good_ones_below_a_root_are_used(tmp_path, 
     run(body)
 
 
+def test_a_store_may_be_named_by_a_profile(tmp_path, publisher, store, monkeypatch):
+    pytest.importorskip("boto3")
+    endpoint = store.uri.replace("http://", "http://user:nothing@")
+    monkeypatch.setenv("LSST_RESOURCES_S3_PROFILE_summit", endpoint)
+
+    async def body() -> None:
+        root = "s3://summit@lsst-raw/embargo"
+        async with RemoteCatcher().catching(tmp_path, publisher, store, root) as catcher:
+            exposure = StoredExposure(store, "/lsst-raw/embargo")
+            key = exposure.put_object().removeprefix("/lsst-raw/")
+            publisher.send(created("lsst-raw", key))
+            raw = await catcher.one()
+            assert raw.path == f"s3://summit@lsst-raw/{key}"
+            assert store.reads(".json") == 1
+
+    run(body)
+
+
 def test_fault_17_nothing_outside_of_the_configured_prefixes_is_asked_for(tmp_path, publisher, store):
     """Fault 17, in stores."""
 
@@ -319,8 +337,8 @@ def test_a_reader_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, 
             first = catcher.reader.pid
             os.kill(first, signal.SIGKILL)
             await catcher.until(lambda: not catcher.reader.live)
-            *_, told = catcher.arrivals.report()
-            assert (told.live, "killed by SIGKILL" in told.note) == (False, True)
+            *_, report = catcher.arrivals.report()
+            assert (report.live, "killed by SIGKILL" in report.note) == (False, True)
             store.holding = False
             raw = await catcher.one()
             assert raw.group == GROUP

@@ -204,7 +204,7 @@ def test_three_snaps_for_two_run_and_are_flagged(node, group):
     (row,) = node.visit(group)
     assert (len(row.exposures), row.reason) == (
         3,
-        "2 images were announced, their headers say 3",
+        "2 images were announced, but the headers contain 3 as their number",
     )
 
 
@@ -279,7 +279,7 @@ def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_
     central_down = node.state / "central-down"
     central_down.touch()
     try:
-        node.relay.reserve(group, survey="failed:told spooled:die@1")
+        node.relay.reserve(group, survey="failed:ordered spooled:die@1")
         node.land(group)
         assert ended(node, 1, group) == Outcome.FAILED
         node.wait(lambda: node.status().exporter.startswith("failing"))

@@ -54,7 +54,7 @@ class Instance:
     pid : `int`
         Process 1 of its pid namespace, as seen from here.
     log : `pathlib.Path`
-        What it has to say.
+        What it must report.
     """
 
     def __init__(self, pid: int, log: Path):
@@ -120,12 +120,12 @@ class Instance:
         )
 
     def _wait(self, unit: str, condition: Callable[[], bool], deadline_s: float, wanted: str) -> None:
-        def told() -> str:
+        def story() -> str:
             names = ("ActiveState", "NRestarts", "Result", "ExecMainStatus", "StatusText")
             states = " ".join(f"{name}={self.show(unit, name)!r}" for name in names)
             return f"{unit} never {wanted}, but {states}\n{self._log.read_text()[-3000:]}"
 
-        wait_until(condition, deadline_s, told)
+        wait_until(condition, deadline_s, story)
 
 
 @contextmanager

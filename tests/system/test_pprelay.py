@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ppdaemon.testing.played import PlayedNode, Sockets
+from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import wait_until
 
@@ -50,7 +50,7 @@ def relay(socket_dir):
 # --- pprelay ------------------------------------------------------------------
 
 
-def test_check_config_says_that_a_file_is_good(socket_dir):
+def test_check_config_reports_a_valid_file(socket_dir):
     relay = RelayProcess(socket_dir)
     found = run(*relay.command("check-config"))
     assert (found.returncode, found.stderr) == (0, "")
@@ -79,7 +79,7 @@ def test_a_missing_file_and_a_wrong_word_have_their_exit_codes(tmp_path):
     missing = run(*module, "--config", tmp_path / "none.yaml")
     assert missing.returncode == 78
     assert "none.yaml: cannot be read" in missing.stderr
-    for words in (("dance", "--config", "x"), (), ("--colour",)):
+    for words in (("dance", "--config", "x"), (), ("--color",)):
         found = run(*module, *words)
         assert found.returncode == 64
         assert "Traceback" not in found.stderr
@@ -167,11 +167,11 @@ def test_a_refused_visit_and_a_bad_file_end_with_65(relay, tmp_path):
 
 
 def test_without_a_relay_it_ends_with_69_and_one_line(socket_dir):
-    address = f"ipc://{socket_dir}/nobody"
+    address = f"ipc://{socket_dir}/unused"
     found = send_visit("--instrument", "DemoCam", "--relay", address, "--timeout", "0.3")
     assert found.returncode == 69
     assert found.stderr == f"send_visit: no answer from {address} in 0.3 s: check address and pprelay\n"
-    assert send_visit("--instrument", "X", "--relay", "nonsense").returncode == 69
+    assert send_visit("--instrument", "X", "--relay", "invalid").returncode == 69
 
 
 def test_neither_nor_both_ways_of_saying_what_to_send_is_a_usage_error(tmp_path):
@@ -182,7 +182,7 @@ def test_neither_nor_both_ways_of_saying_what_to_send_is_a_usage_error(tmp_path)
 
 
 def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
-    with Sockets() as wires:
+    with ClientSockets() as wires:
         node = PlayedNode(wires, relay.nodes, "n1")
         node.wait_for("welcome")
         words = ("--instrument", "DemoCam", "--group", "g", "--relay", relay.submit, "--wait")
@@ -198,11 +198,11 @@ def test_waiting_shows_the_outcomes_and_succeeds_if_all_did(relay):
             node.ack(order)
             node.finish(order)
             node.wait_for("results_seen")
-            told, _ = sender.communicate(timeout=30)
+            output, _ = sender.communicate(timeout=30)
     assert sender.returncode == 0
-    assert told.startswith("accepted: g, 9 detectors\n")
-    assert "9 of 9 detectors ended: 9 succeeded" in told
-    assert told.count("succeeded") == 10
+    assert output.startswith("accepted: g, 9 detectors\n")
+    assert "9 of 9 detectors ended: 9 succeeded" in output
+    assert output.count("succeeded") == 10
 
 
 def test_a_cancelled_visit_ends_a_wait_and_was_what_the_canceller_wanted(relay):
@@ -213,7 +213,9 @@ def test_a_cancelled_visit_ends_a_wait_and_was_what_the_canceller_wanted(relay):
     assert {found["outcome"] for found in answer["outcomes"]} == {"cancelled"}
     waited = send_visit("--instrument", "DemoCam", "--group", "g", "--relay", relay.submit, "--wait")
     assert waited.returncode == 1
-    assert send_visit("--cancel", "unknown", "--relay", relay.submit).returncode == 65
+    remembered = send_visit("--cancel", "unknown", "--relay", relay.submit)
+    assert remembered.returncode == 0
+    assert "if it arrives within 60 s" in remembered.stdout
 
 
 def test_a_wait_that_takes_too_long_ends_with_75(relay):

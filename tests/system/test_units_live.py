@@ -124,7 +124,7 @@ def node_config(folder: Path) -> Path:
 
 
 def idle_slots(folder: Path) -> int | None:
-    """Return how many workers are idle; `None` while nobody answers."""
+    """Return how many workers are idle; `None` while it does not answer."""
     try:
         return Daemon(folder / "control").status().slots.get("idle")
     except Unavailable:

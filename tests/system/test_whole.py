@@ -190,7 +190,7 @@ def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
             "--instrument",
             "DemoCam",
         ]
-        send += ["--survey", "of nobody", "--wait", "--json"]
+        send += ["--survey", "unknown", "--wait", "--json"]
         waited = subprocess.run(send, capture_output=True, text=True, timeout=TIMEOUT_S)
         assert "ignored" in waited.stdout, waited
         last = telescope.plan()
@@ -262,5 +262,5 @@ def test_a_configuration_without_a_key_ends_with_its_name(tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 78
-    assert f"{path}:1: node.state_dir: missing key" in done.stderr
+    assert f"{path}:1: node: missing keys state_dir, ramdisk, " in done.stderr
     assert f"{path}:1: pipelines: missing key" in done.stderr

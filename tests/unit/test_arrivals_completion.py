@@ -4,6 +4,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,3 +189,103 @@ def test_a_wait_for_a_raw_ends_when_it_is_delivered_or_abandoned():
         assert (play.detectors, len(play.completion.refused)) == ([1], 1)
 
     play(SimulatedExposures(1), body)
+
+
+def state_of(
+    detector: int, *, file: str = "", inode: int = 1, size: int = 5760, group: str | None = None
+) -> FileState:
+    path = RawPath(ROOT, f"{ROOT}/{file or f'{detector}.fits'}")
+    facts = None if group is None else ExposureFacts(group)
+    return FileState(path, inode, size, 1000, 1001, intact=True, facts=facts)
+
+
+def test_a_file_is_delivered_once_and_another_file_of_the_raw_again():
+    async def body(play: Played) -> None:
+        states = play.threads.states
+        for number, state in enumerate(
+            (
+                state_of(1),
+                state_of(1, inode=2),
+                state_of(1, size=8640),
+                state_of(1, file="1.fits.fz", inode=3),
+            ),
+            1,
+        ):
+            assert state.file is not None
+            states["/raw/1.fits"] = state
+            play.completion.take(sighting(1))
+            await play.until(lambda number=number: len(play.raws) == number)
+            pending = play.completion.take(sighting(1))
+            assert pending is not None
+            async with asyncio.timeout(20.0):
+                await until_concluded(pending)
+            assert len(play.raws) == number, "the same file again"
+        assert play.raws[-1].path == "/raw/1.fits.fz"
+        assert len({raw.file_id for raw in play.raws}) == 4
+
+    play(SimulatedExposures(1), body)
+
+
+def test_a_rescan_delivers_the_same_file_again():
+    async def body(play: Played) -> None:
+        play.completion.take(sighting(1))
+        await play.until(lambda: play.raws)
+        play.completion.take(sighting(1), again=True)
+        await play.until(lambda: len(play.raws) == 2)
+        assert play.raws[0].file_id == play.raws[1].file_id
+
+    play(SimulatedExposures(1), body)
+
+
+def test_fault_82_each_detector_goes_by_its_own_header_where_sources_contradict():
+    """One wrong sidecar, which was read first, of four detectors."""
+
+    async def body(play: Played) -> None:
+        for detector in range(4):
+            play.threads.states[f"/raw/{detector}.fits"] = state_of(detector, inode=detector, group="right")
+            play.completion.take(sighting(detector))
+        await play.until(lambda: len(play.raws) == 4)
+        assert {raw.group for raw in play.raws} == {"right"}
+        assert play.counts.by_kind["contradiction"] == 4
+
+    play(SimulatedExposures(*range(4)), body)
+
+
+def test_an_exposure_number_used_for_another_group_is_delivered_to_that():
+    async def body(play: Played) -> None:
+        play.threads.states["/raw/1.fits"] = state_of(1, group="g")
+        play.completion.take(sighting(1))
+        await play.until(lambda: play.raws)
+        play.threads.states["/raw/1.fits"] = state_of(1, inode=2, group="h")
+        play.completion.take(sighting(1))
+        await play.until(lambda: len(play.raws) == 2)
+        assert [raw.group for raw in play.raws] == ["g", "h"]
+
+    play(SimulatedExposures(1), body)
+
+
+@pytest.mark.parametrize("in_path", [True, False])
+def test_fault_18_a_misplaced_file_of_another_exposure_stays_with_the_visit_of_its_path(in_path):
+    async def body(play: Played) -> None:
+        play.exposures.found = ExposureFacts("g", obsid=None if in_path else "MC_O_20251121_000156")
+        state = replace(state_of(1), facts=ExposureFacts("other", obsid="MC_O_20251121_000155"))
+        play.threads.states["/raw/1.fits"] = state
+        here = sighting(1)
+        obsid = "MC_O_20251121_000156" if in_path else None
+        play.completion.take(replace(here, name=replace(here.name, obsid=obsid)))
+        await play.until(lambda: play.raws)
+        assert play.raws[0].group == "g"
+
+    play(SimulatedExposures(), body)
+
+
+def test_a_group_in_the_path_counts_more_than_the_header():
+    async def body(play: Played) -> None:
+        play.exposures.found = ExposureFacts("g")
+        play.threads.states["/raw/1.fits"] = state_of(1, group="other")
+        here = sighting(1)
+        play.completion.take(replace(here, name=replace(here.name, group="g")))
+        await play.until(lambda: play.raws)
+        assert play.raws[0].group == "g"
+
+    play(SimulatedExposures(), body)

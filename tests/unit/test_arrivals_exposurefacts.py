@@ -65,8 +65,8 @@ class Night:
         Path(place.path).parent.mkdir(parents=True, exist_ok=True)
         Path(place.path).write_bytes(data)
 
-    def put_sidecar(self, image: RawPath, **said: Any) -> None:
-        self.put(RawPath(image.root, sidecar_path(image.path)), {"GROUPID": GROUP} | said)
+    def put_sidecar(self, image: RawPath, **fields: Any) -> None:
+        self.put(RawPath(image.root, sidecar_path(image.path)), {"GROUPID": GROUP} | fields)
 
     def put_header(self, image: RawPath, group: str) -> None:
         self.put(image, fits_header("SIMPLE  =                    T", f"GROUPID = '{group}'"))
@@ -144,7 +144,7 @@ def test_without_sidecars_one_fits_header_is_read(tmp_path, monkeypatch):
     night.threads.close()
 
 
-def test_a_supplement_is_an_exposure_of_its_own(night):
+def test_a_supplement_is_a_separate_exposure(night):
     async def body() -> None:
         night.put_sidecar(night.file(5, 1)[1])
         night.put_sidecar(night.file(5, 2)[1], GROUPID=f"{GROUP}#1")
@@ -214,14 +214,14 @@ def test_a_list_that_is_reported_again_while_half_of_it_is_read_is_read_again(ni
     async def body() -> None:
         loop = asyncio.get_running_loop()
 
-        def tell() -> None:
+        def release() -> None:
             with_group.append(asyncio.create_task(night.exposures.expected(name, place)))
 
         def read(place: RawPath) -> frozenset[str]:
             if not with_group:
                 # Its writer closes it, which is reported, after this has read half of it.
                 night.put(place, {"expectedSensors": [CAMERA.detectors[3].name]})
-                loop.call_soon_threadsafe(tell)
+                loop.call_soon_threadsafe(release)
                 raise BadMessage("no JSON object", "sidecar")
             return listed(place)
 
@@ -241,7 +241,7 @@ def test_a_raw_that_arrives_before_the_end_of_its_sidecar_waits_for_that(night, 
     async def body() -> None:
         loop = asyncio.get_running_loop()
 
-        def tell() -> None:
+        def release() -> None:
             sidecar = night.file(0, ending=".json")
             with_group.append(asyncio.create_task(night.exposures.read_sidecar(*sidecar)))
 
@@ -250,7 +250,7 @@ def test_a_raw_that_arrives_before_the_end_of_its_sidecar_waits_for_that(night, 
                 return read(image)
             finally:
                 night.put_sidecar(image)
-                loop.call_soon_threadsafe(tell)
+                loop.call_soon_threadsafe(release)
 
         monkeypatch.setattr(module, "facts_of_image", read_header)
         _, image = night.file(0)

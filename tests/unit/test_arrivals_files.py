@@ -25,6 +25,7 @@ from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import files as raws_files
 from ppdaemon.testing.raws import small_fits
 
+CASES = Path(__file__).parents[1] / "data" / "raws"
 GROUP = "2025-11-22T03:25:16.951"
 
 
@@ -39,7 +40,7 @@ def put(path: Path, content: bytes = b"") -> RawPath:
     return RawPath(str(next(parent for parent in path.parents if parent.name == "raw")), str(path))
 
 
-def look(*paths: RawPath) -> FileState:
+def state_of(*paths: RawPath) -> FileState:
     return read_state(paths, structure=True)
 
 
@@ -49,7 +50,7 @@ def test_an_intact_file_is_intact_with_any_ending(tmp_path):
     (tmp_path / "raw/a/soft.fits").symlink_to("x.fits")
     (tmp_path / "raw/b").symlink_to("a")
     for path in ("a/x.fits", "a/hard.fits", "a/soft.fits", "b/x.fits"):
-        found = look(RawPath(place.root, f"{place.root}/{path}"))
+        found = state_of(RawPath(place.root, f"{place.root}/{path}"))
         assert found.intact
         assert found.read
         assert found.size == 5760
@@ -58,16 +59,16 @@ def test_an_intact_file_is_intact_with_any_ending(tmp_path):
 def test_the_first_existing_path_is_checked(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     missing = RawPath(place.root, f"{place.root}/y.fits")
-    assert look(missing, place).file == place
-    assert look(missing).file is None
+    assert state_of(missing, place).file == place
+    assert state_of(missing).file is None
 
 
 def test_fault_18_empty_cut_and_foreign_files_are_not_intact_and_the_problem_is_reported(tmp_path):
-    for content, problem in ((b"", "empty"), (fits()[:-1], "ends at byte"), (b"x" * 9, "not a header")):
-        found = look(put(tmp_path / "raw/x.fits", content))
+    for content, problem in ((b"", "empty"), (fits()[:-2880], "ends at byte"), (b"x" * 9, "not a header")):
+        found = state_of(put(tmp_path / "raw/x.fits", content))
         assert not found.intact
         assert problem in found.problem
-    assert not look(
+    assert not state_of(
         put(
             tmp_path / "raw/x.fits",
             fits()[:2880].replace(b"NAXIS   =                    1", b"NAXIS   =                    0"),
@@ -79,7 +80,7 @@ def test_fault_18_empty_cut_and_foreign_files_are_not_intact_and_the_problem_is_
 def test_fault_21_a_file_without_permission_is_not_intact(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     os.chmod(place.path, 0)
-    assert "cannot be read: Permission denied" in look(place).problem
+    assert "cannot be read: Permission denied" in state_of(place).problem
 
 
 def outside(root: Path) -> Path:
@@ -148,7 +149,7 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
     root.mkdir()
     place = RawPath(str(root), str(make(root)))
     monkeypatch.setattr(raws_files, "_open_checked", pytest.fail)
-    for read in (look, facts_of_image, facts_of_sidecar, expected_sensors):
+    for read in (state_of, facts_of_image, facts_of_sidecar, expected_sensors):
         with pytest.raises(BadMessage) as caught:
             read(place)
         assert caught.value.kind == kind
@@ -158,18 +159,18 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
 def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
     put(tmp_path / "raw/x.fits", fits())
     (tmp_path / "link").symlink_to("raw")
-    assert look(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).intact
+    assert state_of(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).intact
     assert are_regular([RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")]) == [True]
 
 
 def test_a_marker_is_checked_beside_the_file(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     marked = RawPath(place.root, place.path, f"{place.path}.done")
-    found = look(marked)
+    found = state_of(marked)
     assert not found.marked
     assert not found.read
     put(tmp_path / "raw/x.fits.done")
-    assert look(marked).intact
+    assert state_of(marked).intact
 
 
 def test_the_structure_is_read_only_where_that_is_ordered(tmp_path, monkeypatch):
@@ -183,9 +184,9 @@ def test_the_structure_is_read_only_where_that_is_ordered(tmp_path, monkeypatch)
 
 def test_with_the_structure_the_sidecar_is_checked(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
-    assert not look(place).has_sidecar
+    assert not state_of(place).has_sidecar
     put(tmp_path / "raw/x.json", b"{}")
-    assert look(place).has_sidecar
+    assert state_of(place).has_sidecar
 
 
 def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
@@ -202,8 +203,8 @@ def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
 def test_a_header_contains_group_and_snap(tmp_path):
     image = put(tmp_path / "raw/x.fits", fits(f"{GROUP}#1"))
     assert facts_of_image(image) == ExposureFacts(f"{GROUP}#1", 1)
-    said = {"GROUPID": GROUP, "CURINDEX": "1", "MAXINDEX": 2, "OBSID": "MC_O_20251121_000156"}
-    sidecar = put(tmp_path / "raw/x.json", json.dumps(said).encode())
+    fields = {"GROUPID": GROUP, "CURINDEX": "1", "MAXINDEX": 2, "OBSID": "MC_O_20251121_000156"}
+    sidecar = put(tmp_path / "raw/x.json", json.dumps(fields).encode())
     assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP, 1, 2, "MC_O_20251121_000156")
 
 
@@ -212,8 +213,26 @@ def test_a_count_that_is_not_valid_counts_as_missing(tmp_path):
     assert facts_of_sidecar(sidecar) == ExposureFacts(GROUP)
 
 
+def test_a_group_that_is_a_number_is_its_digits(tmp_path):
+    digits = put(tmp_path / "raw/x.json", b'{"GROUPID": 20261128000018}')
+    assert facts_of_sidecar(digits).group == "20261128000018"
+    image = put(tmp_path / "raw/x.fits", (CASES / "groupid_is_a_number.fits").read_bytes())
+    assert facts_of_image(image).group == "20261128000018"
+
+
+def test_an_unusual_file_is_intact_and_marked(tmp_path):
+    for name in ("special_records_2880_zeros.fits", "trailing_100_zeros.fits", "last_block_not_filled.fits"):
+        found = state_of(put(tmp_path / "raw/x.fits", (CASES / name).read_bytes()))
+        assert (found.intact, found.unusual) == (True, True)
+
+
+def test_a_group_in_the_first_extension_is_found(tmp_path):
+    image = put(tmp_path / "raw/x.fits", (CASES / "fpacked_single_image.fits.fz").read_bytes())
+    assert facts_of_image(image).group == "2026-11-28T20:16:03.034"
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"GROUPID": " "}', b'{"GROUPID": 5}', b"\xff", b'{"GROUPID": "a']
+    "content", [b"", b"[]", b"{}", b'{"GROUPID": " "}', b'{"GROUPID": true}', b"\xff", b'{"GROUPID": "a']
 )
 def test_a_sidecar_without_a_group_is_refused(tmp_path, content):
     with pytest.raises(BadMessage):

@@ -41,6 +41,19 @@ def test_the_same_exposure_is_remembered_once(clock):
     assert len(index.of("LSSTCam", "g", 4)) == 1
 
 
+def test_another_file_of_an_exposure_replaces_the_former(clock):
+    index = ArrivalIndex(900.0, clock.mono)
+    index.add(raw())
+    for other in (
+        raw().model_copy(update={"path": "/raw/a/x.fits.fz"}),
+        raw().model_copy(update={"file_id": (1, 2, 3, 4)}),
+    ):
+        assert index.add(other)
+        assert not index.add(other)
+        assert index.of("LSSTCam", "g", 4) == [other]
+        assert len(index) == 1
+
+
 def test_a_supplement_belongs_to_the_visit_of_its_group(clock):
     index = ArrivalIndex(900.0, clock.mono)
     index.add(raw(group="2025-11-22T03:25:16.951#1"))

@@ -39,7 +39,7 @@ def stamps_of(file: FileState) -> FileState:
 
 
 def seen(check: CompletenessCheck, file: FileState, now: float, **facts: bool) -> Decision:
-    """Look at a file as it is; its structure only if that is asked for."""
+    """Return the state of a file; its structure only if requested."""
     decision = check.evaluate(stamps_of(file), now, **facts)
     if isinstance(decision, Recheck) and decision.structure:
         decision = check.evaluate(file, now, **facts | {"reported": False})
@@ -65,6 +65,16 @@ def test_an_intact_file_that_was_closed_is_taken_at_once():
 
 def test_fault_20_an_intact_file_that_was_renamed_into_place_is_taken_at_once():
     assert seen(CompletenessCheck(10.0), intact(moved_into_place=True), 10.0) == Deliver(HERE, intact=True)
+
+
+def test_an_unusual_file_is_taken_at_once_if_it_was_closed_and_must_be_quiet_longer_otherwise():
+    unusual = replace(intact(), unusual=True)
+    taken = Deliver(HERE, intact=True)
+    assert seen(CompletenessCheck(10.0), unusual, 10.0, confirmed=True) == taken
+    check = CompletenessCheck(10.0)
+    seen(check, unusual, 10.0)
+    assert isinstance(seen(check, unusual, 11.9), Recheck)
+    assert seen(check, unusual, 12.1) == taken
 
 
 def test_an_intact_file_without_confirmation_must_be_quiet_first():
@@ -235,14 +245,14 @@ checks = st.sampled_from(
 @given(st.lists(st.tuples(checks, st.booleans(), st.booleans(), st.floats(0.001, 30.0)), max_size=60))
 def test_whatever_is_seen_every_file_has_an_end(story):
     check, now = CompletenessCheck(0.0), 0.0
-    for look, confirmed, reported, step in story:
+    for state, confirmed, reported, step in story:
         now += step
-        decision = seen(check, look, now, confirmed=confirmed, reported=reported)
+        decision = seen(check, state, now, confirmed=confirmed, reported=reported)
         if isinstance(decision, Recheck):
             assert 0.0 < decision.pause_s <= module.LONGEST_PAUSE_S
             assert now < module.LIMIT_S
         if isinstance(decision, Deliver):
-            assert decision.intact is look.intact
+            assert decision.intact is state.intact
             return
         if isinstance(decision, Abandon):
             return

@@ -34,7 +34,7 @@ def put(root: Path, path: str, at: float = ANNOUNCED + 30) -> None:
 def found(root: Path, expected: ExpectedRaws = BOTH, layout: str | dict[str, str] = "lsst") -> list[str]:
     config = ArrivalsConfig.model_validate({"roots": [root], "layout": layout})
     tree = RawRoots(config, {"LSSTCam": [94, 95]})
-    search = RawSearch(tree, tree.roots[0], "last look", 900.0)
+    search = RawSearch(tree, tree.roots[0], "final rescan", 900.0)
     sightings = search.rescan(expected, ANNOUNCED - 900.0, WalkTime(0.0, ANNOUNCED + 60.0, frozenset()))
     return sorted(sighting.file.path.removeprefix(f"{root}/") for sighting in sightings)
 

@@ -24,6 +24,7 @@ REMOTE = [
     {"uri": "s3://lsst-raw/embargo/test", "layout": "generic"},
     {"uri": "https://host:8443/raw"},
     {"uri": "s3://whole-bucket"},
+    {"uri": "s3://summit@own-bucket/raw"},
 ]
 
 
@@ -49,9 +50,20 @@ def test_an_object_belongs_to_the_innermost_root(tree, uri, root):
     assert (name.exposure, name.detector, place.root, place.path) == (2025112100156, 94, root, uri)
 
 
+def test_an_object_is_read_with_the_profile_of_its_root(tree):
+    name, place = tree.locate(f"s3://own-bucket/raw/{IMAGE}")
+    assert name.detector == 94
+    assert (place.root, place.path) == (
+        "s3://summit@own-bucket/raw",
+        f"s3://summit@own-bucket/raw/{IMAGE}",
+    )
+
+
 @pytest.mark.parametrize(
     ("uri", "kind"),
     [
+        (f"s3://own-bucket/{IMAGE}", "outside"),
+        (f"s3://summit/raw/{IMAGE}", "outside"),
         (f"s3://lsst-raw/{IMAGE}", "outside"),
         (f"s3://lsst-raw/embargoed/{IMAGE}", "outside"),
         (f"s3://other/embargo/{IMAGE}", "outside"),
@@ -79,7 +91,8 @@ def uri_of(roots, bucket, key=IMAGE, tenant=None):
     object_ = StoredObject("s3", bucket, key, tenant)
     uri = stores._uri(object_)
     assert stores.serves(object_) or uri == object_.uri
-    return uri if tree.depth(uri) else None
+    located = tree.locate(uri) if tree.depth(uri) else None
+    return None if located is None else located[1].path
 
 
 @pytest.mark.parametrize(
@@ -97,7 +110,7 @@ def uri_of(roots, bucket, key=IMAGE, tenant=None):
         (["summit/raw", "rubin:summit/raw"], "summit", "rubin", "rubin:summit"),
         (["summit/raw", "rubin:summit/raw"], "rubin:summit", None, "rubin:summit"),
         (["rubin:summit/other", "a@other:summit/raw"], "summit", "rubin", "a@other:summit"),
-        (["a@summit/raw", "b@summit/raw/LSSTCam"], "summit", None, "b@summit"),
+        (["a@summit", "b@summit/raw"], "summit", None, "b@summit"),
         (["summit/other"], "summit", None, None),
         (["summit/raw"], "summit2", None, None),
     ],

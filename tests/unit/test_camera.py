@@ -46,7 +46,7 @@ def undistorted_deg(camera: Camera, x: float, y: float) -> tuple[float, float]:
 
 
 def tangent_wcs(camera: Camera, ra: float, dec: float, angle: float) -> WCS:
-    """Degrees of the touching plane to the sky, as FITS would say it."""
+    """Degrees of the touching plane to the sky, as FITS defines it."""
     sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
     x_sign = 1.0 if camera.focal_plane_parity else -1.0
     wcs = WCS(naxis=2)
@@ -108,6 +108,60 @@ def test_with_parity_x_is_east():
     low_x, high_x, _, _ = latiss.footprint(0, 40.0, 0.0, 0.0)
     assert latiss.focal_plane_parity
     assert high_x[0] > low_x[0]
+
+
+@pytest.mark.parametrize(
+    ("instrument", "detector", "pointing", "center", "tolerance_arcsec"),
+    [
+        # An imSim raw of the tests of obs_lsst: RATEL, DECTEL, 90 - ROTANGLE, and the WCS of its amplifiers.
+        (
+            "LSSTCam-imSim",
+            "R11_S20",
+            (55.67759885870274, -30.4423935708909, 90.0 - 195.6245130779726),
+            (55.90466389616512, -29.40910683348388),
+            2.0,
+        ),
+        # Another raw, of LSSTComCamSim. Its optics are 5 % off, so that only the direction is compared.
+        (
+            "LSSTComCamSim",
+            "R22_S00",
+            (199.68134610137426, -34.544668655603914, 69.38276508708303),
+            (199.52340844684164, -34.831788378670616),
+            70.0,
+        ),
+    ],
+    ids=["imSim", "ComCamSim"],
+)
+def test_simulated_detectors_are_where_their_raws_have_them(
+    instrument, detector, pointing, center, tolerance_arcsec
+):
+    camera = load_camera(instrument)
+    got = camera.center(camera.by_name(detector).id, *pointing)
+    assert separation_arcsec(got, center) < tolerance_arcsec
+    axis, raw = (SkyCoord(*point, unit="deg") for point in (pointing[:2], center))
+    difference = axis.position_angle(SkyCoord(*got, unit="deg")) - axis.position_angle(raw)
+    assert abs(difference.wrap_at("180d").arcmin) < 10.0
+
+
+@pytest.mark.parametrize(("simulated", "real"), [("LSSTCamSim", "LSSTCam"), ("LSSTComCamSim", "LSSTComCam")])
+def test_a_simulated_camera_has_the_focal_plane_of_the_real_one(simulated, real):
+    assert load_camera(simulated).instrument == simulated
+    assert load_camera(real).instrument == real
+    assert load_camera(simulated).footprint(4, 10.0, 89.9, 3.0) == load_camera(real).footprint(
+        4, 10.0, 89.9, 3.0
+    )
+    assert load_camera(simulated).visit_padding_arcsec == load_camera(real).visit_padding_arcsec
+
+
+def test_imsim_has_its_own_positions_and_no_corner_rafts():
+    imsim, real = load_camera("LSSTCam-imSim"), load_camera("LSSTCam")
+    for number, detector in imsim.detectors.items():
+        other = real.detectors[number]
+        assert (detector.name, detector.purpose) == (other.name, "SCIENCE")
+        assert math.hypot(detector.x_mm - other.x_mm, detector.y_mm - other.y_mm) < 1.0
+    assert imsim.by_name("R41_S20").x_mm == pytest.approx(-168.69)
+    with pytest.raises(LookupError):
+        imsim.footprint(189, 0.0, 0.0, 0.0)
 
 
 def test_the_angle_turns_y_from_north_to_east():
@@ -177,7 +231,10 @@ def test_the_tables_have_all_detectors():
         "DemoCam": 9,
         "LATISS": 1,
         "LSSTCam": 205,
+        "LSSTCam-imSim": 189,
+        "LSSTCamSim": 205,
         "LSSTComCam": 9,
+        "LSSTComCamSim": 9,
     }
     geometry = load_camera("LSSTCam").by_name("R22_S11")
     assert (geometry.id, geometry.raft, geometry.slot, geometry.purpose) == (94, "R22", "S11", "SCIENCE")
@@ -200,7 +257,7 @@ def test_a_camera_is_read_once():
 
 @pytest.mark.parametrize("instrument", ["Hubble", "", "../etc/passwd", "lsstcam"])
 def test_an_unknown_instrument_is_refused_naming_the_known_ones(instrument):
-    with pytest.raises(ConfigError, match="there are tables for DemoCam, LATISS, LSSTCam, LSSTComCam"):
+    with pytest.raises(ConfigError, match="there are tables for DemoCam, LATISS, LSSTCam, LSSTCam-imSim, "):
         load_camera(instrument)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The division of a delegated control group, in folders that look like one."""
+"""The division of a delegated control group, in folders that imitate one."""
 
 import os
 from dataclasses import dataclass
@@ -129,7 +129,9 @@ def test_a_worker_that_cannot_be_limited_is_reported_until_one_can(host):
     cgroups = host.claim()
     (host.leaf / "memory.max").rename(host.leaf / "gone")
     cgroups.add_worker(SLOT, 4711)
-    assert cgroups.problem.startswith(f"worker 4711 of slot {SLOT} runs without limits by the kernel")
+    assert cgroups.problem.startswith(
+        f"worker 4711 of slot {SLOT} is limited by the supervisor only, not by the kernel"
+    )
     (host.leaf / "gone").rename(host.leaf / "memory.max")
     cgroups.add_worker(SLOT, 4712)
     assert not cgroups.problem

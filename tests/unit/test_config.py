@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration: what is taken, and what each refusal says."""
+"""The configuration: valid values, and the message of each refusal."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.config import NodeConfig, load_node, remarks
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
@@ -62,7 +62,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "message"),
     [
         ("node.nmae", "x", "node.nmae: unknown key"),
         ("node.name", "two words", "node.name: "),
@@ -83,7 +83,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("engine.apdb", {"DemoCam": "apdb.yaml"}, "apdb_tasks: missing key"),
         ("engine.apdb_tasks", ["associate"], "apdb_tasks: associate must be listed in no_return too"),
         ("arrivals.roots", ["raw"], "arrivals.roots.0.path: 'raw' is not an absolute path"),
-        ("arrivals.roots", ["/"], "arrivals.roots.0.path: the whole file system is no raw root"),
+        ("arrivals.roots", ["/"], "arrivals.roots.0.path: / cannot be a raw root, use a folder"),
         ("arrivals.roots", ["/raw", "/raw/"], "arrivals.roots: a root is listed twice"),
         ("arrivals.roots", [], "arrivals: roots and remote are both empty"),
         ("arrivals.roots", [{"path": "/raw", "wach": "poll"}], "arrivals.roots.0.wach: unknown key"),
@@ -100,7 +100,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         (
             "arrivals.layout",
             {"path": ["{exposure}-{detector}", "{day_obs}/{exposure}-{detector}"]},
-            "arrivals.layout.path: 0 folders in one, 1 in another",
+            "arrivals.layout.path: 0 folders in one path, 1 in another",
         ),
         (
             "arrivals.layout",
@@ -120,7 +120,37 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
             [{"uri": "ftp://host/raw"}],
             "arrivals.remote.0.uri: 'ftp://host/raw' is none of",
         ),
-        ("arrivals.remote", [{"uri": "s3://me@bucket/raw"}], "arrivals.remote.0.uri: credentials must not"),
+        (
+            "arrivals.remote",
+            [{"uri": "s3://me:it@bucket/raw"}],
+            "arrivals.remote.0.uri: credentials must not",
+        ),
+        ("arrivals.remote", [{"uri": "https://me@host/raw"}], "arrivals.remote.0.uri: credentials must not"),
+        (
+            "arrivals.remote",
+            [{"uri": "s3://a@bucket/raw"}, {"uri": "s3://bucket/raw/"}],
+            "arrivals.remote: a prefix is listed twice; notices do not name the profile",
+        ),
+        ("node.instruments.DemoCam", {0: True, 1: "x"}, "'x' is not a switch of a detector; write true or"),
+        ("node.instruments.DemoCam", {"a": True}, "'a' is not a list of detectors"),
+        ("node.instruments.DemoCam", {"0-2": True, 2: False}, "a detector is listed twice"),
+        (
+            "pipelines.main",
+            [{"pipeline": []}],
+            "pipelines.main.0: unknown key pipeline, missing key pipelines",
+        ),
+        (
+            "pipelines.main",
+            [{"ra": {"minimum": 1, "maximum": 2}, "pipelines": []}],
+            "pipelines.main.0.ra: unknown keys minimum, maximum, missing keys min, max",
+        ),
+        ("pipelines.main", [{"ra": {}, "pipelines": []}], "pipelines.main.0.ra: missing keys min, max"),
+        ("pipelines.main", [{"ra": {"min": 1}, "pipelines": []}], "pipelines.main.0.ra.max: missing key"),
+        (
+            "pipelines.main",
+            [{"survey": [1, 2, 3], "pipelines": []}],
+            "pipelines.main.0.survey.0,1,2: Input should be a valid string",
+        ),
         (
             "arrivals.remote",
             [{"uri": "s3://bucket/a/../b"}],
@@ -130,7 +160,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_file_and_line(
-    node: dict[str, Any], tmp_path: Path, place: str, value: Any, said: str
+    node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
     *steps, last = place.split(".")
     part = node
@@ -138,7 +168,7 @@ def test_a_wrong_value_is_named_with_file_and_line(
         part = part.setdefault(step, {})
     part[last] = value
     (problem,) = problems(tmp_path, node)
-    assert said in problem
+    assert message in problem
     file, line, _ = problem.split(":", 2)
     assert file == str(tmp_path / "c.yaml")
     assert int(line) >= 1
@@ -151,7 +181,7 @@ def test_a_root_may_differ_from_the_others(node: dict[str, Any], tmp_path: Path)
     assert (second.path, second.layout, second.watch) == (Path("/nfs/raw"), "generic", "poll")
 
 
-def test_a_layout_that_cannot_tell_the_detectors_is_refused_at_its_root(
+def test_a_layout_that_cannot_identify_the_detectors_is_refused_at_its_root(
     node: dict[str, Any], tmp_path: Path
 ) -> None:
     node["node"]["instruments"] = {"Hubble": "0-1"}
@@ -162,7 +192,7 @@ def test_a_layout_that_cannot_tell_the_detectors_is_refused_at_its_root(
     assert f":{line}: arrivals.roots.1.layout: no focal-plane table for 'Hubble'" in problem
 
 
-def test_all_errors_are_told_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
+def test_all_errors_are_listed_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
     node["node"]["expiry_s"] = "soon"
     del node["arrivals"]["roots"]
     node["workers"] = {"min": 0, "maximum": 4}
@@ -194,12 +224,12 @@ def test_butler_may_be_missing_only_for_other_work(node: dict[str, Any], tmp_pat
     assert load_node(write(tmp_path, node), {}).butler is None
 
 
-def test_what_is_said_of_an_instrument_is_said_of_a_known_one(node: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_of_an_instrument_need_a_known_instrument(node: dict[str, Any], tmp_path: Path) -> None:
     node["butler"] |= {"visits": {"NoCam": "by-group"}, "ingest": {"OtherCam": "obs_base"}}
     assert "butler: instrument_class: no entry for NoCam, OtherCam" in problems(tmp_path, node)[0]
 
 
-def test_who_ingests_is_said_for_all_or_by_instrument(node: dict[str, Any]) -> None:
+def test_ingest_is_set_for_all_or_by_instrument(node: dict[str, Any]) -> None:
     for ingest, kinds in (
         ("obs_base", ["obs_base", "obs_base"]),
         ({"LATISS": "obs_base"}, ["obs_base", "builtin"]),
@@ -227,6 +257,77 @@ def test_detectors_are_lists_and_ranges(text: str, ids: tuple[int, ...]) -> None
     assert parse_detector_list(text) == ids
 
 
+@pytest.mark.parametrize(
+    ("written", "ids"),
+    [
+        ("{0: true, 1: false, 2: true}", (0, 2)),
+        ("{0: True, 1: 0, 2: 1}", (0, 2)),
+        ("{0-3: on, '5,7': yes, 8: no}", (0, 1, 2, 3, 5, 7)),
+        ("{0: false}", ()),
+    ],
+)
+def test_detectors_may_be_switches(
+    node: dict[str, Any], tmp_path: Path, written: str, ids: tuple[int, ...]
+) -> None:
+    text = yaml.safe_dump(node).replace("DemoCam: 0-8", f"DemoCam: {written}")
+    assert load_node(write(tmp_path, text), {}).node.instruments["DemoCam"] == ids
+    (tmp_path / "relay.yaml").write_text(
+        f"state_dir: {tmp_path}\ninstruments:\n  DemoCam: {{detectors: {written}}}\n"
+    )
+    assert load_relay(tmp_path / "relay.yaml", {}).instruments["DemoCam"].detectors == ids
+
+
+def test_rules_may_be_merged_from_an_anchor(node: dict[str, Any], tmp_path: Path) -> None:
+    pipelines = node.pop("pipelines")["main"][0]["pipelines"]
+    rules = f"""
+pipelines:
+  main:
+  - &sky
+    survey: a
+    coord-type: Boresight
+    pipelines: {pipelines}
+  - <<: *sky
+    survey: b
+  - <<: [{{survey: c}}, *sky]
+    dec: {{min: 0, max: 1}}
+"""
+    main = load_node(write(tmp_path, yaml.safe_dump(node) + rules), {}).pipelines.main
+    assert [rule.survey for rule in main] == [("a",), ("b",), ("c",)]
+    assert [rule.coord_type for rule in main] == ["boresight"] * 3
+    assert len({rule.pipelines for rule in main}) == 1
+    assert main[2].dec is not None
+
+
+def test_an_error_that_anchors_repeat_is_listed_once(node: dict[str, Any], tmp_path: Path) -> None:
+    del node["pipelines"]
+    rules = """
+pipelines:
+  main:
+  - &bad
+    survey: 365
+    pipelines: [/nowhere/Ap.yaml]
+  - *bad
+  - <<: *bad
+    filter: r_03
+"""
+    text = yaml.safe_dump(node) + rules
+    line = text.splitlines().index("    survey: 365") + 1
+    survey, pipeline = problems(tmp_path, text)
+    assert f"c.yaml:{line}: pipelines.main.0.survey.0: " in survey
+    assert f"c.yaml:{line + 1}: pipelines.main.0.pipelines.0: /nowhere/Ap.yaml: no such file" in pipeline
+
+
+def test_a_range_that_is_probably_not_meant_is_remarked(node: dict[str, Any], tmp_path: Path) -> None:
+    node["pipelines"]["main"][:0] = [
+        {"ra": {"min": low, "max": high}, "pipelines": []} for low, high in ((-10, 370), (340, 20), (7, 7))
+    ]
+    path = write(tmp_path, node)
+    wide, point = remarks(path, load_node(path, {}))
+    line = path.read_text().splitlines().index("  - ra:") + 1
+    assert wide == f"{path}:{line}: pipelines.main.0.ra: -10 to 370 is used as 350 to 10"
+    assert point.endswith("pipelines.main.2.ra: 7 to 7 is used as all right ascensions")
+
+
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0-99999", "1,1"])
 def test_what_is_no_list_of_detectors_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="detector"):
@@ -236,7 +337,5 @@ def test_what_is_no_list_of_detectors_is_refused(text: str) -> None:
 def test_a_relay_needs_instruments_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_relay(write(tmp_path, {"name": "r"}), {})
-    assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
-        "instruments: missing key",
-        "state_dir: missing key",
-    ]
+    (problem,) = caught.value.problems
+    assert problem.endswith(": (the whole file): missing keys state_dir, instruments")

@@ -70,7 +70,7 @@ def test_detectors_of_a_visit_share_the_last_shutter_close() -> None:
     assert [bar.row.detector for bar in timeline.bars] == [0, 1, 2]
 
 
-def test_each_group_has_an_axis_of_its_own() -> None:
+def test_each_group_has_a_separate_axis() -> None:
     assert [each.group for each in build_timelines([row(0, group="b"), row(0, group="a")])] == ["a", "b"]
 
 
@@ -97,7 +97,7 @@ def test_the_picture_is_a_png_with_a_panel_per_visit(tmp_path: Path) -> None:
     assert heights[1] > 1.5 * heights[0]
 
 
-def test_a_picture_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_names_its_path(tmp_path: Path) -> None:
     with pytest.raises(CannotDraw, match="nowhere"):
         timeline_png([row()], tmp_path / "nowhere" / "x.png")
     with pytest.raises(CannotDraw, match="no visit"):

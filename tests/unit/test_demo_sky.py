@@ -239,7 +239,7 @@ def test_magnitudes_and_njy_are_each_others_inverse():
     ("changes", "message"),
     [
         ({"instrument": "Foo"}, "unknown instrument 'Foo'"),
-        ({"snap_index": 3, "snap_count": 2}, "snap 3 of 2"),
+        ({"snap_index": 3, "snap_count": 2}, "snap index 3 is not within 0 to 1"),
         ({"ra_deg": None}, "needs ra_deg, dec_deg and rotpa_deg"),
         ({"image_type": ImageType.BIAS}, "a bias has exposure_s 0"),
         ({"seq_num": 0}, "greater than 0"),

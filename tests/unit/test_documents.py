@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What README.rst and the pages of ``doc/`` say is what the code does."""
+"""README.rst and the pages of ``doc/`` agree with the code."""
 
 import re
 import textwrap
@@ -122,7 +122,7 @@ def test_every_package_is_in_the_reference() -> None:
     assert found - set(shown) == set()
 
 
-def test_the_messages_that_operators_look_up_are_those_of_the_programs() -> None:
+def test_the_messages_in_the_documents_are_those_of_the_programs() -> None:
     text = (DOC / "operators" / "operations.rst").read_text().partition("If you see this message")[2]
     terms = re.findall(r"^``.+``.*$", text.partition("Answers of the relay")[0], re.MULTILINE)
     quoted = [message for term in terms for message in re.findall(r"``(.+?)``", term)]

@@ -27,7 +27,7 @@ CHOSEN = {
     "engine.apdb_tasks",
     "export.types",
 }
-"""Optional keys that the example sets to something of its own."""
+"""Optional keys that the example sets to another value."""
 
 
 def parts(annotation: Any) -> type[pydantic.BaseModel] | None:

@@ -164,6 +164,15 @@ def test_a_later_attempt_requested_during_a_run_is_recorded(journal):
     assert journal.unfinished()[0].asked == 4
 
 
+def test_a_later_attempt_that_was_canceled_is_not_accepted_again(journal):
+    accept(journal, [an_entry()])
+    accept(journal, [an_entry(attempt=3)])
+    (entry,) = journal.unfinished()
+    update(journal, [ended(entry, Outcome.CANCELLED)])
+    assert accept(journal, [an_entry(attempt=3)]) == [False]
+    assert accept(journal, [an_entry(attempt=4)]) == [True]
+
+
 def test_unfinished_attempts_of_the_previous_run_are_returned(path):
     journal = Journal(path)
     accept(journal, [an_entry("open"), an_entry("done"), an_entry("between"), an_entry("second")])

@@ -37,7 +37,7 @@ def a_record(message: str = "done", **extra: object) -> logging.LogRecord:
     )
 
 
-def test_what_a_task_tells_of_itself_stands_beside_what_is_bound(written) -> None:
+def test_extra_values_of_a_task_are_beside_the_bound_ones(written) -> None:
     structlog.contextvars.bind_contextvars(detector=1)
     mapped = {"LABEL": "isr:{exposure: 7}", "RUN": "run", "DETECTOR": "1", "EXPOSURE": "7", "GROUP": "g"}
     line = written(a_record(MDC=mapped))

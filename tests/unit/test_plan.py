@@ -15,7 +15,16 @@ from rich.console import Console
 from ppdaemon.errors import BadMessage
 from ppdaemon.node import app
 from ppdaemon.pictures import CannotDraw
-from ppdaemon.plan.models import Choice, DetectorPlan, Plan, RuleTried, exit_code, ranges, requested_detectors
+from ppdaemon.plan.models import (
+    Choice,
+    DetectorPlan,
+    Plan,
+    RuleTried,
+    exit_code,
+    find_fallbacks,
+    ranges,
+    requested_detectors,
+)
 from ppdaemon.plan.sky import _Frame, _projection, sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.states import ExitCode
@@ -194,15 +203,34 @@ def test_bad_arguments_are_refused_before_the_repo_is_queried(
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == code
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert words in output.err
+    assert output.out == ""
 
 
 def test_the_exit_code_is_good_only_if_each_detector_gets_a_pipeline() -> None:
     ignored = a_detector(5, outcome="ignored", reason="no rule matches")
     assert exit_code(a_plan(a_detector())) is ExitCode.OK
     assert exit_code(a_plan(a_detector(), ignored)) is ExitCode.FAILED
+
+
+def test_a_rule_falls_back_only_if_its_first_pipeline_is_dropped_for_all_its_detectors() -> None:
+    first, fallback = a_detector().pipelines
+    dropped = [
+        first.model_copy(update={"state": "dropped", "why": "lacks model", "run": None}),
+        fallback.model_copy(update={"state": "first"}),
+    ]
+    good, bad, other = (a_detector(1), a_detector(2, pipelines=dropped), a_detector(3, pipelines=dropped))
+    assert list(find_fallbacks([good, bad])) == []
+    assert list(find_fallbacks([])) == []
+    assert list(find_fallbacks([a_detector(5, pipelines=())])) == []
+    assert list(find_fallbacks([bad, other])) == [
+        "pipelines.main, rule 2: the first pipeline, ApPipe, is dropped for detector 2-3: lacks model"
+    ]
+    plan = a_plan(bad, other, fallbacks=tuple(find_fallbacks([bad, other])))
+    assert exit_code(plan) is ExitCode.FAILED
+    assert exit_code(plan, allow_fallback=True) is ExitCode.OK
+    assert "rule 2: the first pipeline, ApPipe" in " ".join(shown(plan, 80).split())
 
 
 def test_json_of_a_plan_is_read_back() -> None:

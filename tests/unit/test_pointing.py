@@ -106,7 +106,7 @@ def test_a_place_on_the_sky_may_have_a_rotation_from_the_zenith() -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "site", "said"),
+    ("event", "site", "message"),
     [
         (visit(NONE, (0.0, 0.0)), SITE, "without a position on the sky"),
         (visit(ICRS, (0.0, 91.0)), SITE, "declination 91"),
@@ -116,13 +116,13 @@ def test_a_place_on_the_sky_may_have_a_rotation_from_the_zenith() -> None:
         (visit(MOUNT, (0.0, 60.0), startTime=1e300), SITE, "no time"),
     ],
 )
-def test_without_a_place_on_the_sky_there_is_none_and_the_log_says_so_once(
-    event: NextVisit, site: Site | None, said: str, caplog: pytest.LogCaptureFixture
+def test_without_a_position_on_the_sky_there_is_none_and_one_log_message(
+    event: NextVisit, site: Site | None, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert announced(event, site) is None
     (message,) = caplog.messages
-    assert said in message
+    assert message in message
     assert boresight(event, site) is None
 
 

@@ -79,7 +79,7 @@ def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_pat
     asyncio.run(run())
 
 
-def test_raws_are_looked_up_although_the_journal_contradicts_their_decision(config, tmp_path, monkeypatch):
+def test_raws_are_searched_although_the_journal_contradicts_their_decision(config, tmp_path, monkeypatch):
     assignment = an_assignment()
     key = assignment.key
     raw = Raw(

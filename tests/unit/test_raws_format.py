@@ -156,7 +156,7 @@ def test_what_is_written_is_read_back(text, values, quoted):
         ("{{{exposure}}}_{detector}", "{5}_94"),
     ],
 )
-def test_where_shapes_or_separators_settle_it_fields_may_touch(text, name):
+def test_where_shapes_or_separators_decide_fields_may_touch(text, name):
     layout = PathFormat(text)
     values = layout.read([name])
     assert values is not None
@@ -185,7 +185,7 @@ def test_a_name_that_could_be_read_in_several_ways_is_refused(part, first, secon
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no empty part"),
         ("/" + NEEDED, "no empty part"),
@@ -211,8 +211,8 @@ def test_a_name_that_could_be_read_in_several_ways_is_refused(part, first, secon
         (NEEDED + ".json", "omit the ending"),
     ],
 )
-def test_what_is_no_format_is_refused(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_format_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         PathFormat(text)
 
 

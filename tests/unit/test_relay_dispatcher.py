@@ -40,7 +40,7 @@ SILENCE_S = 4.0
 EXPIRY_S = 3600.0
 
 
-def hello(name, detectors=(0, 1), incarnation="life1", capacity=9):
+def hello(name, detectors=(0, 1), incarnation="run1", capacity=9):
     return Hello(
         origin=name,
         incarnation=incarnation,
@@ -120,7 +120,7 @@ def test_each_node_gets_one_message_with_its_own_detectors(dispatcher):
     )
 
 
-def test_a_visit_is_held_until_a_node_says_hello(dispatcher):
+def test_a_visit_is_held_until_a_node_sends_hello(dispatcher):
     assert dispatcher.add(open_visit(), 0.0) == Effects()
     assert dispatcher.tick(100.0) == Effects()
     effects = join(dispatcher, "a", now=200.0)
@@ -211,7 +211,7 @@ def test_a_repeated_result_is_confirmed_again_and_nothing_else(dispatcher):
     assert dispatcher.receive(b"a", results("a", 0, 1), 2.0) == Effects.of(confirm(b"a", 0, 1))
 
 
-def test_a_detector_that_its_node_tries_again_is_sent_to_nobody_and_its_outcome_noted(dispatcher):
+def test_a_detector_that_its_node_tries_again_is_not_sent_and_its_outcome_noted(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", results("a", 0, outcome=Outcome.NO_IMAGE), 1.0)
@@ -231,7 +231,7 @@ def test_a_result_without_an_acknowledgement_counts(dispatcher):
     )
 
 
-def test_a_result_of_a_visit_that_nobody_knows_is_confirmed(dispatcher):
+def test_a_result_of_an_unknown_visit_is_confirmed(dispatcher):
     join(dispatcher, "a")
     assert dispatcher.receive(b"a", results("a", 0), 1.0) == Effects.of(confirm(b"a", 0))
 
@@ -266,7 +266,7 @@ def test_a_node_that_refuses_one_copy_of_a_message_and_takes_the_next_has_it(dis
     assert dispatcher.tick(6.0) == Effects()
 
 
-def test_a_refused_detector_that_nobody_else_serves_is_offered_again_later(dispatcher):
+def test_a_refused_detector_that_no_other_node_serves_is_offered_again_later(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     assert dispatcher.receive(b"a", nak("a", 0), 0.1) == Effects()
@@ -324,7 +324,7 @@ def test_what_a_silent_node_did_not_acknowledge_goes_to_another_as_the_next_atte
     assert effects == Effects.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
 
 
-def test_a_node_that_comes_back_is_told_what_it_has_no_more(dispatcher):
+def test_a_node_that_reconnects_receives_the_list_of_what_it_lost(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     stop_messages(dispatcher, silent, other)
     effects = dispatcher.receive(silent, hello(silent.decode()), 6.0)
@@ -365,7 +365,7 @@ def test_what_a_silent_node_acknowledged_stays_with_it(dispatcher):
     for k in range(45):
         assert dispatcher.tick(k / 10) == Effects()
     assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
-    dispatcher.receive(silent, hello(silent.decode(), incarnation="life2"), 10.0)
+    dispatcher.receive(silent, hello(silent.decode(), incarnation="run2"), 10.0)
     effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.INTERRUPTED), 10.1)
     assert ended(0, Outcome.INTERRUPTED, node=silent.decode()) in effects.writes
 
@@ -385,14 +385,14 @@ def test_a_lost_connection_is_like_silence_but_at_once(dispatcher):
     assert dispatcher.tick(0.3).sends == [reserve(other, 0, attempt=2)]
 
 
-def test_a_stranger_is_told_to_say_hello(dispatcher):
+def test_an_unknown_node_is_asked_for_a_hello(dispatcher):
     for message in (ack("a", 0), results("a", 0), Heartbeat(origin="a", **ENVELOPE)):
         [order] = dispatcher.receive(b"x", message, 0.0).sends
         assert isinstance(order, RefuseHello)
         assert (order.peer, order.code) == (b"x", "stranger")
 
 
-def test_a_second_node_of_a_name_is_turned_away_while_the_first_lives(dispatcher):
+def test_a_second_node_of_a_name_is_turned_away_while_the_first_is_connected(dispatcher):
     join(dispatcher, "a")
     effects = dispatcher.receive(b"second", hello("a", incarnation="other"), 1.0)
     assert [type(order) for order in effects.sends] == [SendHeartbeat, RefuseHello]
@@ -411,18 +411,18 @@ def test_a_second_node_of_a_name_is_admitted_when_the_first_is_gone(dispatcher):
     assert order.code == "stranger"
 
 
-def test_the_same_life_of_a_node_may_change_its_connection(dispatcher):
+def test_the_same_run_of_a_node_may_change_its_connection(dispatcher):
     join(dispatcher, "a")
     assert dispatcher.receive(b"new", hello("a"), 1.0).sends == [SendWelcome(b"new")]
     assert dispatcher.add(open_visit(0), 1.1).sends == [reserve(b"new", 0)]
 
 
-def test_a_new_life_on_the_same_connection_is_the_node_restarted(dispatcher):
+def test_a_new_run_on_the_same_connection_is_the_node_restarted(dispatcher):
     join(dispatcher, "a")
-    assert dispatcher.receive(b"a", hello("a", incarnation="life2"), 1.0).sends == [SendWelcome(b"a")]
+    assert dispatcher.receive(b"a", hello("a", incarnation="run2"), 1.0).sends == [SendWelcome(b"a")]
 
 
-def test_a_connection_that_says_hello_under_another_name_gives_up_the_first(dispatcher):
+def test_a_connection_that_sends_hello_under_another_name_gives_up_the_first(dispatcher):
     join(dispatcher, "a")
     dispatcher.receive(b"a", hello("z"), 1.0)
     assert "a" not in dispatcher.registry
@@ -445,7 +445,7 @@ def test_nodes_are_not_silent_if_it_was_the_relay_that_did_not_listen(dispatcher
 
 def test_cancelling_ends_at_once_what_no_node_has(dispatcher):
     dispatcher.add(open_visit(), 0.0)
-    reason = "cancelled before a node acknowledged it"
+    reason = "canceled before a node acknowledged it"
     assert dispatcher.cancel(KEY, 1.0).writes == [
         SetCancelled(1),
         ended(0, Outcome.CANCELLED, reason),
@@ -477,7 +477,7 @@ def test_a_cancelled_visit_does_not_move_to_another_node(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     dispatcher.cancel(KEY, 0.1)
     effects = stop_messages(dispatcher, silent, other)
-    reason = "cancelled before a node acknowledged it"
+    reason = "canceled before a node acknowledged it"
     assert effects == Effects.of(writes=[ended(0, Outcome.CANCELLED, reason), CloseVisit(1)])
 
 
@@ -515,7 +515,7 @@ def test_expiry_counts_from_publication_if_that_is_known():
     assert make_open_visit(1, visit, [], received_tai=50.0, **times).expires_at == 5.0 + 3600.0 - 60.0
 
 
-def test_a_restored_visit_goes_on_where_it_was():
+def test_a_restored_visit_continues_where_it_was():
     dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0)
     dispatcher.tick(0.0)
     visit = open_visit(0)

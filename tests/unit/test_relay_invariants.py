@@ -48,16 +48,16 @@ class SimulatedNode:
 
     def hello(self):
         offer = {"DemoCam": OFFERS[self.name]}
-        self._say(Hello, incarnation=str(self.incarnation), instruments=offer, capacity=9)
+        self._send(Hello, incarnation=str(self.incarnation), instruments=offer, capacity=9)
 
-    def _say(self, kind, **fields):
+    def _send(self, kind, **fields):
         self.words.append(kind(origin=self.name, **fields, **ENVELOPE))
 
     def receive(self, order):
         match order:
             case Reserve(_, visit, detectors, attempt, _) if detectors[0] == 3 and not self.journal:
                 names = {"instrument": visit.instrument, "group": visit.group}
-                self._say(
+                self._send(
                     VisitRefused, **names, detectors=detectors, attempt=attempt, reason="full", final=False
                 )
                 self.journal[None] = None  # refuses only once
@@ -65,7 +65,7 @@ class SimulatedNode:
                 for detector in detectors:
                     self.journal.setdefault((visit.instrument, visit.group, detector, attempt), None)
                 names = {"instrument": visit.instrument, "group": visit.group}
-                self._say(VisitAccepted, **names, detectors=detectors, attempt=attempt)
+                self._send(VisitAccepted, **names, detectors=detectors, attempt=attempt)
             case Withdraw(_, instrument, group, detectors):
                 for key, outcome in self.journal.items():
                     matching = key and key[:2] == (instrument, group) and key[2] in (detectors or DETECTORS)
@@ -85,14 +85,14 @@ class SimulatedNode:
                 return
 
     def beat(self):
-        self._say(Heartbeat)
+        self._send(Heartbeat)
         entries = [
             ResultEntry(instrument=k[0], group=k[1], detector=k[2], attempt=k[3], outcome=outcome)
             for k, outcome in self.journal.items()
             if k and outcome and k not in self.confirmed
         ]
         if entries:
-            self._say(Results, entries=tuple(entries))
+            self._send(Results, entries=tuple(entries))
 
     def restart(self):
         self.incarnation += 1
@@ -274,7 +274,7 @@ def test_a_lossy_network_alone_neither_loses_nor_doubles_work(steps):
     assert len(runs) == len(set(runs)) == len(DETECTORS)
 
 
-def test_the_simulated_nodes_say_what_the_relay_understands():
+def test_the_simulated_nodes_send_what_the_relay_accepts():
     world = World()
     for _ in range(2):
         for name in world.nodes:

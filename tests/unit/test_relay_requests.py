@@ -53,7 +53,7 @@ def test_the_way_back_is_parted_from_the_body(frames, envelope, body):
     assert split_envelope(frames) == (envelope, body)
 
 
-def test_what_is_sent_is_recognised_by_its_fields():
+def test_what_is_sent_is_recognized_by_its_fields():
     assert isinstance(read(VISIT), NextVisit)
     assert isinstance(read({"groupId": "g", "scriptSalIndex": 3}), VisitCanceled)
     assert isinstance(read({"groupId": "g", "position": [0, 0], "instrument": ""}), NextVisit)
@@ -194,7 +194,7 @@ def test_a_sample_is_short_and_without_control_characters(data, sample):
     assert sample_of(data) == sample
 
 
-def test_a_visit_without_a_stamp_is_accepted_and_said_to_be_odd(config):
+def test_a_visit_without_a_stamp_is_accepted_with_a_warning(config):
     visit = read({"groupId": "g", "instrument": "DemoCam"})
     assert check_visit(visit, config, NOW_TAI) is None
     assert "unknown" in visit_warnings(visit, NOW_TAI)[0]

@@ -96,7 +96,7 @@ def test_following_ends_when_the_time_is_up(clock):
         (standing(Outcome.FAILED, None), True, False, ExitCode.TRY_LATER),
     ],
 )
-def test_the_exit_code_says_how_it_went(answer, followed, cancelling, code):
+def test_the_exit_code_is_that_of_the_result(answer, followed, cancelling, code):
     assert submit.exit_code(answer, followed=followed, cancelling=cancelling) is code
 
 

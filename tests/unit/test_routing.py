@@ -30,7 +30,7 @@ def owners(table, detectors=DETECTORS):
     return {detector: table.choose("LSSTCam", detector) for detector in detectors}
 
 
-def test_without_nodes_nobody_gets_a_detector():
+def test_without_nodes_no_detector_is_assigned():
     assert RouteTable().choose("LSSTCam", 0) is None
 
 
@@ -74,7 +74,7 @@ def test_the_choice_does_not_depend_on_the_order_of_nodes(offers):
 
 
 @given(OFFERS)
-def test_every_detector_that_somebody_can_serve_is_served_by_one_who_can(offers):
+def test_every_detector_that_can_be_served_goes_to_a_node_that_serves_it(offers):
     for detector, node in owners(RouteTable(offers), range(21)).items():
         able = {found.node for found in offers if detector in found.detectors["LSSTCam"] and found.capacity}
         assert node in able if able else node is None

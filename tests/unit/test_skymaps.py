@@ -68,10 +68,20 @@ def test_without_coordsys_a_map_is_equatorial(tmp_path: Path) -> None:
     assert sky_map.at((200.0, -30.0)) == expected(200.0, -30.0, nest=False)
 
 
+@pytest.mark.parametrize("ordering", ["RING", "NESTED"])
+def test_a_map_needs_no_pixtype(tmp_path: Path, ordering: str) -> None:
+    bare = {"PIXTYPE": None, "INDXSCHM": None, "OBJECT": None, "COORDSYS": None}
+    sky_map = SkyMap(write_map(tmp_path / "m.fits", PATTERN, ORDERING=ordering, **bare))
+    for ra in np.linspace(0, 359, 50):
+        assert sky_map.at((float(ra), 40.0)) == expected(ra, 40.0, nest=ordering == "NESTED")
+
+
 @pytest.mark.parametrize(
-    ("cells", "header", "said"),
+    ("cells", "header", "message"),
     [
-        (PATTERN, {"PIXTYPE": None}, "not a HEALPix map: PIXTYPE"),
+        (PATTERN, {"PIXTYPE": "HTM"}, "not a HEALPix map: PIXTYPE is 'HTM'"),
+        (PATTERN[:-1], {"PIXTYPE": None}, "3071 cells: not 12 nside^2"),
+        (PATTERN, {"PIXTYPE": None, "ORDERING": None}, "ORDERING is 'missing'"),
         (PATTERN, {"ORDERING": None}, "ORDERING is 'missing', not RING or NESTED"),
         (PATTERN, {"ORDERING": "NUNIQ"}, "ORDERING is 'NUNIQ'"),
         (PATTERN, {"COORDSYS": "X"}, "COORDSYS is 'X', not C, G or E"),
@@ -84,12 +94,12 @@ def test_without_coordsys_a_map_is_equatorial(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_map_is_refused_saying_why(
-    tmp_path: Path, cells: np.ndarray, header: dict[str, Any], said: str
+    tmp_path: Path, cells: np.ndarray, header: dict[str, Any], message: str
 ) -> None:
     path = write_map(tmp_path / "m.fits", cells, **header)
     with pytest.raises(ValueError, match=r"m\.fits: ") as caught:
         SkyMap(path).read()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_numbers_with_fractions_are_refused(tmp_path: Path) -> None:
@@ -103,7 +113,7 @@ def cut(path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "directory"),
@@ -115,12 +125,12 @@ def cut(path: Path, size: int) -> None:
     ],
     ids=["missing", "folder", "text", "empty", "image", "cut in the header", "cut in the cells"],
 )
-def test_what_is_no_table_is_refused_naming_the_file(tmp_path: Path, make: Any, said: str) -> None:
+def test_what_is_no_table_is_refused_naming_the_file(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / "m.fits"
     make(path)
     with pytest.raises(ValueError, match=r"m\.fits: ") as caught:
         SkyMap(str(path)).read()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_map_that_was_read_keeps_a_bit_for_each_cell(tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_more_than_was_announced_is_waited_for_while_it_is_not_quiet(slot):
     slot(RawArrived(a_raw(2, snaps=2)), 55.0)
     assert orders(slot(Ingested(visit_number=1, exposure=2), 56.0)) == [Process(exposures=(1, 2))]
     actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED), 70.0)
-    assert reasons(actions) == ["1 images were announced, their headers say 2"]
+    assert reasons(actions) == ["1 images were announced, but the headers contain 2 as their number"]
 
 
 def test_headers_with_fewer_snaps_than_announced_do_not_end_the_wait(slot):
@@ -411,21 +411,21 @@ def reasons(actions):
 def test_refused_raws_are_reported_with_any_outcome(slot):
     slot.to(S.WAITING, nimages=2)
     slot(RawArrived(a_raw(1)))
-    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is set aside"))
+    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="exposure 1 is not used"))
     slot(RawArrived(a_raw(2)))
     slot(Ingested(visit_number=1, exposure=2))
     actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
-    assert reasons(actions) == ["exposure 1 is set aside"]
+    assert reasons(actions) == ["exposure 1 is not used"]
 
 
 def test_when_all_raws_are_refused_the_reason_of_each_is_reported(slot):
     slot.to(S.WAITING, nimages=2)
-    for exposure, reason in ((1, "cut"), (2, "exposure 2 is set aside")):
+    for exposure, reason in ((1, "cut"), (2, "exposure 2 is not used")):
         slot(RawArrived(a_raw(exposure)))
         actions = slot(RawRefused(visit_number=1, exposure=exposure, outcome=Outcome.BAD_RAW, reason=reason))
     assert finished(actions) == [(Outcome.BAD_RAW, False)]
-    assert reasons(actions) == ["cut; exposure 2 is set aside"]
+    assert reasons(actions) == ["cut; exposure 2 is not used"]
 
 
 def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):
@@ -434,6 +434,41 @@ def test_one_bad_raw_of_two_leaves_a_partial_visit(slot):
     slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
     slot(RawArrived(a_raw(2)))
     assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(2,), partial=True)]
+
+
+def another_file(exposure: int, size: int = 2):
+    return a_raw(exposure).model_copy(update={"file_id": (1, 1, size, 1)})
+
+
+def test_another_file_of_a_refused_raw_is_tried(slot):
+    slot.to(S.WAITING, nimages=2)
+    slot(RawArrived(a_raw(1)))
+    slot(RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut"))
+    assert orders(slot(RawArrived(a_raw(1)))) == [], "the same file"
+    assert orders(slot(RawArrived(another_file(1)))) == [Ingest(raw=another_file(1))]
+    slot(Ingested(visit_number=1, exposure=1))
+    assert orders(slot(RawArrived(another_file(1, size=3)))) == [], "it is ingested"
+    slot(RawArrived(a_raw(2)))
+    assert orders(slot(Ingested(visit_number=1, exposure=2))) == [Process(exposures=(1, 2))]
+
+
+def test_another_file_that_arrives_during_an_ingest_is_tried_after_a_refusal(slot):
+    slot.to(S.WAITING)
+    slot(RawArrived(a_raw(1)))
+    assert orders(slot(RawArrived(another_file(1)))) == []
+    refusal = RawRefused(visit_number=1, exposure=1, outcome=Outcome.BAD_RAW, reason="cut")
+    assert orders(slot(refusal)) == [Ingest(raw=another_file(1))]
+    assert slot.slot.state == S.WAITING
+    assert finished(slot(refusal)) == [(Outcome.BAD_RAW, False)], "it is tried once"
+
+
+def test_another_file_that_arrives_while_preparing_is_the_one_to_ingest(slot):
+    slot.to(S.PREPARING)
+    slot(RawArrived(a_raw(1)))
+    slot(RawArrived(another_file(1)))
+    assert [order for order in orders(slot(Prepared(visit_number=1))) if isinstance(order, Ingest)] == [
+        Ingest(raw=another_file(1))
+    ]
 
 
 def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):

@@ -247,13 +247,13 @@ def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
 def test_an_effect_sees_its_change_on_disk(file, path):
     seen = []
 
-    def look(_):
+    def check(_):
         with closing(sqlite3.connect(path)) as other:
             seen.extend(other.execute("SELECT n FROM t").fetchall())
 
     async def run():
         async with writing(file) as writer:
-            writer.put(Commit(lambda file: file.add(5), look))
+            writer.put(Commit(lambda file: file.add(5), check))
 
     asyncio.run(run())
     assert seen == [(5,)]
@@ -460,7 +460,7 @@ def test_the_end_does_not_wait_for_a_locked_file(file, locked, caplog):
 
     asyncio.run(run())
     assert log == [(2, Refused)]
-    assert "2 changes were not written" in caplog.text
+    assert "2 changes could not be written" in caplog.text
 
 
 def test_what_was_followed_by_its_effect_survives_a_kill(path):
@@ -486,18 +486,18 @@ def test_what_was_followed_by_its_effect_survives_a_kill(path):
 
         asyncio.run(run())
     """)
-    told = path.with_name("told")
-    with told.open("w") as stream:
+    done = path.with_name("done")
+    with done.open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(path)],
             stdout=stream,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             cwd=Path(__file__).parent,
         )
-    wait_until(lambda: told.read_text().count("\n") > 500, 60)
+    wait_until(lambda: done.read_text().count("\n") > 500, 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    acknowledged = [int(line) for line in told.read_text().split("\n")[:-1]]
+    acknowledged = [int(line) for line in done.read_text().split("\n")[:-1]]
     with closing(Numbers(path)) as file:
         kept = file.all()
     assert acknowledged == list(range(len(acknowledged)))

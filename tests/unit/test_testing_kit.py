@@ -14,7 +14,7 @@ import pytest
 from ppdaemon import testing
 from ppdaemon.clock import Clock
 from ppdaemon.folders import NodeFolders
-from ppdaemon.raws.fitsblocks import read_primary, structure
+from ppdaemon.raws.fitsblocks import read_header, structure
 from ppdaemon.testing.raws import RawWriter, fits_header, small_fits
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.testing.work import FAULTS, STEPS, WorkerFault, open_exporter
@@ -62,7 +62,7 @@ def test_a_small_raw_is_a_whole_fits_file_with_its_cards(tmp_path):
     with path.open("rb") as stream:
         found = structure(stream)
         assert (found.whole, found.hdus, found.data_bytes) == (True, 1, 2880)
-        assert read_primary(stream)["GROUPID"] == "g1"
+        assert read_header(stream)["GROUPID"] == "g1"
     assert len(fits_header()) == 2880
 
 

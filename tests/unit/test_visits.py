@@ -296,6 +296,42 @@ def test_a_raw_that_arrives_while_the_outcome_is_committed_is_late(world):
     assert (world.count["late_raws"], world.count["raw_without_visit"]) == (1, 0)
 
 
+def test_another_file_of_an_unusable_raw_is_late(world):
+    assigned(world)
+    cut = a_raw().model_copy(update={"file_id": (1, 1, 100, 1)})
+    whole = cut.model_copy(update={"file_id": (1, 1, 5760, 2)})
+    world.handle(RawArrived(cut))
+    world.finish(outcome=Outcome.BAD_RAW)
+    world.commit_all()
+    world.handle(RawArrived(cut))
+    world.commit_all()
+    assert world.journal.late(9) == [], "a rescan delivers the same file again"
+    world.handle(RawArrived(whole))
+    world.commit_all()
+    assert [(row.exposure, row.outcome) for row in world.journal.late(9)] == [(7, Outcome.BAD_RAW)]
+
+
+def test_another_file_of_a_raw_that_was_used_is_not_late(world):
+    assigned(world)
+    world.handle(RawArrived(a_raw()))
+    world.finish()
+    world.commit_all()
+    world.handle(RawArrived(a_raw().model_copy(update={"path": "/raw/x.fits.fz"})))
+    world.commit_all()
+    assert world.journal.late(9) == []
+
+
+def test_a_retry_uses_the_latest_file(world):
+    assigned(world)
+    world.handle(RawArrived(a_raw()))
+    compressed = a_raw().model_copy(update={"path": "/raw/x.fits.fz"})
+    world.handle(RawArrived(compressed))
+    world.finish(outcome=Outcome.RAW_UNREADABLE, retriable=True)
+    world.commit_all()
+    world.assign()
+    assert world.slots[0].raws == (compressed,)
+
+
 def test_a_raw_that_arrives_while_the_pipeline_runs_is_late(world):
     assigned(world)
     world.handle(RawArrived(a_raw(exposure=7)))

@@ -82,7 +82,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES)
-def test_what_json_can_say_is_read_back(value):
+def test_json_values_are_read_back(value):
     assert parse_json(json.dumps(value).encode(), limit=10**6) == value
 
 
@@ -138,19 +138,19 @@ def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
 
 
 def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
-    sorry = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     with pytest.raises(BadMessage, match="schema"):
-        decode(json.dumps(sorry | {"schema": 2}).encode(), FromRelay, limit=1000)
+        decode(json.dumps(refusal | {"schema": 2}).encode(), FromRelay, limit=1000)
     with pytest.raises(BadMessage, match="farewell"):
-        decode(json.dumps(sorry | {"type": "farewell"}).encode(), FromRelay, limit=1000)
+        decode(json.dumps(refusal | {"type": "farewell"}).encode(), FromRelay, limit=1000)
 
 
 def test_a_message_with_half_of_a_surrogate_pair_is_refused():
     """No database takes it: it would end a node that writes it into its journal."""
-    sorry = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     with pytest.raises(BadMessage, match="half of a surrogate pair"):
-        decode(json.dumps(sorry | {"reason": "\udce4"}).encode(), FromRelay, limit=1000)
-    whole = json.dumps(sorry | {"reason": "\U0001f52d"}).encode()
+        decode(json.dumps(refusal | {"reason": "\udce4"}).encode(), FromRelay, limit=1000)
+    whole = json.dumps(refusal | {"reason": "\U0001f52d"}).encode()
     assert decode(whole, FromRelay, limit=1000).reason == "\U0001f52d"
 
 
@@ -164,5 +164,5 @@ def test_numbers_that_no_database_takes_are_refused():
 
 
 def test_a_newer_peer_may_add_fields():
-    sorry = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
-    assert decode(json.dumps(sorry | {"mood": "good"}).encode(), FromRelay, limit=1000).code == "taken"
+    refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
+    assert decode(json.dumps(refusal | {"mood": "good"}).encode(), FromRelay, limit=1000).code == "taken"

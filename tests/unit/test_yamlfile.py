@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""YAML with lines: what is read, and what a broken file's error says."""
+"""YAML with lines: what is read, and the error of a broken file."""
 
 import os
 from pathlib import Path
@@ -38,37 +38,63 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "f.yaml:3: key 'a' occurs twice"),
         ("a: [1\nb: 2\n", "f.yaml:2: not YAML"),
-        ("a: *nobody\n", "f.yaml:1: not YAML"),
+        ("a: *missing\n", "f.yaml:1: not YAML"),
         ("a:\n\tb: 1\n", "f.yaml:2: not YAML"),
         (b"a: \xff\n", "not UTF-8 at byte 3"),
         ("b: 1\na: !!python/object:os.system x\n", "f.yaml:2: "),
         ("a: 2025-13-45\n", "f.yaml:1: "),
         ("a: &a [*a]\n", "f.yaml:1: "),
+        ("a: &a\n  <<: *a\n", "f.yaml:1: nested more than"),
+        ("a: 1\nb: {<<: 3}\n", "f.yaml:2: '<<' needs a mapping"),
+        ("a: {<<: [{b: 1}, x]}\n", "f.yaml:1: '<<' needs a mapping"),
+        ("a: &a {b: 1, b: 2}\nc:\n  <<: *a\n", "f.yaml:1: key 'b' occurs twice"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str | bytes, said: str) -> None:
+def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_yaml(written(tmp_path, text))
-    assert said in caught.value.problems[0]
+    assert message in caught.value.problems[0]
 
 
-def test_every_double_key_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{<<: *x, cc: 3}", {"aa": 1, "bb": 2, "cc": 3}),
+        ("{bb: 5, <<: *x}", {"aa": 1, "bb": 5}),
+        ("{<<: [*x, *y]}", {"aa": 1, "bb": 2, "dd": 4}),
+        ("{<<: [*y, *x]}", {"aa": 1, "bb": 9, "dd": 4}),
+        ("{<<: *z}", {"aa": 1, "bb": 7, "ee": 5}),
+        ("{'<<': 1}", {"<<": 1}),
+        ("{<<: []}", {}),
+    ],
+)
+def test_merge_keys_are_those_of_yaml(tmp_path: Path, text: str, value: dict[str, int]) -> None:
+    # By the specification of the merge key, and PyYAML 6.0.3. PyYAML 6.0.4 compares keys by the
+    # identity of their strings, so that in a list of mappings the last one may win.
+    document = f"x: &x {{aa: 1, bb: 2}}\ny: &y {{bb: 9, dd: 4}}\nz: &z {{<<: *x, bb: 7, ee: 5}}\nv: {text}\n"
+    got, lines = read_yaml(written(tmp_path, document))
+    assert got["v"] == value
+    if value.get("aa"):
+        assert lines["v", "aa"] == 1
+
+
+def test_every_double_key_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_yaml(written(tmp_path, "a: 1\na: 2\nb: {c: 1, c: 2}\n"))
     assert len(caught.value.problems) == 2
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_yaml(tmp_path / "none.yaml")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path, "a: 1\n")
     path.chmod(0)
     with pytest.raises(ConfigError, match="Permission denied"):

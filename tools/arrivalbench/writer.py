@@ -190,7 +190,7 @@ class _Camera:
         """Write files beside the raw root.
 
         They are renamed into it only after a pause: within one tick of the
-        clock a renamed file looks like one that was written in place.
+        clock a renamed file cannot be distinguished from one written in place.
         """
         for _, path, image, _ in files:
             (self._staged / path.name).write_bytes(image)

@@ -24,7 +24,7 @@ class TasksOnly(ButlerWork):
         """Run the tasks of a visit, then write their exported outputs.
 
         ``total_ms`` is the sum over the ``run`` methods; the inputs are in
-        memory before, each an object of its own. ``written_ms`` includes
+        memory before, each a separate object. ``written_ms`` includes
         writing the outputs.
         """
         visit = self._prepared()

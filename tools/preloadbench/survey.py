@@ -63,7 +63,7 @@ class SurveyCam(Instrument):
         return CAMERA
 
     def getRawFormatter(self, dataId: Any) -> type[FormatterV2]:  # noqa: D102, N802, N803
-        raise NotImplementedError("no raw is ever taken")
+        raise NotImplementedError("this bench takes no raws")
 
     def register(self, registry: Any, *, update: bool = False) -> None:  # noqa: D102
         large = 10**13

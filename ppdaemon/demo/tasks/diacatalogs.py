@@ -21,8 +21,8 @@ __all__ = (
     "visit_and_detector",
 )
 
-_DETECTOR_BITS, _SERIAL_BITS = 9, 12
-_VISIT_BITS = 63 - _DETECTOR_BITS - _SERIAL_BITS
+_DETECTOR_BITS, _COUNT_BITS = 9, 12
+_VISIT_BITS = 63 - _DETECTOR_BITS - _COUNT_BITS
 _BANDS = "ugrizy"
 
 
@@ -61,13 +61,13 @@ def dia_source_ids(visit: int, detector: int, count: int) -> np.ndarray:
     ValueError
         Raised if one of the numbers is too large.
     """
-    limits = (1 << _VISIT_BITS, 1 << _DETECTOR_BITS, (1 << _SERIAL_BITS) + 1)
+    limits = (1 << _VISIT_BITS, 1 << _DETECTOR_BITS, (1 << _COUNT_BITS) + 1)
     for name, value, limit in zip(
         ("visit", "detector", "count"), (visit, detector, count), limits, strict=True
     ):
         if not 0 <= value < limit:
             raise ValueError(f"{name} {value} does not fit into a DiaSource ID, it must be below {limit}")
-    first = ((visit << _DETECTOR_BITS) | detector) << _SERIAL_BITS
+    first = ((visit << _DETECTOR_BITS) | detector) << _COUNT_BITS
     return first + np.arange(count, dtype=np.int64)
 
 

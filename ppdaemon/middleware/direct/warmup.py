@@ -30,6 +30,7 @@ from ppdaemon.middleware.direct.writing import BackgroundWriter
 __all__ = ("warm_up",)
 
 _MEMORY_BYTES = 1_000_000
+"""More than the outputs of the empty task need."""
 
 
 class WarmupConnections(PipelineTaskConnections, dimensions=("instrument",)):

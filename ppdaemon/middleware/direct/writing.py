@@ -82,6 +82,7 @@ class BackgroundWriter:
 
     def _write_queued(self) -> None:
         while (dataset := self._next()) is not None:
+            # Taken before the check: a reader may write the file and release the content at any time.
             content = dataset.content
             if dataset.file is not None:  # a reader has written it: its content may be released
                 continue

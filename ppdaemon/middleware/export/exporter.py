@@ -196,7 +196,7 @@ class CentralExporter:
         """Move a spool to quarantine, with the reason in it."""
         reason = describe(error)
         _LOG.error(
-            "spool %s cannot be exported, it is quarantined in %s (%s there says how to export it again): %s",
+            "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
             spool.name,
             self._refused,
             REFUSAL,

@@ -105,6 +105,7 @@ def write_spool(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # the disk is probably full: free the space
         raise
+    # The new name must survive a power failure, too.
     sync(spool)
     return folder
 

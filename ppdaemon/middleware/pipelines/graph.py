@@ -41,7 +41,7 @@ class LoadedPipeline:
     """A parsed and configured pipeline."""
 
     name: str
-    """File name without suffix; part of run names."""
+    """File name without suffix, and labels; part of run names."""
     path: str
     graph: PipelineGraph
     """Not resolved; copy it before use."""

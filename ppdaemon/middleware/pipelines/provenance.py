@@ -18,6 +18,7 @@ NO_PIPELINE_RUN = "NoPipeline"
 """Replaces the pipeline in the name of the run of footprints, metrics and preprocessing."""
 
 _DIGITS = 8
+"""Of the hash, in the name of each run: short, and enough to distinguish a site's deployments."""
 
 
 def hash_versions() -> str:

@@ -134,6 +134,7 @@ class _Command:
 
     def wait(self) -> str:
         """Wait for its end; return its exit status or signal as text."""
+        # Before the wait: a command that has not got `GO` ends when the channel is closed.
         self._channel.close()
         status = self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)

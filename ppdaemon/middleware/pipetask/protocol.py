@@ -27,6 +27,7 @@ CHANNEL_FD = 3
 GO = b"go"
 """The worker allows the tasks to run."""
 MAX_PACKET_BYTES = 65_536
+"""Receive buffer; a longer packet would be cut, so that texts are limited below."""
 
 type _Text = Annotated[str, pydantic.BeforeValidator(lambda text: text[:4_000])]
 """A longer text is cut, to fit into a packet."""

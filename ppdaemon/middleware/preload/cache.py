@@ -28,7 +28,9 @@ _LANES = 64
 """Folders and locks for copying, chosen by the name's checksum: enough that
 workers rarely wait for each other, few enough to leave in place."""
 _USAGE_FILE = ".ledger"
+"""With a dot, so that sweeps do not count or delete it."""
 _USAGE_FORMAT = re.compile(rb"(\d{20}) (\d{20})\n")
+"""Of fixed width: each write replaces all of the previous one."""
 _FILL = 0.9
 """Fraction of the budget that a sweep leaves used, so that the next sweep is
 not needed at once."""
@@ -268,6 +270,8 @@ def _empty(lane: Path) -> int:
 def _clean(lane: Path) -> tuple[int, int]:
     """Return the bytes that a worker is copying into a lane, and the bytes deleted if there is none."""
     try:
+        # Without waiting: this process has locked the usage record, and the worker in the lane
+        # may wait for that.
         with _locked(_lock_of(lane), wait=False):
             return 0, _empty(lane)
     except BlockingIOError:

@@ -73,7 +73,7 @@ class PreloadPlan:
     ) -> "PreloadPlan":
         """Select the pipelines whose required inputs were found or will be produced by preprocessing.
 
-        `reasons` says why other pipelines cannot be constructed; pipelines
+        `reasons` explains why other pipelines cannot be constructed; pipelines
         without `needs` do not fit the repo.
         """
         counts = count_datasets(found)

@@ -15,7 +15,6 @@ from typing import Any
 import astropy.time
 from astro_metadata_translator import ObservationInfo
 from astropy.coordinates import angular_separation
-from astropy.io import fits
 from lsst.pipe.base import Instrument
 
 from ppdaemon.camera import SkyPoint
@@ -24,7 +23,7 @@ from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.raws.fitsblocks import structure
+from ppdaemon.raws.fitsblocks import read_header, structure
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import parse_json
@@ -37,7 +36,7 @@ SIDECAR_LIMIT = 1_048_576
 """Largest sidecar that is read, bytes; real ones have 3 to 4 kB."""
 
 _IDENTITY = ("INSTRUME", "OBSID", "GROUPID", "DAYOBS", "SEQNUM", "DETECTOR", "RAFTBAY", "CCDSLOT")
-"""Keywords that must be equal in FITS file and sidecar where both have them."""
+"""Keywords that are compared between FITS file and sidecar where both have them."""
 
 
 _PROPERTIES = frozenset(
@@ -140,20 +139,20 @@ def read_checked_header(copy: Path, raw: Raw, instrument: Instrument, files: Raw
     Raises `~ppdaemon.errors.VisitFailed` (``BAD_RAW``).
     """
     try:
-        header = read_primary_header(copy)
+        header = read_fits_header(copy, raw.path)
         return _from_sidecar(header, raw, instrument, files) or _checked(header, raw, instrument)
     except (BadFits, VisitFailed) as error:
         raise VisitFailed(Outcome.BAD_RAW, f"raw {raw.path} is rejected: {error}") from error
 
 
 def _from_sidecar(
-    header: fits.Header, raw: Raw, instrument: Instrument, files: RawFiles
+    header: Mapping[str, Any], raw: Raw, instrument: Instrument, files: RawFiles
 ) -> ExposureHeader | None:
     sidecar = read_sidecar(raw.sidecar, files)
     if sidecar is None:
         return None
-    same_exposure(sidecar, header)
     try:
+        same_exposure(sidecar, header)
         return _checked(sidecar, raw, instrument)
     except VisitFailed as error:
         _LOG.warning("sidecar %s is ignored, using the FITS header: %s", raw.sidecar, error)
@@ -161,28 +160,29 @@ def _from_sidecar(
 
 
 def _checked(header: Mapping[str, Any], raw: Raw, instrument: Instrument) -> ExposureHeader:
-    return check_expected(translate(header, instrument, raw.path), raw)
+    info = translate(header, instrument, raw.path)
+    # The base translator returns the exposure id where a header has no group.
+    has_group = header.get("GROUPID") is not None or info.exposure_group != str(info.exposure_id)
+    return check_expected(info, raw, has_group=has_group)
 
 
 class BadFits(ValueError):
     """The file is not a complete FITS file, for the reason in the message."""
 
 
-def read_primary_header(path: Path) -> fits.Header:
-    """Check a file's structure and return its primary header; the file may be compressed by gzip.
+def read_fits_header(path: Path, name: str) -> Mapping[str, Any]:
+    """Check a file's structure and return its keywords; the file may be compressed by gzip.
 
-    Raises `BadFits` if it is empty, truncated or not FITS.
+    Cards that cannot be parsed are omitted. `name` is the path in messages. Raises `BadFits` if the
+    file is empty, truncated or not FITS.
     """
     with path.open("rb") as stream:
         found = structure(stream)
-    if not found.whole:
-        raise BadFits(f"it is not a complete FITS file: {found.problem}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a raw with a nonstandard card can be processed
-        try:
-            return fits.getheader(path)
-        except (ValueError, TypeError, fits.VerifyError) as error:
-            raise BadFits(f"its primary header cannot be read: {error}") from error
+        if not found.whole or not found.data_bytes:
+            raise BadFits(f"it is not a complete FITS file: {found.problem or 'no data'}")
+        if found.warning:
+            _LOG.warning("raw %s is unusual and is processed: %s", name, found.warning)
+        return read_header(stream)
 
 
 def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:
@@ -200,7 +200,7 @@ def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:
     return header
 
 
-def same_exposure(sidecar: Mapping[str, Any], header: fits.Header) -> None:
+def same_exposure(sidecar: Mapping[str, Any], header: Mapping[str, Any]) -> None:
     """Raise `~ppdaemon.errors.VisitFailed` (``BAD_RAW``) if sidecar and FITS file contradict each other."""
     for key in _IDENTITY:
         other, own = sidecar.get(key), header.get(key)
@@ -233,17 +233,19 @@ def translate(header: Mapping[str, Any], instrument: Instrument, path: str) -> O
     return info
 
 
-def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
+def check_expected(info: ObservationInfo, raw: Raw, *, has_group: bool = True) -> ExposureHeader:
     """Return the header; raise `~ppdaemon.errors.VisitFailed` (``BAD_RAW``) if it contradicts the raw's
     file name and path, or lacks a property.
+
+    The group is compared only if the header has one: the path or a notice determine it otherwise.
     """
-    group = None if info.exposure_group is None else parent_group(info.exposure_group)
-    pairs = (
+    pairs = [
         ("instrument", info.instrument, raw.instrument),
         ("detector", info.detector_num, raw.detector),
         ("exposure", info.exposure_id, raw.exposure),
-        ("group", group, parent_group(raw.group)),
-    )
+    ]
+    if has_group and info.exposure_group is not None:
+        pairs.append(("group", parent_group(info.exposure_group.strip()), parent_group(raw.group)))
     wrong = [f"{what} {found!r} instead of {name!r}" for what, found, name in pairs if found != name]
     if wrong:
         raise VisitFailed(Outcome.BAD_RAW, f"the header contradicts the file name: {', '.join(wrong)}")
@@ -259,7 +261,7 @@ def check_expected(info: ObservationInfo, raw: Raw) -> ExposureHeader:
         raise VisitFailed(Outcome.BAD_RAW, f"the header has no {', '.join(missing)}")
     if needed["end"] < needed["begin"]:
         # An empty timespan would find no calibrations.
-        _LOG.warning("exposure %s ends before it begins, its begin is used as its end, too", raw.exposure)
+        _LOG.warning("exposure %s ends before it begins; its begin is also used as its end", raw.exposure)
         needed["end"] = needed["begin"]
     return ExposureHeader(
         instrument=raw.instrument,

@@ -185,6 +185,6 @@ class VisitRaws:
     def _read_header(self, copy: Path, raw: Raw) -> ExposureHeader:
         header = read_checked_header(copy, raw, self.announced.instrument, self._files)
         if reasons := contradictions(header, self.announced.visit, self._limits):
-            text = f"exposure {raw.exposure} is set aside: {', '.join(reasons)}"
+            text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
         return header

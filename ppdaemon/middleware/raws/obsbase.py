@@ -68,7 +68,9 @@ class ObsBaseIngester:
         except Exception as error:  # it runs code of the instrument: any exception
             if is_out_of_space(error) or isinstance(error, MemoryError):
                 raise
-            raise VisitFailed(Outcome.BAD_RAW, f"obs_base cannot ingest it: {describe(error)}") from error
+            raise VisitFailed(
+                Outcome.BAD_RAW, f"obs_base cannot ingest the raw: {describe(error)}"
+            ) from error
         exposure = self._in_group(header)
         return [
             *self._records("day_obs", day_obs=exposure.day_obs),

@@ -13,6 +13,7 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.raws.remote import fetch
 from ppdaemon.raws.files import open_raw, raw_descriptor
+from ppdaemon.raws.path import plain_name
 
 __all__ = ("RawFiles",)
 
@@ -32,7 +33,8 @@ class RawFiles:
         `~ppdaemon.errors.BadMessage` if it is below no root or a link leads out
         of its root; there is no copy then.
         """
-        copy = folder / path.rpartition("/")[2]
+        # Readers decide by the ending: the copy has a common one.
+        copy = folder / plain_name(path.rpartition("/")[2])
         try:
             if path.startswith("/"):
                 self._copy(path, copy)

@@ -11,7 +11,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.raws.fitsblocks import read_primary
+from ppdaemon.raws.fitsblocks import read_header as read_fits_header
 from ppdaemon.wire import parse_json
 
 __all__ = ("StoreError", "fetch", "read_header", "read_json")
@@ -20,8 +20,9 @@ JSON_LIMIT = 1_000_000
 """Bytes; sidecars have 3 to 4 kB."""
 HEADER_CHUNK = 64 * 1024
 """Primary headers of LSST cameras take 15 to 30 kB."""
+GROUP_KEYWORD = "GROUPID"
 HEADER_LIMIT = 4_000_000
-"""Bytes after which a file without the end of a header is rejected."""
+"""Bytes that are read at most to find the end of a header, or the group."""
 
 
 class StoreError(OSError):
@@ -53,7 +54,9 @@ def read_json(uri: str) -> dict[str, Any]:
 
 
 def read_header(uri: str) -> dict[str, Any]:
-    """Return the primary header of a FITS file, reading little more where the store supports ranges.
+    """Return the keywords of a FITS file, reading little more where the store supports ranges.
+
+    Extensions are read until one has the group, if the primary header has none.
 
     Raises `OSError` as `fetch`, and `~ppdaemon.errors.BadMessage` if the file
     does not begin with a header.
@@ -63,11 +66,15 @@ def read_header(uri: str) -> dict[str, Any]:
         while True:
             more = stream.read(HEADER_CHUNK)
             data += more
+            at_end = not more or len(data) > HEADER_LIMIT
             try:
-                return read_primary(io.BytesIO(data))
+                header = read_fits_header(io.BytesIO(data), until=GROUP_KEYWORD)
             except ValueError as error:
-                if not more or len(data) > HEADER_LIMIT:
+                if at_end:
                     raise BadMessage(str(error), "header") from None
+            else:
+                if at_end or header.get(GROUP_KEYWORD) is not None:
+                    return dict(header)
 
 
 @contextmanager
@@ -80,5 +87,5 @@ def _store_errors(uri: str) -> Iterator[None]:
         if error.errno is None:  # errors of a store have no errno, those of this host have
             raise StoreError(f"{uri}: {describe(error)}") from error
         raise
-    except Exception as error:  # each scheme has a library of its own, with its own exceptions
+    except Exception as error:  # each scheme uses another library, with other exceptions
         raise StoreError(f"{uri}: {describe(error)}") from error

@@ -107,7 +107,7 @@ class AnnouncedVisit:
             )
         if self.camera is None or pointing is None:
             why = "no focal-plane table" if self.camera is None else "no pointing in header and announcement"
-            _LOG.warning("exposure %s: the visit has no region: %s", first.id, why)
+            _LOG.warning("exposure %s: the visit is recorded without a region: %s", first.id, why)
             return None, None
         # The visit's region covers the whole camera, so that all detectors make the same record.
         whole = camera_region(self.camera, pointing)
@@ -115,7 +115,7 @@ class AnnouncedVisit:
             return whole, detector_region(self.camera, self.detector, pointing)
         except LookupError as error:
             _LOG.warning(
-                "exposure %s: detector %d has no region in the visit: %s", first.id, self.detector, error
+                "exposure %s: detector %d is recorded without a region: %s", first.id, self.detector, error
             )
             return whole, None
 

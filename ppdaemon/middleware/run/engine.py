@@ -106,8 +106,8 @@ class RunResult:
         Parameters
         ----------
         failure : `TaskFailure` or `None`
-            The first failure.
-        succeeded : `~collections.abc.Iterable` [`tuple` [`str`, `TaskMetadata`]]
+            The first failure of a task; `None` if all succeeded.
+        succeeded : `~collections.abc.Iterable` [`tuple` [`str`, ``TaskMetadata``]]
             Label and metadata of each successful quantum, in the order of running.
         """
         partial: dict[str, None] = {}
@@ -144,7 +144,7 @@ class Unsupported(Exception):
 
 @contextmanager
 def building(job: Job) -> Iterator[None]:
-    """Convert exceptions of building a graph to `UnusablePipeline`; see `Engine.build`."""
+    """Convert exceptions of building a graph to ``UnusablePipeline``; see `Engine.build`."""
     try:
         yield
     except Unsupported:

@@ -40,7 +40,7 @@ DEPLOYMENT_TYPE = "prompt_deployment"
 
 _LISTING = "files.json"
 _KEEP_S = 3 * 86_400.0
-"""Runs that no worker has needed for that long are of former days."""
+"""Runs that no worker has needed for that long are of previous days."""
 
 
 class ConstructionFailed(Exception):

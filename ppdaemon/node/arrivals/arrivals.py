@@ -265,8 +265,7 @@ class Arrivals:
             if self._exposures.needs_sidecar(name) and len(self._tasks) < MAX_TASKS:
                 self._spawn(self._exposures.read_sidecar(name, sighting.file))
             return
-        if not self._completion.delivered(name):
-            self._completion.take(sighting)
+        self._completion.take(sighting)
 
     def _new_exposures(self, reading: ExposureReader, roots: RawRoots) -> ExposureFactsCache:
         return ExposureFactsCache(reading, self._config.sidecar_wait_s, self._clock.mono, self._counts, roots)
@@ -301,7 +300,10 @@ class Arrivals:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counts.count("internal")
-            _LOG.error("internal error: a task that handles raw arrivals has ended", exc_info=error)
+            _LOG.error(
+                "internal error: a task that handles raw arrivals has failed; please report this",
+                exc_info=error,
+            )
 
     async def _list(self, sighting: Sighting) -> None:
         expected = await self._exposures.expected(sighting.name, sighting.file)
@@ -324,7 +326,7 @@ class Arrivals:
         facts = await self._find_facts(sightings)
         if facts is None or parent_group(facts.group) != expected.group:
             return
-        taken = [self._completion.take(sighting) for sighting in sightings]
+        taken = [self._completion.take(sighting, again=True) for sighting in sightings]
         await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
 
     async def _find_facts(self, sightings: list[Sighting]) -> ExposureFacts | None:

@@ -24,7 +24,7 @@ from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
 from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, read_states, sidecar_of
 from ppdaemon.node.arrivals.index import Recent
-from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileState, PendingRaw, Recheck
+from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileId, FileState, PendingRaw, Recheck
 from ppdaemon.node.arrivals.roots import Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName, sidecar_path
@@ -85,6 +85,8 @@ class RawCompletion:
         self._pending: dict[_Key, PendingRaw] = {}
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
         self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MAX_DELIVERED)
+        # A raw is known by its file: one that was replaced, or compressed to another file, is delivered.
+        self._delivered_files: Recent[tuple[_Key, FileId]] = Recent(2.0 * self.remember_s, MAX_DELIVERED)
         self._queues = {root: _Queue() for root in self.threads}
         self._ungrouped: dict[_ExposureKey, deque[PendingRaw]] = {}
         """Complete raws of exposures with unknown group; the first is being read."""
@@ -111,13 +113,14 @@ class RawCompletion:
         """Return whether a raw was delivered recently."""
         return self._delivered.contains(_key(name), self.clock.mono())
 
-    def take(self, sighting: Sighting) -> PendingRaw | None:
+    def take(self, sighting: Sighting, *, again: bool = False) -> PendingRaw | None:
         """Add a sighting of an image, to be delivered when it is complete; return its pending raw,
-        `None` if there are too many.
+        `None` if there are too many. A file that was delivered is delivered only `again`.
         """
         key = _key(sighting.name)
         pending = self._pending.get(key)
         if pending is not None:
+            pending.redeliver = pending.redeliver or again
             if pending.add_sighting(sighting, self._unix()):
                 self._timers.pop(key).cancel()
                 self._recheck(pending)
@@ -128,8 +131,10 @@ class RawCompletion:
             )
             self.on_overflow()
             return None
-        self.latencies.sighted(sighting.source)
         pending = self._pending[key] = PendingRaw.of(sighting, self.clock.mono(), self._unix())
+        pending.known, pending.redeliver = self.delivered(sighting.name), again
+        if not pending.known:
+            self.latencies.sighted(sighting.source)
         self._queue(pending)
         return pending
 
@@ -188,6 +193,15 @@ class RawCompletion:
                     self._evaluate(pending, state, same_clock=same_clock)
 
     def _evaluate(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
+        if pending.known:
+            delivery = _key(pending.name), state.file_id
+            now = self.clock.mono()
+            if not pending.redeliver and (
+                state.file is None or self._delivered_files.contains(delivery, now)
+            ):
+                self._end_known(pending, now)
+                return
+            pending.known = False
         changed_unix = max(state.modified_ns, state.changed_ns) / 1e9
         age_s = max(0.0, self._unix() - changed_unix) if same_clock and changed_unix else 0.0
         match pending.evaluate(state, self.clock.mono(), age_s):
@@ -200,6 +214,13 @@ class RawCompletion:
                 self._conclude(pending, Abandon(kind, f"{pending.files[0].path}: {reason}"))
             case Deliver() as complete:
                 self._find_group(pending, complete)
+
+    def _end_known(self, pending: PendingRaw, now: float) -> None:
+        """Drop a raw whose file was delivered before, unless it was reported again during its check."""
+        if pending.conclude(delivered=False, mono=now):
+            del self._pending[_key(pending.name)]
+        else:
+            self._queue(pending)
 
     def _pause(self, pending: PendingRaw, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -277,12 +298,24 @@ class RawCompletion:
     # --- the end ---
 
     def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts | None, *, has_sidecar: bool) -> None:
-        """Deliver a complete raw with the facts of its exposure, or refuse it without."""
-        path = _complete(pending).file.path
+        """Deliver a complete raw with the facts of its exposure, or refuse it without.
+
+        Where its own header contradicts the facts that were read from other files, the header is used:
+        one wrong sidecar must not assign all detectors of an exposure wrongly.
+        """
+        complete, name = _complete(pending), pending.name
+        path, own = complete.file.path, complete.facts
+        # A misplaced file of another exposure stays with the visit of its path, which reports it as bad.
+        obsid = name.obsid or (facts and facts.obsid)
+        is_misplaced = own is not None and None not in (own.obsid, obsid) and own.obsid != obsid
+        if own and facts and own.group != facts.group and name.group is None and not is_misplaced:
+            text = f"{path}: its header has the group {own.group!r}, other files of its exposure have "
+            self.counts.warn("contradiction", f"{text}{facts.group!r}; its own header is used")
+            facts = own
         try:
             if facts is None:
                 raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
-            raw = _raw(pending.name, path, facts, has_sidecar, self.clock.tai())
+            raw = _raw(name, path, facts, has_sidecar, self.clock.tai(), complete.file_id)
         except BadMessage as error:
             self._conclude(pending, _refusal(error))
         else:
@@ -299,7 +332,9 @@ class RawCompletion:
             self.refuse(pending.files[0].path, end.kind, end.reason)
             return
         # Before `deliver`: a sighting that it causes must not deliver the raw again.
-        self._delivered.add(_key(pending.name), now)
+        key = _key(pending.name)
+        self._delivered.add(key, now)
+        self._delivered_files.add((key, _complete(pending).file_id), now)
         self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.latency_s)
@@ -347,7 +382,14 @@ def _refusal(error: BadMessage) -> Abandon:
     return Abandon(f"refused.{error.kind}", str(error))
 
 
-def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen_tai: float) -> Raw:
+def _raw(
+    name: RawName,
+    path: str,
+    facts: ExposureFacts,
+    has_sidecar: bool,
+    seen_tai: float,
+    file_id: FileId | None = None,
+) -> Raw:
     assert name.detector is not None
     try:
         return Raw(
@@ -360,6 +402,7 @@ def _raw(name: RawName, path: str, facts: ExposureFacts, has_sidecar: bool, seen
             snap=facts.snap,
             snaps=facts.snaps,
             seen_tai=seen_tai,
+            file_id=file_id,
         )
     except pydantic.ValidationError as error:
         raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not valid", "header") from None

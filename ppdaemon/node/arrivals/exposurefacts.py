@@ -154,6 +154,7 @@ class ExposureFactsCache:
         # first read may have found an incomplete file.
         if exposure.listed:
             return None
+        # Before the next `await`: a second report of the list ends above.
         exposure.listed = True
         await exposure.until_known(LIST_WAIT_S)
         if exposure.facts is None:

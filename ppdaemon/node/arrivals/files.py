@@ -5,13 +5,14 @@ They return facts; the event loop decides. A file is opened only if it is a
 regular file whose real path is below its raw root.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.pending import FileState
+from ppdaemon.node.arrivals.pending import ExposureFacts, FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import fitsblocks
 from ppdaemon.raws.files import open_raw, raw_descriptor
@@ -32,24 +33,14 @@ __all__ = (
     "sidecars_beside",
 )
 
+_SHARED = ("GROUPID", "CURINDEX", "MAXINDEX", "OBSID")
+"""Keywords that all detectors of an exposure share."""
 MAX_SIDECAR = 1_000_000
 """Bytes; real sidecars have 3 to 4 kB."""
 MAX_CARD = 80
 """Characters of a FITS card; no header has a longer value."""
 MAX_SIDECARS = 5
 """Other detectors' sidecars that are read to find the group of an exposure."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExposureFacts:
-    """Header values that all detectors of an exposure share."""
-
-    group: str
-    snap: int | None = None
-    """``CURINDEX``, from 1."""
-    snaps: int | None = None
-    """``MAXINDEX``."""
-    obsid: str | None = None
 
 
 def read_states(orders: Sequence[tuple[Sequence[RawPath], bool]]) -> list[FileState | BadMessage]:
@@ -92,15 +83,22 @@ def _stamps(path: RawPath, status: os.stat_result) -> FileState:
         status.st_ctime_ns,
         marked=marked,
         read=False,
+        device=status.st_dev,
     )
 
 
 def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
-    found = fitsblocks.structure(file)
+    found = fitsblocks.structure(file, _SHARED)
     intact = found.whole and found.data_bytes > 0
     problem = "" if intact else found.problem or "no data"
     return replace(
-        stamps, read=True, intact=intact, problem=problem, has_sidecar=_is_regular(sidecar_of(path))
+        stamps,
+        read=True,
+        intact=intact,
+        problem=problem,
+        unusual=bool(found.warning),
+        facts=_optional_facts(found.header),
+        has_sidecar=_is_regular(sidecar_of(path)),
     )
 
 
@@ -132,10 +130,10 @@ def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
 
 
 def facts_of_image(image: RawPath) -> ExposureFacts:
-    """Read the group and the snap from a primary header."""
+    """Read the group and the snap from a FITS header."""
     try:
         with _open(image) as file:
-            return facts_in(fitsblocks.read_primary(file))
+            return facts_in(fitsblocks.read_header(file, until="GROUPID"))
     except ValueError as error:
         raise BadMessage(str(error), "header") from None
 
@@ -181,8 +179,10 @@ def _json_object(path: RawPath) -> dict[str, Any]:
 
 
 def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
-    """Return the facts in a sidecar or a primary header; raises BadMessage if it has no group."""
+    """Return the facts in a sidecar or a FITS header; raises BadMessage if it has no group."""
     group = header.get("GROUPID")
+    if isinstance(group, int) and not isinstance(group, bool):
+        group = str(group)
     if not isinstance(group, str) or not group.strip():
         raise BadMessage("GROUPID: missing or blank", "group")
     obsid = header.get("OBSID")
@@ -192,6 +192,12 @@ def facts_in(header: Mapping[str, Any]) -> ExposureFacts:
         _index(header.get("MAXINDEX")),
         obsid.strip() if isinstance(obsid, str) and obsid.strip() else None,
     )
+
+
+def _optional_facts(header: Mapping[str, Any]) -> ExposureFacts | None:
+    with contextlib.suppress(BadMessage):
+        return facts_in(header)
+    return None
 
 
 def _index(value: Any) -> int | None:

@@ -64,6 +64,7 @@ class _StoredRaw(NamedTuple):
     file: str
     sidecar: str | None
     """File name, or the full path if it is in another folder."""
+    file_id: tuple[int, int, int, int] | None
 
 
 class _ExposureKey(NamedTuple):
@@ -93,7 +94,7 @@ class _Exposure:
         if sidecar is not None and sidecar.rpartition("/")[0] == folder:
             sidecar = sidecar.rpartition("/")[2]
         self.added = now
-        self.raws[raw.detector] = _StoredRaw(now, raw.seen_tai, folder, file, sidecar)
+        self.raws[raw.detector] = _StoredRaw(now, raw.seen_tai, folder, file, sidecar, raw.file_id)
 
     def raw(self, detector: int) -> Raw:
         landed = self.raws[detector]
@@ -105,6 +106,7 @@ class _Exposure:
             sidecar=sidecar,
             detector=detector,
             seen_tai=landed.seen_tai,
+            file_id=landed.file_id,
             **self.key._asdict(),
         )
 
@@ -132,7 +134,9 @@ class ArrivalIndex:
         return self._count
 
     def add(self, raw: Raw) -> bool:
-        """Add a raw; return `False` if this exposure of the detector is already stored."""
+        """Add a raw; return `False` if this file is already stored. Another file of the same exposure and
+        detector replaces it.
+        """
         now = self.mono()
         self._expire(now)
         key = _ExposureKey(raw.instrument, raw.exposure, raw.group, raw.snap, raw.snaps)
@@ -141,7 +145,9 @@ class ArrivalIndex:
             exposure = self._exposures[key] = _Exposure(key)
             self._visits.setdefault(_visit_key(raw.instrument, raw.group), {})[key] = exposure
         elif raw.detector in exposure.raws:
-            return False
+            if exposure.raw(raw.detector).is_same_file(raw):
+                return False
+            self._count -= 1
         exposure.add(raw, now)
         self._exposures.move_to_end(key)
         self._count += 1

@@ -189,7 +189,7 @@ def _is_creation(event_name: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise BadMessage("a record whose event, bucket or key is no string", "record")
+        raise BadMessage("a record whose event, bucket or key is not a string", "record")
     return value
 
 

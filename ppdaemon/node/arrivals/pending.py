@@ -24,6 +24,8 @@ __all__ = (
     "CompletenessCheck",
     "Decision",
     "Deliver",
+    "ExposureFacts",
+    "FileId",
     "FileState",
     "PendingRaw",
     "PendingState",
@@ -35,6 +37,7 @@ FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
 """With 60 slow writers at once the checks take 2 % of a core."""
 PAUSE_GROWTH = 1.5
+"""Of the pause after each check: most files are complete at the first ones."""
 
 QUIET_INTACT_S = 0.5
 """For an intact file that no event confirmed: a slow writer may be compressing the
@@ -51,6 +54,23 @@ LIMIT_S = 600.0
 
 MAX_FILES = 4
 """Paths at which the raw of one detector is checked."""
+
+
+type FileId = tuple[int, int, int, int]
+"""Device, inode, size in bytes, and time of the last write in ns: a file that was replaced has
+another one, a file that was only renamed or linked has the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureFacts:
+    """Header values that all detectors of an exposure share."""
+
+    group: str
+    snap: int | None = None
+    """``CURINDEX``, from 1."""
+    snaps: int | None = None
+    """``MAXINDEX``."""
+    obsid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +93,17 @@ class FileState:
     """Whether the file has data and is as long as its headers require."""
     problem: str = ""
     """Why the file is not intact."""
+    unusual: bool = False
+    """Whether an intact file has bytes after its last HDU, or a last block that is too short."""
     has_sidecar: bool = False
+    facts: ExposureFacts | None = None
+    """Of the file's own header; `None` if it has no group."""
+    device: int = 0
+
+    @property
+    def file_id(self) -> FileId:
+        """Identity of the file and its content."""
+        return self.device, self.inode, self.size, self.modified_ns
 
     @property
     def moved_into_place(self) -> bool:
@@ -87,7 +117,7 @@ class FileState:
         return _stamps(self) == _stamps(other)
 
 
-_stamps = operator.attrgetter("file", "inode", "size", "modified_ns", "changed_ns")
+_stamps = operator.attrgetter("file", "device", "inode", "size", "modified_ns", "changed_ns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +127,9 @@ class Deliver:
     file: RawPath
     intact: bool
     has_sidecar: bool = False
+    file_id: FileId = field(default=(0, 0, 0, 0), compare=False)
+    facts: ExposureFacts | None = field(default=None, compare=False)
+    """Of the file's own header; `None` if it has no group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +201,7 @@ class CompletenessCheck:
             return Abandon("vanished", f"not there for {MISSING_S:g} s")
         if remaining_quiet_s <= 0.0 and state.file is not None and state.marked:
             if fresh:
-                return Deliver(state.file, state.intact, state.has_sidecar)
+                return Deliver(state.file, state.intact, state.has_sidecar, state.file_id, state.facts)
             # Even if it was read before: stamps with a resolution of 1 s may hide the last write.
             return Recheck(0.0, structure=True)
         if now - self.since >= LIMIT_S:
@@ -195,7 +228,10 @@ def _required_quiet_s(state: FileState, confirmed: bool, close_expected: bool) -
     if not state.read or state.intact:
         if confirmed or state.moved_into_place or has_marker:
             return 0.0
-        return QUIET_UNCONFIRMED_S if close_expected else QUIET_INTACT_S
+        if close_expected:
+            return QUIET_UNCONFIRMED_S
+        # Further HDUs may be written into space that was allocated before.
+        return QUIET_BROKEN_S if state.unusual else QUIET_INTACT_S
     # A broken file that was renamed into place may still be written: it counts as unconfirmed.
     return QUIET_BROKEN_S if confirmed or has_marker else QUIET_UNCONFIRMED_S
 
@@ -237,6 +273,10 @@ class PendingRaw:
     complete: Deliver | None = None
     """The decision to deliver, executed when the group is known."""
     complete_mono: float = 0.0
+    known: bool = False
+    """Whether a file of this raw was delivered before: then this one is first compared with it."""
+    redeliver: bool = False
+    """Whether a file that was delivered before is delivered again."""
     _reported_before_check: bool = False
     _structure: bool = False
     # Callbacks, not an asyncio.Event: it would need more memory than all other fields, for few raws.
@@ -273,7 +313,8 @@ class PendingRaw:
         assert self.state is PendingState.QUEUED
         self.state = PendingState.CHECKING
         self._reported_before_check, self._reported = self._reported, False
-        return tuple(self.files), self._structure or self._reported_before_check
+        # Of a file that was delivered before only the stamps are read.
+        return tuple(self.files), self._structure or (self._reported_before_check and not self.known)
 
     def evaluate(self, state: FileState, mono: float, age_s: float) -> Decision:
         """Decide after a check, and change the state accordingly."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The raw roots, and the sightings that all sources report."""
 
+import functools
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.raws.layout import Layout, make_layout
 from ppdaemon.raws.path import ExpectedRaws, RawFileKind, RawName
-from ppdaemon.raws.roots import WatchKind
+from ppdaemon.raws.roots import WatchKind, without_profile
 
 __all__ = ("RawPath", "RawRoot", "RawRoots", "Sighting")
 
@@ -33,21 +34,26 @@ class Sighting:
     name: RawName
     file: RawPath
     confirmed: bool
-    """Whether the source knows that the file is finished."""
+    """Whether the source reports the file as finished."""
     close_expected: bool = False
     """Whether the source reported the creation of the file, so that it will report its close."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RawRoot:
     """One raw root with its settings; those that it lacks come from the common ones."""
 
     path: str
-    """Absolute; may be a symbolic link."""
+    """Absolute; may be a symbolic link. In a store a URI, which may have a profile."""
     layout: Layout
     watch: WatchKind
     done: str | None
     """See `~ppdaemon.raws.roots.DoneMarker`."""
+
+    @functools.cached_property
+    def announced(self) -> str:
+        """The path as notices have it: without the profile of a store."""
+        return without_profile(self.path) if "://" in self.path else self.path
 
     def marker(self, name: RawName, path: str) -> str | None:
         """Return the path of the file that marks a raw as complete; `None` where none is configured."""
@@ -69,7 +75,8 @@ class RawRoots:
     names only.
 
     Roots may overlap: a path belongs to the innermost one. Paths in stores are URIs without
-    escapes. Raises ConfigError if a root's layout cannot name an instrument's detectors.
+    escapes; located ones have the profile of their root. Raises ConfigError if a root's layout
+    cannot name an instrument's detectors.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class RawRoots:
         self.roots = _stores(config, instruments) if stores else _folders(config, instruments)
         self.served = {instrument: frozenset(detectors) for instrument, detectors in instruments.items()}
         self._by_path = {root.path: root for root in self.roots}
-        self._inner_first = sorted(self.roots, key=lambda root: -len(root.path))
+        self._inner_first = sorted(self.roots, key=lambda root: -len(root.announced))
 
     def locate(self, path: str) -> tuple[RawName, RawPath] | None:
         """Parse an absolute path of a raw, a sidecar, a list of detectors, or a marker, which is
@@ -88,9 +95,10 @@ class RawRoots:
         BadMessage if the path is outside all roots, or must not be opened.
         """
         for root in self._inner_first:
-            if path.startswith(root.path + "/"):
-                file = root.raw_of_marker(path)
-                name = root.layout.parse(file[len(root.path) + 1 :])
+            if path.startswith(root.announced + "/"):
+                relative = root.raw_of_marker(path)[len(root.announced) + 1 :]
+                file = f"{root.path}/{relative}"
+                name = root.layout.parse(relative)
                 if name is None or not self._serves(name):
                     return None
                 image = name.kind is RawFileKind.IMAGE
@@ -100,14 +108,15 @@ class RawRoots:
     def depth(self, path: str) -> int:
         """Return the number of slashes in the innermost root of an absolute path or URI; 0 without a root."""
         return max(
-            (root.path.count("/") for root in self.roots if path.startswith(root.path + "/")), default=0
+            (root.announced.count("/") for root in self.roots if path.startswith(root.announced + "/")),
+            default=0,
         )
 
     def names_raw(self, path: str) -> bool:
         """Return whether an absolute path below a root names a raw or a sidecar of any detector."""
         return any(
-            path.startswith(root.path + "/")
-            and root.layout.parse(root.raw_of_marker(path)[len(root.path) + 1 :]) is not None
+            path.startswith(root.announced + "/")
+            and root.layout.parse(root.raw_of_marker(path)[len(root.announced) + 1 :]) is not None
             for root in self.roots
         )
 

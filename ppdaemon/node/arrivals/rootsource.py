@@ -192,8 +192,10 @@ class RootSource:
     async def _survey_forever(self) -> None:
         due = self._clock.mono()
         while True:
+            # Before the requests are read: one that comes during the survey wakes the next turn.
             self._wake.clear()
             if self._survey_requested or self._clock.mono() >= due:
+                # Before the survey: a request during it means that it may have missed something.
                 self._survey_requested = False
                 self._survey_cost_s = 0.0
                 succeeded = await self._survey()
@@ -221,6 +223,7 @@ class RootSource:
             if watch is not None:
                 await self._threads.run(watch.start)
             await self._collect(survey.survey(WalkTime.by(self._clock)), observers)
+            # After the survey, which has watched the folders that are still needed.
             if watch is not None:
                 await self._threads.run(watch.watch_only, survey.folders)
         except OSError as error:
@@ -231,6 +234,7 @@ class RootSource:
         return False
 
     async def _explore(self, observers: _Observers) -> None:
+        # Taken before the first `await`: folders that are reported meanwhile are explored next.
         folders, self._new_folders = self._new_folders, set()
         try:
             await self._collect(observers.survey.explore(folders, WalkTime.by(self._clock)))

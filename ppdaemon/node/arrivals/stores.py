@@ -62,7 +62,7 @@ class StoreArrivals:
     expect: Callable[[ExpectedSensors], None]
 
     def __post_init__(self) -> None:
-        self._hosts = _hosts(root.path for root in self.roots.roots)
+        self._hosts = _hosts(root.announced for root in self.roots.roots)
         self._images: dict[_Key, dict[int, _StoredRaw]] = {}
         self._versions: OrderedDict[tuple[_Key, int], str] = OrderedDict()
         """By exposure and detector: the version of the object that was delivered last."""
@@ -90,7 +90,7 @@ class StoreArrivals:
                 raise AssertionError(unexpected)
 
     def _uri(self, object_: StoredObject) -> str:
-        """Return an object's URI as the root that it is below is written.
+        """Return an object's URI as `RawRoots.locate` has the root that it is below.
 
         Where roots of several tenants fit, that of the notice's tenant is used, else one
         without a tenant.

@@ -114,6 +114,7 @@ class FileThreads:
     def abandon_calls(self, after_s: float) -> None:
         """Abandon calls that have been running for more than `after_s` seconds, and replace their threads."""
         now = self._mono()
+        # A copy: the threads change the dictionary.
         for number, call in [*self._running.items()]:
             if now - call.since <= after_s or number in self._abandoned:
                 continue

@@ -163,6 +163,7 @@ class FolderWatch:
             return
         if self._canary_number < 0:
             self._add_canary(self._reader, self._canary)
+        # Counted before the touch: the reader's thread may handle the event at once.
         self._touched += 1
         os.utime(self._canary)
 
@@ -177,6 +178,7 @@ class FolderWatch:
             self._stopping = True
             reader, self._reader = self._reader, None
         if reader is not None:
+            # Without the lock: the thread takes it for each event, and could not end.
             reader.stop()
             reader.join(_STOP_S)
         if self._canary is not None:

@@ -27,9 +27,10 @@ class Reloader:
     """Set by SIGHUP; several signals during a reload cause one more."""
 
     async def run(self) -> None:
-        """Reload after each signal until cancelled."""
+        """Reload after each signal until canceled."""
         while True:
             await self.requested.wait()
+            # Before the reload: a signal during it causes another one.
             self.requested.clear()
             self.notifier.notify(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
             await self.generations.reload_unattended()

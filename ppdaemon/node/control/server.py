@@ -55,6 +55,7 @@ class ControlServer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()  # left by the previous run, which has ended: this one holds the state lock
+        # The socket must not be open to all users, not even until a later chmod.
         before = os.umask(0o117)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self.path, limit=CONTROL_LIMIT)
@@ -126,6 +127,7 @@ class ControlServer:
             await self._reply(writer, Ok(data=self.status().model_dump(mode="json")))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 1.0)
+            # Before the pause: changes during it are sent right after it.
             self._changed.clear()
             await asyncio.sleep(0.2)
 

@@ -35,7 +35,7 @@ class Ticker:
     watchdog_s: float | None
 
     async def run(self) -> None:
-        """Tick until cancelled. Nothing here reads a disk: a disk that does not
+        """Tick until canceled. Nothing here reads a disk: a disk that does not
         answer must not let the watchdog end the daemon.
         """
         while True:
@@ -45,7 +45,7 @@ class Ticker:
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
-        """Read journal and state disk once a second until cancelled."""
+        """Read journal and state disk once a second until canceled."""
         while True:
             await self.pump.resend_results()
             self.status.spools_refused = await asyncio.to_thread(self.folders.count_quarantined)

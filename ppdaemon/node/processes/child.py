@@ -132,6 +132,7 @@ def launch(
                 stdout=output,
                 stderr=output,
                 pass_fds=(child_end.fileno(), lifeline.read_end),
+                # `ENVIRONMENT` last: with other values the process may have several threads.
                 env={**environment, **ENVIRONMENT},
             )
         try:

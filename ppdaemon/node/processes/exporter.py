@@ -21,7 +21,9 @@ __all__ = ("ExporterProcess",)
 _LOG = logging.getLogger(__name__)
 
 SLOT = -1
+"""Instead of the number of a slot, in orders to the zygote."""
 BOOT_S = 60.0
+"""From the order to fork until it is ready; one that is spawned imports everything itself."""
 EXPORT_S = 600.0
 """A database that takes longer for one order is regarded as unavailable."""
 LONGEST_PAUSE = 16

@@ -33,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 BOOT_S = 120.0
 """Time limit of the imports."""
 TEMPLATE_SLOT = -2
+"""Instead of the number of a slot, in orders to the zygote; the exporter's is -1."""
 TEMPLATE_S = 120.0
 """Time limit of the template."""
 STEADY_S = 60.0

@@ -18,7 +18,7 @@ class ProcessState(Enum):
     PAUSING = auto()
     """There is no process; the next one is started after the pause."""
     STARTING = auto()
-    """The process was asked for, or boots."""
+    """The process was requested, or boots."""
     SERVING = auto()
     """The process takes orders."""
     RETRYING = auto()
@@ -115,7 +115,7 @@ class Lifecycle:
         return Kill(f"has not ended in {self._boot_s:g} s")
 
     def started(self, now: float) -> None:
-        """Note that a process was asked for; an earlier one that has not started yet is disregarded."""
+        """Note that a process was requested; an earlier one that has not started yet is disregarded."""
         self.state = ProcessState.STARTING
         self._boot_until = now + self._boot_s
 

@@ -82,11 +82,13 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
             # It may have died just after it became ready.
             if not self._order(number, ReadObject(number=number, what=what, uri=uri)):
                 raise TimeoutError("the reader does not accept orders now")
+            # No `await` since the order: its answer is not handled before the future exists.
             answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
             self._answers[number] = answer
             try:
                 return await answer
             finally:
+                # Also if the caller was canceled: a late answer is then ignored.
                 del self._answers[number]
                 self._answered(number)
 

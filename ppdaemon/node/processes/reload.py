@@ -24,6 +24,7 @@ __all__ = ("Generations", "needs_restart")
 _LOG = logging.getLogger(__name__)
 
 FIXED_PARTS = ("node", "relay", "arrivals")
+"""Their folders, sockets and watches are created once, at the start."""
 RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
 """Keys that may change although the rest of their part may not."""
 

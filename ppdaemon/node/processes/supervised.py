@@ -33,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 LAST_LINES = 15
 """Of a log, in an error message: enough for a traceback."""
 LAST_BYTES = 20_000
+"""Read from the end of the log to find these lines."""
 
 
 class SupervisedProcess[Message: pydantic.BaseModel](ABC):
@@ -197,7 +198,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         if self._child is not None:
             self._child.signal(signal.SIGKILL)
         self._give_up(reason, list(self.lifecycle.unanswered))
-        if self._child is None:  # it was asked for and not forked in time
+        if self._child is None:  # it was requested and not forked in time
             self.lifecycle.ended(reason, self._loop.time())
         self._set_timer()
 

@@ -4,7 +4,7 @@ derives facts; decides nothing.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ppdaemon.messages import Pipelines, Raw
@@ -50,6 +50,8 @@ class Assignment:
     """Exposures that are unusable, or do not belong to the announced visit."""
     remarks: tuple[str, ...] = ()
     """The reason for each refused exposure, in the same order."""
+    replaced: tuple[int, ...] = ()
+    """Exposures whose file was replaced after the worker was ordered to ingest the former one."""
     avoid: int | None = None
     """The slot of the previous attempt: another one is preferred."""
     no_return: str = ""
@@ -110,6 +112,17 @@ class Assignment:
         """Return whether a raw of this exposure arrived."""
         return any(raw.exposure == exposure for raw in self.raws)
 
+    def with_other_file(self, raw: Raw) -> "Assignment":
+        """Return the assignment with another file of an exposure, which is no longer refused."""
+        raws = tuple(raw if each.exposure == raw.exposure else each for each in self.raws)
+        refusals = [each for each in zip(self.refused, self.remarks, strict=True) if each[0] != raw.exposure]
+        return replace(
+            self,
+            raws=raws,
+            refused=tuple(exposure for exposure, _ in refusals),
+            remarks=tuple(remark for _, remark in refusals),
+        )
+
     def with_remarks(self, reason: str) -> str:
         """Return an outcome's reason, followed by the reasons for refused exposures and by a
         contradiction between announced and actual number of exposures.
@@ -117,7 +130,9 @@ class Assignment:
         announced, by_headers = self.visit.nimages, self._snaps_by_headers
         contradict = announced and by_headers and announced != by_headers
         contradiction = (
-            f"{announced} images were announced, their headers say {by_headers}" if contradict else ""
+            f"{announced} images were announced, but the headers contain {by_headers} as their number"
+            if contradict
+            else ""
         )
         return "; ".join(filter(None, (reason, *self.remarks, contradiction)))
 

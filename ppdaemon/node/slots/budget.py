@@ -11,8 +11,11 @@ __all__ = ("RestartBudget",)
 FIRST_PAUSE_S = 0.2
 """After a single crash, and after the first fork that failed."""
 LONGEST_PAUSE_S = 60.0
+"""Limit of the pauses, which grow with each crash."""
 WINDOW_S = 300.0
+"""Failures longer ago than this do not count."""
 FAILURES = 5
+"""So many in the window mean that another restart is useless: quarantine."""
 LONGEST_FORK_PAUSE_S = 2.0
 """A fork that failed used no resources, so it is tried again soon."""
 

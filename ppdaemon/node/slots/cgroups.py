@@ -72,8 +72,8 @@ def _own_folder(proc: Path) -> Path:
 
 @dataclass(slots=True)
 class Cgroups:
-    """The daemon's control group, divided into a leaf for each worker; without a `base`, `reason`
-    says why there is none and every method does nothing.
+    """The daemon's control group, divided into a leaf for each worker; without a `base`, every
+    method does nothing and `reason` is the cause.
     """
 
     config: WorkersConfig
@@ -120,7 +120,7 @@ class Cgroups:
             _remove(leaf)
 
     def enforced_by(self, limit: str) -> str:
-        """Return a text that says whether the kernel enforces a limit: ``memory``, ``pids`` or ``kill``."""
+        """Return a text on whether the kernel enforces a limit: ``memory``, ``pids`` or ``kill``."""
         reason = self.reason or self._refused.get(limit, "")
         return f"not by the kernel: {reason}" if reason else "kernel (cgroup)"
 
@@ -139,7 +139,9 @@ class Cgroups:
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 _write(leaf / "cgroup.procs", str(pid))
         except OSError as error:
-            self.problem = f"worker {pid} of slot {slot} runs without limits by the kernel: {error}"
+            self.problem = (
+                f"worker {pid} of slot {slot} is limited by the supervisor only, not by the kernel: {error}"
+            )
             _LOG.error("%s", self.problem)
         else:
             self.problem = ""

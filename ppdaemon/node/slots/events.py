@@ -70,7 +70,7 @@ class RescanDone:
 class CancelReceived:
     """The slot's visit will not be taken, or not by this node."""
 
-    reason: str = "cancelled by the telescope"
+    reason: str = "canceled by the telescope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class WipeRepo:
 
 @dataclass(frozen=True, slots=True)
 class RescanRaws:
-    """Look in the raw roots once more for the expected raws of a visit-detector."""
+    """Search the raw roots once more for the expected raws of a visit-detector."""
 
     key: Key
 

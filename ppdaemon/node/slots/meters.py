@@ -44,6 +44,7 @@ LOG_END_BYTES = 65_536
 """Upper limit of the end of a log that is retained when it is cut."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+"""Unit of the CPU times in ``/proc``."""
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -160,6 +161,7 @@ class Meters:
         logs are counted as ``log_cut``.
         """
         loop = asyncio.get_running_loop()
+        # Not a default thread: all of those may be waiting for a disk.
         with ThreadPoolExecutor(1, "meters") as thread:
             while True:
                 await asyncio.sleep(self.config.memory.sample_s)

@@ -165,8 +165,13 @@ class Slot:
         ]
 
     def _store_raw(self, event: events.RawArrived, now: float) -> Actions:
-        """Store a raw that arrived before the worker was prepared."""
+        """Store a raw that arrived before the worker was prepared; another file of the same exposure
+        replaces it.
+        """
         current = self._current
+        if current.has(event.raw.exposure):
+            self.assignment = current.with_other_file(event.raw)
+            return []
         if self._is_surplus(event.raw):
             return []
         self.assignment = replace(current, raws=(*current.raws, event.raw), last_raw_at=now)
@@ -193,6 +198,17 @@ class Slot:
         return [*notes, *waiting, *ingest, *ended]
 
     def _ingest(self, event: events.RawArrived, now: float) -> Actions:
+        current, raw = self._current, event.raw
+        if current.has(raw.exposure):
+            before = next(each for each in current.raws if each.exposure == raw.exposure)
+            if raw.exposure in current.ingested or raw.is_same_file(before):
+                return []
+            self.assignment = current.with_other_file(raw)
+            if raw.exposure in current.refused:
+                return [events.Send(messages.Ingest(raw=raw)), self._wait_deadline(now)]
+            # The worker has an order for the former file: this one follows if that is refused.
+            self.assignment = replace(self.assignment, replaced=(*current.replaced, raw.exposure))
+            return []
         if self._is_surplus(event.raw):
             return []
         return [
@@ -224,6 +240,11 @@ class Slot:
             return self._stop_faulty(
                 events.ProtocolViolation(f"exposure {event.exposure} was refused without an order"), now
             )
+        if event.exposure in current.replaced:
+            others = tuple(exposure for exposure in current.replaced if exposure != event.exposure)
+            self.assignment = replace(current, replaced=others)
+            raw = next(each for each in current.raws if each.exposure == event.exposure)
+            return [events.Send(messages.Ingest(raw=raw)), self._wait_deadline(now)]
         self.assignment = current = replace(
             current, refused=(*current.refused, event.exposure), remarks=(*current.remarks, event.reason)
         )
@@ -313,7 +334,7 @@ class Slot:
     def _cancel_preparing(self, event: events.CancelReceived, now: float) -> Actions:
         # The worker may be in a long query: a new fork is available sooner.
         pending = PendingOutcome(Outcome.CANCELLED, event.reason, retriable=False)
-        return self._stop(pending, "its visit was cancelled", now)
+        return self._stop(pending, "its visit was canceled", now)
 
     # --- limits ----------------------------------------------------------
 
@@ -645,6 +666,7 @@ _ALIVE = {
         (events.MemorySampled, Slot._check_limits),
     )
 }
+# `TABLE` last: the rows of a single state take precedence.
 TABLE = _ALIVE | _WAITING | TABLE
 
 ANY_STATE: dict[type, Handler] = {

@@ -41,7 +41,7 @@ class PipelineChooser:
         self._messages.put_nowait(message)
 
     async def run(self) -> None:
-        """Post events until cancelled."""
+        """Post events until canceled."""
         while True:
             message = await self._messages.get()
             # A filled queue and a quick choice never suspend this task: other

@@ -236,12 +236,14 @@ class Visits:
 
     def _raw_arrived(self, event: events.RawArrived, effects: model.Effects) -> None:
         raw = event.raw
-        self._arrived.add(raw)
+        is_new = self._arrived.add(raw)
         visit = self.open.find(raw.instrument, parent_group(raw.group), raw.detector)
         if visit is None:
-            self._add_unmatched([raw], effects)
+            if is_new:  # a rescan for another detector delivers files again
+                self._add_unmatched([raw], effects)
             return
-        visit.raws.setdefault(raw.exposure, raw)
+        # A file may be replaced, or compressed to another file: the latest is used.
+        visit.raws[raw.exposure] = raw
         if visit.phase is Phase.ASSIGNED:
             self._to_slot(visit, event, effects)
         elif visit.phase is Phase.QUEUED:
@@ -462,6 +464,7 @@ class Visits:
         self.outcomes[entry.outcome] += 1
         effects.writes.append(model.Update((self.open.take_change(entry),)))
         effects.actions.append(model.SendResults((_result(entry),)))
+        # Performed after the commit: a crash before it leaves the mark for the next start.
         if entry.no_return:
             effects.actions.append(model.RemoveMark(entry.key))
         self._add_unmatched(missed, effects)
@@ -485,7 +488,7 @@ class Visits:
     def _recover(self, event: model.AttemptRecovered, effects: model.Effects) -> None:
         """End or retry an attempt of the previous run.
 
-        With a spool it has succeeded, or failed as the manifest says. Without
+        With a spool, the outcome is that in the manifest. Without
         one it was interrupted, and is retried if it has written nothing
         permanent and there is time.
         """

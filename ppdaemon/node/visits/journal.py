@@ -152,12 +152,13 @@ class Journal(SqliteFile):
 
     def _accept(self, entry: model.JournalEntry) -> bool:
         """Insert a visit-detector and return `True`, or return `False` if the
-        journal has it. A canceled one is inserted again if the relay requests
-        a later attempt.
+        journal has it. A canceled one is inserted again if the relay requests a
+        later attempt than any before: a repeated message must not be a second visit.
         """
         *visit_detector, attempt = entry.key
         known = self._db.execute(
-            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND (attempt >= ? OR outcome IS NOT ?)",
+            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
+            " AND (max(attempt, asked) >= ? OR outcome IS NOT ?)",
             (*visit_detector, attempt, Outcome.CANCELLED),
         ).fetchone()
         if known is None:
@@ -208,13 +209,17 @@ class Journal(SqliteFile):
         for raw in raws:
             group = parent_group(raw.group)
             last = self._db.execute(
-                f"SELECT final AND outcome != ?, exposures, seen FROM attempt WHERE {_IS_VISIT_DETECTOR}"
-                " ORDER BY attempt DESC LIMIT 1",
+                "SELECT final AND outcome != ?, exposures, seen, outcome FROM attempt"
+                f" WHERE {_IS_VISIT_DETECTOR} ORDER BY attempt DESC LIMIT 1",
                 (Outcome.IGNORED, raw.instrument, group, raw.detector),
             ).fetchone()
             if last is None:
                 unmatched += 1
-            elif last[0] and raw.exposure not in (*json.loads(last[1]), *json.loads(last[2])):
+                continue
+            # After an unusable raw, another file of the same exposure is late.
+            unused = last[3] in (Outcome.BAD_RAW, Outcome.RAW_UNREADABLE)
+            used = json.loads(last[1]) + ([] if unused else json.loads(last[2]))
+            if last[0] and raw.exposure not in used:
                 late += self._db.execute(
                     "INSERT OR IGNORE INTO late VALUES (?, ?, ?, ?, ?, ?)",
                     (raw.instrument, raw.exposure, raw.detector, group, raw.path, raw.seen_tai),

@@ -109,10 +109,11 @@ class VisitPump:
         return len(self.visits.open) + self._uncommitted_outcomes
 
     async def run(self) -> None:
-        """Handle events until cancelled."""
+        """Handle events until canceled."""
         while True:
             for event in await self.inbox.take():
                 self._handle(event)
+            # The inbox may never be empty: timers and sockets are served here.
             await asyncio.sleep(0)
 
     async def flush(self) -> None:
@@ -130,6 +131,7 @@ class VisitPump:
             except Refused:
                 await asyncio.sleep(BATCH_S)
                 continue
+            # Tasks before the inbox: they may post events.
             if self._tasks:
                 await asyncio.wait(self._tasks)
             elif not self.inbox and not self.journal.backlog:
@@ -140,6 +142,7 @@ class VisitPump:
         if not self.relay.connected:
             return
         try:
+            # The relay may be lost during the query: `send_results` checks the connection again.
             self.relay.send_results(
                 await self.journal.call(lambda file: file.unreported(MAX_RESULTS_PER_MESSAGE))
             )
@@ -154,6 +157,7 @@ class VisitPump:
         """
         number = next(self._numbers)
         reply: asyncio.Future[tuple[RequeueRow, ...]] = self._loop.create_future()
+        # Before the event is posted, which is answered with this number.
         self._replies[number] = reply
         self.inbox.post(make_event(number))
         try:
@@ -238,7 +242,7 @@ class VisitPump:
         # journal.
         self.count["journal_contradicted"] += 1
         _LOG.error(
-            "the journal contradicts a decision, which is dropped until the next start: %r",
+            "the journal contradicts a decision, which is dropped; the next start recovers its visits: %r",
             effects,
             exc_info=error,
         )

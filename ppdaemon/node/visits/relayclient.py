@@ -85,7 +85,7 @@ class RelayClient:
         return self._relay is not None
 
     async def run(self) -> None:
-        """Connect and exchange messages until cancelled."""
+        """Connect and exchange messages until canceled."""
         if self.link.address is None:
             return
         try:
@@ -126,9 +126,12 @@ class RelayClient:
         link = self.context.socket(zmq.DEALER)
         monitor = ConnectionMonitor(link, self.clock.mono)
         for option, value in (
+            # What is not sent is not acknowledged either: it is sent again after the next hello.
             (zmq.LINGER, 0),
             (zmq.SNDHWM, HIGH_WATER),
             (zmq.RCVHWM, HIGH_WATER),
+            # Unlimited by default. A larger message ends the session for good, without an
+            # error: after `silence_s` a new socket connects.
             (zmq.MAXMSGSIZE, messages.RELAY_LIMIT),
             (zmq.HANDSHAKE_IVL, 3000),
             (zmq.IMMEDIATE, 1),  # no messages are queued for an absent relay
@@ -138,6 +141,7 @@ class RelayClient:
             link.setsockopt(option, value)
         link.connect(address)
         self._socket, self._monitor = link, monitor
+        # A new connection has the whole `silence_s` for its first message.
         self._last_received = self.clock.mono()
 
     def _disconnect(self) -> None:
@@ -167,6 +171,7 @@ class RelayClient:
                 self._hello()
             until = self.clock.mono() + self.link.heartbeat_s
             while (remaining := until - self.clock.mono()) > 0:
+                # A receive that is canceled at a time limit loses messages: first poll, then receive.
                 if await self._socket.poll(remaining * 1000):
                     self._receive(await self._socket.recv_multipart())
         if self._relay is not None:

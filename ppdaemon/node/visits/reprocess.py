@@ -57,6 +57,8 @@ class Reprocessor:
         await self.pump.wait_until_idle()
         if entries:
             _LOG.warning("recovered %d visit-detectors left by the previous run", len(entries))
+        # Only now that the outcomes are in the journal: after a crash before, the next start
+        # needs the marks again.
         await asyncio.to_thread(self._remove_marks)
         await self._export_spools()
 
