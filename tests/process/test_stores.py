@@ -305,6 +305,7 @@ def test_an_upload_that_was_cut_and_is_replaced_is_delivered_again(tmp_path, pub
             publisher.send(created("elsewhere", "a/b"))
             await catcher.until(lambda: catcher.count("elsewhere"))
             assert [raw.detector for raw in catcher.raws] == [94] * 3
+            assert [raw.file_id for raw in catcher.raws] == ["a/100", "a/200", "b/200"]
 
     run(body)
 

@@ -27,6 +27,8 @@ MAX_WRAPPERS = 4
 """A record in SNS in SQS in a batch."""
 LONGEST_PLACE = 100
 """Characters of a bucket and a folder in a note."""
+LONGEST_VERSION = 100
+"""Characters of an ETag and a size; an ETag has 32 to 40."""
 MAX_FRAMES = 4
 """The JSON, and up to three topics."""
 RECEIVE_QUEUE = 20_000
@@ -171,7 +173,7 @@ def _stored(content: Mapping[str, Any], *, encoded: bool) -> StoredObject:
         _text(bucket["name"]),
         unquote_plus(key) if encoded else key,
         _tenant(bucket.get("arn")),
-        f"{str(etag).strip('"')}/{size}" if etag or size else "",
+        f"{str(etag).strip('"')}/{size}"[:LONGEST_VERSION] if etag or size else "",
     )
 
 

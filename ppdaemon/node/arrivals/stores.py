@@ -200,6 +200,7 @@ class StoreArrivals:
                 sighting.source,
                 escaped(sighting.file.path),
                 facts,
+                stored.version,
                 replaced=self._is_replaced(stored),
             )
         except BadMessage as error:
