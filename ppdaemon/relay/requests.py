@@ -33,10 +33,8 @@ CLOCK_SKEW_S = 5.0
 """A publication time further in the future than this is logged: clocks that are
 synchronized differ by less."""
 
-
 POINTING = frozenset({"position", "coordinateSystem", "cameraAngle", "rotationSystem"})
 """The fields without which the place of a visit on the sky is unknown."""
-
 EVENT_FIELDS = frozenset({"instrument", "position"})
 """A next_visit has one of these fields, a cancellation has none."""
 MAX_WRAPPERS = 3
@@ -155,7 +153,7 @@ def visit_warnings(visit: NextVisit, now_tai: float) -> list[str]:
         warnings.append(f"published {-visit.age_s(now_tai):.0f} s in the future")
     if visit.without_meaning:
         names = ", ".join(visit.without_meaning)
-        text = f"taken without {names}: no meaning in what was sent"
+        text = f"accepted without {names}: the values sent are unset or invalid"
         if POINTING.intersection(visit.without_meaning):
             text += "; nothing is preloaded by position"
         warnings.append(text)

@@ -164,7 +164,7 @@ class SubmitServer:
         _LOG.info("visit accepted", extra={**context, "detectors": len(accepted.added)})
         cancelled = accepted.cancelled
         if not cancelled and self._was_cancelled_early(visit):
-            _LOG.info("visit cancelled: its cancellation arrived first", extra=context)
+            _LOG.info("visit canceled: its cancellation arrived first", extra=context)
             self.apply_effects(Effects([SetCancelled(accepted.number)]), None)
             cancelled = True
         # The first announcement counts also for the detectors that a later one adds.
@@ -200,7 +200,7 @@ class SubmitServer:
         matching = [visit for visit in found if not index or visit.script_sal_index in (0, index)]
         if not found:
             self._remember_cancel(request)
-            reason = f"no such group; its visit is cancelled if it arrives within {EARLY_CANCEL_S:g} s"
+            reason = f"no such group; its visit is canceled if it arrives within {EARLY_CANCEL_S:g} s"
             _LOG.info("cancellation without a visit", extra={"group": group, "reason": reason})
             reply(Accepted(status="accepted", group=group, reason=reason))
             return

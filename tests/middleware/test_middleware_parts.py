@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, DimensionUniverse
 from storeserver import serving
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
@@ -19,6 +19,7 @@ from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipelines.provenance import output_chain
+from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
 from ppdaemon.middleware.run.engine import DataQuery
 from ppdaemon.visit import NextVisit, read_next_visit
@@ -164,3 +165,31 @@ def test_names_of_runs_and_selections() -> None:
 def test_groups_with_quotes_are_only_names(rigs: MakeRig) -> None:
     rig, worker = rigs()
     assert worker.prepare(rig.order(groupId="it's #1 ~ of 2%")).pipeline == "Full"
+
+
+def test_a_record_has_no_value_instead_of_nan(tmp_path: Path) -> None:
+    Butler.makeRepo(str(tmp_path))
+    with Butler.from_config(str(tmp_path), writeable=True) as butler:
+        universe: DimensionUniverse = butler.dimensions
+        key = {"instrument": "Cam", "day_obs": 20260101, "group": "g", "physical_filter": "r"}
+        angles = {"sky_angle": float("nan"), "azimuth": float("nan"), "zenith_angle": 30.0}
+        records = [
+            make_record(
+                universe,
+                "instrument",
+                name="Cam",
+                detector_max=1,
+                visit_max=9,
+                exposure_max=9,
+                class_name="C",
+            ),
+            make_record(universe, "physical_filter", instrument="Cam", name="r", band="r"),
+            make_record(universe, "day_obs", instrument="Cam", id=20260101),
+            make_record(universe, "group", instrument="Cam", name="g"),
+            make_record(universe, "exposure", id=1, obs_id="o", exposure_time=float("nan"), **key, **angles),
+        ]
+        for record in (*records, records[-1]):  # the second time, it is compared with what is stored
+            butler.registry.syncDimensionData(record.definition.name, record)
+        (stored,) = butler.query_dimension_records("exposure", instrument="Cam")
+        assert (stored.sky_angle, stored.azimuth, stored.zenith_angle) == (None, None, 30.0)
+        assert stored.exposure_time is None

@@ -204,7 +204,7 @@ def test_three_snaps_for_two_run_and_are_flagged(node, group):
     (row,) = node.visit(group)
     assert (len(row.exposures), row.reason) == (
         3,
-        "2 images were announced, but the headers contain 3 as their number",
+        "2 images were announced, but MAXINDEX in the headers is 3",
     )
 
 

@@ -123,9 +123,12 @@ def test_a_detector_joins_a_canceled_visit_as_canceled(world):
     ("name", "warning"),
     [
         ("stamps_not_set", "neither private_sndStamp nor private_efdStamp: its age is unknown"),
-        ("enums_not_set", "coordinateSystem, rotationSystem: no meaning"),
-        ("duration_minus_one", "taken without duration: no meaning in what was sent"),
-        ("null_angle", "taken without cameraAngle: no meaning in what was sent; nothing is preloaded"),
+        ("enums_not_set", "coordinateSystem, rotationSystem: the values"),
+        ("duration_minus_one", "accepted without duration: the values sent are unset or invalid"),
+        (
+            "null_angle",
+            "accepted without cameraAngle: the values sent are unset or invalid; nothing is preloaded",
+        ),
     ],
 )
 def test_a_field_without_meaning_costs_no_visit_and_is_logged_once(world, caplog, name, warning):

@@ -166,7 +166,7 @@ def test_nan_in_json_costs_its_field_only():
     assert visit.to_sal() == VISIT | {"novelty": None}
     visit = read_request([json.dumps(VISIT | {"rotationSystem": 2, "cameraAngle": math.nan}).encode()])
     assert visit_warnings(visit, NOW_TAI) == [
-        "taken without cameraAngle: no meaning in what was sent; nothing is preloaded by position"
+        "accepted without cameraAngle: the values sent are unset or invalid; nothing is preloaded by position"
     ]
 
 

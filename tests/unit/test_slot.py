@@ -335,7 +335,7 @@ def test_more_than_was_announced_is_waited_for_while_it_is_not_quiet(slot):
     slot(RawArrived(a_raw(2, snaps=2)), 55.0)
     assert orders(slot(Ingested(visit_number=1, exposure=2), 56.0)) == [Process(exposures=(1, 2))]
     actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED), 70.0)
-    assert reasons(actions) == ["1 images were announced, but the headers contain 2 as their number"]
+    assert reasons(actions) == ["1 images were announced, but MAXINDEX in the headers is 2"]
 
 
 def test_headers_with_fewer_snaps_than_announced_do_not_end_the_wait(slot):

@@ -4,6 +4,7 @@
 Records of visits are made by `ppdaemon.middleware.raws.visits`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,10 +85,18 @@ def with_own_groups(
 
 
 def make_record(universe: DimensionUniverse, element: str, **fields: Any) -> DimensionRecord:
-    """Make a record; fields that this version of the dimensions does not have are left out."""
+    """Make a record; fields that this version of the dimensions does not have are left out.
+
+    NaN is a missing value: SQLite stores it as NULL, and the Butler's synchronization then finds
+    a conflict with the record that it has just inserted.
+    """
     kind = universe[element].RecordClass
     known = kind.fields.names
-    return kind(**{name: value for name, value in fields.items() if name in known})
+    return kind(**{name: _without_nan(value) for name, value in fields.items() if name in known})
+
+
+def _without_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _value(quantity: u.Quantity | None, unit: u.Unit) -> float | None:

@@ -130,7 +130,7 @@ class Assignment:
         announced, by_headers = self.visit.nimages, self._snaps_by_headers
         contradict = announced and by_headers and announced != by_headers
         contradiction = (
-            f"{announced} images were announced, but the headers contain {by_headers} as their number"
+            f"{announced} images were announced, but MAXINDEX in the headers is {by_headers}"
             if contradict
             else ""
         )
