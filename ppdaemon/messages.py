@@ -232,8 +232,9 @@ class Raw(Model):
     """Number of snaps of the visit (``MAXINDEX``)."""
     seen_tai: float
     """When it was found to be complete, TAI seconds since 1970."""
-    file_id: tuple[int, int, int, int] | None = None
-    """Device, inode, size in bytes, and time of the last write in ns; `None` for an object."""
+    file_id: tuple[int, int, int, int] | str | None = None
+    """Device, inode, size in bytes, and time of the last write in ns; of an object, ETag and size
+    as its notice has them; `None` if it has neither."""
 
     def is_same_file(self, other: "Raw") -> bool:
         """Return whether another raw is the same file with the same content."""

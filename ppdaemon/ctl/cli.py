@@ -84,7 +84,8 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
 
 @_ppctl.command()
 @_daemon_command
-def status(daemon: Daemon, as_json: bool) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show messages that were not understood, too.")
+def status(daemon: Daemon, as_json: bool, verbose: bool) -> None:
     """Show the state of the daemon.
 
     Slots, visits, export, sources of raws, limits, and problems to check.
@@ -98,7 +99,7 @@ def status(daemon: Daemon, as_json: bool) -> None:
         not_running = isinstance(error, NotRunning)
         code = ExitCode.LSB_NOT_RUNNING if not_running else ExitCode.LSB_UNKNOWN
         raise click.exceptions.Exit(code) from None
-    _show(report, tables.status_view, as_json)
+    _show(report, partial(tables.status_view, verbose=verbose), as_json)
 
 
 _limit = click.option(

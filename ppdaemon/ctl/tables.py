@@ -64,8 +64,8 @@ def _counted(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{number} {plain(name)}" for name, number in counts if number) or "none"
 
 
-def status_view(report: StatusReport) -> RenderableType:
-    """Show the state of the daemon."""
+def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableType:
+    """Show the state of the daemon; with `verbose`, also the samples of messages."""
     head = Text.assemble(
         ("ppdaemon ", "bold"),
         (plain(report.node), "bold cyan"),
@@ -78,6 +78,9 @@ def status_view(report: StatusReport) -> RenderableType:
     grid.add_column(overflow="fold")
     for name, value in _status_lines(report):
         grid.add_row(name, value)
+    if verbose:
+        for kind, sample in sorted(report.samples.items()):
+            grid.add_row("sample", Text(f"{plain(kind)}: {plain(sample)}"))
     problems = [Text(f"! {plain(problem)}", style="red") for problem in report.problems]
     return Group(head, grid, *problems)
 

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import pydantic
@@ -21,6 +21,7 @@ __all__ = (
     "LayoutField",
     "RemoteRoot",
     "RootConfig",
+    "StoreHost",
     "WatchKind",
     "unsuitable_roots",
     "without_profile",
@@ -128,10 +129,27 @@ class RemoteRoot(Model):
     """A prefix of an object store from which raws may be fetched."""
 
     uri: Annotated[str, pydantic.AfterValidator(_remote)]
-    """Such as ``s3://bucket/prefix``, or ``s3://profile@bucket/prefix`` with the name of a
-    profile of `lsst.resources`."""
+    """Such as ``s3://bucket/prefix``, ``s3://profile@bucket/prefix`` with the name of a
+    profile of `lsst.resources`, or ``s3://tenant:bucket/prefix`` of Ceph. Notices are matched
+    by the bucket; the tenant in them decides only where two roots fit."""
     layout: LayoutField | None = None
     """Layout below this prefix; null: ``arrivals.layout``."""
+
+
+class StoreHost(NamedTuple):
+    """The host in the URI of a store; of S3, the bucket and its owner."""
+
+    tenant: str | None
+    """The owner of the bucket; `None` if it is not named."""
+    bucket: str
+
+    @classmethod
+    def of(cls, scheme: str, host: str) -> "StoreHost":
+        """Split ``tenant:bucket`` of S3; the colon of other schemes separates a port."""
+        if scheme != "s3":
+            return cls(None, host)
+        tenant, colon, bucket = host.rpartition("@")[2].rpartition(":")
+        return cls(tenant if colon else None, bucket)
 
 
 def unsuitable_roots(

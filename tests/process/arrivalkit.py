@@ -185,14 +185,19 @@ async def reported_by_inotify(catcher: Catcher, exposure: Exposure) -> None:
 class Publisher:
     """A PUB socket that waits for a subscriber."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "tcp://127.0.0.1:*") -> None:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.XPUB)
         self.socket.linger = 0
-        self.address = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
+        # Otherwise a subscription that arrives before the end of the previous one is not reported.
+        self.socket.set(zmq.XPUB_VERBOSE, 1)
+        self.socket.bind(address)
+        self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     async def subscribed(self) -> None:
-        await asyncio.to_thread(self.socket.recv)
+        """Wait for a subscription; the end of another one may come first."""
+        while await asyncio.to_thread(self.socket.recv) != b"\x01":
+            pass
 
     def send(self, content: object) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Raws that notices over ZeroMQ report."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 from arrivalkit import (
@@ -11,9 +13,13 @@ from arrivalkit import (
     created,
     fits_file,
     run,
+    source,
 )
 
 from ppdaemon.errors import ConfigError
+from ppdaemon.node.arrivals.notices import NOTICE_LIMIT
+
+DATA = Path(__file__).parent.parent / "data" / "notices"
 
 
 @pytest.fixture
@@ -87,6 +93,10 @@ def test_junk_notices_are_counted_and_the_good_ones_used(tmp_path, publisher):
             publisher.send(created(inside))
             raw = await catcher.one()
             assert raw.path == str(exposure.image(94))
+            assert source(catcher, "zmq").note == (
+                "3 objects are below no configured root, the last one in s3://raws/other/"
+            )
+            assert catcher.arrivals.samples["notice.json"] == "{"
             counted = dict(catcher.arrivals.counters)
             assert counted == {
                 "notice.encoding": 1,
@@ -95,12 +105,63 @@ def test_junk_notices_are_counted_and_the_good_ones_used(tmp_path, publisher):
                 "notice.record": 1,
                 "notice.field": 1,
                 "refused.escape": 2,
-                "refused.outside": 3,
+                "refused.outside": 1,
+                "elsewhere": 3,
                 "refused.control": 1,
                 "delivered": 1,
             }
 
     run(body)
+
+
+def test_test_events_are_counted_and_not_logged(tmp_path, publisher, caplog):
+    event = json.loads((DATA / "test_event.json").read_text())
+
+    async def body() -> None:
+        async with arriving(tmp_path, subscribe=[publisher.address], watch="poll") as catcher:
+            await publisher.subscribed()
+            publisher.send(event)
+            publisher.send({"Type": "SubscriptionConfirmation", "Message": "You have chosen to subscribe"})
+            await catcher.until(lambda: catcher.count("notice.test_event") == 2)
+            assert set(catcher.arrivals.counters) == {"notice.test_event"}
+
+    run(body)
+    assert "notice" not in caplog.text
+
+
+def test_notices_go_on_after_a_message_above_the_limit(tmp_path, publisher, caplog):
+    async def body() -> None:
+        async with arriving(tmp_path, subscribe=[publisher.address], watch="poll", scan_s=60.0) as catcher:
+            exposure = Exposure(tmp_path, day=20200101)
+            exposure.put(94)
+            exposure.put(95)
+            await publisher.subscribed()
+            publisher.send({"path": str(exposure.image(94))})
+            publisher.send(b"x" * (NOTICE_LIMIT + 1))
+            await catcher.until(lambda: catcher.count("notice.connection"))
+            await publisher.subscribed()
+            publisher.send({"path": str(exposure.image(95))})
+            await catcher.until(lambda: 95 in catcher.detectors)
+
+    run(body)
+    lines = [record.message for record in caplog.records if "connecting again" in record.message]
+    assert len(lines) == 1
+
+
+def test_a_publisher_that_starts_again_costs_no_new_connection(tmp_path, caplog):
+    async def body() -> None:
+        first = Publisher()
+        async with arriving(tmp_path, subscribe=[first.address], watch="poll", scan_s=60.0) as catcher:
+            await first.subscribed()
+            first.close()
+            second = Publisher(first.address)
+            await second.subscribed()
+            second.send({"Event": "s3:TestEvent"})
+            await catcher.until(lambda: catcher.count("notice.test_event"))
+            second.close()
+
+    run(body)
+    assert "connecting again" not in caplog.text
 
 
 def test_a_notice_before_its_file_is_remembered(tmp_path, publisher):

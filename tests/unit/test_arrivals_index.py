@@ -47,6 +47,7 @@ def test_another_file_of_an_exposure_replaces_the_former(clock):
     for other in (
         raw().model_copy(update={"path": "/raw/a/x.fits.fz"}),
         raw().model_copy(update={"file_id": (1, 2, 3, 4)}),
+        raw().model_copy(update={"file_id": "etag/5760"}),
     ):
         assert index.add(other)
         assert not index.add(other)

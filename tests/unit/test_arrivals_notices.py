@@ -2,6 +2,7 @@
 """Arrival notices as object stores and storage layers write them."""
 
 import json
+from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.notices import StoredObject, read_notice
+from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, read_notice
+
+DATA = Path(__file__).parent.parent / "data" / "notices"
 
 
 def record(key: object, event: str = "ObjectCreated:Put", bucket: object = "raw") -> dict[str, object]:
@@ -21,7 +24,7 @@ def record(key: object, event: str = "ObjectCreated:Put", bucket: object = "raw"
 
 
 def notice(content: object, *topics: bytes) -> tuple[str | StoredObject, ...]:
-    return read_notice([*topics, json.dumps(content).encode()]).files
+    return tuple(read_notice([*topics, json.dumps(content).encode()]).files)
 
 
 def stored(*keys: str) -> tuple[StoredObject, ...]:
@@ -43,6 +46,18 @@ def test_a_plus_is_a_space():
         ("ObjectCreated:Put", True),
         ("ObjectCreated:CompleteMultipartUpload", True),
         ("s3:ObjectCreated:Copy", True),
+        ("ObjectCreated:Post", True),
+        ("ObjectSynced:Create", True),
+        ("s3:ObjectSynced:Create", True),
+        ("ObjectSynced:Delete", False),
+        ("s3:ObjectCreated:PutRetention", False),
+        ("s3:ObjectCreated:PutLegalHold", False),
+        ("s3:ObjectCreated:PutTagging", False),
+        ("s3:ObjectCreated:DeleteTagging", False),
+        ("ObjectTagging:Put", False),
+        ("ObjectAcl:Put", False),
+        ("s3:ObjectAccessed:Get", False),
+        ("ObjectLifecycle:Expiration:Current", False),
         ("ObjectRemoved:Delete", False),
         ("ObjectRemoved:DeleteMarkerCreated", False),
         ("TestEvent", False),
@@ -50,6 +65,126 @@ def test_a_plus_is_a_space():
 )
 def test_only_creations_announce_files(event, creates):
     assert notice({"Records": [record("a.fits", event)]}) == (stored("a.fits") if creates else ())
+
+
+IMAGE = "LSSTCam/20261128/MC_O_20261128_000156/MC_O_20261128_000156_R22_S11.fits"
+CEPH_KEY = "DemoCam/1/2026-11-28T03:25:16.951#1/0/5/r_03/a+b%20c.fits"
+
+
+@pytest.mark.parametrize(
+    ("case", "files"),
+    [
+        ("record_without_wrapper", stored(IMAGE)),
+        ("list_without_wrapper", stored(IMAGE)),
+        ("sns_envelope", stored(IMAGE)),
+        ("eventbridge", stored(IMAGE)),
+        ("minio_key_encoded", stored(IMAGE)),
+        (
+            "ceph_replicated_key_not_encoded",
+            stored("DemoCam/1/2026-11-28T03:25:16.951#1/0/5/r_03/a+b%20c.fits"),
+        ),
+        ("test_event", ()),
+    ],
+)
+def test_notices_as_they_occur_are_read(case, files):
+    got = read_notice([(DATA / f"{case}.json").read_bytes()])
+    assert (tuple(got.files), got.problems) == (files, [])
+    assert got.test_events == (case == "test_event")
+
+
+def sns(content: object) -> dict[str, object]:
+    return {"Type": "Notification", "Message": json.dumps(content)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"Messages": [{"Body": json.dumps({"Records": [record("a")]})}]},
+        {"Messages": [{"Body": json.dumps(sns({"Records": [record("a")]}))}]},
+        {"Records": [{"eventSource": "aws:sqs", "body": json.dumps(sns({"Records": [record("a")]}))}]},
+        {"Records": [{"EventSource": "aws:sns", "Sns": sns({"Records": [record("a")]})}]},
+        [{"Event": [record("a")], "EventTime": "2026-11-28T03:26:00Z"}],
+        {"EventName": "s3:ObjectCreated:Put", "Key": "raw/a"},
+        sns(record("a")),
+        sns([record("a")]),
+    ],
+    ids=lambda content: json.dumps(content)[:30],
+)
+def test_records_in_other_wrappers_are_read(content):
+    assert notice(content) == stored("a")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"EventName": "s3:ObjectRemoved:Delete", "Key": "raw/a"}, None),
+        (
+            {"detail-type": "Object Deleted", "detail": {"bucket": {"name": "raw"}, "object": {"key": "a"}}},
+            None,
+        ),
+        ({"Type": "SubscriptionConfirmation", "Message": "You have chosen to subscribe"}, None),
+        ({"Type": "Notification", "Message": "hello"}, "json"),
+        (sns(sns(sns(sns(sns(sns(record("a"))))))), "content"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_wrappers_without_a_creation_name_no_file(content, kind):
+    if kind is None:
+        assert notice(content) == ()
+        return
+    with pytest.raises(BadMessage) as caught:
+        notice(content)
+    assert caught.value.kind == kind
+
+
+def test_a_key_of_an_event_bridge_is_not_encoded():
+    detail = {"bucket": {"name": "raw"}, "object": {"key": "a+b%20c", "size": 5, "etag": "x"}}
+    [file] = notice({"detail-type": "Object Created", "detail": detail})
+    assert (file.key, file.version) == ("a+b%20c", "x/5")
+
+
+@pytest.mark.parametrize(
+    ("arn", "tenant"),
+    [
+        ("arn:aws:s3::rubin:summit", "rubin"),
+        ("arn:aws:s3:us-east-1::summit", ""),
+        ("arn:aws:s3:::summit", ""),
+        ("summit", None),
+        (None, None),
+        (5, None),
+    ],
+)
+def test_the_tenant_is_in_the_arn(arn, tenant):
+    named = record("a")
+    named["s3"]["bucket"]["arn"] = arn
+    assert notice(named)[0].tenant == tenant
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        ({"eTag": '"x"', "size": "1024"}, "x/1024"),
+        ({"eTag": "x", "size": 1024}, "x/1024"),
+        ({"size": 0, "eTag": ""}, ""),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_the_version_is_etag_and_size(version, text):
+    named = record("a")
+    named["s3"]["object"] = {"key": "a"} | version
+    assert notice(named)[0].version == text
+
+
+def test_the_last_object_elsewhere_is_noted_on_one_short_line():
+    elsewhere = Elsewhere()
+    assert elsewhere.note == ""
+    elsewhere.add(StoredObject("s3", "bucket", "folder/a/b"))
+    elsewhere.add(StoredObject("s3", "other", "f\n\x1b" + 1000 * "x"))
+    assert elsewhere.note.startswith(
+        "2 objects are below no configured root, the last one in s3://other/f ?xxx"
+    )
+    assert len(elsewhere.note) < 200
 
 
 def test_a_broken_record_does_not_spoil_the_others():
@@ -68,7 +203,7 @@ def test_a_broken_record_does_not_spoil_the_others():
         record("c") | {"s3": {"object": {"key": "c"}}},
     ]
     got = read_notice([json.dumps({"Records": [record("a"), *broken, record("b")]}).encode()])
-    assert got.files == stored("a", "b")
+    assert tuple(got.files) == stored("a", "b")
     assert {problem.kind for problem in got.problems} == {"record"}
     assert len(got.problems) == len(broken)
 

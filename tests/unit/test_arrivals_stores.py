@@ -2,6 +2,7 @@
 """Which notices of objects are of raws here, and how their URIs are written."""
 
 import asyncio
+from pathlib import Path
 from unittest.mock import Mock
 from urllib.parse import unquote, urlsplit
 
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.notices import StoredObject
+from ppdaemon.node.arrivals.notices import StoredObject, read_notice
 from ppdaemon.node.arrivals.roots import RawRoots
-from ppdaemon.node.arrivals.stores import escaped
+from ppdaemon.node.arrivals.stores import StoreArrivals, escaped
 from ppdaemon.node.processes.reader import ReaderProcess
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
@@ -79,6 +80,69 @@ def test_what_is_below_no_root_is_refused(tree, uri, kind):
     with pytest.raises(BadMessage) as caught:
         tree.locate(uri)
     assert caught.value.kind == kind
+
+
+def uri_of(roots, bucket, key=IMAGE, tenant=None):
+    """Return the URI that a notice's object is read by; `None` if it is below no root."""
+    remote = [{"uri": f"s3://{root}"} for root in roots]
+    config = ArrivalsConfig.model_validate({"roots": (), "remote": remote})
+    tree = RawRoots(config, {"LSSTCam": range(94, 95)}, stores=True)
+    stores = StoreArrivals(tree, *[Mock()] * 4, 1.0, Mock(), Mock())
+    object_ = StoredObject("s3", bucket, key, tenant)
+    uri = stores._uri(object_)
+    assert stores.serves(object_) or uri == object_.uri
+    located = tree.locate(uri) if tree.depth(uri) else None
+    return None if located is None else located[1].path
+
+
+@pytest.mark.parametrize(
+    ("roots", "bucket", "tenant", "host"),
+    [
+        (["rubin:summit/raw"], "summit", "rubin", "rubin:summit"),
+        (["rubin:summit/raw"], "summit", None, "rubin:summit"),
+        (["rubin:summit/raw"], "rubin:summit", None, "rubin:summit"),
+        (["summit/raw"], "summit", "rubin", "summit"),
+        (["me@summit/raw"], "summit", None, "me@summit"),
+        (["me@rubin:summit/raw"], "summit", "rubin", "me@rubin:summit"),
+        (["rubin:summit/raw", "other:summit/raw"], "summit", "other", "other:summit"),
+        (["rubin:summit/raw", "summit/raw"], "summit", "", "summit"),
+        (["rubin:summit/raw", "summit/raw"], "summit", None, "summit"),
+        (["summit/raw", "rubin:summit/raw"], "summit", "rubin", "rubin:summit"),
+        (["summit/raw", "rubin:summit/raw"], "rubin:summit", None, "rubin:summit"),
+        (["rubin:summit/other", "a@other:summit/raw"], "summit", "rubin", "a@other:summit"),
+        (["a@summit", "b@summit/raw"], "summit", None, "b@summit"),
+        (["summit/other"], "summit", None, None),
+        (["summit/raw"], "summit2", None, None),
+    ],
+)
+def test_the_bucket_of_a_notice_finds_its_root(roots, bucket, tenant, host):
+    found = uri_of(roots, bucket, f"raw/{IMAGE}", tenant)
+    assert found == (None if host is None else f"s3://{host}/raw/{IMAGE}")
+
+
+def test_the_case_of_a_bucket_of_a_tenant():
+    text = (Path(__file__).parent.parent / "data/notices/ceph_bucket_of_a_tenant.json").read_bytes()
+    [file] = read_notice([text]).files
+    assert uri_of(["rubin:summit/raw"], file.host, file.key, file.tenant) == f"s3://rubin:summit/{file.key}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "accepted"),
+    [
+        ("s3://profile@bucket/raw", True),
+        ("s3://my-profile.1@tenant:bucket", True),
+        ("s3://key:secret@bucket", False),
+        ("s3://@bucket", False),
+        ("https://user@host/raw", False),
+        ("https://user:password@host/raw", False),
+    ],
+)
+def test_a_root_may_name_a_profile_but_no_credentials(uri, accepted):
+    if accepted:
+        assert ArrivalsConfig.model_validate({"roots": (), "remote": [{"uri": uri}]}).remote[0].uri == uri
+        return
+    with pytest.raises(ValueError, match="credentials"):
+        ArrivalsConfig.model_validate({"roots": (), "remote": [{"uri": uri}]})
 
 
 @pytest.mark.parametrize("file", ["_R22_S12.fits", "_R22_S11.txt", "_R22_S11.fits?x=y", "_R22_S11.fits.part"])

@@ -203,6 +203,12 @@ def test_late_raws_are_counted_in_the_status(serve: Callable[..., ControlServer]
     assert "3, see ppctl late" in ppctl("status")[1]
 
 
+def test_samples_of_messages_are_shown_on_request(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda _request: ok(status(samples={"bad_message.json": "[red]{\x1b"})))
+    assert "bad_message.json: [red]{?" in ppctl("status", "-v")[1]
+    assert "[red]" not in ppctl("status")[1]
+
+
 def test_a_configuration_that_cannot_be_reloaded_is_shown_with_all_its_errors(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader, FileReader
 from ppdaemon.node.arrivals.files import ExposureFacts
 from ppdaemon.node.arrivals.index import ExpectedSensors
-from ppdaemon.node.arrivals.notices import StoredObject, listen, subscriber
+from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, Subscription, listen
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
 from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReader
@@ -107,6 +108,7 @@ class Arrivals:
         self._stores = None if reader is None else self._new_stores(reader, instruments)
         self._source_tasks: dict[str, asyncio.Task[None]] = {}
         self._listener_tasks: dict[str, asyncio.Task[None]] = {}
+        self._elsewhere: dict[str, Elsewhere] = {}
         self._context: zmq.asyncio.Context | None = None
 
     async def start(self) -> None:
@@ -153,7 +155,8 @@ class Arrivals:
             for state in source.states()
         ]
         sources += [
-            report(name, live=not task.done(), note="") for name, task in self._listener_tasks.items()
+            report(name, live=not task.done(), note=self._elsewhere[name].note)
+            for name, task in self._listener_tasks.items()
         ]
         if self._reader is not None:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
@@ -191,6 +194,11 @@ class Arrivals:
         """Events by kind since the start, such as ``notice.json``."""
         return self._counts.by_kind
 
+    @property
+    def samples(self) -> Mapping[str, str]:
+        """For kinds of `counters`: the begin of a message that was not understood."""
+        return self._counts.samples
+
     # --- sightings ---
 
     def _subscribe(self, addresses: Collection[str]) -> None:
@@ -199,12 +207,14 @@ class Arrivals:
         self._context = zmq.asyncio.Context()
         for address in addresses:
             source = f"zmq {address}"
-            socket = subscriber(self._context, address)
+            subscription = Subscription(self._context, address, self._clock.mono)
+            self._elsewhere[source] = Elsewhere()
             self._listener_tasks[source] = self._spawn(
                 listen(
-                    socket,
-                    lambda path, source=source: self._on_notice(source, path),  # type: ignore[misc]
-                    lambda error: self._counts.warn(f"notice.{error.kind}", f"ignoring a notice: {error}"),
+                    subscription,
+                    partial(self._on_notice, source),
+                    self._on_bad_notice,
+                    partial(self._counts.count, "notice.test_event"),
                 )
             )
 
@@ -219,12 +229,24 @@ class Arrivals:
             self._counts.warn(f"refused.{error.kind}", f"{source}: ignoring a file: {error}")
 
     def _on_object_notice(self, source: str, file: StoredObject) -> None:
-        if self._stores is not None and self._stores.serves(file):
-            self._stores.on_notice(source, file)
-        elif file.scheme == "s3":  # a bucket may be mounted on this host as a raw root
-            self._on_path_notice(source, file.key)
-        else:
-            raise BadMessage(f"{file.uri[:200]!r} is not below a root of arrivals.remote", "outside")
+        try:
+            if self._stores is not None and self._stores.serves(file):
+                self._stores.on_notice(source, file)
+                return
+            # A bucket may be mounted on this host as a raw root.
+            paths = self._raw_roots.absolute_paths(file.key) if file.scheme == "s3" else ()
+            if any(self._raw_roots.names_raw(path) for path in paths):
+                self._on_path_notice(source, file.key)
+                return
+        except BadMessage as error:
+            if error.kind != "outside":
+                raise
+        # Many sites share one topic among buckets: not worth a warning.
+        self._counts.count("elsewhere")
+        self._elsewhere[source].add(file)
+
+    def _on_bad_notice(self, error: BadMessage, data: bytes | None) -> None:
+        self._counts.warn(f"notice.{error.kind}", f"ignoring a notice: {error}", data)
 
     def _on_path_notice(self, source: str, path: str) -> None:
         for absolute in self._raw_roots.absolute_paths(path):

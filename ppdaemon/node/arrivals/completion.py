@@ -144,13 +144,22 @@ class RawCompletion:
             if pending.files[0].root == root:
                 pending.expect_no_close()
 
-    def take_stored(self, name: RawName, source: str, uri: str, facts: ExposureFacts) -> None:
-        """Deliver a raw in an object store, which needs no check, unless it was delivered before; raises
-        BadMessage if header values are not valid.
+    def take_stored(
+        self,
+        name: RawName,
+        source: str,
+        uri: str,
+        facts: ExposureFacts,
+        version: str = "",
+        *,
+        replaced: bool = False,
+    ) -> None:
+        """Deliver a raw in an object store, which needs no check, unless it was delivered before and not
+        replaced since; raises BadMessage if header values are not valid.
         """
-        if self.delivered(name):
+        if self.delivered(name) and not replaced:
             return
-        raw = _raw(name, uri, facts, False, self.clock.tai())
+        raw = _raw(name, uri, facts, False, self.clock.tai(), version or None)
         self._delivered.add(_key(name), self.clock.mono())
         self.latencies.sighted(source)
         self.counts.count("delivered")
@@ -386,7 +395,7 @@ def _raw(
     facts: ExposureFacts,
     has_sidecar: bool,
     seen_tai: float,
-    file_id: FileId | None = None,
+    file_id: FileId | str | None = None,
 ) -> Raw:
     assert name.detector is not None
     try:

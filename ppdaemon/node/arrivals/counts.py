@@ -24,9 +24,9 @@ class ErrorCounts(Throttle):
     def __init__(self, mono: Callable[[], float]):
         super().__init__(LOG_EVERY_S, mono)
 
-    def warn(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str, sample: bytes | None = None) -> None:
         """Count an event; log it unless its kind was logged recently."""
-        if self.passes(kind):
+        if self.passes(kind, sample):
             _LOG.warning("%s", text, extra={"kind": kind, "count": self.by_kind[kind]})
 
 

@@ -64,7 +64,7 @@ class _StoredRaw(NamedTuple):
     file: str
     sidecar: str | None
     """File name, or the full path if it is in another folder."""
-    file_id: tuple[int, int, int, int] | None
+    file_id: tuple[int, int, int, int] | str | None
 
 
 class _ExposureKey(NamedTuple):

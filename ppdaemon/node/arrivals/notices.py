@@ -5,8 +5,9 @@ PUB sockets lose messages without an error; the survey finds the files of a lost
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -14,18 +15,32 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.throttle import sample_of
 from ppdaemon.wire import parse_json
+from ppdaemon.zmqmonitor import ConnectionMonitor
 
-__all__ = ("Notice", "StoredObject", "listen", "read_notice", "subscriber")
+__all__ = ("Elsewhere", "Notice", "StoredObject", "Subscription", "listen", "read_notice")
 
 NOTICE_LIMIT = 1_000_000
 """Bytes; some 1500 records."""
+MAX_WRAPPERS = 4
+"""A record in SNS in SQS in a batch."""
+LONGEST_PLACE = 100
+"""Characters of a bucket and a folder in a note."""
+LONGEST_VERSION = 100
+"""Characters of an ETag and a size; an ETag has 32 to 40."""
 MAX_FRAMES = 4
 """The JSON, and up to three topics."""
 RECEIVE_QUEUE = 20_000
 """Messages: a hundred exposures of 205 detectors."""
+MONITOR_MS = 1000
+"""Milliseconds without a message after which the connection is checked."""
 HEARTBEAT_MS = 2000
 """A publisher's host that has crashed is detected after three of these."""
+
+
+NO_CREATIONS = frozenset({"PutRetention", "PutLegalHold", "PutTagging", "DeleteTagging"})
+"""Events that MinIO counts among ``ObjectCreated`` although the content of the object stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,10 @@ class StoredObject:
     """Host or bucket."""
     key: str
     """Without escapes and without the leading slash."""
+    tenant: str | None = field(default=None, compare=False)
+    """The owner of the bucket in its ARN; `None` if the notice has no ARN."""
+    version: str = field(default="", compare=False)
+    """Differs if an object was replaced: ETag and size. Empty if the notice has neither."""
 
     @property
     def uri(self) -> str:
@@ -45,14 +64,38 @@ class StoredObject:
         return f"{self.scheme}://{self.host}/{self.key}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Notice:
     """The content of one message."""
 
-    files: tuple[str | StoredObject, ...]
+    files: list[str | StoredObject] = field(default_factory=list)
     """Finished objects, and finished files by a path that is absolute or relative to a raw root."""
-    problems: tuple[BadMessage, ...] = ()
+    problems: list[BadMessage] = field(default_factory=list)
     """One for each invalid record."""
+    test_events: int = 0
+    """Messages that a store sends when a subscription is made."""
+
+
+@dataclass(slots=True)
+class Elsewhere:
+    """The objects of one source that are below no root."""
+
+    objects: int = 0
+    last: str = ""
+    """Bucket and first folder of the last one."""
+
+    def add(self, stored: StoredObject) -> None:
+        """Count an object."""
+        self.objects += 1
+        folder, slash, _ = stored.key.partition("/")
+        self.last = sample_of(f"{stored.scheme}://{stored.host}/{folder}{slash}"[:LONGEST_PLACE])
+
+    @property
+    def note(self) -> str:
+        """Text for `~ppdaemon.reports.ArrivalSource.note`; empty if there are none."""
+        if not self.objects:
+            return ""
+        return f"{self.objects} objects are below no configured root, the last one in {self.last}"
 
 
 def read_notice(frames: Sequence[bytes]) -> Notice:
@@ -63,88 +106,98 @@ def read_notice(frames: Sequence[bytes]) -> Notice:
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise BadMessage(f"{len(frames)} frames, 1 to {MAX_FRAMES} are accepted", "frames")
-    content = parse_json(frames[-1], limit=NOTICE_LIMIT)
-    if not isinstance(content, dict):
-        raise BadMessage("not a JSON object", "content")
-    if "Records" in content:
-        return _read_records(content["Records"])
-    for field in ("path", "uri"):
-        if field in content:
-            value = content[field]
-            if not isinstance(value, str) or not value:
-                raise BadMessage(f"{field}: not a string", "field")
-            return Notice((value if field == "path" else _parse_uri(value),))
-    raise BadMessage("none of the fields Records, path and uri", "field")
+    notice = Notice()
+    _read(parse_json(frames[-1], limit=NOTICE_LIMIT), notice, MAX_WRAPPERS)
+    return notice
 
 
-def subscriber(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
-    """Return a socket, to be closed by the caller, that subscribes to a publisher, which may start later.
-
-    Raises ConfigError if the address is invalid.
-    """
-    socket = context.socket(zmq.SUB)
-    socket.set(zmq.LINGER, 0)
-    socket.set(zmq.RCVHWM, RECEIVE_QUEUE)
-    socket.set(zmq.MAXMSGSIZE, NOTICE_LIMIT)
-    # Without heartbeats the crash of a publisher's host would not be detected.
-    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-    socket.set(zmq.SUBSCRIBE, b"")
-    try:
-        socket.connect(address)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise ConfigError([f"arrivals.subscribe: {address}: {error.strerror}"]) from None
-    return socket
-
-
-async def listen(
-    socket: zmq.asyncio.Socket,
-    on_file: Callable[[str | StoredObject], None],
-    on_problem: Callable[[BadMessage], None],
-) -> None:
-    """Receive notices until canceled; call `on_file` for each path and object, `on_problem` for errors."""
-    while True:
-        frames = await socket.recv_multipart()
-        try:
-            notice = read_notice(frames)
-        except BadMessage as error:
-            on_problem(error)
-        else:
-            for problem in notice.problems:
-                on_problem(problem)
-            for file in notice.files:
-                on_file(file)
-        # recv_multipart does not yield to other tasks while messages are queued.
-        await asyncio.sleep(0)
+def _read(content: Any, notice: Notice, wrappers: int) -> None:
+    """Add the content of a message, which may be wrapped, to a notice."""
+    if wrappers < 0:
+        raise BadMessage(f"more than {MAX_WRAPPERS} wrappers", "content")
+    match content:
+        case {"Records": records} | {"Messages": records} | {"Event": list(records)}:
+            _read_records(records, notice, wrappers)
+        case [_, *_]:
+            _read_records(content, notice, wrappers)
+        case {"eventName": _} | {"s3": _}:
+            _read_records([content], notice, wrappers)
+        case {"Event": "s3:TestEvent"} | {"Type": "SubscriptionConfirmation" | "UnsubscribeConfirmation"}:
+            notice.test_events += 1
+        case {"detail": {"bucket": _, "object": _} as detail, "detail-type": kind}:
+            if kind == "Object Created":  # the key of an EventBridge event is not encoded
+                notice.files.append(_stored(detail, encoded=False))
+        case {"Message": str(text)} | {"Body": str(text)} | {"body": str(text)}:
+            _read(parse_json(text.encode(errors="replace"), limit=NOTICE_LIMIT), notice, wrappers - 1)
+        case {"Sns": dict(wrapped)}:
+            _read(wrapped, notice, wrappers - 1)
+        case {"EventName": name, "Key": str(place)}:  # MinIO without Records: bucket and key, not encoded
+            bucket, _, key = place.partition("/")
+            if _is_creation(name):
+                notice.files.append(StoredObject("s3", _text(bucket), _text(key)))
+        case {"path": path}:
+            notice.files.append(_string(path, "path"))
+        case {"uri": uri}:
+            notice.files.append(_parse_uri(_string(uri, "uri")))
+        case dict():
+            raise BadMessage("neither records of an object store nor one of the fields path and uri", "field")
+        case _:
+            raise BadMessage("not a JSON object", "content")
 
 
-def _read_records(records: Any) -> Notice:
+def _read_records(records: Any, notice: Notice, wrappers: int) -> None:
+    """Add records; one that is invalid must not cost the others."""
     if not isinstance(records, list):
         raise BadMessage("Records: not a list", "field")
-    objects: list[StoredObject] = []
-    problems: list[BadMessage] = []
     for record in records:
         try:
-            if _is_creation(record["eventName"]):
-                s3 = record["s3"]
-                bucket, key = _text(s3["bucket"]["name"]), unquote_plus(_text(s3["object"]["key"]))
-                objects.append(StoredObject("s3", bucket, key))
+            if isinstance(record, dict) and record and not record.keys() & {"eventName", "s3"}:
+                _read(record, notice, wrappers - 1)
+            elif _is_creation(record["eventName"]):
+                # Ceph writes keys as they are; others encode them, MinIO the slashes, too.
+                encoded = not str(record.get("eventSource")).startswith("ceph:")
+                notice.files.append(_stored(record["s3"], encoded=encoded))
         except (KeyError, TypeError, IndexError) as error:
-            problems.append(BadMessage(f"a record without {error}", "record"))
+            notice.problems.append(BadMessage(f"a record without {error}", "record"))
         except BadMessage as error:
-            problems.append(error)
-    return Notice(tuple(objects), tuple(problems))
+            notice.problems.append(error)
+
+
+def _stored(content: Mapping[str, Any], *, encoded: bool) -> StoredObject:
+    """Return the object in the part of a record that is named ``s3`` or ``detail``."""
+    bucket, named = content["bucket"], content["object"]
+    key = _text(named["key"])
+    etag, size = named.get("eTag", named.get("etag", "")), named.get("size", "")
+    return StoredObject(
+        "s3",
+        _text(bucket["name"]),
+        unquote_plus(key) if encoded else key,
+        _tenant(bucket.get("arn")),
+        f"{str(etag).strip('"')}/{size}"[:LONGEST_VERSION] if etag or size else "",
+    )
+
+
+def _tenant(arn: Any) -> str | None:
+    """Return the owner in ``arn:aws:s3:<region>:<owner>:<bucket>``; it may be empty."""
+    parts = arn.split(":", 5) if isinstance(arn, str) else []
+    return parts[4] if len(parts) == 6 else None
 
 
 def _is_creation(event_name: Any) -> bool:
     """Return whether an event is ``ObjectCreated:Put`` or similar; some stores prefix ``s3:``."""
-    return _text(event_name).removeprefix("s3:").startswith("ObjectCreated:")
+    kind, _, how = _text(event_name).removeprefix("s3:").partition(":")
+    return (kind == "ObjectCreated" and how not in NO_CREATIONS) or (kind, how) == ("ObjectSynced", "Create")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise BadMessage("a record whose event, bucket or key is not a string", "record")
+    return value
+
+
+def _string(value: Any, field_name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadMessage(f"{field_name}: not a string", "field")
     return value
 
 
@@ -158,3 +211,76 @@ def _parse_uri(uri: str) -> str | StoredObject:
     if not separator or not host or not path or scheme == "file":
         raise BadMessage(f"{uri[:200]!r} is neither file:///... nor <scheme>://<host>/...", "uri")
     return StoredObject(scheme, host, unquote(path))
+
+
+class Subscription:
+    """Receives the messages of a publisher, which may start later.
+
+    Raises ConfigError if the address is invalid.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, address: str, mono: Callable[[], float]):
+        self._context = context
+        self._address = address
+        self._mono = mono
+        self._socket, self._monitor = self._connect()
+
+    async def receive(self, on_problem: Callable[[BadMessage, bytes | None], None]) -> list[bytes]:
+        """Return the next message; connect again if libzmq has ended the connection."""
+        while True:
+            with contextlib.suppress(zmq.Again):
+                return await self._socket.recv_multipart(zmq.DONTWAIT)
+            if not await self._socket.poll(MONITOR_MS) and await self._monitor.ended():
+                self.close()
+                self._socket, self._monitor = self._connect()
+                reason = f"{self._address}: the connection was ended, for example by a message of more than"
+                on_problem(BadMessage(f"{reason} {NOTICE_LIMIT} bytes; connecting again", "connection"), None)
+
+    def close(self) -> None:
+        """Close the socket; messages in its queue are discarded."""
+        self._monitor.close()
+
+    def _connect(self) -> tuple[zmq.asyncio.Socket, ConnectionMonitor]:
+        socket = self._context.socket(zmq.SUB)
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.RCVHWM, RECEIVE_QUEUE)
+        socket.set(zmq.MAXMSGSIZE, NOTICE_LIMIT)
+        # Without heartbeats the crash of a publisher's host would not be detected.
+        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        socket.set(zmq.SUBSCRIBE, b"")
+        monitor = ConnectionMonitor(socket, self._mono)
+        try:
+            socket.connect(self._address)
+        except zmq.ZMQError as error:
+            monitor.close()
+            raise ConfigError([f"arrivals.subscribe: {self._address}: {error.strerror}"]) from None
+        return socket, monitor
+
+
+async def listen(
+    subscription: Subscription,
+    on_file: Callable[[str | StoredObject], None],
+    on_problem: Callable[[BadMessage, bytes | None], None],
+    on_test: Callable[[], None],
+) -> None:
+    """Receive notices until canceled.
+
+    Calls `on_file` for each path and object, `on_problem` with each error and the message, and
+    `on_test` for each test event.
+    """
+    while True:
+        frames = await subscription.receive(on_problem)
+        try:
+            notice = read_notice(frames)
+        except BadMessage as error:
+            on_problem(error, frames[-1])
+        else:
+            for problem in notice.problems:
+                on_problem(problem, frames[-1])
+            for _ in range(notice.test_events):
+                on_test()
+            for file in notice.files:
+                on_file(file)
+        # receive does not yield to other tasks while messages are queued.
+        await asyncio.sleep(0)

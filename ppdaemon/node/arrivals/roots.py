@@ -105,6 +105,21 @@ class RawRoots:
                 return name, RawPath(root.path, file, root.marker(name, file) if image else None)
         raise BadMessage(f"{path[:200]!r} is not below a raw root", "outside")
 
+    def depth(self, path: str) -> int:
+        """Return the number of slashes in the innermost root of an absolute path or URI; 0 without a root."""
+        return max(
+            (root.announced.count("/") for root in self.roots if path.startswith(root.announced + "/")),
+            default=0,
+        )
+
+    def names_raw(self, path: str) -> bool:
+        """Return whether an absolute path below a root names a raw or a sidecar of any detector."""
+        return any(
+            path.startswith(root.announced + "/")
+            and root.layout.parse(root.raw_of_marker(path)[len(root.announced) + 1 :]) is not None
+            for root in self.roots
+        )
+
     def absolute_paths(self, path: str) -> tuple[str, ...]:
         """Return the absolute paths that a path, or a key relative to any root, may refer to."""
         return (path,) if path.startswith("/") else tuple(f"{root.path}/{path}" for root in self.roots)

@@ -7,7 +7,8 @@ one object of an exposure for all its detectors.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,7 @@ from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import RawFileKind, RawName
+from ppdaemon.raws.roots import StoreHost
 
 __all__ = ("StoreArrivals", "StoreReader", "escaped")
 
@@ -32,6 +34,9 @@ FIRST_PAUSE_S = 0.5
 """Pause after the first failed read of an object."""
 LONGEST_PAUSE_S = 15.0
 """Limit of the growing pauses between further reads."""
+
+MAX_VERSIONS = 50_000
+"""Versions of delivered objects that are remembered: more than 200 exposures of 205 detectors."""
 
 type _Key = tuple[str, int]
 
@@ -57,23 +62,26 @@ class StoreArrivals:
     expect: Callable[[ExpectedSensors], None]
 
     def __post_init__(self) -> None:
-        self._hosts = frozenset("/".join(root.announced.split("/", 3)[:3]) for root in self.roots.roots)
-        self._images: dict[_Key, dict[int, Sighting]] = {}
+        self._hosts = _hosts(root.announced for root in self.roots.roots)
+        self._images: dict[_Key, dict[int, _StoredRaw]] = {}
+        self._versions: OrderedDict[tuple[_Key, int], str] = OrderedDict()
+        """By exposure and detector: the version of the object that was delivered last."""
         self._sidecars: set[_Key] = set()
 
     def serves(self, object_: StoredObject) -> bool:
         """Return whether there is a configured root in an object's bucket, or on its host."""
-        return f"{object_.scheme}://{object_.host}" in self._hosts
+        bucket = StoreHost.of(object_.scheme, object_.host).bucket
+        return (object_.scheme, bucket) in self._hosts
 
     def on_notice(self, source: str, object_: StoredObject) -> None:
         """Handle a notice; raises BadMessage if the object is outside all roots, or must not be read."""
-        located = self.roots.locate(object_.uri)
+        located = self.roots.locate(self._uri(object_))
         if located is None:
             return
         sighting = Sighting(source, *located, confirmed=True)
         match sighting.name.kind:
             case RawFileKind.IMAGE:
-                self._take(sighting)
+                self._take(_StoredRaw(sighting, object_.version))
             case RawFileKind.SIDECAR:
                 self._on_sidecar(sighting)
             case RawFileKind.EXPECTED:
@@ -81,24 +89,53 @@ class StoreArrivals:
             case unexpected:
                 raise AssertionError(unexpected)
 
-    def _take(self, sighting: Sighting) -> None:
+    def _uri(self, object_: StoredObject) -> str:
+        """Return an object's URI as `RawRoots.locate` has the root that it is below.
+
+        Where roots of several tenants fit, that of the notice's tenant is used, else one
+        without a tenant.
+        """
+        named = StoreHost.of(object_.scheme, object_.host)
+        tenant = object_.tenant if named.tenant is None else named.tenant
+        hosts = self._hosts.get((object_.scheme, named.bucket), {object_.host: None})
+        uris = {f"{object_.scheme}://{host}/{object_.key}": owner for host, owner in hosts.items()}
+        # True is more than False; `max` returns the first of equal ones.
+        return max(
+            uris,
+            key=lambda uri: (
+                self.roots.depth(uri) > 0,
+                uris[uri] == (tenant or None),
+                uris[uri] is None,
+                self.roots.depth(uri),
+            ),
+        )
+
+    def _take(self, stored: "_StoredRaw") -> None:
         """Deliver a raw when its group is known."""
-        name = sighting.name
+        sighting, name = stored.sighting, stored.sighting.name
         assert name.detector is not None
-        if self.completion.delivered(name):
+        if self.completion.delivered(name) and not self._is_replaced(stored):
             return
         if (facts := self.exposures.cached(name)) is not None:
-            self._deliver(sighting, facts)
+            self._deliver(stored, facts)
         elif (key := _key(name)) in self._images:
-            self._images[key].setdefault(name.detector, sighting)
+            self._images[key][name.detector] = stored
         elif len(self._images) >= MAX_EXPOSURES:
             self.counts.warn(
                 "dropped",
                 f"{sighting.file.path}: not delivered, {MAX_EXPOSURES} exposures are being read already",
             )
         else:
-            self._images[key] = {name.detector: sighting}
+            self._images[key] = {name.detector: stored}
             self.spawn(self._resolve(key))
+
+    def _is_replaced(self, stored: "_StoredRaw") -> bool:
+        """Return whether a delivered raw has other content now, for example a complete upload
+        after one that was cut.
+        """
+        assert stored.sighting.name.detector is not None
+        known = self._versions.get((_key(stored.sighting.name), stored.sighting.name.detector), "")
+        return bool(stored.version and known) and stored.version != known
 
     def _on_sidecar(self, sighting: Sighting) -> None:
         """Read a sidecar unless one of its exposure was read or is being read."""
@@ -127,14 +164,14 @@ class StoreArrivals:
         try:
             while images:
                 first = next(iter(images))
-                facts = await self._facts(images[first])
+                facts = await self._facts(images[first].sighting)
                 if facts is None:  # a raw without a group must not block the others
-                    path = images.pop(first).file.path
+                    path = images.pop(first).sighting.file.path
                     text = f"{path}: no group in sidecar or header, not delivered"
                     self.completion.refuse(path, "no_group", text)
                     continue
-                for sighting in images.values():
-                    self._deliver(sighting, facts)
+                for stored in images.values():
+                    self._deliver(stored, facts)
                 return
         finally:
             del self._images[key]
@@ -152,14 +189,27 @@ class StoreArrivals:
                     return None
             await asyncio.sleep(backoff.failed(self.mono()))
 
-    def _deliver(self, sighting: Sighting, facts: ExposureFacts) -> None:
-        name = sighting.name
+    def _deliver(self, stored: "_StoredRaw", facts: ExposureFacts) -> None:
+        sighting, name = stored.sighting, stored.sighting.name
+        assert name.detector is not None
         if name.group is not None:
             facts = replace(facts, group=name.group)
         try:
-            self.completion.take_stored(name, sighting.source, escaped(sighting.file.path), facts)
+            self.completion.take_stored(
+                name,
+                sighting.source,
+                escaped(sighting.file.path),
+                facts,
+                stored.version,
+                replaced=self._is_replaced(stored),
+            )
         except BadMessage as error:
             self.completion.refuse(sighting.file.path, f"refused.{error.kind}", str(error))
+            return
+        if stored.version:
+            self._versions[_key(name), name.detector] = stored.version
+            if len(self._versions) > MAX_VERSIONS:
+                self._versions.popitem(last=False)
 
 
 class StoreReader(ExposureReader):
@@ -183,6 +233,26 @@ class StoreReader(ExposureReader):
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
         """Return none: stores are not listed."""
         return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRaw:
+    """A sighting of an image in a store."""
+
+    sighting: Sighting
+    version: str
+    """See `StoredObject.version`."""
+
+
+def _hosts(roots: Iterable[str]) -> dict[tuple[str, str], dict[str, str | None]]:
+    """Return the hosts of roots and their tenants, by scheme and bucket."""
+    hosts: defaultdict[tuple[str, str], dict[str, str | None]] = defaultdict(dict)
+    for root in roots:
+        scheme, _, rest = root.partition("://")
+        host = rest.partition("/")[0]
+        tenant, bucket = StoreHost.of(scheme, host)
+        hosts[scheme, bucket][host] = tenant
+    return dict(hosts)
 
 
 def _key(name: RawName) -> _Key:

@@ -99,6 +99,8 @@ class Status:
             exporter=self.exporter.text,
             arrivals=self.arrivals.report(),
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
+            samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
+            | self.relay.samples,
             problems=problems,
             leftovers_removed=self.lock.removed,
             template_ms=self.generations.template_ms,

@@ -20,7 +20,9 @@ from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
+from ppdaemon.throttle import sample_of
 from ppdaemon.wire import decode, encode
+from ppdaemon.zmqmonitor import ConnectionMonitor
 
 __all__ = ("MAX_RESULTS_PER_MESSAGE", "RelayClient")
 
@@ -57,10 +59,13 @@ class RelayClient:
     def __post_init__(self) -> None:
         self._instruments = {key: tuple(value) for key, value in self.instruments.items()}
         self._socket: zmq.asyncio.Socket | None = None
+        self._monitor: ConnectionMonitor | None = None
         self._sequence = 0
         self._relay: str | None = None
         self._problem = ""
         self._last_received = 0.0
+        self.samples: dict[str, str] = {}
+        """By kind of `count`: the begin of the first invalid message."""
         self._accepting = True
 
     @property
@@ -119,6 +124,7 @@ class RelayClient:
     def _connect(self, address: str) -> None:
         self._disconnect()
         link = self.context.socket(zmq.DEALER)
+        monitor = ConnectionMonitor(link, self.clock.mono)
         for option, value in (
             # What is not sent is not acknowledged either: it is sent again after the next hello.
             (zmq.LINGER, 0),
@@ -134,20 +140,31 @@ class RelayClient:
         ):
             link.setsockopt(option, value)
         link.connect(address)
-        self._socket = link
+        self._socket, self._monitor = link, monitor
         # A new connection has the whole `silence_s` for its first message.
         self._last_received = self.clock.mono()
 
     def _disconnect(self) -> None:
         self._relay = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._monitor is not None:
+            self._monitor.close()
+            self._socket = self._monitor = None
 
     async def _exchange(self) -> None:
-        """Receive, and send heartbeats, until the relay has been silent too long."""
+        """Receive, and send heartbeats, until the relay has been silent too long, or libzmq has
+        ended the connection.
+        """
         assert self._socket is not None
+        assert self._monitor is not None
         while self.clock.mono() - self._last_received < self.link.silence_s:
+            if await self._monitor.ended():
+                _LOG.warning(
+                    "the connection to relay %s was ended, for example by a message of more than %d bytes;"
+                    " connecting again",
+                    self._relay or self.link.address,
+                    messages.RELAY_LIMIT,
+                )
+                return
             if self.connected:
                 self._send(messages.Heartbeat)
             else:
@@ -166,7 +183,9 @@ class RelayClient:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
             message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
-            self.count[f"bad_message.{error.kind}"] += 1
+            kind = f"bad_message.{error.kind}"
+            self.count[kind] += 1
+            self.samples.setdefault(kind, sample_of(frames[-1]))
             _LOG.warning("invalid message from the relay, ignored: %s", error)
             return
         self._last_received = self.clock.mono()

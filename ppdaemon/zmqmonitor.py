@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Detects connections that libzmq has ended for good."""
+
+from collections.abc import Callable
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+__all__ = ("ConnectionMonitor",)
+
+EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECTED
+GRACE_S = 1.0
+"""A lost connection that is made again is retried at once: measured below 1 ms, also when the
+peer is absent."""
+
+
+class ConnectionMonitor:
+    """Detects that the only connection of a socket has ended and is not made again.
+
+    A message above MAXMSGSIZE, or any other breach of the protocol, ends the session of a
+    connecting socket: it receives nothing more, without an error. The only trace is a
+    disconnection that no retry follows. A new socket is needed then, because libzmq ignores
+    another ``connect`` to the same address.
+    """
+
+    def __init__(self, socket: zmq.asyncio.Socket, mono: Callable[[], float]):
+        self._socket = socket
+        self._mono = mono
+        self._events = socket.get_monitor_socket(EVENTS)
+        self._disconnected_at: float | None = None
+
+    async def ended(self) -> bool:
+        """Return whether the connection has ended for good; call it about once a second."""
+        # Received only if there is an event: nothing waits here that could be canceled.
+        while await self._events.poll(0):
+            event = (await recv_monitor_message(self._events))["event"]
+            self._disconnected_at = self._mono() if event == zmq.EVENT_DISCONNECTED else None
+        return self._disconnected_at is not None and self._mono() - self._disconnected_at >= GRACE_S
+
+    def close(self) -> None:
+        """Close the socket and the monitor."""
+        self._socket.disable_monitor()
+        self._events.close(linger=0)
+        self._socket.close()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The node's end of the link to the relay, over real sockets."""
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import pytest
+import zmq.asyncio
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import RelayLink
+from ppdaemon.messages import RELAY_LIMIT, ReserveVisit
+from ppdaemon.node.visits.relayclient import RelayClient
+from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.waiting import TIMEOUT_S
+
+
+@pytest.fixture
+def relay():
+    with PlayedRelay() as played:
+        yield played
+
+
+@asynccontextmanager
+async def connecting(relay, received, **link):
+    context = zmq.asyncio.Context()
+    client = RelayClient(
+        link=RelayLink.model_validate({"address": relay.address} | link),
+        name="n1",
+        incarnation="i1",
+        instruments={"DemoCam": (0, 1)},
+        capacity=2,
+        clock=Clock(),
+        context=context,
+        on_message=received.append,
+        count=Counter(),
+    )
+    running = asyncio.create_task(client.run())
+    try:
+        yield client
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        context.destroy(linger=0)
+
+
+async def until(relay, condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, relay.story()
+        relay.listen()
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "data", [b"x" * (RELAY_LIMIT + 1), b'{"type": "visit", "x": "' + b"y" * RELAY_LIMIT + b'"}']
+)
+def test_a_node_connects_again_after_a_message_above_the_limit(relay, caplog, data):
+    received = []
+
+    async def body():
+        # No message for an hour would not be a reason to connect again.
+        async with connecting(relay, received, heartbeat_s=0.1, silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            hellos = len(relay.hellos)
+            relay.send_raw(data)
+            await until(relay, lambda: len(relay.hellos) > hellos)
+            relay.reserve("g")
+            await until(relay, lambda: any(isinstance(message, ReserveVisit) for message in received))
+
+    asyncio.run(body())
+    assert len([record for record in caplog.records if "connecting again" in record.message]) == 1
+
+
+def test_a_message_up_to_the_limit_is_counted_with_a_sample(relay):
+    async def body():
+        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            relay.send_raw(b"\x1b" + b"x" * (RELAY_LIMIT - 1))
+            await until(relay, lambda: client.count["bad_message.json"])
+            assert client.samples["bad_message.json"] == "?" + 299 * "x"
+            assert len(relay.hellos) == 1
+
+    asyncio.run(body())
+
+
+def test_no_message_is_lost_that_arrives_at_the_end_of_a_wait(relay):
+    received = []
+
+    async def body():
+        # The wait ends every 2 ms, so that many messages arrive at its end.
+        async with connecting(relay, received, heartbeat_s=0.002, silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            for number in range(500):
+                relay.reserve(f"g{number}")
+                # Nothing else runs meanwhile: the message and the end of the wait come together.
+                time.sleep(0.004)  # noqa: ASYNC251
+                await asyncio.sleep(0)
+            await until(relay, lambda: len(visits()) == 500)
+
+    def visits():
+        return [message for message in received if isinstance(message, ReserveVisit)]
+
+    asyncio.run(body())
