@@ -334,6 +334,7 @@ class RawCompletion:
         if not pending.conclude(delivered=delivered, mono=now):
             self._queue(pending)
             return
+        pending.end = end
         del self._pending[_key(pending.name)]
         if isinstance(end, Abandon):
             self.refuse(pending.files[0].path, end.kind, end.reason)
