@@ -29,9 +29,10 @@ from ppdaemon.middleware.pipelines.provenance import (
 )
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.cache import SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan
+from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, span_of
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.preload.transfer import input_collections
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
@@ -66,6 +67,8 @@ class _Visit:
     """The raws that arrived."""
     preload_run: str = ""
     """Run of footprint and preprocessing outputs."""
+    plan: PreloadPlan | None = None
+    """What was copied from the central repo."""
     inputs: tuple[str, ...] = ()
     """Collections copied from the central repo."""
     pipelines: tuple[LoadedPipeline, ...] = ()
@@ -147,11 +150,13 @@ class ButlerWork:
         passed = visit.reporter.passed
         try:
             with ramdisk_full_errors():
+                searched_again = self._search_again(visit, order.exposures, timings)
                 with timings.timed("visits"):
                     visit.raws.define_visits(order.exposures, visit.inputs)
                 with timings.timed("graph"):
                     built = self._build(visit, order.exposures)
                 job = built.job
+                without = self._calibrations_missing(visit, job.pipeline, order.exposures)
                 if built.declined:
                     timings.values["not_direct"] = built.declined
                 result = built.run(visit.reporter.before(job.pipeline, timings.values))
@@ -164,7 +169,9 @@ class ButlerWork:
         repeatable = result.failure is not None and bool(passed) and self._nothing_permanent(visit, job)
         return Done(
             outcome=result.failure.outcome if result.failure else Outcome.SUCCEEDED,
-            reason="; ".join(filter(None, (failed or result.caveats, visit.fallback(built)))),
+            reason="; ".join(
+                filter(None, (failed or result.caveats, searched_again, without, visit.fallback(built)))
+            ),
             retriable=result.failure is not None and (repeatable or not passed),
             nothing_permanent=repeatable,
             pipeline=job.pipeline.name,
@@ -203,7 +210,7 @@ class ButlerWork:
         plan = self._preload.find(order, footprint, timings)
         inputs = self._preload.fetch(plan, self._repo, timings)
         visit = self._visit = self._open_visit(order, footprint)
-        visit.inputs = inputs
+        visit.plan, visit.inputs = plan, inputs
         visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, plan.preprocessing, footprint.day_obs)
         self._repo.butler.collections.register(visit.preload_run)
         with timings.timed("preprocess"):
@@ -249,7 +256,8 @@ class ButlerWork:
         )
         obs_base = self._config.ingest_of(name) == "obs_base"
         files = RawFiles(config.arrivals)
-        raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming)
+        clock = self._context.clock
+        raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming, clock)
         return _Visit(order, [record], NoReturnReporter(self._context), raws)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
@@ -280,6 +288,44 @@ class ButlerWork:
         if failure.outcome == Outcome.RAMDISK_FULL:
             raise VisitFailed(failure.outcome, failure.reason, retriable=True)
         return f"preprocessing {built.job.pipeline.name}: {failure.reason}"
+
+    def _search_again(self, visit: _Visit, exposures: Sequence[int], timings: Timings) -> str:
+        """Copy the calibrations of the time and filter of the exposures if they were preloaded for others;
+        return why, or an empty text.
+        """
+        plan, headers = visit.plan, [visit.raws.headers[exposure] for exposure in exposures]
+        assert plan is not None
+        if not plan.types_outside(headers):
+            return ""
+        again = Timings(self._context.clock)
+        with timings.timed("preload_again"):
+            visit.plan = self._preload.fetch_more(plan, headers, self._repo, again)
+        timings.values["datasets_again"] = again.values["datasets"]
+        visit.inputs = input_collections(visit.plan.wanted, plan.search)
+        self._runs.discard_inputs()
+        if visit.plan.found == plan.found:  # what was preloaded is valid at this time too
+            return ""
+        taken, announced = (
+            f"{span} with {', '.join(filters)}"
+            for span, filters in (
+                (span_of(headers), filters_of(headers)),
+                (plan.search.timespan, plan.search.physical_filters),
+            )
+        )
+        reason = f"{again.values['datasets']} inputs copied late: taken at {taken}, expected in {announced}"
+        _LOG.warning("%s", reason, extra=again.values)
+        return reason
+
+    def _calibrations_missing(self, visit: _Visit, pipeline: LoadedPipeline, exposures: Sequence[int]) -> str:
+        """Return which optional calibrations are not valid at the time of the exposures, or an empty text."""
+        assert visit.plan is not None
+        headers = [visit.raws.headers[exposure] for exposure in exposures]
+        names = visit.plan.not_valid_for(pipeline, headers)
+        if not names:
+            return ""
+        reason = f"processed without {', '.join(names)}: none is valid at {span_of(headers)}"
+        _LOG.warning("%s", reason)
+        return reason
 
     def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
         """Return the main pipelines that have all required inputs; raise `VisitFailed` if there is none."""

@@ -7,7 +7,7 @@ copies the datasets found.
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from lsst.daf.butler import Butler, CollectionType, DatasetId, DatasetType
 
@@ -25,7 +25,7 @@ from ppdaemon.middleware.pipelines.graph import (
     UnusablePipeline,
 )
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan, output_types
+from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, output_types, span_of
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
 from ppdaemon.middleware.preload.transfer import (
     MissingFile,
@@ -34,6 +34,7 @@ from ppdaemon.middleware.preload.transfer import (
     register,
     take_files,
 )
+from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 
@@ -113,6 +114,41 @@ class Preload:
         self._fill(_layers(found), plan, repo, timings, stats)
         timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
         return input_collections(found, plan.search)
+
+    def fetch_more(
+        self,
+        plan: PreloadPlan,
+        headers: Sequence[ExposureHeader],
+        repo: LocalRepo,
+        timings: Timings,
+    ) -> PreloadPlan:
+        """Search again for those datasets that depend on time or filter, at the time and filter of
+        exposures; copy what the repo does not have, and return the plan with it.
+
+        For exposures outside of the first search. Raises as `fetch`.
+        """
+        filters = filters_of(headers)
+        with self._central.reading(timings) as central:
+            with timings.timed("query"):
+                bands = _bands(central, plan.search.instrument)
+                search = replace(
+                    plan.search,
+                    timespan=span_of(headers),
+                    physical_filters=filters,
+                    bands=tuple(sorted({bands[name] for name in filters if name in bands})),
+                )
+                types = plan.types_outside(headers)
+                found = plan.missing_from(find_inputs(central, types, search, timings.clock))
+            with timings.timed("locate"):
+                refs = (ref for each in found for ref in each.refs)
+                files, not_stored = self._locations.locate(central, refs)
+                found = tuple(each.without(not_stored) for each in found)
+                collection_types = _collection_types(central, found)
+        more = plan.with_more(found, files, collection_types)
+        stats = CacheStats()
+        self._copy(found, more, repo, timings, stats)
+        timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
+        return more
 
     def _fill(
         self,
@@ -212,8 +248,7 @@ def _searched_types(
 
 def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -> dict[str, str]:
     """Return the bands of the announced filters, by filter; of all filters if none is known."""
-    records = central.query_dimension_records("physical_filter", instrument=instrument, explain=False)
-    bands = {record.name: record.band for record in records}
+    bands = _bands(central, instrument)
     known = {name: bands[name] for name in announced if name in bands}
     if unknown := [name for name in announced if name not in bands]:
         _LOG.warning(
@@ -224,6 +259,12 @@ def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -
     if not known:
         _LOG.info("the filter is not known before the image: preloading for all %d", len(bands))
     return known or bands
+
+
+def _bands(central: Butler, instrument: str) -> dict[str, str]:
+    """Return the bands of an instrument's filters, by filter."""
+    records = central.query_dimension_records("physical_filter", instrument=instrument, explain=False)
+    return {record.name: record.band for record in records}
 
 
 def _collection_types(central: Butler, found: Iterable[Found]) -> dict[str, CollectionType]:

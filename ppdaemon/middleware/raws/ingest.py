@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lsst.daf.butler import DatasetRef, DimensionRecord
 
+from ppdaemon.clock import Clock
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
@@ -19,6 +20,7 @@ from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records, with_own_groups
 from ppdaemon.middleware.raws.remote import StoreError
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
+from ppdaemon.pointing import expected_begin
 from ppdaemon.states import Outcome
 
 __all__ = ("BuiltinIngester", "VisitRaws")
@@ -87,12 +89,14 @@ class VisitRaws:
         limits: ExposuresConfig,
         files: RawFiles,
         incoming: Path,
+        clock: Clock,
     ):
         self.announced = announced
         self._ingester = ObsBaseIngester(announced) if obs_base else BuiltinIngester(announced)
         self._limits = limits
         self._files = files
         self._incoming = incoming
+        self._clock = clock
         self._inputs: tuple[str, ...] = ()
         self.registered = obs_base
         """Whether raws are in the repo, and later ones are put there at once."""
@@ -183,7 +187,11 @@ class VisitRaws:
         raise AssertionError("the last attempt returns or raises")
 
     def _read_header(self, copy: Path, raw: Raw) -> ExposureHeader:
-        header = read_checked_header(copy, raw, self.announced.instrument, self._files)
+        now_tai = self._clock.tai()
+        begin_tai, _ = expected_begin(self.announced.visit, now_tai)
+        header = read_checked_header(
+            copy, raw, self.announced.instrument, self._files, max(now_tai, begin_tai)
+        )
         if reasons := contradictions(header, self.announced.visit, self._limits):
             text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
