@@ -31,9 +31,9 @@ from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, span_of
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
-from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.preload.preload import Preload, register_command
 from ppdaemon.middleware.preload.transfer import input_collections
-from ppdaemon.middleware.raws.ingest import VisitRaws
+from ppdaemon.middleware.raws.ingest import RawLimits, VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
@@ -65,10 +65,10 @@ class _Visit:
     reporter: NoReturnReporter
     raws: VisitRaws
     """The raws that arrived."""
+    plan: PreloadPlan
+    """What was copied from the central repo."""
     preload_run: str = ""
     """Run of footprint and preprocessing outputs."""
-    plan: PreloadPlan | None = None
-    """What was copied from the central repo."""
     inputs: tuple[str, ...] = ()
     """Collections copied from the central repo."""
     pipelines: tuple[LoadedPipeline, ...] = ()
@@ -98,7 +98,8 @@ class ButlerWork:
         self._library = PipelineLibrary(context.config.pipelines.overrides)
         self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
-        self._preload = Preload(config, self._central, cache, self._library)
+        any_filter = context.config.exposures.filter == "ignore"
+        self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
         init_outputs = InitOutputs(context.runs)
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
@@ -209,8 +210,8 @@ class ButlerWork:
         footprint = self._footprint(order)
         plan = self._preload.find(order, footprint, timings)
         inputs = self._preload.fetch(plan, self._repo, timings)
-        visit = self._visit = self._open_visit(order, footprint)
-        visit.plan, visit.inputs = plan, inputs
+        visit = self._visit = self._open_visit(order, footprint, plan)
+        visit.inputs = inputs
         visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, plan.preprocessing, footprint.day_obs)
         self._repo.butler.collections.register(visit.preload_run)
         with timings.timed("preprocess"):
@@ -240,7 +241,7 @@ class ButlerWork:
             now_tai=self._context.clock.tai(),
         )
 
-    def _open_visit(self, order: Prepare, footprint: Footprint) -> _Visit:
+    def _open_visit(self, order: Prepare, footprint: Footprint, plan: PreloadPlan) -> _Visit:
         name, butler, config = order.visit.instrument, self._repo.butler, self._context.config
         record = group_record(butler.dimensions, name, order.visit.group)
         insert_records(butler, [record])
@@ -256,9 +257,11 @@ class ButlerWork:
         )
         obs_base = self._config.ingest_of(name) == "obs_base"
         files = RawFiles(config.arrivals)
-        clock = self._context.clock
-        raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming, clock)
-        return _Visit(order, [record], NoReturnReporter(self._context), raws)
+        limits = RawLimits(
+            config.exposures, plan.filters, register_command(self._config, name), self._context.clock
+        )
+        raws = VisitRaws(announced, obs_base, limits, files, self._repo.incoming)
+        return _Visit(order, [record], NoReturnReporter(self._context), raws, plan)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         instrument = visit.order.visit.instrument
@@ -294,7 +297,6 @@ class ButlerWork:
         return why, or an empty text.
         """
         plan, headers = visit.plan, [visit.raws.headers[exposure] for exposure in exposures]
-        assert plan is not None
         if not plan.types_outside(headers):
             return ""
         again = Timings(self._context.clock)
@@ -318,7 +320,6 @@ class ButlerWork:
 
     def _calibrations_missing(self, visit: _Visit, pipeline: LoadedPipeline, exposures: Sequence[int]) -> str:
         """Return which optional calibrations are not valid at the time of the exposures, or an empty text."""
-        assert visit.plan is not None
         headers = [visit.raws.headers[exposure] for exposure in exposures]
         names = visit.plan.not_valid_for(pipeline, headers)
         if not names:

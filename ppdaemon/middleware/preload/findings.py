@@ -62,6 +62,8 @@ class PreloadPlan:
     includes optional ones."""
     reasons: tuple[str, ...]
     """Why the other pipelines cannot run."""
+    filters: frozenset[str]
+    """Filters of the instrument that the central repo knows."""
     files: Mapping[DatasetId, DataFile]
     """Files of the datasets; those that are not one file have none."""
     collection_types: Mapping[str, CollectionType]

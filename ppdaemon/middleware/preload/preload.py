@@ -6,7 +6,7 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from lsst.daf.butler import Butler, CollectionType, DatasetId, DatasetType
@@ -38,18 +38,28 @@ from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 
-__all__ = ("Preload",)
+__all__ = ("Preload", "register_command")
 
 _LOG = logging.getLogger(__name__)
 
 
 class Preload:
-    """Finds and copies the inputs of visits."""
+    """Finds and copies the inputs of visits.
+
+    With `any_filter`, an image may have another filter than its visit.
+    """
 
     def __init__(
-        self, config: ButlerConfig, central: CentralReader, cache: SharedCache, library: PipelineLibrary
+        self,
+        config: ButlerConfig,
+        central: CentralReader,
+        cache: SharedCache,
+        library: PipelineLibrary,
+        *,
+        any_filter: bool = False,
     ):
         self._config = config
+        self._any_filter = any_filter
         self._central = central
         self._cache = cache
         self._library = library
@@ -61,8 +71,9 @@ class Preload:
     ) -> PreloadPlan:
         """Find the inputs of the selected pipelines in the central repo; change nothing.
 
-        It is not an error if no pipeline can run. `sizes` also requests the
-        sizes of the files, one by one. Raises
+        It is not an error if no pipeline can run. None can if the central repo
+        does not know the instrument, detector or filter: it would refuse the
+        outputs. `sizes` also requests the sizes of the files, one by one. Raises
         `~ppdaemon.errors.VisitFailed` (``PRELOAD_FAILED``, retriable) if the
         central repo cannot be read.
         """
@@ -72,8 +83,11 @@ class Preload:
             reasons += more
         with self._central.reading(timings) as central:
             with timings.timed("query"):
+                bands = _bands(central, order.visit.instrument)
+                search = self._search(order, central, footprint, bands)
+                if unknown := self._unregistered(order, central, bands):
+                    preprocessing, main, reasons = [], [], [unknown]
                 needs = self._needs([*preprocessing, *main], central, reasons)
-                search = self._search(order, central, footprint)
                 types = _searched_types(central, needs.values(), preprocessing)
                 found = tuple(find_inputs(central, types, search, timings.clock))
             with timings.timed("locate"):
@@ -90,6 +104,7 @@ class Preload:
             search=search,
             found=found,
             needs=needs,
+            filters=frozenset(bands),
             files=files,
             collection_types=collection_types,
             sizes=measured,
@@ -218,9 +233,27 @@ class Preload:
                 reasons.append(str(error))
         return needs
 
-    def _search(self, order: Prepare, central: Butler, footprint: Footprint) -> Search:
+    def _unregistered(self, order: Prepare, central: Butler, bands: Collection[str]) -> str:
+        """Return what the central repo does not know of a visit-detector, with the command that registers
+        it; empty if it knows all.
+        """
+        instrument, names = order.visit.instrument, order.visit.filter_names
+        data_id = {"instrument": instrument, "detector": order.detector}
+        if central.query_dimension_records("detector", data_id=data_id, explain=False):
+            if self._any_filter or not names or not set(names).isdisjoint(bands):
+                return ""
+            what = f"filter {' or '.join(names)} of {instrument}"
+        elif central.query_dimension_records("instrument", instrument=instrument, explain=False):
+            what = f"detector {order.detector} of {instrument}"
+        else:
+            what = f"instrument {instrument}"
+        return f"the central repo does not know the {what}: {register_command(self._config, instrument)}"
+
+    def _search(
+        self, order: Prepare, central: Butler, footprint: Footprint, bands: Mapping[str, str]
+    ) -> Search:
         instrument = order.visit.instrument
-        filters = _known_filters(central, instrument, order.visit.filter_names)
+        filters = _known_filters(bands, instrument, order.visit.filter_names)
 
         def existing(names: Sequence[str]) -> tuple[str, ...]:
             return existing_collections(central, [name.format(instrument=instrument) for name in names])
@@ -246,9 +279,13 @@ def _searched_types(
     return [found for name in sorted(names) if (found := known_dataset_type(central, name)) is not None]
 
 
-def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -> dict[str, str]:
+def register_command(config: ButlerConfig, instrument: str) -> str:
+    """Return the command that registers what an instrument has in the central repo."""
+    return f"butler register-instrument {config.central} {config.instrument_class[instrument]} --update"
+
+
+def _known_filters(bands: Mapping[str, str], instrument: str, announced: Sequence[str]) -> Mapping[str, str]:
     """Return the bands of the announced filters, by filter; of all filters if none is known."""
-    bands = _bands(central, instrument)
     known = {name: bands[name] for name in announced if name in bands}
     if unknown := [name for name in announced if name not in bands]:
         _LOG.warning(

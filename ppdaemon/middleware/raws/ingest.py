@@ -4,6 +4,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lsst.daf.butler import DatasetRef, DimensionRecord
@@ -23,7 +24,7 @@ from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.pointing import expected_begin
 from ppdaemon.states import Outcome
 
-__all__ = ("BuiltinIngester", "VisitRaws")
+__all__ = ("BuiltinIngester", "RawLimits", "VisitRaws")
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,29 +75,40 @@ class BuiltinIngester:
         return records
 
 
+@dataclass(frozen=True, slots=True)
+class RawLimits:
+    """What a raw must comply with."""
+
+    exposures: ExposuresConfig
+    """Limits between raws and announcement."""
+    filters: frozenset[str]
+    """Filters of the instrument that the central repo knows: it refuses outputs with another one."""
+    register_command: str
+    """Registers other filters."""
+    clock: Clock
+    """Dates in the future are impossible."""
+
+
 class VisitRaws:
     """Copies and checks the raws of one visit-detector; `register` puts them into the repo.
 
     With `obs_base`, each raw is ingested at once, because ``lsst.obs.base`` may
-    reject it. `limits` are those between raws and announcement. `incoming` is a
-    folder on the repo's filesystem.
+    reject it. `incoming` is a folder on the repo's filesystem.
     """
 
     def __init__(
         self,
         announced: AnnouncedVisit,
         obs_base: bool,
-        limits: ExposuresConfig,
+        limits: RawLimits,
         files: RawFiles,
         incoming: Path,
-        clock: Clock,
     ):
         self.announced = announced
         self._ingester = ObsBaseIngester(announced) if obs_base else BuiltinIngester(announced)
         self._limits = limits
         self._files = files
         self._incoming = incoming
-        self._clock = clock
         self._inputs: tuple[str, ...] = ()
         self.registered = obs_base
         """Whether raws are in the repo, and later ones are put there at once."""
@@ -187,12 +199,15 @@ class VisitRaws:
         raise AssertionError("the last attempt returns or raises")
 
     def _read_header(self, copy: Path, raw: Raw) -> ExposureHeader:
-        now_tai = self._clock.tai()
+        limits, now_tai = self._limits, self._limits.clock.tai()
         begin_tai, _ = expected_begin(self.announced.visit, now_tai)
         header = read_checked_header(
             copy, raw, self.announced.instrument, self._files, max(now_tai, begin_tai)
         )
-        if reasons := contradictions(header, self.announced.visit, self._limits):
+        if header.physical_filter not in limits.filters:
+            text = f"the central repo does not know the filter {header.physical_filter} of raw {raw.path}"
+            raise VisitFailed(Outcome.BAD_RAW, f"{text}: {limits.register_command}")
+        if reasons := contradictions(header, self.announced.visit, limits.exposures):
             text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
         return header
