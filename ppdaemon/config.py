@@ -15,6 +15,7 @@ import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
+from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
     LayoutField,
@@ -117,6 +118,15 @@ class ArrivalsConfig(Model):
                 "roots and remote are both empty: list at least one folder or object store of raws"
             )
         return self
+
+    @property
+    def detector_keywords(self) -> dict[str, str | None]:
+        """For each root, with a slash at its end, the keyword that distinguishes the detectors in its
+        files; `None` where a file holds one detector.
+        """
+        roots = [(f"{root.path}/", root.layout) for root in self.roots]
+        roots += [(f"{root.uri}/", root.layout) for root in self.remote]
+        return {path: detector_keyword_of(layout or self.layout) for path, layout in roots}
 
     def image_deadline_s(self, visit: NextVisit) -> float:
         """Return how long a visit waits for its images, in seconds after its announcement."""
@@ -418,6 +428,11 @@ class NodeConfig(Model):
             missing = set(self.node.instruments) - set(self.butler.instrument_class)
             if missing:
                 raise ValueError(f"butler.instrument_class: no entry for {', '.join(sorted(missing))}")
+            by_obs_base = "obs_base" in map(self.butler.ingest_of, self.node.instruments)
+            if by_obs_base and any(self.arrivals.detector_keywords.values()):
+                raise ValueError(
+                    "butler.ingest: obs_base cannot ingest files that hold all detectors (detector_keyword)"
+                )
         return self
 
 

@@ -147,3 +147,44 @@ def test_where_all_raws_are_delivered_no_other_file_is_named(tmp_path):
             assert await catcher.arrivals.rescan(VISIT, {94}, Clock().tai()) == ()
 
     run(play)
+
+
+WHOLE = {"layout": {"path": "{instrument}/{day_obs}/{exposure}", "detector_keyword": "CCDNUM"}}
+
+
+@pytest.mark.usefixtures("no_hurry")
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_file_of_all_detectors_is_delivered_once_for_each(tmp_path, watched):
+    async def play():
+        config = {"scan_s": 0.1} if watched else BLIND
+        async with arriving(tmp_path, (3, 5, 8), **WHOLE, **config) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            path = tmp_path / "LSSTCam" / str(exposure.id // 100_000) / f"{exposure.id}.fits"
+            renamed_into_place(path, fits_file())
+            if watched:
+                await catcher.until(lambda: catcher.raws)
+                assert catcher.detectors == [3, 5, 8]
+                catcher.raws.clear()
+            assert await catcher.arrivals.rescan(VISIT, {5}, Clock().tai()) == ()
+            assert catcher.detectors == [3, 5, 8]
+            assert {(raw.path, raw.exposure, raw.group) for raw in catcher.raws} == {
+                (str(path), exposure.id, GROUP)
+            }
+            assert catcher.count("delivered") == (2 if watched else 1)
+
+    run(play)
+
+
+@pytest.mark.usefixtures("no_hurry")
+def test_an_unfinished_file_of_all_detectors_is_named_for_each(tmp_path):
+    async def play():
+        async with arriving(tmp_path, (3, 5), **WHOLE, **BLIND) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            path = tmp_path / "LSSTCam" / str(exposure.id // 100_000) / f"{exposure.id}.fits.part"
+            renamed_into_place(path, fits_file())
+            (file,) = await catcher.arrivals.rescan(VISIT, {3, 5}, Clock().tai())
+            assert (file.path, file.detector) == (str(path), None)
+
+    run(play)

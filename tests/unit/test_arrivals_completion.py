@@ -289,3 +289,24 @@ def test_a_group_in_the_path_counts_more_than_the_header():
         assert play.raws[0].group == "g"
 
     play(SimulatedExposures(), body)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_file_of_all_detectors_is_delivered_for_each_served_one(stored):
+    async def body(played: Played) -> None:
+        played.completion.served = {"LSSTCam": frozenset({7, 2, 40})}
+        seen = sighting(0)
+        seen = replace(seen, name=replace(seen.name, detector=None))
+        for _ in range(2):
+            if stored:
+                played.completion.take_stored(seen.name, "zmq", "s3://bucket/a.fits", ExposureFacts("g"))
+            else:
+                played.completion.take(seen)
+                await played.until(lambda: not played.completion._pending)
+        assert [raw.detector for raw in played.raws] == [2, 7, 40]
+        assert len({raw.path for raw in played.raws}) == 1
+        assert played.counts.by_kind["delivered"] == 1
+
+    exposures = SimulatedExposures()
+    exposures.found = ExposureFacts("g")
+    play(exposures, body)

@@ -23,7 +23,7 @@ from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.raws.fitsblocks import read_header, structure
+from ppdaemon.raws.fitsblocks import read_detector_header, read_header, structure
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import parse_json
@@ -148,7 +148,10 @@ def read_checked_header(
     Raises `~ppdaemon.errors.VisitFailed` (``BAD_RAW``).
     """
     try:
-        header = read_fits_header(copy, raw.path)
+        keyword = files.detector_keyword(raw.path)
+        header = read_fits_header(copy, raw.path, keyword, raw.detector)
+        if keyword is not None:  # a sidecar of the file has no values of the detector
+            return _checked(header, raw, instrument, now_tai)
         found = _from_sidecar(header, raw, instrument, files, now_tai)
         return found or _checked(header, raw, instrument, now_tai)
     except (BadFits, VisitFailed) as error:
@@ -183,11 +186,14 @@ class BadFits(ValueError):
     """The file is not a complete FITS file, for the reason in the message."""
 
 
-def read_fits_header(path: Path, name: str) -> Mapping[str, Any]:
+def read_fits_header(
+    path: Path, name: str, detector_keyword: str | None = None, detector: int = 0
+) -> Mapping[str, Any]:
     """Check a file's structure and return its keywords; the file may be compressed by gzip.
 
-    Cards that cannot be parsed are omitted. `name` is the path in messages. Raises `BadFits` if the
-    file is empty, truncated or not FITS.
+    Cards that cannot be parsed are omitted. `name` is the path in messages. With `detector_keyword`,
+    the file holds several detectors, and the keywords are those of one. Raises `BadFits` if the file is
+    empty, truncated or not FITS, or has no data of the detector.
     """
     with path.open("rb") as stream:
         found = structure(stream)
@@ -195,7 +201,12 @@ def read_fits_header(path: Path, name: str) -> Mapping[str, Any]:
             raise BadFits(f"it is not a complete FITS file: {found.problem or 'no data'}")
         if found.warning:
             _LOG.warning("raw %s is unusual and is processed: %s", name, found.warning)
-        return read_header(stream)
+        if detector_keyword is None:
+            return read_header(stream)
+        try:
+            return read_detector_header(stream, detector_keyword, detector)
+        except ValueError as error:
+            raise BadFits(str(error)) from None
 
 
 def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:

@@ -91,6 +91,7 @@ class Arrivals:
             self._spawn,
             self._relist_all,
             self._is_local,
+            self._raw_roots.served,
         )
         context = SourceContext(
             self._raw_roots,

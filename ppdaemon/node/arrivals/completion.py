@@ -11,8 +11,8 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
@@ -53,7 +53,8 @@ MAX_REFUSED = 50
 HANGING_PAUSE_S = 1.0
 """Pause before a file is checked again whose filesystem did not respond."""
 
-type _Key = tuple[str, int, int]
+type _Key = tuple[str, int, int | None]
+"""Instrument, exposure, detector; `None` for a file that holds all detectors."""
 type _ExposureKey = tuple[str, int, str]
 """Instrument, exposure, raw root."""
 
@@ -64,7 +65,8 @@ class RawCompletion:
 
     Files are read in the `threads` of their root. A survey may find a file again
     within `remember_s`. `on_overflow` is called when a raw is dropped; `same_clock`
-    returns whether the time stamps below a root come from this host's clock.
+    returns whether the time stamps below a root come from this host's clock. `served` are the
+    detectors of this node by instrument: a file that holds all is delivered for each of them.
     """
 
     threads: Mapping[str, FileThreads]
@@ -76,6 +78,7 @@ class RawCompletion:
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     on_overflow: Callable[[], None]
     same_clock: Callable[[str], bool]
+    served: Mapping[str, Collection[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.latencies = Latencies()
@@ -163,7 +166,7 @@ class RawCompletion:
         self._delivered.add(_key(name), self.clock.mono())
         self.latencies.sighted(source)
         self.counts.count("delivered")
-        self.deliver(raw)
+        self._deliver(name, raw)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count, log and list a raw that is not delivered."""
@@ -346,7 +349,14 @@ class RawCompletion:
         self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.latency_s)
-        self.deliver(end)
+        self._deliver(pending.name, end)
+
+    def _deliver(self, name: RawName, raw: Raw) -> None:
+        if name.detector is not None:
+            self.deliver(raw)
+            return
+        for detector in sorted(self.served[name.instrument]):
+            self.deliver(raw.model_copy(update={"detector": detector}))
 
 
 class _Queue:
@@ -398,14 +408,14 @@ def _raw(
     seen_tai: float,
     file_id: FileId | str | None = None,
 ) -> Raw:
-    assert name.detector is not None
     try:
         return Raw(
             path=path,
             sidecar=sidecar_path(path) if has_sidecar else None,
             instrument=name.instrument,
             group=facts.group,
-            detector=name.detector,
+            # Of a file that holds all detectors each one is delivered with its number.
+            detector=name.detector or 0,
             exposure=name.exposure,
             snap=facts.snap,
             snaps=facts.snaps,
@@ -417,7 +427,6 @@ def _raw(
 
 
 def _key(name: RawName) -> _Key:
-    assert name.detector is not None
     return name.instrument, name.exposure, name.detector
 
 

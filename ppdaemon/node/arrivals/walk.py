@@ -502,7 +502,9 @@ class RawSearch(FolderWalker):
         if new:
             known.names |= new
             known.since_mono = scope.now.mono
-        sightings = [sighting for name in new if (sighting := self._sighting(f"{folder}/{name}")) is not None]
+        sightings = [
+            sighting for name in sorted(new) if (sighting := self._sighting(f"{folder}/{name}")) is not None
+        ]
         if self._one_exposure:
             known.found_detectors.update(
                 each.name.detector
