@@ -12,7 +12,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pydantic
@@ -22,7 +22,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
-from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, read_states, sidecar_of
+from ppdaemon.node.arrivals.files import ExposureFacts, read_sidecars, read_states, sidecar_of
 from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileId, FileState, PendingRaw, Recheck
 from ppdaemon.node.arrivals.roots import Sighting
@@ -256,6 +256,8 @@ class RawCompletion:
 
     def _find_group(self, pending: PendingRaw, complete: Deliver) -> None:
         """Deliver a complete raw when the group of its exposure is known; read one raw at a time."""
+        if complete.facts is not None:
+            self.exposures.count_group(pending.name, complete.facts)
         facts = self.exposures.cached(pending.name)
         if facts is not None:
             self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
@@ -284,9 +286,14 @@ class RawCompletion:
                 alike = self.exposures.cached(asked.name) is not None
                 batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
                 # Sidecars may have arrived while the group was read.
-                sidecars = [sidecar_of(_complete(each).file) for each in batch]
-                found = await self._retry_hanging(threads.run, are_regular, sidecars)
-                for pending, has_sidecar in zip(batch, found, strict=True):
+                orders = [(_complete(each).file, _complete(each).facts is None) for each in batch]
+                found = await self._retry_hanging(threads.run, read_sidecars, orders)
+                # All are counted before the first is delivered: the others may have no group.
+                for pending, (_, own) in zip(batch, found, strict=True):
+                    if own is not None:
+                        pending.complete = replace(_complete(pending), facts=own)
+                        self.exposures.count_group(pending.name, own)
+                for pending, (has_sidecar, _) in zip(batch, found, strict=True):
                     waiting.popleft()
                     known = self.exposures.cached(pending.name) or facts
                     self._conclude_with(pending, known, has_sidecar=has_sidecar)
@@ -310,8 +317,8 @@ class RawCompletion:
     def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts | None, *, has_sidecar: bool) -> None:
         """Deliver a complete raw with the facts of its exposure, or refuse it without.
 
-        Where its own header contradicts the facts that were read from other files, the header is used:
-        one wrong sidecar must not assign all detectors of an exposure wrongly.
+        Where its own header, or without a group there its sidecar, contradicts the facts of the
+        exposure, the own group is used: one wrong sidecar must not assign all detectors wrongly.
         """
         complete, name = _complete(pending), pending.name
         path, own = complete.file.path, complete.facts
@@ -319,8 +326,8 @@ class RawCompletion:
         obsid = name.obsid or (facts and facts.obsid)
         is_misplaced = own is not None and None not in (own.obsid, obsid) and own.obsid != obsid
         if own and facts and own.group != facts.group and name.group is None and not is_misplaced:
-            text = f"{path}: its header has the group {own.group!r}, other files of its exposure have "
-            self.counts.warn("contradiction", f"{text}{facts.group!r}; its own header is used")
+            text = f"{path}: its header or sidecar has the group {own.group!r}, other files of its exposure "
+            self.counts.warn("contradiction", f"{text}have {facts.group!r}; its own group is used")
             facts = own
         try:
             if facts is None:

@@ -98,7 +98,7 @@ class FileState:
     """Whether an intact file has bytes after its last HDU, or a last block that is too short."""
     has_sidecar: bool = False
     facts: ExposureFacts | None = None
-    """Of the file's own header; `None` if it has no group."""
+    """Of the file's own header, else of its sidecar; `None` if neither has a group."""
     device: int = 0
 
     @property
@@ -130,7 +130,7 @@ class Deliver:
     has_sidecar: bool = False
     file_id: FileId = field(default=(0, 0, 0, 0), compare=False)
     facts: ExposureFacts | None = field(default=None, compare=False)
-    """Of the file's own header; `None` if it has no group."""
+    """Of the file's own header, else of its sidecar; `None` if neither has a group."""
 
 
 @dataclass(frozen=True, slots=True)
