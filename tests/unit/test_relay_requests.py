@@ -72,7 +72,6 @@ def test_what_is_sent_is_recognized_by_its_fields():
         ([b'{"type": "visit_status"}'], "field", "groupId: Field required"),
         ([b'{"type": "visit_status", "groupId": "g", "more": 1}'], "field", "more"),
         ([b'{"groupId": "g", "position": [0, 0]}'], "field", "instrument: Field required"),
-        ([b'{"groupId": "g", "scriptSalIndex": "x"}'], "field", "scriptSalIndex"),
         ([b'{"groupId": "g", "instrument": "I", "x": 1e999}'], "json", "too large a number"),
         ([b'{"groupId": "g", "instrument": "I", "x": "\\ud800"}'], "content", "cannot be sent on to nodes"),
         ([b"\xff"], "encoding", "not UTF-8"),
