@@ -2,6 +2,7 @@
 """The final rescan of one raw root for one visit: delivers raws, and finds why others are not taken."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,8 @@ class FinalRescan:
     clock: Clock
     long_ago_mono: float
     """When the wait for a late sidecar is to have begun, so that it is over."""
+    _listed: bool = False
+    """Whether the search has ended; else its thread still uses it."""
     _taken: list[tuple[Sighting, PendingRaw | None]] = field(default_factory=list)
     _others: list[tuple[Sighting, ExposureFacts | None]] = field(default_factory=list)
     """Images without a group or of another one."""
@@ -45,6 +48,7 @@ class FinalRescan:
         sightings = await self.threads.run(
             self.search.rescan, self.expected, self.since_unix, WalkTime.by(self.clock)
         )
+        self._listed = True
         exposures: dict[int, list[Sighting]] = {}
         for sighting in sightings:
             exposures.setdefault(sighting.name.exposure, []).append(sighting)
@@ -58,8 +62,14 @@ class FinalRescan:
         }
         if None in delivered or self.expected.detectors <= delivered:  # one file may hold all detectors
             return []
+        if not self._listed:
+            return files
         files += [_of_other_group(sighting, facts) for sighting, facts in self._others]
-        strange = await self.threads.run(self.search.strange_files, self.expected, self.since_unix)
+        # A folder with 400 files takes 10 ms, and there are those of 25 exposures.
+        others = {
+            os.path.dirname(sighting.file.path) for sighting, facts in self._others if facts is not None
+        }
+        strange = await self.threads.run(self.search.strange_files, self.expected, self.since_unix, others)
         of_visit: dict[int, bool] = {}
         for each in strange:
             if each.near is not None and each.near[0].exposure not in of_visit:

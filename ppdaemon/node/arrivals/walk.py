@@ -345,17 +345,23 @@ class RawSearch(FolderWalker):
             if sighting.name.kind is RawFileKind.IMAGE and expected.matches(sighting.name)
         ]
 
-    def strange_files(self, expected: ExpectedRaws, since_unix: float) -> list[StrangeFile]:
+    def strange_files(
+        self, expected: ExpectedRaws, since_unix: float, others: Collection[str] = ()
+    ) -> list[StrangeFile]:
         """Return what lies in the folders of the last `rescan` and may be the raw of an expected detector
         under another name, or has a name that the layout does not have.
 
-        Files of unknown meaning that have not changed since `since_unix` are skipped.
+        Files of unknown meaning that have not changed since `since_unix` are skipped, and `others`,
+        folders with images of other visits, unless exposures share a folder.
         """
+        skipped = frozenset(others if self._one_exposure else ())
         found: list[StrangeFile] = []
         if self.problem:
             folder, _, why = self.problem.rpartition(": ")
             found.append(StrangeFile(folder, f"cannot be listed: {why}"))
-        for folder in [path for path in self._folders if self.depth(path) == self._layout.depth]:
+        for folder in self._folders.keys() - skipped:
+            if self.depth(folder) != self._layout.depth:
+                continue
             with contextlib.suppress(OSError), os.scandir(folder) as entries:
                 found += self._strange_in(folder, [*entries], expected, since_unix)
         return found
