@@ -17,7 +17,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import UnusablePipeline
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline
 from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
@@ -46,6 +46,16 @@ with Butler.from_config(sys.argv[1]) as butler, butler.query() as query:
     list(query.datasets("bias", "ToyCam/calib/new", find_first=False))
 print(*sorted(set(sys.modules) - before))
 """
+
+
+def test_a_pipeline_without_tasks_is_not_usable(tmp_path: Path) -> None:
+    """Tasks of a range depend on each other: between two independent ones there is none."""
+    task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
+    path = tmp_path / "p.yaml"
+    path.write_text(f"description: x\ntasks: {{a: {task}, b: {task}, c: {task}}}\n")
+    assert list(load_pipeline(f"{path}#c..", {}).graph.tasks) == ["c"]
+    with pytest.raises(UnusablePipeline, match="a\\.\\.c has no tasks"):
+        load_pipeline(f"{path}#a..c", {})
 
 
 def test_the_central_repo_may_be_named_by_the_profile_of_a_store(

@@ -82,6 +82,9 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
         graph = pipeline.to_graph()
     except Exception as error:  # pipelines and configurations are code, which may raise anything
         raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
+    if not graph.tasks:
+        # A range a..c has the tasks that depend on a and on which c depends: possibly none.
+        raise UnusablePipeline(f"{path} has no tasks")
     return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
 
 
