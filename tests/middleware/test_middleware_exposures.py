@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exposures and their visits: one each, or one of all snaps; images that contradict the announcement."""
 
+import functools
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -407,6 +408,23 @@ def test_limits_are_configurable(rigs: MakeRig) -> None:
     worker.prepare(rig.order(main="Short", before=""))
     changed = {"FILTER": "g_01", "ROTPA": 170.0, "RA": RA + 3.0}
     assert worker.ingest(rig.raw(**changed)).exposure == FIRST
+
+
+def test_a_property_of_the_wrong_type_is_converted_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Translators of the observatory return some keywords as they are in the header."""
+    keys = {"exposure_group": "GROUPID", "object": "OBJECT", "observation_counter": "SEQNUM"}
+    for name, key in (keys | {"dark_time": "EXPTIME"}).items():
+        read = functools.partialmethod(lambda self, key: self._header[key], key)
+        monkeypatch.setattr(toycam.ToyTranslator, f"to_{name}", read)
+    changed = {"GROUPID": 20261128000018, "OBJECT": 1.5, "SEQNUM": 1.0, "EXPTIME": "30.0"}
+    info = translate(toycam.make_header(1, 1, **changed), toycam.ToyCam(), "raw")
+    assert (info.exposure_group, info.observation_counter) == ("20261128000018", 1)
+    raw = toycam.Raw(
+        path="raw", instrument=NAME, group="20261128000018", detector=1, exposure=FIRST, seen_tai=0.0
+    )
+    record = exposure_records(DimensionUniverse(), check_expected(info, raw))[-1]
+    assert (record.group, record.seq_num) == ("20261128000018", 1)
+    assert (record.target_name, record.dark_time) == (None, None)
 
 
 def compare(visit: dict[str, Any], header: dict[str, Any], **limits: Any) -> list[str]:
