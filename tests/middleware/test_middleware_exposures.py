@@ -413,12 +413,15 @@ def test_limits_are_configurable(rigs: MakeRig) -> None:
 def test_a_property_of_the_wrong_type_is_converted_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Translators of the observatory return some keywords as they are in the header."""
     keys = {"exposure_group": "GROUPID", "object": "OBJECT", "observation_counter": "SEQNUM"}
-    for name, key in (keys | {"dark_time": "EXPTIME"}).items():
+    keys |= {"dark_time": "EXPTIME", "group_counter_start": "CURINDEX", "group_counter_end": "MAXINDEX"}
+    for name, key in keys.items():
         read = functools.partialmethod(lambda self, key: self._header[key], key)
         monkeypatch.setattr(toycam.ToyTranslator, f"to_{name}", read)
     changed = {"GROUPID": 20261128000018, "OBJECT": 1.5, "SEQNUM": 1.0, "EXPTIME": "30.0"}
+    changed |= {"CURINDEX": "1", "MAXINDEX": "two"}
     info = translate(toycam.make_header(1, 1, **changed), toycam.ToyCam(), "raw")
     assert (info.exposure_group, info.observation_counter) == ("20261128000018", 1)
+    assert (info.group_counter_start, info.group_counter_end) == (1, None)
     raw = toycam.Raw(
         path="raw", instrument=NAME, group="20261128000018", detector=1, exposure=FIRST, seen_tai=0.0
     )

@@ -4,6 +4,7 @@
 Whether a FITS file is complete is decided by `ppdaemon.raws.fitsblocks`.
 """
 
+import contextlib
 import logging
 import math
 import warnings
@@ -244,7 +245,10 @@ def _converted(value: Any, kind: type) -> Any:
     """Return a value of another type as one of this type without loss, else `None`."""
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return int(value) if kind is int and isinstance(value, float) and value.is_integer() else None
+    if kind is int and isinstance(value, str | float):
+        with contextlib.suppress(ValueError):
+            return int(value) if isinstance(value, str) or value.is_integer() else None
+    return None
 
 
 def check_expected(info: ObservationInfo, raw: Raw, *, has_group: bool = True) -> ExposureHeader:
