@@ -410,6 +410,15 @@ def test_limits_are_configurable(rigs: MakeRig) -> None:
     assert worker.ingest(rig.raw(**changed)).exposure == FIRST
 
 
+@pytest.mark.parametrize("name", ["i_07", 40 * "x"])
+def test_a_raw_with_a_filter_that_is_not_registered_is_refused_by_name(rigs: MakeRig, name: str) -> None:
+    rig, worker = rigs(exposures={"filter": "ignore"})
+    worker.prepare(rig.order(main="Short", before=""))
+    with pytest.raises(VisitFailed, match=f"its filter '{name}' is not registered") as caught:
+        worker.ingest(rig.raw(FILTER=name))
+    assert caught.value.outcome == Outcome.BAD_RAW
+
+
 def test_a_property_of_the_wrong_type_is_converted_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Translators of the observatory return some keywords as they are in the header."""
     keys = {"exposure_group": "GROUPID", "object": "OBJECT", "observation_counter": "SEQNUM"}
