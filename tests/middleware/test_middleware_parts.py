@@ -177,12 +177,14 @@ def test_groups_with_quotes_are_only_names(rigs: MakeRig) -> None:
     assert worker.prepare(rig.order(groupId="it's #1 ~ of 2%")).pipeline == "Full"
 
 
-def test_a_record_has_no_value_instead_of_nan(tmp_path: Path) -> None:
+def test_a_record_has_no_value_that_databases_refuse(tmp_path: Path) -> None:
     Butler.makeRepo(str(tmp_path))
     with Butler.from_config(str(tmp_path), writeable=True) as butler:
         universe: DimensionUniverse = butler.dimensions
         key = {"instrument": "Cam", "day_obs": 20260101, "group": "g", "physical_filter": "r"}
         angles = {"sky_angle": float("nan"), "azimuth": float("nan"), "zenith_angle": 30.0}
+        texts = {"observation_type": 17 * "x", "observation_reason": "a\0", "science_program": "\ud83d"}
+        texts |= {"target_name": 300 * "x"}
         records = [
             make_record(
                 universe,
@@ -196,10 +198,14 @@ def test_a_record_has_no_value_instead_of_nan(tmp_path: Path) -> None:
             make_record(universe, "physical_filter", instrument="Cam", name="r", band="r"),
             make_record(universe, "day_obs", instrument="Cam", id=20260101),
             make_record(universe, "group", instrument="Cam", name="g"),
-            make_record(universe, "exposure", id=1, obs_id="o", exposure_time=float("nan"), **key, **angles),
+            make_record(
+                universe, "exposure", id=1, obs_id="o", exposure_time=float("nan"), **key, **angles, **texts
+            ),
         ]
         for record in (*records, records[-1]):  # the second time, it is compared with what is stored
             butler.registry.syncDimensionData(record.definition.name, record)
         (stored,) = butler.query_dimension_records("exposure", instrument="Cam")
         assert (stored.sky_angle, stored.azimuth, stored.zenith_angle) == (None, None, 30.0)
         assert stored.exposure_time is None
+        assert (stored.observation_type, stored.observation_reason) == (None, None)
+        assert (stored.science_program, stored.target_name) == (None, 300 * "x")
