@@ -48,6 +48,14 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.parametrize("name", ["A%41.yaml", "a b+c.yaml", "Ap"])
+def test_the_path_of_a_pipeline_is_taken_literally(tmp_path: Path, name: str) -> None:
+    task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
+    (tmp_path / "AA.yaml").write_text(f"description: another\ntasks: {{other: {task}}}\n")
+    (tmp_path / name).write_text(f"description: x\ntasks: {{a: {task}, b: {task}}}\n")
+    assert list(load_pipeline(f"{tmp_path / name}#b", {}).graph.tasks) == ["b"]
+
+
 def test_a_pipeline_without_tasks_is_not_usable(tmp_path: Path) -> None:
     """Tasks of a range depend on each other: between two independent ones there is none."""
     task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
