@@ -252,13 +252,21 @@ class Subscription:
         self._address = address
         self._mono = mono
         self._socket, self._monitor = self._connect()
+        self.connected = False
+        """Whether a publisher is connected; a lost one is detected after the time of the heartbeats."""
 
     async def receive(self, on_problem: Callable[[BadMessage, bytes | None], None]) -> list[bytes]:
         """Return the next message; connect again if libzmq has ended the connection."""
         while True:
             with contextlib.suppress(zmq.Again):
-                return await self._socket.recv_multipart(zmq.DONTWAIT)
-            if not await self._socket.poll(MONITOR_MS) and await self._monitor.ended():
+                frames = await self._socket.recv_multipart(zmq.DONTWAIT)
+                self.connected = True
+                return frames
+            if await self._socket.poll(MONITOR_MS):
+                continue
+            ended = await self._monitor.ended()
+            self.connected = self._monitor.connected
+            if ended:
                 self.close()
                 self._socket, self._monitor = self._connect()
                 reason = f"{self._address}: the connection was ended, for example by a message of more than"
