@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsst.daf.butler import DatasetRef, DimensionRecord
+from lsst.daf.butler import DataIdValueError, DatasetRef, DimensionRecord
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExposuresConfig
@@ -210,4 +210,11 @@ class VisitRaws:
         if reasons := contradictions(header, self.announced.visit, limits.exposures):
             text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
+        known = {"instrument": header.instrument, "physical_filter": header.physical_filter}
+        try:
+            self.announced.butler.registry.expandDataId(known)
+        except DataIdValueError as error:
+            name = header.physical_filter
+            text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
+            raise VisitFailed(Outcome.BAD_RAW, text) from error
         return header
