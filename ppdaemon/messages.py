@@ -377,12 +377,20 @@ class Done(Fact):
     datasets: Storable = 0
     """Number of spooled datasets."""
     tainted: str = ""
-    """What the visit has changed in the process (such as its folder or signal
-    handlers), so that the worker must be replaced; empty if nothing."""
+    """What the visit has left in the process and only a new one does not have (such as
+    ``thread monitor``), so that the worker must be replaced; empty if nothing."""
+
+
+class Spoiled(Fact):
+    """A visit that was given up has left something in the process, which must be replaced."""
+
+    type: Literal["spoiled"] = "spoiled"
+    tainted: str
+    """As in `Done`."""
 
 
 type WorkerFact = Annotated[
-    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done, _BY_TYPE
+    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done | Spoiled, _BY_TYPE
 ]
 FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)
 

@@ -32,6 +32,7 @@ or the template fail.
 
 import ctypes
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -185,7 +186,8 @@ class ScriptedWork:
     def reset(self) -> None:
         """Empty the repo and copy the template again."""
         for path in self.context.repo.iterdir():
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         self._copy()
 
     def _copy(self) -> None:
@@ -377,6 +379,18 @@ def _leave_thread(work: ScriptedWork) -> None:
     threading.Thread(target=time.sleep, args=(600,), name="left behind", daemon=True).start()
 
 
+# The module imports numpy, which most scripted workers do not need.
+def _leave_all(work: ScriptedWork) -> None:
+    importlib.import_module("ppdaemon.testing.leftovers").leave_all()
+
+
+def _describe(work: ScriptedWork) -> None:
+    """Add the state of the process to ``described``, a JSON object in a line."""
+    describe = importlib.import_module("ppdaemon.testing.leftovers").describe
+    with (work.state / "described").open("a") as stream:
+        stream.write(json.dumps(describe()) + "\n")
+
+
 def _channel() -> int:
     """Return the descriptor of the channel to the supervisor: the last socket."""
     return max(int(name) for name in os.listdir("/proc/self/fd") if _is_socket(name))
@@ -413,7 +427,7 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "detach": _leave_daemon,
     "thread": _leave_thread,
     "chdir": lambda work: os.chdir("/"),
-    "umask": lambda work: os.umask(0o77),
-    "handler": lambda work: signal.signal(signal.SIGUSR1, lambda *_: None),
+    "leave": _leave_all,
+    "describe": _describe,
 }
 """All faults, by their names in surveys."""

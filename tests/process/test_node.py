@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The real daemon with real, scripted workers under all kinds of failure."""
 
+import json
 import os
 import signal
 
@@ -231,9 +232,9 @@ def test_grandchildren_end_with_their_worker(node, group, fault):
     wait_until(lambda: not alive(grandchild), TIMEOUT_S)
 
 
-@pytest.mark.parametrize("fault", ["chdir", "umask", "handler", "thread", "fork"])
+@pytest.mark.parametrize("fault", ["thread", "fork"])
 def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
-    """Fault 40: changed directory, umask, handlers, threads."""
+    """Fault 40: threads and children."""
     node.relay.reserve(group, survey=f"process:{fault}")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
@@ -243,7 +244,31 @@ def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
         row = node.workers()[visit.slot]
         return row if row.state == SlotState.IDLE and row.pid != visit.pid else None
 
-    assert node.wait(replaced).note.startswith("recycled: its visit changed")
+    assert node.wait(replaced).note.startswith("recycled: its visit left")
+    assert node.status().counters["recycled.leftovers"] >= 1
+
+
+def test_a_canceled_visit_that_leaves_a_thread_costs_its_worker(node, group):
+    node.relay.reserve(group, survey="prepare:thread")
+    (visit,) = node.wait(lambda: [row for row in node.workers() if row.state == SlotState.WAITING])
+    node.relay.cancel(group)
+    assert node.relay.outcome(group).outcome == Outcome.CANCELLED
+    node.wait(lambda: node.workers()[visit.slot].pid not in (None, visit.pid))
+    assert node.workers()[visit.slot].note == "recycled: its visit left thread left behind"
+
+
+def test_the_next_visit_in_a_slot_finds_the_process_as_a_new_worker_does(tmp_path, socket_dir):
+    """Fault 84: everything that a task can leave."""
+    with running(tmp_path, socket_dir, min=1, max=1, preload=["ppdaemon.testing.leftovers"]) as node:
+        for number, faults in enumerate(["describe", "prepare:leave process:leave", "describe"]):
+            group = f"2026-11-28T03:00:0{number}.000"
+            survey = "process:describe" if faults == "describe" else faults
+            node.relay.reserve(group, survey=survey)
+            node.land(group)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        new, next_one = map(json.loads, (node.state / "described").read_text().splitlines())
+        assert next_one == new
+        assert node.workers()[0].epoch == 1
 
 
 def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_continues(tmp_path, socket_dir):

@@ -221,6 +221,16 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteRecycled:
+    """Count a worker that is replaced, by cause: ``leftovers``, ``memory``, ``visits``, ``age`` or
+    ``configuration``.
+    """
+
+    cause: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlotChanged:
     """Notify the scheduler and other observers of a change of the slot's state."""
 
@@ -238,6 +248,7 @@ Action = (
     | RescanRaws
     | NoteStage
     | NoteMeasurements
+    | NoteRecycled
     | NoteRaw
     | Finish
     | SlotChanged

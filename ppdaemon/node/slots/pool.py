@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 REAPED_WAIT_S = 0.2
 """How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status."""
+AVOIDABLE = frozenset({"leftovers", "memory"})
+"""Causes of a new worker that depend on tasks and configuration."""
 
 VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | events.NoteRaw | events.RescanRaws
 
@@ -239,6 +241,8 @@ class Pool:
                     # Stamped now: the event is queued, and the worker may be at
                     # the next stage before it is handled.
                     self.post(events.NoteStage(key, stage, self.clock.tai()))
+                case events.NoteRecycled(cause=cause, note=note):
+                    self._count_recycled(slot, cause, note)
                 case (
                     events.Finish()
                     | events.NoteStage()
@@ -253,6 +257,17 @@ class Pool:
                 case unexpected:
                     raise AssertionError(unexpected)
         self._set_timer()
+
+    def _count_recycled(self, slot: Slot, cause: str, note: str) -> None:
+        self.count[f"recycled.{cause}"] += 1
+        # A new worker after each visit costs seconds and memory; what repeats is logged once in a while.
+        if cause in AVOIDABLE and self.count[f"recycled.{cause}"].bit_count() == 1:
+            _LOG.warning(
+                "slot %d: %s; workers replaced for this cause since the start: %d. See ppctl status -v",
+                slot.number,
+                note,
+                self.count[f"recycled.{cause}"],
+            )
 
     def _send(self, slot: Slot, packet: bytes) -> None:
         child = self._children.get(slot.number)
