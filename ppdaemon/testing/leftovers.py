@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def _leave_file() -> None:
         pass
 
 
-LEAVE: Mapping[str, Callable[[], object]] = {
+LEAVE: dict[str, Callable[[], object]] = {
     "directory": lambda: os.chdir("/"),
     "files": _leave_file,
     "umask": lambda: os.umask(0o77),
@@ -84,7 +84,6 @@ LEAVE: Mapping[str, Callable[[], object]] = {
     "decimal context": lambda: decimal.getcontext().__setattr__("prec", 5),
     "socket time-out": lambda: socket.setdefaulttimeout(0.001),
     "resource limits": _leave_low_limit,
-    "niceness": lambda: os.nice(3),
     "processors": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     "standard streams": _leave_streams,
     "hooks": lambda: setattr(sys, "excepthook", print),
@@ -103,6 +102,8 @@ LEAVE: Mapping[str, Callable[[], object]] = {
     "ppdaemon.timescales.TAI_MINUS_UTC_S": _leave_constant,
 }
 """By name: a function that leaves something behind."""
+if os.geteuid() == 0:  # other users cannot raise the priority again: it costs them the worker
+    LEAVE["niceness"] = lambda: os.nice(3)
 
 
 def leave_all() -> None:
