@@ -450,6 +450,13 @@ class ZygoteReady(Model):
     modules: int
 
 
+class ZygoteRefused(Model):
+    """The modules of the configuration cannot be used; the zygote ends."""
+
+    type: Literal["zygote_refused"] = "zygote_refused"
+    problems: tuple[str, ...]
+
+
 class Forked(Model):
     """A process was forked; the packet also transfers its channel and its pidfd."""
 
@@ -483,7 +490,7 @@ class Reaped(Model):
 
 type ForkFact = Annotated[Forked | ForkFailed | Reaped, _BY_TYPE]
 """Result of a fork, or end of a forked process."""
-type ZygoteFact = Annotated[ZygoteReady | Forked | ForkFailed | Reaped, _BY_TYPE]
+type ZygoteFact = Annotated[ZygoteReady | ZygoteRefused | Forked | ForkFailed | Reaped, _BY_TYPE]
 ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 
 
