@@ -124,7 +124,13 @@ class ArrivalsConfig(Model):
 
 
 class MemoryConfig(Model):
-    """Memory limits of one worker: its private memory plus its repo on the RAM disk."""
+    """Memory limits of one worker with the processes that it starts.
+
+    Counted are anonymous memory and swap (of pages that are shared with other
+    processes the share), files in memory that no other worker has open or maps
+    (memfd, ``/dev/shm``), and the repo on the RAM disk; each byte once. Pages of
+    files on a disk do not count.
+    """
 
     soft: Size = 4_000_000_000
     """A worker above this is replaced after its visit."""

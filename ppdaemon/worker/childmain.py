@@ -53,9 +53,10 @@ def import_without_threads(config: NodeConfig) -> WorkModule:
         def check(key: str, name: str) -> None:
             if starter.find(name):
                 text = (
-                    f"{key}: {name}: importing {starter.module} starts a thread, and no worker could be forked:"
-                    " set this library's variable against it in workers.environment, or leave the module out,"
-                    " so that each worker imports it by itself, or set workers.start: spawn"
+                    f"{key}: {name}: {starter.module} starts a thread when it is imported, and a process with"
+                    " threads cannot fork workers: set this library's variable against it in"
+                    " workers.environment, or leave the module out, so that each worker imports it by itself,"
+                    " or set workers.start: spawn"
                 )
                 raise ConfigError([text])
 
