@@ -389,8 +389,27 @@ class Spoiled(Fact):
     """As in `Done`."""
 
 
+class ImportsMeasured(Fact):
+    """What a forked worker has imported by itself in its first visit."""
+
+    type: Literal["imports"] = "imports"
+    modules: tuple[str, ...]
+    """The slowest ones."""
+    seconds: float
+    memory_bytes: int
+
+
 type WorkerFact = Annotated[
-    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done | Spoiled, _BY_TYPE
+    Ready
+    | Prepared
+    | Ingested
+    | RawRefused
+    | StageReached
+    | PointOfNoReturn
+    | Done
+    | Spoiled
+    | ImportsMeasured,
+    _BY_TYPE,
 ]
 FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)
 

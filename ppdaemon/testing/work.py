@@ -428,6 +428,7 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "thread": _leave_thread,
     "chdir": lambda work: os.chdir("/"),
     "leave": _leave_all,
+    "import_heavy": lambda work: importlib.import_module("heavy"),
     "describe": _describe,
 }
 """All faults, by their names in surveys."""

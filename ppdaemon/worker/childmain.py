@@ -16,7 +16,7 @@ from ppdaemon.messages import ForkWorker
 from ppdaemon.states import ExitCode
 from ppdaemon.work import WorkModule
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
-from ppdaemon.worker.imports import watch_threads
+from ppdaemon.worker.imports import ThreadStarter, observed_imports
 from ppdaemon.worker.main import run_role
 
 __all__ = ("import_without_threads", "import_work", "run_child")
@@ -48,18 +48,19 @@ def import_without_threads(config: NodeConfig) -> WorkModule:
     """Import as `import_work` does, in a process that will fork. Raise `ConfigError` if an import
     starts a thread.
     """
-    with watch_threads() as starter:
+    starter = ThreadStarter()
 
-        def check(key: str, name: str) -> None:
-            if starter.find(name):
-                text = (
-                    f"{key}: {name}: {starter.module} starts a thread when it is imported, and a process with"
-                    " threads cannot fork workers: set this library's variable against it in"
-                    " workers.environment, or leave the module out, so that each worker imports it by itself,"
-                    " or set workers.start: spawn"
-                )
-                raise ConfigError([text])
+    def check(key: str, name: str) -> None:
+        if starter.find(name):
+            text = (
+                f"{key}: {name}: {starter.module} starts a thread when it is imported, and a process with"
+                " threads cannot fork workers: set this library's variable against it in"
+                " workers.environment, or leave the module out, so that each worker imports it by itself,"
+                " or set workers.start: spawn"
+            )
+            raise ConfigError([text])
 
+    with observed_imports(starter.around):
         return import_work(config, check)
 
 

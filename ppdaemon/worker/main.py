@@ -5,6 +5,7 @@ Covers the messages with the supervisor and the handling of exceptions. Does not
 for a visit: see `ppdaemon.work`.
 """
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -25,6 +26,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
+from ppdaemon.worker.imports import ImportCosts, observed_imports
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 
 __all__ = ("run_role",)
@@ -35,6 +37,10 @@ SCRATCH = "tmp"
 """Working directory of a worker, in its folder on the RAM disk."""
 MAX_TAINTED = 300
 """Characters of the list of what a visit has left."""
+NOTED_IMPORT_S = 0.2
+"""Imports of a first visit that take longer are reported."""
+NOTED_IMPORTS = 8
+"""Number of modules that are named then."""
 
 
 def run_role(
@@ -131,6 +137,9 @@ class VisitLoop:
         self._config = config.workers
         self._restored: set[str] = set()
         """What was restored at least once."""
+        self._imports = ImportCosts()
+        self._observation = contextlib.ExitStack()
+        """Within it the imports of the first visit are measured."""
         self._visit_number = 0
         self._order: messages.Prepare | None = None
 
@@ -158,6 +167,8 @@ class VisitLoop:
         # Before the first visit: the state after each visit is compared with this one.
         self._leftovers = Leftovers(self._config.preload, self._config.allowed_threads)
         self._channel.send(messages.Ready(pid=os.getpid()))
+        if self._config.start == "fork":
+            self._observation.enter_context(observed_imports(self._imports.around))
         while True:
             match self._channel.receive():
                 case messages.Prepare() as order:
@@ -195,6 +206,7 @@ class VisitLoop:
             fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, messages.Done):
             fact = fact.model_copy(update={"tainted": self._restore()})
+            self._report_imports()
         # Sent before the cleanup, which may take long.
         self.report(fact)
         if isinstance(fact, messages.Done):
@@ -209,6 +221,16 @@ class VisitLoop:
             _LOG.warning("a task has changed this process; restored: %s", ", ".join(new))
             self._restored.update(new)
         return ", ".join(remaining)[:MAX_TAINTED]
+
+    def _report_imports(self) -> None:
+        """Report what the first visit has imported, if that took long; later ones find it imported."""
+        self._observation.close()
+        costs, self._imports = self._imports, ImportCosts()
+        if (seconds := sum(costs.seconds.values())) > NOTED_IMPORT_S:
+            modules = tuple(costs.slowest(NOTED_IMPORTS))
+            self.report(
+                messages.ImportsMeasured(modules=modules, seconds=seconds, memory_bytes=costs.memory_bytes)
+            )
 
     def _forget(self, work: Work) -> None:
         work.reset()

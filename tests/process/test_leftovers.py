@@ -55,7 +55,7 @@ def test_what_a_task_leaves_is_removed(found, name):
 SILENT = {"directory", "files", "numpy random state", "random state"}
 
 
-@pytest.mark.parametrize("name", LEAVE.keys() - SILENT)
+@pytest.mark.parametrize("name", sorted(LEAVE.keys() - SILENT))
 def test_what_was_restored_is_named(found, name):
     named = {
         "captured warnings": "warnings",

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -409,6 +410,22 @@ def test_invalid_messages_from_the_relay_are_counted_and_ignored(node, group):
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
     after = node.status().counters
     assert [after[kind] - before.get(kind, 0) for kind in kinds] == [1, 1, 1]
+
+
+def test_modules_that_workers_import_by_themselves_are_named_once(tmp_path, socket_dir):
+    (tmp_path / "heavy.py").write_text("import time\nimport heavy_part\ntime.sleep(0.25)\n")
+    (tmp_path / "heavy_part.py").write_text("content = bytearray(30_000_000)\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with running(tmp_path, socket_dir, min=2, max=2, environment=environment) as node:
+        for number in (1, 2):
+            node.relay.reserve(f"g{number}", survey="process:import_heavy")
+        for number in (1, 2):
+            node.land(f"g{number}", number=number)
+            assert node.relay.outcome(f"g{number}").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: node.status().counters.get("late_imports") == 2)
+        text = (tmp_path / "daemon.log").read_text()
+        assert text.count("a worker has imported modules by itself") == 1
+        assert re.search(r"in its first visit \(0\.[2-9] s, [3-4]\d MB\): heavy\. In workers\.preload", text)
 
 
 def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, socket_dir):

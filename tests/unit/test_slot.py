@@ -9,6 +9,7 @@ from ppdaemon.config import MemoryConfig, TimesConfig, WorkersConfig
 from ppdaemon.messages import (
     Done,
     GiveUp,
+    ImportsMeasured,
     Ingest,
     Ingested,
     Pipelines,
@@ -33,6 +34,7 @@ from ppdaemon.node.slots.events import (
     Fork,
     KillRequested,
     MemorySampled,
+    NoteImports,
     NoteMeasurements,
     NoteRecycled,
     ProtocolViolation,
@@ -182,6 +184,13 @@ def test_what_a_canceled_visit_has_left_costs_no_visit_that_was_assigned_meanwhi
     slot(VisitAssigned(an_assignment()))
     assert slot(Spoiled(visit_number=1, tainted="thread monitor")) == []
     assert slot.slot.state == S.PREPARING
+
+
+def test_what_a_worker_imports_by_itself_is_noted_in_any_state(slot):
+    slot.to(S.PROCESSING)
+    imports = {"modules": ("torch",), "seconds": 2.4, "memory_bytes": 330_000_000}
+    assert slot(ImportsMeasured(visit_number=1, **imports)) == [NoteImports(**imports)]
+    assert slot.slot.state == S.PROCESSING
 
 
 def test_a_raw_of_a_late_second_attempt_has_its_full_time(slot):

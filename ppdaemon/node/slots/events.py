@@ -231,6 +231,15 @@ class NoteRecycled:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteImports:
+    """Log what a worker has imported by itself."""
+
+    modules: tuple[str, ...]
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotChanged:
     """Notify the scheduler and other observers of a change of the slot's state."""
 
@@ -249,6 +258,7 @@ Action = (
     | NoteStage
     | NoteMeasurements
     | NoteRecycled
+    | NoteImports
     | NoteRaw
     | Finish
     | SlotChanged

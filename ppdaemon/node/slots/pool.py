@@ -59,6 +59,7 @@ class Pool:
         self._children: dict[int, ChildProcess] = {}
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the exit status is unknown
+        self._late_imports: set[str] = set()  # logged since the configuration was loaded
         self._deadlines = Deadlines()
         self._wiping: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -83,6 +84,7 @@ class Pool:
     def reconfigure(self, config: NodeConfig) -> None:
         """Use another configuration; workers of the old one are replaced after their visits."""
         self.config = config
+        self._late_imports.clear()
         self.cgroups.config = config.workers
         for slot in self.slots.values():
             slot.config = config.workers  # the deadline of the present state stays
@@ -243,6 +245,8 @@ class Pool:
                     self.post(events.NoteStage(key, stage, self.clock.tai()))
                 case events.NoteRecycled(cause=cause, note=note):
                     self._count_recycled(slot, cause, note)
+                case events.NoteImports():
+                    self._warn_of_imports(action)
                 case (
                     events.Finish()
                     | events.NoteStage()
@@ -268,6 +272,20 @@ class Pool:
                 note,
                 self.count[f"recycled.{cause}"],
             )
+
+    def _warn_of_imports(self, imports: events.NoteImports) -> None:
+        self.count["late_imports"] += 1
+        new = [module for module in imports.modules if module not in self._late_imports]
+        if not new:
+            return
+        self._late_imports.update(new)
+        _LOG.warning(
+            "a worker has imported modules by itself in its first visit (%.1f s, %.0f MB): %s. In"
+            " workers.preload they are imported once, and all workers share their memory",
+            imports.seconds,
+            imports.memory_bytes / 1e6,
+            ", ".join(new),
+        )
 
     def _send(self, slot: Slot, packet: bytes) -> None:
         child = self._children.get(slot.number)

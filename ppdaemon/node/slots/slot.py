@@ -321,6 +321,9 @@ class Slot:
             return [*done, *self._recycle_spoiled(event, now)]
         return [*done, *self._idle_or_recycle(now)]
 
+    def _note_imports(self, event: messages.ImportsMeasured, now: float) -> Actions:
+        return [events.NoteImports(event.modules, event.seconds, event.memory_bytes)]
+
     def _recycle_spoiled(self, event: messages.Done | messages.Spoiled, now: float) -> Actions:
         return self._quit(f"recycled: its visit left {event.tainted}", now, "leftovers")
 
@@ -690,6 +693,7 @@ ANY_STATE: dict[type, Handler] = {
     events.MemorySampled: Slot._record_usage,
     events.ProtocolViolation: Slot._stop_faulty,
     messages.PointOfNoReturn: Slot._record_no_return,
+    messages.ImportsMeasured: Slot._note_imports,
     messages.Spoiled: Slot._ignore,  # the worker is being stopped already
     events.RetireRequested: Slot._retire_later,
     events.KillRequested: Slot._kill_now,
