@@ -208,9 +208,9 @@ class WorkersConfig(Model):
     environment: dict[str, str] = {}
     """Environment variables of the zygote and its workers."""
     allowed_threads: tuple[str, ...] = ()
-    """Names of Python threads, such as ``ThreadPoolExecutor-*``, that tasks may leave running
-    without costing the worker. Daemon threads that wait for a lock, an event or a queue are
-    always allowed."""
+    """Names of Python threads, such as ``downloads-*``, that tasks may leave running
+    without costing the worker. Threads that wait for work (a condition, an event, a
+    queue) are always allowed."""
     nice: Annotated[int, pydantic.Field(ge=0, le=19)] = 5
     """Niceness of workers; above 0 so that the supervisor always gets CPU time."""
     tasks_max: Annotated[int, pydantic.Field(ge=16)] = 1024

@@ -16,6 +16,8 @@ survey is a space-separated list of words:
     This attempt fails after the point of no return, and has undone everything.
 ``failed:REASON``
     The spool has the outputs of a pipeline that failed in part.
+``call:MODULE.FUNCTION``
+    A function is called in the step ``process``.
 ``skip``
     The visit succeeds in ``prepare``.
 ``idle``
@@ -163,6 +165,9 @@ class ScriptedWork:
         if early:
             self._write_permanently()
         self._step("process")
+        if "call" in self._settings:
+            module, _, function = self._settings["call"].rpartition(".")
+            getattr(importlib.import_module(module), function)()
         if self._settings.get("undone") == str(self.order.attempt):
             self.context.report(PointOfNoReturn(what="marker"))
             return Done(outcome=Outcome.FAILED, reason="undone", retriable=True, nothing_permanent=True)
@@ -428,7 +433,6 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "thread": _leave_thread,
     "chdir": lambda work: os.chdir("/"),
     "leave": _leave_all,
-    "import_heavy": lambda work: importlib.import_module("heavy"),
     "describe": _describe,
 }
 """All faults, by their names in surveys."""

@@ -5,6 +5,7 @@ Covers state that changes the results, the logs or the time limits of a later vi
 error. Does not cover open descriptors and memory: the supervisor limits those.
 """
 
+import concurrent.futures.thread
 import contextlib
 import decimal
 import gc
@@ -40,6 +41,11 @@ PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset)
 first needed, and restoring would undo that."""
 CODE = (types.FunctionType, types.BuiltinFunctionType, type)
 """Types of module attributes that a task may replace by its own."""
+IDLE = (
+    threading.Condition.wait.__code__,  # of queues and events, too
+    concurrent.futures.thread._worker.__code__,  # it gets its work from a queue written in C
+)
+"""Functions in which threads wait for work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,9 @@ class Leftovers:
         self._parts = (
             *_PYTHON,
             *(part for module, parts in _LIBRARIES.items() if module in sys.modules for part in parts()),
-            _Part("children", lambda: frozenset(children())),
         )
         self._before = [_read(part) for part in self._parts]
+        self._children = children()
         self._threads = {thread.ident for thread in threading.enumerate()}
         self._attributes = _attributes(packages)
 
@@ -114,7 +120,16 @@ class Leftovers:
                 module[name] = value
                 restored.append(f"{module['__name__']}.{name}")
         _reseed()
+        remaining += [f"process {name}" for name in self._new_children()]
         return restored, remaining + [f"thread {name}" for name in self._new_threads()]
+
+    def _new_children(self) -> list[str]:
+        """Return the names of processes that a visit has left."""
+        names = []
+        for child in sorted(children() - self._children):
+            with contextlib.suppress(OSError):  # it has ended and was waited for
+                names.append(Path(f"/proc/{child}/comm").read_text().strip())
+        return names
 
     def _new_threads(self) -> list[str]:
         """Return the names of threads that a visit has left and that may still do something."""
@@ -124,7 +139,7 @@ class Leftovers:
             for thread in threading.enumerate()
             if thread.ident not in self._threads
             and not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
-            and not (thread.daemon and _waits(frames.get(thread.ident or 0)))
+            and (isinstance(thread, threading.Timer) or not _is_idle(frames.get(thread.ident or 0)))
         )
 
 
@@ -136,12 +151,9 @@ def _read(part: _Part) -> Any:
         return object()
 
 
-def _waits(frame: types.FrameType | None) -> bool:
-    """Return whether a thread waits for a lock, an event or a queue: it changes nothing by itself."""
-    return frame is not None and frame.f_code in (
-        threading.Condition.wait.__code__,
-        threading.Event.wait.__code__,
-    )
+def _is_idle(frame: types.FrameType | None) -> bool:
+    """Return whether a thread waits for work: such a thread changes nothing by itself."""
+    return frame is not None and frame.f_code in IDLE
 
 
 def _attributes(packages: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ppdaemon.testing.leftovers import LEAVE
+from ppdaemon.testing.waiting import wait_until
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 
 RESTORE_EACH = """
@@ -17,6 +19,7 @@ import json, sys
 from pathlib import Path
 from ppdaemon import log
 from ppdaemon.testing.leftovers import LEAVE, describe
+from ppdaemon.testing.waiting import wait_until
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 log.set_up("INFO", "json")
 scratch = ScratchFolder(Path(sys.argv[1]))
@@ -91,7 +94,8 @@ def test_a_thread_that_works_is_named(event):
     assert leftovers.restore() == ([], [])
 
 
-def test_threads_of_before_and_idle_daemon_threads_are_no_leftovers(event):
+@pytest.mark.parametrize("daemon", [True, False])
+def test_threads_of_before_and_idle_threads_are_no_leftovers(event, daemon):
     threading.Thread(target=sleep_until, args=(event,), daemon=True).start()
     leftovers = Leftovers()
     started = threading.Event()
@@ -100,20 +104,34 @@ def test_threads_of_before_and_idle_daemon_threads_are_no_leftovers(event):
         started.set()
         event.wait()
 
-    threading.Thread(target=monitor, daemon=True).start()
+    threading.Thread(target=monitor, daemon=daemon).start()
     started.wait(10)
-    threads_idle = time.monotonic() + 10
-    while leftovers.restore() != ([], []):
-        assert time.monotonic() < threads_idle
+    wait_until(lambda: leftovers.restore() == ([], []))
 
 
-def test_an_idle_thread_that_is_no_daemon_is_named(event):
+def test_the_idle_threads_of_an_executor_are_no_leftovers():
     leftovers = Leftovers()
-    thread = threading.Thread(target=event.wait, name="pool-0")
-    thread.start()
-    assert leftovers.restore() == ([], ["thread pool-0"])
-    event.set()
-    thread.join()
+    with ThreadPoolExecutor(2) as executor:
+        executor.submit(sum, (1, 2)).result()
+        wait_until(lambda: leftovers.restore() == ([], []))
+
+
+def test_a_timer_is_named(event):
+    leftovers = Leftovers()
+    timer = threading.Timer(600, event.set)
+    timer.name = "upload"
+    timer.start()
+    assert leftovers.restore() == ([], ["thread upload"])
+    timer.cancel()
+    timer.join()
+    assert leftovers.restore() == ([], [])
+
+
+def test_a_process_that_a_task_has_left_is_named():
+    leftovers = Leftovers()
+    with subprocess.Popen(["sleep", "600"]) as child:
+        wait_until(lambda: leftovers.restore() == ([], ["process sleep"]))
+        child.kill()
     assert leftovers.restore() == ([], [])
 
 

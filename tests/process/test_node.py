@@ -413,12 +413,12 @@ def test_invalid_messages_from_the_relay_are_counted_and_ignored(node, group):
 
 
 def test_modules_that_workers_import_by_themselves_are_named_once(tmp_path, socket_dir):
-    (tmp_path / "heavy.py").write_text("import time\nimport heavy_part\ntime.sleep(0.25)\n")
+    (tmp_path / "heavy.py").write_text("import time\nimport heavy_part\ntime.sleep(0.25)\nrun = dict\n")
     (tmp_path / "heavy_part.py").write_text("content = bytearray(30_000_000)\n")
     environment = {"PYTHONPATH": str(tmp_path)}
     with running(tmp_path, socket_dir, min=2, max=2, environment=environment) as node:
         for number in (1, 2):
-            node.relay.reserve(f"g{number}", survey="process:import_heavy")
+            node.relay.reserve(f"g{number}", survey="call:heavy.run")
         for number in (1, 2):
             node.land(f"g{number}", number=number)
             assert node.relay.outcome(f"g{number}").outcome == Outcome.SUCCEEDED
