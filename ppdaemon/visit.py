@@ -85,10 +85,15 @@ def _numbers_from_text(value: Any) -> Any:
 
 
 def _names_from_list(value: Any) -> Any:
-    """Convert ``["r_57", "i_39"]``."""
+    """Convert ``["r_57", "i_39"]``, also as text; ``None`` is not set, but ``none`` is a filter."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("expected names with commas, or a list of names") from None
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return ",".join(value)
-    return value
+    return None if value in ("None", "null") else value
 
 
 def _from_name(enum: type[IntEnum]) -> pydantic.BeforeValidator:

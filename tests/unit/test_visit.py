@@ -101,6 +101,10 @@ def test_a_wrong_value_is_refused_and_its_field_named(field, value):
         ("dome", None),
         ("filters", None),
         ("filters", {"r_57": 1}),
+        ("filters", "None"),
+        ("filters", "null"),
+        ("filters", "['r_57']"),
+        ("filters", '["r_57", null]'),
         ("survey", "x" * 201),
         ("survey", "\ud800"),
         ("survey", None),
@@ -184,8 +188,18 @@ def test_systems_may_have_their_names():
     assert found == visit(coordinateSystem=2, rotationSystem=2)
 
 
-def test_filters_may_come_as_a_list():
-    assert visit(filters=["r_03", "i_06"]) == visit(filters="r_03,i_06")
+@pytest.mark.parametrize("filters", [["r_03", "i_06"], '["r_03", "i_06"]', ' ["r_03","i_06"]'])
+def test_filters_may_come_as_a_list(filters):
+    assert visit(filters=filters) == visit(filters="r_03,i_06")
+
+
+@pytest.mark.parametrize("filters", ["[]", []])
+def test_an_empty_list_of_filters_is_any(filters):
+    assert visit(filters=filters).filter_names == ()
+
+
+def test_none_is_the_name_of_a_filter():
+    assert visit(filters="none").filter_names == ("none",)
 
 
 def test_a_detector_is_read_from_text_and_not_sent_on():
