@@ -84,10 +84,23 @@ def test_an_image_with_a_filter_that_is_not_registered_is_a_bad_raw(
     with pytest.raises(VisitFailed) as caught:
         worker.ingest(rig.raw(FILTER="zz_99"))
     assert caught.value.outcome == Outcome.BAD_RAW
-    assert "does not know the filter zz_99 of raw" in str(caught.value)
-    assert command(rig) in str(caught.value)
+    text = f"its filter 'zz_99' is not registered in the central repo: {command(rig)}"
+    assert text in str(caught.value)
     worker.ingest(rig.raw())
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
+
+
+def test_a_filter_that_was_registered_after_the_start_needs_a_restart(
+    rigs: MakeRig, own_central: Path
+) -> None:
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        record = {"instrument": NAME, "name": "i_07", "band": "i"}
+        butler.registry.insertDimensionData("physical_filter", record)
+    rig, worker = rigs(own_central, exposures={"filter": "ignore"})
+    worker.prepare(rig.order(**SHORT))
+    with pytest.raises(VisitFailed, match="in the worker's repo: restart the daemon") as caught:
+        worker.ingest(rig.raw(FILTER="i_07"))
+    assert caught.value.outcome == Outcome.BAD_RAW
 
 
 @pytest.fixture

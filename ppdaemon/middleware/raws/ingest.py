@@ -204,17 +204,18 @@ class VisitRaws:
         header = read_checked_header(
             copy, raw, self.announced.instrument, self._files, max(now_tai, begin_tai)
         )
-        if header.physical_filter not in limits.filters:
-            text = f"the central repo does not know the filter {header.physical_filter} of raw {raw.path}"
-            raise VisitFailed(Outcome.BAD_RAW, f"{text}: {limits.register_command}")
         if reasons := contradictions(header, self.announced.visit, limits.exposures):
             text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
-        known = {"instrument": header.instrument, "physical_filter": header.physical_filter}
+        name = header.physical_filter
+        text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
+        if name not in limits.filters:
+            raise VisitFailed(Outcome.BAD_RAW, f"{text} in the central repo: {limits.register_command}")
+        known = {"instrument": header.instrument, "physical_filter": name}
         try:
             self.announced.butler.registry.expandDataId(known)
         except DataIdValueError as error:
-            name = header.physical_filter
-            text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
+            # The template has the filters of the time at which the daemon was started.
+            text = f"{text} in the worker's repo: restart the daemon"
             raise VisitFailed(Outcome.BAD_RAW, text) from error
         return header
