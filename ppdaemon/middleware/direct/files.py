@@ -29,6 +29,10 @@ from lsst.daf.butler.datastores.file_datastore.get import (
     generate_datastore_get_information,
     get_dataset_as_python_object_from_get_info,
 )
+from lsst.daf.butler.formatters.astropyTable import AstropyTableFormatter
+from lsst.daf.butler.formatters.json import JsonFormatter
+from lsst.daf.butler.formatters.parquet import ParquetFormatter
+from lsst.daf.butler.formatters.yaml import YamlFormatter
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported
@@ -36,6 +40,10 @@ from ppdaemon.middleware.run.engine import Unsupported
 __all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
+
+_CONVERTING = (ParquetFormatter, AstropyTableFormatter, YamlFormatter, JsonFormatter)
+"""Formatters of tables and text. What they read differs in many details from
+what was written: table metadata, masks, indexes, tuples, integers."""
 
 
 @dataclass(slots=True)
@@ -134,6 +142,10 @@ class DatasetWriter:
             content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
         )
         return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
+
+    def converts(self, ref: DatasetRef) -> bool:
+        """Return whether a dataset that is read from its file may differ from the object that was put."""
+        return isinstance(self._formatter(ref, Path("/"))[1], _CONVERTING)
 
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Return whether the formatter takes an object without conversion."""
