@@ -11,7 +11,7 @@ from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, OverallInput
 from ppdaemon.middleware.preload.search import NO_POSITION, Found, Search, requires_exposure
 
-__all__ = ("FOOTPRINT_TYPE", "Missing", "PreloadPlan", "missing_inputs", "output_types")
+__all__ = ("FOOTPRINT_TYPE", "FileSize", "Missing", "PreloadPlan", "missing_inputs", "output_types")
 
 FOOTPRINT_TYPE = "regionTimeInfo"
 """Dataset type of the padded footprint and the time of the exposure (storage
@@ -30,6 +30,15 @@ class Missing:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.sought})"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSize:
+    """The file of a dataset and its size; all files, if it has several."""
+
+    uri: str
+    """Of the first file."""
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +64,8 @@ class PreloadPlan:
     """Files of the datasets; those that are not one file have none."""
     collection_types: Mapping[str, CollectionType]
     """Types of the calibrations' collections."""
-    sizes: Mapping[DatasetId, int] = field(default_factory=dict)
-    """Bytes of the datasets' files, if requested; a file that holds several
-    datasets counts for each of them."""
+    sizes: Mapping[DatasetId, FileSize] = field(default_factory=dict)
+    """The datasets' files, if requested; several datasets may be in one."""
 
     @classmethod
     def of(
