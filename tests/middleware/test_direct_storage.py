@@ -308,8 +308,10 @@ def test_what_cannot_be_written_fails_at_the_put_as_with_files(
     stored, passed = repo.refs(storage)
     with pytest.raises(RuntimeError, match="Failed to serialize") as with_files:
         repo.butler.put(content, stored)
-    with pytest.raises(type(with_files.value.__cause__)):
+    with pytest.raises(RuntimeError) as in_memory:
         repo.pass_on(content, passed, lambda memory: memory.get(passed))
+    changing = re.compile(r"other|one|id=[-0-9a-f]+")
+    assert changing.sub("", str(in_memory.value)) == changing.sub("", str(with_files.value))
 
 
 def test_a_put_does_not_change_the_table_of_the_task(repo: _Repo) -> None:

@@ -33,6 +33,7 @@ from lsst.daf.butler.formatters.astropyTable import AstropyTableFormatter
 from lsst.daf.butler.formatters.json import JsonFormatter
 from lsst.daf.butler.formatters.parquet import ParquetFormatter
 from lsst.daf.butler.formatters.yaml import YamlFormatter
+from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported
@@ -131,16 +132,22 @@ class DatasetWriter:
 
         An object that the formatter does not accept is converted to the
         storage class of `ref`, which must have dimension records; `TypeError`
-        is raised if that is impossible. Formatters may raise anything.
+        is raised if that is impossible, `RuntimeError` if the formatter fails.
         """
         location, formatter = self._formatter(ref, folder)
         if not formatter.can_accept(content):
             content = ref.datasetType.storageClass.coerce_type(content)
         if isinstance(content, Table):
             content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
-        _as_formatter_v2(formatter, ref).write(
-            content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
-        )
+        try:
+            _as_formatter_v2(formatter, ref).write(
+                content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
+            )
+        except Exception as error:  # formatters may raise anything; the error and text of FileDatastore
+            raise RuntimeError(
+                f"Failed to serialize dataset {ref} of type {get_full_type_name(content)} "
+                f"using formatter {formatter.name()}."
+            ) from error
         return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
 
     def converts(self, ref: DatasetRef) -> bool:

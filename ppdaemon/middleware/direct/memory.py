@@ -12,8 +12,9 @@ A task gets a copy of what it reads. It gets the object itself only if nothing
 can read it again: no other unfinished quantum reads it, it is not to be
 written, and the task itself reads it no second time.
 
-Tables and text that a task reads are written at the put and read from the
-file, as with the other engines: their formatters do not return what was put.
+Tables and text are written at the put and read from the file, as with the
+other engines: their formatters do not return what was put, and cannot write
+everything.
 """
 
 import logging
@@ -250,24 +251,23 @@ class MemoryButler(LimitedButler):
         return MemoryDataset(stored_ref, to_export=self._is_exported(name))
 
     def _accept(self, dataset: MemoryDataset, content: Any) -> None:
-        """Add an object, converted to the storage class of the repo's definition unless its file is not."""
+        """Add an object, converted to the storage class of the repo's definition."""
         dataset.content = content
         writer, is_read = self.background.writer, self._is_read(dataset.ref.id)
         needed = dataset.to_export or is_read
-        converts = writer.converts(dataset.ref)
-        if is_read and converts:
+        # The metadata of tasks are rarely read, and can always be written.
+        at_once = is_read or dataset.ref.datasetType.storageClass_name != "TaskMetadata"
+        if needed and at_once and writer.converts(dataset.ref):
             self._move_to_file(dataset)
             return
-        accepted = writer.accepts(content, dataset.ref)
-        if not (converts and accepted):
-            try:
-                dataset.content = _coerced(content, dataset.ref)
-            except TypeError:
-                if not accepted:
-                    raise
-                if needed:
-                    self._move_to_file(dataset)  # only the formatter can convert it
-                return
+        try:
+            dataset.content = _coerced(content, dataset.ref)
+        except TypeError:
+            if not writer.accepts(content, dataset.ref):
+                raise
+            if needed:
+                self._move_to_file(dataset)  # only the formatter can convert it
+            return
         if not needed or self._is_log(dataset):
             return
         dataset.shared = True
