@@ -28,7 +28,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords
 from lsst.images import MaskedImage, MaskPlane, MaskSchema
 from lsst.pex.config import Config, Field
-from lsst.pipe.base import PipelineTask, TaskMetadata
+from lsst.pipe.base import PipelineTask, QuantumSuccessCaveats, TaskMetadata
 from lsst.utils.packages import Packages
 from pandas import Categorical, DataFrame, MultiIndex, RangeIndex
 from pandas import array as pandas_array
@@ -37,6 +37,7 @@ from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.writing import BackgroundWriter
+from ppdaemon.middleware.run.engine import RunResult
 
 _DOCUMENT = Path(__file__).parents[2] / "doc" / "operators" / "engines.rst"
 _IN_MEMORY = {"ButlerLogRecords", "Config", "ImageV2", "MaskV2", "MaskedImageV2", "NumpyArray", "Packages"}
@@ -330,6 +331,15 @@ def test_only_an_image_that_was_read_from_a_file_has_provenance(repo: _Repo) -> 
     read = repo.pass_on(masked_image(), passed, lambda memory: memory.get(passed))
     assert read.butler_provenance is None
     assert repo.butler.get(stored).butler_provenance is not None
+
+
+def test_caveats_of_metadata_that_were_read_from_a_file_are_reported(repo: _Repo) -> None:
+    """`TaskMetadata` returns integers as floats, and an unknown combination of flags is no float."""
+    stored, _ = repo.refs("TaskMetadata")
+    flags = QuantumSuccessCaveats
+    caveats = flags.PARTIAL_OUTPUTS_ERROR.value | flags.UNPROCESSABLE_DATA.value | flags.NO_WORK.value
+    repo.butler.put(TaskMetadata.from_dict({"quantum": {"caveats": caveats}}), stored)
+    assert RunResult.of(None, [("detect", repo.butler.get(stored))]).caveats == "partial outputs of detect"
 
 
 def test_the_classes_that_are_passed_on_in_memory_are_documented() -> None:
