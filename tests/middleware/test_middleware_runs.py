@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -313,16 +314,17 @@ SKY, ELSEWHERE = box(RA - 0.2, DEC, RA, DEC + 0.2), box(RA + 1.0, DEC, RA + 1.2,
 BEGIN = Time("2026-11-22T06:00:00", scale="tai")
 
 
-def make_apdb(folder: Path, index: str = "baseline") -> Path:
-    """Make an alert database that selects objects by an index of `lsst.dax.apdb`."""
+def make_apdb(folder: Path, index: str = "baseline", columns: Sequence[str] = ()) -> Path:
+    """Make an alert database that finds objects by an index, and returns some columns or all."""
     path = central.make_apdb(folder)
-    if index != "baseline":
+    if columns or index != "baseline":
         url = f"sqlite:///{folder / 'other.sqlite3'}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it leaves a connection open
             config = ApdbSql.init_database(db_url=url, ss_schema_file="", dia_object_index=index)
             gc.collect()
         config.connection_config = ApdbSqlConnectionConfig(connection_pool=False)
+        config.dia_object_columns = list(columns)
         config.save(path)
     return path
 
@@ -397,7 +399,7 @@ def test_objects_of_a_visit_without_sources_are_found_by_place_and_time(
 ) -> None:
     """The database stores them without their visit, and knows no visit without sources."""
     rig, _ = rigs()
-    apdb = make_apdb(tmp_path, index=index)
+    apdb = make_apdb(tmp_path, index)
     earlier, later = BEGIN - 60 * u.s, BEGIN + 15 * u.s
     store(apdb, earlier, makeObjectCatalog(SKY, 2, start_id=1))
     store(apdb, later, makeObjectCatalog(ELSEWHERE, 2, start_id=11))
@@ -405,6 +407,15 @@ def test_objects_of_a_visit_without_sources_are_found_by_place_and_time(
     assert not check_database(apdb, rig, region=None), "the place is not known"
     store(apdb, later, makeObjectCatalog(SKY, 1, start_id=21))
     assert not Apdb.from_uri(str(apdb)).containsVisitDetector(visit=EXPOSURE, detector=1)
+    assert not check_database(apdb, rig)
+
+
+def test_objects_without_a_time_may_be_of_the_visit(rigs: MakeRig, tmp_path: Path) -> None:
+    """The database is configured to return some columns only."""
+    rig, _ = rigs()
+    apdb = make_apdb(tmp_path, columns=["diaObjectId", "ra", "dec"])
+    assert check_database(apdb, rig)
+    store(apdb, BEGIN - 86400 * u.s, makeObjectCatalog(SKY, 1, start_id=1))
     assert not check_database(apdb, rig)
 
 
