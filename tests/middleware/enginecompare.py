@@ -80,12 +80,15 @@ def process_visit(
     ran_by: str = "",
     settings: dict[str, Any] | None = None,
     sal: dict[str, Any] | None = None,
+    central: Path | None = None,
+    header: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> VisitResult:
     """Process a visit with an engine, and read its spool."""
     engine = {"kind": kind, "no_return": ["associate"]} | (settings or {})
     overrides |= {"scripted:action": action} if action else {}
-    rig, worker = rigs(engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
+    where = () if central is None else (central,)
+    rig, worker = rigs(*where, engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
     if butler:
         rig.config = rig.config.model_copy(
             update={"butler": rig.config.butler.model_copy(update=butler)}  # type: ignore[union-attr]
@@ -94,7 +97,7 @@ def process_visit(
     write(rig)
     worker.prepare(rig.order(main=main, before=before, nimages=len(snaps), **(sal or {})))
     for snap in snaps:
-        worker.ingest(rig.raw(seq_num=snap, CURINDEX=snap, MAXINDEX=len(snaps)))
+        worker.ingest(rig.raw(seq_num=snap, CURINDEX=snap, MAXINDEX=len(snaps), **(header or {})))
     done = worker.process(Process(exposures=tuple(DAY * 100000 + snap for snap in snaps)))
     assert done.engine == (ran_by or kind)
     manifest = read_manifest(Path(done.spool))
