@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Parts of objects in memory are those that a Butler reads from a file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
+from enginecompare import described
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, DatasetType, Quantum
-from lsst.images import Box, GeneralizedImage, Image, Mask, MaskedImage
+from lsst.images import Box, MaskedImage
 from lsst.pipe.base import PipelineTask
 
 from ppdaemon.demo.tasks.planes import make_image, sky_projection
@@ -111,25 +112,6 @@ def answer(get: Callable[..., Any], ref: DatasetRef, parameters: dict[str, Any] 
         return get(ref, parameters=None if parameters is None else dict(parameters))
     except Exception as error:  # compared with that of the other Butler
         return type(error)
-
-
-def described(content: Any) -> Any:
-    """Return all of an object, in a form that can be compared."""
-    if isinstance(content, MaskedImage):
-        planes = [described(plane) for plane in (content.image, content.mask, content.variance)]
-        return type(content), planes, _about(content)
-    if isinstance(content, (Image, Mask)):
-        return type(content), content.array.tolist(), _about(content)
-    if isinstance(content, Table):
-        return type(content), content.colnames, [list(content[name]) for name in content.colnames]
-    if isinstance(content, Mapping):
-        return {name: described(each) for name, each in content.items()}
-    return content
-
-
-def _about(content: GeneralizedImage) -> tuple[Any, ...]:
-    unit = getattr(content, "unit", None)
-    return content.bbox, unit, str(content.sky_projection), dict(content.metadata)
 
 
 @pytest.mark.parametrize(
