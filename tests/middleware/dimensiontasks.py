@@ -146,7 +146,10 @@ _add("onlyDay", ("instrument", "day_obs"), **isr())
 _add("byGroup", GROUP_DETECTOR, **image(), known=reads("toy_known", GROUP_DETECTOR))
 _add("visitOfGroup", VISIT, made=reads("made_byGroup", GROUP_DETECTOR, minimum=1))
 
+_add("combine", ("instrument", "detector"), **isr())
+
 _TO_VISIT = ("toVisit", "patchShard")
+
 PIPELINES = {
     "skymap": ("bySkymap",),
     "tracts": ("byTract", "afterTract", "overTracts"),
