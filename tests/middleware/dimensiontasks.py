@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from directtasks import write_pipeline
+from directtasks import find_shards, write_pipeline
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound
@@ -146,6 +146,18 @@ _add("onlyDay", ("instrument", "day_obs"), **isr())
 _add("byGroup", GROUP_DETECTOR, **image(), known=reads("toy_known", GROUP_DETECTOR))
 _add("visitOfGroup", VISIT, made=reads("made_byGroup", GROUP_DETECTOR, minimum=1))
 
+_add("perTract", VISIT, "skymap", "tract", **image(), **templates())
+_add("tractOnly", ("skymap", "tract"), made=reads("made_perTract", ("skymap", "tract")))
+_add("patchesOfTract", PATCH, made=reads("made_byTract", TRACT), **templates())
+_add(
+    "asksByTract",
+    TRACT,
+    **image(),
+    **templates(),
+    shards=finds("toy_refcat", ("skypix",), lookupFunction=find_shards),
+)
+_add("exposureMap", (*EXPOSURE, "skymap"), **isr(), **templates())
+_add("rawPixel", PIXEL, made=reads("made_toVisit", VISIT))
 _add("combine", ("instrument", "detector"), **isr())
 
 _TO_VISIT = ("toVisit", "patchShard")
@@ -153,6 +165,11 @@ _TO_VISIT = ("toVisit", "patchShard")
 PIPELINES = {
     "skymap": ("bySkymap",),
     "tracts": ("byTract", "afterTract", "overTracts"),
+    "perTract": ("perTract", "tractOnly"),
+    "patchesOfTract": ("byTract", "patchesOfTract"),
+    "asksByTract": ("asksByTract",),
+    "exposureMap": ("exposureMap",),
+    "rawPixels": ("toVisit", "rawPixel"),
     "edgeTracts": ("toVisit", "edgeTract"),
     "patches": ("byPatch",),
     "tractFinds": ("tractFinds",),

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dimensiontasks import make_tracts, write_dimensions
@@ -37,6 +38,10 @@ def tracts(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) -> Path:
         ("skymap", {"bySkymap": 1}),
         ("tracts", {"byTract": 2, "afterTract": 2, "overTracts": 1}),
         ("patches", {"byPatch": 5}),
+        ("perTract", {"perTract": 2, "tractOnly": 2}),
+        ("patchesOfTract", {"byTract": 2, "patchesOfTract": 5}),
+        ("asksByTract", {"asksByTract": 2}),
+        ("exposureMap", {"exposureMap": 1}),
         ("tractFinds", {"tractFinds": 2}),
         ("noDetector", {"noDetector": 2}),
         ("noVisit", {"noVisit": 5}),
@@ -103,12 +108,26 @@ def test_two_snaps_in_two_processes_have_the_quanta_of_the_graph_builder(rigs: M
     assert len([name for name, *_ in result.contents if name == "made_afterTract"]) == 4
 
 
-@pytest.mark.parametrize("name", ["findsTwo", "shardPatches"])
-def test_what_no_query_can_join_cannot_be_built_by_any_engine(rigs: MakeRig, tracts: Path, name: str) -> None:
+NOWHERE = {"sal": {"coordinateSystem": 1}, "header": {"RA": None, "DEC": None, "ROTPA": None}}
+"""A visit without a position on the sky."""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "position"),
+    [
+        ("findsTwo", "cannot be built: InvalidQueryError", {}),
+        ("shardPatches", "cannot be built: InvalidQueryError", {}),
+        ("rawPixels", "cannot be built: LookupError", NOWHERE),
+        ("edgeTracts", "its graph is empty", NOWHERE),
+    ],
+)
+def test_what_the_graph_builder_refuses_is_refused_with_the_same_error(
+    rigs: MakeRig, tracts: Path, name: str, reason: str, position: dict[str, Any]
+) -> None:
     errors = []
     for kind in PAIR:
-        with pytest.raises(VisitFailed, match="cannot be built: InvalidQueryError") as caught:
-            process_visit(rigs, kind, main=name, write=write_dimensions, central=tracts)
+        with pytest.raises(VisitFailed, match=reason) as caught:
+            process_visit(rigs, kind, main=name, write=write_dimensions, central=tracts, **position)
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
 
