@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetType
@@ -76,8 +77,10 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
     ignored. `UnusablePipeline` is raised if the pipeline cannot be
     constructed.
     """
+    file, mark, labels = path.partition("#")
     try:
-        pipeline = Pipeline.from_uri(path)
+        # As a URI: of a plain path, "%41" in a name would be decoded to another name.
+        pipeline = Pipeline.from_uri(f"{Path(file).absolute().as_uri()}{mark}{labels}")
         for key, value in overrides.items():
             label, _, field = key.partition(":")
             if label in pipeline.task_labels:
@@ -85,6 +88,9 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
         graph = pipeline.to_graph()
     except Exception as error:  # pipelines and configurations are code, which may raise anything
         raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
+    if not graph.tasks:
+        # A range a..c has the tasks that depend on a and on which c depends: possibly none.
+        raise UnusablePipeline(f"{path} has no tasks")
     return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
 
 
