@@ -150,6 +150,8 @@ def test_a_prerequisite_is_joined_by_the_finest_regions_that_one_data_id_does_no
             (visit, UNIVERSE.conform(("instrument", "detector"))),
         ]
     ]
+    with pytest.raises(Unsupported, match="by regions of patch, visit_detector_region"):
+        spatial_join(UNIVERSE.conform(("visit", "patch")), UNIVERSE.conform(("detector", "patch")))
     region = "visit_detector_region"
     assert names == [[region, "htm7"], [region, "patch"], [region, "patch"], None, None, None, None]
 

@@ -109,9 +109,10 @@ def spatial_join(
     uncommon = any(isinstance(element, SkyPixDimension) and element != common for element in finest)
     if not task.spatial and len(finest) < 2 and not uncommon:
         return None
-    if task.spatial and (finest in (of_task, of_dataset) or of_task & of_dataset):
+    complete = of_task | of_dataset == finest
+    if task.spatial and (finest in (of_task, of_dataset) or (complete and of_task & of_dataset)):
         return None
-    if len(of_task) == len(of_dataset) == 1 and len(finest) == 2 and not uncommon:
+    if complete and len(of_task) == len(of_dataset) == 1 and not uncommon:
         return of_task.pop(), of_dataset.pop()
     names = ", ".join(sorted(element.name for element in finest))
     raise Unsupported(f"a prerequisite that the registry cannot join by regions of {names}")
