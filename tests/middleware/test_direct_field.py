@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A pipeline with the shape of the field's alert pipeline is run by ``direct``, with equal outputs."""
 
+import os
+import pickle
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
-from functools import partial
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dimensiontasks import make_tracts
-from enginecompare import VisitResult, assert_equal, compare_engines, process_visit, run_worker, start_worker
+from enginecompare import VisitResult, assert_equal, compare_engines, process_visit
 from fieldtasks import PREPROCESSING, PROMPT, make_field, write_field
 from lsst.daf.butler.logging import ButlerMDC
 from once import made_once
 from toycam import DEC, RA, MakeRig
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.direct.forked import ForkedCall
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
+
+# A visit has 16 quanta; with three engines on busy cores that takes more than the usual limit.
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +58,7 @@ def visit(field: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 PAIR = ("separable", "direct")
+PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
 PIPELINES = {"main": "FieldPrompt", "before": "FieldPreload"}
 
 
@@ -69,22 +75,34 @@ def test_the_fields_pipeline_is_run_by_direct_with_the_outputs_of_the_other_engi
     assert result.reports[:2] == [Stage.FIRST_TASK, "no return: associateApdb"]
 
 
-def test_two_detectors_at_once_have_equal_outputs(
-    rigs: MakeRig, visit: dict[str, Any], tmp_path: Path
-) -> None:
-    """Each detector has a process; both write to one alert database."""
-    results: dict[str, list[VisitResult]] = {}
-    stored = {}
-    for kind in PAIR:
-        (tmp_path / "apdb.db").unlink(missing_ok=True)
-        workers = [start_worker(rigs, kind, **visit) for _ in range(2)]
-        calls = [
-            ForkedCall.start(partial(run_worker, rig, worker, kind, detector=detector, **PIPELINES), str)
-            for detector, (rig, worker) in enumerate(workers, 1)
+def process_at_once(kind: str, root: Path, *files: Path) -> list[VisitResult]:
+    """Process two detectors of a visit, each in its own process; see `fieldvisit` for the files."""
+    script = Path(__file__).with_name("fieldvisit.py")
+    results = [root / f"{kind}{detector}.pickle" for detector in (1, 2)]
+    commands = [
+        [sys.executable, script, kind, str(detector), root / f"{kind}{detector}", *files, result]
+        for detector, result in enumerate(results, 1)
+    ]
+    with ExitStack() as started:
+        processes = [
+            started.enter_context(subprocess.Popen(each, env=os.environ | {"PYTHONPATH": PATH}))
+            for each in commands
         ]
-        results[kind] = [call.result() for call in calls]
-        with closing(sqlite3.connect(tmp_path / "apdb.db")) as database:
+        for process in processes:
+            started.callback(process.kill)
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    return [pickle.loads(result.read_bytes()) for result in results]
+
+
+def test_two_detectors_at_once_have_equal_outputs(field: Path, toy_template: Path, tmp_path: Path) -> None:
+    """Both write to one alert database."""
+    results, stored = {}, {}
+    apdb = tmp_path / "apdb.db"
+    for kind in PAIR:
+        results[kind] = process_at_once(kind, tmp_path, field, toy_template, apdb)
+        with closing(sqlite3.connect(apdb)) as database:
             stored[kind] = sorted(database.execute("SELECT * FROM DiaSource"))
+        apdb.unlink()
     for separable, direct in zip(*results.values(), strict=True):
         assert_equal(separable, direct)
     assert stored["separable"] == stored["direct"]
