@@ -15,6 +15,7 @@ import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
+from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
     LayoutField,
@@ -118,13 +119,28 @@ class ArrivalsConfig(Model):
             )
         return self
 
+    @property
+    def detector_keywords(self) -> dict[str, str | None]:
+        """For each root, with a slash at its end, the keyword that distinguishes the detectors in its
+        files; `None` where a file holds one detector.
+        """
+        roots = [(f"{root.path}/", root.layout) for root in self.roots]
+        roots += [(f"{root.uri}/", root.layout) for root in self.remote]
+        return {path: detector_keyword_of(layout or self.layout) for path, layout in roots}
+
     def image_deadline_s(self, visit: NextVisit) -> float:
         """Return how long a visit waits for its images, in seconds after its announcement."""
         return 2 * visit.duration_s + self.image_timeout_s
 
 
 class MemoryConfig(Model):
-    """Memory limits of one worker: its private memory plus its repo on the RAM disk."""
+    """Memory limits of one worker with the processes that it starts.
+
+    Counted are anonymous memory and swap (of pages that are shared with other
+    processes the share), files in memory that no other worker has open or maps
+    (memfd, ``/dev/shm``), and the repo on the RAM disk; each byte once. Pages of
+    files on a disk do not count.
+    """
 
     soft: Size = 4_000_000_000
     """A worker above this is replaced after its visit."""
@@ -201,6 +217,10 @@ class WorkersConfig(Model):
     pipelines' tasks."""
     environment: dict[str, str] = {}
     """Environment variables of the zygote and its workers."""
+    allowed_threads: tuple[str, ...] = ()
+    """Names of Python threads, such as ``downloads-*``, that tasks may leave running
+    without costing the worker. Threads that wait for work (a condition, an event, a
+    queue) are always allowed."""
     nice: Annotated[int, pydantic.Field(ge=0, le=19)] = 5
     """Niceness of workers; above 0 so that the supervisor always gets CPU time."""
     tasks_max: Annotated[int, pydantic.Field(ge=16)] = 1024
@@ -418,6 +438,11 @@ class NodeConfig(Model):
             missing = set(self.node.instruments) - set(self.butler.instrument_class)
             if missing:
                 raise ValueError(f"butler.instrument_class: no entry for {', '.join(sorted(missing))}")
+            by_obs_base = "obs_base" in map(self.butler.ingest_of, self.node.instruments)
+            if by_obs_base and any(self.arrivals.detector_keywords.values()):
+                raise ValueError(
+                    "butler.ingest: obs_base cannot ingest files that hold all detectors (detector_keyword)"
+                )
         return self
 
 

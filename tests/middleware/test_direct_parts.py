@@ -157,11 +157,10 @@ def test_what_a_file_does_not_have_is_refused_in_memory_too(make_rig: MakeRig, r
 @pytest.mark.parametrize(
     "request_", [(None, {"columns": ["a"]}), ("columns", None), ("rowcount", None), ("schema", None)]
 )
-def test_parts_of_a_table_are_made_in_memory(make_rig: MakeRig, request_: Request) -> None:
+def test_parts_of_a_table_are_those_of_its_file(make_rig: MakeRig, request_: Request) -> None:
     rig = make_rig("ArrowAstropy", table())
     ours, theirs = rig.both(request_)
     assert described(ours) == described(theirs)
-    assert not rig.files.exists(), "its delegate knows its parts"
 
 
 def test_a_box_and_a_projection_need_no_file(make_rig: MakeRig) -> None:

@@ -116,7 +116,7 @@ def test_a_module_that_cannot_be_imported_leaves_everything_as_it_was(tmp_path, 
     with running(tmp_path, socket_dir) as node:
         before = [row.pid for row in node.workers()]
         node.rewrite(workers={"preload": ["no_such_module"]})
-        with pytest.raises(Refused, match="No module named 'no_such_module'"):
+        with pytest.raises(ConfigError, match="No module named 'no_such_module'"):
             reload(node)
         node.rewrite(workers={"preload": []})
         (node.state / "template-fails").touch()

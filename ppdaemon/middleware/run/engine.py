@@ -113,7 +113,8 @@ class RunResult:
         partial: dict[str, None] = {}
         without_work: dict[str, None] = {}
         for label, metadata in succeeded:
-            flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
+            # Metadata read from a file have floats instead of integers.
+            flags = QuantumSuccessCaveats(int(metadata["quantum"]["caveats"]))
             if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
                 partial[label] = None
             elif QuantumSuccessCaveats.NO_WORK in flags:
@@ -245,6 +246,9 @@ class Engine(ABC):
         ppdaemon.middleware.pipelines.graph.UnusablePipeline
             Raised if the graph cannot be built or is empty.
         """
+
+    def discard_inputs(self) -> None:  # noqa: B027  # an engine may have no state
+        """Find the inputs again: datasets were added to the worker's repo since `prepare`."""
 
     def reset(self) -> None:  # noqa: B027  # an engine may have no state
         """Release the state of a visit; the worker's repo is a fresh copy now."""

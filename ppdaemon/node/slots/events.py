@@ -65,6 +65,11 @@ class ExposureListed:
 class RescanDone:
     """The final rescan for expected raws is over; the raws that it found were delivered before."""
 
+    not_taken: int = 0
+    """Number of files in the expected folders that are not used for this visit-detector."""
+    text: str = ""
+    """Some of these files with the reasons."""
+
 
 @dataclass(frozen=True, slots=True)
 class CancelReceived:
@@ -221,6 +226,25 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteRecycled:
+    """Count a worker that is replaced, by cause: ``leftovers``, ``memory``, ``visits``, ``age`` or
+    ``configuration``.
+    """
+
+    cause: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoteImports:
+    """Log what a worker has imported by itself."""
+
+    modules: tuple[str, ...]
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotChanged:
     """Notify the scheduler and other observers of a change of the slot's state."""
 
@@ -238,6 +262,8 @@ Action = (
     | RescanRaws
     | NoteStage
     | NoteMeasurements
+    | NoteRecycled
+    | NoteImports
     | NoteRaw
     | Finish
     | SlotChanged
