@@ -424,11 +424,12 @@ def write_many(rig: Rig) -> None:
         write_pipeline(rig, name, tasks, __name__)
 
 
-def write_pipeline(rig: Rig, name: str, tasks: Mapping[str, str], module: str) -> None:
-    """Add a pipeline of a module's tasks."""
+def write_pipeline(rig: Rig, name: str, tasks: Mapping[str, str], module: str = "") -> None:
+    """Add a pipeline of a module's tasks, or of tasks with their full names."""
     path = Path(next(iter(rig.paths.values()))).parent / f"{name}.yaml"
     lines = [f"description: {name}", "instrument: toycam.ToyCam", "tasks:"]
+    prefix = f"{module}." if module else ""
     path.write_text(
-        "\n".join([*lines, *(f"  {label}: {module}.{task}" for label, task in tasks.items())]) + "\n"
+        "\n".join([*lines, *(f"  {label}: {prefix}{task}" for label, task in tasks.items())]) + "\n"
     )
     rig.paths[name] = str(path)

@@ -4,16 +4,20 @@
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+from astropy.table import Table
+from lsst.images import GeneralizedImage, Image, Mask, MaskedImage
+from lsst.images.serialization import open_archive
 from toycam import DAY, MakeRig, Rig
 from toyscripted import write_scripted
 
 from ppdaemon.messages import Process, StageReached
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome
 
@@ -45,6 +49,9 @@ class VisitResult:
 
 def comparable_content(name: str, path: Path) -> Any:
     """Return the part of a file's content that must be the same for all engines."""
+    if path.suffix == ".fits":
+        with open_archive(path.as_uri()) as reader:  # as a path its percent signs would be decoded
+            return described(reader.read())
     if path.suffix == ".parq":
         table = pyarrow.parquet.read_table(path)
         return table.to_pydict(), sorted(table.schema.metadata)
@@ -58,7 +65,27 @@ def comparable_content(name: str, path: Path) -> Any:
         contexts = {tuple(sorted(record["MDC"].items())) for record in records}
         # The order in which missing inputs are logged differs between processes.
         return sorted(_CHANGING.sub("", record["message"]) for record in records), contexts
-    return None if name == "preload_metrics" else text
+    # Packages are those that this process has imported so far.
+    return None if name in ("preload_metrics", "packages") else text
+
+
+def described(content: Any) -> Any:
+    """Return all of an object, in a form that can be compared."""
+    if isinstance(content, MaskedImage):
+        planes = [described(plane) for plane in (content.image, content.mask, content.variance)]
+        return type(content), planes, _about(content)
+    if isinstance(content, (Image, Mask)):
+        return type(content), content.array.tolist(), _about(content)
+    if isinstance(content, Table):
+        return type(content), content.colnames, [list(content[name]) for name in content.colnames]
+    if isinstance(content, Mapping):
+        return {name: described(each) for name, each in content.items()}
+    return content
+
+
+def _about(content: GeneralizedImage) -> tuple[Any, ...]:
+    unit = getattr(content, "unit", None)
+    return content.bbox, unit, str(content.sky_projection), dict(content.metadata)
 
 
 def keys(value: Any, above: str = "") -> Iterator[str]:
@@ -70,36 +97,50 @@ def keys(value: Any, above: str = "") -> Iterator[str]:
         yield above
 
 
-def process_visit(
+def start_worker(
     rigs: MakeRig,
     kind: str,
     *,
-    main: str = "Scripted",
-    before: str = "",
     action: str = "",
     write: Callable[[Rig], None] = write_scripted,
-    snaps: Sequence[int] = (1,),
     butler: dict[str, Any] | None = None,
-    ran_by: str = "",
     settings: dict[str, Any] | None = None,
-    sal: dict[str, Any] | None = None,
+    central: Path | None = None,
     **overrides: Any,
-) -> VisitResult:
-    """Process a visit with an engine, and read its spool."""
+) -> tuple[Rig, ButlerWork]:
+    """Return a worker with an engine."""
     engine = {"kind": kind, "no_return": ["associate"]} | (settings or {})
     overrides |= {"scripted:action": action} if action else {}
-    rig, worker = rigs(engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
+    where = () if central is None else (central,)
+    rig, worker = rigs(*where, engine=engine, pipelines={"overrides": overrides}, export={"types": [".*"]})
     if butler:
         rig.config = rig.config.model_copy(
             update={"butler": rig.config.butler.model_copy(update=butler)}  # type: ignore[union-attr]
         )
         worker._config = rig.config.butler  # type: ignore[assignment]
     write(rig)
-    worker.prepare(rig.order(main=main, before=before, nimages=len(snaps), **(sal or {})))
+    return rig, worker
+
+
+def run_worker(
+    rig: Rig,
+    worker: ButlerWork,
+    ran_by: str,
+    *,
+    detector: int = 1,
+    main: str = "Scripted",
+    before: str = "",
+    snaps: Sequence[int] = (1,),
+    sal: dict[str, Any] | None = None,
+    header: dict[str, Any] | None = None,
+) -> VisitResult:
+    """Process a visit in a worker, and read its spool; the engine named in `ran_by` must run it."""
+    worker.prepare(rig.order(detector, main=main, before=before, nimages=len(snaps), **(sal or {})))
     for snap in snaps:
-        worker.ingest(rig.raw(seq_num=snap, CURINDEX=snap, MAXINDEX=len(snaps)))
+        raw = rig.raw(detector, seq_num=snap, CURINDEX=snap, MAXINDEX=len(snaps), **(header or {}))
+        worker.ingest(raw)
     done = worker.process(Process(exposures=tuple(DAY * 100000 + snap for snap in snaps)))
-    assert done.engine == (ran_by or kind)
+    assert done.engine == ran_by
     manifest = read_manifest(Path(done.spool))
     contents = {}
     for file in manifest.files:
@@ -117,12 +158,24 @@ def process_visit(
     )
 
 
+def process_visit(rigs: MakeRig, kind: str, *, ran_by: str = "", **options: Any) -> VisitResult:
+    """Process a visit with an engine; for options see `start_worker` and `run_worker`."""
+    names = ("detector", "main", "before", "snaps", "sal", "header")
+    visit = {name: options.pop(name) for name in names if name in options}
+    return run_worker(*start_worker(rigs, kind, **options), ran_by or kind, **visit)
+
+
 def compare_engines(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> VisitResult:
     """Process a visit with several engines; check that all results are equal, and return one."""
     first, *others = (process_visit(rigs, kind, **visit) for kind in engines)
     for other in others:
-        assert not (lost := first.contents.keys() ^ other.contents.keys()), lost
-        for where, content in first.contents.items():
-            assert content == other.contents[where], f"{where}: {content} is not {other.contents[where]}"
-        assert first == other
+        assert_equal(first, other)
     return first
+
+
+def assert_equal(first: VisitResult, other: VisitResult) -> None:
+    """Check that two engines have the same results, and name the first dataset that differs."""
+    assert not (lost := first.contents.keys() ^ other.contents.keys()), lost
+    for where, content in first.contents.items():
+        assert content == other.contents[where], f"{where}: {content} is not {other.contents[where]}"
+    assert first == other

@@ -39,17 +39,28 @@ def add(stars: dict[str, Any], name: str, value: float) -> None:
     stars[name] += value
 
 
-def task(name: str, connections: dict[str, Any], *bases: type, **attributes: Any) -> type[PipelineTask]:
-    """Make a task that can be imported by its name from here."""
+def task(
+    name: str,
+    connections: dict[str, Any],
+    *bases: type,
+    module: str = __name__,
+    dimensions: tuple[str, ...] = EXPOSURE,
+    fields: dict[str, Any] | None = None,
+    **attributes: Any,
+) -> type[PipelineTask]:
+    """Make a task that can be imported by its name from a module."""
 
     def fill(content: dict[str, Any], namespace: dict[str, Any]) -> None:
-        namespace.update(content, __module__=__name__)
+        namespace.update(content, __module__=module)
 
     edges = types.new_class(
-        f"{name}Connections", (PipelineTaskConnections,), {"dimensions": EXPOSURE}, partial(fill, connections)
+        f"{name}Connections",
+        (PipelineTaskConnections,),
+        {"dimensions": dimensions},
+        partial(fill, connections),
     )
     config = types.new_class(
-        f"{name}Config", (PipelineTaskConfig,), {"pipelineConnections": edges}, partial(fill, {})
+        f"{name}Config", (PipelineTaskConfig,), {"pipelineConnections": edges}, partial(fill, fields or {})
     )
     attributes |= {"ConfigClass": config, "_DefaultName": name}
     return types.new_class(f"{name}Task", (*bases, PipelineTask), {}, partial(fill, attributes))

@@ -14,6 +14,7 @@ from lsst.sphgeom import Angle, Ellipse, LonLat, Region, UnitVector3d
 from toycam import DAY, EXPOSURE, NAME, VISIT, box
 
 from ppdaemon.middleware.direct.dataids import DataIds, regions_overlap
+from ppdaemon.middleware.direct.inputs import spatial_join
 from ppdaemon.middleware.direct.shape import PipelineShape, pipeline_shape
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.run.engine import Unsupported
@@ -74,7 +75,6 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
 @pytest.mark.parametrize(
     ("connections", "reason"),
     [
-        (reading(dimensions=(*VISIT, *SKY)), "task: a task with dimension patch, skymap, tract"),
         (reading(dimensions=()), "task: a task without dimensions"),
         (Together, "task: its connections override adjust_all_quanta"),
         (Bound, "task: spatial or temporal bounds of other connections"),
@@ -87,12 +87,37 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
             "task.input0: a raw that is a prerequisite",
         ),
         (
-            reading(an_input("shards", ("htm7",), PrerequisiteInput, multiple=True)),
-            "task.input0: a spatial prerequisite of a task without region",
+            reading(an_input("shards", ("htm9",), PrerequisiteInput, multiple=True), dimensions=VISIT),
+            "task.input0: a prerequisite that the registry cannot join by regions of "
+            "htm9, visit_detector_region",
         ),
         (
-            reading(an_input("shards", ("htm9",), PrerequisiteInput, multiple=True), dimensions=VISIT),
-            "task.input0: dimension htm9",
+            reading(an_input("shards", ("htm9",), PrerequisiteInput, multiple=True)),
+            "task.input0: a prerequisite that the registry cannot join by regions of htm9",
+        ),
+        (
+            reading(
+                an_input("shards", ("htm7",), PrerequisiteInput, multiple=True), dimensions=(*VISIT, *SKY)
+            ),
+            "task.input0: a prerequisite that the registry cannot join by regions of "
+            "htm7, patch, visit_detector_region",
+        ),
+        (
+            reading(an_input("maps", ("healpix9",)), dimensions=VISIT),
+            "maps: a regular input with sky pixels other than htm7",
+        ),
+        (
+            reading(dimensions=(*VISIT, *SKY, "htm7")),
+            "datasets with dimension htm7, and not one other kind of region to join",
+        ),
+        (
+            reading(dimensions=(*EXPOSURE, "htm7")),
+            "datasets with dimension htm7, and not one other kind of region to join",
+        ),
+        (reading(dimensions=(*EXPOSURE, "healpix9")), "dimension healpix9 of several regions, or of none"),
+        (
+            reading(dimensions=(*VISIT, "healpix9", "healpix7")),
+            "dimension healpix7, healpix9 of several regions, or of none",
         ),
         (
             reading(
@@ -101,7 +126,6 @@ def shape_of_task(connections: type[PipelineTaskConnections]) -> PipelineShape:
             "task: one read as two storage classes",
         ),
         (reading(an_input("part", (*EXPOSURE, "subfilter"))), "datasets with dimension subfilter"),
-        (reading(an_input("patches", SKY)), "spatial datasets in a pipeline without the dimension visit"),
     ],
 )
 def test_an_unsupported_pipeline_is_refused_with_the_reason(
@@ -110,6 +134,26 @@ def test_an_unsupported_pipeline_is_refused_with_the_reason(
     with pytest.raises(Unsupported) as caught:
         shape_of_task(connections)
     assert str(caught.value) == reason
+
+
+def test_a_prerequisite_is_joined_by_the_finest_regions_that_one_data_id_does_not_have() -> None:
+    tract, patch, visit = (UNIVERSE.conform(each) for each in (("tract",), ("patch",), VISIT))
+    names = [
+        None if (pair := spatial_join(task, dataset)) is None else [each.name for each in pair]
+        for task, dataset in [
+            (visit, UNIVERSE.conform(("htm7",))),
+            (visit, patch),
+            (visit.union(tract), patch),
+            (tract, patch),
+            (visit.union(patch), patch),
+            (UNIVERSE.conform(EXPOSURE), patch),
+            (visit, UNIVERSE.conform(("instrument", "detector"))),
+        ]
+    ]
+    with pytest.raises(Unsupported, match="by regions of patch, visit_detector_region"):
+        spatial_join(UNIVERSE.conform(("visit", "patch")), UNIVERSE.conform(("detector", "patch")))
+    region = "visit_detector_region"
+    assert names == [[region, "htm7"], [region, "patch"], [region, "patch"], None, None, None, None]
 
 
 def test_the_shape_of_a_supported_pipeline_has_its_inputs_and_outputs() -> None:

@@ -357,6 +357,21 @@ def test_a_pipeline_that_cannot_be_constructed_is_dropped_with_the_reason(
     assert states["Short"].state == "first"
 
 
+def test_a_pipeline_that_combines_visits_is_dropped_with_the_reason(
+    planned: MakePlan, checked: CheckRules, pipelines: dict[str, str]
+) -> None:
+    """It would make a master bias of one exposure."""
+    tasks = {"isr": "toycam.IsrTask", "combine": "dimensiontasks.CombineTask"}
+    Path(pipelines["Full"]).write_text(yaml.dump({"description": "combines", "tasks": tasks}))
+    plan = planned(main="Full,Short")
+    full, short = (each for each in only(plan).pipelines if each.part == "main")
+    assert (full.state, short.state) == ("dropped", "first")
+    assert full.why.endswith("combines several visits, which workers do not do, in: combine")
+    assert exit_code(plan) is ExitCode.FAILED
+    ((_, _, name, why),) = checked("Full,Short", "Short")
+    assert (name, why) == ("Full", full.why)
+
+
 @pytest.mark.parametrize(
     ("rules", "words"),
     [([{"pipelines": None}], "its rule ignores the visit"), ([], "no rule matches")],

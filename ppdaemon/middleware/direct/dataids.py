@@ -2,20 +2,29 @@
 """Data IDs made of dimension records in memory: the rows that ``separable`` gets by a query.
 
 A row has a value for each dimension of an independent subgraph. Rows are
-joined as the database joins them: exposures with their visits if filter, day
-and group agree, and visits with the patches that the detector overlaps.
+joined as the database joins them: exposures with their visits if filter and day
+agree, and visits with the patches, or pixels of the common sky pixelization,
+that the detector overlaps. Pixels of others are no part of a row: the graph
+builder, too, adds them afterwards.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from lsst.daf.butler import DataCoordinate, DimensionGroup, DimensionRecord, DimensionUniverse
+from lsst.daf.butler import (
+    DataCoordinate,
+    DimensionElement,
+    DimensionGroup,
+    DimensionRecord,
+    DimensionUniverse,
+    SkyPixDimension,
+)
 from lsst.sphgeom import Region
 
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DataIds", "Row", "regions_overlap")
+__all__ = ("DataIds", "Row", "region_element", "regions_overlap")
 
 type Row = Mapping[str, Any]
 """Values by dimension."""
@@ -39,7 +48,7 @@ class DataIds:
         key = dimensions, values
         if key not in self._cache:
             data_id = DataCoordinate.from_full_values(dimensions, values)
-            found = {name: self._record(name, row) for name in dimensions.elements}
+            found = {name: self._record(self._universe[name], row) for name in dimensions.elements}
             self._cache[key] = data_id.expanded(found)
         return self._cache[key]
 
@@ -53,13 +62,25 @@ class DataIds:
         for exposure in exposures:
             start = self._with_implied({"instrument": instrument, "detector": detector}, "exposure", exposure)
             for row in self._with_visits(start, dimensions) if "visit" in dimensions.names else [start]:
-                yield from self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]
+                for on_sky in self._with_sky(row, dimensions) if "skymap" in dimensions.names else [row]:
+                    yield from self._with_common_pixels(on_sky, dimensions)
+
+    def with_pixels(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
+        """Add the sky pixels among these dimensions that overlap the region of the others."""
+        (pixel,) = (self._universe.skypix_dimensions[name] for name in dimensions.skypix)
+        element = region_element(dimensions)
+        assert element is not None  # otherwise the pipeline is not supported
+        region = self._record(element, row).region
+        if region is None:
+            raise Unsupported(f"no region of {element.name} for the pixels of {pixel.name}")
+        for begin, end in pixel.pixelization.envelope(region):
+            yield from ({**row, pixel.name: index} for index in range(begin, end))
 
     def _with_implied(self, row: Row, dimension: str, value: Any) -> dict[str, Any]:
         """Add a dimension and the values that its record implies."""
         values = {**row, dimension: value}
         element = self._universe[dimension]
-        record = self._record(dimension, values)
+        record = self._record(element, values)
         for implied in element.implied.names:
             values[implied] = record.get(implied)
             if implied == "physical_filter" and values[implied] is not None:
@@ -82,21 +103,48 @@ class DataIds:
                     yield {**joined, "visit_system": membership.visit_system}
 
     def _with_sky(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
-        """Join the patches, or tracts, that a detector overlaps."""
+        """Join the patches, or tracts, that a detector overlaps; all of them if there is no visit."""
         element = next((name for name in ("patch", "tract") if name in dimensions.names), "skymap")
-        found = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
-        region = None if found is None else found.region
+        everywhere = element == "skymap" or "visit" not in dimensions.names
+        region = None if everywhere else self._detector_region(row)
         for record in self._records[element].values():
-            if element == "skymap" or regions_overlap(region, record.region, self._universe):
+            if everywhere or regions_overlap(region, record.region, self._universe):
                 yield {**row, **record.dataId.required}
 
-    def _record(self, name: str, row: Row) -> DimensionRecord:
-        element = self._universe[name]
+    def _with_common_pixels(self, row: Row, dimensions: DimensionGroup) -> Iterator[Row]:
+        """Join the pixels of the common sky pixelization that overlap a detector, patch or tract."""
+        common = self._universe.commonSkyPix
+        if common.name not in dimensions.names:
+            yield row
+            return
+        if "visit" in dimensions.names:
+            region = self._detector_region(row)
+        else:
+            element = "patch" if "patch" in dimensions.names else "tract"
+            region = self._record(self._universe[element], row).region
+        for begin, end in () if region is None else common.pixelization.envelope(region):
+            yield from ({**row, common.name: index} for index in range(begin, end))
+
+    def _detector_region(self, row: Row) -> Region | None:
+        found = self._records["visit_detector_region"].get((row["instrument"], row["detector"], row["visit"]))
+        return None if found is None else found.region
+
+    def _record(self, element: DimensionElement, row: Row) -> DimensionRecord:
+        if isinstance(element, SkyPixDimension):  # no repo stores these
+            index = row[element.name]
+            return element.RecordClass(id=index, region=element.pixelization.pixel(index))
         key = tuple(row[required] for required in element.minimal_group.required)
-        record = self._records[name].get(key)
+        record = self._records[element.name].get(key)
         if record is None:
-            raise Unsupported(f"no record of {name} {key}")
+            raise Unsupported(f"no record of {element.name} {key}")
         return record
+
+
+def region_element(dimensions: DimensionGroup) -> DimensionElement | None:
+    """Return the element that has the region of data IDs without their sky pixels, if there is one."""
+    universe = dimensions.universe
+    others = dimensions.difference(universe.conform(dimensions.skypix))
+    return None if others.region_dimension is None else universe[others.region_dimension]
 
 
 def regions_overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:

@@ -8,6 +8,7 @@ time of the exposure, spatial datasets by overlap.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from lsst.daf.butler import (
@@ -16,6 +17,8 @@ from lsst.daf.butler import (
     DatasetAssociation,
     DatasetRef,
     DatasetType,
+    DimensionElement,
+    DimensionGroup,
     MissingDatasetTypeError,
     SkyPixDimension,
     Timespan,
@@ -26,7 +29,7 @@ from lsst.sphgeom import RangeSet, Region
 from ppdaemon.middleware.direct.dataids import regions_overlap
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("InputDataset", "InputIndex", "find_datasets")
+__all__ = ("InputDataset", "InputIndex", "find_datasets", "spatial_join")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +90,74 @@ class InputIndex:
         return [candidates[0].ref for candidates in best.values()]
 
 
+@cache
+def spatial_join(
+    task: DimensionGroup, dataset: DimensionGroup
+) -> tuple[DimensionElement, DimensionElement] | None:
+    """Return the elements of a task and of its prerequisites whose regions must overlap, if any.
+
+    As in a query, the finest elements of two kinds of region, such as those of
+    visits and patches, are joined, unless one data ID has both. A task without
+    a region gets all datasets. `Unsupported` is raised where a query is
+    ambiguous, or cannot join such pixels.
+    """
+    together = task.union(dataset)
+    common = together.universe.commonSkyPix
+    finest = {together.universe[family.choose(together).name] for family in together.spatial}
+    of_task = {element for element in finest if element.name in task.elements}
+    of_dataset = {element for element in finest if element.name in dataset.elements}
+    uncommon = any(isinstance(element, SkyPixDimension) and element != common for element in finest)
+    if not task.spatial and len(finest) < 2 and not uncommon:
+        return None
+    complete = of_task | of_dataset == finest
+    if task.spatial and (finest in (of_task, of_dataset) or (complete and of_task & of_dataset)):
+        return None
+    if complete and len(of_task) == len(of_dataset) == 1 and not uncommon:
+        return of_task.pop(), of_dataset.pop()
+    names = ", ".join(sorted(element.name for element in finest))
+    raise Unsupported(f"a prerequisite that the registry cannot join by regions of {names}")
+
+
 @dataclass(frozen=True, slots=True)
 class _JoinCondition:
-    """The dimension values, regions and sky pixels that a prerequisite must match."""
+    """The dimension values and the region that a prerequisite must match."""
 
     shared_values: tuple[tuple[str, Any], ...]
+    element: DimensionElement | None
+    """Whose region must overlap that of the quantum; `None` if any will do."""
     region: Region | None
-    """Region of the quantum, if the datasets are spatial and it does not name them."""
-    elements: tuple[str, ...]
-    """Dimension elements whose regions must overlap it."""
-    pixels: tuple[tuple[str, RangeSet], ...]
-    """Sky pixels that overlap it, by dimension."""
+    pixels: RangeSet
+    """Common sky pixels that overlap the region, if the element is one of these."""
 
     @classmethod
     def of(cls, finder: PrerequisiteFinder, data_id: DataCoordinate) -> "_JoinCondition":
         dimensions = finder.dataset_type_node.dimensions
-        spatial = bool(finder.dataset_skypix or finder.dataset_other_spatial)
-        region = data_id.region if spatial else None
-        return cls(
-            shared_values=tuple(
-                (name, data_id[name]) for name in dimensions.required if name in data_id.mapping
-            ),
-            region=region,
-            elements=tuple(finder.dataset_other_spatial),
-            pixels=tuple((name, _envelope(skypix, region)) for name, skypix in finder.dataset_skypix.items()),
+        shared_values = tuple(
+            (name, data_id[name]) for name in dimensions.required if name in data_id.mapping
         )
+        join = spatial_join(data_id.dimensions, dimensions)
+        if join is None:
+            return cls(shared_values, None, None, RangeSet())
+        record = data_id.records[join[0].name]
+        region = None if record is None else record.region
+        return cls(shared_values, join[1], region, _envelope(join[1], region))
 
     def matches(self, other: DataCoordinate) -> bool:
         if any(other[name] != value for name, value in self.shared_values):
             return False
-        if any(not pixels.contains(int(other[name])) for name, pixels in self.pixels):
-            return False
-        return all(self._overlaps(other, name) for name in self.elements)
-
-    def _overlaps(self, other: DataCoordinate, name: str) -> bool:
-        record = other.records[name]
+        if self.element is None:
+            return True
+        if isinstance(self.element, SkyPixDimension):
+            return bool(self.pixels.contains(int(other[self.element.name])))
+        record = other.records[self.element.name]
         return record is not None and regions_overlap(self.region, record.region, other.universe)
 
 
-def _envelope(skypix: SkyPixDimension, region: Region | None) -> RangeSet:
-    return RangeSet() if region is None else skypix.pixelization.envelope(region)
+def _envelope(element: DimensionElement, region: Region | None) -> RangeSet:
+    if region is None or not isinstance(element, SkyPixDimension):
+        return RangeSet()
+    envelope: RangeSet = element.pixelization.envelope(region)
+    return envelope
 
 
 def _is_valid(entry: InputDataset, time: Timespan | None) -> bool:

@@ -31,6 +31,7 @@ from lsst.daf.butler import (
     DimensionUniverse,
     LimitedButler,
     StorageClass,
+    StorageClassDelegate,
     StorageClassFactory,
 )
 from lsst.daf.butler.datastore.generic_base import post_process_get
@@ -213,8 +214,6 @@ class MemoryButler(LimitedButler):
                 return self._read_input(ref, parameters)
             if self._reads_left is not None and ref.id in self._reads_left:
                 self._reads_left[ref.id] -= 1
-            if dataset.is_table and (parameters or ref.datasetType != dataset.ref.datasetType):
-                self._move_to_file(dataset)  # only the formatter converts, and selects columns by pattern
             if not dataset.in_memory:
                 assert dataset.file is not None  # the object was moved to a file
                 return read_dataset(dataset.file, ref, parameters)
@@ -331,6 +330,13 @@ class MemoryButler(LimitedButler):
             self._move_to_file(dataset)
 
     def _hand_out(self, dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
+        if _only_formatter_reads(dataset, ref, parameters):
+            self.background.write(dataset)  # the object stays in memory, for those that read all of it
+            assert dataset.file is not None
+            content = read_dataset(dataset.file, ref, parameters)
+            if not self._is_read(ref.id):
+                dataset.drop()
+            return content
         content = as_read(dataset.content) if dataset.is_table else _requested_part(dataset, ref, parameters)
         if not dataset.unwritten and not self._is_read(ref.id):
             dataset.drop()
@@ -377,6 +383,29 @@ def _copy_provenance(provenance: DatasetProvenance) -> DatasetProvenance:
         quantum_id=provenance.quantum_id,
         extras={key: dict(extra) for key, extra in provenance.extras.items()},
     )
+
+
+def _only_formatter_reads(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> bool:
+    """Return whether a part of an object can be read from a file alone.
+
+    The delegate of the storage class makes parts of objects in memory. The
+    default delegate has no parameters; its components are attributes. Those
+    with parameters, such as image planes, are not equal to what the formatter
+    of ``lsst.images`` reads: their attributes have the projection, too.
+    """
+    storage, component = dataset.ref.datasetType.storageClass, ref.datasetType.component()
+    if dataset.is_table:  # the formatter also converts, and selects columns by pattern
+        return bool(parameters) or ref.datasetType != dataset.ref.datasetType
+    if storage.delegateClass is not StorageClassDelegate:
+        return False
+    known = storage.allComponents()
+    if parameters or component is None or component not in known:
+        return bool(parameters)
+    try:
+        storage.delegate().getComponent(dataset.content, component)
+    except AttributeError:
+        return True
+    return bool(known[component].parameters)
 
 
 def _requested_part(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:

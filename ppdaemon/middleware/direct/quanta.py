@@ -7,11 +7,11 @@ not exist for the tasks that follow.
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, NamedKeyDict, Quantum
+from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, DimensionGroup, NamedKeyDict, Quantum
 from lsst.pipe.base import AdjustQuantumHelper, NoWorkFound
 from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
@@ -113,13 +113,42 @@ class _SubgraphBuilder:
         names = [*(edge.parent_dataset_type_name for edge in task.inputs), *task.outputs]
         types = {name: self.shape.types[name].dimensions for name in names}
         by_data_id: dict[DataCoordinate, dict[str, dict[DataCoordinate, None]]] = {}
-        for row in rows:
-            edges = by_data_id.setdefault(
-                self.data_ids.of(task.node.dimensions, row), {name: {} for name in types}
-            )
-            for name, dimensions in types.items():
-                edges[name][self.data_ids.of(dimensions, row)] = None
+        for edge_types, edge_rows in self._rows_of_edges(task, types, rows):
+            for row in edge_rows:
+                edges = by_data_id.setdefault(
+                    self.data_ids.of(task.node.dimensions, row), {name: {} for name in types}
+                )
+                for name, dimensions in edge_types.items():
+                    edges[name][self.data_ids.of(dimensions, row)] = None
         return by_data_id
+
+    def _rows_of_edges(
+        self, task: TaskShape, types: Mapping[str, DimensionGroup], rows: Sequence[Row]
+    ) -> Iterator[tuple[Mapping[str, DimensionGroup], Iterable[Row]]]:
+        """Yield the inputs and outputs of a task with the rows that have their data IDs and the task's.
+
+        Pixels other than the common ones are added for each edge by itself:
+        they overlap the region of its own dimensions.
+        """
+        pixels, dimensions = self.subgraph.pixels, task.node.dimensions
+        if not pixels:
+            yield types, rows
+            return
+        yield {}, self._with_pixels(rows, dimensions)
+        for name, others in types.items():
+            yield {name: others}, self._with_pixels(rows, dimensions.union(others))
+
+    def _with_pixels(self, rows: Sequence[Row], dimensions: DimensionGroup) -> Iterable[Row]:
+        sources = self.subgraph.pixels.get(dimensions)
+        if sources is None:
+            return rows
+        return (
+            with_pixels
+            for source in sources
+            # Each once: rows also have the patches or exposures of other data IDs.
+            for row in _distinct(rows, source.rows)
+            for with_pixels in self.data_ids.with_pixels(row, source.region)
+        )
 
     def _step(
         self, task: TaskShape, data_id: DataCoordinate, edges: dict[str, dict[DataCoordinate, None]]
@@ -198,3 +227,9 @@ class _SubgraphBuilder:
                 stored_ref = ref.overrideStorageClass(self.shape.types[name].storageClass)
                 self.available[name, ref.dataId.required_values] = stored_ref
                 self.producers[ref.id] = step.id
+
+
+def _distinct(rows: Iterable[Row], dimensions: DimensionGroup) -> Iterable[Row]:
+    """Return one row for each combination of the values of some dimensions, except their sky pixels."""
+    names = sorted(dimensions.names - dimensions.skypix)
+    return {tuple(row[name] for name in names): row for row in rows}.values()

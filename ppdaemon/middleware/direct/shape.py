@@ -5,19 +5,21 @@ Decides which pipelines the engine supports. For any other `Unsupported` is
 raised, with the reason, when the pipeline is loaded; another engine runs it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from lsst.daf.butler import DatasetType, DimensionGroup, SkyPixDimension
+from lsst.daf.butler import DatasetType, DimensionGroup
 from lsst.pipe.base import PipelineTaskConnections
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder, PrerequisiteInfo
 
+from ppdaemon.middleware.direct.dataids import region_element
+from ppdaemon.middleware.direct.inputs import spatial_join
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("EXPOSURE_DIMENSIONS", "Subgraph", "PipelineShape", "TaskShape", "pipeline_shape")
+__all__ = ("PixelSource", "Subgraph", "PipelineShape", "TaskShape", "pipeline_shape")
 
-EXPOSURE_DIMENSIONS = frozenset(
+_DIMENSIONS = frozenset(
     {
         "instrument",
         "detector",
@@ -28,12 +30,12 @@ EXPOSURE_DIMENSIONS = frozenset(
         "day_obs",
         "physical_filter",
         "band",
+        "skymap",
+        "tract",
+        "patch",
     }
 )
-"""Dimensions that a task may have."""
-
-_SKY_DIMENSIONS = frozenset({"skymap", "tract", "patch"})
-"""Dimensions that only inputs of tasks may have."""
+"""Dimensions that tasks and datasets may have, besides sky pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,15 @@ class TaskShape:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelSource:
+    """Data IDs with sky pixels: those that overlap a region that each row has."""
+
+    rows: DimensionGroup
+    region: DimensionGroup
+    """Dimensions with one region, and the pixels; the region is that of the others."""
+
+
+@dataclass(frozen=True, slots=True)
 class Subgraph:
     """Tasks that share no dataset with the other tasks of the pipeline.
 
@@ -72,9 +83,12 @@ class Subgraph:
     tasks: tuple[TaskShape, ...]
     """In topological order."""
     dimensions: DimensionGroup
-    """Of tasks, regular datasets and the constraint."""
+    """Of tasks, regular datasets and the constraint; of sky pixels only the
+    common ones, which the registry can join."""
     constraint: tuple[str, ...]
     """Overall inputs without which there is no row."""
+    pixels: Mapping[DimensionGroup, tuple[PixelSource, ...]]
+    """Where the data IDs of tasks, datasets and edges with other sky pixels come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +120,65 @@ def pipeline_shape(graph: PipelineGraph) -> PipelineShape:
 
 def _subgraph(subgraph: PipelineGraph, tasks: dict[str, TaskShape]) -> Subgraph:
     dimensions = subgraph.get_all_dimensions(prerequisites=False)
+    universe = dimensions.universe
+    if unknown := sorted(dimensions.names - _DIMENSIONS - dimensions.skypix):
+        raise Unsupported(f"datasets with dimension {', '.join(unknown)}")
+    common = universe.commonSkyPix.name
     constraint = []
     for name, node in subgraph.iter_overall_inputs():
         assert node is not None  # the graph is resolved
         if not node.is_prerequisite and node.is_initial_query_constraint and node.dimensions:
             constraint.append(name)
-            dimensions = dimensions.union(node.dimensions)
-    if unknown := sorted(dimensions.names - EXPOSURE_DIMENSIONS - _SKY_DIMENSIONS):
-        raise Unsupported(f"datasets with dimension {', '.join(unknown)}")
-    if dimensions.names & _SKY_DIMENSIONS and "visit" not in dimensions.names:
-        raise Unsupported("spatial datasets in a pipeline without the dimension visit")
-    return Subgraph(tuple(tasks[label] for label in subgraph.tasks), dimensions, tuple(sorted(constraint)))
+            if node.dimensions.skypix - {common}:
+                raise Unsupported(f"{name}: a regular input with sky pixels other than {common}")
+    queryable = dimensions.difference(universe.conform(dimensions.skypix - {common}))
+    if common in queryable.names and len(queryable.spatial) != 2:
+        raise Unsupported(f"datasets with dimension {common}, and not one other kind of region to join")
+    return Subgraph(
+        tasks=tuple(tasks[label] for label in subgraph.tasks),
+        dimensions=queryable,
+        constraint=tuple(sorted(constraint)),
+        pixels=_pixel_sources(_groups(subgraph), common),
+    )
+
+
+def _groups(subgraph: PipelineGraph) -> Iterator[DimensionGroup]:
+    """Yield the dimensions of tasks, of regular datasets, and of both ends of edges together."""
+    for task in subgraph.tasks.values():
+        yield task.dimensions
+        for edge in (*task.inputs.values(), *task.iter_all_outputs()):
+            dimensions = subgraph.dataset_types[edge.parent_dataset_type_name].dimensions
+            yield dimensions
+            yield dimensions.union(task.dimensions)
+
+
+def _pixel_sources(
+    groups: Iterable[DimensionGroup], common: str
+) -> dict[DimensionGroup, tuple[PixelSource, ...]]:
+    """Return the sources of data IDs with sky pixels that no query can join, by their dimensions.
+
+    The graph builder computes the pixels that overlap the region of data IDs
+    with one region. It projects these to dimensions without a region, and
+    joins them with the data IDs of a query.
+    """
+    with_pixels = {group for group in groups if group.skypix - {common}}
+    regional = sorted(group for group in with_pixels if len(group.skypix) == 1 and region_element(group))
+    sources = {}
+    for group in with_pixels:
+        parts = [each for each in regional if each.skypix == group.skypix]
+        if group in regional:
+            found = [PixelSource(group, group)]
+        elif wider := [each for each in parts if group <= each]:
+            found = [PixelSource(each, each) for each in wider]
+        elif len(parts) == 1 and parts[0] <= group:
+            found = [PixelSource(group, parts[0])]
+        else:  # the graph builder makes several joins, whose order it decides
+            raise Unsupported(f"dimension {', '.join(sorted(group.skypix))} of several regions, or of none")
+        sources[group] = tuple(found)
+    return sources
 
 
 def _task_shape(node: TaskNode, graph: PipelineGraph) -> TaskShape:
-    if unknown := sorted(node.dimensions.names - EXPOSURE_DIMENSIONS):
-        raise Unsupported(f"{node.label}: a task with dimension {', '.join(unknown)}")
     if not node.dimensions:
         raise Unsupported(f"{node.label}: a task without dimensions")
     connections = node.get_connections()
@@ -153,13 +210,10 @@ def _check_prerequisite(finder: PrerequisiteFinder) -> None:
     """Raise `Unsupported` for prerequisites that ``separable`` does not join by one query per task."""
     if finder.lookup_function is not None:
         return
-    name = f"{finder.task_node.label}.{finder.edge.connection_name}"
-    if (finder.dataset_skypix or finder.dataset_other_spatial) and not finder.task_node.dimensions.spatial:
-        raise Unsupported(f"{name}: a spatial prerequisite of a task without region")
-    common = finder.task_node.dimensions.universe.commonSkyPix.name
-    for element in finder.dataset_type_node.dimensions.elements:
-        if isinstance(finder.task_node.dimensions.universe[element], SkyPixDimension) and element != common:
-            raise Unsupported(f"{name}: dimension {element}")
+    try:
+        spatial_join(finder.task_node.dimensions, finder.dataset_type_node.dimensions)
+    except Unsupported as error:
+        raise Unsupported(f"{finder.task_node.label}.{finder.edge.connection_name}: {error}") from None
 
 
 def _input_reads(node: TaskNode) -> tuple[tuple[str, ...], frozenset[str]]:

@@ -32,6 +32,9 @@ __all__ = (
 
 _LOG = logging.getLogger(__name__)
 
+_OBSERVATION = frozenset({"exposure", "visit", "group", "day_obs"})
+"""Without one of these dimensions a dataset has the same data ID for every visit."""
+
 
 class UnusablePipeline(Exception):
     """This pipeline cannot run; another one may."""
@@ -147,7 +150,7 @@ def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
     """Return a copy of a pipeline's graph that is resolved with the dimensions and dataset types of a repo.
 
     Its tasks can be constructed. `UnusablePipeline` is raised if dataset types
-    contradict each other.
+    contradict each other, or if a task combines visits: a worker has one.
     """
     graph = pipeline.graph.copy()
     known = ((name, known_dataset_type(butler, name)) for name in graph.dataset_types)
@@ -156,7 +159,21 @@ def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
         graph.resolve(dimensions=butler.dimensions, dataset_types=definitions)
     except Exception as error:  # resolving runs code of the connections
         raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
+    if labels := sorted(_combining(graph)):
+        raise UnusablePipeline(
+            f"{pipeline.path} combines several visits, which workers do not do, in: {', '.join(labels)}"
+        )
     return graph
+
+
+def _combining(graph: PipelineGraph) -> Iterator[str]:
+    """Yield the labels of tasks that make one dataset of all exposures or visits, such as a master bias."""
+    for label, task in graph.tasks.items():
+        read = (graph.dataset_types[edge.parent_dataset_type_name] for edge in task.inputs.values())
+        if _OBSERVATION.isdisjoint(task.dimensions.names) and any(
+            not _OBSERVATION.isdisjoint(node.dimensions.names) for node in read
+        ):
+            yield label
 
 
 def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:
