@@ -19,12 +19,13 @@ import setproctitle
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig, load_node, remarks
+from ppdaemon.config import NodeConfig, load_node
 from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.node.processes.child import ENVIRONMENT
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
 from ppdaemon.plan.models import CheckOrder, PlanOrder, RuleFallback, requested_detectors
+from ppdaemon.remarks import remarks
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 from ppdaemon.visitfile import read_visit
