@@ -83,7 +83,7 @@ class RelayLink(ConfigPart):
     """Interval of heartbeats."""
     silence_s: Seconds = 4.0
     """A relay that sends nothing for this long counts as disconnected: the node connects
-    again."""
+    again. At least 2 x ``heartbeat_s``, better 4 x that of the relay."""
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -318,7 +318,7 @@ class PipelinesConfig(ConfigPart):
     """Rules for pipelines that run on the image; the first match is used."""
     overrides: dict[Annotated[str, pydantic.Field(pattern=r"^\w+:[\w.]+$")], Any] = {}
     """Configuration of tasks, as ``label:field: value``; applied to all pipelines with a
-    task of that label."""
+    task of that label. A label or a field that does not exist is an error."""
 
 
 class EngineConfig(ConfigPart):
@@ -344,7 +344,8 @@ class EngineConfig(ConfigPart):
     after the fork."""
     no_return: tuple[str, ...] = ()
     """Tasks whose results are permanent (alert database, alert stream): labels, or full
-    names of classes, which include derived classes."""
+    names of classes, which include derived classes. A name that no configured pipeline has
+    is an error."""
     apdb: dict[Name, str] = {}
     """Configuration of the alert database (`lsst.dax.apdb`), by instrument. After a
     failure it is queried whether the visit has written anything to it."""

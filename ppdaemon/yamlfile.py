@@ -13,7 +13,7 @@ import yaml
 
 from ppdaemon.errors import ConfigError
 
-__all__ = ("KeyPath", "did_you_mean", "expand", "load_model", "problem_lines", "read_key", "read_yaml")
+__all__ = ("KeyPath", "did_you_mean", "expand", "load_model", "located", "read_key", "read_yaml")
 
 type KeyPath = tuple[str | int, ...]
 type _Position = tuple[int, int]
@@ -22,6 +22,9 @@ type _Pair = tuple[yaml.Node, yaml.Node]
 
 MAX_DEPTH = 32
 """Deepest nesting: an alias of a node inside that node would nest without end."""
+
+RESEMBLANCE = 0.66
+"""Of a name and a hint, from 0 to 1: low enough for two letters of three in the wrong order."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MERGE = "tag:yaml.org,2002:merge"
@@ -170,7 +173,7 @@ def expand(
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ``; did you mean 'associate'?`` if a candidate resembles a name, else an empty text."""
     names = {each.lower(): each for each in candidates if each != name}
-    close = difflib.get_close_matches(name.lower(), names, n=1)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=RESEMBLANCE)
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
@@ -218,9 +221,8 @@ def nearest(key_path: KeyPath, known: Mapping[KeyPath, Any]) -> KeyPath:
     return key_path
 
 
-def problem_lines(path: Path, problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
+def located(path: Path, lines: Mapping[KeyPath, int], problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
     """Return a line for each problem of a file's keys, with file, line and key, in their order."""
-    _, lines = read_yaml(path)
     return [f"{path}:{lines[nearest(key, lines)]}: {_shown(key)}: {text}" for key, text in problems]
 
 

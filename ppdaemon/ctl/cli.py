@@ -214,7 +214,9 @@ def _send_request(
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
     else:
-        click.echo(plain(data) if isinstance(data, str) else done)
+        # The answer to a reload has a line for each warning.
+        lines = map(plain, data.splitlines()) if isinstance(data, str) else [done]
+        click.echo("\n".join(lines))
 
 
 @_ppctl.command()

@@ -48,7 +48,8 @@ class RelayConfig(ConfigPart):
     heartbeat_s: Seconds = 1.0
     """Interval of heartbeats to the nodes."""
     silence_s: Seconds = 4.0
-    """A node that sends nothing for this long counts as disconnected."""
+    """A node that sends nothing for this long counts as disconnected. At least 2 x
+    ``heartbeat_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Seconds = 30.0

@@ -398,8 +398,10 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"])
     node.launch()
-    assert node.process.wait(TIMEOUT_S) == ExitCode.SOFTWARE
-    assert "No module named 'no_such_module'" in (tmp_path / "daemon.log").read_text()
+    assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+    log = (tmp_path / "daemon.log").read_text()
+    assert "workers.preload.0: no_such_module cannot be imported: ModuleNotFoundError: No module named" in log
+    assert log.count("No module named 'no_such_module'") == 2  # also the traceback of the zygote
 
 
 def test_a_template_that_cannot_be_created_ends_the_start_with_its_traceback(tmp_path, socket_dir):

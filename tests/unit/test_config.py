@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
-from ppdaemon.remarks import remarks
 from ppdaemon.states import ExitCode
 
 
@@ -371,7 +371,7 @@ def test_what_does_not_fit_the_host_is_a_warning_with_line(
         part = part.setdefault(step, {})
     part[last] = value
     path = write(tmp_path, node)
-    (found,) = (text for text in remarks(path, load_node(path, {})) if message in text)
+    (found,) = (text for text in ConfigFile.read(path, {}).remarks() if message in text)
     assert int(found.split(":")[1]) > 1
 
 
@@ -393,7 +393,7 @@ def test_a_stop_that_takes_longer_than_the_unit_allows_is_a_warning(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     path = write(tmp_path, node)
-    found = [text for text in remarks(path, load_node(path, {})) if "a stop takes up to 75 s" in text]
+    found = [text for text in ConfigFile.read(path, {}).remarks() if "a stop takes up to 75 s" in text]
     assert len(found) == warned
 
 
@@ -517,7 +517,7 @@ def test_a_range_that_is_probably_not_meant_is_remarked(node: dict[str, Any], tm
         {"ra": {"min": low, "max": high}, "pipelines": []} for low, high in ((-10, 370), (340, 20), (7, 7))
     ]
     path = write(tmp_path, node)
-    wide, point = (text for text in remarks(path, load_node(path, {})) if ".ra: " in text)
+    wide, point = (text for text in ConfigFile.read(path, {}).remarks() if ".ra: " in text)
     line = path.read_text().splitlines().index("  - ra:") + 1
     assert wide == f"{path}:{line}: pipelines.main.0.ra: -10 to 370 is used as 350 to 10"
     assert point.endswith("pipelines.main.2.ra: 7 to 7 is used as all right ascensions")

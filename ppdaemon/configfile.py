@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Warnings about a valid configuration: what is probably a mistake, and what does not fit this host."""
+"""A node's configuration with the lines of its keys, and warnings about valid settings: what is
+probably a mistake, and what does not fit this host.
+"""
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from ppdaemon.config import NodeConfig
+from ppdaemon.config import NodeConfig, load_node
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.selection import never_reached
 from ppdaemon.thishost import filesystem_size, host_memory, nearest_existing
-from ppdaemon.yamlfile import KeyPath, did_you_mean, problem_lines
+from ppdaemon.yamlfile import KeyPath, did_you_mean, located, read_yaml
 
-__all__ = ("remarks",)
+__all__ = ("ConfigFile",)
 
 UNIT = "ppdaemon.service"
 """The daemon's unit, whose time limit of a stop is compared with ``workers.times``."""
@@ -22,29 +25,42 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|min|h|d|w)")
 _SPAN_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
-def remarks(path: Path, config: NodeConfig) -> list[str]:
-    """Return a line for each warning, with file, line and key: rules that no visit reaches, conditions
-    that are probably not the intended ones, and settings that do not fit this host.
-    """
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A configuration file that has been read and checked."""
+
+    path: Path
+    config: NodeConfig
+    lines: Mapping[KeyPath, int]
+
+    @classmethod
+    def read(cls, path: Path, environment: Mapping[str, str]) -> "ConfigFile":
+        """Read a file; raise `~ppdaemon.errors.ConfigError` with all errors."""
+        return cls(path, load_node(path, environment), read_yaml(path)[1])
+
+    def located(self, problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
+        """Return a line for each problem, with file, line and key."""
+        return located(self.path, self.lines, problems)
+
+    def remarks(self) -> list[str]:
+        """Return a line for each warning: rules that no visit reaches, conditions that are probably not
+        the intended ones, and settings that do not fit this host.
+        """
+        return self.located([*_unintended(self.config), *_unfit_for_host(self.config)])
+
+
+def _unintended(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
     lists = {"preprocessing": config.pipelines.preprocessing, "main": config.pipelines.main}
-    found: list[tuple[KeyPath, str]] = [
-        (("pipelines", name, late), f"never used: pipelines.{name}.{early} matches all its visits")
-        for name, rules in lists.items()
-        for late, early in never_reached(rules)
-    ]
     for name, rules in lists.items():
+        for late, early in never_reached(rules):
+            yield ("pipelines", name, late), f"never used: pipelines.{name}.{early} matches all its visits"
         for number, rule in enumerate(rules):
             if rule.ra is not None and rule.ra.surprising:
-                found.append((("pipelines", name, number, "ra"), f"{rule.ra} is used as {rule.ra.described}"))
+                yield ("pipelines", name, number, "ra"), f"{rule.ra} is used as {rule.ra.described}"
             for other in sorted(set(rule.instrument or ()) - set(config.node.instruments)):
                 hint = did_you_mean(other, config.node.instruments)
-                found.append(
-                    (
-                        ("pipelines", name, number, "instrument"),
-                        f"matches no visit of {other}: node.instruments does not have it{hint}",
-                    )
-                )
-    return problem_lines(path, [*found, *_unfit_for_host(config)])
+                text = f"matches no visit of {other}: node.instruments does not have it{hint}"
+                yield ("pipelines", name, number, "instrument"), text
 
 
 def _unfit_for_host(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
