@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make demo | test | slow | quick | check | doc | clean: each makes what it needs from a bare clone.
+# make demo | test | slow | slow-ml | quick | check | doc | clean: each makes what it needs from a bare clone.
 # ARGS="..." goes to the program that runs; PYTHON=... chooses the interpreter of .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
 
-.PHONY: help demo test slow quick check doc clean
+.PHONY: help demo test slow slow-ml quick check doc clean
 
 help:
 	@echo "make demo    the whole system on a simulated camera"
 	@echo "make test    all tests but the slow ones"
 	@echo "make slow    the slow tests"
+	@echo "make slow-ml the tests with torch and others, in .venv-ml (several GB)"
 	@echo "make quick   the tests that start no process and need no LSST code"
 	@echo "make check   format, lint, types, layers"
 	@echo "make doc     the documentation as a site, in build/doc"
@@ -23,10 +24,13 @@ demo: $(VENV)/.installed-demo
 PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not ml" $(ARGS)
 
 slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not ml" $(ARGS)
+
+slow-ml: .venv-ml/.installed-ml
+	.venv-ml/bin/python -m pytest -m ml tests/ml $(ARGS)
 
 quick: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" --without-lsst tests/unit $(ARGS)
@@ -42,9 +46,12 @@ doc: $(VENV)/.installed-doc
 	@echo "see build/doc/index.html"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-ml build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv-ml/.installed-ml: setup.py tools/bootstrap.sh
+	@tools/bootstrap.sh ml
 
 $(VENV)/.installed-%: setup.py tools/bootstrap.sh
 	@tools/bootstrap.sh $*

@@ -70,6 +70,20 @@ DEV = [
     "types-psutil",
     "types-PyYAML",
 ]
+# Libraries for classifiers, of several GB; tests/ml says which may be preloaded.
+ML = [
+    "dask[array]>=2026.1",
+    "duckdb>=1.4",
+    "joblib>=1.5",
+    "numba>=0.62",
+    "numexpr>=2.14",
+    "onnx>=1.19",
+    "onnxruntime>=1.23",
+    "polars>=1.34",
+    "scikit-learn>=1.7",
+    "torch>=2.9",
+    "tqdm>=4.67",
+]
 DOC = [
     "docutils>=0.21,<0.24",
     "furo==2025.12.*",
@@ -95,6 +109,7 @@ setup(
         "test": DEMO + POSTGRES + TEST,
         "dev": DEMO + POSTGRES + TEST + DEV,
         "doc": DEMO + DOC,
+        "ml": DEMO + POSTGRES + TEST + ML,
     },
     entry_points={
         "console_scripts": [

@@ -151,7 +151,13 @@ class ArrivalsConfig(ConfigPart):
 
 
 class MemoryConfig(ConfigPart):
-    """Memory limits of one worker: its private memory plus its repo on the RAM disk."""
+    """Memory limits of one worker with the processes that it starts.
+
+    Counted are anonymous memory and swap (of pages that are shared with other
+    processes the share), files in memory that no other worker has open or maps
+    (memfd, ``/dev/shm``), and the repo on the RAM disk; each byte once. Pages of
+    files on a disk do not count.
+    """
 
     soft: Size = 4_000_000_000
     """A worker above this is replaced after its visit."""
@@ -228,6 +234,10 @@ class WorkersConfig(ConfigPart):
     pipelines' tasks."""
     environment: dict[str, str] = {}
     """Environment variables of the zygote and its workers."""
+    allowed_threads: tuple[str, ...] = ()
+    """Names of Python threads, such as ``downloads-*``, that tasks may leave running
+    without costing the worker. Threads that wait for work (a condition, an event, a
+    queue) are always allowed."""
     nice: Annotated[int, pydantic.Field(ge=0, le=19)] = 5
     """Niceness of workers; above 0 so that the supervisor always gets CPU time."""
     tasks_max: Annotated[int, pydantic.Field(ge=16)] = 1024

@@ -74,6 +74,12 @@ def _detectors(value: Any) -> Any:
     return value
 
 
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a detector; write for instance 0-8,12, or {{0: true, 1: false}}")
+    return value
+
+
 def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(value)) != len(value):
         raise ValueError("a detector is listed twice")
@@ -122,7 +128,10 @@ def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
 
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Seconds = Annotated[float, pydantic.Field(gt=0)]
-Detectors = Annotated[tuple[int, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)]
+_Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(ge=0)]
+Detectors = Annotated[
+    tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)
+]
 VisitGrouping = Literal["one-to-one", "by-group"]
 IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]

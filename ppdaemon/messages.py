@@ -377,12 +377,39 @@ class Done(Fact):
     datasets: Storable = 0
     """Number of spooled datasets."""
     tainted: str = ""
-    """What the visit has changed in the process (such as its folder or signal
-    handlers), so that the worker must be replaced; empty if nothing."""
+    """What the visit has left in the process and only a new one does not have (such as
+    ``thread monitor``), so that the worker must be replaced; empty if nothing."""
+
+
+class Spoiled(Fact):
+    """A visit that was given up has left something in the process, which must be replaced."""
+
+    type: Literal["spoiled"] = "spoiled"
+    tainted: str
+    """As in `Done`."""
+
+
+class ImportsMeasured(Fact):
+    """What a forked worker has imported by itself in its first visit."""
+
+    type: Literal["imports"] = "imports"
+    modules: tuple[str, ...]
+    """The slowest ones."""
+    seconds: float
+    memory_bytes: int
 
 
 type WorkerFact = Annotated[
-    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done, _BY_TYPE
+    Ready
+    | Prepared
+    | Ingested
+    | RawRefused
+    | StageReached
+    | PointOfNoReturn
+    | Done
+    | Spoiled
+    | ImportsMeasured,
+    _BY_TYPE,
 ]
 FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)
 
@@ -442,6 +469,13 @@ class ZygoteReady(Model):
     modules: int
 
 
+class ZygoteRefused(Model):
+    """The modules of the configuration cannot be used; the zygote ends."""
+
+    type: Literal["zygote_refused"] = "zygote_refused"
+    problems: tuple[str, ...]
+
+
 class Forked(Model):
     """A process was forked; the packet also transfers its channel and its pidfd."""
 
@@ -475,7 +509,7 @@ class Reaped(Model):
 
 type ForkFact = Annotated[Forked | ForkFailed | Reaped, _BY_TYPE]
 """Result of a fork, or end of a forked process."""
-type ZygoteFact = Annotated[ZygoteReady | Forked | ForkFailed | Reaped, _BY_TYPE]
+type ZygoteFact = Annotated[ZygoteReady | ZygoteRefused | Forked | ForkFailed | Reaped, _BY_TYPE]
 ZYGOTE_FACTS = pydantic.TypeAdapter[ZygoteFact](ZygoteFact)
 
 

@@ -3,10 +3,13 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ("Mount", "is_ramdisk", "mount_of", "read_mounts")
+__all__ = ("RAMDISKS", "Mount", "is_ramdisk", "mount_of", "read_mounts")
+
+RAMDISKS = frozenset({"tmpfs", "ramfs"})
+"""Types of filesystems in memory."""
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -21,6 +24,8 @@ class Mount:
     """Type of the filesystem, such as ``ext4`` or ``fuse.sshfs``."""
     source: str
     read_only: bool
+    device: int = field(default=0, compare=False)
+    """Device of its files, as in `os.stat_result.st_dev`; 0 if it is unknown."""
 
     @property
     def filesystem(self) -> tuple[str, str, str]:
@@ -35,7 +40,8 @@ def read_mounts(text: str) -> dict[int, Mount]:
         first, _, last = line.partition(" - ")
         fields, (kind, source, options) = first.split(" "), last.split(" ", 2)
         read_only = "ro" in fields[5].split(",") or "ro" in options.split(",")
-        mounts[int(fields[0])] = Mount(_unescaped(fields[4]), kind, _unescaped(source), read_only)
+        device = os.makedev(*map(int, fields[2].split(":")))
+        mounts[int(fields[0])] = Mount(_unescaped(fields[4]), kind, _unescaped(source), read_only, device)
     return mounts
 
 
@@ -59,7 +65,7 @@ def mount_of(path: str) -> Mount:
 
 def is_ramdisk(folder: Path) -> bool:
     """Return whether an existing folder is on a tmpfs or ramfs."""
-    return mount_of(str(folder)).kind in ("tmpfs", "ramfs")
+    return mount_of(str(folder)).kind in RAMDISKS
 
 
 def _unescaped(text: str) -> str:

@@ -9,7 +9,6 @@ Newer interfaces only add fields: unknown fields are preserved and not used.
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -32,24 +31,13 @@ __all__ = (
 MAX_NAME = 200
 """Characters of a name or a group, which become part of file names."""
 
-NUMBER_FIELDS = (
-    "salIndex",
-    "scriptSalIndex",
-    "startTime",
-    "dome",
-    "duration",
-    "nimages",
-    "totalCheckpoints",
-    "detector",
-    "private_sndStamp",
-    "private_efdStamp",
-)
-"""SAL names of the numbers that a visit does not need."""
-STAMPS = ("private_sndStamp", "private_efdStamp")
+NEEDED = frozenset({"groupId", "instrument", "detector"})
+"""SAL names of the fields without which it is unknown what is announced."""
+STAMPS = frozenset({"private_sndStamp", "private_efdStamp"})
 SMALLEST_STAMP = 1.0
-"""Seconds since 1970: a smaller stamp is not set."""
+"""Seconds since 1970: a smaller stamp is not set; 0 is Avro's default."""
 UNSET_TEXTS = frozenset({"", "null", "none", "nan"})
-"""Numbers without a value, from senders that can send strings only."""
+"""Values that are not set, from senders that can send strings only."""
 
 
 class CoordinateSystem(IntEnum):
@@ -96,76 +84,40 @@ def _numbers_from_text(value: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> float | None:
-    """Return the number that a field has, also as text; `None` if it is no number."""
-    if isinstance(value, bool | list | dict | None):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _is_unset(value: Any) -> bool:
-    """Return whether a sender writes a number or a list so that has no value.
-
-    Avro writes nulls and NaN; senders that can send strings only write them as text.
-    """
-    if isinstance(value, str) and value.strip().lower() in UNSET_TEXTS:
-        return True
-    number = _number(value)
-    return value is None or (number is not None and not math.isfinite(number))
-
-
-def _is_unset_position(value: Any) -> bool:
-    if isinstance(value, str) and not _is_unset(value):
+def _names_from_list(value: Any) -> Any:
+    """Convert ``["r_57", "i_39"]``, also as text; ``None`` is not set, but ``none`` is a filter."""
+    if isinstance(value, str) and value.strip().startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return False  # refused with the name of the field
-    if isinstance(value, list | tuple):
-        return not value or any(map(_is_unset, value))
-    return _is_unset(value)
+            raise ValueError("expected names with commas, or a list of names") from None
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return ",".join(value)
+    return None if value in ("None", "null") else value
 
 
-def _is_below(limit: float, value: Any) -> bool:
-    number = _number(value)
-    return number is not None and number < limit
+def _from_name(enum: type[IntEnum]) -> pydantic.BeforeValidator:
+    """Return what converts the name of a member, such as ``"ICRS"``."""
+    members = enum.__members__
+    return pydantic.BeforeValidator(
+        lambda value: members.get(value.strip().upper(), value) if isinstance(value, str) else value
+    )
 
 
-def _is_unknown(enum: type[IntEnum], value: Any) -> bool:
-    """Return whether a value is an integer that an enumeration does not have, such as Avro's default 0."""
-    number = _number(value)
-    return number is not None and number.is_integer() and number not in frozenset(enum)
+def _is_unset(value: Any) -> bool:
+    """Return whether a sender writes a number so that it has no value."""
+    if isinstance(value, str):
+        return value.strip().lower() in UNSET_TEXTS
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _fields_without_meaning(fields: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
-    """Return the names of the fields to be dropped, and of those among them that had to have a value."""
-    unset = {name for name in NUMBER_FIELDS if name in fields and _is_unset(fields[name])}
-    unset |= {name for name in ("filters", "survey", "detector") if name in fields and fields[name] is None}
-    unset |= {name for name in ("duration", "nimages") if _is_below(0.0, fields.get(name))}
-    # 0 is Avro's default; earlier times than 1970 do not occur.
-    stamps = {name for name in STAMPS if name in fields and _is_below(SMALLEST_STAMP, fields[name])}
-    warned = {name for name in unset if name not in STAMPS}
-    unset |= stamps
-    for name, system, enum, is_unset in (
-        ("position", "coordinateSystem", CoordinateSystem, _is_unset_position),
-        ("cameraAngle", "rotationSystem", RotationSystem, _is_unset),
-    ):
-        if system in fields and (_is_unset(fields[system]) or _is_unknown(enum, fields[system])):
-            unset.add(system)
-            warned.add(system)
-        if name in fields and is_unset(fields[name]):
-            unset.add(name)
-            # Without its value the system would refer to the default 0.0.
-            if system in fields and system not in unset and _number(fields[system]) != enum["NONE"]:
-                unset.add(system)
-                warned.add(name)
-    return unset, tuple(sorted(warned))
+def _none_if_unset(value: Any) -> Any:
+    return None if _is_unset(value) else value
 
 
 Number = Annotated[float, pydantic.BeforeValidator(_no_bool)]
-Count = Annotated[int, pydantic.BeforeValidator(_no_bool)]
+Count = Annotated[int, pydantic.BeforeValidator(_no_bool), pydantic.Field(ge=-(2**63), lt=2**63)]
+Stamp = Annotated[Number, pydantic.Field(ge=SMALLEST_STAMP)]
 Name = Annotated[str, pydantic.Field(max_length=MAX_NAME), pydantic.AfterValidator(_plain)]
 Group = Annotated[str, pydantic.Field(min_length=1, max_length=MAX_NAME), pydantic.AfterValidator(_plain)]
 
@@ -202,16 +154,20 @@ class NextVisit(_SalEvent):
     """The script's id, to which a cancellation refers."""
     sal_index: Count = pydantic.Field(0, alias="salIndex")
     """Script queue: 1 main telescope, 2 auxiliary, 3 and 999 simulators."""
-    coordinate_system: CoordinateSystem = pydantic.Field(CoordinateSystem.NONE, alias="coordinateSystem")
+    coordinate_system: Annotated[CoordinateSystem, _from_name(CoordinateSystem)] = pydantic.Field(
+        CoordinateSystem.NONE, alias="coordinateSystem"
+    )
     position: Annotated[tuple[Number, Number], pydantic.BeforeValidator(_numbers_from_text)] = (0.0, 0.0)
     """Degrees, in `coordinate_system`."""
     start_time_tai: Number = pydantic.Field(0.0, alias="startTime")
     """Expected start, TAI seconds since 1970."""
-    rotation_system: RotationSystem = pydantic.Field(RotationSystem.NONE, alias="rotationSystem")
+    rotation_system: Annotated[RotationSystem, _from_name(RotationSystem)] = pydantic.Field(
+        RotationSystem.NONE, alias="rotationSystem"
+    )
     camera_angle: Number = pydantic.Field(0.0, alias="cameraAngle")
     """Degrees; for ``SKY`` the position angle of focal-plane +Y, north through
     east."""
-    filters: Name = ""
+    filters: Annotated[Name, pydantic.BeforeValidator(_names_from_list)] = ""
     """Acceptable physical filters, comma-separated; blank means any."""
     dome: Count = 3
     duration_s: Annotated[Number, pydantic.Field(ge=0)] = pydantic.Field(0.0, alias="duration")
@@ -221,25 +177,18 @@ class NextVisit(_SalEvent):
     survey: Name = ""
     """Purpose of the images, such as ``BLOCK-365``."""
     total_checkpoints: Count = pydantic.Field(0, alias="totalCheckpoints")
-    detector: Annotated[Count, pydantic.Field(ge=0)] | None = pydantic.Field(None, exclude=True)
+    detector: Annotated[
+        Annotated[Count, pydantic.Field(ge=0)] | None, pydantic.BeforeValidator(_none_if_unset)
+    ] = pydantic.Field(None, exclude=True)
     """The only detector that the message concerns; `None` means all. It is not sent on,
     because other messages add detectors to the same visit."""
-    sent_stamp_tai: Number | None = pydantic.Field(None, alias="private_sndStamp")
+    sent_stamp_tai: Stamp | None = pydantic.Field(None, alias="private_sndStamp")
     """TAI seconds since 1970; `None` if it is not set."""
-    efd_stamp_utc: Number | None = pydantic.Field(None, alias="private_efdStamp")
+    efd_stamp_utc: Stamp | None = pydantic.Field(None, alias="private_efdStamp")
     """UTC seconds since 1970; `None` if it is not set."""
     without_meaning: tuple[str, ...] = pydantic.Field((), exclude=True)
-    """SAL names of the fields that were sent without a meaning, such as a null angle; the
+    """SAL names of the fields whose values were unset or invalid, such as a null angle; the
     visit has their defaults."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _drop_fields_without_meaning(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        unset, warned = _fields_without_meaning(fields)
-        kept = {name: value for name, value in fields.items() if name not in unset}
-        return kept | {"without_meaning": warned}
 
     @property
     def published_tai(self) -> float | None:
@@ -293,16 +242,21 @@ class VisitCanceled(_SalEvent):
     group: Group = pydantic.Field(alias="groupId")
     script_sal_index: Count = pydantic.Field(0, alias="scriptSalIndex")
 
-    @pydantic.model_validator(mode="before")
+    @pydantic.field_validator("script_sal_index", mode="wrap")
     @classmethod
-    def _drop_unset_index(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and _is_unset(fields.get("scriptSalIndex")):
-            return {name: value for name, value in fields.items() if name != "scriptSalIndex"}
-        return fields
+    def _zero_if_invalid(cls, value: Any, validate: pydantic.ValidatorFunctionWrapHandler) -> int:
+        # An index that is unset or invalid must not cost the cancellation.
+        try:
+            return int(validate(value))
+        except pydantic.ValidationError:
+            return 0
 
 
 def read_next_visit(fields: Any) -> NextVisit:
     """Validate a next_visit.
+
+    A value that is unset or invalid must not cost the visit: its field gets the default and
+    is listed in `NextVisit.without_meaning`.
 
     Parameters
     ----------
@@ -317,12 +271,28 @@ def read_next_visit(fields: Any) -> NextVisit:
     Raises
     ------
     ppdaemon.errors.BadMessage
-        Raised if it is not a valid next_visit; the text has the field names.
+        Raised if it is not a next_visit, or if its group, instrument or detector is
+        invalid; the text has the field names.
     """
     try:
         return NextVisit.model_validate(fields)
     except pydantic.ValidationError as error:
-        raise BadMessage(explain(error), "field") from None
+        invalid = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
+        if not invalid or invalid & NEEDED:
+            raise BadMessage(explain(error), "field") from None
+    kept = {name: value for name, value in fields.items() if name not in invalid}
+    visit = NextVisit.model_validate(kept)
+    reported = invalid - STAMPS
+    for name, field, system in (
+        ("position", "coordinateSystem", visit.coordinate_system),
+        ("cameraAngle", "rotationSystem", visit.rotation_system),
+    ):
+        if name in invalid and system.name == "NONE":
+            reported.discard(name)
+        elif name in invalid:  # the system would refer to the default 0.0
+            kept.pop(field)
+    visit = NextVisit.model_validate(kept)
+    return visit.model_copy(update={"without_meaning": tuple(sorted(reported))})
 
 
 def parent_group(group: str) -> str:

@@ -33,10 +33,14 @@ def read_event(path: Path) -> dict[str, Any]:
 def read_visit(path: Path) -> NextVisit:
     """Return the next_visit in a JSON file; ``-`` is standard input.
 
-    Raises `~ppdaemon.errors.BadMessage` with file and field if it is not valid.
+    Raises `~ppdaemon.errors.BadMessage` with file and field if a field is not valid: the person who
+    has written it can correct it.
     """
     fields = read_event(path)
     try:
-        return read_next_visit(fields)
+        visit = read_next_visit(fields)
     except BadMessage as error:
         raise BadMessage(f"{path}: {error}", error.kind) from None
+    if visit.without_meaning:
+        raise BadMessage(f"{path}: {', '.join(visit.without_meaning)}: unset or invalid", "field")
+    return visit

@@ -36,9 +36,14 @@ def _null(name: str) -> None:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if value in (math.inf, -math.inf):
+    if math.isinf(value):
         raise BadMessage(f"{text[:40]} is too large a number", "json")
     return value
+
+
+def _finite_or_null(text: str) -> float | None:
+    value = float(text)
+    return None if math.isinf(value) else value
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -59,8 +64,8 @@ def parse_json(data: bytes, *, limit: int, nan_as_null: bool = False) -> Any:
     """Parse a JSON text in UTF-8 of at most `limit` bytes.
 
     Raises `~ppdaemon.errors.BadMessage` if the text is too large or nested too deeply,
-    is not UTF-8 or JSON, or has ``NaN``, ``Infinity`` or a key twice. With `nan_as_null`,
-    ``NaN`` and ``Infinity`` are read as ``null``.
+    is not UTF-8 or JSON, or has ``NaN``, ``Infinity``, a number that is too large, or a key
+    twice. With `nan_as_null`, such numbers are read as ``null``.
     """
     if len(data) > limit:
         raise BadMessage(f"{len(data)} bytes are more than the {limit} accepted", "size")
@@ -73,7 +78,7 @@ def parse_json(data: bytes, *, limit: int, nan_as_null: bool = False) -> Any:
             text,
             object_pairs_hook=_unique,
             parse_constant=_null if nan_as_null else _refuse_constant,
-            parse_float=_finite,
+            parse_float=_finite_or_null if nan_as_null else _finite,
         )
     except RecursionError:
         raise BadMessage("nested too deeply", "depth") from None

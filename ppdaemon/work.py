@@ -29,7 +29,7 @@ class WorkerContext:
     epoch: int
     """Number of the process within its slot, from 1."""
     repo: Path
-    """This process's folder on the RAM disk; exists and is empty."""
+    """This process's folder on the RAM disk; exists and has only the working directory ``tmp``."""
     template: Path
     """Folder of the template repo, on the same RAM disk."""
     cache: Path

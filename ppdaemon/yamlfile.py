@@ -20,6 +20,8 @@ type _Position = tuple[int, int]
 """Line, from 1, and column; what an alias or a merge key repeats has the position of the original."""
 type _Pair = tuple[yaml.Node, yaml.Node]
 
+SHOWN = 60
+"""Characters of a value in a message."""
 MAX_DEPTH = 32
 """Deepest nesting: an alias of a node inside that node would nest without end."""
 
@@ -28,6 +30,10 @@ RESEMBLANCE = 0.66
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_AMBIGUOUS = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Numbers in base 8 or 60 by YAML 1.1, which PyYAML implements. By YAML 1.2 they are decimal numbers or
+texts, and a reader expects detector 42 in 042 and degrees in -5:00."""
 
 
 class _Builder:
@@ -86,16 +92,24 @@ class _Builder:
         self.problems[_position(node), text] = None
 
     def _scalar(self, node: yaml.Node, key_path: KeyPath) -> Any:
+        shown = repr(node.value[:SHOWN])
+        if node.tag in _NUMBERS and _AMBIGUOUS.fullmatch(node.value):
+            self._refuse(
+                node, f"{shown} is a number in base 8 or 60; write a decimal number, or quote the text"
+            )
+            self.refused.add(key_path)
+            return None
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_object(node, deep=True)
-        except (yaml.MarkedYAMLError, ValueError) as error:  # an unknown tag, or a date such as 2026-11-45
-            text = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
-            self._refuse(node, f"{node.value!r}: {text}")
-            self.refused.add(key_path)
-            return None
+        except yaml.MarkedYAMLError as error:  # an unknown tag
+            self._refuse(node, f"{shown}: {error.problem}")
+        except (ValueError, KeyError, AttributeError):  # a date such as 2026-11-45, or !!bool maybe
+            self._refuse(node, f"{shown} is not a valid {node.tag.removeprefix('tag:yaml.org,2002:')}")
         finally:
             loader.dispose()
+        self.refused.add(key_path)
+        return None
 
 
 def _position(node: yaml.Node) -> _Position:
@@ -144,7 +158,7 @@ def _read(path: Path) -> tuple[Any, _Builder]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"{path}:{line}: not YAML: {error.problem or error.context}"]) from None
     except yaml.YAMLError as error:
-        raise ConfigError([f"{path}: not YAML: {error}"]) from None
+        raise ConfigError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from None
     builder = _Builder()
     if root is None:
         builder.positions[()] = (1, 0)

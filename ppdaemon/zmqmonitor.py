@@ -9,7 +9,13 @@ from zmq.utils.monitor import recv_monitor_message
 
 __all__ = ("ConnectionMonitor",)
 
-EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECTED
+EVENTS = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+)
 GRACE_S = 1.0
 """A lost connection that is made again is retried at once: measured below 1 ms, also when the
 peer is absent."""
@@ -29,6 +35,9 @@ class ConnectionMonitor:
         self._mono = mono
         self._events = socket.get_monitor_socket(EVENTS)
         self._disconnected_at: float | None = None
+        self.connected = False
+        """Whether a ZeroMQ peer has answered and was not lost, when `ended` was last called. Another
+        program may accept connections to a wrong address."""
 
     async def ended(self) -> bool:
         """Return whether the connection has ended for good; call it about once a second."""
@@ -36,6 +45,7 @@ class ConnectionMonitor:
         while await self._events.poll(0):
             event = (await recv_monitor_message(self._events))["event"]
             self._disconnected_at = self._mono() if event == zmq.EVENT_DISCONNECTED else None
+            self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         return self._disconnected_at is not None and self._mono() - self._disconnected_at >= GRACE_S
 
     def close(self) -> None:

@@ -16,10 +16,11 @@ from poolbench.dispatch import measure_dispatch
 from poolbench.endurance import BATCH, measure_endurance
 from poolbench.forks import measure_forks
 from poolbench.fullcamera import measure_full_camera, measure_two_workers
+from poolbench.leftovers import measure_leftovers
 from poolbench.replacement import DETECTORS, measure_replacement
 from poolbench.results import GOALS
 
-SECTIONS = ("fork", "idle", "reserve", "event", "replace", "slope")
+SECTIONS = ("fork", "idle", "reserve", "event", "leftovers", "replace", "slope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def measure(
         "idle reserve": full_camera,
         "idle": two_workers,
         "event": measure_dispatch,
+        "leftovers": partial(measure_leftovers, progress=progress),
         "replace": partial(measure_replacement, kills=workload.kills, busy=workload.busy, progress=progress),
         "slope": partial(measure_endurance, visits=workload.visits, raws=workload.raws, progress=progress),
     }

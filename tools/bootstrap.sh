@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Makes .venv and installs this checkout with one of its extras into it:
-#     tools/bootstrap.sh demo|test|dev|doc
+# Makes .venv (.venv-ml for ml) and installs this checkout with one of its extras into it:
+#     tools/bootstrap.sh demo|test|dev|doc|ml
 # The Makefile calls it where .venv/.installed-EXTRA is missing or older than
 # setup.py. PYTHON=... names the interpreter; default: the first suitable one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extra=${1:?usage: tools/bootstrap.sh demo|test|dev|doc}
+extra=${1:?usage: tools/bootstrap.sh demo|test|dev|doc|ml}
 venv=.venv
+# Libraries of several GB, which must not change what the other tests import.
+[ "$extra" = ml ] && venv=.venv-ml
 
 # A pyenv shim exists for versions that are not active, and fails only when
 # called; Debian's python3 may come without ensurepip. So each is tried.

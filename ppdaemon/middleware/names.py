@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lsst.daf.butler import Butler, ButlerRepoIndex, DimensionUniverse
-from lsst.pipe.base import Instrument, Pipeline
+from lsst.pipe.base import Instrument
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig, NodeConfig
@@ -23,7 +23,13 @@ from ppdaemon.messages import NameFinding, Resolving
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline, labels_named, load_pipeline
+from ppdaemon.middleware.pipelines.graph import (
+    LoadedPipeline,
+    UnusablePipeline,
+    labels_named,
+    labels_of,
+    load_pipeline,
+)
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, output_types
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.preload.rulecheck import RuleChecker
@@ -45,6 +51,8 @@ class NameResolver:
         """Pipelines that can be constructed, by path; without overrides if those are wrong."""
         self._unusable: dict[str, str] = {}
         """Why the others cannot be."""
+        self._unparsed: list[str] = []
+        """Those of them of which not even the labels are known."""
         self._overridden: set[str] = set()
         """Pipelines that cannot be constructed because of overrides."""
         self._labels: set[str] = set()
@@ -93,9 +101,9 @@ class NameResolver:
         self._labels.update(*(pipeline.graph.tasks for pipeline in self._loaded.values()))
         for path in self._unusable:
             try:
-                self._labels.update(Pipeline.from_uri(path).task_labels)
-            except Exception:  # pipelines are code, which may raise anything
-                self._unusable[path] += " (not even its labels are known)"
+                self._labels |= labels_of(path)
+            except UnusablePipeline:
+                self._unparsed.append(path)
         for key in overrides:
             label = key.partition(":")[0]
             if key in wrong:
@@ -136,9 +144,9 @@ class NameResolver:
         """Return an error, or that the name could not be resolved: a pipeline of unknown content may have
         it.
         """
-        unknown = [path for path, why in self._unusable.items() if "not even" in why]
-        if unknown:
-            return NameFinding(level="unavailable", key=key, text=f"{text}; {unknown[0]} cannot be read")
+        if self._unparsed:
+            text += f"; {self._unparsed[0]} cannot be parsed"
+            return NameFinding(level="unavailable", key=key, text=text)
         return _error(key, text)
 
     def _task_names(self) -> Iterator[NameFinding]:

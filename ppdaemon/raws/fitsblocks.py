@@ -36,8 +36,9 @@ MAX_EXTRA = 2**26
 _GZIP_MAGIC = b"\x1f\x8b"
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _EXTENSION = b"XTENSION="
-_STRING = re.compile(r" *'((?:[^']|'')*)'(?=[ /]|$)")
-"""astropy divides a doubled quote at the end of a card: then the text counts as missing, not as shorter."""
+_STRING = re.compile(r" *'((?:[^'\x00-\x1f\x7f]|'')*)'(?=[ /]|$)")
+"""Control characters, such as the zeros that C programs leave, are not text (4.2.1.1).
+astropy divides a doubled quote at the end of a card: then the text counts as missing, not as shorter."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[ED][+-]?[0-9]{1,4})?", re.IGNORECASE)
 _STRUCTURAL = re.compile(

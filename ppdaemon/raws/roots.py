@@ -88,7 +88,8 @@ def _remote(uri: str) -> str:
         )
     if not uri.isprintable() or set(uri) & set("?#%") or ".." in parts.path.split("/"):
         raise ValueError(f"{uri!r}: no query, fragment, escapes, control characters or '..'")
-    return uri.rstrip("/")
+    # Schemes are without case (RFC 3986, 3.1); notices have them in small letters.
+    return f"{parts.scheme}{uri[len(parts.scheme) :]}".rstrip("/")
 
 
 LayoutField = Annotated[

@@ -62,7 +62,11 @@ def read_request(body: Sequence[bytes]) -> Request:
     fields = _unwrap(parse_json(body[0], limit=SUBMIT_LIMIT, nan_as_null=True))
     if not isinstance(fields, dict):
         raise BadMessage(f"expected a JSON object, got {type(fields).__name__}", "json")
-    _check_encodable(fields)
+    # The parser accepts text that JSON cannot encode again, such as half a surrogate pair, but the
+    # ledger and the nodes get the same fields: such a value counts as not set.
+    fields = {
+        name: value if _is_encodable(value) else None for name, value in fields.items() if _is_encodable(name)
+    }
     try:
         if fields.get("type") == "visit_status":
             return VisitStatus.model_validate(fields)
@@ -82,7 +86,9 @@ def _unwrap(content: Any) -> Any:
     level = [content]
     for _ in range(MAX_WRAPPERS + 1):
         parsed = [_parse_text(item) if isinstance(item, str) else item for item in level]
-        found = [item for item in parsed if isinstance(item, dict) and "groupId" in item]
+        found = [item for item in parsed if _is_event(item)]
+        # The key of a record, such as {"groupId": ...} beside the value, is not another event.
+        found = [item for item in found if not any(item.items() < other.items() for other in found)]
         if len(found) > 1:
             raise BadMessage(f"an envelope with {len(found)} events, expected one", "envelope")
         if found:
@@ -97,24 +103,33 @@ def _unwrap(content: Any) -> Any:
     return content
 
 
+def _is_event(item: Any) -> bool:
+    """Return whether an object is an event and not an envelope that repeats the group of its event."""
+    if not isinstance(item, dict) or "groupId" not in item:
+        return False
+    parts = (_parse_text(value) if isinstance(value, str) else value for value in item.values())
+    return bool(item.keys() & EVENT_FIELDS) or not any(
+        isinstance(part, dict) and "groupId" in part for part in parts
+    )
+
+
 def _parse_text(text: str) -> Any:
-    """Return the object or list in a JSON text; `None` for other text."""
-    if not text.lstrip().startswith(("{", "[")):
+    """Return the object or list in a JSON text, which may be encoded twice; `None` for other text."""
+    if not text.lstrip().startswith(("{", "[", '"')):
         return None
     try:
-        return parse_json(text.encode(errors="replace"), limit=SUBMIT_LIMIT, nan_as_null=True)
+        value = parse_json(text.encode(errors="replace"), limit=SUBMIT_LIMIT, nan_as_null=True)
     except BadMessage:
         return None
+    return _parse_text(value) if isinstance(value, str) else value
 
 
-def _check_encodable(fields: Mapping[str, Any]) -> None:
-    """Refuse values that the parser accepts but JSON cannot encode again, such as
-    half a surrogate pair: the ledger and the nodes get the same fields.
-    """
+def _is_encodable(value: Any) -> bool:
     try:
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        raise BadMessage(f"cannot be sent on to nodes: {error}"[:200], "content") from None
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def visit_json(visit: NextVisit) -> str:

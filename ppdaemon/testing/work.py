@@ -16,6 +16,8 @@ survey is a space-separated list of words:
     This attempt fails after the point of no return, and has undone everything.
 ``failed:REASON``
     The spool has the outputs of a pipeline that failed in part.
+``call:MODULE.FUNCTION``
+    A function is called in the step ``process``.
 ``skip``
     The visit succeeds in ``prepare``.
 ``idle``
@@ -33,6 +35,7 @@ available. The check of names sends the findings in the file ``names``.
 
 import ctypes
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -169,6 +172,9 @@ class ScriptedWork:
         if early:
             self._write_permanently()
         self._step("process")
+        if "call" in self._settings:
+            module, _, function = self._settings["call"].rpartition(".")
+            getattr(importlib.import_module(module), function)()
         if self._settings.get("undone") == str(self.order.attempt):
             self.context.report(PointOfNoReturn(what="marker"))
             return Done(outcome=Outcome.FAILED, reason="undone", retriable=True, nothing_permanent=True)
@@ -192,7 +198,8 @@ class ScriptedWork:
     def reset(self) -> None:
         """Empty the repo and copy the template again."""
         for path in self.context.repo.iterdir():
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         self._copy()
 
     def _copy(self) -> None:
@@ -396,6 +403,18 @@ def _leave_thread(work: ScriptedWork) -> None:
     threading.Thread(target=time.sleep, args=(600,), name="left behind", daemon=True).start()
 
 
+# The module imports numpy, which most scripted workers do not need.
+def _leave_all(work: ScriptedWork) -> None:
+    importlib.import_module("ppdaemon.testing.leftovers").leave_all()
+
+
+def _describe(work: ScriptedWork) -> None:
+    """Add the state of the process to ``described``, a JSON object in a line."""
+    describe = importlib.import_module("ppdaemon.testing.leftovers").describe
+    with (work.state / "described").open("a") as stream:
+        stream.write(json.dumps(describe()) + "\n")
+
+
 def _channel() -> int:
     """Return the descriptor of the channel to the supervisor: the last socket."""
     return max(int(name) for name in os.listdir("/proc/self/fd") if _is_socket(name))
@@ -432,7 +451,7 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "detach": _leave_daemon,
     "thread": _leave_thread,
     "chdir": lambda work: os.chdir("/"),
-    "umask": lambda work: os.umask(0o77),
-    "handler": lambda work: signal.signal(signal.SIGUSR1, lambda *_: None),
+    "leave": _leave_all,
+    "describe": _describe,
 }
 """All faults, by their names in surveys."""

@@ -5,6 +5,7 @@ Covers the messages with the supervisor and the handling of exceptions. Does not
 for a visit: see `ppdaemon.work`.
 """
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -25,11 +26,21 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
-from ppdaemon.worker.snapshot import ProcessSnapshot
+from ppdaemon.worker.imports import ImportCosts, observed_imports
+from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 
 __all__ = ("run_role",)
 
 _LOG = logging.getLogger(__name__)
+
+SCRATCH = "tmp"
+"""Working directory of a worker, in its folder on the RAM disk."""
+MAX_TAINTED = 300
+"""Characters of the list of what a visit has left."""
+NOTED_IMPORT_S = 0.2
+"""Imports of a first visit that take longer are reported."""
+NOTED_IMPORTS = 8
+"""Number of modules that are named then."""
 
 
 def run_role(
@@ -40,7 +51,7 @@ def run_role(
     end.setblocking(True)
     channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
-    visit_loop = VisitLoop(channel, folders)
+    visit_loop = VisitLoop(channel, folders, ScratchFolder(Path(order.repo) / SCRATCH), config)
     context = WorkerContext(
         config=config,
         slot=order.slot,
@@ -117,9 +128,22 @@ def _outcome_of(error: Exception) -> Outcome:
 class VisitLoop:
     """Carries out the orders of one visit after the other."""
 
-    def __init__(self, channel: Channel[messages.WorkerOrder], folders: NodeFolders):
+    def __init__(
+        self,
+        channel: Channel[messages.WorkerOrder],
+        folders: NodeFolders,
+        scratch: ScratchFolder,
+        config: NodeConfig,
+    ):
         self._channel = channel
         self._folders = folders
+        self._scratch = scratch
+        self._config = config.workers
+        self._restored: set[str] = set()
+        """What was restored at least once."""
+        self._imports = ImportCosts()
+        self._observation = contextlib.ExitStack()
+        """Within it the imports of the first visit are measured."""
         self._visit_number = 0
         self._order: messages.Prepare | None = None
 
@@ -142,15 +166,20 @@ class VisitLoop:
         """Serve until an order to quit, or until the supervisor has ended. An exception ends a
         visit, not the process.
         """
+        self._scratch.use_for_temporary_files()
+        self._scratch.enter()
         # Before the first visit: the state after each visit is compared with this one.
-        self._snapshot = ProcessSnapshot.now()
+        self._leftovers = Leftovers(self._config.preload, self._config.allowed_threads)
         self._channel.send(messages.Ready(pid=os.getpid()))
+        if self._config.start == "fork":
+            self._observation.enter_context(observed_imports(self._imports.around))
         while True:
             match self._channel.receive():
                 case messages.Prepare() as order:
                     self._visit_number, self._order = order.visit_number, order
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
+                    self._restore()  # the preprocessing may have changed what the main pipeline uses
                 case messages.Ingest(raw=raw):
                     try:
                         self.report(work.ingest(raw))
@@ -160,6 +189,8 @@ class VisitLoop:
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
                     _LOG.info("the visit is given up: %s", reason)
+                    if remaining := self._restore():
+                        self.report(messages.Spoiled(tainted=remaining))
                     self._forget(work)
                 case messages.Quit() | None:
                     return ExitCode.OK
@@ -178,14 +209,36 @@ class VisitLoop:
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
         if isinstance(fact, messages.Done):
-            fact = fact.model_copy(update={"tainted": self._snapshot.changes_to(ProcessSnapshot.now())})
+            fact = fact.model_copy(update={"tainted": self._restore()})
+            self._report_imports()
         # Sent before the cleanup, which may take long.
         self.report(fact)
         if isinstance(fact, messages.Done):
             self._forget(work)
 
+    def _restore(self) -> str:
+        """Restore what tasks have changed in this process; return what only a new process does not
+        have, such as ``thread monitor``, or a blank.
+        """
+        restored, remaining = self._leftovers.restore()
+        if new := [name for name in restored if name not in self._restored]:
+            _LOG.warning("a task has changed this process; restored: %s", ", ".join(new))
+            self._restored.update(new)
+        return ", ".join(remaining)[:MAX_TAINTED]
+
+    def _report_imports(self) -> None:
+        """Report what the first visit has imported, if that took long; later ones find it imported."""
+        self._observation.close()
+        costs, self._imports = self._imports, ImportCosts()
+        if (seconds := sum(costs.seconds.values())) > NOTED_IMPORT_S:
+            modules = tuple(costs.slowest(NOTED_IMPORTS))
+            self.report(
+                messages.ImportsMeasured(modules=modules, seconds=seconds, memory_bytes=costs.memory_bytes)
+            )
+
     def _forget(self, work: Work) -> None:
         work.reset()
+        self._scratch.enter()
         trim_memory()
         structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
 

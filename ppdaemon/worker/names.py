@@ -22,7 +22,9 @@ from ppdaemon.messages import PACKET_LIMIT, NameFact, NameFinding, NamesResolved
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
 from ppdaemon.work import WorkModule
+from ppdaemon.worker.childmain import thread_problem
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
+from ppdaemon.worker.imports import ThreadStarter, observed_imports
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
 __all__ = ("main", "resolve_names")
@@ -35,9 +37,9 @@ def resolve_names(config: NodeConfig) -> Iterator[NameFact]:
     """Import the modules of the workers, and yield what is wrong with their names and all others."""
     yield Resolving(what="the modules of the workers")
     workers = config.workers
-    yield from _import_problem(("workers", "work"), workers.work)
+    yield from _import_problem(("workers", "work"), workers.work, forks=workers.start == "fork")
     for number, name in enumerate(workers.preload):
-        yield from _import_problem(("workers", "preload", number), name)
+        yield from _import_problem(("workers", "preload", number), name, forks=workers.start == "fork")
     if (module := sys.modules.get(workers.work)) is not None:
         work = cast(WorkModule, module)
         work.set_up_libraries()
@@ -45,14 +47,22 @@ def resolve_names(config: NodeConfig) -> Iterator[NameFact]:
     yield NamesResolved()
 
 
-def _import_problem(key: KeyPath, name: str) -> Iterator[NameFinding]:
+def _import_problem(key: KeyPath, name: str, *, forks: bool) -> Iterator[NameFinding]:
+    starter = ThreadStarter()
     try:
-        importlib.import_module(name)
+        with observed_imports(starter.around):
+            importlib.import_module(name)
+        if forks and starter.find(name):
+            yield NameFinding(level="error", key=key, text=thread_problem(name, starter))
     except Exception as error:  # the module's code may raise anything
-        text = f"{name} cannot be imported: {type(error).__name__}: {error}"
+        text = f"{name} cannot be imported: {error if isinstance(error, ImportError) else _shown(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             text += did_you_mean(error.name, _siblings(error.name))
         yield NameFinding(level="error", key=key, text=text)
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _siblings(name: str) -> list[str]:

@@ -24,9 +24,11 @@ import setproctitle
 
 from ppdaemon import messages
 from ppdaemon.config import NodeConfig
+from ppdaemon.errors import ConfigError
 from ppdaemon.processes import become_subreaper, die_with_parent, kill_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childmain import import_work, run_child
+from ppdaemon.worker.childmain import import_without_threads, run_child
+from ppdaemon.worker.imports import thread_names
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 
@@ -38,9 +40,8 @@ def assert_single_threaded() -> None:
     """Raise `RuntimeError` if there is a second thread, with the names of all: a fork would copy
     its locks in an unknown state.
     """
-    tasks = os.listdir("/proc/self/task")
-    if len(tasks) > 1:
-        names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in tasks]
+    names = thread_names()
+    if len(names) > 1:
         raise RuntimeError(
             f"the zygote cannot fork, a module has started threads ({', '.join(names)}): see workers.start"
         )
@@ -137,8 +138,8 @@ class Zygote:
 
 def _forking(config: NodeConfig, lifeline: int) -> StartChild:
     """Import the modules of the children, and return a function that forks."""
-    # An ImportError here ends the zygote before any worker is forked.
-    work = import_work(config)
+    # An error here ends the zygote before any worker is forked.
+    work = import_without_threads(config)
     assert_single_threaded()
     gc.collect()
     gc.disable()
@@ -178,16 +179,21 @@ def main() -> None:
     die_with_parent()
     become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=options.channel)
+    os.set_inheritable(options.channel, False)
     started = time.monotonic()
     config = NodeConfig.model_validate_json(options.config.read_bytes())
     if config.workers.start == "fork":
         setproctitle.setproctitle("ppdaemon zygote")
-        start_child = _forking(config, options.lifeline)
+        try:
+            start_child = _forking(config, options.lifeline)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            control.send(encode(messages.ZygoteRefused(problems=error.problems)))
+            sys.exit(error.exit_code)
     else:
         setproctitle.setproctitle("ppdaemon spawner")
         start_child = _spawning(options.config, options.lifeline)
-    control = socket.socket(fileno=options.channel)
-    os.set_inheritable(options.channel, False)
     ready = messages.ZygoteReady(
         pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules)
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exposures and their visits: one each, or one of all snaps; images that contradict the announcement."""
 
+import functools
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -407,6 +408,35 @@ def test_limits_are_configurable(rigs: MakeRig) -> None:
     worker.prepare(rig.order(main="Short", before=""))
     changed = {"FILTER": "g_01", "ROTPA": 170.0, "RA": RA + 3.0}
     assert worker.ingest(rig.raw(**changed)).exposure == FIRST
+
+
+@pytest.mark.parametrize("name", ["i_07", 40 * "x"])
+def test_a_raw_with_a_filter_that_is_not_registered_is_refused_by_name(rigs: MakeRig, name: str) -> None:
+    rig, worker = rigs(exposures={"filter": "ignore"})
+    worker.prepare(rig.order(main="Short", before=""))
+    with pytest.raises(VisitFailed, match=f"its filter '{name}' is not registered") as caught:
+        worker.ingest(rig.raw(FILTER=name))
+    assert caught.value.outcome == Outcome.BAD_RAW
+
+
+def test_a_property_of_the_wrong_type_is_converted_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Translators of the observatory return some keywords as they are in the header."""
+    keys = {"exposure_group": "GROUPID", "object": "OBJECT", "observation_counter": "SEQNUM"}
+    keys |= {"dark_time": "EXPTIME", "group_counter_start": "CURINDEX", "group_counter_end": "MAXINDEX"}
+    for name, key in keys.items():
+        read = functools.partialmethod(lambda self, key: self._header[key], key)
+        monkeypatch.setattr(toycam.ToyTranslator, f"to_{name}", read)
+    changed = {"GROUPID": 20261128000018, "OBJECT": 1.5, "SEQNUM": 1.0, "EXPTIME": "30.0"}
+    changed |= {"CURINDEX": "1", "MAXINDEX": "two"}
+    info = translate(toycam.make_header(1, 1, **changed), toycam.ToyCam(), "raw")
+    assert (info.exposure_group, info.observation_counter) == ("20261128000018", 1)
+    assert (info.group_counter_start, info.group_counter_end) == (1, None)
+    raw = toycam.Raw(
+        path="raw", instrument=NAME, group="20261128000018", detector=1, exposure=FIRST, seen_tai=0.0
+    )
+    record = exposure_records(DimensionUniverse(), check_expected(info, raw))[-1]
+    assert (record.group, record.seq_num) == ("20261128000018", 1)
+    assert (record.target_name, record.dark_time) == (None, None)
 
 
 def compare(visit: dict[str, Any], header: dict[str, Any], **limits: Any) -> list[str]:

@@ -17,7 +17,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.pipelines.graph import UnusablePipeline
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline
 from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
@@ -46,6 +46,24 @@ with Butler.from_config(sys.argv[1]) as butler, butler.query() as query:
     list(query.datasets("bias", "ToyCam/calib/new", find_first=False))
 print(*sorted(set(sys.modules) - before))
 """
+
+
+@pytest.mark.parametrize("name", ["A%41.yaml", "a b+c.yaml", "Ap"])
+def test_the_path_of_a_pipeline_is_taken_literally(tmp_path: Path, name: str) -> None:
+    task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
+    (tmp_path / "AA.yaml").write_text(f"description: another\ntasks: {{other: {task}}}\n")
+    (tmp_path / name).write_text(f"description: x\ntasks: {{a: {task}, b: {task}}}\n")
+    assert list(load_pipeline(f"{tmp_path / name}#b", {}).graph.tasks) == ["b"]
+
+
+def test_a_pipeline_without_tasks_is_not_usable(tmp_path: Path) -> None:
+    """Tasks of a range depend on each other: between two independent ones there is none."""
+    task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
+    path = tmp_path / "p.yaml"
+    path.write_text(f"description: x\ntasks: {{a: {task}, b: {task}, c: {task}}}\n")
+    assert list(load_pipeline(f"{path}#c..", {}).graph.tasks) == ["c"]
+    with pytest.raises(UnusablePipeline, match="a\\.\\.c has no tasks"):
+        load_pipeline(f"{path}#a..c", {})
 
 
 def test_the_central_repo_may_be_named_by_the_profile_of_a_store(
@@ -167,12 +185,14 @@ def test_groups_with_quotes_are_only_names(rigs: MakeRig) -> None:
     assert worker.prepare(rig.order(groupId="it's #1 ~ of 2%")).pipeline == "Full"
 
 
-def test_a_record_has_no_value_instead_of_nan(tmp_path: Path) -> None:
+def test_a_record_has_no_value_that_databases_refuse(tmp_path: Path) -> None:
     Butler.makeRepo(str(tmp_path))
     with Butler.from_config(str(tmp_path), writeable=True) as butler:
         universe: DimensionUniverse = butler.dimensions
         key = {"instrument": "Cam", "day_obs": 20260101, "group": "g", "physical_filter": "r"}
         angles = {"sky_angle": float("nan"), "azimuth": float("nan"), "zenith_angle": 30.0}
+        texts = {"observation_type": 17 * "x", "observation_reason": "a\0", "science_program": "\ud83d"}
+        texts |= {"target_name": 300 * "x"}
         records = [
             make_record(
                 universe,
@@ -186,10 +206,14 @@ def test_a_record_has_no_value_instead_of_nan(tmp_path: Path) -> None:
             make_record(universe, "physical_filter", instrument="Cam", name="r", band="r"),
             make_record(universe, "day_obs", instrument="Cam", id=20260101),
             make_record(universe, "group", instrument="Cam", name="g"),
-            make_record(universe, "exposure", id=1, obs_id="o", exposure_time=float("nan"), **key, **angles),
+            make_record(
+                universe, "exposure", id=1, obs_id="o", exposure_time=float("nan"), **key, **angles, **texts
+            ),
         ]
         for record in (*records, records[-1]):  # the second time, it is compared with what is stored
             butler.registry.syncDimensionData(record.definition.name, record)
         (stored,) = butler.query_dimension_records("exposure", instrument="Cam")
         assert (stored.sky_angle, stored.azimuth, stored.zenith_angle) == (None, None, 30.0)
         assert stored.exposure_time is None
+        assert (stored.observation_type, stored.observation_reason) == (None, None)
+        assert (stored.science_program, stored.target_name) == (None, 300 * "x")

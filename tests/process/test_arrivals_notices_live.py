@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Raws that notices over ZeroMQ report."""
 
+import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,24 @@ def test_a_publisher_that_starts_again_costs_no_new_connection(tmp_path, caplog)
 
     run(body)
     assert "connecting again" not in caplog.text
+
+
+def test_an_address_without_a_publisher_is_shown(tmp_path):
+    async def body() -> None:
+        # Another program that accepts connections is no publisher.
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+            async with arriving(tmp_path, subscribe=[address]) as catcher:
+                accepted, _ = await asyncio.to_thread(other.accept)
+                accepted.close()
+                assert source(catcher, "zmq").note == "no publisher is connected"
+                other.close()
+                publisher = Publisher(address)
+                await catcher.until(lambda: source(catcher, "zmq").note == "")
+                publisher.close()
+                await catcher.until(lambda: source(catcher, "zmq").note == "no publisher is connected")
+
+    run(body)
 
 
 def test_a_notice_before_its_file_is_remembered(tmp_path, publisher):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The real daemon with real, scripted workers under all kinds of failure."""
 
+import json
 import os
+import re
 import signal
 
 import pytest
@@ -231,9 +233,9 @@ def test_grandchildren_end_with_their_worker(node, group, fault):
     wait_until(lambda: not alive(grandchild), TIMEOUT_S)
 
 
-@pytest.mark.parametrize("fault", ["chdir", "umask", "handler", "thread", "fork"])
+@pytest.mark.parametrize("fault", ["thread", "fork"])
 def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
-    """Fault 40: changed directory, umask, handlers, threads."""
+    """Fault 40: threads and children."""
     node.relay.reserve(group, survey=f"process:{fault}")
     node.land(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
@@ -243,7 +245,31 @@ def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
         row = node.workers()[visit.slot]
         return row if row.state == SlotState.IDLE and row.pid != visit.pid else None
 
-    assert node.wait(replaced).note.startswith("recycled: its visit changed")
+    assert node.wait(replaced).note.startswith("recycled: its visit left")
+    assert node.status().counters["recycled.leftovers"] >= 1
+
+
+def test_a_canceled_visit_that_leaves_a_thread_costs_its_worker(node, group):
+    node.relay.reserve(group, survey="prepare:thread")
+    (visit,) = node.wait(lambda: [row for row in node.workers() if row.state == SlotState.WAITING])
+    node.relay.cancel(group)
+    assert node.relay.outcome(group).outcome == Outcome.CANCELLED
+    node.wait(lambda: node.workers()[visit.slot].pid not in (None, visit.pid))
+    assert node.workers()[visit.slot].note == "recycled: its visit left thread left behind"
+
+
+def test_the_next_visit_in_a_slot_finds_the_process_as_a_new_worker_does(tmp_path, socket_dir):
+    """Fault 84: everything that a task can leave."""
+    with running(tmp_path, socket_dir, min=1, max=1, preload=["ppdaemon.testing.leftovers"]) as node:
+        for number, faults in enumerate(["describe", "prepare:leave process:leave", "describe"]):
+            group = f"2026-11-28T03:00:0{number}.000"
+            survey = "process:describe" if faults == "describe" else faults
+            node.relay.reserve(group, survey=survey)
+            node.land(group)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        new, next_one = map(json.loads, (node.state / "described").read_text().splitlines())
+        assert next_one == new
+        assert node.workers()[0].epoch == 1
 
 
 def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_continues(tmp_path, socket_dir):
@@ -386,6 +412,22 @@ def test_invalid_messages_from_the_relay_are_counted_and_ignored(node, group):
     assert [after[kind] - before.get(kind, 0) for kind in kinds] == [1, 1, 1]
 
 
+def test_modules_that_workers_import_by_themselves_are_named_once(tmp_path, socket_dir):
+    (tmp_path / "heavy.py").write_text("import time\nimport heavy_part\ntime.sleep(0.25)\nrun = dict\n")
+    (tmp_path / "heavy_part.py").write_text("content = bytearray(30_000_000)\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with running(tmp_path, socket_dir, min=2, max=2, environment=environment) as node:
+        for number in (1, 2):
+            node.relay.reserve(f"g{number}", survey="call:heavy.run")
+        for number in (1, 2):
+            node.land(f"g{number}", number=number)
+            assert node.relay.outcome(f"g{number}").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: node.status().counters.get("late_imports") == 2)
+        text = (tmp_path / "daemon.log").read_text()
+        assert text.count("a worker has imported modules by itself") == 1
+        assert re.search(r"in its first visit \(0\.[2-9] s, [3-4]\d MB\): heavy\. In workers\.preload", text)
+
+
 def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         second = make_node(tmp_path, socket_dir, None)
@@ -395,13 +437,28 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
         assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
 
 
-def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
+def test_a_module_that_cannot_be_imported_ends_the_start(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"])
     node.launch()
     assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
-    log = (tmp_path / "daemon.log").read_text()
-    assert "workers.preload.0: no_such_module cannot be imported: ModuleNotFoundError: No module named" in log
-    assert log.count("No module named 'no_such_module'") == 2  # also the traceback of the zygote
+    (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
+    assert "workers.preload.0: no_such_module cannot be imported: No module named 'no_such_module'" in line
+
+
+def test_the_innermost_module_that_starts_a_thread_is_named(tmp_path, socket_dir):
+    package = tmp_path / "classifier"
+    package.mkdir()
+    (package / "__init__.py").write_text("from classifier import model\n")
+    (package / "model.py").write_text("import classifier.telemetry\n")
+    thread = "threading.Thread(target=threading.Event().wait, daemon=True).start()"
+    (package / "telemetry.py").write_text(f"import threading\n{thread}\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    node = make_node(tmp_path, socket_dir, None, preload=["json", "classifier"], environment=environment)
+    node.launch()
+    assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+    (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
+    assert "workers.preload.1: classifier: classifier.telemetry starts a thread" in line
+    assert "workers.start: spawn" in line
 
 
 def test_a_template_that_cannot_be_created_ends_the_start_with_its_traceback(tmp_path, socket_dir):

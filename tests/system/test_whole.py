@@ -164,7 +164,7 @@ def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
             (b"not JSON", "JSON"),
             (b"\xff\xfe", "UTF-8"),
             (good | {"instrument": "OtherCam"}, "OtherCam"),
-            (good | {"nimages": "two"}, "nimages"),
+            (good | {"detector": "two"}, "detector"),
         ):
             reply = telescope.announce(junk)
             assert reply["status"] == "rejected"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arrival notices as object stores and storage layers write them."""
 
+import base64
 import json
 from pathlib import Path
 from urllib.parse import quote_plus
@@ -107,6 +108,14 @@ def sns(content: object) -> dict[str, object]:
         {"EventName": "s3:ObjectCreated:Put", "Key": "raw/a"},
         sns(record("a")),
         sns([record("a")]),
+        {"Type": "Notification", "Message": {"Records": [record("a")]}},
+        {"statusCode": 200, "body": record("a")},
+        {"specversion": "1.0", "type": "com.amazonaws.s3.objectcreated", "data": {"Records": [record("a")]}},
+        [{"specversion": "1.0", "type": "com.amazonaws.ObjectCreated:Put", "data": record("a")}],
+        {"specversion": "1.0", "data_base64": base64.b64encode(json.dumps(record("a")).encode()).decode()},
+        {"records": [{"key": None, "value": record("a")}]},
+        {"schema": {"type": "string"}, "payload": json.dumps({"Records": [record("a")]})},
+        {"EventName": "s3:ObjectCreated:Put", "Key": "raw/a", "Records": None},
     ],
     ids=lambda content: json.dumps(content)[:30],
 )
@@ -124,6 +133,12 @@ def test_records_in_other_wrappers_are_read(content):
         ),
         ({"Type": "SubscriptionConfirmation", "Message": "You have chosen to subscribe"}, None),
         ({"Type": "Notification", "Message": "hello"}, "json"),
+        ({"specversion": "1.0", "data": "hello"}, "json"),
+        ({"specversion": "1.0", "data": 5}, "content"),
+        ({"specversion": "1.0", "data_base64": "{}"}, "encoding"),
+        ({"specversion": "1.0", "type": "heartbeat", "data": None}, "field"),
+        ({"detail-type": "Object Created", "detail": {"bucket": {"name": "raw"}, "object": {}}}, "record"),
+        ({"detail-type": "Object Created", "detail": {"bucket": "raw", "object": "a"}}, "record"),
         (sns(sns(sns(sns(sns(sns(record("a"))))))), "content"),
     ],
     ids=lambda value: str(value)[:30],
@@ -214,6 +229,10 @@ def test_a_broken_record_does_not_spoil_the_others():
         ({"path": "/raw/a.fits"}, "/raw/a.fits"),
         ({"path": "a.fits", "size": 5760, "time": "2025-11-22T03:25:50"}, "a.fits"),
         ({"uri": "file:///raw/a%20b%23.fits"}, "/raw/a b#.fits"),
+        ({"uri": "file:/raw/a%20b.fits"}, "/raw/a b.fits"),
+        ({"uri": "FILE://localhost/raw/a.fits"}, "/raw/a.fits"),
+        ({"uri": "S3://bucket/a.fits"}, StoredObject("s3", "bucket", "a.fits")),
+        ({"path": "/raw/a.fits", "message": "closed", "data": None}, "/raw/a.fits"),
         ({"uri": "file:///raw/2025-11-22T03:25:16.951#1/a.fits"}, "/raw/2025-11-22T03:25:16.951#1/a.fits"),
         ({"uri": "s3://bucket/LSSTCam/a%23.fits"}, StoredObject("s3", "bucket", "LSSTCam/a#.fits")),
         (
@@ -249,6 +268,8 @@ def test_topics_before_the_json_are_passed_over():
         ([b'{"Records": {}}'], "field"),
         ([b'{"uri": "/raw/a.fits"}'], "uri"),
         ([b'{"uri": "http:///a.fits"}'], "uri"),
+        ([b'{"uri": "file:a.fits"}'], "uri"),
+        ([b'{"uri": "2025-11-22T03:25:16#1/a"}'], "uri"),
         ([b'{"uri": "http://x/"}'], "uri"),
         ([b'{"uri": "file://otherhost/a.fits"}'], "uri"),
     ],
@@ -259,10 +280,28 @@ def test_junk_is_refused_by_kind(frames, kind):
     assert caught.value.kind == kind
 
 
-@given(st.lists(st.binary(max_size=200), max_size=6))
-def test_any_frames_are_a_notice_or_refused(frames):
+def assert_read_or_refused(frames):
     try:
         files = read_notice(frames).files
     except BadMessage:
         return
     assert all(isinstance(file, str | StoredObject) for file in files)
+
+
+@given(st.lists(st.binary(max_size=200), max_size=6))
+def test_any_frames_are_a_notice_or_refused(frames):
+    assert_read_or_refused(frames)
+
+
+JUNK = st.sampled_from([None, True, 5, "", "a", "{}", [], ["a"], {}, {"key": "a"}, {"name": 5}])
+
+
+@given(st.data(), st.sampled_from(sorted(DATA.glob("*.json"))), JUNK)
+def test_a_notice_with_any_value_anywhere_is_read_or_refused(data, path, junk):
+    part, key = {"": json.loads(path.read_text())}, ""
+    whole = part
+    while isinstance(part[key], dict | list) and part[key] and data.draw(st.integers(0, 4)):
+        part = part[key]
+        key = data.draw(st.sampled_from(list(part) if isinstance(part, dict) else range(len(part))))
+    part[key] = junk
+    assert_read_or_refused([json.dumps(whole[""]).encode()])

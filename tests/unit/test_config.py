@@ -523,6 +523,20 @@ def test_a_range_that_is_probably_not_meant_is_remarked(node: dict[str, Any], tm
     assert point.endswith("pipelines.main.2.ra: 7 to 7 is used as all right ascensions")
 
 
+@pytest.mark.parametrize(
+    "written", ["-1", "[-1]", "[true]", "[0, false]", "true", "042", "[000, 010]", "1:30"]
+)
+def test_a_number_that_is_no_detector_is_refused(node: dict[str, Any], tmp_path: Path, written: str) -> None:
+    text = yaml.safe_dump(node).replace("DemoCam: 0-8", f"DemoCam: {written}")
+    assert len(problems(tmp_path, text)) == (2 if written == "[000, 010]" else 1)
+
+
+def test_a_scheme_is_without_case(node: dict[str, Any]) -> None:
+    node["arrivals"]["remote"] = [{"uri": "S3://Profile@bucket/Raw/"}]
+    [root] = NodeConfig.model_validate(node).arrivals.remote
+    assert root.uri == "s3://Profile@bucket/Raw"
+
+
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0-99999", "1,1"])
 def test_what_is_no_list_of_detectors_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="detector"):

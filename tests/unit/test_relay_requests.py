@@ -72,9 +72,7 @@ def test_what_is_sent_is_recognized_by_its_fields():
         ([b'{"type": "visit_status"}'], "field", "groupId: Field required"),
         ([b'{"type": "visit_status", "groupId": "g", "more": 1}'], "field", "more"),
         ([b'{"groupId": "g", "position": [0, 0]}'], "field", "instrument: Field required"),
-        ([b'{"groupId": "g", "scriptSalIndex": "x"}'], "field", "scriptSalIndex"),
-        ([b'{"groupId": "g", "instrument": "I", "x": 1e999}'], "json", "too large a number"),
-        ([b'{"groupId": "g", "instrument": "I", "x": "\\ud800"}'], "content", "cannot be sent on to nodes"),
+        ([b'{"groupId": "\\ud800", "instrument": "I"}'], "field", "groupId: Input should be a valid string"),
         ([b"\xff"], "encoding", "not UTF-8"),
         ([b"{" + b" " * 70_000 + b"}"], "size", "70002 bytes"),
     ],
@@ -130,6 +128,10 @@ def test_a_stamp_in_utc_instead_of_tai_is_not_odd_but_one_in_the_future_is(confi
         {"specversion": "1.0", "id": "7", "data": VISIT, "note": "{broken"},
         ["1700000000000-0", {"message": json.dumps(VISIT)}],
         json.dumps(VISIT),
+        {"value": json.dumps(json.dumps(VISIT))},
+        {"groupId": VISIT["groupId"], "event": VISIT},
+        {"groupId": VISIT["groupId"], "event": json.dumps(VISIT)},
+        {"topic": "nextVisit", "key": {"groupId": VISIT["groupId"]}, "value": VISIT},
     ],
     ids=lambda wrapped: json.dumps(wrapped)[:30],
 )
@@ -137,8 +139,15 @@ def test_an_envelope_is_opened(wrapped):
     assert read(wrapped).to_sal() == VISIT
 
 
-def test_cancellations_come_in_envelopes_too():
-    assert read({"message": {"groupId": "g", "scriptSalIndex": "3"}}).script_sal_index == 3
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"message": {"groupId": "g", "scriptSalIndex": "3"}},
+        {"key": {"groupId": "g"}, "value": {"groupId": "g", "scriptSalIndex": 3}},
+    ],
+)
+def test_cancellations_come_in_envelopes_too(wrapped):
+    assert read(wrapped).script_sal_index == 3
 
 
 @pytest.mark.parametrize(
@@ -149,7 +158,8 @@ def test_cancellations_come_in_envelopes_too():
         ({"a": {"b": {"c": {"d": VISIT}}}}, "field"),
         ({"message": "{"}, "field"),
         ({"instrument": "DemoCam", "before": {"groupId": "h"}}, "field"),
-        ({"message": "\ud800"}, "content"),
+        ({"message": "\ud800"}, "field"),
+        ({"key": {"groupId": "another"}, "value": VISIT}, "envelope"),
         ("text", "json"),
     ],
     ids=lambda wrapped: json.dumps(wrapped)[:30],
@@ -168,6 +178,16 @@ def test_nan_in_json_costs_its_field_only():
     assert visit_warnings(visit, NOW_TAI) == [
         "accepted without cameraAngle: the values sent are unset or invalid; nothing is preloaded by position"
     ]
+
+
+@pytest.mark.parametrize("value", [b"1e999", b"-1e999", b'"\\ud800"'])
+def test_a_value_that_json_cannot_encode_again_costs_its_field_only(value):
+    whole = json.dumps(VISIT | {"duration": 0, "novelty": 0}).encode()
+    visit = read_request([whole.replace(b'"novelty": 0', b'"novelty": ' + value)])
+    assert visit.to_sal() == VISIT | {"duration": 0, "novelty": None}
+    visit = read_request([whole.replace(b'"duration": 0', b'"duration": ' + value)])
+    assert (visit.duration_s, visit.without_meaning) == (0.0, ("duration",))
+    assert json.loads(visit_json(visit))["novelty"] == 0
 
 
 def test_an_unset_sal_index_costs_no_visit(config):

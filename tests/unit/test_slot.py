@@ -9,6 +9,7 @@ from ppdaemon.config import MemoryConfig, TimesConfig, WorkersConfig
 from ppdaemon.messages import (
     Done,
     GiveUp,
+    ImportsMeasured,
     Ingest,
     Ingested,
     Pipelines,
@@ -20,6 +21,7 @@ from ppdaemon.messages import (
     Raw,
     RawRefused,
     Ready,
+    Spoiled,
     StageReached,
 )
 from ppdaemon.node.slots.assignment import Assignment, Key
@@ -32,7 +34,9 @@ from ppdaemon.node.slots.events import (
     Fork,
     KillRequested,
     MemorySampled,
+    NoteImports,
     NoteMeasurements,
+    NoteRecycled,
     ProtocolViolation,
     RawArrived,
     RescanDone,
@@ -159,10 +163,34 @@ def test_recycling_comes_up_to_a_tenth_sooner_or_later():
 
 def test_a_worker_that_a_visit_has_changed_is_recycled(slot):
     slot.to(S.EXPORTING)
-    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, tainted="umask, threads"))
+    actions = slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, tainted="thread monitor"))
     assert finished(actions) == [(Outcome.SUCCEEDED, False)]
     assert orders(actions) == [Quit()]
-    assert slot.slot.note == "recycled: its visit changed umask, threads"
+    assert slot.slot.note == "recycled: its visit left thread monitor"
+
+
+def test_a_worker_that_a_canceled_visit_has_changed_is_recycled(slot):
+    slot.to(S.WAITING)
+    slot(CancelReceived())
+    actions = slot(Spoiled(visit_number=1, tainted="thread monitor"))
+    assert orders(actions) == [Quit()]
+    assert NoteRecycled("leftovers", "recycled: its visit left thread monitor") in actions
+    assert slot(Spoiled(visit_number=1, tainted="thread monitor")) == []
+
+
+def test_what_a_canceled_visit_has_left_costs_no_visit_that_was_assigned_meanwhile(slot):
+    slot.to(S.WAITING)
+    slot(CancelReceived())
+    slot(VisitAssigned(an_assignment()))
+    assert slot(Spoiled(visit_number=1, tainted="thread monitor")) == []
+    assert slot.slot.state == S.PREPARING
+
+
+def test_what_a_worker_imports_by_itself_is_noted_in_any_state(slot):
+    slot.to(S.PROCESSING)
+    imports = {"modules": ("torch",), "seconds": 2.4, "memory_bytes": 330_000_000}
+    assert slot(ImportsMeasured(visit_number=1, **imports)) == [NoteImports(**imports)]
+    assert slot.slot.state == S.PROCESSING
 
 
 def test_a_raw_of_a_late_second_attempt_has_its_full_time(slot):

@@ -59,21 +59,9 @@ def test_a_sender_that_knows_strings_only_is_understood():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("nimages", 1.5),
-        ("nimages", "two"),
-        ("nimages", True),
-        ("duration", False),
-        ("position", [1.0]),
-        ("position", [1.0, 2.0, 3.0]),
-        ("position", "10.5 -30"),
-        ("position", [True, 0.0]),
-        ("position", {"ra": 1, "dec": 2}),
-        ("coordinateSystem", 2.5),
         ("detector", -1),
         ("detector", "R22_S11"),
         ("detector", True),
-        ("rotationSystem", "SKY"),
-        ("cameraAngle", "180d"),
         ("groupId", ""),
         ("groupId", "a\nb"),
         ("groupId", "x" * 201),
@@ -81,8 +69,6 @@ def test_a_sender_that_knows_strings_only_is_understood():
         ("groupId", ["g"]),
         ("instrument", "LSSTCam\x00"),
         ("instrument", None),
-        ("survey", "\ud800"),
-        ("filters", ["r_03"]),
     ],
     ids=str,
 )
@@ -98,20 +84,35 @@ def test_a_wrong_value_is_refused_and_its_field_named(field, value):
         ("nimages", -1),
         ("nimages", None),
         ("nimages", ""),
+        ("nimages", 1.5),
+        ("nimages", "two"),
+        ("nimages", True),
+        ("nimages", 10**30),
+        ("totalCheckpoints", 1e30),
+        ("dome", "OPEN"),
         ("duration", -1.0),
         ("duration", "-1.0"),
         ("duration", float("nan")),
         ("duration", "inf"),
+        ("duration", "35 s"),
+        ("duration", False),
         ("startTime", None),
         ("salIndex", "None"),
         ("dome", None),
         ("filters", None),
+        ("filters", {"r_57": 1}),
+        ("filters", "None"),
+        ("filters", "null"),
+        ("filters", "['r_57']"),
+        ("filters", '["r_57", null]'),
+        ("survey", "x" * 201),
+        ("survey", "\ud800"),
         ("survey", None),
-        ("detector", None),
-        ("detector", ""),
         ("coordinateSystem", 0),
         ("coordinateSystem", "0"),
         ("coordinateSystem", 5),
+        ("coordinateSystem", 2.5),
+        ("coordinateSystem", "FK5"),
         ("rotationSystem", 0),
         ("rotationSystem", None),
         ("position", None),
@@ -121,7 +122,13 @@ def test_a_wrong_value_is_refused_and_its_field_named(field, value):
         ("position", [float("nan"), float("nan")]),
         ("position", "[NaN, 0]"),
         ("position", '["NaN", "NaN"]'),
+        ("position", [1.0]),
+        ("position", [1.0, 2.0, 3.0]),
+        ("position", "10.5 -30"),
+        ("position", [True, 0.0]),
+        ("position", {"ra": 1, "dec": 2}),
         ("cameraAngle", None),
+        ("cameraAngle", "180d"),
         ("cameraAngle", "nan"),
         ("cameraAngle", float("-inf")),
     ],
@@ -145,6 +152,9 @@ def test_a_value_without_meaning_costs_its_field_only(field, value):
         {"rotationSystem": 1, "cameraAngle": None},
         {"private_sndStamp": 0.0},
         {"private_efdStamp": None},
+        {"private_sndStamp": "2025-11-22T02:51:56"},
+        {"detector": None},
+        {"detector": ""},
         {"startTime": 0.0, "duration": 0.0, "nimages": 0, "dome": 0},
     ],
     ids=str,
@@ -171,6 +181,25 @@ def test_what_need_not_have_a_value_is_not_reported(changes):
 def test_the_efd_stamp_in_utc_stands_for_a_missing_stamp(snd, efd, published):
     found = visit(private_sndStamp=snd, private_efdStamp=efd)
     assert found.published_tai == (None if published is None else pytest.approx(published))
+
+
+def test_systems_may_have_their_names():
+    found = visit(coordinateSystem="icrs", rotationSystem="SKY")
+    assert found == visit(coordinateSystem=2, rotationSystem=2)
+
+
+@pytest.mark.parametrize("filters", [["r_03", "i_06"], '["r_03", "i_06"]', ' ["r_03","i_06"]'])
+def test_filters_may_come_as_a_list(filters):
+    assert visit(filters=filters) == visit(filters="r_03,i_06")
+
+
+@pytest.mark.parametrize("filters", ["[]", []])
+def test_an_empty_list_of_filters_is_any(filters):
+    assert visit(filters=filters).filter_names == ()
+
+
+def test_none_is_the_name_of_a_filter():
+    assert visit(filters="none").filter_names == ("none",)
 
 
 def test_a_detector_is_read_from_text_and_not_sent_on():
@@ -254,7 +283,8 @@ def test_no_fields_raise_anything_but_bad_message(changes):
 def test_a_cancellation_has_a_group_and_maybe_a_script():
     cancel = VisitCanceled.model_validate({"groupId": "g", "scriptSalIndex": "7", "private_x": 1})
     assert (cancel.group, cancel.script_sal_index) == ("g", 7)
-    assert VisitCanceled.model_validate({"groupId": "g", "scriptSalIndex": None}).script_sal_index == 0
+    for unset in (None, "", "nan", "script 7", 1.5, [7]):
+        assert VisitCanceled.model_validate({"groupId": "g", "scriptSalIndex": unset}).script_sal_index == 0
 
 
 @pytest.mark.parametrize(

@@ -668,6 +668,17 @@ def test_a_requeue_that_cannot_be_committed_returns_its_spools_to_the_exporter(w
     assert (len(world.visits.open), len(world.rows())) == (0, 1)
 
 
+def test_a_requeue_is_unharmed_by_a_failed_write_of_the_same_attempt(world):
+    ended(world)
+    ask(world)
+    world.reserve(attempt=2)
+    world.refuse()  # the requeue; the write of the reservation is still under way
+    ask(world)
+    world.refuse()  # the reservation
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+
+
 # --- the disk --------------------------------------------------------------------
 
 

@@ -33,6 +33,14 @@ def test_scalars_have_the_types_of_yaml(tmp_path: Path) -> None:
     assert value[:5] == [1, 1.5, True, None, "1"]
 
 
+def test_numbers_that_all_versions_of_yaml_read_alike_are_read(tmp_path: Path) -> None:
+    text = "[0, -0, 10, 8_000, 0x2a, 0.5, 08, '042', '1:30', 0o52, 2026-11-28T01:02:03]"
+    assert read_yaml(written(tmp_path, f"a: {text}\n"))[0]["a"][:10] == [
+        *(0, 0, 10, 8000, 42, 0.5),
+        *("08", "042", "1:30", "0o52"),
+    ]
+
+
 def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
     assert read_yaml(written(tmp_path, "# nothing\n"))[0] == {}
 
@@ -51,6 +59,14 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
         ("a: &a\n  <<: *a\n", "f.yaml:1: nested more than"),
         ("a: 1\nb: {<<: 3}\n", "f.yaml:2: '<<' needs a mapping"),
         ("a: {<<: [{b: 1}, x]}\n", "f.yaml:1: '<<' needs a mapping"),
+        ("b: 1\na: !!bool maybe\n", "f.yaml:2: 'maybe' is not a valid bool"),
+        ("a: !!timestamp x\n", "f.yaml:1: 'x' is not a valid timestamp"),
+        (f"a: {'9' * 5000}\n", f"f.yaml:1: '{'9' * 60}' is not a valid int"),
+        ("a: 042\n", "f.yaml:1: '042' is a number in base 8 or 60"),
+        ("a: [1, 0_3]\n", "f.yaml:1: '0_3' is a number in base 8 or 60"),
+        ("a: 1:30\n", "f.yaml:1: '1:30' is a number in base 8 or 60"),
+        ("a: {b: -30:15:10.5}\n", "f.yaml:1: '-30:15:10.5' is a number in base 8 or 60"),
+        ("a: \x01\n", "not YAML: unacceptable character #x0001: special characters are not allowed in"),
         ("a: &a {b: 1, b: 2}\nc:\n  <<: *a\n", "f.yaml:1: key 'b' occurs twice"),
     ],
 )

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetType
@@ -24,6 +25,7 @@ __all__ = (
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
+    "labels_of",
     "load_pipeline",
     "overall_inputs",
     "resolved",
@@ -74,7 +76,7 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
     constructed.
     """
     try:
-        pipeline = Pipeline.from_uri(path)
+        pipeline = _read(path)
         for key, value in overrides.items():
             label, _, field = key.partition(":")
             if label in pipeline.task_labels:
@@ -82,7 +84,27 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
         graph = pipeline.to_graph()
     except Exception as error:  # pipelines and configurations are code, which may raise anything
         raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
+    if not graph.tasks:
+        # A range a..c has the tasks that depend on a and on which c depends: possibly none.
+        raise UnusablePipeline(f"{path} has no tasks")
     return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
+
+
+def _read(path: str) -> Pipeline:
+    file, mark, labels = path.partition("#")
+    # As a URI: of a plain path, "%41" in a name would be decoded to another name.
+    return Pipeline.from_uri(f"{Path(file).absolute().as_uri()}{mark}{labels}")
+
+
+def labels_of(path: str) -> frozenset[str]:
+    """Return the labels of a pipeline file, whose tasks need not be importable.
+
+    `UnusablePipeline` is raised if it cannot be parsed.
+    """
+    try:
+        return frozenset(_read(path).task_labels)
+    except Exception as error:  # a pipeline's imports may raise anything
+        raise UnusablePipeline(f"{path} cannot be parsed: {describe(error)}") from error
 
 
 def labels_named(graph: PipelineGraph, names: Collection[str]) -> frozenset[str]:

@@ -4,6 +4,7 @@
 Whether a FITS file is complete is decided by `ppdaemon.raws.fitsblocks`.
 """
 
+import contextlib
 import logging
 import math
 import warnings
@@ -230,7 +231,24 @@ def translate(header: Mapping[str, Any], instrument: Instrument, path: str) -> O
             ) from error
     for warning in caught:
         _LOG.debug("header of %s: %s", path, warning.message)
-    return info
+    # Values of the wrong type are returned too: the number of a GROUPID without quotes,
+    # or a unit instead of a time where the header has a text.
+    with info.edit_copy() as converted:
+        for name in _PROPERTIES:
+            value, definition = getattr(info, name), info.all_properties[name]
+            if not definition.is_value_conformant(value):
+                setattr(converted, name, _converted(value, definition.py_type))
+    return converted
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """Return a value of another type as one of this type without loss, else `None`."""
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if kind is int and isinstance(value, str | float):
+        with contextlib.suppress(ValueError):
+            return int(value) if isinstance(value, str) or value.is_integer() else None
+    return None
 
 
 def check_expected(info: ObservationInfo, raw: Raw, *, has_group: bool = True) -> ExposureHeader:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsst.daf.butler import DatasetRef, DimensionRecord
+from lsst.daf.butler import DataIdValueError, DatasetRef, DimensionRecord
 
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
@@ -187,4 +187,11 @@ class VisitRaws:
         if reasons := contradictions(header, self.announced.visit, self._limits):
             text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
+        known = {"instrument": header.instrument, "physical_filter": header.physical_filter}
+        try:
+            self.announced.butler.registry.expandDataId(known)
+        except DataIdValueError as error:
+            name = header.physical_filter
+            text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
+            raise VisitFailed(Outcome.BAD_RAW, text) from error
         return header

@@ -5,6 +5,7 @@ Records of visits are made by `ppdaemon.middleware.raws.visits`.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from lsst.daf.butler import DimensionRecord, DimensionUniverse, Timespan
 from ppdaemon.middleware.raws.header import ExposureHeader
 
 __all__ = ("exposure_records", "group_record", "make_record", "with_own_groups")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def group_record(universe: DimensionUniverse, instrument: str, group: str) -> DimensionRecord:
@@ -88,15 +91,24 @@ def make_record(universe: DimensionUniverse, element: str, **fields: Any) -> Dim
     """Make a record; fields that this version of the dimensions does not have are left out.
 
     NaN is a missing value: SQLite stores it as NULL, and the Butler's synchronization then finds
-    a conflict with the record that it has just inserted.
+    a conflict with the record that it has just inserted. So is a text that databases refuse where
+    its column may be NULL.
     """
     kind = universe[element].RecordClass
     known = kind.fields.names
-    return kind(**{name: _without_nan(value) for name, value in fields.items() if name in known})
+    return kind(**{name: _storable(value, kind, name) for name, value in fields.items() if name in known})
 
 
-def _without_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _storable(value: Any, kind: type[DimensionRecord], name: str) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if not isinstance(value, str) or not kind.fields.standard[name].nullable:
+        return value
+    # The Butler limits texts of at most 32 characters only; other columns have no length.
+    longest = getattr(kind.fields.standard[name].getSizedColumnType(), "length", None)
+    too_long = longest is not None and len(value) > longest
+    # PostgreSQL has no NUL in texts, UTF-8 no half of a surrogate pair; JSON has both.
+    return None if too_long or "\0" in value or _SURROGATE.search(value) else value
 
 
 def _value(quantity: u.Quantity | None, unit: u.Unit) -> float | None:

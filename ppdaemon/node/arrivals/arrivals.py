@@ -108,6 +108,7 @@ class Arrivals:
         self._stores = None if reader is None else self._new_stores(reader, instruments)
         self._source_tasks: dict[str, asyncio.Task[None]] = {}
         self._listener_tasks: dict[str, asyncio.Task[None]] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._elsewhere: dict[str, Elsewhere] = {}
         self._context: zmq.asyncio.Context | None = None
 
@@ -154,10 +155,10 @@ class Arrivals:
             for path, source in self._sources.items()
             for state in source.states()
         ]
-        sources += [
-            report(name, live=not task.done(), note=self._elsewhere[name].note)
-            for name, task in self._listener_tasks.items()
-        ]
+        for name, task in self._listener_tasks.items():
+            missing = "" if self._subscriptions[name].connected else "no publisher is connected"
+            note = "; ".join(filter(None, (missing, self._elsewhere[name].note)))
+            sources.append(report(name, live=not task.done(), note=note))
         if self._reader is not None:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
@@ -207,7 +208,9 @@ class Arrivals:
         self._context = zmq.asyncio.Context()
         for address in addresses:
             source = f"zmq {address}"
-            subscription = Subscription(self._context, address, self._clock.mono)
+            subscription = self._subscriptions[source] = Subscription(
+                self._context, address, self._clock.mono
+            )
             self._elsewhere[source] = Elsewhere()
             self._listener_tasks[source] = self._spawn(
                 listen(

@@ -5,6 +5,7 @@ PUB sockets lose messages without an error; the survey finds the files of a lost
 """
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,20 @@ NOTICE_LIMIT = 1_000_000
 """Bytes; some 1500 records."""
 MAX_WRAPPERS = 4
 """A record in SNS in SQS in a batch."""
+ENVELOPES = (
+    "Message",
+    "Body",
+    "body",
+    "Sns",
+    "data",
+    "data_base64",
+    "value",
+    "message",
+    "payload",
+    "records",
+)
+"""Fields with the content of an envelope, which is JSON or its text: those of SNS and SQS, then those
+of CloudEvents, of Kafka's bridges, and of web hooks."""
 LONGEST_PLACE = 100
 """Characters of a bucket and a folder in a note."""
 LONGEST_VERSION = 100
@@ -116,7 +131,7 @@ def _read(content: Any, notice: Notice, wrappers: int) -> None:
     if wrappers < 0:
         raise BadMessage(f"more than {MAX_WRAPPERS} wrappers", "content")
     match content:
-        case {"Records": records} | {"Messages": records} | {"Event": list(records)}:
+        case {"Records": list(records)} | {"Messages": list(records)} | {"Event": list(records)}:
             _read_records(records, notice, wrappers)
         case [_, *_]:
             _read_records(content, notice, wrappers)
@@ -127,10 +142,6 @@ def _read(content: Any, notice: Notice, wrappers: int) -> None:
         case {"detail": {"bucket": _, "object": _} as detail, "detail-type": kind}:
             if kind == "Object Created":  # the key of an EventBridge event is not encoded
                 notice.files.append(_stored(detail, encoded=False))
-        case {"Message": str(text)} | {"Body": str(text)} | {"body": str(text)}:
-            _read(parse_json(text.encode(errors="replace"), limit=NOTICE_LIMIT), notice, wrappers - 1)
-        case {"Sns": dict(wrapped)}:
-            _read(wrapped, notice, wrappers - 1)
         case {"EventName": name, "Key": str(place)}:  # MinIO without Records: bucket and key, not encoded
             bucket, _, key = place.partition("/")
             if _is_creation(name):
@@ -139,16 +150,27 @@ def _read(content: Any, notice: Notice, wrappers: int) -> None:
             notice.files.append(_string(path, "path"))
         case {"uri": uri}:
             notice.files.append(_parse_uri(_string(uri, "uri")))
+        case dict() if name := next((name for name in ENVELOPES if content.get(name)), ""):
+            _read(_unwrapped(content[name], encoded=name == "data_base64"), notice, wrappers - 1)
         case dict():
             raise BadMessage("neither records of an object store nor one of the fields path and uri", "field")
         case _:
             raise BadMessage("not a JSON object", "content")
 
 
-def _read_records(records: Any, notice: Notice, wrappers: int) -> None:
+def _unwrapped(content: Any, *, encoded: bool) -> Any:
+    """Return the content of an envelope; its text may be encoded in base 64."""
+    if not isinstance(content, str):
+        return content
+    try:
+        data = base64.b64decode(content, validate=True) if encoded else content.encode(errors="replace")
+    except ValueError as error:
+        raise BadMessage(f"data_base64: {error}", "encoding") from None
+    return parse_json(data, limit=NOTICE_LIMIT)
+
+
+def _read_records(records: list[Any], notice: Notice, wrappers: int) -> None:
     """Add records; one that is invalid must not cost the others."""
-    if not isinstance(records, list):
-        raise BadMessage("Records: not a list", "field")
     for record in records:
         try:
             if isinstance(record, dict) and record and not record.keys() & {"eventName", "s3"}:
@@ -165,12 +187,15 @@ def _read_records(records: Any, notice: Notice, wrappers: int) -> None:
 
 def _stored(content: Mapping[str, Any], *, encoded: bool) -> StoredObject:
     """Return the object in the part of a record that is named ``s3`` or ``detail``."""
-    bucket, named = content["bucket"], content["object"]
-    key = _text(named["key"])
+    try:
+        bucket, named = content["bucket"], content["object"]
+        key, name = _text(named["key"]), _text(bucket["name"])
+    except (KeyError, TypeError) as error:
+        raise BadMessage(f"a record without {error}", "record") from None
     etag, size = named.get("eTag", named.get("etag", "")), named.get("size", "")
     return StoredObject(
         "s3",
-        _text(bucket["name"]),
+        name,
         unquote_plus(key) if encoded else key,
         _tenant(bucket.get("arn")),
         f"{str(etag).strip('"')}/{size}"[:LONGEST_VERSION] if etag or size else "",
@@ -204,11 +229,14 @@ def _string(value: Any, field_name: str) -> str:
 def _parse_uri(uri: str) -> str | StoredObject:
     """Return the path of a ``file`` URI, or the object of another URI."""
     # Groups contain "#", which a URI parser would treat as the start of a fragment.
-    scheme, separator, rest = uri.partition("://")
-    host, _, path = rest.partition("/")
+    scheme, _, rest = uri.partition(":")
+    scheme = scheme.lower()
+    if scheme == "file" and not rest.startswith("//"):
+        rest = f"//{rest}"  # the form file:/path of RFC 8089, which Java writes
+    host, _, path = rest.removeprefix("//").partition("/")
     if scheme == "file" and host in ("", "localhost"):
         return "/" + unquote(path)
-    if not separator or not host or not path or scheme == "file":
+    if not rest.startswith("//") or not host or not path or scheme == "file":
         raise BadMessage(f"{uri[:200]!r} is neither file:///... nor <scheme>://<host>/...", "uri")
     return StoredObject(scheme, host, unquote(path))
 
@@ -224,13 +252,21 @@ class Subscription:
         self._address = address
         self._mono = mono
         self._socket, self._monitor = self._connect()
+        self.connected = False
+        """Whether a publisher is connected; a lost one is detected after the time of the heartbeats."""
 
     async def receive(self, on_problem: Callable[[BadMessage, bytes | None], None]) -> list[bytes]:
         """Return the next message; connect again if libzmq has ended the connection."""
         while True:
             with contextlib.suppress(zmq.Again):
-                return await self._socket.recv_multipart(zmq.DONTWAIT)
-            if not await self._socket.poll(MONITOR_MS) and await self._monitor.ended():
+                frames = await self._socket.recv_multipart(zmq.DONTWAIT)
+                self.connected = True
+                return frames
+            if await self._socket.poll(MONITOR_MS):
+                continue
+            ended = await self._monitor.ended()
+            self.connected = self._monitor.connected
+            if ended:
                 self.close()
                 self._socket, self._monitor = self._connect()
                 reason = f"{self._address}: the connection was ended, for example by a message of more than"

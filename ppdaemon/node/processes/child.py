@@ -31,8 +31,14 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "ARROW_IO_THREADS": "1",
+    # Background threads of pyarrow, of polars, and of onnxruntime from version 1.29.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "_RJEM_MALLOC_CONF": "background_thread:false",
+    "ORT_DISABLE_TELEMETRY": "1",
     # So that memory is returned to the system after a visit.
     "MALLOC_ARENA_MAX": "2",
     # Process titles must not overwrite the environment, by which the node lock

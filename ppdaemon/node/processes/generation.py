@@ -18,7 +18,7 @@ from typing import Any
 from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.processes.child import ChildProcess, Lifeline, adopt, launch, wipe
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
@@ -173,7 +173,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     async def make(self) -> None:
         """Start the zygote and create the template. Raise `ZygoteFailed` or `TemplateFailed` with
-        the end of the log.
+        the end of the log, or `ConfigError`.
         """
         # Before the start: the zygote reads this file.
         self._folders.settings(self.number).write_text(self.config.model_dump_json())
@@ -255,6 +255,11 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
             case messages.ZygoteReady(pid=pid, modules=modules, import_s=import_s):
                 _LOG.info("zygote %d has imported %d modules in %.1f s", pid, modules, import_s)
                 self._ready()
+                return
+            case messages.ZygoteRefused(problems=problems):
+                if not self._booted.done():
+                    self._booted.set_exception(ConfigError(problems))
+                    self.close()
                 return
             case messages.Reaped(pid=pid):
                 self.running_pids.discard(pid)

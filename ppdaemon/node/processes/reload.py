@@ -150,8 +150,9 @@ class Generations:
             try:
                 # A name that does not exist is the usual cause: report all of them.
                 if isinstance(error, PPDaemonError):
-                    _LOG.error("%s", error)  # with the traceback of the process
                     await asyncio.wait([names])
+                    if names.exception() is not None:
+                        _LOG.error("%s", error)  # with the traceback of the process
                     names.result()
             finally:
                 await _cancel(names)

@@ -221,6 +221,25 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteRecycled:
+    """Count a worker that is replaced, by cause: ``leftovers``, ``memory``, ``visits``, ``age`` or
+    ``configuration``.
+    """
+
+    cause: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoteImports:
+    """Log what a worker has imported by itself."""
+
+    modules: tuple[str, ...]
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotChanged:
     """Notify the scheduler and other observers of a change of the slot's state."""
 
@@ -238,6 +257,8 @@ Action = (
     | RescanRaws
     | NoteStage
     | NoteMeasurements
+    | NoteRecycled
+    | NoteImports
     | NoteRaw
     | Finish
     | SlotChanged

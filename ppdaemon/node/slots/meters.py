@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measures what the workers use: memory, RAM-disk repos, CPU time, logs, free disk space.
 
-Reading private bytes exactly takes 34 ms for a process of 2 GB, so a cheap upper bound is read
-first (``RssAnon``, which after a fork still counts the pages of the zygote) and the exact
-value only where the bound is near a limit. All readings are taken in a separate thread;
-`ppdaemon.node.slots.slot` decides what follows.
+All readings are taken in a separate thread; `ppdaemon.node.slots.slot` decides what follows.
 """
 
 import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +16,16 @@ from pathlib import Path
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.events import MemorySampled
+from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.processes import process_tree
 
 __all__ = (
     "REPO_EVERY",
     "Meters",
-    "anonymous_bytes",
     "cpu_seconds",
     "cut_log",
     "folder_bytes",
-    "private_bytes",
-    "proportional_bytes",
     "low_disk_space",
 )
 
@@ -45,26 +40,6 @@ LOG_END_BYTES = 65_536
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 """Unit of the CPU times in ``/proc``."""
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Return the anonymous memory of a process, shared pages included; 0 if it has ended."""
-    return _sum_fields(pid, "status", ("RssAnon:", "VmSwap:"))
-
-
-def private_bytes(pid: int) -> int:
-    """Return the memory that only this process maps; 0 if it has ended."""
-    return _sum_fields(pid, "smaps_rollup", ("Private_Clean:", "Private_Dirty:", "Swap:"))
-
-
-def proportional_bytes(pid: int) -> int:
-    """Return the memory of a process, with its share of pages that it shares; 0 if it has ended."""
-    return _sum_fields(pid, "smaps_rollup", ("Pss_Anon:", "Pss_Shmem:", "SwapPss:"))
-
-
-def _sum_fields(pid: int, file: str, fields: tuple[str, ...]) -> int:
-    lines = _read(pid, file).splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(fields))
 
 
 def _read(pid: int, file: str) -> str:
@@ -154,6 +129,8 @@ class Meters:
         """How many times a log was cut."""
         self._samples = 0
         self._repos: dict[tuple[int, int], int] = {}  # by slot and process
+        self._shared: dict[int, int] = {}
+        """Bytes of files in memory that only one worker has, by pid of the worker."""
         self._ramdisk_measured = 0
 
     async def run(self, pool: Pool, count: Counter[str]) -> None:
@@ -185,12 +162,19 @@ class Meters:
         """Measure the processes, given by slot. Blocks for some milliseconds."""
         # First: `_is_filling` compares the RAM disk with its last measurement.
         self.problems = (*self._check_disks(), *self._cut_logs())
+        members = {
+            slot: process_tree(pid) for slot, pid in pids.items()
+        }  # tasks may run in separate processes
         if self._samples % REPO_EVERY == 0 or self._is_filling():
             self._repos.clear()
             self._ramdisk_measured = self.ramdisk_bytes
+            files = {pids[slot]: memory_files(tree, self.folders.ramdisk) for slot, tree in members.items()}
+            self._shared = exclusive_bytes(files)
         self._samples += 1
         self._repos = {slot: self._repo_bytes(slot) for slot in pids.items()}
-        return {slot: self._read_one(pid, self._repos[slot, pid]) for slot, pid in pids.items()}
+        return {
+            slot: self._read_one(pid, members[slot], self._repos[slot, pid]) for slot, pid in pids.items()
+        }
 
     def _repo_bytes(self, slot: tuple[int, int]) -> int:
         """Return the last measured size of the present worker's repo, or measure it; never that
@@ -205,13 +189,12 @@ class Meters:
         """
         return self.ramdisk_bytes - self._ramdisk_measured > self.config.memory.ramdisk // 4
 
-    def _read_one(self, pid: int, repo_bytes: int) -> MemorySampled:
-        members = process_tree(pid)  # tasks may run in separate processes
-        used = sum(map(anonymous_bytes, members))
+    def _read_one(self, pid: int, members: Collection[int], repo_bytes: int) -> MemorySampled:
+        used = sum(memory_bound(member).anonymous for member in members)
         if used > self.config.memory.soft // 2:
-            # Private bytes would omit the pages that a worker shares with its forks.
-            used = sum(map(private_bytes if len(members) == 1 else proportional_bytes, members))
-        return MemorySampled(used + repo_bytes, repo_bytes, sum(map(cpu_seconds, members)))
+            used = sum(map(anonymous_share, members))
+        used += self._shared.get(pid, 0) + repo_bytes
+        return MemorySampled(used, repo_bytes, sum(map(cpu_seconds, members)))
 
     def _check_disks(self) -> list[str]:
         found = []

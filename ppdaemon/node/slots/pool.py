@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 REAPED_WAIT_S = 0.2
 """How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status."""
+AVOIDABLE = frozenset({"leftovers", "memory"})
+"""Causes of a new worker that depend on tasks and configuration."""
 
 VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | events.NoteRaw | events.RescanRaws
 
@@ -57,6 +59,7 @@ class Pool:
         self._children: dict[int, ChildProcess] = {}
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the exit status is unknown
+        self._late_imports: set[str] = set()  # logged since the configuration was loaded
         self._deadlines = Deadlines()
         self._wiping: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -81,6 +84,7 @@ class Pool:
     def reconfigure(self, config: NodeConfig) -> None:
         """Use another configuration; workers of the old one are replaced after their visits."""
         self.config = config
+        self._late_imports.clear()
         self.cgroups.config = config.workers
         for slot in self.slots.values():
             slot.config = config.workers  # the deadline of the present state stays
@@ -239,6 +243,10 @@ class Pool:
                     # Stamped now: the event is queued, and the worker may be at
                     # the next stage before it is handled.
                     self.post(events.NoteStage(key, stage, self.clock.tai()))
+                case events.NoteRecycled(cause=cause, note=note):
+                    self._count_recycled(slot, cause, note)
+                case events.NoteImports():
+                    self._warn_of_imports(action)
                 case (
                     events.Finish()
                     | events.NoteStage()
@@ -253,6 +261,31 @@ class Pool:
                 case unexpected:
                     raise AssertionError(unexpected)
         self._set_timer()
+
+    def _count_recycled(self, slot: Slot, cause: str, note: str) -> None:
+        self.count[f"recycled.{cause}"] += 1
+        # A new worker after each visit costs seconds and memory; what repeats is logged once in a while.
+        if cause in AVOIDABLE and self.count[f"recycled.{cause}"].bit_count() == 1:
+            _LOG.warning(
+                "slot %d: %s; workers replaced for this cause since the start: %d. See ppctl status -v",
+                slot.number,
+                note,
+                self.count[f"recycled.{cause}"],
+            )
+
+    def _warn_of_imports(self, imports: events.NoteImports) -> None:
+        self.count["late_imports"] += 1
+        new = [module for module in imports.modules if module not in self._late_imports]
+        if not new:
+            return
+        self._late_imports.update(new)
+        _LOG.warning(
+            "a worker has imported modules by itself in its first visit (%.1f s, %.0f MB): %s. In"
+            " workers.preload they are imported once, and all workers share their memory",
+            imports.seconds,
+            imports.memory_bytes / 1e6,
+            ", ".join(new),
+        )
 
     def _send(self, slot: Slot, packet: bytes) -> None:
         child = self._children.get(slot.number)

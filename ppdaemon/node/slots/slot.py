@@ -318,8 +318,14 @@ class Slot:
     def _finish_visit(self, event: messages.Done, now: float) -> Actions:
         done = self._finish_done(event)
         if event.tainted:
-            return [*done, *self._quit(f"recycled: its visit changed {event.tainted}", now)]
+            return [*done, *self._recycle_spoiled(event, now)]
         return [*done, *self._idle_or_recycle(now)]
+
+    def _note_imports(self, event: messages.ImportsMeasured, now: float) -> Actions:
+        return [events.NoteImports(event.modules, event.seconds, event.memory_bytes)]
+
+    def _recycle_spoiled(self, event: messages.Done | messages.Spoiled, now: float) -> Actions:
+        return self._quit(f"recycled: its visit left {event.tainted}", now, "leftovers")
 
     def _accept_late_result(self, event: messages.Done, now: float) -> Actions:
         """Store the result of a visit whose worker is being stopped."""
@@ -441,7 +447,7 @@ class Slot:
         return self._fork(now)
 
     def _recycle(self, event: events.RecycleRequested, now: float) -> Actions:
-        return self._quit("recycled: the configuration was reloaded", now)
+        return self._quit("recycled: the configuration was reloaded", now, "configuration")
 
     def _recycle_later(self, event: events.RecycleRequested, now: float) -> Actions:
         self._recycle_at = now
@@ -524,9 +530,9 @@ class Slot:
     def _idle_or_recycle(self, now: float) -> Actions:
         """Become idle after a visit, or recycle the worker if it is due."""
         if self.used_bytes > self.config.memory.soft:
-            return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now)
+            return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now, "memory")
         if self.visit_number >= self._recycle_after_visits:
-            return self._quit(f"recycled after {self.visit_number} visits", now)
+            return self._quit(f"recycled after {self.visit_number} visits", now, "visits")
         if now >= self._recycle_at:
             return self._quit_old(now)
         if self.after_exit == S.STOPPED:
@@ -534,12 +540,18 @@ class Slot:
         return self._enter(S.IDLE, now, self._recycle_at)
 
     def _quit_old(self, now: float) -> Actions:
-        return self._quit("recycled because of its age", now)
+        return self._quit("recycled because of its age", now, "age")
 
-    def _quit(self, note: str, now: float) -> Actions:
-        """Order the worker to end; it is killed if it has not ended after the grace period."""
+    def _quit(self, note: str, now: float, cause: str = "") -> Actions:
+        """Order the worker to end; it is killed if it has not ended after the grace period. With a
+        cause it is counted as recycled.
+        """
         self.note = note
-        return [events.Send(messages.Quit()), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
+        return [
+            *([events.NoteRecycled(cause, note)] if cause else []),
+            events.Send(messages.Quit()),
+            *self._enter(S.STOPPING, now, now + self.config.times.grace_s),
+        ]
 
     def _stop(self, pending: PendingOutcome | None, note: str, now: float) -> Actions:
         """Send TERM now, and KILL after the grace period."""
@@ -600,6 +612,7 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.IDLE, events.DeadlinePassed): Slot._recycle_old,
     (S.IDLE, messages.Ingested): Slot._ignore,  # sent before the worker received the cancellation
     (S.IDLE, messages.RawRefused): Slot._ignore,
+    (S.IDLE, messages.Spoiled): Slot._recycle_spoiled,
     (S.IDLE, events.RetireRequested): Slot._retire,
     (S.IDLE, events.RecycleRequested): Slot._recycle,
     (S.PREPARING, events.RawArrived): Slot._store_raw,
@@ -680,6 +693,8 @@ ANY_STATE: dict[type, Handler] = {
     events.MemorySampled: Slot._record_usage,
     events.ProtocolViolation: Slot._stop_faulty,
     messages.PointOfNoReturn: Slot._record_no_return,
+    messages.ImportsMeasured: Slot._note_imports,
+    messages.Spoiled: Slot._ignore,  # the worker is being stopped already
     events.RetireRequested: Slot._retire_later,
     events.KillRequested: Slot._kill_now,
     # The next worker of this slot has the new configuration anyway.

@@ -157,7 +157,8 @@ class Visits:
     def _write_failed(self, event: model.WriteFailed, effects: model.Effects) -> None:
         for entry in event.write.entries:
             visit = self.open.get(entry.key)
-            if visit is not None and visit.phase is Phase.RESERVED:
+            # Of another message or of a requeue it is still going to be written.
+            if visit is not None and visit.entry is entry and visit.phase is Phase.RESERVED:
                 self._close_reserved(visit, effects)
         match event.write:
             case model.Accept(reserved=reserved, entries=entries):

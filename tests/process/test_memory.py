@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory of a worker's processes: what counts, and what counts once."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ppdaemon.config import MemoryConfig, WorkersConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
+from ppdaemon.node.slots.meters import Meters
+from ppdaemon.processes import process_tree
+
+SIZE_BYTES = 100_000_000
+GONE = 2**22 + 1
+"""No process has this id: it is above the largest ``pid_max``."""
+
+FORK = f"""
+content = bytearray(os.urandom(1000)) * ({SIZE_BYTES} // 1000)
+if os.fork() == 0:
+    print("ready", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+"""
+HOLD = f"""
+descriptor = os.memfd_create("model")
+os.truncate(descriptor, {SIZE_BYTES})
+os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
+print("ready", flush=True)
+"""
+MAP_FILE = f"""
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
+memory = mmap.mmap(descriptor, {SIZE_BYTES})
+os.close(descriptor)
+sum(memory[place] for place in range(0, {SIZE_BYTES}, 4096))
+print("ready", flush=True)
+"""
+
+
+@contextmanager
+def worker(script, *arguments):
+    """Run a script; yield its process id when it is ready."""
+    command = [
+        sys.executable,
+        "-c",
+        f"import mmap, os, sys\n{script}\nsys.stdin.read()",
+        *map(str, arguments),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.stdin.close()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    folders = NodeFolders(tmp_path / "ram", tmp_path / "state")
+    for folder in (folders.slots, folders.logs, folders.repo(0)):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
+
+
+def measured(folders, *pids):
+    """Return what the workers use beyond the interpreter and their repos, in units of `SIZE_BYTES`."""
+    # The limit is so low that exact shares are read.
+    meters = Meters(WorkersConfig(memory=MemoryConfig(soft=1_000_000)), folders)
+    samples = meters.read(dict(enumerate(pids)))
+    return [round((sample.used_bytes - sample.repo_bytes) / SIZE_BYTES) for sample in samples.values()]
+
+
+def test_memory_that_a_worker_shares_with_its_fork_counts_once(folders):
+    with worker(FORK) as pid:
+        members = process_tree(pid)
+        assert len(members) == 2
+        assert sum(memory_bound(member).anonymous for member in members) > 2 * SIZE_BYTES
+        assert SIZE_BYTES < sum(map(anonymous_share, members)) < 1.5 * SIZE_BYTES
+        assert measured(folders, pid) == [1]
+
+
+def test_a_file_in_memory_that_only_one_worker_has_counts(folders):
+    with worker(HOLD) as held, worker("print('ready', flush=True)") as other:
+        assert measured(folders, held, other) == [1, 0]
+
+
+@pytest.fixture
+def file():
+    """A file on a tmpfs."""
+    file = Path(f"/dev/shm/ppdaemon-test-{os.getpid()}")
+    yield file
+    file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["named", "deleted"])
+def test_a_mapped_file_in_memory_counts_once(folders, file, deleted):
+    with worker(MAP_FILE, file) as first:
+        if deleted:
+            file.unlink()
+        assert measured(folders, first) == [1]
+
+
+def test_a_file_in_memory_of_several_workers_counts_for_none(folders, file):
+    with worker(MAP_FILE, file) as first, worker(MAP_FILE, file) as second:
+        assert measured(folders, first, second) == [0, 0]
+
+
+def test_a_mapped_file_of_the_repo_is_counted_with_the_repo(folders):
+    with worker(MAP_FILE, folders.repo(0) / "file") as pid:
+        assert measured(folders, pid) == [0]
+
+
+def test_mapped_files_on_a_disk_do_not_count(folders):
+    """The kernel drops their pages when memory is short."""
+    file = f"/var/tmp/ppdaemon-test-{os.getpid()}"
+    try:
+        with worker(MAP_FILE, file) as pid:
+            assert measured(folders, pid) == [0]
+    finally:
+        os.unlink(file)
+
+
+def test_a_worker_that_has_ended_uses_nothing(folders):
+    assert memory_files([GONE], folders.ramdisk) == {}
+    assert anonymous_share(GONE) == 0
+    assert (memory_bound(GONE).anonymous, memory_bound(GONE).shared) == (0, 0)
+
+
+def test_only_files_of_a_single_worker_are_exclusive():
+    files = {7: {(1, 10): 5, (1, 11): 6}, 8: {(1, 11): 6, (2, 10): 8}, 9: {}}
+    assert exclusive_bytes(files) == {7: 5, 8: 8, 9: 0}

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Time per visit of finding and restoring what tasks leave in a worker's process."""
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+
+from benching.folders import BenchFolders
+from benching.results import Scalar
+
+from ppdaemon import log
+from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
+
+__all__ = ("measure_leftovers",)
+
+ROUNDS = 200
+
+
+def measure_leftovers(folders: BenchFolders, progress: Callable[[str], None]) -> dict[str, Scalar]:
+    """Measure in this process, with all modules of a real worker.
+
+    Returns the median in milliseconds of a check that finds nothing, and of one that restores
+    everything that `ppdaemon.testing.leftovers` leaves.
+    """
+    progress("what tasks leave in a process")
+    importlib.import_module("ppdaemon.middleware.work").set_up_libraries()
+    leave_all = importlib.import_module("ppdaemon.testing.leftovers").leave_all
+    log.set_up("WARNING", "json")
+    scratch = ScratchFolder(folders.ramdisk)
+    scratch.use_for_temporary_files()
+    scratch.enter()
+    leftovers = Leftovers(["ppdaemon"])
+    clean, changed = [], []
+    for _ in range(ROUNDS):
+        clean.append(_milliseconds(leftovers.restore))
+    for _ in range(ROUNDS // 10):
+        leave_all()
+        changed.append(_milliseconds(leftovers.restore))
+        scratch.enter()
+    return {
+        "leftovers_ms": statistics.median(clean),
+        "leftovers_restored_ms": statistics.median(changed),
+    }
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - begin)
