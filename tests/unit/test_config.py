@@ -258,7 +258,7 @@ def test_a_double_key_and_unset_variables_hide_no_other_error(node: dict[str, An
         "butler.central: environment variable 'REPOS' is not set; did you mean 'REPO'?",
         "key 'log' occurs twice",
         "key 'format' occurs twice",
-        "'2026-11-45': ",
+        "'2026-11-45' is not a valid timestamp",
     ):
         assert [message in problem for problem in found].count(True) == 1
     assert len(found) == 6  # nothing is reported twice
