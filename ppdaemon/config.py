@@ -25,6 +25,7 @@ from ppdaemon.configtypes import (
     WritableFolder,
     both_valid,
 )
+from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
     LayoutField,
@@ -145,9 +146,22 @@ class ArrivalsConfig(ConfigPart):
         if both_valid(keys, "roots", "remote") == ((), ()):
             yield (), "roots and remote are both empty: list at least one folder or object store of raws"
 
+    @property
+    def detector_keywords(self) -> dict[str, str | None]:
+        """For each root, with a slash at its end, the keyword that distinguishes the detectors in its
+        files; `None` where a file holds one detector.
+        """
+        return _detector_keywords(self)
+
     def image_deadline_s(self, visit: NextVisit) -> float:
         """Return how long a visit waits for its images, in seconds after its announcement."""
         return 2 * visit.duration_s + self.image_timeout_s
+
+
+def _detector_keywords(arrivals: Any) -> dict[str, str | None]:
+    roots = [(f"{root.path}/", root.layout) for root in arrivals.roots]
+    roots += [(f"{root.uri}/", root.layout) for root in arrivals.remote]
+    return {path: detector_keyword_of(layout or arrivals.layout) for path, layout in roots}
 
 
 class MemoryConfig(ConfigPart):
@@ -461,6 +475,12 @@ def _of_instruments(
     for classes in both_valid(getattr(keys, "butler", None), "instrument_class"):
         for name in sorted(set(instruments) - set(classes)) if uses_butler else ():
             yield ("butler", "instrument_class"), f"no entry for {name}{did_you_mean(name, classes)}"
+    for ingest in both_valid(getattr(keys, "butler", None), "ingest") if uses_butler else ():
+        kinds = [ingest.get(name) for name in instruments] if isinstance(ingest, dict) else [ingest]
+        located = both_valid(arrivals, "roots", "remote", "layout")
+        if "obs_base" in kinds and located and any(_detector_keywords(arrivals).values()):
+            text = "obs_base cannot ingest files that hold all detectors (detector_keyword)"
+            yield ("butler", "ingest"), text
     for databases in both_valid(getattr(keys, "engine", None), "apdb"):
         for name in sorted(set(databases) - set(instruments)):
             hint = did_you_mean(name, instruments)

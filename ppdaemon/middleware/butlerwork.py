@@ -29,10 +29,11 @@ from ppdaemon.middleware.pipelines.provenance import (
 )
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.cache import SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan
+from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, span_of
 from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
-from ppdaemon.middleware.preload.preload import Preload
-from ppdaemon.middleware.raws.ingest import VisitRaws
+from ppdaemon.middleware.preload.preload import Preload, register_command
+from ppdaemon.middleware.preload.transfer import input_collections
+from ppdaemon.middleware.raws.ingest import RawLimits, VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
@@ -64,6 +65,8 @@ class _Visit:
     reporter: NoReturnReporter
     raws: VisitRaws
     """The raws that arrived."""
+    plan: PreloadPlan
+    """What was copied from the central repo."""
     preload_run: str = ""
     """Run of footprint and preprocessing outputs."""
     inputs: tuple[str, ...] = ()
@@ -95,7 +98,8 @@ class ButlerWork:
         self._library = PipelineLibrary(context.config.pipelines.overrides)
         self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
-        self._preload = Preload(config, self._central, cache, self._library)
+        any_filter = context.config.exposures.filter == "ignore"
+        self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
         init_outputs = InitOutputs(context.runs)
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
@@ -147,11 +151,13 @@ class ButlerWork:
         passed = visit.reporter.passed
         try:
             with ramdisk_full_errors():
+                searched_again = self._search_again(visit, order.exposures, timings)
                 with timings.timed("visits"):
                     visit.raws.define_visits(order.exposures, visit.inputs)
                 with timings.timed("graph"):
                     built = self._build(visit, order.exposures)
                 job = built.job
+                without = self._calibrations_missing(visit, job.pipeline, order.exposures)
                 if built.declined:
                     timings.values["not_direct"] = built.declined
                 result = built.run(visit.reporter.before(job.pipeline, timings.values))
@@ -164,7 +170,9 @@ class ButlerWork:
         repeatable = result.failure is not None and bool(passed) and self._nothing_permanent(visit, job)
         return Done(
             outcome=result.failure.outcome if result.failure else Outcome.SUCCEEDED,
-            reason="; ".join(filter(None, (failed or result.caveats, visit.fallback(built)))),
+            reason="; ".join(
+                filter(None, (failed or result.caveats, searched_again, without, visit.fallback(built)))
+            ),
             retriable=result.failure is not None and (repeatable or not passed),
             nothing_permanent=repeatable,
             pipeline=job.pipeline.name,
@@ -202,7 +210,7 @@ class ButlerWork:
         footprint = self._footprint(order)
         plan = self._preload.find(order, footprint, timings)
         inputs = self._preload.fetch(plan, self._repo, timings)
-        visit = self._visit = self._open_visit(order, footprint)
+        visit = self._visit = self._open_visit(order, footprint, plan)
         visit.inputs = inputs
         visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, plan.preprocessing, footprint.day_obs)
         self._repo.butler.collections.register(visit.preload_run)
@@ -233,7 +241,7 @@ class ButlerWork:
             now_tai=self._context.clock.tai(),
         )
 
-    def _open_visit(self, order: Prepare, footprint: Footprint) -> _Visit:
+    def _open_visit(self, order: Prepare, footprint: Footprint, plan: PreloadPlan) -> _Visit:
         name, butler, config = order.visit.instrument, self._repo.butler, self._context.config
         record = group_record(butler.dimensions, name, order.visit.group)
         insert_records(butler, [record])
@@ -249,8 +257,11 @@ class ButlerWork:
         )
         obs_base = self._config.ingest_of(name) == "obs_base"
         files = RawFiles(config.arrivals)
-        raws = VisitRaws(announced, obs_base, config.exposures, files, self._repo.incoming)
-        return _Visit(order, [record], NoReturnReporter(self._context), raws)
+        limits = RawLimits(
+            config.exposures, plan.filters, register_command(self._config, name), self._context.clock
+        )
+        raws = VisitRaws(announced, obs_base, limits, files, self._repo.incoming)
+        return _Visit(order, [record], NoReturnReporter(self._context), raws, plan)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         instrument = visit.order.visit.instrument
@@ -280,6 +291,42 @@ class ButlerWork:
         if failure.outcome == Outcome.RAMDISK_FULL:
             raise VisitFailed(failure.outcome, failure.reason, retriable=True)
         return f"preprocessing {built.job.pipeline.name}: {failure.reason}"
+
+    def _search_again(self, visit: _Visit, exposures: Sequence[int], timings: Timings) -> str:
+        """Copy the calibrations of the time and filter of the exposures if they were preloaded for others;
+        return why, or an empty text.
+        """
+        plan, headers = visit.plan, [visit.raws.headers[exposure] for exposure in exposures]
+        if not plan.types_outside(headers):
+            return ""
+        again = Timings(self._context.clock)
+        with timings.timed("preload_again"):
+            visit.plan = self._preload.fetch_more(plan, headers, self._repo, again)
+        timings.values["datasets_again"] = again.values["datasets"]
+        visit.inputs = input_collections(visit.plan.wanted, plan.search)
+        self._runs.discard_inputs()
+        if visit.plan.found == plan.found:  # what was preloaded is valid at this time too
+            return ""
+        taken, announced = (
+            f"{span} with {', '.join(filters)}"
+            for span, filters in (
+                (span_of(headers), filters_of(headers)),
+                (plan.search.timespan, plan.search.physical_filters),
+            )
+        )
+        reason = f"{again.values['datasets']} inputs copied late: taken at {taken}, expected in {announced}"
+        _LOG.warning("%s", reason, extra=again.values)
+        return reason
+
+    def _calibrations_missing(self, visit: _Visit, pipeline: LoadedPipeline, exposures: Sequence[int]) -> str:
+        """Return which optional calibrations are not valid at the time of the exposures, or an empty text."""
+        headers = [visit.raws.headers[exposure] for exposure in exposures]
+        names = visit.plan.not_valid_for(pipeline, headers)
+        if not names:
+            return ""
+        reason = f"processed without {', '.join(names)}: none is valid at {span_of(headers)}"
+        _LOG.warning("%s", reason)
+        return reason
 
     def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
         """Return the main pipelines that have all required inputs; raise `VisitFailed` if there is none."""

@@ -93,9 +93,18 @@ def build_template(context: WorkerContext) -> None:
                 text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
             dataset_types = _template_dataset_types(pipelines, central, instruments)
+            records = [
+                record
+                for instrument in instruments
+                for element in ("detector", "physical_filter")
+                for record in central.query_dimension_records(
+                    element, instrument=instrument.getName(), explain=False, limit=None
+                )
+            ]
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
-    make_template(context.template, universe, instruments, dataset_types, hash_versions(), config.local)
+    versions = hash_versions()
+    make_template(context.template, universe, instruments, dataset_types, versions, config.local, records)
 
 
 def open_work(context: WorkerContext) -> ButlerWork:

@@ -73,7 +73,11 @@ class Planner:
         self._library = PipelineLibrary(order.config.pipelines.overrides)
         self._central = CentralReader(config.central)
         self._preload = Preload(
-            config, self._central, SharedCache(scratch, order.config.preload.cache_max), self._library
+            config,
+            self._central,
+            SharedCache(scratch, order.config.preload.cache_max),
+            self._library,
+            any_filter=order.config.exposures.filter == "ignore",
         )
         self._versions = "" if config.deployment else hash_versions()
 

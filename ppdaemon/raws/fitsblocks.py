@@ -13,11 +13,11 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-__all__ = ("Structure", "Value", "read_header", "structure")
+__all__ = ("Structure", "Value", "read_detector_header", "read_header", "structure")
 
 type Value = str | int | float | bool | None
 
@@ -39,6 +39,7 @@ _EXTENSION = b"XTENSION="
 _STRING = re.compile(r" *'((?:[^'\x00-\x1f\x7f]|'')*)'(?=[ /]|$)")
 """Control characters, such as the zeros that C programs leave, are not text (4.2.1.1).
 astropy divides a doubled quote at the end of a card: then the text counts as missing, not as shorter."""
+_LAST_DIGITS = re.compile(r"[0-9]{1,9}$")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[ED][+-]?[0-9]{1,4})?", re.IGNORECASE)
 _STRUCTURAL = re.compile(
@@ -162,34 +163,99 @@ def read_header(file: BinaryIO, until: str | None = None) -> dict[str, Value]:
         Raised if the file cannot be read.
     """
     header: dict[str, Value] = {}
-    hdus = offset = 0
     try:
         with _unpacked(file) as stream:
-            while hdus < MAX_HDUS and (until is None or header.get(until) is None):
-                cards = list(_cards(stream, primary=hdus == 0))
-                if not cards:
-                    break
-                values = _values(cards)
-                if hdus == 0:
+            for number, (values, _) in enumerate(_headers(stream)):
+                if number == 0:
                     header = values
-                elif values.get("XTENSION") == "IMAGE" or values.get("ZIMAGE") is True:
+                elif _is_image(values):
                     header |= {
                         key: value
                         for key, value in values.items()
                         if header.get(key) is None and not _STRUCTURAL.fullmatch(key)
                     }
-                hdus += 1
-                offset += _padded(len(cards) * CARD) + _padded(_data_bytes(cards))
-                if isinstance(stream, gzip.GzipFile) and offset > MAX_UNZIPPED:
+                if until is not None and header.get(until) is not None:
                     break
-                stream.seek(offset)
     except (_NotFits, EOFError, gzip.BadGzipFile, zlib.error) as error:
         # A file that ends within an extension has the keywords that were read.
-        if hdus == 0:
+        if not header:
             raise ValueError(f"not a FITS file: {error}") from None
     if not header:
         raise ValueError("not a FITS file: it is empty")
     return header
+
+
+def read_detector_header(file: BinaryIO, keyword: str, detector: int) -> dict[str, Value]:
+    """Read the keywords of one detector in a file that holds several.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable; read from its start.
+    keyword : `str`
+        Keyword of the detectors' image HDUs with a number, or a text that ends in it.
+    detector : `int`
+        The number.
+
+    Returns
+    -------
+    header : `dict` [`str`, `str` or `int` or `float` or `bool` or `None`]
+        Values by keyword: those of the primary header, replaced by those of the first image HDU of
+        this detector, except keywords that describe the structure of that HDU.
+
+    Raises
+    ------
+    ValueError
+        Raised if the file is not FITS, or has no image with data of this detector.
+    OSError
+        Raised if the file cannot be read.
+    """
+    primary: dict[str, Value] = {}
+    try:
+        with _unpacked(file) as stream:
+            for number, (values, cards) in enumerate(_headers(stream)):
+                if number == 0:
+                    primary = values
+                elif _is_image(values) and _number(values.get(keyword)) == detector:
+                    if not _data_bytes(cards):
+                        raise ValueError(f"HDU {number + 1}, with {keyword} {detector}, has no data")
+                    return primary | {
+                        key: value
+                        for key, value in values.items()
+                        if key == keyword or not _STRUCTURAL.fullmatch(key)
+                    }
+    except _ExtraBytes:
+        pass  # special records after the last HDU
+    except (_NotFits, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"not a complete FITS file: {error}") from None
+    raise ValueError(f"no image HDU has {keyword} {detector}")
+
+
+def _headers(stream: BinaryIO) -> Iterator[tuple[dict[str, Value], list[bytes]]]:
+    """Yield the values and cards of each header."""
+    hdus = offset = 0
+    while hdus < MAX_HDUS:
+        cards = list(_cards(stream, primary=hdus == 0))
+        if not cards:
+            return
+        yield _values(cards), cards
+        hdus += 1
+        offset += _padded(len(cards) * CARD) + _padded(_data_bytes(cards))
+        if isinstance(stream, gzip.GzipFile) and offset > MAX_UNZIPPED:
+            return
+        stream.seek(offset)
+
+
+def _is_image(values: Mapping[str, Value]) -> bool:
+    return values.get("XTENSION") == "IMAGE" or values.get("ZIMAGE") is True
+
+
+def _number(value: Value) -> int | None:
+    """Return a number, or the one at the end of a text such as ``ccd07``."""
+    if isinstance(value, str):
+        digits = _LAST_DIGITS.search(value)
+        return int(digits[0]) if digits else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 @contextlib.contextmanager

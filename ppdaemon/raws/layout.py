@@ -30,6 +30,7 @@ __all__ = (
     "LayoutChoice",
     "LayoutName",
     "SearchFolder",
+    "detector_keyword_of",
     "exposure_id",
     "make_layout",
 )
@@ -59,6 +60,11 @@ _STEADY = frozenset({"instrument", "day_obs", "detector", "raft", "slot"})
 class CustomLayout(Model):
     """A layout that the configuration describes."""
 
+    # Before `path`, whose validator needs it.
+    detector_keyword: Annotated[str, pydantic.Field(pattern=r"^[A-Z0-9_-]{1,8}$")] | None = None
+    """For files that hold all detectors of an exposure, one or more HDUs for each: the keyword of these
+    HDUs that has the detector's number, such as ``CCDNUM``, or a text that ends in it. Then paths
+    contain no detector. `None` for one file per detector."""
     path: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
     """One format of paths, or several, all with the same number of folders:
     see `~ppdaemon.raws.format.PathFormat`. The first that reads a path counts."""
@@ -81,8 +87,9 @@ class CustomLayout(Model):
 
     @pydantic.field_validator("path")
     @classmethod
-    def _are_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        depths = sorted(len(PathFormat(text).levels) - 1 for text in value)
+    def _are_formats(cls, value: tuple[str, ...], info: pydantic.ValidationInfo) -> tuple[str, ...]:
+        whole = info.data.get("detector_keyword") is not None
+        depths = sorted(len(PathFormat(text, whole_exposure=whole).levels) - 1 for text in value)
         if depths[0] != depths[-1]:
             raise ValueError(
                 f"{depths[0]} folders in one path, {depths[-1]} in another: all need the same number"
@@ -120,6 +127,8 @@ class Layout:
         a path is used; the first of all writes paths.
     instruments : `~collections.abc.Collection` [`str`]
         Short names of the instruments that this node serves.
+    detector_keyword : `str` or `None`, optional
+        See `CustomLayout`.
 
     Raises
     ------
@@ -127,8 +136,11 @@ class Layout:
         Raised if this layout cannot identify an instrument's detectors.
     """
 
-    def __init__(self, paths: Collection[str], instruments: Collection[str]):
-        self._formats = tuple(PathFormat(path) for path in paths)
+    def __init__(
+        self, paths: Collection[str], instruments: Collection[str], detector_keyword: str | None = None
+    ):
+        self._whole_exposure = detector_keyword is not None
+        self._formats = tuple(PathFormat(path, whole_exposure=self._whole_exposure) for path in paths)
         self.levels = tuple(
             frozenset.intersection(*level)
             for level in zip(*(each.levels for each in self._formats), strict=True)
@@ -248,7 +260,7 @@ class Layout:
         if instrument is None or time is None:
             return None
         detector = detector_name = None
-        if kind is not rawnames.RawFileKind.EXPECTED:
+        if kind is not rawnames.RawFileKind.EXPECTED and not self._whole_exposure:
             detector, detector_name = self._detector(instrument, values), _detector_name(values)
             if detector is None:
                 return None
@@ -315,7 +327,7 @@ class Layout:
                 [f"the layout names no instrument, and the node serves {', '.join(sorted(self._names))}"]
             )
         for instrument, naming in self._names.items():
-            if "detector" not in self.fields and naming is None:
+            if "detector" not in self.fields and not self._whole_exposure and naming is None:
                 raise ConfigError(
                     [
                         f"no focal-plane table for {instrument!r}, which the layout needs to find detectors "
@@ -325,13 +337,19 @@ class Layout:
                 )
 
 
+def detector_keyword_of(choice: LayoutChoice) -> str | None:
+    """Return the keyword of a layout whose files hold all detectors, else `None`."""
+    return None if isinstance(choice, str) else choice.detector_keyword
+
+
 def make_layout(choice: LayoutChoice, instruments: Collection[str]) -> Layout:
     """Return the configured layout for the instruments that this node serves.
 
     Raises `~ppdaemon.errors.ConfigError` if the layout cannot identify an
     instrument's detectors.
     """
-    return Layout((PATHS[choice],) if isinstance(choice, str) else choice.path, instruments)
+    paths = (PATHS[choice],) if isinstance(choice, str) else choice.path
+    return Layout(paths, instruments, detector_keyword_of(choice))
 
 
 def _count(fields: frozenset[str], levels: tuple[frozenset[str], ...]) -> int:

@@ -72,7 +72,7 @@ class RawName:
     day_obs: int
     """``YYYYMMDD``."""
     detector: int | None
-    """Detector id; `None` for a file of the whole exposure."""
+    """Detector id; `None` for a list of detectors, and where files hold all detectors of an exposure."""
     obsid: str | None = None
     """Such as ``MC_O_20251121_000156``; this and the fields below are `None` if the
     layout does not contain them."""

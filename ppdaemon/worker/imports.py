@@ -81,7 +81,7 @@ class ImportCosts:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """By module; without modules that were imported within another import."""
         self.memory_bytes = 0
-        """Growth of this process's memory in all imports."""
+        """Growth of this process's anonymous memory in all imports."""
         self._within = False
 
     @contextlib.contextmanager
@@ -105,7 +105,8 @@ class ImportCosts:
 
 
 def _memory_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * PAGE_BYTES
 
 
 def thread_names() -> list[str]:

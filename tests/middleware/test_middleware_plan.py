@@ -204,6 +204,14 @@ def test_without_a_pointing_no_spatial_dataset_is_planned(planned: MakePlan) -> 
     assert any("without a position on the sky" in note for note in (*plan.notes, *detector.notes))
 
 
+def test_a_filter_that_the_central_repo_does_not_know_leaves_no_pipeline(planned: MakePlan) -> None:
+    detector = only(planned(main="Full,Short", filters="zz_99"))
+    assert detector.outcome == "no_pipeline"
+    assert "does not know the filter zz_99" in detector.reason
+    assert "butler register-instrument" in detector.reason
+    assert {each.state for each in detector.pipelines} == {"dropped"}
+
+
 def test_a_pipeline_without_its_required_input_is_dropped(planned: MakePlan) -> None:
     plan = planned(main="NeedsModel")
     detector = only(plan)

@@ -144,7 +144,9 @@ def test_finding_returns_sizes_if_requested(context: PreloadSetup) -> None:
     assert [plan.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
 
 
-def test_a_missing_type_is_reported_with_its_search(context: PreloadSetup) -> None:
+def test_a_missing_type_is_reported_with_its_search(
+    contexts: MakeContext, context: PreloadSetup, own_central: Path
+) -> None:
     far = context.find(context.order(position=[200.0, 50.0], filters="g_01"))
     path = context.rig.paths["Full"]
     assert [(each.name, each.required) for each in far.missing[path]] == [
@@ -156,6 +158,10 @@ def test_a_missing_type_is_reported_with_its_search(context: PreloadSetup) -> No
     assert reason.startswith("Full lacks toy_refcat (around RA 199.8")
     assert "toy_template (skymap toy, band g, around RA 199.8" in reason
     assert f"in {NAME}/templates, refcats/toy, {NAME}/calib/certified" in reason
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        record = {"instrument": NAME, "id": 9, "full_name": "S09", "purpose": "SCIENCE"}
+        butler.registry.insertDimensionData("detector", record)
+    context = contexts(central=own_central)
     early = context.find(context.order(main="Short", before="", detector=9))
     (reason,) = early.reasons
     assert "bias (detector 9, valid in [" in reason

@@ -100,7 +100,8 @@ def test_processes_that_a_task_leaves_cost_the_worker(tmp_path, socket_dir):
 
 
 def test_a_deadline_ends_a_task_in_compiled_code(tmp_path, socket_dir):
-    with start(tmp_path, socket_dir, times={"run_s": 3, "grace_s": 2}, attempts=1) as node:
+    changes = {"times": {"run_s": 10, "grace_s": 2}, "attempts": 1, "preload": ["mltasks", "torchmodel"]}
+    with start(tmp_path, socket_dir, **changes) as node:
         node.relay.reserve("g1", survey="call:mltasks.run_torch_without_end")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.RUN_TIMEOUT

@@ -132,6 +132,32 @@ def test_fault_82_one_wrong_sidecar_is_not_believed_against_the_headers_of_the_o
     run(body)
 
 
+@pytest.mark.parametrize("known_first", [True, False])
+def test_where_no_header_has_a_group_each_sidecar_counts_for_its_detector(tmp_path, monkeypatch, known_first):
+    """One wrong sidecar of four; a fifth detector has none and follows the majority."""
+    asked = count_calls(monkeypatch, exposurefacts.files, "facts_of_sidecar")
+    wrong = json.dumps({"GROUPID": "wrong"}).encode()
+
+    async def body() -> None:
+        async with arriving(tmp_path, sidecar_wait_s=0.1) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            if known_first:
+                exposure.put_sidecar(0, wrong)
+                await catcher.until(lambda: asked)
+            for detector in (1, 2, 3):
+                exposure.put(detector, fits_file(group=None))
+            await catcher.until(lambda: len(catcher.raws) == 3)
+            exposure.put_sidecar(0, wrong)
+            for detector in (0, 4):
+                exposure.put(detector, fits_file(group=None), sidecar=False)
+            await catcher.until(lambda: len(catcher.raws) == 5)
+            groups = {raw.detector: raw.group for raw in catcher.raws}
+            assert groups == {0: "wrong"} | dict.fromkeys((1, 2, 3, 4), GROUP)
+
+    run(body)
+
+
 def test_a_header_that_was_corrected_is_delivered_to_its_group(tmp_path):
     async def body() -> None:
         async with arriving(tmp_path, sidecar_wait_s=0.1) as catcher:

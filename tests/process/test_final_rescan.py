@@ -3,6 +3,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 from arrivalkit import DEADLINE_S, GROUP, Exposure, arriving, fits_file, renamed_into_place, run
@@ -55,9 +56,11 @@ def test_a_rescan_ends_in_time_when_an_image_is_not_complete(tmp_path):
             exposure.put_sidecar(94)
             exposure.image(94).write_bytes(fits_file()[:-4000])
             begun = time.monotonic()
-            await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
-            assert 1.5 < time.monotonic() - begun < 8.0  # it is taken after 10 s
+            (file,) = await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
+            assert 1.2 < time.monotonic() - begun < 8.0  # it is taken after 10 s
             assert not catcher.raws
+            assert file.path == str(exposure.image(94))
+            assert file.reason.startswith("not complete: "), file
             assert catcher.count("final_rescan_cut_short") == 1
 
     run(play)
@@ -96,5 +99,92 @@ def test_a_rescan_waits_for_no_sidecar_and_reads_all_raws(tmp_path, first):
                 exposure.put(detector, sidecar=False)
             await catcher.arrivals.rescan(VISIT, range(3), Clock().tai())
             assert catcher.detectors == ([1, 2] if first is None else [0, 1, 2])
+
+    run(play)
+
+
+@pytest.mark.usefixtures("no_hurry")
+def test_what_is_not_taken_is_returned_with_the_reason(tmp_path):
+    async def play():
+        async with arriving(tmp_path, sidecar_wait_s=0.1, **BLIND) as catcher:
+            await catcher.watching()
+            exposure, other = Exposure(tmp_path), Exposure(tmp_path, 157)
+            exposure.put(93)
+            renamed_into_place(exposure.image(94, ".fits.part"), fits_file())
+            renamed_into_place(exposure.folder / "x.txt", b"")
+            renamed_into_place(exposure.image(95), fits_file(group="own"))
+            renamed_into_place(other.image(94), fits_file(group="other"))
+            renamed_into_place(other.image(95, ".fits.part"), fits_file(group="other"))
+            renamed_into_place(Exposure(tmp_path, 158).image(94), fits_file(group=None))
+            link = Exposure(tmp_path, 156).image(96)
+            link.symlink_to("/etc/hostname")
+            files = await catcher.arrivals.rescan(VISIT, {93, 94, 95, 96}, Clock().tai())
+            found = {Path(file.path).name: (file.reason, file.detector, file.group) for file in files}
+            assert found == {
+                exposure.image(94, ".fits.part").name: (
+                    "not complete, or no raw: its name ends in .part",
+                    94,
+                    None,
+                ),
+                "x.txt": ("no name of the layout", None, None),
+                exposure.image(95).name: ("its own header has the group own", 95, "own"),
+                link.name: ("is a link out of the raw root", 96, None),
+                other.image(94).name: ("it has the group other", 94, "other"),
+                Exposure(tmp_path, 158).image(94).name: ("no group in sidecar or header", 94, None),
+            }
+
+    run(play)
+
+
+@pytest.mark.usefixtures("no_hurry")
+def test_where_all_raws_are_delivered_no_other_file_is_named(tmp_path):
+    async def play():
+        async with arriving(tmp_path, **BLIND) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            exposure.put(94)
+            renamed_into_place(exposure.folder / "x.txt", b"")
+            assert await catcher.arrivals.rescan(VISIT, {94}, Clock().tai()) == ()
+
+    run(play)
+
+
+WHOLE = {"layout": {"path": "{instrument}/{day_obs}/{exposure}", "detector_keyword": "CCDNUM"}}
+
+
+@pytest.mark.usefixtures("no_hurry")
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_file_of_all_detectors_is_delivered_once_for_each(tmp_path, watched):
+    async def play():
+        config = {"scan_s": 0.1} if watched else BLIND
+        async with arriving(tmp_path, (3, 5, 8), **WHOLE, **config) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            path = tmp_path / "LSSTCam" / str(exposure.id // 100_000) / f"{exposure.id}.fits"
+            renamed_into_place(path, fits_file())
+            if watched:
+                await catcher.until(lambda: catcher.raws)
+                assert catcher.detectors == [3, 5, 8]
+                catcher.raws.clear()
+            assert await catcher.arrivals.rescan(VISIT, {5}, Clock().tai()) == ()
+            assert catcher.detectors == [3, 5, 8]
+            assert {(raw.path, raw.exposure, raw.group) for raw in catcher.raws} == {
+                (str(path), exposure.id, GROUP)
+            }
+            assert catcher.count("delivered") == (2 if watched else 1)
+
+    run(play)
+
+
+@pytest.mark.usefixtures("no_hurry")
+def test_an_unfinished_file_of_all_detectors_is_named_for_each(tmp_path):
+    async def play():
+        async with arriving(tmp_path, (3, 5), **WHOLE, **BLIND) as catcher:
+            await catcher.watching()
+            exposure = Exposure(tmp_path)
+            path = tmp_path / "LSSTCam" / str(exposure.id // 100_000) / f"{exposure.id}.fits.part"
+            renamed_into_place(path, fits_file())
+            (file,) = await catcher.arrivals.rescan(VISIT, {3, 5}, Clock().tai())
+            assert (file.path, file.detector) == (str(path), None)
 
     run(play)

@@ -5,6 +5,7 @@ import pytest
 from test_waiting import ended, late
 
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.raws import publish, small_fits
 
 
 @pytest.fixture(scope="module")
@@ -15,14 +16,36 @@ def changes():
 def test_without_a_raw_all_detectors_end_after_a_rescan_and_slots_are_free(node, group):
     """Fault 10: next_visit without any raw."""
     before = node.status().counters.get("arrivals.final_rescans", 0)
-    node.land(f"{group}-other")
+    other = node.land(f"{group}-other")
     node.relay.reserve(group, range(3))
     for detector in range(3):
         entry = node.relay.outcome(group, detector)
-        assert (entry.outcome, entry.reason) == (Outcome.NO_IMAGE, "no raw arrived in time")
+        assert entry.outcome == Outcome.NO_IMAGE
+        reason, _, files = entry.reason.partition("; ")
+        assert reason == "no raw arrived in time"
+        # No visit with the group of this file was announced.
+        assert (f"{other.name} (it has the group {group}-other)" in files) == (detector == 0)
     node.wait(lambda: node.status().slots == {SlotState.IDLE: len(node.workers())})
     assert 1 <= node.status().counters["arrivals.final_rescans"] - before <= 3
     assert not node.marks(group)
+
+
+def test_a_raw_under_another_name_is_named_in_the_outcome_and_listed_as_failed(node, group):
+    node.land(group, 0)
+    part = node.raws.path(node.raws.number(group), 1, ".fits.part")
+    publish(part, small_fits())
+    node.relay.reserve(group, range(3))
+    assert [ended(node, 1, group, detector=detector) for detector in range(3)] == [
+        Outcome.SUCCEEDED,
+        Outcome.NO_IMAGE,
+        Outcome.NO_IMAGE,
+    ]
+    named = f"{part.name} (not complete, or no raw: its name ends in .part)"
+    (row,) = [row for row in node.daemon.visits(50, failed=True) if row.group == group]
+    assert (row.detector, row.reason) == (
+        1,
+        f"no raw arrived in time; 1 file not taken, in {part.parent}: {named}",
+    )
 
 
 def test_a_raw_that_is_being_ingested_at_the_deadline_is_processed_once(node, group):

@@ -14,7 +14,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.completion import RawCompletion, until_concluded
 from ppdaemon.node.arrivals.counts import ErrorCounts
-from ppdaemon.node.arrivals.files import ExposureFacts, are_regular
+from ppdaemon.node.arrivals.files import ExposureFacts, read_sidecars
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
 from ppdaemon.raws.path import RawFileKind, RawName
@@ -32,12 +32,13 @@ class SimulatedThreads:
 
     def __init__(self) -> None:
         self.states: dict[str, FileState | BadMessage] = {}
+        self.sidecars: dict[str, tuple[bool, ExposureFacts | None]] = {}
         self.orders: list[tuple[str, bool]] = []
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         await asyncio.sleep(0)
-        if function is are_regular:
-            return [False for _ in args[0]]
+        if function is read_sidecars:
+            return [self.sidecars.get(image.path, (False, None)) for image, _ in args[0]]
         return [self._state(*order) for order in args[0]]
 
     def _state(self, files: Sequence[RawPath], structure: bool) -> FileState | BadMessage:
@@ -53,10 +54,14 @@ class SimulatedExposures:
         self.with_group = with_group
         self.broken: set[int] = set()
         self.asked: list[int | None] = []
+        self.counted: list[str] = []
         self.found: ExposureFacts | None = None
 
     def cached(self, name: RawName) -> ExposureFacts | None:
         return self.found
+
+    def count_group(self, name: RawName, own: ExposureFacts) -> None:
+        self.counted.append(own.group)
 
     async def facts(self, name: RawName, image: RawPath, since_mono: float) -> ExposureFacts | None:
         self.asked.append(name.detector)
@@ -251,6 +256,19 @@ def test_fault_82_each_detector_goes_by_its_own_header_where_sources_contradict(
     play(SimulatedExposures(*range(4)), body)
 
 
+def test_a_sidecar_that_arrives_while_the_group_is_read_counts_for_its_detector():
+    async def body(play: Played) -> None:
+        for detector in range(3):
+            play.threads.states[f"/raw/{detector}.fits"] = replace(state_of(detector), facts=None)
+            play.completion.take(sighting(detector))
+        play.threads.sidecars["/raw/1.fits"] = True, ExposureFacts("own")
+        await play.until(lambda: len(play.raws) == 3)
+        assert {raw.detector: raw.group for raw in play.raws} == {0: "g", 1: "own", 2: "g"}
+        assert play.exposures.counted == ["own"]
+
+    play(SimulatedExposures(0), body)
+
+
 def test_an_exposure_number_used_for_another_group_is_delivered_to_that():
     async def body(play: Played) -> None:
         play.threads.states["/raw/1.fits"] = state_of(1, group="g")
@@ -289,3 +307,24 @@ def test_a_group_in_the_path_counts_more_than_the_header():
         assert play.raws[0].group == "g"
 
     play(SimulatedExposures(), body)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_file_of_all_detectors_is_delivered_for_each_served_one(stored):
+    async def body(played: Played) -> None:
+        played.completion.served = {"LSSTCam": frozenset({7, 2, 40})}
+        seen = sighting(0)
+        seen = replace(seen, name=replace(seen.name, detector=None))
+        for _ in range(2):
+            if stored:
+                played.completion.take_stored(seen.name, "zmq", "s3://bucket/a.fits", ExposureFacts("g"))
+            else:
+                played.completion.take(seen)
+                await played.until(lambda: not played.completion._pending)
+        assert [raw.detector for raw in played.raws] == [2, 7, 40]
+        assert len({raw.path for raw in played.raws}) == 1
+        assert played.counts.by_kind["delivered"] == 1
+
+    exposures = SimulatedExposures()
+    exposures.found = ExposureFacts("g")
+    play(exposures, body)

@@ -190,6 +190,44 @@ def test_a_broken_sidecar_is_counted_and_the_next_one_is_read(night):
     run(body)
 
 
+def test_the_group_of_most_detectors_is_used_for_those_without(night):
+    async def body() -> None:
+        name, image = night.file(1)
+        night.put_sidecar(image, GROUPID="wrong")
+        assert (await night.exposures.facts(name, image)).group == "wrong"
+        night.exposures.count_group(name, ExposureFacts("wrong"))
+        for detector, group in ((2, "right"), (3, "right")):
+            assert night.exposures.cached(night.file(7)[0]).group == "wrong", "no other has more yet"
+            night.exposures.count_group(night.file(detector)[0], ExposureFacts(group, snap=1))
+        assert night.exposures.cached(night.file(7)[0]) == ExposureFacts("right", snap=1)
+
+    run(body)
+
+
+def test_the_majority_counts_also_where_it_is_known_before_the_first_read(night):
+    async def body() -> None:
+        for detector in (2, 3):
+            night.exposures.count_group(night.file(detector)[0], ExposureFacts("right"))
+        name, image = night.file(1)
+        night.put_sidecar(image, GROUPID="wrong")
+        assert (await night.exposures.facts(name, image)).group == "right"
+
+    run(body)
+
+
+def test_a_misplaced_file_has_no_vote(night):
+    async def body() -> None:
+        name, image = night.file(1)
+        night.put_sidecar(image, GROUPID="right")
+        assert (await night.exposures.facts(name, image)).group == "right"
+        for detector in range(2, 9):
+            own = ExposureFacts("other", obsid="MC_O_20251121_000155")
+            night.exposures.count_group(night.file(detector)[0], own)
+        assert night.exposures.cached(name).group == "right"
+
+    run(body)
+
+
 def test_the_list_of_detectors_is_reported_when_the_group_is_known(night):
     async def body() -> None:
         name, place = night.file(0, ending="_expectedSensors.json")

@@ -13,10 +13,10 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals import files
 from ppdaemon.node.arrivals.files import (
     ExposureFacts,
-    are_regular,
     expected_sensors,
     facts_of_image,
     facts_of_sidecar,
+    read_sidecars,
     read_state,
     read_states,
 )
@@ -153,14 +153,30 @@ def test_fault_17_what_leads_out_or_is_no_file_is_refused_and_never_opened(
         with pytest.raises(BadMessage) as caught:
             read(place)
         assert caught.value.kind == kind
-    assert are_regular([place]) == [False]
+    (root / "i.json").symlink_to(place.path)
+    assert read_sidecars([(RawPath(place.root, f"{root}/i.fits"), True)]) == [(False, None)]
 
 
 def test_a_root_that_is_a_link_is_no_way_out(tmp_path):
     put(tmp_path / "raw/x.fits", fits())
     (tmp_path / "link").symlink_to("raw")
     assert state_of(RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")).intact
-    assert are_regular([RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")]) == [True]
+    put(tmp_path / "raw/x.json", json.dumps({"GROUPID": GROUP}).encode())
+    image = RawPath(f"{tmp_path}/link", f"{tmp_path}/link/x.fits")
+    assert read_sidecars([(image, True), (image, False)]) == [(True, ExposureFacts(GROUP)), (True, None)]
+
+
+def test_without_a_group_in_the_header_the_own_facts_are_those_of_the_sidecar(tmp_path):
+    place = put(tmp_path / "raw/x.fits", small_fits())
+    assert state_of(place).facts is None
+    put(tmp_path / "raw/x.json", json.dumps({"GROUPID": "g", "CURINDEX": 2}).encode())
+    assert state_of(place).facts == ExposureFacts("g", 2)
+    put(tmp_path / "raw/x.json", b'{"GROUPID"')  # it is being written
+    found = state_of(place)
+    assert (found.facts, found.has_sidecar, found.intact) == (None, True, True)
+    put(tmp_path / "raw/x.json", json.dumps({"GROUPID": "g"}).encode())
+    put(tmp_path / "raw/x.fits", fits("header"))
+    assert state_of(place).facts.group == "header"
 
 
 def test_a_marker_is_checked_beside_the_file(tmp_path):

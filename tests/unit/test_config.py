@@ -424,6 +424,17 @@ def test_settings_of_an_instrument_need_a_known_instrument(node: dict[str, Any],
     assert "butler.ingest.OtherCam: instrument_class has no entry for OtherCam" in ingest
 
 
+def test_obs_base_does_not_ingest_files_of_all_detectors(node: dict[str, Any], tmp_path: Path) -> None:
+    layout = {"path": "{instrument}/{exposure}", "detector_keyword": "CCDNUM"}
+    root = {"path": str(tmp_path), "layout": layout}
+    node["arrivals"] |= {"roots": [*node["arrivals"]["roots"], root]}
+    keywords = NodeConfig.model_validate(node).arrivals.detector_keywords
+    assert keywords[f"{tmp_path}/"] == "CCDNUM"
+    assert [each for path, each in keywords.items() if path != f"{tmp_path}/"] == [None]
+    node["butler"] |= {"ingest": "obs_base"}
+    assert any("detector_keyword" in text for text in problems(tmp_path, node))
+
+
 def test_ingest_is_set_for_all_or_by_instrument(node: dict[str, Any]) -> None:
     for ingest, kinds in (
         ("obs_base", ["obs_base", "obs_base"]),

@@ -113,6 +113,14 @@ def test_written_rows_are_returned(journal):
     assert journal.visit("other") == []
 
 
+def test_no_image_is_a_failure_where_files_were_not_taken(journal):
+    accept(journal, [an_entry(group) for group in ("none", "files", "good")])
+    none, files, good = (an_entry(group) for group in ("none", "files", "good"))
+    files.figures = good.figures = {"files_not_taken": 1}
+    update(journal, [ended(none, Outcome.NO_IMAGE), ended(files, Outcome.NO_IMAGE), ended(good)])
+    assert [row.group for row in journal.visits(10, bad_only=True)] == ["files"]
+
+
 def test_only_final_bad_outcomes_are_failures(journal):
     cases = {
         "good": (Outcome.SUCCEEDED, True),

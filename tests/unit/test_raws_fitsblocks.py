@@ -11,7 +11,7 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.raws.fitsblocks import read_header, structure
+from ppdaemon.raws.fitsblocks import read_detector_header, read_header, structure
 
 
 def encode(*extensions: fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU, **keys: object) -> bytes:
@@ -267,3 +267,81 @@ def test_hierarchical_keywords_are_read_as_astropy_reads_them():
     with pytest.warns(fits.verify.VerifyWarning, match="HIERARCH"):
         content = encode(**{"ESO DET ID": 5})
     assert read_header(io.BytesIO(content))["ESO DET ID"] == 5
+
+
+# --- several detectors in one file ---------------------------------------------
+
+
+def of_detector(value: object, *, compressed: bool = False, **keys: object) -> fits.ImageHDU:
+    pixels = np.zeros((4, 5), dtype=np.int16)
+    hdu = fits.CompImageHDU(pixels) if compressed else fits.ImageHDU(pixels)
+    for key, each in {"CCDNUM": value, **keys}.items():
+        hdu.header[key] = each
+    return hdu
+
+
+def detector_header(content: bytes, detector: int, keyword: str = "CCDNUM") -> dict[str, object]:
+    return read_detector_header(io.BytesIO(content), keyword, detector)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_the_header_of_a_detector_is_that_of_its_hdu(compressed, pack):
+    hdus = [
+        of_detector(number, compressed=compressed, GAINA=number / 10, OBJECT="own") for number in (62, 1, 7)
+    ]
+    content = pack(encode(*hdus, OBJECT="primary", FILTER="r"))
+    for number in (1, 7, 62):
+        header = detector_header(content, number)
+        assert (header["CCDNUM"], header["GAINA"], header["OBJECT"], header["FILTER"]) == (
+            number,
+            number / 10,
+            "own",
+            "r",
+        )
+        assert header["NAXIS"] == 0, "the structure is that of the primary HDU"
+
+
+def test_the_first_of_several_hdus_of_a_detector_is_read():
+    content = encode(of_detector(1, AMP="A"), of_detector(1, AMP="B"))
+    assert detector_header(content, 1)["AMP"] == "A"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("ccd07", 7), ("CCD_007", 7), ("7", 7), ("N7a", None), ("seven", None)]
+)
+def test_a_text_ends_in_the_number(name, found):
+    content = encode(fits.ImageHDU(np.zeros((2, 2)), name=name))
+    if found is not None:
+        assert detector_header(content, found, "EXTNAME")["EXTNAME"] == name.upper()
+        return
+    with pytest.raises(ValueError, match="no image HDU has EXTNAME 7"):
+        detector_header(content, 7, "EXTNAME")
+
+
+def test_a_detector_without_its_image_has_no_header():
+    empty = fits.ImageHDU()
+    empty.header["CCDNUM"] = 2
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=np.zeros(3))])
+    table.header["CCDNUM"] = 3
+    content = encode(of_detector(1), empty, table, of_detector(True), CCDNUM=4)
+    for number, reason in (
+        (2, "HDU 3, with CCDNUM 2, has no data"),
+        (3, "no image HDU has CCDNUM 3"),
+        (4, "no image HDU has CCDNUM 4"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            detector_header(content, number)
+    assert detector_header(content, 1)["CCDNUM"] == 1
+
+
+def test_special_records_are_no_hdu_of_a_detector():
+    content = encode(of_detector(1)) + b"special" * 500
+    with pytest.raises(ValueError, match="no image HDU has CCDNUM 2"):
+        detector_header(content, 2)
+    assert detector_header(content, 1)["CCDNUM"] == 1
+
+
+def test_what_is_not_fits_has_no_detector():
+    with pytest.raises(ValueError, match="not a complete FITS file"):
+        detector_header(b"text", 1)

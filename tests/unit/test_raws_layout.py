@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -532,3 +533,45 @@ def test_leading_zeros_are_kept_where_a_path_is_written_again():
 def test_folders_of_detectors_with_leading_zeros_are_searched():
     found = LAYOUTS["generic"].folders(ExpectedRaws("LSSTCam", frozenset({7}), GROUP))
     assert {folder.path.split("/")[1] for folder in found} == {"7", "07", "007"}
+
+
+# --- files that hold all detectors ----------------------------------------------
+
+WHOLE = {"path": "{instrument}/{day_obs}/{group}/{exposure}", "detector_keyword": "CCDNUM"}
+
+
+def whole() -> Layout:
+    return make_layout(CustomLayout.model_validate(WHOLE), {"Hubble": [1, 2]})
+
+
+def test_a_file_of_all_detectors_names_none():
+    path = "Hubble/20261121/g1/2026112100007.fits.fz"
+    name = whole().parse(path)
+    assert name is not None
+    assert (name.kind, name.detector, name.exposure, name.group) == (
+        RawFileKind.IMAGE,
+        None,
+        2026112100007,
+        "g1",
+    )
+    assert whole().path_of(name) == path.removesuffix(".fz")
+    expected = ExpectedRaws("Hubble", frozenset({2}), "g1", frozenset({20261121}))
+    assert expected.matches(name)
+    assert whole().admits("Hubble/20261121/g1", expected)
+    assert not whole().admits("Hubble/20261121/g2", expected)
+    assert next(folder.path for folder in whole().folders(expected)) == "Hubble/20261121/g1"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"detector_keyword": None}, "nothing names the detector"),
+        ({"path": "{exposure}_{detector}"}, "the path names a detector"),
+        ({"path": "{exposure}_{raft}_{slot}"}, "the path names a detector"),
+        ({"detector_keyword": "ccd num"}, "String should match"),
+        ({"detector_keyword": ""}, "String should match"),
+    ],
+)
+def test_a_path_has_a_detector_or_the_file_has_all(change, reason):
+    with pytest.raises(pydantic.ValidationError, match=reason):
+        CustomLayout.model_validate(WHOLE | change)

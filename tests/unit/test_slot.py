@@ -280,6 +280,15 @@ def test_no_raw_until_the_deadline_is_no_image_and_frees_the_slot(slot, end):
     assert slot.slot.state == S.IDLE
 
 
+def test_no_image_names_the_files_that_were_not_taken(slot):
+    slot.to(S.RESCANNING)
+    actions = slot(RescanDone(2, "2 files not taken, in /raw: a (b) and 1 more"), 501.0)
+    (note,) = [action for action in actions if isinstance(action, NoteMeasurements)]
+    (end,) = [action for action in actions if isinstance(action, Finish)]
+    assert note.figures == {"files_not_taken": 2}
+    assert end.reason == "no raw arrived in time; 2 files not taken, in /raw: a (b) and 1 more"
+
+
 def test_a_raw_that_the_final_rescan_finds_is_processed(slot):
     slot.to(S.WAITING)
     slot(DeadlinePassed(), 500.0)

@@ -11,6 +11,7 @@ from visitworld import CAMERA, CHOSEN, World, a_raw
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Exported, Pipelines, ResultsSeen, Welcome
 from ppdaemon.node.arrivals.index import ExpectedSensors
+from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import (
     CancelReceived,
@@ -414,6 +415,27 @@ def test_a_rescan_requested_during_another_one_runs_afterwards(world):
     world.handle(RescanFinished(second.keys))
     world.handle(RescanRaws(KEY))
     assert len(world.begin_rescans()) == 3
+
+
+def test_files_not_taken_are_those_of_the_detector_and_of_no_other_announced_visit(world):
+    accepted(world, detectors=(0, 1))
+    accepted(world, group="other")
+    world.assign(slot=0)
+    world.handle(RescanRaws(KEY))
+    world.begin_rescans()
+    files = (
+        FileNotTaken("/raw/a.part", "unfinished", 0),
+        FileNotTaken("/raw/b.part", "unfinished", 1),
+        FileNotTaken("/raw/c.txt", "strange"),
+        FileNotTaken("/raw/d.fits", "another group", 0, "other#1"),
+        FileNotTaken("/raw/e.fits", "no visit has its group", 0, "mistyped"),
+    )
+    world.handle(RescanFinished((KEY,), files))
+    (done,) = [action.event for action in world.of(SendToSlot) if isinstance(action.event, RescanDone)]
+    assert done.not_taken == 3
+    assert done.text == (
+        "3 files not taken, in /raw: a.part (unfinished), c.txt (strange), e.fits (no visit has its group)"
+    )
 
 
 def test_no_rescan_starts_for_an_ended_visit(world):

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Butler, Config, DatasetType, DimensionUniverse
+from lsst.daf.butler import Butler, Config, DatasetType, DimensionRecord, DimensionUniverse
 from lsst.pipe.base import Instrument
 
 from ppdaemon.middleware.butler.datafiles import link_or_copy
@@ -34,10 +34,13 @@ def make_template(
     dataset_types: Iterable[DatasetType],
     versions: str,
     settings: Mapping[str, Any] | None = None,
+    records: Iterable[DimensionRecord] = (),
 ) -> None:
     """Make the repo that all workers copy, replacing an older one; it appears complete.
 
-    The universe is the central repo's, which may be an older version.
+    The universe is the central repo's, which may be an older version. `records`
+    are the central repo's detectors and filters, which the installed package of
+    an instrument may not have.
     Registering a dataset type takes about 10 ms: the types that pipelines will
     need are registered here, so that no visit waits for it.
     """
@@ -53,6 +56,8 @@ def make_template(
         for instrument in instruments:
             instrument.register(butler.registry)
             butler.collections.register(instrument.makeDefaultRawIngestRunName())
+        for record in records:
+            butler.registry.insertDimensionData(record.definition.name, record, skip_existing=True)
         for dataset_type in dataset_types:
             butler.registry.registerDatasetType(dataset_type)
     (partial / _VERSIONS).write_text(versions)

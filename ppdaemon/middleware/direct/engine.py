@@ -179,6 +179,10 @@ class DirectEngine(Engine):
         self._run = DirectRun(runner, memory, self._folder / "target", self._processes)
         return self._run
 
+    def discard_inputs(self) -> None:
+        """Query the inputs again; see `~ppdaemon.middleware.run.engine.Engine`."""
+        self._visit_inputs.clear()
+
     def reset(self) -> None:
         """Release a visit; what does not depend on the visit stays cached."""
         if self._run is not None:

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Decides which pipelines can run with the datasets found for a visit-detector; pure."""
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lsst.daf.butler import CollectionType, DatasetId
+from lsst.daf.butler import CollectionType, DatasetId, DatasetType, Timespan
 
 from ppdaemon.middleware.butler.datafiles import DataFile
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, OverallInput
 from ppdaemon.middleware.preload.search import NO_POSITION, Found, Search, requires_exposure
+from ppdaemon.middleware.raws.header import ExposureHeader
 
-__all__ = ("FOOTPRINT_TYPE", "Missing", "PreloadPlan", "missing_inputs", "output_types")
+__all__ = (
+    "FOOTPRINT_TYPE",
+    "Missing",
+    "PreloadPlan",
+    "filters_of",
+    "missing_inputs",
+    "output_types",
+    "span_of",
+)
+
+_FILTERS = frozenset({"band", "physical_filter"})
 
 FOOTPRINT_TYPE = "regionTimeInfo"
 """Dataset type of the padded footprint and the time of the exposure (storage
@@ -51,6 +62,8 @@ class PreloadPlan:
     includes optional ones."""
     reasons: tuple[str, ...]
     """Why the other pipelines cannot run."""
+    filters: frozenset[str]
+    """Filters of the instrument that the central repo knows."""
     files: Mapping[DatasetId, DataFile]
     """Files of the datasets; those that are not one file have none."""
     collection_types: Mapping[str, CollectionType]
@@ -112,11 +125,95 @@ class PreloadPlan:
         read = {need.name for each in (*self.preprocessing, *self.main) for need in self.needs[each.path]}
         return tuple(each for each in self.found if each.dataset_type.name in read)
 
+    def types_outside(self, headers: Sequence[ExposureHeader]) -> list[DatasetType]:
+        """Return those types to copy that depend on time or filter, if exposures were taken at another
+        time or with another filter than was searched for.
+        """
+        other_time = not self.search.timespan.contains(span_of(headers))
+        other_filter = not set(filters_of(headers)) <= set(self.search.physical_filters)
+        return [
+            each.dataset_type
+            for each in self.wanted
+            if (other_time and each.dataset_type.isCalibration())
+            or (other_filter and not _FILTERS.isdisjoint(each.dataset_type.dimensions.names))
+        ]
+
+    def missing_from(self, found: Iterable[Found]) -> tuple[Found, ...]:
+        """Return datasets and validities that are not in this plan; the type of each result is in it."""
+        known = {each.dataset_type.name: each for each in self.found}
+        return tuple(
+            replace(
+                each,
+                refs=tuple(ref for ref in each.refs if ref not in known[each.dataset_type.name].refs),
+                associations=tuple(
+                    one for one in each.associations if one not in known[each.dataset_type.name].associations
+                ),
+            )
+            for each in found
+        )
+
+    def with_more(
+        self,
+        found: Iterable[Found],
+        files: Mapping[DatasetId, DataFile],
+        collection_types: Mapping[str, CollectionType],
+    ) -> "PreloadPlan":
+        """Return this plan with other datasets of its types."""
+        more = {each.dataset_type.name: each for each in found}
+        return replace(
+            self,
+            found=tuple(
+                replace(
+                    each,
+                    refs=(*each.refs, *other.refs),
+                    associations=(*each.associations, *other.associations),
+                )
+                if (other := more.get(each.dataset_type.name)) is not None
+                else each
+                for each in self.found
+            ),
+            files={**self.files, **files},
+            collection_types={**self.collection_types, **collection_types},
+        )
+
+    def not_valid_for(self, pipeline: LoadedPipeline, headers: Iterable[ExposureHeader]) -> list[str]:
+        """Return the types of those calibrations of a pipeline that the central repo has, but not for the
+        time of some exposure; sorted.
+        """
+        read = {need.name for need in self.needs[pipeline.path]}
+        return sorted(
+            each.dataset_type.name
+            for each in self.found
+            if each.dataset_type.name in read
+            and each.associations
+            and any(not _is_valid(each, header) for header in headers)
+        )
+
     def lacks(self, pipeline: LoadedPipeline, produced: Set[str]) -> str:
         """Describe the required inputs that are missing, given the types that preprocessing has
         produced; empty if there are none.
         """
         return lacks(pipeline, missing_inputs(self.needs[pipeline.path], self.counts, produced, self.search))
+
+
+def span_of(headers: Sequence[ExposureHeader]) -> Timespan:
+    """Return the time of exposures, with that between them."""
+    return Timespan(min(header.begin for header in headers), max(header.end for header in headers))
+
+
+def filters_of(headers: Iterable[ExposureHeader]) -> tuple[str, ...]:
+    """Return the filters of exposures, sorted."""
+    return tuple(sorted({header.physical_filter for header in headers}))
+
+
+def _is_valid(found: Found, header: ExposureHeader) -> bool:
+    """Return whether a calibration is valid for an exposure."""
+    span, by_filter = span_of([header]), "physical_filter" in found.dataset_type.dimensions.names
+    return any(
+        each.timespan is None or each.timespan.overlaps(span)
+        for each in found.associations
+        if not by_filter or each.ref.dataId["physical_filter"] == header.physical_filter
+    )
 
 
 def missing_inputs(

@@ -6,8 +6,8 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 
 from lsst.daf.butler import Butler, CollectionType, DatasetId, DatasetType
 
@@ -25,7 +25,7 @@ from ppdaemon.middleware.pipelines.graph import (
     UnusablePipeline,
 )
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan, output_types
+from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, output_types, span_of
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
 from ppdaemon.middleware.preload.transfer import (
     MissingFile,
@@ -34,21 +34,32 @@ from ppdaemon.middleware.preload.transfer import (
     register,
     take_files,
 )
+from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 
-__all__ = ("Preload",)
+__all__ = ("Preload", "register_command")
 
 _LOG = logging.getLogger(__name__)
 
 
 class Preload:
-    """Finds and copies the inputs of visits."""
+    """Finds and copies the inputs of visits.
+
+    With `any_filter`, an image may have another filter than its visit.
+    """
 
     def __init__(
-        self, config: ButlerConfig, central: CentralReader, cache: SharedCache, library: PipelineLibrary
+        self,
+        config: ButlerConfig,
+        central: CentralReader,
+        cache: SharedCache,
+        library: PipelineLibrary,
+        *,
+        any_filter: bool = False,
     ):
         self._config = config
+        self._any_filter = any_filter
         self._central = central
         self._cache = cache
         self._library = library
@@ -60,8 +71,9 @@ class Preload:
     ) -> PreloadPlan:
         """Find the inputs of the selected pipelines in the central repo; change nothing.
 
-        It is not an error if no pipeline can run. `sizes` also requests the
-        sizes of the files, one by one. Raises
+        It is not an error if no pipeline can run. None can if the central repo
+        does not know the instrument, detector or filter: it would refuse the
+        outputs. `sizes` also requests the sizes of the files, one by one. Raises
         `~ppdaemon.errors.VisitFailed` (``PRELOAD_FAILED``, retriable) if the
         central repo cannot be read.
         """
@@ -71,8 +83,11 @@ class Preload:
             reasons += more
         with self._central.reading(timings) as central:
             with timings.timed("query"):
+                bands = _bands(central, order.visit.instrument)
+                search = self._search(order, central, footprint, bands)
+                if unknown := self._unregistered(order, central, bands):
+                    preprocessing, main, reasons = [], [], [unknown]
                 needs = self._needs([*preprocessing, *main], central, reasons)
-                search = self._search(order, central, footprint)
                 types = _searched_types(central, needs.values(), preprocessing)
                 found = tuple(find_inputs(central, types, search, timings.clock))
             with timings.timed("locate"):
@@ -89,6 +104,7 @@ class Preload:
             search=search,
             found=found,
             needs=needs,
+            filters=frozenset(bands),
             files=files,
             collection_types=collection_types,
             sizes=measured,
@@ -113,6 +129,41 @@ class Preload:
         self._fill(_layers(found), plan, repo, timings, stats)
         timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
         return input_collections(found, plan.search)
+
+    def fetch_more(
+        self,
+        plan: PreloadPlan,
+        headers: Sequence[ExposureHeader],
+        repo: LocalRepo,
+        timings: Timings,
+    ) -> PreloadPlan:
+        """Search again for those datasets that depend on time or filter, at the time and filter of
+        exposures; copy what the repo does not have, and return the plan with it.
+
+        For exposures outside of the first search. Raises as `fetch`.
+        """
+        filters = filters_of(headers)
+        with self._central.reading(timings) as central:
+            with timings.timed("query"):
+                bands = _bands(central, plan.search.instrument)
+                search = replace(
+                    plan.search,
+                    timespan=span_of(headers),
+                    physical_filters=filters,
+                    bands=tuple(sorted({bands[name] for name in filters if name in bands})),
+                )
+                types = plan.types_outside(headers)
+                found = plan.missing_from(find_inputs(central, types, search, timings.clock))
+            with timings.timed("locate"):
+                refs = (ref for each in found for ref in each.refs)
+                files, not_stored = self._locations.locate(central, refs)
+                found = tuple(each.without(not_stored) for each in found)
+                collection_types = _collection_types(central, found)
+        more = plan.with_more(found, files, collection_types)
+        stats = CacheStats()
+        self._copy(found, more, repo, timings, stats)
+        timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
+        return more
 
     def _fill(
         self,
@@ -182,9 +233,27 @@ class Preload:
                 reasons.append(str(error))
         return needs
 
-    def _search(self, order: Prepare, central: Butler, footprint: Footprint) -> Search:
+    def _unregistered(self, order: Prepare, central: Butler, bands: Collection[str]) -> str:
+        """Return what the central repo does not know of a visit-detector, with the command that registers
+        it; empty if it knows all.
+        """
+        instrument, names = order.visit.instrument, order.visit.filter_names
+        data_id = {"instrument": instrument, "detector": order.detector}
+        if central.query_dimension_records("detector", data_id=data_id, explain=False):
+            if self._any_filter or not names or not set(names).isdisjoint(bands):
+                return ""
+            what = f"filter {' or '.join(names)} of {instrument}"
+        elif central.query_dimension_records("instrument", instrument=instrument, explain=False):
+            what = f"detector {order.detector} of {instrument}"
+        else:
+            what = f"instrument {instrument}"
+        return f"the central repo does not know the {what}: {register_command(self._config, instrument)}"
+
+    def _search(
+        self, order: Prepare, central: Butler, footprint: Footprint, bands: Mapping[str, str]
+    ) -> Search:
         instrument = order.visit.instrument
-        filters = _known_filters(central, instrument, order.visit.filter_names)
+        filters = _known_filters(bands, instrument, order.visit.filter_names)
 
         def existing(names: Sequence[str]) -> tuple[str, ...]:
             return existing_collections(central, [name.format(instrument=instrument) for name in names])
@@ -210,10 +279,13 @@ def _searched_types(
     return [found for name in sorted(names) if (found := known_dataset_type(central, name)) is not None]
 
 
-def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -> dict[str, str]:
+def register_command(config: ButlerConfig, instrument: str) -> str:
+    """Return the command that registers what an instrument has in the central repo."""
+    return f"butler register-instrument {config.central} {config.instrument_class[instrument]} --update"
+
+
+def _known_filters(bands: Mapping[str, str], instrument: str, announced: Sequence[str]) -> Mapping[str, str]:
     """Return the bands of the announced filters, by filter; of all filters if none is known."""
-    records = central.query_dimension_records("physical_filter", instrument=instrument, explain=False)
-    bands = {record.name: record.band for record in records}
     known = {name: bands[name] for name in announced if name in bands}
     if unknown := [name for name in announced if name not in bands]:
         _LOG.warning(
@@ -224,6 +296,12 @@ def _known_filters(central: Butler, instrument: str, announced: Sequence[str]) -
     if not known:
         _LOG.info("the filter is not known before the image: preloading for all %d", len(bands))
     return known or bands
+
+
+def _bands(central: Butler, instrument: str) -> dict[str, str]:
+    """Return the bands of an instrument's filters, by filter."""
+    records = central.query_dimension_records("physical_filter", instrument=instrument, explain=False)
+    return {record.name: record.band for record in records}
 
 
 def _collection_types(central: Butler, found: Iterable[Found]) -> dict[str, CollectionType]:

@@ -24,7 +24,7 @@ from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.raws.fitsblocks import read_header, structure
+from ppdaemon.raws.fitsblocks import read_detector_header, read_header, structure
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import parse_json
@@ -35,6 +35,12 @@ _LOG = logging.getLogger(__name__)
 
 SIDECAR_LIMIT = 1_048_576
 """Largest sidecar that is read, bytes; real ones have 3 to 4 kB."""
+
+EARLIEST_TAI = 631_152_000.0
+"""1990. A camera whose clock was not set writes MJD 0 (1858), 1970 or 1980."""
+DAY_S = 86_400.0
+"""Exposures are not longer; and clocks of cameras and hosts differ by less, even where one is in local
+time."""
 
 _IDENTITY = ("INSTRUME", "OBSID", "GROUPID", "DAYOBS", "SEQNUM", "DETECTOR", "RAFTBAY", "CCDSLOT")
 """Keywords that are compared between FITS file and sidecar where both have them."""
@@ -134,48 +140,61 @@ class ExposureHeader:
         return float(self.end.unix_tai)
 
 
-def read_checked_header(copy: Path, raw: Raw, instrument: Instrument, files: RawFiles) -> ExposureHeader:
+def read_checked_header(
+    copy: Path, raw: Raw, instrument: Instrument, files: RawFiles, now_tai: float
+) -> ExposureHeader:
     """Return a raw's checked header, from its sidecar if that is valid, else from the FITS file `copy`.
 
+    `now_tai` is the present, or the time for which the exposure was announced if that is later.
     Raises `~ppdaemon.errors.VisitFailed` (``BAD_RAW``).
     """
     try:
-        header = read_fits_header(copy, raw.path)
-        return _from_sidecar(header, raw, instrument, files) or _checked(header, raw, instrument)
+        keyword = files.detector_keyword(raw.path)
+        header = read_fits_header(copy, raw.path, keyword, raw.detector)
+        if keyword is not None:  # a sidecar of the file has no values of the detector
+            return _checked(header, raw, instrument, now_tai)
+        found = _from_sidecar(header, raw, instrument, files, now_tai)
+        return found or _checked(header, raw, instrument, now_tai)
     except (BadFits, VisitFailed) as error:
         raise VisitFailed(Outcome.BAD_RAW, f"raw {raw.path} is rejected: {error}") from error
 
 
 def _from_sidecar(
-    header: Mapping[str, Any], raw: Raw, instrument: Instrument, files: RawFiles
+    header: Mapping[str, Any], raw: Raw, instrument: Instrument, files: RawFiles, now_tai: float
 ) -> ExposureHeader | None:
     sidecar = read_sidecar(raw.sidecar, files)
     if sidecar is None:
         return None
     try:
         same_exposure(sidecar, header)
-        return _checked(sidecar, raw, instrument)
+        return _checked(sidecar, raw, instrument, now_tai)
     except VisitFailed as error:
         _LOG.warning("sidecar %s is ignored, using the FITS header: %s", raw.sidecar, error)
         return None
 
 
-def _checked(header: Mapping[str, Any], raw: Raw, instrument: Instrument) -> ExposureHeader:
+def _checked(header: Mapping[str, Any], raw: Raw, instrument: Instrument, now_tai: float) -> ExposureHeader:
     info = translate(header, instrument, raw.path)
     # The base translator returns the exposure id where a header has no group.
     has_group = header.get("GROUPID") is not None or info.exposure_group != str(info.exposure_id)
-    return check_expected(info, raw, has_group=has_group)
+    checked = check_expected(info, raw, has_group=has_group)
+    if reason := impossible_dates(checked, now_tai):
+        raise VisitFailed(Outcome.BAD_RAW, reason)
+    return checked
 
 
 class BadFits(ValueError):
     """The file is not a complete FITS file, for the reason in the message."""
 
 
-def read_fits_header(path: Path, name: str) -> Mapping[str, Any]:
+def read_fits_header(
+    path: Path, name: str, detector_keyword: str | None = None, detector: int = 0
+) -> Mapping[str, Any]:
     """Check a file's structure and return its keywords; the file may be compressed by gzip.
 
-    Cards that cannot be parsed are omitted. `name` is the path in messages. Raises `BadFits` if the
-    file is empty, truncated or not FITS.
+    Cards that cannot be parsed are omitted. `name` is the path in messages. With `detector_keyword`,
+    the file holds several detectors, and the keywords are those of one. Raises `BadFits` if the file is
+    empty, truncated or not FITS, or has no data of the detector.
     """
     with path.open("rb") as stream:
         found = structure(stream)
@@ -183,7 +202,12 @@ def read_fits_header(path: Path, name: str) -> Mapping[str, Any]:
             raise BadFits(f"it is not a complete FITS file: {found.problem or 'no data'}")
         if found.warning:
             _LOG.warning("raw %s is unusual and is processed: %s", name, found.warning)
-        return read_header(stream)
+        if detector_keyword is None:
+            return read_header(stream)
+        try:
+            return read_detector_header(stream, detector_keyword, detector)
+        except ValueError as error:
+            raise BadFits(str(error)) from None
 
 
 def read_sidecar(path: str | None, files: RawFiles) -> dict[str, Any] | None:
@@ -289,6 +313,25 @@ def check_expected(info: ObservationInfo, raw: Raw, *, has_group: bool = True) -
         info=info,
         **needed,
     )
+
+
+def impossible_dates(header: ExposureHeader, now_tai: float) -> str:
+    """Return why an exposure cannot have been taken at the time in its header, or an empty text.
+
+    `now_tai` is the present, or the time for which the exposure was announced if that is later: then it
+    is simulated.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ERFA: it does not know the leap seconds of such years
+        begin, end = float(header.begin.unix_tai), header.shutter_close_tai
+        dates = f"it begins at {header.begin.tai.isot} and ends at {header.end.tai.isot}"
+    if begin < EARLIEST_TAI:
+        return f"its dates are impossible: {dates}, before 1990"
+    if begin > now_tai + DAY_S:
+        return f"its dates are impossible: {dates}, more than a day in the future"
+    if end - begin > DAY_S:
+        return f"its dates are impossible: {dates}, more than a day later"
+    return ""
 
 
 def contradictions(header: ExposureHeader, visit: NextVisit, limits: ExposuresConfig) -> list[str]:

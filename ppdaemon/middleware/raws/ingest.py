@@ -4,10 +4,12 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lsst.daf.butler import DataIdValueError, DatasetRef, DimensionRecord
 
+from ppdaemon.clock import Clock
 from ppdaemon.config import ExposuresConfig
 from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Raw
@@ -19,9 +21,10 @@ from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import exposure_records, with_own_groups
 from ppdaemon.middleware.raws.remote import StoreError
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
+from ppdaemon.pointing import expected_begin
 from ppdaemon.states import Outcome
 
-__all__ = ("BuiltinIngester", "VisitRaws")
+__all__ = ("BuiltinIngester", "RawLimits", "VisitRaws")
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,19 +75,32 @@ class BuiltinIngester:
         return records
 
 
+@dataclass(frozen=True, slots=True)
+class RawLimits:
+    """What a raw must comply with."""
+
+    exposures: ExposuresConfig
+    """Limits between raws and announcement."""
+    filters: frozenset[str]
+    """Filters of the instrument that the central repo knows: it refuses outputs with another one."""
+    register_command: str
+    """Registers other filters."""
+    clock: Clock
+    """Dates in the future are impossible."""
+
+
 class VisitRaws:
     """Copies and checks the raws of one visit-detector; `register` puts them into the repo.
 
     With `obs_base`, each raw is ingested at once, because ``lsst.obs.base`` may
-    reject it. `limits` are those between raws and announcement. `incoming` is a
-    folder on the repo's filesystem.
+    reject it. `incoming` is a folder on the repo's filesystem.
     """
 
     def __init__(
         self,
         announced: AnnouncedVisit,
         obs_base: bool,
-        limits: ExposuresConfig,
+        limits: RawLimits,
         files: RawFiles,
         incoming: Path,
     ):
@@ -183,15 +199,23 @@ class VisitRaws:
         raise AssertionError("the last attempt returns or raises")
 
     def _read_header(self, copy: Path, raw: Raw) -> ExposureHeader:
-        header = read_checked_header(copy, raw, self.announced.instrument, self._files)
-        if reasons := contradictions(header, self.announced.visit, self._limits):
+        limits, now_tai = self._limits, self._limits.clock.tai()
+        begin_tai, _ = expected_begin(self.announced.visit, now_tai)
+        header = read_checked_header(
+            copy, raw, self.announced.instrument, self._files, max(now_tai, begin_tai)
+        )
+        if reasons := contradictions(header, self.announced.visit, limits.exposures):
             text = f"exposure {raw.exposure} is not used: {', '.join(reasons)}"
             raise VisitFailed(Outcome.BAD_RAW, text)
-        known = {"instrument": header.instrument, "physical_filter": header.physical_filter}
+        name = header.physical_filter
+        text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
+        if name not in limits.filters:
+            raise VisitFailed(Outcome.BAD_RAW, f"{text} in the central repo: {limits.register_command}")
+        known = {"instrument": header.instrument, "physical_filter": name}
         try:
             self.announced.butler.registry.expandDataId(known)
         except DataIdValueError as error:
-            name = header.physical_filter
-            text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
+            # The template has the filters of the time at which the daemon was started.
+            text = f"{text} in the worker's repo: restart the daemon"
             raise VisitFailed(Outcome.BAD_RAW, text) from error
         return header

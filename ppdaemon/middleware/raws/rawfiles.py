@@ -25,6 +25,7 @@ class RawFiles:
         # The innermost root first: a link from it into an outer root leaves its root.
         self._roots = sorted((str(root.path) for root in config.roots), key=len, reverse=True)
         self._stores = tuple(f"{root.uri}/" for root in config.remote)
+        self._detector_keywords = config.detector_keywords
 
     def fetch(self, path: str, folder: Path) -> Path:
         """Copy a raw, an absolute path or the URI of an object, into a folder; return the copy.
@@ -51,6 +52,13 @@ class RawFiles:
         """Return the content of a file, at most `limit` + 1 bytes; raises as `fetch`."""
         with open_raw(path, self._root_of(path)) as file:
             return file.read(limit + 1)
+
+    def detector_keyword(self, path: str) -> str | None:
+        """Return the keyword that distinguishes the detectors in a file that holds several; `None` for a
+        file of one detector. See `~ppdaemon.raws.layout.CustomLayout`.
+        """
+        roots = [root for root in self._detector_keywords if path.startswith(root)]
+        return self._detector_keywords[max(roots, key=len)]
 
     def _copy(self, path: str, copy: Path) -> None:
         descriptor = raw_descriptor(path, self._root_of(path))

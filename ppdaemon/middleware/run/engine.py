@@ -246,5 +246,8 @@ class Engine(ABC):
             Raised if the graph cannot be built or is empty.
         """
 
+    def discard_inputs(self) -> None:  # noqa: B027  # an engine may have no state
+        """Find the inputs again: datasets were added to the worker's repo since `prepare`."""
+
     def reset(self) -> None:  # noqa: B027  # an engine may have no state
         """Release the state of a visit; the worker's repo is a fresh copy now."""

@@ -99,6 +99,11 @@ class PipelineRunner:
         for engine in self._engines:
             engine.reset()
 
+    def discard_inputs(self) -> None:
+        """Find inputs again: datasets were added to the worker's repo."""
+        for engine in self._engines:
+            engine.discard_inputs()
+
     def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
         """Do the work that needs no image; return numbers for the journal.
 

@@ -19,21 +19,22 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
-from ppdaemon.node.arrivals.completion import READERS, RawCompletion, until_concluded
+from ppdaemon.node.arrivals.completion import READERS, RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader, FileReader
-from ppdaemon.node.arrivals.files import ExposureFacts
+from ppdaemon.node.arrivals.finalrescan import FinalRescan
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, Subscription, listen
+from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
 from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReader
 from ppdaemon.node.arrivals.threads import FileThreads
-from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
+from ppdaemon.node.arrivals.walk import RawSearch
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import ExpectedRaws, RawFileKind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
-from ppdaemon.visit import NextVisit, parent_group
+from ppdaemon.visit import NextVisit
 
 __all__ = ("Arrivals",)
 
@@ -43,8 +44,10 @@ MAX_TASKS = 20_000
 """With more tasks, sidecars and lists of detectors are not read when they are sighted."""
 STOP_S = 3.0
 """Time for closing the watches; a filesystem that hangs would block the stop."""
-RESCAN_S = 2.0
+RESCAN_S = 1.5
 """Time limit of a final rescan: a worker slot is occupied meanwhile."""
+REASONS_S = 0.3
+"""Time for finding why files are not taken; with `RESCAN_S` less than the 2 s that a slot waits."""
 
 
 class Arrivals:
@@ -88,6 +91,7 @@ class Arrivals:
             self._spawn,
             self._relist_all,
             self._is_local,
+            self._raw_roots.served,
         )
         context = SourceContext(
             self._raw_roots,
@@ -163,27 +167,35 @@ class Arrivals:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
 
-    async def rescan(self, visit: NextVisit, detectors: Collection[int], announced_tai: float) -> None:
+    async def rescan(
+        self, visit: NextVisit, detectors: Collection[int], announced_tai: float
+    ) -> tuple[FileNotTaken, ...]:
         """List the folders that can contain raws of a visit, and deliver the complete raws found there.
 
-        Raws that were delivered before are delivered again. Returns after `RESCAN_S` at the latest.
-        Where paths do not contain the group, folders of exposures that have not changed since
-        `remember_s` before the announcement are skipped.
+        Raws that were delivered before are delivered again. Ends after `RESCAN_S`, and returns the
+        files that were not delivered after another `REASONS_S` at the latest. Where paths do not
+        contain the group, folders of exposures that have not changed since `remember_s` before the
+        announcement are skipped.
         """
         expected = ExpectedRaws(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
+        rescans = [self._final_rescan(root, expected, since_unix) for root in self._raw_roots.roots]
         self._counts.count("final_rescans")
         try:
             async with asyncio.timeout(RESCAN_S):
-                await asyncio.gather(
-                    *(self._rescan_root(root, expected, since_unix) for root in self._raw_roots.roots)
-                )
+                await asyncio.gather(*(rescan.deliver() for rescan in rescans))
         except TimeoutError:
             text = (
                 f"the final rescan for {visit.group} was stopped after {RESCAN_S:g} s; raws that it has not "
                 "found may be reported as missing: check that the filesystem of the raw roots is not slow"
             )
             self._counts.warn("final_rescan_cut_short", text)
+        try:
+            async with asyncio.timeout(REASONS_S):
+                found = await asyncio.gather(*(rescan.not_taken() for rescan in rescans))
+        except TimeoutError:  # it was reported above, or the filesystem hangs since then
+            return ()
+        return tuple(file for each in found for file in each)
 
     @property
     def refused(self) -> tuple[RefusedRaw, ...]:
@@ -313,29 +325,14 @@ class Arrivals:
         if expected is not None:
             self._expect(expected)
 
-    # --- the final rescan ---
-
-    async def _rescan_root(self, root: RawRoot, expected: ExpectedRaws, since_unix: float) -> None:
-        search = RawSearch(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s)
-        threads = self._threads[root.path]
-        sightings = await threads.run(search.rescan, expected, since_unix, WalkTime.by(self._clock))
-        exposures: dict[int, list[Sighting]] = {}
-        for sighting in sightings:
-            exposures.setdefault(sighting.name.exposure, []).append(sighting)
-        await asyncio.gather(*(self._deliver_found(expected, found) for found in exposures.values()))
-
-    async def _deliver_found(self, expected: ExpectedRaws, sightings: list[Sighting]) -> None:
-        """Deliver the raws of one exposure if it belongs to the visit."""
-        facts = await self._find_facts(sightings)
-        if facts is None or parent_group(facts.group) != expected.group:
-            return
-        taken = [self._completion.take(sighting, again=True) for sighting in sightings]
-        await asyncio.gather(*(until_concluded(pending) for pending in taken if pending is not None))
-
-    async def _find_facts(self, sightings: list[Sighting]) -> ExposureFacts | None:
-        """Read the raws of an exposure one by one until one has the group; wait for no late sidecar."""
-        long_ago = self._clock.mono() - self._config.sidecar_wait_s
-        for sighting in sightings:
-            if (facts := await self._exposures.facts(sighting.name, sighting.file, long_ago)) is not None:
-                return facts
-        return None
+    def _final_rescan(self, root: RawRoot, expected: ExpectedRaws, since_unix: float) -> FinalRescan:
+        return FinalRescan(
+            expected,
+            since_unix,
+            RawSearch(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s),
+            self._threads[root.path],
+            self._exposures,
+            self._completion,
+            self._clock,
+            self._clock.mono() - self._config.sidecar_wait_s,
+        )

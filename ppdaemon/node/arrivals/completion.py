@@ -11,8 +11,8 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pydantic
@@ -22,7 +22,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.counts import ErrorCounts, Latencies
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
-from ppdaemon.node.arrivals.files import ExposureFacts, are_regular, read_states, sidecar_of
+from ppdaemon.node.arrivals.files import ExposureFacts, read_sidecars, read_states, sidecar_of
 from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileId, FileState, PendingRaw, Recheck
 from ppdaemon.node.arrivals.roots import Sighting
@@ -53,7 +53,8 @@ MAX_REFUSED = 50
 HANGING_PAUSE_S = 1.0
 """Pause before a file is checked again whose filesystem did not respond."""
 
-type _Key = tuple[str, int, int]
+type _Key = tuple[str, int, int | None]
+"""Instrument, exposure, detector; `None` for a file that holds all detectors."""
 type _ExposureKey = tuple[str, int, str]
 """Instrument, exposure, raw root."""
 
@@ -64,7 +65,8 @@ class RawCompletion:
 
     Files are read in the `threads` of their root. A survey may find a file again
     within `remember_s`. `on_overflow` is called when a raw is dropped; `same_clock`
-    returns whether the time stamps below a root come from this host's clock.
+    returns whether the time stamps below a root come from this host's clock. `served` are the
+    detectors of this node by instrument: a file that holds all is delivered for each of them.
     """
 
     threads: Mapping[str, FileThreads]
@@ -76,6 +78,7 @@ class RawCompletion:
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     on_overflow: Callable[[], None]
     same_clock: Callable[[str], bool]
+    served: Mapping[str, Collection[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.latencies = Latencies()
@@ -163,7 +166,7 @@ class RawCompletion:
         self._delivered.add(_key(name), self.clock.mono())
         self.latencies.sighted(source)
         self.counts.count("delivered")
-        self.deliver(raw)
+        self._deliver(name, raw)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count, log and list a raw that is not delivered."""
@@ -253,6 +256,8 @@ class RawCompletion:
 
     def _find_group(self, pending: PendingRaw, complete: Deliver) -> None:
         """Deliver a complete raw when the group of its exposure is known; read one raw at a time."""
+        if complete.facts is not None:
+            self.exposures.count_group(pending.name, complete.facts)
         facts = self.exposures.cached(pending.name)
         if facts is not None:
             self._conclude_with(pending, facts, has_sidecar=complete.has_sidecar)
@@ -281,9 +286,14 @@ class RawCompletion:
                 alike = self.exposures.cached(asked.name) is not None
                 batch = [*itertools.islice(waiting, AT_ONCE if alike else 1)]
                 # Sidecars may have arrived while the group was read.
-                sidecars = [sidecar_of(_complete(each).file) for each in batch]
-                found = await self._retry_hanging(threads.run, are_regular, sidecars)
-                for pending, has_sidecar in zip(batch, found, strict=True):
+                orders = [(_complete(each).file, _complete(each).facts is None) for each in batch]
+                found = await self._retry_hanging(threads.run, read_sidecars, orders)
+                # All are counted before the first is delivered: the others may have no group.
+                for pending, (_, own) in zip(batch, found, strict=True):
+                    if own is not None:
+                        pending.complete = replace(_complete(pending), facts=own)
+                        self.exposures.count_group(pending.name, own)
+                for pending, (has_sidecar, _) in zip(batch, found, strict=True):
                     waiting.popleft()
                     known = self.exposures.cached(pending.name) or facts
                     self._conclude_with(pending, known, has_sidecar=has_sidecar)
@@ -307,8 +317,8 @@ class RawCompletion:
     def _conclude_with(self, pending: PendingRaw, facts: ExposureFacts | None, *, has_sidecar: bool) -> None:
         """Deliver a complete raw with the facts of its exposure, or refuse it without.
 
-        Where its own header contradicts the facts that were read from other files, the header is used:
-        one wrong sidecar must not assign all detectors of an exposure wrongly.
+        Where its own header, or without a group there its sidecar, contradicts the facts of the
+        exposure, the own group is used: one wrong sidecar must not assign all detectors wrongly.
         """
         complete, name = _complete(pending), pending.name
         path, own = complete.file.path, complete.facts
@@ -316,8 +326,8 @@ class RawCompletion:
         obsid = name.obsid or (facts and facts.obsid)
         is_misplaced = own is not None and None not in (own.obsid, obsid) and own.obsid != obsid
         if own and facts and own.group != facts.group and name.group is None and not is_misplaced:
-            text = f"{path}: its header has the group {own.group!r}, other files of its exposure have "
-            self.counts.warn("contradiction", f"{text}{facts.group!r}; its own header is used")
+            text = f"{path}: its header or sidecar has the group {own.group!r}, other files of its exposure "
+            self.counts.warn("contradiction", f"{text}have {facts.group!r}; its own group is used")
             facts = own
         try:
             if facts is None:
@@ -334,6 +344,7 @@ class RawCompletion:
         if not pending.conclude(delivered=delivered, mono=now):
             self._queue(pending)
             return
+        pending.end = end
         del self._pending[_key(pending.name)]
         if isinstance(end, Abandon):
             self.refuse(pending.files[0].path, end.kind, end.reason)
@@ -345,7 +356,14 @@ class RawCompletion:
         self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.latency_s)
-        self.deliver(end)
+        self._deliver(pending.name, end)
+
+    def _deliver(self, name: RawName, raw: Raw) -> None:
+        if name.detector is not None:
+            self.deliver(raw)
+            return
+        for detector in sorted(self.served[name.instrument]):
+            self.deliver(raw.model_copy(update={"detector": detector}))
 
 
 class _Queue:
@@ -397,14 +415,14 @@ def _raw(
     seen_tai: float,
     file_id: FileId | str | None = None,
 ) -> Raw:
-    assert name.detector is not None
     try:
         return Raw(
             path=path,
             sidecar=sidecar_path(path) if has_sidecar else None,
             instrument=name.instrument,
             group=facts.group,
-            detector=name.detector,
+            # Of a file that holds all detectors each one is delivered with its number.
+            detector=name.detector or 0,
             exposure=name.exposure,
             snap=facts.snap,
             snaps=facts.snaps,
@@ -416,7 +434,6 @@ def _raw(
 
 
 def _key(name: RawName) -> _Key:
-    assert name.detector is not None
     return name.instrument, name.exposure, name.detector
 
 

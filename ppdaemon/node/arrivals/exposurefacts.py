@@ -5,10 +5,13 @@ All detectors of an exposure share OBSID and GROUPID. The group is read from the
 first sidecar, else from the first FITS header if no sidecar arrives in time, else
 from the sidecars of other nodes' detectors. A file with the OBSID of another
 exposure is ignored: one misplaced file must not assign all detectors wrongly.
+The group that most detectors have of their own replaces another one: it is used
+for detectors without a group of their own.
 """
 
 import asyncio
 import contextlib
+import operator
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -87,6 +90,8 @@ class _Unresolved:
 @dataclass(slots=True)
 class _Exposure:
     facts: files.ExposureFacts | None = None
+    groups: dict[str, tuple[int, files.ExposureFacts]] | None = None
+    """How many detectors have each group of their own, with the facts of one of them."""
     listed: bool = False
     unresolved: _Unresolved | None = field(default_factory=_Unresolved)
     """Deleted when the facts are known: it needs more memory than all other fields."""
@@ -104,9 +109,19 @@ class _Exposure:
 
     def set_facts(self, facts: files.ExposureFacts) -> None:
         self.facts = facts
+        self.use_majority()
         if self.unresolved is not None:
             self.unresolved.known.set()
             self.unresolved = None
+
+    def use_majority(self) -> None:
+        """Replace the facts, if they are known, where more detectors have another group."""
+        if self.facts is None or not self.groups:
+            return
+        most, facts = max(self.groups.values(), key=operator.itemgetter(0))
+        # The file that was read first counts as one detector, which may not be served here.
+        if most > max(1, self.groups.get(self.facts.group, (0, None))[0]):
+            self.facts = facts
 
 
 @dataclass(eq=False)
@@ -188,6 +203,16 @@ class ExposureFactsCache:
             return exposure.facts
         facts = exposure.facts or files.ExposureFacts(name.group, name.snap)
         return replace(facts, group=name.group)
+
+    def count_group(self, name: RawName, own: files.ExposureFacts) -> None:
+        """Count the group that a detector's own header or sidecar has, unless it is a misplaced file."""
+        if name.group is not None or (name.obsid is not None and own.obsid not in (None, name.obsid)):
+            return
+        exposure = self._exposure(name)
+        exposure.groups = exposure.groups or {}
+        number, _ = exposure.groups.get(own.group, (0, own))
+        exposure.groups[own.group] = number + 1, own
+        exposure.use_majority()
 
     def cached(self, name: RawName) -> files.ExposureFacts | None:
         """Return the cached facts of an exposure; `None` if a file has to be read."""

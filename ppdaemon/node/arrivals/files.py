@@ -21,11 +21,11 @@ from ppdaemon.wire import parse_json
 
 __all__ = (
     "ExposureFacts",
-    "are_regular",
     "expected_sensors",
     "facts_in",
     "facts_of_image",
     "facts_of_sidecar",
+    "read_sidecars",
     "read_state",
     "read_states",
     "sensors_in",
@@ -91,14 +91,16 @@ def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> Fi
     found = fitsblocks.structure(file, _SHARED)
     intact = found.whole and found.data_bytes > 0
     problem = "" if intact else found.problem or "no data"
+    facts = _optional_facts(found.header)
+    [(has_sidecar, of_sidecar)] = read_sidecars([(path, facts is None)])
     return replace(
         stamps,
         read=True,
         intact=intact,
         problem=problem,
         unusual=bool(found.warning),
-        facts=_optional_facts(found.header),
-        has_sidecar=_is_regular(sidecar_of(path)),
+        facts=facts or of_sidecar,
+        has_sidecar=has_sidecar,
     )
 
 
@@ -153,9 +155,18 @@ def sidecars_beside(image: RawPath) -> tuple[RawPath, ...]:
     return tuple(RawPath(image.root, f"{folder}/{name}") for name in sorted(names)[:MAX_SIDECARS])
 
 
-def are_regular(paths: Sequence[RawPath]) -> list[bool]:
-    """Return for each path whether it is a file that may be opened."""
-    return [_is_regular(path) for path in paths]
+def read_sidecars(orders: Sequence[tuple[RawPath, bool]]) -> list[tuple[bool, ExposureFacts | None]]:
+    """Return for each image whether it has a sidecar that may be opened, and the facts in that if they are
+    requested; `None` if it cannot be read or has no group.
+    """
+    found: list[tuple[bool, ExposureFacts | None]] = []
+    for image, needed in orders:
+        sidecar, facts = sidecar_of(image), None
+        if is_there := _is_regular(sidecar):
+            with contextlib.suppress(OSError, BadMessage):
+                facts = facts_of_sidecar(sidecar) if needed else None
+        found.append((is_there, facts))
+    return found
 
 
 def _is_regular(path: RawPath) -> bool:

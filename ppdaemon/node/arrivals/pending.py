@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.roots import RawPath, Sighting
 from ppdaemon.raws.path import RawName
 
@@ -97,7 +98,7 @@ class FileState:
     """Whether an intact file has bytes after its last HDU, or a last block that is too short."""
     has_sidecar: bool = False
     facts: ExposureFacts | None = None
-    """Of the file's own header; `None` if it has no group."""
+    """Of the file's own header, else of its sidecar; `None` if neither has a group."""
     device: int = 0
 
     @property
@@ -129,7 +130,7 @@ class Deliver:
     has_sidecar: bool = False
     file_id: FileId = field(default=(0, 0, 0, 0), compare=False)
     facts: ExposureFacts | None = field(default=None, compare=False)
-    """Of the file's own header; `None` if it has no group."""
+    """Of the file's own header, else of its sidecar; `None` if neither has a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,20 @@ class CompletenessCheck:
         self._pause_s = min(self._pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
         return Recheck(pause_s)
 
+    @property
+    def problem(self) -> str:
+        """Why the file was not complete at the last check."""
+        match self._last:
+            case None:
+                return "not read yet"
+            case FileState(file=None):
+                return "no longer there"
+            case FileState(marked=False):
+                return "not complete: its marker is missing"
+            case FileState(problem=problem) if problem:
+                return f"not complete: {problem}"
+        return "not complete: it may still be written"
+
 
 def _timed_out(state: FileState) -> Abandon:
     if not state.marked:
@@ -277,6 +292,8 @@ class PendingRaw:
     """Whether a file of this raw was delivered before: then this one is first compared with it."""
     redeliver: bool = False
     """Whether a file that was delivered before is delivered again."""
+    end: Raw | Abandon | None = None
+    """How it was concluded; `None` before, and for a file that had been delivered before."""
     _reported_before_check: bool = False
     _structure: bool = False
     # Callbacks, not an asyncio.Event: it would need more memory than all other fields, for few raws.
@@ -372,6 +389,11 @@ class PendingRaw:
             call()
         else:
             self._when_concluded.append(call)
+
+    @property
+    def problem(self) -> str:
+        """Why it is not delivered yet."""
+        return "its group is being read" if self.state is PendingState.COMPLETE else self._check.problem
 
     @property
     def latency_s(self) -> float:

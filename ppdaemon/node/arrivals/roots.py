@@ -136,9 +136,9 @@ class RawRoots:
 
     def _serves(self, name: RawName) -> bool:
         match name.kind:
-            case RawFileKind.IMAGE | RawFileKind.SIDECAR:
+            case RawFileKind.IMAGE | RawFileKind.SIDECAR if name.detector is not None:
                 return name.detector in self.served.get(name.instrument, ())
-            case RawFileKind.EXPECTED:
+            case RawFileKind.IMAGE | RawFileKind.SIDECAR | RawFileKind.EXPECTED:
                 return name.instrument in self.served
             case _:
                 return False

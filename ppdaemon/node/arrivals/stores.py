@@ -63,8 +63,8 @@ class StoreArrivals:
 
     def __post_init__(self) -> None:
         self._hosts = _hosts(root.announced for root in self.roots.roots)
-        self._images: dict[_Key, dict[int, _StoredRaw]] = {}
-        self._versions: OrderedDict[tuple[_Key, int], str] = OrderedDict()
+        self._images: dict[_Key, dict[int | None, _StoredRaw]] = {}
+        self._versions: OrderedDict[tuple[_Key, int | None], str] = OrderedDict()
         """By exposure and detector: the version of the object that was delivered last."""
         self._sidecars: set[_Key] = set()
 
@@ -113,7 +113,6 @@ class StoreArrivals:
     def _take(self, stored: "_StoredRaw") -> None:
         """Deliver a raw when its group is known."""
         sighting, name = stored.sighting, stored.sighting.name
-        assert name.detector is not None
         if self.completion.delivered(name) and not self._is_replaced(stored):
             return
         if (facts := self.exposures.cached(name)) is not None:
@@ -133,7 +132,6 @@ class StoreArrivals:
         """Return whether a delivered raw has other content now, for example a complete upload
         after one that was cut.
         """
-        assert stored.sighting.name.detector is not None
         known = self._versions.get((_key(stored.sighting.name), stored.sighting.name.detector), "")
         return bool(stored.version and known) and stored.version != known
 
@@ -191,7 +189,6 @@ class StoreArrivals:
 
     def _deliver(self, stored: "_StoredRaw", facts: ExposureFacts) -> None:
         sighting, name = stored.sighting, stored.sighting.name
-        assert name.detector is not None
         if name.group is not None:
             facts = replace(facts, group=name.group)
         try:

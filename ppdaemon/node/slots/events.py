@@ -65,6 +65,11 @@ class ExposureListed:
 class RescanDone:
     """The final rescan for expected raws is over; the raws that it found were delivered before."""
 
+    not_taken: int = 0
+    """Number of files in the expected folders that are not used for this visit-detector."""
+    text: str = ""
+    """Some of these files with the reasons."""
+
 
 @dataclass(frozen=True, slots=True)
 class CancelReceived:

@@ -275,7 +275,9 @@ class Slot:
         return [events.RescanRaws(self._current.key), *self._enter(S.RESCANNING, now, now + RESCAN_S)]
 
     def _end_rescan(self, event: events.RescanDone, now: float) -> Actions:
-        return self._process_or_give_up(now) if self._current.all_resolved else [self._wait_deadline(now)]
+        if not self._current.all_resolved:
+            return [self._wait_deadline(now)]
+        return self._process_or_give_up(now, event)
 
     def _end_wait(self, event: events.DeadlinePassed, now: float) -> Actions:
         if self._current.all_resolved:
@@ -285,8 +287,10 @@ class Slot:
             return self._stop_overdue(Outcome.RUN_TIMEOUT, "ingest", limit_s, now)
         return [self._wait_deadline(now)]
 
-    def _process_or_give_up(self, now: float) -> Actions:
-        """Process the ingested raws, or end the visit if there are none."""
+    def _process_or_give_up(self, now: float, rescan: events.RescanDone | None = None) -> Actions:
+        """Process the ingested raws, or end the visit if there are none; the reason names the files that
+        the final rescan found and that are not used.
+        """
         current = self._current
         if current.ingested:
             return self._process(now)
@@ -294,7 +298,12 @@ class Slot:
             return self._give_up_visit(Outcome.BAD_RAW, "no usable raw arrived in time", now)
         without = current.all_arrived
         reason = "the exposures were taken without this detector" if without else "no raw arrived in time"
-        return self._give_up_visit(Outcome.NO_IMAGE, reason, now)
+        if rescan is None or not rescan.not_taken:
+            return self._give_up_visit(Outcome.NO_IMAGE, reason, now)
+        return [
+            events.NoteMeasurements(current.key, {"files_not_taken": rescan.not_taken}),
+            *self._give_up_visit(Outcome.NO_IMAGE, f"{reason}; {rescan.text}", now),
+        ]
 
     def _give_up_visit(self, outcome: Outcome, reason: str, now: float) -> Actions:
         return [

@@ -25,7 +25,8 @@ from typing import Any
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import CancelVisit, Exported, Raw, ReserveVisit, ResultEntry, ResultsSeen, Welcome
-from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors
+from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
+from ppdaemon.node.arrivals.nottaken import FileNotTaken, describe
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.scheduler import Drop
@@ -50,6 +51,12 @@ RETRY_WAIT_S = 10.0
 """A later attempt waits for raws at least this long plus the time of a scan."""
 MAX_RAWS_PER_LOOKUP = 500
 """500 lookups in the journal take some 10 ms, during which acceptance waits."""
+ANNOUNCED_S = 7200.0
+"""Time for which the group of a visit is remembered: its files are not listed as not taken by others.
+Exposures are searched that changed since `remember_s`, 900 s, before an announcement; a visit may end
+an hour after it."""
+MAX_ANNOUNCED = 5000
+"""Visits whose groups are remembered; a night has some 1000."""
 MAX_UNMATCHED = 20_000
 """Raws waiting for their lookup; above this the oldest are dropped. About a
 hundred exposures of 205 detectors."""
@@ -70,6 +77,7 @@ class Visits:
         self._stopping = False
         self._now = model.Now(0.0, 0.0)
         self._arrived = ArrivalIndex(config.arrivals.remember_s, lambda: self._now.mono)
+        self._announced: Recent[model.VisitKey] = Recent(ANNOUNCED_S, MAX_ANNOUNCED)
         self._unmatched: deque[Raw] = deque(maxlen=MAX_UNMATCHED)
         self._recording_raws = False
         self._rescans: dict[model.VisitKey, list[Key]] = {}
@@ -127,6 +135,7 @@ class Visits:
         assignment = self._assignment(entry, age_s, chosen)
         visit = VisitDetector(entry, assignment, Phase.RESERVED, ignored=chosen.reason)
         self.open.add(visit)
+        self._announced.add(entry.key[:2], self._now.mono)
         return visit
 
     def _assignment(self, entry: model.JournalEntry, age_s: float, chosen: PipelineChoice) -> Assignment:
@@ -307,12 +316,25 @@ class Visits:
     def _rescan_finished(self, event: model.RescanFinished, effects: model.Effects) -> None:
         for key in event.keys:
             if (visit := self.open.get(key)) is not None:
-                self._to_slot(visit, events.RescanDone(), effects)
+                self._to_slot(visit, self._rescan_result(key, event.not_taken), effects)
         visit_key = event.keys[0][:2]
         if self._rescans[visit_key]:  # requested during this rescan, which may have missed their raws
             effects.actions.append(model.BeginRescan(visit_key))
         else:
             del self._rescans[visit_key]
+
+    def _rescan_result(self, key: Key, files: Iterable[FileNotTaken]) -> events.RescanDone:
+        """Return those files that may be of this visit-detector, and of no other visit that was announced."""
+        mine = [
+            file
+            for file in files
+            if file.detector in (None, key.detector)
+            and (
+                file.group is None
+                or not self._announced.contains((key.instrument, parent_group(file.group)), self._now.mono)
+            )
+        ]
+        return events.RescanDone(len(mine), describe(mine))
 
     # --- slots -----------------------------------------------------------
 

@@ -300,12 +300,16 @@ class Journal(SqliteFile):
 
     def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:
         """Return the newest rows, the newest first; with ``bad_only`` those
-        with a final bad outcome.
+        with a final bad outcome, and those without image where files were not taken.
         """
         where, values = "", []
         if bad_only:
-            values = sorted(BAD_OUTCOMES)
-            where = f"WHERE final = 1 AND outcome IN ({', '.join('?' * len(values))})"
+            values = [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE]
+            bad = ", ".join("?" * len(BAD_OUTCOMES))
+            where = (
+                f"WHERE final = 1 AND (outcome IN ({bad})"
+                " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0)"
+            )
         rows = self._rows(f"SELECT {_SHOWN} FROM attempt {where} ORDER BY rowid DESC LIMIT ?", *values, limit)
         return [VisitRow(**row) for row in rows]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppdaemon.messages import Raw, ReserveVisit, ResultEntry
+from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import PipelineChoice
@@ -137,6 +138,7 @@ class RescanFinished:
     """The expected paths were checked; the raws found have been delivered."""
 
     keys: tuple[Key, ...]
+    not_taken: tuple[FileNotTaken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.arrivals.arrivals import Arrivals
+from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
@@ -341,10 +342,11 @@ class VisitPump:
 
     async def _rescan(self, action: model.Rescan) -> None:
         detectors = {key.detector for key in action.keys}
+        not_taken: tuple[FileNotTaken, ...] = ()
         try:
-            await self.arrivals.rescan(action.visit, detectors, action.since_tai)
+            not_taken = await self.arrivals.rescan(action.visit, detectors, action.since_tai)
         finally:  # else no further rescan would begin for this visit
-            self.inbox.post(model.RescanFinished(action.keys))
+            self.inbox.post(model.RescanFinished(action.keys, not_taken))
 
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task and log its failure."""
