@@ -368,12 +368,11 @@ class ButlerWork:
 
     def _nothing_permanent(self, visit: _Visit, job: Job) -> bool:
         """Return whether a failure after a point of no return has left nothing permanent."""
-        visits = [record.id for record in visit.raws.records if record.definition.name == "visit"]
         return nothing_permanent(
             self._context.config.engine,
             visit.order.visit.instrument,
             visit.order.detector,
-            visits,
+            visit.raws.records,
             job.pipeline,
             visit.reporter.passed,
         )

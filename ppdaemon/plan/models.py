@@ -143,11 +143,19 @@ class DatasetPlan(Model):
     """Its UUID in the central repo."""
     data_id: Mapping[str, int | str]
     run: str
+    file: str
+    """URI of its file, which may be an archive with other datasets."""
     size_bytes: int
+    """Size of that file."""
     validity: tuple[Validity, ...] = ()
     """Validity ranges, if it is a calibration."""
     region: tuple[Degrees, ...] | None = None
     """Corners of its patch or shard; `None` if its dimensions are not spatial."""
+
+
+def distinct_bytes(datasets: Iterable[DatasetPlan]) -> int:
+    """Return the size of the files of datasets, each once."""
+    return sum({each.file: each.size_bytes for each in datasets}.values())
 
 
 class MissingPlan(Model):
@@ -186,7 +194,7 @@ class DetectorPlan(Model):
     @property
     def size_bytes(self) -> int:
         """Size of all files to preload, bytes (`int`)."""
-        return sum(each.size_bytes for each in self.datasets)
+        return distinct_bytes(self.datasets)
 
 
 class Plan(Model):

@@ -96,7 +96,7 @@ class Planner:
             plans.append(self._detector(detector))
             progress(number)
         footprint = self._footprint(self._order.detectors[0])
-        sizes = {each.id: each.size_bytes for plan in plans for each in plan.datasets}
+        distinct = {each.id: each for plan in plans for each in plan.datasets}
         return models.Plan(
             node=self._order.config.node.name,
             config=str(self._order.config_path),
@@ -111,8 +111,8 @@ class Planner:
             sky_angle_deg=footprint.pointing and footprint.pointing.sky_angle_deg,
             chain=output_chain(self._visit.instrument, footprint.day_obs),
             detectors=tuple(plans),
-            distinct_datasets=len(sizes),
-            distinct_bytes=sum(sizes.values()),
+            distinct_datasets=len(distinct),
+            distinct_bytes=models.distinct_bytes(distinct.values()),
             fallbacks=tuple(models.find_fallbacks(plans)),
             notes=tuple(self._notes),
         )
@@ -230,7 +230,7 @@ def _query(found: Found, preload_plan: PreloadPlan) -> models.QueryPlan:
         dimensions=tuple(dataset_type.dimensions.required),
         calibration=dataset_type.isCalibration(),
         datasets=len(found.refs),
-        size_bytes=sum(preload_plan.sizes.get(ref.id, 0) for ref in found.refs),
+        size_bytes=models.distinct_bytes(_datasets(found, preload_plan)),
         query_ms=round(found.query_ms, 1),
         read_by=tuple(
             pipeline_name(path)
@@ -248,7 +248,8 @@ def _datasets(found: Found, preload_plan: PreloadPlan) -> Iterator[models.Datase
             id=str(ref.id),
             data_id=dict(ref.dataId.required),
             run=ref.run,
-            size_bytes=preload_plan.sizes.get(ref.id, 0),
+            file=preload_plan.sizes[ref.id].uri,
+            size_bytes=preload_plan.sizes[ref.id].size_bytes,
             validity=tuple(
                 models.Validity(
                     collection=each.collection,

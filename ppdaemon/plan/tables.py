@@ -254,11 +254,11 @@ def _chosen(plan: models.Plan) -> Table:
 
 def _types(plan: models.Plan) -> Table:
     """Return a table of the datasets of all detectors by type."""
-    distinct: dict[str, dict[str, int]] = {}
+    distinct: dict[str, dict[str, models.DatasetPlan]] = {}
     for each in plan.detectors:
         for dataset in each.datasets:
-            distinct.setdefault(dataset.dataset_type, {})[dataset.id] = dataset.size_bytes
+            distinct.setdefault(dataset.dataset_type, {})[dataset.id] = dataset
     table = new_table("type", "distinct>", "size>")
-    for name, sizes in sorted(distinct.items()):
-        table.add_row(plain(name), str(len(sizes)), size(sum(sizes.values())))
+    for name, datasets in sorted(distinct.items()):
+        table.add_row(plain(name), str(len(datasets)), size(models.distinct_bytes(datasets.values())))
     return table

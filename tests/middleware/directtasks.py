@@ -386,6 +386,25 @@ class AgainTask(PipelineTask):
         butlerQC.put(result, outputRefs.late)
 
 
+class UnwritableConnections(PipelineTaskConnections, dimensions=EXPOSURE):
+    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
+    output = Output(name="many_unwritable", doc="not for YAML", storageClass=_DICT, dimensions=EXPOSURE)
+
+
+class UnwritableConfig(PipelineTaskConfig, pipelineConnections=UnwritableConnections):
+    pass
+
+
+class UnwritableTask(PipelineTask):
+    """Puts a dictionary that its formatter cannot write."""
+
+    ConfigClass = UnwritableConfig
+    _DefaultName = "unwritable"
+
+    def run(self, raw: Any) -> Struct:
+        return Struct(output={"flux": np.float64(1.0)})
+
+
 PIPELINES = {
     "Many": {"make": "MakeTask", "aSpoil": "SpoilTask", "readAll": "ReadAllTask", "late": "LateTask"},
     "Hooked": {"make": "MakeTask", "hooked": "HookedTask"},
@@ -395,6 +414,7 @@ PIPELINES = {
     "HookedInVain": {"make": "MakeTask", "hooked": "InVainTask"},
     "Later": {"later": "LaterTask"},
     "AnyBias": {"anyBias": "AnyBiasTask"},
+    "Unwritable": {"unwritable": "UnwritableTask", "make": "MakeTask"},
 }
 
 

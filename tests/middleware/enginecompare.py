@@ -2,6 +2,7 @@
 """Runs one visit with each engine and compares the outputs."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def comparable_content(name: str, path: Path) -> Any:
     if path.suffix == ".parq":
         table = pyarrow.parquet.read_table(path)
         return table.to_pydict(), sorted(table.schema.metadata)
+    if path.suffix == ".pickle":
+        return {column: values.tolist() for column, values in pickle.loads(path.read_bytes()).items()}
     text = path.read_text()
     if name.endswith("_metadata"):
         return sorted(keys(json.loads(text)))

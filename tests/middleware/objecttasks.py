@@ -22,7 +22,7 @@ from toycam import EXPOSURE, Rig
 
 _ROWS = 20_000
 """Arrays of that length are not copied if nothing else references them."""
-_columns = partial(dict, doc="large arrays", storageClass="ArrowNumpyDict", dimensions=EXPOSURE)
+_columns = partial(dict, doc="large arrays", storageClass="Columns", dimensions=EXPOSURE)
 RAW = Input(name="raw", doc="raw", storageClass="StructuredDataDict", dimensions=EXPOSURE)
 STARS = Input(**_columns(name="stars"))
 TWIN = Input(**_columns(name="stars_twin"))
@@ -35,11 +35,8 @@ def new_stars(value: float) -> dict[str, Any]:
 
 
 def add(stars: dict[str, Any], name: str, value: float) -> None:
-    """Change a column in place; but what was read from a file is read-only."""
-    if stars[name].flags.writeable:
-        stars[name] += value
-    else:
-        stars[name] = stars[name] + value
+    """Change a column in place."""
+    stars[name] += value
 
 
 def task(name: str, connections: dict[str, Any], *bases: type, **attributes: Any) -> type[PipelineTask]:

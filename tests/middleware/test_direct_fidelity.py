@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ``direct`` engine has the outputs of ``separable``, whatever tasks do with their Butler."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_results_of_lookup_functions_have_dimension_records(rigs: MakeRig) -> No
     (reported,) = [content for (name, *_), content in result.contents.items() if name == "many_shards"]
     assert "true" in reported
     assert "false" not in reported
+
+
+def test_an_output_that_cannot_be_written_fails_its_task_alone(rigs: MakeRig) -> None:
+    first, other = (process_visit(rigs, kind, main="Unwritable", write=write_many) for kind in PAIR)
+    assert (first.outcome, first.types) == (Outcome.FAILED, other.types)
+    assert "many_table" in first.types, "of the other task"
+    reasons = [re.sub("id=[-0-9a-f]+", "", each.reason) for each in (first, other)]
+    assert reasons[0] == reasons[1]
+    assert reasons[0].startswith("task unwritable: RuntimeError: Failed to serialize dataset")
 
 
 def test_a_pipeline_with_a_raw_prerequisite_is_run_by_separable(rigs: MakeRig) -> None:

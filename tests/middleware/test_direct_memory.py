@@ -37,10 +37,11 @@ from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 from ppdaemon.testing.waiting import wait_until
 
+pytest_plugins = ("columnsclass",)
+pytestmark = pytest.mark.usefixtures("columns_class")
+
 UNIVERSE = DimensionUniverse()
-TYPES = {
-    name: DatasetType(name, UNIVERSE.empty, "StructuredDataDict") for name in ("one", "two", "three", "a_log")
-}
+TYPES = {name: DatasetType(name, UNIVERSE.empty, "Columns") for name in ("one", "two", "three", "a_log")}
 EMPTY = DataCoordinate.make_empty(UNIVERSE)
 
 
@@ -344,7 +345,7 @@ def test_a_dataset_beyond_the_memory_limit_is_passed_through_a_file(tmp_path: Pa
     first, second = step({}, [one]), step({one: 1}, [])
     setup = MemorySetup(tmp_path, [first, second], limit=1)
     make(setup, first, one={"text": "long"})
-    assert [path.name for path in tmp_path.iterdir()] == [f"{one.id}.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{one.id}.pickle"]
     assert setup.memory.used_bytes == 0
     assert read(setup, second, one) == {"text": "long"}
 

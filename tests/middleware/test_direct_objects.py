@@ -18,7 +18,8 @@ from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome
 
-pytest_plugins = ("toyfixtures",)
+pytest_plugins = ("toyfixtures", "columnsclass")
+pytestmark = pytest.mark.usefixtures("columns_class")
 
 PAIR = ("separable", "direct")
 

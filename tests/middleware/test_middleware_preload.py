@@ -12,12 +12,13 @@ import pytest
 from astropy.table import Table
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
 from sqlalchemy.exc import DatabaseError
-from toycam import EPOCH, NAME, MakeRig, Rig, ToyCam, load_toy_camera
+from toycam import DAY, EPOCH, NAME, MakeRig, Rig, load_toy_camera
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
-from ppdaemon.messages import Prepare
+from ppdaemon.messages import Prepare, Process
 from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.datafiles import without_member
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import PipelineLibrary
@@ -141,7 +142,9 @@ def test_finding_returns_sizes_if_requested(context: PreloadSetup) -> None:
     plan = context.find(context.order(), sizes=True)
     (shards,) = [each.refs for each in plan.found if each.dataset_type.name == "toy_refcat"]
     assert set(plan.sizes) == {ref.id for each in plan.found for ref in each.refs}
-    assert [plan.sizes[ref.id] for ref in shards] == [len(f"shard {ref.dataId['htm7']}") for ref in shards]
+    assert [plan.sizes[ref.id].size_bytes for ref in shards] == [
+        len(f"shard {ref.dataId['htm7']}") for ref in shards
+    ]
 
 
 def test_a_missing_type_is_reported_with_its_search(
@@ -333,33 +336,83 @@ def test_validity_is_copied_with_the_calibrations(context: PreloadSetup) -> None
         assert found.run == f"{NAME}/calib/{epoch}"
 
 
-def test_datasets_in_archives_are_copied_too(
-    contexts: MakeContext, toy_central: Path, tmp_path: Path
+@pytest.fixture(params=["copy", "direct"])
+def zipped(request: pytest.FixtureRequest, tmp_path: Path, own_central: Path) -> Path:
+    """Return an archive, in the central repo or elsewhere, that has all its calibrations and templates."""
+    folder = tmp_path / "away %41#1"
+    folder.mkdir()
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        types = ["bias", "flat", "toy_template"]
+        refs = butler.query_all_datasets("*", name=types, find_first=False)
+        archive = butler.retrieve_artifacts_zip(refs, folder)
+        butler.pruneDatasets(refs, disassociate=False, unstore=True)
+        butler.ingest_zip(archive, transfer=request.param, skip_existing=True)
+        (found,) = {without_member(butler.getURI(ref)) for ref in refs}
+    return Path(found.ospath)
+
+
+def test_an_archive_is_fetched_once_for_all_workers_and_datasets(
+    contexts: MakeContext, own_central: Path, zipped: Path, tmp_path: Path
 ) -> None:
-    central = tmp_path / "zipped"
-    with (
-        Butler.from_config(str(toy_central)) as source,
-        Butler.from_config(Butler.makeRepo(str(central)), writeable=True) as butler,
-    ):
-        ToyCam().register(butler.registry)
-        refs = [
-            ref
-            for name in ("bias", "flat")
-            for ref in source.query_datasets(name, f"{NAME}/calib/new", find_first=False)
-        ]
-        archive = source.retrieve_artifacts_zip(refs, tmp_path)
-        butler.ingest_zip(archive, transfer="copy", transfer_dimensions=True)
-        butler.collections.register(f"{NAME}/calib", CollectionType.CALIBRATION)
-        butler.registry.certify(f"{NAME}/calib", refs, Timespan(EPOCH, None))
-    context = contexts(central=central)
-    order = context.order(main="Short", before="")
-    for _ in range(2):
-        context.repo.renew()
+    shared, size = SharedCache(tmp_path / "shared", 10**6), zipped.stat().st_size
+    fetched, inodes = [], set()
+    for detector in (1, 2):
+        context = contexts(central=own_central)
+        assert context.rig.config.butler is not None
+        context.preload = Preload(context.rig.config.butler, context.central, shared, PipelineLibrary({}))
+        # The second visit finds the calibrations in place, the third one all inputs.
+        for group in ("a", "b", "c"):
+            context.timings = Timings(Clock())
+            context.repo.renew()
+            plan = context.find(context.order(detector=detector, groupId=group), sizes=True)
+            assert len(plan.files) == sum(plan.counts.values())
+            context.preload.fetch(plan, context.repo, context.timings)
+            fetched.append(context.stats["fetched_bytes"])
+            butler = context.repo.butler
+            refs = butler.query_all_datasets("*", name=["bias", "flat", "toy_template"], find_first=False)
+            assert len(refs) == 6
+            with Butler.from_config(str(own_central)) as central:
+                assert [butler.get(ref) for ref in refs] == [central.get(ref) for ref in refs]
+            inodes |= {Path(butler.getURI(ref).ospath).stat().st_ino for ref in refs}
+    assert size <= fetched[0] < size + 100, "the archive, and shards of ten bytes"
+    assert max(fetched[1:]) < 100
+    assert len(inodes) == 1
+
+
+def test_an_archive_counts_once_in_a_plan(contexts: MakeContext, own_central: Path, zipped: Path) -> None:
+    context = contexts(central=own_central)
+    plan = context.find(context.order(), sizes=True)
+    files = {each.uri: each.size_bytes for each in plan.sizes.values()}
+    assert files.pop(zipped.as_uri()) == zipped.stat().st_size
+    assert sum(files.values()) < 100, "shards"
+
+
+def test_a_missing_archive_fails_the_preload_until_it_is_back(
+    contexts: MakeContext, own_central: Path, zipped: Path
+) -> None:
+    context = contexts(central=own_central)
+    order = context.order()
+    away = zipped.rename(zipped.with_suffix(".away"))
+    with pytest.raises(VisitFailed, match=r"\.zip cannot be copied: FileNotFoundError") as caught:
         context.preload.fetch(context.find(order), context.repo, context.timings)
-        found = context.repo.butler.get(
-            "bias", instrument=NAME, detector=1, collections=f"{NAME}/calib", timespan=Timespan(EPOCH, None)
-        )
-        assert found == {"epoch": "new"}
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
+    away.rename(zipped)
+    context.repo.renew()
+    context.preload.fetch(context.find(order), context.repo, context.timings)
+    assert context.repo.butler.query_datasets("bias", "*", find_first=False)
+
+
+def test_a_visit_is_processed_with_inputs_in_an_archive(
+    rigs: MakeRig, own_central: Path, zipped: Path
+) -> None:
+    for kind in ("direct", "separable"):
+        rig, worker = rigs(central=own_central, engine={"kind": kind, "no_return": []})
+        for snap in (1, 2):
+            worker.prepare(rig.order(attempt=snap))
+            worker.ingest(rig.raw(seq_num=snap))
+            done = worker.process(Process(exposures=(DAY * 100000 + snap,)))
+            assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+            worker.reset()
 
 
 # --- errors ------------------------------------------------------------------

@@ -2,24 +2,35 @@
 """Init-outputs and names of runs, points of no return, the template, the alert database."""
 
 import dataclasses
+import gc
 import os
 import re
 import shutil
 import sqlite3
 import threading
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import astropy.units as u
 import pytest
-from lsst.daf.butler import Butler
-from toycam import DAY, NAME, MakeRig, Rig
+import sqlalchemy
+from astropy.time import Time
+from lsst.daf.butler import Butler, DimensionUniverse, Timespan
+from lsst.dax.apdb import Apdb
+from lsst.dax.apdb.sql import ApdbSql, ApdbSqlConnectionConfig
+from lsst.dax.apdb.tests.data_factory import makeForcedSourceCatalog, makeObjectCatalog
+from lsst.sphgeom import ConvexPolygon
+from pandas import DataFrame
+from toycam import DAY, DEC, NAME, RA, MakeRig, Rig, box
 from toyscripted import write_scripted
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
-from ppdaemon.demo.central import make_apdb
+from ppdaemon.demo import central
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Done, PointOfNoReturn, Process
 from ppdaemon.middleware import work
@@ -28,6 +39,7 @@ from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.middleware.pipelines.graph import load_pipeline
 from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
+from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.run import initoutputs
 from ppdaemon.middleware.run.engine import Job
 from ppdaemon.middleware.run.initoutputs import InitOutputs
@@ -291,30 +303,77 @@ def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:
 # --- the alert database ------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def apdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_apdb(tmp_path_factory.mktemp("apdb"))
+SKY, ELSEWHERE = box(RA - 0.2, DEC, RA, DEC + 0.2), box(RA + 1.0, DEC, RA + 1.2, DEC + 0.2)
+BEGIN = Time("2026-11-22T06:00:00", scale="tai")
+
+
+def make_apdb(folder: Path, index: str = "baseline", columns: Sequence[str] = ()) -> Path:
+    """Make an alert database that finds objects by an index, and returns some columns or all."""
+    path = central.make_apdb(folder)
+    if columns or index != "baseline":
+        url = f"sqlite:///{folder / 'other.sqlite3'}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves a connection open
+            config = ApdbSql.init_database(db_url=url, ss_schema_file="", dia_object_index=index)
+            gc.collect()
+        config.connection_config = ApdbSqlConnectionConfig(connection_pool=False)
+        config.dia_object_columns = list(columns)
+        config.save(path)
+    return path
+
+
+@pytest.fixture
+def apdb(tmp_path: Path) -> Path:
+    return make_apdb(tmp_path)
+
+
+def values_of(apdb: Path, table: str) -> dict[str, float]:
+    """Return a value for each column of a table."""
+    engine = sqlalchemy.create_engine(Apdb.from_uri(str(apdb)).getConfig().db_url)  # type: ignore[attr-defined]
+    inspector = sqlalchemy.inspect(engine)
+    columns = inspector.get_columns(table) if inspector.has_table(table) else ()
+    engine.dispose()
+    return {each["name"]: 0 for each in columns if each["default"] is None}
 
 
 def write_source(apdb: Path, visit: int, detector: int) -> None:
     """Insert a row into the database, as an association task does."""
     with sqlite3.connect(apdb.with_suffix(".sqlite3")) as connection:
-        columns = connection.execute("PRAGMA table_info('DiaSource')").fetchall()
-        values = {name: 0 for _, name, _, required, default, _ in columns if required and default is None}
-        values |= {"diaSourceId": visit, "visit": visit, "detector": detector}
+        values = values_of(apdb, "DiaSource") | {"diaSourceId": visit, "visit": visit, "detector": detector}
         names = ", ".join(f'"{name}"' for name in values)
         marks = ", ".join("?" for _ in values)
         connection.execute(f'INSERT INTO "DiaSource" ({names}) VALUES ({marks})', tuple(values.values()))
     connection.close()
 
 
+def store(apdb: Path, when: Time, objects: DataFrame, forced: DataFrame | None = None) -> None:
+    """Store a visit without sources."""
+    values = values_of(apdb, "DiaObject") | values_of(apdb, "DiaObjectLast")
+    objects = objects.assign(**(values | dict(objects.items())))
+    if forced is not None:
+        forced = forced.assign(**(values_of(apdb, "DiaForcedSource") | dict(forced.items())))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The inplace keyword")  # dax_apdb with pandas 3.1
+        Apdb.from_uri(str(apdb)).store(when, objects, None, forced)
+
+
 def check_database(
-    apdb: Path, rig: Rig, visit: int = EXPOSURE, passed: tuple[str, ...] = ("associate",)
+    apdb: Path,
+    rig: Rig,
+    visit: int = EXPOSURE,
+    passed: tuple[str, ...] = ("associate",),
+    region: ConvexPolygon | None = SKY,
 ) -> bool:
     config = EngineConfig(
         no_return=("associate", "alerts"), apdb={NAME: str(apdb)}, apdb_tasks=("associate",)
     )
-    return nothing_permanent(config, NAME, 1, [visit], load_pipeline(rig.paths["Full"], {}), passed)
+    universe = DimensionUniverse()
+    span = Timespan(BEGIN, BEGIN + 30 * u.s)
+    keys = {"instrument": NAME, "visit": visit, "detector": 1}
+    records = [make_record(universe, "visit", instrument=NAME, id=visit, timespan=span)]
+    if region is not None:
+        records.append(make_record(universe, "visit_detector_region", region=region, **keys))
+    return nothing_permanent(config, NAME, 1, records, load_pipeline(rig.paths["Full"], {}), passed)
 
 
 def test_the_alert_database_is_queried_for_the_visit(rigs: MakeRig, apdb: Path) -> None:
@@ -325,6 +384,50 @@ def test_the_alert_database_is_queried_for_the_visit(rigs: MakeRig, apdb: Path) 
     assert not check_database(apdb, rig, visit=8, passed=("associate", "alerts")), (
         "alerts cannot be taken back"
     )
+
+
+@pytest.mark.parametrize("index", ["baseline", "last_object_table"])
+def test_objects_of_a_visit_without_sources_are_found_by_place_and_time(
+    rigs: MakeRig, tmp_path: Path, index: str
+) -> None:
+    """The database stores them without their visit, and knows no visit without sources."""
+    rig, _ = rigs()
+    apdb = make_apdb(tmp_path, index)
+    earlier, later = BEGIN - 60 * u.s, BEGIN + 15 * u.s
+    store(apdb, earlier, makeObjectCatalog(SKY, 2, start_id=1))
+    store(apdb, later, makeObjectCatalog(ELSEWHERE, 2, start_id=11))
+    assert check_database(apdb, rig), "of an earlier visit, and of another place"
+    assert not check_database(apdb, rig, region=None), "the place is not known"
+    store(apdb, later, makeObjectCatalog(SKY, 1, start_id=21))
+    assert not Apdb.from_uri(str(apdb)).containsVisitDetector(visit=EXPOSURE, detector=1)
+    assert not check_database(apdb, rig)
+
+
+def test_objects_without_a_time_may_be_of_the_visit(rigs: MakeRig, tmp_path: Path) -> None:
+    """The database is configured to return some columns only."""
+    rig, _ = rigs()
+    apdb = make_apdb(tmp_path, columns=["diaObjectId", "ra", "dec"])
+    assert check_database(apdb, rig)
+    store(apdb, BEGIN - 86400 * u.s, makeObjectCatalog(SKY, 1, start_id=1))
+    assert not check_database(apdb, rig)
+
+
+def test_an_object_that_a_visit_without_sources_has_changed_is_found(rigs: MakeRig, apdb: Path) -> None:
+    rig, _ = rigs()
+    objects = makeObjectCatalog(SKY, 1, start_id=31)
+    store(apdb, BEGIN - 86400 * u.s, objects)
+    assert check_database(apdb, rig)
+    store(apdb, BEGIN + 200 * u.s, objects)  # the time of its processing
+    assert not check_database(apdb, rig)
+
+
+def test_a_visit_with_forced_sources_alone_is_found(rigs: MakeRig, apdb: Path) -> None:
+    rig, _ = rigs()
+    objects = makeObjectCatalog(ELSEWHERE, 1, start_id=41)
+    forced = makeForcedSourceCatalog(objects, BEGIN, visit=9, detector=1).drop(columns="flags")
+    store(apdb, BEGIN, objects.iloc[:0], forced)
+    assert check_database(apdb, rig, visit=8)
+    assert not check_database(apdb, rig, visit=9)
 
 
 def test_a_visit_is_not_repeated_if_the_database_does_not_answer(

@@ -78,6 +78,7 @@ def a_detector(detector: int = 4, **changes: Any) -> DetectorPlan:
                 "id": "0199-one",
                 "data_id": {"skymap": "demo", "tract": 0, "patch": 12, "band": "r"},
                 "run": "DemoCam/templates/2026-01-01/coadds",
+                "file": "file:///srv/repo/templates.zip",
                 "size_bytes": 1_200_000,
                 "region": WIDE,
             },
@@ -86,6 +87,7 @@ def a_detector(detector: int = 4, **changes: Any) -> DetectorPlan:
                 "id": f"0199-bias-{detector}",
                 "data_id": {"instrument": "DemoCam", "detector": detector},
                 "run": "DemoCam/calib/bias",
+                "file": f"file:///srv/repo/bias-{detector}.fits",
                 "size_bytes": 900,
                 "validity": [
                     {"collection": "DemoCam/calib", "begin": "2026-01-01T00:00:00.000", "end": None}

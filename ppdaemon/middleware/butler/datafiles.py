@@ -26,6 +26,7 @@ __all__ = (
     "ingest_shared",
     "link_or_copy",
     "located",
+    "without_member",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -89,10 +90,11 @@ def copied(files: Iterable[LocatedFile], folder: Path) -> list[LocatedFile]:
     return copies
 
 
-def file_dataset(path: Path, refs: list[DatasetRef], formatter: Any) -> FileDataset:
-    """Return a local file in the form for `lsst.daf.butler.Butler.ingest`."""
+def file_dataset(path: Path, refs: list[DatasetRef], formatter: Any, member: str = "") -> FileDataset:
+    """Return a local file, or its `member`, in the form for `lsst.daf.butler.Butler.ingest`."""
     # As a URI: a name with "#" or "%" would be misread as a plain path.
-    return FileDataset(path=ResourcePath(path.as_uri()), refs=refs, formatter=formatter)
+    uri = ResourcePath(path.as_uri()).replace(fragment=member)
+    return FileDataset(path=uri, refs=refs, formatter=formatter)
 
 
 def link_or_copy(path: Path, target: Path) -> None:
@@ -128,6 +130,8 @@ class DataFile:
     """Class that reads it, or the class's name."""
     size_bytes: int | None
     """`None` if only a network request could get it."""
+    member: str = ""
+    """If the file is an archive: the fragment of a URI that names the dataset in it."""
 
 
 class LocationCache:
@@ -145,7 +149,7 @@ class LocationCache:
     ) -> tuple[dict[DatasetId, DataFile], frozenset[DatasetId]]:
         """Return the files of datasets by id, and the ids that the datastore does not have.
 
-        Datasets of several files, and those within an archive, are in neither.
+        Datasets of several files are in neither.
         """
         refs = list(refs)
         unknown = [ref for ref in refs if ref.id not in self._files]
@@ -170,18 +174,20 @@ class LocationCache:
 
 def _query(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFile | None]:
     found_uris = _uris(central, refs)
-    uris = {
-        ref.id: found.primaryURI
-        for ref, found in found_uris.items()
-        # A fragment names a member of an archive.
-        if found.primaryURI is not None and not found.primaryURI.fragment
-    }
+    uris = {ref.id: found.primaryURI for ref, found in found_uris.items() if found.primaryURI is not None}
     files: dict[DatasetId, DataFile | None] = {ref.id: None for ref in found_uris}
     for described in describe_files(central, [ref for ref in refs if ref.id in uris]):
         for ref in described.refs:
-            uri = uris[ref.id]
-            files[ref.id] = DataFile(uri, described.formatter, _size_if_cheap(uri))
+            file = without_member(uris[ref.id])
+            files[ref.id] = DataFile(
+                file, described.formatter, _size_if_cheap(file), str(uris[ref.id].fragment)
+            )
     return files
+
+
+def without_member(uri: ResourcePath) -> ResourcePath:
+    """Return the URI of the file; that of a dataset in an archive has a fragment."""
+    return uri.replace(fragment="")
 
 
 def _uris(central: Butler, refs: list[DatasetRef]) -> dict[DatasetRef, DatasetRefURIs]:

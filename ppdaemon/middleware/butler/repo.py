@@ -77,6 +77,8 @@ class LocalRepo:
         """Root of the repo (`pathlib.Path`)."""
         self.incoming = folder / "incoming"
         """Folder of files that are about to be ingested (`pathlib.Path`)."""
+        self.archives = self.root / "archives"
+        """Folder of archives with datasets, saved with the repo (`pathlib.Path`)."""
         self._layer_folder = folder / "kept"
         self._butler: Butler | None = None
         self.versions = (template / _VERSIONS).read_text()

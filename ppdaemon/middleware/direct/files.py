@@ -29,6 +29,11 @@ from lsst.daf.butler.datastores.file_datastore.get import (
     generate_datastore_get_information,
     get_dataset_as_python_object_from_get_info,
 )
+from lsst.daf.butler.formatters.astropyTable import AstropyTableFormatter
+from lsst.daf.butler.formatters.json import JsonFormatter
+from lsst.daf.butler.formatters.parquet import ParquetFormatter
+from lsst.daf.butler.formatters.yaml import YamlFormatter
+from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported
@@ -36,6 +41,10 @@ from ppdaemon.middleware.run.engine import Unsupported
 __all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
+
+_CONVERTING = (ParquetFormatter, AstropyTableFormatter, YamlFormatter, JsonFormatter)
+"""Formatters of tables and text. What they read differs in many details from
+what was written: table metadata, masks, indexes, tuples, integers."""
 
 
 @dataclass(slots=True)
@@ -123,17 +132,27 @@ class DatasetWriter:
 
         An object that the formatter does not accept is converted to the
         storage class of `ref`, which must have dimension records; `TypeError`
-        is raised if that is impossible. Formatters may raise anything.
+        is raised if that is impossible, `RuntimeError` if the formatter fails.
         """
         location, formatter = self._formatter(ref, folder)
         if not formatter.can_accept(content):
             content = ref.datasetType.storageClass.coerce_type(content)
         if isinstance(content, Table):
             content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
-        _as_formatter_v2(formatter, ref).write(
-            content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
-        )
+        try:
+            _as_formatter_v2(formatter, ref).write(
+                content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
+            )
+        except Exception as error:  # formatters may raise anything; the error and text of FileDatastore
+            raise RuntimeError(
+                f"Failed to serialize dataset {ref} of type {get_full_type_name(content)} "
+                f"using formatter {formatter.name()}."
+            ) from error
         return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
+
+    def converts(self, ref: DatasetRef) -> bool:
+        """Return whether a dataset that is read from its file may differ from the object that was put."""
+        return isinstance(self._formatter(ref, Path("/"))[1], _CONVERTING)
 
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Return whether the formatter takes an object without conversion."""

@@ -11,6 +11,10 @@ copy.
 A task gets a copy of what it reads. It gets the object itself only if nothing
 can read it again: no other unfinished quantum reads it, it is not to be
 written, and the task itself reads it no second time.
+
+Tables and text are written at the put and read from the file, as with the
+other engines: their formatters do not return what was put, and cannot write
+everything.
 """
 
 import logging
@@ -249,11 +253,17 @@ class MemoryButler(LimitedButler):
     def _accept(self, dataset: MemoryDataset, content: Any) -> None:
         """Add an object, converted to the storage class of the repo's definition."""
         dataset.content = content
-        needed = dataset.to_export or self._is_read(dataset.ref.id)
+        writer, is_read = self.background.writer, self._is_read(dataset.ref.id)
+        needed = dataset.to_export or is_read
+        # The metadata of tasks are rarely read, and can always be written.
+        at_once = is_read or dataset.ref.datasetType.storageClass_name != "TaskMetadata"
+        if needed and at_once and writer.converts(dataset.ref):
+            self._move_to_file(dataset)
+            return
         try:
             dataset.content = _coerced(content, dataset.ref)
         except TypeError:
-            if not self.background.writer.accepts(content, dataset.ref):
+            if not writer.accepts(content, dataset.ref):
                 raise
             if needed:
                 self._move_to_file(dataset)  # only the formatter can convert it

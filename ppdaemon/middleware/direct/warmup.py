@@ -69,10 +69,10 @@ def warm_up(universe: DimensionUniverse, writer: DatasetWriter, folder: Path) ->
     with _info_logs_disabled():
         QuantumRunner(steps, memory, ReadyTasks(), {}, ())(lambda label: None)
     background.finish()
-    folder.mkdir(parents=True, exist_ok=True)
     for dataset in memory.outputs:
-        file = writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
-        read_dataset(file, dataset.ref)
+        background.write(dataset)
+        assert dataset.file is not None  # written at the put or now
+        read_dataset(dataset.file, dataset.ref)
     shutil.rmtree(folder)
 
 

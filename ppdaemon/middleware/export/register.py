@@ -25,7 +25,7 @@ from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
 from ppdaemon.middleware.export.spool import Manifest
-from ppdaemon.middleware.raws.visits import insert_records, more_complete
+from ppdaemon.middleware.raws.visits import completed, insert_records
 
 __all__ = ("Registrar",)
 
@@ -155,7 +155,7 @@ def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
-    """Return the records of all manifests, sorted, of each the most complete one."""
+    """Return the records of all manifests, sorted, of each one with all known values."""
     # Sorted: two transactions that insert the same rows in different orders
     # would deadlock.
     found: dict[tuple[str, tuple[object, ...]], DimensionRecord] = {}
@@ -163,7 +163,7 @@ def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRec
         for simple in manifest.records:
             record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
             key = record.definition.name, record.dataId.required_values
-            found[key] = more_complete(found.get(key, record), record)
+            found[key] = completed(found.get(key, record), record)
     return [found[key] for key in sorted(found)]
 
 

@@ -14,6 +14,7 @@ from ppdaemon.middleware.raws.header import ExposureHeader
 
 __all__ = (
     "FOOTPRINT_TYPE",
+    "FileSize",
     "Missing",
     "PreloadPlan",
     "filters_of",
@@ -44,6 +45,15 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSize:
+    """The file of a dataset and its size; all files, if it has several."""
+
+    uri: str
+    """Of the first file."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreloadPlan:
     """The pipelines that can run, and the datasets to copy for them."""
 
@@ -68,9 +78,8 @@ class PreloadPlan:
     """Files of the datasets; those that are not one file have none."""
     collection_types: Mapping[str, CollectionType]
     """Types of the calibrations' collections."""
-    sizes: Mapping[DatasetId, int] = field(default_factory=dict)
-    """Bytes of the datasets' files, if requested; a file that holds several
-    datasets counts for each of them."""
+    sizes: Mapping[DatasetId, FileSize] = field(default_factory=dict)
+    """The datasets' files, if requested; several datasets may be in one."""
 
     @classmethod
     def of(

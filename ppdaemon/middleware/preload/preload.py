@@ -8,14 +8,16 @@ copies the datasets found.
 import logging
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 
 from lsst.daf.butler import Butler, CollectionType, DatasetId, DatasetType
+from lsst.resources import ResourcePath
 
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader, existing_collections, known_dataset_type
-from ppdaemon.middleware.butler.datafiles import DataFile, LocationCache
+from ppdaemon.middleware.butler.datafiles import DataFile, LocationCache, without_member
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import (
@@ -25,7 +27,7 @@ from ppdaemon.middleware.pipelines.graph import (
     UnusablePipeline,
 )
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, output_types, span_of
+from ppdaemon.middleware.preload.findings import FileSize, PreloadPlan, filters_of, output_types, span_of
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
 from ppdaemon.middleware.preload.transfer import (
     MissingFile,
@@ -207,7 +209,7 @@ class Preload:
         refs = list({ref.id: ref for each in found for ref in each.refs}.values())
         with timings.timed("cache"):
             try:
-                files = take_files(refs, plan.files, self._cache, repo.incoming, stats)
+                files = take_files(refs, plan.files, self._cache, repo.incoming, repo.archives, stats)
             except MissingFile as error:
                 self._locations.discard(error.refs)
                 raise
@@ -342,11 +344,16 @@ def _warn_of_missing(plan: PreloadPlan) -> None:
         )
 
 
-def _sizes(central: Butler, found: Iterable[Found]) -> dict[DatasetId, int]:
-    """Return the size of each dataset's files in bytes."""
-    refs = [ref for each in found for ref in each.refs]
+def _sizes(central: Butler, found: Iterable[Found]) -> dict[DatasetId, FileSize]:
+    """Return the files of each dataset and their size."""
+
+    @cache  # an archive with many of the datasets is queried once
+    def size_of(file: ResourcePath) -> int:
+        return file.size()
+
     sizes = {}
-    for ref, uris in central.get_many_uris(refs).items():
-        files = [uris.primaryURI] if uris.primaryURI is not None else list(uris.componentURIs.values())
-        sizes[ref.id] = sum(uri.size() for uri in files)
+    for ref, uris in central.get_many_uris([ref for each in found for ref in each.refs]).items():
+        found_uris = [uris.primaryURI] if uris.primaryURI is not None else uris.componentURIs.values()
+        files = [without_member(uri) for uri in found_uris]
+        sizes[ref.id] = FileSize(str(files[0]), sum(size_of(file) for file in files))
     return sizes

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Puts datasets of the central repo into a worker's: files by link, records in one transaction."""
 
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,19 +46,25 @@ def take_files(
     files: Mapping[DatasetId, DataFile],
     cache: SharedCache,
     folder: Path,
+    archives: Path,
     stats: CacheStats,
 ) -> list[FileDataset]:
-    """Link the datasets' files from the shared cache, fetching missing ones; one entry for each file.
+    """Link the datasets' files from the shared cache, fetching missing ones; return them for `register`.
 
-    Datasets without a file are skipped. The folder must be on the cache's
-    filesystem. Raises `~ppdaemon.errors.VisitFailed` (``RAMDISK_FULL`` or
-    ``PRELOAD_FAILED``).
+    An archive with several datasets is linked once, to a folder where it must
+    stay. Datasets without a file are skipped. Both folders must be on the
+    cache's filesystem. Raises `~ppdaemon.errors.VisitFailed`
+    (``RAMDISK_FULL`` or ``PRELOAD_FAILED``).
     """
     taken = []
     for file, members in _by_file(refs, files):
         name = _name(file, members)
+        target = (archives if file.member else folder) / name
         try:
-            cache.take(name, file.uri, folder / name, stats, file.size_bytes)
+            if file.member:
+                archives.mkdir(exist_ok=True)
+            if not target.exists():  # an archive: the datasets of a saved layer may be in it
+                cache.take(name, file.uri, target, stats, file.size_bytes)
         except FileNotFoundError as error:
             raise MissingFile(f"{file.uri} cannot be copied: {describe(error)}", tuple(members)) from error
         except OSError as error:
@@ -66,7 +73,11 @@ def take_files(
                 raise VisitFailed(Outcome.RAMDISK_FULL, reason, retriable=True) from error
             reason = f"{file.uri} cannot be copied: {describe(error)}"
             raise VisitFailed(Outcome.PRELOAD_FAILED, reason, retriable=True) from error
-        taken.append(file_dataset(folder / name, members, file.formatter))
+        if file.member:
+            members_of = [(ref, files[ref.id]) for ref in members]
+            taken += [file_dataset(target, [ref], each.formatter, each.member) for ref, each in members_of]
+        else:
+            taken.append(file_dataset(target, members, file.formatter))
     return taken
 
 
@@ -80,14 +91,16 @@ def register(
     """Put datasets into a worker's repo, in the collections that they have in the central one.
 
     The dataset types are registered even if no dataset was found. The files
-    are moved. `copy_rest` copies the datasets that are not one file; it needs
-    their dimension records.
+    are moved, except archives. `copy_rest` copies the datasets that are not one
+    file; it needs their dimension records.
     """
     for each in found:
         local.registry.registerDatasetType(each.dataset_type)
     with local.transaction():
         insert_records(local, _records(each.refs for each in found))
-        local.ingest(*files, transfer="move")
+        for transfer, in_archive in (("move", False), ("direct", True)):
+            chosen = [file for file in files if bool(ResourcePath(file.path).fragment) is in_archive]
+            local.ingest(*chosen, transfer=transfer)
         copy_rest()
         for (collection, span), refs in _certified(found).items():
             local.collections.register(collection, collection_types[collection])
@@ -109,8 +122,10 @@ def _by_file(
 
 
 def _name(file: DataFile, refs: Iterable[DatasetRef]) -> str:
-    # The id of a dataset: the same name never means other content.
-    return min(str(ref.id) for ref in refs) + str(file.uri.getExtension())
+    # The id of a dataset: the same name never means other content. Of an archive other
+    # workers need other members: its name, which a Butler makes of its content.
+    name = uuid.uuid5(uuid.NAMESPACE_URL, str(file.uri)) if file.member else min(ref.id for ref in refs)
+    return f"{name}{file.uri.getExtension()}"
 
 
 def _records(groups: Iterable[Iterable[DatasetRef]]) -> list[DimensionRecord]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
+from lsst.daf.butler import Butler, DataCoordinate, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 
@@ -28,7 +28,7 @@ from ppdaemon.middleware.raws.regions import Footprint, camera_region, detector_
 from ppdaemon.pointing import Pointing
 from ppdaemon.visit import NextVisit
 
-__all__ = ("AnnouncedVisit", "VisitSystem", "insert_records", "joined_visit", "more_complete")
+__all__ = ("AnnouncedVisit", "VisitSystem", "completed", "insert_records", "joined_visit")
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,8 +169,8 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
     depend on the order in which workers and hosts insert.
 
     * The header of one detector may lack a value, such as the pointing, that
-      another one has: the more complete record of an exposure or visit
-      replaces the other.
+      another one has: of two records of an exposure or visit, the values of
+      the more complete one are stored, and those that only the other has.
     * Two detectors may have different snaps of a visit, because a raw can be
       lost. Each worker defines the visit with the snaps that it has. The
       definitions of all workers are kept here, and the visit's record is made
@@ -185,8 +185,10 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         for name in ("exposure", "visit"):
             for record in by_element.get(name, ()):
                 (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
-                if more_complete(stored, record) is record:
-                    butler.registry.syncDimensionData(name, record, update=True)
+                if (whole := completed(stored, record)) != stored:
+                    butler.registry.syncDimensionData(name, whole, update=True)
+        for name in ("visit", "visit_detector_region"):
+            _remove_stray_overlaps(butler, by_element.get(name, ()))
         grouped = {
             record.visit
             for record in by_element.get("visit_system_membership", ())
@@ -197,10 +199,30 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
                 _update_visit(butler, visit)
 
 
-def more_complete(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
-    """Return the record with more values; the first one if they have the same number."""
-    counts = [sum(value is not None for value in record.toDict().values()) for record in (one, other)]
-    return other if counts[1] > counts[0] else one
+def completed(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:
+    """Return the record with more values, with those of the other where it has none; the first of equals."""
+    values = [record.toDict() for record in (one, other)]
+    more, less = sorted(values, key=lambda each: sum(value is None for value in each.values()))
+    return type(one)(**{name: less[name] if value is None else value for name, value in more.items()})
+
+
+def _remove_stray_overlaps(butler: Butler, records: Iterable[DimensionRecord]) -> None:
+    """Remove the sky pixels of regions that were not stored, because their records existed already.
+
+    The insert has added them to those of the stored regions, so that the
+    visits would be found in places where they are not. This comes after the
+    insert: that waits for other hosts which insert the same records.
+    """
+    by_visit: dict[DataCoordinate, dict[DataCoordinate, DimensionRecord]] = {}
+    for record in records:
+        visit = record.dataId.subset(("instrument", "visit"))
+        by_visit.setdefault(visit, {})[record.dataId] = record
+    for visit, inserted in by_visit.items():
+        name = next(iter(inserted.values())).definition.name
+        for stored in butler.query_dimension_records(name, data_id=visit):
+            if stored.dataId in inserted and stored.region != inserted[stored.dataId].region:
+                # Deletes all pixels of the record and computes them again.
+                butler.registry.insertDimensionData(name, stored, replace=True)
 
 
 def _update_visit(butler: Butler, visit: DimensionRecord) -> None:

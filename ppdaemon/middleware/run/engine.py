@@ -113,7 +113,8 @@ class RunResult:
         partial: dict[str, None] = {}
         without_work: dict[str, None] = {}
         for label, metadata in succeeded:
-            flags = QuantumSuccessCaveats(metadata["quantum"]["caveats"])
+            # Metadata read from a file have floats instead of integers.
+            flags = QuantumSuccessCaveats(int(metadata["quantum"]["caveats"]))
             if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
                 partial[label] = None
             elif QuantumSuccessCaveats.NO_WORK in flags:

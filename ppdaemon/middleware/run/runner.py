@@ -10,6 +10,10 @@ not become a smaller one that succeeds.
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from lsst.daf.butler import DimensionRecord
+from lsst.sphgeom import Angle, Region
 
 from ppdaemon.config import EngineConfig
 from ppdaemon.errors import VisitFailed
@@ -33,6 +37,11 @@ from ppdaemon.work import WorkerContext
 __all__ = ("NoReturnReporter", "BuiltPipeline", "PipelineRunner", "nothing_permanent")
 
 _LOG = logging.getLogger(__name__)
+
+_AROUND = Angle.fromDegrees(0.01)
+"""Objects that far outside a detector may still belong to it: the pointing was wrong."""
+_ROUNDING_DAYS = 1e-6
+"""Times of the database are floating-point numbers."""
 
 
 class NoReturnReporter:
@@ -181,27 +190,47 @@ def nothing_permanent(
     config: EngineConfig,
     instrument: str,
     detector: int,
-    visits: Iterable[int],
+    records: Iterable[DimensionRecord],
     pipeline: LoadedPipeline,
     passed: Collection[str],
 ) -> bool:
     """Return whether a visit-detector has written nothing permanent, so that it can be repeated.
 
-    True only if the alert database confirms it, and if all tasks in `passed`
-    (labels whose point of no return was passed) write into that database alone
-    and not, for instance, alerts.
+    True only if the alert database confirms it for each visit in `records`,
+    and if all tasks in `passed` (labels whose point of no return was passed)
+    write into that database alone and not, for instance, alerts.
     """
-    url = config.apdb.get(instrument)
-    visit_ids = list(visits)
-    if url is None or not visit_ids or not set(passed) <= labels_named(pipeline.graph, config.apdb_tasks):
+    by_element: dict[str, list[DimensionRecord]] = {"visit": [], "visit_detector_region": []}
+    for record in records:
+        by_element.setdefault(record.definition.name, []).append(record)
+    url, visits = config.apdb.get(instrument), by_element["visit"]
+    if url is None or not visits or not set(passed) <= labels_named(pipeline.graph, config.apdb_tasks):
         return False
     from lsst.dax.apdb import Apdb  # needed only if a database is configured
 
+    regions = {record.visit: record.region for record in by_element["visit_detector_region"]}
     try:
         apdb = Apdb.from_uri(url)
-        return not any(apdb.containsVisitDetector(visit=visit, detector=detector) for visit in visit_ids)
+        return not any(_may_be_stored(apdb, visit, detector, regions.get(visit.id)) for visit in visits)
     except Exception as error:  # each kind of database raises other errors
         _LOG.warning(
             "cannot query the alert database %s, the visit is not repeated: %s", url, describe(error)
         )
         return False
+
+
+def _may_be_stored(apdb: Any, visit: DimensionRecord, detector: int, region: Region | None) -> bool:
+    """Return whether the alert database has something of a visit-detector, or may have it."""
+    if apdb.containsVisitDetector(visit=visit.id, detector=detector):
+        return True
+    # It knows sources only. A visit without sources may have changed objects:
+    # these have no visit, but a time, of the visit or of its processing.
+    if region is None or visit.timespan is None or visit.timespan.begin is None:
+        return True
+    objects = apdb.getDiaObjects(region.getBoundingCircle().dilatedBy(_AROUND))
+    begin = visit.timespan.begin
+    if "validityStartMjdTai" in objects:
+        return bool((objects["validityStartMjdTai"] >= begin.tai.mjd - _ROUNDING_DAYS).any())
+    if "validityStart" in objects:  # schemas of 2025 and before
+        return bool((objects["validityStart"] >= begin.utc.datetime).any())
+    return len(objects) > 0
