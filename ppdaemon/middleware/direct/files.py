@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astropy.table import Table
+import numpy as np
+from astropy.table import Column, Table
+from astropy.units import CompositeUnit, IrreducibleUnit, PrefixUnit, Unit
 from lsst.daf.butler import (
     ButlerConfig,
     DatasetProvenance,
@@ -38,13 +40,17 @@ from lsst.utils.introspection import get_full_type_name
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "read_dataset")
+__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
 
 _CONVERTING = (ParquetFormatter, AstropyTableFormatter, YamlFormatter, JsonFormatter)
 """Formatters of tables and text. What they read differs in many details from
 what was written: table metadata, masks, indexes, tuples, integers."""
+
+
+_PLAIN_COLUMNS = frozenset(np.dtype(code).str for code in "?bhilqBHILQfd")
+_PLAIN_UNITS = (IrreducibleUnit, PrefixUnit, CompositeUnit, Unit)
 
 
 @dataclass(slots=True)
@@ -57,6 +63,8 @@ class MemoryDataset:
     file: LocatedFile | None = None
     """The file, once it is written."""
     in_memory: bool = True
+    is_table: bool = False
+    """Whether the object is a table, of which each reader gets `as_read`."""
     shared: bool = False
     """Whether the task that put the object may still have it, or a part of it."""
     provenance: DatasetProvenance | None = None
@@ -154,6 +162,16 @@ class DatasetWriter:
         """Return whether a dataset that is read from its file may differ from the object that was put."""
         return isinstance(self._formatter(ref, Path("/"))[1], _CONVERTING)
 
+    def is_plain_table(self, content: object, ref: DatasetRef) -> bool:
+        """Return whether `as_read` of a dataset gives what a read of its file would give."""
+        formatter = self._formatter(ref, Path("/"))[1]
+        return (
+            isinstance(formatter, ParquetFormatter)
+            and ref.datasetType.storageClass.pytype is Table
+            and type(content) is Table
+            and _is_plain(content)
+        )
+
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Return whether the formatter takes an object without conversion."""
         return bool(self._formatter(ref, Path("/"))[1].can_accept(content))
@@ -163,6 +181,32 @@ class DatasetWriter:
         descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
         formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
         return formatter.make_updated_location(location), formatter
+
+
+def as_read(table: Table) -> Table:
+    """Return the copy of a plain table that a read of its Parquet file would give.
+
+    Metadata and formats of columns are lost, as there. Without the formatter's conversions, which
+    take some 10 ms for 100 columns, twice.
+    """
+    columns = table.columns.values()
+    return Table(
+        [column.data for column in columns],
+        names=table.colnames,
+        units=[column.unit for column in columns],
+        descriptions=[column.description for column in columns],
+    )
+
+
+def _is_plain(table: Table) -> bool:
+    """Return whether Parquet stores all columns of a table as they are."""
+    return bool(table.columns) and all(
+        type(column) is Column
+        and (column.dtype.str in _PLAIN_COLUMNS or (column.dtype.kind == "U" and column.dtype.isnative))
+        and column.ndim == 1
+        and (column.unit is None or type(column.unit) in _PLAIN_UNITS)
+        for column in table.columns.values()
+    )
 
 
 def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:

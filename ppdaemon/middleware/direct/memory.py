@@ -38,7 +38,7 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.copies import deep_copy, measure, unshared
-from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, read_dataset
+from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, as_read, read_dataset
 from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 
@@ -213,6 +213,8 @@ class MemoryButler(LimitedButler):
                 return self._read_input(ref, parameters)
             if self._reads_left is not None and ref.id in self._reads_left:
                 self._reads_left[ref.id] -= 1
+            if dataset.is_table and (parameters or ref.datasetType != dataset.ref.datasetType):
+                self._move_to_file(dataset)  # only the formatter converts, and selects columns by pattern
             if not dataset.in_memory:
                 assert dataset.file is not None  # the object was moved to a file
                 return read_dataset(dataset.file, ref, parameters)
@@ -258,7 +260,10 @@ class MemoryButler(LimitedButler):
         # The metadata of tasks are rarely read, and can always be written.
         at_once = is_read or dataset.ref.datasetType.storageClass_name != "TaskMetadata"
         if needed and at_once and writer.converts(dataset.ref):
-            self._move_to_file(dataset)
+            if writer.is_plain_table(content, dataset.ref):
+                self._keep_table(dataset)
+            else:
+                self._move_to_file(dataset)
             return
         try:
             dataset.content = _coerced(content, dataset.ref)
@@ -273,6 +278,15 @@ class MemoryButler(LimitedButler):
         dataset.shared = True
         if self._reads_left is None or self._is_one_of_several(dataset):
             self._make_private(dataset)
+
+    def _keep_table(self, dataset: MemoryDataset) -> None:
+        """Copy a table, with what is written to its file and lost when that is read."""
+        used_bytes = self.used_bytes
+        dataset.size_bytes, _ = measure(dataset.content)
+        if used_bytes + dataset.size_bytes > self._limit_bytes:
+            self._move_to_file(dataset)
+        else:
+            dataset.content, dataset.is_table = dataset.content.copy(), True
 
     def _is_log(self, dataset: MemoryDataset) -> bool:
         """Return whether a dataset is the log: no task has that object, and it may be too long to copy."""
@@ -317,11 +331,13 @@ class MemoryButler(LimitedButler):
             self._move_to_file(dataset)
 
     def _hand_out(self, dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
-        content = _requested_part(dataset, ref, parameters)
+        content = as_read(dataset.content) if dataset.is_table else _requested_part(dataset, ref, parameters)
         if not dataset.unwritten and not self._is_read(ref.id):
             dataset.drop()
             if dataset.file is None:
                 del self._datasets[ref.id]
+            return content
+        if dataset.is_table:
             return content
         try:
             return deep_copy(content, ref.datasetType.storageClass)
