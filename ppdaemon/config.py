@@ -7,14 +7,24 @@ all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ppdaemon.configtypes import Address, Detectors, IngestKind, Seconds, Size, VisitGrouping, WritableFolder
+from ppdaemon.configtypes import (
+    ConfigPart,
+    ConnectAddress,
+    Detectors,
+    IngestKind,
+    Seconds,
+    Size,
+    SocketPath,
+    VisitGrouping,
+    WritableFolder,
+    both_valid,
+)
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -25,14 +35,28 @@ from ppdaemon.raws.roots import (
     unsuitable_roots,
     without_profile,
 )
-from ppdaemon.selection import Rule, never_reached
+from ppdaemon.selection import Rule
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name, NextVisit
-from ppdaemon.wire import Model
-from ppdaemon.yamlfile import KeyPath, load_model, read_yaml
+from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
+
+HEARTBEATS = 2
+"""Heartbeats within the time limit of a connection: a single late one must not end it."""
 
 
-class NodePart(Model):
+def silence_conflicts(keys: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Find a ``silence_s`` that is too short for ``heartbeat_s``."""
+    if values := both_valid(keys, "silence_s", "heartbeat_s"):
+        silence_s, heartbeat_s = values
+        if silence_s < HEARTBEATS * heartbeat_s:
+            yield (
+                ("silence_s",),
+                f"{silence_s:g} is less than {HEARTBEATS} x heartbeat_s ({heartbeat_s:g}): a single late "
+                "heartbeat would end the connection",
+            )
+
+
+class NodePart(ConfigPart):
     """The host and its folders."""
 
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")]
@@ -43,7 +67,7 @@ class NodePart(Model):
     ramdisk: WritableFolder
     """Folder on a tmpfs for the workers' repos. Everything below
     ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it."""
-    control: Path
+    control: SocketPath
     """Path of the unix socket for ``ppctl``."""
     instruments: Annotated[dict[Name, Detectors], pydantic.Field(min_length=1)]
     """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
@@ -51,19 +75,24 @@ class NodePart(Model):
     """Visits announced longer ago are not started; their detectors end as ``expired``."""
 
 
-class RelayLink(Model):
+class RelayLink(ConfigPart):
     """The connection to the relay."""
 
-    address: Address | None = None
+    address: ConnectAddress | None = None
     """ZeroMQ address of the relay's node socket; `None` to run without a relay."""
     heartbeat_s: Seconds = 1.0
     """Interval of heartbeats."""
     silence_s: Seconds = 4.0
     """A relay that sends nothing for this long counts as disconnected: the node connects
-    again."""
+    again. At least 2 x ``heartbeat_s``, better 4 x that of the relay."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find a time limit that a single late heartbeat would exceed."""
+        yield from silence_conflicts(keys)
 
 
-class ArrivalsConfig(Model):
+class ArrivalsConfig(ConfigPart):
     """Where raws are written, and how they are found."""
 
     roots: tuple[RootConfig, ...]
@@ -83,7 +112,7 @@ class ArrivalsConfig(Model):
     """Interval of scanning for raws of open visits where inotify does not report them."""
     scan_s: Seconds = 2.0
     """Interval of scanning today's folders for raws that the watch has missed."""
-    subscribe: tuple[Address, ...] = ()
+    subscribe: tuple[ConnectAddress, ...] = ()
     """Addresses of ZeroMQ publishers of arrival notices."""
     remember_s: Seconds = 900.0
     """A raw without an announced visit is kept in memory for this long."""
@@ -111,29 +140,31 @@ class ArrivalsConfig(Model):
             raise ValueError("a prefix is listed twice; notices do not name the profile of a store")
         return value
 
-    @pydantic.model_validator(mode="after")
-    def _somewhere(self) -> "ArrivalsConfig":
-        if not self.roots and not self.remote:
-            raise ValueError(
-                "roots and remote are both empty: list at least one folder or object store of raws"
-            )
-        return self
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find a node without a place of raws."""
+        if both_valid(keys, "roots", "remote") == ((), ()):
+            yield (), "roots and remote are both empty: list at least one folder or object store of raws"
 
     @property
     def detector_keywords(self) -> dict[str, str | None]:
         """For each root, with a slash at its end, the keyword that distinguishes the detectors in its
         files; `None` where a file holds one detector.
         """
-        roots = [(f"{root.path}/", root.layout) for root in self.roots]
-        roots += [(f"{root.uri}/", root.layout) for root in self.remote]
-        return {path: detector_keyword_of(layout or self.layout) for path, layout in roots}
+        return _detector_keywords(self)
 
     def image_deadline_s(self, visit: NextVisit) -> float:
         """Return how long a visit waits for its images, in seconds after its announcement."""
         return 2 * visit.duration_s + self.image_timeout_s
 
 
-class MemoryConfig(Model):
+def _detector_keywords(arrivals: Any) -> dict[str, str | None]:
+    roots = [(f"{root.path}/", root.layout) for root in arrivals.roots]
+    roots += [(f"{root.uri}/", root.layout) for root in arrivals.remote]
+    return {path: detector_keyword_of(layout or arrivals.layout) for path, layout in roots}
+
+
+class MemoryConfig(ConfigPart):
     """Memory limits of one worker with the processes that it starts.
 
     Counted are anonymous memory and swap (of pages that are shared with other
@@ -155,14 +186,14 @@ class MemoryConfig(Model):
     sample_s: Seconds = 1.0
     """Interval of the measurement."""
 
-    @pydantic.model_validator(mode="after")
-    def _ordered(self) -> "MemoryConfig":
-        if self.soft > self.hard:
-            raise ValueError("soft is more than hard")
-        return self
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find limits in the wrong order."""
+        if (values := both_valid(keys, "soft", "hard")) and values[0] > values[1]:
+            yield (), "soft is more than hard"
 
 
-class TimesConfig(Model):
+class TimesConfig(ConfigPart):
     """How long each state of a worker may last, in seconds."""
 
     boot_s: Seconds = 20.0
@@ -185,7 +216,7 @@ class TimesConfig(Model):
     """When the daemon is stopped: until running visits are interrupted."""
 
 
-class WorkersConfig(Model):
+class WorkersConfig(ConfigPart):
     """The pool of workers."""
 
     min: Annotated[int, pydantic.Field(ge=1)] = 2
@@ -231,14 +262,14 @@ class WorkersConfig(Model):
     times: TimesConfig = TimesConfig()
     memory: MemoryConfig = MemoryConfig()
 
-    @pydantic.model_validator(mode="after")
-    def _ordered(self) -> "WorkersConfig":
-        if self.min > self.max:
-            raise ValueError("min is more than max")
-        return self
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find numbers in the wrong order."""
+        if (values := both_valid(keys, "min", "max")) and values[0] > values[1]:
+            yield (), "min is more than max"
 
 
-class ButlerConfig(Model):
+class ButlerConfig(ConfigPart):
     """The central repo, and the datasets that are read from it."""
 
     central: str
@@ -272,12 +303,16 @@ class ButlerConfig(Model):
     """Last part of the names of output runs; if empty, computed from versions, pipelines
     and configuration."""
 
-    @pydantic.model_validator(mode="after")
-    def _known(self) -> "ButlerConfig":
-        named = {*self.visits, *(self.ingest if isinstance(self.ingest, dict) else ())}
-        if unknown := named - set(self.instrument_class):
-            raise ValueError(f"instrument_class: no entry for {', '.join(sorted(unknown))}")
-        return self
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find settings of instruments without a class."""
+        for key in ("ingest", "visits"):
+            if values := both_valid(keys, "instrument_class", key):
+                classes, named = values
+                for name in named if isinstance(named, dict) else ():
+                    if name not in classes:
+                        hint = did_you_mean(name, classes)
+                        yield (key, name), f"instrument_class has no entry for {name}{hint}"
 
     def ingest_of(self, instrument: str) -> IngestKind:
         """Return how raws of an instrument are ingested; ``builtin`` by default."""
@@ -286,7 +321,7 @@ class ButlerConfig(Model):
         return self.ingest
 
 
-class PreloadConfig(Model):
+class PreloadConfig(ConfigPart):
     """Inputs that are copied to this host before the image arrives."""
 
     padding_arcsec: Annotated[float, pydantic.Field(ge=0)] = 50.1
@@ -298,7 +333,7 @@ class PreloadConfig(Model):
     least recently used files are deleted that no worker's repo needs."""
 
 
-class PipelinesConfig(Model):
+class PipelinesConfig(ConfigPart):
     """Selection of pipelines."""
 
     preprocessing: tuple[Rule, ...] = ()
@@ -307,10 +342,10 @@ class PipelinesConfig(Model):
     """Rules for pipelines that run on the image; the first match is used."""
     overrides: dict[Annotated[str, pydantic.Field(pattern=r"^\w+:[\w.]+$")], Any] = {}
     """Configuration of tasks, as ``label:field: value``; applied to all pipelines with a
-    task of that label."""
+    task of that label. A label or a field that does not exist is an error."""
 
 
-class EngineConfig(Model):
+class EngineConfig(ConfigPart):
     """How pipelines are run."""
 
     kind: Literal["direct", "separable", "pipetask"] = "direct"
@@ -333,23 +368,28 @@ class EngineConfig(Model):
     after the fork."""
     no_return: tuple[str, ...] = ()
     """Tasks whose results are permanent (alert database, alert stream): labels, or full
-    names of classes, which include derived classes."""
+    names of classes, which include derived classes. A name that no configured pipeline has
+    is an error."""
     apdb: dict[Name, str] = {}
     """Configuration of the alert database (`lsst.dax.apdb`), by instrument. After a
     failure it is queried whether the visit has written anything to it."""
     apdb_tasks: tuple[str, ...] = ()
     """Tasks in ``no_return`` that write nothing permanent except to that database."""
 
-    @pydantic.model_validator(mode="after")
-    def _askable(self) -> "EngineConfig":
-        if unknown := [name for name in self.apdb_tasks if name not in self.no_return]:
-            raise ValueError(f"apdb_tasks: {', '.join(unknown)} must be listed in no_return too")
-        if self.apdb and not self.apdb_tasks:
-            raise ValueError("apdb_tasks: missing key, list the tasks that write to apdb")
-        return self
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find an alert database that could not be queried."""
+        if values := both_valid(keys, "apdb_tasks", "no_return"):
+            tasks, permanent = values
+            for number, name in enumerate(tasks):
+                if name not in permanent:
+                    hint = did_you_mean(name, permanent)
+                    yield ("apdb_tasks", number), f"{name} must be listed in no_return too{hint}"
+        if (values := both_valid(keys, "apdb", "apdb_tasks")) and values[0] and not values[1]:
+            yield ("apdb_tasks",), "missing key, list the tasks that write to apdb"
 
 
-class ExposuresConfig(Model):
+class ExposuresConfig(ConfigPart):
     """Allowed difference between an image of the sky and its announcement."""
 
     pointing_deg: Annotated[float, pydantic.Field(gt=0)] = 1.0
@@ -360,7 +400,7 @@ class ExposuresConfig(Model):
     """``exact``: the filter must be an announced one."""
 
 
-class ExportConfig(Model):
+class ExportConfig(ConfigPart):
     """Outputs that are copied to the central repo."""
 
     types: tuple[str, ...] = (
@@ -386,7 +426,7 @@ class ExportConfig(Model):
         return value
 
 
-class LogConfig(Model):
+class LogConfig(ConfigPart):
     """Logs: ``format`` is ``json`` (one object per line) or ``console`` (text)."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -395,7 +435,7 @@ class LogConfig(Model):
     """``json``: one object per line. ``console``: for people."""
 
 
-class NodeConfig(Model):
+class NodeConfig(ConfigPart):
     """The whole configuration of ``ppdaemon``."""
 
     node: NodePart
@@ -411,39 +451,40 @@ class NodeConfig(Model):
     export: ExportConfig = ExportConfig()
     log: LogConfig = LogConfig()
 
-    @pydantic.field_validator("arrivals")
     @classmethod
-    def _suited(cls, value: ArrivalsConfig, info: pydantic.ValidationInfo) -> ArrivalsConfig:
-        node = info.data.get("node")
-        if node is None:
-            return value
-        problems = [
-            InitErrorDetails(
-                type=PydanticCustomError("unsuited", "{text}", {"text": text}),
-                loc=(kind, number, key),
-                input=None,
-            )
-            for kind, roots in (("roots", value.roots), ("remote", value.remote))
-            for number, key, text in unsuitable_roots(roots, value.layout, value.done, node.instruments)
-        ]
-        if problems:
-            raise pydantic.ValidationError.from_exception_data("arrivals", problems)
-        return value
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find what contradicts the instruments of the node, and a missing central repo."""
+        (work,) = both_valid(getattr(keys, "workers", None), "work") or ("",)
+        uses_butler = work.startswith("ppdaemon.middleware")
+        for instruments in both_valid(getattr(keys, "node", None), "instruments"):
+            yield from _of_instruments(keys, instruments, uses_butler=uses_butler)
+        if uses_butler and both_valid(keys, "butler") == (None,):
+            yield ("butler",), "missing key, the configured work needs it"
 
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> "NodeConfig":
-        if self.workers.work.startswith("ppdaemon.middleware"):
-            if self.butler is None:
-                raise ValueError("butler: missing key, the configured work needs it")
-            missing = set(self.node.instruments) - set(self.butler.instrument_class)
-            if missing:
-                raise ValueError(f"butler.instrument_class: no entry for {', '.join(sorted(missing))}")
-            by_obs_base = "obs_base" in map(self.butler.ingest_of, self.node.instruments)
-            if by_obs_base and any(self.arrivals.detector_keywords.values()):
-                raise ValueError(
-                    "butler.ingest: obs_base cannot ingest files that hold all detectors (detector_keyword)"
-                )
-        return self
+
+def _of_instruments(
+    keys: Any, instruments: Mapping[str, Sequence[int]], *, uses_butler: bool
+) -> Iterator[tuple[KeyPath, str]]:
+    """Find keys of other parts that contradict the instruments of the node."""
+    arrivals = getattr(keys, "arrivals", None)
+    for kind in ("roots", "remote"):
+        if values := both_valid(arrivals, kind, "layout", "done"):
+            roots, layout, done = values
+            for number, key, text in unsuitable_roots(roots, layout, done, instruments):
+                yield ("arrivals", kind, number, key), text
+    for classes in both_valid(getattr(keys, "butler", None), "instrument_class"):
+        for name in sorted(set(instruments) - set(classes)) if uses_butler else ():
+            yield ("butler", "instrument_class"), f"no entry for {name}{did_you_mean(name, classes)}"
+    for ingest in both_valid(getattr(keys, "butler", None), "ingest") if uses_butler else ():
+        kinds = [ingest.get(name) for name in instruments] if isinstance(ingest, dict) else [ingest]
+        located = both_valid(arrivals, "roots", "remote", "layout")
+        if "obs_base" in kinds and located and any(_detector_keywords(arrivals).values()):
+            text = "obs_base cannot ingest files that hold all detectors (detector_keyword)"
+            yield ("butler", "ingest"), text
+    for databases in both_valid(getattr(keys, "engine", None), "apdb"):
+        for name in sorted(set(databases) - set(instruments)):
+            hint = did_you_mean(name, instruments)
+            yield ("engine", "apdb", name), f"node.instruments has no {name}{hint}"
 
 
 def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = True) -> NodeConfig:
@@ -470,35 +511,3 @@ def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = Tru
         Raised with all errors, each with file, line and key.
     """
     return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))
-
-
-def remarks(path: Path, config: NodeConfig) -> list[str]:
-    """Return warnings about valid settings that are probably mistakes.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The YAML file of `config`; read for the line numbers.
-    config : `NodeConfig`
-        The configuration, as `load_node` returned it.
-
-    Returns
-    -------
-    remarks : `list` [`str`]
-        One line each, with file, line and key: rules that no visit reaches, and ranges of
-        right ascension that are probably not the intended ones.
-    """
-    _, lines = read_yaml(path)
-    lists = {"preprocessing": config.pipelines.preprocessing, "main": config.pipelines.main}
-    found: list[tuple[KeyPath, str]] = [
-        (("pipelines", name, late), f"never used: pipelines.{name}.{early} matches all its visits")
-        for name, rules in lists.items()
-        for late, early in never_reached(rules)
-    ]
-    found += [
-        (("pipelines", name, number, "ra"), f"{rule.ra} is used as {rule.ra.described}")
-        for name, rules in lists.items()
-        for number, rule in enumerate(rules)
-        if rule.ra is not None and rule.ra.surprising
-    ]
-    return [f"{path}:{lines[key]}: {'.'.join(map(str, key))}: {text}" for key, text in found]

@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Types of configuration values with their own notation, such as ``8GB`` and ``0-8,12``."""
+"""Types of configuration values with their own notation, such as ``8GB`` and ``0-8,12``, and the
+base of the parts of a configuration.
+"""
 
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.thishost import host_context
+from ppdaemon.wire import Model
+from ppdaemon.yamlfile import KeyPath
 
 __all__ = (
     "Address",
+    "ConfigPart",
+    "ConnectAddress",
     "Detectors",
     "IngestKind",
     "Seconds",
     "Size",
+    "SocketPath",
     "VisitGrouping",
     "WritableFolder",
+    "both_valid",
     "parse_detector_list",
 )
 
@@ -82,6 +94,33 @@ def parse_detector_list(text: str) -> tuple[int, ...]:
     return _unique(tuple(_detectors(text)))
 
 
+SOCKET_PATH_MAX = 107
+"""Longest path of a unix socket, bytes: ``sun_path`` of unix(7) without its last zero."""
+
+
+def _address(value: str) -> str:
+    port = value.rpartition(":")[2]
+    if value.startswith("tcp://") and port != "*" and not 1 <= int(port) <= 65535:
+        raise ValueError(f"port {port} of {value} is not in 1-65535")
+    return value
+
+
+def _connectable(value: str) -> str:
+    if value.startswith("tcp://") and "*" in value:
+        raise ValueError(f"{value}: name the host and the port to connect to instead of *")
+    return value
+
+
+def _socket_path(value: Path, info: pydantic.ValidationInfo) -> Path:
+    if host_context(info) is None:
+        return value
+    if not value.is_absolute():
+        raise ValueError(f"{value} is relative; write an absolute path")
+    if (length := len(str(value).encode())) > SOCKET_PATH_MAX:
+        raise ValueError(f"{value}: {length} bytes, a unix socket's path has at most {SOCKET_PATH_MAX}")
+    return value
+
+
 def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
     host = host_context(info)
     return value if host is None else host.folder(value)
@@ -96,4 +135,69 @@ Detectors = Annotated[
 VisitGrouping = Literal["one-to-one", "by-group"]
 IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
-Address = Annotated[str, pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$")]
+SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
+Address = Annotated[
+    str,
+    pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$"),
+    pydantic.AfterValidator(_address),
+]
+ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
+
+
+def both_valid(keys: Any, *names: str) -> tuple[Any, ...]:
+    """Return the values of these keys, or an empty tuple if one of them has an error."""
+    return tuple(getattr(keys, name) for name in names) if all(hasattr(keys, name) for name in names) else ()
+
+
+class ConfigPart(Model):
+    """Base of the parts of a configuration: keys that contradict each other are reported also if
+    other keys have errors.
+    """
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Yield the key path within the part, and the text, of each contradiction.
+
+        `keys` has the valid keys as attributes; see `both_valid`.
+        """
+        yield from ()
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _without_conflicts(
+        cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Any], info: pydantic.ValidationInfo
+    ) -> Any:
+        problems: list[InitErrorDetails] = []
+        try:
+            keys = part = handler(value)
+        except pydantic.ValidationError as error:
+            problems = [_detail(each["type"], each["msg"], each["loc"]) for each in error.errors()]
+            keys = part = _valid_keys(cls, value, info.context)
+        problems += [_detail("conflict", text, key_path) for key_path, text in cls.conflicts(keys)]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, problems)
+        return part
+
+
+def _detail(kind: Any, text: str, key_path: KeyPath) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=PydanticCustomError(kind, "{text}", {"text": text}), loc=key_path, input=None
+    )
+
+
+def _valid_keys(part: type[ConfigPart], value: Any, context: object) -> SimpleNamespace:
+    """Return the valid keys of a part that has errors, and the defaults of those that are missing."""
+    found: dict[str, Any] = {}
+    for name, field in part.model_fields.items() if isinstance(value, dict) else ():
+        if name not in value:
+            if not field.is_required():
+                found[name] = field.get_default(call_default_factory=True)
+            continue
+        checked: Any = Annotated[field.annotation, field]
+        try:
+            found[name] = pydantic.TypeAdapter[Any](checked).validate_python(value[name], context=context)
+        except pydantic.ValidationError:
+            for inner in (field.annotation, *typing.get_args(field.annotation)):
+                if isinstance(inner, type) and issubclass(inner, ConfigPart):
+                    found[name] = _valid_keys(inner, value[name], context)
+    return SimpleNamespace(**found)

@@ -562,3 +562,51 @@ class ObjectUnread(Model):
 
 type ReaderFact = Annotated[ReaderReady | ObjectRead | ObjectUnread, _BY_TYPE]
 READER_FACTS = pydantic.TypeAdapter[ReaderFact](ReaderFact)
+
+
+# --- supervisor and the process that creates the template -------------------
+
+
+class NotReady(Model):
+    """The template cannot be created now: the central repo is not available."""
+
+    type: Literal["not_ready"] = "not_ready"
+    reason: str
+
+
+type TemplateFact = Annotated[Ready | NotReady, _BY_TYPE]
+TEMPLATE_FACTS = pydantic.TypeAdapter[TemplateFact](TemplateFact)
+
+
+# --- supervisor and the process that resolves names ------------------------
+
+
+class Resolving(Model):
+    """The next names are resolved; the process may hang there."""
+
+    type: Literal["resolving"] = "resolving"
+    what: str
+    """Such as ``the central repo``."""
+
+
+class NameFinding(Model):
+    """A name in the configuration that does not exist, or could not be resolved."""
+
+    type: Literal["name"] = "name"
+    level: Literal["error", "warning", "fallback", "unavailable"]
+    """``error``: with this configuration the daemon does not start. ``fallback``: the first
+    pipeline of a rule is dropped for every detector. ``unavailable``: the database or mount
+    that has the name does not answer now."""
+    key: tuple[str | int, ...]
+    """Keys and indexes of the value in the configuration file."""
+    text: str
+
+
+class NamesResolved(Model):
+    """All names have been resolved, or could not be; the process exits."""
+
+    type: Literal["names_resolved"] = "names_resolved"
+
+
+type NameFact = Annotated[Resolving | NameFinding | NamesResolved, _BY_TYPE]
+NAME_FACTS = pydantic.TypeAdapter[NameFact](NameFact)

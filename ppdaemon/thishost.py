@@ -14,8 +14,15 @@ from pathlib import Path
 import pydantic
 
 from ppdaemon.skymaps import SkyMap
+from ppdaemon.yamlfile import did_you_mean
 
-__all__ = ("HostContext", "host_context")
+__all__ = (
+    "HostContext",
+    "filesystem_size",
+    "host_context",
+    "host_memory",
+    "nearest_existing",
+)
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
@@ -34,15 +41,21 @@ class HostContext:
     writing: bool = True
 
     def path(self, text: str) -> str:
-        """Return an absolute path, with ``$NAME`` and ``${NAME}`` replaced."""
+        """Return a path, with ``$NAME`` and ``${NAME}`` replaced, that must be absolute."""
 
         def value(match: re.Match[str]) -> str:
             name = match[1] or match[2]
             if name not in self.environment:
-                raise ValueError(f"{text}: environment variable {name!r} is not set")
+                raise ValueError(
+                    f"{text}: environment variable {name!r} is not set{did_you_mean(name, self.environment)}"
+                )
             return self.environment[name]
 
-        return os.path.abspath(_VARIABLE.sub(value, text))
+        path = _VARIABLE.sub(value, text)
+        if not os.path.isabs(path):
+            # The daemon's folder is not the one in which a file is checked.
+            raise ValueError(f"{path} is relative; write an absolute path")
+        return os.path.abspath(path)
 
     def sky_map(self, text: str) -> SkyMap:
         """Return the sky map of a path, read from its file."""
@@ -52,18 +65,36 @@ class HostContext:
         return self.maps[path]
 
     def folder(self, path: Path) -> Path:
-        """Return a folder in which files can be created; it may not exist yet."""
+        """Return an absolute folder in which files can be created; it may not exist yet."""
+        if not path.is_absolute():
+            raise ValueError(f"{path} is relative; write an absolute path")
         if not self.writing:
             return path
         # The daemon creates missing folders, so that the nearest existing one counts.
-        nearest = path
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
+        nearest = nearest_existing(path)
         if not nearest.is_dir():
             raise ValueError(f"{path}: {nearest} is not a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ValueError(f"{path}: not writable ({nearest})")
         return path
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def filesystem_size(folder: Path) -> int:
+    """Return the size of the filesystem of a folder, bytes; 0 if it has no limit."""
+    status = os.statvfs(folder)
+    return status.f_blocks * status.f_frsize
+
+
+def host_memory() -> int:
+    """Return the memory of this host, bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def host_context(info: pydantic.ValidationInfo) -> HostContext | None:

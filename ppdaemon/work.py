@@ -6,7 +6,7 @@
 production; tests have scripted ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -90,3 +90,9 @@ class WorkModule(Protocol):
 
     def open_exporter(self, context: WorkerContext) -> Exporter:
         """Return an exporter; the central repo may be unavailable at this time."""
+
+    def resolve_names(self, config: NodeConfig) -> Iterable[messages.Resolving | messages.NameFinding]:
+        """Yield what is wrong with the names in a configuration, in a process without a slot.
+
+        Yields a `~ppdaemon.messages.Resolving` before each query that may not be answered.
+        """

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reads YAML files; reports all errors at once, with file, line and key."""
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 
 from ppdaemon.errors import ConfigError
 
-__all__ = ("KeyPath", "expand", "load_model", "read_yaml")
+__all__ = ("KeyPath", "did_you_mean", "expand", "load_model", "located", "read_key", "read_yaml")
 
 type KeyPath = tuple[str | int, ...]
 type _Position = tuple[int, int]
@@ -22,6 +24,9 @@ SHOWN = 60
 """Characters of a value in a message."""
 MAX_DEPTH = 32
 """Deepest nesting: an alias of a node inside that node would nest without end."""
+
+RESEMBLANCE = 0.66
+"""Of a name and a hint, from 0 to 1: low enough for two letters of three in the wrong order."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MERGE = "tag:yaml.org,2002:merge"
@@ -40,11 +45,14 @@ class _Builder:
         self.positions: dict[KeyPath, _Position] = {}
         self.problems: dict[tuple[_Position, str], None] = {}
         """Each once, although aliases and merge keys repeat nodes."""
+        self.refused: set[KeyPath] = set()
+        """Scalars that could not be converted, and nodes that nest too deeply."""
 
     def build(self, node: yaml.Node, key_path: KeyPath = ()) -> dict[str, Any] | list[Any] | Any:
         self.positions[key_path] = _position(node)
         if len(key_path) > MAX_DEPTH:
             self._refuse(node, f"nested more than {MAX_DEPTH} deep")
+            self.refused.add(key_path)
             return None
         if isinstance(node, yaml.MappingNode):
             result: dict[str, Any] = {}
@@ -57,7 +65,7 @@ class _Builder:
             return result
         if isinstance(node, yaml.SequenceNode):
             return [self.build(child, (*key_path, k)) for k, child in enumerate(node.value)]
-        return self._scalar(node)
+        return self._scalar(node, key_path)
 
     def _pairs(self, node: yaml.MappingNode, depth: int = 0) -> list[_Pair]:
         """Return keys and values of a mapping; its own ones replace those of its merge keys (``<<``)."""
@@ -83,12 +91,13 @@ class _Builder:
     def _refuse(self, node: yaml.Node, text: str) -> None:
         self.problems[_position(node), text] = None
 
-    def _scalar(self, node: yaml.Node) -> Any:
+    def _scalar(self, node: yaml.Node, key_path: KeyPath) -> Any:
         shown = repr(node.value[:SHOWN])
         if node.tag in _NUMBERS and _AMBIGUOUS.fullmatch(node.value):
             self._refuse(
                 node, f"{shown} is a number in base 8 or 60; write a decimal number, or quote the text"
             )
+            self.refused.add(key_path)
             return None
         loader = yaml.SafeLoader("")
         try:
@@ -99,6 +108,7 @@ class _Builder:
             self._refuse(node, f"{shown} is not a valid {node.tag.removeprefix('tag:yaml.org,2002:')}")
         finally:
             loader.dispose()
+        self.refused.add(key_path)
         return None
 
 
@@ -112,11 +122,32 @@ def read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     Raises `~ppdaemon.errors.ConfigError` if it cannot be read, is not YAML, or has a
     key twice.
     """
-    value, positions = _read(path)
-    return value, {key_path: line for key_path, (line, _) in positions.items()}
+    value, builder = _read(path)
+    if builder.problems:
+        raise ConfigError([f"{path}:{line}: {text}" for (line, _), text in builder.problems])
+    return value, {key_path: line for key_path, (line, _) in builder.positions.items()}
 
 
-def _read(path: Path) -> tuple[Any, dict[KeyPath, _Position]]:
+def read_key(path: Path, key_path: KeyPath, environment: Mapping[str, str]) -> str:
+    """Return one text of a YAML file, with ``${NAME}`` replaced, whatever errors other keys have.
+
+    Raises `~ppdaemon.errors.ConfigError` if the file has no such text, or a variable is not set.
+    """
+    value, builder = _read(path)
+    for step in key_path:
+        value = value.get(step) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        line, _ = builder.positions[nearest(key_path, builder.positions)]
+        raise ConfigError([f"{path}:{line}: {_shown(key_path)}: missing key, or not a text"])
+    unset: dict[KeyPath, list[str]] = {}
+    text = expand(value, environment, unset, key_path)
+    if unset:
+        line, _ = builder.positions[key_path]
+        raise ConfigError([f"{path}:{line}: {_shown(key_path)}: {_unset(unset[key_path], environment)}"])
+    return str(text)
+
+
+def _read(path: Path) -> tuple[Any, _Builder]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -128,24 +159,36 @@ def _read(path: Path) -> tuple[Any, dict[KeyPath, _Position]]:
         raise ConfigError([f"{path}:{line}: not YAML: {error.problem or error.context}"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from None
-    if root is None:
-        return {}, {(): (1, 0)}
     builder = _Builder()
-    value = builder.build(root)
-    if builder.problems:
-        raise ConfigError([f"{path}:{line}: {text}" for (line, _), text in builder.problems])
-    return value, builder.positions
+    if root is None:
+        builder.positions[()] = (1, 0)
+        return {}, builder
+    return builder.build(root), builder
 
 
-def expand(value: Any, environment: Mapping[str, str]) -> Any:
-    """Replace ``${NAME}`` in all strings of a value; unknown variables stay unchanged."""
+def expand(
+    value: Any, environment: Mapping[str, str], unset: dict[KeyPath, list[str]], key_path: KeyPath = ()
+) -> Any:
+    """Replace ``${NAME}`` in all strings of a value.
+
+    Adds the names of variables that are not set to `unset`, by the key path of the string.
+    """
     if isinstance(value, str):
+        if missing := [name for name in _VARIABLE.findall(value) if name not in environment]:
+            unset[key_path] = missing
         return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), value)
     if isinstance(value, dict):
-        return {key: expand(item, environment) for key, item in value.items()}
+        return {key: expand(item, environment, unset, (*key_path, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [expand(item, environment) for item in value]
+        return [expand(item, environment, unset, (*key_path, k)) for k, item in enumerate(value)]
     return value
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return ``; did you mean 'associate'?`` if a candidate resembles a name, else an empty text."""
+    names = {each.lower(): each for each in candidates if each != name}
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=RESEMBLANCE)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def load_model[M: pydantic.BaseModel](
@@ -156,24 +199,56 @@ def load_model[M: pydantic.BaseModel](
     `environment` gives the values of ``${NAME}``, `context` is passed to validators.
     Raises `~ppdaemon.errors.ConfigError` with one line per error: file, line, key, error.
     """
+    value, builder = _read(path)
+    unset: dict[KeyPath, list[str]] = {}
     # Variables are replaced after parsing, so that a value cannot change the structure.
-    value, positions = _read(path)
-    value = expand(value, environment)
+    value = expand(value, environment, unset)
+    # What an alias or a merge key repeats is one error, at one position.
+    found: dict[tuple[_Position, KeyPath, str], str] = {
+        (position, (), text): text for position, text in builder.problems
+    }
+    for key_path, names in unset.items():
+        text = _unset(names, environment)
+        found.setdefault((builder.positions[key_path], (), text), f"{_shown(key_path)}: {text}")
+    # These have been reported; what the validation finds in their place is no other error.
+    known_wrong = builder.refused | unset.keys()
+    result = None
     try:
-        return model.model_validate(value, context=context)
+        result = model.model_validate(value, context=context)
     except pydantic.ValidationError as error:
-        found: dict[tuple[_Position, KeyPath, str], str] = {}
-        for key_path, shown, text in _problems(error):
-            known = key_path
-            while known not in positions:
-                known = known[:-1]
-            # What an alias or a merge key repeats is one error, at one position.
-            found.setdefault((positions[known], key_path[len(known) :], text), f"{shown}: {text}")
+        for key_path, shown, text in _problems(error, model):
+            if any(key_path[: len(wrong)] == wrong for wrong in known_wrong):
+                continue
+            known = nearest(key_path, builder.positions)
+            key = builder.positions[known], key_path[len(known) :], text
+            found.setdefault(key, f"{shown}: {text}")
+    if found or result is None:
         lines = sorted((line, text) for ((line, _), *_), text in found.items())
-        raise ConfigError([f"{path}:{line}: {text}" for line, text in lines]) from None
+        raise ConfigError([f"{path}:{line}: {text}" for line, text in lines])
+    return result
 
 
-def _problems(error: pydantic.ValidationError) -> Iterator[tuple[KeyPath, str, str]]:
+def nearest(key_path: KeyPath, known: Mapping[KeyPath, Any]) -> KeyPath:
+    """Return the longest part of a key path that a file has: a key that is missing is reported there."""
+    while key_path not in known:
+        key_path = key_path[:-1]
+    return key_path
+
+
+def located(path: Path, lines: Mapping[KeyPath, int], problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
+    """Return a line for each problem of a file's keys, with file, line and key, in their order."""
+    return [f"{path}:{lines[nearest(key, lines)]}: {_shown(key)}: {text}" for key, text in problems]
+
+
+def _unset(names: Iterable[str], environment: Mapping[str, str]) -> str:
+    return "; ".join(
+        f"environment variable {name!r} is not set{did_you_mean(name, environment)}" for name in names
+    )
+
+
+def _problems(
+    error: pydantic.ValidationError, model: type[pydantic.BaseModel]
+) -> Iterator[tuple[KeyPath, str, str]]:
     """Yield the key path, the same as text, and the problem of each mistake in the file.
 
     Unknown and missing keys of a mapping are one mistake: the usual one is a misspelled key. The
@@ -208,10 +283,30 @@ def _problems(error: pydantic.ValidationError) -> Iterator[tuple[KeyPath, str, s
         ]
         match parts:
             case [([step], text)]:
+                if key_path in unknown:
+                    text += did_you_mean(str(step), _keys_at(model, key_path))
                 yield (*key_path, step), _shown((*key_path, step)), text
             case _:
                 text = ", ".join(f"{text} {', '.join(map(str, steps))}" for steps, text in parts)
+                for step in unknown.get(key_path, [])[:1]:
+                    text += did_you_mean(str(step), _keys_at(model, key_path))
                 yield (*key_path, parts[0][0][0]), _shown(key_path), text
+
+
+def _keys_at(model: Any, key_path: KeyPath) -> set[str]:
+    """Return the keys of the mapping at a key path, of each model that may be there."""
+    if typing.get_origin(model) is not None or isinstance(model, typing.TypeAliasType):
+        inner = (model.__value__,) if isinstance(model, typing.TypeAliasType) else typing.get_args(model)
+        # The keys and indexes of other containers are no keys of a model.
+        within = key_path[1:] if typing.get_origin(model) in (dict, tuple, list) else key_path
+        return set().union(*(_keys_at(each, within) for each in inner))
+    if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
+        return set()
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    if not key_path:
+        return set(fields)
+    field = fields.get(str(key_path[0]))
+    return set() if field is None else _keys_at(field.annotation, key_path[1:])
 
 
 def _shown(key_path: KeyPath) -> str:

@@ -18,7 +18,7 @@ import setproctitle
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
 
@@ -43,11 +43,16 @@ class JumpingClock:
         self._offset_s = next(self._jumps)
 
 
-async def run(config: NodeConfig, path: Path) -> None:
+async def run(file: ConfigFile) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
     clock = JumpingClock()
     supervisor = Supervisor(
-        config, partial(load_node, path, os.environ), os.environ, Clock(tai=clock.tai), Notifier(None), None
+        file,
+        partial(ConfigFile.read, file.path, os.environ),
+        os.environ,
+        Clock(tai=clock.tai),
+        Notifier(None),
+        None,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,11 +64,11 @@ async def run(config: NodeConfig, path: Path) -> None:
 
 def main() -> None:
     """Run with the configuration file that is the only argument."""
-    path = Path(sys.argv[1])
-    config = load_node(path, os.environ)
+    file = ConfigFile.read(Path(sys.argv[1]), os.environ)
+    config = file.config
     log.set_up(config.log.level, config.log.format, node=config.node.name)
     setproctitle.setproctitle(f"ppdaemon supervisor {config.node.name}")
-    asyncio.run(run(config, path))
+    asyncio.run(run(file))
 
 
 if __name__ == "__main__":

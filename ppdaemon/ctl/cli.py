@@ -18,7 +18,6 @@ import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.config import NodeConfig
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl import tables
 from ppdaemon.ctl.client import Daemon, NotRunning
@@ -30,7 +29,7 @@ from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRe
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
 from ppdaemon.wire import Model
-from ppdaemon.yamlfile import load_model
+from ppdaemon.yamlfile import read_key
 
 __all__ = ("main",)
 
@@ -58,7 +57,8 @@ def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableTyp
 
 def _socket_of(config: Path) -> Path:
     """Return the control socket in a node's configuration."""
-    return load_model(config, NodeConfig, os.environ).node.control
+    # Only this key: the variables of others may be set for the daemon alone.
+    return Path(read_key(config, ("node", "control"), os.environ))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -214,7 +214,9 @@ def _send_request(
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
     else:
-        click.echo(plain(data) if isinstance(data, str) else done)
+        # The answer to a reload has a line for each warning.
+        lines = map(plain, data.splitlines()) if isinstance(data, str) else [done]
+        click.echo("\n".join(lines))
 
 
 @_ppctl.command()

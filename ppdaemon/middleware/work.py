@@ -7,25 +7,26 @@ steps of a visit are in `ppdaemon.middleware.butlerwork`.
 
 import importlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 from lsst.daf.butler import Butler, DatasetType, DimensionUniverse, StorageClassFactory
 from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import Instrument
 
-from ppdaemon.config import ButlerConfig, EngineConfig, NodeConfig
+from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import NameFinding, Resolving
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.names import NameResolver
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
     UnusablePipeline,
     dataset_types_of,
-    labels_named,
     load_pipeline,
 )
 from ppdaemon.middleware.pipelines.provenance import hash_versions
@@ -35,7 +36,7 @@ from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.work import WorkerContext
 
-__all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "set_up_libraries")
+__all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "resolve_names", "set_up_libraries")
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,7 +86,6 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
-    _warn_of_unknown_tasks(context.config.engine, pipelines)
     try:
         with _open_central(config.central) as central:
             universe = central.dimensions
@@ -116,6 +116,11 @@ def open_exporter(context: WorkerContext) -> CentralExporter:
     """Return the work of an exporter; the first export opens the central repo."""
     config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
     return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
+
+
+def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding]:
+    """Yield what is wrong with the names in a configuration; see `ppdaemon.middleware.names`."""
+    return NameResolver(config, _butler_config(config)).findings()
 
 
 def _open_central(uri: str) -> Butler:
@@ -173,19 +178,6 @@ def _template_dataset_types(
                     dataset_type.name,
                 )
     return list(found.values())
-
-
-def _warn_of_unknown_tasks(config: EngineConfig, pipelines: Sequence[LoadedPipeline]) -> None:
-    """Log names in ``engine.no_return`` that select no task.
-
-    With a misspelled name a task would be repeated that must not be.
-    """
-    for name in config.no_return:
-        if not any(labels_named(pipeline.graph, [name]) for pipeline in pipelines):
-            _LOG.warning(
-                "engine.no_return: no configured pipeline has a task %s: check the spelling",
-                name,
-            )
 
 
 def _raw_type(instrument: Instrument, central: Butler) -> DatasetType:

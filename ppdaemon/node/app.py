@@ -6,29 +6,30 @@ import logging
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import click
-import pydantic
 import setproctitle
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig, load_node, remarks
+from ppdaemon.config import load_node
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.node.processes.child import ENVIRONMENT
+from ppdaemon.node.processes.child import ENVIRONMENT, Lifeline
+from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
-from ppdaemon.plan.models import CheckOrder, PlanOrder, RuleFallback, requested_detectors
+from ppdaemon.plan.models import PlanOrder, requested_detectors
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 from ppdaemon.visitfile import read_visit
-from ppdaemon.yamlfile import read_yaml
 
 __all__ = ("main",)
 
@@ -47,29 +48,18 @@ _ALLOW_FALLBACK = click.option(
 )
 
 
-def _log_remarks(path: Path, settings: NodeConfig) -> None:
-    for remark in remarks(path, settings):
-        _LOG.warning("%s", remark)
+def _for_children(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the variables for this process only."""
+    own = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID")
+    return {name: value for name, value in environment.items() if name not in own}
 
 
-def _reload_config(path: Path, environment: Mapping[str, str]) -> NodeConfig:
-    settings = load_node(path, environment)
-    _log_remarks(path, settings)
-    return settings
-
-
-async def _run(config: NodeConfig, path: Path, environment: Mapping[str, str]) -> None:
+async def _run(file: ConfigFile, environment: Mapping[str, str]) -> None:
     watchdog_us = environment.get("WATCHDOG_USEC")
-    # Variables for this process only, which its children must not inherit.
-    child_environment = {
-        name: value
-        for name, value in environment.items()
-        if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID")
-    }
     supervisor = Supervisor(
-        config,
-        partial(_reload_config, path, environment),
-        child_environment,
+        file,
+        partial(ConfigFile.read, file.path, environment),
+        _for_children(environment),
         Clock(),
         Notifier(environment.get("NOTIFY_SOCKET")),
         int(watchdog_us) / 1e6 if watchdog_us else None,
@@ -95,11 +85,13 @@ def run(config: Path) -> None:
     SIGHUP reads the configuration file again. If the file has an error, the old
     configuration stays in use.
     """
-    settings = load_node(config, os.environ)
+    file = ConfigFile.read(config, os.environ)
+    settings = file.config
     log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
-    _log_remarks(config, settings)
+    for remark in file.remarks():
+        _LOG.warning("%s", remark)
     setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
-    asyncio.run(_run(settings, config, os.environ))
+    asyncio.run(_run(file, os.environ))
 
 
 @cli.command("check-config")
@@ -108,39 +100,37 @@ def run(config: Path) -> None:
 def check_config(config: Path, allow_fallback: bool) -> None:
     """Check a configuration file and list all errors.
 
-    Also reads the central repo, if it is available: lists the rules whose first
-    pipeline no visit can get, because the repo lacks an input for every detector.
+    Also resolves the names in it, in the environment of a worker: of tasks, dataset
+    types, modules, classes and databases; in the central repo, if it is available,
+    those of collections, sky map, instruments, detectors and filters. Lists the
+    rules whose first pipeline no visit can get, because the repo lacks an input for
+    every detector. What cannot be resolved now is a warning.
 
     Exit code: 0 if the file is valid; 1 if there is such a rule (0 with
     --allow-fallback); 78 if the configuration has errors.
     """
-    settings = load_node(config, os.environ)
-    for remark in remarks(config, settings):
-        click.echo(f"ppdaemon: warning: {remark}", err=True)
-    dropped = _dropped_pipelines(settings) if settings.butler is not None else []
-    _, lines = read_yaml(config)
-    for each in dropped:
-        key = "pipelines", each.part, each.rule
-        click.echo(
-            f"ppdaemon: {'warning: ' * allow_fallback}{config}:{lines[key]}: {'.'.join(map(str, key))}: "
-            f"the first pipeline, {each.name}, is dropped for every detector: {plain(each.why)}",
-            err=True,
-        )
-    click.echo(f"{config}: valid, node {settings.node.name}")
-    if dropped and not allow_fallback:
+    file = ConfigFile.read(config, os.environ)
+    # The process that resolves names is logged about in the daemon only.
+    logging.getLogger().addHandler(logging.NullHandler())
+    resolution = asyncio.run(_resolve_once(file))
+    warnings = (*file.remarks(), *resolution.warnings, *resolution.unavailable)
+    if allow_fallback:
+        warnings += resolution.fallbacks
+    for text in warnings:
+        click.echo(f"ppdaemon: warning: {plain(text)}", err=True)
+    if resolution.errors:
+        raise ConfigError([plain(text) for text in (*resolution.errors, *resolution.fallbacks)])
+    for text in () if allow_fallback else resolution.fallbacks:
+        click.echo(f"ppdaemon: {plain(text)}", err=True)
+    click.echo(f"{config}: valid, node {file.config.node.name}")
+    if resolution.fallbacks and not allow_fallback:
         sys.exit(ExitCode.FAILED)
 
 
-def _dropped_pipelines(settings: NodeConfig) -> list[RuleFallback]:
-    """Return the rules whose first pipeline no visit can get; print a warning if that is not known."""
-    command, environment, descriptor = _planner(CheckOrder(config=settings), settings, ["--check"])
-    done = subprocess.run(command, env=environment, pass_fds=[descriptor], capture_output=True, text=True)
-    os.close(descriptor)
-    if done.returncode != ExitCode.OK:
-        reason = plain((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-        click.echo(f"ppdaemon: warning: inputs of the pipelines not checked: {reason}", err=True)
-        return []
-    return pydantic.TypeAdapter(list[RuleFallback]).validate_json(done.stdout)
+async def _resolve_once(file: ConfigFile) -> Resolution:
+    lifeline = Lifeline()
+    with tempfile.TemporaryDirectory(prefix="ppdaemon-check-") as folder, closing(lifeline):
+        return await resolve(file, lifeline, _for_children(os.environ), Path(folder, "log"))
 
 
 @cli.command()
@@ -202,21 +192,12 @@ def plan(
 
 def _exec_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
     """Replace this process by one that may import pipelines."""
-    command, environment, _ = _planner(order, order.config, options)
-    os.execve(sys.executable, command, environment)
-
-
-def _planner(
-    order: pydantic.BaseModel, settings: NodeConfig, options: Sequence[str]
-) -> tuple[list[str], dict[str, str], int]:
-    """Return command and environment of a process that may import pipelines, and the descriptor
-    of the order that it inherits.
-    """
     descriptor = os.memfd_create("plan", 0)  # inherited: without MFD_CLOEXEC
     with open(descriptor, "wb", closefd=False) as file:
         file.write(order.model_dump_json(by_alias=True).encode())
     command = [sys.executable, "-m", "ppdaemon.plan", f"--order=/proc/self/fd/{descriptor}", *options]
-    return command, {**os.environ, **settings.workers.environment, **ENVIRONMENT}, descriptor
+    environment = {**os.environ, **order.config.workers.environment, **ENVIRONMENT}
+    os.execve(sys.executable, command, environment)
 
 
 def main() -> None:

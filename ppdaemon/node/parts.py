@@ -2,6 +2,7 @@
 """Creates and connects the parts of a node; nothing is decided here."""
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,6 +14,8 @@ import zmq.asyncio
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
+from ppdaemon.configfile import ConfigFile
+from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
@@ -24,6 +27,7 @@ from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
 from ppdaemon.node.processes.child import Lifeline, end_children
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.names import NameCheck
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
@@ -58,8 +62,8 @@ class NodeParts:
 
     def __init__(
         self,
-        config: NodeConfig,
-        read_config: Callable[[], NodeConfig],
+        file: ConfigFile,
+        read_config: Callable[[], ConfigFile],
         environment: Mapping[str, str],
         incarnation: str,
         clock: Clock,
@@ -70,6 +74,7 @@ class NodeParts:
         stopping: asyncio.Event,
         reload_requested: asyncio.Event,
     ):
+        config = file.config
         folders, count = NodeFolders.of(config), Counter[str]()
         environment = {**environment, OWNER_VARIABLE: str(folders.state)}
         self.clock = clock
@@ -78,8 +83,19 @@ class NodeParts:
         self.inbox = inbox = Inbox()
         self._count = count
         self.journal = BatchWriter(journal, "journal", self._journal_failed, batch_s=COMMIT_BATCH_S)
+        self.names = NameCheck(
+            self._lifeline, environment, folders.logs / "names.log", clock.mono, self._stop_accepting
+        )
         self.generations = Generations(
-            config, read_config, self._lifeline, environment, clock, self._forked, self._switch, count
+            file,
+            read_config,
+            self.names,
+            self._lifeline,
+            environment,
+            clock,
+            self._forked,
+            self._switch,
+            count,
         )
         request_fork = self.generations.ask
         self.visits = Visits(config, count)
@@ -149,6 +165,7 @@ class NodeParts:
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
+        self._handler = handler
         self.control = ControlServer(config.node.control, handler.handle, self.status.report)
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
@@ -160,6 +177,7 @@ class NodeParts:
             self.pool,
             self.exporter,
             self.reader,
+            self.names,
             folders,
             watchdog_s,
         )
@@ -171,6 +189,7 @@ class NodeParts:
             ticker.run,
             ticker.run_slowly,
             reloader.run,
+            self.names.run,
         )
         """Services that run from the start to the stop."""
 
@@ -208,6 +227,10 @@ class NodeParts:
                 self.exporter.not_forked(reason)
             case Reaped():
                 self.pool.reaped(fact)
+
+    def _stop_accepting(self) -> None:
+        with contextlib.suppress(Refused):  # the daemon stops, and accepts nothing
+            self._handler.set_accepting(False)
 
     def _switch(self, config: NodeConfig) -> None:
         """Switch to a configuration whose zygote is ready."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.lock import lock_node
@@ -45,8 +45,8 @@ class Supervisor:
     longest interval between messages that the service manager accepts.
     """
 
-    config: NodeConfig
-    read_config: Callable[[], NodeConfig]
+    file: ConfigFile
+    read_config: Callable[[], ConfigFile]
     environment: Mapping[str, str]
     clock: Clock
     notifier: Notifier
@@ -79,12 +79,12 @@ class Supervisor:
         # Before any child: what a worker and its zygote leave behind becomes a child of this
         # process, which reaps it.
         become_subreaper()
-        folders, incarnation = NodeFolders.of(self.config), secrets.token_hex(8)
+        folders, incarnation = NodeFolders.of(self.file.config), secrets.token_hex(8)
         # Before the journal is opened and any folder is used: another daemon may have them.
         lock = lock_node(folders, incarnation)
         try:
             node = NodeParts(
-                self.config,
+                self.file,
                 self.read_config,
                 self.environment,
                 incarnation,
@@ -125,7 +125,12 @@ class Supervisor:
 
     async def _start(self, node: NodeParts) -> None:
         started = self.clock.mono()
-        await self._unless_stopped(node.generations.start())
+        waiting = self._loop.create_task(self._report_degraded(node))
+        try:
+            await self._unless_stopped(node.generations.start())
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
         if not self._stop.is_set():
             # Before the exporter starts: an attempt counts as succeeded only while
             # its spool exists.
@@ -141,8 +146,22 @@ class Supervisor:
             self._run(service)
         node.scheduler.decide()
         await self._wait_for_worker(node)
+        # After visits are accepted, which must not wait for it, and before READY: with a name that does
+        # not exist the daemon exits.
+        await self._unless_stopped(node.generations.wait_for_names())
+        if self._stop.is_set():
+            return
         _LOG.info("ready %.1f s after the start", self.clock.mono() - started)
         self.notifier.notify(READY=1, STATUS=node.status.report().text)
+
+    async def _report_degraded(self, node: NodeParts) -> None:
+        """Report READY while the central repo is not available, because a restart would not help; and
+        trigger the watchdog, which the service manager expects from then on.
+        """
+        while True:
+            if node.generations.unavailable:
+                self.notifier.notify(READY=1, STATUS=node.status.report().text, WATCHDOG=1)
+            await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def _wait_for_worker(self, node: NodeParts) -> None:
         """Wait until a worker is ready or all workers have failed to start."""
@@ -151,7 +170,7 @@ class Supervisor:
         def is_decided() -> bool:
             return self._stop.is_set() or any(s.state not in starting for s in node.pool.slots.values())
 
-        await self._wait_until(is_decided, self.config.workers.times.boot_s)
+        await self._wait_until(is_decided, self.file.config.workers.times.boot_s)
 
     async def _drain(self, node: NodeParts) -> None:
         """Let visits end in time, interrupt the others, export and report."""

@@ -14,13 +14,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
-import pydantic
 from rich.console import Console
 from rich.status import Status
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.plan.models import CheckOrder, Plan, PlanOrder, exit_code
+from ppdaemon.plan.models import Plan, PlanOrder, exit_code
 from ppdaemon.plan.sky import sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.pointing import disable_astropy_downloads
@@ -55,17 +54,6 @@ def _make_plan(order: PlanOrder) -> Plan:
             return planner.plan(lambda done: status.update(f"{done} of {count} detectors"))
 
 
-def _check(order: CheckOrder) -> ExitCode:
-    """Print the rules whose first pipeline is dropped, as JSON."""
-    config = order.config.butler
-    assert config is not None  # ppdaemon has checked it before it executed this module
-    from ppdaemon.middleware.preload.rulecheck import DroppedPipeline, RuleChecker
-
-    found = RuleChecker(order.config, config).check()
-    click.echo(pydantic.TypeAdapter(list[DroppedPipeline]).dump_json(found))
-    return ExitCode.OK
-
-
 def _print(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         click.echo(plan.model_dump_json(indent=2, by_alias=True))
@@ -80,10 +68,7 @@ def _run() -> ExitCode:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="also write a picture of the sky, a PNG file")
     parser.add_argument("--allow-fallback", action="store_true", help="exit 0 with later pipelines, too")
-    parser.add_argument("--check", action="store_true", help="check all rules instead of a visit")
     options = parser.parse_args()
-    if options.check:
-        return _check(CheckOrder.model_validate_json(options.order.read_bytes()))
     plan = _make_plan(PlanOrder.model_validate_json(options.order.read_bytes()))
     _print(plan, as_json=options.json)
     if options.plot is not None:

@@ -20,7 +20,6 @@ from ppdaemon.visit import NextVisit
 from ppdaemon.wire import Model
 
 __all__ = (
-    "CheckOrder",
     "Choice",
     "DatasetPlan",
     "DetectorPlan",
@@ -30,7 +29,6 @@ __all__ = (
     "Plan",
     "PlanOrder",
     "QueryPlan",
-    "RuleFallback",
     "RuleTried",
     "Validity",
     "VisitIgnored",
@@ -84,24 +82,6 @@ class PlanOrder(Model):
     now_tai: float
     """Used as the time of an event that has no time, TAI seconds since 1970."""
     detectors: Annotated[tuple[int, ...], pydantic.Field(min_length=1)]
-
-
-class CheckOrder(Model):
-    """Input of the check of all rules."""
-
-    config: NodeConfig
-
-
-class RuleFallback(Model):
-    """The first pipeline of a rule, if no visit can get it; as
-    `ppdaemon.middleware.preload.rulecheck` prints it.
-    """
-
-    part: Literal["preprocessing", "main"]
-    rule: int
-    """Position in the list of rules, from 0 as in keys."""
-    name: str
-    why: str
 
 
 class FootprintPlan(Model):

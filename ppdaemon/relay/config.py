@@ -5,23 +5,22 @@ The docstring under each field is its documentation; ``etc/pprelay.yaml`` shows
 every key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig
-from ppdaemon.configtypes import Address, Detectors, Seconds, WritableFolder
+from ppdaemon.config import LogConfig, silence_conflicts
+from ppdaemon.configtypes import Address, ConfigPart, Detectors, Seconds, WritableFolder, both_valid
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
-from ppdaemon.wire import Model
-from ppdaemon.yamlfile import load_model
+from ppdaemon.yamlfile import KeyPath, load_model
 
 __all__ = ("RelayConfig", "RelayInstrument", "load_relay")
 
 
-class RelayInstrument(Model):
+class RelayInstrument(ConfigPart):
     """One instrument that the relay accepts visits of."""
 
     detectors: Detectors
@@ -30,7 +29,7 @@ class RelayInstrument(Model):
     """Script queues whose visits are accepted; empty means all."""
 
 
-class RelayConfig(Model):
+class RelayConfig(ConfigPart):
     """The whole configuration of ``pprelay``."""
 
     name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")] = "relay"
@@ -49,12 +48,20 @@ class RelayConfig(Model):
     heartbeat_s: Seconds = 1.0
     """Interval of heartbeats to the nodes."""
     silence_s: Seconds = 4.0
-    """A node that sends nothing for this long counts as disconnected."""
+    """A node that sends nothing for this long counts as disconnected. At least 2 x
+    ``heartbeat_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Seconds = 30.0
     """Days that the ledger keeps visits of which all detectors have an outcome."""
     log: LogConfig = LogConfig()
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find a time limit that a single late heartbeat would exceed, and one address for two sockets."""
+        yield from silence_conflicts(keys)
+        if (values := both_valid(keys, "submit", "nodes")) and values[0] == values[1]:
+            yield ("nodes",), f"{values[1]} is the address of submit, too"
 
 
 def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:

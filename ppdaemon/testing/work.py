@@ -29,7 +29,8 @@ per exported spool; ``prepared`` and ``ingested`` a line per order with the
 time by the monotonic clock; ``faults.log`` a line per fault. The exporter
 fails while there is a file ``central-down``, and refuses spools while there is
 ``central-refuses``; with a file ``boot-fails`` or ``template-fails`` workers
-or the template fail.
+or the template fail, with ``template-unavailable`` as if the central repo were not
+available. The check of names sends the findings in the file ``names``.
 """
 
 import ctypes
@@ -42,22 +43,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ppdaemon.errors import VisitFailed
+from ppdaemon.config import NodeConfig
+from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import (
     Done,
     Exported,
     Ingested,
+    NameFinding,
     PointOfNoReturn,
     Prepare,
     Prepared,
     Process,
     Raw,
+    Resolving,
     StageReached,
 )
 from ppdaemon.states import Outcome, Stage
@@ -73,6 +77,7 @@ __all__ = (
     "build_template",
     "open_exporter",
     "open_work",
+    "resolve_names",
     "set_up_libraries",
 )
 
@@ -125,6 +130,8 @@ def build_template(context: WorkerContext) -> None:
     """Create a repo of one file."""
     if (context.config.node.state_dir / "template-fails").exists():
         raise RuntimeError("the template fails by order of the test")
+    if (context.config.node.state_dir / "template-unavailable").exists():
+        raise Unavailable("the central repo is not available by order of the test")
     context.template.mkdir()
     (context.template / "registry").write_text("template")
 
@@ -286,6 +293,18 @@ def open_work(context: WorkerContext) -> ScriptedWork:
 def open_exporter(context: WorkerContext) -> ScriptedExporter:
     """Return an exporter."""
     return ScriptedExporter(context)
+
+
+def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding]:
+    """Yield the findings of the file ``names``, one as JSON on each line; hang while there is a file
+    ``names-hang``.
+    """
+    state = config.node.state_dir
+    yield Resolving(what="the names of the test")
+    if (state / "names").exists():
+        yield from map(NameFinding.model_validate_json, (state / "names").read_text().splitlines())
+    while (state / "names-hang").exists():
+        time.sleep(0.01)
 
 
 # --- what goes wrong ---------------------------------------------------------

@@ -19,7 +19,7 @@ from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 from ppdaemon.worker.imports import ThreadStarter, observed_imports
 from ppdaemon.worker.main import run_role
 
-__all__ = ("import_without_threads", "import_work", "run_child")
+__all__ = ("import_without_threads", "import_work", "run_child", "thread_problem")
 
 
 def import_work(config: NodeConfig, check: Callable[[str, str], None] = lambda key, name: None) -> WorkModule:
@@ -52,16 +52,19 @@ def import_without_threads(config: NodeConfig) -> WorkModule:
 
     def check(key: str, name: str) -> None:
         if starter.find(name):
-            text = (
-                f"{key}: {name}: {starter.module} starts a thread when it is imported, and a process with"
-                " threads cannot fork workers: set this library's variable against it in"
-                " workers.environment, or leave the module out, so that each worker imports it by itself,"
-                " or set workers.start: spawn"
-            )
-            raise ConfigError([text])
+            raise ConfigError([f"{key}: {thread_problem(name, starter)}"])
 
     with observed_imports(starter.around):
         return import_work(config, check)
+
+
+def thread_problem(name: str, starter: ThreadStarter) -> str:
+    """Return what an operator can do about a module that starts a thread."""
+    return (
+        f"{name}: {starter.module} starts a thread when it is imported, and a process with threads cannot"
+        " fork workers: set this library's variable against it in workers.environment, or leave the module"
+        " out, so that each worker imports it by itself, or set workers.start: spawn"
+    )
 
 
 def run_child(

@@ -21,7 +21,7 @@ from ppdaemon import log, messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import write_durably
-from ppdaemon.errors import VisitFailed
+from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
@@ -76,7 +76,11 @@ def run_role(
 def _build_template(
     channel: Channel[messages.WorkerOrder], context: WorkerContext, work: WorkModule
 ) -> ExitCode:
-    work.build_template(context)
+    try:
+        work.build_template(context)
+    except Unavailable as error:
+        channel.send(messages.NotReady(reason=str(error)))
+        raise
     channel.send(messages.Ready(pid=os.getpid()))
     return ExitCode.OK
 

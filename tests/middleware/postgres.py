@@ -64,10 +64,18 @@ class PostgresServer:
             "-N",
         ]
         subprocess.run(initdb, check=True, capture_output=True, cwd=folder, timeout=START_LIMIT_S, **identity)
+        self._programs, self._max_connections = programs, max_connections
+        self.start()
+        self.create(TEMPLATE, template="template0")
+        self.run(TEMPLATE, "CREATE EXTENSION btree_gist")
+
+    def start(self) -> None:
+        """Start the server, also after `stop`."""
+        folder = self._folder
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": folder,
-            "max_connections": max_connections,
+            "max_connections": self._max_connections,
             "fsync": "off",
             "synchronous_commit": "off",
             "full_page_writes": "off",
@@ -77,17 +85,15 @@ class PostgresServer:
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [programs / "postgres", "-D", data, *options],
+                [self._programs / "postgres", "-D", folder / "data", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=folder,
                 preexec_fn=_end_with_parent,
-                **identity,
+                **_identity(folder),
             )
         wait_until(self._answers, START_LIMIT_S, (folder / "log").read_text)
-        self.create(TEMPLATE, template="template0")
-        self.run(TEMPLATE, "CREATE EXTENSION btree_gist")
 
     def url(self, database: str) -> str:
         """Return what a Butler's ``registry.db`` takes.

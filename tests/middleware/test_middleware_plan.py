@@ -567,17 +567,35 @@ def test_check_config_names_the_rule_that_falls_back(
         f"every detector: {pipelines['NeedsModel']} does not fit the repo: "
     )
     assert done.returncode == ExitCode.FAILED
-    assert done.stderr.startswith(f"ppdaemon: {text}")
-    assert len(done.stderr.splitlines()) == 1
+    (line,) = about(done, "pipelines.main")
+    assert line.startswith(f"ppdaemon: {text}")
     allowed = falling_back.check("--allow-fallback")
     assert allowed.returncode == ExitCode.OK
-    assert allowed.stderr.startswith(f"ppdaemon: warning: {text}")
+    (line,) = about(allowed, "pipelines.main")
+    assert line.startswith(f"ppdaemon: warning: {text}")
+
+
+def about(done: "subprocess.CompletedProcess[str]", key: str) -> list[str]:
+    """Return the lines about a key; others are about this host."""
+    return [line for line in done.stderr.splitlines() if f" {key}" in line]
 
 
 def test_check_config_does_not_need_the_central_repo(command: Command, tmp_path: Path) -> None:
-    command.config["butler"] = {**command.config["butler"], "central": str(tmp_path / "nowhere")}
+    # An empty folder, as the mount point of a mount that is away.
+    (tmp_path / "mount").mkdir()
+    command.config["butler"] = {**command.config["butler"], "central": str(tmp_path / "mount" / "repo")}
     done = command.check()
     assert done.returncode == ExitCode.OK
     assert done.stdout == f"{tmp_path}/node.yaml: valid, node demo\n"
-    assert done.stderr.startswith("ppdaemon: warning: inputs of the pipelines not checked: ")
-    assert "nowhere" in done.stderr
+    (line,) = about(done, "butler.central")
+    assert line.startswith("ppdaemon: warning: ")
+    assert f"{tmp_path}/mount/repo cannot be read now" in line
+
+
+def test_check_config_refuses_a_central_repo_that_does_not_exist(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    command.config["butler"] = {**command.config["butler"], "central": str(tmp_path / "mian")}
+    done = command.check()
+    assert done.returncode == ExitCode.CONFIG
+    (line,) = about(done, "butler.central")
+    assert f"{tmp_path}/mian does not exist; did you mean 'main'?" in line

@@ -251,13 +251,6 @@ def test_tasks_that_cannot_be_repeated_are_named_by_label_or_class(rigs: MakeRig
     assert reported == (everyone if name.startswith("lsst") else {"associate"})
 
 
-def test_names_that_select_no_task_are_logged(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
-    rig, _ = rigs(engine={"no_return": ["asociate", "associate"]})
-    work.build_template(rig.context)
-    assert "no configured pipeline has a task asociate" in caplog.text
-    assert "a task associate" not in caplog.text
-
-
 # --- the template --------------------------------------------------------------
 
 

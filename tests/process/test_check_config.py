@@ -19,7 +19,7 @@ node:
   ramdisk: {folder}
   control: {folder}/control
   instruments: {{DemoCam: 0-8}}
-workers: {{work: scripted}}
+workers: {{work: ppdaemon.testing.work}}
 arrivals: {{roots: ["{folder}"]}}
 pipelines:
   main:
@@ -49,9 +49,11 @@ def test_a_good_map_is_good_and_a_rule_never_reached_is_a_warning(tmp_path: Path
     done = check(tmp_path, maps=tmp_path)
     assert done.returncode == ExitCode.OK
     assert done.stdout == f"{tmp_path}/c.yaml: valid, node n1\n"
-    assert done.stderr == (
+    # Tests are on a RAM disk, and the host may have less memory than the default limit.
+    (warning,) = (line for line in done.stderr.splitlines() if "pipelines" in line)
+    assert warning == (
         f"ppdaemon: warning: {tmp_path}/c.yaml:16: pipelines.main.2: never used: "
-        "pipelines.main.1 matches all its visits\n"
+        "pipelines.main.1 matches all its visits"
     )
 
 

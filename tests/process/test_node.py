@@ -442,7 +442,7 @@ def test_a_module_that_cannot_be_imported_ends_the_start(tmp_path, socket_dir):
     node.launch()
     assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
     (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
-    assert "workers.preload: no_such_module cannot be imported: No module named 'no_such_module'" in line
+    assert "workers.preload.0: no_such_module cannot be imported: No module named 'no_such_module'" in line
 
 
 def test_the_innermost_module_that_starts_a_thread_is_named(tmp_path, socket_dir):
@@ -457,7 +457,7 @@ def test_the_innermost_module_that_starts_a_thread_is_named(tmp_path, socket_dir
     node.launch()
     assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
     (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
-    assert "workers.preload: classifier: classifier.telemetry starts a thread" in line
+    assert "workers.preload.1: classifier: classifier.telemetry starts a thread" in line
     assert "workers.start: spawn" in line
 
 

@@ -18,7 +18,8 @@ from ppdaemon.testing.waiting import TIMEOUT_S
 
 
 def reload(node):
-    return node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+    """Reload; return the first line of the answer, without the warnings."""
+    return node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S).splitlines()[0]
 
 
 def templates(node):

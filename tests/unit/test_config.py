@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The configuration: valid values, and the message of each refusal."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ppdaemon.config import NodeConfig, load_node, remarks
+from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
@@ -54,11 +56,8 @@ def test_the_least_configuration_has_all_defaults(node: dict[str, Any], tmp_path
 
 def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
     node["node"]["name"] = "${HOST_NAME}"
-    node["butler"]["central"] = "${NOT_SET}/repo"
     config = load_node(write(tmp_path, node), {"HOST_NAME": "n7"})
     assert config.node.name == "n7"
-    assert config.butler is not None
-    assert config.butler.central == "${NOT_SET}/repo"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("export.types", ["("], "'(' is not a regular expression"),
         ("engine.kind", "magic", "engine.kind: "),
         ("engine.apdb", {"DemoCam": "apdb.yaml"}, "apdb_tasks: missing key"),
-        ("engine.apdb_tasks", ["associate"], "apdb_tasks: associate must be listed in no_return too"),
+        ("engine.apdb_tasks", ["associate"], "apdb_tasks.0: associate must be listed in no_return too"),
         ("arrivals.roots", ["raw"], "arrivals.roots.0.path: 'raw' is not an absolute path"),
         ("arrivals.roots", ["/"], "arrivals.roots.0.path: / cannot be a raw root, use a folder"),
         ("arrivals.roots", ["/raw", "/raw/"], "arrivals.roots: a root is listed twice"),
@@ -204,6 +203,200 @@ def test_all_errors_are_listed_at_once_in_order_of_lines(node: dict[str, Any], t
     assert any("workers.maximum: unknown key" in problem for problem in found)
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        [("node.name", "two words")],
+        [("node.state_dir", "/proc/1/nowhere")],
+        [("workers.nice", "much")],
+        [("arrivals.poll_s", "0")],
+        [("butler.padding", 1)],
+        [("engine.processes", 0), ("export.retry_s", -1)],
+    ],
+    ids=lambda others: others[0][0],
+)
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("node.instruments", {"DemoCam": "0-8", "LATISS": "0"}, "instrument_class: no entry for LATISS"),
+        ("workers.min", 99, "workers: min is more than max"),
+        ("workers.memory", {"soft": "9GB"}, "workers.memory: soft is more than hard"),
+        ("relay.silence_s", 1.5, "relay.silence_s: 1.5 is less than 2 x heartbeat_s (1)"),
+        ("engine.apdb_tasks", ["alerts"], "engine.apdb_tasks.0: alerts must be listed in no_return"),
+        ("arrivals.done", "{group}.ok", "arrivals.roots.0.done: '{group}.ok': paths of this layout"),
+        ("butler.visits", {"DemoCan": "by-group"}, "butler.visits.DemoCan: instrument_class has no entry"),
+    ],
+)
+def test_an_error_of_a_neighbor_hides_no_contradiction(
+    node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str, others: list[tuple[str, Any]]
+) -> None:
+    for key, wrong in [(place, value), *others]:
+        *steps, last = key.split(".")
+        part = node
+        for step in steps:
+            part = part.setdefault(step, {})
+        part[last] = wrong
+    found = problems(tmp_path, node)
+    assert [message in problem for problem in found].count(True) == 1
+    for key, _ in others:
+        assert [f" {key}: " in problem for problem in found].count(True) == 1
+    assert len(found) == 1 + len(others)
+
+
+def test_a_double_key_and_unset_variables_hide_no_other_error(node: dict[str, Any], tmp_path: Path) -> None:
+    node["workers"] = {"max": "many", "nice": "${NICENESS}"}
+    node["butler"]["central"] = "${REPOS}/main"
+    text = (
+        yaml.safe_dump(node) + "log: {level: LOUD}\nlog: {format: json, format: console, since: 2026-11-45}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_node(write(tmp_path, text), {"REPO": "/repo"})
+    found = caught.value.problems
+    for message in (
+        "workers.max: Input should be a valid integer",
+        "workers.nice: environment variable 'NICENESS' is not set",
+        "butler.central: environment variable 'REPOS' is not set; did you mean 'REPO'?",
+        "key 'log' occurs twice",
+        "key 'format' occurs twice",
+        "'2026-11-45' is not a valid timestamp",
+    ):
+        assert [message in problem for problem in found].count(True) == 1
+    assert len(found) == 6  # nothing is reported twice
+    assert [int(problem.split(":")[1]) for problem in found] == sorted(
+        int(problem.split(":")[1]) for problem in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("node.instrument", {}, "node.instrument: unknown key; did you mean 'instruments'?"),
+        ("workers.times.prepared_s", 1, "workers.times.prepared_s: unknown key; did you mean 'prepare_s'?"),
+        (
+            "pipelines.main",
+            [{"pipelines": [], "surwey": "a"}],
+            "main.0.surwey: unknown key; did you mean 'sur",
+        ),
+        (
+            "arrivals.roots",
+            [{"path": "/raw", "layuot": "lsst"}],
+            "layuot: unknown key; did you mean 'layout'?",
+        ),
+        ("relay.silence_s", 1.9, "relay.silence_s: 1.9 is less than 2 x heartbeat_s (1)"),
+        ("relay.heartbeat_s", 3, "relay.silence_s: 4 is less than 2 x heartbeat_s (3)"),
+        (
+            "relay.address",
+            "tcp://relay:65536",
+            "relay.address: port 65536 of tcp://relay:65536 is not in 1-65535",
+        ),
+        ("relay.address", "tcp://relay:0", "relay.address: port 0 of tcp://relay:0 is not in 1-65535"),
+        (
+            "relay.address",
+            "tcp://*:5571",
+            "relay.address: tcp://*:5571: name the host and the port to connect to",
+        ),
+        (
+            "arrivals.subscribe",
+            ["tcp://host:*"],
+            "arrivals.subscribe.0: tcp://host:*: name the host and the po",
+        ),
+        ("node.state_dir", "state", "node.state_dir: state is relative; write an absolute path"),
+        ("node.ramdisk", "ram", "node.ramdisk: ram is relative; write an absolute path"),
+        ("node.control", "control", "node.control: control is relative; write an absolute path"),
+        ("node.control", f"/{'c' * 107}", "node.control: /ccc"),
+        ("pipelines.main", [{"pipelines": ["Ap.yaml"]}], "Ap.yaml is relative; write an absolute path"),
+        (
+            "pipelines.main",
+            [{"binary-map": "map.fits", "pipelines": []}],
+            "binary-map: map.fits is relative; write an absolute path",
+        ),
+        ("engine", {"apdb": {"DemoCan": "a"}, "apdb_tasks": ["a"], "no_return": ["a"]}, "mean 'DemoCam'?"),
+        (
+            "butler.ingest",
+            {"DemoCan": "obs_base"},
+            "instrument_class has no entry for DemoCan; did you mean 'D",
+        ),
+        ("workers.environment", {"A": "${HOSTNAM}"}, "'HOSTNAM' is not set; did you mean 'HOSTNAME'?"),
+    ],
+)
+def test_a_misspelling_or_an_impossible_value_is_refused_with_line_and_hint(
+    node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
+) -> None:
+    *steps, last = place.split(".")
+    part = node
+    for step in steps:
+        part = part.setdefault(step, {})
+    part[last] = value
+    with pytest.raises(ConfigError) as caught:
+        load_node(write(tmp_path, node), {"HOSTNAME": "h"})
+    (problem,) = caught.value.problems
+    assert message in problem
+    assert int(problem.split(":")[1]) > 1
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("node.ramdisk", "/usr/ram", "node.ramdisk: /usr/ram is not on a tmpfs"),
+        ("node.state_dir", "/dev/shm/state", "node.state_dir: /dev/shm/state is on a RAM disk: accepted vis"),
+        (
+            "workers.memory.hard",
+            "900TB",
+            "workers.memory.hard: 900000 GB are more than the memory of this host",
+        ),
+        (
+            "workers.memory.budget",
+            "900TB",
+            "workers.memory.budget: 900000 GB are more than the memory of thi",
+        ),
+        (
+            "workers.memory.ramdisk",
+            "900TB",
+            "workers.memory.ramdisk: 900000 GB are more than the whole RAM d",
+        ),
+        (
+            "pipelines.main",
+            [{"instrument": "DemoCan", "pipelines": []}],
+            "main.0.instrument: matches no visit of DemoCan: node.instruments does not have it; did you mea",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_host_is_a_warning_with_line(
+    node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
+) -> None:
+    node["node"]["ramdisk"] = "/dev/shm"
+    *steps, last = place.split(".")
+    part = node
+    for step in steps:
+        part = part.setdefault(step, {})
+    part[last] = value
+    path = write(tmp_path, node)
+    (found,) = (text for text in ConfigFile.read(path, {}).remarks() if message in text)
+    assert int(found.split(":")[1]) > 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "warned"),
+    [
+        ("loaded\n1min 30s", False),
+        ("loaded\n1min 14s 500ms", True),
+        ("loaded\ninfinity", False),
+        ("not-found\n1min", False),
+        ("", False),
+    ],
+)
+def test_a_stop_that_takes_longer_than_the_unit_allows_is_a_warning(
+    node: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str, warned: bool
+) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text(f"#!/bin/sh\n[ $4 = ppdaemon.service ] && printf '{shown}\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path = write(tmp_path, node)
+    found = [text for text in ConfigFile.read(path, {}).remarks() if "a stop takes up to 75 s" in text]
+    assert len(found) == warned
+
+
 def test_folders_and_pipelines_that_cannot_be_used_are_all_named(
     node: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -226,7 +419,9 @@ def test_butler_may_be_missing_only_for_other_work(node: dict[str, Any], tmp_pat
 
 def test_settings_of_an_instrument_need_a_known_instrument(node: dict[str, Any], tmp_path: Path) -> None:
     node["butler"] |= {"visits": {"NoCam": "by-group"}, "ingest": {"OtherCam": "obs_base"}}
-    assert "butler: instrument_class: no entry for NoCam, OtherCam" in problems(tmp_path, node)[0]
+    visits, ingest = problems(tmp_path, node)
+    assert "butler.visits.NoCam: instrument_class has no entry for NoCam" in visits
+    assert "butler.ingest.OtherCam: instrument_class has no entry for OtherCam" in ingest
 
 
 def test_obs_base_does_not_ingest_files_of_all_detectors(node: dict[str, Any], tmp_path: Path) -> None:
@@ -333,7 +528,7 @@ def test_a_range_that_is_probably_not_meant_is_remarked(node: dict[str, Any], tm
         {"ra": {"min": low, "max": high}, "pipelines": []} for low, high in ((-10, 370), (340, 20), (7, 7))
     ]
     path = write(tmp_path, node)
-    wide, point = remarks(path, load_node(path, {}))
+    wide, point = (text for text in ConfigFile.read(path, {}).remarks() if ".ra: " in text)
     line = path.read_text().splitlines().index("  - ra:") + 1
     assert wide == f"{path}:{line}: pipelines.main.0.ra: -10 to 370 is used as 350 to 10"
     assert point.endswith("pipelines.main.2.ra: 7 to 7 is used as all right ascensions")

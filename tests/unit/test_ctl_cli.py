@@ -354,7 +354,22 @@ def test_a_broken_configuration_is_78_with_file_and_line(
     with pytest.raises(SystemExit) as ended:
         cli.main(["--config", str(config), "status"])
     assert ended.value.code == 78
-    assert f"ppctl: {config}:2: node: unknown key nmae, missing keys name, " in capsys.readouterr().err
+    assert f"ppctl: {config}:1: node.control: missing key, or not a text" in capsys.readouterr().err
+
+
+def test_errors_of_other_keys_do_not_keep_ppctl_from_the_daemon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text("node:\n  control: ${WHERE}/control\n  name: ${NOT_SET}\n  name: b\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(config), "status"])
+    assert ended.value.code == 78
+    assert f"ppctl: {config}:2: node.control: environment variable 'WHERE'" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("${WHERE}", str(tmp_path)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(config), "status"])
+    assert ended.value.code == 3
 
 
 def test_demo_becomes_the_demo(ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
 import pytest
 
 from ppdaemon.clock import Clock
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import Refused
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.parts import NodeParts
@@ -18,11 +20,15 @@ from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.sqlitefile import BatchWriter
 
 
+def file_of(config):
+    return ConfigFile(Path("node.yaml"), config, {(): 1})
+
+
 def test_a_stop_does_not_wait_for_a_journal_that_hangs(config, tmp_path):
     journal = Journal(tmp_path / "journal.sqlite")
 
     async def run():
-        supervisor = Supervisor(config, lambda: config, {}, Clock(), None, None)
+        supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), None, None)
         hanging = BatchWriter(journal, "journal", lambda reason: None)  # its thread never begins
         node = SimpleNamespace(journal=hanging, relay=SimpleNamespace(connected=True))
         await asyncio.wait_for(supervisor._wait_until_reported(node), 20.0)
@@ -44,7 +50,7 @@ def test_a_journal_that_cannot_be_written_is_logged_once(caplog):
 
 def test_a_second_stop_skips_the_waiting(config):
     async def run():
-        supervisor = Supervisor(config, lambda: config, {}, Clock(), Mock(), None)
+        supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), Mock(), None)
         node = MagicMock()
         node.pool.slots = {}
         node.pump.wait_until_idle = asyncio.Event().wait  # never ends

@@ -4,7 +4,10 @@
 from pathlib import Path
 
 import pydantic
+import pytest
+import yaml
 
+from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.yamlfile import read_yaml
 
@@ -50,3 +53,27 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
         "LATISS": 1,
         "DemoCam": 9,
     }
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("{silence_s: 1.5}", "silence_s: 1.5 is less than 2 x heartbeat_s (1)"),
+        ("{nodes: 'tcp://127.0.0.1:70000'}", "nodes: port 70000 of tcp://127.0.0.1:70000 is not in 1-65535"),
+        ("{nodes: 'tcp://127.0.0.1:5570'}", "nodes: tcp://127.0.0.1:5570 is the address of submit, too"),
+        ("{state_dir: state}", "state_dir: state is relative; write an absolute path"),
+        (
+            "{state_dir: '${STAT}/relay'}",
+            "state_dir: environment variable 'STAT' is not set; did you mean 'ST",
+        ),
+        ("{expiry: 3}", "expiry: unknown key; did you mean 'expiry_s'?"),
+    ],
+)
+def test_a_misspelling_or_an_impossible_value_is_refused_with_its_line(tmp_path, keys, message):
+    path = tmp_path / "relay.yaml"
+    needed = {"state_dir": str(tmp_path), "instruments": {"DemoCam": {"detectors": "0-8"}}}
+    path.write_text(yaml.safe_dump(needed | yaml.safe_load(keys), sort_keys=False))
+    with pytest.raises(ConfigError) as caught:
+        load_relay(path, {"STATE": "/s"})
+    (problem,) = caught.value.problems
+    assert message in problem

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import ConfigError
-from ppdaemon.yamlfile import expand, read_yaml
+from ppdaemon.yamlfile import KeyPath, did_you_mean, expand, read_yaml
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -119,7 +119,9 @@ def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
 
 def test_variables_are_replaced_at_every_depth() -> None:
     value = {"a": ["${X}/y", {"b": "${X}${Z}"}], "n": 3}
-    assert expand(value, {"X": "x"}) == {"a": ["x/y", {"b": "x${Z}"}], "n": 3}
+    unset: dict[KeyPath, list[str]] = {}
+    assert expand(value, {"X": "x"}, unset) == {"a": ["x/y", {"b": "x${Z}"}], "n": 3}
+    assert unset == {("a", 1, "b"): ["Z"]}
 
 
 json_values = st.recursive(
@@ -131,4 +133,17 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_without_variables_nothing_changes(value: object) -> None:
-    assert expand(value, {}) == value
+    assert expand(value, {}, {}) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("asociate", "; did you mean 'associate'?"),
+        ("ASSOCIATE", "; did you mean 'associate'?"),
+        ("isr", ""),
+        ("associate", ""),
+    ],
+)
+def test_a_hint_is_the_candidate_that_resembles_a_name(name: str, hint: str) -> None:
+    assert did_you_mean(name, ["alerts", "associate"]) == hint

@@ -25,6 +25,7 @@ __all__ = (
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
+    "labels_of",
     "load_pipeline",
     "overall_inputs",
     "resolved",
@@ -77,10 +78,8 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
     ignored. `UnusablePipeline` is raised if the pipeline cannot be
     constructed.
     """
-    file, mark, labels = path.partition("#")
     try:
-        # As a URI: of a plain path, "%41" in a name would be decoded to another name.
-        pipeline = Pipeline.from_uri(f"{Path(file).absolute().as_uri()}{mark}{labels}")
+        pipeline = _read(path)
         for key, value in overrides.items():
             label, _, field = key.partition(":")
             if label in pipeline.task_labels:
@@ -92,6 +91,23 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
         # A range a..c has the tasks that depend on a and on which c depends: possibly none.
         raise UnusablePipeline(f"{path} has no tasks")
     return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
+
+
+def _read(path: str) -> Pipeline:
+    file, mark, labels = path.partition("#")
+    # As a URI: of a plain path, "%41" in a name would be decoded to another name.
+    return Pipeline.from_uri(f"{Path(file).absolute().as_uri()}{mark}{labels}")
+
+
+def labels_of(path: str) -> frozenset[str]:
+    """Return the labels of a pipeline file, whose tasks need not be importable.
+
+    `UnusablePipeline` is raised if it cannot be parsed.
+    """
+    try:
+        return frozenset(_read(path).task_labels)
+    except Exception as error:  # a pipeline's imports may raise anything
+        raise UnusablePipeline(f"{path} cannot be parsed: {describe(error)}") from error
 
 
 def labels_named(graph: PipelineGraph, names: Collection[str]) -> frozenset[str]:

@@ -49,11 +49,12 @@ class Reloader:
             await asyncio.wait((reloading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not reloading.done():
                 raise Refused("the daemon is stopping")
-            reloading.result()
+            warnings = reloading.result()
         except ConfigError as error:
             return RequestFailed(code="config", text=str(error))
         finally:
             for task in (reloading, stopping):
                 task.cancel()
             await asyncio.gather(reloading, stopping, return_exceptions=True)
-        return Ok(data=f"generation {self.generations.number} serves")
+        lines = (f"generation {self.generations.number} serves", *(f"warning: {text}" for text in warnings))
+        return Ok(data="\n".join(lines))

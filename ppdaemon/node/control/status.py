@@ -72,7 +72,9 @@ class Status:
     def report(self) -> StatusReport:
         """Return the current status."""
         problems = self._problems()
-        state: State = "degraded" if problems and self.state == "running" else self.state
+        # A start that waits for the central repo has no other problems than this one.
+        troubled = problems and (self.state == "running" or self.generations.unavailable)
+        state: State = "degraded" if troubled else self.state
         problems = (*self._fixed_problems, *problems)
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)

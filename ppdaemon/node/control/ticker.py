@@ -8,6 +8,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.processes.child import reap
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.names import NameCheck
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.pool import Pool
@@ -31,6 +32,7 @@ class Ticker:
     pool: Pool
     exporter: ExporterProcess
     reader: ReaderProcess | None
+    names: NameCheck
     folders: NodeFolders
     watchdog_s: float | None
 
@@ -57,6 +59,7 @@ class Ticker:
         """
         zygotes, forked = self.generations.processes()
         reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
-        reap(children() - zygotes - reader)
+        names = self.names.pids
+        reap(children() - zygotes - reader - names)
         exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
-        kill_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader})
+        kill_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader, *names})

@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -25,8 +23,16 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.processes.child import ChildProcess, Lifeline, adopt, launch, wipe
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess, SupervisedProcess
+from ppdaemon.states import ExitCode
 
-__all__ = ("Generation", "OnMessage", "TemplateFailed", "TemplateProcess", "ZygoteFailed")
+__all__ = (
+    "Generation",
+    "OnMessage",
+    "TemplateFailed",
+    "TemplateProcess",
+    "TemplateUnavailable",
+    "ZygoteFailed",
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,11 +55,17 @@ class TemplateFailed(PPDaemonError):
     """The template repo cannot be created: no worker could start."""
 
 
+class TemplateUnavailable(TemplateFailed):
+    """The central repo, whose dimensions the template needs, does not answer: try again later."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
 class ZygoteFailed(PPDaemonError):
     """The zygote cannot import the modules of the workers."""
 
 
-class TemplateProcess(ForkedProcess[messages.Ready]):
+class TemplateProcess(ForkedProcess[messages.TemplateFact]):
     """One process that creates the template and ends."""
 
     def __init__(self, repo: Path, log: Path, request_fork: Callable[[messages.ForkWorker], bool]):
@@ -63,11 +75,12 @@ class TemplateProcess(ForkedProcess[messages.Ready]):
             TEMPLATE_SLOT,
             repo,
             log,
-            pydantic.TypeAdapter(messages.Ready),
+            messages.TEMPLATE_FACTS,
             lifecycle,
             request_fork,
         )
         self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
+        self._unavailable = ""
 
     async def run(self) -> None:
         """Create the template. Raise `TemplateFailed` with the end of its log if that fails or
@@ -80,13 +93,17 @@ class TemplateProcess(ForkedProcess[messages.Ready]):
             problem = f"not created within {TEMPLATE_S:g} s"
         finally:
             self.close()
+        if self._unavailable:
+            raise TemplateUnavailable(self._unavailable)
         if problem:
             raise TemplateFailed(f"the template repo was not created: {problem}\n{self._last_lines()}")
 
-    def _received(self, message: messages.Ready, descriptors: list[int]) -> None:
-        """Retire the process: its only message reports that the template is created. Workers copy
-        it after the end of the process, when all its files are closed.
+    def _received(self, message: messages.TemplateFact, descriptors: list[int]) -> None:
+        """Retire the process after its only message. Workers copy the template after the end of the
+        process, when all its files are closed.
         """
+        if isinstance(message, messages.NotReady):
+            self._unavailable = message.reason
         self.retire()
 
     def _serve(self) -> None:

@@ -13,16 +13,21 @@ from functools import partial
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
+from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
-from ppdaemon.node.processes.generation import Generation, OnMessage
+from ppdaemon.node.processes.generation import Generation, OnMessage, TemplateUnavailable
+from ppdaemon.node.processes.names import NameCheck, Resolution, retry_pauses
 
 __all__ = ("Generations", "needs_restart")
 
 _LOG = logging.getLogger(__name__)
 
+NAMES_S = 5.0
+"""How long the start waits for the check of names when all else is ready; the check began with the
+start. Names without an answer are resolved later."""
 FIXED_PARTS = ("node", "relay", "arrivals")
 """Their folders, sockets and watches are created once, at the start."""
 RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
@@ -39,6 +44,11 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
     return [key for key in keys if key not in RUN_TIME_KEYS]
 
 
+async def _cancel(task: asyncio.Task[Resolution]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 class Generations:
     """The current generation, earlier ones that still have processes, and one that is being
     created. `switch` is called with the new configuration when its generation can serve.
@@ -46,8 +56,9 @@ class Generations:
 
     def __init__(
         self,
-        config: NodeConfig,
-        read_config: Callable[[], NodeConfig],
+        file: ConfigFile,
+        read_config: Callable[[], ConfigFile],
+        names: NameCheck,
         lifeline: Lifeline,
         environment: Mapping[str, str],
         clock: Clock,
@@ -59,13 +70,18 @@ class Generations:
         """When the current generation took over, if it is not the first."""
         self.refusal = ""
         """Why the last reload by a signal was refused, or blank."""
+        self.unavailable = ""
+        """Why the first generation cannot be created yet, or blank."""
+        self._resolving: asyncio.Task[Resolution] | None = None
+        self._file = file
         self._read_config = read_config
+        self._names = names
         self._clock = clock
         self._switch = switch
         self._count = count
         self._create = partial(
             Generation,
-            folders=NodeFolders.of(config),
+            folders=NodeFolders.of(file.config),
             lifeline=lifeline,
             environment=environment,
             clock=clock,
@@ -75,7 +91,7 @@ class Generations:
         self._last_number = 0
         self._generations: list[Generation] = []
         self._reloading = False
-        self._current = self._new(config)
+        self._current = self._new(file.config)
 
     @property
     def number(self) -> int:
@@ -90,11 +106,58 @@ class Generations:
     @property
     def problems(self) -> tuple[str, ...]:
         """Problems for operators."""
-        return tuple(filter(None, (self._current.problem, self.refusal)))
+        own = (self.unavailable, self._current.problem, self.refusal)
+        return (*filter(None, own), *self._names.problems)
 
     async def start(self) -> None:
-        """Create the first generation; raises the errors of `Generation.make`."""
-        await self._current.make()
+        """Create the first generation, and again after growing pauses while the central repo is not
+        available. Raise the errors of `Generation.make`, or `~ppdaemon.errors.ConfigError` with all
+        names that do not exist.
+        """
+        pauses = retry_pauses(self._current.config.export)
+        while True:
+            try:
+                self._resolving = await self._make(self._current, self._file)
+            except TemplateUnavailable as error:
+                pause_s = pauses.failed(self._clock.mono())
+                self.unavailable = f"no worker can start: {error}"
+                _LOG.error("%s; tried again in %.1f s", self.unavailable, pause_s)
+                await asyncio.sleep(pause_s)
+            else:
+                self.unavailable = ""
+                return
+
+    async def wait_for_names(self) -> None:
+        """Wait until the names of the first configuration are resolved, but not long. Raise
+        `~ppdaemon.errors.ConfigError` with all that do not exist.
+        """
+        assert self._resolving is not None  # the start has begun it
+        try:
+            resolution = await asyncio.wait_for(self._resolving, NAMES_S)
+        except TimeoutError:
+            text = f"{self._file.path}: names without an answer {NAMES_S:g} s after the start"
+            resolution = Resolution(unavailable=(text,))
+        self._names.use(self._file, resolution)
+
+    async def _make(self, generation: Generation, file: ConfigFile) -> asyncio.Task[Resolution]:
+        """Create a generation; return the check of names, which began at the same time. Raise
+        `~ppdaemon.errors.ConfigError` with all names that do not exist if it cannot be created.
+        """
+        names = asyncio.create_task(self._names.resolve(file))
+        try:
+            await generation.make()
+        except BaseException as error:
+            try:
+                # A name that does not exist is the usual cause: report all of them.
+                if isinstance(error, PPDaemonError):
+                    await asyncio.wait([names])
+                    if names.exception() is not None:
+                        _LOG.error("%s", error)  # with the traceback of the process
+                    names.result()
+            finally:
+                await _cancel(names)
+            raise
+        return names
 
     def processes(self) -> tuple[set[int], set[int]]:
         """Return the zygotes of all generations, and the processes forked by them that are not
@@ -107,21 +170,23 @@ class Generations:
         """Ask for a process of the current generation; return `False` if that is impossible now."""
         return self._current.ask(order)
 
-    async def reload(self) -> None:
-        """Read the configuration file again and apply it. Raise `~ppdaemon.errors.ConfigError`
-        with all errors of the file, `~ppdaemon.errors.Refused` if a key cannot change at run
-        time or another reload runs, and `~ppdaemon.errors.PPDaemonError` if the new zygote or
-        template cannot be created; the old configuration stays in each case.
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration file again and apply it; return warnings. Raise
+        `~ppdaemon.errors.ConfigError` with all errors of the file and all names that do not exist,
+        `~ppdaemon.errors.Refused` if a key cannot change at run time or another reload runs, and
+        `~ppdaemon.errors.PPDaemonError` if the new zygote or template cannot be created; the old
+        configuration stays in each case.
         """
         # The reload awaits a thread and a process; a second one would interleave.
         if self._reloading:
             raise Refused("another reload is under way; try again when it has ended")
         self._reloading = True
         try:
-            await self._reload()
+            warnings = await self._reload()
         finally:
             self._reloading = False
         self.refusal = ""
+        return warnings
 
     async def reload_unattended(self) -> None:
         """Reload; record the reason of a refusal for `problems`."""
@@ -131,13 +196,18 @@ class Generations:
             _LOG.error("reload refused, the old configuration stays: %s", error)
             self.refusal = "reload refused: " + "; ".join(str(error).splitlines())
 
-    async def _reload(self) -> None:
-        config = await asyncio.to_thread(self._read_config)
+    async def _reload(self) -> tuple[str, ...]:
+        file = await asyncio.to_thread(self._read_config)
+        config, remarks = file.config, await asyncio.to_thread(file.remarks)
         if keys := needs_restart(self._current.config, config):
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
         new = self._new(config)
         try:
-            await new.make()
+            names = await self._make(new, file)
+            try:
+                resolution = await names
+            finally:
+                await _cancel(names)
         except BaseException as error:
             new.discard()
             if isinstance(error, OSError):
@@ -150,9 +220,15 @@ class Generations:
         self._switch(config)
         before.retire()
         _LOG.info("reloaded: generation %d replaces %d", new.number, before.number)
+        for remark in remarks:
+            _LOG.warning("%s", remark)
+        self._names.use(file, resolution)
+        return (*remarks, *resolution.remarks)
 
     async def close(self) -> None:
-        """Kill all zygotes."""
+        """Kill all zygotes, and the check of names."""
+        if self._resolving is not None:
+            await _cancel(self._resolving)
         for generation in self._generations:
             generation.close()
             await generation.wait_wiped()

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Resolves the names in a configuration: of tasks, dataset types, classes, collections, databases.
+
+What does not exist is an error or a warning. What cannot be queried now is reported as unavailable,
+so that it is resolved later.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lsst.daf.butler import Butler, ButlerRepoIndex, DimensionUniverse
+from lsst.pipe.base import Instrument
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import ButlerConfig, NodeConfig
+from ppdaemon.errors import ConfigError, VisitFailed
+from ppdaemon.messages import NameFinding, Resolving
+from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.pipelines.graph import (
+    LoadedPipeline,
+    UnusablePipeline,
+    labels_named,
+    labels_of,
+    load_pipeline,
+)
+from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, output_types
+from ppdaemon.middleware.preload.groupdata import types_of_groups
+from ppdaemon.middleware.preload.rulecheck import RuleChecker
+from ppdaemon.middleware.raws.obsbase import require_obs_base
+from ppdaemon.middleware.run.initoutputs import types_of_runs
+from ppdaemon.selection import Rule
+from ppdaemon.yamlfile import KeyPath, did_you_mean
+
+__all__ = ("NameResolver",)
+
+
+class NameResolver:
+    """Resolves the names of one configuration. `config` is the Butler part of `node`."""
+
+    def __init__(self, node: NodeConfig, config: ButlerConfig):
+        self._node = node
+        self._config = config
+        self._loaded: dict[str, LoadedPipeline] = {}
+        """Pipelines that can be constructed, by path; without overrides if those are wrong."""
+        self._unusable: dict[str, str] = {}
+        """Why the others cannot be."""
+        self._unparsed: list[str] = []
+        """Those of them of which not even the labels are known."""
+        self._overridden: set[str] = set()
+        """Pipelines that cannot be constructed because of overrides."""
+        self._labels: set[str] = set()
+        """Labels of all tasks, also of pipelines that cannot be constructed."""
+
+    def findings(self) -> Iterator[Resolving | NameFinding]:
+        """Yield all findings; what needs a database or another host's files comes last."""
+        yield from self._instrument_classes()
+        yield Resolving(what="the pipelines")
+        yield from self._pipelines()
+        yield from self._task_names()
+        yield from self._export_types()
+        for instrument, uri in self._node.engine.apdb.items():
+            yield Resolving(what=f"the alert database {uri}")
+            yield from self._alert_database(instrument, uri)
+        yield Resolving(what=f"the central repo {self._config.central}")
+        yield from self._central_repo()
+
+    # --- classes -----------------------------------------------------------
+
+    def _instrument_classes(self) -> Iterator[NameFinding]:
+        for name, full_name in self._config.instrument_class.items():
+            if problem := _instrument_problem(name, full_name):
+                yield _error(("butler", "instrument_class", name), problem)
+        try:
+            require_obs_base(self._config, self._node.node.instruments)
+        except ConfigError as error:
+            yield _error(("butler", "ingest"), str(error).removeprefix("butler.ingest: "))
+
+    # --- pipelines ---------------------------------------------------------
+
+    def _rules(self) -> Iterator[tuple[KeyPath, Rule]]:
+        pipelines = self._node.pipelines
+        for part, rules in (("preprocessing", pipelines.preprocessing), ("main", pipelines.main)):
+            for number, rule in enumerate(rules):
+                yield ("pipelines", part, number), rule
+
+    def _pipelines(self) -> Iterator[NameFinding]:
+        overrides = self._node.pipelines.overrides
+        wrong: dict[str, str] = {}
+        for path in dict.fromkeys(path for _, rule in self._rules() for path in rule.pipelines):
+            try:
+                self._loaded[path] = load_pipeline(path, overrides)
+            except UnusablePipeline as error:
+                wrong |= self._load_without_overrides(path, str(error))
+        self._labels.update(*(pipeline.graph.tasks for pipeline in self._loaded.values()))
+        for path in self._unusable:
+            try:
+                self._labels |= labels_of(path)
+            except UnusablePipeline:
+                self._unparsed.append(path)
+        for key in overrides:
+            label = key.partition(":")[0]
+            if key in wrong:
+                yield _error(("pipelines", "overrides", key), wrong[key])
+            elif label not in self._labels:
+                hint = did_you_mean(label, self._labels)
+                text = f"no configured pipeline has a task {label}{hint}"
+                yield self._no_such_name(("pipelines", "overrides", key), text)
+        for key_path, rule in self._rules():
+            for number, path in enumerate(rule.pipelines):
+                # The first one of a rule is reported with the rule.
+                if number > 0 and path in self._unusable:
+                    yield _warning((*key_path, "pipelines", number), self._unusable[path])
+
+    def _load_without_overrides(self, path: str, reason: str) -> dict[str, str]:
+        """Load a pipeline that cannot be constructed; return which overrides are at fault, and why."""
+        overrides = self._node.pipelines.overrides
+        try:
+            pipeline = self._loaded[path] = load_pipeline(path, {})
+        except UnusablePipeline as error:
+            self._unusable[path] = str(error)
+            return {}
+        wrong = {}
+        for key, value in overrides.items():
+            label, _, field = key.partition(":")
+            try:
+                load_pipeline(path, {key: value})
+            except UnusablePipeline as error:
+                config: Any = pipeline.graph.tasks[label].config
+                fields = list(config.keys())
+                cause = error.__cause__ or error
+                wrong[key] = f"{describe(cause)}{did_you_mean(field.partition('.')[0], fields)}"
+        self._overridden.add(path)
+        # Each is right alone and they are wrong together: none of them can be named.
+        return wrong or dict.fromkeys(overrides, reason)
+
+    def _no_such_name(self, key: KeyPath, text: str) -> NameFinding:
+        """Return an error, or that the name could not be resolved: a pipeline of unknown content may have
+        it.
+        """
+        if self._unparsed:
+            text += f"; {self._unparsed[0]} cannot be parsed"
+            return NameFinding(level="unavailable", key=key, text=text)
+        return _error(key, text)
+
+    def _task_names(self) -> Iterator[NameFinding]:
+        graphs = [pipeline.graph for pipeline in self._loaded.values()]
+        classes = {task.task_class_name for graph in graphs for task in graph.tasks.values()}
+        for part, danger in (
+            ("no_return", "its results could be written twice"),
+            ("apdb_tasks", "the alert database would not be queried"),
+        ):
+            for number, name in enumerate(getattr(self._node.engine, part)):
+                if name in self._labels or any(labels_named(graph, [name]) for graph in graphs):
+                    continue
+                hint = did_you_mean(name, classes if "." in name else self._labels)
+                text = f"no configured pipeline has a task {name}: {danger}{hint}"
+                if "." in name and self._unusable:
+                    text += f"; {next(iter(self._unusable))} cannot be constructed"
+                    yield NameFinding(level="unavailable", key=("engine", part, number), text=text)
+                else:
+                    yield self._no_such_name(("engine", part, number), text)
+
+    def _export_types(self) -> Iterator[NameFinding]:
+        universe = DimensionUniverse()
+        names = {each.name for each in (*types_of_runs(universe), *types_of_groups(universe))}
+        names |= {FOOTPRINT_TYPE, *output_types(self._loaded.values())}
+        for number, pattern in enumerate(self._node.export.types):
+            if not any(re.fullmatch(pattern, name) for name in names):
+                text = (
+                    f"{pattern!r} matches no output of the configured pipelines{did_you_mean(pattern, names)}"
+                )
+                yield _warning(("export", "types", number), text)
+
+    # --- databases ---------------------------------------------------------
+
+    def _alert_database(self, instrument: str, uri: str) -> Iterator[NameFinding]:
+        key = ("engine", "apdb", instrument)
+        try:
+            from lsst.dax.apdb import Apdb  # needed only if a database is configured
+
+            Apdb.from_uri(uri)
+        except DATABASE_ERRORS as error:
+            yield _not_opened(key, uri, error)
+        except Exception as error:  # not YAML, another schema, a driver that is missing
+            yield _error(key, f"{uri} cannot be opened: {describe(error)}")
+
+    def _central_repo(self) -> Iterator[NameFinding]:
+        key: KeyPath = ("butler", "central")
+        uri = self._config.central
+        central = CentralReader(uri)
+        try:
+            with central.reading(Timings(Clock())) as butler:
+                findings = list(self._in_central(butler))
+            yield from findings
+            dropped = RuleChecker(self._node, self._config).check()
+        except VisitFailed as error:
+            yield _not_opened(key, uri, error.__cause__ or error)
+            return
+        except Exception as error:  # a driver that is missing, tables of another version
+            yield _error(key, f"{uri} cannot be opened: {describe(error)}")
+            return
+        finally:
+            central.close()
+        for each in dropped:
+            rule = getattr(self._node.pipelines, each.part)[each.rule]
+            if rule.pipelines[0] not in self._overridden:
+                text = f"the first pipeline, {each.name}, is dropped for every detector: {each.why}"
+                key = ("pipelines", each.part, each.rule)
+                yield NameFinding(level="fallback", key=key, text=text)
+
+    def _in_central(self, butler: Butler) -> Iterator[NameFinding]:
+        universe = butler.dimensions
+        if "group" not in universe.dimensions:
+            text = f"{self._config.central} has dimensions of version {universe.version}, 6 is needed"
+            yield _error(("butler", "central"), text)
+        yield from self._instruments(butler)
+        yield from self._collections(butler)
+        skymap = self._config.skymap
+        if skymap is not None:
+            skymaps = {str(each.name) for each in butler.query_dimension_records("skymap", explain=False)}
+            if skymap not in skymaps:
+                hint = did_you_mean(skymap, skymaps)
+                yield _error(("butler", "skymap"), f"the central repo has no sky map {skymap}{hint}")
+        filters = {
+            str(each.name) for each in butler.query_dimension_records("physical_filter", explain=False)
+        }
+        for key_path, rule in self._rules():
+            for name in rule.filter or ():
+                if name not in filters:
+                    text = f"the central repo has no physical filter {name}{did_you_mean(name, filters)}"
+                    yield _warning((*key_path, "filter"), text)
+
+    def _instruments(self, butler: Butler) -> Iterator[NameFinding]:
+        known = {str(each.name) for each in butler.query_dimension_records("instrument", explain=False)}
+        for name, detectors in self._node.node.instruments.items():
+            key = ("node", "instruments", name)
+            if name not in known:
+                yield _error(key, f"the central repo has no instrument {name}{did_you_mean(name, known)}")
+                continue
+            records = butler.query_dimension_records("detector", instrument=name, explain=False)
+            if missing := set(detectors) - {int(each.id) for each in records}:
+                numbers = ", ".join(map(str, sorted(missing)))
+                yield _error(key, f"the central repo has no detector {numbers} of {name}")
+
+    def _collections(self, butler: Butler) -> Iterator[NameFinding]:
+        """Find collections that do not exist; of the default ones, some may be missing."""
+        known = set(butler.collections.query("*"))
+        for part in ("calibs", "inputs"):
+            default = ButlerConfig.model_fields[part].default
+            for number, pattern in enumerate(getattr(self._config, part)):
+                names = {pattern.format(instrument=name) for name in self._node.node.instruments}
+                if known.isdisjoint(names) and pattern not in default:
+                    name = min(names)
+                    text = f"the central repo has no collection {name}{did_you_mean(name, known)}"
+                    yield _warning(("butler", part, number), text)
+
+
+def _instrument_problem(name: str, full_name: str) -> str:
+    """Return why a class cannot be the instrument's, or an empty text."""
+    module_name, _, class_name = full_name.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the module's code may raise anything
+        return f"{full_name} cannot be imported: {describe(error)}"
+    if not hasattr(module, class_name):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        return f"{module_name} has no class {class_name}{did_you_mean(class_name, classes)}"
+    try:
+        actual = Instrument.from_string(full_name).getName()
+    except Exception as error:  # no Instrument, or one whose constructor raises
+        return f"{full_name} is not usable as an instrument: {describe(error)}"
+    return "" if actual == name else f"{full_name} is the class of {actual}, not of {name}"
+
+
+def _not_opened(key: KeyPath, uri: str, error: BaseException) -> NameFinding:
+    """Return an error if what a URI or alias names does not exist, else that it is not available now."""
+    problem = _absence(uri) if _is_absent(error) else ""
+    if problem:
+        return _error(key, problem)
+    text = f"{uri} cannot be read now: {describe(error)}"
+    return NameFinding(level="unavailable", key=key, text=text)
+
+
+def _is_absent(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _absence(uri: str) -> str:
+    """Return why there is nothing at a URI; empty if its mount may be away.
+
+    The mount point of a mount that is away is an empty folder, or does not exist.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        return ""
+    path = Path(parts.path)
+    if not path.is_absolute():
+        aliases = ButlerRepoIndex.get_known_repos()
+        if uri in aliases:
+            return _absence(str(ButlerRepoIndex.get_repo_uri(uri)))
+        if not aliases and os.environ.get(ButlerRepoIndex.index_env_var):
+            return ""  # the index itself cannot be read
+        return f"{uri} is no alias, and no absolute path{did_you_mean(uri, aliases)}"
+    try:
+        if path.is_dir():
+            return f"{path} is not a repo" if any(path.iterdir()) else ""
+        siblings = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return f"{path} does not exist{did_you_mean(path.name, siblings)}" if siblings else ""
+
+
+def _error(key: KeyPath, text: str) -> NameFinding:
+    return NameFinding(level="error", key=key, text=text)
+
+
+def _warning(key: KeyPath, text: str) -> NameFinding:
+    return NameFinding(level="warning", key=key, text=text)
