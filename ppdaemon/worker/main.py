@@ -28,6 +28,7 @@ from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
 from ppdaemon.worker.imports import ImportCosts, observed_imports
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
+from ppdaemon.worker.threads import allow_threads
 
 __all__ = ("run_role",)
 
@@ -51,6 +52,8 @@ def run_role(
     end.setblocking(True)
     channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
+    if order.role == "worker" and config.workers.threads > 1:
+        allow_threads(config.workers.threads)
     visit_loop = VisitLoop(channel, folders, ScratchFolder(Path(order.repo) / SCRATCH), config)
     context = WorkerContext(
         config=config,
