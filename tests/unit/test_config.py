@@ -76,7 +76,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         (
             "workers.environment",
             {"ORT_DISABLE_TELEMETRY": "0", "SPT_NOENV": "1"},
-            "workers.environment.ORT_DISABLE_TELEMETRY: ppdaemon sets ORT_DISABLE_TELEMETRY=1, this value would",
+            "workers.environment.ORT_DISABLE_TELEMETRY: ppdaemon sets ORT_DISABLE_TELEMETRY=1, this value",
         ),
         ("workers.memory.soft", "8gb", "'8gb' is not a size; write for instance 8GB"),
         ("workers.memory.soft", "9GB", "soft is more than hard"),
