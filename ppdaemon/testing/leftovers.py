@@ -8,13 +8,16 @@ import decimal
 import gc
 import locale
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -33,6 +36,11 @@ SEED = 20_261_128
 def _leave_environment() -> None:
     os.environ["OMP_NUM_THREADS"] = "64"
     os.environ["LEFT_BEHIND"] = "1"
+
+
+def _leave_stream() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.stream = open(os.devnull, "w")  # type: ignore[attr-defined]  # noqa: SIM115
 
 
 def _leave_time_zone() -> None:
@@ -77,6 +85,8 @@ LEAVE: dict[str, Callable[[], object]] = {
     "signal mask": _leave_signal_mask,
     "timers": lambda: signal.setitimer(signal.ITIMER_REAL, 3600.0),
     "environment": _leave_environment,
+    "variables of compiled code": lambda: os.putenv("LEFT_BEHIND_IN_C", "1"),
+    "replaced environment": lambda: setattr(os, "environ", dict(os.environ)),
     "time zone": _leave_time_zone,
     "recursion limit": lambda: sys.setrecursionlimit(321),
     "switch interval": lambda: sys.setswitchinterval(0.5),
@@ -87,6 +97,13 @@ LEAVE: dict[str, Callable[[], object]] = {
     "processors": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     "standard streams": _leave_streams,
     "hooks": lambda: setattr(sys, "excepthook", print),
+    "hooks of threads": lambda: setattr(threading, "excepthook", print),
+    "trace of threads": lambda: threading.settrace(lambda *_: None),
+    "start method of processes": lambda: multiprocessing.set_start_method("spawn"),
+    "sys.argv": lambda: sys.argv.append("--left-behind"),
+    "sys.meta_path": lambda: sys.meta_path.append(sys.meta_path[0]),
+    "flags of dlopen": lambda: sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL),
+    "digits of integers": lambda: sys.set_int_max_str_digits(700),
     "sys.path": lambda: sys.path.insert(0, "/left/behind"),
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
     "warnings": lambda: warnings.simplefilter("error"),
@@ -95,7 +112,12 @@ LEAVE: dict[str, Callable[[], object]] = {
     "level of a logger": lambda: logging.getLogger("lsst.pipe.base").setLevel(logging.CRITICAL),
     "level of a new logger": lambda: logging.getLogger("lsst.left.behind").setLevel(logging.CRITICAL),
     "handlers of logging": _leave_handler,
+    "stream of a handler": _leave_stream,
+    "errors of handlers": lambda: setattr(logging, "raiseExceptions", False),
     "numpy error state": lambda: np.seterr(all="raise"),
+    "numpy buffer size": lambda: np.setbufsize(1600),
+    "numpy.median": lambda: setattr(np, "median", np.nanmedian),
+    "random.random": lambda: setattr(random, "random", lambda: 0.5),
     "numpy print options": lambda: np.set_printoptions(precision=2),
     "numpy random state": lambda: np.random.seed(SEED),
     "random state": lambda: random.seed(SEED),
@@ -122,6 +144,7 @@ def describe() -> dict[str, Any]:
         `None` unless they follow from `SEED`.
     """
     context, root = decimal.getcontext(), logging.getLogger()
+    environ = subprocess.run(["/usr/bin/env"], capture_output=True, text=True, check=True).stdout
     draw, numpy_draw = random.random(), float(np.random.random())
     umask = os.umask(0)
     os.umask(umask)
@@ -133,6 +156,8 @@ def describe() -> dict[str, Any]:
         "signal mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "timers": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
         "environment": sorted(os.environ.items()),
+        "variables of compiled code": "LEFT_BEHIND_IN_C" in environ,
+        "replaced environment": type(os.environ).__name__,
         "time zone": time.tzname,
         "recursion limit": sys.getrecursionlimit(),
         "switch interval": sys.getswitchinterval(),
@@ -144,6 +169,13 @@ def describe() -> dict[str, Any]:
         "processors": sorted(os.sched_getaffinity(0)),
         "standard streams": [sys.stdout.name, sys.stderr.name],
         "hooks": sys.excepthook.__module__,
+        "hooks of threads": threading.excepthook.__module__,
+        "trace of threads": threading.gettrace() is None,
+        "start method of processes": multiprocessing.get_start_method(allow_none=True),
+        "sys.argv": list(sys.argv),
+        "sys.meta_path": len(sys.meta_path),
+        "flags of dlopen": sys.getdlopenflags(),
+        "digits of integers": sys.get_int_max_str_digits(),
         "sys.path": list(sys.path),
         "locale": locale.setlocale(locale.LC_ALL),
         "warnings": [str(each) for each in warnings.filters],
@@ -152,7 +184,12 @@ def describe() -> dict[str, Any]:
         "level of a logger": logging.getLogger("lsst.pipe.base").level,
         "level of a new logger": logging.getLogger("lsst.left.behind").level,
         "handlers of logging": [[type(handler).__name__, handler.level] for handler in root.handlers],
+        "stream of a handler": [handler.stream.name for handler in root.handlers],  # type: ignore[attr-defined]
+        "errors of handlers": logging.raiseExceptions,
         "numpy error state": np.geterr(),
+        "numpy buffer size": np.getbufsize(),
+        "numpy.median": np.median.__name__,
+        "random.random": type(random.random).__name__,
         "numpy print options": np.get_printoptions()["precision"],
         "numpy random state": numpy_draw if numpy_draw in np.random.RandomState(SEED).random(100) else None,
         "random state": draw if draw == random.Random(SEED).random() else None,

@@ -7,40 +7,43 @@ error. Does not cover open descriptors and memory: the supervisor limits those.
 
 import concurrent.futures.thread
 import contextlib
+import ctypes
 import decimal
+import faulthandler
 import gc
-import importlib
 import locale
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
 import time
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import ThreadpoolController
+
 from ppdaemon.processes import children
 
 __all__ = ("Leftovers", "ScratchFolder")
 
-STACK = ("lsst",)
+STACK = ("lsst", "builtins", "numpy", "random", "time")
 """Packages whose module attributes are compared."""
 PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset)
-"""Types of module attributes that are configuration. Others are often created when they are
-first needed, and restoring would undo that."""
-CODE = (types.FunctionType, types.BuiltinFunctionType, type)
-"""Types of module attributes that a task may replace by its own."""
+"""Types of module attributes that are configuration; classes and what can be called are code.
+Others are often created when they are first needed, and restoring would undo that."""
 IDLE = (
     threading.Condition.wait.__code__,  # of queues and events, too
     concurrent.futures.thread._worker.__code__,  # it gets its work from a queue written in C
@@ -67,10 +70,15 @@ class ScratchFolder:
 
     def enter(self) -> None:
         """Create or empty the folder, and make it the working directory."""
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.lstat(self.path).st_mode):
+                self.path.chmod(0o755)
+            else:
+                self.path.unlink()  # never what a link leads to
         self.path.mkdir(exist_ok=True)
         for entry in os.scandir(self.path):
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                _remove(entry.path)
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
@@ -79,7 +87,19 @@ class ScratchFolder:
     def use_for_temporary_files(self) -> None:
         """Let this process and its children create temporary files in the folder."""
         os.environ["TMPDIR"] = str(self.path)
-        tempfile.tempdir = None  # it is derived from TMPDIR at the next use
+        tempfile.tempdir = str(self.path)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, also one without permissions. What remains is a mount point, say."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # usually it is gone
+        os.chmod(folder, 0o700)
+        for parent, names, _ in os.walk(folder):  # a folder is listed after its permissions are set
+            for name in names:
+                if not os.path.islink(path := os.path.join(parent, name)):
+                    os.chmod(path, 0o700)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Leftovers:
@@ -92,14 +112,47 @@ class Leftovers:
     def __init__(self, preloaded: Iterable[str] = (), allowed_threads: Collection[str] = ()):
         packages = {name.partition(".")[0] for name in (*STACK, *preloaded)}
         self._allowed_threads = allowed_threads
-        self._parts = (
-            *_PYTHON,
-            *(part for module, parts in _LIBRARIES.items() if module in sys.modules for part in parts()),
-        )
-        self._before = [_read(part) for part in self._parts]
+        self._before = {part: _read(part) for part in _PYTHON}
+        self._libraries: set[str] = set()
+        self._add_libraries()
         self._children = children()
         self._threads = {thread.ident for thread in threading.enumerate()}
         self._attributes = _attributes(packages)
+        self._start_method = multiprocessing.get_start_method(allow_none=True)
+        self._importing = False
+
+    @contextlib.contextmanager
+    def around(self, _module: str) -> Iterator[None]:
+        """Retain what an import changes, since it is not run again. Takes about 1 ms for an import
+        that is not within another one.
+        """
+        if self._importing:
+            yield
+            return
+        self._importing = True
+        # What a task has changed before the import is restored nevertheless.
+        parts = [part for part, before in self._before.items() if _is_as(part, before)]
+        attributes = [
+            number
+            for number, (module, name, value) in enumerate(self._attributes)
+            if module.get(name) is value
+        ]
+        try:
+            yield
+        finally:
+            self._importing = False
+            self._before |= {part: _read(part) for part in parts}
+            for number in attributes:
+                module, name, _ = self._attributes[number]
+                self._attributes[number] = module, name, module.get(name)
+            self._add_libraries()
+
+    def _add_libraries(self) -> None:
+        """Compare the state of libraries that have been imported, from now on."""
+        for module, parts in _LIBRARIES.items():
+            if module in sys.modules and module not in self._libraries:
+                self._libraries.add(module)
+                self._before |= {part: _read(part) for part in parts()}
 
     def restore(self) -> tuple[list[str], list[str]]:
         """Restore what can be restored. Return the names of what was restored, and of what only a
@@ -107,21 +160,31 @@ class Leftovers:
         """
         restored: list[str] = []
         remaining: list[str] = []
-        for part, before in zip(self._parts, self._before, strict=True):
-            if _read(part) == before:
+        try:
+            self._restore(restored, remaining)
+        except Exception as error:  # a task may have replaced a function that is used here
+            remaining.append(f"what raises {type(error).__name__}")
+        return restored, remaining
+
+    def _restore(self, restored: list[str], remaining: list[str]) -> None:
+        for part, before in self._before.items():
+            if _is_as(part, before):
                 continue
             if part.restore is not None:
                 # A part that cannot be restored is still different, which decides.
                 with contextlib.suppress(Exception):
                     part.restore(before)
-            (remaining if part.restore is None or _read(part) != before else restored).append(part.name)
+            (restored if part.restore is not None and _is_as(part, before) else remaining).append(part.name)
         for module, name, value in self._attributes:
             if module.get(name) is not value:
                 module[name] = value
-                restored.append(f"{module['__name__']}.{name}")
+                restored.append(f"{module.get('__name__')}.{name}")
         _reseed()
+        # These cannot be read, or are set at the first use.
+        faulthandler.cancel_dump_traceback_later()
+        multiprocessing.set_start_method(self._start_method, force=True)
         remaining += [f"process {name}" for name in self._new_children()]
-        return restored, remaining + [f"thread {name}" for name in self._new_threads()]
+        remaining += [f"thread {name}" for name in self._new_threads()]
 
     def _new_children(self) -> list[str]:
         """Return the names of processes that a visit has left."""
@@ -151,6 +214,14 @@ def _read(part: _Part) -> Any:
         return object()
 
 
+def _is_as(part: _Part, before: Any) -> bool:
+    """Return whether a part is as before; what cannot be compared, such as an array, is not."""
+    try:
+        return bool(_read(part) == before)
+    except Exception:
+        return False
+
+
 def _is_idle(frame: types.FrameType | None) -> bool:
     """Return whether a thread waits for work: such a thread changes nothing by itself."""
     return frame is not None and frame.f_code in IDLE
@@ -163,7 +234,7 @@ def _attributes(packages: Collection[str]) -> list[tuple[dict[str, Any], str, An
         for module in list(sys.modules.values())
         if isinstance(module, types.ModuleType) and module.__name__.partition(".")[0] in packages
         for name, value in list(vars(module).items())
-        if not name.startswith("_") and isinstance(value, PLAIN + CODE)
+        if not name.startswith("_") and (isinstance(value, PLAIN) or callable(value))
     ]
 
 
@@ -199,9 +270,35 @@ def _restore_handlers(before: Mapping[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-def _restore_environment(before: Mapping[str, str]) -> None:
+_ENVIRON = os.environ
+_LIBC = ctypes.CDLL(None)
+
+
+def _entries() -> frozenset[bytes]:
+    """Return the environment that compiled code and child processes have: ``os.putenv`` and code in
+    C change only this one.
+    """
+    environ = ctypes.POINTER(ctypes.c_char_p).in_dll(_LIBC, "environ")
+    found: list[bytes] = []
+    while environ and (entry := environ[len(found)]) is not None:
+        found.append(entry)
+    return frozenset(found)
+
+
+def _environment() -> tuple[Any, ...]:
+    return os.environ is _ENVIRON, dict(_ENVIRON), _entries()
+
+
+def _restore_environment(before: tuple[Any, ...]) -> None:
+    os.environ = _ENVIRON  # noqa: B003
+    _, variables, entries = before
     os.environ.clear()
-    os.environ.update(before)
+    os.environ.update(variables)
+    for entry in _entries() - entries:
+        os.unsetenv(entry.partition(b"=")[0])
+    for entry in entries - _entries():
+        name, _, value = entry.partition(b"=")
+        os.putenv(name, value)
 
 
 def _time_zone() -> tuple[Any, ...]:
@@ -260,28 +357,51 @@ def _restore_limits(before: Mapping[int, tuple[int, int]]) -> None:
             resource.setrlimit(limit, values)
 
 
-_STREAMS = ("stdin", "stdout", "stderr")
-_HOOKS = ("excepthook", "displayhook", "unraisablehook", "breakpointhook")
+def _streams() -> tuple[Any, ...]:
+    # A closed one cannot be opened again, and a log to it is lost.
+    return tuple((stream, stream is not None and stream.closed) for stream in _standard_streams())
 
 
-def _of_sys(names: Sequence[str]) -> Callable[[], tuple[Any, ...]]:
-    return lambda: tuple(getattr(sys, name) for name in names)
+def _standard_streams() -> tuple[Any, ...]:
+    return sys.stdin, sys.stdout, sys.stderr
 
 
-def _to_sys(names: Sequence[str]) -> Callable[[Sequence[Any]], None]:
-    def restore(before: Sequence[Any]) -> None:
-        for name, value in zip(names, before, strict=True):
-            setattr(sys, name, value)
+def _restore_streams(before: Sequence[tuple[Any, bool]]) -> None:
+    sys.stdin, sys.stdout, sys.stderr = (stream for stream, _ in before)
 
-    return restore
+
+def _hooks() -> tuple[Any, ...]:
+    return (
+        sys.excepthook,
+        sys.displayhook,
+        sys.unraisablehook,
+        sys.breakpointhook,
+        threading.excepthook,
+        threading.gettrace(),
+        threading.getprofile(),
+    )
+
+
+def _restore_hooks(before: tuple[Any, ...]) -> None:
+    sys.excepthook, sys.displayhook, sys.unraisablehook, sys.breakpointhook, threading.excepthook = before[:5]
+    threading.settrace(before[5])
+    threading.setprofile(before[6])
+
+
+_LISTS_OF_SYS = ("path", "argv", "meta_path", "path_hooks")
+
+
+def _list_of_sys(name: str) -> _Part:
+    """Return the part of a list, of which also the elements may be changed."""
+
+    def restore(before: list[Any]) -> None:
+        getattr(sys, name)[:] = before
+
+    return _Part(f"sys.{name}", lambda: list(getattr(sys, name)), restore)
 
 
 def _standard_files() -> tuple[tuple[int, int], ...]:
     return tuple((found.st_dev, found.st_ino) for found in map(os.fstat, range(3)))
-
-
-def _restore_path(before: list[str]) -> None:
-    sys.path[:] = before
 
 
 def _warnings() -> tuple[Any, ...]:
@@ -314,7 +434,13 @@ def _logging() -> dict[Any, Any]:
             logger.disabled,
             logger.propagate,
             [
-                (handler, handler.level, handler.formatter, handler.filters[:])
+                (
+                    handler,
+                    handler.level,
+                    handler.formatter,
+                    handler.filters[:],
+                    getattr(handler, "stream", None),
+                )
                 for handler in _handlers_of(logger)
             ],
             logger.filters[:],
@@ -322,7 +448,12 @@ def _logging() -> dict[Any, Any]:
         for logger in _loggers()
         if logger.level or logger.disabled or not logger.propagate or _handlers_of(logger) or logger.filters
     }
-    state[None] = logging.root.manager.disable, logging.getLogRecordFactory(), logging.getLoggerClass()
+    state[None] = (
+        logging.root.manager.disable,
+        logging.getLogRecordFactory(),
+        logging.getLoggerClass(),
+        logging.raiseExceptions,
+    )
     return state
 
 
@@ -333,21 +464,24 @@ def _restore_logging(before: Mapping[Any, Any]) -> None:
     """Restore levels, handlers and filters. A logger that is new loses its settings, so that it
     logs no less than in a new worker.
     """
-    disable, factory, logger_class = before[None]
+    disable, factory, logger_class, logging.raiseExceptions = before[None]
     logging.disable(disable)
     logging.setLogRecordFactory(factory)
     logging.setLoggerClass(logger_class)
     for logger in _loggers():
         level, logger.disabled, logger.propagate, handlers, filters = before.get(logger.name, _NO_SETTINGS)
-        logger.setLevel(level)
+        if logger.level != level:  # setting it takes time in proportion to the number of loggers
+            logger.setLevel(level)
         logger.filters[:] = filters
         for added in _handlers_of(logger):
             logger.removeHandler(added)
-        for handler, handler_level, formatter, handler_filters in handlers:
+        for handler, handler_level, formatter, handler_filters, stream in handlers:
             logger.addHandler(handler)
             handler.setLevel(handler_level)
             handler.setFormatter(formatter)
             handler.filters[:] = handler_filters
+            if getattr(handler, "stream", None) is not stream:
+                handler.stream = stream  # type: ignore[attr-defined]
 
 
 # --- libraries ---------------------------------------------------------------
@@ -361,40 +495,142 @@ def _is_ieee() -> bool:
     return smallest / 2 != 0.0 and 1.0 + half == 1.0 and -1.0 - half == -1.0
 
 
+def _butler_log() -> tuple[_Part, ...]:
+    context = sys.modules["lsst.daf.butler.logging"].ButlerMDC
+
+    def restore(before: Mapping[str, str]) -> None:
+        context.clear_mdc()
+        for key, value in before.items():
+            context.MDC(key, value)
+
+    return (_Part("context of log records", lambda: dict(_mdc()), restore),)
+
+
+def _mdc() -> Mapping[str, str]:
+    return getattr(logging.makeLogRecord({}), "MDC", {})
+
+
 def _numpy() -> tuple[_Part, ...]:
     numpy = sys.modules["numpy"]
+    libraries = ThreadpoolController().lib_controllers
+
+    def restore_threads(before: Sequence[int]) -> None:
+        for library, number in zip(libraries, before, strict=True):
+            library.set_num_threads(number)
+
     return (
         _Part("numpy error state", numpy.geterr, lambda before: numpy.seterr(**before)),
         _Part("numpy error call", numpy.geterrcall, numpy.seterrcall),
+        _Part("numpy buffer size", numpy.getbufsize, numpy.setbufsize),
         _Part(
             "numpy print options",
             numpy.get_printoptions,
             lambda before: numpy.set_printoptions(**before),
         ),
+        _Part(
+            "threads of BLAS and OpenMP",
+            lambda: [library.get_num_threads() for library in libraries],
+            restore_threads,
+        ),
     )
 
 
-def _astropy() -> tuple[_Part, ...]:
-    conf = importlib.import_module("astropy.utils.iers").conf
-    names = ("auto_download", "auto_max_age", "iers_degraded_accuracy")
+def _pyarrow() -> tuple[_Part, ...]:
+    pyarrow = sys.modules["pyarrow"]
+    return (_Part("threads of pyarrow", pyarrow.cpu_count, pyarrow.set_cpu_count),)
 
-    def restore(before: Sequence[Any]) -> None:
-        for name, value in zip(names, before, strict=True):
-            setattr(conf, name, value)
 
-    return (_Part("astropy configuration", lambda: tuple(getattr(conf, name) for name in names), restore),)
+def _pandas() -> tuple[_Part, ...]:
+    pandas = sys.modules["pandas"]
+
+    def options() -> dict[str, Any]:
+        return dict(_flattened(pandas.options.d))
+
+    def restore(before: Mapping[str, Any]) -> None:
+        with warnings.catch_warnings(action="ignore"):  # some options are deprecated
+            for name, value in options().items():
+                if name in before and value != before[name]:
+                    pandas.set_option(name, before[name])
+
+    return (_Part("pandas options", options, restore),)
+
+
+def _flattened(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _astropy_configuration() -> tuple[_Part, ...]:
+    # It has only what was set; a read of all attributes takes 0.3 ms.
+    config = sys.modules["astropy.config"].get_config("astropy")
+
+    def values() -> dict[tuple[str, str], Any]:
+        return {
+            (section, name): value
+            for section, names in config.dict().items()
+            if isinstance(names, dict)
+            for name, value in names.items()
+            if value != _default(section, name)  # a context that sets a value sets the previous one again
+        }
+
+    def restore(before: Mapping[tuple[str, str], Any]) -> None:
+        for section in config.sections:
+            config[section].clear()
+        for (section, name), value in before.items():
+            config[section][name] = value
+
+    return (_Part("astropy configuration", values, restore),)
+
+
+def _default(section: str, name: str) -> Any:
+    conf = type(getattr(sys.modules.get(f"astropy.{section}"), "conf", None))
+    return getattr(getattr(conf, name, None), "defaultvalue", None)
+
+
+def _astropy_states() -> tuple[_Part, ...]:
+    """Return the part of what `astropy.utils.state.ScienceState` has, such as the ephemeris."""
+    base = sys.modules["astropy.utils.state"].ScienceState
+
+    def restore(before: Mapping[Any, Any]) -> None:
+        for state, value in before.items():
+            state._value = value
+
+    def values() -> dict[Any, Any]:
+        return {state: getattr(state, "_value", None) for state in base.__subclasses__()}
+
+    return (_Part("astropy science states", values, restore),)
+
+
+def _astropy_units() -> tuple[_Part, ...]:
+    registries = sys.modules["astropy.units.core"]._unit_registries
+
+    def restore(before: list[Any]) -> None:
+        registries[:] = before
+
+    return (_Part("astropy units", lambda: list(registries), restore),)
 
 
 def _matplotlib() -> tuple[_Part, ...]:
     parameters = sys.modules["matplotlib"].rcParams
-    # Of the base class: the class's own functions choose a backend.
-    return (
-        _Part(
-            "matplotlib parameters",
-            lambda: dict(dict.items(parameters)),
-            lambda before: dict.update(parameters, before),
-        ),
-    )
+
+    # Of the base class: the class's own functions choose a backend, as does the first figure.
+    def values() -> dict[str, Any]:
+        return {name: value for name, value in dict.items(parameters) if name != "backend"}
+
+    return (_Part("matplotlib parameters", values, lambda before: dict.update(parameters, before)),)
+
+
+def _pyplot() -> tuple[_Part, ...]:
+    pyplot = sys.modules["matplotlib.pyplot"]
+
+    def restore(before: list[int]) -> None:
+        for number in set(pyplot.get_fignums()) - set(before):
+            pyplot.close(number)
+
+    return (_Part("matplotlib figures", pyplot.get_fignums, restore),)
 
 
 _PYTHON = (
@@ -412,7 +648,7 @@ _PYTHON = (
     ),
     # The time zone first: afterwards its variable is as before.
     _Part("time zone", _time_zone, _restore_time_zone),
-    _Part("environment", lambda: dict(os.environ), _restore_environment),
+    _Part("environment", _environment, _restore_environment),
     _Part("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     _Part("switch interval", sys.getswitchinterval, sys.setswitchinterval),
     _Part("garbage collector", _gc, _restore_gc),
@@ -426,12 +662,14 @@ _PYTHON = (
     ),
     _Part("processors", lambda: os.sched_getaffinity(0), lambda before: os.sched_setaffinity(0, before)),
     _Part("floating-point mode", _is_ieee),
-    _Part("standard streams", _of_sys(_STREAMS), _to_sys(_STREAMS)),
+    _Part("standard streams", _streams, _restore_streams),
     _Part("standard files", _standard_files),
-    _Part("hooks", _of_sys(_HOOKS), _to_sys(_HOOKS)),
+    _Part("hooks", _hooks, _restore_hooks),
     _Part("trace function", sys.gettrace, sys.settrace),
     _Part("profile function", sys.getprofile, sys.setprofile),
-    _Part("sys.path", lambda: list(sys.path), _restore_path),
+    *map(_list_of_sys, _LISTS_OF_SYS),
+    _Part("flags of dlopen", sys.getdlopenflags, sys.setdlopenflags),
+    _Part("digits of integers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
     _Part(
         "locale",
         lambda: locale.setlocale(locale.LC_ALL),
@@ -447,8 +685,14 @@ _PYTHON = (
 )
 
 _LIBRARIES: Mapping[str, Callable[[], tuple[_Part, ...]]] = {
+    "lsst.daf.butler.logging": _butler_log,
     "numpy": _numpy,
-    "astropy.utils.iers": _astropy,
+    "pyarrow": _pyarrow,
+    "pandas": _pandas,
+    "astropy.config": _astropy_configuration,
+    "astropy.utils.state": _astropy_states,
+    "astropy.units.core": _astropy_units,
     "matplotlib": _matplotlib,
+    "matplotlib.pyplot": _pyplot,
 }
-"""By module: what is compared if it was imported before the first visit."""
+"""By module: what is compared from its import on."""

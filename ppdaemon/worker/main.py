@@ -174,6 +174,10 @@ class VisitLoop:
         # Before the first visit: the state after each visit is compared with this one.
         self._leftovers = Leftovers(self._config.preload, self._config.allowed_threads)
         self._channel.send(messages.Ready(pid=os.getpid()))
+        with observed_imports(self._leftovers.around):
+            return self._serve(work)
+
+    def _serve(self, work: Work) -> ExitCode:
         if self._config.start == "fork":
             self._observation.enter_context(observed_imports(self._imports.around))
         while True:
