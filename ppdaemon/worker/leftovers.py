@@ -49,6 +49,8 @@ IDLE = (
     concurrent.futures.thread._worker.__code__,  # it gets its work from a queue written in C
 )
 """Functions in which threads wait for work."""
+HARMLESS = frozenset({"tqdm"})
+"""Packages whose threads do nothing but watch their own objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Leftovers:
             return
         self._importing = True
         # What a task has changed before the import is restored nevertheless.
-        parts = [part for part, before in self._before.items() if _is_as(part, before)]
+        parts = [part for part, before in self._before.items() if _is_as_before(part, before)]
         attributes = [
             number
             for number, (module, name, value) in enumerate(self._attributes)
@@ -168,13 +170,13 @@ class Leftovers:
 
     def _restore(self, restored: list[str], remaining: list[str]) -> None:
         for part, before in self._before.items():
-            if _is_as(part, before):
+            if _is_as_before(part, before):
                 continue
             if part.restore is not None:
                 # A part that cannot be restored is still different, which decides.
                 with contextlib.suppress(Exception):
                     part.restore(before)
-            (restored if part.restore is not None and _is_as(part, before) else remaining).append(part.name)
+            (restored if part.restore and _is_as_before(part, before) else remaining).append(part.name)
         for module, name, value in self._attributes:
             if module.get(name) is not value:
                 module[name] = value
@@ -202,7 +204,7 @@ class Leftovers:
             for thread in threading.enumerate()
             if thread.ident not in self._threads
             and not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
-            and (isinstance(thread, threading.Timer) or not _is_idle(frames.get(thread.ident or 0)))
+            and not _is_idle(thread, frames.get(thread.ident or 0))
         )
 
 
@@ -214,17 +216,25 @@ def _read(part: _Part) -> Any:
         return object()
 
 
-def _is_as(part: _Part, before: Any) -> bool:
-    """Return whether a part is as before; what cannot be compared, such as an array, is not."""
+def _is_as_before(part: _Part, before: Any) -> bool:
+    """Return whether a part is as it was; not if that cannot be found out, for example because values
+    are arrays.
+    """
     try:
         return bool(_read(part) == before)
     except Exception:
         return False
 
 
-def _is_idle(frame: types.FrameType | None) -> bool:
-    """Return whether a thread waits for work: such a thread changes nothing by itself."""
-    return frame is not None and frame.f_code in IDLE
+def _is_idle(thread: threading.Thread, frame: types.FrameType | None) -> bool:
+    """Return whether a thread waits for work, without end: it changes nothing by itself. One that waits
+    for some time does something after it.
+    """
+    if type(thread).__module__.partition(".")[0] in HARMLESS:
+        return True
+    if frame is None or frame.f_code not in IDLE or isinstance(thread, threading.Timer):
+        return False
+    return frame.f_locals.get("timeout") is None
 
 
 def _attributes(packages: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:
