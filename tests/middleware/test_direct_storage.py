@@ -14,7 +14,8 @@ import lsst.images
 import numpy as np
 import pyarrow as pa
 import pytest
-from astropy.table import MaskedColumn, Table
+from astropy.table import Column, MaskedColumn, Table
+from astropy.units import imperial
 from lsst.daf.butler import (
     Butler,
     ButlerConfig,
@@ -25,6 +26,7 @@ from lsst.daf.butler import (
     Quantum,
     Timespan,
 )
+from lsst.daf.butler.formatters.parquet import add_pandas_index_to_astropy
 from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords
 from lsst.images import MaskedImage, MaskPlane, MaskSchema
 from lsst.pex.config import Config, Field
@@ -80,6 +82,25 @@ def plain() -> Table:
     )
     table["flux"].description, table["flux"].format = "a flux, in: nJy", "%.2f"
     table["flux"].meta["ucd"] = "phot.flux"
+    return table
+
+
+def special() -> Table:
+    """Return a table with texts, units and metadata that a file does not give back as they are."""
+    table = plain()
+    table["id"].unit, table["id"].description = u.dimensionless_unscaled, ""
+    table["flags"].unit = u.Unit("")
+    table["width"].unit = u.CompositeUnit(2.0, [], [])
+    add_pandas_index_to_astropy(table, "id")
+    return table
+
+
+def of_unit(unit: u.UnitBase) -> Table:
+    return Table({"a": np.arange(3.0) * unit})
+
+
+def indexed(table: Table) -> Table:
+    table.add_index("id")
     return table
 
 
@@ -143,6 +164,15 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
     "astropy, plain": ("ArrowAstropy", plain),
     "astropy, plain and empty": ("ArrowAstropy", lambda: plain()[:0]),
     "astropy, a slice": ("ArrowAstropy", lambda: plain()[::2]),
+    "astropy, plain with special values": ("ArrowAstropy", special),
+    "astropy, units that are not enabled": ("ArrowAstropy", lambda: of_unit(imperial.inch / u.s)),
+    "astropy, units of its own": ("ArrowAstropy", lambda: of_unit(u.def_unit("fathom_", 6 * u.m))),
+    "astropy, another unit of a known name": ("ArrowAstropy", lambda: of_unit(u.def_unit("deg", 3 * u.m))),
+    "astropy, logarithmic units": ("ArrowAstropy", lambda: of_unit(u.mag(u.AB))),
+    "astropy, texts with zeros": ("ArrowAstropy", lambda: Table({"a": ["a\0b", "c", "\0d"]})),
+    "astropy, plain texts that end with zeros": ("ArrowAstropy", lambda: Table({"a": np.zeros(2, "U3")})),
+    "astropy, plain texts without length": ("ArrowAstropy", lambda: Table({"a": np.zeros(2, "U0")})),
+    "astropy, plain and indexed": ("ArrowAstropy", lambda: indexed(plain())),
     "astropy, empty": ("ArrowAstropy", lambda: stars()[:0]),
     "astropy from pandas": ("ArrowAstropy", lambda: frame()[["count", "good"]]),
     "astropy from columns": ("ArrowAstropy", lambda: {"a": np.arange(3)}),
@@ -350,6 +380,10 @@ def test_a_component_read_in_memory_equals_that_of_the_file(repo: _Repo, compone
     [
         ("StructuredDataDict", {"flux": np.float64(1.0)}),
         ("ArrowAstropy", Table({"near": np.array([None, (1, 2)], dtype=object)})),
+        ("ArrowAstropy", Table({"a": [1]}, meta={"begin": object()})),
+        ("ArrowAstropy", Table({"a": Column([1], description=5)})),
+        ("ArrowAstropy", Table({"a\udc80": [1]})),
+        ("ArrowAstropy", Table({"a": ["b\udc80"]})),
         ("DataFrame", DataFrame({"mixed": np.array([1, "a"], dtype=object)})),
     ],
 )

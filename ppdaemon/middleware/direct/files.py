@@ -4,6 +4,7 @@
 Files are read and written as a datastore does it, but without its database.
 """
 
+import functools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from lsst.daf.butler.datastores.file_datastore.get import (
 )
 from lsst.daf.butler.formatters.astropyTable import AstropyTableFormatter
 from lsst.daf.butler.formatters.json import JsonFormatter
-from lsst.daf.butler.formatters.parquet import ParquetFormatter
+from lsst.daf.butler.formatters.parquet import ASTROPY_PANDAS_INDEX_KEY, ParquetFormatter
 from lsst.daf.butler.formatters.yaml import YamlFormatter
 from lsst.utils.introspection import get_full_type_name
 
@@ -51,6 +52,8 @@ what was written: table metadata, masks, indexes, tuples, integers."""
 
 _PLAIN_COLUMNS = frozenset(np.dtype(code).str for code in "?bhilqBHILQfd")
 _PLAIN_UNITS = (IrreducibleUnit, PrefixUnit, CompositeUnit, Unit)
+_PLAIN_VALUES = (bool, int, float, str, type(None))
+"""Types of metadata that can be written; others are left to the formatter."""
 
 
 @dataclass(slots=True)
@@ -188,27 +191,64 @@ class DatasetWriter:
 def as_read(table: Table) -> Table:
     """Return the copy of a plain table that a read of its Parquet file would give.
 
-    Metadata and formats of columns are lost, as there. Without the formatter's conversions, which
-    take some 10 ms for 100 columns, twice.
+    Metadata and formats of columns are lost, as there, and so is a unit or a description without
+    text. Without the formatter's conversions, which take some 10 ms for 100 columns, twice.
     """
     columns = table.columns.values()
     return Table(
         [column.data for column in columns],
         names=table.colnames,
-        units=[column.unit for column in columns],
-        descriptions=[column.description for column in columns],
+        units=[column.unit if str(column.unit or "") else None for column in columns],
+        descriptions=[column.description or None for column in columns],
+        meta={key: value for key, value in table.meta.items() if key == ASTROPY_PANDAS_INDEX_KEY},
     )
 
 
 def _is_plain(table: Table) -> bool:
-    """Return whether Parquet stores all columns of a table as they are."""
-    return bool(table.columns) and all(
-        type(column) is Column
-        and (column.dtype.str in _PLAIN_COLUMNS or (column.dtype.kind == "U" and column.dtype.isnative))
-        and column.ndim == 1
-        and (column.unit is None or type(column.unit) in _PLAIN_UNITS)
-        for column in table.columns.values()
+    """Return whether Parquet stores all columns of a table as they are, without an error."""
+    return (
+        bool(table.columns)
+        and all(type(value) in _PLAIN_VALUES for value in table.meta.values())
+        and all(
+            type(column) is Column
+            and (column.dtype.str in _PLAIN_COLUMNS or _is_plain_text(column))
+            and column.ndim == 1
+            and (column.unit is None or _is_plain_unit(column.unit))
+            and _is_encodable(column.name)
+            and _is_encodable(column.description or "")
+            and all(type(value) in _PLAIN_VALUES for value in column.meta.values())
+            for column in table.columns.values()
+        )
     )
+
+
+def _is_plain_unit(unit: Any) -> bool:
+    """Return whether a unit is recognized by its text: other ones have to be enabled."""
+    return type(unit) in _PLAIN_UNITS and _unit_of(str(unit)) == unit
+
+
+@functools.lru_cache(1000)
+def _unit_of(text: str) -> Any:
+    return Unit(text, parse_strict="silent")  # takes some 60 us for a quotient
+
+
+def _is_plain_text(column: Column) -> bool:
+    """Return whether Arrow reads a text to its end: it stops at the code 0, and refuses surrogates."""
+    if column.dtype.kind != "U" or not column.dtype.isnative:
+        return False
+    length = column.dtype.itemsize // 4
+    if length == 0 or column.ndim != 1:
+        return True
+    codes = np.ascontiguousarray(column.data).view(np.uint32).reshape(len(column), length)
+    ended = (codes[:, :-1] == 0) & (codes[:, 1:] != 0)
+    return not (ended.any() or ((codes >= 0xD800) & (codes < 0xE000)).any())
+
+
+def _is_encodable(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
