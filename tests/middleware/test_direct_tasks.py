@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Tasks whose construction takes long are used again, unless their quantum has changed them."""
 
+import random
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from lsst.pex.config import Config, ConfigurableField, Field
-from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Task
+from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct, Task
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from ppdaemon.middleware.direct import tasks
@@ -50,6 +53,16 @@ class ScoreTask(PipelineTask):
         self.names = ["a"]
         self.labels = {"a": 1}
         self.number = 10**6
+        self.found = {"a": [1, {"b": 2}]}
+        self.history = deque([1], maxlen=3)
+        self.sums = Struct(stars=0)
+        self.kernel = np.ones((3, 3))[:, ::2]
+        self.generator = np.random.default_rng(1)
+        self.old_generator = np.random.RandomState(1)
+        self.own_generator = random.Random(1)
+        self.itself = [self, self.found]
+        self.itself.append(self.itself)
+        self.limit = float("nan")
 
 
 @pytest.fixture(autouse=True)
@@ -101,19 +114,56 @@ def test_a_task_that_was_not_used_stays() -> None:
     assert ScoreTask.constructed == 1
 
 
+def replace_twice(task: Any) -> None:
+    """Replace an object until the new one has the address of the first one."""
+    address = id(task.weights)
+    for _ in range(1000):
+        task.weights = None
+        task.weights = bytearray(10)
+        if id(task.weights) == address:
+            return
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda task: setattr(task, "number", task.number + 1),
         lambda task: setattr(task, "weights", bytearray(10)),
-        lambda task: setattr(task, "found", 1),
+        lambda task: setattr(task, "new", 1),
+        replace_twice,
+        lambda task: setattr(task, "number", float(task.number)),
+        lambda task: task.found["a"][1].update(b=3),
+        lambda task: task.history.append(2),
+        lambda task: setattr(task.sums, "stars", 1),
+        lambda task: np.negative(task.kernel, out=task.kernel),
+        lambda task: task.generator.random(),
+        lambda task: task.old_generator.random_sample(),
+        lambda task: task.own_generator.random(),
         lambda task: task.names.append("b"),
         lambda task: task.labels.update(a=2),
         lambda task: task.model.weights.pop(),
         lambda task: setattr(task.model, "last_visit", 7),
         lambda task: delattr(task, "names"),
     ],
-    ids=["number", "object", "new", "list", "dict", "list of a subtask", "new in a subtask", "gone"],
+    ids=[
+        "number",
+        "object",
+        "new",
+        "objects at the same address",
+        "type",
+        "nested",
+        "deque",
+        "struct",
+        "array",
+        "generator",
+        "old generator",
+        "own generator",
+        "list",
+        "dict",
+        "list of a subtask",
+        "new in a subtask",
+        "gone",
+    ],
 )
 def test_a_task_that_its_quantum_has_changed_is_constructed_again(change: Callable[[Any], object]) -> None:
     ready, step = ReadyTasks(), a_step()

@@ -8,17 +8,21 @@ unless its quantum has changed it.
 
 import copy
 import logging
+import random
 import sys
 import time
-from collections import Counter, defaultdict
+import zlib
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging.handlers import BufferingHandler
+from types import SimpleNamespace
 
+import numpy as np
 from lsst.daf.butler import DatasetRef, LimitedButler
 from lsst.daf.butler.logging import ButlerLogRecordHandler
-from lsst.pipe.base import PipelineTask, Task, TaskFactory
+from lsst.pipe.base import PipelineTask, Struct, Task, TaskFactory
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ppdaemon.middleware.butler.failures import describe
@@ -136,7 +140,8 @@ def _key(node: TaskNode, refs: Iterable[DatasetRef]) -> _Key:
 
 def _state(task: Task) -> dict[tuple[str, ...], object]:
     """Return the attributes of a task and its subtasks in a form that differs if one is replaced, or
-    an element of a container is. What changes within another object is not seen.
+    an element of a container is, or an array or a random generator has changed. What changes within
+    another object is not seen.
     """
     found: dict[tuple[str, ...], object] = {}
     pending: list[tuple[tuple[str, ...], Task]] = [((), task)]
@@ -153,17 +158,46 @@ def _state(task: Task) -> dict[tuple[str, ...], object]:
     return found
 
 
-def _described(value: object) -> object:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """Equals only the same object. It refers to that object: the id of one that is gone may be the
+    next one's.
+    """
+
+    value: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _described(value: object, within: frozenset[int] = frozenset()) -> object:
+    if type(value) in VALUES:
+        return type(value), value
+    if id(value) in within:
+        return _Same(value)
+    within |= {id(value)}
     match value:
         case dict():
-            return id(value), [(_one(key), _one(element)) for key, element in value.items()]
-        case list() | tuple() | set() | frozenset():
-            return id(value), [_one(element) for element in value]
-    return _one(value)
-
-
-def _one(value: object) -> object:
-    return value if isinstance(value, VALUES) else id(value)
+            content: object = [
+                (_described(key, within), _described(each, within)) for key, each in value.items()
+            ]
+        case list() | tuple() | set() | frozenset() | deque():
+            content = [_described(each, within) for each in value]
+        case Struct() | SimpleNamespace():
+            content = _described(vars(value), within - {id(value)})
+        case np.ndarray() if not value.dtype.hasobject:
+            content = value.shape, value.dtype, zlib.crc32(np.ascontiguousarray(value))
+        case np.random.Generator():
+            content = repr(value.bit_generator.state)
+        case np.random.RandomState():
+            content = repr(value.get_state())
+        case random.Random():
+            content = value.getstate()
+        case _:
+            content = None
+    return _Same(value), content
 
 
 @contextmanager
