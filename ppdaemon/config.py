@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ppdaemon.configtypes import (
+    CollectionTemplate,
     ConfigPart,
     ConnectAddress,
     Detectors,
@@ -287,9 +288,9 @@ class ButlerConfig(ConfigPart):
     instrument_class: dict[Name, str]
     """The `lsst.pipe.base.Instrument` of each instrument, as
     ``package.module.Class``."""
-    calibs: tuple[str, ...] = ("{instrument}/calib",)
+    calibs: tuple[CollectionTemplate, ...] = ("{instrument}/calib",)
     """Collections searched for calibrations, in order."""
-    inputs: tuple[str, ...] = (
+    inputs: tuple[CollectionTemplate, ...] = (
         "{instrument}/templates",
         "templates",
         "refcats",

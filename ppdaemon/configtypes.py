@@ -19,6 +19,7 @@ from ppdaemon.yamlfile import KeyPath
 
 __all__ = (
     "Address",
+    "CollectionTemplate",
     "ConfigPart",
     "ConnectAddress",
     "Detectors",
@@ -111,6 +112,14 @@ def _connectable(value: str) -> str:
     return value
 
 
+def _template(value: str) -> str:
+    try:
+        value.format(instrument="")
+    except (LookupError, ValueError, AttributeError):
+        raise ValueError(f"{value}: only {{instrument}} is replaced") from None
+    return value
+
+
 def _socket_path(value: Path, info: pydantic.ValidationInfo) -> Path:
     if host_context(info) is None:
         return value
@@ -141,6 +150,7 @@ Address = Annotated[
     pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$"),
     pydantic.AfterValidator(_address),
 ]
+CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
 ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
 
 

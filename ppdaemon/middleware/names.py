@@ -267,7 +267,7 @@ def _instrument_problem(name: str, full_name: str) -> str:
     module_name, _, class_name = full_name.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module's code may raise anything
+    except (Exception, SystemExit) as error:  # the module's code may raise anything, or be a script
         return f"{full_name} cannot be imported: {describe(error)}"
     if not hasattr(module, class_name):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]

@@ -55,14 +55,14 @@ def _import_problem(key: KeyPath, name: str, *, forks: bool) -> Iterator[NameFin
             importlib.import_module(name)
         if forks and starter.find(name):
             yield NameFinding(level="error", key=key, text=thread_problem(name, starter))
-    except Exception as error:  # the module's code may raise anything
+    except (Exception, SystemExit) as error:  # the module's code may raise anything, or be a script
         text = f"{name} cannot be imported: {error if isinstance(error, ImportError) else _shown(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             text += did_you_mean(error.name, _siblings(error.name))
         yield NameFinding(level="error", key=key, text=text)
 
 
-def _shown(error: Exception) -> str:
+def _shown(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -101,7 +101,9 @@ def main() -> None:
     try:
         for fact in resolve_names(config):
             if isinstance(fact, NameFinding):
-                fact = fact.model_copy(update={"text": fact.text[:TEXT_MAX]})
+                # Names of files may have bytes that are no text.
+                text = fact.text[:TEXT_MAX].encode(errors="backslashreplace").decode()
+                fact = fact.model_copy(update={"text": text})
             packet = encode(fact)
             assert len(packet) <= PACKET_LIMIT
             channel.send(packet)

@@ -161,6 +161,13 @@ def test_a_configuration_without_misspelling_has_no_finding(tmp_path: Path, docu
         ),
         (
             "butler/instrument_class",
+            {NAME: "site_script.ToyCam"},
+            "errors",
+            f"instrument_class.{NAME}",
+            "site_script.ToyCam cannot be imported: SystemExit",
+        ),
+        (
+            "butler/instrument_class",
             {NAME: "ToyCam"},
             "errors",
             f"instrument_class.{NAME}",
@@ -211,8 +218,17 @@ def test_a_configuration_without_misspelling_has_no_finding(tmp_path: Path, docu
     ],
 )
 def test_a_misspelling_is_found_with_line_and_hint(
-    tmp_path: Path, document: Document, place: str, value: Any, level: str, key: str, text: str
+    tmp_path: Path,
+    document: Document,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    value: Any,
+    level: str,
+    key: str,
+    text: str,
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "site_script.py").write_text("raise SystemExit(2)\n")
     if place == "engine":
         value = {"no_return": ["associate"], "apdb_tasks": ["associate"], **value}
     set_at(document, place, value)

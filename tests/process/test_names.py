@@ -98,6 +98,34 @@ def test_every_module_that_cannot_be_imported_is_named(tmp_path, socket_dir):
     assert "workers.preload.1: no_such cannot be imported" in log
 
 
+def test_a_script_among_the_modules_is_named(tmp_path, socket_dir):
+    (tmp_path / "site_script.py").write_text("raise SystemExit(0)\n")
+    node = make_node(tmp_path, socket_dir, preload=["site_script"], environment={"PYTHONPATH": str(tmp_path)})
+    node.rewrite()
+    checked = check(node)
+    assert checked.returncode == ExitCode.CONFIG
+    assert "workers.preload.0: site_script cannot be imported: SystemExit: 0" in checked.stderr
+
+
+def test_bytes_of_a_name_that_are_no_text_are_reported(tmp_path, socket_dir):
+    (tmp_path / "site_module.py").write_text("raise FileNotFoundError('/data/\\udc80')\n")
+    node = make_node(tmp_path, socket_dir, preload=["site_module"], environment={"PYTHONPATH": str(tmp_path)})
+    node.rewrite()
+    assert "site_module cannot be imported: FileNotFoundError: /data/\\udc80" in check(node).stderr
+
+
+def test_a_warning_that_is_found_later_is_logged_once(tmp_path, socket_dir):
+    node = make_node(tmp_path, socket_dir)
+    write(node, AWAY)
+    with running(tmp_path, socket_dir) as node:
+        write(node, WARNING, AWAY)
+        text = lines_of(node, WARNING)[0]
+        node.wait(lambda: text in node.log.read_text())
+        write(node)
+        node.wait(lambda: node.status().state == "running")
+        assert node.log.read_text().count(text) == 1
+
+
 def test_a_fallback_is_an_error_of_check_config_alone(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         write(node, FALLBACK)

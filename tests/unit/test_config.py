@@ -327,6 +327,14 @@ def test_a_double_key_and_unset_variables_hide_no_other_error(node: dict[str, An
             {"DemoCan": "obs_base"},
             "instrument_class has no entry for DemoCan; did you mean 'D",
         ),
+        ("butler.calibs", ["{instrment}/calib"], "butler.calibs.0: {instrment}/calib: only {instrument} is"),
+        (
+            "butler.inputs",
+            ["a", "{instrument"],
+            "butler.inputs.1: {instrument: only {instrument} is replaced",
+        ),
+        ("butler.inputs", ["{}/templates"], "butler.inputs.0: {}/templates: only {instrument} is replaced"),
+        ("butler.inputs", ["{instrument.nmae}/a"], "butler.inputs.0: {instrument.nmae}/a: only {instrument}"),
         ("workers.environment", {"A": "${HOSTNAM}"}, "'HOSTNAM' is not set; did you mean 'HOSTNAME'?"),
     ],
 )

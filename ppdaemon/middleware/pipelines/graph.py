@@ -85,7 +85,7 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
             if label in pipeline.task_labels:
                 pipeline.addConfigOverride(label, field, value)
         graph = pipeline.to_graph()
-    except Exception as error:  # pipelines and configurations are code, which may raise anything
+    except (Exception, SystemExit) as error:  # pipelines and configurations are code, also scripts
         raise UnusablePipeline(f"{path} cannot be constructed: {describe(error)}") from error
     if not graph.tasks:
         # A range a..c has the tasks that depend on a and on which c depends: possibly none.
@@ -106,7 +106,7 @@ def labels_of(path: str) -> frozenset[str]:
     """
     try:
         return frozenset(_read(path).task_labels)
-    except Exception as error:  # a pipeline's imports may raise anything
+    except (Exception, SystemExit) as error:  # a pipeline's imports may raise anything
         raise UnusablePipeline(f"{path} cannot be parsed: {describe(error)}") from error
 
 
@@ -173,7 +173,7 @@ def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
     definitions = {name: found for name, found in known if found is not None}
     try:
         graph.resolve(dimensions=butler.dimensions, dataset_types=definitions)
-    except Exception as error:  # resolving runs code of the connections
+    except (Exception, SystemExit) as error:  # resolving runs code of the connections
         raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
     if labels := sorted(_combining(graph)):
         raise UnusablePipeline(

@@ -219,7 +219,10 @@ class NameCheck:
                     self._answered(resolution)
 
     def _answered(self, resolution: Resolution) -> None:
-        self._resolution = resolution
+        known, self._resolution = self._resolution, resolution
+        for text in (*resolution.warnings, *resolution.fallbacks):
+            if text not in (*known.warnings, *known.fallbacks):
+                _LOG.warning("%s", text)
         for text in resolution.errors:
             _LOG.error("the configuration in use has an error: %s", text)
         if resolution.may_repeat:
