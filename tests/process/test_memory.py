@@ -13,7 +13,7 @@ from ppdaemon.config import MemoryConfig, WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots import memory
 from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
-from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.meters import Meters, folder_bytes
 from ppdaemon.processes import parent, process_tree
 
 SIZE_BYTES = 100_000_000
@@ -43,13 +43,33 @@ print("ready", flush=True)
 """
 
 
+MAP_TWICE = f"""
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
+half = {SIZE_BYTES} // 2 // 4096 * 4096
+libc = ctypes.CDLL(None)  # a mapping of Python's module keeps the file open
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+for offset, size in ((0, {SIZE_BYTES}), (0, {SIZE_BYTES}), (half, half), (0, half)):
+    ctypes.string_at(libc.mmap(None, size, 3, 1, descriptor, offset), size)
+os.close(descriptor)
+print("ready", flush=True)
+"""
+TEMPORARY = f"""
+import tempfile
+file = tempfile.TemporaryFile(dir=sys.argv[1])
+os.posix_fallocate(file.fileno(), 0, {SIZE_BYTES})
+print("ready", flush=True)
+"""
+
+
 @contextmanager
 def worker(script, *arguments):
     """Run a script; yield its process id when it is ready."""
     command = [
         sys.executable,
         "-c",
-        f"import mmap, os, sys\n{script}\nsys.stdin.read()",
+        f"import ctypes, mmap, os, sys\n{script}\nsys.stdin.read()",
         *map(str, arguments),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -102,6 +122,17 @@ def test_a_mapped_file_in_memory_counts_once(folders, file, deleted):
         if deleted:
             file.unlink()
         assert measured(folders, first) == [1]
+
+
+def test_a_part_that_a_worker_maps_several_times_counts_once(folders, file):
+    with worker(MAP_TWICE, file) as pid:
+        assert measured(folders, pid) == [1]
+
+
+def test_a_temporary_file_without_a_name_counts_and_is_not_in_the_repo(folders):
+    with worker(TEMPORARY, folders.repo(0)) as pid:
+        assert folder_bytes(folders.repo(0)) == 0
+        assert measured(folders, pid) == [1]
 
 
 def test_a_file_in_memory_of_several_workers_counts_for_none(folders, file):

@@ -54,7 +54,8 @@ def anonymous_share(pid: int) -> int:
 
 def memory_files(pids: Iterable[int], folder: Path) -> dict[FileKey, int]:
     """Return the sizes of the files in memory that some processes hold open or map, such as memfd
-    files and those in ``/dev/shm``. Files below `folder` are left out.
+    files and those in ``/dev/shm``. Files in `folder` are left out, except open ones that were
+    deleted, such as temporary files without a name.
     """
     search = _Search(f"{folder}/", *_ramdisks())
     found: dict[FileKey, int] = {}
@@ -110,25 +111,32 @@ class _Search:
                 with contextlib.suppress(OSError):  # it was closed
                     # First, because it reads no disk: another file may be on a mount that hangs.
                     name = os.readlink(descriptor.path)
-                    if not name.startswith(self.begins) or name.startswith(self.folder):
+                    if not name.startswith(self.begins):
                         continue
                     facts = os.stat(descriptor.path)
+                    if name.startswith(self.folder) and facts.st_nlink > 0:
+                        continue
                     if facts.st_dev in self.devices and stat.S_ISREG(facts.st_mode):
                         found[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
         return found
 
     def mapped(self, pid: int) -> dict[FileKey, int]:
-        """Return the present pages of mapped files, see proc_pid_smaps(5)."""
+        """Return the present pages of mapped files, see proc_pid_smaps(5). A part that is mapped
+        several times counts once: no file has more pages than the parts that are mapped.
+        """
         found: defaultdict[FileKey, int] = defaultdict(int)
+        parts: defaultdict[FileKey, list[tuple[int, int]]] = defaultdict(list)
         key: FileKey | None = None
         with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps") as stream:
             for line in stream:
                 name, _, rest = line.partition(" ")
                 if not name.endswith(":"):  # the first line of a mapping
                     key = self._key(rest)
+                    if key is not None:
+                        parts[key].append(_part(name, rest))
                 elif key is not None and name in ("Rss:", "Swap:"):
                     found[key] += int(rest.split()[0]) * 1024
-        return dict(found)
+        return {key: min(size, _union_bytes(parts[key])) for key, size in found.items()}
 
     def _key(self, mapping: str) -> FileKey | None:
         """Return the file of a mapping, given without its addresses."""
@@ -136,3 +144,18 @@ class _Search:
         major, _, minor = device.partition(":")
         key = os.makedev(int(major, 16), int(minor, 16)), int(inode)
         return key if key[0] in self.devices and not "".join(path).startswith(self.folder) else None
+
+
+def _part(addresses: str, rest: str) -> tuple[int, int]:
+    """Return the begin and the end of what a mapping has of its file."""
+    begin, _, end = addresses.partition("-")
+    offset = int(rest.split(None, 2)[1], 16)
+    return offset, offset + int(end, 16) - int(begin, 16)
+
+
+def _union_bytes(parts: list[tuple[int, int]]) -> int:
+    size = last = 0
+    for begin, end in sorted(parts):
+        size += max(0, end - max(begin, last))
+        last = max(last, end)
+    return size
