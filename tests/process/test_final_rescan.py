@@ -2,6 +2,7 @@
 """Final rescans of real folders: the raws that they deliver before they end."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from arrivalkit import DEADLINE_S, GROUP, Exposure, arriving, fits_file, renamed_into_place, run
 
 from ppdaemon.clock import Clock
+from ppdaemon.node.arrivals.walk import RawSearch
 from ppdaemon.visit import read_next_visit
 
 VISIT = read_next_visit({"groupId": GROUP, "instrument": "LSSTCam"})
@@ -132,6 +134,33 @@ def test_what_is_not_taken_is_returned_with_the_reason(tmp_path):
                 other.image(94).name: ("it has the group other", 94, "other"),
                 Exposure(tmp_path, 158).image(94).name: ("no group in sidecar or header", 94, None),
             }
+
+    run(play)
+
+
+def test_a_root_that_hangs_hides_no_file_of_another_root(tmp_path, monkeypatch):
+    roots, hangs = (tmp_path / "one", tmp_path / "other"), threading.Event()
+    strange_files = RawSearch.strange_files
+
+    def hanging(self, *arguments):
+        if self._root == str(roots[0]):
+            hangs.wait(DEADLINE_S)
+        return strange_files(self, *arguments)
+
+    monkeypatch.setattr(RawSearch, "strange_files", hanging)
+
+    async def play():
+        for root in roots:
+            root.mkdir()
+        async with arriving(roots, **BLIND) as catcher:
+            await catcher.watching()
+            for root in roots:
+                renamed_into_place(Exposure(root).folder / "x.txt", b"")
+            try:
+                (file,) = await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
+            finally:
+                hangs.set()
+            assert file.path == str(Exposure(roots[1]).folder / "x.txt")
 
     run(play)
 

@@ -51,3 +51,5 @@ def test_a_reason_as_long_as_a_path_leaves_room_for_the_number():
 
 def test_control_characters_are_escaped():
     assert describe([FileNotTaken("/raw/a\nb", "strange")]) == "1 file not taken, in /raw: 'a\\nb' (strange)"
+    text = describe([FileNotTaken("/raw/a.\udc80", "its name ends in .\udc80\x1b[31m")])
+    assert text == "1 file not taken, in /raw: 'a.\\udc80' (its name ends in .\\udc80\\x1b[31m)"

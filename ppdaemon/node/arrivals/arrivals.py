@@ -190,11 +190,7 @@ class Arrivals:
                 "found may be reported as missing: check that the filesystem of the raw roots is not slow"
             )
             self._counts.warn("final_rescan_cut_short", text)
-        try:
-            async with asyncio.timeout(REASONS_S):
-                found = await asyncio.gather(*(rescan.not_taken() for rescan in rescans))
-        except TimeoutError:  # it was reported above, or the filesystem hangs since then
-            return ()
+        found = await asyncio.gather(*map(_not_taken, rescans))
         return tuple(file for each in found for file in each)
 
     @property
@@ -336,3 +332,14 @@ class Arrivals:
             self._clock,
             self._clock.mono() - self._config.sidecar_wait_s,
         )
+
+
+async def _not_taken(rescan: FinalRescan) -> list[FileNotTaken]:
+    """Return the files that a rescan of one root has not delivered; those of the others do not wait
+    for it.
+    """
+    try:
+        async with asyncio.timeout(REASONS_S):
+            return await rescan.not_taken()
+    except TimeoutError:  # it was reported before, or the filesystem hangs since then
+        return []

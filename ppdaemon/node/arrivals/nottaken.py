@@ -39,7 +39,7 @@ def describe(files: Iterable[FileNotTaken]) -> str:
     named = chars = 0
     for file in ordered[:MAX_NAMED]:
         folder, name = os.path.split(file.path)
-        text = f"{_printable(name, MAX_NAME_CHARS)} ({file.reason[:MAX_WHY_CHARS]})"
+        text = f"{_printable(name, MAX_NAME_CHARS)} ({_escaped(file.reason)[:MAX_WHY_CHARS]})"
         chars += len(text) + (0 if folder in folders else min(len(folder), MAX_FOLDER_CHARS))
         if named and chars > MAX_CHARS:
             break
@@ -53,6 +53,11 @@ def describe(files: Iterable[FileNotTaken]) -> str:
     )
     rest = f" and {len(ordered) - named} more" if len(ordered) > named else ""
     return f"{count}, {listed}{rest}"
+
+
+def _escaped(text: str) -> str:
+    # It may contain a part of a file's name, of which not all bytes are text.
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _printable(text: str, most: int) -> str:
