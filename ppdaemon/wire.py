@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import pydantic
+from pydantic_core import PydanticSerializationError
 
 from ppdaemon.errors import BadMessage
 
@@ -142,5 +143,22 @@ def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T
 
 
 def encode(message: pydantic.BaseModel) -> bytes:
-    """Return a message as JSON in UTF-8, without the fields that are `None`."""
-    return message.model_dump_json(by_alias=True, exclude_none=True).encode()
+    """Return a message as JSON in UTF-8, without the fields that are `None`. Halves of surrogate
+    pairs, which stand for bytes of a file's name that are no text, are escaped.
+    """
+    try:
+        return message.model_dump_json(by_alias=True, exclude_none=True).encode()
+    except PydanticSerializationError:
+        content = message.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps(_encodable(content), ensure_ascii=False).encode()
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {_encodable(key): _encodable(each) for key, each in value.items()}
+        case list():
+            return [_encodable(each) for each in value]
+    return value

@@ -354,6 +354,24 @@ def _fill(work: ScriptedWork) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work.context.repo))
 
 
+class _WithoutText(Exception):  # the name is in the reason
+    def __str__(self) -> str:
+        raise ValueError("an error of the error")
+
+
+def _fail_without_text(work: ScriptedWork) -> None:
+    raise _WithoutText
+
+
+def _fail_with_bytes(work: ScriptedWork) -> None:
+    """Fail as for a file whose name is not UTF-8."""
+    raise FileNotFoundError("no file /data/\udc80")
+
+
+def _refuse_at_length(work: ScriptedWork) -> None:
+    raise VisitFailed(Outcome.BAD_RAW, "a long text " * 100_000)
+
+
 def _refuse(work: ScriptedWork) -> None:
     raise VisitFailed(Outcome.BAD_RAW, "refused by order of the test")
 
@@ -434,7 +452,10 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "exit": lambda work: os._exit(0),
     "system_exit": lambda work: sys.exit(0),
     "raise": lambda work: 1 / 0,
+    "raise_without_text": _fail_without_text,
+    "raise_bytes": _fail_with_bytes,
     "refuse": _refuse,
+    "refuse_at_length": _refuse_at_length,
     "hang": _hang,
     "deaf": _deaf,
     "spin": _spin,

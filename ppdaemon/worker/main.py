@@ -38,6 +38,8 @@ SCRATCH = "tmp"
 """Working directory of a worker, in its folder on the RAM disk."""
 MAX_TAINTED = 300
 """Characters of the list of what a visit has left."""
+MAX_REASON = 500
+"""Characters of a reason; the journal stores no more."""
 NOTED_IMPORT_S = 0.2
 """Imports of a first visit that take longer are reported."""
 NOTED_IMPORTS = 8
@@ -114,8 +116,19 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:500]
+    text = _text_of(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:MAX_REASON]
+
+
+def _reason_of(error: Exception) -> str:
+    return str(error)[:MAX_REASON] if isinstance(error, VisitFailed) else _first_line(error)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the class is foreign code
+        return ""
 
 
 def _outcome_of(error: Exception) -> Outcome:
@@ -209,9 +222,8 @@ class VisitLoop:
             failed = isinstance(error, VisitFailed)
             level = logging.WARNING if failed else logging.ERROR
             _LOG.log(level, "the visit ends with an error: %s", error, exc_info=not failed)
-            reason = str(error) if failed else _first_line(error)
             retriable = isinstance(error, VisitFailed) and error.retriable
-            fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
+            fact = messages.Done(outcome=_outcome_of(error), reason=_reason_of(error), retriable=retriable)
         if isinstance(fact, messages.Prepared | messages.Done):
             # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
             fact = fact.model_copy(update={"tainted": self._restore()})
@@ -253,8 +265,8 @@ class VisitLoop:
         _LOG.log(
             logging.WARNING if failed else logging.ERROR, "a raw is refused: %s", error, exc_info=not failed
         )
-        reason = str(error) if failed else _first_line(error)
-        self.report(messages.RawRefused(exposure=exposure, outcome=_outcome_of(error), reason=reason))
+        outcome, reason = _outcome_of(error), _reason_of(error)
+        self.report(messages.RawRefused(exposure=exposure, outcome=outcome, reason=reason))
 
 
 def trim_memory() -> None:

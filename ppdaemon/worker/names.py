@@ -101,9 +101,7 @@ def main() -> None:
     try:
         for fact in resolve_names(config):
             if isinstance(fact, NameFinding):
-                # Names of files may have bytes that are no text.
-                text = fact.text[:TEXT_MAX].encode(errors="backslashreplace").decode()
-                fact = fact.model_copy(update={"text": text})
+                fact = fact.model_copy(update={"text": fact.text[:TEXT_MAX]})
             packet = encode(fact)
             assert len(packet) <= PACKET_LIMIT
             channel.send(packet)

@@ -202,6 +202,23 @@ def test_an_exception_ends_the_visit_and_not_the_worker(node, group):
     assert (row.state, row.pid) == (SlotState.IDLE, visit.pid)
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("raise_bytes", "FileNotFoundError: no file /data/\\udc80"),
+        ("raise_without_text", "_WithoutText: "),
+        ("refuse_at_length", "a long text a long"),
+    ],
+)
+def test_an_exception_of_any_text_ends_the_visit_and_not_the_worker(node, group, fault, reason):
+    node.relay.reserve(group, survey=f"process:{fault}")
+    node.land(group)
+    assert node.relay.outcome(group).reason.startswith(reason)
+    (visit,) = node.visit(group)
+    row = node.workers()[visit.slot]
+    assert (row.state, row.pid) == (SlotState.IDLE, visit.pid)
+
+
 def test_a_full_ram_disk_has_its_own_outcome(node, group):
     """Fault 42: the RAM disk is full."""
     node.relay.reserve(group, survey="prepare:fill")

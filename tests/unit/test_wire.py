@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import (
     FACTS,
+    Done,
     FromNode,
     FromRelay,
     Hello,
@@ -143,6 +144,12 @@ def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
         decode(json.dumps(refusal | {"schema": 2}).encode(), FromRelay, limit=1000)
     with pytest.raises(BadMessage, match="farewell"):
         decode(json.dumps(refusal | {"type": "farewell"}).encode(), FromRelay, limit=1000)
+
+
+def test_bytes_of_a_name_that_are_no_text_are_escaped_in_a_message():
+    done = Done(outcome=Outcome.FAILED, reason="no file /a\udc80\U0001f600", datasets=2)
+    sent = decode(encode(done), pydantic.TypeAdapter(Done), limit=1000)
+    assert sent == done.model_copy(update={"reason": "no file /a\\udc80\U0001f600"})
 
 
 def test_a_message_with_half_of_a_surrogate_pair_is_refused():
