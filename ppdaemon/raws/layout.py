@@ -153,6 +153,9 @@ class Layout:
         """Number of folders from the root to a file (`int`)."""
         self.steady_depth = min(_count(_STEADY, each.levels[:-1]) for each in self._formats)
         """Number of these that are not created for each exposure (`int`)."""
+        in_folders = frozenset().union(*self.levels[:-1])
+        self.one_exposure_per_folder = not in_folders.isdisjoint(("exposure", "obsid"))
+        """Whether a folder with files has those of one exposure only (`bool`)."""
         self._names = {name: DetectorNames.of(name) for name in instruments}
         self._check()
 
