@@ -249,7 +249,9 @@ class Arrivals:
         self._elsewhere[source].add(file)
 
     def _on_bad_notice(self, error: BadMessage, data: bytes | None) -> None:
-        self._counts.warn(f"notice.{error.kind}", f"ignoring a notice: {error}", data)
+        # An error of the connection has no message.
+        text = str(error) if data is None else f"ignoring a notice: {error}"
+        self._counts.warn(f"notice.{error.kind}", text, data)
 
     def _on_path_notice(self, source: str, path: str) -> None:
         for absolute in self._raw_roots.absolute_paths(path):
