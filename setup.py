@@ -71,7 +71,7 @@ DEV = [
     "types-psutil",
     "types-PyYAML",
 ]
-# Libraries for classifiers, of several GB; tests/ml says which may be preloaded.
+# Libraries for classifiers, of several GB; tests/ml shows which may be preloaded.
 ML = [
     "dask[array]>=2026.1",
     "duckdb>=1.4",

@@ -197,7 +197,7 @@ class Arrivals:
 
     @property
     def samples(self) -> Mapping[str, str]:
-        """For kinds of `counters`: the begin of a message that was not understood."""
+        """For kinds of `counters`: the beginning of a message that was not understood."""
         return self._counts.samples
 
     # --- sightings ---
