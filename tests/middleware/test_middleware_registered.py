@@ -53,7 +53,9 @@ def test_an_instrument_that_is_not_registered_is_refused(rigs: MakeRig, tmp_path
     central = tmp_path / "empty"
     Butler.makeRepo(str(central))
     rig, worker = rigs(central)
-    with pytest.raises(VisitFailed, match=f"has no record of the instrument {NAME}: butler register-") as caught:
+    with pytest.raises(
+        VisitFailed, match=f"has no record of the instrument {NAME}: butler register-"
+    ) as caught:
         worker.prepare(rig.order(**SHORT))
     assert caught.value.outcome == Outcome.NO_PIPELINE
 

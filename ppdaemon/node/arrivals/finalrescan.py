@@ -136,9 +136,9 @@ class FinalRescan:
                 return FileNotTaken(
                     path, reason.removeprefix(f"{path}: ").removeprefix(f"{path!r} "), detector
                 )
-            case Raw(group=group) if parent_group(group) != self.expected.group:
+            case [Raw(group=group), *_] if parent_group(group) != self.expected.group:
                 return FileNotTaken(path, f"its own header has the group {group}", detector, group)
-            case Raw():
+            case [*_]:
                 return None
         return FileNotTaken(path, pending.problem, detector)
 

@@ -76,7 +76,7 @@ class RelayClient:
         self._accepting = True
 
     @property
-    def samples(self) -> Mapping[str, str]:
+    def samples(self) -> dict[str, str]:
         """By kind of `count`: the beginning of the first invalid message."""
         return self._throttle.samples
 
