@@ -184,6 +184,7 @@ class Leftovers:
         _reseed()
         # These cannot be read, or are set at the first use.
         faulthandler.cancel_dump_traceback_later()
+        signal.set_wakeup_fd(-1)  # the descriptor may be that of another file by now
         multiprocessing.set_start_method(self._start_method, force=True)
         remaining += [f"process {name}" for name in self._new_children()]
         remaining += [f"thread {name}" for name in self._new_threads()]
@@ -669,6 +670,11 @@ _PYTHON = (
         "niceness",
         lambda: os.getpriority(os.PRIO_PROCESS, 0),
         lambda before: os.setpriority(os.PRIO_PROCESS, 0, before),
+    ),
+    _Part(
+        "scheduling",
+        lambda: (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority),
+        lambda before: os.sched_setscheduler(0, before[0], os.sched_param(before[1])),
     ),
     _Part("processors", lambda: os.sched_getaffinity(0), lambda before: os.sched_setaffinity(0, before)),
     _Part("floating-point mode", _is_ieee),

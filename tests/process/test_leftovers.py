@@ -185,6 +185,21 @@ def test_a_restore_that_fails_costs_the_worker_and_nothing_else(replace):
     assert len(remaining) == (0 if "random" in replace else 1)
 
 
+def test_signals_are_no_longer_written_to_a_descriptor():
+    assert (
+        ended_child(
+            "import signal",
+            "leftovers = Leftovers()",
+            "reading, writing = os.pipe()",
+            "os.set_blocking(writing, False)",
+            "signal.set_wakeup_fd(writing)",
+            "leftovers.restore()",
+            "signal.set_wakeup_fd(-1)",
+        )
+        == -1
+    )
+
+
 def test_a_dump_of_tracebacks_that_ends_the_process_is_canceled():
     assert (
         ended_child(
