@@ -536,8 +536,9 @@ class Slot:
 
     def _idle_or_recycle(self, now: float) -> Actions:
         """Become idle after a visit, or recycle the worker if it is due."""
-        if self._tainted:
-            return self._quit(f"recycled: its visit left {self._tainted}", now, "leftovers")
+        tainted, self._tainted = self._tainted, ""  # the next worker has left nothing
+        if tainted:
+            return self._quit(f"recycled: its visit left {tainted}", now, "leftovers")
         if self.used_bytes > self.config.memory.soft:
             return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now, "memory")
         if self.visit_number >= self._recycle_after_visits:
