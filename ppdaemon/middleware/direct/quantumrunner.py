@@ -9,11 +9,10 @@ from functools import partial
 
 import networkx
 from lsst.daf.butler import DatasetRef, LimitedButler
-from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
+from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import InvalidQuantumError, PipelineTask, TaskFactory, TaskMetadata
 from lsst.pipe.base.graph_walker import GraphWalker
 from lsst.pipe.base.pipeline_graph import TaskNode
-from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.direct.files import TransferredDataset
@@ -22,6 +21,7 @@ from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure
+from ppdaemon.middleware.run.executor import EncodingExecutor
 from ppdaemon.states import Outcome
 
 __all__ = ("QuantumRunner",)
@@ -83,7 +83,7 @@ class QuantumRunner:
         self._urgent = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
         self._context = dict(context)
-        self._executor = SingleQuantumExecutor(
+        self._executor = EncodingExecutor(
             butler=memory,
             task_factory=_NotifyingFactory(tasks, memory),
             assume_no_existing_outputs=True,
@@ -179,9 +179,7 @@ class QuantumRunner:
     def _execute(self, step: QuantumStep) -> _QuantumResult:
         self._memory.begin(step)
         try:
-            result = self._executor.execute(
-                step.node, step.quantum, quantum_id=step.id, log_records=ButlerLogRecords([])
-            )
+            result = self._executor.execute(step.node, step.quantum, quantum_id=step.id)
         except InvalidQuantumError as error:
             return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
         except Exception as error:  # only quanta that need its outputs are skipped
