@@ -27,6 +27,8 @@ class FragileFormatter(FormatterV2):
                 raise ValueError("no such compression")
             case "full":
                 raise OSError(errno.ENOSPC, "No space left on device")
+            case "too large" if "ram" in Path(uri.ospath).resolve().parts:
+                raise OSError(errno.ENOSPC, "No space left on the RAM disk")
         Path(uri.ospath).write_text(json.dumps(in_memory_dataset))
 
 

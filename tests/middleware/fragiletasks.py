@@ -47,6 +47,8 @@ class BreakTask(PipelineTask):
             self.metadata[HALF], self.metadata["count"] = float("nan"), 2**60
         elif how == "object":
             self.metadata.scalars["object"] = Uncopyable
+        elif how == "no float":
+            self.metadata["huge"] = 10**400
         elif how == "raise":
             self.metadata["text"] = HALF
             raise RuntimeError(HALF)

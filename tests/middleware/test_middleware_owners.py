@@ -148,7 +148,8 @@ def exporter(central: Central, tmp_path: Path) -> Iterator[CentralExporter]:
 def assert_complete(central: Central) -> None:
     """Check that the datasets of the whole visit are there once, and all others."""
     with Butler.from_config(str(central.root)) as butler:
-        assert butler.get("toy_summary", {"instrument": NAME, "visit": FIRST}, collections=CHAIN)
+        summary = butler.get("toy_summary", {"instrument": NAME, "visit": FIRST}, collections=CHAIN)
+    assert summary == {"detectors": 1}, "of one detector"
     assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
     for name in NAMES:
         assert len(outputs(central, name)) == 1, name

@@ -51,7 +51,10 @@ def process(
     manifest = read_manifest(Path(done.spool))
     names = {file.name for file in manifest.files}
     assert {path.name for path in Path(done.spool).iterdir()} == names | {MANIFEST}
-    assert (len(names), manifest.failed) == (done.datasets, done.reason if done.outcome == "failed" else "")
+    assert (len(names), manifest.failed) == (
+        done.datasets,
+        done.reason if done.outcome != "succeeded" else "",
+    )
     return done, manifest
 
 
@@ -127,6 +130,24 @@ def test_a_full_disk_ends_the_visit(rigs: MakeRig, no_return: bool) -> None:
     with pytest.raises(VisitFailed, match="no space left") as caught:
         process(rigs, "direct", "full", no_return=no_return)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, not no_return)
+
+
+@pytest.mark.parametrize(("snaps", "processes"), [(1, 1), (2, 2)])
+def test_no_space_for_an_object_between_tasks_fails_its_task(
+    rigs: MakeRig, snaps: int, processes: int
+) -> None:
+    done, manifest = process(rigs, "direct", "too large", snaps=snaps, processes=processes, memory_max=0)
+    assert (done.outcome, done.retriable) == (Outcome.RAMDISK_FULL, True)
+    assert done.reason.startswith("task breaks: RuntimeError: Failed to serialize dataset toy_broken")
+    assert types(manifest) >= OTHERS - {"reads_log"} | {"toy_broken"}, "the spool has space"
+    assert "reads_log" not in types(manifest)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_metadata_that_cannot_be_read_again_do_not_end_the_visit(rigs: MakeRig, kind: str) -> None:
+    done, manifest = process(rigs, kind, "no float")
+    assert (done.outcome, done.reason) == (Outcome.SUCCEEDED, "")
+    assert types(manifest) >= OTHERS | {"toy_broken"}
 
 
 @pytest.mark.parametrize("kind", ENGINES)

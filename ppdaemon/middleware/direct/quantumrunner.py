@@ -129,8 +129,7 @@ class QuantumRunner:
             if ready:
                 step = ready.pop(0)
                 before_task(step.task.label)
-                ends.append((step, self._execute(step)))
-                self._memory.end(step)
+                ends.append((step, self._after_end(step, self._execute(step))))
             if self._children:
                 # Wait only if there was nothing to run here.
                 ended = ForkedCall.ended(self._children, wait=not ends)
@@ -159,11 +158,28 @@ class QuantumRunner:
 
     def _run_in_child(self, step: QuantumStep) -> _QuantumResult:
         """Run a quantum in a child."""
-        end = self._execute(step)
-        return replace(end, outputs=self._memory.outputs_for_transfer(step))
+        return self._with_outputs(step, self._execute(step))
 
     def _with_files(self, step: QuantumStep, end: _QuantumResult) -> _QuantumResult:
-        return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=True))
+        return self._with_outputs(step, end, in_files=True)
+
+    def _with_outputs(
+        self, step: QuantumStep, end: _QuantumResult, *, in_files: bool = False
+    ) -> _QuantumResult:
+        try:
+            return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=in_files))
+        except Exception as error:  # no space for an output that has to be written
+            return _QuantumResult(end.failure or TaskFailure.of(step.task.label, error))
+
+    def _after_end(self, step: QuantumStep, end: _QuantumResult) -> _QuantumResult:
+        """Release what no quantum reads any more; the quantum fails if there is no space for an output
+        that has to be written.
+        """
+        try:
+            self._memory.end(step)
+        except Exception as error:
+            return replace(end, failure=end.failure or TaskFailure.of(step.task.label, error))
+        return end
 
     def _collect(self, child: ForkedCall) -> _QuantumResult:
         """Add the outputs of a child to the memory; raise `VisitFailed` if it died."""
