@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 from lsst.daf.butler import FormatterV2
+from lsst.daf.butler.formatters.logs import ButlerLogRecordsFormatter
+from lsst.daf.butler.logging import ButlerLogRecords
 from lsst.resources import ResourcePath
 
 
@@ -32,11 +34,22 @@ class FragileFormatter(FormatterV2):
         Path(uri.ospath).write_text(json.dumps(in_memory_dataset))
 
 
-def _register(name: str, formatter: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class FragileLogFormatter(ButlerLogRecordsFormatter):
+    """Fails for a log that orders it to."""
+
+    def to_bytes(self, in_memory_dataset: ButlerLogRecords) -> bytes:
+        if any(record.message == "no log" for record in in_memory_dataset):
+            raise ValueError("not this one")
+        return super().to_bytes(in_memory_dataset)
+
+
+def _register(
+    name: str, formatter: str, folder: Path, monkeypatch: pytest.MonkeyPatch, others: str = ""
+) -> None:
     """Add a storage class and its formatter to the configuration of all repos, also in other processes."""
     (folder / "storageClasses.yaml").write_text(f"storageClasses:\n  {name}:\n    pytype: dict\n")
     (folder / "datastores").mkdir()
-    formatters = f"datastore:\n  formatters:\n    {name}: {formatter}\n"
+    formatters = f"datastore:\n  formatters:\n    {name}: {formatter}\n{others}"
     (folder / "datastores" / "fileDatastore.yaml").write_text(formatters)
     monkeypatch.setenv("DAF_BUTLER_CONFIG_PATH", str(folder))
 
@@ -50,6 +63,7 @@ def columns_class(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 @pytest.fixture
 def fragile_class(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the storage class ``Fragile``."""
-    formatter = f"{__name__}.FragileFormatter"
-    _register("Fragile", formatter, tmp_path_factory.mktemp("fragile"), monkeypatch)
+    """Add the storage class ``Fragile``, and let logs fail, too."""
+    formatter, logs = f"{__name__}.FragileFormatter", f"{__name__}.FragileLogFormatter"
+    others = f"    ButlerLogRecords: {logs}\n"
+    _register("Fragile", formatter, tmp_path_factory.mktemp("fragile"), monkeypatch, others)

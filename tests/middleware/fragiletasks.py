@@ -45,6 +45,8 @@ class BreakTask(PipelineTask):
             self.log.warning("with a traceback", exc_info=ValueError(HALF))
             self.metadata["text"], self.metadata["texts"] = HALF, [HALF, "whole"]
             self.metadata[HALF], self.metadata["count"] = float("nan"), 2**60
+        elif how == "no log":
+            self.log.warning("no log")
         elif how == "object":
             self.metadata.scalars["object"] = Uncopyable
         elif how == "no float":

@@ -18,7 +18,6 @@ from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.direct import writing
 from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure, Unwritten
-from ppdaemon.middleware.run.executor import LogRecords
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "columnsclass")
@@ -139,7 +138,7 @@ def test_no_space_for_an_object_between_tasks_fails_its_task(
     done, manifest = process(rigs, "direct", "too large", snaps=snaps, processes=processes, memory_max=0)
     assert (done.outcome, done.retriable) == (Outcome.RAMDISK_FULL, True)
     assert done.reason.startswith("task breaks: RuntimeError: Failed to serialize dataset toy_broken")
-    assert types(manifest) >= OTHERS - {"reads_log"} | {"toy_broken"}, "the spool has space"
+    assert types(manifest) >= (OTHERS | {"toy_broken"}) - {"reads_log"}, "the spool has space"
     assert "reads_log" not in types(manifest)
 
 
@@ -185,20 +184,20 @@ def test_a_failure_whose_text_cannot_be_encoded_is_reported_and_logged(rigs: Mak
     assert {"toy_isr", "isr_log", "isr_metadata"} <= types(manifest)
 
 
-def test_a_log_that_cannot_be_written_is_a_caveat(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    to_json_data = LogRecords.to_json_data
-
-    def refuse(self: Any) -> str:
-        if any(record.MDC["LABEL"].startswith("breaks:") for record in self):
-            raise ValueError("not this one")
-        return to_json_data(self)
-
-    monkeypatch.setattr(LogRecords, "to_json_data", refuse)
-    done, manifest = process(rigs, "direct", "", no_return=True)
+def test_a_log_that_cannot_be_written_is_a_caveat(rigs: MakeRig) -> None:
+    done, manifest = process(rigs, "direct", "no log", no_return=True)
     reason = "log breaks_log of task breaks cannot be written: ValueError: not this one"
     assert (done.outcome, done.reason, done.retriable) == (Outcome.SUCCEEDED, reason, False)
     assert types(manifest) >= (OTHERS | {"toy_broken", "toy_read"}) - {"breaks_log"}
     assert "breaks_log" not in types(manifest)
+
+
+@pytest.mark.parametrize("kind", ["separable", "pipetask"])
+def test_a_log_that_cannot_be_written_fails_its_task_with_the_other_engines(rigs: MakeRig, kind: str) -> None:
+    done, manifest = process(rigs, kind, "no log", no_return=True)
+    assert done.outcome == Outcome.FAILED
+    assert done.reason.startswith("task breaks: RuntimeError: Failed to serialize dataset breaks_log")
+    assert types(manifest) >= (OTHERS | {"toy_broken"}) - {"breaks_log", "reads_log"}
 
 
 def test_two_snaps_with_replaced_texts_are_the_same_in_one_and_two_processes(rigs: MakeRig) -> None:

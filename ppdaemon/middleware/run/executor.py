@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lsst.daf.butler import LimitedButler, Quantum
-from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords
+from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords, ButlerMDC
 from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
@@ -44,7 +44,9 @@ class EncodingExecutor(SingleQuantumExecutor):
 
         `log_records` stays empty: its class could not be written.
         """
-        return super().execute(task_node, quantum, quantum_id, log_records=LogRecords([]))
+        # An error of writing the log is raised outside of the task's own context.
+        with ButlerMDC.set_mdc({"LABEL": task_node.label}):
+            return super().execute(task_node, quantum, quantum_id, log_records=LogRecords([]))
 
     def _write_metadata(
         self, quantum: Quantum, metadata: Any, task_node: TaskNode, /, limited_butler: LimitedButler
