@@ -37,6 +37,7 @@ CORE = [
     "setproctitle>=1.3",
     "SQLAlchemy>=2.0",
     "structlog>=24.1",
+    "threadpoolctl>=3.5",
     "watchdog>=7.1,<8",
 ]
 DEMO = [

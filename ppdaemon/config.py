@@ -25,6 +25,7 @@ from ppdaemon.configtypes import (
     WritableFolder,
     both_valid,
 )
+from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -248,6 +249,9 @@ class WorkersConfig(ConfigPart):
     pipelines' tasks."""
     environment: dict[str, str] = {}
     """Environment variables of the zygote and its workers."""
+    threads: Annotated[int, pydantic.Field(ge=1, le=1024)] = 1
+    """Threads of numerical libraries (BLAS, OpenMP, Arrow, torch) in each worker; set after
+    the fork. Increase it only if cores are idle: other detectors use them, too."""
     allowed_threads: tuple[str, ...] = ()
     """Names of Python threads, such as ``downloads-*``, that tasks may leave running
     without costing the worker. Threads that wait for work (a condition, an event, a
@@ -264,9 +268,15 @@ class WorkersConfig(ConfigPart):
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find numbers in the wrong order."""
+        """Find numbers in the wrong order, and variables whose values would be lost."""
         if (values := both_valid(keys, "min", "max")) and values[0] > values[1]:
             yield (), "min is more than max"
+        if values := both_valid(keys, "environment", "threads"):
+            for name, value in values[0].items():
+                if CHILD_ENVIRONMENT.get(name, value) != value:
+                    text = f"ppdaemon sets {name}={CHILD_ENVIRONMENT[name]}, this value would be lost"
+                    threads = "; see workers.threads" if name in THREAD_VARIABLES else ""
+                    yield ("environment", name), f"{text}{threads}"
 
 
 class ButlerConfig(ConfigPart):

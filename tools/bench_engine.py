@@ -16,8 +16,8 @@ from benching.cli import options, print_results, progress, run
 from benching.results import Scalar
 from enginebench.results import GOALS, Sample, flatten, ratios, summarize
 
+from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.errors import Unavailable
-from ppdaemon.node.processes.child import ENVIRONMENT
 
 if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
     from enginebench.sections import Section, SectionFolders
@@ -165,7 +165,7 @@ def command(
     of the command beside it, ramdisk_mb the size of its repo at the end. All
     files are deleted.
     """
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(CHILD_ENVIRONMENT)
     # Imported once in the fork server: each process would need seconds for it.
     _CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
     groups = measure_all(

@@ -21,8 +21,9 @@ from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
 from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
+from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.node.processes.child import ENVIRONMENT, Lifeline
+from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
@@ -196,7 +197,7 @@ def _exec_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
     with open(descriptor, "wb", closefd=False) as file:
         file.write(order.model_dump_json(by_alias=True).encode())
     command = [sys.executable, "-m", "ppdaemon.plan", f"--order=/proc/self/fd/{descriptor}", *options]
-    environment = {**os.environ, **order.config.workers.environment, **ENVIRONMENT}
+    environment = {**os.environ, **order.config.workers.environment, **CHILD_ENVIRONMENT}
     os.execve(sys.executable, command, environment)
 
 

@@ -43,7 +43,8 @@ def resolve_names(config: NodeConfig) -> Iterator[NameFact]:
     if (module := sys.modules.get(workers.work)) is not None:
         work = cast(WorkModule, module)
         work.set_up_libraries()
-        yield from work.resolve_names(config)
+        if hasattr(work, "resolve_names"):  # a site's own work may have no names of its own
+            yield from work.resolve_names(config)
     yield NamesResolved()
 
 

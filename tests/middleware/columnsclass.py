@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from lsst.daf.butler import FormatterV2
+from lsst.daf.butler import FormatterV2, StorageClassFactory
 from lsst.daf.butler.formatters.logs import ButlerLogRecordsFormatter
 from lsst.daf.butler.logging import ButlerLogRecords
 from lsst.resources import ResourcePath
@@ -47,7 +47,9 @@ def _register(
     name: str, formatter: str, folder: Path, monkeypatch: pytest.MonkeyPatch, others: str = ""
 ) -> None:
     """Add a storage class and its formatter to the configuration of all repos, also in other processes."""
-    (folder / "storageClasses.yaml").write_text(f"storageClasses:\n  {name}:\n    pytype: dict\n")
+    definition = folder / "storageClasses.yaml"
+    definition.write_text(f"storageClasses:\n  {name}:\n    pytype: dict\n")
+    StorageClassFactory().addFromConfig(str(definition))
     (folder / "datastores").mkdir()
     formatters = f"datastore:\n  formatters:\n    {name}: {formatter}\n{others}"
     (folder / "datastores" / "fileDatastore.yaml").write_text(formatters)

@@ -94,6 +94,7 @@ def process_at_once(kind: str, root: Path, *files: Path) -> list[VisitResult]:
     return [pickle.loads(result.read_bytes()) for result in results]
 
 
+@pytest.mark.slow
 def test_two_detectors_at_once_have_equal_outputs(field: Path, toy_template: Path, tmp_path: Path) -> None:
     """Both write to one alert database."""
     results, stored = {}, {}
@@ -110,6 +111,7 @@ def test_two_detectors_at_once_have_equal_outputs(field: Path, toy_template: Pat
     assert [each.outcome for each in results["direct"]] == [Outcome.SUCCEEDED] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_snaps_of_one_visit_are_the_same_in_both_engines(
     rigs: MakeRig, visit: dict[str, Any], processes: int
@@ -134,6 +136,7 @@ def test_an_image_beside_the_announced_position_has_the_same_graph_in_both_engin
     assert errors[0] == errors[1]
 
 
+@pytest.mark.slow
 def test_datasets_that_do_not_fit_into_memory_are_passed_through_files(
     rigs: MakeRig, visit: dict[str, Any]
 ) -> None:

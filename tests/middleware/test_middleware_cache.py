@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from lsst.resources import ResourcePath
 
+from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.middleware.preload import cache as module
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
-from ppdaemon.node.processes.child import ENVIRONMENT
 
 BUDGET = 1000
 WORKERS = """
@@ -125,7 +125,7 @@ def ages(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(script: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, text=True, **pipes)
+    return subprocess.Popen(command, env=os.environ | CHILD_ENVIRONMENT, text=True, **pipes)
 
 
 def test_a_file_is_fetched_once_and_linked_after_that(host: Host) -> None:

@@ -12,7 +12,7 @@ import pytest
 from centrals import Central, make_few, outputs
 from postgres import PostgresServer, running_server
 
-from ppdaemon.node.processes.child import ENVIRONMENT
+from ppdaemon.environment import CHILD_ENVIRONMENT
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -28,7 +28,7 @@ def crowd(central: Central, folder: Path, workers: int, *spools: Path) -> dict[s
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, here / "crowd.py", central.root, folder, str(workers), *spools],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": path},
+        env=os.environ | CHILD_ENVIRONMENT | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

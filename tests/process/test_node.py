@@ -428,6 +428,28 @@ def test_modules_that_workers_import_by_themselves_are_named_once(tmp_path, sock
         assert re.search(r"in its first visit \(0\.[2-9] s, [3-4]\d MB\): heavy\. In workers\.preload", text)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_numerical_libraries_have_the_configured_threads(tmp_path, socket_dir, threads):
+    script = """import json, os
+import numpy
+from threadpoolctl import threadpool_info
+def run():
+    found = [pool["num_threads"] for pool in threadpool_info()], os.environ["OMP_NUM_THREADS"]
+    with open(os.environ["FOUND"], "w") as stream:
+        json.dump(found, stream)
+"""
+    (tmp_path / "measure.py").write_text(script)
+    environment = {"PYTHONPATH": str(tmp_path), "FOUND": str(tmp_path / "found")}
+    options = {"preload": ["measure"], "environment": environment, "threads": threads}
+    with running(tmp_path, socket_dir, min=1, max=1, **options) as node:
+        node.relay.reserve("g1", survey="call:measure.run")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        pools, variable = json.loads((tmp_path / "found").read_text())
+    assert set(pools) == {threads}
+    assert variable == str(threads)
+
+
 def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         second = make_node(tmp_path, socket_dir, None)

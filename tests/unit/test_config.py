@@ -67,6 +67,17 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("node.name", "two words", "node.name: "),
         ("workers.max", 0, "workers.max: "),
         ("workers.min", 99, "workers: min is more than max"),
+        (
+            "workers.environment",
+            {"OMP_NUM_THREADS": "4"},
+            "workers.environment.OMP_NUM_THREADS: ppdaemon sets OMP_NUM_THREADS=1, this value would be lost; "
+            "see workers.threads",
+        ),
+        (
+            "workers.environment",
+            {"ORT_DISABLE_TELEMETRY": "0", "SPT_NOENV": "1"},
+            "workers.environment.ORT_DISABLE_TELEMETRY: ppdaemon sets ORT_DISABLE_TELEMETRY=1, this value",
+        ),
         ("workers.memory.soft", "8gb", "'8gb' is not a size; write for instance 8GB"),
         ("workers.memory.soft", "9GB", "soft is more than hard"),
         ("workers.times.run_s", 0, "workers.times.run_s: "),

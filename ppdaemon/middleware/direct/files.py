@@ -92,6 +92,8 @@ class TransferredDataset:
     """Path and formatter of a file that has it instead of `content`."""
     provenance: DatasetProvenance | None = None
     size_bytes: int = 0
+    is_table: bool = False
+    """As in `MemoryDataset`."""
     unwritten: Unwritten | None = None
     """Why there is neither `content` nor `file`, if it had to be written and cannot."""
 

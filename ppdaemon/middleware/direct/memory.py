@@ -159,7 +159,12 @@ class MemoryButler(LimitedButler):
         for dataset in datasets:
             file = None if dataset.file is None else (dataset.file.path, dataset.file.formatter)
             transferred[dataset.ref.id] = TransferredDataset(
-                dataset.ref.id, dataset.content, file, dataset.provenance, dataset.size_bytes
+                dataset.ref.id,
+                dataset.content,
+                file,
+                dataset.provenance,
+                dataset.size_bytes,
+                dataset.is_table,
             )
         return list(transferred.values())
 
@@ -172,7 +177,7 @@ class MemoryButler(LimitedButler):
                 continue
             dataset = self._dataset_for(refs[each.id])
             dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
-            dataset.content = each.content
+            dataset.content, dataset.is_table = each.content, each.is_table
             if each.file is not None:
                 dataset.file = LocatedFile(*each.file, (dataset.ref,))
                 dataset.drop()

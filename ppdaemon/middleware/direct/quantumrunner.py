@@ -129,7 +129,8 @@ class QuantumRunner:
             if ready:
                 step = ready.pop(0)
                 before_task(step.task.label)
-                ends.append((step, self._after_end(step, self._execute(step))))
+                end = self._execute(step)
+                ends.append((step, self._with_space(step, end, partial(self._memory.end, step))))
             if self._children:
                 # Wait only if there was nothing to run here.
                 ended = ForkedCall.ended(self._children, wait=not ends)
@@ -171,12 +172,13 @@ class QuantumRunner:
         except Exception as error:  # no space for an output that has to be written
             return _QuantumResult(end.failure or TaskFailure.of(step.task.label, error))
 
-    def _after_end(self, step: QuantumStep, end: _QuantumResult) -> _QuantumResult:
-        """Release what no quantum reads any more; the quantum fails if there is no space for an output
-        that has to be written.
+    @staticmethod
+    def _with_space(step: QuantumStep, end: _QuantumResult, update: Callable[[], None]) -> _QuantumResult:
+        """Update the memory after a quantum, which fails if there is no space for an output that has to
+        be written.
         """
         try:
-            self._memory.end(step)
+            update()
         except Exception as error:
             return replace(end, failure=end.failure or TaskFailure.of(step.task.label, error))
         return end
@@ -189,8 +191,7 @@ class QuantumRunner:
         except DiedWithoutResult as error:
             reason = f"task {step.task.label}: its process ended with {error}"
             raise VisitFailed(Outcome.CRASHED, reason, retriable=True) from None
-        self._memory.adopt(step, end.outputs)
-        return end
+        return self._with_space(step, end, partial(self._memory.adopt, step, end.outputs))
 
     def _execute(self, step: QuantumStep) -> _QuantumResult:
         self._memory.begin(step)

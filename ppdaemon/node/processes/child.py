@@ -17,34 +17,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.messages import Forked
 from ppdaemon.processes import children, kill_orphans
 
-__all__ = ("ENVIRONMENT", "ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
+__all__ = ("ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
 
 PAUSE_S = 0.01
 """Between two rounds of killing: dying children leave orphans to this process."""
-
-ENVIRONMENT = {
-    # Without these, imports start threads, and only a process of one thread can
-    # be forked; they also prevent 60 x N threads in 60 workers.
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "POLARS_MAX_THREADS": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    "ARROW_IO_THREADS": "1",
-    # Background threads of pyarrow, of polars, and of onnxruntime from version 1.29.
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "_RJEM_MALLOC_CONF": "background_thread:false",
-    "ORT_DISABLE_TELEMETRY": "1",
-    # So that memory is returned to the system after a visit.
-    "MALLOC_ARENA_MAX": "2",
-    # Process titles must not overwrite the environment, by which the node lock
-    # and tests find the processes of a daemon.
-    "SPT_NOENV": "1",
-}
 
 
 class Lifeline:
@@ -138,8 +118,8 @@ def launch(
                 stdout=output,
                 stderr=output,
                 pass_fds=(child_end.fileno(), lifeline.read_end),
-                # `ENVIRONMENT` last: with other values the process may have several threads.
-                env={**environment, **ENVIRONMENT},
+                # Last: with other values the process may have several threads.
+                env={**environment, **CHILD_ENVIRONMENT},
             )
         try:
             pidfd = os.pidfd_open(popen.pid)
