@@ -16,7 +16,7 @@ from toycam import MakeRig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
-from ppdaemon.middleware.direct import writing
+from ppdaemon.middleware.direct import memory, writing
 from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure, Unwritten
 from ppdaemon.states import Outcome
@@ -107,6 +107,7 @@ def test_an_output_that_cannot_be_written_is_found_at_the_end_and_costs_only_its
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, snaps: int, processes: int, no_return: bool
 ) -> None:
     monkeypatch.setattr(writing, "_MIN_FORK_BYTES", 0)  # children write, too
+    monkeypatch.setattr(memory, "_MIN_BACKGROUND_BYTES", 0)  # and the thread
     done, manifest = process(rigs, "direct", "broken", snaps=snaps, processes=processes, no_return=no_return)
     assert (done.outcome, done.reason, done.retriable) == (Outcome.FAILED, LOST, False)
     assert types(manifest) >= OTHERS | {"toy_read", "reads_metadata"}
