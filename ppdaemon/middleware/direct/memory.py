@@ -14,7 +14,8 @@ written, and the task itself reads it no second time.
 
 Tables and text are written at the put and read from the file, as with the
 other engines: their formatters do not return what was put, and cannot write
-everything.
+everything. A plain table stays in memory: each task gets the copy that a read of
+its file would give (`~ppdaemon.middleware.direct.files.as_read`).
 
 What can neither be copied nor written does not exist for the tasks that follow,
 as if it had not been put.
