@@ -17,6 +17,7 @@ from ppdaemon.testing.leftovers import LEAVE
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.worker import leftovers as worker_leftovers
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
+from ppdaemon.worker.statepart import Part
 
 RESTORE_EACH = """
 import json, sys
@@ -360,8 +361,8 @@ def test_the_monitor_of_a_progress_bar_is_no_leftover(event):
 
 def test_state_that_cannot_be_compared_costs_the_worker_and_raises_nothing(monkeypatch):
     values = iter([np.zeros(3), np.ones(3), np.ones(3)])
-    part = worker_leftovers._Part("colors", lambda: {"colors": next(values)}, lambda before: None)
-    monkeypatch.setattr(worker_leftovers, "_PYTHON", (part,))
+    part = Part("colors", lambda: {"colors": next(values)}, lambda before: None)
+    monkeypatch.setattr(worker_leftovers, "INTERPRETER", (part,))
     assert Leftovers().restore() == ([], ["colors"])
 
 

@@ -176,6 +176,15 @@ def test_a_worker_that_a_canceled_visit_has_changed_is_recycled(slot):
     assert NoteRecycled("leftovers", "recycled: its visit left thread monitor") in actions
 
 
+def test_the_next_worker_of_a_slot_is_not_recycled_for_what_the_last_one_had(slot):
+    slot.to(S.EXPORTING)
+    slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, tainted="thread monitor"))
+    slot(WorkerDied(status=0))
+    slot(WorkerForked(pid=2))
+    slot(Ready(pid=2))
+    assert slot.slot.state == S.IDLE
+
+
 def test_what_has_ended_before_the_end_of_the_visit_costs_no_worker(slot):
     slot.to(S.PREPARING)
     slot(Prepared(visit_number=1, tainted="thread monitor"))
