@@ -197,18 +197,18 @@ class NameResolver:
         central = CentralReader(uri)
         try:
             with central.reading(Timings(Clock())) as butler:
-                findings = list(self._in_central(butler))
-            yield from findings
-            dropped = RuleChecker(self._node, self._config).check()
+                # Sent at once: the repo may become unavailable while the next ones are resolved.
+                yield from self._in_central(butler)
+                yield from self._dropped_rules(butler)
         except VisitFailed as error:
             yield _not_opened(key, uri, error.__cause__ or error)
-            return
         except Exception as error:  # a driver that is missing, tables of another version
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
-            return
         finally:
             central.close()
-        for each in dropped:
+
+    def _dropped_rules(self, butler: Butler) -> Iterator[NameFinding]:
+        for each in RuleChecker(self._node, self._config).dropped(butler):
             rule = getattr(self._node.pipelines, each.part)[each.rule]
             if rule.pipelines[0] not in self._overridden:
                 text = f"the first pipeline, {each.name}, is dropped for every detector: {each.why}"

@@ -2,6 +2,7 @@
 """Names in a configuration: each misspelling, with its line and a hint, on a real central repo."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -308,6 +309,22 @@ def test_an_alias_is_resolved_by_the_index_of_repos(
     monkeypatch.setenv("DAF_BUTLER_REPOSITORY_INDEX", str(tmp_path / "away.yaml"))
     found = resolved(tmp_path, document)
     assert (len(found.errors), len(found.unavailable)) == (0, 1)
+
+
+def test_a_repo_that_goes_away_while_names_are_resolved_is_no_error(
+    tmp_path: Path, document: Document, toy_central: Path
+) -> None:
+    mount = tmp_path / "mount"
+    shutil.copytree(toy_central, mount / "central")
+    document["butler"] |= {"central": str(mount / "central"), "calibs": ["no/calib"]}
+    facts = []
+    for fact in resolve_names(read(tmp_path, document).config):
+        facts.append(fact)
+        if isinstance(fact, NameFinding) and (mount / "central").exists():
+            (mount / "central").rename(tmp_path / "away")  # its mount point is empty now
+    found = [fact for fact in facts if isinstance(fact, NameFinding)]
+    assert [each.key for each in found if each.level == "warning"] == [("butler", "calibs", 0)]
+    assert not [each for each in found if each.level == "error"]
 
 
 # --- the real daemon -------------------------------------------------------
