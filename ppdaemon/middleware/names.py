@@ -8,7 +8,7 @@ so that it is resolved later.
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,6 +53,8 @@ class NameResolver:
         """Why the others cannot be."""
         self._unparsed: list[str] = []
         """Those of them of which not even the labels are known."""
+        self._away: set[str] = set()
+        """Those of them that may be constructed later: a file cannot be read now."""
         self._overridden: set[str] = set()
         """Pipelines that cannot be constructed because of overrides."""
         self._labels: set[str] = set()
@@ -111,7 +113,7 @@ class NameResolver:
             elif label not in self._labels:
                 hint = did_you_mean(label, self._labels)
                 text = f"no configured pipeline has a task {label}{hint}"
-                yield self._no_such_name(("pipelines", "overrides", key), text)
+                yield self._no_such_name(("pipelines", "overrides", key), text, self._unparsed)
         for key_path, rule in self._rules():
             for number, path in enumerate(rule.pipelines):
                 # The first one of a rule is reported with the rule.
@@ -125,6 +127,8 @@ class NameResolver:
             pipeline = self._loaded[path] = load_pipeline(path, {})
         except UnusablePipeline as error:
             self._unusable[path] = str(error)
+            if _may_be_back(error):
+                self._away.add(path)
             return {}
         wrong = {}
         for key, value in overrides.items():
@@ -140,14 +144,17 @@ class NameResolver:
         # Each is right alone and they are wrong together: none of them can be named.
         return wrong or dict.fromkeys(overrides, reason)
 
-    def _no_such_name(self, key: KeyPath, text: str) -> NameFinding:
-        """Return an error, or that the name could not be resolved: a pipeline of unknown content may have
-        it.
+    def _no_such_name(self, key: KeyPath, text: str, unknown: Collection[str]) -> NameFinding:
+        """Return an error; or, if pipelines of unknown content may have the name, a warning, or that it
+        could not be resolved now.
         """
-        if self._unparsed:
-            text += f"; {self._unparsed[0]} cannot be parsed"
-            return NameFinding(level="unavailable", key=key, text=text)
-        return _error(key, text)
+        if not unknown:
+            return _error(key, text)
+        away = [path for path in unknown if path in self._away]
+        path = next(iter(away or unknown))
+        text += f", unless it is in a pipeline that cannot be used: {self._unusable[path]}"
+        # A warning is not resolved again: a pipeline that is wrong does not change by itself.
+        return NameFinding(level="unavailable" if away else "warning", key=key, text=text)
 
     def _task_names(self) -> Iterator[NameFinding]:
         graphs = [pipeline.graph for pipeline in self._loaded.values()]
@@ -161,11 +168,9 @@ class NameResolver:
                     continue
                 hint = did_you_mean(name, classes if "." in name else self._labels)
                 text = f"no configured pipeline has a task {name}: {danger}{hint}"
-                if "." in name and self._unusable:
-                    text += f"; {next(iter(self._unusable))} cannot be constructed"
-                    yield NameFinding(level="unavailable", key=("engine", part, number), text=text)
-                else:
-                    yield self._no_such_name(("engine", part, number), text)
+                # The classes of tasks are known only of a pipeline that can be constructed.
+                unknown = self._unusable if "." in name else self._unparsed
+                yield self._no_such_name(("engine", part, number), text, unknown)
 
     def _export_types(self) -> Iterator[NameFinding]:
         universe = DimensionUniverse()
@@ -281,23 +286,29 @@ def _instrument_problem(name: str, full_name: str) -> str:
 
 def _not_opened(key: KeyPath, uri: str, error: BaseException) -> NameFinding:
     """Return an error if what a URI or alias names does not exist, else that it is not available now."""
-    problem = _absence(uri) if _is_absent(error) else ""
+    absent = isinstance(_system_error(error), FileNotFoundError | NotADirectoryError)
+    problem = _absence(uri) if absent else ""
     if problem:
         return _error(key, problem)
     text = f"{uri} cannot be read now: {describe(error)}"
     return NameFinding(level="unavailable", key=key, text=text)
 
 
-def _is_absent(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            return True
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the first error of the system that caused another one, if any."""
+    while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return False
+    return error
+
+
+def _may_be_back(error: BaseException) -> bool:
+    """Return whether a file cannot be read now: its filesystem fails, or its mount may be away."""
+    cause = _system_error(error)
+    return cause is not None and not (cause.filename and _absence(str(cause.filename)))
 
 
 def _absence(uri: str) -> str:
-    """Return why there is nothing at a URI; empty if its mount may be away.
+    """Return why there is nothing at a URI; empty if there is something, or if its mount may be away.
 
     The mount point of a mount that is away is an empty folder, or does not exist.
     """
@@ -315,6 +326,8 @@ def _absence(uri: str) -> str:
     try:
         if path.is_dir():
             return f"{path} is not a repo" if any(path.iterdir()) else ""
+        if path.exists():
+            return ""
         siblings = [each.name for each in path.parent.iterdir()]
     except OSError:
         return ""

@@ -265,19 +265,38 @@ def test_a_label_of_a_pipeline_that_cannot_be_constructed_is_no_error(
     found = resolved(tmp_path, document)
     (error,) = found.errors
     assert "engine.no_return.3: no configured pipeline has a task alarts" in error
-    (unavailable,) = found.unavailable
-    assert f"engine.no_return.2: .*{path} cannot be constructed".split(".*")[1] in unavailable
-    (warning,) = found.warnings
-    assert f"pipelines.main.0.pipelines.1: {path} cannot be constructed" in warning
+    assert found.unavailable == ()
+    first, second = found.warnings
+    assert f"pipelines.main.0.pipelines.1: {path} cannot be constructed" in first
+    assert "engine.no_return.2: no configured pipeline has a task no.such.Task" in second
+    assert f"unless it is in a pipeline that cannot be used: {path} cannot be constructed" in second
 
 
-def test_a_pipeline_that_is_no_yaml_leaves_labels_unresolved(tmp_path: Path, document: Document) -> None:
+def test_a_pipeline_that_is_no_yaml_leaves_labels_unknown(tmp_path: Path, document: Document) -> None:
+    """What is wrong in a pipeline does not change by itself: it is not resolved again."""
     path = Path(document["pipelines"]["main"][0]["pipelines"][1])
     path.write_text("tasks: [\n")
     document["engine"]["no_return"] = ["alerts"]
     found = resolved(tmp_path, document)
+    assert found.errors == found.unavailable == ()
+    assert [line.split(": ")[1] for line in found.warnings] == [
+        "pipelines.main.0.pipelines.1",
+        "engine.no_return.0",
+    ]
+
+
+def test_a_name_that_a_file_on_a_mount_that_is_away_may_have_is_resolved_later(
+    tmp_path: Path, document: Document
+) -> None:
+    path = Path(document["pipelines"]["main"][0]["pipelines"][1])
+    path.write_text(f"description: parts\nimports: [{{location: {tmp_path}/mount/alerts.yaml}}]\n")
+    document["engine"]["no_return"] = ["alerts", "no.such.Task"]
+    (tmp_path / "mount").mkdir()
+    found = resolved(tmp_path, document)
     assert found.errors == ()
-    assert [line.split(": ")[1] for line in found.unavailable] == ["engine.no_return.0"]
+    assert [line.split(": ")[1] for line in found.unavailable] == ["engine.no_return.0", "engine.no_return.1"]
+    (tmp_path / "mount" / "alarts.yaml").touch()  # the file does not exist: its folder has another one
+    assert resolved(tmp_path, document).unavailable == ()
 
 
 def test_each_query_is_announced_before_it_can_hang(tmp_path: Path, document: Document) -> None:
