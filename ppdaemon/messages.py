@@ -567,6 +567,14 @@ READER_FACTS = pydantic.TypeAdapter[ReaderFact](ReaderFact)
 # --- supervisor and the process that creates the template -------------------
 
 
+class Connecting(Fact):
+    """The template's process connects to the central repo next, and may hang there."""
+
+    type: Literal["connecting"] = "connecting"
+    what: str
+    """Such as ``the central repo /repo/main``."""
+
+
 class NotReady(Model):
     """The template cannot be created now: the central repo is not available."""
 
@@ -574,7 +582,7 @@ class NotReady(Model):
     reason: str
 
 
-type TemplateFact = Annotated[Ready | NotReady, _BY_TYPE]
+type TemplateFact = Annotated[Ready | Connecting | NotReady, _BY_TYPE]
 TEMPLATE_FACTS = pydantic.TypeAdapter[TemplateFact](TemplateFact)
 
 

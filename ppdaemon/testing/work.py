@@ -52,6 +52,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import (
+    Connecting,
     Done,
     Exported,
     Ingested,
@@ -130,6 +131,7 @@ def build_template(context: WorkerContext) -> None:
     """Create a repo of one file."""
     if (context.config.node.state_dir / "template-fails").exists():
         raise RuntimeError("the template fails by order of the test")
+    context.report(Connecting(what="the central repo of the test"))
     if (context.config.node.state_dir / "template-unavailable").exists():
         raise Unavailable("the central repo is not available by order of the test")
     context.template.mkdir()
