@@ -128,22 +128,23 @@ class Supervisor:
         waiting = self._loop.create_task(self._report_degraded(node))
         try:
             await self._unless_stopped(node.generations.start())
+            if not self._stop.is_set():
+                # Before the exporter starts: an attempt counts as succeeded only while
+                # its spool exists.
+                await self._unless_stopped(node.reprocessor.recover())
+            if self._stop.is_set():
+                return
+            node.exporter.start()
+            await node.arrivals.start()
+            # Only now: raws can be found and outputs exported.
+            node.inbox.post(AcceptanceChanged(accepting=True))
+            node.status.state = "running"
+            for service in node.services:
+                self._run(service)
         finally:
+            # Only now: the ticker, which is a service, triggers the watchdog from here on.
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        if not self._stop.is_set():
-            # Before the exporter starts: an attempt counts as succeeded only while
-            # its spool exists.
-            await self._unless_stopped(node.reprocessor.recover())
-        if self._stop.is_set():
-            return
-        node.exporter.start()
-        await node.arrivals.start()
-        # Only now: raws can be found and outputs exported.
-        node.inbox.post(AcceptanceChanged(accepting=True))
-        node.status.state = "running"
-        for service in node.services:
-            self._run(service)
         node.scheduler.decide()
         await self._wait_for_worker(node)
         # After visits are accepted, which must not wait for it, and before READY: with a name that does
@@ -155,12 +156,16 @@ class Supervisor:
         self.notifier.notify(READY=1, STATUS=node.status.report().text)
 
     async def _report_degraded(self, node: NodeParts) -> None:
-        """Report READY while the central repo is not available, because a restart would not help; and
+        """Report READY when the central repo is not available, because a restart would not help; and
         trigger the watchdog, which the service manager expects from then on.
         """
+        ready = False
         while True:
             if node.generations.unavailable:
-                self.notifier.notify(READY=1, STATUS=node.status.report().text, WATCHDOG=1)
+                self.notifier.notify(READY=1, STATUS=node.status.report().text)
+                ready = True
+            if ready:
+                self.notifier.notify(WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def _wait_for_worker(self, node: NodeParts) -> None:
