@@ -253,7 +253,7 @@ def test_all_names_are_reported_at_once(tmp_path: Path, document: Document) -> N
         "export.types.5",
         "pipelines.main.1.filter",
     }
-    assert found.may_repeat
+    assert [line.split(": ")[1] for line in found.repeating] == ["engine.no_return.0", "engine.apdb_tasks.0"]
 
 
 def test_a_label_of_a_pipeline_that_cannot_be_constructed_is_no_error(

@@ -10,7 +10,7 @@ from node import make_node, running
 
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.messages import NameFinding
-from ppdaemon.reports import ReloadRequest
+from ppdaemon.reports import ReloadRequest, ResumeRequest
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.testing.processes import alive, descendants
 from ppdaemon.testing.waiting import TIMEOUT_S
@@ -147,6 +147,19 @@ def test_an_error_that_is_found_later_stops_new_visits_if_they_could_be_doubled(
         write(node)
         reload(node)
         assert not any("asociate" in text for text in node.status().problems)
+
+
+def test_an_operator_who_resumes_is_not_overruled_by_the_same_error(tmp_path, socket_dir):
+    node = make_node(tmp_path, socket_dir)
+    write(node, AWAY)
+    with running(tmp_path, socket_dir) as node:
+        write(node, ERRORS[0], AWAY)
+        node.wait(lambda: node.status().state == "draining")
+        node.daemon.ask(ResumeRequest(), timeout_s=TIMEOUT_S)
+        write(node, *ERRORS, AWAY)
+        node.wait(lambda: any(text.endswith("workers.min: second") for text in node.status().problems))
+        assert node.status().state == "degraded"
+        assert node.log.read_text().count("correct the file, ppctl reload, then ppctl resume") == 1
 
 
 def test_a_check_that_dies_is_no_error(tmp_path, socket_dir):

@@ -8,7 +8,7 @@ resolved then, because a database or a mount is away, are resolved later.
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
 from ppdaemon.node.processes.exporter import LONGEST_PAUSE
 from ppdaemon.node.processes.lifecycle import Lifecycle
 from ppdaemon.node.processes.supervised import SupervisedProcess
+from ppdaemon.yamlfile import KeyPath
 
 __all__ = ("NameCheck", "Resolution", "resolve", "retry_pauses")
 
@@ -30,8 +31,8 @@ _LOG = logging.getLogger(__name__)
 RESOLVE_S = 90.0
 """The imports take seconds, or a minute from a busy network filesystem; a database that does not
 answer takes minutes."""
-NO_RETURN_KEYS = frozenset({"no_return", "apdb_tasks"})
-"""Keys of ``engine`` without which a visit could be written twice."""
+NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks")})
+"""Keys without which a visit could be written twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,25 @@ class Resolution:
     """Rules whose first pipeline is dropped for every detector."""
     unavailable: tuple[str, ...] = ()
     """What could not be resolved now."""
-    may_repeat: bool = False
-    """Whether an error concerns tasks that must not be repeated."""
+    repeating: tuple[str, ...] = ()
+    """Those errors with which a task that must not be repeated could be."""
 
     @classmethod
     def of(cls, file: ConfigFile, findings: list[messages.NameFinding]) -> "Resolution":
         """Sort the findings by their level."""
 
-        def located(level: str) -> tuple[str, ...]:
-            return tuple(file.located((each.key, each.text) for each in findings if each.level == level))
+        def located(level: str, keys: Container[KeyPath] | None = None) -> tuple[str, ...]:
+            found = (each for each in findings if each.level == level)
+            return tuple(
+                file.located((each.key, each.text) for each in found if keys is None or each.key[:2] in keys)
+            )
 
-        wrong = [each.key for each in findings if each.level == "error"]
         return cls(
             located("error"),
             located("warning"),
             located("fallback"),
             located("unavailable"),
-            any(key[0] == "engine" and key[1] in NO_RETURN_KEYS for key in wrong),
+            located("error", NO_RETURN_KEYS),
         )
 
     @property
@@ -172,6 +175,8 @@ class NameCheck:
         self._processes: set[SupervisedProcess[Any]] = set()
         self._file: ConfigFile | None = None
         self._resolution = Resolution()
+        self._reported: set[str] = set()
+        """Errors of the current configuration that have been reported."""
         self._changed = asyncio.Event()
 
     @property
@@ -195,6 +200,7 @@ class NameCheck:
     def use(self, file: ConfigFile, resolution: Resolution) -> None:
         """Make a configuration the current one."""
         self._file, self._resolution = file, resolution
+        self._reported.clear()
         for text in resolution.remarks:
             _LOG.warning("%s", text)
         self._changed.set()
@@ -220,10 +226,16 @@ class NameCheck:
 
     def _answered(self, resolution: Resolution) -> None:
         self._resolution = resolution
-        for text in resolution.errors:
+        # Once for each error: an operator may have resumed since.
+        new = [text for text in resolution.errors if text not in self._reported]
+        self._reported.update(new)
+        for text in new:
             _LOG.error("the configuration in use has an error: %s", text)
-        if resolution.may_repeat:
-            _LOG.critical("visits could be written twice: no more are accepted; correct the file and reload")
+        if not set(new).isdisjoint(resolution.repeating):
+            _LOG.critical(
+                "visits could be written twice: no more are accepted; correct the file, ppctl reload,"
+                " then ppctl resume"
+            )
             self._stop_accepting()
         if not resolution.unavailable:
             _LOG.info("all names of the configuration have been resolved")
