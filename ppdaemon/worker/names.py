@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from ppdaemon.config import NodeConfig
+from ppdaemon.configfile import exceeds_unit
 from ppdaemon.messages import PACKET_LIMIT, NameFact, NameFinding, NamesResolved, Resolving
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
@@ -34,7 +35,9 @@ TEXT_MAX = 2000
 
 
 def resolve_names(config: NodeConfig) -> Iterator[NameFact]:
-    """Import the modules of the workers, and yield what is wrong with their names and all others."""
+    """Import the modules of the workers, and yield what is wrong with their names and all others; at
+    last what the service manager does not allow.
+    """
     yield Resolving(what="the modules of the workers")
     workers = config.workers
     yield from _import_problem(("workers", "work"), workers.work, forks=workers.start == "fork")
@@ -45,6 +48,8 @@ def resolve_names(config: NodeConfig) -> Iterator[NameFact]:
         work.set_up_libraries()
         if hasattr(work, "resolve_names"):  # a site's own work may have no names of its own
             yield from work.resolve_names(config)
+    for key, text in exceeds_unit(config):
+        yield NameFinding(level="warning", key=key, text=text)
     yield NamesResolved()
 
 

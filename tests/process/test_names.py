@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A daemon whose configuration has names that do not exist, or that cannot be resolved now."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -160,6 +161,16 @@ def test_an_operator_who_resumes_is_not_overruled_by_the_same_error(tmp_path, so
         node.wait(lambda: any(text.endswith("workers.min: second") for text in node.status().problems))
         assert node.status().state == "degraded"
         assert node.log.read_text().count("correct the file, ppctl reload, then ppctl resume") == 1
+
+
+@pytest.mark.waits("the service manager answers after 1.2 s; orphans are killed each second")
+def test_a_reload_compares_the_stop_with_the_unit(tmp_path, socket_dir, monkeypatch):
+    program = tmp_path / "systemctl"
+    program.write_text("#!/bin/sh\nsleep 1.2\nprintf 'loaded\\n1s\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with running(tmp_path, socket_dir) as node:
+        assert [text for text in reload(node) if "workers.times.stop_s: a stop takes up to" in text]
 
 
 def test_a_check_that_dies_is_no_error(tmp_path, socket_dir):
