@@ -610,11 +610,17 @@ class NameFinding(Model):
     text: str
 
 
+class TaskNamesResolved(Model):
+    """The names of tasks have been resolved, or could not be; other names follow."""
+
+    type: Literal["task_names_resolved"] = "task_names_resolved"
+
+
 class NamesResolved(Model):
     """All names have been resolved, or could not be; the process exits."""
 
     type: Literal["names_resolved"] = "names_resolved"
 
 
-type NameFact = Annotated[Resolving | NameFinding | NamesResolved, _BY_TYPE]
+type NameFact = Annotated[Resolving | NameFinding | TaskNamesResolved | NamesResolved, _BY_TYPE]
 NAME_FACTS = pydantic.TypeAdapter[NameFact](NameFact)

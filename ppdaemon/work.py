@@ -95,8 +95,12 @@ class WorkModule(Protocol):
     def open_exporter(self, context: WorkerContext) -> Exporter:
         """Return an exporter; the central repo may be unavailable at this time."""
 
-    def resolve_names(self, config: NodeConfig) -> Iterable[messages.Resolving | messages.NameFinding]:
+    def resolve_names(
+        self, config: NodeConfig
+    ) -> Iterable[messages.Resolving | messages.NameFinding | messages.TaskNamesResolved]:
         """Yield what is wrong with the names in a configuration, in a process without a slot.
 
-        Yields a `~ppdaemon.messages.Resolving` before each query that may not be answered.
+        Yields a `~ppdaemon.messages.Resolving` before each query that may not be answered, and a
+        `~ppdaemon.messages.TaskNamesResolved` when the findings about ``engine.no_return`` are
+        complete: a node that starts assigns no visit before.
         """

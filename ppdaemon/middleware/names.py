@@ -19,7 +19,7 @@ from lsst.pipe.base import Instrument
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, VisitFailed
-from ppdaemon.messages import NameFinding, Resolving
+from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.timings import Timings
@@ -60,12 +60,13 @@ class NameResolver:
         self._labels: set[str] = set()
         """Labels of all tasks, also of pipelines that cannot be constructed."""
 
-    def findings(self) -> Iterator[Resolving | NameFinding]:
+    def findings(self) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
         """Yield all findings; what needs a database or another host's files comes last."""
         yield from self._instrument_classes()
         yield Resolving(what="the pipelines")
         yield from self._pipelines()
         yield from self._task_names()
+        yield TaskNamesResolved()
         yield from self._export_types()
         for instrument, uri in self._node.engine.apdb.items():
             yield Resolving(what=f"the alert database {uri}")

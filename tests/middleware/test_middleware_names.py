@@ -17,7 +17,7 @@ from toycam import DETECTORS, NAME, write_pipelines
 
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import ConfigError, Refused
-from ppdaemon.messages import NameFinding, Resolving
+from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.node.processes.names import Resolution
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import ExitCode, SlotState
@@ -309,6 +309,21 @@ def test_each_query_is_announced_before_it_can_hang(tmp_path: Path, document: Do
         "the alert database /nowhere/apdb.yaml",
         f"the central repo {document['butler']['central']}",
     ]
+
+
+def test_names_of_tasks_are_complete_before_any_database_is_queried(
+    tmp_path: Path, document: Document
+) -> None:
+    document["engine"] = {"no_return": ["asociate"], "apdb_tasks": ["asociate"], "apdb": {NAME: "/usr/x"}}
+    document["butler"]["skymap"] = "toi"
+    facts = list(resolve_names(read(tmp_path, document).config))
+    end = facts.index(TaskNamesResolved())
+    keys = [fact.key for fact in facts[:end] if isinstance(fact, NameFinding)]
+    assert keys == [("engine", "no_return", 0), ("engine", "apdb_tasks", 0)]
+    assert not [fact for fact in facts[:end] if isinstance(fact, Resolving) and "/" in fact.what]
+    assert {("engine", "apdb", NAME), ("butler", "skymap")} <= {
+        fact.key for fact in facts[end:] if isinstance(fact, NameFinding)
+    }
 
 
 def test_an_alias_is_resolved_by_the_index_of_repos(

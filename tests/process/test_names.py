@@ -12,7 +12,8 @@ from node import make_node, running
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.messages import NameFinding
 from ppdaemon.reports import ReloadRequest, ResumeRequest
-from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.states import ExitCode, Outcome, SlotState
+from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import alive, descendants
 from ppdaemon.testing.waiting import TIMEOUT_S
 
@@ -77,6 +78,55 @@ def test_all_errors_are_the_same_at_start_reload_and_check_config(tmp_path, sock
         node.process.send_signal(signal.SIGHUP)
         node.wait(lambda: any("second" in text for text in node.status().problems))
         assert node.status().generation == 1
+
+
+def test_no_visit_runs_before_the_names_of_tasks_are_resolved(tmp_path, socket_dir):
+    """Fault 78: a visit is recovered with a name in `no_return` that does not exist, and runs again when
+    the file is correct: its results must not be written twice.
+    """
+    node = make_node(tmp_path, socket_dir, PlayedRelay(), attempts=3)  # each start is one more
+    try:
+        node.start()
+        node.relay.reserve("g1")
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        node.kill()
+        node.land("g1")
+        (node.state / "task-names-hang").touch()
+        write(node, *ERRORS)
+        node.launch()
+        node.wait(lambda: node.status().queued == 1 and node.status().slots.get(SlotState.IDLE))
+        (node.state / "task-names-hang").unlink()
+        assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+        assert node.marks() == {}
+        write(node)
+        node.start()
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.marks() == {"g1~0": 1}
+    finally:
+        node.stop()
+        node.relay.close()
+
+
+def test_visits_end_in_time_before_an_error_ends_the_start(tmp_path, socket_dir):
+    """Fault 78: an error of another name is found when visits run already."""
+    node = make_node(tmp_path, socket_dir, PlayedRelay())
+    node.state.mkdir()
+    (node.state / "names-hang").touch()
+    write(node, ERRORS[1])
+    try:
+        node.start()
+        node.relay.reserve("g1", survey="written:gate")
+        node.land("g1")
+        node.wait(lambda: node.at_gate("g1"))
+        (node.state / "names-hang").unlink()
+        node.wait(lambda: node.status().state == "stopping")
+        node.open_gate("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+        assert node.marks() == {"g1~0": 1}
+    finally:
+        node.stop()
+        node.relay.close()
 
 
 def test_an_error_ends_a_start_whose_template_fails_too(tmp_path, socket_dir):

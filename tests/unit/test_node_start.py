@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a node reports to its service manager while it starts."""
+"""What a node reports and waits for while it starts."""
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import AsyncMock, MagicMock, Mock
+
+import pytest
 
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
+from ppdaemon.errors import ConfigError
+from ppdaemon.node.processes import reload
+from ppdaemon.node.processes.names import Resolution
+from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.supervisor import Supervisor
 
 
@@ -43,3 +50,24 @@ def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
         assert supervisor._stop.is_set()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("repeating", [(), ("node.yaml:9: engine.no_return.0: no task asociate",)])
+def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(monkeypatch, caplog, repeating):
+    """Fault 78: with an error all others are awaited, but a database may hang."""
+    monkeypatch.setattr(reload, "TASK_NAMES_S", 0.05)
+    monkeypatch.setattr(reload, "NAMES_S", 0.05)
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        node = SimpleNamespace(_task_names=loop.create_future(), _resolving=loop.create_future())
+        if repeating:
+            node._task_names.set_result(Resolution(errors=repeating, repeating=repeating))
+        await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
+
+    if repeating:
+        with pytest.raises(ConfigError, match="asociate"):
+            asyncio.run(run())
+    else:
+        asyncio.run(run())
+        assert "could be written twice: see ppdaemon check-config" in caplog.text

@@ -77,7 +77,13 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
     """One process that resolves the names of a configuration, and ends."""
 
     def __init__(
-        self, file: ConfigFile, lifeline: Lifeline, environment: Mapping[str, str], log: Path, limit_s: float
+        self,
+        file: ConfigFile,
+        lifeline: Lifeline,
+        environment: Mapping[str, str],
+        log: Path,
+        limit_s: float,
+        task_names: asyncio.Future[Resolution] | None = None,
     ):
         lifecycle = Lifecycle(boot_s=limit_s, answer_s=limit_s, first_pause_s=0.0, longest_pause_s=0.0)
         super().__init__("check of names", log, messages.NAME_FACTS, lifecycle)
@@ -88,6 +94,7 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
         self._findings: list[messages.NameFinding] = []
         self._what = "all names"
         self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._task_names = task_names or self._loop.create_future()
 
     async def run(self) -> Resolution:
         """Resolve all names; those that the process does not reach are unavailable."""
@@ -115,7 +122,10 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
                 self._what = what
             case messages.NameFinding():
                 self._findings.append(message)
+            case messages.TaskNamesResolved():
+                self._finish_task_names()
             case messages.NamesResolved():
+                self._finish_task_names()
                 self._finish("")
                 self.retire()
 
@@ -125,6 +135,10 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         last = self._last_lines().splitlines()[-1:]
         self._finish(": ".join([f"the process that resolves names {cause}", *last]))
+
+    def _finish_task_names(self) -> None:
+        if not self._task_names.done():
+            self._task_names.set_result(Resolution.of(self._file, self._findings))
 
     def _finish(self, problem: str) -> None:
         if not self._ended.done():
@@ -137,9 +151,12 @@ async def resolve(
     environment: Mapping[str, str],
     log: Path,
     on_start: Callable[[SupervisedProcess[Any]], None] = lambda process: None,
+    task_names: asyncio.Future[Resolution] | None = None,
 ) -> Resolution:
-    """Resolve the names of a configuration once. `on_start` gets the process."""
-    process = NameProcess(file, lifeline, environment, log, RESOLVE_S)
+    """Resolve the names of a configuration once. `on_start` gets the process, `task_names` the findings
+    when those of tasks are complete, if they are.
+    """
+    process = NameProcess(file, lifeline, environment, log, RESOLVE_S, task_names)
     on_start(process)
     try:
         return await process.run()
@@ -190,9 +207,13 @@ class NameCheck:
         unavailable = (f"not resolved yet: {text}" for text in self._resolution.unavailable)
         return (*self._resolution.errors, *unavailable)
 
-    async def resolve(self, file: ConfigFile) -> Resolution:
-        """Resolve the names of a configuration. Raise `~ppdaemon.errors.ConfigError` with all errors."""
-        resolution = await self._resolve(file)
+    async def resolve(
+        self, file: ConfigFile, task_names: asyncio.Future[Resolution] | None = None
+    ) -> Resolution:
+        """Resolve the names of a configuration. Raise `~ppdaemon.errors.ConfigError` with all errors.
+        `task_names` gets the findings when those of tasks are complete, if they are.
+        """
+        resolution = await self._resolve(file, task_names)
         if resolution.errors:
             raise ConfigError(resolution.errors)
         return resolution
@@ -240,7 +261,9 @@ class NameCheck:
         if not resolution.unavailable:
             _LOG.info("all names of the configuration have been resolved")
 
-    async def _resolve(self, file: ConfigFile) -> Resolution:
+    async def _resolve(
+        self, file: ConfigFile, task_names: asyncio.Future[Resolution] | None = None
+    ) -> Resolution:
         started: list[SupervisedProcess[Any]] = []
 
         def note(process: SupervisedProcess[Any]) -> None:
@@ -248,6 +271,6 @@ class NameCheck:
             self._processes.add(process)
 
         try:
-            return await resolve(file, self._lifeline, self._environment, self._log, note)
+            return await resolve(file, self._lifeline, self._environment, self._log, note, task_names)
         finally:
             self._processes.difference_update(started)
