@@ -8,7 +8,7 @@ so that it is resolved later.
 import importlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -193,7 +193,7 @@ class NameResolver:
 
             Apdb.from_uri(uri)
         except DATABASE_ERRORS as error:
-            yield _not_opened(key, uri, error)
+            yield _not_opened(key, uri, error, _absence)
         except Exception as error:  # not YAML, another schema, a driver that is missing
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
 
@@ -207,7 +207,7 @@ class NameResolver:
                 yield from self._in_central(butler)
                 yield from self._dropped_rules(butler)
         except VisitFailed as error:
-            yield _not_opened(key, uri, error.__cause__ or error)
+            yield _not_opened(key, uri, error.__cause__ or error, _repo_absence)
         except Exception as error:  # a driver that is missing, tables of another version
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
         finally:
@@ -285,10 +285,10 @@ def _instrument_problem(name: str, full_name: str) -> str:
     return "" if actual == name else f"{full_name} is the class of {actual}, not of {name}"
 
 
-def _not_opened(key: KeyPath, uri: str, error: BaseException) -> NameFinding:
+def _not_opened(key: KeyPath, uri: str, error: BaseException, absence: Callable[[str], str]) -> NameFinding:
     """Return an error if what a URI or alias names does not exist, else that it is not available now."""
-    absent = isinstance(_system_error(error), FileNotFoundError | NotADirectoryError)
-    problem = _absence(uri) if absent else ""
+    absent = isinstance(_system_error(error), FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    problem = absence(uri) if absent else ""
     if problem:
         return _error(key, problem)
     text = f"{uri} cannot be read now: {describe(error)}"
@@ -308,8 +308,9 @@ def _may_be_back(error: BaseException) -> bool:
     return cause is not None and not (cause.filename and _absence(str(cause.filename)))
 
 
-def _absence(uri: str) -> str:
-    """Return why there is nothing at a URI; empty if there is something, or if its mount may be away.
+def _absence(uri: str, kind: str = "file") -> str:
+    """Return why there is no such file, or other kind, at a URI; empty if there is one, or if its mount may
+    be away.
 
     The mount point of a mount that is away is an empty folder, or does not exist.
     """
@@ -318,21 +319,28 @@ def _absence(uri: str) -> str:
         return ""
     path = Path(parts.path)
     if not path.is_absolute():
-        aliases = ButlerRepoIndex.get_known_repos()
-        if uri in aliases:
-            return _absence(str(ButlerRepoIndex.get_repo_uri(uri)))
-        if not aliases and os.environ.get(ButlerRepoIndex.index_env_var):
-            return ""  # the index itself cannot be read
-        return f"{uri} is no alias, and no absolute path{did_you_mean(uri, aliases)}"
+        return f"{uri} is no absolute path"
     try:
         if path.is_dir():
-            return f"{path} is not a repo" if any(path.iterdir()) else ""
+            return f"{path} is no {kind}" if any(path.iterdir()) else ""
         if path.exists():
             return ""
         siblings = [each.name for each in path.parent.iterdir()]
     except OSError:
         return ""
     return f"{path} does not exist{did_you_mean(path.name, siblings)}" if siblings else ""
+
+
+def _repo_absence(uri: str) -> str:
+    """Return why there is no repo at a URI or alias; empty as that of `_absence`."""
+    if urlsplit(uri).scheme or Path(uri).is_absolute():
+        return _absence(uri, "repo")
+    aliases = ButlerRepoIndex.get_known_repos()
+    if uri in aliases:
+        return _absence(str(ButlerRepoIndex.get_repo_uri(uri)), "repo")
+    if not aliases and os.environ.get(ButlerRepoIndex.index_env_var):
+        return ""  # the index itself cannot be read
+    return f"{uri} is no alias, and no absolute path{did_you_mean(uri, aliases)}"
 
 
 def _error(key: KeyPath, text: str) -> NameFinding:
