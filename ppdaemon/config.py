@@ -520,4 +520,4 @@ def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = Tru
     ppdaemon.errors.ConfigError
         Raised with all errors, each with file, line and key.
     """
-    return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))
+    return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))[0]

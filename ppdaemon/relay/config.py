@@ -71,4 +71,4 @@ def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
 
     `environment` gives the values of ``${NAME}``.
     """
-    return load_model(path, RelayConfig, environment, HostContext(environment))
+    return load_model(path, RelayConfig, environment, HostContext(environment))[0]

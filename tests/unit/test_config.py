@@ -409,6 +409,17 @@ def test_a_stop_that_takes_longer_than_the_unit_allows_is_a_warning(
     ] * warned
 
 
+def test_a_file_is_read_once(node: dict[str, Any]) -> None:
+    """Its lines are those of the text that was checked, also if it is edited meanwhile."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as stream:
+        stream.write(yaml.safe_dump(node))
+    try:
+        assert ConfigFile.read(Path(f"/proc/self/fd/{read_end}"), {}).lines[("node", "name")] > 1
+    finally:
+        os.close(read_end)
+
+
 def test_folders_and_pipelines_that_cannot_be_used_are_all_named(
     node: dict[str, Any], tmp_path: Path
 ) -> None:
